@@ -1,0 +1,5 @@
+"""`python -m batchfile` is the `batchfile` command."""
+
+from batchfile.cli import main
+
+main()

@@ -1,0 +1,88 @@
+"""The seam to whatever generates: vLLM, an HTTP endpoint, echo."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from batchfile.words import Outcome, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine says of itself.
+
+    `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many should have
+    been added at once to keep the slots full without a gap (slots plus a margin that waits inside).
+    `max_model_len` is in tokens; None where the engine does not know.
+    """
+
+    name: str
+    model: str
+    version: str
+    num_slots: int
+    max_in_flight: int
+    max_model_len: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request ready to be added: template applied, tokenised, bounds checked. Engines subclass it.
+
+    `prefix`: equal for requests that likely share a cached prefix. `cost`: expected work, larger is longer;
+    only the order counts.
+    """
+
+    prefix: int = 0
+    cost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    key: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Since the engine was built. A step is *full* if all slots run or a request waits inside."""
+
+    num_steps: int = 0
+    num_full_steps: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """One thread owns an engine: add, step, abort and close are called from there only.
+
+    `prepare` is the exception: any thread may call it, at any time, several at once.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def prepare(self, request: Request) -> Prepared:
+        """Everything that can be done ahead of time. Raises: InvalidRequest if it can never be served."""
+        ...
+
+    def add(self, key: int, prepared: Prepared) -> None:
+        """Start generating. `key` comes back in Finished and is unique among requests in flight.
+
+        Raises: InvalidRequest if the engine refuses it after all; EngineDead.
+        """
+        ...
+
+    def step(self) -> list[Finished]:
+        """One step of work: blocks briefly, returns what finished since. Raises: EngineDead."""
+        ...
+
+    def abort(self, keys: Iterable[int]) -> None:
+        """Forget these; they are not returned by a later step."""
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    def close(self) -> None: ...
+
+
+EngineFactory = Callable[[], Engine]
+"""Builds a fresh engine: called once at the start and once after each death."""

@@ -1,0 +1,82 @@
+"""Every error that batchfile raises on purpose.
+
+    BatchfileError
+    ├── InvalidFile          the input file as a whole is refused; nothing ran
+    ├── InvalidRequest       one request can never be served; it becomes an errored result
+    ├── SettingsError        a setting has a wrong value; the process stops
+    ├── OutputTaken          the output path belongs to another run
+    ├── StoreError           something about the store
+    │   ├── PreconditionFailed   a conditional write did not (or perhaps did) take effect: read back
+    │   ├── ObjectChanged        a pinned object is no longer the one that was pinned
+    │   ├── ObjectMissing        an object that must exist does not
+    │   ├── StoreUnavailable     the store does not answer; wait and try again
+    │   └── StoreUnfit           the store ignores conditions; refuse to use it
+    ├── LeaseLost            a shard is someone else's now; drop it at once, write nothing
+    ├── BatchDamaged         the stored documents of a batch contradict each other; stop and report
+    └── EngineDead           the engine can not go on; build another one
+
+A class exists only where a caller acts differently. A message says what happened and what to do.
+"""
+
+
+class BatchfileError(Exception):
+    """The root: nothing else is raised on purpose."""
+
+
+class InvalidFile(BatchfileError):
+    """The input as a whole can not be used. The caller refuses it before any engine is loaded."""
+
+
+class InvalidRequest(BatchfileError):
+    """One request can never be served. The caller writes an errored result and goes on.
+
+    `type` is the error type of the result line, `invalid_request_error` unless said otherwise.
+    """
+
+    def __init__(self, message: str, type: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.type = type
+
+
+class SettingsError(BatchfileError):
+    """A setting has a value that can not be used. The process prints it and stops."""
+
+
+class OutputTaken(BatchfileError):
+    """The output path belongs to another run. The caller chooses another path or restarts."""
+
+
+class StoreError(BatchfileError):
+    """Something about the store. Callers catch the subclasses."""
+
+
+class PreconditionFailed(StoreError):
+    """A conditional write was refused. The caller reads the object back and decides by what is inside."""
+
+
+class ObjectChanged(StoreError):
+    """An object is no longer the one whose etag was pinned. The caller ends the batch as `input_changed`."""
+
+
+class ObjectMissing(StoreError):
+    """An object that must exist does not. The caller treats it as damage, or as not yet created."""
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer, or said that it can not now. The outcome of a write is unknown. Wait, retry."""
+
+
+class StoreUnfit(StoreError):
+    """The store does not keep its conditions. The process refuses to use it."""
+
+
+class LeaseLost(BatchfileError):
+    """The shard is someone else's, or closed. The caller drops it, aborts its requests and writes nothing."""
+
+
+class BatchDamaged(BatchfileError):
+    """Stored documents contradict each other. The caller stops and reports; nothing is guessed."""
+
+
+class EngineDead(BatchfileError):
+    """The engine can not go on. The caller closes it, builds another and runs the in-flight requests again."""

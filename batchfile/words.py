@@ -1,0 +1,154 @@
+"""The nouns that travel between modules: what a request asks for and what came of it.
+
+Knows no file format, no store and no engine. `lines/` turns bytes into these and back.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence"]
+Status = Literal["succeeded", "errored", "canceled", "expired"]
+Dialect = Literal["native", "openai"]
+
+# DESIGN: limits of one batch.
+REQUESTS_MAX = 10_000_000
+LINE_BYTES_MAX = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `content` is plain text; blocks were joined by the parser."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample. None means: the engine's own default.
+
+    `max_tokens` counts generated tokens. Where the request did not say (`is_max_tokens_given` False) an
+    engine lowers it to what still fits; where it did say, a request that can not fit is refused.
+    """
+
+    max_tokens: int
+    is_max_tokens_given: bool = True
+    temperature: float = 1.0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    json_schema: dict[str, Any] | None = None  # the output must fit it; {} means any JSON object
+    num_choices: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request line, whatever format it came in.
+
+    `messages`: normalised: at least one turn; system text (if any) is the first turn and the only one of
+    its role; no two consecutive turns of one role. A last turn of role assistant is to be continued.
+    """
+
+    custom_id: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    model: str | None = None
+
+    @property
+    def is_continuation(self) -> bool:
+        return self.messages[-1].role == "assistant"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a request gets where it does not say. Frozen into the batch record.
+
+    `temperature` None means the format's own: 0.2 for `params` lines, 1.0 for OpenAI lines.
+    """
+
+    max_tokens: int = 2048
+    temperature: float | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens. `cached_tokens` is the part of `input_tokens` that the prefix cache served."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    text: str
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A request succeeded: one choice, or `num_choices` of them in order."""
+
+    choices: tuple[Choice, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A request ended without an answer. `status` tells how; `type` and `message` are for its user."""
+
+    type: str
+    message: str
+    status: Literal["errored", "canceled", "expired"] = "errored"
+
+
+Outcome = Completion | Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Finished requests by how they ended."""
+
+    succeeded: int = 0
+    errored: int = 0
+    canceled: int = 0
+    expired: int = 0
+
+    @property
+    def finished(self) -> int:
+        return self.succeeded + self.errored + self.canceled + self.expired
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            succeeded=self.succeeded + other.succeeded,
+            errored=self.errored + other.errored,
+            canceled=self.canceled + other.canceled,
+            expired=self.expired + other.expired,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingTable:
+    """Which pool a request goes to; frozen into the batch record.
+
+    `stages`: stage -> pool. `pools`: pool -> the model names (its own and its aliases) that mean it.
+    `everything`: a pool that takes all requests whatever they say (a local run's one engine).
+    """
+
+    stages: dict[str, str] = field(default_factory=dict)
+    pools: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    everything: str | None = None
