@@ -1,0 +1,124 @@
+"""Every key in the store is built here, and nowhere else. Knows no store.
+
+The layout itself is the table in DESIGN section 4; `docs/bucket.md` explains it to operators.
+"""
+
+import hashlib
+import re
+
+from batchfile.errors import InvalidRequest
+
+REJECTED_POOL = "_rejected"  # the pseudo-pool whose shards hold what the planner rejected
+ASSEMBLY_POOL = "_assembly"  # the pseudo-pool of the one record that says who assembles
+
+_POOL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_TIME_MS_DIGITS = 13
+_NEWEST_FIRST = 10**_TIME_MS_DIGITS - 1
+
+
+def check_batch_id(batch_id: str) -> str:
+    """The id itself where it may stand in a key. Raises: InvalidRequest for anything else (a path trick, say)."""
+    if not _BATCH_ID.fullmatch(batch_id):
+        raise InvalidRequest(f"{batch_id[:80]!r} is not a batch id", type="not_found_error")
+    return batch_id
+
+
+def is_pool_name(name: str) -> bool:
+    """Lower-case letters, digits, dots, underscores and dashes; at most 63; starts with a letter or digit."""
+    return _POOL.fullmatch(name) is not None
+
+
+def batch_prefix(batch_id: str) -> str:
+    return f"batches/{check_batch_id(batch_id)}/"
+
+
+def batch_key(batch_id: str) -> str:
+    return f"{batch_prefix(batch_id)}batch.json"
+
+
+def input_key(batch_id: str, nonce: str) -> str:
+    return f"{batch_prefix(batch_id)}input-{nonce}.jsonl"
+
+
+def plan_key(batch_id: str, nonce: str) -> str:
+    return f"{batch_prefix(batch_id)}plan-{nonce}.json"
+
+
+def shards_prefix(batch_id: str) -> str:
+    return f"{batch_prefix(batch_id)}shards/"
+
+
+def shard_key(batch_id: str, pool: str, n: int) -> str:
+    return f"{shards_prefix(batch_id)}{pool}/{n:06d}.json"
+
+
+def parts_prefix(batch_id: str) -> str:
+    return f"{batch_prefix(batch_id)}parts/"
+
+
+def part_key(batch_id: str, pool: str, n: int, lease: str, k: int) -> str:
+    return f"{parts_prefix(batch_id)}{pool}/{n:06d}/{lease}-{k}.jsonl"
+
+
+def assembly_key(batch_id: str) -> str:
+    return f"{batch_prefix(batch_id)}assembly.json"
+
+
+def results_key(batch_id: str, nonce: str) -> str:
+    return f"{batch_prefix(batch_id)}results-{nonce}.jsonl"
+
+
+def errors_key(batch_id: str, nonce: str) -> str:
+    return f"{batch_prefix(batch_id)}errors-{nonce}.jsonl"
+
+
+def queue_prefix(pool: str) -> str:
+    return f"queue/{pool}/"
+
+
+def marker_key(pool: str, priority: int, created_at: float, batch_id: str) -> str:
+    """`priority` 0 (first) to 9 (last); markers list by priority, then oldest first."""
+    return f"{queue_prefix(pool)}{priority}-{_millis(created_at):0{_TIME_MS_DIGITS}d}-{batch_id}"
+
+
+def marker_batch_id(key: str) -> str:
+    return key.rsplit("/", 1)[1].split("-", 2)[2]
+
+
+def marker_priority(key: str) -> int:
+    return int(key.rsplit("/", 1)[1].split("-", 1)[0])
+
+
+def bell_key(pool: str) -> str:
+    return f"bell/{pool}"
+
+
+def index_prefix(tenant: str) -> str:
+    return f"index/{tenant}/"
+
+
+INDEX_PREFIX = "index/"
+
+
+def index_key(tenant: str, created_at: float, batch_id: str) -> str:
+    """Lists newest first."""
+    return f"{index_prefix(tenant)}{_NEWEST_FIRST - _millis(created_at):0{_TIME_MS_DIGITS}d}-{batch_id}"
+
+
+def index_batch_id(key: str) -> str:
+    return key.rsplit("/", 1)[1].split("-", 1)[1]
+
+
+def runner_key(pool: str, runner_id: str) -> str:
+    return f"runners/{pool}/{runner_id}.json"
+
+
+def idempotency_key(kind: str, value: str) -> str:
+    """`kind` keeps a client's key, a body's hash and a local output path from ever meaning each other."""
+    digest = hashlib.sha256(f"{kind}\n{value}".encode("utf-8", "surrogateescape")).hexdigest()
+    return f"idempotency/{digest}.json"
+
+
+def _millis(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,276 @@
+"""The verbs of a batch: create, end, finish, delete. Each may be cut off anywhere and called again.
+
+`create` commits with one conditional write, last. `end` and `finish` are done by whoever comes first.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from batchfile import layout
+from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, StoreUnavailable
+from batchfile.ledger import lease, shards
+from batchfile.ledger.assemble import Assembled, assemble
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
+from batchfile.ledger.planner import Planned
+from batchfile.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord, decode, encode
+from batchfile.words import Defaults, RoutingTable
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A batch that is about to be created."""
+
+    batch_id: str
+    routing: RoutingTable
+    defaults: Defaults
+    stage: str | None = None
+    priority: int = 5
+    tenant: str = "default"
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
+    """Make a planned batch exist. Nothing runs before the last write; a crash before it leaves only garbage.
+
+    The same draft again after a lost answer finds its own batch. Raises: StoreUnavailable; BatchDamaged where
+    another batch has this id.
+    """
+    now = ledger.clock.now()
+    record = BatchRecord(
+        batch_id=draft.batch_id,
+        created_at=now,
+        expires_at=now + ledger.limits.completion_window_s,
+        input=planned.input,
+        plan_key=planned.plan_key,
+        total=planned.total,
+        routing=draft.routing,
+        defaults=draft.defaults,
+        stage=draft.stage,
+        priority=draft.priority,
+        tenant=draft.tenant,
+        metadata=draft.metadata,
+        seq=1,
+        write_id=ledger.new_id(),
+    )
+    for key in _markers(record, planned.plan):
+        ledger.store.put(key, b"")
+    ledger.store.put(layout.index_key(draft.tenant, now, draft.batch_id), b"")
+    written = swap(ledger, layout.batch_key(draft.batch_id), record, None)
+    if isinstance(written, Lost):
+        raise BatchDamaged(f"a batch {draft.batch_id} exists already")
+    log.info("batch.created", batch_id=draft.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))
+    return written.record
+
+
+def read_batch(ledger: Ledger, batch_id: str) -> BatchRecord | None:
+    found = load(ledger, layout.batch_key(batch_id), BatchRecord)
+    return None if found is None or found.record.state == "deleted" else found.record
+
+
+def read_plan(ledger: Ledger, batch: BatchRecord) -> Plan:
+    found = ledger.store.get(batch.plan_key)
+    if found is None:
+        raise BatchDamaged(f"{batch.batch_id}: its plan is gone; cancel it and submit the file again")
+    return decode(found.data, Plan)
+
+
+def end(ledger: Ledger, batch_id: str, reason: EndReason, detail: str | None = None) -> BatchRecord | None:
+    """Cancel, expire or fail an open batch: from now on no line starts. None: no such batch.
+
+    Committed results stay. The rest is done by `finish`, here or by any steward.
+    """
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        if record.state not in {"open", "planning"}:
+            return None
+        return replace(record, state="ending", reason=reason, detail=detail)
+
+    found = update_batch(ledger, layout.batch_key(batch_id), decide)
+    if found is None or found.record.state == "deleted":
+        return None
+    return found.record
+
+
+def close_all(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
+    """Fence every shard of an ending batch, also those that nobody ever held."""
+    reason = batch.reason or "failed"
+    for pool, members in plan.pools.items():
+        for n in members:
+            shards.close(ledger, batch.batch_id, plan, pool, n, reason=reason)
+
+
+def is_complete(ledger: Ledger, batch: BatchRecord, plan: Plan) -> bool:
+    """Is every shard done or closed? Reads each record once."""
+    for pool, members in plan.pools.items():
+        for n in members:
+            found = load(ledger, layout.shard_key(batch.batch_id, pool, n), ShardRecord)
+            if found is None or found.record.state not in {"done", "closed"}:
+                return False
+    return True
+
+
+def finish(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
+    """End a batch whose shards are all done, or that is ending: close, assemble, commit, tidy.
+
+    Returns the ended record; None where it can not end yet or someone else is at it. Raises: BatchDamaged.
+    """
+    batch = read_batch(ledger, batch_id)
+    if batch is None or batch.state == "ended":
+        return batch
+    if batch.state == "planning":
+        return None
+    plan = read_plan(ledger, batch)
+    if batch.state == "ending":
+        close_all(ledger, batch, plan)
+    elif not is_complete(ledger, batch, plan):
+        return None
+    turn = _Turn.take(ledger, batch, runner)
+    if turn is None:
+        return None
+    try:
+        made = assemble(ledger, batch, plan, nonce=ledger.new_id()[:12], beat=turn.beat)
+    except LeaseLost:
+        return None
+    except BatchfileError:
+        turn.give_back()
+        raise
+    return _commit_end(ledger, batch, plan, made)
+
+
+def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -> BatchRecord | None:
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        if record.state not in {"open", "ending"}:
+            return None
+        return replace(
+            record,
+            state="ended",
+            reason=record.reason or "completed",
+            ended_at=now,
+            results=made.results,
+            errors=made.errors,
+            counts=made.counts,
+            usage=made.usage,
+        )
+
+    ended = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
+    if ended is None:
+        return None
+    for key in _markers(batch, plan):
+        ledger.store.delete(key)
+    log.info("batch.ended", batch_id=batch.batch_id, reason=ended.record.reason, total=batch.total)
+    return ended.record
+
+
+def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
+    """Remove what an ended batch does not name: parts, and assemblies that lost."""
+    keep = {ref.key for ref in (batch.results, batch.errors) if ref is not None}
+    for entry in list(ledger.store.list(layout.parts_prefix(batch.batch_id))):
+        ledger.store.delete(entry.key)
+    for stem in ("results-", "errors-"):
+        for entry in list(ledger.store.list(layout.batch_prefix(batch.batch_id) + stem)):
+            if entry.key not in keep:
+                ledger.store.delete(entry.key)
+
+
+def write_plan(ledger: Ledger, key: str, plan: Plan) -> None:
+    ledger.store.put(key, encode(plan))
+
+
+def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:
+    """Make an ended batch unreadable at once; `remove_objects` frees the space later."""
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        return replace(record, state="deleted", deleted_at=now) if record.state == "ended" else None
+
+    found = update_batch(ledger, layout.batch_key(batch_id), decide)
+    return None if found is None else found.record
+
+
+def remove_objects(ledger: Ledger, batch: BatchRecord) -> None:
+    """Everything of a deleted batch but its tombstone."""
+    tombstone = layout.batch_key(batch.batch_id)
+    for entry in list(ledger.store.list(layout.batch_prefix(batch.batch_id))):
+        if entry.key != tombstone:
+            ledger.store.delete(entry.key)
+
+
+def fence_abandoned(ledger: Ledger, batch_id: str) -> bool:
+    """Make sure that a create which never committed never will, then free its space. False: it exists."""
+    now = ledger.clock.now()
+    tombstone = BatchRecord(
+        batch_id=batch_id,
+        created_at=now,
+        expires_at=now,
+        input=InputRef(key="", etag="", size=0, sha256="", dialect="native"),
+        plan_key="",
+        total=0,
+        routing=RoutingTable(),
+        defaults=Defaults(),
+        state="deleted",
+        deleted_at=now,
+        seq=1,
+        write_id=ledger.new_id(),
+    )
+    if isinstance(swap(ledger, layout.batch_key(batch_id), tombstone, None), Lost):
+        return False
+    ledger.store.put(layout.index_key(tombstone.tenant, now, batch_id), b"")
+    remove_objects(ledger, tombstone)
+    return True
+
+
+def remove_tombstone(ledger: Ledger, batch: BatchRecord) -> None:
+    """The last trace; the index marker goes last, so that a cut-off removal is found again."""
+    ledger.store.delete(layout.batch_key(batch.batch_id))
+    ledger.store.delete(layout.index_key(batch.tenant, batch.created_at, batch.batch_id))
+
+
+def _markers(batch: BatchRecord, plan: Plan) -> Iterator[str]:
+    for pool in plan.pools:
+        if pool != layout.REJECTED_POOL:
+            yield layout.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)
+
+
+class _Turn:
+    """The assembly lease: who assembles now. `beat` renews it when a checkpoint is due."""
+
+    def __init__(self, ledger: Ledger, key: str, stored: Stored[ShardRecord]) -> None:
+        self._ledger = ledger
+        self._key = key
+        self._stored = stored
+        self._beaten_at = ledger.clock.monotonic()
+
+    @classmethod
+    def take(cls, ledger: Ledger, batch: BatchRecord, runner: str) -> "_Turn | None":
+        key = layout.assembly_key(batch.batch_id)
+        fresh = lease.fresh(layout.ASSEMBLY_POOL, 0, 1, lease=ledger.new_id(), runner=runner)
+        taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
+        return None if taken is None else cls(ledger, key, taken)
+
+    def beat(self) -> None:
+        """Raises: LeaseLost where someone else assembles now."""
+        now = self._ledger.clock.monotonic()
+        if now - self._beaten_at < self._ledger.limits.checkpoint_s:
+            return
+        record = self._stored.record
+        try:
+            written = swap(self._ledger, self._key, replace(record, seq=record.seq + 1), self._stored.etag)
+        except StoreUnavailable:
+            return  # the next beat tries again; a lapsed lease costs a second assembly, never a result
+        if isinstance(written, Lost):
+            raise LeaseLost("someone else assembles this batch now")
+        self._stored, self._beaten_at = written, now
+
+    def give_back(self) -> None:
+        """Let the next try begin at once. Best effort: otherwise it waits for the lease to lapse."""
+        record = self._stored.record
+        with suppress(StoreUnavailable):
+            swap(self._ledger, self._key, lease.released(record, seq=record.seq + 1), self._stored.etag)

@@ -1,0 +1,125 @@
+"""The rules of a shard record, pure: what each verb makes of it. Reads no clock, writes nowhere.
+
+A line that kills its whole process is found by counting lapses. A lapse counts when the holder made no progress
+under its lease; the first always does, later ones only if the holder had said that it would dispatch. From the second
+on, the holder writes `trying` before it dispatches exactly those lines and nothing else, and halves them at each
+lapse. Two lapses with one line alone in flight blame that line.
+"""
+
+from dataclasses import replace
+
+from batchfile import bits
+from batchfile.records import EndReason, PartRef, ShardRecord
+from batchfile.words import Counts, Usage
+
+LAPSES_BEFORE_TRYING = 2
+LAPSES_OF_ONE_LINE = 2
+
+
+def fresh(pool: str, n: int, num_lines: int, *, lease: str, runner: str) -> ShardRecord:
+    """The record of a shard that nobody held before."""
+    return ShardRecord(pool=pool, n=n, num_lines=num_lines, state="leased", lease=lease, runner=runner)
+
+
+def is_claimable(record: ShardRecord, *, age_s: float, ttl_s: float, is_owner_dead: bool) -> bool:
+    """Open after a release; or leased, and its owner known dead or silent for `ttl_s`."""
+    if record.state == "open":
+        return True
+    return record.state == "leased" and (is_owner_dead or age_s >= ttl_s)
+
+
+def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
+    """The record as its next holder takes it: the parts stay, the epoch grows, a lapse may count."""
+    taken = replace(
+        record,
+        state="leased",
+        lease=lease,
+        runner=runner,
+        epoch=record.epoch + 1,
+        seq=1,
+        has_dispatched=False,
+    )
+    if record.state == "open" or (record.lapses > 0 and not record.has_dispatched):
+        return taken
+    taken = replace(taken, lapses=record.lapses + 1)
+    if len(record.trying) == 1:
+        return replace(taken, blamed=record.blamed + 1)
+    done = bits.parse(record.done)
+    left = tuple(line for line in record.trying if not done >> line & 1)
+    return replace(taken, trying=left[: (len(left) + 1) // 2], blamed=0)
+
+
+def must_announce(record: ShardRecord) -> bool:
+    """Must the holder write `has_dispatched` before it dispatches?"""
+    return record.lapses > 0 and not record.has_dispatched
+
+
+def is_trial(record: ShardRecord) -> bool:
+    """Must the holder dispatch only what `trying` names, with nothing else in flight?"""
+    return record.lapses >= LAPSES_BEFORE_TRYING
+
+
+def guilty(record: ShardRecord) -> int | None:
+    """The line that has killed its runner twice, alone: to be errored without another try."""
+    if len(record.trying) == 1 and record.blamed >= LAPSES_OF_ONE_LINE:
+        return record.trying[0]
+    return None
+
+
+def next_trial(record: ShardRecord, missing: int) -> tuple[int, ...]:
+    """Which of the `missing` lines (a bitmap) a trial dispatches next: what is left of `trying`, else one half."""
+    left = tuple(line for line in record.trying if missing >> line & 1)
+    if left:
+        return left
+    lines = tuple(bits.lines(missing))
+    return lines[: (len(lines) + 1) // 2]
+
+
+def checkpointed(
+    record: ShardRecord,
+    *,
+    seq: int,
+    part: PartRef | None,
+    done: int,
+    counts: Counts,
+    usage: Usage,
+    has_dispatched: bool,
+    trying: tuple[int, ...] | None = None,
+) -> ShardRecord:
+    """The record after one more part (None: only a heartbeat). `done`, `counts`, `usage` are of that part alone.
+
+    The shard is `done` with its last line. Progress forgets the lapses, but for a trial, which goes on until
+    the shard is done or its guilty line is found.
+    """
+    total = record.counts + counts
+    lapses, blamed = record.lapses, record.blamed
+    if part is not None and (not is_trial(record) or guilty(record) is not None):
+        lapses, blamed = 0, 0
+    return replace(
+        record,
+        seq=seq,
+        state="done" if total.finished == record.num_lines else "leased",
+        parts=record.parts if part is None else (*record.parts, part),
+        done=bits.render(bits.parse(record.done) | done),
+        counts=total,
+        usage=record.usage + usage,
+        has_dispatched=has_dispatched,
+        trying=() if lapses == 0 else record.trying if trying is None else trying,
+        lapses=lapses,
+        blamed=blamed if trying is None or trying == record.trying else 0,
+    )
+
+
+def released(record: ShardRecord, *, seq: int) -> ShardRecord:
+    """Back on the shelf: anyone may claim it at once, and no lapse counts."""
+    return replace(record, seq=seq, state="open", has_dispatched=False)
+
+
+def closed(record: ShardRecord, *, lease: str, reason: EndReason) -> ShardRecord:
+    """Fenced: the next write of its holder is lost. What is committed stays."""
+    return replace(record, state="closed", lease=lease, runner="", epoch=record.epoch + 1, seq=1, reason=reason)
+
+
+def born_closed(pool: str, n: int, num_lines: int, *, lease: str, reason: EndReason) -> ShardRecord:
+    """For a shard that nobody ever held."""
+    return ShardRecord(pool=pool, n=n, num_lines=num_lines, state="closed", lease=lease, runner="", reason=reason)

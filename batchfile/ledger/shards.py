@@ -1,0 +1,188 @@
+"""The verbs of a shard's holder: claim, checkpoint, release. Each is one conditional write.
+
+Knows no engine and no thread. A holder that loses a write has lost the shard and drops it at once.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from batchfile import bits, layout
+from batchfile.errors import LeaseLost
+from batchfile.ledger import lease
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.lines.part import FinishedLine, encode_part
+from batchfile.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
+from batchfile.words import Counts, Usage
+
+DISPATCH_SHARE_OF_TTL = 2 / 3  # DESIGN section 5: a holder that could not write for this long stops dispatching
+
+
+@dataclass(slots=True, kw_only=True)
+class Held:
+    """A shard in its holder's hands. Changed only by the verbs below, by one thread at a time.
+
+    `written_at`: the holder's monotonic clock from before the last write that succeeded was sent.
+    """
+
+    batch: BatchRecord
+    range: Range
+    key: str
+    stored: Stored[ShardRecord]
+    seq: int
+    written_at: float
+    num_parts: int = field(default=0)
+
+    @property
+    def record(self) -> ShardRecord:
+        return self.stored.record
+
+    @property
+    def missing(self) -> int:
+        """A bitmap of the range's lines without the done ones (other pools' and rejected lines still in it)."""
+        return ((1 << self.range.num_lines) - 1) & ~bits.parse(self.record.done)
+
+    def may_dispatch(self, now_monotonic: float, ttl_s: float) -> bool:
+        return now_monotonic - self.written_at < ttl_s * DISPATCH_SHARE_OF_TTL
+
+
+def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, runner: str) -> Held | ShardState:
+    """Take shard `n` of `pool` if it is free; else the state in which it was found. Raises: StoreUnavailable."""
+    key = layout.shard_key(batch.batch_id, pool, n)
+    sent_at = ledger.clock.monotonic()
+    found = load(ledger, key, ShardRecord)
+    fresh = lease.fresh(pool, n, plan.pools[pool][n], lease=ledger.new_id(), runner=runner)
+    taken = take(ledger, key, found, fresh)
+    if taken is None:
+        return "leased" if found is None else found.record.state
+    held = Held(batch=batch, range=plan.ranges[n], key=key, stored=taken, seq=taken.record.seq, written_at=sent_at)
+    if found is None:
+        # Whoever ends the batch may have looked at this shard before it had a record.
+        now = load(ledger, layout.batch_key(batch.batch_id), BatchRecord)
+        if now is None or now.record.state != "open":
+            close(ledger, batch.batch_id, plan, pool, n, reason=(now and now.record.reason) or "failed")
+            return "closed"
+    return held
+
+
+def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: ShardRecord) -> Stored[ShardRecord] | None:
+    """Put `fresh` where nothing was found; else take over what was found, if the rules allow it and we win."""
+    if found is None:
+        taken = swap(ledger, key, fresh, None)
+    else:
+        old = found.record
+        is_dead = old.state == "leased" and ledger.store.is_dead(old.runner)
+        ttl_s = ledger.limits.lease_ttl_s
+        if not lease.is_claimable(old, age_s=found.age_s, ttl_s=ttl_s, is_owner_dead=is_dead):
+            return None
+        taken = swap(ledger, key, lease.claimed(old, lease=fresh.lease, runner=fresh.runner), found.etag)
+    return None if isinstance(taken, Lost) else taken
+
+
+def checkpoint(
+    ledger: Ledger,
+    held: Held,
+    finished: Sequence[FinishedLine] = (),
+    *,
+    has_dispatched: bool,
+    trying: tuple[int, ...] | None = None,
+) -> None:
+    """Commit `finished` (lines that no checkpoint holds yet), renew the lease, move the progress.
+
+    Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least the same lines.
+    """
+    part, counts, usage = None, Counts(), Usage()
+    if finished:
+        part = _write_part(ledger, held, finished)
+        counts, usage = _totals(finished)
+    held.seq += 1
+    wanted = lease.checkpointed(
+        held.record,
+        seq=held.seq,
+        part=part,
+        done=bits.of(item.line for item in finished),
+        counts=counts,
+        usage=usage,
+        has_dispatched=has_dispatched or held.record.has_dispatched,
+        trying=trying,
+    )
+    _rewrite(ledger, held, wanted)
+
+
+def release(ledger: Ledger, held: Held) -> None:
+    """Put the shard back for anyone to claim at once. Raises: LeaseLost, StoreUnavailable."""
+    held.seq += 1
+    _rewrite(ledger, held, lease.released(held.record, seq=held.seq))
+
+
+def close(ledger: Ledger, batch_id: str, plan: Plan, pool: str, n: int, *, reason: EndReason) -> None:
+    """Fence a shard for good, whoever holds it; a done or closed one stays as it is."""
+    key = layout.shard_key(batch_id, pool, n)
+    while True:
+        found = load(ledger, key, ShardRecord)
+        if found is not None and found.record.state in {"done", "closed"}:
+            return
+        lease_id = ledger.new_id()
+        if found is None:
+            wanted = lease.born_closed(pool, n, plan.pools[pool][n], lease=lease_id, reason=reason)
+        else:
+            wanted = lease.closed(found.record, lease=lease_id, reason=reason)
+        if isinstance(swap(ledger, key, wanted, None if found is None else found.etag), Stored):
+            return
+
+
+def put_done(
+    ledger: Ledger, batch_id: str, pool: str, n: int, parts: Sequence[PartRef], lines: Sequence[FinishedLine]
+) -> None:
+    """A record that is born done: what the planner rejected. Written before the batch is committed."""
+    counts, usage = _totals(lines)
+    record = ShardRecord(
+        pool=pool,
+        n=n,
+        num_lines=len(lines),
+        state="done",
+        lease=ledger.new_id(),
+        runner="",
+        done=bits.render(bits.of(item.line for item in lines)),
+        parts=tuple(parts),
+        counts=counts,
+        usage=usage,
+    )
+    swap(ledger, layout.shard_key(batch_id, pool, n), record, None)
+
+
+def write_part(ledger: Ledger, key: str, lines: Sequence[FinishedLine]) -> PartRef:
+    """An immutable part. The key must never have been used."""
+    data = encode_part(lines)
+    ledger.store.put(key, data)
+    return PartRef(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _write_part(ledger: Ledger, held: Held, finished: Sequence[FinishedLine]) -> PartRef:
+    record = held.record
+    # A key is used once: an earlier try of the same checkpoint may be named by a record whose answer was lost.
+    held.num_parts += 1
+    key = layout.part_key(held.batch.batch_id, record.pool, record.n, record.lease, held.num_parts)
+    return write_part(ledger, key, finished)
+
+
+def _totals(lines: Sequence[FinishedLine]) -> tuple[Counts, Usage]:
+    by_status = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
+    tokens_in = tokens_out = cached = 0
+    for item in lines:
+        by_status[item.status] += 1
+        tokens_in += item.usage.input_tokens
+        tokens_out += item.usage.output_tokens
+        cached += item.usage.cached_tokens
+    usage = Usage(input_tokens=tokens_in, output_tokens=tokens_out, cached_tokens=cached)
+    return Counts(**by_status), usage
+
+
+def _rewrite(ledger: Ledger, held: Held, wanted: ShardRecord) -> None:
+    sent_at = ledger.clock.monotonic()
+    written = swap(ledger, held.key, wanted, held.stored.etag)
+    if isinstance(written, Lost):
+        raise LeaseLost(f"shard {wanted.pool}/{wanted.n} of {held.batch.batch_id} is not ours any more")
+    held.stored = written
+    held.written_at = sent_at

@@ -1,0 +1,178 @@
+"""The stored documents, and how they become bytes. Knows no store.
+
+Each is versioned: a reader ignores keys that it does not know and refuses a higher version.
+"""
+
+import uuid
+from dataclasses import dataclass, field
+from random import Random
+from typing import Literal, TypeVar
+
+import msgspec
+
+from batchfile.errors import BatchDamaged
+from batchfile.words import Counts, Defaults, Dialect, RoutingTable, Usage
+
+VERSION = 1
+
+BatchState = Literal["planning", "open", "ending", "ended", "deleted"]
+EndReason = Literal["completed", "canceled", "expired", "failed", "input_changed"]
+ShardState = Literal["leased", "open", "done", "closed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputRef:
+    """The input as it was pinned: every later read carries `etag`. `size` in bytes."""
+
+    key: str
+    etag: str
+    size: int
+    sha256: str
+    dialect: Dialect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRef:
+    """A finished file in the store."""
+
+    key: str
+    size: int
+    sha256: str
+    num_lines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRecord:
+    """`batch.json`. Many writers: `write_id` tells whose write a read-back shows. Times: epoch seconds."""
+
+    batch_id: str
+    created_at: float
+    expires_at: float
+    input: InputRef
+    plan_key: str
+    total: int
+    routing: RoutingTable
+    defaults: Defaults
+    state: BatchState = "open"
+    reason: EndReason | None = None
+    detail: str | None = None
+    tenant: str = "default"
+    stage: str | None = None
+    priority: int = 5
+    metadata: dict[str, str] = field(default_factory=dict)
+    ended_at: float | None = None
+    deleted_at: float | None = None
+    results: FileRef | None = None
+    errors: FileRef | None = None
+    counts: Counts = field(default_factory=Counts)
+    usage: Usage = field(default_factory=Usage)
+    seq: int = 0
+    write_id: str = ""
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Whole lines of the input: bytes [start, end); `first` is the number of its first request in the batch.
+
+    `num_lines` counts requests (blank lines are none). `first_row` is the physical line number, from 1, of the
+    range's first byte. `rejected` is a bitmap (see `bits`).
+    """
+
+    start: int
+    end: int
+    first: int
+    first_row: int
+    num_lines: int
+    rejected: str = "0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """`plan-{nonce}.json`. `pools`: pool -> {range number: how many of its lines are this pool's}."""
+
+    ranges: tuple[Range, ...]
+    pools: dict[str, dict[int, int]]
+    version: int = VERSION
+
+    @property
+    def num_shards(self) -> int:
+        return sum(len(shards) for shards in self.pools.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRef:
+    """One immutable part that counts. `sha256` of its bytes."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRecord:
+    """Who holds a shard, what is done, where the results are. One owner: `lease`; `epoch` counts the owners.
+
+    `done` is a bitmap over the lines of the range. `num_lines` are this pool's lines of it. `has_dispatched`,
+    `lapses`, `trying` and `blamed` find a line that kills its runner (see `ledger/lease.py`).
+    """
+
+    pool: str
+    n: int
+    num_lines: int
+    state: ShardState
+    lease: str
+    runner: str
+    epoch: int = 1
+    seq: int = 1
+    done: str = "0"
+    parts: tuple[PartRef, ...] = ()
+    counts: Counts = field(default_factory=Counts)
+    usage: Usage = field(default_factory=Usage)
+    reason: EndReason | None = None
+    has_dispatched: bool = False
+    lapses: int = 0
+    trying: tuple[int, ...] = ()
+    blamed: int = 0
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdempotencyRecord:
+    """Which batch a key, a body or a local output stands for; `digest` is of what was asked."""
+
+    batch_id: str
+    digest: str
+    version: int = VERSION
+
+
+Record = TypeVar("Record", BatchRecord, Plan, ShardRecord, IdempotencyRecord)
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[type, msgspec.json.Decoder[object]] = {}
+
+
+def encode(record: BatchRecord | Plan | ShardRecord | IdempotencyRecord) -> bytes:
+    return _encoder.encode(record)
+
+
+def decode(data: bytes, kind: type[Record]) -> Record:
+    """Raises: BatchDamaged where the bytes are no such document, or one of a newer version."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)  # type: ignore[assignment]
+    try:
+        record = decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BatchDamaged(f"a stored {kind.__name__} can not be read: {error}") from error
+    assert isinstance(record, kind)
+    if record.version > VERSION:
+        raise BatchDamaged(
+            f"a stored {kind.__name__} has version {record.version}, this batchfile knows {VERSION}: upgrade it"
+        )
+    return record
+
+
+def new_id(rng: Random) -> str:
+    """32 hex digits: lease ids, write ids, nonces."""
+    return uuid.UUID(int=rng.getrandbits(128), version=4).hex

@@ -1,0 +1,148 @@
+"""Which shard to claim next: the pool's open batches, and what is known of their shards.
+
+Everything here is a hint that saves requests; whether a claim holds is decided by the conditional write alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from batchfile import layout
+from batchfile.errors import BatchDamaged
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import read_batch, read_plan
+from batchfile.ledger.shards import Held, claim
+from batchfile.records import BatchRecord, Plan
+
+RELIST_S = 5.0  # a batch whose every shard was tried is looked at again after this
+QUEUE_LIST_S = 15.0  # the queue while it has markers
+QUEUE_IDLE_S = 120.0  # the queue while it has none and the bell is silent
+BELL_S = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchView:
+    """One open batch as this runner knows it. `settled`: shards known done, closed or held by us."""
+
+    batch: BatchRecord
+    plan: Plan
+    pool: str
+    priority: int
+    todo: list[int] = field(default_factory=list)
+    settled: set[int] = field(default_factory=set)
+    looked_at: float = float("-inf")
+
+    @property
+    def unsettled(self) -> list[int]:
+        return [n for n in self.plan.pools.get(self.pool, {}) if n not in self.settled]
+
+
+class Claims:
+    """Claims for one pool, or of one batch alone (`only`), in order when this runner is the only one."""
+
+    def __init__(
+        self, ledger: Ledger, pool: str, runner_id: str, *, only: str | None = None, in_order: bool = False
+    ) -> None:
+        self._ledger = ledger
+        self._pool = pool
+        self._runner_id = runner_id
+        self._only = only
+        self._in_order = in_order
+        self._views: dict[str, BatchView] = {}
+        self._listed_at = float("-inf")
+        self._bell_asked_at = float("-inf")
+        self._bell = ""
+
+    def next(self) -> Held | None:
+        """One more shard, or None where nothing is free now. Raises: StoreUnavailable, BatchDamaged."""
+        self._refresh_queue()
+        candidates = [view for view in self._views.values() if self._has_todo(view)]
+        while candidates:
+            weights = [10 - view.priority for view in candidates]
+            view = self._ledger.rng.choices(candidates, weights)[0]
+            held = self._claim_in(view)
+            if held is not None:
+                return held
+            candidates.remove(view)
+        return None
+
+    def view_of(self, batch_id: str) -> BatchView | None:
+        return self._views.get(batch_id)
+
+    def forget(self, batch_id: str, n: int) -> None:
+        """Shard `n` was ours and is not any more: it may have to be claimed again."""
+        view = self._views.get(batch_id)
+        if view is not None:
+            view.settled.discard(n)
+
+    def exhausted(self, is_working: Callable[[str], bool]) -> list[str]:
+        """Batches of which no shard of this pool is left to claim or in work here: they may be complete."""
+        return [batch_id for batch_id, view in self._views.items() if not view.unsettled and not is_working(batch_id)]
+
+    def drop(self, batch_id: str) -> None:
+        self._views.pop(batch_id, None)
+
+    @property
+    def has_batches(self) -> bool:
+        return bool(self._views)
+
+    def _claim_in(self, view: BatchView) -> Held | None:
+        while view.todo:
+            n = view.todo.pop()
+            held = claim(self._ledger, view.batch, view.plan, self._pool, n, runner=self._runner_id)
+            if isinstance(held, Held):
+                view.settled.add(n)
+                return held
+            if held in {"done", "closed"}:
+                view.settled.add(n)
+        return None
+
+    def _has_todo(self, view: BatchView) -> bool:
+        now = self._ledger.clock.monotonic()
+        if not view.todo and now - view.looked_at >= RELIST_S:
+            view.looked_at = now
+            view.todo = view.unsettled
+            if self._in_order:
+                view.todo.reverse()
+            else:
+                self._ledger.rng.shuffle(view.todo)
+        return bool(view.todo)
+
+    def _refresh_queue(self) -> None:
+        now = self._ledger.clock.monotonic()
+        rang = self._did_bell_ring(now)
+        interval = QUEUE_LIST_S if self._views else QUEUE_IDLE_S
+        if not rang and now - self._listed_at < interval:
+            return
+        self._listed_at = now
+        if self._only is not None:
+            self._look_at(self._only, 0)
+            return
+        seen = set()
+        for entry in self._ledger.store.list(layout.queue_prefix(self._pool)):
+            batch_id = layout.marker_batch_id(entry.key)
+            seen.add(batch_id)
+            self._look_at(batch_id, layout.marker_priority(entry.key))
+        for batch_id in self._views.keys() - seen:
+            self.drop(batch_id)
+
+    def _did_bell_ring(self, now: float) -> bool:
+        if now - self._bell_asked_at < BELL_S:
+            return False
+        self._bell_asked_at = now
+        found = self._ledger.store.get_if_changed(layout.bell_key(self._pool), self._bell)
+        if found is None or found == "unchanged":
+            return False
+        self._bell = found.etag
+        return True
+
+    def _look_at(self, batch_id: str, priority: int) -> None:
+        """Begin to work on a batch that is open; forget one that is not."""
+        batch = read_batch(self._ledger, batch_id)
+        if batch is None or batch.state != "open":
+            # A marker without its batch is a create in progress, or garbage; an ending one is the steward's.
+            self.drop(batch_id)
+        elif batch_id not in self._views:
+            plan = read_plan(self._ledger, batch)
+            if self._pool not in plan.pools and set(plan.pools) - {layout.REJECTED_POOL}:
+                raise BatchDamaged(f"{batch_id}: its plan has no pool {self._pool}, its marker says so")
+            self._views[batch_id] = BatchView(batch=batch, plan=plan, pool=self._pool, priority=priority)

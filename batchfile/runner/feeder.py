@@ -1,0 +1,224 @@
+"""Claims ahead and prefetches: store bytes become prepared requests in the window, before the engine runs dry.
+
+`tick` does one shard's worth of work; a thread repeats it. Knows the engine only through `prepare`.
+"""
+
+import threading
+from collections.abc import Callable
+from itertools import count
+
+import structlog
+
+from batchfile import bits
+from batchfile.engine.base import Prepared
+from batchfile.errors import InvalidRequest, LeaseLost, ObjectChanged, ObjectMissing
+from batchfile.ledger import batches, lease, shards
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.shards import Held
+from batchfile.lines import custom_id_of, parse_request
+from batchfile.lines.envelope import decode_envelope
+from batchfile.lines.frame import iter_lines
+from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import encode_result
+from batchfile.routing import route
+from batchfile.runner.claims import Claims
+from batchfile.runner.tally import Tally
+from batchfile.runner.window import Window
+from batchfile.runner.work import Item, ShardWork
+from batchfile.words import Failure, Request
+
+log = structlog.get_logger()
+
+WINDOW_SLOTS = 4  # the window is refilled below this many times the engine's slots
+WINDOW_BYTES_MAX = 64 * 1024 * 1024
+PUSH_CHUNK = 64  # requests that become visible to the loop at once
+
+
+class Feeder:
+    """Fills the window. Shares `works`, the shards in work, with the keeper."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        claims: Claims,
+        window: Window,
+        works: list[ShardWork],
+        tally: Tally,
+        changed: threading.Condition,
+    ) -> None:
+        self._ledger = ledger
+        self._claims = claims
+        self._window = window
+        self._works = works
+        self._tally = tally
+        self._changed = changed
+        self._keys = count(1)
+        self._prepare: Callable[[Request], Prepared] | None = None
+        self._low_water = 1
+        self.is_stopped = False
+
+    def use(self, prepare: Callable[[Request], Prepared], num_slots: int, max_in_flight: int) -> None:
+        """The engine is ready (again)."""
+        self._prepare = prepare
+        self._low_water = num_slots * WINDOW_SLOTS + max_in_flight
+
+    def is_full(self) -> bool:
+        return len(self._window) >= self._low_water or self._window.size_bytes >= WINDOW_BYTES_MAX
+
+    def tick(self) -> bool:
+        """Claim one shard and feed it, or continue a trial; False where there was nothing to do."""
+        if self._prepare is None or self.is_stopped:
+            return False
+        if self._continue_trials():
+            return True
+        if self.is_full():
+            return False
+        held = self._claims.next()
+        with self._changed:
+            self._window.set_ended(held is None)
+            self._changed.notify_all()
+        if held is None:
+            return False
+        self._feed(held)
+        return True
+
+    def _feed(self, held: Held) -> None:
+        record = held.record
+        log.info(
+            "shard.claimed",
+            batch_id=held.batch.batch_id,
+            shard=f"{record.pool}/{record.n}",
+            epoch=record.epoch,
+            lapses=record.lapses,
+        )
+        work = ShardWork(held=held, left=record.num_lines - record.counts.finished)
+        work.is_trial = lease.is_trial(record)
+        self._works.append(work)
+        try:
+            if lease.must_announce(record) and not work.is_trial:
+                with work.lock:
+                    shards.checkpoint(self._ledger, held, has_dispatched=True)
+            if work.is_trial:
+                self._start_trial(work)
+            else:
+                self._push(work, held.missing)
+        except LeaseLost:
+            work.is_dropped = True
+        except (ObjectChanged, ObjectMissing) as error:
+            self._end_changed(work, error)
+
+    def _push(self, work: ShardWork, wanted: int, *, is_alone: bool = False) -> None:
+        """Read the shard's range, prepare the wanted lines that are this pool's, and queue them."""
+        items: list[Item] = []
+        is_first = True
+        for line, raw in self._own_lines(work.held, wanted):
+            item = self._item(work, line, raw)
+            if item is None:
+                continue
+            items.append(item)
+            if not is_alone and len(items) >= PUSH_CHUNK:
+                self._queue(items, new_generation=is_first)
+                items, is_first = [], False
+            if self.is_stopped or work.is_dropped:
+                return
+        if is_alone:
+            with self._changed:
+                self._window.push_alone(items)
+                self._changed.notify_all()
+        else:
+            self._queue(items, new_generation=is_first)
+
+    def _queue(self, items: list[Item], *, new_generation: bool) -> None:
+        with self._changed:
+            self._window.push(items, new_generation=new_generation)
+            self._changed.notify_all()
+
+    def _own_lines(self, held: Held, wanted: int) -> "list[tuple[int, bytes]]":
+        span, batch = held.range, held.batch
+        chunks = self._ledger.store.stream(batch.input.key, span.start, span.end, match=batch.input.etag)
+        wanted &= ~bits.parse(span.rejected)
+        is_shared = held.record.num_lines != span.num_lines - bits.parse(span.rejected).bit_count()
+        own: list[tuple[int, bytes]] = []
+        for number, line in enumerate(iter_lines(chunks, span.start)):
+            if not wanted >> number & 1 or line.data is None:
+                continue
+            if is_shared:
+                envelope = decode_envelope(line.data)
+                pool = route(batch.routing, stage=batch.stage, hint=envelope.hint, model=envelope.model)
+                if pool != held.record.pool:
+                    continue
+            own.append((number, line.data))
+        return own
+
+    def _item(self, work: ShardWork, line: int, raw: bytes) -> Item | None:
+        """The request ready for the engine; None where it can never be served and is settled already."""
+        assert self._prepare is not None
+        try:
+            request = parse_request(raw, work.held.batch.defaults)
+            prepared = self._prepare(request)
+        except InvalidRequest as error:
+            failure = Failure(type=error.type, message=str(error))
+            self._fail(work, line, custom_id_of(raw), failure)
+            return None
+        return Item(
+            key=next(self._keys),
+            shard=work,
+            line=line,
+            custom_id=request.custom_id,
+            prepared=prepared,
+            size=len(raw),
+        )
+
+    def _fail(self, work: ShardWork, line: int, custom_id: str | None, failure: Failure) -> None:
+        self._tally.errored += 1
+        if work.settle(FinishedLine(line, failure.status, encode_result(custom_id, failure, ""))):
+            with self._changed:
+                self._changed.notify_all()
+
+    def _start_trial(self, work: ShardWork) -> None:
+        """Name the next lines in the record, then queue exactly those to run alone."""
+        with work.lock:
+            held = work.held
+            finished = list(work.finished)
+            missing = held.missing & ~bits.of(item.line for item in finished)
+            own = [number for number, _ in self._own_lines(held, missing)]
+            culprit = lease.guilty(held.record)
+            if culprit is not None and culprit in own:
+                self._blame(work, culprit)
+                finished = list(work.finished)
+                own.remove(culprit)
+            trying = lease.next_trial(held.record, bits.of(own)) if culprit is None else ()
+            shards.checkpoint(self._ledger, held, finished, has_dispatched=True, trying=trying)
+            del work.finished[: len(finished)]
+            if not lease.is_trial(held.record):
+                work.is_trial, wanted = False, bits.of(own)
+            else:
+                work.trial_left, wanted = len(trying), bits.of(trying)
+        if wanted:
+            log.warning("trial.started", shard=held.record.n, lines=wanted.bit_count(), lapses=held.record.lapses)
+            self._push(work, wanted, is_alone=work.is_trial)
+
+    def _blame(self, work: ShardWork, line: int) -> None:
+        raw = dict(self._own_lines(work.held, 1 << line))[line]
+        failure = Failure(
+            type="runner_crash",
+            message="This request ended the runner process each time it ran, alone; it was not tried again.",
+        )
+        self._fail(work, line, custom_id_of(raw), failure)
+
+    def _continue_trials(self) -> bool:
+        for work in list(self._works):
+            if work.is_trial and not work.is_dropped and work.left > 0 and work.trial_left <= 0:
+                try:
+                    self._start_trial(work)
+                except LeaseLost:
+                    work.is_dropped = True
+                return True
+        return False
+
+    def _end_changed(self, work: ShardWork, error: Exception) -> None:
+        """The pinned input is not there any more: the batch ends, what is committed stays."""
+        batch = work.held.batch
+        log.error("input.changed", batch_id=batch.batch_id, error=str(error))
+        work.is_dropped = True
+        batches.end(self._ledger, batch.batch_id, "input_changed", str(error))

@@ -1,0 +1,77 @@
+"""Ends batches beside the engine, and stewards: expires, finishes what nobody finished, deletes what is old.
+
+`tick` does what is due; a thread repeats it. Harmless in any number of processes.
+"""
+
+import structlog
+
+from batchfile.errors import BatchDamaged, StoreUnavailable
+from batchfile.ledger import batches, steward
+from batchfile.ledger.base import Ledger
+from batchfile.records import BatchRecord
+from batchfile.runner.claims import Claims
+from batchfile.runner.keeper import Keeper
+
+log = structlog.get_logger()
+
+STEWARD_S = 15.0
+RETRY_S = 2.0  # between two looks at a batch that could not end yet
+
+
+class Finisher:
+    """`ended` holds the batches that ended while this process looked; `damaged` what is to be reported."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        claims: Claims,
+        keeper: Keeper,
+        runner_id: str,
+        *,
+        is_steward: bool,
+        only: str | None = None,
+    ) -> None:
+        self.ended: dict[str, BatchRecord] = {}
+        self.damaged: dict[str, str] = {}
+        self._ledger = ledger
+        self._claims = claims
+        self._keeper = keeper
+        self._runner_id = runner_id
+        self._is_steward = is_steward
+        self._only = only
+        self._looked_at: dict[str, float] = {}
+        self._stewarded_at = float("-inf")
+
+    def tick(self) -> None:
+        now = self._ledger.clock.monotonic()
+        candidates = self._claims.exhausted(self._keeper.is_working)
+        if self._only is not None and self._claims.view_of(self._only) is None:
+            candidates.append(self._only)  # someone ends it, or ended it, or it is gone
+        for batch_id in candidates:
+            if now - self._looked_at.get(batch_id, float("-inf")) >= RETRY_S:
+                self._looked_at[batch_id] = now
+                self._finish(batch_id)
+        if self._is_steward and now - self._stewarded_at >= STEWARD_S:
+            self._stewarded_at = now
+            try:
+                steward.tick(self._ledger, runner=self._runner_id)
+            except StoreUnavailable as error:
+                log.warning("steward.paused", error=str(error))
+
+    def _finish(self, batch_id: str) -> None:
+        try:
+            ended = batches.finish(self._ledger, batch_id, runner=self._runner_id)
+        except StoreUnavailable as error:
+            log.warning("finish.paused", batch_id=batch_id, error=str(error))
+            return
+        except BatchDamaged as error:
+            log.error("batch.damaged", batch_id=batch_id, error=str(error))
+            self.damaged[batch_id] = str(error)
+            return
+        if ended is None and batches.read_batch(self._ledger, batch_id) is None:
+            self.damaged[batch_id] = f"the batch {batch_id} was deleted while it ran"
+        if ended is not None and ended.state == "ended":
+            self.ended[batch_id] = ended
+            self._claims.drop(batch_id)
+            self._looked_at.pop(batch_id, None)
+            batches.sweep_parts(self._ledger, ended)

@@ -1,0 +1,110 @@
+"""Keeps what is held: checkpoints behind the engine, gives shards back at a stop, drops what was lost.
+
+`tick` does what is due; a thread repeats it. The engine never waits for it.
+"""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from batchfile.errors import LeaseLost, StoreUnavailable
+from batchfile.ledger import shards
+from batchfile.ledger.base import Ledger
+from batchfile.runner.claims import Claims
+from batchfile.runner.tally import Tally
+from batchfile.runner.work import ShardWork
+
+log = structlog.get_logger()
+
+HEARTBEAT_SHARE_OF_TTL = 1 / 4  # a shard without news is rewritten this often
+
+
+class Keeper:
+    """Shares `works` with the feeder. `on_dropped` tells the loop to abort a lost shard's requests."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        claims: Claims,
+        works: list[ShardWork],
+        tally: Tally,
+        on_dropped: Callable[[ShardWork], None],
+    ) -> None:
+        self._ledger = ledger
+        self._claims = claims
+        self._works = works
+        self._tally = tally
+        self._on_dropped = on_dropped
+        self._checkpointed_at: dict[int, float] = {}
+        self.wake = threading.Event()
+
+    def tick(self, *, everything: bool = False) -> None:
+        """Checkpoint each shard that is due; all of them with `everything`."""
+        for work in list(self._works):
+            if work.is_dropped:
+                self._drop(work)
+            elif everything or self._is_due(work):
+                self._checkpoint(work)
+
+    def release_all(self) -> None:
+        """Commit what is finished and put every shard back. Best effort: what fails lapses by itself."""
+        for work in list(self._works):
+            if not work.is_dropped:
+                self._checkpoint(work)
+            if work.left > 0 and not work.is_dropped and not work.finished:
+                with work.lock:
+                    try:
+                        shards.release(self._ledger, work.held)
+                    except (LeaseLost, StoreUnavailable) as error:
+                        log.warning("shard.not_released", shard=work.held.record.n, error=str(error))
+            if work in self._works:
+                self._works.remove(work)
+
+    def is_working(self, batch_id: str) -> bool:
+        return any(work.held.batch.batch_id == batch_id for work in self._works)
+
+    def _is_due(self, work: ShardWork) -> bool:
+        now = self._ledger.clock.monotonic()
+        if work.left == 0:
+            return True
+        if work.finished:
+            return now - self._checkpointed_at.get(id(work), work.held.written_at) >= self._ledger.limits.checkpoint_s
+        return now - work.held.written_at >= self._ledger.limits.lease_ttl_s * HEARTBEAT_SHARE_OF_TTL
+
+    def _checkpoint(self, work: ShardWork) -> None:
+        self._checkpointed_at[id(work)] = self._ledger.clock.monotonic()
+        with work.lock:
+            finished = list(work.finished)
+            try:
+                shards.checkpoint(self._ledger, work.held, finished, has_dispatched=work.has_dispatched)
+            except LeaseLost:
+                self._drop(work)
+                return
+            except StoreUnavailable as error:
+                log.warning("checkpoint.failed", shard=work.held.record.n, error=str(error))
+                return
+            del work.finished[: len(finished)]
+        if work.held.record.state == "done":
+            self._retire(work)
+            counts = work.held.record.counts
+            log.info(
+                "shard.done",
+                batch_id=work.held.batch.batch_id,
+                shard=work.held.record.n,
+                epoch=work.held.record.epoch,
+                succeeded=counts.succeeded,
+                errored=counts.errored,
+            )
+
+    def _drop(self, work: ShardWork) -> None:
+        work.is_dropped = True
+        self._tally.num_leases_lost += 1
+        log.warning("lease.lost", batch_id=work.held.batch.batch_id, shard=work.held.record.n)
+        self._claims.forget(work.held.batch.batch_id, work.held.record.n)
+        self._retire(work)
+        self._on_dropped(work)
+
+    def _retire(self, work: ShardWork) -> None:
+        self._checkpointed_at.pop(id(work), None)
+        self._works.remove(work)

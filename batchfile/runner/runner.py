@@ -1,0 +1,287 @@
+"""The runner: one process, one engine, one loop. Keep the engine full, step it, hand over what finished.
+
+Three threads work around the loop and share a few lists with it: the feeder (claims, prefetch), the keeper (checkpoints)
+and the finisher (assembly, stewarding). The engine never waits for the store and never drains between shards.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from batchfile.engine.base import Engine, EngineFactory, EngineInfo, Finished
+from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, StoreError
+from batchfile.ledger.base import Ledger
+from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import encode_result
+from batchfile.records import BatchRecord
+from batchfile.runner import crashes
+from batchfile.runner.claims import Claims
+from batchfile.runner.feeder import Feeder
+from batchfile.runner.finisher import Finisher
+from batchfile.runner.keeper import Keeper
+from batchfile.runner.tally import Tally
+from batchfile.runner.window import Window
+from batchfile.runner.work import Item, ShardWork
+from batchfile.words import Completion, Failure, Outcome, Usage
+
+log = structlog.get_logger()
+
+IDLE_WAIT_S = 0.05  # how long the loop sleeps where nothing is in flight and nobody wakes it
+KEEPER_WAIT_S = 0.2
+FINISHER_WAIT_S = 0.1
+STORE_RETRY_S = 1.0
+ENGINE_BUILDS_MAX = 3  # in a row without one finished request between them
+
+_ENGINE_CRASH = Failure(
+    type="engine_crash",
+    message="This request ended the engine each time it ran, the last time alone; it was not tried again.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerOptions:
+    """`only`: work on this batch alone, claim in order, and return when it has ended."""
+
+    runner_id: str
+    pool: str
+    only: str | None = None
+    is_steward: bool = True
+
+
+class Runner:
+    """`run` returns when it was stopped, or when the batch of `only` has ended. Made for one run."""
+
+    def __init__(self, ledger: Ledger, engine_factory: EngineFactory, options: RunnerOptions) -> None:
+        self.tally = Tally()
+        self.info: EngineInfo | None = None
+        self._ledger = ledger
+        self._factory = engine_factory
+        self._options = options
+        self._changed = threading.Condition()
+        self._works: list[ShardWork] = []
+        self._window = Window()
+        self._in_flight: dict[int, Item] = {}
+        self._dropped: list[ShardWork] = []
+        self._num_builds = 0
+        self._stop = threading.Event()
+        self._stop_now = threading.Event()
+        self._threads_over = threading.Event()
+        self._failure: BaseException | None = None
+        self._claims = Claims(
+            ledger, options.pool, options.runner_id, only=options.only, in_order=options.only is not None
+        )
+        self._feeder = Feeder(ledger, self._claims, self._window, self._works, self.tally, self._changed)
+        self._keeper = Keeper(ledger, self._claims, self._works, self.tally, self._dropped.append)
+        self._finisher = Finisher(
+            ledger,
+            self._claims,
+            self._keeper,
+            options.runner_id,
+            is_steward=options.is_steward,
+            only=options.only,
+        )
+
+    def run(self) -> BatchRecord | None:
+        """Work until told to stop. Returns the ended record of `only`, or None where it did not end here.
+
+        Raises: EngineDead where engines die before they serve anything; BatchDamaged.
+        """
+        engine = self._build()
+        threads = self._start_threads()
+        try:
+            with self._ledger.store.hold(self._options.runner_id):
+                while not self._is_over():
+                    try:
+                        self.turn(engine)
+                    except EngineDead as error:
+                        engine = self._replace(engine, error)
+                self._wind_down(engine, threads)
+        finally:
+            self._threads_over.set()
+            engine.close()
+        if self._failure is not None:
+            raise self._failure
+        return self._finisher.ended.get(self._options.only or "")
+
+    def turn(self, engine: Engine) -> None:
+        """Once around: drop what was lost, fill the engine, step it, settle what finished."""
+        self._abort_dropped(engine)
+        self._fill(engine)
+        if not self._in_flight:
+            with self._changed:
+                if not len(self._window):
+                    self._changed.wait(IDLE_WAIT_S)
+            return
+        for finished in engine.step():
+            self._settle(finished)
+
+    def stop(self) -> None:
+        """Start nothing more, finish what is in flight, checkpoint, release. From any thread or a signal handler."""
+        self._feeder.is_stopped = True
+        self._stop.set()
+
+    def stop_now(self) -> None:
+        """Do not even finish what is in flight."""
+        self.stop()
+        self._stop_now.set()
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def _is_over(self) -> bool:
+        if self._failure is not None or self._stop_now.is_set():
+            return True
+        if self._options.only is not None and self._options.only in self._finisher.ended:
+            return True
+        return self._stop.is_set() and not self._in_flight
+
+    def _fill(self, engine: Engine) -> None:
+        assert self.info is not None
+        room = self.info.max_in_flight - len(self._in_flight)
+        if room <= 0 or self._stop.is_set() or not len(self._window):
+            return
+        with self._changed:
+            items = self._window.pop(room, len(self._in_flight))
+        now, ttl_s = self._ledger.clock.monotonic(), self._ledger.limits.lease_ttl_s
+        for item in items:
+            work = item.shard
+            if work.is_dropped:
+                continue
+            if not work.held.may_dispatch(now, ttl_s):
+                with self._changed:
+                    self._window.push([item])
+                continue
+            if not work.has_dispatched:
+                work.has_dispatched = True
+                self.tally.first_dispatch_at = self.tally.first_dispatch_at or now
+            self._in_flight[item.key] = item
+            try:
+                engine.add(item.key, item.prepared)
+            except InvalidRequest as error:
+                self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
+
+    def _settle(self, finished: Finished) -> None:
+        item = self._in_flight.pop(finished.key, None)
+        if item is None or item.shard.is_dropped:
+            return
+        outcome = finished.outcome
+        result = encode_result(item.custom_id, outcome, self.info.model if self.info else "")
+        self._count(outcome)
+        usage = outcome.usage if isinstance(outcome, Completion) else Usage()
+        status = "succeeded" if isinstance(outcome, Completion) else outcome.status
+        if item.shard.settle(FinishedLine(item.line, status, result, usage)):
+            self._keeper.wake.set()
+
+    def _count(self, outcome: Outcome) -> None:
+        tally = self.tally
+        self._num_builds = 0
+        if isinstance(outcome, Failure):
+            tally.errored += 1
+            return
+        tally.succeeded += 1
+        tally.input_tokens += outcome.usage.input_tokens
+        tally.output_tokens += outcome.usage.output_tokens
+        tally.cached_tokens += outcome.usage.cached_tokens
+
+    def _abort_dropped(self, engine: Engine) -> None:
+        if not self._dropped:
+            return
+        lost = [self._dropped.pop() for _ in range(len(self._dropped))]
+        keys = [key for key, item in self._in_flight.items() if item.shard in lost]
+        engine.abort(keys)
+        for key in keys:
+            del self._in_flight[key]
+        with self._changed:
+            self._window.drop(lambda item: item.shard.is_dropped)
+
+    def _build(self) -> Engine:
+        self._num_builds += 1
+        engine = self._factory()
+        self.info = engine.info
+        self.tally.engine_ready_at = self._ledger.clock.monotonic()
+        self._feeder.use(engine.prepare, engine.info.num_slots, engine.info.max_in_flight)
+        log.info("engine.ready", engine=engine.info.name, model=engine.info.model, slots=engine.info.num_slots)
+        return engine
+
+    def _replace(self, engine: Engine, error: EngineDead) -> Engine:
+        """Bury a dead engine, build the next, and put its requests where `crashes.judge` says."""
+        log.error("engine.died", error=str(error), in_flight=len(self._in_flight))
+        self.tally.num_engine_deaths += 1
+        in_flight = list(self._in_flight.values())
+        self._in_flight.clear()
+        verdicts = crashes.judge(in_flight, was_alone=self._window.is_alone_running)
+        for item in verdicts.guilty:
+            self._in_flight[item.key] = item
+            self._settle(Finished(item.key, _ENGINE_CRASH))
+        with self._changed:
+            self._window.push(verdicts.again)
+            for group in verdicts.alone:
+                self._window.push_alone(group)
+        self._count_steps(engine)
+        engine.close()
+        if self._num_builds >= ENGINE_BUILDS_MAX and not verdicts.alone and not in_flight:
+            raise error
+        return self._build()
+
+    def _count_steps(self, engine: Engine) -> None:
+        stats = engine.stats()
+        self.tally.num_steps += stats.num_steps
+        self.tally.num_full_steps += stats.num_full_steps
+
+    def _wind_down(self, engine: Engine, threads: list[threading.Thread]) -> None:
+        """Stop the threads, commit what is finished, put back the rest."""
+        self._feeder.is_stopped = True
+        self._threads_over.set()
+        self._keeper.wake.set()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in threads:
+            thread.join()
+        self._keeper.release_all()
+        self._count_steps(engine)
+
+    def _start_threads(self) -> list[threading.Thread]:
+        jobs: list[tuple[str, Callable[[], None]]] = [
+            ("feeder", self._feed_forever),
+            ("keeper", self._keep_forever),
+            ("finisher", self._finish_forever),
+        ]
+        threads = [threading.Thread(target=self._guarded, args=(job,), name=name, daemon=True) for name, job in jobs]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _guarded(self, job: Callable[[], None]) -> None:
+        """The top of each thread: what is not expected ends the run, with its cause."""
+        while not self._threads_over.is_set():
+            try:
+                return job()
+            except StoreError as error:
+                log.warning("store.unavailable", error=str(error))
+                self._threads_over.wait(STORE_RETRY_S)
+            except BaseException as error:  # noqa: BLE001 the run re-raises it
+                self._failure = error
+                return None
+        return None
+
+    def _feed_forever(self) -> None:
+        while not self._threads_over.is_set():
+            if not self._feeder.tick():
+                with self._changed:
+                    self._changed.wait(IDLE_WAIT_S)
+
+    def _keep_forever(self) -> None:
+        while not self._threads_over.is_set():
+            self._keeper.wake.wait(KEEPER_WAIT_S)
+            self._keeper.wake.clear()
+            self._keeper.tick()
+
+    def _finish_forever(self) -> None:
+        while not self._threads_over.wait(FINISHER_WAIT_S):
+            self._finisher.tick()
+            damage = self._finisher.damaged.get(self._options.only or "")
+            if damage is not None:
+                raise BatchDamaged(damage)

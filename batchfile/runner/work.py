@@ -1,0 +1,48 @@
+"""What the runner's parts hand to each other: a shard in work, and one request of it. No I/O, no rules."""
+
+import threading
+from dataclasses import dataclass, field
+
+from batchfile.engine.base import Prepared
+from batchfile.ledger.shards import Held
+from batchfile.lines.part import FinishedLine
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ShardWork:
+    """A held shard in this process.
+
+    The loop appends to `finished`; whoever checkpoints holds `lock`, commits a prefix of it and removes that.
+    `left` counts this pool's lines without an outcome; the loop and the feeder lower it under `count_lock`.
+    """
+
+    held: Held
+    left: int
+    finished: list[FinishedLine] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    count_lock: threading.Lock = field(default_factory=threading.Lock)
+    has_dispatched: bool = False
+    is_dropped: bool = False
+    is_trial: bool = False
+    trial_left: int = 0
+
+    def settle(self, line: FinishedLine) -> bool:
+        """Take an outcome; True with the shard's last one."""
+        self.finished.append(line)
+        with self.count_lock:
+            self.left -= 1
+            self.trial_left -= self.is_trial
+            return self.left == 0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Item:
+    """One request on its way. `deaths`: engines that died with it in flight."""
+
+    key: int
+    shard: ShardWork
+    line: int
+    custom_id: str
+    prepared: Prepared
+    size: int
+    deaths: int = 0
