@@ -1,7 +1,8 @@
 """The runner: one process, one engine, one loop. Keep the engine full, step it, hand over what finished.
 
-Three threads work around the loop and share a few lists with it: the feeder (claims, prefetch), the keeper (checkpoints)
-and the finisher (assembly, stewarding). The engine never waits for the store and never drains between shards.
+Three threads work around the loop and share a few lists with it: the feeder (claims, prefetch), the keeper
+(checkpoints) and the finisher (assembly, stewarding). The engine never waits for the store and never drains
+between shards.
 """
 
 import threading
@@ -116,6 +117,25 @@ class Runner:
             return
         for finished in engine.step():
             self._settle(finished)
+
+    def run_alone(self) -> BatchRecord | None:
+        """`run` without a thread: everything in turn, on the ledger's clock. For simulations and virtual time."""
+        engine = self._build()
+        try:
+            while not self._is_over():
+                while self._feeder.tick():
+                    pass
+                try:
+                    self.turn(engine)
+                except EngineDead as error:
+                    engine = self._replace(engine, error)
+                self._keeper.tick()
+                self._finisher.tick()
+            self._keeper.release_all()
+            self._count_steps(engine)
+        finally:
+            engine.close()
+        return self._finisher.ended.get(self._options.only or "")
 
     def stop(self) -> None:
         """Start nothing more, finish what is in flight, checkpoint, release. From any thread or a signal handler."""

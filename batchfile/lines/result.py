@@ -1,0 +1,99 @@
+"""The native result line: one finished request, the same bytes for the same work."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from batchfile.words import Completion, Outcome
+
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeUsage:
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeError:
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeBlock:
+    type: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeMessage:
+    content: list[NativeBlock]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeChoice:
+    message: NativeMessage
+    stop_reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeResult:
+    """A result line, read. `choices` only where a request asked for several; `message` is then the first."""
+
+    custom_id: str | None
+    status: str
+    message: NativeMessage | None
+    stop_reason: str | None
+    model: str | None
+    usage: NativeUsage | None
+    error: NativeError | None
+    choices: list[NativeChoice] | None = None
+
+
+_decoder = msgspec.json.Decoder(NativeResult)
+
+
+def encode_result(custom_id: str | None, outcome: Outcome, model: str) -> bytes:
+    """One line without its newline. Keys and their order are fixed; there are no times and no random ids."""
+    if not isinstance(outcome, Completion):
+        return _encoder.encode(
+            {
+                "custom_id": custom_id,
+                "status": outcome.status,
+                "message": None,
+                "stop_reason": None,
+                "model": None,
+                "usage": None,
+                "error": {"type": outcome.type, "message": outcome.message},
+            }
+        )
+    first, usage = outcome.choices[0], outcome.usage
+    line = {
+        "custom_id": custom_id,
+        "status": "succeeded",
+        "message": _message(first.text),
+        "stop_reason": first.stop_reason,
+        "model": model,
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cached_tokens": usage.cached_tokens,
+        },
+        "error": None,
+    }
+    if len(outcome.choices) > 1:
+        line["choices"] = [
+            {"message": _message(choice.text), "stop_reason": choice.stop_reason} for choice in outcome.choices
+        ]
+    return _encoder.encode(line)
+
+
+def decode_result(line: bytes) -> NativeResult:
+    return _decoder.decode(line)
+
+
+def _message(text: str) -> dict[str, object]:
+    return {"content": [{"type": "text", "text": text}]}

@@ -1,0 +1,117 @@
+"""A store in this process's memory: the reference for the others, and the tests' double."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from batchfile.clock import Clock, SystemClock
+from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed
+from batchfile.store.base import Entry, Object, Unchanged
+
+CHUNK_BYTES = 1024 * 1024
+
+
+class MemoryStore:
+    """Everything under one lock; etags are hashes of the content. A test says who died with `kill`."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._objects: dict[str, Object] = {}
+        self._lock = threading.Lock()
+        self._dead: set[str] = set()
+
+    @property
+    def url(self) -> str:
+        return "memory:"
+
+    def get(self, key: str) -> Object | None:
+        with self._lock:
+            found = self._objects.get(key)
+        if found is None:
+            return None
+        return Object(
+            data=found.data, etag=found.etag, modified_at=found.modified_at, read_at=self._clock.now()
+        )
+
+    def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
+        found = self.get(key)
+        return "unchanged" if found is not None and found.etag == etag else found
+
+    def head(self, key: str) -> Entry | None:
+        found = self.get(key)
+        return None if found is None else _entry(key, found)
+
+    def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
+        found = self.get(key)
+        if found is None:
+            raise ObjectMissing(f"{key} is not in the store")
+        if match is not None and found.etag != match:
+            raise ObjectChanged(f"{key} is not the object that was pinned any more")
+        data = found.data[start:end]
+        for at in range(0, len(data), CHUNK_BYTES):
+            yield data[at : at + CHUNK_BYTES]
+
+    def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
+        etag = hashlib.sha256(data).hexdigest()[:32]
+        now = self._clock.now()
+        with self._lock:
+            found = self._objects.get(key)
+            if (absent and found is not None) or (match is not None and (found is None or found.etag != match)):
+                raise PreconditionFailed(f"{key}: the condition of the write does not hold")
+            self._objects[key] = Object(data=data, etag=etag, modified_at=now, read_at=now)
+        return etag
+
+    def writer(self, key: str) -> "_MemoryWriter":
+        return _MemoryWriter(self, key)
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+        with self._lock:
+            found = [(key, item) for key, item in self._objects.items() if key.startswith(prefix) and key > after]
+        for key, item in sorted(found, key=lambda pair: pair[0].encode()):
+            yield _entry(key, item)
+
+    def delete(self, key: str) -> None:
+        with self._lock:
+            self._objects.pop(key, None)
+
+    def link(self, key: str, path: str) -> str | None:
+        return None
+
+    @contextmanager
+    def hold(self, owner: str) -> Iterator[None]:
+        yield
+
+    def is_dead(self, owner: str) -> bool:
+        return owner in self._dead
+
+    def kill(self, owner: str) -> None:
+        """From now on `owner` is known dead."""
+        self._dead.add(owner)
+
+
+class _MemoryWriter:
+    def __init__(self, store: MemoryStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+
+    def commit(self) -> str:
+        return self._store.put(self._key, bytes(self._data))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._data.clear()
+
+
+def _entry(key: str, found: Object) -> Entry:
+    return Entry(key=key, size=len(found.data), etag=found.etag, modified_at=found.modified_at)

@@ -1,0 +1,93 @@
+"""How long the last requests keep the engine from being empty, in virtual time.
+
+The echo engine generates on a virtual clock with lognormal output lengths; the whole runner drives it, one turn at a
+time. Ideal = max(work / slots, longest): no schedule can be faster. Run: `python tests/bench/tail.py`.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+
+from batchfile.clock import ManualClock
+from batchfile.engine.echo import EchoEngine
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Draft, create
+from batchfile.ledger.planner import plan_input
+from batchfile.layout import input_key
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults, RoutingTable
+
+SLOTS = 39
+SECONDS_PER_TOKEN = 0.03
+BOUNDS = {(100, 0.0): 1.05, (1000, 0.0): 1.02, (100, 0.3): 1.12, (1000, 0.3): 1.03}
+
+
+def lengths(num: int, seed: int) -> list[int]:
+    """Lognormal, median 180 tokens, sigma 0.7, cut at 2048: what sales texts look like."""
+    rng = random.Random(seed)
+    return [min(2048, max(8, round(math.exp(rng.gauss(math.log(180), 0.7))))) for _ in range(num)]
+
+
+def batch(actual: list[int], error: float, seed: int) -> bytes:
+    """`max_tokens` says the length, true or off by up to +-error."""
+    rng = random.Random(seed + 1)
+    rows = []
+    for number, tokens in enumerate(actual):
+        said = max(1, round(tokens * (1 + rng.uniform(-error, error))))
+        messages = [{"role": "user", "content": f"{tokens}"}]
+        rows.append(json.dumps({"custom_id": f"r{number}", "params": {"messages": messages, "max_tokens": said}}))
+    return "\n".join(rows).encode()
+
+
+def makespan(data: bytes) -> float:
+    """Virtual seconds from the first dispatch to the last result, through the real runner."""
+    clock = ManualClock()
+    ledger = Ledger(store=MemoryStore(clock), clock=clock, rng=random.Random(1))
+    key = input_key("bench", "n")
+    ledger.store.put(key, data)
+    routing = RoutingTable(everything="local")
+    planned = plan_input(ledger, "bench", key, routing=routing)
+    create(ledger, Draft(batch_id="bench", routing=routing, defaults=Defaults()), planned)
+
+    def engine() -> EchoEngine:
+        # The length is in the prompt: what the engine will generate, not what `max_tokens` claims.
+        return EchoEngine(
+            num_slots=SLOTS,
+            seconds_per_token=SECONDS_PER_TOKEN,
+            clock=clock,
+            tokens=lambda request: int(request.messages[-1].content),
+        )
+
+    options = RunnerOptions(runner_id="bench", pool="local", only="bench", is_steward=False)
+    runner = Runner(ledger, engine, options)
+    started_at = clock.now()
+    runner.run_alone()
+    return clock.now() - started_at
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20, help="runs of each kind; the worst counts")
+    seeds = parser.parse_args().seeds
+    print(f"{'requests':>8} {'length known':>12} {'bound':>6} {'median':>7} {'worst':>7}")
+    rows = []
+    for (num, error), bound in BOUNDS.items():
+        ratios = []
+        for seed in range(seeds):
+            actual = lengths(num, seed)
+            ideal = max(sum(actual) / SLOTS, max(actual)) * SECONDS_PER_TOKEN
+            ratios.append(makespan(batch(actual, error, seed)) / ideal)
+        ratios.sort()
+        known = "exactly" if not error else f"+-{error:.0%}"
+        print(f"{num:>8} {known:>12} {bound:>6.2f} {ratios[len(ratios) // 2]:>7.3f} {ratios[-1]:>7.3f}")
+        rows.append({"requests": num, "error": error, "bound": bound, "median": ratios[len(ratios) // 2],
+                     "worst": ratios[-1]})
+    print(json.dumps({"bench": "tail", "slots": SLOTS, "seeds": seeds, "rows": rows}))
+    return 0 if all(row["median"] <= row["bound"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

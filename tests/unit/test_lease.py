@@ -1,0 +1,127 @@
+"""The rules of a shard record."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchfile import bits
+from batchfile.ledger import lease
+from batchfile.records import PartRef, ShardRecord
+from batchfile.words import Counts, Usage
+
+PART = PartRef(key="p", size=1, sha256="0")
+
+
+def fresh(num_lines: int = 8) -> ShardRecord:
+    return lease.fresh("mistral", 3, num_lines, lease="a", runner="r1")
+
+
+def progress(record: ShardRecord, lines: list[int], trying: tuple[int, ...] | None = None) -> ShardRecord:
+    return lease.checkpointed(
+        record,
+        seq=record.seq + 1,
+        part=PART if lines else None,
+        done=bits.of(lines),
+        counts=Counts(succeeded=len(lines)),
+        usage=Usage(output_tokens=len(lines)),
+        has_dispatched=True,
+        trying=trying,
+    )
+
+
+def lapse(record: ShardRecord) -> ShardRecord:
+    return lease.claimed(record, lease="b", runner="r2")
+
+
+@pytest.mark.parametrize(
+    ("state", "age_s", "is_dead", "expected"),
+    [
+        ("open", 0, False, True),
+        ("leased", 89.9, False, False),
+        ("leased", 90, False, True),
+        ("leased", 0, True, True),
+        ("done", 1e6, True, False),
+        ("closed", 1e6, True, False),
+    ],
+)
+def test_a_record_is_claimable_when_open_or_lapsed(state: str, age_s: float, is_dead: bool, expected: bool) -> None:
+    record = replace(fresh(), state=state)
+    assert lease.is_claimable(record, age_s=age_s, ttl_s=90, is_owner_dead=is_dead) is expected
+
+
+def test_a_takeover_keeps_what_is_committed_and_counts_the_owners() -> None:
+    before = progress(fresh(), [0, 2])
+    after = lapse(before)
+    assert (after.parts, after.done, after.counts, after.usage) == (
+        before.parts,
+        before.done,
+        before.counts,
+        before.usage,
+    )
+    assert (after.epoch, after.lease, after.state) == (2, "b", "leased")
+
+
+def test_the_last_line_makes_the_shard_done() -> None:
+    record = progress(fresh(2), [0])
+    assert record.state == "leased"
+    assert progress(record, [1]).state == "done"
+
+
+def test_a_release_counts_no_lapse() -> None:
+    record = progress(fresh(), [])
+    assert lapse(lease.released(record, seq=9)).lapses == 0
+
+
+def test_a_lapse_of_a_holder_that_announced_nothing_counts_only_once() -> None:
+    record = lapse(fresh())
+    assert record.lapses == 1
+    assert lease.must_announce(record)
+    assert lapse(record).lapses == 1
+
+
+def test_progress_forgets_the_lapses() -> None:
+    record = progress(lapse(fresh()), [0])
+    assert record.lapses == 0
+    assert not lease.must_announce(record)
+
+
+def test_closing_fences_the_holder_and_keeps_what_is_committed() -> None:
+    record = progress(fresh(), [1])
+    closed = lease.closed(record, lease="z", reason="canceled")
+    assert (closed.state, closed.done, closed.parts) == ("closed", record.done, record.parts)
+    assert closed.lease != record.lease
+
+
+@given(num_lines=st.integers(1, 200), data=st.data())
+def test_a_line_that_kills_its_process_is_found_and_no_other_is_blamed(num_lines: int, data: st.DataObject) -> None:
+    """Play the holder: whatever is dispatched together with the poison kills before anything is committed."""
+    poison = data.draw(st.integers(0, num_lines - 1))
+    record, blamed = fresh(num_lines), list[int]()
+    for _ in range(200):
+        missing = ((1 << num_lines) - 1) & ~bits.parse(record.done)
+        if not missing:
+            break
+        culprit = lease.guilty(record)
+        if culprit is not None:
+            blamed.append(culprit)
+            record = progress(record, [culprit], ())
+        elif lease.is_trial(record):
+            trying = lease.next_trial(record, missing)
+            record = progress(record, [], trying)
+            record = lapse(record) if poison in trying else progress(record, list(trying))
+        else:
+            record = progress(record, [])
+            lines = list(bits.lines(missing))
+            record = lapse(record) if poison in lines else progress(record, lines)
+    assert blamed == [poison]
+    assert record.state == "done"
+
+
+def test_a_spot_kill_blames_nobody() -> None:
+    """Every holder dies once before it commits anything, three times over; then one lives."""
+    record = fresh()
+    for _ in range(3):
+        record = lapse(progress(record, []))
+    assert lease.guilty(record) is None
