@@ -90,9 +90,9 @@ class Runner:
         Raises: EngineDead where engines die before they serve anything; BatchDamaged.
         """
         engine = self._build()
-        threads = self._start_threads()
         try:
             with self._ledger.store.hold(self._options.runner_id):
+                threads = self._start_threads()
                 while not self._is_over():
                     try:
                         self.turn(engine)

@@ -1,0 +1,67 @@
+"""The exit codes, and the one table from what was raised to what the process answers. Knows no command."""
+
+import errno
+from enum import IntEnum
+
+from batchfile.errors import (
+    BatchfileError,
+    InvalidFile,
+    InvalidRequest,
+    OutputTaken,
+    SettingsError,
+    StoreUnavailable,
+    StoreUnfit,
+)
+
+
+class Exit(IntEnum):
+    """What a script may rely on; printed by `batchfile run --help`."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    FAILED_REQUESTS = 3
+    INVALID_INPUT = 4
+    OUTPUT_TAKEN = 7
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+EXIT_HELP = """\b
+Exit codes:
+  0    every request succeeded
+  1    something unexpected; what was done is kept
+  2    wrong usage or a wrong setting
+  3    finished, and some requests failed
+  4    the input can not be used
+  7    the output belongs to another run
+  130  interrupted (Ctrl-C); the same command continues
+  143  terminated (SIGTERM); the same command continues"""
+
+_TABLE: tuple[tuple[type[Exception], Exit], ...] = (
+    (InvalidFile, Exit.INVALID_INPUT),
+    (InvalidRequest, Exit.USAGE),
+    (OutputTaken, Exit.OUTPUT_TAKEN),
+    (SettingsError, Exit.USAGE),
+)
+
+
+def exit_of(error: BaseException) -> Exit:
+    for kind, code in _TABLE:
+        if isinstance(error, kind):
+            return code
+    return Exit.UNEXPECTED
+
+
+def explain(error: BaseException) -> str | None:
+    """One message for a person, or None where only a traceback helps."""
+    if isinstance(error, StoreUnavailable | StoreUnfit):
+        return f"the store: {error}"
+    if isinstance(error, BatchfileError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return "the disk is full; what was done is kept: free some space and run the same command again"
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}"
+    return None

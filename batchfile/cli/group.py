@@ -1,0 +1,94 @@
+"""The command group: names and one line each, so that `batchfile --help` loads no command."""
+
+import importlib
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+
+import click
+
+from batchfile import __version__
+from batchfile.cli.exits import Exit, exit_of, explain
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """A command that is not loaded yet: `module` holds `command`; `summary` is its first help line."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "run": Lazy("run", "Answer every request of a file with one engine on this machine."),
+    "validate": Lazy("validate", "Check files of requests without running them."),
+    "status": Lazy("status", "Show how far a batch is."),
+    "results": Lazy("results", "Write the results of an ended batch."),
+    "ls": Lazy("ls", "List the batches of a store, newest first."),
+    "cancel": Lazy("cancel", "End a batch early; what is finished is kept."),
+    "doctor": Lazy("doctor", "Check this machine, the engine and the store."),
+    "config": Lazy("config", "Show the settings and where they came from."),
+    "completion": Lazy("completion", "Print the completion script of a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module when the command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        lazy = COMMANDS.get(cmd_name)
+        if lazy is None:
+            return None
+        command: click.Command = importlib.import_module(f"batchfile.cli.{lazy.module}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else " `batchfile --help` lists them."
+            ctx.fail(f"there is no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.summary) for name, lazy in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="batchfile")
+def root() -> None:
+    """One JSONL of LLM requests in, one JSONL of results out.
+
+    A batch lives in a store (a directory or an S3 bucket) and survives whatever happens to a process.
+    """
+
+
+def main() -> None:
+    """The console script: every expected error is one line on stderr and its exit code."""
+    try:
+        root.main(prog_name="batchfile", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(Exit.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone: not an error, and nothing is left to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.UNEXPECTED)
+    except Exception as error:  # noqa: BLE001 the process's top
+        message = explain(error)
+        if message is None or os.environ.get("BATCHFILE_DEBUG"):
+            traceback.print_exc()
+        click.echo(f"batchfile: {message or f'unexpected error: {error!r}'}", err=True)
+        sys.exit(exit_of(error))

@@ -1,0 +1,255 @@
+"""All settings: `batchfile.toml` with `BATCHFILE_*` environment over it, over the defaults. Read once per process.
+
+A table that the file has (pools, stages) replaces the default table; a variable changes one value of whatever is
+there: `BATCHFILE_POOLS__MISTRAL__MODEL=...`. Knows no store and no engine.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from batchfile.errors import SettingsError
+from batchfile.layout import is_pool_name
+from batchfile.ledger.base import LOCAL, Limits
+from batchfile.words import RoutingTable
+
+CONFIG_FILE = "batchfile.toml"
+CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another place for the file
+PREFIX = "BATCHFILE_"
+NESTED = "__"
+# Variables of this prefix that are no settings: they belong to one tool each.
+OTHER_VARIABLES = ("BATCHFILE_ECHO_", "BATCHFILE_DEBUG", CONFIG_VARIABLE, "BATCHFILE_API_KEY")
+
+EngineKind = Literal["vllm", "http", "echo"]
+Positive = Annotated[float, Field(gt=0)]
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pool(BaseModel):
+    """Runners that serve one model. `aliases`: further model names that mean this pool."""
+
+    model_config = _STRICT
+
+    model: str = Field(min_length=1)
+    aliases: tuple[str, ...] = ()
+    engine: EngineKind = "vllm"
+    base_url: str | None = None
+    max_model_len: int = Field(default=8192, ge=16)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _has_address(self) -> "Pool":
+        if self.engine == "http" and not self.base_url:
+            raise ValueError("a pool with engine = 'http' needs a base_url")
+        return self
+
+
+class LocalRun(BaseModel):
+    """What `batchfile run` uses where its options do not say. `model` None: the demo model, if it is there."""
+
+    model_config = _STRICT
+
+    engine: EngineKind = "vllm"
+    model: str | None = None
+    base_url: str | None = None
+    max_model_len: int | None = Field(default=None, ge=16)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=2048, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+
+
+class Times(BaseModel):
+    """The protocol's times, in seconds (DESIGN section 5). None: 15 and 90 on a bucket, 1 and 30 in a directory."""
+
+    model_config = _STRICT
+
+    lease_ttl_s: Positive | None = None
+    checkpoint_s: Positive | None = None
+    grace_s: Positive | None = None
+    completion_window_s: Positive | None = None
+    retention_s: Positive | None = None
+
+    @model_validator(mode="after")
+    def _lease_outlives_checkpoints(self) -> "Times":
+        ttl_s, checkpoint_s = self.lease_ttl_s, self.checkpoint_s
+        if ttl_s is not None and checkpoint_s is not None and ttl_s < 3 * checkpoint_s:
+            raise ValueError("lease_ttl_s must be at least three times checkpoint_s, or leases lapse in use")
+        return self
+
+
+# The user's tables (BRIEF): nothing is needed to start.
+DEFAULT_POOLS: dict[str, Any] = {
+    "llama-70b": {
+        "model": "meta-llama/Meta-Llama-3-70B-Instruct",
+        "tensor_parallel_size": 2,
+    },
+    "mistral": {"model": "mistralai/Mistral-7B-Instruct-v0.3"},
+}
+DEFAULT_STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mistral", "polish": "llama-70b"}
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. `store`: a directory or `s3://bucket/prefix`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter=NESTED,
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    store: str | None = None
+    run: LocalRun = LocalRun()
+    pools: dict[str, Pool]
+    stages: dict[str, str]
+    limits: Times = Times()
+
+    @field_validator("pools")
+    @classmethod
+    def _names_fit_keys(cls, pools: dict[str, Pool]) -> dict[str, Pool]:
+        if not pools:
+            raise ValueError("at least one pool is needed")
+        for name in pools:
+            if not is_pool_name(name):
+                raise ValueError(f"{name!r} is no pool name: lower-case letters, digits, dots, dashes; at most 63")
+        return pools
+
+    @model_validator(mode="after")
+    def _stages_have_pools(self) -> "Settings":
+        for stage, pool in self.stages.items():
+            if pool not in self.pools:
+                raise ValueError(f"stages.{stage} names the pool {pool!r}; there are {', '.join(sorted(self.pools))}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = TomlConfigSettingsSource(settings_cls, config_path())
+        tables = {"pools": DEFAULT_POOLS, "stages": DEFAULT_STAGES}
+        missing = {name: table for name, table in tables.items() if name not in file()}
+        return env_settings, file, InitSettingsSource(settings_cls, missing)
+
+    def routing(self) -> RoutingTable:
+        return RoutingTable(
+            stages=dict(self.stages),
+            pools={name: (pool.model, *pool.aliases) for name, pool in self.pools.items()},
+        )
+
+    def ledger_limits(self, *, is_local: bool) -> Limits:
+        """The protocol's times: the defaults of the kind of store, and what is set over them."""
+        base = LOCAL if is_local else Limits()
+        given = self.limits.model_dump(exclude_none=True)
+        known = {name: getattr(base, name) for name in base.__dataclass_fields__}
+        return Limits(**{**known, **given})
+
+
+def config_path() -> Path:
+    return Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
+
+
+def load_settings() -> Settings:
+    """Raises: SettingsError naming the value, where it stands and what is accepted."""
+    _refuse_unknown_variables(os.environ)
+    path = config_path()
+    if os.environ.get(CONFIG_VARIABLE) and not path.is_file():
+        raise SettingsError(f"{CONFIG_VARIABLE} names {path}, and there is no such file")
+    try:
+        return Settings()  # type: ignore[call-arg]  # the two tables come from a source
+    except ValidationError as error:
+        raise SettingsError("; ".join(_problems(error))) from error
+    except (ValueError, OSError) as error:  # tomllib's and pydantic-settings' own
+        raise SettingsError(f"the settings can not be read ({path} or {PREFIX}*): {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value and where it came from: `default`, the file's path or a variable's name."""
+
+    name: str
+    value: object
+    origin: str
+
+
+def explain_settings(settings: Settings) -> list[Setting]:
+    """Every value of `settings`, in order, with its origin."""
+    path = config_path()
+    file = dict(_leaves(TomlConfigSettingsSource(Settings, path)()))
+    variables = {name.upper(): name for name in os.environ}
+    found = []
+    for name, value in _leaves(settings.model_dump()):
+        found.append(Setting(name, value, _origin(name, variables, file, path)))
+    return found
+
+
+def _origin(name: str, variables: Mapping[str, str], file: Mapping[str, object], path: Path) -> str:
+    parts = name.split(".")
+    for size in range(len(parts), 0, -1):
+        variable = PREFIX + NESTED.join(parts[:size]).upper()
+        if variable in variables:
+            return variables[variable]
+    return str(path) if name in file else "default"
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    """Each problem with the setting's name, where it was set, and what is accepted."""
+    variables = {name.upper(): name for name in os.environ}
+    for item in error.errors(include_url=False):
+        name = ".".join(str(part) for part in item["loc"]) or "settings"
+        origin = _origin(name, variables, {name: None}, config_path())
+        if item["type"] == "extra_forbidden":
+            yield f"{name} (from {origin}) is not a setting{_nearest(item['loc'])}"
+            continue
+        shown = f" = {item['input']!r}" if isinstance(item["input"], str | int | float | bool) else ""
+        message = item["msg"].removeprefix("Value error, ")
+        yield f"{name}{shown} (from {origin}): {message[:1].lower()}{message[1:]}"
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    owners: dict[str, type[BaseModel]] = {"pools": Pool, "run": LocalRun, "limits": Times}
+    first = str(location[0])
+    model = owners.get(first, Settings) if len(location) > 1 else Settings
+    near = get_close_matches(str(location[-1]), model.model_fields, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there are {', '.join(model.model_fields)}"
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    """A misspelt variable would be ignored silently; it is refused as a misspelt key of the file is."""
+    for name in environ:
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper.startswith(OTHER_VARIABLES):
+            continue
+        first = upper.removeprefix(PREFIX).split(NESTED)[0].lower()
+        if first not in Settings.model_fields:
+            raise SettingsError(f"{name} is not a setting{_nearest((first,))}")
