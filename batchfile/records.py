@@ -160,7 +160,7 @@ def decode(data: bytes, kind: type[Record]) -> Record:
     """Raises: BatchDamaged where the bytes are no such document, or one of a newer version."""
     decoder = _decoders.get(kind)
     if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind)  # type: ignore[assignment]
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
         record = decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -39,10 +39,10 @@ def _tend(ledger: Ledger, batch: BatchRecord, runner: str) -> None:
     elif batch.state == "ended" and batch.ended_at is not None and now >= batch.ended_at + limits.retention_s:
         batches.delete(ledger, batch.batch_id)
     elif batch.state == "deleted" and batch.deleted_at is not None:
+        if now >= batch.deleted_at + limits.download_grace_s:
+            batches.remove_objects(ledger, batch)
         if now >= batch.deleted_at + limits.tombstone_s:
             batches.remove_tombstone(ledger, batch)
-        elif now >= batch.deleted_at + limits.download_grace_s:
-            batches.remove_objects(ledger, batch)
 
 
 def _sweep_abandoned(ledger: Ledger, batch_id: str, index_key: str, created_at: float) -> None:

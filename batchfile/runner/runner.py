@@ -95,9 +95,14 @@ class Runner:
                 threads = self._start_threads()
                 while not self._is_over():
                     try:
-                        self.turn(engine)
+                        is_busy = self.turn(engine)
                     except EngineDead as error:
                         engine = self._replace(engine, error)
+                        continue
+                    if not is_busy:
+                        with self._changed:
+                            if not len(self._window):
+                                self._changed.wait(IDLE_WAIT_S)
                 self._wind_down(engine, threads)
         finally:
             self._threads_over.set()
@@ -106,27 +111,26 @@ class Runner:
             raise self._failure
         return self._finisher.ended.get(self._options.only or "")
 
-    def turn(self, engine: Engine) -> None:
-        """Once around: drop what was lost, fill the engine, step it, settle what finished."""
+    def turn(self, engine: Engine) -> bool:
+        """Once around: drop what was lost, fill the engine, step it, settle what finished. False: idle."""
         self._abort_dropped(engine)
         self._fill(engine)
         if not self._in_flight:
-            with self._changed:
-                if not len(self._window):
-                    self._changed.wait(IDLE_WAIT_S)
-            return
+            return False
         for finished in engine.step():
             self._settle(finished)
+        return True
 
-    def run_alone(self) -> BatchRecord | None:
+    def run_alone(self, until: Callable[[], bool] = lambda: False) -> BatchRecord | None:
         """`run` without a thread: everything in turn, on the ledger's clock. For simulations and virtual time."""
         engine = self._build()
         try:
-            while not self._is_over():
+            while not self._is_over() and not until():
                 while self._feeder.tick():
                     pass
                 try:
-                    self.turn(engine)
+                    if not self.turn(engine):
+                        self._ledger.clock.sleep(IDLE_WAIT_S)
                 except EngineDead as error:
                     engine = self._replace(engine, error)
                 self._keeper.tick()

@@ -1,7 +1,7 @@
 """A store that fails on purpose, around one that does not: for tests and simulations.
 
-`on_call` sees every write: its number from 1, the verb, the key, and whether the write is about to happen (`before`) or has
-happened (`after`). What it raises is what the caller gets.
+`on_call` sees every write: its number from 1, the verb, the key, and whether the write is about to happen (`before`)
+or has happened (`after`). What it raises is what the caller gets.
 """
 
 from collections.abc import Callable, Iterator

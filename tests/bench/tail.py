@@ -83,8 +83,9 @@ def main() -> int:
         ratios.sort()
         known = "exactly" if not error else f"+-{error:.0%}"
         print(f"{num:>8} {known:>12} {bound:>6.2f} {ratios[len(ratios) // 2]:>7.3f} {ratios[-1]:>7.3f}")
-        rows.append({"requests": num, "error": error, "bound": bound, "median": ratios[len(ratios) // 2],
-                     "worst": ratios[-1]})
+        rows.append(
+            {"requests": num, "error": error, "bound": bound, "median": ratios[len(ratios) // 2], "worst": ratios[-1]}
+        )
     print(json.dumps({"bench": "tail", "slots": SLOTS, "seeds": seeds, "rows": rows}))
     return 0 if all(row["median"] <= row["bound"] for row in rows) else 1
 

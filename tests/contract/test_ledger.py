@@ -1,0 +1,381 @@
+"""The protocol's verbs over a store: what each leaves behind, whoever does it and however often."""
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+
+from batchfile.clock import ManualClock
+from batchfile.engine.echo import EchoEngine
+from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreUnavailable
+from batchfile.layout import REJECTED_POOL, batch_key, input_key, shard_key
+from batchfile.ledger import batches, shards, steward
+from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.ledger.planner import Planned, plan_input
+from batchfile.ledger.shards import Held
+from batchfile.ledger.status import StatusReader
+from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import encode_result
+from batchfile.records import BatchRecord, ShardRecord
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.store.faulty import FaultyStore
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Choice, Completion, Defaults, RoutingTable, Usage
+
+BATCH = "b"
+LOCAL = RoutingTable(everything="local")
+TWO_POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})
+
+
+def line(number: int, **more: object) -> bytes:
+    messages = [{"role": "user", "content": f"lead {number}"}]
+    return json.dumps({"custom_id": f"r{number}", "params": {"messages": messages, "max_tokens": 4}, **more}).encode()
+
+
+class World:
+    """A memory store, a clock that stands still, and one batch."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(self.clock)
+        self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(7), limits=Limits())
+
+    def plan(self, rows: list[bytes], routing: RoutingTable = LOCAL) -> Planned:
+        key = input_key(BATCH, "n")
+        self.store.put(key, b"\n".join(rows))
+        return plan_input(self.ledger, BATCH, key, routing=routing)
+
+    def create(self, rows: list[bytes], routing: RoutingTable = LOCAL) -> Planned:
+        planned = self.plan(rows, routing)
+        batches.create(self.ledger, batches.Draft(batch_id=BATCH, routing=routing, defaults=Defaults()), planned)
+        return planned
+
+    @property
+    def batch(self) -> BatchRecord:
+        found = load(self.ledger, batch_key(BATCH), BatchRecord)
+        assert found is not None
+        return found.record
+
+    def shard(self, pool: str, n: int) -> ShardRecord:
+        found = load(self.ledger, shard_key(BATCH, pool, n), ShardRecord)
+        assert found is not None
+        return found.record
+
+    def claim(self, n: int = 0, pool: str = "local", runner: str = "r1") -> Held:
+        plan = batches.read_plan(self.ledger, self.batch)
+        held = shards.claim(self.ledger, self.batch, plan, pool, n, runner=runner)
+        assert isinstance(held, Held)
+        return held
+
+    def run(self, runner: str = "r1", pool: str = "local") -> None:
+        options = RunnerOptions(runner_id=runner, pool=pool, only=BATCH, is_steward=False)
+        Runner(self.ledger, lambda: EchoEngine(num_slots=4), options).run_alone()
+
+    def results(self) -> list[dict[str, object]]:
+        assert self.batch.results is not None
+        return [json.loads(row) for row in b"".join(self.store.stream(self.batch.results.key)).splitlines()]
+
+
+def finished(number: int, place: int) -> FinishedLine:
+    outcome = Completion(choices=(Choice("ok", "end_turn"),), usage=Usage(input_tokens=2, output_tokens=1))
+    return FinishedLine(place, "succeeded", encode_result(f"r{number}", outcome, "echo"), outcome.usage)
+
+
+# -- planning
+
+
+def test_a_plan_cuts_whole_lines_and_covers_the_file_exactly() -> None:
+    world = World()
+    planned = world.plan([line(number) for number in range(100)])
+    ranges = planned.plan.ranges
+    assert [span.num_lines for span in ranges] == [32, 32, 32, 4]
+    assert ranges[0].start == 0
+    assert ranges[-1].end == planned.input.size
+    assert all(one.end == two.start for one, two in zip(ranges, ranges[1:], strict=False))
+    assert [span.first for span in ranges] == [0, 32, 64, 96]
+
+
+def test_a_batch_with_two_pools_has_its_ranges_twice() -> None:
+    world = World()
+    rows = [line(number, metadata={"model_hint": "mistral" if number < 40 else "llama"}) for number in range(64)]
+    planned = world.plan(rows, TWO_POOLS)
+    assert planned.plan.pools == {"mistral": {0: 32, 1: 8}, "llama": {1: 24}}
+
+
+def test_rejected_lines_are_born_done_in_a_pool_of_their_own() -> None:
+    world = World()
+    planned = world.create([line(1), b"not json", line(2), line(1), b"", line(3)])
+    assert planned.total == 5
+    assert planned.num_rejected == 2
+    assert planned.plan.pools == {"local": {0: 3}, REJECTED_POOL: {0: 2}}
+    record = world.shard(REJECTED_POOL, 0)
+    assert (record.state, record.counts.errored) == ("done", 2)
+    world.run()
+    messages = [row["error"] and row["error"]["message"] for row in world.results()]  # type: ignore[index]
+    assert messages[1].startswith("line 2: ")
+    assert "used on line 1" in messages[3]
+    assert messages[3].startswith("line 4: ")
+
+
+@pytest.mark.parametrize("rows", [[], [b""], [b"  ", b"\t"]])
+def test_a_file_without_a_request_is_refused(rows: list[bytes]) -> None:
+    with pytest.raises(InvalidFile, match="no request"):
+        World().plan(rows)
+
+
+def test_nothing_exists_before_the_commit() -> None:
+    world = World()
+    world.plan([line(1)])
+    assert batches.read_batch(world.ledger, BATCH) is None
+    assert StatusReader(world.ledger).read(BATCH) is None
+
+
+# -- leases
+
+
+def test_only_one_of_two_runners_gets_a_shard() -> None:
+    world = World()
+    world.create([line(1)])
+    world.claim(runner="r1")
+    plan = batches.read_plan(world.ledger, world.batch)
+    assert shards.claim(world.ledger, world.batch, plan, "local", 0, runner="r2") == "leased"
+
+
+def test_a_zombie_can_write_nothing_that_counts() -> None:
+    world = World()
+    world.create([line(number) for number in range(3)])
+    zombie = world.claim(runner="r1")
+    world.clock.sleep(91)
+    heir = world.claim(runner="r2")
+    shards.checkpoint(world.ledger, heir, [finished(0, 0)], has_dispatched=True)
+    with pytest.raises(LeaseLost):
+        shards.checkpoint(world.ledger, zombie, [finished(1, 1)], has_dispatched=True)
+    record = world.shard("local", 0)
+    assert (record.epoch, record.done, len(record.parts)) == (2, "1", 1)
+
+
+def test_a_released_shard_is_free_at_once_and_keeps_its_results() -> None:
+    world = World()
+    world.create([line(number) for number in range(3)])
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(0, 0)], has_dispatched=True)
+    shards.release(world.ledger, held)
+    heir = world.claim(runner="r2")
+    assert heir.missing == 0b110
+    assert heir.record.lapses == 0
+
+
+def test_a_dead_owner_is_replaced_without_waiting() -> None:
+    world = World()
+    world.create([line(1)])
+    world.claim(runner="r1")
+    world.store.kill("r1")
+    assert world.claim(runner="r2").record.epoch == 2
+
+
+# -- one compare-and-swap
+
+
+class Answer:
+    """Loses the answer of the next conditional write, before or after it happened."""
+
+    def __init__(self, phase: str, error: type[Exception]) -> None:
+        self.phase, self.error, self.is_armed = phase, error, True
+
+    def __call__(self, number: int, verb: str, key: str, phase: str) -> None:
+        if self.is_armed and verb == "put" and key.endswith(".json") and phase == self.phase:
+            self.is_armed = False
+            raise self.error("the answer was lost")
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+@pytest.mark.parametrize("error", [StoreUnavailable, PreconditionFailed])
+def test_a_write_whose_answer_was_lost_is_found_or_repeated(phase: str, error: type[Exception]) -> None:
+    world = World()
+    world.create([line(number) for number in range(3)])
+    held = world.claim()
+    faulty = FaultyStore(world.store, on_call=Answer(phase, error))
+    ledger = Ledger(store=faulty, clock=world.clock, rng=random.Random(1))
+    shards.checkpoint(ledger, held, [finished(0, 0)], has_dispatched=True)
+    shards.checkpoint(ledger, held, [finished(1, 1)], has_dispatched=True)
+    record = world.shard("local", 0)
+    assert (record.done, record.counts.succeeded, len(record.parts)) == ("3", 2, 2)
+
+
+def test_another_writers_record_is_never_taken_for_ours() -> None:
+    world = World()
+    world.create([line(1)])
+    held = world.claim()
+    world.clock.sleep(91)
+    world.claim(runner="r2")
+    lost = swap(world.ledger, held.key, held.record, held.stored.etag)
+    assert isinstance(lost, Lost)
+    assert lost.found is not None
+    assert lost.found.record.runner == "r2"
+
+
+def test_creating_finds_its_own_write_after_a_lost_answer() -> None:
+    world = World()
+    planned = world.plan([line(1)])
+    ledger = Ledger(store=FaultyStore(world.store, on_call=Answer("after", StoreUnavailable)), clock=world.clock)
+    record = batches.create(ledger, batches.Draft(batch_id=BATCH, routing=LOCAL, defaults=Defaults()), planned)
+    assert world.batch == record
+
+
+# -- ending
+
+
+@pytest.mark.parametrize(("reason", "status"), [("canceled", "canceled"), ("expired", "expired"), ("failed", "errored")])
+def test_ending_keeps_what_is_committed_and_answers_the_rest(reason: str, status: str) -> None:
+    world = World()
+    world.create([line(number) for number in range(40)])
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(0, 0)], has_dispatched=True)
+    batches.end(world.ledger, BATCH, reason)  # type: ignore[arg-type]
+    ended = batches.finish(world.ledger, BATCH, runner="r9")
+    assert ended is not None
+    assert (ended.state, ended.reason) == ("ended", reason)
+    assert [row["status"] for row in world.results()] == ["succeeded"] + [status] * 39
+    assert [row["custom_id"] for row in world.results()] == [f"r{number}" for number in range(40)]
+    with pytest.raises(LeaseLost):
+        shards.checkpoint(world.ledger, held, [finished(1, 1)], has_dispatched=True)
+
+
+def test_a_claim_that_races_with_a_cancel_is_closed() -> None:
+    world = World()
+    world.create([line(1)])
+    plan, stale = batches.read_plan(world.ledger, world.batch), world.batch
+    batches.end(world.ledger, BATCH, "canceled")
+    assert shards.claim(world.ledger, stale, plan, "local", 0, runner="r1") == "closed"
+    assert world.shard("local", 0).reason == "canceled"
+
+
+def test_an_ended_batch_never_changes() -> None:
+    world = World()
+    world.create([line(number) for number in range(5)])
+    world.run()
+    before, results = world.batch, world.results()
+    batches.end(world.ledger, BATCH, "canceled")
+    batches.finish(world.ledger, BATCH, runner="r2")
+    assert (world.batch, world.results()) == (before, results)
+
+
+def test_a_changed_input_ends_the_batch_and_keeps_what_is_done() -> None:
+    world = World()
+    world.create([line(number) for number in range(40)])
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(n, n) for n in range(32)], has_dispatched=True)
+    world.store.put(input_key(BATCH, "n"), b"something else")
+    with pytest.raises(ObjectChanged):
+        list(world.store.stream(input_key(BATCH, "n"), match=world.batch.input.etag))
+    world.run("r2")
+    assert world.batch.reason == "input_changed"
+    rows = world.results()
+    assert [row["status"] for row in rows] == ["succeeded"] * 32 + ["errored"] * 8
+    assert rows[-1]["error"]["type"] == "input_changed"  # type: ignore[index]
+
+
+def test_a_part_that_is_lost_makes_its_lines_storage_errors() -> None:
+    world = World()
+    world.create([line(number) for number in range(3)])
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(0, 0), finished(1, 1)], has_dispatched=True)
+    shards.checkpoint(world.ledger, held, [finished(2, 2)], has_dispatched=True)
+    world.store.delete(held.record.parts[0].key)
+    batches.finish(world.ledger, BATCH, runner="r1")
+    assert [row["status"] for row in world.results()] == ["errored", "errored", "succeeded"]
+    assert world.results()[0]["error"]["type"] == "storage_error"  # type: ignore[index]
+    assert world.results()[0]["custom_id"] == "r0"
+
+
+def test_the_errors_file_holds_the_input_lines_that_did_not_succeed() -> None:
+    world = World()
+    rows = [line(1), b"{rubbish", line(2)]
+    world.create(rows)
+    world.run()
+    assert world.batch.errors is not None
+    assert b"".join(world.store.stream(world.batch.errors.key)) == rows[1] + b"\n"
+
+
+# -- two pools, status, stewarding
+
+
+def test_two_pools_answer_one_batch_in_input_order() -> None:
+    world = World()
+    rows = [line(number, metadata={"model_hint": ("mistral", "llama")[number % 2]}) for number in range(50)]
+    world.create(rows, TWO_POOLS)
+    mistral = RunnerOptions(runner_id="m", pool="mistral", is_steward=False)
+    llama = RunnerOptions(runner_id="l", pool="llama", only=BATCH, is_steward=False)
+    first = Runner(world.ledger, lambda: EchoEngine(num_slots=4), mistral)
+    drive(first, lambda: StatusReader(world.ledger).read(BATCH).counts.finished == 25)  # type: ignore[union-attr]
+    assert world.batch.state == "open"
+    Runner(world.ledger, lambda: EchoEngine(num_slots=4), llama).run_alone()
+    assert [row["custom_id"] for row in world.results()] == [f"r{number}" for number in range(50)]
+    assert world.batch.counts.succeeded == 50
+
+
+def drive(runner: Runner, until: Callable[[], bool]) -> None:
+    runner.run_alone(until=until)
+
+
+def test_status_adds_up_and_never_goes_back() -> None:
+    world = World()
+    world.create([line(number) for number in range(40)])
+    reader = StatusReader(world.ledger)
+    seen = [reader.read(BATCH)]
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(0, 0)], has_dispatched=True)
+    seen.append(reader.read(BATCH))
+    shards.release(world.ledger, held)
+    seen.append(reader.read(BATCH))
+    world.run()
+    seen.append(reader.read(BATCH))
+    counts = [status.counts.finished for status in seen if status is not None]
+    assert counts == [0, 1, 1, 40]
+    assert all(status is not None and status.pending + status.counts.finished == 40 for status in seen)
+
+
+def test_the_steward_expires_ends_deletes_and_sweeps() -> None:
+    world = World()
+    world.create([line(1)])
+    limits = world.ledger.limits
+    world.clock.sleep(limits.completion_window_s)
+    steward.tick(world.ledger, runner="s")
+    assert (world.batch.state, world.batch.reason) == ("ended", "expired")
+    world.clock.sleep(limits.retention_s)
+    steward.tick(world.ledger, runner="s")
+    assert batches.read_batch(world.ledger, BATCH) is None
+    world.clock.sleep(limits.tombstone_s)
+    steward.tick(world.ledger, runner="s")
+    steward.tick(world.ledger, runner="s")
+    assert [entry.key for entry in world.store.list("batches/")] in ([], [batch_key(BATCH)])
+
+
+def test_the_steward_ends_what_nobody_ended() -> None:
+    world = World()
+    world.create([line(1)])
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(1, 0)], has_dispatched=True)
+    steward.tick(world.ledger, runner="s")
+    assert world.batch.reason == "completed"
+
+
+def test_a_create_that_was_abandoned_can_not_commit_later() -> None:
+    world = World()
+    planned = world.plan([line(1)])
+    draft = batches.Draft(batch_id=BATCH, routing=LOCAL, defaults=Defaults())
+
+    def cut_off(number: int, verb: str, key: str, phase: str) -> None:
+        if key.endswith("batch.json"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batches.create(Ledger(store=FaultyStore(world.store, on_call=cut_off), clock=world.clock), draft, planned)
+    world.clock.sleep(world.ledger.limits.abandoned_s)
+    steward.tick(world.ledger, runner="s")
+    late = load(world.ledger, batch_key(BATCH), BatchRecord)
+    assert isinstance(late, Stored)
+    assert late.record.state == "deleted"
+    assert world.store.get(input_key(BATCH, "n")) is None
