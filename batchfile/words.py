@@ -1,10 +1,13 @@
 """The nouns that travel between modules: what a request asks for and what came of it.
 
-Knows no file format, no store and no engine. `lines/` turns bytes into these and back.
+Knows no file format, no store and no engine. `lines/` turns bytes into these and back. What is made once for every request
+is a Struct: a frozen dataclass of 13 fields takes 2.6 us to make, a Struct 0.15 (and the host has 40 us a request).
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct
 
 Role = Literal["system", "user", "assistant"]
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence"]
@@ -16,16 +19,14 @@ REQUESTS_MAX = 10_000_000
 LINE_BYTES_MAX = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """One turn. `content` is plain text; blocks were joined by the parser."""
 
     role: Role
     content: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class Sampling(Struct, frozen=True, kw_only=True):
     """How to sample. None means: the engine's own default.
 
     `max_tokens` counts generated tokens. Where the request did not say (`is_max_tokens_given` False) an
@@ -47,8 +48,7 @@ class Sampling:
     num_choices: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(Struct, frozen=True, kw_only=True):
     """One request line, whatever format it came in.
 
     `messages`: normalised: at least one turn; system text (if any) is the first turn and the only one of
@@ -77,8 +77,7 @@ class Defaults:
     model: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(Struct, frozen=True, kw_only=True):
     """Tokens. `cached_tokens` is the part of `input_tokens` that the prefix cache served."""
 
     input_tokens: int = 0
@@ -93,22 +92,19 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     text: str
     stop_reason: StopReason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class Completion(Struct, frozen=True, kw_only=True):
     """A request succeeded: one choice, or `num_choices` of them in order."""
 
     choices: tuple[Choice, ...]
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(Struct, frozen=True, kw_only=True):
     """A request ended without an answer. `status` tells how; `type` and `message` are for its user."""
 
     type: str

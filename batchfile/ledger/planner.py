@@ -200,7 +200,7 @@ class _Planner:
             rejected=bits.render(rejected),
         )
         # Results leave memory with their range; what stays is enough to count them.
-        stripped = [replace(item, result=b"") for item in span.rejected]
+        stripped = [_without_result(item) for item in span.rejected]
         return _Cut(made, span.pools, self._write(span.first, span.rejected), stripped)
 
     def _write(self, first: int, rejected: list[FinishedLine]) -> list[PartRef]:
@@ -244,7 +244,7 @@ class _Planner:
             replace(cut.range, rejected=rejected),
             pools,
             [*cut.parts, *self._write(cut.range.first, twice)],
-            [*cut.rejected, *[replace(item, result=b"") for item in twice]],
+            [*cut.rejected, *map(_without_result, twice)],
         )
 
     def publish(self, cuts: list[_Cut]) -> Plan:
@@ -258,3 +258,7 @@ class _Planner:
                 pools.setdefault(layout.REJECTED_POOL, {})[n] = len(cut.rejected)
                 shards.put_done(self._ledger, self._batch_id, layout.REJECTED_POOL, n, cut.parts, cut.rejected)
         return Plan(ranges=tuple(cut.range for cut in cuts), pools=pools)
+
+
+def _without_result(item: FinishedLine) -> FinishedLine:
+    return FinishedLine(item.line, item.status, b"", item.usage)

@@ -3,7 +3,6 @@
 msgspec frames the bytes; the carried object stays raw.
 """
 
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 import msgspec
@@ -22,8 +21,7 @@ class Unreadable(InvalidRequest):
         self.custom_id = custom_id
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True):
     """`carried` is the raw `params` or `body`. `hint` and `model` are what routing may look at."""
 
     custom_id: str

@@ -4,24 +4,23 @@
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from batchfile.errors import BatchDamaged
 from batchfile.words import Status, Usage
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedLine:
+class FinishedLine(Struct, frozen=True):
     """One finished request: its place in the range, how it ended, its native result line (no newline)."""
 
     line: int
     status: Status
     result: bytes
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
 
 
-@dataclass(frozen=True, slots=True)
-class PartLine:
+class PartLine(Struct, frozen=True):
     line: int
     status: str
     result: bytes

@@ -71,7 +71,7 @@ def encode_result(custom_id: str | None, outcome: Outcome, model: str) -> bytes:
             }
         )
     first, usage = outcome.choices[0], outcome.usage
-    line = {
+    line: dict[str, object] = {
         "custom_id": custom_id,
         "status": "succeeded",
         "message": _message(first.text),

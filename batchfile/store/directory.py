@@ -62,7 +62,9 @@ class DirectoryStore:
     def head(self, key: str) -> Entry | None:
         if key.endswith(".json"):
             found = self.get(key)
-            return found and Entry(key=key, size=len(found.data), etag=found.etag, modified_at=found.modified_at)
+            if found is None:
+                return None
+            return Entry(key=key, size=len(found.data), etag=found.etag, modified_at=found.modified_at)
         with _translated(key):
             try:
                 stat = os.stat(self._path(key))

@@ -32,11 +32,11 @@ def lengths(num: int, seed: int) -> list[int]:
 
 
 def batch(actual: list[int], error: float, seed: int) -> bytes:
-    """`max_tokens` says the length, true or off by up to +-error."""
+    """`max_tokens` says the length, true or off by up to +-error (scaled, so that it never cuts: only the order counts)."""
     rng = random.Random(seed + 1)
     rows = []
     for number, tokens in enumerate(actual):
-        said = max(1, round(tokens * (1 + rng.uniform(-error, error))))
+        said = max(1, math.ceil(tokens * (1 + rng.uniform(-error, error)) / (1 - error)))
         messages = [{"role": "user", "content": f"{tokens}"}]
         rows.append(json.dumps({"custom_id": f"r{number}", "params": {"messages": messages, "max_tokens": said}}))
     return "\n".join(rows).encode()

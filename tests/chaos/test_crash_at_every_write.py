@@ -13,7 +13,7 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.engine.base import Prepared
-from batchfile.engine.echo import EchoEngine
+from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.layout import batch_key, input_key
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.batches import Draft, create, read_batch
@@ -22,7 +22,7 @@ from batchfile.ledger.status import StatusReader
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, Request, RoutingTable
+from batchfile.words import Defaults, RoutingTable
 
 BATCH = "b"
 NUM_REQUESTS = 70
@@ -44,11 +44,11 @@ class Executions:
 class CountingEcho(EchoEngine):
     def __init__(self, executions: Executions) -> None:
         super().__init__(num_slots=8)
-        self._executions = executions
+        self._seen = executions
 
     def add(self, key: int, prepared: Prepared) -> None:
-        request: Request = prepared.request  # type: ignore[attr-defined]
-        self._executions.started[request.custom_id] += 1
+        assert isinstance(prepared, EchoPrepared)
+        self._seen.started[prepared.custom_id] += 1
         super().add(key, prepared)
 
 

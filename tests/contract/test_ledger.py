@@ -227,7 +227,9 @@ def test_creating_finds_its_own_write_after_a_lost_answer() -> None:
 # -- ending
 
 
-@pytest.mark.parametrize(("reason", "status"), [("canceled", "canceled"), ("expired", "expired"), ("failed", "errored")])
+@pytest.mark.parametrize(
+    ("reason", "status"), [("canceled", "canceled"), ("expired", "expired"), ("failed", "errored")]
+)
 def test_ending_keeps_what_is_committed_and_answers_the_rest(reason: str, status: str) -> None:
     world = World()
     world.create([line(number) for number in range(40)])
