@@ -5,34 +5,40 @@ time. Ideal = max(work / slots, longest): no schedule can be faster. Run: `pytho
 """
 
 import argparse
+import heapq
 import json
+import logging
 import math
 import random
+import statistics
 import sys
+
+import structlog
 
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
+from batchfile.layout import input_key
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, create
 from batchfile.ledger.planner import plan_input
-from batchfile.layout import input_key
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
 
 SLOTS = 39
 SECONDS_PER_TOKEN = 0.03
+SIGMA = 0.5  # of the lengths' logarithm. Below 0.45 no schedule of 100 on 39 slots comes within 1.05 of the ideal
 BOUNDS = {(100, 0.0): 1.05, (1000, 0.0): 1.02, (100, 0.3): 1.12, (1000, 0.3): 1.03}
 
 
 def lengths(num: int, seed: int) -> list[int]:
-    """Lognormal, median 180 tokens, sigma 0.7, cut at 2048: what sales texts look like."""
+    """Lognormal, median 180 tokens, cut at 2048."""
     rng = random.Random(seed)
-    return [min(2048, max(8, round(math.exp(rng.gauss(math.log(180), 0.7))))) for _ in range(num)]
+    return [min(2048, max(8, round(math.exp(rng.gauss(math.log(180), SIGMA))))) for _ in range(num)]
 
 
 def batch(actual: list[int], error: float, seed: int) -> bytes:
-    """`max_tokens` says the length, true or off by up to +-error (scaled, so that it never cuts: only the order counts)."""
+    """`max_tokens` says the length, true or off by up to +-error; scaled up, so that it never cuts."""
     rng = random.Random(seed + 1)
     rows = []
     for number, tokens in enumerate(actual):
@@ -40,6 +46,14 @@ def batch(actual: list[int], error: float, seed: int) -> bytes:
         messages = [{"role": "user", "content": f"{tokens}"}]
         rows.append(json.dumps({"custom_id": f"r{number}", "params": {"messages": messages, "max_tokens": said}}))
     return "\n".join(rows).encode()
+
+
+def first_come_first_served(actual: list[int]) -> float:
+    """The peer: slots filled in input order, as an engine does that gets the file as it is. Virtual seconds."""
+    slots = [0.0] * SLOTS
+    for tokens in actual:
+        heapq.heapreplace(slots, slots[0] + tokens * SECONDS_PER_TOKEN)
+    return max(slots)
 
 
 def makespan(data: bytes) -> float:
@@ -69,23 +83,24 @@ def makespan(data: bytes) -> float:
 
 
 def main() -> int:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="runs of each kind; the worst counts")
     seeds = parser.parse_args().seeds
-    print(f"{'requests':>8} {'length known':>12} {'bound':>6} {'median':>7} {'worst':>7}")
+    print(f"{'requests':>8} {'length known':>12} {'bound':>6} {'median':>7} {'worst':>7} {'in input order':>14}")
     rows = []
     for (num, error), bound in BOUNDS.items():
-        ratios = []
+        ours, theirs = [], []
         for seed in range(seeds):
             actual = lengths(num, seed)
-            ideal = max(sum(actual) / SLOTS, max(actual)) * SECONDS_PER_TOKEN
-            ratios.append(makespan(batch(actual, error, seed)) / ideal)
-        ratios.sort()
+            ideal = max(sum(actual) / SLOTS, *actual) * SECONDS_PER_TOKEN
+            ours.append(makespan(batch(actual, error, seed)) / ideal)
+            theirs.append(first_come_first_served(actual) / ideal)
+        median, peer = statistics.median(ours), statistics.median(theirs)
         known = "exactly" if not error else f"+-{error:.0%}"
-        print(f"{num:>8} {known:>12} {bound:>6.2f} {ratios[len(ratios) // 2]:>7.3f} {ratios[-1]:>7.3f}")
-        rows.append(
-            {"requests": num, "error": error, "bound": bound, "median": ratios[len(ratios) // 2], "worst": ratios[-1]}
-        )
+        print(f"{num:>8} {known:>12} {bound:>6.2f} {median:>7.3f} {max(ours):>7.3f} {peer:>14.3f}")
+        row = {"requests": num, "error": error, "bound": bound, "median": median, "worst": max(ours), "fcfs": peer}
+        rows.append({key: round(value, 4) for key, value in row.items()})
     print(json.dumps({"bench": "tail", "slots": SLOTS, "seeds": seeds, "rows": rows}))
     return 0 if all(row["median"] <= row["bound"] for row in rows) else 1
 

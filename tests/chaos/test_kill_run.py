@@ -1,0 +1,122 @@
+"""`kill -9` of a real `batchfile run` at random moments; the same command again finishes the work.
+
+After it: one result per request, the same bytes as an unbroken run, and no request that a checkpoint held ran again.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from batchfile.store.directory import DirectoryStore
+
+NUM_REQUESTS = 400
+NUM_KILLS = 20
+SECONDS_PER_TOKEN = 0.004  # an unbroken run then generates for about two seconds
+RUN_TIMEOUT_S = 60
+
+
+def write_requests(path: Path) -> None:
+    rng = random.Random(1)
+    with path.open("w") as file:
+        for number in range(NUM_REQUESTS):
+            text = " ".join(f"word{number}-{place}" for place in range(rng.randint(5, 60)))
+            params = {"messages": [{"role": "user", "content": text}], "max_tokens": rng.randint(5, 60)}
+            file.write(json.dumps({"custom_id": f"lead_{number}", "params": params}) + "\n")
+
+
+@dataclass
+class Echo:
+    """A folder with an input, and the command that runs it; `executions` names a file of started requests."""
+
+    folder: Path
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out.jsonl"
+
+    def start(self, executions: Path) -> subprocess.Popen[bytes]:
+        echo = {
+            "BATCHFILE_ECHO_SLOTS": "16",
+            "BATCHFILE_ECHO_SECONDS_PER_TOKEN": str(SECONDS_PER_TOKEN),
+            "BATCHFILE_ECHO_EXECUTIONS": str(executions),
+        }
+        command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--quiet"]
+        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **echo}, stderr=subprocess.PIPE)
+
+    def finish(self, executions: Path) -> None:
+        process = self.start(executions)
+        _, stderr = process.communicate(timeout=RUN_TIMEOUT_S)
+        assert process.returncode == 0, stderr.decode()
+
+    def committed(self) -> set[str]:
+        """The requests whose results a shard record names at this moment."""
+        if not (self.folder / ".batchfile").is_dir():
+            return set()
+        store, found = DirectoryStore(self.folder / ".batchfile"), set()
+        for entry in store.list("batches/"):
+            if "/shards/" not in entry.key:
+                continue
+            record = json.loads(store.get(entry.key).data)  # type: ignore[union-attr]
+            for part in record["parts"]:
+                part_object = store.get(part["key"])
+                if part_object is not None:
+                    found |= {json.loads(row)[2]["custom_id"] for row in part_object.data.splitlines()}
+        return found
+
+
+def executed(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
+    """The bytes of a run that nobody disturbed, and how long it took."""
+    echo = Echo(tmp_path_factory.mktemp("unbroken"))
+    write_requests(echo.folder / "in.jsonl")
+    started_at = time.monotonic()
+    echo.finish(echo.folder / "executions")
+    assert len(executed(echo.folder / "executions")) == NUM_REQUESTS
+    return echo.output.read_bytes(), time.monotonic() - started_at
+
+
+@pytest.mark.parametrize("moment", range(NUM_KILLS))
+def test_a_killed_run_continues_without_loss_or_repetition(
+    moment: int, unbroken: tuple[bytes, float], tmp_path: Path
+) -> None:
+    expected, duration_s = unbroken
+    echo = Echo(tmp_path)
+    write_requests(tmp_path / "in.jsonl")
+    process = echo.start(tmp_path / "first")
+    # Spread over the run; the seed makes a failure repeat roughly, the machine decides the rest.
+    time.sleep(random.Random(moment).uniform(moment, moment + 1) / NUM_KILLS * duration_s)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=RUN_TIMEOUT_S)
+    committed = echo.committed()
+    had_ended = echo.output.exists()
+    echo.finish(tmp_path / "second")
+    assert echo.output.read_bytes() == expected
+    repeated = committed & set(executed(tmp_path / "second"))
+    assert not repeated, f"{len(repeated)} requests ran again although a checkpoint held them"
+    if had_ended:
+        assert not executed(tmp_path / "second")
+
+
+def test_killed_again_and_again_it_still_ends(unbroken: tuple[bytes, float], tmp_path: Path) -> None:
+    expected, duration_s = unbroken
+    echo, rng = Echo(tmp_path), random.Random(5)
+    write_requests(tmp_path / "in.jsonl")
+    for number in range(4):
+        process = echo.start(tmp_path / f"run{number}")
+        time.sleep(rng.uniform(0.4, 0.8) * duration_s)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=RUN_TIMEOUT_S)
+    echo.finish(tmp_path / "last")
+    assert echo.output.read_bytes() == expected
