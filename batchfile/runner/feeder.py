@@ -11,7 +11,7 @@ import structlog
 
 from batchfile import bits
 from batchfile.engine.base import Prepared
-from batchfile.errors import InvalidRequest, LeaseLost, ObjectChanged, ObjectMissing
+from batchfile.errors import InvalidRequest, LeaseLost, ObjectChanged, ObjectMissing, StoreUnavailable
 from batchfile.ledger import batches, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.shards import Held
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 WINDOW_SLOTS = 4  # the window is refilled below this many times the engine's slots
 WINDOW_BYTES_MAX = 64 * 1024 * 1024
+STORE_RETRY_S = 1.0
 PUSH_CHUNK = 64  # requests that become visible to the loop at once
 
 
@@ -94,18 +95,26 @@ class Feeder:
         work = ShardWork(held=held, left=record.num_lines - record.counts.finished)
         work.is_trial = lease.is_trial(record)
         self._works.append(work)
-        try:
-            if lease.must_announce(record) and not work.is_trial:
-                with work.lock:
-                    shards.checkpoint(self._ledger, held, has_dispatched=True)
-            if work.is_trial:
-                self._start_trial(work)
-            else:
-                self._push(work, held.missing)
-        except LeaseLost:
-            work.is_dropped = True
-        except (ObjectChanged, ObjectMissing) as error:
-            self._end_changed(work, error)
+        self._start(work)
+
+    def _start(self, work: ShardWork) -> None:
+        """Queue the shard's lines, or the next of its trial. Patient: a store that is away costs time only."""
+        while not self.is_stopped and not work.is_dropped:
+            try:
+                if work.is_trial:
+                    return self._start_trial(work)
+                if lease.must_announce(work.held.record):
+                    with work.lock:
+                        shards.checkpoint(self._ledger, work.held, has_dispatched=True)
+                return self._push(work, work.held.missing)
+            except LeaseLost:
+                work.is_dropped = True
+            except (ObjectChanged, ObjectMissing) as error:
+                return self._end_changed(work, error)
+            except StoreUnavailable as error:
+                log.warning("shard.waits", shard=work.held.record.n, error=str(error))
+                self._ledger.clock.sleep(STORE_RETRY_S)
+        return None
 
     def _push(self, work: ShardWork, wanted: int, *, is_alone: bool = False) -> None:
         """Read the shard's range, prepare the wanted lines that are this pool's, and queue them."""
@@ -209,10 +218,7 @@ class Feeder:
     def _continue_trials(self) -> bool:
         for work in list(self._works):
             if work.is_trial and not work.is_dropped and work.left > 0 and work.trial_left <= 0:
-                try:
-                    self._start_trial(work)
-                except LeaseLost:
-                    work.is_dropped = True
+                self._start(work)
                 return True
         return False
 

@@ -3,6 +3,8 @@
 `tick` does what is due; a thread repeats it. Harmless in any number of processes.
 """
 
+from contextlib import suppress
+
 import structlog
 
 from batchfile.errors import BatchDamaged, StoreUnavailable
@@ -74,4 +76,5 @@ class Finisher:
             self.ended[batch_id] = ended
             self._claims.drop(batch_id)
             self._looked_at.pop(batch_id, None)
-            batches.sweep_parts(self._ledger, ended)
+            with suppress(StoreUnavailable):  # retention removes what stays
+                batches.sweep_parts(self._ledger, ended)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from batchfile.engine.base import Engine, EngineFactory, EngineInfo, Finished
-from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, StoreError
+from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, StoreError, StoreUnavailable
 from batchfile.ledger.base import Ledger
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
@@ -33,7 +33,7 @@ IDLE_WAIT_S = 0.05  # how long the loop sleeps where nothing is in flight and no
 KEEPER_WAIT_S = 0.2
 FINISHER_WAIT_S = 0.1
 STORE_RETRY_S = 1.0
-ENGINE_BUILDS_MAX = 3  # in a row without one finished request between them
+ENGINE_BUILDS_MAX = 8  # in a row without one success: halving suspects meets an innocent half sooner than that
 
 _ENGINE_CRASH = Failure(
     type="engine_crash",
@@ -126,15 +126,18 @@ class Runner:
         engine = self._build()
         try:
             while not self._is_over() and not until():
-                while self._feeder.tick():
-                    pass
                 try:
+                    while self._feeder.tick():
+                        pass
                     if not self.turn(engine):
                         self._ledger.clock.sleep(IDLE_WAIT_S)
+                    self._keeper.tick()
+                    self._finisher.tick()
                 except EngineDead as error:
                     engine = self._replace(engine, error)
-                self._keeper.tick()
-                self._finisher.tick()
+                except StoreUnavailable as error:
+                    log.warning("store.unavailable", error=str(error))
+                    self._ledger.clock.sleep(STORE_RETRY_S)
             self._keeper.release_all()
             self._count_steps(engine)
         finally:
@@ -201,10 +204,10 @@ class Runner:
 
     def _count(self, outcome: Outcome) -> None:
         tally = self.tally
-        self._num_builds = 0
         if isinstance(outcome, Failure):
             tally.errored += 1
             return
+        self._num_builds = 0
         tally.succeeded += 1
         tally.input_tokens += outcome.usage.input_tokens
         tally.output_tokens += outcome.usage.output_tokens
@@ -236,6 +239,12 @@ class Runner:
         self.tally.num_engine_deaths += 1
         in_flight = list(self._in_flight.values())
         self._in_flight.clear()
+        self._count_steps(engine)
+        engine.close()
+        if self._num_builds >= ENGINE_BUILDS_MAX:
+            raise EngineDead(
+                f"{self._num_builds} engines in a row died and answered nothing; the last one: {error}"
+            ) from error
         verdicts = crashes.judge(in_flight, was_alone=self._window.is_alone_running)
         for item in verdicts.guilty:
             self._in_flight[item.key] = item
@@ -244,10 +253,6 @@ class Runner:
             self._window.push(verdicts.again)
             for group in verdicts.alone:
                 self._window.push_alone(group)
-        self._count_steps(engine)
-        engine.close()
-        if self._num_builds >= ENGINE_BUILDS_MAX and not verdicts.alone and not in_flight:
-            raise error
         return self._build()
 
     def _count_steps(self, engine: Engine) -> None:

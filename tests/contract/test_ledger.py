@@ -1,5 +1,6 @@
 """The protocol's verbs over a store: what each leaves behind, whoever does it and however often."""
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def test_a_plan_cuts_whole_lines_and_covers_the_file_exactly() -> None:
     assert [span.num_lines for span in ranges] == [32, 32, 32, 4]
     assert ranges[0].start == 0
     assert ranges[-1].end == planned.input.size
-    assert all(one.end == two.start for one, two in zip(ranges, ranges[1:], strict=False))
+    assert all(one.end == two.start for one, two in itertools.pairwise(ranges))
     assert [span.first for span in ranges] == [0, 32, 64, 96]
 
 

@@ -1,0 +1,189 @@
+"""The runner loop, driven turn by turn over a memory store: what it does to engines and shards."""
+
+import json
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from batchfile.clock import ManualClock
+from batchfile.engine.base import Engine, Finished, Prepared
+from batchfile.engine.echo import EchoEngine, EchoPrepared
+from batchfile.engine.echo_options import EchoFaults
+from batchfile.errors import EngineDead, StoreUnavailable
+from batchfile.layout import input_key
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger.planner import plan_input
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.store.base import Store
+from batchfile.store.faulty import FaultyStore
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults, Request, RoutingTable
+
+BATCH = "b"
+LOCAL = RoutingTable(everything="local")
+
+
+def world(texts: list[str], *, store: Store | None = None, limits: Limits | None = None) -> Ledger:
+    clock = ManualClock()
+    kept = store or MemoryStore(clock)
+    ledger = Ledger(store=kept, clock=clock, rng=random.Random(3), limits=limits or Limits())
+    rows = [
+        {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": text}], "max_tokens": 9}}
+        for n, text in enumerate(texts)
+    ]
+    ledger.store.put(input_key(BATCH, "n"), "\n".join(map(json.dumps, rows)).encode())
+    planned = plan_input(ledger, BATCH, input_key(BATCH, "n"), routing=LOCAL)
+    batches.create(ledger, batches.Draft(batch_id=BATCH, routing=LOCAL, defaults=Defaults()), planned)
+    return ledger
+
+
+def runner(ledger: Ledger, engine: type[Engine] | object, runner_id: str = "r1") -> Runner:
+    options = RunnerOptions(runner_id=runner_id, pool="local", only=BATCH, is_steward=False)
+    return Runner(ledger, engine, options)  # type: ignore[arg-type]
+
+
+def results(ledger: Ledger) -> list[dict[str, dict[str, str]]]:
+    batch = batches.read_batch(ledger, BATCH)
+    assert batch is not None
+    assert batch.results is not None
+    return [json.loads(row) for row in b"".join(ledger.store.stream(batch.results.key)).splitlines()]
+
+
+@pytest.mark.parametrize("place", [0, 17, 79])
+def test_a_line_that_kills_the_engine_is_errored_and_all_others_succeed(place: int) -> None:
+    texts = [f"hello {n}" for n in range(80)]
+    texts[place] = "POISON"
+    ledger = world(texts)
+    run = runner(ledger, lambda: EchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
+    run.run_alone()
+    errors = {n: row["error"]["type"] for n, row in enumerate(results(ledger)) if row["error"]}
+    assert errors == {place: "engine_crash"}
+    assert run.tally.num_engine_deaths >= 3
+
+
+def test_two_poison_lines_are_both_found() -> None:
+    texts = [f"hello {n}" for n in range(40)]
+    texts[3] = texts[30] = "POISON"
+    ledger = world(texts)
+    runner(ledger, lambda: EchoEngine(num_slots=16, faults=EchoFaults(poison="POISON"))).run_alone()
+    assert [n for n, row in enumerate(results(ledger)) if row["error"]] == [3, 30]
+
+
+def test_an_engine_that_dies_before_it_serves_anything_ends_the_run() -> None:
+    class Stillborn(EchoEngine):
+        def step(self) -> list[Finished]:
+            raise EngineDead("no GPU")
+
+    ledger = world([f"hello {n}" for n in range(40)])
+    with pytest.raises(EngineDead, match="no GPU"):
+        runner(ledger, Stillborn).run_alone()
+
+
+def test_the_engine_never_runs_dry_between_shards() -> None:
+    """With 16 slots and 200 requests in 7 shards, every step but those of the tail finds the slots full."""
+    clock_engines: list[EchoEngine] = []
+
+    ledger = world([f"hello {n} " + "x " * (n % 5) for n in range(200)])
+
+    def build() -> EchoEngine:
+        engine = EchoEngine(num_slots=16, seconds_per_token=0.1, clock=ledger.clock)
+        clock_engines.append(engine)
+        return engine
+
+    seen: list[tuple[int, int]] = []
+    run = runner(ledger, build)
+    run.run_alone(until=lambda: seen.append((run.num_in_flight, run.tally.succeeded)) or False)  # type: ignore[func-returns-value]
+    num_before_the_tail = 200 - 2 * run.info.max_in_flight  # type: ignore[union-attr]
+    while_fed = [in_flight for in_flight, done in seen if 0 < done < num_before_the_tail]
+    assert while_fed
+    assert min(while_fed) >= 16
+
+
+def test_a_stop_finishes_what_is_in_flight_and_gives_back_the_rest() -> None:
+    ledger = world([f"hello {n}" for n in range(100)])
+    first = runner(ledger, lambda: EchoEngine(num_slots=8, seconds_per_token=0.1, clock=ledger.clock))
+
+    def stop_soon() -> bool:
+        if first.tally.succeeded >= 20:
+            first.stop()
+        return False
+
+    first.run_alone(until=stop_soon)
+    assert first.num_in_flight == 0
+    states = {
+        json.loads(ledger.store.get(entry.key).data)["state"]  # type: ignore[union-attr]
+        for entry in ledger.store.list(f"batches/{BATCH}/shards/")
+    }
+    assert states <= {"open", "done"}
+    second = runner(ledger, lambda: EchoEngine(num_slots=8), "r2")
+    second.run_alone()
+    assert first.tally.succeeded + second.tally.succeeded == 100
+    assert len(results(ledger)) == 100
+
+
+def test_requests_of_one_prefix_start_side_by_side_and_the_longest_first() -> None:
+    started: list[str] = []
+
+    class Recorder(EchoEngine):
+        def prepare(self, request: Request) -> EchoPrepared:
+            prepared = super().prepare(request)
+            group = ord(request.messages[-1].content[0])
+            return EchoPrepared(
+                prefix=group,
+                cost=len(request.messages[-1].content),
+                custom_id=prepared.custom_id,
+                completion=prepared.completion,
+                work_s=0,
+            )
+
+        def add(self, key: int, prepared: Prepared) -> None:
+            assert isinstance(prepared, EchoPrepared)
+            started.append(prepared.completion.choices[0].text)
+            super().add(key, prepared)
+
+    ledger = world(["b", "a", "bbb", "aa"] * 40)
+    runner(ledger, lambda: Recorder(num_slots=4)).run_alone()
+    assert started[:16] == ["aa"] * 8 + ["a"] * 8 or started[0] in {"bbb", "aa"}
+    assert sorted(started) == sorted(["b", "a", "bbb", "aa"] * 40)
+
+
+def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else() -> None:
+    clock, chance = ManualClock(), random.Random(11)
+    inner = MemoryStore(clock)
+
+    def sometimes(number: int, verb: str, key: str, phase: str) -> None:
+        if chance.random() < 0.2:
+            raise StoreUnavailable("503 slow down")
+
+    ledger = world([f"hello {n}" for n in range(70)], store=inner)
+    flaky = Ledger(
+        store=FaultyStore(inner, on_call=sometimes), clock=ledger.clock, rng=ledger.rng, limits=Limits(checkpoint_s=0)
+    )
+    run = runner(flaky, lambda: EchoEngine(num_slots=4))
+    run.run_alone()
+    assert [row["custom_id"] for row in results(ledger)] == [f"r{n}" for n in range(70)]
+
+
+def test_a_lost_shard_is_dropped_and_its_requests_are_aborted() -> None:
+    aborted: list[int] = []
+
+    class Slow(EchoEngine):
+        def abort(self, keys: Iterable[int]) -> None:
+            aborted.extend(keys)
+            super().abort(keys)
+
+    ledger = world([f"hello {n}" for n in range(8)], limits=Limits(lease_ttl_s=10, checkpoint_s=1))
+    first = runner(ledger, lambda: Slow(num_slots=4, latency_s=6, clock=ledger.clock))
+
+    def cancel_once() -> bool:
+        if first.num_in_flight and not aborted:
+            batches.end(ledger, BATCH, "canceled")
+            batches.finish(ledger, BATCH, runner="someone")
+        return False
+
+    first.run_alone(until=cancel_once)
+    assert aborted
+    assert first.num_in_flight == 0
+    assert {row["status"] for row in results(ledger)} <= {"succeeded", "canceled"}  # type: ignore[comparison-overlap]
