@@ -51,6 +51,11 @@ class EngineStats:
     extra: dict[str, float] = field(default_factory=dict)
 
 
+def in_flight_for(num_slots: int) -> int:
+    """How many requests to have in an engine of this many slots: a quarter more, so that none runs empty."""
+    return num_slots + max(16, num_slots // 4)
+
+
 class Engine(Protocol):
     """One thread owns an engine: add, step, abort and close are called from there only.
 

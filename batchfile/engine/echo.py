@@ -1,22 +1,43 @@
-"""No model: the answer is a fixed function of the request. For tests, demos and host-overhead benches."""
+"""No model: the answer is a fixed function of the request. For tests, demos and host-overhead benches.
+
+A token is a piece of text between single spaces. The answer is the text of the last user turn, cut after
+`max_tokens` pieces and before the first stop sequence; every choice of a request is the same. Knows nothing
+of files, stores and runners.
+"""
 
 import heapq
+import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
+from typing import Literal
 
 from batchfile.clock import Clock, SystemClock
-from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared
-from batchfile.words import Choice, Completion, Request, Usage
+from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
+from batchfile.engine.echo_options import EchoFaults, EchoOptions
+from batchfile.errors import EngineDead, InvalidRequest
+from batchfile.words import Choice, Completion, Request, StopReason, Usage
+
+# With the machine's own time a step returns this often, so that its caller can look around.
+STEP_WAIT_S_MAX = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoPrepared(Prepared):
     request: Request
+    completion: Completion
+    work_s: float
+    fault: Literal["poison", "kill"] | None = None
 
 
 class EchoEngine:
-    """Answers with the last turn's words, `max_tokens` of them at most. A word is a token."""
+    """Continuous batching without a model: `num_slots` run, each for latency_s + tokens * seconds_per_token.
+
+    `tokens` decides how many tokens a request generates, whatever its max_tokens says; without it, the length
+    of its text does, up to max_tokens. Given a clock, a step sleeps on it until the next request finishes.
+    """
 
     def __init__(
         self,
@@ -26,39 +47,70 @@ class EchoEngine:
         latency_s: float = 0.0,
         clock: Clock | None = None,
         tokens: Callable[[Request], int] | None = None,
+        faults: EchoFaults | None = None,
     ) -> None:
-        self._clock = clock or SystemClock()
+        self.info = EngineInfo(
+            name="echo",
+            model="echo",
+            version="1",
+            num_slots=num_slots,
+            max_in_flight=in_flight_for(num_slots),
+        )
+        self._clock: Clock = clock or SystemClock()
+        self._wait_s_max = inf if clock else STEP_WAIT_S_MAX
         self._seconds_per_token = seconds_per_token
         self._latency_s = latency_s
         self._tokens = tokens
+        self._faults = faults or EchoFaults()
+        self._executions_fd = _open_to_append(self._faults.executions_path)
         self._waiting: deque[tuple[int, EchoPrepared]] = deque()
+        # (when it finishes, key, what it is); a heap.
         self._running: list[tuple[float, int, EchoPrepared]] = []
         self._num_steps = 0
-        self.info = EngineInfo(
-            name="echo", model="echo", version="1", num_slots=num_slots, max_in_flight=num_slots + max(16, num_slots // 4)
+        self._num_full_steps = 0
+        self._is_dead = False
+
+    @classmethod
+    def from_options(cls, options: EchoOptions, clock: Clock | None = None) -> "EchoEngine":
+        return cls(
+            num_slots=options.num_slots,
+            seconds_per_token=options.seconds_per_token,
+            latency_s=options.latency_s,
+            clock=clock,
+            faults=options.faults,
         )
 
     def prepare(self, request: Request) -> EchoPrepared:
-        return EchoPrepared(request=request, cost=request.sampling.max_tokens)
+        num_tokens, completion = self._answer(request)
+        return EchoPrepared(
+            prefix=hash(request.messages[0].content),
+            cost=request.sampling.max_tokens,
+            request=request,
+            completion=completion,
+            work_s=self._latency_s + num_tokens * self._seconds_per_token,
+            fault=self._fault_of(request) if self._faults.has_markers else None,
+        )
 
     def add(self, key: int, prepared: Prepared) -> None:
         assert isinstance(prepared, EchoPrepared)
+        if self._is_dead:
+            raise EngineDead("The echo engine died earlier. Build another one.")
         self._waiting.append((key, prepared))
 
     def step(self) -> list[Finished]:
+        if self._is_dead:
+            raise EngineDead("The echo engine died earlier. Build another one.")
+        if not self._waiting and not self._running:
+            return []
         self._num_steps += 1
         now = self._clock.monotonic()
-        while self._waiting and len(self._running) < self.info.num_slots:
-            key, prepared = self._waiting.popleft()
-            num = self._tokens(prepared.request) if self._tokens else prepared.cost
-            heapq.heappush(self._running, (now + self._latency_s + num * self._seconds_per_token, key, prepared))
-        if self._running and self._running[0][0] > now:
-            self._clock.sleep(self._running[0][0] - now)
+        done = self._start(now)
+        if not done and self._running and self._running[0][0] > now:
+            self._clock.sleep(min(self._running[0][0] - now, self._wait_s_max))
             now = self._clock.monotonic()
-        done = []
         while self._running and self._running[0][0] <= now:
             _, key, prepared = heapq.heappop(self._running)
-            done.append(Finished(key, _answer(prepared.request)))
+            done.append(Finished(key, prepared.completion))
         return done
 
     def abort(self, keys: Iterable[int]) -> None:
@@ -68,17 +120,70 @@ class EchoEngine:
         heapq.heapify(self._running)
 
     def stats(self) -> EngineStats:
-        return EngineStats(num_steps=self._num_steps)
+        return EngineStats(num_steps=self._num_steps, num_full_steps=self._num_full_steps)
 
     def close(self) -> None:
-        pass
+        self._is_dead = True
+        if self._executions_fd is not None:
+            os.close(self._executions_fd)
+            self._executions_fd = None
+
+    def _start(self, now: float) -> list[Finished]:
+        """Give free slots to those that wait, first come first served. Returns those that cost nothing."""
+        free = self.info.num_slots - len(self._running)
+        started = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        if len(started) == free:
+            self._num_full_steps += 1
+        if self._executions_fd is not None and started:
+            names = "".join(prepared.request.custom_id.replace("\n", "\\n") + "\n" for _, prepared in started)
+            os.write(self._executions_fd, names.encode())
+        done = []
+        for key, prepared in started:
+            if prepared.fault is not None:
+                self._fail(prepared)
+            if prepared.work_s > 0:
+                heapq.heappush(self._running, (now + prepared.work_s, key, prepared))
+            else:
+                done.append(Finished(key, prepared.completion))
+        return done
+
+    def _fail(self, prepared: EchoPrepared) -> None:
+        if prepared.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._is_dead = True
+        raise EngineDead("The echo engine died of a request with the poison marker. Build another one.")
+
+    def _fault_of(self, request: Request) -> Literal["poison", "kill"] | None:
+        texts = [message.content for message in request.messages]
+        faults = self._faults
+        if faults.refuse and any(faults.refuse in text for text in texts):
+            raise InvalidRequest(f"The text holds the marker {faults.refuse!r}, which this engine refuses.")
+        if faults.kill and any(faults.kill in text for text in texts):
+            return "kill"
+        if faults.poison and any(faults.poison in text for text in texts):
+            return "poison"
+        return None
+
+    def _answer(self, request: Request) -> tuple[int, Completion]:
+        """The number of tokens it takes, and the answer."""
+        messages, sampling = request.messages, request.sampling
+        text = next((turn.content for turn in reversed(messages) if turn.role == "user"), messages[-1].content)
+        num_tokens = text.count(" ") + 1
+        reason: StopReason = "end_turn"
+        if num_tokens > sampling.max_tokens:
+            num_tokens, reason = sampling.max_tokens, "max_tokens"
+            text = " ".join(text.split(" ", num_tokens)[:num_tokens])
+        if self._tokens is not None:
+            num_tokens = self._tokens(request)
+        for stop in sampling.stop:
+            if stop in text:
+                text, reason = text[: text.index(stop)], "stop_sequence"
+        usage = Usage(
+            input_tokens=sum(turn.content.count(" ") + 1 for turn in messages),
+            output_tokens=num_tokens * sampling.num_choices,
+        )
+        return num_tokens, Completion(choices=(Choice(text, reason),) * sampling.num_choices, usage=usage)
 
 
-def _answer(request: Request) -> Completion:
-    words = request.messages[-1].content.split()
-    cut = words[: request.sampling.max_tokens]
-    num_in = sum(len(message.content.split()) for message in request.messages)
-    reason = "end_turn" if len(cut) == len(words) else "max_tokens"
-    return Completion(
-        choices=(Choice(" ".join(cut), reason),), usage=Usage(input_tokens=num_in, output_tokens=max(1, len(cut)))
-    )
+def _open_to_append(path: str | None) -> int | None:
+    return None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
