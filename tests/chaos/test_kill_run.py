@@ -48,7 +48,18 @@ class Echo:
             "BATCHFILE_ECHO_SECONDS_PER_TOKEN": str(SECONDS_PER_TOKEN),
             "BATCHFILE_ECHO_EXECUTIONS": str(executions),
         }
-        command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "batchfile",
+            "run",
+            "in.jsonl",
+            "-o",
+            "out.jsonl",
+            "--engine",
+            "echo",
+            "--quiet",
+        ]
         return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **echo}, stderr=subprocess.PIPE)
 
     def finish(self, executions: Path) -> None:
@@ -120,3 +131,26 @@ def test_killed_again_and_again_it_still_ends(unbroken: tuple[bytes, float], tmp
         process.communicate(timeout=RUN_TIMEOUT_S)
     echo.finish(tmp_path / "last")
     assert echo.output.read_bytes() == expected
+
+
+def test_a_line_that_kills_its_process_is_found_and_errored_and_the_rest_succeeds(tmp_path: Path) -> None:
+    num, poison = 60, 23
+    with (tmp_path / "in.jsonl").open("w") as file:
+        for number in range(num):
+            text = "DEADLY" if number == poison else f"hello {number}"
+            params = {"messages": [{"role": "user", "content": text}], "max_tokens": 5}
+            file.write(json.dumps({"custom_id": f"lead_{number}", "params": params}) + "\n")
+    env = {**os.environ, "BATCHFILE_ECHO_KILL": "DEADLY", "BATCHFILE_ECHO_SLOTS": "8"}
+    command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--quiet"]
+    codes = []
+    for _ in range(20):
+        codes.append(
+            subprocess.run(command, cwd=tmp_path, env=env, timeout=RUN_TIMEOUT_S, stderr=subprocess.PIPE).returncode
+        )
+        if codes[-1] != -signal.SIGKILL:
+            break
+    assert codes[-1] == 3, codes
+    rows = [json.loads(row) for row in (tmp_path / "out.jsonl").read_text().splitlines()]
+    errors = {number: row["error"]["type"] for number, row in enumerate(rows) if row["error"]}
+    assert errors == {poison: "runner_crash"}
+    assert len(rows) == num
