@@ -125,7 +125,7 @@ def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> list[PartLi
             ledger.clock.sleep(2.0**attempt)
         found = ledger.store.get(part.key)
         if found is not None and hashlib.sha256(found.data).hexdigest() == part.sha256:
-            return list(decode_part(found.data))
+            return decode_part(found.data)
     log.error("part.lost", batch_id=batch.batch_id, key=part.key, found=found is not None)
     return []
 

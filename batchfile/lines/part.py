@@ -3,7 +3,8 @@
 `line` is the request's place in its range. The result travels as bytes, so that assembling parses nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -20,23 +21,31 @@ class FinishedLine(Struct, frozen=True):
     usage: Usage = Usage()
 
 
-class PartLine(Struct, frozen=True):
+class PartLine(NamedTuple):
     line: int
-    status: str
+    status: Status
     result: bytes
+
+
+_STATUS: dict[bytes, Status] = {
+    b'"succeeded"': "succeeded",
+    b'"errored"': "errored",
+    b'"canceled"': "canceled",
+    b'"expired"': "expired",
+}
 
 
 def encode_part(lines: Sequence[FinishedLine]) -> bytes:
     return b"".join([b'[%d,"%s",%s]\n' % (item.line, item.status.encode(), item.result) for item in lines])
 
 
-def decode_part(data: bytes) -> Iterable[PartLine]:
+def decode_part(data: bytes) -> list[PartLine]:
     """Raises: BatchDamaged where the bytes are no part (the digest was checked before: this is a bug)."""
-    for row in data.split(b"\n"):
-        if not row:
-            continue
-        number, _, rest = row[1:-1].partition(b",")
-        status, _, result = rest.partition(b",")
-        if not number.isdigit() or not result:
-            raise BatchDamaged(f"a part holds a line that is none: {row[:80]!r}")
-        yield PartLine(int(number), status[1:-1].decode(), result)
+    lines = []
+    try:
+        for row in data[:-1].split(b"\n"):
+            number, status, result = row[1:-1].split(b",", 2)
+            lines.append(PartLine(int(number), _STATUS[status], result))
+    except (ValueError, KeyError) as error:
+        raise BatchDamaged(f"a part holds a line that is none: {error}") from error
+    return lines

@@ -48,7 +48,7 @@ class CountingEcho(EchoEngine):
 
     def add(self, key: int, prepared: Prepared) -> None:
         assert isinstance(prepared, EchoPrepared)
-        self._seen.started[prepared.custom_id] += 1
+        self._seen.started[prepared.request.custom_id] += 1
         super().add(key, prepared)
 
 

@@ -132,7 +132,7 @@ def test_requests_of_one_prefix_start_side_by_side_and_the_longest_first() -> No
             return EchoPrepared(
                 prefix=group,
                 cost=len(request.messages[-1].content),
-                custom_id=prepared.custom_id,
+                request=prepared.request,
                 completion=prepared.completion,
                 work_s=0,
             )
