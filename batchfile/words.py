@@ -46,6 +46,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     json_schema: dict[str, Any] | None = None  # the output must fit it; {} means any JSON object
     num_choices: int = 1
+    ignore_eos: bool = False  # generate max_tokens whatever the model says: for benches
 
 
 class Request(Struct, frozen=True, kw_only=True):

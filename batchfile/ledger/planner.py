@@ -64,13 +64,22 @@ class _Cut:
 
 
 def plan_input(
-    ledger: Ledger, batch_id: str, input_key: str, *, routing: RoutingTable, stage: str | None = None
+    ledger: Ledger,
+    batch_id: str,
+    input_key: str,
+    *,
+    routing: RoutingTable,
+    stage: str | None = None,
+    lines_per_range: int | None = None,
 ) -> Planned:
-    """Plan the object `input_key`. Raises: InvalidFile (no request in it, too many), ObjectChanged, ObjectMissing."""
+    """Plan the object `input_key`. `lines_per_range` None: what `range_lines` says.
+
+    Raises: InvalidFile (no request in it, too many), ObjectChanged, ObjectMissing.
+    """
     entry = ledger.store.head(input_key)
     if entry is None:
         raise InvalidFile(f"{input_key} does not exist; upload it first")
-    planner = _Planner(ledger, batch_id, routing, stage)
+    planner = _Planner(ledger, batch_id, routing, stage, lines_per_range)
     digest = hashlib.sha256()
     chunks = _hashed(ledger.store.stream(input_key, match=entry.etag), digest)
     cuts = planner.read(chunks, entry.size)
@@ -115,7 +124,9 @@ def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]
 class _Planner:
     """One pass over the lines, and a second only where a custom_id seems to be used twice."""
 
-    def __init__(self, ledger: Ledger, batch_id: str, routing: RoutingTable, stage: str | None) -> None:
+    def __init__(
+        self, ledger: Ledger, batch_id: str, routing: RoutingTable, stage: str | None, lines_per_range: int | None
+    ) -> None:
         self.total = 0
         self.num_rejected = 0
         self.num_hints = 0
@@ -126,13 +137,14 @@ class _Planner:
         self._batch_id = batch_id
         self._routing = routing
         self._stage = stage
+        self._lines_per_range = lines_per_range
         self._lease = ledger.new_id()
         self._num_parts = 0
 
     def read(self, chunks: Iterable[bytes], size: int) -> list[_Cut]:
         cuts: list[_Cut] = []
         span: _Span | None = None
-        wanted = RANGE_LINES_MIN
+        wanted = self._lines_per_range or RANGE_LINES_MIN
         everything = self._routing.everything
         for line in iter_lines(chunks):
             if span is None:
@@ -142,7 +154,7 @@ class _Planner:
                 span.pools[pool] = span.pools.get(pool, 0) + 1
             span.num_lines += 1
             self.total += 1
-            if line.end <= SAMPLE_BYTES:
+            if line.end <= SAMPLE_BYTES and self._lines_per_range is None:
                 wanted = range_lines(size, self.total, line.end)
             if span.num_lines >= wanted or line.end - span.start >= RANGE_BYTES_MAX:
                 cuts.append(self._cut(span, line.end))

@@ -1,0 +1,330 @@
+"""Our runner on real vLLM against vLLM's own two ways to run a file, in one run on one machine.
+
+Three ways, the same requests, output lengths and scheduler flags, each from the engine being ready to the output being
+on disk:
+
+- ours: the runner loop over a directory store (claims, checkpoints and assembly included);
+- generate: `LLM.generate` on all prompts at once, then the file is written;
+- run_batch: vLLM's `run_batch` on the same OpenAI file.
+
+Each engine is loaded once; the ways take turns, and what counts is the ratio within each round (median of the rounds).
+Also counted: how many of the scheduler's steps were full until the input ended, and the steps of 64 shards against 1.
+
+Run: `python tests/bench/engine.py --model DIR` (real weights), or on a GPU with any model's shape and
+`--load-format dummy`.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BOUND_GENERATE = 1.0
+BOUND_RUN_BATCH = 1.1
+BOUND_FULL = 0.995
+BOUND_STEPS = 0.01
+SHARDS = 64
+
+
+def write_requests(path: Path, num: int) -> None:
+    """OpenAI lines: one of four system prompts of about 150 tokens, 8 to 48 output tokens, forced."""
+    rng = random.Random(1)
+    systems = [
+        f"You write {kind} for a sales team. " + "Be specific, be brief, and never invent a fact about the lead. " * 10
+        for kind in ("reports", "subject lines", "emails", "final drafts")
+    ]
+    with path.open("w") as file:
+        for number in range(num):
+            text = f"Lead {number}: a company of {rng.randint(10, 9000)} people that asked about pricing."
+            body = {
+                "model": "bench",
+                "messages": [{"role": "system", "content": rng.choice(systems)}, {"role": "user", "content": text}],
+                "max_tokens": rng.randint(8, 48),
+                "temperature": 0,
+                "ignore_eos": True,
+            }
+            line = {"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(line) + "\n")
+
+
+@dataclass
+class Steps:
+    """What the scheduler did: all steps, those until the input ended, and the full ones among these."""
+
+    all: int = 0
+    fed: int = 0
+    full: int = 0
+    times: list[float] = field(default_factory=list)
+
+
+class Worker:
+    """A process that has loaded one engine and runs a way when told to: JSON lines in, JSON lines out."""
+
+    def __init__(self, way: str, args: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--worker", way, *forwarded(args)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ask({"ready": True})
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("ANSWER "):
+                answer: dict[str, Any] = json.loads(line.removeprefix("ANSWER "))
+                return answer
+        raise SystemExit(f"a worker ended with exit code {self._process.wait()}")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+def forwarded(args: argparse.Namespace) -> list[str]:
+    flags = ["--model", args.model, "--load-format", args.load_format, "--max-num-seqs", str(args.max_num_seqs)]
+    flags += ["--max-num-batched-tokens", str(args.max_num_batched_tokens), "--max-model-len", str(args.max_model_len)]
+    return flags + (["--enforce-eager"] if args.enforce_eager else [])
+
+
+def answers() -> Iterable[dict[str, Any]]:
+    """The questions of the parent; what is yielded back to it is printed by `answer`."""
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def answer(**what: Any) -> None:
+    print("ANSWER " + json.dumps(what), flush=True)
+
+
+def work_ours(args: argparse.Namespace) -> None:
+    """Ours and `generate` on one and the same engine."""
+    from batchfile.engine.vllm import VllmEngine, VllmOptions
+
+    engine = VllmEngine(
+        VllmOptions(
+            model=args.model,
+            max_num_seqs=args.max_num_seqs,
+            max_model_len=args.max_model_len,
+            enforce_eager=args.enforce_eager,
+            extra={
+                "load_format": args.load_format,
+                "max_num_batched_tokens": args.max_num_batched_tokens,
+            },
+        )
+    )
+    for question in answers():
+        if "ready" in question:
+            answer(ready=True)
+            continue
+        engine.llm.reset_prefix_cache()
+        source, output = Path(question["source"]), Path(question["output"])
+        if question["way"] == "generate":
+            answer(seconds=generate(engine, source, output))
+        else:
+            seconds, steps = ours(engine, source, output, question["shards"])
+            answer(seconds=seconds, all=steps.all, fed=steps.fed, full=steps.full)
+    engine.close()
+
+
+def generate(engine: Any, source: Path, output: Path) -> float:
+    """All prompts at once: read, apply the template, generate, write."""
+    from vllm import SamplingParams
+
+    started_at = time.monotonic()
+    lines = [json.loads(line) for line in source.open()]
+    conversations = [line["body"]["messages"] for line in lines]
+    params = [SamplingParams(max_tokens=line["body"]["max_tokens"], temperature=0, ignore_eos=True) for line in lines]
+    tokenizer = engine.llm.get_tokenizer()
+    prompts = [
+        {"prompt_token_ids": tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)}
+        for turns in conversations
+    ]
+    outputs = engine.llm.generate(prompts, params, use_tqdm=False)
+    with output.open("w") as file:
+        for line, result in zip(lines, outputs, strict=True):
+            file.write(json.dumps({"custom_id": line["custom_id"], "text": result.outputs[0].text}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return time.monotonic() - started_at
+
+
+def ours(engine: Any, source: Path, output: Path, shards: int | None) -> tuple[float, Steps]:
+    """The runner over a fresh directory store; the output is its durable results file."""
+    from batchfile.layout import input_key
+    from batchfile.ledger.base import LOCAL, Ledger
+    from batchfile.ledger.batches import Draft, create
+    from batchfile.ledger.planner import plan_input
+    from batchfile.runner.runner import Runner, RunnerOptions
+    from batchfile.store.directory import DirectoryStore
+    from batchfile.words import Defaults, RoutingTable
+
+    steps = Steps()
+    num = sum(1 for _ in source.open())
+    lent = LentEngine(engine, steps, num)
+    ledger = Ledger(store=DirectoryStore(output.with_suffix(".store")), limits=LOCAL)
+    routing = RoutingTable(everything="local")
+    started_at = time.monotonic()
+    key = input_key("bench", "n")
+    ledger.store.link(key, str(source))
+    lines_per_range = None if shards is None else -(-num // shards)
+    planned = plan_input(ledger, "bench", key, routing=routing, lines_per_range=lines_per_range)
+    create(ledger, Draft(batch_id="bench", routing=routing, defaults=Defaults()), planned)
+    options = RunnerOptions(runner_id="bench", pool="local", only="bench", is_steward=False)
+    ended = Runner(ledger, lambda: lent, options).run()
+    seconds = time.monotonic() - started_at
+    assert ended is not None
+    assert ended.counts.succeeded == num, ended.counts
+    return seconds, steps
+
+
+class LentEngine:
+    """An engine that outlives the runner: `close` leaves it open. Counts its steps."""
+
+    def __init__(self, engine: Any, steps: Steps, num_requests: int) -> None:
+        self._engine = engine
+        self._steps = steps
+        self._left = num_requests
+        self.info = engine.info
+        self.prepare = engine.prepare
+        self.abort = engine.abort
+        self.stats = engine.stats
+
+    def add(self, key: int, prepared: Any) -> None:
+        self._left -= 1
+        self._engine.add(key, prepared)
+
+    def step(self) -> Any:
+        before = self._engine.stats()
+        finished = self._engine.step()
+        after = self._engine.stats()
+        self._steps.all += after.num_steps - before.num_steps
+        if self._left:
+            self._steps.fed += after.num_steps - before.num_steps
+            self._steps.full += after.num_full_steps - before.num_full_steps
+        return finished
+
+    def close(self) -> None:
+        pass
+
+
+def work_run_batch(args: argparse.Namespace) -> None:
+    """vLLM's run_batch, with its own usage context, on an engine that is loaded once."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    from vllm.entrypoints.launchers import run_batch as peer
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.usage.usage_lib import UsageContext
+
+    async def serve() -> None:
+        sys.argv = ["run_batch", "-i", "in", "-o", "out", *forwarded(args), "--served-model-name", "bench"]
+        parsed = peer.parse_args()
+        async with build_async_engine_client(parsed, usage_context=UsageContext.OPENAI_BATCH_RUNNER) as client:
+            for question in answers():
+                if "ready" in question:
+                    answer(ready=True)
+                    continue
+                await client.reset_prefix_cache()
+                parsed.input_file, parsed.output_file = question["source"], question["output"]
+                started_at = time.monotonic()
+                await peer.run_batch(client, parsed)
+                with open(parsed.output_file) as file:
+                    os.fsync(file.fileno())
+                answer(seconds=time.monotonic() - started_at)
+
+    asyncio.run(serve())
+
+
+def interval(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"
+
+
+def compare(args: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="batchfile-bench-") as name:
+        folder = Path(name)
+        source = folder / "in.jsonl"
+        write_requests(source, args.requests)
+        own, peer = Worker("ours", args), Worker("run_batch", args)
+        rounds = []
+        for number in range(args.rounds):
+            row = {}
+            ways = [("ours", own), ("generate", own), ("run_batch", peer)]
+            for way, worker in ways[number % 3 :] + ways[: number % 3]:
+                question = {"way": way, "source": str(source), "output": str(folder / f"{way}{number}"), "shards": None}
+                row[way] = worker.ask(question)
+            rounds.append(row)
+            print({way: round(what["seconds"], 2) for way, what in row.items()}, flush=True)
+        one, many = (
+            own.ask({"way": "ours", "source": str(source), "output": str(folder / f"s{shards}"), "shards": shards})
+            for shards in (1, SHARDS)
+        )
+        own.close()
+        peer.close()
+    return report(args, rounds, one, many)
+
+
+def report(args: argparse.Namespace, rounds: list[dict[str, Any]], one: dict[str, Any], many: dict[str, Any]) -> int:
+    faster = {
+        way: [row[way]["seconds"] / row["ours"]["seconds"] for row in rounds] for way in ("generate", "run_batch")
+    }
+    full = [row["ours"]["full"] / max(1, row["ours"]["fed"]) for row in rounds]
+    steps = many["all"] / one["all"] - 1
+    print(f"{'as fast as':>12}  median [min, max] of {len(rounds)} rounds, {args.requests} requests")
+    for way, ratios in faster.items():
+        print(f"{way:>12}  {interval(ratios)}")
+    print(f"full steps until the input ended: {interval(full)}")
+    print(f"steps of {SHARDS} shards against 1: {many['all']} against {one['all']} ({steps:+.2%})")
+    row = {
+        "bench": "engine",
+        "model": Path(args.model).name,
+        "requests": args.requests,
+        "rounds": len(rounds),
+        "vs_generate": round(statistics.median(faster["generate"]), 3),
+        "vs_run_batch": round(statistics.median(faster["run_batch"]), 3),
+        "full_steps": round(statistics.median(full), 4),
+        "shard_steps": round(steps, 4),
+    }
+    print(json.dumps(row))
+    is_within = (
+        row["vs_generate"] >= BOUND_GENERATE
+        and row["vs_run_batch"] >= BOUND_RUN_BATCH
+        and row["full_steps"] >= BOUND_FULL
+        and abs(row["shard_steps"]) <= BOUND_STEPS
+    )
+    # A short run is for completion only: it judges nothing.
+    return 0 if is_within or args.rounds < 3 else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--load-format", default="auto", help="`dummy` for random weights of the model's shape")
+    parser.add_argument("--requests", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--max-num-seqs", type=int, default=64)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
+    parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--worker", choices=("ours", "run_batch"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker == "ours":
+        work_ours(args)
+    elif args.worker == "run_batch":
+        work_run_batch(args)
+    else:
+        return compare(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
