@@ -29,8 +29,6 @@ CONFIG_FILE = "batchfile.toml"
 CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another place for the file
 PREFIX = "BATCHFILE_"
 NESTED = "__"
-# Variables of this prefix that are no settings: they belong to one tool each.
-OTHER_VARIABLES = ("BATCHFILE_ECHO_", "BATCHFILE_DEBUG", CONFIG_VARIABLE, "BATCHFILE_API_KEY")
 
 EngineKind = Literal["vllm", "http", "echo"]
 Positive = Annotated[float, Field(gt=0)]
@@ -171,7 +169,7 @@ def config_path() -> Path:
 
 def load_settings() -> Settings:
     """Raises: SettingsError naming the value, where it stands and what is accepted."""
-    _refuse_unknown_variables(os.environ)
+    _refuse_misspelt_variables(os.environ)
     path = config_path()
     if os.environ.get(CONFIG_VARIABLE) and not path.is_file():
         raise SettingsError(f"{CONFIG_VARIABLE} names {path}, and there is no such file")
@@ -244,12 +242,13 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     return f"; there are {', '.join(model.model_fields)}"
 
 
-def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
-    """A misspelt variable would be ignored silently; it is refused as a misspelt key of the file is."""
+def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:
+    """A misspelt variable would be ignored silently. Other variables of this prefix belong to other tools."""
     for name in environ:
         upper = name.upper()
-        if not upper.startswith(PREFIX) or upper.startswith(OTHER_VARIABLES):
+        if not upper.startswith(PREFIX):
             continue
         first = upper.removeprefix(PREFIX).split(NESTED)[0].lower()
-        if first not in Settings.model_fields:
-            raise SettingsError(f"{name} is not a setting{_nearest((first,))}")
+        near = get_close_matches(first, Settings.model_fields, n=1, cutoff=0.75)
+        if near and near[0] != first:
+            raise SettingsError(f"{name} is not a setting; did you mean {PREFIX}{near[0].upper()}?")

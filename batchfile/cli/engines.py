@@ -1,0 +1,89 @@
+"""Which engine a command means: options over settings. The engine itself is not loaded here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from batchfile.engine.base import Engine, EngineFactory
+from batchfile.errors import SettingsError
+from batchfile.settings import EngineKind, Settings
+
+API_KEY_VARIABLES = ("BATCHFILE_API_KEY", "OPENAI_API_KEY")
+DEMO_MODEL = "SmolLM2-135M-Instruct"
+CACHE_VARIABLE = "BATCHFILE_CACHE"  # as the set-up recipe (`just demo`) has it
+CACHE_FOLDER = "~/.cache/batchfile"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """`model` as the run's identity keeps it; `label` for people."""
+
+    kind: EngineKind
+    model: str
+    factory: EngineFactory
+
+    @property
+    def label(self) -> str:
+        return self.kind if self.kind == "echo" else f"{self.kind} with {self.model}"
+
+
+def choose_engine(
+    settings: Settings,
+    kind: str | None,
+    model: str | None,
+    base_url: str | None,
+    *,
+    max_model_len: int | None,
+    max_num_seqs: int | None,
+) -> EngineChoice:
+    """Raises: click.UsageError, SettingsError where something that the engine needs is missing."""
+    chosen: EngineKind = kind or settings.run.engine  # type: ignore[assignment]  # click checked it
+    url = base_url or settings.run.base_url
+    if chosen == "http" and not url:
+        raise click.UsageError("--engine http needs --base-url, such as http://127.0.0.1:8000/v1")
+    if base_url and chosen != "http":
+        raise click.UsageError(f"--base-url is for --engine http, not for {chosen}")
+    name = model or settings.run.model
+    if chosen == "echo":
+        name = name or "echo"
+    elif name is None and chosen == "http":
+        raise click.UsageError("--engine http needs --model: the name that the endpoint serves")
+    found = name or str(demo_model())
+
+    def factory() -> Engine:
+        if chosen == "echo":
+            from batchfile.engine.echo import EchoEngine
+            from batchfile.engine.echo_options import EchoOptions
+
+            echo = EchoOptions.from_env()
+            return EchoEngine(
+                num_slots=echo.num_slots,
+                seconds_per_token=echo.seconds_per_token,
+                latency_s=echo.latency_s,
+                faults=echo.faults,
+            )
+        from batchfile.engine.open import engine_factory
+
+        return engine_factory(
+            chosen,
+            model=found,
+            base_url=url,
+            api_key=next((os.environ[key] for key in API_KEY_VARIABLES if os.environ.get(key)), None),
+            max_model_len=max_model_len or settings.run.max_model_len,
+            max_num_seqs=max_num_seqs or settings.run.max_num_seqs,
+        )()
+
+    return EngineChoice(kind=chosen, model=found, factory=factory)
+
+
+def demo_model() -> Path:
+    """The folder of the demo model. Raises: SettingsError where it is not on this machine."""
+    folder = Path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER).expanduser() / "models" / DEMO_MODEL
+    if not (folder / "config.json").is_file():
+        raise SettingsError(
+            "no model was named and the demo model is not here: add --model NAME_OR_DIRECTORY, "
+            "or run `just setup` once to fetch the demo model, or try --engine echo"
+        )
+    return folder

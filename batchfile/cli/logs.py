@@ -1,0 +1,24 @@
+"""Logs of a command: structlog to stderr, warnings and worse unless asked for more. Never prompts or outputs."""
+
+import logging
+import os
+import sys
+
+import structlog
+
+
+def configure(*, is_verbose: bool = False) -> None:
+    """Once per process, before anything logs."""
+    level = logging.INFO if is_verbose else logging.WARNING
+    colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(colors=colors),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,66 @@
+"""Where a command's batches are: the store it names, the ledger over it, a batch by its id or its output's path."""
+
+import os
+from pathlib import Path
+
+from batchfile import layout
+from batchfile.errors import InvalidRequest, SettingsError
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import read_batch
+from batchfile.ledger.cas import load
+from batchfile.records import BatchRecord, IdempotencyRecord
+from batchfile.settings import Settings
+from batchfile.store.base import Store
+
+STORE_FOLDER = ".batchfile"
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url
+
+
+def open_ledger(url: str, settings: Settings) -> Ledger:
+    return Ledger(store=open_any(url), limits=settings.ledger_limits(is_local=is_local(url)))
+
+
+def existing_ledger(url: str | None, settings: Settings, name: str | None = None) -> Ledger:
+    """The ledger of a store that must exist: named, set, beside the output `name`, or beside the current directory.
+
+    Raises: SettingsError where there is none.
+    """
+    chosen = url or settings.store
+    if chosen is None:
+        folders = [Path(STORE_FOLDER)]
+        if name is not None:
+            folders.insert(0, Path(os.path.realpath(name)).parent / STORE_FOLDER)
+        found = [folder for folder in folders if folder.is_dir()]
+        if not found:
+            raise SettingsError(f"there is no {STORE_FOLDER} here; name the store: --store DIR or --store s3://…")
+        chosen = str(found[0])
+    elif is_local(chosen) and not Path(chosen).is_dir():
+        raise SettingsError(f"--store {chosen}: there is no such directory")
+    return open_ledger(chosen, settings)
+
+
+def find_batch(ledger: Ledger, name: str) -> BatchRecord:
+    """A batch by its id or by the path of its output. Raises: InvalidRequest where there is none."""
+    path = os.path.realpath(name)
+    pointer = load(ledger, layout.idempotency_key("output", path), IdempotencyRecord)
+    batch_id = name if pointer is None else pointer.record.batch_id
+    try:
+        batch = read_batch(ledger, batch_id)
+    except InvalidRequest:
+        batch = None
+    if batch is None:
+        raise InvalidRequest(f"{name}: no such batch in {ledger.store.url}; `batchfile ls` lists them")
+    return batch
+
+
+def open_any(url: str) -> Store:
+    if is_local(url):
+        from batchfile.store.directory import DirectoryStore
+
+        return DirectoryStore(url)
+    from batchfile.store.open import open_store
+
+    return open_store(url)

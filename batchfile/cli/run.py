@@ -1,0 +1,285 @@
+"""`batchfile run`: options, signals and words around `batchfile.local`. The exit codes are in `exits.py`."""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import click
+import msgspec
+
+from batchfile.cli import logs
+from batchfile.cli.engines import EngineChoice, choose_engine
+from batchfile.cli.exits import EXIT_HELP, Exit
+from batchfile.cli.places import STORE_FOLDER, open_ledger
+from batchfile.cli.shown import ProgressLine, duration
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.status import StatusReader
+from batchfile.local import outputs
+from batchfile.local.inputs import STDIN, inspect
+from batchfile.local.progress import Meter, Snapshot
+from batchfile.local.receipt import Receipt, make_receipt
+from batchfile.local.run import Opened, RunOptions, lock_output, open_batch, work
+from batchfile.records import BatchRecord
+from batchfile.runner.runner import Runner
+from batchfile.settings import Settings, load_settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voice:
+    """What is said on stderr, and how."""
+
+    is_quiet: bool
+    is_json: bool
+
+    def say(self, text: str) -> None:
+        if self.is_quiet:
+            return
+        click.echo(json.dumps({"event": "note", "message": text}) if self.is_json else text, err=True)
+
+
+class Interrupted(BaseException):
+    """A signal came while nothing was in flight. BaseException: no library may swallow it."""
+
+    def __init__(self, code: Exit) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(slots=True)
+class Signals:
+    """First signal: finish what is in flight. Second: stop now. Third: end on the spot; the ledger allows it."""
+
+    voice: Voice
+    runner: Runner | None = None
+    code: Exit | None = None
+    num: int = field(default=0)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
+        self.num += 1
+        runner = self.runner
+        if self.num >= 3:
+            os._exit(self.code)
+        if runner is None or runner.info is None:
+            raise Interrupted(self.code)
+        if self.num == 1:
+            runner.stop()
+            self.voice.say(
+                f"stopping: finishing {runner.num_in_flight:,} requests in flight; press Ctrl-C again to stop now"
+            )
+        else:
+            runner.stop_now()
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        old = {number: signal.signal(number, self.handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+@click.command("run", epilog=EXIT_HELP)
+@click.argument("input_path", metavar="IN")
+@click.option(
+    "-o", "--output", required=True, metavar="OUT", help="The results file (.jsonl or .parquet); - is stdout."
+)
+@click.option("--engine", type=click.Choice(["vllm", "http", "echo"]), help="What generates.  [default: vllm]")
+@click.option("--model", help="A model's name or directory.  [default: the demo model, if it is cached]")
+@click.option("--base-url", metavar="URL", help="With --engine http: an OpenAI-compatible endpoint.")
+@click.option("--stage", help="The stage whose work this is; kept with the batch.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Run the first N requests only.")
+@click.option("--strict", is_flag=True, help="Refuse the file if one line can not run, before the engine loads.")
+@click.option("--restart", is_flag=True, help="Throw away the run that this output belongs to, and begin anew.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Where a request does not say.  [default: 2048]")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="Where a request does not say.")
+@click.option("--max-model-len", type=click.IntRange(min=16), help="Tokens of prompt and answer together.")
+@click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that are generated at the same time.")
+@click.option("--store", metavar="STORE", help="A directory or s3://bucket/prefix.  [default: .batchfile beside OUT]")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option(
+    "--json", "is_json", is_flag=True, help="The receipt as one JSON line on stdout, progress as JSON on stderr."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what the runner does.")
+def command(
+    input_path: str,
+    output: str,
+    engine: str | None,
+    model: str | None,
+    base_url: str | None,
+    stage: str | None,
+    limit: int | None,
+    strict: bool,
+    restart: bool,
+    max_tokens: int | None,
+    temperature: float | None,
+    max_model_len: int | None,
+    max_num_seqs: int | None,
+    store: str | None,
+    quiet: bool,
+    is_json: bool,
+    verbose: bool,
+) -> None:
+    """Answer every request of the file IN (- is stdin) and write one result line for each to OUT, in input order.
+
+    IN is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. Beside OUT come
+    OUT.errors.jsonl (the input lines that failed, ready to run again; absent if none) and OUT.receipt.json.
+
+    The same command again continues where the last one stopped, whatever ended it.
+    """
+    logs.configure(is_verbose=verbose)
+    settings = load_settings()
+    is_stdout = output == STDIN
+    if is_stdout and is_json:
+        raise click.UsageError("--json and -o - both want stdout; write the results to a file")
+    voice = Voice(is_quiet=quiet, is_json=is_json)
+    signals = Signals(voice)
+    with ExitStack() as stack:
+        stack.enter_context(signals.caught())
+        try:
+            code = _run(
+                stack,
+                signals,
+                voice,
+                settings,
+                choice=choose_engine(
+                    settings, engine, model, base_url, max_model_len=max_model_len, max_num_seqs=max_num_seqs
+                ),
+                input_path=input_path,
+                output=output,
+                store=store,
+                stage=stage,
+                limit=limit,
+                is_strict=strict,
+                is_restart=restart,
+                max_tokens=max_tokens,
+                temperature=temperature,
+            )
+        except Interrupted as stop:
+            code = stop.code
+        if code in {Exit.INTERRUPTED, Exit.TERMINATED}:
+            _say_how_to_resume(is_stdout=is_stdout, is_stdin=input_path == STDIN)
+    sys.exit(code)
+
+
+def _run(
+    stack: ExitStack,
+    signals: Signals,
+    voice: Voice,
+    settings: Settings,
+    *,
+    choice: EngineChoice,
+    input_path: str,
+    output: str,
+    store: str | None,
+    stage: str | None,
+    limit: int | None,
+    is_strict: bool,
+    is_restart: bool,
+    max_tokens: int | None,
+    temperature: float | None,
+) -> Exit:
+    source = inspect(input_path)
+    path = None if output == STDIN else outputs.check_output(output, source.path)
+    url = store or settings.store
+    if url is None and path is not None:
+        url = str(Path(path).parent / STORE_FOLDER)
+    elif url is None:
+        url = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-"))
+        voice.say(f"results go to stdout at the end; until then they are in {url}, and an interrupted run is lost")
+    ledger = open_ledger(url, settings)
+    stack.enter_context(lock_output(path, ledger.store.url))
+    options = RunOptions(
+        output=path,
+        engine=choice.kind,
+        model=choice.model,
+        stage=stage,
+        limit=limit,
+        max_tokens=max_tokens or settings.run.max_tokens,
+        temperature=settings.run.temperature if temperature is None else temperature,
+        is_strict=is_strict,
+        is_restart=is_restart,
+    )
+    opened = open_batch(ledger, source, options)
+    for note in opened.notes:
+        voice.say(note)
+    batch = opened.batch
+    if batch.state != "ended":
+        ended = _work(ledger, opened, choice, signals, voice)
+        if ended is None:
+            return signals.code or Exit.UNEXPECTED
+        batch = ended
+    return _finish(ledger, batch, path, voice)
+
+
+def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals, voice: Voice) -> BatchRecord | None:
+    batch = opened.batch
+    status = StatusReader(ledger).read(batch.batch_id)
+    assert status is not None
+    if not opened.is_new:
+        voice.say(f"continuing {batch.batch_id}: {status.counts.finished:,} of {batch.total:,} requests are done")
+    meter = Meter(batch.total, status.counts, status.usage, time.monotonic())
+
+    def look() -> Snapshot | None:
+        runner = signals.runner
+        return None if runner is None else meter.look(runner.tally, time.monotonic())
+
+    def on_runner(runner: Runner) -> None:
+        signals.runner = runner
+        voice.say(f"{batch.total:,} requests; loading {choice.label}")
+
+    runner_id = f"local-{ledger.new_id()[:12]}"
+    with ExitStack() as stack:
+        if not voice.is_quiet:
+            stack.enter_context(ProgressLine(look, is_json=voice.is_json))
+        return work(ledger, batch, choice.factory, runner_id, on_runner)
+
+
+def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) -> Exit:
+    """Write the files of the ended batch and say how it went."""
+    if path is None:
+        assert batch.results is not None
+        assert batch.errors is not None
+        outputs.write_results_to(ledger, batch, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        receipt = make_receipt(batch, outputs.store_facts(batch.results), None)
+    else:
+        receipt = outputs.export(ledger, batch, path)
+    if voice.is_json:
+        click.echo(msgspec.json.encode(receipt))
+    voice.say(_summary(receipt, path))
+    return Exit.OK if receipt.is_all_succeeded else Exit.FAILED_REQUESTS
+
+
+def _summary(receipt: Receipt, path: str | None) -> str:
+    num_failed = receipt.input.requests - receipt.counts.succeeded
+    text = (
+        f"{receipt.counts.succeeded:,} of {receipt.input.requests:,} requests succeeded in {duration(receipt.seconds)}"
+    )
+    if receipt.reason != "completed":
+        text += f"; the batch was ended early ({receipt.reason})"
+    if path is not None:
+        text += f": {path}"
+        if num_failed:
+            text += f"; the {num_failed:,} that did not are in {path}{outputs.ERRORS_ENDING}, ready to run again"
+    return text
+
+
+def _say_how_to_resume(*, is_stdout: bool, is_stdin: bool) -> None:
+    if is_stdout:
+        click.echo("interrupted", err=True)
+        return
+    arguments = [argument for argument in sys.argv[1:] if argument != "--restart"]
+    same = " (with the same input on stdin)" if is_stdin else ""
+    click.echo(f"interrupted; this continues{same}:\n  batchfile {shlex.join(arguments)}", err=True)

@@ -1,0 +1,122 @@
+"""The file formats that become JSONL: gzip, Zstandard, Parquet; told apart by their first bytes.
+
+Streams in bounded memory. What is damaged is an InvalidFile that says where. Knows no store and no request.
+"""
+
+import io
+import sys
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Literal
+
+from batchfile.errors import InvalidFile
+
+Format = Literal["jsonl", "gzip", "zstd", "parquet"]
+
+CHUNK_BYTES = 1024 * 1024
+HEAD_BYTES = 4
+_MAGIC: tuple[tuple[bytes, Format], ...] = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PAR1", "parquet"),
+)
+_ENDINGS: tuple[tuple[str, Format], ...] = ((".gz", "gzip"), (".zst", "zstd"), (".parquet", "parquet"))
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_OTHERS = ((b"PK\x03\x04", "a zip archive (or an .xlsx)"), (b"BZh", "bzip2 data"), (b"\xfd7zX", "xz data"))
+
+
+def detect(name: str, head: bytes) -> Format:
+    """The format of a file that begins with `head`. Raises: InvalidFile where its name says otherwise."""
+    if head.startswith(_UTF16):
+        raise InvalidFile(f"{name}: is UTF-16 text; save it as UTF-8")
+    for magic, what in _OTHERS:
+        if head.startswith(magic):
+            raise InvalidFile(f"{name}: is {what}; unpack it (.gz and .zst can be read as they are)")
+    found: Format = next((kind for magic, kind in _MAGIC if head.startswith(magic)), "jsonl")
+    for ending, kind in _ENDINGS:
+        if name.endswith(ending) and found != kind:
+            raise InvalidFile(f"{name}: is named {ending} and is no {kind} data; the file is damaged or misnamed")
+    return found
+
+
+def open_lines(path: str | None, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
+    """The JSONL in a file, or in `stream` where there is no path, as chunks. Raises: InvalidFile."""
+    if kind == "parquet":
+        from batchfile.local.parquet import parquet_lines
+
+        if path is None:
+            raise InvalidFile("stdin: Parquet can not be read from a pipe; name the file")
+        return parquet_lines(path)
+    return _text_chunks(path, kind, stream)
+
+
+def file_chunks(path: str) -> Iterator[bytes]:
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _text_chunks(path: str | None, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
+    name = path or "stdin"
+    source = stream if path is None else open(path, "rb")  # noqa: SIM115 closed below
+    assert source is not None
+    done = 0
+    try:
+        plain = _decompressed(kind, source)
+        while chunk := plain.read(CHUNK_BYTES):
+            done += len(chunk)
+            yield chunk
+    except EOFError:
+        raise InvalidFile(
+            f"{name}: the {kind} data ends in the middle, after {done:,} bytes of text; copy the file again"
+        ) from None
+    except _damage() as error:
+        raise InvalidFile(
+            f"{name}: the {kind} data is damaged after {done:,} bytes of text ({error}); copy the file again"
+        ) from None
+    finally:
+        source.close()
+
+
+def _decompressed(kind: Format, source: BinaryIO) -> Any:
+    if kind == "gzip":
+        import gzip
+
+        return gzip.GzipFile(fileobj=_readable(source))
+    if kind == "zstd":
+        return _zstd().ZstdFile(_readable(source), "rb")
+    return source
+
+
+def _readable(source: BinaryIO) -> BinaryIO:
+    """As a buffered stream, whatever its read method alone can do."""
+    return source if isinstance(source, io.IOBase) else io.BufferedReader(_Raw(source), CHUNK_BYTES)
+
+
+class _Raw(io.RawIOBase):
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._source.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+
+        return zstd
+    from backports import zstd
+
+    return zstd
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    import gzip
+
+    return (gzip.BadGzipFile, zlib.error, _zstd().ZstdError)

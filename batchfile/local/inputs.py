@@ -1,0 +1,157 @@
+"""A local input: what it is, whether it can be read, and how it comes into the store.
+
+A plain file is referenced where the store can; anything else (compressed, Parquet, stdin, a limited run) is written
+into the store once, as JSONL, streamed. Knows no batch.
+"""
+
+import hashlib
+import os
+import stat
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from batchfile.errors import InvalidFile
+from batchfile.lines.frame import iter_lines
+from batchfile.local.formats import HEAD_BYTES, Format, detect, file_chunks, open_lines
+from batchfile.store.base import Store
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An input that was looked at. `path` is absolute; None means stdin.
+
+    `stamp`: equal as long as nobody touched the file (inode, size, mtime); empty for stdin.
+    """
+
+    path: str | None
+    format: Format
+    stamp: str = ""
+    head: bytes = b""
+
+    @property
+    def name(self) -> str:
+        return self.path or "stdin"
+
+
+def inspect(path: str) -> Source:
+    """Raises: InvalidFile where the input can not be used, before anything is made of it."""
+    if path == STDIN:
+        return _inspect_stdin(sys.stdin.buffer)
+    absolute = os.path.abspath(path)
+    try:
+        status = os.stat(absolute)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InvalidFile(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise InvalidFile(f"{path}: can not be read: {error.strerror}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise InvalidFile(f"{path}: is a directory; name one file of requests")
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidFile(f"{path}: is not a regular file; give it through stdin: `... | batchfile run - -o OUT`")
+    if status.st_size == 0:
+        raise InvalidFile(f"{path}: is empty; it needs at least one request line")
+    try:
+        with open(absolute, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise InvalidFile(f"{path}: can not be read: {error.strerror}; check its permissions") from None
+    return Source(path=absolute, format=detect(path, head), stamp=stamp_of(status))
+
+
+def stamp_of(status: os.stat_result) -> str:
+    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
+def digest_of(source: Source) -> str:
+    """sha256 of the file's own bytes. Raises: InvalidFile where it changes meanwhile."""
+    assert source.path is not None
+    digest = hashlib.sha256()
+    for chunk in file_chunks(source.path):
+        digest.update(chunk)
+    check_untouched(source)
+    return digest.hexdigest()
+
+
+def check_untouched(source: Source) -> None:
+    """Raises: InvalidFile where the file is no longer the one that was inspected."""
+    if source.path is not None and stamp_of(os.stat(source.path)) != source.stamp:
+        raise InvalidFile(f"{source.path}: was changed while it was read; run the command again once it is complete")
+
+
+def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None) -> bool:
+    """Make the object `key` hold the requests of `source`, the first `limit` of them. True: it refers to the file.
+
+    Raises: InvalidFile (damaged data, a column that is missing); OSError where the disk is full.
+    """
+    if source.format == "jsonl" and source.path is not None and limit is None:
+        if store.link(key, source.path) is not None:
+            return True
+        lines: Iterable[bytes] = file_chunks(source.path)
+    else:
+        lines = open_lines(source.path, source.format, _stdin_chunks(source))
+    if limit is not None:
+        lines = first_requests(lines, limit)
+    with store.writer(key) as writer:
+        for chunk in lines:
+            writer.write(chunk)
+        check_untouched(source)
+        writer.commit()
+    return False
+
+
+def first_requests(chunks: Iterable[bytes], num: int) -> Iterator[bytes]:
+    """The bytes up to the end of the `num`-th line that is not blank; reads no further than its chunk."""
+    read: deque[bytes] = deque()
+    sent = 0
+
+    def remembered() -> Iterator[bytes]:
+        for chunk in chunks:
+            read.append(chunk)
+            yield chunk
+
+    for line in iter_lines(remembered()):
+        while read and sent + len(read[0]) <= line.end:
+            sent += len(read[0])
+            yield read.popleft()
+        num -= 1
+        if num == 0:
+            if read and line.end > sent:
+                yield read[0][: line.end - sent]
+            return
+    yield from read
+
+
+def _inspect_stdin(stream: BinaryIO) -> Source:
+    if stream.isatty():
+        raise InvalidFile("-: stdin is a terminal; pipe a file of requests into it")
+    head = stream.read(HEAD_BYTES)
+    if not head:
+        raise InvalidFile("-: stdin is empty; it needs at least one request line")
+    return Source(path=None, format=detect("stdin", head), head=head)
+
+
+def _stdin_chunks(source: Source) -> BinaryIO | None:
+    return None if source.path is not None else _Rest(source.head, sys.stdin.buffer)  # type: ignore[return-value]
+
+
+class _Rest:
+    """A stream of which the first bytes were read already: a file object for reading, no more."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self._head = head
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        if self._head:
+            taken = self._head if size < 0 else self._head[:size]
+            self._head = self._head[len(taken) :]
+            return taken
+        return self._stream.read(size)
+
+    def close(self) -> None:
+        """The stream is the process's own."""

@@ -1,0 +1,182 @@
+"""What a run leaves: the results, the input lines that failed, the receipt. Each is there whole, or as it was before.
+
+Knows how a file is replaced, and which dialect its lines are in. No engine, no terminal.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from batchfile.errors import SettingsError
+from batchfile.ledger.base import Ledger
+from batchfile.local.formats import file_chunks
+from batchfile.local.receipt import FileFacts, Receipt, decode_receipt, encode_receipt, make_receipt
+from batchfile.records import BatchRecord, FileRef
+
+ERRORS_ENDING = ".errors.jsonl"
+RECEIPT_ENDING = ".receipt.json"
+PARQUET_ENDING = ".parquet"
+
+
+def check_output(output: str, input_path: str | None) -> str:
+    """The output's absolute path. Raises: SettingsError where it can not be written."""
+    path = os.path.realpath(output)
+    if os.path.isdir(path):
+        raise SettingsError(f"{output}: is a directory; name a file in it: {os.path.join(output, 'results.jsonl')}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise SettingsError(f"{output}: is not a regular file; `-o -` writes the results to stdout")
+    if input_path is not None and os.path.exists(path) and os.path.samefile(path, input_path):
+        raise SettingsError(f"{output}: is the input itself; choose another output")
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise SettingsError(f"{output}: there is no directory {folder}; make it first")
+    try:
+        # Permission bits do not tell (a read-only mount, root): only a write does.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingsError(f"{output}: {folder} can not be written: {error.strerror}") from None
+    return path
+
+
+def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
+    """Write the files of an ended batch beside each other, the receipt last. Repeating it changes nothing.
+
+    Raises: OSError where the disk is full: then each file is whole or as it was.
+    """
+    assert batch.results is not None
+    assert batch.errors is not None
+    old = _read_receipt(output)
+    if old is not None and old.batch_id == batch.batch_id and _is_there(old):
+        return old
+    if output.endswith(PARQUET_ENDING):
+        from batchfile.local.parquet import write_results
+
+        with _replaced(output) as temporary:
+            write_results(result_lines(ledger, batch), temporary)
+    else:
+        with _replaced(output) as temporary, open(temporary, "wb") as file:
+            write_results_to(ledger, batch, file)
+    errors = output + ERRORS_ENDING
+    if batch.errors.num_lines:
+        with _replaced(errors) as temporary, open(temporary, "wb") as file:
+            for chunk in ledger.store.stream(batch.errors.key):
+                file.write(chunk)
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(errors)
+    receipt = make_receipt(
+        batch,
+        _facts(output, batch.total),
+        _facts(errors, batch.errors.num_lines) if batch.errors.num_lines else None,
+    )
+    with _replaced(output + RECEIPT_ENDING) as temporary:
+        Path(temporary).write_bytes(encode_receipt(receipt))
+    return receipt
+
+
+def write_results_to(ledger: Ledger, batch: BatchRecord, file: BinaryIO) -> None:
+    """The results as JSONL, in the dialect of the input."""
+    assert batch.results is not None
+    if batch.input.dialect == "native":
+        for chunk in ledger.store.stream(batch.results.key):
+            file.write(chunk)
+    else:
+        from batchfile.lines.render import render_lines
+
+        for line in render_lines(result_lines(ledger, batch), batch):
+            file.write(line + b"\n")
+
+
+def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
+    """The native result lines, in input order, without newlines."""
+    assert batch.results is not None
+    return _lines(ledger, batch.results)
+
+
+def error_bytes(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
+    """The input lines that did not succeed."""
+    assert batch.errors is not None
+    return ledger.store.stream(batch.errors.key)
+
+
+def _lines(ledger: Ledger, ref: FileRef) -> Iterator[bytes]:
+    tail = b""
+    for chunk in ledger.store.stream(ref.key):
+        rows = (tail + chunk).split(b"\n")
+        tail = rows.pop()
+        yield from rows
+    if tail:
+        yield tail
+
+
+def store_facts(ref: FileRef) -> FileFacts:
+    """Of results that stay in the store."""
+    return FileFacts(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)
+
+
+def _read_receipt(output: str) -> Receipt | None:
+    try:
+        return decode_receipt(Path(output + RECEIPT_ENDING).read_bytes())
+    except OSError:
+        return None
+
+
+def _is_there(receipt: Receipt) -> bool:
+    """Are the files that a receipt names still those?"""
+    for facts in (receipt.output, receipt.errors):
+        if facts is not None:
+            try:
+                if os.path.getsize(facts.path) != facts.bytes or _digest(facts.path) != facts.sha256:
+                    return False
+            except OSError:
+                return False
+    return True
+
+
+def _facts(path: str, num_lines: int) -> FileFacts:
+    return FileFacts(path=path, bytes=os.path.getsize(path), sha256=_digest(path), lines=num_lines)
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    for chunk in file_chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _replaced:
+    """`with _replaced(path) as temporary`: what was written to `temporary` becomes `path` at the end, synced.
+
+    One name per output, so that a killed run leaves at most one such file and the next one reuses it.
+    """
+
+    def __init__(self, path: str) -> None:
+        folder, name = os.path.split(path)
+        self._path = path
+        self._folder = folder
+        self._temporary = os.path.join(folder, f".{name}.unfinished")
+
+    def __enter__(self) -> str:
+        return self._temporary
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None:
+            with suppress(OSError):
+                os.unlink(self._temporary)
+            return
+        _sync(self._temporary, os.O_RDONLY)
+        os.replace(self._temporary, self._path)
+        _sync(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: str, flags: int) -> None:
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,114 @@
+"""The receipt beside an output: what went in, what came out, and by what. Knows no store."""
+
+import platform
+from dataclasses import dataclass
+
+import msgspec
+
+from batchfile import __version__
+from batchfile.local import identity
+from batchfile.records import BatchRecord
+from batchfile.words import Counts, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """`sha256` of the file's bytes."""
+
+    path: str
+    bytes: int
+    sha256: str
+    lines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFacts:
+    """`sha256` of the input as it was given (compressed, say), `jsonl_*` of the requests as they ran."""
+
+    path: str
+    sha256: str
+    requests: int
+    jsonl_bytes: int
+    jsonl_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    kind: str
+    model: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """`seconds`: from the batch's creation to its end, pauses between runs included."""
+
+    batch_id: str
+    reason: str
+    input: InputFacts
+    output: FileFacts
+    errors: FileFacts | None
+    counts: Counts
+    usage: Usage
+    cache_hit_rate: float
+    seconds: float
+    created_at: float
+    ended_at: float
+    engine: EngineFacts
+    settings: dict[str, str]
+    batchfile_version: str
+    python_version: str
+    version: int = 1
+
+    @property
+    def is_all_succeeded(self) -> bool:
+        return self.counts.succeeded == self.input.requests
+
+
+def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None) -> Receipt:
+    """Of an ended batch."""
+    meta = batch.metadata
+    ended_at = batch.ended_at or batch.created_at
+    return Receipt(
+        batch_id=batch.batch_id,
+        reason=batch.reason or "completed",
+        input=InputFacts(
+            path=meta.get(identity.INPUT, ""),
+            sha256=meta.get(identity.SHA256, batch.input.sha256),
+            requests=batch.total,
+            jsonl_bytes=batch.input.size,
+            jsonl_sha256=batch.input.sha256,
+        ),
+        output=output,
+        errors=errors,
+        counts=batch.counts,
+        usage=batch.usage,
+        cache_hit_rate=round(batch.usage.cached_tokens / max(1, batch.usage.input_tokens), 4),
+        seconds=round(ended_at - batch.created_at, 3),
+        created_at=batch.created_at,
+        ended_at=ended_at,
+        engine=EngineFacts(
+            kind=meta.get("run.engine", ""),
+            model=meta.get("run.model", ""),
+            version=meta.get(identity.ENGINE_VERSION, ""),
+        ),
+        settings={
+            name: meta[f"run.{name}"]
+            for name in ("stage", "limit", "max_tokens", "temperature")
+            if meta.get(f"run.{name}")
+        },
+        batchfile_version=__version__,
+        python_version=platform.python_version(),
+    )
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(receipt), indent=2) + b"\n"
+
+
+def decode_receipt(data: bytes) -> Receipt | None:
+    """None where the bytes are no receipt of ours."""
+    try:
+        return msgspec.json.decode(data, type=Receipt)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,283 @@
+"""A file on this machine becomes a batch in a store, is run by one engine, and ends: found again, or made anew.
+
+The same command continues the batch of its output. Knows no terminal and no output format.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from tempfile import gettempdir
+
+import structlog
+from filelock import FileLock, Timeout
+
+from batchfile import layout
+from batchfile.engine.base import Engine, EngineFactory
+from batchfile.errors import InvalidFile, OutputTaken
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, load, swap, update_batch
+from batchfile.ledger.planner import plan_input
+from batchfile.local import identity, inputs
+from batchfile.local.identity import Identity
+from batchfile.local.inputs import Source
+from batchfile.local.strict import check_every_line
+from batchfile.records import BatchRecord, IdempotencyRecord
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.words import Defaults, RoutingTable
+
+log = structlog.get_logger()
+
+POOL = "local"
+_SPOOLED_AGAIN = "again"  # stdin of a run that exists: written here to be compared, then removed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """`output` is absolute; None: results go to stdout and nothing is resumed. `model`: as the engine names it."""
+
+    output: str | None
+    engine: str
+    model: str
+    stage: str | None = None
+    limit: int | None = None
+    max_tokens: int = 2048
+    temperature: float | None = None
+    is_strict: bool = False
+    is_restart: bool = False
+
+    def identity(self, digest: str) -> Identity:
+        return Identity(
+            sha256=digest,
+            engine=self.engine,
+            model=self.model,
+            stage=self.stage or "",
+            limit="" if self.limit is None else str(self.limit),
+            max_tokens=str(self.max_tokens),
+            temperature="" if self.temperature is None else str(self.temperature),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A batch that exists. `notes`: what its user should know, one sentence each."""
+
+    batch: BatchRecord
+    is_new: bool
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def lock_output(output: str | None, store_url: str) -> Iterator[None]:
+    """One process per output. Raises: OutputTaken where another one is at it."""
+    if output is None:
+        yield
+        return
+    # Beside the store's objects a lock would be one of them; a bucket can not hold one at all.
+    name = sha256(f"{store_url}\n{output}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    folder = Path(store_url) / ".store" if Path(store_url).is_dir() else Path(gettempdir())
+    lock = FileLock(folder / f"batchfile-run-{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OutputTaken(
+            f"another batchfile process is writing {output} right now; wait for it, or choose another output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_batch(ledger: Ledger, source: Source, options: RunOptions) -> Opened:
+    """The output's batch: the one that is there if it asks for the same, else a new one.
+
+    Raises: OutputTaken, InvalidFile; then nothing of a new batch is left.
+    """
+    if options.output is None:
+        return _create(ledger, source, options, None)
+    key = layout.idempotency_key("output", options.output)
+    pointer = load(ledger, key, IdempotencyRecord)
+    if pointer is not None and options.is_restart:
+        _throw_away(ledger, pointer.record.batch_id)
+    elif pointer is not None:
+        batch = batches.read_batch(ledger, pointer.record.batch_id)
+        if batch is not None:
+            return _continue(ledger, source, options, batch)
+        if not pointer.record.digest:
+            batches.fence_abandoned(ledger, pointer.record.batch_id)  # cut off before its commit
+    is_ours = pointer is not None and not pointer.record.digest
+    if not options.is_restart and not is_ours and _holds_something(options.output):
+        raise OutputTaken(
+            f"{options.output} exists and is not known as a run of this store; "
+            "choose another output, or add --restart to replace it"
+        )
+    return _create(ledger, source, options, None if pointer is None else pointer.etag)
+
+
+def work(
+    ledger: Ledger, batch: BatchRecord, factory: EngineFactory, runner_id: str, on_runner: Callable[[Runner], None]
+) -> BatchRecord | None:
+    """Run what is left of the batch; the ended record, or None where it was stopped before.
+
+    No engine is built where nothing is left. `on_runner` gets the runner before it starts. Raises: EngineDead,
+    BatchDamaged, StoreError.
+    """
+    with ledger.store.hold(f"{runner_id}-opening"):
+        ended = batches.finish(ledger, batch.batch_id, runner=f"{runner_id}-opening")
+    if ended is not None:
+        return ended
+
+    def build() -> Engine:
+        engine = factory()
+        _remember_engine(ledger, batch.batch_id, engine.info.version)
+        return engine
+
+    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=batch.batch_id)
+    runner = Runner(ledger, build, options)
+    on_runner(runner)
+    return runner.run()
+
+
+def _remember_engine(ledger: Ledger, batch_id: str, version: str) -> None:
+    """The receipt names the engine's version, also where another process writes it."""
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        if record.state != "open" or record.metadata.get(identity.ENGINE_VERSION) == version:
+            return None
+        return replace(record, metadata={**record.metadata, identity.ENGINE_VERSION: version})
+
+    update_batch(ledger, layout.batch_key(batch_id), decide)
+
+
+def _continue(ledger: Ledger, source: Source, options: RunOptions, batch: BatchRecord) -> Opened:
+    assert options.output is not None
+    is_untouched = bool(source.stamp) and batch.metadata.get(identity.STAMP) == f"{source.stamp} {source.path}"
+    if is_untouched:
+        digest = batch.metadata[identity.SHA256]
+    elif source.path is not None:
+        digest = inputs.digest_of(source)
+    else:
+        digest = _spool_again(ledger, source, batch.batch_id, options.limit)
+    identity.check_same(batch.metadata, options.identity(digest), options.output)
+    if not is_untouched and source.path is not None and batch.state != "ended":
+        batch = _repin(ledger, source, batch)
+    return Opened(batch=batch, is_new=False)
+
+
+def _repin(ledger: Ledger, source: Source, batch: BatchRecord) -> BatchRecord:
+    """The same bytes in another file (moved, copied, touched): what refers to the old one refers to this one."""
+    assert source.path is not None
+    stamp = f"{source.stamp} {source.path}"
+    etag = ledger.store.link(batch.input.key, source.path) if identity.LINKED in batch.metadata else None
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        pinned = record.input if etag is None else replace(record.input, etag=etag)
+        return replace(record, input=pinned, metadata={**record.metadata, identity.STAMP: stamp})
+
+    found = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
+    return batch if found is None else found.record
+
+
+def _spool_again(ledger: Ledger, source: Source, batch_id: str, limit: int | None) -> str:
+    """The digest of what stdin holds."""
+    key = layout.input_key(batch_id, _SPOOLED_AGAIN)
+    try:
+        inputs.bring_in(ledger.store, source, key, limit=limit)
+        digest = sha256()
+        for chunk in ledger.store.stream(key):
+            digest.update(chunk)
+        return digest.hexdigest()
+    finally:
+        ledger.store.delete(key)
+
+
+def _create(ledger: Ledger, source: Source, options: RunOptions, pointer_etag: str | None) -> Opened:
+    batch_id = f"batch_{ledger.new_id()[:12]}"
+    pointer_key = None if options.output is None else layout.idempotency_key("output", options.output)
+    pointer = IdempotencyRecord(batch_id=batch_id, digest="")
+    if pointer_key is not None:
+        written = swap(ledger, pointer_key, pointer, pointer_etag)
+        if isinstance(written, Lost):
+            raise OutputTaken(f"{options.output}: another process began a run of it at this moment; try again")
+        pointer_etag = written.etag
+    try:
+        opened = _plan_and_commit(ledger, source, options, batch_id)
+    except InvalidFile:
+        _remove_unborn(ledger, batch_id)
+        if pointer_key is not None:
+            ledger.store.delete(pointer_key)
+        raise
+    if pointer_key is not None:
+        swap(ledger, pointer_key, replace(pointer, digest=opened.batch.input.sha256), pointer_etag)
+    return opened
+
+
+def _plan_and_commit(ledger: Ledger, source: Source, options: RunOptions, batch_id: str) -> Opened:
+    key = layout.input_key(batch_id, ledger.new_id()[:12])
+    is_linked = inputs.bring_in(ledger.store, source, key, limit=options.limit)
+    if options.is_strict:
+        check_every_line(ledger.store, key, source.name)
+    routing = RoutingTable(everything=POOL)
+    planned = plan_input(ledger, batch_id, key, routing=routing, stage=options.stage)
+    if options.is_strict and planned.num_rejected:
+        raise InvalidFile(f"{source.name}: {planned.first_problem}; {planned.num_rejected:,} such lines (--strict)")
+    is_own_bytes = is_linked or source.path is None
+    inputs.check_untouched(source)
+    digest = planned.input.sha256 if is_own_bytes else inputs.digest_of(source)
+    metadata = options.identity(digest).to_metadata()
+    metadata[identity.INPUT] = source.name
+    metadata[identity.OUTPUT] = options.output or "-"
+    if source.stamp:
+        metadata[identity.STAMP] = f"{source.stamp} {source.path}"
+    if is_linked:
+        metadata[identity.LINKED] = "1"
+    draft = batches.Draft(
+        batch_id=batch_id,
+        routing=routing,
+        defaults=Defaults(max_tokens=options.max_tokens, temperature=options.temperature),
+        stage=options.stage,
+        metadata=metadata,
+    )
+    batch = batches.create(ledger, draft, planned)
+    return Opened(
+        batch=batch, is_new=True, notes=tuple(_notes(planned.num_hints, planned.num_rejected, planned.first_problem))
+    )
+
+
+def _notes(num_hints: int, num_rejected: int, first_problem: str | None) -> Iterator[str]:
+    if num_hints:
+        yield f"{num_hints:,} requests have a model_hint; a local run sends every request to its one engine"
+    if num_rejected:
+        yield f"{num_rejected:,} lines can not run and become errored results; the first: {first_problem}"
+
+
+def _throw_away(ledger: Ledger, batch_id: str) -> None:
+    """Remove a batch whatever its state: nobody works on it, the output's lock is ours."""
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        return None if record.state == "deleted" else replace(record, state="deleted", deleted_at=now)
+
+    found = update_batch(ledger, layout.batch_key(batch_id), decide)
+    if found is None:
+        batches.fence_abandoned(ledger, batch_id)
+        return
+    record = found.record
+    ledger.store.delete(layout.marker_key(POOL, record.priority, record.created_at, batch_id))
+    batches.remove_objects(ledger, record)
+    batches.remove_tombstone(ledger, record)
+
+
+def _remove_unborn(ledger: Ledger, batch_id: str) -> None:
+    """What was written for a batch that was refused before its commit: nobody knows its id."""
+    for entry in list(ledger.store.list(layout.batch_prefix(batch_id))):
+        ledger.store.delete(entry.key)
+
+
+def _holds_something(path: str) -> bool:
+    with suppress(OSError):
+        return Path(path).stat().st_size > 0
+    return False
