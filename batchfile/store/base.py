@@ -76,9 +76,7 @@ class Store(Protocol):
 
     def head(self, key: str) -> Entry | None: ...
 
-    def stream(
-        self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None
-    ) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
         """The bytes [start, end) in chunks of at most 1 MiB, read as they are asked for.
 
         Raises: ObjectMissing; ObjectChanged where the object's etag is not `match`. A short read is retried

@@ -10,6 +10,7 @@ from typing import Self
 from batchfile.clock import Clock, SystemClock
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed
 from batchfile.store.base import Entry, Object, Unchanged
+from batchfile.store.keys import check_key
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -28,13 +29,12 @@ class MemoryStore:
         return "memory:"
 
     def get(self, key: str) -> Object | None:
+        check_key(key)
         with self._lock:
             found = self._objects.get(key)
         if found is None:
             return None
-        return Object(
-            data=found.data, etag=found.etag, modified_at=found.modified_at, read_at=self._clock.now()
-        )
+        return Object(data=found.data, etag=found.etag, modified_at=found.modified_at, read_at=self._clock.now())
 
     def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
         found = self.get(key)
@@ -55,6 +55,8 @@ class MemoryStore:
             yield data[at : at + CHUNK_BYTES]
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
+        check_key(key)
+        data = bytes(data)  # a caller's buffer may change later
         etag = hashlib.sha256(data).hexdigest()[:32]
         now = self._clock.now()
         with self._lock:
@@ -70,10 +72,11 @@ class MemoryStore:
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         with self._lock:
             found = [(key, item) for key, item in self._objects.items() if key.startswith(prefix) and key > after]
-        for key, item in sorted(found, key=lambda pair: pair[0].encode()):
+        for key, item in sorted(found, key=lambda pair: pair[0]):  # code point order is byte order in UTF-8
             yield _entry(key, item)
 
     def delete(self, key: str) -> None:
+        check_key(key)
         with self._lock:
             self._objects.pop(key, None)
 
@@ -82,6 +85,7 @@ class MemoryStore:
 
     @contextmanager
     def hold(self, owner: str) -> Iterator[None]:
+        self._dead.discard(owner)
         yield
 
     def is_dead(self, owner: str) -> bool:
@@ -95,7 +99,7 @@ class MemoryStore:
 class _MemoryWriter:
     def __init__(self, store: MemoryStore, key: str) -> None:
         self._store = store
-        self._key = key
+        self._key = check_key(key)
         self._data = bytearray()
 
     def write(self, data: bytes) -> None:

@@ -1,0 +1,164 @@
+"""Files and folders for the directory store: durable writes, locks, and the operating system's errors in ours.
+
+Knows no keys, no etags and no conditions.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from batchfile.errors import StoreError, StoreUnavailable
+
+CHUNK_BYTES = 1024 * 1024
+_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
+
+_WAIT = {
+    errno.ENOSPC: "the disk is full: free some space, then the work goes on",
+    errno.EDQUOT: "the disk quota is used up: free some space or raise it, then the work goes on",
+    errno.EFBIG: "the file grew past the limit for one file: raise the limit (ulimit -f) and start again",
+    errno.EIO: "the disk did not answer: check it (dmesg)",
+    errno.ESTALE: "the network file system lost the file: check the mount",
+    errno.ETIMEDOUT: "the network file system did not answer: check the mount",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+    errno.ENFILE: "too many open files on this machine: close some",
+}
+_REFUSED = {
+    errno.EACCES: "permission denied: give this user read and write access to it, or choose another directory",
+    errno.EPERM: "not permitted: give this user read and write access to it, or choose another directory",
+    errno.EROFS: "the file system is read-only: choose a directory that can be written",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.ENOTDIR: "a file stands where a folder is needed: remove or rename it",
+    errno.EEXIST: "a file stands where a folder is needed: remove or rename it",
+    errno.EISDIR: "a folder stands where an object should be: remove or rename it",
+    errno.ENOTEMPTY: "a folder stands where an object should be: remove or rename it",
+    errno.ENOLCK: "the file system has no locks: choose a local directory",
+    errno.ENOTSUP: "the file system has no locks or links: choose a local directory",
+    errno.ENOENT: "the store's directory is gone: restore it or choose another",
+}
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """The one place where errors of the operating system become ours."""
+    try:
+        yield
+    except OSError as error:
+        code = error.errno or 0
+        if code in _WAIT:
+            raise StoreUnavailable(f"{path}: {_WAIT[code]}") from error
+        raise StoreError(f"{path}: {_REFUSED.get(code) or error.strerror or error}") from error
+
+
+def is_file(found: os.stat_result) -> bool:
+    return stat.S_ISREG(found.st_mode)
+
+
+def open_file(path: str) -> int | None:
+    """A descriptor for reading, or None where there is no regular file. Never waits for the writer of a pipe."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if is_file(os.fstat(fd)):
+        return fd
+    os.close(fd)
+    return None
+
+
+def stat_file(path: str) -> os.stat_result | None:
+    """What a regular file (or a link to one) is like, or None where there is none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found if is_file(found) else None
+
+
+def read_all(fd: int) -> bytes:
+    chunks = [os.read(fd, os.fstat(fd).st_size + 1)]
+    while chunks[-1]:
+        chunks.append(os.read(fd, CHUNK_BYTES))
+    return chunks[0] if len(chunks) <= 2 else b"".join(chunks)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_data(fd: int) -> None:
+    _sync_data(fd)
+
+
+def sync_folder(folder: str) -> None:
+    """Make the names in a folder durable. A folder that is gone has none."""
+    with suppress(FileNotFoundError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def make_folders(folder: str, *, fsync: bool) -> None:
+    """The folder and those above it that are missing, each name made durable in the one above."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for made in reversed(missing):
+        with suppress(FileExistsError):
+            os.mkdir(made)
+        if fsync:
+            sync_folder(os.path.dirname(made))
+
+
+def remove_empty_folders(folder: str, root: str) -> None:
+    """The folder and those above it, below `root`, as far as nothing is in them."""
+    while len(folder) > len(root):
+        try:
+            os.rmdir(folder)
+        except OSError:  # not empty, or somebody's mount point: it stays
+            return
+        folder = os.path.dirname(folder)
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Alone with this file. Each time on a descriptor of its own, so that threads exclude each other too."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def is_unlocked(path: str) -> bool:
+    """True where the file is there and nobody holds a lock on it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)
+
+
+def remove_unlocked(folder: str, *, older_than: float) -> None:
+    """Remove the files that nobody holds and that were last written before `older_than`, and links as old."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            with suppress(OSError):
+                is_old = entry.stat(follow_symlinks=False).st_mtime < older_than
+                if is_old and (entry.is_symlink() or is_unlocked(entry.path)):
+                    os.unlink(entry.path)

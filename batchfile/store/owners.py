@@ -1,0 +1,74 @@
+"""Who lives, told by file locks: the operating system drops a lock with its process, however that ends.
+
+One file per owner, named by a hash. Knows no leases and no records.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from batchfile.errors import StoreError
+from batchfile.store.files import is_unlocked, remove_unlocked, translated
+
+FORGET_AFTER_S = 7 * 24 * 3600.0  # a dead owner's file is removed; its leases have lapsed long before
+_HOLD_ATTEMPTS = 50
+_HOLD_PAUSE_S = 0.02
+
+_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked child shares its parent's lock and would keep a dead parent alive: it closes its copies."""
+    for fd in _held:
+        with suppress(OSError):
+            os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextmanager
+def hold(folder: str, owner: str) -> Iterator[None]:
+    """While entered, `owner` lives. Raises: StoreError where another living process has this name."""
+    path = _path(folder, owner)
+    with translated(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.utime(path)
+    _held.add(fd)
+    try:
+        _lock(fd, owner)
+        yield
+    finally:
+        if fd in _held:  # not in a child that was forked inside
+            _held.discard(fd)
+            os.close(fd)
+
+
+def is_dead(folder: str, owner: str) -> bool:
+    """True where `owner` once held its file and no living process does now."""
+    return is_unlocked(_path(folder, owner))
+
+
+def forget_old(folder: str, now: float) -> None:
+    """Remove the files of owners long dead. A missing file only means: not known, wait for the lease to lapse."""
+    remove_unlocked(folder, older_than=now - FORGET_AFTER_S)
+
+
+def _lock(fd: int, owner: str) -> None:
+    # Whoever asks `is_dead` holds a shared lock for a moment, so one refusal says nothing yet.
+    for _ in range(_HOLD_ATTEMPTS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_HOLD_PAUSE_S)
+        else:
+            return
+    raise StoreError(f"{owner} is the name of another living process: give each runner a name of its own")
+
+
+def _path(folder: str, owner: str) -> str:
+    return os.path.join(folder, hashlib.sha256(owner.encode()).hexdigest()[:32])
