@@ -1,25 +1,56 @@
-"""Turns of a conversation brought into the one form that engines get."""
+"""What both request formats share: text blocks, and turns brought into the one form that engines get."""
 
 from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
-from batchfile.errors import InvalidRequest
+from pydantic import BaseModel, ConfigDict
+
 from batchfile.words import Message
+
+JOINT = "\n\n"  # between what is merged: blocks, neighbours of one role, system texts
+
+TOKENS_MAX = 2**31 - 1
+SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
+
+
+class Strict(BaseModel):
+    """Nothing is converted, no key is unknown, no number is infinite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextBlock(Strict):
+    type: Literal["text"]
+    text: str
+    cache_control: Any = None
+    citations: Any = None
+
+
+class Unserved(NamedTuple):
+    """A key of the format that is not served. `harmless`: the values that ask for nothing."""
+
+    harmless: tuple[Any, ...]
+    message: str
+    fix: str
+
+
+def text_of(content: str | list[TextBlock]) -> str:
+    return content if isinstance(content, str) else JOINT.join([block.text for block in content])
 
 
 def join_turns(turns: Iterable[Message]) -> tuple[Message, ...]:
-    """System turns joined into one that leads, neighbours of one role joined; text is joined by a blank line.
+    """System turns, wherever they stood, joined into one that leads; neighbours of one role joined.
 
-    Raises: InvalidRequest where nothing but system text is left.
+    Where nothing but system text was given, nothing else comes back.
     """
     system: list[str] = []
     joined: list[Message] = []
     for turn in turns:
         if turn.role == "system":
-            system.append(turn.content)
+            if turn.content:
+                system.append(turn.content)
         elif joined and joined[-1].role == turn.role:
-            joined[-1] = Message(turn.role, f"{joined[-1].content}\n\n{turn.content}")
+            joined[-1] = Message(turn.role, JOINT.join(filter(None, (joined[-1].content, turn.content))))
         else:
             joined.append(turn)
-    if not joined:
-        raise InvalidRequest("params.messages: holds no user turn; add one")
-    return (Message("system", "\n\n".join(system)), *joined) if system else tuple(joined)
+    return (Message("system", JOINT.join(system)), *joined) if system else tuple(joined)

@@ -3,37 +3,45 @@
 msgspec frames the bytes; the carried object stays raw.
 """
 
-from difflib import get_close_matches
-
 import msgspec
 
 from batchfile.errors import InvalidRequest
+from batchfile.lines import explain
+from batchfile.lines.findings import Finding
 from batchfile.words import Dialect
-
-_KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
 
 
 class Unreadable(InvalidRequest):
-    """A line that can not run. `custom_id` where it could be read all the same."""
+    """A line that can not run. `custom_id` where it could be read all the same. `findings`: all that is wrong."""
 
-    def __init__(self, message: str, custom_id: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, findings: list[Finding], custom_id: str | None) -> None:
+        super().__init__(str(findings[0]))
+        self.findings = findings
         self.custom_id = custom_id
 
 
-class Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """`carried` is the raw `params` or `body`. `hint` and `model` are what routing may look at."""
 
     custom_id: str
     dialect: Dialect
     carried: bytes
     hint: str | None = None
-    model: str | None = None
     method: str | None = None
     url: str | None = None
 
+    @property
+    def model(self) -> str | None:
+        """Read on demand, because most routing never asks. None where it is absent or no string."""
+        if b'"model"' not in self.carried:
+            return None
+        try:
+            return _model.decode(self.carried).model
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return None  # the request's own parser says what is wrong
 
-class _Metadata(msgspec.Struct):
+
+class _Metadata(msgspec.Struct, gc=False):
     model_hint: str | None = None
 
 
@@ -41,8 +49,8 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True):
     custom_id: str
     params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     metadata: _Metadata | None = None
-    method: str | None = None
-    url: str | None = None
+    method: str | msgspec.UnsetType = msgspec.UNSET
+    url: str | msgspec.UnsetType = msgspec.UNSET
     body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -50,88 +58,36 @@ class _Model(msgspec.Struct):
     model: str | None = None
 
 
-class _CustomId(msgspec.Struct):
-    custom_id: str
-
-
 _wire = msgspec.json.Decoder(_Wire)
 _model = msgspec.json.Decoder(_Model)
-_custom_id = msgspec.json.Decoder(_CustomId)
-_anything = msgspec.json.Decoder()
+_UNSET = msgspec.UNSET
 
 
 def decode_envelope(line: bytes) -> Envelope:
     """Raises: Unreadable (an InvalidRequest) that says what is wrong and how to mend it."""
     try:
+        if not line.isascii():
+            line.decode()  # msgspec does not look into what it skips
         wire = _wire.decode(line)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise _explain(line, error) from None
-    if not wire.custom_id:
-        raise Unreadable("custom_id: is empty; give every request a name of its own")
-    if wire.params is not msgspec.UNSET:
-        return _native(wire, bytes(wire.params))
-    if wire.body is not msgspec.UNSET:
-        return _openai(wire, bytes(wire.body))
-    raise Unreadable("params: is missing; put the request's parameters there", wire.custom_id)
+        raise _unreadable(line, str(error)) from None
+    if wire.params is not _UNSET:
+        params = bytes(wire.params)
+        is_alone = wire.body is _UNSET and wire.method is _UNSET and wire.url is _UNSET
+        if wire.custom_id and params[:1] == b"{" and is_alone:
+            hint = None if wire.metadata is None else wire.metadata.model_hint
+            return Envelope(wire.custom_id, "native", params, hint)
+    elif wire.body is not _UNSET:
+        body = bytes(wire.body)
+        if wire.custom_id and body[:1] == b"{" and wire.metadata is None:
+            return Envelope(wire.custom_id, "openai", body, None, wire.method or None, wire.url or None)
+    raise _unreadable(line, "is not a request")
 
 
 def custom_id_of(line: bytes) -> str | None:
     """The custom_id where it can be read, whatever else is wrong with the line."""
-    try:
-        return _custom_id.decode(line).custom_id
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
+    return explain.custom_id_of(line)
 
 
-def _native(wire: _Wire, params: bytes) -> Envelope:
-    if not params.startswith(b"{"):
-        raise Unreadable("params: must be an object", wire.custom_id)
-    hint = None if wire.metadata is None else wire.metadata.model_hint
-    return Envelope(wire.custom_id, "native", params, hint, _model_of(params))
-
-
-def _openai(wire: _Wire, body: bytes) -> Envelope:
-    if not body.startswith(b"{"):
-        raise Unreadable("body: must be an object", wire.custom_id)
-    return Envelope(wire.custom_id, "openai", body, None, _model_of(body), wire.method, wire.url)
-
-
-def _model_of(carried: bytes) -> str | None:
-    if b'"model"' not in carried:
-        return None
-    try:
-        return _model.decode(carried).model
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None  # the request's own parser says what is wrong
-
-
-def _explain(line: bytes, error: Exception) -> Unreadable:
-    custom_id = custom_id_of(line)
-    if isinstance(error, RecursionError):
-        return Unreadable("is nested too deeply; flatten the request", custom_id)
-    try:
-        found = _anything.decode(line)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as broken:
-        return Unreadable(f"is not valid JSON: {_where(str(broken))}", custom_id)
-    if not isinstance(found, dict):
-        return Unreadable('must be a JSON object such as {"custom_id": "a", "params": {...}}')
-    for key in found:
-        if key not in _KEYS:
-            near = get_close_matches(key, _KEYS, 1)
-            meant = f", did you mean {near[0]}?" if near else f"; known are {', '.join(_KEYS)}"
-            return Unreadable(f"{key[:80]}: unknown key{meant}", custom_id)
-    if "custom_id" not in found:
-        return Unreadable("custom_id: is missing; give every request a name of its own")
-    if not isinstance(found["custom_id"], str):
-        return Unreadable("custom_id: must be a string")
-    metadata = found.get("metadata")
-    if metadata is not None and not isinstance(metadata, dict):
-        return Unreadable("metadata: must be an object", custom_id)
-    if isinstance(metadata, dict) and not isinstance(metadata.get("model_hint"), str | None):
-        return Unreadable("metadata.model_hint: must be a string", custom_id)
-    return Unreadable(str(error), custom_id)
-
-
-def _where(message: str) -> str:
-    """msgspec's words for a place, in ours: bytes from 1."""
-    return message.replace("JSON is malformed: ", "").replace("(byte ", "(at byte ")
+def _unreadable(line: bytes, error: str) -> Unreadable:
+    return Unreadable(explain.explain(line) or [Finding((), error)], explain.custom_id_of(line))

@@ -1,7 +1,7 @@
 """A stream of bytes into lines with their places. Knows no JSON.
 
-A byte order mark at the start is skipped, CRLF is accepted, blank lines are skipped but counted, and a missing last newline is
-fine. A line over the limit is reported without its data: memory holds one chunk and one legal line.
+A byte order mark at the start is skipped, CRLF is accepted, blank lines are skipped but counted, and a missing
+last newline is fine. A line over the limit is reported without its data: memory holds one chunk and one legal line.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from batchfile.words import LINE_BYTES_MAX
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+_CR = 13
 
 
 class Line(NamedTuple):
     """One line that is not blank: bytes [start, end) with its newline, row from 1, data without the newline.
 
-    `data` is None where the line is longer than LINE_BYTES_MAX.
+    `data` is None where the line is longer than the limit.
     """
 
     start: int
@@ -24,44 +25,64 @@ class Line(NamedTuple):
     data: bytes | None
 
 
-def iter_lines(chunks: Iterable[bytes], start: int = 0, row: int = 1) -> Iterator[Line]:
+def iter_lines(
+    chunks: Iterable[bytes], start: int = 0, row: int = 1, *, line_bytes_max: int = LINE_BYTES_MAX
+) -> Iterator[Line]:
     """The lines of `chunks`, of which the first byte is at `start`, on the line `row`."""
-    tail = b""
-    skipped = 0  # bytes of an over-long line that are gone already
+    tail = _Tail(line_bytes_max)
     at = start
     for chunk in chunks:
-        rows = chunk.split(b"\n")
-        if len(rows) == 1:
-            tail, skipped = _grow(tail, chunk, skipped)
-            continue
-        rows[0] = tail + rows[0]
-        tail = rows.pop()
-        for raw in rows:
-            end = at + len(raw) + 1 + skipped
-            line = _line(at, end, row, raw, skipped)
+        raws = chunk.split(b"\n")
+        rest = raws.pop()
+        for raw in raws:
+            data: bytes | None = raw
+            size = len(raw)
+            if tail.size or size > line_bytes_max:
+                tail.add(raw)
+                size, data = tail.size, tail.take()
+            end = at + size + 1
+            line = _line(at, end, row, data)
             if line is not None:
                 yield line
-            at, skipped = end, 0
+            at = end
             row += 1
-    if tail or skipped:
-        line = _line(at, at + len(tail) + skipped, row, tail, skipped)
+        if rest:
+            tail.add(rest)
+    if tail.size:
+        line = _line(at, at + tail.size, row, tail.take())
         if line is not None:
             yield line
 
 
-def _grow(tail: bytes, chunk: bytes, skipped: int) -> tuple[bytes, int]:
-    """More of a line that has not ended. Past the limit its bytes are only counted."""
-    tail += chunk
-    if skipped or len(tail) > LINE_BYTES_MAX:
-        return b"", skipped + len(tail)
-    return tail, 0
-
-
-def _line(at: int, end: int, row: int, raw: bytes, skipped: int) -> Line | None:
-    if skipped or len(raw) > LINE_BYTES_MAX:
-        return Line(at, end, row, None)
-    if at == 0 and raw.startswith(_BOM):
-        raw = raw[len(_BOM) :]
-    if not raw or raw.isspace():
+def _line(start: int, end: int, row: int, data: bytes | None) -> Line | None:
+    """None where it is blank."""
+    if data is None:
+        return Line(start, end, row, None)
+    if start == 0 and data.startswith(BOM):
+        data = data[len(BOM) :]
+    if not data or data.isspace():
         return None
-    return Line(at, end, row, raw)
+    return Line(start, end, row, data[:-1] if data[-1] == _CR else data)
+
+
+class _Tail:
+    """The line that has not ended yet. Past the limit its bytes are counted and not kept."""
+
+    def __init__(self, line_bytes_max: int) -> None:
+        self.size = 0
+        self._pieces: list[bytes] = []
+        self._max = line_bytes_max
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self.size <= self._max:
+            self._pieces.append(piece)
+        else:
+            self._pieces.clear()
+
+    def take(self) -> bytes | None:
+        """The whole line, None where it is over the limit; then begin anew."""
+        data = b"".join(self._pieces) if self.size <= self._max else None
+        self.size = 0
+        self._pieces.clear()
+        return data

@@ -1,29 +1,18 @@
-"""Our own `params`: a superset of Anthropic's, as a pydantic model, and what a Request makes of it."""
+"""Our own `params`: a superset of Anthropic's (WIRE.md 1.7), and what a Request makes of it."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from batchfile.lines.chat import join_turns
+from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, TextBlock, Unserved, join_turns, text_of
 from batchfile.words import Defaults, Message, Request, Sampling
 
-TEMPERATURE = 0.2  # BRIEF: where a `params` line says none
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class TextBlock(Strict):
-    type: Literal["text"]
-    text: str
-    cache_control: Any = None
-    citations: Any = None
+TEMPERATURE = 0.2  # the stage contract: where a `params` line says none
 
 
 class Turn(Strict):
     role: Literal["user", "assistant", "system"]
-    content: str | list[TextBlock]
+    content: str | Annotated[list[TextBlock], Field(min_length=1)]
 
 
 class JsonSchemaFormat(Strict):
@@ -36,46 +25,65 @@ class OutputConfig(Strict):
     effort: Any = None
 
 
-class Thinking(Strict):
-    type: Literal["disabled"]
-
-
 class Params(Strict):
-    """What may stand in `params`. Keys that change nothing here are accepted and ignored."""
+    """What may stand in `params`."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
     model: str | None = None
     system: str | list[TextBlock] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=TOKENS_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop_sequences: list[Annotated[str, Field(min_length=1)]] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=SEED_MIN, le=SEED_MAX)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     output_config: OutputConfig | None = None
-    thinking: Thinking | None = None
-    stream: Literal[False] | None = None
-    metadata: Any = None
+
+    # Accepted and ignored: they change where and how a hosted service works, not the text.
     cache_control: Any = None
-    service_tier: Any = None
+    container: Any = None
+    diagnostics: Any = None
     inference_geo: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+    speed: Any = None
     user_profile_id: Any = None
     workspace_id: Any = None
 
+    # Refused, unless they ask for nothing: see UNSERVED.
+    mcp_servers: Any = None
+    stream: Any = None
+    thinking: Any = None
+    tool_choice: Any = None
+    tools: Any = None
+
+
+_TOOLS_FIX = "Remove it; for JSON answers use output_config.format."
+
+UNSERVED: dict[str, Unserved] = {
+    "mcp_servers": Unserved((None, []), "MCP servers are not served; remove it", _TOOLS_FIX),
+    "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false", "Set it to false."),
+    "thinking": Unserved(
+        (None, {"type": "disabled"}), "thinking is not served; remove it or disable it", 'Set {"type": "disabled"}.'
+    ),
+    "tool_choice": Unserved(
+        (None, {"type": "auto"}, {"type": "none"}), "tool use is not served yet; remove it", _TOOLS_FIX
+    ),
+    "tools": Unserved((None, []), "tool use is not served yet; remove it", _TOOLS_FIX),
+}
+
 
 def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
-    turns: list[Message] = []
-    if params.system:
-        turns.append(Message("system", _text(params.system)))
-    turns.extend(Message(turn.role, _text(turn.content)) for turn in params.messages)
-    schema = params.output_config.format.schema_ if params.output_config and params.output_config.format else None
+    turns = [Message("system", text_of(params.system))] if params.system else []
+    turns += [Message(turn.role, text_of(turn.content)) for turn in params.messages]
     temperature = params.temperature
     if temperature is None:
         temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
+    output = params.output_config
     return Request(
         custom_id=custom_id,
         messages=join_turns(turns),
@@ -85,19 +93,13 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
             is_max_tokens_given=params.max_tokens is not None,
             temperature=temperature,
             top_p=params.top_p,
-            top_k=params.top_k,
+            top_k=None if params.top_k in {-1, 0} else params.top_k,  # both mean: all tokens
             min_p=params.min_p,
             stop=tuple(params.stop_sequences or ()),
             seed=params.seed,
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             repetition_penalty=params.repetition_penalty,
-            json_schema=schema,
+            json_schema=output.format.schema_ if output is not None and output.format is not None else None,
         ),
     )
-
-
-def _text(content: str | list[TextBlock]) -> str:
-    return content if isinstance(content, str) else "\n\n".join(block.text for block in content)
-
-

@@ -1,0 +1,179 @@
+"""Why a line is no envelope: everything that is wrong with it, in words. Slow, and run for bad lines only.
+
+The standard library's parser is used here: unlike msgspec it tells the place of an error in characters.
+"""
+
+import json
+import re
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+import msgspec
+
+from batchfile.lines.findings import Finding, shown
+
+KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
+_EXAMPLE = '{"custom_id": "a", "params": {...}}'
+_DEEP = Finding((), "is nested too deeply", "Flatten the request; no model needs such a depth.")
+
+_NOT_A_NUMBER = re.compile(r'"(?:[^"\\]++|\\.)*+"|(NaN|-?Infinity)', re.DOTALL)
+_HALF_PAIR = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
+_LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+")')
+
+
+class _CustomId(msgspec.Struct):
+    custom_id: str
+
+
+class _NotANumber(ValueError):
+    pass
+
+
+_custom_id = msgspec.json.Decoder(_CustomId)
+_string = msgspec.json.Decoder(str)
+
+
+def custom_id_of(line: bytes) -> str | None:
+    """The custom_id where it can be read: from the whole object, or where the line is broken behind it."""
+    try:
+        return _custom_id.decode(line).custom_id or None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        pass
+    try:
+        found = json.loads(line.decode())
+        custom_id = found.get("custom_id") if isinstance(found, dict) else None
+        return custom_id if isinstance(custom_id, str) and custom_id.encode() else None
+    except (ValueError, RecursionError):
+        pass
+    leading = _LEADING_ID.match(line)
+    try:
+        return _string.decode(leading[1]) or None if leading else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def explain(line: bytes) -> list[Finding]:
+    """What is wrong, most telling first; empty where nothing is found."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return [_not_utf8(line, error.start)]
+    try:
+        found = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        return [_no_json(text, error)]
+    if not isinstance(found, dict):
+        return [Finding((), f"must be an object such as {_EXAMPLE}, got {shown(found)}", column=1)]
+    return _structure(found) or _half_pair(text)
+
+
+def _no_json(text: str, error: Exception) -> Finding:
+    if isinstance(error, _NotANumber):
+        match = next((match for match in _NOT_A_NUMBER.finditer(text) if match[1]), None)
+        column = match.start() + 1 if match else None
+        return _not_json(f"{error} is not JSON, found", column, "Write a number or null.")
+    if isinstance(error, json.JSONDecodeError):
+        return _malformed(text, error)
+    if isinstance(error, RecursionError):
+        return _DEEP
+    # What is left is Python's bound on the digits of an integer.
+    return _not_json("a number has too many digits", None, "Write a shorter number.")
+
+
+def _refuse(name: str) -> NoReturn:
+    raise _NotANumber(name)
+
+
+def _not_utf8(line: bytes, at: int) -> Finding:
+    if b"\0" in line[:4] or line[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        return Finding((), "is not UTF-8, it looks like UTF-16", "Save the file as UTF-8.", 1)
+    column = len(line[:at].decode()) + 1
+    return Finding(
+        (), f"is not valid UTF-8: byte 0x{line[at]:02x} at column {column}", "Save the file as UTF-8.", column
+    )
+
+
+def _not_json(reason: str, column: int | None, fix: str) -> Finding:
+    at = "" if column is None else f" at column {column}"
+    return Finding((), f"is not valid JSON: {reason}{at}", fix, column)
+
+
+def _malformed(text: str, error: json.JSONDecodeError) -> Finding:
+    rest = text[error.pos :]
+    rules = (
+        (error.msg.startswith("Unterminated string"), "a string is not closed, it starts", 'Close it with a ".'),
+        (not rest.strip(), "the line ends too early,", "Close what is open; keep a request on one line."),
+        (error.msg.startswith("Extra data"), "something follows the object", "Put one request on a line."),
+        (rest[:1] == "'", "a single quote", 'Put keys and strings in double quotes (").'),
+        (rest[:1] < " ", "a control character", r"Write it as \n, \t or \u00XX."),
+        (rest.startswith(("True", "False", "None")), "a Python word", "JSON has true, false and null."),
+        (rest[:1] in {"}", "]", ","}, f"unexpected {rest[:1]!r}", "Remove a comma, or add what is missing."),
+        (True, f"unexpected {rest[:1]!r}", "Write the line with a JSON library."),
+    )
+    return next(_not_json(reason, error.pos + 1, fix) for holds, reason, fix in rules if holds)
+
+
+def _half_pair(text: str) -> list[Finding]:
+    """JSON that msgspec refuses and Python reads: half of a surrogate pair, which no UTF-8 can carry."""
+    for match in _HALF_PAIR.finditer(text):
+        if match[1]:
+            column = match.start() + 1
+            fix = "Cut strings between characters; an emoji is two units in JavaScript."
+            return [_not_json(f"{match[1]} is half of a character", column, fix)]
+    return []
+
+
+def _structure(found: dict[str, Any]) -> list[Finding]:
+    findings = [_unknown(key) for key in found if key not in KEYS]
+    if "custom_id" not in found:
+        findings.append(Finding(("custom_id",), "is missing; give every request a name of its own"))
+    elif not isinstance(found["custom_id"], str):
+        got = shown(found["custom_id"])
+        findings.append(Finding(("custom_id",), f"must be a string, got {got}", "Put it in double quotes."))
+    elif not found["custom_id"]:
+        findings.append(Finding(("custom_id",), "is empty; give every request a name of its own"))
+    if "params" in found:
+        findings += [
+            Finding((key,), "does not belong on a line with params", "Remove it.")
+            for key in ("body", "method", "url")
+            if key in found
+        ]
+    elif "body" not in found:
+        findings.append(Finding(("params",), "is missing; put messages and max_tokens there"))
+    for key in ("params", "body"):
+        if key in found and not isinstance(found[key], dict):
+            findings.append(Finding((key,), f"must be an object, got {shown(found[key])}"))
+    return findings + _metadata(found) + _strings(found)
+
+
+def _unknown(key: str) -> Finding:
+    near = get_close_matches(key.lower(), KEYS, 1)
+    if near:
+        return Finding((key,), f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.")
+    return Finding((key,), "unknown key; what is yours belongs in metadata", "Remove it, or move it to metadata.")
+
+
+def _metadata(found: dict[str, Any]) -> list[Finding]:
+    metadata = found.get("metadata")
+    if metadata is None:
+        return []
+    if "body" in found and "params" not in found:
+        return [Finding(("metadata",), "does not belong on a line with body", "Move it to body.metadata.")]
+    if not isinstance(metadata, dict):
+        return [Finding(("metadata",), f"must be an object, got {shown(metadata)}")]
+    hint = metadata.get("model_hint")
+    if hint is None or isinstance(hint, str):
+        return []
+    return [Finding(("metadata", "model_hint"), f"must be a string, got {shown(hint)}", "Name a pool or a model.")]
+
+
+def _strings(found: dict[str, Any]) -> list[Finding]:
+    if "params" in found:
+        return []
+    return [
+        Finding((key,), f"must be a string, got {shown(found[key])}")
+        for key in ("method", "url")
+        if key in found and not isinstance(found[key], str)
+    ]

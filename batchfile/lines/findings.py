@@ -1,0 +1,58 @@
+"""One thing that is wrong with a line: where, what, and how to mend it. Knows no file."""
+
+import math
+from dataclasses import dataclass
+
+Path = tuple[str | int, ...]
+
+_SHOWN_MAX = 80  # characters of a user's value that a message repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`path` leads from the line's object to the value. `column` (characters, from 1) only where there is no path.
+
+    `message` says all that an errored result needs; `fix` is one more sentence for who edits the file.
+    """
+
+    path: Path
+    message: str
+    fix: str = ""
+    column: int | None = None
+
+    @property
+    def where(self) -> str:
+        return place(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.path else self.message
+
+
+def place(path: Path) -> str:
+    """A path as it is written in a message: `params.messages[0].content`."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            text += f".{short(step)}" if text else short(step)
+    return text
+
+
+def short(text: str) -> str:
+    return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 3] + "..."
+
+
+def shown(value: object) -> str:
+    """A value of the user's, as JSON would write it, cut to a readable length."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{short(value)}"'
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "an object"
+    return "a number out of range" if value in {math.inf, -math.inf} else short(str(value))

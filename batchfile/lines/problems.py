@@ -1,0 +1,159 @@
+"""What pydantic says of `params` or `body`, in our words and at our places. Slow, and run for bad lines only."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from batchfile.lines.chat import TextBlock, Unserved
+from batchfile.lines.findings import Finding, Path, shown
+
+_MISSING: Any = object()
+_HISTORY = {"tool_calls", "tool_call_id", "function_call"}  # keys of turns that only tool use has
+_BRANCHES = {"str", "constrained-str"}  # pydantic's names for the string branch of a union
+_WHOLE = {
+    "recursion limit exceeded": ("is nested too deeply", "Flatten the request; no model needs such a depth."),
+    "number out of range": ("a number has too many digits", "Write a shorter number."),
+}
+_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a string",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "none_required": "null",
+}
+
+
+def from_pydantic(error: ValidationError, root: str, model: type[BaseModel], data: Any) -> list[Finding]:
+    """`data` is what was validated; `root` the key that carries it."""
+    findings: dict[Path, Finding] = {}
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "string_type" and isinstance(detail["input"], list) and detail["loc"][-1] in _BRANCHES:
+            continue  # a list where a string would do as well: what is wrong is inside
+        finding = _finding(detail, root, model, data)
+        findings.setdefault(finding.path, finding)
+    return list(findings.values())
+
+
+def unserved(given: Mapping[str, Any], table: Mapping[str, Unserved], root: str) -> list[Finding]:
+    """A finding for each key that asks for what is not served."""
+    return [
+        Finding((root, key), refused.message, refused.fix)
+        for key, refused in table.items()
+        if key in given and given[key] not in refused.harmless
+    ]
+
+
+def _finding(detail: ErrorDetails, root: str, model: type[BaseModel], data: Any) -> Finding:
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "json_invalid":
+        return _whole(str(context.get("error", "")), root)
+    path, values = _walk(detail, data)
+    block = _block(path, values)
+    if block is not None:
+        return Finding((root, *block), *_not_text(values[len(block) - 1]))
+    place, value = (root, *path), values[-1] if values else data
+    if kind == "extra_forbidden":
+        return _unknown(place, _keys_at(path, model))
+    if kind == "none_required" and path[-1] in _HISTORY:
+        return _unknown(place, [])
+    plain = {
+        "missing": ("is missing", "Add it."),
+        "value_error": (detail["msg"].removeprefix("Value error, "), ""),
+        "too_short": ("must not be empty", "Remove it or put something in."),
+        "string_too_short": ("must not be empty", "Remove it or put something in."),
+    }
+    wrong = (f"must be {_expected(kind, context, path)}, got {shown(value)}", _fix(kind, value))
+    return Finding(place, *plain.get(kind, wrong))
+
+
+def _whole(reason: str, root: str) -> Finding:
+    for known, words in _WHOLE.items():
+        if reason.startswith(known):
+            return Finding((root,), *words)
+    return Finding((root,), f"is not valid JSON: {reason}")
+
+
+def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
+    """The error's place without pydantic's names of union branches, and the value at each step of it."""
+    path: list[str | int] = []
+    values: list[Any] = []
+    last = len(detail["loc"]) - 1
+    for n, step in enumerate(detail["loc"]):
+        found = _MISSING
+        if isinstance(data, dict):
+            found = data.get(step, _MISSING)
+        elif isinstance(data, list) and isinstance(step, int):
+            found = data[step]
+        if found is _MISSING and not (n == last and detail["type"] == "missing"):
+            continue
+        path.append(step)
+        values.append(found)
+        data = found
+    return tuple(path), values
+
+
+def _block(path: Path, values: list[Any]) -> Path | None:
+    """The path of a block that is no text, if the error lies in one."""
+    for n, (step, value) in enumerate(zip(path, values, strict=True)):
+        if isinstance(step, int) and path[n - 1] in {"content", "system"} and isinstance(value, dict):
+            return path[: n + 1] if isinstance(value.get("type"), str) and value["type"] != "text" else None
+    return None
+
+
+def _not_text(block: dict[str, Any]) -> tuple[str, str]:
+    return f"blocks of type {shown(block['type'])} are not served, only text is", "Say it in a text block."
+
+
+def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:
+    """The keys that could have been meant. Turns and blocks are told by where they are."""
+    if len(path) == 1:
+        return list(model.model_fields)
+    if path[-2] == "output_config":
+        return ["format", "effort"]
+    if path[0] in {"messages", "system"}:
+        is_turn = path[0] == "messages" and len(path) == 3
+        return ["role", "content"] if is_turn else list(TextBlock.model_fields)
+    return ["type", "schema", "json_schema", "json", "name", "strict"]
+
+
+def _unknown(place: Path, keys: list[str]) -> Finding:
+    key = str(place[-1])
+    if key in _HISTORY:
+        return Finding(place, "tool use is not served yet; remove it", "Remove the turns of tools.")
+    near = get_close_matches(key.lower(), keys, 1)
+    if near:
+        return Finding(place, f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.")
+    return Finding(place, "unknown key; remove it", "Remove it.")
+
+
+def _expected(kind: str, context: Mapping[str, Any], path: Path) -> str:
+    if path and path[-1] in {"content", "system"} and kind in {"string_type", "list_type"}:
+        return "a string or a list of text blocks"
+    if path and path[-1] == "stop" and kind in {"string_type", "list_type"}:
+        return "a string or a list of strings"
+    bounds = {
+        "greater_than_equal": ("at least", "ge"),
+        "greater_than": ("greater than", "gt"),
+        "less_than_equal": ("at most", "le"),
+        "less_than": ("less than", "lt"),
+    }
+    if kind in bounds:
+        words, key = bounds[kind]
+        return f"{words} {context[key]:g}" if isinstance(context[key], float) else f"{words} {context[key]}"
+    if kind == "literal_error":
+        return str(context["expected"]).replace("'", '"')
+    return _KINDS.get(kind, f"something else ({kind})")
+
+
+def _fix(kind: str, value: Any) -> str:
+    if kind in {"int_type", "float_type"} and isinstance(value, str):
+        return "Write the number without quotes."
+    if value is None:
+        return "Remove it or give a value."
+    return "Change it or remove it."
