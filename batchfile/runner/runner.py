@@ -183,7 +183,9 @@ class Runner:
                 continue
             if not work.has_dispatched:
                 work.has_dispatched = True
-                self.tally.first_dispatch_at = self.tally.first_dispatch_at or now
+                if self.tally.first_dispatch_at is None:
+                    self.tally.first_dispatch_at = now
+                    log.info("engine.fed", after_ms=round((now - (self.tally.engine_ready_at or now)) * 1000, 1))
             self._in_flight[item.key] = item
             try:
                 engine.add(item.key, item.prepared)
