@@ -1,0 +1,151 @@
+"""Turns of a conversation into token ids, by the model's own chat template. Any thread may do it.
+
+Works on a Hugging Face tokenizer that is handed in; imports none, and knows no engine.
+"""
+
+import re
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchfile.errors import InvalidRequest, SettingsError
+from batchfile.words import Message
+
+# Tokenised prefixes that are remembered; a stage has one, so a few batches' worth is plenty.
+PREFIXES_MAX = 64
+# Shorter ones are cheaper to tokenise than to look up.
+PREFIX_CHARS_MIN = 200
+# Requests without a system turn share a cached prefix if they begin alike; one block of vLLM's on a GPU.
+PREFIX_TOKENS = 16
+
+_PROBE = "a system turn, to be found again"
+_JOINTS = ("Dear Ms O'Neil,\n\n  write", "\n user", "user\nHello", " x", "x ", "é日本🙂", "1234 5678")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """`prefix` is equal for prompts that likely begin with the same tokens."""
+
+    token_ids: list[int]
+    prefix: int
+
+
+class ChatPrompts:
+    """Renders and tokenises. Takes a tokenizer of its own, which nobody else changes.
+
+    Raises: SettingsError if the model has no chat template.
+    """
+
+    def __init__(self, tokenizer: Any, model: str) -> None:
+        self._tokenizer = tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            raise SettingsError(
+                f"The model {model} has no chat template, so a conversation can not be put to it. "
+                "Use its instruct variant, or set chat_template to a file with a template."
+            )
+        self._lock = threading.Lock()
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        self._takes_system = self._has_system_role()
+        self._separator = self._exact_separator()
+        self._prefixes: OrderedDict[str, list[int]] = OrderedDict()
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """The token ids to generate from. Raises: InvalidRequest if the template refuses the turns."""
+        turns = messages if self._takes_system else fold_system(messages)
+        try:
+            text = self._render(turns, is_continued=messages[-1].role == "assistant")
+        except Exception as error:  # a template is a program of the model's: it raises what it likes
+            raise InvalidRequest(f"The model's chat template refuses these turns: {error}") from error
+        system = messages[0].content if messages[0].role == "system" else None
+        token_ids = self._tokenise(text, system if self._takes_system else None)
+        if system is not None:
+            return Prompt(token_ids, zlib.crc32(system.encode("utf-8", "surrogatepass")))
+        return Prompt(token_ids, zlib.crc32(repr(token_ids[:PREFIX_TOKENS]).encode()))
+
+    def _render(self, turns: Sequence[Message], is_continued: bool) -> str:
+        rendered: str = self._tokenizer.apply_chat_template(
+            [{"role": turn.role, "content": turn.content} for turn in turns],
+            tokenize=False,
+            add_generation_prompt=not is_continued,
+            continue_final_message=is_continued,
+        )
+        return rendered
+
+    def _tokenise(self, text: str, system: str | None) -> list[int]:
+        """The ids of `text`; what it begins with is remembered where that changes nothing."""
+        cut = self._end_of_system(text, system)
+        if cut is None:
+            return self._encode(text)
+        head = text[:cut]
+        with self._lock:
+            known = self._prefixes.get(head)
+            if known is not None:
+                self._prefixes.move_to_end(head)
+        if known is None:
+            known = self._encode(head)
+            with self._lock:
+                self._prefixes[head] = known
+                if len(self._prefixes) > PREFIXES_MAX:
+                    self._prefixes.popitem(last=False)
+        return known + self._encode(text[cut:])
+
+    def _end_of_system(self, text: str, system: str | None) -> int | None:
+        """Where the special token behind the system turn ends; None if there is no such place."""
+        if self._separator is None or system is None or len(system) < PREFIX_CHARS_MIN:
+            return None
+        at = text.find(system.strip())
+        found = self._separator.search(text, at + len(system.strip())) if at >= 0 else None
+        return None if found is None else found.end()
+
+    def _encode(self, text: str) -> list[int]:
+        if self._backend is not None:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            return ids
+        with self._lock:
+            return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _has_system_role(self) -> bool:
+        """Whether the template shows a system turn. Some raise, some drop it without a word."""
+        try:
+            turns = [Message("system", _PROBE), Message("user", "Hello")]
+            return _PROBE in self._render(turns, is_continued=False)
+        except Exception:  # noqa: BLE001 - see prompt()
+            return False
+
+    def _exact_separator(self) -> "re.Pattern[str] | None":
+        """Matches special tokens at which text may be cut and tokenised in two, with the same ids.
+
+        That holds where a tokenizer treats the pieces between special tokens one by one. It is tried out, since
+        some (SentencePiece's) treat the first piece in a way of its own.
+        """
+        if self._backend is None:
+            return None
+        tokens = [
+            token.content
+            for token in self._tokenizer.added_tokens_decoder.values()
+            if token.special and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+        ]
+        if not tokens:
+            return None
+        for token in tokens[:8]:
+            for before in _JOINTS:
+                for after in _JOINTS:
+                    if self._encode(before + token + after) != self._encode(before + token) + self._encode(after):
+                        return None
+        return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The same turns without a system turn: its text goes before that of the first user turn."""
+    if messages[0].role != "system":
+        return tuple(messages)
+    system, rest = messages[0].content, messages[1:]
+    if rest and rest[0].role == "user":
+        return (Message("user", f"{system}\n\n{rest[0].content}"), *rest[1:])
+    return (Message("user", system), *rest)
