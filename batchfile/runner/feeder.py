@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 WINDOW_SLOTS = 4  # the window is refilled below this many times the engine's slots
 WINDOW_BYTES_MAX = 64 * 1024 * 1024
+BACKLOG_BYTES_MAX = 16 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
 STORE_RETRY_S = 1.0
 PUSH_CHUNK = 64  # requests that become visible to the loop at once
 
@@ -64,7 +65,9 @@ class Feeder:
         self._low_water = num_slots * WINDOW_SLOTS + max_in_flight
 
     def is_full(self) -> bool:
-        return len(self._window) >= self._low_water or self._window.size_bytes >= WINDOW_BYTES_MAX
+        if len(self._window) >= self._low_water or self._window.size_bytes >= WINDOW_BYTES_MAX:
+            return True
+        return sum(work.finished_bytes for work in list(self._works)) >= BACKLOG_BYTES_MAX
 
     def tick(self) -> bool:
         """Claim one shard and feed it, or continue a trial; False where there was nothing to do."""
@@ -198,7 +201,7 @@ class Feeder:
                 own.remove(culprit)
             trying = lease.next_trial(held.record, bits.of(own)) if culprit is None else ()
             shards.checkpoint(self._ledger, held, finished, has_dispatched=True, trying=trying)
-            del work.finished[: len(finished)]
+            work.forget(len(finished))
             if not lease.is_trial(held.record):
                 work.is_trial, wanted = False, bits.of(own)
             else:

@@ -17,6 +17,7 @@ from batchfile.runner.work import ShardWork
 
 log = structlog.get_logger()
 
+PART_BYTES = 4 * 1024 * 1024  # finished results of this size are checkpointed before their time
 HEARTBEAT_SHARE_OF_TTL = 1 / 4  # a shard without news is rewritten this often
 
 
@@ -66,7 +67,7 @@ class Keeper:
 
     def _is_due(self, work: ShardWork) -> bool:
         now = self._ledger.clock.monotonic()
-        if work.left == 0:
+        if work.left == 0 or work.finished_bytes >= PART_BYTES:
             return True
         if work.finished:
             return now - self._checkpointed_at.get(id(work), work.held.written_at) >= self._ledger.limits.checkpoint_s
@@ -84,7 +85,7 @@ class Keeper:
             except StoreUnavailable as error:
                 log.warning("checkpoint.failed", shard=work.held.record.n, error=str(error))
                 return
-            del work.finished[: len(finished)]
+            work.forget(len(finished))
         if work.held.record.state == "done":
             self._retire(work)
             counts = work.held.record.counts

@@ -12,8 +12,8 @@ from batchfile.lines.part import FinishedLine
 class ShardWork:
     """A held shard in this process.
 
-    The loop appends to `finished`; whoever checkpoints holds `lock`, commits a prefix of it and removes that.
-    `left` counts this pool's lines without an outcome; the loop and the feeder lower it under `count_lock`.
+    The loop appends to `finished` (results of `finished_bytes`); whoever checkpoints holds `lock`, commits a prefix of
+    it and removes that. `left` counts this pool's lines without an outcome. Counts change under `count_lock`.
     """
 
     held: Held
@@ -23,6 +23,7 @@ class ShardWork:
     count_lock: threading.Lock = field(default_factory=threading.Lock)
     has_dispatched: bool = False
     is_dropped: bool = False
+    finished_bytes: int = 0
     is_trial: bool = False
     trial_left: int = 0
 
@@ -31,8 +32,15 @@ class ShardWork:
         self.finished.append(line)
         with self.count_lock:
             self.left -= 1
+            self.finished_bytes += len(line.result)
             self.trial_left -= self.is_trial
             return self.left == 0
+
+    def forget(self, num: int) -> None:
+        """The first `num` finished lines are committed."""
+        with self.count_lock:
+            self.finished_bytes -= sum(len(line.result) for line in self.finished[:num])
+            del self.finished[:num]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
