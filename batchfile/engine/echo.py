@@ -26,7 +26,7 @@ STEP_WAIT_S_MAX = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoPrepared(Prepared):
-    custom_id: str
+    request: Request
     completion: Completion
     work_s: float
     fault: Literal["poison", "kill"] | None = None
@@ -85,7 +85,7 @@ class EchoEngine:
         return EchoPrepared(
             prefix=hash(request.messages[0].content),
             cost=request.sampling.max_tokens,
-            custom_id=request.custom_id,
+            request=request,
             completion=completion,
             work_s=self._latency_s + num_tokens * self._seconds_per_token,
             fault=self._fault_of(request) if self._faults.has_markers else None,
@@ -135,7 +135,7 @@ class EchoEngine:
         if len(started) == free:
             self._num_full_steps += 1
         if self._executions_fd is not None and started:
-            names = "".join(prepared.custom_id.replace("\n", "\\n") + "\n" for _, prepared in started)
+            names = "".join(prepared.request.custom_id.replace("\n", "\\n") + "\n" for _, prepared in started)
             os.write(self._executions_fd, names.encode())
         done = []
         for key, prepared in started:
