@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import Ledger
+from batchfile.lines.render import render_openai
 from batchfile.local.formats import file_chunks
 from batchfile.local.receipt import FileFacts, Receipt, decode_receipt, encode_receipt, make_receipt
 from batchfile.records import BatchRecord, FileRef
@@ -86,10 +87,9 @@ def write_results_to(ledger: Ledger, batch: BatchRecord, file: BinaryIO) -> None
         for chunk in ledger.store.stream(batch.results.key):
             file.write(chunk)
     else:
-        from batchfile.lines.render import render_lines
-
-        for line in render_lines(result_lines(ledger, batch), batch):
-            file.write(line + b"\n")
+        created = int(batch.created_at)
+        for n, line in enumerate(result_lines(ledger, batch)):
+            file.write(render_openai(line, batch_id=batch.batch_id, line=n, created=created) + b"\n")
 
 
 def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:

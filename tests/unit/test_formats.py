@@ -1,0 +1,221 @@
+"""Input formats: whatever a file is packed in, the same requests come out; damage is said with its place."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchfile.errors import InvalidFile
+from batchfile.lines.result import encode_result
+from batchfile.local.formats import detect, open_lines
+from batchfile.local.inputs import bring_in, first_requests, inspect
+from batchfile.local.parquet import RESULT_COLUMNS, write_results
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Choice, Completion, Failure, Usage
+
+try:
+    from compression import zstd
+except ImportError:
+    from backports import zstd
+
+TEXT = b"".join(b'{"custom_id":"%d","params":{"messages":[]}}\n' % n for n in range(5000))
+
+
+def _read(path: Path) -> bytes:
+    source = inspect(str(path))
+    return b"".join(open_lines(source.path, source.format, None))
+
+
+def _pieces(data: bytes, size: int) -> Iterator[bytes]:
+    for at in range(0, len(data), size):
+        yield data[at : at + size]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.jsonl", "a.txt"])
+def test_a_packed_file_gives_the_bytes_that_were_packed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    pack = {".gz": gzip.compress, ".zst": zstd.compress}.get(path.suffix, bytes)
+    path.write_bytes(pack(TEXT))
+    assert _read(path) == TEXT
+
+
+def test_several_packed_members_are_one_file(tmp_path: Path) -> None:
+    gz, zst = tmp_path / "a.gz", tmp_path / "a.zst"
+    gz.write_bytes(gzip.compress(TEXT) + gzip.compress(b"more\n"))
+    zst.write_bytes(zstd.compress(TEXT) + zstd.compress(b"more\n"))
+    assert _read(gz) == _read(zst) == TEXT + b"more\n"
+
+
+@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".zst", zstd.compress)])
+def test_cut_off_packed_data_is_refused_with_its_place(tmp_path: Path, ending: str, pack) -> None:
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(pack(TEXT)[:-9])
+    with pytest.raises(InvalidFile, match=r"ends in the middle, after [\d,]+ bytes of text|is damaged after"):
+        _read(path)
+
+
+@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".zst", zstd.compress)])
+def test_damaged_packed_data_is_refused_with_its_place(tmp_path: Path, ending: str, pack) -> None:
+    data = bytearray(pack(TEXT))
+    data[len(data) // 2 : len(data) // 2 + 40] = b"\xff" * 40
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(data)
+    with pytest.raises(InvalidFile, match=r"is damaged after [\d,]+ bytes of text"):
+        _read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        ("a.jsonl.gz", b'{"cu', "named .gz"),
+        ("a.zst", b'{"cu', "named .zst"),
+        ("a.parquet", b'{"cu', "named .parquet"),
+        ("a.jsonl", b"\xff\xfe{\x00", "UTF-16"),
+        ("a.jsonl", b"PK\x03\x04", "zip"),
+    ],
+)
+def test_a_file_that_is_not_what_it_seems_is_refused(name: str, head: bytes, words: str) -> None:
+    with pytest.raises(InvalidFile, match=words):
+        detect(name, head)
+
+
+def test_packed_data_is_known_by_its_bytes_whatever_its_name() -> None:
+    assert detect("a.jsonl", gzip.compress(b"x")[:4]) == "gzip"
+    assert detect("stdin", zstd.compress(b"x")[:4]) == "zstd"
+
+
+@given(st.integers(1, 30), st.integers(1, 25), st.booleans())
+def test_a_limit_takes_whole_lines_from_the_front_and_counts_no_blank_ones(size: int, num: int, ends: bool) -> None:
+    lines = [b"", b'{"a":1}', b"  ", b'{"b":"' + b"x" * 40 + b'"}', b"", b"3", b"4", b"5"]
+    data = b"\n".join(lines) + (b"\n" if ends else b"")
+    found = b"".join(first_requests(_pieces(data, size), num))
+    assert data.startswith(found)
+    kept = [line for line in found.split(b"\n") if line.strip()]
+    assert kept == [line for line in lines if line.strip()][:num]
+
+
+def test_a_limit_reads_no_further_than_it_must() -> None:
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield b'{"a":1}\n'
+
+    assert b"".join(first_requests(endless(), 3)) == b'{"a":1}\n' * 3
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "empty", "device"])
+def test_a_file_that_can_not_be_used_is_refused_before_anything_is_made_of_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.jsonl"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    elif kind == "device":
+        path = Path("/dev/null")
+    with pytest.raises(InvalidFile, match=r"no such file|is a directory|is empty|not a regular file"):
+        inspect(str(path))
+
+
+def test_a_file_that_changes_while_it_is_copied_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(TEXT))
+    source = inspect(str(path))
+    path.write_bytes(gzip.compress(TEXT + TEXT))
+    with pytest.raises(InvalidFile, match="was changed while it was read"):
+        bring_in(MemoryStore(), source, "batches/a/input-b.jsonl")
+
+
+def _table(path: Path, **columns: object) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+    return path
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in _read(path).splitlines()]
+
+
+def test_parquet_rows_with_prompts_become_requests(tmp_path: Path) -> None:
+    path = _table(
+        tmp_path / "a.parquet",
+        custom_id=["a", "b", "c"],
+        system=["be brief", None, "x"],
+        prompt=["hi", "ho", "hu"],
+        max_tokens=[1, None, 3],
+        temperature=[0.5, float("nan"), None],
+        company=["not", "for", "us"],
+    )
+    assert _rows(path) == [
+        {
+            "custom_id": "a",
+            "params": {
+                "max_tokens": 1,
+                "temperature": 0.5,
+                "system": "be brief",
+                "messages": [{"role": "user", "content": "hi"}],
+            },
+        },
+        {"custom_id": "b", "params": {"messages": [{"role": "user", "content": "ho"}]}},
+        {"custom_id": "c", "params": {"max_tokens": 3, "system": "x", "messages": [{"role": "user", "content": "hu"}]}},
+    ]
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_parquet_messages_may_be_structs_or_json_text(tmp_path: Path, as_text: bool) -> None:
+    turns = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so"}]]
+    path = _table(tmp_path / "a.parquet", custom_id=["a"], messages=[json.dumps(turns[0])] if as_text else turns)
+    assert _rows(path) == [{"custom_id": "a", "params": {"messages": turns[0]}}]
+
+
+def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: Path) -> None:
+    path = _table(tmp_path / "a.parquet", custom_id=["a"], prompt=["x"], max_tokens=[7.0], stop_sequences=["END"])
+    params = _rows(path)[0]["params"]
+    assert repr(params["max_tokens"]) == "7"
+    assert params["stop_sequences"] == ["END"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"prompt": ["x"]}, "no column custom_id"),
+        ({"custom_id": ["a"]}, "messages or prompt"),
+        ({"custom_id": ["a"], "prompt": ["x"], "messages": ["[]"]}, "both columns"),
+        ({"custom_id": [1], "prompt": ["x"]}, "column custom_id is int64; it must be text"),
+        ({"custom_id": ["a"], "prompt": [[1]]}, "column prompt is list"),
+        (
+            {"custom_id": ["a"], "prompt": ["x"], "max_tokens": ["7"]},
+            "column max_tokens is string",
+        ),
+        ({"custom_id": ["a"], "prompt": ["x"], "max_token": [7]}, "did you mean max_tokens"),
+        ({"custom_id": ["a"], "messages": ["nope"]}, "row 1: messages is not valid JSON"),
+    ],
+)
+def test_a_column_that_is_missing_or_wrong_is_named(tmp_path: Path, columns: dict, words: str) -> None:
+    with pytest.raises(InvalidFile, match=words):
+        _read(_table(tmp_path / "a.parquet", **columns))
+
+
+def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1" + b"nothing of the kind" * 10)
+    with pytest.raises(InvalidFile, match="damaged"):
+        _read(path)
+
+
+def test_results_become_rows_with_one_column_for_each_fact(tmp_path: Path) -> None:
+    usage = Usage(input_tokens=3, output_tokens=2, cached_tokens=1)
+    lines = [
+        encode_result("a", Completion(choices=(Choice("hi", "end_turn"),), usage=usage), "m"),
+        encode_result(None, Failure(type="invalid_request_error", message="no"), ""),
+    ]
+    write_results(lines, str(tmp_path / "out.parquet"))
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert tuple(table.column_names) == RESULT_COLUMNS
+    assert [tuple(row.values()) for row in table.to_pylist()] == [
+        ("a", "succeeded", "hi", "end_turn", "m", 3, 2, 1, None, None),
+        (None, "errored", None, None, None, None, None, None, "invalid_request_error", "no"),
+    ]

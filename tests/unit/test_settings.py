@@ -1,0 +1,113 @@
+"""Settings: the defaults, the file over them, the environment over both; a wrong value is named."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from batchfile.errors import SettingsError
+from batchfile.settings import explain_settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("BATCHFILE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def _origin(name: str) -> str:
+    return next(item.origin for item in explain_settings(load_settings()) if item.name == name)
+
+
+def test_nothing_is_needed_to_start() -> None:
+    settings = load_settings()
+    assert settings.stages == {
+        "sales_intel": "llama-70b",
+        "subject": "mistral",
+        "email": "mistral",
+        "polish": "llama-70b",
+    }
+    assert settings.pools["llama-70b"].tensor_parallel_size == 2
+    assert settings.pools["mistral"].model == "mistralai/Mistral-7B-Instruct-v0.3"
+    assert settings.pools["mistral"].max_model_len == 8192
+    assert settings.pools["mistral"].gpu_memory_utilization == 0.9
+
+
+def test_a_table_of_the_file_replaces_the_default_table() -> None:
+    Path("batchfile.toml").write_text('[pools.small]\nmodel = "a/b"\n[stages]\nwrite = "small"\n')
+    settings = load_settings()
+    assert list(settings.pools) == ["small"]
+    assert settings.stages == {"write": "small"}
+    assert settings.routing().pools == {"small": ("a/b",)}
+
+
+def test_the_environment_wins_over_the_file_and_each_value_knows_its_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("batchfile.toml").write_text('store = "here"\n[run]\nmodel = "from-file"\n')
+    monkeypatch.setenv("BATCHFILE_STORE", "s3://bucket/prefix")
+    settings = load_settings()
+    assert settings.store == "s3://bucket/prefix"
+    assert settings.run.model == "from-file"
+    assert _origin("store") == "BATCHFILE_STORE"
+    assert _origin("run.model") == "batchfile.toml"
+    assert _origin("run.engine") == "default"
+
+
+def test_a_variable_changes_one_value_of_a_default_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFILE_POOLS__MISTRAL__MODEL", "my/mistral")
+    settings = load_settings()
+    assert settings.pools["mistral"].model == "my/mistral"
+    assert settings.pools["llama-70b"].tensor_parallel_size == 2
+    assert _origin("pools.mistral.model") == "BATCHFILE_POOLS__MISTRAL__MODEL"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[run]\nengine = 'vlm'\n", ["run.engine", "'vlm'", "batchfile.toml", "'vllm', 'http' or 'echo'"]),
+        ("[run]\nmax_tokens = 0\n", ["run.max_tokens", "0", "greater than or equal to 1"]),
+        ("[limits]\nchekpoint_s = 3\n", ["limits.chekpoint_s", "did you mean checkpoint_s"]),
+        ("[limits]\ncheckpoint_s = 10\nlease_ttl_s = 20\n", ["limits", "three times checkpoint_s"]),
+        ("[stages]\nwrite = 'big'\n", ["stages.write", "'big'", "mistral"]),
+        ("[pools.Big]\nmodel = 'a'\n", ["pools", "'Big'", "lower-case"]),
+        ("[pools.a]\nmodel = 'a'\nengine = 'http'\n[stages]\n", ["pools.a", "base_url"]),
+        ("stor = 'x'\n", ["stor", "did you mean store"]),
+        ("not toml", ["batchfile.toml"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_accepted(text: str, words: list[str]) -> None:
+    Path("batchfile.toml").write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_misspelt_variable_is_refused_with_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFILE_STROE", "x")
+    with pytest.raises(SettingsError, match="did you mean BATCHFILE_STORE"):
+        load_settings()
+
+
+def test_variables_of_other_tools_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFILE_ECHO_SLOTS", "4")
+    monkeypatch.setenv("BATCHFILE_CACHE", "/somewhere")
+    load_settings()
+
+
+def test_the_file_may_lie_elsewhere_but_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other.toml"
+    monkeypatch.setenv("BATCHFILE_CONFIG", str(other))
+    with pytest.raises(SettingsError, match="no such file"):
+        load_settings()
+    other.write_text('store = "there"\n')
+    assert load_settings().store == "there"
+
+
+def test_the_protocols_times_fit_the_store_and_can_be_set() -> None:
+    assert load_settings().ledger_limits(is_local=True).checkpoint_s == 1.0
+    assert load_settings().ledger_limits(is_local=False).checkpoint_s == 15.0
+    Path("batchfile.toml").write_text("[limits]\ncheckpoint_s = 7\n")
+    limits = load_settings().ledger_limits(is_local=False)
+    assert (limits.checkpoint_s, limits.lease_ttl_s) == (7.0, 90.0)
