@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 WINDOW_SLOTS = 4  # the window is refilled below this many times the engine's slots
 WINDOW_BYTES_MAX = 64 * 1024 * 1024
-BACKLOG_BYTES_MAX = 16 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
+BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
 STORE_RETRY_S = 1.0
 PUSH_CHUNK = 64  # requests that become visible to the loop at once
 

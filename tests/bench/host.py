@@ -53,7 +53,7 @@ def write_requests(path: Path, num: int) -> None:
 def measure(folder: Path, num: int) -> Run:
     source, output = folder / f"in{num}.jsonl", folder / f"out{num}.jsonl"
     write_requests(source, num)
-    command = [sys.executable, "-m", "batchfile", "run", str(source), "-o", str(output), "--engine", "echo", "--verbose"]
+    command = [sys.executable, "-m", "batchfile", "run", str(source), "-o", str(output), "--engine", "echo", "-v"]
     log = folder / f"log{num}"
     started_at = time.monotonic()
     with log.open("w") as stderr:

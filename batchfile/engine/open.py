@@ -1,0 +1,38 @@
+"""Engines by name. Each is imported when it is built, so that naming one costs nothing."""
+
+from typing import Literal
+
+from batchfile.engine.base import Engine, EngineFactory
+
+EngineKind = Literal["vllm", "http", "echo"]
+
+
+def engine_factory(
+    kind: EngineKind,
+    *,
+    model: str,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    max_model_len: int | None = None,
+    max_num_seqs: int | None = None,
+) -> EngineFactory:
+    """What builds the engine, as often as it is asked. `max_num_seqs`: requests at once, whatever the engine."""
+
+    def build() -> Engine:
+        if kind == "vllm":
+            from batchfile.engine.vllm import VllmEngine, VllmOptions
+
+            return VllmEngine(VllmOptions(model=model, max_model_len=max_model_len, max_num_seqs=max_num_seqs))
+        if kind == "http":
+            from batchfile.engine.http import HttpEngine, HttpOptions
+
+            assert base_url is not None, "an HTTP engine needs a base URL"
+            return HttpEngine(
+                HttpOptions(base_url=base_url, model=model, api_key=api_key, concurrency=max_num_seqs or 32)
+            )
+        from batchfile.engine.echo import EchoEngine
+        from batchfile.engine.echo_options import EchoOptions
+
+        return EchoEngine.from_options(EchoOptions.from_env())
+
+    return build

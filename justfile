@@ -1,0 +1,53 @@
+# Everything runs with the virtual environment's own Python; nothing has to be on PATH.
+python := ".venv/bin/python"
+model := `python3 deploy/local.py --print-model`
+out := "out"
+
+# lint, types and the fast tests: what a change needs, in under 30 seconds
+check: lint
+    {{python}} -m pytest -q tests/unit tests/contract/test_ledger.py tests/contract/test_runner.py
+
+# set up the demo: the project, vLLM and a small real model (the first time takes minutes, then nothing)
+setup:
+    {{python}} deploy/local.py
+
+# set up, run 100 sales leads through real vLLM, and show what came out
+demo: setup
+    mkdir -p {{out}}
+    .venv/bin/batchfile run examples/leads.jsonl -o {{out}}/results.jsonl --model {{model}} --max-model-len 2048
+    .venv/bin/python examples/show.py examples/leads.jsonl {{out}}/results.jsonl
+
+# set up and run every check: lint, types, and all tests, real vLLM and small benches included
+test:
+    {{python}} deploy/local.py --test
+    {{python}} -m ruff check .
+    {{python}} -m ruff format --check .
+    {{python}} -m mypy
+    {{python}} -m pytest -q
+
+# what the linter and the type checker say
+lint:
+    {{python}} -m ruff check .
+    {{python}} -m ruff format --check .
+    {{python}} -m mypy
+
+# format the code and mend what the linter can mend
+format:
+    {{python}} -m ruff check --fix .
+    {{python}} -m ruff format .
+
+# the host's cost per request, at full size: 1,000,000 requests through the echo engine
+bench-host *options:
+    {{python}} tests/bench/host.py {{options}}
+
+# our runner on real vLLM against vLLM's own ways, at full size: 512 requests, 7 rounds
+bench-engine *options:
+    {{python}} tests/bench/engine.py --model {{model}} --enforce-eager {{options}}
+
+# how close the last requests come to the ideal, in virtual time
+bench-tail *options:
+    {{python}} tests/bench/tail.py {{options}}
+
+# remove what runs and tests leave behind (not the virtual environment, not the models)
+clean:
+    rm -rf {{out}} .pytest_cache .mypy_cache .ruff_cache .hypothesis
