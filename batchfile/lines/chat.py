@@ -39,10 +39,7 @@ def text_of(content: str | list[TextBlock]) -> str:
 
 
 def join_turns(turns: Iterable[Message]) -> tuple[Message, ...]:
-    """System turns, wherever they stood, joined into one that leads; neighbours of one role joined.
-
-    Where nothing but system text was given, nothing else comes back.
-    """
+    """System turns, wherever they stood, joined into one that leads; neighbours of one role joined."""
     system: list[str] = []
     joined: list[Message] = []
     for turn in turns:

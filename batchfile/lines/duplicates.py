@@ -6,14 +6,19 @@ _BUCKETS = 256  # each is made a set in turn, so that the peak is one bucket's
 
 
 class DuplicateFinder:
-    """Within one process: Python's own string hash, which is seeded anew in each."""
+    """For use within one process: Python seeds its string hash anew in each."""
 
     def __init__(self) -> None:
         self._buckets = [array("q") for _ in range(_BUCKETS)]
 
     def add(self, custom_id: str) -> None:
         value = hash(custom_id)
-        self._buckets[value & 255].append(value)
+        self._buckets[value % _BUCKETS].append(value)
+
+    def merge(self, other: "DuplicateFinder") -> None:
+        """Take what a fork of this process has added: it has the same seed."""
+        for mine, theirs in zip(self._buckets, other._buckets, strict=True):
+            mine.extend(theirs)
 
     def suspects(self) -> set[int]:
         """Hashes that were added twice: duplicates, or (rarely) two ids with one hash."""

@@ -136,7 +136,7 @@ def _structure(found: dict[str, Any]) -> list[Finding]:
         findings.append(Finding(("custom_id",), "is empty; give every request a name of its own"))
     if "params" in found:
         findings += [
-            Finding((key,), "does not belong on a line with params", "Remove it.")
+            Finding((key,), "does not belong on a line with params", "Remove it.", at_key=True)
             for key in ("body", "method", "url")
             if key in found
         ]
@@ -151,8 +151,9 @@ def _structure(found: dict[str, Any]) -> list[Finding]:
 def _unknown(key: str) -> Finding:
     near = get_close_matches(key.lower(), KEYS, 1)
     if near:
-        return Finding((key,), f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.")
-    return Finding((key,), "unknown key; what is yours belongs in metadata", "Remove it, or move it to metadata.")
+        return Finding((key,), f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.", at_key=True)
+    fix = "Remove it, or move it to metadata."
+    return Finding((key,), "unknown key; what is yours belongs in metadata", fix, at_key=True)
 
 
 def _metadata(found: dict[str, Any]) -> list[Finding]:
@@ -160,7 +161,8 @@ def _metadata(found: dict[str, Any]) -> list[Finding]:
     if metadata is None:
         return []
     if "body" in found and "params" not in found:
-        return [Finding(("metadata",), "does not belong on a line with body", "Move it to body.metadata.")]
+        fix = "Move it to body.metadata."
+        return [Finding(("metadata",), "does not belong on a line with body", fix, at_key=True)]
     if not isinstance(metadata, dict):
         return [Finding(("metadata",), f"must be an object, got {shown(metadata)}")]
     hint = metadata.get("model_hint")

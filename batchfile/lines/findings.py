@@ -11,6 +11,7 @@ _SHOWN_MAX = 80  # characters of a user's value that a message repeats
 @dataclass(frozen=True, slots=True)
 class Finding:
     """`path` leads from the line's object to the value. `column` (characters, from 1) only where there is no path.
+    `at_key`: not the value but its key is wrong.
 
     `message` says all that an errored result needs; `fix` is one more sentence for who edits the file.
     """
@@ -19,6 +20,7 @@ class Finding:
     message: str
     fix: str = ""
     column: int | None = None
+    at_key: bool = False
 
     @property
     def where(self) -> str:

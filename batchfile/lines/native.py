@@ -29,7 +29,7 @@ class Params(Strict):
     """What may stand in `params`."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
-    model: str | None = None
+    model: Annotated[str, Field(min_length=1)] | None = None
     system: str | list[TextBlock] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -41,6 +41,7 @@ class Params(Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    ignore_eos: bool = False
     output_config: OutputConfig | None = None
 
     # Accepted and ignored: they change where and how a hosted service works, not the text.
@@ -100,6 +101,7 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             repetition_penalty=params.repetition_penalty,
+            ignore_eos=params.ignore_eos,
             json_schema=output.format.schema_ if output is not None and output.format is not None else None,
         ),
     )

@@ -60,7 +60,7 @@ class Body(Strict):
     """What may stand in `body`."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
-    model: str | None = None
+    model: Annotated[str, Field(min_length=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -76,6 +76,7 @@ class Body(Strict):
     top_k: Annotated[int, Field(ge=-1, le=TOKENS_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    ignore_eos: bool = False
     structured_outputs: StructuredOutputs | None = None
 
     # Accepted and ignored: they change where and how a hosted service works, not the text.
@@ -156,6 +157,7 @@ def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
             repetition_penalty=body.repetition_penalty,
+            ignore_eos=body.ignore_eos,
             json_schema=_schema(body),
             num_choices=body.n or 1,
         ),

@@ -128,8 +128,8 @@ def _unknown(place: Path, keys: list[str]) -> Finding:
         return Finding(place, "tool use is not served yet; remove it", "Remove the turns of tools.")
     near = get_close_matches(key.lower(), keys, 1)
     if near:
-        return Finding(place, f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.")
-    return Finding(place, "unknown key; remove it", "Remove it.")
+        return Finding(place, f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.", at_key=True)
+    return Finding(place, "unknown key; remove it", "Remove it.", at_key=True)
 
 
 def _expected(kind: str, context: Mapping[str, Any], path: Path) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from batchfile.words import Completion, Outcome
+from batchfile.words import Completion, Failure, Outcome
 
 _encoder = msgspec.json.Encoder()
 
@@ -57,19 +57,36 @@ _decoder = msgspec.json.Decoder(NativeResult)
 
 
 def encode_result(custom_id: str | None, outcome: Outcome, model: str) -> bytes:
-    """One line without its newline. Keys and their order are fixed; there are no times and no random ids."""
-    if not isinstance(outcome, Completion):
-        return _encoder.encode(
-            {
-                "custom_id": custom_id,
-                "status": outcome.status,
-                "message": None,
-                "stop_reason": None,
-                "model": None,
-                "usage": None,
-                "error": {"type": outcome.type, "message": outcome.message},
-            }
-        )
+    """One line without its newline. Keys and their order are fixed; there are no times and no random ids.
+
+    `model` is written where the request succeeded. Text that UTF-8 can not carry (half of a surrogate pair, which
+    an HTTP endpoint may send) is replaced, so that any outcome has a line.
+    """
+    line = _succeeded(custom_id, outcome, model) if isinstance(outcome, Completion) else _failed(custom_id, outcome)
+    try:
+        return _encoder.encode(line)
+    except UnicodeEncodeError:
+        return _encoder.encode(_repaired(line))
+
+
+def decode_result(line: bytes) -> NativeResult:
+    """Reads what `encode_result` wrote; keys of a later version are ignored."""
+    return _decoder.decode(line)
+
+
+def _failed(custom_id: str | None, failure: Failure) -> dict[str, object]:
+    return {
+        "custom_id": custom_id,
+        "status": failure.status,
+        "message": None,
+        "stop_reason": None,
+        "model": None,
+        "usage": None,
+        "error": {"type": failure.type, "message": failure.message},
+    }
+
+
+def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[str, object]:
     first, usage = outcome.choices[0], outcome.usage
     line: dict[str, object] = {
         "custom_id": custom_id,
@@ -88,11 +105,15 @@ def encode_result(custom_id: str | None, outcome: Outcome, model: str) -> bytes:
         line["choices"] = [
             {"message": _message(choice.text), "stop_reason": choice.stop_reason} for choice in outcome.choices
         ]
-    return _encoder.encode(line)
+    return line
 
 
-def decode_result(line: bytes) -> NativeResult:
-    return _decoder.decode(line)
+def _repaired(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {key: _repaired(item) for key, item in value.items()}
+    return [_repaired(item) for item in value] if isinstance(value, list) else value
 
 
 def _message(text: str) -> dict[str, object]:

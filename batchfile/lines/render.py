@@ -1,0 +1,78 @@
+"""Native result lines as OpenAI's output lines (WIRE.md 2). Pure: the same batch gives the same bytes each time."""
+
+import msgspec
+
+from batchfile.lines.result import NativeChoice, NativeMessage, NativeResult, decode_result
+
+_FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+_CODES = {"canceled": "batch_cancelled", "expired": "batch_expired"}
+_INVALID = "invalid_request_error"
+
+_encoder = msgspec.json.Encoder()
+
+
+def render_openai(result_line: bytes, *, batch_id: str, line: int, created: int) -> bytes:
+    """One output line without its newline. Ids are made of the batch and the number of the request in it.
+
+    `created` in whole seconds since the epoch: the batch's own time, so that reading twice gives the same bytes.
+    """
+    result = decode_result(result_line)
+    stem = f"{batch_id}_{line}"
+    response: dict[str, object] | None = None
+    error: dict[str, object] | None = None
+    if result.status == "succeeded":
+        response = {"status_code": 200, "request_id": f"req_{stem}", "body": _completion(result, stem, created)}
+    elif result.status == "errored":
+        status, body = _error(result)
+        response = {"status_code": status, "request_id": f"req_{stem}", "body": body}
+    else:
+        code = _CODES.get(result.status, result.status)
+        error = {"code": code, "message": result.error.message if result.error else ""}
+    return _encoder.encode(
+        {"id": f"batch_req_{stem}", "custom_id": result.custom_id, "response": response, "error": error}
+    )
+
+
+def _completion(result: NativeResult, stem: str, created: int) -> dict[str, object]:
+    choices = result.choices
+    if choices is None:
+        message = result.message or NativeMessage(content=[])
+        choices = [NativeChoice(message=message, stop_reason=result.stop_reason or "end_turn")]
+    return {
+        "id": f"chatcmpl-{stem}",
+        "object": "chat.completion",
+        "created": created,
+        "model": result.model or "",
+        "choices": [_choice(index, choice) for index, choice in enumerate(choices)],
+        "usage": _usage(result),
+    }
+
+
+def _choice(index: int, choice: NativeChoice) -> dict[str, object]:
+    text = "".join([block.text for block in choice.message.content])
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": _FINISH.get(choice.stop_reason, "stop"),
+    }
+
+
+def _usage(result: NativeResult) -> dict[str, object] | None:
+    usage = result.usage
+    if usage is None:
+        return None
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def _error(result: NativeResult) -> tuple[int, dict[str, object]]:
+    kind = result.error.type if result.error else "api_error"
+    message = result.error.message if result.error else ""
+    if kind == _INVALID:
+        return 400, {"error": {"message": message, "type": _INVALID, "param": None, "code": None}}
+    return 500, {"error": {"message": message, "type": "server_error", "param": None, "code": kind}}

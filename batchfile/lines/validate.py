@@ -1,0 +1,204 @@
+"""Every problem of every line, with its place and how to mend it, and a summary. Runs nothing, stores nothing.
+
+A line is refused here for exactly what would refuse it in a run, because the same functions read it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from batchfile.errors import InvalidRequest
+from batchfile.lines.chat import TextBlock
+from batchfile.lines.duplicates import DuplicateFinder
+from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
+from batchfile.lines.findings import Finding, short
+from batchfile.lines.frame import Line, iter_lines
+from batchfile.lines.locate import locate
+from batchfile.lines.native import Params
+from batchfile.lines.openai import Body
+from batchfile.lines.parse import find_problems, read_carried
+from batchfile.lines.summary import Kind, Summary
+from batchfile.routing import route
+from batchfile.words import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, RoutingTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """`line` is the row in the file, from 1; `column` counts characters from 1, None where there is no one place."""
+
+    line: int
+    column: int | None
+    custom_id: str | None
+    where: str
+    message: str
+    fix: str
+
+
+class Scan:
+    """One pass over a file: yields its problems, sums up, and remembers every custom_id's hash.
+
+    `table` None checks no routing. `summary` and `duplicates` are complete when `problems` has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: RoutingTable | None = None,
+        stage: str | None = None,
+        defaults: Defaults | None = None,
+    ) -> None:
+        self.summary = Summary()
+        self.duplicates = DuplicateFinder()
+        self._table = table
+        self._stage = stage
+        self._max_tokens = (defaults or Defaults()).max_tokens
+        self._routes: dict[tuple[str | None, str | None], str | None] = {}  # what was routed, and why not
+
+    def problems(self, chunks: Iterable[bytes]) -> Iterator[Problem]:
+        """In the order of the lines and, within a line, of the columns."""
+        summary = self.summary
+        line: Line | None = None
+        for line in iter_lines(chunks):
+            summary.num_requests += 1
+            findings = self._check(line)
+            if findings:
+                summary.num_bad += 1
+                summary.num_problems += len(findings)
+                yield from _problems(line, findings)
+        if line is not None:
+            summary.size_bytes = line.end
+
+    def _check(self, line: Line) -> list[Finding]:
+        if line.data is None:
+            return [Finding((), f"is longer than {LINE_BYTES_MAX // 2**20} MiB", "Shorten the request.")]
+        try:
+            envelope = decode_envelope(line.data)
+        except Unreadable:
+            return find_problems(line.data)
+        findings = self._check_outside(envelope)
+        self.duplicates.add(envelope.custom_id)
+        try:
+            carried = read_carried(envelope)
+        except InvalidRequest:
+            return findings + find_problems(envelope) + self._check_route(envelope.hint, envelope.model)
+        if self._table is not None:
+            findings += self._check_route(envelope.hint, carried.model)
+        self._count(envelope, carried)
+        return findings
+
+    def _check_outside(self, envelope: Envelope) -> list[Finding]:
+        dialect = self.summary.dialect
+        if dialect == envelope.dialect:
+            return []
+        if dialect is None:
+            self.summary.dialect = envelope.dialect
+            return []
+        message = f"is in the {envelope.dialect} format, but the file began in the {dialect} one"
+        return [Finding((), message, "Use one format in a file.")]
+
+    def _check_route(self, hint: str | None, model: str | None) -> list[Finding]:
+        if self._table is None:
+            return []
+        key = (hint, model)
+        if key not in self._routes:
+            try:
+                route(self._table, stage=self._stage, hint=hint, model=model)
+                self._routes[key] = None
+            except InvalidRequest as error:
+                self._routes[key] = str(error)
+        refusal = self._routes[key]
+        return [] if refusal is None else [Finding((), refusal, "Name one that exists.")]
+
+    def _count(self, envelope: Envelope, carried: Params | Body) -> None:
+        summary = self.summary
+        num_chars, max_tokens = 0, carried.max_tokens
+        if isinstance(carried, Body):
+            max_tokens = max_tokens if carried.max_completion_tokens is None else carried.max_completion_tokens
+        elif carried.system:
+            num_chars = _num_chars(carried.system)
+        for turn in carried.messages:
+            content = turn.content
+            num_chars += len(content) if isinstance(content, str) else _num_chars(content)
+        summary.prompt_chars += num_chars
+        kind = Kind(envelope.hint, carried.model, self._max_tokens if max_tokens is None else max_tokens)
+        summary.kinds[kind] = summary.kinds.get(kind, 0) + 1
+
+
+def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
+    """All problems of a file. `read` opens it: once, and again only where a custom_id seems to be used twice.
+
+    Repeated custom_ids come last. `scan.summary` is complete when this has ended.
+    """
+    yield from scan.problems(read())
+    summary = scan.summary
+    for problem in _late(read, scan):
+        summary.num_problems += 1
+        yield problem
+
+
+def _late(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
+    """What only the whole file shows."""
+    if scan.summary.num_requests == 0:
+        yield _of_file("holds no request: every line is blank", "Write one request on each line.")
+    if scan.summary.num_requests > REQUESTS_MAX:
+        yield _of_file(f"holds more than {REQUESTS_MAX:,} requests", "Split it.")
+    suspects = scan.duplicates.suspects()
+    if suspects:
+        yield from repeated(read(), suspects)
+
+
+def repeated(chunks: Iterable[bytes], suspects: set[int]) -> Iterator[Problem]:
+    """The second and later uses of a custom_id, with the line of the first. Memory: the ids used twice."""
+    first: dict[str, int] = {}
+    for line in iter_lines(chunks):
+        if line.data is None:
+            continue
+        try:
+            custom_id = decode_envelope(line.data).custom_id
+        except InvalidRequest:
+            continue
+        if not DuplicateFinder.is_suspect(custom_id, suspects):
+            continue
+        if custom_id not in first:
+            first[custom_id] = line.row
+            continue
+        message = f'"{short(custom_id)}" is used on line {first[custom_id]} already'
+        finding = Finding(("custom_id",), message, f"Make it unique: lines {first[custom_id]} and {line.row} share it.")
+        yield from _problems(line, [finding])
+
+
+def _problems(line: Line, findings: list[Finding]) -> list[Problem]:
+    data = line.data or b""
+    text = data.decode("utf-8", "replace")
+    custom_id = custom_id_of(data)
+    made = [
+        Problem(
+            line=line.row,
+            column=_column(text, finding),
+            custom_id=custom_id,
+            where=finding.where,
+            message=finding.message,
+            fix=finding.fix,
+        )
+        for finding in findings
+    ]
+    return sorted(made, key=lambda problem: problem.column or 0)
+
+
+def _column(text: str, finding: Finding) -> int | None:
+    """Of the value; of the key where the key itself is wrong; of what should hold it where it is missing."""
+    if finding.column is not None or not finding.path:
+        return finding.column
+    path = finding.path
+    for size in range(len(path), 0, -1):
+        column = locate(text, path[:size], at_key=finding.at_key)
+        if column is not None:
+            return column
+    return 1 if text else None
+
+
+def _of_file(message: str, fix: str) -> Problem:
+    return Problem(line=1, column=None, custom_id=None, where="", message=message, fix=fix)
+
+
+def _num_chars(content: str | list[TextBlock]) -> int:
+    return len(content) if isinstance(content, str) else sum([len(block.text) for block in content])

@@ -1,0 +1,213 @@
+"""OpenAI's lines into requests, and native results into its output lines."""
+
+import json
+from typing import Any
+
+import pytest
+
+from batchfile.errors import InvalidRequest
+from batchfile.lines import find_problems, parse_request
+from batchfile.lines.render import render_openai
+from batchfile.lines.result import encode_result
+from batchfile.words import Choice, Completion, Defaults, Failure, Message, Outcome, Request, Sampling, Usage
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def line(*, method: str = "POST", url: str = "/v1/chat/completions", **body: Any) -> bytes:
+    whole = {"model": "m", "messages": HI, **body}
+    return json.dumps({"custom_id": "a", "method": method, "url": url, "body": whole}).encode()
+
+
+def parsed(**body: Any) -> Request:
+    return parse_request(line(**body), Defaults())
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request(data, Defaults())
+    return str(caught.value)
+
+
+def test_the_least_request_gets_openais_temperature() -> None:
+    assert parsed() == Request(
+        custom_id="a",
+        messages=(Message("user", "hi"),),
+        model="m",
+        sampling=Sampling(max_tokens=2048, is_max_tokens_given=False, temperature=1.0),
+    )
+
+
+def test_every_sampling_key_arrives() -> None:
+    request = parsed(
+        max_completion_tokens=5,
+        max_tokens=9,
+        temperature=0,
+        top_p=0.5,
+        top_k=40,
+        min_p=0.1,
+        n=3,
+        stop="x",
+        seed=1,
+        presence_penalty=1,
+        frequency_penalty=-1,
+        repetition_penalty=1.2,
+    )
+    assert request.sampling == Sampling(
+        max_tokens=5,
+        temperature=0.0,
+        top_p=0.5,
+        top_k=40,
+        min_p=0.1,
+        num_choices=3,
+        stop=("x",),
+        seed=1,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        repetition_penalty=1.2,
+    )
+    assert parsed(stop=["a", "b"], max_tokens=9).sampling.stop == ("a", "b")
+    assert parsed(max_tokens=9).sampling.max_tokens == 9
+
+
+def test_a_developer_turn_is_a_system_turn() -> None:
+    request = parsed(messages=[{"role": "developer", "content": "d"}, *HI, {"role": "system", "content": "s"}])
+    assert request.messages == (Message("system", "d\n\ns"), Message("user", "hi"))
+
+
+def test_an_answer_sent_back_as_history_is_taken() -> None:
+    answer = {"role": "assistant", "content": "yo", "refusal": None, "tool_calls": None, "annotations": []}
+    assert parsed(messages=[*HI, answer, {"role": "user", "content": [{"type": "text", "text": "x"}]}]).messages == (
+        Message("user", "hi"),
+        Message("assistant", "yo"),
+        Message("user", "x"),
+    )
+
+
+SCHEMA = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("body", "schema"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, {}),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}}, SCHEMA),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": True}}}, {}),
+        ({"structured_outputs": {"json": SCHEMA}}, SCHEMA),
+    ],
+)
+def test_a_response_format_becomes_a_schema(body: dict[str, Any], schema: Any) -> None:
+    assert parsed(**body).sampling.json_schema == schema
+
+
+def test_keys_that_ask_for_nothing_are_ignored() -> None:
+    assert parsed(user="u", store=True, logprobs=False, tools=[], tool_choice="auto", stream=False, n=1) == parsed()
+
+
+BAD = [
+    ({"method": "GET"}, 'method: must be "POST", got "GET"'),
+    ({"url": "/v1/embeddings"}, 'url: must be "/v1/chat/completions", got "/v1/embeddings"'),
+    ({"url": ""}, 'url: is missing; it must be "/v1/chat/completions"'),
+    ({"n": 0}, "body.n: must be at least 1, got 0"),
+    ({"n": 129}, "body.n: must be at most 128, got 129"),
+    ({"max_tokens": 0}, "body.max_tokens: must be at least 1, got 0"),
+    ({"max_output_tokens": 5}, "body.max_output_tokens: unknown key, did you mean max_tokens?"),
+    ({"logprobs": True}, "body.logprobs: logprobs are not served; remove it or set it to false"),
+    ({"tools": [{"type": "function"}]}, "body.tools: tool use is not served yet; remove it"),
+    ({"stream": True}, "body.stream: a batch does not stream; remove it or set it to false"),
+    ({"logit_bias": {"5": 1}}, "body.logit_bias: logit_bias is not served; remove it"),
+    ({"guided_json": {}}, "body.guided_json: use response_format of type json_schema instead"),
+    ({"stop": 5}, "body.stop: must be a string or a list of strings, got 5"),
+    ({"stop": [""]}, "body.stop[0]: must not be empty"),
+    ({"stop": ""}, "body.stop: must not be empty"),
+    (
+        {"response_format": {"type": "json_schema"}},
+        "body.response_format: json_schema is missing; put the schema there",
+    ),
+    (
+        {"response_format": {"type": "xml"}},
+        'body.response_format.type: must be "text", "json_object" or "json_schema", got "xml"',
+    ),
+    (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        'body.messages[0].role: must be "system", "developer", "user" or "assistant", got "tool"',
+    ),
+    (
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
+        "body.messages[0].tool_calls: tool use is not served yet; remove it",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        'body.messages[0].content[0]: blocks of type "image_url" are not served, only text is',
+    ),
+    ({"messages": [{"role": "developer", "content": "x"}]}, "body.messages: holds no user turn; add one"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), BAD, ids=[row[1][:60] for row in BAD])
+def test_what_is_wrong_is_named(parts: dict[str, Any], message: str) -> None:
+    assert refusal(line(**parts)) == message
+
+
+def test_a_line_without_method_and_url_is_told_both() -> None:
+    problems = find_problems(b'{"custom_id":"a","body":{"messages":[{"role":"user","content":"x"}]}}')
+    assert [problem.where for problem in problems] == ["method", "url"]
+
+
+def rendered(outcome: Outcome) -> Any:
+    result = encode_result("a", outcome, "m")
+    return json.loads(render_openai(result, batch_id="batch_1", line=4, created=1_800_000_000))
+
+
+def test_a_success_is_a_chat_completion() -> None:
+    usage = Usage(input_tokens=5, output_tokens=2, cached_tokens=3)
+    choices = (Choice("yes", "end_turn"), Choice("no", "max_tokens"), Choice("", "stop_sequence"))
+    message = {"role": "assistant", "refusal": None}
+    assert rendered(Completion(choices=choices, usage=usage)) == {
+        "id": "batch_req_batch_1_4",
+        "custom_id": "a",
+        "response": {
+            "status_code": 200,
+            "request_id": "req_batch_1_4",
+            "body": {
+                "id": "chatcmpl-batch_1_4",
+                "object": "chat.completion",
+                "created": 1_800_000_000,
+                "model": "m",
+                "choices": [
+                    {"index": 0, "message": {**message, "content": "yes"}, "logprobs": None, "finish_reason": "stop"},
+                    {"index": 1, "message": {**message, "content": "no"}, "logprobs": None, "finish_reason": "length"},
+                    {"index": 2, "message": {**message, "content": ""}, "logprobs": None, "finish_reason": "stop"},
+                ],
+                "usage": {
+                    "prompt_tokens": 5,
+                    "completion_tokens": 2,
+                    "total_tokens": 7,
+                    "prompt_tokens_details": {"cached_tokens": 3},
+                },
+            },
+        },
+        "error": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "error_type", "code"),
+    [
+        ("invalid_request_error", 400, "invalid_request_error", None),
+        ("engine_crash", 500, "server_error", "engine_crash"),
+    ],
+)
+def test_an_errored_request_has_an_http_status(kind: str, status: int, error_type: str, code: str | None) -> None:
+    line = rendered(Failure(type=kind, message="why"))
+    assert line["response"]["status_code"] == status
+    assert line["response"]["body"] == {"error": {"message": "why", "type": error_type, "param": None, "code": code}}
+    assert line["error"] is None
+
+
+@pytest.mark.parametrize(("status", "code"), [("canceled", "batch_cancelled"), ("expired", "batch_expired")])
+def test_what_never_ran_has_no_response(status: Any, code: str) -> None:
+    line = rendered(Failure(type=status, message="why", status=status))
+    assert line["response"] is None
+    assert line["error"] == {"code": code, "message": "why"}

@@ -1,0 +1,69 @@
+"""The native result line: exact keys, exact bytes."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchfile.lines.result import NativeBlock, NativeChoice, NativeMessage, decode_result, encode_result
+from batchfile.words import Choice, Completion, Failure, Usage
+
+DONE = Completion(choices=(Choice("yes\n", "end_turn"),), usage=Usage(input_tokens=3, output_tokens=2, cached_tokens=1))
+
+
+def test_a_success_has_exactly_these_bytes() -> None:
+    assert encode_result("a", DONE, "m") == (
+        b'{"custom_id":"a","status":"succeeded","message":{"content":[{"type":"text","text":"yes\\n"}]},'
+        b'"stop_reason":"end_turn","model":"m",'
+        b'"usage":{"input_tokens":3,"output_tokens":2,"cached_tokens":1},"error":null}'
+    )
+
+
+@pytest.mark.parametrize("status", ["errored", "canceled", "expired"])
+def test_a_failure_has_exactly_these_bytes(status: str) -> None:
+    failure = Failure(type="t", message="why", status=status)  # type: ignore[arg-type]
+    assert encode_result(None, failure, "m").decode() == (
+        f'{{"custom_id":null,"status":"{status}","message":null,"stop_reason":null,"model":null,"usage":null,'
+        '"error":{"type":"t","message":"why"}}'
+    )
+
+
+def test_choices_are_written_only_where_there_are_several() -> None:
+    several = Completion(choices=(Choice("a", "end_turn"), Choice("b", "max_tokens")), usage=Usage())
+    read = decode_result(encode_result("a", several, "m"))
+    block = [NativeMessage(content=[NativeBlock(type="text", text=text)]) for text in "ab"]
+    assert read.message == block[0]
+    assert read.choices == [
+        NativeChoice(message=block[0], stop_reason="end_turn"),
+        NativeChoice(message=block[1], stop_reason="max_tokens"),
+    ]
+    assert decode_result(encode_result("a", DONE, "m")).choices is None
+
+
+@given(custom_id=st.text(), text=st.text(), message=st.text())
+def test_text_comes_back_unchanged_and_a_result_is_one_line(custom_id: str, text: str, message: str) -> None:
+    good = encode_result(custom_id, Completion(choices=(Choice(text, "end_turn"),), usage=Usage()), "m")
+    bad = encode_result(custom_id, Failure(type="t", message=message), "m")
+    for line in (good, bad):
+        assert b"\n" not in line
+        assert b"\r" not in line
+        assert json.loads(line)["custom_id"] == custom_id
+    read = decode_result(good)
+    assert read.custom_id == custom_id
+    assert read.message == NativeMessage(content=[NativeBlock(type="text", text=text)])
+    failed = decode_result(bad).error
+    assert failed is not None
+    assert failed.message == message
+
+
+def test_half_a_character_from_an_engine_is_replaced() -> None:
+    broken = Completion(choices=(Choice("a\ud83d", "max_tokens"),), usage=Usage())
+    assert decode_result(encode_result("a", broken, "m")).message == NativeMessage(
+        content=[NativeBlock(type="text", text="a?")]
+    )
+
+
+def test_keys_of_a_later_version_are_ignored_when_read() -> None:
+    line = encode_result("a", DONE, "m")[:-1] + b',"later":1}'
+    assert decode_result(line) == decode_result(encode_result("a", DONE, "m"))

@@ -1,0 +1,66 @@
+"""Which pool a request goes to."""
+
+import pytest
+
+from batchfile.errors import InvalidRequest
+from batchfile.routing import route
+from batchfile.words import RoutingTable
+
+TABLE = RoutingTable(
+    stages={"sales_intel": "llama-70b", "subject": "mistral"},
+    pools={"mistral": ("mistralai/Mistral-7B", "small"), "llama-70b": ("meta-llama/Llama-3-70B",)},
+)
+ONE = RoutingTable(pools={"only": ("m",)})
+
+
+@pytest.mark.parametrize(
+    ("stage", "hint", "model", "pool"),
+    [
+        ("subject", "llama-70b", "small", "llama-70b"),  # the hint before all
+        ("subject", "meta-llama/Llama-3-70B", None, "llama-70b"),  # a hint may be a model
+        (None, "small", None, "mistral"),  # or an alias
+        ("sales_intel", None, "small", "llama-70b"),  # a stage before the model
+        ("sales_intel", None, "claude-unknown", "llama-70b"),  # which is ignored then
+        (None, None, "mistral", "mistral"),  # a model may be a pool
+        (None, None, "mistralai/Mistral-7B", "mistral"),
+        (None, None, "small", "mistral"),
+    ],
+)
+def test_hint_then_stage_then_model(stage: str | None, hint: str | None, model: str | None, pool: str) -> None:
+    assert route(TABLE, stage=stage, hint=hint, model=model) == pool
+
+
+def test_the_only_pool_takes_what_names_nothing() -> None:
+    assert route(ONE, stage=None, hint=None, model=None) == "only"
+
+
+def test_everything_takes_all_whatever_they_say() -> None:
+    table = RoutingTable(everything="local")
+    assert route(table, stage="x", hint="y", model="z") == "local"
+
+
+@pytest.mark.parametrize(
+    ("stage", "hint", "model", "message"),
+    [
+        ("email", None, None, "stage: 'email' is not known; stages are sales_intel, subject"),
+        (None, "gpt", None, "metadata.model_hint: 'gpt' is no pool, model or alias; pools are llama-70b, mistral"),
+        (None, None, "gpt", "model: 'gpt' is no pool, model or alias; pools are llama-70b, mistral"),
+        (
+            None,
+            None,
+            None,
+            "names no pool: give a stage (sales_intel, subject), metadata.model_hint or model (llama-70b, mistral)",
+        ),
+    ],
+)
+def test_what_is_unknown_is_named_with_what_exists(
+    stage: str | None, hint: str | None, model: str | None, message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        route(TABLE, stage=stage, hint=hint, model=model)
+    assert str(caught.value) == message
+
+
+def test_an_unknown_model_is_refused_even_where_there_is_one_pool() -> None:
+    with pytest.raises(InvalidRequest):
+        route(ONE, stage=None, hint=None, model="gpt")
