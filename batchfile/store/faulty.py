@@ -1,14 +1,19 @@
 """A store that fails on purpose, around one that does not: for tests and simulations.
 
-`on_call` sees every write: its number from 1, the verb, the key, and whether the write is about to happen (`before`)
-or has happened (`after`). What it raises is what the caller gets.
+Two ways to fail. `on_call` sees every write: its number from 1, the verb, the key, and whether the write is about to
+happen (`before`) or has happened (`after`); what it raises is what the caller gets. `faults` fails by seeded chance.
 """
 
+import random
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
+from batchfile.clock import Clock, SystemClock
+from batchfile.errors import PreconditionFailed, StoreError, StoreUnavailable
 from batchfile.store.base import Entry, Object, Store, Unchanged, Writer
 
 Phase = Literal["before", "after"]
@@ -16,37 +21,84 @@ T = TypeVar("T")
 OnCall = Callable[[int, str, str, Phase], None]
 
 
-class FaultyStore:
-    """Reads pass through; writes go through `on_call`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """How often, from 0 to 1 for each call, and how long. Of the write faults at most one strikes a call."""
 
-    def __init__(self, inner: Store, *, on_call: OnCall) -> None:
+    read: float = 0.0  # a read is answered 503
+    before: float = 0.0  # a write is answered 503 and did not happen
+    after: float = 0.0  # a write is answered 503 and did happen
+    refused: float = 0.0  # a conditional write is answered 409 or 500 and did not happen; others as `before`
+    refused_after: float = 0.0  # a conditional write is answered 412 and did happen; others as `after`
+    ghost: float = 0.0  # a write is answered 503 and happens later
+    delay: float = 0.0  # any call takes up to `delay_s` longer, by the clock
+    delay_s: float = 1.0
+    ghost_s: float = 300.0  # a ghost comes within this time, with a later call, or when released
+
+
+@dataclass(frozen=True, slots=True)
+class _Ghost:
+    due: float
+    write: Callable[[], object]
+
+
+class FaultyStore:
+    """Without `on_call` and `faults` it is its inner store. While `is_down`, every call is answered 503."""
+
+    def __init__(
+        self,
+        inner: Store,
+        *,
+        on_call: OnCall | None = None,
+        faults: Faults | None = None,
+        seed: int = 0,
+        clock: Clock | None = None,
+    ) -> None:
         self._inner = inner
         self._on_call = on_call
+        self._faults = faults or Faults()
+        self._random = random.Random(seed)
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._ghosts: list[_Ghost] = []
         self._num_writes = 0
+        self.is_down = False
 
     @property
     def url(self) -> str:
         return self._inner.url
 
     def get(self, key: str) -> Object | None:
+        self._read(key)
         return self._inner.get(key)
 
     def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
+        self._read(key)
         return self._inner.get_if_changed(key, etag)
 
     def head(self, key: str) -> Entry | None:
+        self._read(key)
         return self._inner.head(key)
 
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
+        self._read(key)
         return self._inner.stream(key, start, end, match=match)
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
-        return self._write("put", key, lambda: self._inner.put(key, data, absent=absent, match=match))
+        data = bytes(data)  # a ghost must not see what the caller does with its buffer later
+        is_conditional = absent or match is not None
+        return self._write(
+            "put",
+            key,
+            lambda: self._inner.put(key, data, absent=absent, match=match),
+            is_conditional=is_conditional,
+        )
 
     def writer(self, key: str) -> "_FaultyWriter":
         return _FaultyWriter(self, key, self._inner.writer(key))
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+        self._read(prefix)
         return self._inner.list(prefix, after=after)
 
     def delete(self, key: str) -> None:
@@ -61,13 +113,68 @@ class FaultyStore:
     def is_dead(self, owner: str) -> bool:
         return self._inner.is_dead(owner)
 
-    def _write(self, verb: str, key: str, write: Callable[[], T]) -> T:
-        self._num_writes += 1
-        number = self._num_writes
-        self._on_call(number, verb, key, "before")
+    def release_ghosts(self) -> None:
+        """Let every write that is still on its way happen now."""
+        self._let_happen(float("inf"))
+
+    def commit(self, key: str, inner: Writer) -> str:
+        return self._write("commit", key, inner.commit)
+
+    def _read(self, key: str) -> None:
+        self._begin(key)
+        if self._chance() < self._faults.read:
+            raise StoreUnavailable(f"{key}: 503 on purpose")
+
+    def _write(self, verb: str, key: str, write: Callable[[], T], *, is_conditional: bool = False) -> T:
+        with self._lock:
+            self._num_writes += 1
+            number = self._num_writes
+        if self._on_call is not None:
+            self._on_call(number, verb, key, "before")
+        self._begin(key)
+        fault = self._draw()
+        if fault == "ghost" and verb != "commit":  # a commit's bytes are gone once its writer is left
+            self._ghosts.append(_Ghost(self._clock.monotonic() + self._chance() * self._faults.ghost_s, write))
+        refusal = PreconditionFailed if is_conditional else StoreUnavailable
+        if fault in {"before", "ghost"}:
+            raise StoreUnavailable(f"{key}: 503 on purpose; the write did not happen yet")
+        if fault == "refused":
+            raise refusal(f"{key}: 409 on purpose; the write did not happen")
         written = write()
-        self._on_call(number, verb, key, "after")
+        if self._on_call is not None:
+            self._on_call(number, verb, key, "after")
+        if fault == "after":
+            raise StoreUnavailable(f"{key}: 503 on purpose; the write did happen")
+        if fault == "refused_after":
+            raise refusal(f"{key}: 412 on purpose; the write did happen")
         return written
+
+    def _draw(self) -> str:
+        drawn = self._chance()
+        for fault in ("before", "after", "refused", "refused_after", "ghost"):
+            drawn -= getattr(self._faults, fault)
+            if drawn < 0:
+                return fault
+        return ""
+
+    def _begin(self, key: str) -> None:
+        self._let_happen(self._clock.monotonic())
+        if self._chance() < self._faults.delay:
+            self._clock.sleep(self._chance() * self._faults.delay_s)
+        if self.is_down:
+            raise StoreUnavailable(f"{key}: down on purpose")
+
+    def _let_happen(self, until: float) -> None:
+        with self._lock:
+            due = [ghost for ghost in self._ghosts if ghost.due <= until]
+            self._ghosts = [ghost for ghost in self._ghosts if ghost.due > until]
+        for ghost in due:
+            with suppress(StoreError):  # refused in the void
+                ghost.write()
+
+    def _chance(self) -> float:
+        with self._lock:
+            return self._random.random()
 
 
 class _FaultyWriter:
@@ -80,7 +187,7 @@ class _FaultyWriter:
         self._inner.write(data)
 
     def commit(self) -> str:
-        return self._store._write("commit", self._key, self._inner.commit)
+        return self._store.commit(self._key, self._inner)
 
     def __enter__(self) -> Self:
         self._inner.__enter__()

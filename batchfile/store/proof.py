@@ -1,0 +1,238 @@
+"""Proof that a store keeps its conditions: a store that ignores them loses work silently, so it is asked first.
+
+Races a few writers on fresh keys, through the Store interface alone. What a busy store leaves unanswered (429, 503, a
+timeout) proves nothing either way; only an acknowledged write that must have been refused convicts.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+from uuid import uuid4
+
+from batchfile.clock import Clock, SystemClock
+from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
+from batchfile.store.base import Store
+
+FIT_STORES = (
+    "Use AWS S3, Cloudflare R2, MinIO (October 2025 or later), SeaweedFS (4.17 or later), Ceph (20 or later), Tigris, "
+    "or a local directory."
+)
+PREFIX = "proof/"
+PAUSE_S = 0.6  # after an unclear answer; some stores take one write per second and key
+REFUSALS_MAX = 4  # in a row, by a store that then counts as refusing conditional writes altogether
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Effort:
+    budget_s: float  # no request begins after it
+    num_writers: int
+    num_rounds: int
+
+
+LIGHT = _Effort(budget_s=3.0, num_writers=4, num_rounds=2)
+HEAVY = _Effort(budget_s=60.0, num_writers=16, num_rounds=10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One rule. `kept`: seen to hold `num_rounds` times; `unclear`: the store was too busy to tell."""
+
+    rule: str
+    verdict: Literal["kept", "unclear"]
+    num_rounds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    checks: tuple[Check, ...]
+    seconds: float
+
+    @property
+    def is_complete(self) -> bool:
+        return all(check.verdict == "kept" for check in self.checks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What one writer was told: done (an etag), refused, or nothing."""
+
+    data: bytes
+    etag: str | None = None
+    is_refused: bool = False
+
+
+_Finding = Literal["kept", "busy", "refused"]  # refused: nobody was let through
+
+_CREATE = "of several writers that create one object, one succeeds"
+_CREATE_AGAIN = "an object that exists is not created again"
+_REPLACE = "of several writers that replace one version, one succeeds"
+_REPLACE_STALE = "a version that was replaced is not replaced again"
+_REPLACE_MISSING = "an object that does not exist is not replaced"
+_READ = "a read pinned to a version gives that version or fails"
+
+
+def prove_conditions(store: Store, *, heavy: bool = False, clock: Clock | None = None) -> Proof:
+    """Prove both conditions; light within 3 s, heavy within a minute. Leaves nothing behind.
+
+    Raises: StoreUnfit with what was observed; StoreUnavailable where the store does not answer at all.
+    """
+    prover = _Prover(store, HEAVY if heavy else LIGHT, clock or SystemClock())
+    try:
+        proof = prover.run()
+    except BaseException:
+        with suppress(StoreError):
+            prover.tidy()
+        raise
+    prover.tidy()  # also shows that deleting is allowed
+    return proof
+
+
+class _Prover:
+    def __init__(self, store: Store, effort: _Effort, clock: Clock) -> None:
+        self._store = store
+        self._effort = effort
+        self._clock = clock
+        self._began = clock.monotonic()
+        self._keys: list[str] = []
+        self._kept: Counter[str] = Counter()
+        self._before = self._after = ""  # etags around the latest replacement
+
+    def run(self) -> Proof:
+        self._store.put(self._new_key(), _new_data())  # a store that does not answer says so here
+        for _ in range(self._effort.num_rounds):
+            key = self._new_key()
+            for rule, look in (
+                (_CREATE, self._create),
+                (_CREATE_AGAIN, self._create_again),
+                (_REPLACE, self._replace),
+                (_REPLACE_STALE, self._replace_stale),
+                (_REPLACE_MISSING, self._replace_missing),
+                (_READ, self._read),
+            ):
+                self._repeat(rule, look, key)
+        rules = (_CREATE, _CREATE_AGAIN, _REPLACE, _REPLACE_STALE, _REPLACE_MISSING, _READ)
+        checks = tuple(
+            Check(rule=rule, verdict="kept" if self._kept[rule] else "unclear", num_rounds=self._kept[rule])
+            for rule in rules
+        )
+        return Proof(checks=checks, seconds=self._clock.monotonic() - self._began)
+
+    def tidy(self) -> None:
+        for key in self._keys:
+            self._store.delete(key)
+
+    def _repeat(self, rule: str, look: Callable[[str], _Finding], key: str) -> None:
+        """Look at one rule until the answer is clear or the time is up."""
+        num_refused = 0
+        while self._clock.monotonic() - self._began < self._effort.budget_s:
+            try:
+                finding = look(key)
+            except (StoreUnavailable, ObjectMissing):
+                finding = "busy"
+            if finding == "kept":
+                self._kept[rule] += 1
+                return
+            num_refused += finding == "refused"
+            if num_refused >= REFUSALS_MAX:
+                raise self._unfit(f"it refused {num_refused} times what must succeed: {rule}")
+            self._clock.sleep(PAUSE_S)
+
+    def _create(self, key: str) -> _Finding:
+        return self._race(key, lambda data: self._store.put(key, data, absent=True))
+
+    def _create_again(self, key: str) -> _Finding:
+        return self._must_refuse(
+            "a write with If-None-Match: * replaced an object that was there",
+            lambda data: self._store.put(key, data, absent=True),
+        )
+
+    def _replace(self, key: str) -> _Finding:
+        self._before = self._etag(key)
+        finding = self._race(key, lambda data: self._store.put(key, data, match=self._before))
+        self._after = self._etag(key)
+        if finding == "kept" and self._before == self._after:
+            raise self._unfit("a write with If-Match was acknowledged and changed nothing")
+        return finding
+
+    def _replace_stale(self, key: str) -> _Finding:
+        return self._must_refuse(
+            "a write with If-Match replaced a version that was no longer there",
+            lambda data: self._store.put(key, data, match=self._before),
+        )
+
+    def _replace_missing(self, _: str) -> _Finding:
+        key = self._new_key()
+        return self._must_refuse(
+            "a write with If-Match created an object that did not exist",
+            lambda data: self._store.put(key, data, match=self._after),
+        )
+
+    def _read(self, key: str) -> _Finding:
+        if not b"".join(self._store.stream(key, match=self._after)):
+            raise self._unfit("a read with If-Match gave nothing")
+        try:
+            list(self._store.stream(key, match=self._before))
+        except ObjectChanged:
+            return "kept"
+        raise self._unfit("a read with If-Match gave another version")
+
+    def _race(self, key: str, write: Callable[[bytes], str]) -> _Finding:
+        num_writers = self._effort.num_writers
+        barrier = threading.Barrier(num_writers)
+
+        def run(_: int) -> _Answer:
+            barrier.wait()
+            return _ask(write)
+
+        with ThreadPoolExecutor(num_writers) as threads:
+            answers = list(threads.map(run, range(num_writers)))
+        done = [answer for answer in answers if answer.etag is not None]
+        if len(done) > 1:
+            raise self._unfit(f"{len(done)} of {num_writers} racing writers were told that they won; one at most can")
+        if not done:
+            return "refused" if all(answer.is_refused for answer in answers) else "busy"
+        found = self._store.get(key)
+        if found is None or found.data != done[0].data:
+            # Whoever got no answer may have been first; the one that was acknowledged must stand nevertheless.
+            raise self._unfit("the object does not hold what the one acknowledged writer wrote")
+        return "kept"
+
+    def _must_refuse(self, crime: str, write: Callable[[bytes], str]) -> _Finding:
+        answer = _ask(write)
+        if answer.etag is not None:
+            raise self._unfit(crime)
+        return "kept" if answer.is_refused else "busy"
+
+    def _unfit(self, observed: str) -> StoreUnfit:
+        return StoreUnfit(
+            f"{self._store.url} does not keep the conditions of writes, and work would be lost silently: {observed}. "
+            f"{FIT_STORES}"
+        )
+
+    def _etag(self, key: str) -> str:
+        found = self._store.head(key)
+        if found is None:
+            raise ObjectMissing(f"{key} is not there yet")
+        return found.etag
+
+    def _new_key(self) -> str:
+        self._keys.append(f"{PREFIX}{uuid4().hex}.json")
+        return self._keys[-1]
+
+
+def _ask(write: Callable[[bytes], str]) -> _Answer:
+    data = _new_data()
+    try:
+        return _Answer(data=data, etag=write(data))
+    except PreconditionFailed:
+        return _Answer(data=data, is_refused=True)
+    except StoreUnavailable:
+        return _Answer(data=data)
+
+
+def _new_data() -> bytes:
+    return uuid4().hex.encode()

@@ -1,0 +1,380 @@
+"""An S3-compatible bucket as a store, with boto3. The one place that knows boto3.
+
+Two clients: `control` never retries a request by itself, because a repeated conditional write can refuse its own first
+attempt; `data` does. Etags are passed around without their quotes; `prove` learns whether the server wants them back.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from email.utils import parsedate_to_datetime
+from random import uniform
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import boto3
+import botocore.exceptions as boto_errors
+from botocore.config import Config
+from urllib3.exceptions import HTTPError as Urllib3Error
+
+from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
+from batchfile.store.base import Entry, Object, Unchanged
+from batchfile.store.keys import check_key, is_key
+from batchfile.store.proof import FIT_STORES, Proof, prove_conditions
+from batchfile.store.proof import PREFIX as PROOF_PREFIX
+from batchfile.store.s3_answers import NotModified, PastTheEnd, error_of_answer
+
+CHUNK_BYTES = 1024 * 1024
+PART_BYTES = 16 * 1024 * 1024  # of a multipart upload; all but the last are this large (R2 wants them equal)
+PARTS_MAX = 10_000  # S3's limit
+READ_ATTEMPTS = 5  # of a get or a stream, in a row without a byte of progress
+READ_PAUSE_S = 0.1  # before the second attempt; doubles, jittered
+CONNECTIONS = 32  # per client: as many threads as may use one store at once without waiting
+
+_CONTROL = {"connect_timeout": 3, "read_timeout": 10, "retries": {"total_max_attempts": 1, "mode": "standard"}}
+_DATA = {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 5, "mode": "standard"}}
+# Newer boto3 adds checksum trailers, which several servers reject; records carry digests of their own.
+_BOTH = {
+    "max_pool_connections": CONNECTIONS,
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+    "tcp_keepalive": True,
+}
+_DEFAULT_REGION = "us-east-1"  # servers that know no regions accept this one
+
+T = TypeVar("T")
+
+
+class S3Store:
+    """`prefix` is a folder in the bucket, or empty for all of it. Credentials come from boto3's usual places."""
+
+    def __init__(
+        self, bucket: str, prefix: str = "", *, endpoint_url: str | None = None, region: str | None = None
+    ) -> None:
+        self._bucket = bucket
+        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self._has_quotes = True
+        query = {name: value for name, value in {"endpoint": endpoint_url, "region": region}.items() if value}
+        self._url = f"s3://{bucket}/{self._prefix}".rstrip("/") + ("?" + urlencode(query, safe=":/") if query else "")
+        with _translated(self._url):
+            session = boto3.session.Session()
+            place = {"endpoint_url": endpoint_url, "region_name": region or session.region_name or _DEFAULT_REGION}
+            self._control = session.client("s3", config=Config(**_CONTROL, **_BOTH), **place)
+            self._data = session.client("s3", config=Config(**_DATA, **_BOTH), **place)
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def close(self) -> None:
+        self._control.close()
+        self._data.close()
+
+    def prove(self, *, heavy: bool = False) -> Proof:
+        """Learn how this server wants etags, then prove that it keeps conditions. Raises: StoreUnfit."""
+        self._learn_spelling()
+        return prove_conditions(self, heavy=heavy)
+
+    def _learn_spelling(self) -> None:
+        """Some servers take an etag only without its quotes. Raises: StoreUnfit where they take neither."""
+        key = f"{PROOF_PREFIX}{uuid4().hex}.json"
+        etag = self.put(key, b"1")
+        for has_quotes in (True, False):
+            self._has_quotes = has_quotes
+            try:
+                self.put(key, b"2", match=etag)
+            except PreconditionFailed:
+                continue
+            except StoreUnavailable:
+                self._has_quotes = True  # too busy to say; quotes are the standard
+            self.delete(key)
+            return
+        raise StoreUnfit(f"{self._url}: a write with If-Match and the object's own etag is refused. {FIT_STORES}")
+
+    def get(self, key: str) -> Object | None:
+        found = self._get(key, {})
+        assert found != "unchanged"
+        return found
+
+    def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
+        found = self._get(key, {"IfNoneMatch": self._spelt(etag)})
+        # A server that ignores the condition costs a transfer, no more.
+        return "unchanged" if isinstance(found, Object) and found.etag == etag else found
+
+    def head(self, key: str) -> Entry | None:
+        def read() -> Entry | None:
+            try:
+                with _translated(key):
+                    answer = self._control.head_object(**self._at(key))
+            except ObjectMissing:
+                return None
+            return Entry(
+                key=key,
+                size=answer["ContentLength"],
+                etag=_bare(answer["ETag"]),
+                modified_at=answer["LastModified"].timestamp(),
+            )
+
+        return _persist(read)
+
+    def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
+        at, pinned, num_failures = start, match, 0
+        while end is None or at < end:
+            try:
+                with _translated(key):
+                    answer = self._data.get_object(**self._at(key), **self._range(at, end), **self._pin(pinned))
+                    # Also after a break: the rest must come from the object that the first bytes came from.
+                    if pinned is not None and _bare(answer["ETag"]) != pinned:
+                        answer["Body"].close()
+                        raise ObjectChanged(f"{key} is not the object that was pinned any more")
+                    pinned = _bare(answer["ETag"])
+                    if at > 0 and "ContentRange" not in answer:
+                        answer["Body"].close()
+                        raise StoreUnfit(f"{self._url} ignores ranges of a read. {FIT_STORES}")
+                with closing(_chunks(key, answer)) as chunks:
+                    for chunk in chunks:
+                        at, num_failures = at + len(chunk), 0
+                        yield chunk
+            except StoreUnavailable:
+                num_failures += 1
+                if num_failures >= READ_ATTEMPTS:
+                    raise
+                _pause(num_failures)
+            except PastTheEnd:
+                break
+            else:
+                return
+        self._check_pin(key, match)  # nothing was read, and the pin still holds or it is said
+
+    def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
+        if not absent and match is None:
+            with _translated(key):
+                return _bare(self._data.put_object(**self._at(key), Body=data)["ETag"])
+        condition = {"IfNoneMatch": "*"} if absent else {"IfMatch": self._spelt(match or "")}
+        with _translated(key, is_conditional=True):
+            return _bare(self._control.put_object(**self._at(key), Body=data, **condition)["ETag"])
+
+    def writer(self, key: str) -> "_S3Writer":
+        return _S3Writer(self, self._data, key, self._at(key))
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+        pages = self._data.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket,
+            Prefix=self._prefix + prefix,
+            **({"StartAfter": self._prefix + after} if after else {}),
+        )
+        iterator = iter(pages)
+        while True:
+            with _translated(f"{self._url}: list {prefix}"):
+                page = next(iterator, None)
+            if page is None:
+                return
+            for item in page.get("Contents", ()):
+                key = item["Key"][len(self._prefix) :]
+                # What a console makes to show an empty folder is no object of ours.
+                if key > after and is_key(key):
+                    yield Entry(
+                        key=key,
+                        size=item["Size"],
+                        etag=_bare(item["ETag"]),
+                        modified_at=item["LastModified"].timestamp(),
+                    )
+
+    def delete(self, key: str) -> None:
+        try:
+            with _translated(key):
+                self._data.delete_object(**self._at(key))
+        except ObjectMissing:
+            return
+
+    def link(self, key: str, path: str) -> str | None:
+        return None
+
+    def hold(self, owner: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def is_dead(self, owner: str) -> bool:
+        return False
+
+    def _get(self, key: str, condition: dict[str, str]) -> Object | Unchanged | None:
+        def read() -> Object | Unchanged | None:
+            try:
+                with _translated(key):
+                    answer = self._control.get_object(**self._at(key), **condition)
+                data = b"".join(_chunks(key, answer))
+            except ObjectMissing:
+                return None
+            except NotModified:
+                return "unchanged"
+            return Object(
+                data=data,
+                etag=_bare(answer["ETag"]),
+                modified_at=answer["LastModified"].timestamp(),
+                read_at=_date_of(answer),
+            )
+
+        return _persist(read)
+
+    def _check_pin(self, key: str, match: str | None) -> None:
+        entry = self.head(key)
+        if entry is None:
+            raise ObjectMissing(f"{key} is not in {self._url}")
+        if match is not None and entry.etag != match:
+            raise ObjectChanged(f"{key} is not the object that was pinned any more")
+
+    def _spelt(self, etag: str) -> str:
+        return f'"{etag}"' if self._has_quotes else etag
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
+
+    def _range(self, start: int, end: int | None) -> dict[str, str]:
+        if start == 0 and end is None:
+            return {}  # an empty object has no range
+        return {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+
+    def _pin(self, etag: str | None) -> dict[str, str]:
+        return {} if etag is None else {"IfMatch": self._spelt(etag)}
+
+
+class _S3Writer:
+    """Gathers parts in memory, one at a time; what stays small becomes a single put."""
+
+    def __init__(self, store: S3Store, client: Any, key: str, at: dict[str, str]) -> None:
+        self._store = store
+        self._client = client
+        self._key = key
+        self._at = at
+        self._buffer = bytearray()
+        self._upload: dict[str, str] | None = None
+        self._parts: list[dict[str, Any]] = []
+        self._num_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        self._buffer += data
+        while len(self._buffer) >= PART_BYTES:
+            self._send(bytes(memoryview(self._buffer)[:PART_BYTES]))
+            del self._buffer[:PART_BYTES]
+
+    def commit(self) -> str:
+        if self._upload is None:
+            return self._store.put(self._key, bytes(self._buffer))
+        if self._buffer:
+            self._send(bytes(self._buffer))
+        try:
+            with _translated(self._key):
+                answer = self._client.complete_multipart_upload(
+                    **self._at, **self._upload, MultipartUpload={"Parts": self._parts}
+                )
+                etag = _bare(answer["ETag"])
+        except ObjectMissing:
+            # A repeated request no longer finds the upload that its lost first attempt completed.
+            entry = self._store.head(self._key)
+            if entry is None or entry.size != self._num_bytes:
+                raise
+            etag = entry.etag
+        self._upload = None
+        return etag
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._buffer.clear()
+        if self._upload is None:
+            return
+        with suppress(StoreError), _translated(self._key):  # what stays behind is invisible; buckets expire it
+            self._client.abort_multipart_upload(**self._at, **self._upload)
+        self._upload = None
+
+    def _send(self, data: bytes) -> None:
+        number = len(self._parts) + 1
+        if number > PARTS_MAX:
+            raise StoreError(f"{self._key}: larger than {PARTS_MAX} parts of {PART_BYTES} bytes; split the batch")
+        with _translated(self._key):
+            if self._upload is None:
+                answer = self._client.create_multipart_upload(**self._at)
+                self._upload = {"UploadId": answer["UploadId"]}
+            answer = self._client.upload_part(**self._at, **self._upload, PartNumber=number, Body=data)
+        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        self._num_bytes += len(data)
+
+
+# Errors from before or after an HTTP answer; the first that fits.
+_BY_TYPE: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
+    (boto_errors.NoCredentialsError, StoreError, "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    (
+        boto_errors.PartialCredentialsError,
+        StoreError,
+        "half the credentials: set both AWS_ACCESS_KEY_ID and its secret",
+    ),
+    (boto_errors.ParamValidationError, StoreError, "the store's name can not be used"),
+    (boto_errors.HTTPClientError, StoreUnavailable, "the connection broke"),
+    (boto_errors.ConnectionError, StoreUnavailable, "no connection to the store"),
+    (boto_errors.IncompleteReadError, StoreUnavailable, "the answer was cut short"),
+    (Urllib3Error, StoreUnavailable, "the connection broke"),
+    (boto_errors.BotoCoreError, StoreError, "the client could not make the request"),
+    (ValueError, StoreError, "the store's address can not be used"),
+)
+
+
+@contextmanager
+def _translated(what: str, *, is_conditional: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except boto_errors.ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        raise error_of_answer(what, status, code, is_conditional=is_conditional) from error
+    except tuple(row[0] for row in _BY_TYPE) as error:
+        kind, advice = next(row[1:] for row in _BY_TYPE if isinstance(error, row[0]))
+        raise kind(f"{what}: {advice} ({error})") from error
+
+
+def _persist(read: Callable[[], T]) -> T:
+    """Read again where the store did not answer: reading twice is harmless."""
+    num_failures = 0
+    while True:
+        try:
+            return read()
+        except StoreUnavailable:
+            num_failures += 1
+            if num_failures >= READ_ATTEMPTS:
+                raise
+            _pause(num_failures)
+
+
+def _pause(num_failures: int) -> None:
+    time.sleep(READ_PAUSE_S * 2**num_failures * uniform(0.5, 1.0))
+
+
+def _chunks(key: str, answer: Any) -> Generator[bytes, None, None]:
+    """The body in chunks. Raises: StoreUnavailable where it ends before the length that was promised."""
+    left = answer["ContentLength"]
+    body = answer["Body"]
+    try:
+        while left > 0:
+            with _translated(key):
+                chunk = body.read(min(CHUNK_BYTES, left))
+            if not chunk:
+                raise StoreUnavailable(f"{key}: the answer ended {left} bytes early")
+            left -= len(chunk)
+            yield chunk
+        with _translated(key):
+            body.read()  # to the end of the answer, so that the connection can be used again
+    finally:
+        body.close()
+
+
+def _bare(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
+
+
+def _date_of(answer: Any) -> float:
+    """The server's clock when it answered, else ours."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(date).timestamp() if date else time.time()

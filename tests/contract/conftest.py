@@ -1,0 +1,137 @@
+"""The stores of the contract suite. The two S3 servers are real processes on loopback, started once."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from batchfile.store.base import Store
+from batchfile.store.directory import DirectoryStore
+from batchfile.store.faulty import FaultyStore
+from batchfile.store.memory import MemoryStore
+from batchfile.store.s3 import S3Store
+
+BUCKET = "contract"
+START_TIMEOUT_S = 60.0
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
+
+
+@pytest.fixture(scope="session")
+def s3_credentials() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def moto_url(s3_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = free_port()
+    script = str(Path(__file__).with_name("locked_moto.py"))
+    yield from serve([sys.executable, script, str(port)], port, tmp_path_factory.mktemp("moto"))
+
+
+@pytest.fixture(scope="session")
+def ministack_url(s3_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = free_port()
+    program = str(Path(sys.executable).with_name("ministack"))
+    yield from serve(
+        [program],
+        port,
+        tmp_path_factory.mktemp("ministack"),
+        {"GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "SERVICES": "s3", "LOG_LEVEL": "WARNING"},
+    )
+
+
+@pytest.fixture(scope="session")
+def moto(moto_url: str) -> Iterator[S3Store]:
+    yield from proven(moto_url)
+
+
+@pytest.fixture(scope="session")
+def ministack(ministack_url: str) -> Iterator[S3Store]:
+    yield from proven(ministack_url)
+
+
+@pytest.fixture(params=["memory", "directory", "faulty", "moto", "ministack"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """One of each kind. The S3 ones live on; a test uses keys of its own (`folder`)."""
+    match request.param:
+        case "memory":
+            return MemoryStore()
+        case "directory":
+            return DirectoryStore(tmp_path / "store")
+        case "faulty":
+            return FaultyStore(MemoryStore())
+        case name:
+            found = request.getfixturevalue(name)
+            assert isinstance(found, S3Store)
+            return found
+
+
+@pytest.fixture
+def folder() -> str:
+    return f"test-{uuid.uuid4().hex}"
+
+
+def serve(command: list[str], port: int, folder: Path, env: dict[str, str] | None = None) -> Iterator[str]:
+    """A server process for as long as the generator lives; its URL."""
+    url = f"http://127.0.0.1:{port}"
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}, cwd=folder
+        )
+        try:
+            wait_until_up(url, process, folder / "log")
+            client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
+            client.create_bucket(Bucket=BUCKET)
+            client.close()
+            yield url
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            error.close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")
+
+
+def proven(url: str) -> Iterator[S3Store]:
+    store = S3Store(BUCKET, "some/prefix", endpoint_url=url)
+    store.prove()
+    yield store
+    store.close()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
