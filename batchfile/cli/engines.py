@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from batchfile.engine.base import Engine, EngineFactory
+from batchfile.engine.base import EngineFactory
+from batchfile.engine.open import engine_factory
 from batchfile.errors import SettingsError
 from batchfile.settings import EngineKind, Settings
 
@@ -52,29 +53,14 @@ def choose_engine(
         raise click.UsageError("--engine http needs --model: the name that the endpoint serves")
     found = name or str(demo_model())
 
-    def factory() -> Engine:
-        if chosen == "echo":
-            from batchfile.engine.echo import EchoEngine
-            from batchfile.engine.echo_options import EchoOptions
-
-            echo = EchoOptions.from_env()
-            return EchoEngine(
-                num_slots=echo.num_slots,
-                seconds_per_token=echo.seconds_per_token,
-                latency_s=echo.latency_s,
-                faults=echo.faults,
-            )
-        from batchfile.engine.open import engine_factory
-
-        return engine_factory(
-            chosen,
-            model=found,
-            base_url=url,
-            api_key=next((os.environ[key] for key in API_KEY_VARIABLES if os.environ.get(key)), None),
-            max_model_len=max_model_len or settings.run.max_model_len,
-            max_num_seqs=max_num_seqs or settings.run.max_num_seqs,
-        )()
-
+    factory = engine_factory(
+        chosen,
+        model=found,
+        base_url=url,
+        api_key=next((os.environ[key] for key in API_KEY_VARIABLES if os.environ.get(key)), None),
+        max_model_len=max_model_len or settings.run.max_model_len,
+        max_num_seqs=max_num_seqs or settings.run.max_num_seqs,
+    )
     return EngineChoice(kind=chosen, model=found, factory=factory)
 
 

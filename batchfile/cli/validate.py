@@ -1,0 +1,158 @@
+"""`batchfile validate`: every problem of a file, where it is and how to mend it."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from batchfile.cli import logs
+from batchfile.cli.exits import Exit
+from batchfile.cli.places import check_stage
+from batchfile.errors import InvalidFile
+from batchfile.lines.summary import Summary
+from batchfile.lines.validate import Problem
+from batchfile.local.check import Check, Rules, token_problems
+from batchfile.local.inputs import STDIN, Source, inspect
+from batchfile.settings import load_settings
+from batchfile.words import Defaults, Request
+
+ID_SHOWN_MAX = 60  # characters of a custom_id
+
+
+@click.command("validate")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--stage", help="Check the routing too, as for a batch of this stage on the pools of the settings.")
+@click.option("--routing", is_flag=True, help="Check the routing too: model_hint and model must be known.")
+@click.option("--tokens", "model", metavar="MODEL", help="Count tokens with MODEL's tokenizer; find what can not fit.")
+@click.option("--max-model-len", type=click.IntRange(min=16), help="With --tokens.  [default: the model's own]")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Where a request does not say.  [default: 2048]")
+@click.option("--json", "is_json", is_flag=True, help="One JSON line for each problem and for each file's summary.")
+def command(
+    files: tuple[str, ...],
+    stage: str | None,
+    routing: bool,
+    model: str | None,
+    max_model_len: int | None,
+    max_tokens: int | None,
+    is_json: bool,
+) -> None:
+    """Check FILE... (- is stdin) without running anything. Exits with 4 if anything is wrong."""
+    logs.configure()
+    settings = load_settings()
+    defaults = Defaults(max_tokens=max_tokens or settings.run.max_tokens)
+    if stage is not None:
+        check_stage(settings, stage)
+    rules = Rules(table=settings.routing() if routing or stage else None, stage=stage, defaults=defaults)
+    tokens = None if model is None else _Tokens(model, max_model_len)
+    is_fine = True
+    for name in files:
+        try:
+            with _spooled(name) as source:
+                is_fine &= _check(name, source, rules, tokens, is_json=is_json)
+        except InvalidFile as error:
+            is_fine = False
+            _show_file(name, str(error), is_json=is_json)
+    sys.exit(Exit.OK if is_fine else Exit.INVALID_INPUT)
+
+
+def _check(name: str, source: Source, rules: Rules, tokens: "_Tokens | None", *, is_json: bool) -> bool:
+    check = Check(source, rules)
+    num_problems = 0
+    for problem in check.problems():
+        num_problems += 1
+        _show(name, problem, is_json=is_json)
+    if tokens is not None:
+        for problem in token_problems(source, rules.defaults, tokens.fit):
+            num_problems += 1
+            _show(name, problem, is_json=is_json)
+    if is_json:
+        click.echo(json.dumps({"file": name, "summary": _as_json(check.summary, num_problems, tokens)}))
+    else:
+        click.echo(f"{name}: {_as_text(check.summary, num_problems, tokens)}")
+    return num_problems == 0
+
+
+class _Tokens:
+    """Counts with a model's tokenizer, and knows whether a request fits the model."""
+
+    def __init__(self, model: str, max_model_len: int | None) -> None:
+        from batchfile.engine.tokens import token_counter
+
+        counter = token_counter(model)
+        self.total = 0
+        self.longest = 0
+        self.bound = max_model_len or counter.max_model_len
+        self._count = counter.count
+
+    def fit(self, request: Request) -> None:
+        """Raises: InvalidRequest with the words that a run would use."""
+        from batchfile.engine.vllm import fitting_max_tokens
+
+        num = self._count(request)
+        self.total += num
+        self.longest = max(self.longest, num)
+        if self.bound is not None:
+            fitting_max_tokens(request.sampling, num, self.bound)
+
+
+@contextmanager
+def _spooled(name: str) -> Iterator[Source]:
+    """The file, or stdin as one: a check may read it more than once."""
+    source = inspect(name)
+    if name != STDIN:
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="batchfile-") as folder:
+        path = Path(folder) / "stdin"
+        with path.open("wb") as file:
+            file.write(source.head)
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield inspect(os.fspath(path))
+
+
+def _show(name: str, problem: Problem, *, is_json: bool) -> None:
+    if is_json:
+        click.echo(json.dumps({"file": name, **asdict(problem)}))
+        return
+    place = f"{name}:{problem.line}" + ("" if problem.column is None else f":{problem.column}")
+    where = f"{problem.where}: " if problem.where else ""
+    whose = "" if problem.custom_id is None else f" [{problem.custom_id[:ID_SHOWN_MAX]!r}]"
+    message = problem.message if problem.message.endswith((".", "?", "!")) else f"{problem.message}."
+    click.echo(f"{place}: {where}{message} {problem.fix}".rstrip() + whose)
+
+
+def _show_file(name: str, message: str, *, is_json: bool) -> None:
+    click.echo(json.dumps({"file": name, "message": message}) if is_json else message)
+
+
+def _as_json(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> dict[str, object]:
+    return {
+        "format": summary.dialect,
+        "requests": summary.num_requests,
+        "bad": summary.num_bad,
+        "problems": num_problems,
+        "bytes": summary.size_bytes,
+        "prompt_chars": summary.prompt_chars,
+        "max_tokens_median": summary.max_tokens_median,
+        "models": dict(summary.models),
+        "hints": dict(summary.hints),
+        "prompt_tokens": None if tokens is None else tokens.total,
+        "longest_prompt_tokens": None if tokens is None else tokens.longest,
+    }
+
+
+def _as_text(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> str:
+    found = "no problems" if num_problems == 0 else f"{num_problems:,} problems"
+    text = f"{summary.num_requests:,} requests ({summary.dialect or 'unknown'} format), {found}"
+    if summary.num_requests > summary.num_bad:
+        text += f"; {summary.prompt_chars:,} characters of prompt, median max_tokens {summary.max_tokens_median:,}"
+    if tokens is not None:
+        text += f"; {tokens.total:,} prompt tokens, the longest {tokens.longest:,}"
+    return text

@@ -1,0 +1,188 @@
+"""Checks a file as `batchfile validate` does: in several processes where it is big. Runs nothing, stores nothing.
+
+Big plain files are cut at line ends into pieces that forked processes scan; the problems come in file order.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
+
+from batchfile.errors import InvalidFile, InvalidRequest
+from batchfile.lines import parse_request
+from batchfile.lines.envelope import decode_envelope
+from batchfile.lines.frame import iter_lines
+from batchfile.lines.summary import Summary
+from batchfile.lines.validate import Problem, Scan, repeated, validate
+from batchfile.local.formats import CHUNK_BYTES, open_lines
+from batchfile.local.inputs import Source
+from batchfile.words import REQUESTS_MAX, Defaults, Dialect, Request, RoutingTable
+
+PIECE_BYTES = 8 * 1024 * 1024
+BIG_BYTES = 2 * PIECE_BYTES  # below it, starting processes costs more than it saves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a file is checked against. `table` None: routing is not checked."""
+
+    table: RoutingTable | None = None
+    stage: str | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    path: str
+    start: int
+    end: int
+    dialect: Dialect | None
+    rules: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    problems: list[Problem]
+    scan: Scan
+    num_rows: int
+
+
+class Check:
+    """One file's check. `summary` is complete when `problems` has ended."""
+
+    def __init__(self, source: Source, rules: Rules) -> None:
+        self.summary = Summary()
+        self._source = source
+        self._rules = rules
+
+    def problems(self) -> Iterator[Problem]:
+        """In file order; repeated custom_ids last. Raises: InvalidFile where the file can not be read as a whole."""
+        path = self._source.path
+        num_processes = os.cpu_count() or 1
+        is_plain = path is not None and self._source.format == "jsonl"
+        can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+        if is_plain and can_fork and num_processes > 1 and os.path.getsize(path or "") >= BIG_BYTES:
+            yield from self._in_processes(path or "", num_processes)
+            return
+        scan = _new_scan(self._rules)
+        yield from validate(lambda: read(self._source), scan)
+        self.summary = scan.summary
+
+    def _in_processes(self, path: str, num_processes: int) -> Iterator[Problem]:
+        dialect = _first_dialect(self._source)
+        pieces = (_Piece(path, start, end, dialect, self._rules) for start, end in _cuts(path))
+        total = _new_scan(self._rules)
+        num_rows = 0
+        # Forked: the hash seed of the custom_ids must be one, and this process has no threads yet.
+        with multiprocessing.get_context("fork").Pool(num_processes) as pool:
+            for done in pool.imap(_scan_piece, pieces):
+                for problem in done.problems:
+                    yield replace(problem, line=problem.line + num_rows)
+                _add(total.summary, done.scan.summary)
+                total.duplicates.merge(done.scan.duplicates)
+                num_rows += done.num_rows
+        self.summary = total.summary
+        self.summary.dialect = dialect
+        self.summary.size_bytes = os.path.getsize(path)
+        if self.summary.num_requests == 0:
+            raise InvalidFile(f"{path}: holds no request: every line is blank")
+        if self.summary.num_requests > REQUESTS_MAX:
+            raise InvalidFile(f"{path}: holds more than {REQUESTS_MAX:,} requests; split it")
+        suspects = total.duplicates.suspects()
+        if suspects:
+            for problem in repeated(read(self._source), suspects):
+                self.summary.num_problems += 1
+                yield problem
+
+
+def read(source: Source) -> Iterator[bytes]:
+    """The source's JSONL from its first byte."""
+    return open_lines(source.path, source.format, None)
+
+
+def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], None]) -> Iterator[Problem]:
+    """A problem for each good line that `fit` refuses with InvalidRequest."""
+    for line in iter_lines(read(source)):
+        try:
+            request = parse_request(line.data or b"", defaults)
+        except InvalidRequest:
+            continue  # the check says what is wrong with it
+        try:
+            fit(request)
+        except InvalidRequest as error:
+            yield Problem(
+                line=line.row,
+                column=None,
+                custom_id=request.custom_id,
+                where="",
+                message=str(error),
+                fix="",
+            )
+
+
+def _new_scan(rules: Rules) -> Scan:
+    return Scan(table=rules.table, stage=rules.stage, defaults=rules.defaults)
+
+
+def _scan_piece(piece: _Piece) -> _Scanned:
+    scan = _new_scan(piece.rules)
+    scan.summary.dialect = piece.dialect
+    num_rows = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal num_rows
+        with open(piece.path, "rb", buffering=0) as file:
+            file.seek(piece.start)
+            left = piece.end - piece.start
+            while left > 0 and (chunk := file.read(min(left, CHUNK_BYTES))):
+                left -= len(chunk)
+                num_rows += chunk.count(b"\n")
+                yield chunk
+
+    problems = list(scan.problems(chunks()))
+    return _Scanned(problems, scan, num_rows)
+
+
+def _cuts(path: str) -> Iterator[tuple[int, int]]:
+    """Pieces of whole lines, each about PIECE_BYTES."""
+    size = os.path.getsize(path)
+    start = 0
+    with open(path, "rb") as file:
+        while start < size:
+            end = min(size, start + PIECE_BYTES)
+            if end < size:
+                end = _line_end(file, end, size)
+            yield start, end
+            start = end
+
+
+def _line_end(file: BinaryIO, at: int, size: int) -> int:
+    """The first byte after the line that holds the byte `at`, found without reading a long line into memory at once."""
+    file.seek(at)
+    while chunk := file.read(CHUNK_BYTES):
+        found = chunk.find(b"\n")
+        if found >= 0:
+            return at + found + 1
+        at += len(chunk)
+    return size
+
+
+def _first_dialect(source: Source) -> Dialect | None:
+    """The format in which the file begins: that of its first readable line."""
+    for line in iter_lines(read(source)):
+        try:
+            return decode_envelope(line.data or b"").dialect
+        except InvalidRequest:
+            continue
+    return None
+
+
+def _add(total: Summary, piece: Summary) -> None:
+    total.num_requests += piece.num_requests
+    total.num_bad += piece.num_bad
+    total.num_problems += piece.num_problems
+    total.prompt_chars += piece.prompt_chars
+    for kind, num in piece.kinds.items():
+        total.kinds[kind] = total.kinds.get(kind, 0) + num

@@ -1,0 +1,97 @@
+"""The commands around a run, as real processes: validate, doctor, config show, ls."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+WAIT_S = 60
+GOOD = '{"custom_id":"good","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
+
+
+def batchfile(
+    folder: Path, *arguments: str, stdin: bytes = b"", **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHFILE_", "AWS_"))}
+    command = [sys.executable, "-m", "batchfile", *arguments]
+    return subprocess.run(
+        command, cwd=folder, input=stdin, capture_output=True, env={**kept, **variables}, timeout=WAIT_S, check=False
+    )
+
+
+def test_a_good_file_is_summed_up(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    done = batchfile(tmp_path, "validate", "in.jsonl")
+    assert done.returncode == 0
+    assert done.stdout.decode().startswith("in.jsonl: 1 requests (native format), no problems; 2 characters of prompt")
+
+
+def test_every_problem_has_its_place_and_its_cure_and_a_duplicate_both_lines(tmp_path: Path) -> None:
+    wrong = '{"custom_id":"a","params":{"messages":[{"role":"user","content":"hi"}],"max_token":3,"temperature":"x"}}\n'
+    (tmp_path / "in.jsonl").write_text(GOOD + wrong + "\n" + GOOD + "{oops\n")
+    done = batchfile(tmp_path, "validate", "in.jsonl")
+    assert done.returncode == 4
+    lines = done.stdout.decode().splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("in.jsonl:2:72: params.max_token: unknown key, did you mean max_tokens? Rename it")
+    assert lines[1].startswith("in.jsonl:2:100: params.temperature: must be a number")
+    assert lines[2].startswith("in.jsonl:5:2: is not valid JSON")
+    assert "lines 1 and 4" in lines[3]
+    assert lines[4].startswith("in.jsonl: 4 requests (native format), 4 problems")
+    events = [json.loads(line) for line in batchfile(tmp_path, "validate", "in.jsonl", "--json").stdout.splitlines()]
+    assert [event.get("line") for event in events] == [2, 2, 5, 4, None]
+    assert events[-1]["summary"]["problems"] == 4
+
+
+def test_several_files_and_stdin_are_checked_and_a_bad_file_does_not_stop_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    done = batchfile(tmp_path, "validate", "none.jsonl", "in.jsonl", "-", stdin=GOOD.encode())
+    assert done.returncode == 4
+    assert [line.split(":")[0] for line in done.stdout.decode().splitlines()] == ["none.jsonl", "in.jsonl", "-"]
+
+
+def test_routing_is_checked_where_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(GOOD.replace("}}\n", '},"metadata":{"model_hint":"gpt"}}\n'))
+    assert batchfile(tmp_path, "validate", "in.jsonl").returncode == 0
+    done = batchfile(tmp_path, "validate", "in.jsonl", "--stage", "email")
+    assert done.returncode == 4
+    assert b"gpt" in done.stdout
+
+
+def test_config_show_names_the_origin_of_each_value(tmp_path: Path) -> None:
+    (tmp_path / "batchfile.toml").write_text('[run]\nmodel = "my/model"\n')
+    done = batchfile(tmp_path, "config", "show", "--json", BATCHFILE_STORE="here")
+    shown = json.loads(done.stdout)
+    assert shown["run.model"] == {"value": "my/model", "origin": "batchfile.toml"}
+    assert shown["store"] == {"value": "here", "origin": "BATCHFILE_STORE"}
+    assert shown["pools.mistral.max_model_len"] == {"value": 8192, "origin": "default"}
+
+
+def test_a_wrong_setting_stops_every_command_that_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "batchfile.toml").write_text("[run]\nengine = 'vlm'\n")
+    done = batchfile(tmp_path, "ls")
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("batchfile: run.engine = 'vlm' (from batchfile.toml)")
+
+
+def test_doctor_proves_the_store_and_says_what_is_here(tmp_path: Path) -> None:
+    done = batchfile(tmp_path, "doctor", "--store", "st", "--json")
+    checks = {item["name"]: item for item in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 0, checks
+    assert set(checks) == {"python", "batchfile", "settings", "store", "vllm", "gpu", "model", "disk"}
+    assert "keeps its conditions" in checks["store"]["detail"]
+
+
+def test_without_a_store_a_command_says_how_to_name_one(tmp_path: Path) -> None:
+    done = batchfile(tmp_path, "ls")
+    assert done.returncode == 2
+    assert b"--store" in done.stderr
+
+
+def test_a_model_that_is_missing_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    done = batchfile(tmp_path, "run", "in.jsonl", "-o", "out.jsonl", BATCHFILE_CACHE=str(tmp_path))
+    assert done.returncode == 2
+    assert b"--model" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
