@@ -15,7 +15,7 @@ setup:
 demo: setup
     mkdir -p {{out}}
     .venv/bin/batchfile run examples/leads.jsonl -o {{out}}/results.jsonl --model {{model}} --max-model-len 2048
-    .venv/bin/python examples/show.py examples/leads.jsonl {{out}}/results.jsonl
+    .venv/bin/python examples/show.py {{out}}/results.jsonl
 
 # set up and run every check: lint, types, and all tests, real vLLM and small benches included
 test:

@@ -73,7 +73,8 @@ def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat
             if any(item.status != "succeeded" for item in lines):
                 raw = _raw_lines(ledger, batch, span)
                 if raw is not None:
-                    errors.write_lines([raw[item.line] for item in lines if item.status != "succeeded"])
+                    failed = [raw[item.line] for item in lines if item.status != "succeeded"]
+                    errors.write_lines([line for line in failed if line is not None])
         if results.num_lines != batch.total:
             raise BatchDamaged(f"{batch.batch_id}: {results.num_lines} results for {batch.total} requests")
         return Assembled(results=results.commit(), errors=errors.commit(), counts=Counts(**counts), usage=usage)
