@@ -105,7 +105,7 @@ def _range_lines(ledger: Ledger, batch: BatchRecord, span: Range, records: list[
     return [by_line[line] for line in range(span.num_lines)]
 
 
-def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range, raw: list[bytes] | None) -> None:
+def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range, raw: list[bytes | None] | None) -> None:
     """Give each line without a result the reason why: its shard was closed, or its part was lost."""
     committed = 0
     reason: EndReason = "failed"
@@ -115,7 +115,7 @@ def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range,
     for line in range(span.num_lines):
         if line not in by_line:
             failure = _STORAGE_ERROR if committed >> line & 1 else _REASONS[reason]
-            custom_id = None if raw is None else custom_id_of(raw[line])
+            custom_id = None if raw is None else custom_id_of(raw[line] or b"")
             by_line[line] = PartLine(line, failure.status, encode_result(custom_id, failure, ""))
 
 
@@ -131,11 +131,14 @@ def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> list[PartLi
     return []
 
 
-def _raw_lines(ledger: Ledger, batch: BatchRecord, span: Range) -> list[bytes] | None:
-    """The requests of a range as they came in; None where the input is not the pinned one any more."""
+def _raw_lines(ledger: Ledger, batch: BatchRecord, span: Range) -> list[bytes | None] | None:
+    """The requests of a range as they came in; None where the input is not the pinned one any more.
+
+    A line over the limit is None: no run will ever take it.
+    """
     chunks = ledger.store.stream(batch.input.key, span.start, span.end, match=batch.input.etag)
     try:
-        return [line.data or b"" for line in iter_lines(chunks, span.start)]
+        return [line.data for line in iter_lines(chunks, span.start)]
     except (ObjectChanged, ObjectMissing) as error:
         log.warning("input.changed", batch_id=batch.batch_id, error=str(error))
         return None

@@ -20,6 +20,7 @@ from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
+from batchfile.records import BatchRecord
 from batchfile.routing import route
 from batchfile.runner.claims import Claims
 from batchfile.runner.tally import Tally
@@ -154,12 +155,8 @@ class Feeder:
         for number, line in enumerate(iter_lines(chunks, span.start)):
             if not wanted >> number & 1 or line.data is None:
                 continue
-            if is_shared:
-                envelope = decode_envelope(line.data)
-                pool = route(batch.routing, stage=batch.stage, hint=envelope.hint, model=envelope.model)
-                if pool != held.record.pool:
-                    continue
-            own.append((number, line.data))
+            if not is_shared or _pool_of(line.data, batch) == held.record.pool:
+                own.append((number, line.data))
         return own
 
     def _item(self, work: ShardWork, line: int, raw: bytes) -> Item | None:
@@ -231,3 +228,12 @@ class Feeder:
         log.error("input.changed", batch_id=batch.batch_id, error=str(error))
         work.is_dropped = True
         batches.end(self._ledger, batch.batch_id, "input_changed", str(error))
+
+
+def _pool_of(line: bytes, batch: BatchRecord) -> str | None:
+    """The pool that the planner chose; None for what it rejected (the plan's bitmap says so too)."""
+    try:
+        envelope = decode_envelope(line)
+        return route(batch.routing, stage=batch.stage, hint=envelope.hint, model=envelope.model)
+    except InvalidRequest:
+        return None
