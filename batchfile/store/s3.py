@@ -80,6 +80,7 @@ class S3Store:
     def _learn_spelling(self) -> None:
         """Some servers take an etag only without its quotes. Raises: StoreUnfit where they take neither."""
         key = f"{PROOF_PREFIX}{uuid4().hex}.json"
+        self.get(key)  # says within seconds where nobody answers or nothing is allowed
         etag = self.put(key, b"1")
         for has_quotes in (True, False):
             self._has_quotes = has_quotes

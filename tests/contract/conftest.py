@@ -1,5 +1,6 @@
 """The stores of the contract suite. The two S3 servers are real processes on loopback, started once."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -68,6 +70,20 @@ def moto(moto_url: str) -> Iterator[S3Store]:
 @pytest.fixture(scope="session")
 def ministack(ministack_url: str) -> Iterator[S3Store]:
     yield from proven(ministack_url)
+
+
+@pytest.fixture
+def proxy(moto_url: str) -> Iterator[Any]:
+    """Moto behind a proxy that spoils what it is told to."""
+    # Test folders are no packages, so a neighbour is loaded by its path.
+    path = Path(__file__).with_name("fault_proxy.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.fault_proxy(moto_url) as found:
+        yield found
 
 
 @pytest.fixture(params=["memory", "directory", "faulty", "moto", "ministack"])

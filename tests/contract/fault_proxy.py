@@ -1,0 +1,98 @@
+"""An HTTP proxy in front of an S3 server that spoils what a test tells it to.
+
+`fault` sees each request (method, path, headers; it may change the headers) and names what happens to it.
+"""
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+# pass: untouched. drop: done, but the connection closes instead of an answer. cut: half the body, then closed.
+# whole: a Range is ignored. An int: answered with that status and not done. (int, "done"): done, answered with it.
+# (int, "412"): passed on, and where the answer is 412 it becomes that status.
+Fault = str | int | tuple[int, str]
+Headers = dict[str, str]
+OnRequest = Callable[[str, str, Headers], Fault]
+
+
+class FaultProxy:
+    def __init__(self, url: str, upstream: str) -> None:
+        self.url = url
+        self.upstream = urlsplit(upstream).netloc
+        self.fault: OnRequest = lambda method, path, headers: "pass"
+        self.requests: list[str] = []  # the methods, in order
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: FaultProxy
+
+    def forward(self) -> None:
+        headers = dict(self.headers.items())
+        body = self.rfile.read(int(headers.get("Content-Length") or 0))
+        self.proxy.requests.append(self.command)
+        if headers.pop("Expect", ""):
+            pass  # http.server has answered it already
+        fault = self.proxy.fault(self.command, self.path, headers)
+        if isinstance(fault, int):
+            self.answer(fault, {}, b"")
+            return
+        if fault == "whole":
+            headers.pop("Range", None)
+        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=30)
+        upstream.request(self.command, self.path, body, headers)
+        found = upstream.getresponse()
+        answer, status, fields = found.read(), found.status, dict(found.getheaders())
+        upstream.close()
+        if fault == "drop":
+            self.close_connection = True
+            return
+        if isinstance(fault, tuple) and fault[1] in {"done", str(status)}:
+            status, answer, fields = fault[0], b"", {}
+        self.answer(status, fields, answer, is_cut=fault == "cut")
+
+    def answer(self, status: int, fields: Headers, body: bytes, *, is_cut: bool = False) -> None:
+        self.send_response_only(status)
+        length = fields.get("Content-Length") if self.command == "HEAD" else None
+        for name, value in fields.items():
+            if name.lower() not in {"content-length", "connection", "transfer-encoding"}:
+                self.send_header(name, value)
+        self.send_header("Content-Length", length or str(len(body)))
+        self.end_headers()
+        if is_cut:
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that went away
+
+
+@contextmanager
+def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
+    handler = type("Handler", (_Handler,), {})
+    server = _Server(("127.0.0.1", 0), handler)
+    proxy = FaultProxy(f"http://127.0.0.1:{server.server_address[1]}", upstream)
+    handler.proxy = proxy  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,298 @@
+"""What only a bucket does: answers that get lost, cut short or mean something else. Moto behind a spoiling proxy."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from batchfile.clock import ManualClock
+from batchfile.errors import (
+    ObjectChanged,
+    PreconditionFailed,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+    StoreUnfit,
+)
+from batchfile.store import s3
+from batchfile.store.open import open_store
+from batchfile.store.proof import prove_conditions
+from batchfile.store.s3 import S3Store
+
+BUCKET = "contract"
+CLOSED_PORT = 9  # discard; nobody listens there
+
+
+@pytest.fixture
+def store(proxy: Any, folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
+    monkeypatch.setattr(s3, "READ_PAUSE_S", 0.001)
+    found = S3Store(BUCKET, folder, endpoint_url=proxy.url)
+    yield found
+    found.close()
+
+
+class Once:
+    """The given fault for the next request of a method, then none."""
+
+    def __init__(self, method: str, *faults: object) -> None:
+        self._method = method
+        self._faults = list(faults)
+
+    def __call__(self, method: str, path: str, headers: dict[str, str]) -> object:
+        return self._faults.pop(0) if method == self._method and self._faults else "pass"
+
+
+def read(store: S3Store, key: str, start: int = 0, end: int | None = None, match: str | None = None) -> bytes:
+    return b"".join(store.stream(key, start, end, match=match))
+
+
+@pytest.mark.parametrize("fault", ["cut", "drop", 500, 503, 429])
+def test_a_read_that_broke_is_read_again(store: S3Store, proxy: Any, fault: object) -> None:
+    data = os.urandom(300_000)
+    etag = store.put("a", data)
+    proxy.fault = Once("GET", fault)
+    found = store.get("a")
+    assert found is not None
+    assert found.data == data
+    proxy.fault = Once("GET", fault, "pass", fault)
+    assert read(store, "a", match=etag) == data
+    assert read(store, "a", 7, 200_000) == data[7:200_000]
+
+
+def test_a_stream_goes_on_where_it_broke(store: S3Store, proxy: Any) -> None:
+    data = os.urandom(5 * 1024 * 1024)
+    store.put("a", data)
+    ranges: list[str] = []
+
+    def cut(method: str, path: str, headers: dict[str, str]) -> str:
+        ranges.append(headers.get("Range", ""))
+        return "cut" if len(ranges) <= 2 else "pass"
+
+    proxy.fault = cut
+    assert read(store, "a") == data
+    assert ranges[0] == ""
+    assert ranges[1].startswith("bytes=2")
+    assert len(ranges) == 3
+
+
+def test_a_stream_that_broke_never_goes_on_in_another_version(store: S3Store, proxy: Any) -> None:
+    first, second = b"1" * 3 * 1024 * 1024, b"2" * 3 * 1024 * 1024
+    store.put("a", first)
+    proxy.fault = Once("GET", "cut")
+    stream = iter(store.stream("a"))
+    assert set(next(stream)) == {ord("1")}
+    store.put("a", second)
+    with pytest.raises(ObjectChanged):
+        list(stream)
+
+
+def test_a_store_that_ignores_ranges_is_refused(store: S3Store, proxy: Any) -> None:
+    store.put("a", b"0123456789")
+    proxy.fault = lambda method, path, headers: "whole"
+    with pytest.raises(StoreUnfit, match="ignores ranges"):
+        read(store, "a", 5, 7)
+
+
+def test_a_read_gives_up_after_a_written_number_of_attempts(store: S3Store, proxy: Any) -> None:
+    store.put("a", b"data")
+    proxy.fault = lambda method, path, headers: "drop"
+    proxy.requests.clear()
+    with pytest.raises(StoreUnavailable):
+        store.get("a")
+    assert proxy.requests == ["GET"] * s3.READ_ATTEMPTS
+
+
+@pytest.mark.parametrize("fault", ["drop", (503, "done"), (500, "done")])
+def test_a_conditional_write_is_sent_once_and_its_lost_answer_is_no_refusal(
+    store: S3Store, proxy: Any, fault: object
+) -> None:
+    proxy.fault = Once("PUT", fault)
+    with pytest.raises(PreconditionFailed if fault == (500, "done") else StoreUnavailable):
+        store.put("a.json", b"ours", absent=True)
+    assert proxy.requests == ["PUT"]
+    found = store.get("a.json")
+    assert found is not None
+    assert found.data == b"ours"
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (404, PreconditionFailed),
+        (409, PreconditionFailed),
+        (412, PreconditionFailed),
+        (500, PreconditionFailed),
+        (429, StoreUnavailable),
+        (502, StoreUnavailable),
+        (503, StoreUnavailable),
+        (504, StoreUnavailable),
+        (501, StoreUnfit),
+        (403, StoreError),
+    ],
+)
+def test_every_answer_to_a_conditional_write_has_its_error(
+    store: S3Store, proxy: Any, status: int, error: type[StoreError]
+) -> None:
+    proxy.fault = lambda method, path, headers: status
+    for condition in ({"absent": True}, {"match": "0" * 32}):
+        with pytest.raises(StoreError) as raised:
+            store.put("a.json", b"x", **condition)  # type: ignore[arg-type]
+        assert type(raised.value) is error
+        assert str(status) in str(raised.value)
+
+
+def test_an_unconditional_write_is_tried_again(store: S3Store, proxy: Any) -> None:
+    proxy.fault = Once("PUT", 503, "drop")
+    store.put("a", b"data")
+    assert read(store, "a") == b"data"
+
+
+def test_a_completed_upload_whose_answer_was_lost_is_a_success(store: S3Store, proxy: Any) -> None:
+    with store.writer("large") as writer:
+        writer.write(b"x" * (s3.PART_BYTES + 10))
+
+        lost: list[str] = []
+
+        def lose(method: str, path: str, headers: dict[str, str]) -> str:
+            if method == "POST" and "uploadId=" in path and not lost:
+                lost.append(path)
+                return "drop"
+            return "pass"
+
+        proxy.fault = lose
+        etag = writer.commit()
+    assert len(lost) == 1
+    entry = store.head("large")
+    assert entry is not None
+    assert (entry.size, entry.etag) == (s3.PART_BYTES + 10, etag)
+
+
+def test_unquoted_etags_are_learnt(store: S3Store, proxy: Any) -> None:
+    def only_unquoted(method: str, path: str, headers: dict[str, str]) -> object:
+        etag = headers.get("If-Match", "")
+        if method != "PUT" or not etag:
+            return "pass"
+        if etag.startswith('"'):
+            return 412
+        headers["If-Match"] = f'"{etag}"'
+        return "pass"
+
+    proxy.fault = only_unquoted
+    assert store.prove().is_complete
+    etag = store.put("a.json", b"1")
+    store.put("a.json", b"2", match=etag)
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+def test_a_server_that_ignores_a_condition_is_unfit(store: S3Store, proxy: Any, header: str) -> None:
+    def ignore(method: str, path: str, headers: dict[str, str]) -> str:
+        if method == "PUT":
+            headers.pop(header, None)
+        return "pass"
+
+    proxy.fault = ignore
+    with pytest.raises(StoreUnfit, match=r"(?s)work would be lost.*Use AWS S3"):
+        store.prove()
+    proxy.fault = lambda method, path, headers: "pass"
+    assert list(store.list("")) == []
+
+
+def test_a_server_that_refuses_every_etag_is_unfit(store: S3Store, proxy: Any) -> None:
+    proxy.fault = lambda method, path, headers: 412 if headers.get("If-Match") and method == "PUT" else "pass"
+    with pytest.raises(StoreUnfit, match="own etag is refused"):
+        store.prove()
+
+
+def test_a_server_that_refuses_every_creation_is_unfit(store: S3Store, proxy: Any) -> None:
+    proxy.fault = lambda method, path, headers: 412 if headers.get("If-None-Match") and method == "PUT" else "pass"
+    with pytest.raises(StoreUnfit, match="refused"):
+        prove_conditions(store, clock=ManualClock())
+
+
+def test_too_many_requests_prove_nothing_and_convict_nobody(store: S3Store, proxy: Any) -> None:
+    proxy.fault = lambda method, path, headers: (
+        429 if method == "PUT" and {"If-Match", "If-None-Match"} & set(headers) else "pass"
+    )
+    proof = prove_conditions(store, clock=ManualClock())
+    assert not proof.is_complete
+    assert {check.verdict for check in proof.checks} == {"unclear"}
+
+
+def test_losers_may_be_answered_500_or_409(store: S3Store, proxy: Any) -> None:
+    for status in (500, 409):
+        proxy.fault = lambda method, path, headers, status=status: (status, "412") if method == "PUT" else "pass"
+        assert store.prove().is_complete
+
+
+def test_nobody_there_is_unavailable_and_said_within_seconds(s3_credentials: None) -> None:
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="no connection to the store"):
+        open_store(f"s3://{BUCKET}/x?endpoint=http://127.0.0.1:{CLOSED_PORT}")
+    assert time.monotonic() - began < 30
+
+
+def test_a_missing_bucket_is_said_to_be_missing(moto_url: str) -> None:
+    with pytest.raises(StoreError, match="the bucket does not exist"):
+        open_store(f"s3://no-such-bucket/x?endpoint={moto_url}")
+
+
+def test_denied_access_names_what_is_needed(store: S3Store, proxy: Any) -> None:
+    proxy.fault = lambda method, path, headers: 403
+    with pytest.raises(StoreError, match="s3:PutObject") as raised:
+        store.prove()
+    assert not isinstance(raised.value, StoreUnavailable)
+
+
+def test_missing_credentials_are_named(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID"):
+        open_store(f"s3://{BUCKET}/x?endpoint={moto_url}")
+
+
+def test_a_url_opens_the_bucket_it_names(moto_url: str, folder: str) -> None:
+    store = open_store(f"s3://{BUCKET}/{folder}/deep/?endpoint={moto_url}&region=eu-central-1")
+    assert isinstance(store, S3Store)
+    assert store.url == f"s3://{BUCKET}/{folder}/deep?endpoint={moto_url}&region=eu-central-1"
+    store.put("a/b.json", b"1")
+    again = open_store(store.url)
+    upper = open_store(f"s3://{BUCKET}/{folder}?endpoint={moto_url}", prove=False)
+    assert [entry.key for entry in again.list("")] == ["a/b.json"]
+    assert [entry.key for entry in upper.list("")] == ["deep/a/b.json"]
+    for opened in (store, again, upper):
+        opened.close()  # type: ignore[attr-defined]
+
+
+def test_the_endpoint_may_come_from_the_environment(
+    moto_url: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
+    store = open_store(f"s3://{BUCKET}/{folder}")
+    store.put("a", b"1")
+    assert [entry.key for entry in store.list("")] == ["a"]
+    store.close()  # type: ignore[attr-defined]
+
+
+def test_what_a_console_leaves_for_an_empty_folder_is_no_object(moto: S3Store, folder: str) -> None:
+    moto._data.put_object(Bucket=BUCKET, Key=f"some/prefix/{folder}/inbox/", Body=b"")
+    moto.put(f"{folder}/inbox/a.jsonl", b"{}")
+    assert [entry.key for entry in moto.list(f"{folder}/")] == [f"{folder}/inbox/a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3:bucket/x", "is not a store"),
+        ("gs://bucket/x", "is not a store"),
+        ("https://bucket.example", "is not a store"),
+        ("s3://key:secret@bucket/x", "credentials do not belong"),
+        ("s3://bucket/x?endpont=http://127.0.0.1", "'endpont' is not known"),
+        ("", "is empty"),
+        ("memory:x", "is not a store"),
+    ],
+)
+def test_a_url_of_no_known_form_is_refused_with_what_is_accepted(url: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        open_store(url)
