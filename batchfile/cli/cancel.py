@@ -14,7 +14,7 @@ from batchfile.settings import load_settings
 def command(batch: str, store: str | None) -> None:
     """End BATCH (an id, or the path of a run's output). Finished requests keep their results."""
     logs.configure()
-    ledger = existing_ledger(store, load_settings(), batch)
+    ledger = existing_ledger(store, load_settings(), batch, is_read_only=False)
     batch_id = find_batch(ledger, batch).batch_id
     before = batches.end(ledger, batch_id, "canceled")
     if before is None:

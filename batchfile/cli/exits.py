@@ -55,13 +55,14 @@ def exit_of(error: BaseException) -> Exit:
 
 def explain(error: BaseException) -> str | None:
     """One message for a person, or None where only a traceback helps."""
+    system = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(system, OSError) and system.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return "the disk is full; what was done is kept: free some space and run the same command again"
     if isinstance(error, StoreUnavailable | StoreUnfit):
         return f"the store: {error}"
     if isinstance(error, BatchfileError):
         return str(error)
     if isinstance(error, OSError):
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return "the disk is full; what was done is kept: free some space and run the same command again"
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}"
     return None

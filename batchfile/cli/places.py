@@ -25,11 +25,14 @@ def is_local(url: str) -> bool:
     return not url.startswith(("s3://", "memory:"))
 
 
-def open_ledger(url: str, settings: Settings) -> Ledger:
-    return Ledger(store=open_store(url), limits=settings.ledger_limits(is_local=is_local(url)))
+def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> Ledger:
+    """A bucket is proven fit first, unless nothing will be written with a condition."""
+    return Ledger(store=open_store(url, prove=not is_read_only), limits=settings.ledger_limits(is_local=is_local(url)))
 
 
-def existing_ledger(url: str | None, settings: Settings, name: str | None = None) -> Ledger:
+def existing_ledger(
+    url: str | None, settings: Settings, name: str | None = None, *, is_read_only: bool = True
+) -> Ledger:
     """The ledger of a store that must exist: named, set, beside the output `name`, or beside the current directory.
 
     Raises: SettingsError where there is none.
@@ -45,7 +48,7 @@ def existing_ledger(url: str | None, settings: Settings, name: str | None = None
         chosen = str(found[0])
     elif is_local(chosen) and not Path(chosen).is_dir():
         raise SettingsError(f"--store {chosen}: there is no such directory")
-    return open_ledger(chosen, settings)
+    return open_ledger(chosen, settings, is_read_only=is_read_only)
 
 
 def find_batch(ledger: Ledger, name: str) -> BatchRecord:

@@ -217,7 +217,9 @@ def _run(
     for note in opened.notes:
         voice.say(note)
     batch = opened.batch
-    if batch.state != "ended":
+    if batch.state == "ended":
+        voice.say(f"{batch.batch_id} ended before; nothing is left to run")
+    else:
         ended = _work(ledger, opened, choice, signals, voice)
         if ended is None:
             return signals.code or Exit.UNEXPECTED

@@ -27,6 +27,8 @@ def duration(seconds: float) -> str:
 
 def line(snap: Snapshot) -> str:
     """One line of progress."""
+    if snap.is_loading:
+        return f"loading the engine, {duration(snap.elapsed_s)}; {snap.done:,}/{snap.total:,} requests are done"
     share = 100 * snap.done // max(1, snap.total)
     parts = [
         f"{snap.done:,}/{snap.total:,} requests ({share} %)",

@@ -23,6 +23,7 @@ class Snapshot:
     cache_hit_rate: float
     elapsed_s: float
     eta_s: float | None
+    is_loading: bool = False  # the engine is not ready yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Meter:
             cache_hit_rate=usage.cached_tokens / max(1, usage.input_tokens),
             elapsed_s=now - self._started_at,
             eta_s=_eta_s(self._total - done, tally.succeeded, tally.output_tokens, output_rate),
+            is_loading=tally.engine_ready_at is None,
         )
 
 

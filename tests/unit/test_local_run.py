@@ -1,0 +1,132 @@
+"""Which batch an output gets: the one that is there, or a new one, wherever an earlier process was cut off."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from batchfile import layout
+from batchfile.errors import InvalidFile, OutputTaken
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import load
+from batchfile.local import run as local_run
+from batchfile.local.inputs import inspect
+from batchfile.local.run import Opened, RunOptions, lock_output, open_batch
+from batchfile.records import IdempotencyRecord, encode
+from batchfile.store.directory import DirectoryStore
+
+LINE = '{"custom_id":"r%d","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
+
+
+class Cut(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(store=DirectoryStore(tmp_path / "store", fsync=False))
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> RunOptions:
+    (tmp_path / "in.jsonl").write_text("".join(LINE % n for n in range(10)))
+    return RunOptions(output=str(tmp_path / "out.jsonl"), engine="echo", model="echo")
+
+
+def _open(ledger: Ledger, options: RunOptions) -> Opened:
+    folder = Path(options.output or "").parent
+    return open_batch(ledger, inspect(str(folder / "in.jsonl")), options)
+
+
+def _pointer(ledger: Ledger, options: RunOptions) -> IdempotencyRecord:
+    found = load(ledger, layout.idempotency_key("output", options.output or ""), IdempotencyRecord)
+    assert found is not None
+    return found.record
+
+
+def test_the_same_wish_finds_its_batch_again(ledger: Ledger, options: RunOptions) -> None:
+    first, second = _open(ledger, options), _open(ledger, options)
+    assert (first.is_new, second.is_new) == (True, False)
+    assert first.batch.batch_id == second.batch.batch_id == _pointer(ledger, options).batch_id
+
+
+@pytest.mark.parametrize("step", ["bring_in", "plan_input", "create"])
+def test_a_create_that_was_cut_off_is_begun_anew_and_leaves_nothing(
+    ledger: Ledger, options: RunOptions, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    owner = {"bring_in": local_run.inputs, "plan_input": local_run, "create": batches}[step]
+
+    def cut(*_: object, **__: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, step, cut)
+        with pytest.raises(Cut):
+            _open(ledger, options)
+    lost = _pointer(ledger, options).batch_id
+    # An output that an even older run left does not stand in the way: the pointer says that it is ours.
+    Path(options.output or "").write_text("old\n")
+    opened = _open(ledger, options)
+    assert opened.is_new
+    assert opened.batch.batch_id != lost
+    assert batches.read_batch(ledger, lost) is None
+    left = [entry.key for entry in ledger.store.list(layout.batch_prefix(lost))]
+    assert left == [layout.batch_key(lost)], "only the tombstone stays, until a steward removes it"
+    assert _open(ledger, options).batch.batch_id == opened.batch.batch_id
+
+
+def test_a_create_that_was_cut_off_after_its_commit_is_continued(ledger: Ledger, options: RunOptions) -> None:
+    opened = _open(ledger, options)
+    key = layout.idempotency_key("output", options.output or "")
+    ledger.store.put(key, encode(IdempotencyRecord(batch_id=opened.batch.batch_id, digest="")))
+    again = _open(ledger, options)
+    assert not again.is_new
+    assert again.batch.batch_id == opened.batch.batch_id
+
+
+def test_an_output_whose_batch_was_deleted_is_not_overwritten_unasked(ledger: Ledger, options: RunOptions) -> None:
+    opened = _open(ledger, options)
+    batches.end(ledger, opened.batch.batch_id, "canceled")
+    batches.finish(ledger, opened.batch.batch_id, runner="r")
+    batches.delete(ledger, opened.batch.batch_id)
+    Path(options.output or "").write_text("results\n")
+    with pytest.raises(OutputTaken):
+        _open(ledger, options)
+    assert _open(ledger, replace(options, is_restart=True)).is_new
+
+
+def test_a_restart_removes_the_old_batch_whatever_its_state(ledger: Ledger, options: RunOptions) -> None:
+    old = _open(ledger, options).batch.batch_id
+    new = _open(ledger, replace(options, is_restart=True)).batch.batch_id
+    assert new != old
+    assert list(ledger.store.list(layout.batch_prefix(old))) == []
+    assert [layout.index_batch_id(entry.key) for entry in ledger.store.list(layout.INDEX_PREFIX)] == [new]
+    queue = ledger.store.list(layout.queue_prefix(local_run.POOL))
+    assert [layout.marker_batch_id(entry.key) for entry in queue] == [new]
+
+
+def test_a_refused_file_leaves_nothing(ledger: Ledger, options: RunOptions) -> None:
+    Path(options.output or "").with_name("in.jsonl").write_text("\n\n")
+    with pytest.raises(InvalidFile):
+        _open(ledger, options)
+    assert list(ledger.store.list("")) == []
+
+
+def test_everything_that_changed_is_said(ledger: Ledger, options: RunOptions) -> None:
+    _open(ledger, options)
+    with pytest.raises(OutputTaken) as caught:
+        _open(ledger, replace(options, model="other", temperature=0.7, limit=3))
+    for words in ("the model was echo and is other now", "--limit was not given and is 3", "temperature"):
+        assert words in str(caught.value)
+
+
+def test_an_output_is_locked_while_it_is_worked_on(ledger: Ledger, options: RunOptions) -> None:
+    with (
+        lock_output(options.output, ledger.store.url),
+        pytest.raises(OutputTaken, match="another batchfile process"),
+        lock_output(options.output, ledger.store.url),
+    ):
+        pass
+    with lock_output(options.output, ledger.store.url):
+        pass
