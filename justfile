@@ -1,6 +1,6 @@
 # Everything runs with the virtual environment's own Python; nothing has to be on PATH.
 python := ".venv/bin/python"
-model := `python3 deploy/local.py --print-model`
+model := `.venv/bin/python deploy/local.py --print-model`
 out := "out"
 
 # lint, types and the fast tests: what a change needs, in under 30 seconds

@@ -6,6 +6,8 @@ Knows nothing of files, stores and shards. Written for vllm >= 0.26.
 
 import contextlib
 import copy
+import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -17,12 +19,16 @@ from typing import Any
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.chat_prompt import ChatPrompts
+from batchfile.engine.guard import ProcessGuard
 from batchfile.engine.one_decode import OneDecode
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.words import Choice, Completion, Failure, Outcome, Request, Sampling, StopReason, Usage
 
-# What the processes of an engine get to end by themselves before they are killed.
-CLOSE_S = 10.0
+# What the processes of an engine get to end by themselves before they are killed. On a CPU they take five
+# seconds to take themselves apart; killing frees the same memory at once.
+CLOSE_S = 1.0
+# While a model loads: how often to look for processes that have been started.
+CHILDREN_LOOK_S = 0.2
 
 # Set before vllm is imported, unless the user has set them. vLLM and its processes say only what went wrong,
 # and never on stdout, which may carry results. Nothing is reported home. 2 GiB of KV cache are plenty for a
@@ -31,7 +37,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
@@ -74,9 +80,15 @@ class VllmEngine:
     def __init__(self, options: VllmOptions) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         import vllm
 
-        self._llm: Any = _built_beyond_ctrl_c(lambda: vllm.LLM(**_arguments(options)), options.model)
+        self._guard = ProcessGuard()
+        try:
+            self._llm: Any = _built_apart(lambda: vllm.LLM(**_arguments(options)), options.model, self._guard)
+        except BaseException:
+            self._guard.close()
+            raise
         self._engine: Any = self._llm.llm_engine
         self._processes = _processes(self._engine)
         self._watch_processes()
@@ -151,14 +163,15 @@ class VllmEngine:
     def close(self) -> None:
         """Ends the engine's processes and frees their memory. A second call does nothing."""
         self._in_flight.clear()
+        descendants = _descendants(self._processes)
         with contextlib.suppress(Exception):  # it may be dead already, in ways of its own
-            self._engine.engine_core.shutdown()
-        for process in self._processes:
-            process.join(CLOSE_S)
-            if process.is_alive():
+            self._engine.engine_core.shutdown(timeout=CLOSE_S)
+        for process in descendants:
+            with contextlib.suppress(Exception):
                 process.kill()
-                process.join()
+                process.wait()
         self._processes = []
+        self._guard.close()
 
     def _is_wanted(self, output: Any) -> bool:
         return int(output.request_id) in self._in_flight
@@ -221,6 +234,7 @@ class VllmEngine:
                 max_tokens=max_tokens,
                 stop=list(sampling.stop),
                 seed=sampling.seed,
+                ignore_eos=sampling.ignore_eos,
                 structured_outputs=guide,
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 # Text is made once, at the end, where that gives the same text; stop strings need it as it comes.
@@ -291,15 +305,17 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None} | options.extra
 
 
-def _built_beyond_ctrl_c(build: Callable[[], Any], model: str) -> Any:
-    """Build the LLM so that a Ctrl-C in the terminal reaches this process only.
+def _built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> Any:
+    """Build the LLM so that its processes end neither before this one nor after it.
 
-    The terminal sends SIGINT to the whole process group, and vLLM's processes end on it, with all that is in
-    flight. They inherit the signal mask of the thread that starts them, so one that blocks SIGINT does. The
-    thread that waits for it still hears the signal. The resource tracker is started before, since starting
-    it unblocks SIGINT again (multiprocessing/resource_tracker.py).
+    Before: the terminal sends a Ctrl-C to the whole process group, and vLLM's processes end on it, with all
+    that is in flight. They inherit the signal mask of the thread that starts them, so one that blocks SIGINT
+    does. The thread that waits for it still hears the signal. The resource tracker is started before, since
+    starting it unblocks SIGINT again (multiprocessing/resource_tracker.py). After: see guard.py; the guard is
+    told of them as they come, since this process may be killed while a model loads.
     """
     resource_tracker.ensure_running()
+    others = set(multiprocessing.active_children())
     built: list[Any] = []
     failed: list[BaseException] = []
 
@@ -312,7 +328,11 @@ def _built_beyond_ctrl_c(build: Callable[[], Any], model: str) -> Any:
 
     thread = threading.Thread(target=work, name="vllm-build", daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():
+        thread.join(CHILDREN_LOOK_S)
+        for child in set(multiprocessing.active_children()) - others:
+            if child.pid is not None:
+                guard.watch(child.pid)
     if failed:
         raise _not_built(failed[0], model) from failed[0]
     return built[0]
@@ -324,6 +344,18 @@ def _not_built(error: BaseException, model: str) -> BaseException:
     if isinstance(error, Exception):
         return EngineDead(f"vLLM did not start with the model {model!r}: {error}")
     return error
+
+
+def _descendants(processes: list[Any]) -> list[Any]:
+    """These processes and all that they started."""
+    import psutil  # type: ignore[import-untyped]  # vllm needs it too
+
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(process.pid)
+            found += [root, *root.children(recursive=True)]
+    return found
 
 
 def _processes(engine: Any) -> list[Any]:

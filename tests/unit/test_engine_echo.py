@@ -1,0 +1,125 @@
+"""The echo engine: its answers, its time and its faults."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchfile.clock import ManualClock
+from batchfile.engine.base import Finished
+from batchfile.engine.echo import EchoEngine
+from batchfile.engine.echo_options import EchoFaults, EchoOptions
+from batchfile.errors import EngineDead, InvalidRequest, SettingsError
+from batchfile.words import Choice, Completion, Message, Request, Sampling, Usage
+
+
+def request(text: str, custom_id: str = "r", max_tokens: int = 10, **sampling: object) -> Request:
+    return Request(
+        custom_id=custom_id,
+        messages=(Message("system", "be kind"), Message("user", text)),
+        sampling=Sampling(max_tokens=max_tokens, **sampling),  # type: ignore[arg-type]
+    )
+
+
+def run(engine: EchoEngine, *requests: Request) -> list[Finished]:
+    for key, one in enumerate(requests):
+        engine.add(key, engine.prepare(one))
+    done: list[Finished] = []
+    while batch := engine.step():
+        done += batch
+    return done
+
+
+def test_it_answers_with_the_last_user_turn_and_counts_pieces_of_text():
+    [done] = run(EchoEngine(), request("one two\nthree  four"))
+    assert done.outcome == Completion(
+        choices=(Choice("one two\nthree  four", "end_turn"),), usage=Usage(input_tokens=6, output_tokens=4)
+    )
+
+
+def test_max_tokens_cuts_the_answer():
+    [done] = run(EchoEngine(), request("one two three", max_tokens=2))
+    assert done.outcome == Completion(
+        choices=(Choice("one two", "max_tokens"),), usage=Usage(input_tokens=5, output_tokens=2)
+    )
+
+
+def test_slots_are_given_first_come_first_served_and_time_is_latency_plus_tokens():
+    clock = ManualClock(now=0.0)
+    engine = EchoEngine(
+        num_slots=2,
+        seconds_per_token=1.0,
+        latency_s=0.5,
+        clock=clock,
+        tokens=lambda one: int(one.messages[-1].content),
+    )
+    for key, length in enumerate((4, 2, 1, 3)):
+        engine.add(key, engine.prepare(request(str(length))))
+    seen = []
+    while done := engine.step():
+        seen += [(clock.monotonic(), finished.key) for finished in done]
+    assert seen == [(2.5, 1), (4.0, 2), (4.5, 0), (7.5, 3)]
+
+
+def test_a_step_is_full_while_all_slots_run():
+    clock = ManualClock()
+    engine = EchoEngine(num_slots=2, seconds_per_token=1.0, clock=clock, tokens=lambda _: 1)
+    run(engine, *[request("x") for _ in range(5)])
+    assert (engine.stats().num_steps, engine.stats().num_full_steps) == (3, 2)
+
+
+def test_an_aborted_request_does_not_come_back():
+    engine = EchoEngine(num_slots=1)
+    for key in range(3):
+        engine.add(key, engine.prepare(request("x")))
+    engine.abort([0, 2, 99])
+    assert [done.key for done in engine.step()] == [1]
+    assert engine.step() == []
+
+
+def test_poison_kills_the_engine_once_it_runs_and_for_good():
+    engine = EchoEngine(num_slots=1, faults=EchoFaults(poison="POISON"))
+    engine.add(0, engine.prepare(request("fine")))
+    engine.add(1, engine.prepare(request("a POISON b")))
+    assert [done.key for done in engine.step()] == [0]
+    with pytest.raises(EngineDead):
+        engine.step()
+    with pytest.raises(EngineDead):
+        engine.add(2, engine.prepare(request("fine")))
+
+
+def test_a_marker_can_make_it_refuse_a_request():
+    engine = EchoEngine(faults=EchoFaults(refuse="NO"))
+    with pytest.raises(InvalidRequest, match="'NO'"):
+        engine.prepare(request("a NO b"))
+
+
+def test_the_kill_marker_kills_the_process_after_the_execution_is_noted(tmp_path: Path):
+    program = """
+from batchfile.engine.echo import EchoEngine
+from batchfile.engine.echo_options import EchoOptions
+from batchfile.words import Message, Request, Sampling
+engine = EchoEngine.from_options(EchoOptions.from_env())
+for key, text in enumerate(["fine", "a KILL b", "fine"]):
+    one = Request(custom_id=f"r{key}", messages=(Message("user", text),), sampling=Sampling(max_tokens=5))
+    engine.add(key, engine.prepare(one))
+while True:
+    engine.step()
+"""
+    path = tmp_path / "executions"
+    env = {"BATCHFILE_ECHO_SLOTS": "2", "BATCHFILE_ECHO_KILL": "KILL", "BATCHFILE_ECHO_EXECUTIONS": str(path)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, timeout=60, check=False)
+    assert done.returncode == -9
+    assert path.read_text().splitlines() == ["r0", "r1"]
+
+
+def test_options_come_from_the_environment():
+    options = EchoOptions.from_env({"BATCHFILE_ECHO_SLOTS": "7", "BATCHFILE_ECHO_LATENCY_S": "0.25"})
+    assert options == EchoOptions(num_slots=7, latency_s=0.25)
+
+
+@pytest.mark.parametrize("text", ["many", "0", "nan", "inf", "-1"])
+def test_a_wrong_option_is_named(text: str):
+    with pytest.raises(SettingsError, match="BATCHFILE_ECHO_SLOTS"):
+        EchoOptions.from_env({"BATCHFILE_ECHO_SLOTS": text})

@@ -1,0 +1,25 @@
+"""How many tokens a request may generate."""
+
+import pytest
+
+from batchfile.engine.vllm import fitting_max_tokens
+from batchfile.errors import InvalidRequest
+from batchfile.words import Sampling
+
+
+def test_what_fits_exactly_is_taken():
+    assert fitting_max_tokens(Sampling(max_tokens=28), 100, 128) == 28
+
+
+def test_a_max_tokens_that_was_given_and_does_not_fit_is_refused_with_both_numbers():
+    with pytest.raises(InvalidRequest, match=r"100 tokens plus max_tokens 29 exceeds .* max_model_len 128"):
+        fitting_max_tokens(Sampling(max_tokens=29), 100, 128)
+
+
+def test_a_max_tokens_that_was_not_given_is_lowered():
+    assert fitting_max_tokens(Sampling(max_tokens=2048, is_max_tokens_given=False), 100, 128) == 28
+
+
+def test_a_prompt_that_leaves_no_room_is_refused():
+    with pytest.raises(InvalidRequest, match=r"128 tokens leaves no room .* max_model_len 128"):
+        fitting_max_tokens(Sampling(max_tokens=2048, is_max_tokens_given=False), 128, 128)
