@@ -20,11 +20,16 @@ END_S = 5.0
 _PROGRAM = """
 import os, select, signal, sys
 parent, look_s = int(sys.argv[1]), float(sys.argv[2])
-watched, buffer, is_open = [], b"", True
-while os.getppid() == parent and is_open:
-    if select.select([0], [], [], look_s)[0]:
+watched, buffer = [], b""
+while True:
+    is_orphan = os.getppid() != parent
+    if not select.select([0], [], [], 0 if is_orphan else look_s)[0]:
+        if is_orphan:
+            break
+    else:
         data = os.read(0, 4096)
-        is_open = bool(data)
+        if not data:
+            break
         *lines, buffer = (buffer + data).split(b"\\n")
         for line in lines:
             try:
