@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main(results: str) -> None:
-    rows = [json.loads(line) for line in Path(results).open(encoding="utf-8")]
+    rows = [json.loads(line) for line in Path(results).read_bytes().splitlines()]
     shown = set()
     for row in rows:
         stage = row["custom_id"].split("_", 2)[2]

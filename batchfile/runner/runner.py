@@ -30,6 +30,7 @@ from batchfile.words import Completion, Failure, Outcome, Usage
 log = structlog.get_logger()
 
 IDLE_WAIT_S = 0.05  # how long the loop sleeps where nothing is in flight and nobody wakes it
+FILL_WAIT_S_MAX = 0.25  # how long an empty engine waits for its slots to fill
 KEEPER_WAIT_S = 0.2
 FINISHER_WAIT_S = 0.1
 STORE_RETRY_S = 1.0
@@ -66,6 +67,7 @@ class Runner:
         self._in_flight: dict[int, Item] = {}
         self._dropped: list[ShardWork] = []
         self._num_builds = 0
+        self._fills_since: float | None = None
         self._stop = threading.Event()
         self._stop_now = threading.Event()
         self._threads_over = threading.Event()
@@ -101,7 +103,7 @@ class Runner:
                         continue
                     if not is_busy:
                         with self._changed:
-                            if not len(self._window):
+                            if not len(self._window) or self._fills_since is not None:
                                 self._changed.wait(IDLE_WAIT_S)
                 self._wind_down(engine, threads)
         finally:
@@ -168,7 +170,7 @@ class Runner:
     def _fill(self, engine: Engine) -> None:
         assert self.info is not None
         room = self.info.max_in_flight - len(self._in_flight)
-        if room <= 0 or self._stop.is_set() or not len(self._window):
+        if room <= 0 or self._stop.is_set() or not len(self._window) or self._waits_to_fill(self.info.num_slots):
             return
         with self._changed:
             items = self._window.pop(room, len(self._in_flight))
@@ -191,6 +193,15 @@ class Runner:
                 engine.add(item.key, item.prepared)
             except InvalidRequest as error:
                 self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
+
+    def _waits_to_fill(self, num_slots: int) -> bool:
+        """An empty engine starts with full slots: a first step of a few long prompts would hold up all others."""
+        if self._in_flight or self._window.has_ended or len(self._window) >= num_slots or self._feeder.is_full():
+            self._fills_since = None
+            return False
+        now = self._ledger.clock.monotonic()
+        self._fills_since = now if self._fills_since is None else self._fills_since
+        return now - self._fills_since < FILL_WAIT_S_MAX
 
     def _settle(self, finished: Finished) -> None:
         item = self._in_flight.pop(finished.key, None)
@@ -273,6 +284,16 @@ class Runner:
             thread.join()
         self._keeper.release_all()
         self._count_steps(engine)
+        tally = self.tally
+        log.info(
+            "runner.ended",
+            succeeded=tally.succeeded,
+            errored=tally.errored,
+            steps=tally.num_steps,
+            full_steps=tally.num_full_steps,
+            engine_deaths=tally.num_engine_deaths,
+            leases_lost=tally.num_leases_lost,
+        )
 
     def _start_threads(self) -> list[threading.Thread]:
         jobs: list[tuple[str, Callable[[], None]]] = [

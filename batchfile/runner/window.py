@@ -61,6 +61,10 @@ class Window:
         return self._count_out([heapq.heappop(heap)[1] for _ in range(min(num_max, len(heap)))])
 
     @property
+    def has_ended(self) -> bool:
+        return self._has_ended
+
+    @property
     def is_alone_running(self) -> bool:
         return self._is_alone_running
 

@@ -128,7 +128,7 @@ def work_ours(args: argparse.Namespace) -> None:
         if "ready" in question:
             answer(ready=True)
             continue
-        engine.llm.reset_prefix_cache()
+        engine._llm.reset_prefix_cache()
         source, output = Path(question["source"]), Path(question["output"])
         if question["way"] == "generate":
             answer(seconds=generate(engine, source, output))
@@ -146,12 +146,12 @@ def generate(engine: Any, source: Path, output: Path) -> float:
     lines = [json.loads(line) for line in source.open()]
     conversations = [line["body"]["messages"] for line in lines]
     params = [SamplingParams(max_tokens=line["body"]["max_tokens"], temperature=0, ignore_eos=True) for line in lines]
-    tokenizer = engine.llm.get_tokenizer()
+    tokenizer = engine._llm.get_tokenizer()
     prompts = [
         {"prompt_token_ids": tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)}
         for turns in conversations
     ]
-    outputs = engine.llm.generate(prompts, params, use_tqdm=False)
+    outputs = engine._llm.generate(prompts, params, use_tqdm=False)
     with output.open("w") as file:
         for line, result in zip(lines, outputs, strict=True):
             file.write(json.dumps({"custom_id": line["custom_id"], "text": result.outputs[0].text}) + "\n")
