@@ -99,12 +99,12 @@ class _Prover:
         self._began = clock.monotonic()
         self._keys: list[str] = []
         self._kept: Counter[str] = Counter()
+        self._key = ""  # of the latest creation
         self._before = self._after = ""  # etags around the latest replacement
 
     def run(self) -> Proof:
         self._store.put(self._new_key(), _new_data())  # a store that does not answer says so here
         for _ in range(self._effort.num_rounds):
-            key = self._new_key()
             for rule, look in (
                 (_CREATE, self._create),
                 (_CREATE_AGAIN, self._create_again),
@@ -113,7 +113,7 @@ class _Prover:
                 (_REPLACE_MISSING, self._replace_missing),
                 (_READ, self._read),
             ):
-                self._repeat(rule, look, key)
+                self._repeat(rule, look)
         rules = (_CREATE, _CREATE_AGAIN, _REPLACE, _REPLACE_STALE, _REPLACE_MISSING, _READ)
         checks = tuple(
             Check(rule=rule, verdict="kept" if self._kept[rule] else "unclear", num_rounds=self._kept[rule])
@@ -125,13 +125,13 @@ class _Prover:
         for key in self._keys:
             self._store.delete(key)
 
-    def _repeat(self, rule: str, look: Callable[[str], _Finding], key: str) -> None:
+    def _repeat(self, rule: str, look: Callable[[], _Finding]) -> None:
         """Look at one rule until the answer is clear or the time is up."""
         num_refused = 0
         while self._clock.monotonic() - self._began < self._effort.budget_s:
             try:
-                finding = look(key)
-            except (StoreUnavailable, ObjectMissing):
+                finding = look()
+            except (StoreUnavailable, ObjectMissing, ObjectChanged):  # busy, or a late write came in between
                 finding = "busy"
             if finding == "kept":
                 self._kept[rule] += 1
@@ -141,41 +141,49 @@ class _Prover:
                 raise self._unfit(f"it refused {num_refused} times what must succeed: {rule}")
             self._clock.sleep(PAUSE_S)
 
-    def _create(self, key: str) -> _Finding:
-        return self._race(key, lambda data: self._store.put(key, data, absent=True))
+    def _create(self) -> _Finding:
+        key = self._key = self._new_key()
+        finding = self._race(key, lambda data: self._store.put(key, data, absent=True))
+        # Refused to all, and yet it is there: a writer whose answer was lost came first.
+        return "busy" if finding == "refused" and self._store.head(key) is not None else finding
 
-    def _create_again(self, key: str) -> _Finding:
+    def _create_again(self) -> _Finding:
+        self._etag()
         return self._must_refuse(
             "a write with If-None-Match: * replaced an object that was there",
-            lambda data: self._store.put(key, data, absent=True),
+            lambda data: self._store.put(self._key, data, absent=True),
         )
 
-    def _replace(self, key: str) -> _Finding:
-        self._before = self._etag(key)
-        finding = self._race(key, lambda data: self._store.put(key, data, match=self._before))
-        self._after = self._etag(key)
-        if finding == "kept" and self._before == self._after:
+    def _replace(self) -> _Finding:
+        before = self._before = self._etag()
+        finding = self._race(self._key, lambda data: self._store.put(self._key, data, match=before))
+        self._after = self._etag()
+        if finding == "kept" and before == self._after:
             raise self._unfit("a write with If-Match was acknowledged and changed nothing")
-        return finding
+        return "busy" if finding == "refused" and before != self._after else finding
 
-    def _replace_stale(self, key: str) -> _Finding:
+    def _replace_stale(self) -> _Finding:
+        if self._before == self._after:
+            return "busy"  # nothing was replaced yet
         return self._must_refuse(
             "a write with If-Match replaced a version that was no longer there",
-            lambda data: self._store.put(key, data, match=self._before),
+            lambda data: self._store.put(self._key, data, match=self._before),
         )
 
-    def _replace_missing(self, _: str) -> _Finding:
+    def _replace_missing(self) -> _Finding:
         key = self._new_key()
         return self._must_refuse(
             "a write with If-Match created an object that did not exist",
-            lambda data: self._store.put(key, data, match=self._after),
+            lambda data: self._store.put(key, data, match=self._after or "0" * 32),
         )
 
-    def _read(self, key: str) -> _Finding:
-        if not b"".join(self._store.stream(key, match=self._after)):
+    def _read(self) -> _Finding:
+        if self._before == self._after:
+            return "busy"
+        if not b"".join(self._store.stream(self._key, match=self._etag())):
             raise self._unfit("a read with If-Match gave nothing")
         try:
-            list(self._store.stream(key, match=self._before))
+            list(self._store.stream(self._key, match=self._before))
         except ObjectChanged:
             return "kept"
         raise self._unfit("a read with If-Match gave another version")
@@ -213,10 +221,10 @@ class _Prover:
             f"{FIT_STORES}"
         )
 
-    def _etag(self, key: str) -> str:
-        found = self._store.head(key)
+    def _etag(self) -> str:
+        found = self._store.head(self._key)
         if found is None:
-            raise ObjectMissing(f"{key} is not there yet")
+            raise ObjectMissing(f"{self._key} is not there yet")
         return found.etag
 
     def _new_key(self) -> str:

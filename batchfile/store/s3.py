@@ -19,6 +19,7 @@ import botocore.exceptions as boto_errors
 from botocore.config import Config
 from urllib3.exceptions import HTTPError as Urllib3Error
 
+from batchfile.clock import Clock
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.keys import check_key, is_key
@@ -72,10 +73,10 @@ class S3Store:
         self._control.close()
         self._data.close()
 
-    def prove(self, *, heavy: bool = False) -> Proof:
+    def prove(self, *, heavy: bool = False, clock: Clock | None = None) -> Proof:
         """Learn how this server wants etags, then prove that it keeps conditions. Raises: StoreUnfit."""
         self._learn_spelling()
-        return prove_conditions(self, heavy=heavy)
+        return prove_conditions(self, heavy=heavy, clock=clock)
 
     def _learn_spelling(self) -> None:
         """Some servers take an etag only without its quotes. Raises: StoreUnfit where they take neither."""

@@ -73,8 +73,15 @@ def ministack(ministack_url: str) -> Iterator[S3Store]:
 
 
 @pytest.fixture
-def proxy(moto_url: str) -> Iterator[Any]:
-    """Moto behind a proxy that spoils what it is told to."""
+def proxy(spoiled: Any) -> Any:
+    """Moto behind a proxy that spoils what it is told to, and so far nothing."""
+    spoiled.fault = lambda method, path, headers: "pass"
+    spoiled.requests.clear()
+    return spoiled
+
+
+@pytest.fixture(scope="session")
+def spoiled(moto_url: str) -> Iterator[Any]:
     # Test folders are no packages, so a neighbour is loaded by its path.
     path = Path(__file__).with_name("fault_proxy.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)

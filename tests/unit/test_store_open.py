@@ -1,0 +1,51 @@
+"""From what a person types to a store."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchfile.store.directory import DirectoryStore
+from batchfile.store.memory import MemoryStore
+from batchfile.store.open import open_store
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}", "file://{}", "file://localhost{}"])
+def test_a_directory_is_named_by_its_path(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "a store"
+    store = open_store(form.format(path))
+    assert isinstance(store, DirectoryStore)
+    assert store.url == str(path)
+
+
+@pytest.mark.parametrize("name", [".batchfile", "./here", "with:colon", "./with:colon", "file:relative"])
+def test_a_relative_path_is_below_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Path(open_store(name).url).parent == tmp_path
+
+
+def test_a_tilde_is_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/store").url == str(tmp_path / "store")
+
+
+def test_a_store_opens_again_by_its_own_url(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("a", b"1")
+    assert [entry.key for entry in open_store(store.url).list("")] == ["a"]
+
+
+def test_memory_is_a_new_store_each_time() -> None:
+    store = open_store("memory:")
+    store.put("a", b"1")
+    assert isinstance(store, MemoryStore)
+    assert open_store("memory:").get("a") is None
+
+
+def test_opening_a_directory_does_not_load_the_s3_client(tmp_path: Path) -> None:
+    code = "import sys; from batchfile.store.open import open_store as o; o(sys.argv[1]); print('boto3' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
