@@ -105,7 +105,9 @@ def _range_lines(ledger: Ledger, batch: BatchRecord, span: Range, records: list[
     return [by_line[line] for line in range(span.num_lines)]
 
 
-def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range, raw: list[bytes | None] | None) -> None:
+def _fill(
+    by_line: dict[int, PartLine], records: list[ShardRecord], span: Range, raw: list[bytes | None] | None
+) -> None:
     """Give each line without a result the reason why: its shard was closed, or its part was lost."""
     committed = 0
     reason: EndReason = "failed"

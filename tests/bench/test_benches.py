@@ -1,0 +1,35 @@
+"""Each bench runs to its end at a small size. What it measures is judged by hand, at full size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+
+
+def run(name: str, *options: str, timeout_s: float) -> dict[str, object]:
+    """The bench's last line."""
+    command = [sys.executable, str(FOLDER / name), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    row: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def test_the_host_bench_completes() -> None:
+    assert run("host.py", "--requests", "20000", timeout_s=200)["requests"] == 20000
+
+
+def test_the_tail_of_a_batch_comes_close_to_the_ideal() -> None:
+    """Virtual time: the same on every machine, so it is judged here too."""
+    assert run("tail.py", "--seeds", "5", timeout_s=200)["bench"] == "tail"
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_the_engine_bench_completes(model_path: str) -> None:
+    row = run("engine.py", "--model", model_path, "--enforce-eager", "--requests", "64", "--rounds", "1", timeout_s=800)
+    assert row["requests"] == 64

@@ -1,0 +1,28 @@
+"""What every test gets: an environment that nobody's settings or credentials reach."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_OURS = ("BATCHFILE_", "AWS_")
+_KEPT = ("BATCHFILE_CACHE",)  # where the real model is
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _bare_environment() -> None:
+    """For the whole session, and so for the processes that tests start."""
+    for name in [name for name in os.environ if name.startswith(_OURS) and name not in _KEPT]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def model_path() -> str:
+    """The folder of the small real model that set-up fetches."""
+    recipe = Path(__file__).parents[1] / "deploy" / "local.py"
+    path = subprocess.run([sys.executable, recipe, "--print-model"], capture_output=True, text=True, check=True).stdout
+    if not Path(path.strip(), "config.json").is_file():
+        pytest.fail(f"the model is not in {path.strip()}: run `just setup` once")
+    return path.strip()
