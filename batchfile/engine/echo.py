@@ -17,6 +17,7 @@ from typing import Literal
 from batchfile.clock import Clock, SystemClock
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.echo_options import EchoFaults, EchoOptions
+from batchfile.engine.prefix import prefix_of
 from batchfile.errors import EngineDead, InvalidRequest
 from batchfile.words import Choice, Completion, Request, StopReason, Usage
 
@@ -83,7 +84,7 @@ class EchoEngine:
     def prepare(self, request: Request) -> EchoPrepared:
         num_tokens, completion = self._answer(request)
         return EchoPrepared(
-            prefix=hash(request.messages[0].content),
+            prefix=prefix_of(request),
             cost=request.sampling.max_tokens,
             request=request,
             completion=completion,

@@ -1,0 +1,247 @@
+"""An OpenAI-compatible chat endpoint as an engine. An event loop of its own, in a thread of its own.
+
+The only engine that knows aiohttp. Knows nothing of files, stores and shards. What it says and hears is in
+http_wire.py.
+"""
+
+import asyncio
+import queue
+import random
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import aiohttp
+
+from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
+from batchfile.engine.http_wire import (
+    Answer,
+    Down,
+    Failed,
+    api_root,
+    is_max_tokens_complaint,
+    read_answer,
+    request_body,
+)
+from batchfile.engine.prefix import prefix_of
+from batchfile.errors import EngineDead, SettingsError
+from batchfile.words import Failure, Outcome, Request
+
+STEP_WAIT_S_MAX = 0.05
+CONNECT_TIMEOUT_S = 10.0
+CLOSE_S = 10.0
+RESPONSE_BYTES_MAX = 16 * 1024 * 1024
+ATTEMPTS_MAX = 3
+# Waits double from the first value to the second, each cut by up to half at random.
+BACKOFF_S = 1.0
+BACKOFF_S_MAX = 30.0
+# What an endpoint may ask for with Retry-After.
+RETRY_AFTER_S_MAX = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    """`base_url` may lack its /v1. `model`: the name that the endpoint serves. `concurrency`: requests at once.
+
+    `timeout_s`: for one attempt, from the connection to the last byte. `backoff_s`: the first wait.
+    """
+
+    base_url: str
+    model: str
+    api_key: str | None = None
+    concurrency: int = 32
+    timeout_s: float = 600.0
+    backoff_s: float = BACKOFF_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpPrepared(Prepared):
+    """`body` goes over the wire; `body_without_limit` if the endpoint refuses a max_tokens nobody asked for."""
+
+    body: bytes
+    body_without_limit: bytes | None
+
+
+class HttpEngine:
+    """While the endpoint is down, requests wait inside and spend no attempt. Raises: SettingsError."""
+
+    def __init__(self, options: HttpOptions, rng: random.Random | None = None) -> None:
+        self._url = api_root(options.base_url) + "/chat/completions"
+        if options.concurrency < 1:
+            raise SettingsError(f"The concurrency of an HTTP engine is {options.concurrency}; set at least 1.")
+        self._options = options
+        self._rng = rng or random.Random()
+        self.info = EngineInfo(
+            name="http",
+            model=options.model,
+            version="openai",
+            num_slots=options.concurrency,
+            max_in_flight=in_flight_for(options.concurrency),
+        )
+        self._num_steps = 0
+        self._num_full_steps = 0
+        # The owner's side. A serial tells an aborted request's late answer from that of its successor.
+        self._in_flight: dict[int, int] = {}
+        self._serial = 0
+        self._finished: queue.SimpleQueue[tuple[int, int, Outcome]] = queue.SimpleQueue()
+        # The loop's side: touched by its thread only.
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._resume_at = 0.0
+        self._num_downs = 0
+        self._loop = asyncio.new_event_loop()
+        self._is_ready = threading.Event()
+        self._thread = threading.Thread(target=self._run_loop, name="http-engine", daemon=True)
+        self._thread.start()
+        self._is_ready.wait()
+
+    def prepare(self, request: Request) -> HttpPrepared:
+        sampling = request.sampling
+        return HttpPrepared(
+            prefix=prefix_of(request),
+            cost=sampling.max_tokens,
+            body=request_body(request, self._options.model, sampling.max_tokens),
+            body_without_limit=(
+                None if sampling.is_max_tokens_given else request_body(request, self._options.model, None)
+            ),
+        )
+
+    def add(self, key: int, prepared: Prepared) -> None:
+        assert isinstance(prepared, HttpPrepared)
+        self._check_alive()
+        self._serial += 1
+        self._in_flight[key] = self._serial
+        self._loop.call_soon_threadsafe(self._start, key, self._serial, prepared)
+
+    def step(self) -> list[Finished]:
+        self._check_alive()
+        if not self._in_flight:
+            return []
+        self._num_steps += 1
+        self._num_full_steps += len(self._in_flight) >= self.info.num_slots
+        done: list[Finished] = []
+        with suppress(queue.Empty):
+            self._take(done, *self._finished.get(timeout=STEP_WAIT_S_MAX))
+            while True:
+                self._take(done, *self._finished.get_nowait())
+        return done
+
+    def abort(self, keys: Iterable[int]) -> None:
+        for key in keys:
+            serial = self._in_flight.pop(key, None)
+            if serial is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._cancel, serial)
+
+    def stats(self) -> EngineStats:
+        """`num_downs`: pauses since the endpoint last answered; 0 while it is up."""
+        return EngineStats(
+            num_steps=self._num_steps,
+            num_full_steps=self._num_full_steps,
+            extra={"num_downs": float(self._num_downs)},
+        )
+
+    def close(self) -> None:
+        self._in_flight.clear()
+        if not self._loop.is_closed():
+            with suppress(RuntimeError):  # it has just ended by itself
+                self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join(CLOSE_S)
+
+    def _check_alive(self) -> None:
+        if not self._thread.is_alive():
+            raise EngineDead("The HTTP engine's thread has ended. Build another engine.")
+
+    def _take(self, done: list[Finished], key: int, serial: int, outcome: Outcome) -> None:
+        if self._in_flight.get(key) == serial:
+            del self._in_flight[key]
+            done.append(Finished(key, outcome))
+
+    # From here on: the loop's thread.
+
+    def _run_loop(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._closing = asyncio.Event()
+        self._slots = asyncio.Semaphore(self._options.concurrency)
+        key = self._options.api_key
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._options.concurrency),
+            timeout=aiohttp.ClientTimeout(total=self._options.timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+            headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+        ) as self._session:
+            self._is_ready.set()
+            await self._closing.wait()
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, key: int, serial: int, prepared: HttpPrepared) -> None:
+        task = self._loop.create_task(self._answer(key, serial, prepared))
+        self._tasks[serial] = task
+        task.add_done_callback(lambda _: self._tasks.pop(serial, None))
+
+    def _cancel(self, serial: int) -> None:
+        task = self._tasks.get(serial)
+        if task is not None:
+            task.cancel()
+
+    async def _answer(self, key: int, serial: int, prepared: HttpPrepared) -> None:
+        async with self._slots:
+            outcome = await self._outcome(prepared)
+        self._finished.put((key, serial, outcome))
+
+    async def _outcome(self, prepared: HttpPrepared) -> Outcome:
+        """One request until it has an outcome: waits out a down endpoint, tries failures again."""
+        body, num_failures = prepared.body, 0
+        while True:
+            await self._until_resumed()
+            answer = await self._attempt(body)
+            if isinstance(answer, Down):
+                self._pause(answer.retry_after_s)
+                continue
+            self._num_downs = 0
+            if not isinstance(answer, Failed):
+                if prepared.body_without_limit not in (None, body) and is_max_tokens_complaint(answer):
+                    body = prepared.body_without_limit or body
+                    continue
+                return answer
+            num_failures += 1
+            if num_failures >= ATTEMPTS_MAX:
+                return Failure(type="model_error", message=f"{answer.message} ({num_failures} attempts)")
+            await asyncio.sleep(max(answer.retry_after_s, self._backoff_s(num_failures)))
+
+    async def _attempt(self, body: bytes) -> Answer:
+        try:
+            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+                data = b""
+                while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
+                    data += more
+                return read_answer(response.status, response.headers, data, RESPONSE_BYTES_MAX)
+        except aiohttp.ClientConnectorCertificateError as error:
+            return Failed(f"The endpoint's certificate is not trusted: {error}")
+        except aiohttp.ClientConnectorError:
+            return Down()
+        except TimeoutError:
+            return Failed(f"The endpoint did not answer within {self._options.timeout_s:g} s.")
+        except aiohttp.ClientError as error:
+            return Failed(f"The connection to the endpoint broke: {error}")
+
+    async def _until_resumed(self) -> None:
+        while (wait_s := self._resume_at - self._loop.time()) > 0:
+            await asyncio.sleep(wait_s)
+
+    def _pause(self, retry_after_s: float) -> None:
+        """Stop dispatch for all. Of the many requests that find an endpoint down at once, the first counts."""
+        now = self._loop.time()
+        if now < self._resume_at:
+            return
+        self._num_downs += 1
+        wait_s = max(min(retry_after_s, RETRY_AFTER_S_MAX), self._backoff_s(self._num_downs))
+        self._resume_at = now + wait_s
+
+    def _backoff_s(self, num: int) -> float:
+        longest: float = min(BACKOFF_S_MAX, self._options.backoff_s * 2 ** min(num - 1, 16))
+        return longest * (0.5 + self._rng.random() / 2)

@@ -1,0 +1,159 @@
+"""The OpenAI chat-completions wire: a request's body, and what a response means. No I/O.
+
+Besides OpenAI's own keys it uses those that vLLM's server adds (top_k, min_p, repetition_penalty,
+continue_final_message, stop_reason), and only where a request asks for them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from batchfile.errors import SettingsError
+from batchfile.words import Choice, Completion, Failure, Outcome, Request, StopReason, Usage
+
+# The pool is down, not failing (DESIGN section 6).
+DOWN_STATUSES = frozenset({429, 502, 503, 504})
+# How much of a foreign error text is passed on.
+MESSAGE_CHARS_MAX = 2_000
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The endpoint takes no work now: wait, without spending an attempt."""
+
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One attempt is spent."""
+
+    message: str
+    retry_after_s: float = 0.0
+
+
+Answer = Outcome | Down | Failed
+
+
+def api_root(base_url: str) -> str:
+    """The address up to and with /v1. Raises: SettingsError if it is none."""
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise SettingsError(f"The base URL {base_url!r} is no address. Give one such as http://127.0.0.1:8000/v1.")
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path if path.endswith('/v1') else path + '/v1'}"
+
+
+def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
+    """The JSON to post. `max_tokens` None leaves the bound to the endpoint."""
+    sampling = request.sampling
+    optional = {
+        "max_tokens": max_tokens,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "stop": list(sampling.stop) or None,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repetition_penalty": sampling.repetition_penalty,
+        "n": sampling.num_choices if sampling.num_choices > 1 else None,
+        "response_format": _response_format(sampling.json_schema),
+    }
+    if request.is_continuation:
+        optional |= {"add_generation_prompt": False, "continue_final_message": True}
+    body = {
+        "model": model,
+        "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
+        "temperature": sampling.temperature,
+    } | {name: value for name, value in optional.items() if value is not None}
+    return json.dumps(body).encode()
+
+
+def read_answer(status: int, headers: Mapping[str, str], data: bytes, bytes_max: int) -> Answer:
+    """What a response means. `data` may be cut a little after `bytes_max`."""
+    retry_after_s = _retry_after_s(headers.get("Retry-After"))
+    if status in DOWN_STATUSES:
+        return Down(retry_after_s)
+    if len(data) > bytes_max:
+        return Failure(
+            type="model_error",
+            message=f"The endpoint's response is longer than {bytes_max} bytes. Lower max_tokens.",
+        )
+    if status == 200:
+        try:
+            return _completion(json.loads(data))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return Failed(f"The endpoint's response is no chat completion: {error!r}", retry_after_s)
+    message = f"The endpoint answered {status}: {_message(data)}"
+    if status >= 500 or status == 408:
+        return Failed(message, retry_after_s)
+    return Failure(type=ERROR_TYPES.get(status, "invalid_request_error"), message=message)
+
+
+def is_max_tokens_complaint(answer: Outcome) -> bool:
+    """Whether the endpoint refused the request over the length of its answer."""
+    if not isinstance(answer, Failure) or answer.type != "invalid_request_error":
+        return False
+    return any(word in answer.message for word in ("max_tokens", "max_completion_tokens", "context length"))
+
+
+def _response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    if schema is None:
+        return None
+    if not schema:
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
+def _completion(body: dict[str, Any]) -> Completion:
+    choices = sorted(body["choices"], key=lambda choice: int(choice.get("index", 0)))
+    if not choices:
+        raise ValueError("it has no choices")
+    usage = body.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return Completion(
+        choices=tuple(Choice(choice["message"].get("content") or "", _stop_reason(choice)) for choice in choices),
+        usage=Usage(
+            input_tokens=int(usage.get("prompt_tokens") or 0),
+            output_tokens=int(usage.get("completion_tokens") or 0),
+            cached_tokens=int(details.get("cached_tokens") or 0),
+        ),
+    )
+
+
+def _stop_reason(choice: dict[str, Any]) -> StopReason:
+    if choice.get("finish_reason") == "length":
+        return "max_tokens"
+    return "stop_sequence" if isinstance(choice.get("stop_reason"), str) else "end_turn"
+
+
+def _message(data: bytes) -> str:
+    """The endpoint's own words, in whichever of the usual places they are."""
+    text = data.decode("utf-8", "replace")
+    try:
+        body = json.loads(text)
+        error = body.get("error", body)
+        text = error if isinstance(error, str) else str(error.get("message") or error.get("detail") or text)
+    except (ValueError, AttributeError):
+        pass
+    return text.strip()[:MESSAGE_CHARS_MAX] or "(no message)"
+
+
+def _retry_after_s(value: str | None) -> float:
+    """Seconds, or a date (RFC 9110, section 10.2.3); anything else is ignored."""
+    if not value:
+        return 0.0
+    try:
+        return max(0.0, float(int(value)))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except ValueError:
+        return 0.0

@@ -1,0 +1,10 @@
+"""Which requests likely begin with the same tokens, seen from their turns alone."""
+
+import zlib
+
+from batchfile.words import Request
+
+
+def prefix_of(request: Request) -> int:
+    """Equal for requests with the same first turn. The same in every process, unlike `hash`."""
+    return zlib.crc32(request.messages[0].content.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,96 @@
+"""An OpenAI-compatible server on loopback that echoes, and does as it is told first."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+
+@dataclass
+class ChatServer:
+    """`script`: what the next requests get, in order: a response's arguments, or seconds to stay silent."""
+
+    port: int = 0
+    script: deque[dict[str, Any] | float] = field(default_factory=deque)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    most_at_once: int = 0
+    num_now: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.seen.append({"body": body, "headers": dict(request.headers), "path": request.path})
+        self.num_now += 1
+        self.most_at_once = max(self.most_at_once, self.num_now)
+        try:
+            if self.script:
+                told = self.script.popleft()
+                if isinstance(told, dict):
+                    return web.Response(**told)
+                await asyncio.sleep(told)
+            await asyncio.sleep(0.001)
+            return web.json_response(echo(body))
+        finally:
+            self.num_now -= 1
+
+
+def echo(body: dict[str, Any]) -> dict[str, Any]:
+    text = next(turn["content"] for turn in reversed(body["messages"]) if turn["role"] == "user")
+    words = text.split(" ")
+    limit = body.get("max_tokens", 10_000)
+    reason, stop_reason = ("length", None) if len(words) > limit else ("stop", None)
+    text = " ".join(words[:limit])
+    for stop in body.get("stop", []):
+        if stop in text:
+            text, reason, stop_reason = text[: text.index(stop)], "stop", stop
+    choice = {
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": reason,
+        "stop_reason": stop_reason,
+    }
+    return {
+        "choices": [{"index": index} | choice for index in reversed(range(body.get("n", 1)))],
+        "usage": {
+            "prompt_tokens": sum(len(turn["content"].split(" ")) for turn in body["messages"]),
+            "completion_tokens": len(words[:limit]) * body.get("n", 1),
+            "prompt_tokens_details": {"cached_tokens": 1},
+        },
+    }
+
+
+@contextmanager
+def running(port: int = 0) -> Iterator[ChatServer]:
+    """In a thread of its own; `port` 0 takes a free one."""
+    server = ChatServer()
+    loop = asyncio.new_event_loop()
+    ready, closing = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", server.handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port)
+        await site.start()
+        server.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+        ready.set()
+        await closing.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    ready.wait()
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(closing.set)
+        thread.join()
+        loop.close()

@@ -1,0 +1,220 @@
+"""The HTTP engine against a server that misbehaves as told."""
+
+import importlib.util
+import random
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchfile.engine import http
+from batchfile.engine.http import HttpEngine, HttpOptions
+from batchfile.engine.http_wire import Down, api_root, read_answer
+from batchfile.errors import EngineDead, SettingsError
+from batchfile.words import Completion, Failure, Message, Outcome, Request, Sampling
+
+_path = Path(__file__).with_name("chat_server.py")
+_spec = importlib.util.spec_from_file_location("chat_server", _path)
+assert _spec is not None
+assert _spec.loader is not None
+chat_server = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(chat_server)
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    with chat_server.running() as found:
+        yield found
+
+
+def options(url: str, **more: Any) -> HttpOptions:
+    return HttpOptions(**({"base_url": url, "model": "served", "backoff_s": 0.01} | more))
+
+
+@pytest.fixture
+def engine(server: Any) -> Iterator[HttpEngine]:
+    built = HttpEngine(options(server.url), random.Random(1))
+    yield built
+    built.close()
+
+
+def request(text: str = "hello there", max_tokens: int = 8, is_given: bool = True, **sampling: Any) -> Request:
+    return Request(
+        custom_id="r",
+        messages=(Message("system", "be kind"), Message("user", text)),
+        sampling=Sampling(max_tokens=max_tokens, is_max_tokens_given=is_given, **sampling),
+    )
+
+
+def run(engine: HttpEngine, *requests: Request) -> list[Outcome]:
+    for key, one in enumerate(requests):
+        engine.add(key, engine.prepare(one))
+    done: dict[int, Outcome] = {}
+    while len(done) < len(requests):
+        done |= {finished.key: finished.outcome for finished in engine.step()}
+    return [done[key] for key in range(len(requests))]
+
+
+def test_it_sends_the_models_name_the_key_and_only_what_was_asked(server: Any) -> None:
+    engine = HttpEngine(options(server.url + "/v1/", api_key="secret"))
+    [outcome] = run(engine, request(temperature=0.5, top_k=3, stop=("x",)))
+    engine.close()
+    assert isinstance(outcome, Completion)
+    [seen] = server.seen
+    assert seen["path"] == "/v1/chat/completions"
+    assert seen["headers"]["Authorization"] == "Bearer secret"
+    assert seen["body"] == {
+        "model": "served",
+        "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello there"}],
+        "temperature": 0.5,
+        "max_tokens": 8,
+        "top_k": 3,
+        "stop": ["x"],
+    }
+
+
+def test_usage_is_the_endpoints_own(engine: HttpEngine) -> None:
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Completion)
+    assert (outcome.usage.input_tokens, outcome.usage.output_tokens, outcome.usage.cached_tokens) == (4, 2, 1)
+
+
+def test_no_more_than_the_bound_run_at_once(server: Any) -> None:
+    engine = HttpEngine(options(server.url, concurrency=3))
+    run(engine, *[request() for _ in range(20)])
+    engine.close()
+    assert 1 <= server.most_at_once <= 3
+
+
+def test_a_server_error_is_tried_three_times_and_then_the_requests_failure(server: Any, engine: HttpEngine) -> None:
+    server.script.extend({"status": 500, "text": '{"error": {"message": "out of cheese"}}'} for _ in range(3))
+    [outcome] = run(engine, request())
+    assert outcome == Failure(type="model_error", message="The endpoint answered 500: out of cheese (3 attempts)")
+    assert len(server.seen) == 3
+
+
+def test_a_second_attempt_may_succeed(server: Any, engine: HttpEngine) -> None:
+    server.script.extend([{"status": 500}, {"status": 200, "text": "no json"}])
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Completion)
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_pool_that_is_down_costs_no_attempt(server: Any, engine: HttpEngine, status: int) -> None:
+    server.script.extend({"status": status} for _ in range(5))
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Completion)
+    assert len(server.seen) == 6
+    assert engine.stats().extra["num_downs"] == 0
+
+
+def test_a_refused_connection_is_waited_out() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    engine = HttpEngine(options(f"http://127.0.0.1:{port}"))
+    engine.add(1, engine.prepare(request()))
+    while engine.stats().extra["num_downs"] < 5:
+        assert engine.step() == []
+    with chat_server.running(port):
+        done = []
+        while not done:
+            done = engine.step()
+    engine.close()
+    assert isinstance(done[0].outcome, Completion)
+
+
+def test_retry_after_is_obeyed_by_all(server: Any, engine: HttpEngine) -> None:
+    server.script.append({"status": 429, "headers": {"Retry-After": "1"}})
+    started = time.monotonic()
+    run(engine, request())
+    run(engine, request())
+    assert time.monotonic() - started >= 1
+
+
+def test_a_retry_after_may_be_a_date_or_nonsense() -> None:
+    past = read_answer(503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b"", 10)
+    assert past == Down(0.0)
+    future = read_answer(503, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, b"", 10)
+    assert isinstance(future, Down)
+    assert future.retry_after_s > 1e6
+    assert read_answer(503, {"Retry-After": "soon"}, b"", 10) == Down(0.0)
+
+
+def test_a_timeout_spends_an_attempt(server: Any) -> None:
+    engine = HttpEngine(options(server.url, timeout_s=0.2))
+    server.script.extend([5.0, 5.0, 5.0])
+    [outcome] = run(engine, request())
+    engine.close()
+    assert outcome == Failure(type="model_error", message="The endpoint did not answer within 0.2 s. (3 attempts)")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (400, '{"error": {"message": "temperature is wrong"}}', "invalid_request_error", "temperature is wrong"),
+        (422, '{"detail": "no such thing"}', "invalid_request_error", "no such thing"),
+        (401, '{"error": "who are you"}', "authentication_error", "who are you"),
+        (404, "plain words", "not_found_error", "plain words"),
+        (418, "", "invalid_request_error", "(no message)"),
+        (302, "", "invalid_request_error", "302"),
+    ],
+)
+def test_a_refused_request_is_errored_at_once_in_the_servers_words(
+    server: Any, engine: HttpEngine, status: int, body: str, kind: str, words: str
+) -> None:
+    server.script.append({"status": status, "text": body})
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Failure)
+    assert outcome.type == kind
+    assert words in outcome.message
+    assert len(server.seen) == 1
+
+
+def test_a_max_tokens_that_nobody_asked_for_is_left_out_where_it_does_not_fit(server: Any, engine: HttpEngine) -> None:
+    server.script.append({"status": 400, "text": '{"error": {"message": "max_tokens is too large: 2048"}}'})
+    [outcome] = run(engine, request(max_tokens=2048, is_given=False))
+    assert isinstance(outcome, Completion)
+    assert ["max_tokens" in seen["body"] for seen in server.seen] == [True, False]
+
+
+def test_a_response_that_is_too_long_is_refused(
+    server: Any, engine: HttpEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "RESPONSE_BYTES_MAX", 1000)
+    [outcome] = run(engine, request(text="word " * 2000, max_tokens=2000))
+    assert isinstance(outcome, Failure)
+    assert "longer than 1000 bytes" in outcome.message
+
+
+def test_one_failing_request_does_not_hold_the_others(server: Any, engine: HttpEngine) -> None:
+    server.script.append({"status": 400, "text": "no"})
+    outcomes = run(engine, *[request() for _ in range(10)])
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Completion"] * 9 + ["Failure"]
+
+
+def test_closing_ends_what_is_in_flight_and_it_is_dead_after_that(server: Any) -> None:
+    engine = HttpEngine(options(server.url))
+    server.script.append(60.0)
+    engine.add(1, engine.prepare(request()))
+    while not server.seen:
+        engine.step()
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineDead):
+        engine.step()
+
+
+def test_v1_is_added_where_it_is_missing() -> None:
+    assert api_root("http://h:1") == api_root("http://h:1/") == api_root("http://h:1/v1/") == "http://h:1/v1"
+    assert api_root("https://h/openai") == "https://h/openai/v1"
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="base URL"):
+        api_root(url)
