@@ -42,11 +42,12 @@ def holder(store: DirectoryStore, owner: str, *, with_child: bool = False) -> "I
         from batchfile.store.directory import DirectoryStore
         with DirectoryStore(sys.argv[1]).hold(sys.argv[2]):
             child = os.fork() if sys.argv[3] else None
+            if not child:
+                print("held", flush=True)
             if child == 0:
                 os.close(1)
                 sys.stdin.read()
                 os._exit(0)
-            print(child or "held", flush=True)
             time.sleep(600)
         """,
         store.url,
