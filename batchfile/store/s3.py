@@ -132,7 +132,8 @@ class S3Store:
                         answer["Body"].close()
                         raise ObjectChanged(f"{key} is not the object that was pinned any more")
                     pinned = _bare(answer["ETag"])
-                    if at > 0 and "ContentRange" not in answer:
+                    is_too_much = at > 0 or (end is not None and answer["ContentLength"] > end)
+                    if is_too_much and "ContentRange" not in answer:
                         answer["Body"].close()
                         raise StoreUnfit(f"{self._url} ignores ranges of a read. {FIT_STORES}")
                 with closing(_chunks(key, answer)) as chunks:
