@@ -6,12 +6,16 @@ Everything here is a hint that saves requests; whether a claim holds is decided 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from batchfile import layout
 from batchfile.errors import BatchDamaged
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.shards import Held, claim
 from batchfile.records import BatchRecord, Plan
+
+log = structlog.get_logger()
 
 RELIST_S = 5.0  # a batch whose every shard was tried is looked at again after this
 QUEUE_LIST_S = 15.0  # the queue while it has markers
@@ -48,6 +52,7 @@ class Claims:
         self._only = only
         self._in_order = in_order
         self._views: dict[str, BatchView] = {}
+        self._damaged: set[str] = set()
         self._listed_at = float("-inf")
         self._bell_asked_at = float("-inf")
         self._bell = ""
@@ -55,11 +60,15 @@ class Claims:
     def next(self) -> Held | None:
         """One more shard, or None where nothing is free now. Raises: StoreUnavailable, BatchDamaged."""
         self._refresh_queue()
-        candidates = [view for view in self._views.values() if self._has_todo(view)]
+        candidates = [view for view in list(self._views.values()) if self._has_todo(view)]
         while candidates:
             weights = [10 - view.priority for view in candidates]
             view = self._ledger.rng.choices(candidates, weights)[0]
-            held = self._claim_in(view)
+            try:
+                held = self._claim_in(view)
+            except BatchDamaged as error:
+                self._give_up(view.batch.batch_id, error)
+                held = None
             if held is not None:
                 return held
             candidates.remove(view)
@@ -73,10 +82,17 @@ class Claims:
         view = self._views.get(batch_id)
         if view is not None:
             view.settled.discard(n)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Something changed: the next claim looks at the batches first."""
+        self._listed_at = float("-inf")
 
     def exhausted(self, is_working: Callable[[str], bool]) -> list[str]:
         """Batches of which no shard of this pool is left to claim or in work here: they may be complete."""
-        return [batch_id for batch_id, view in self._views.items() if not view.unsettled and not is_working(batch_id)]
+        return [
+            batch_id for batch_id, view in list(self._views.items()) if not view.unsettled and not is_working(batch_id)
+        ]
 
     def drop(self, batch_id: str) -> None:
         self._views.pop(batch_id, None)
@@ -95,6 +111,15 @@ class Claims:
             if held in {"done", "closed"}:
                 view.settled.add(n)
         return None
+
+    def _give_up(self, batch_id: str, error: BatchDamaged) -> None:
+        """A batch that contradicts itself is left alone; it must not stop the others."""
+        if batch_id == self._only:
+            raise error
+        if batch_id not in self._damaged:
+            log.error("batch.damaged", batch_id=batch_id, error=str(error))
+        self._damaged.add(batch_id)
+        self.drop(batch_id)
 
     def _has_todo(self, view: BatchView) -> bool:
         now = self._ledger.clock.monotonic()
@@ -121,7 +146,10 @@ class Claims:
         for entry in self._ledger.store.list(layout.queue_prefix(self._pool)):
             batch_id = layout.marker_batch_id(entry.key)
             seen.add(batch_id)
-            self._look_at(batch_id, layout.marker_priority(entry.key))
+            try:
+                self._look_at(batch_id, layout.marker_priority(entry.key))
+            except BatchDamaged as error:
+                self._give_up(batch_id, error)
         for batch_id in self._views.keys() - seen:
             self.drop(batch_id)
 
@@ -137,6 +165,8 @@ class Claims:
 
     def _look_at(self, batch_id: str, priority: int) -> None:
         """Begin to work on a batch that is open; forget one that is not."""
+        if batch_id in self._damaged:
+            return
         batch = read_batch(self._ledger, batch_id)
         if batch is None or batch.state != "open":
             # A marker without its batch is a create in progress, or garbage; an ending one is the steward's.

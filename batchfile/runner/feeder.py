@@ -99,7 +99,8 @@ class Feeder:
         work = ShardWork(held=held, left=record.num_lines - record.counts.finished)
         work.is_trial = lease.is_trial(record)
         self._works.append(work)
-        self._start(work)
+        if not work.is_trial:  # a trial waits for its turn
+            self._start(work)
 
     def _start(self, work: ShardWork) -> None:
         """Queue the shard's lines, or the next of its trial. Patient: a store that is away costs time only."""
@@ -107,9 +108,6 @@ class Feeder:
             try:
                 if work.is_trial:
                     return self._start_trial(work)
-                if lease.must_announce(work.held.record):
-                    with work.lock:
-                        shards.checkpoint(self._ledger, work.held, has_dispatched=True)
                 return self._push(work, work.held.missing)
             except LeaseLost:
                 work.is_dropped = True
@@ -216,11 +214,12 @@ class Feeder:
         self._fail(work, line, custom_id_of(raw), failure)
 
     def _continue_trials(self) -> bool:
-        for work in list(self._works):
-            if work.is_trial and not work.is_dropped and work.left > 0 and work.trial_left <= 0:
-                self._start(work)
-                return True
-        return False
+        """One trial at a time: a death then speaks against its lines, and against nobody else's."""
+        trials = [work for work in self._works if work.is_trial and work.left > 0 and not work.is_dropped]
+        if not trials or any(work.trial_left > 0 for work in trials):
+            return False
+        self._start(trials[0])
+        return True
 
     def _end_changed(self, work: ShardWork, error: Exception) -> None:
         """The pinned input is not there any more: the batch ends, what is committed stays."""
@@ -228,6 +227,7 @@ class Feeder:
         log.error("input.changed", batch_id=batch.batch_id, error=str(error))
         work.is_dropped = True
         batches.end(self._ledger, batch.batch_id, "input_changed", str(error))
+        self._claims.look_again()
 
 
 def _pool_of(line: bytes, batch: BatchRecord) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from batchfile.errors import LeaseLost, StoreUnavailable
-from batchfile.ledger import shards
+from batchfile.ledger import lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.runner.claims import Claims
 from batchfile.runner.tally import Tally
@@ -67,6 +67,8 @@ class Keeper:
 
     def _is_due(self, work: ShardWork) -> bool:
         now = self._ledger.clock.monotonic()
+        if work.wants_to_announce and lease.must_announce(work.held.record):
+            return True
         if work.left == 0 or work.finished_bytes >= PART_BYTES:
             return True
         if work.finished:
@@ -78,7 +80,8 @@ class Keeper:
         with work.lock:
             finished = list(work.finished)
             try:
-                shards.checkpoint(self._ledger, work.held, finished, has_dispatched=work.has_dispatched)
+                is_dispatching = work.has_dispatched or work.wants_to_announce
+                shards.checkpoint(self._ledger, work.held, finished, has_dispatched=is_dispatching)
             except LeaseLost:
                 self._drop(work)
                 return

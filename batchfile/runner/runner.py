@@ -13,6 +13,7 @@ import structlog
 
 from batchfile.engine.base import Engine, EngineFactory, EngineInfo, Finished
 from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, StoreError, StoreUnavailable
+from batchfile.ledger import lease
 from batchfile.ledger.base import Ledger
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
@@ -68,6 +69,7 @@ class Runner:
         self._dropped: list[ShardWork] = []
         self._num_builds = 0
         self._fills_since: float | None = None
+        self._is_held_back = False
         self._stop = threading.Event()
         self._stop_now = threading.Event()
         self._threads_over = threading.Event()
@@ -103,7 +105,7 @@ class Runner:
                         continue
                     if not is_busy:
                         with self._changed:
-                            if not len(self._window) or self._fills_since is not None:
+                            if not len(self._window) or self._fills_since is not None or self._is_held_back:
                                 self._changed.wait(IDLE_WAIT_S)
                 self._wind_down(engine, threads)
         finally:
@@ -175,13 +177,13 @@ class Runner:
         with self._changed:
             items = self._window.pop(room, len(self._in_flight))
         now, ttl_s = self._ledger.clock.monotonic(), self._ledger.limits.lease_ttl_s
+        held_back: list[Item] = []
         for item in items:
             work = item.shard
             if work.is_dropped:
                 continue
-            if not work.held.may_dispatch(now, ttl_s):
-                with self._changed:
-                    self._window.push([item])
+            if not self._may_dispatch(work, now, ttl_s):
+                held_back.append(item)
                 continue
             if not work.has_dispatched:
                 work.has_dispatched = True
@@ -193,6 +195,18 @@ class Runner:
                 engine.add(item.key, item.prepared)
             except InvalidRequest as error:
                 self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
+        self._is_held_back = bool(held_back)
+        if held_back:
+            with self._changed:
+                self._window.push(held_back)
+
+    def _may_dispatch(self, work: ShardWork, now: float, ttl_s: float) -> bool:
+        """Not while the lease may be lost, and not before the record says so where it must."""
+        if lease.must_announce(work.held.record):
+            work.wants_to_announce = True
+            self._keeper.wake.set()
+            return False
+        return work.held.may_dispatch(now, ttl_s)
 
     def _waits_to_fill(self, num_slots: int) -> bool:
         """An empty engine starts with full slots: a first step of a few long prompts would hold up all others."""

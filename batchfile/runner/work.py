@@ -14,6 +14,7 @@ class ShardWork:
 
     The loop appends to `finished` (results of `finished_bytes`); whoever checkpoints holds `lock`, commits a prefix of
     it and removes that. `left` counts this pool's lines without an outcome. Counts change under `count_lock`.
+    `wants_to_announce`: the loop would dispatch, and the record must say so first (see `ledger/lease.py`).
     """
 
     held: Held
@@ -22,6 +23,7 @@ class ShardWork:
     lock: threading.Lock = field(default_factory=threading.Lock)
     count_lock: threading.Lock = field(default_factory=threading.Lock)
     has_dispatched: bool = False
+    wants_to_announce: bool = False
     is_dropped: bool = False
     finished_bytes: int = 0
     is_trial: bool = False
