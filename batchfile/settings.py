@@ -72,7 +72,7 @@ class LocalRun(BaseModel):
 
 
 class Times(BaseModel):
-    """The protocol's times, in seconds (DESIGN section 5). None: 15 and 90 on a bucket, 1 and 30 in a directory."""
+    """The protocol's times, in seconds (docs/protocol.md). None: 15 and 90 on a bucket, 1 and 30 in a directory."""
 
     model_config = _STRICT
 
@@ -90,7 +90,7 @@ class Times(BaseModel):
         return self
 
 
-# The user's tables (BRIEF): nothing is needed to start.
+# Two pools and four stages, so that nothing is needed to start.
 DEFAULT_POOLS: dict[str, Any] = {
     "llama-70b": {
         "model": "meta-llama/Meta-Llama-3-70B-Instruct",

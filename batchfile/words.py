@@ -14,7 +14,7 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence"]
 Status = Literal["succeeded", "errored", "canceled", "expired"]
 Dialect = Literal["native", "openai"]
 
-# DESIGN: limits of one batch.
+# The limits of one batch.
 REQUESTS_MAX = 10_000_000
 LINE_BYTES_MAX = 16 * 1024 * 1024
 

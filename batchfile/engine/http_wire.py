@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from batchfile.errors import SettingsError
 from batchfile.words import Choice, Completion, Failure, Outcome, Request, StopReason, Usage
 
-# The pool is down, not failing (DESIGN section 6).
+# The pool is down, not failing: pause, spend no attempt.
 DOWN_STATUSES = frozenset({429, 502, 503, 504})
 # How much of a foreign error text is passed on.
 MESSAGE_CHARS_MAX = 2_000

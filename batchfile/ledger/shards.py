@@ -16,7 +16,7 @@ from batchfile.lines.part import FinishedLine, encode_part
 from batchfile.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
 from batchfile.words import Counts, Usage
 
-DISPATCH_SHARE_OF_TTL = 2 / 3  # DESIGN section 5: a holder that could not write for this long stops dispatching
+DISPATCH_SHARE_OF_TTL = 2 / 3  # a holder that could not write for this long stops dispatching
 
 
 @dataclass(slots=True, kw_only=True)

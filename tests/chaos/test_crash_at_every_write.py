@@ -1,7 +1,7 @@
 """Stop the runner and the assembler before and after each store write in turn; another runner finishes the batch.
 
 The writes of an unbroken run are counted first. Then, for each of them, a run is cut off there: everything after that
-call fails as if the process were gone. A second runner takes over, and the invariants of DESIGN section 5 are checked.
+call fails as if the process were gone. A second runner takes over, and the invariants of docs/protocol.md are checked.
 """
 
 import json
