@@ -1,4 +1,4 @@
-"""Our own `params`: a superset of Anthropic's (WIRE.md 1.7), and what a Request makes of it."""
+"""Our own `params`: a superset of Anthropic's Messages, and what a Request makes of it."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""OpenAI's `body` of a chat completion with vLLM's extra sampling keys (WIRE.md 2), and what a Request makes of it."""
+"""OpenAI's `body` of a chat completion with vLLM's extra sampling keys, and what a Request makes of it."""
 
 from typing import Annotated, Any, Literal
 

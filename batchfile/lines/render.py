@@ -1,4 +1,4 @@
-"""Native result lines as OpenAI's output lines (WIRE.md 2). Pure: the same batch gives the same bytes each time."""
+"""Native result lines as OpenAI's output lines. Pure: the same batch gives the same bytes each time."""
 
 import msgspec
 
