@@ -110,6 +110,7 @@ class VllmEngine:
         self._prompts = ChatPrompts(tokenizer, options.model)
         self._decode = OneDecode.of(tokenizer)
         self._in_flight: dict[int, VllmPrepared] = {}
+        self._death: str | None = None
         self._num_sequences = 0
         self._num_steps = 0
         self._num_full_steps = 0
@@ -127,16 +128,18 @@ class VllmEngine:
 
     def add(self, key: int, prepared: Prepared) -> None:
         assert isinstance(prepared, VllmPrepared)
+        self._check_alive()
         try:
             self._engine.add_request(str(key), {"prompt_token_ids": prepared.token_ids}, prepared.params)
         except _refusals() as error:
             raise InvalidRequest(str(error)) from error
         except Exception as error:
-            raise EngineDead(_obituary(error)) from error
+            raise self._died(error) from error
         self._in_flight[key] = prepared
         self._num_sequences += prepared.num_choices
 
     def step(self) -> list[Finished]:
+        self._check_alive()
         if not self._in_flight:
             return []
         self._num_steps += 1
@@ -145,7 +148,7 @@ class VllmEngine:
             outputs = self._engine.step()
         except Exception as error:
             # Whatever escapes here leaves vLLM's state unknown: only a new engine is safe.
-            raise EngineDead(_obituary(error)) from error
+            raise self._died(error) from error
         return [self._finish(output) for output in outputs if output.finished and self._is_wanted(output)]
 
     def abort(self, keys: Iterable[int]) -> None:
@@ -155,23 +158,34 @@ class VllmEngine:
         try:
             self._engine.abort_request([str(key) for key in wanted])
         except Exception as error:
-            raise EngineDead(_obituary(error)) from error
+            raise self._died(error) from error
 
     def stats(self) -> EngineStats:
         return EngineStats(num_steps=self._num_steps, num_full_steps=self._num_full_steps)
 
     def close(self) -> None:
         """Ends the engine's processes and frees their memory. A second call does nothing."""
+        self._death = self._death or "The engine was closed. Build another one."
         self._in_flight.clear()
         descendants = _descendants(self._processes)
         with contextlib.suppress(Exception):  # it may be dead already, in ways of its own
             self._engine.engine_core.shutdown(timeout=CLOSE_S)
+            _close_sockets(self._engine.engine_core)
         for process in descendants:
             with contextlib.suppress(Exception):
                 process.kill()
                 process.wait()
         self._processes = []
         self._guard.close()
+
+    def _check_alive(self) -> None:
+        if self._death is not None:
+            raise EngineDead(self._death)
+
+    def _died(self, error: Exception) -> EngineDead:
+        """vLLM notices a death only where it looks; from now on every call says so."""
+        self._death = f"vLLM's engine can not go on: {type(error).__name__}: {error}"
+        return EngineDead(self._death)
 
     def _is_wanted(self, output: Any) -> bool:
         return int(output.request_id) in self._in_flight
@@ -346,6 +360,14 @@ def _not_built(error: BaseException, model: str) -> BaseException:
     return error
 
 
+def _close_sockets(core: Any) -> None:
+    """vLLM leaves its socket context open, and Python warns of that."""
+    reader = core.output_queue_thread
+    reader.join(CLOSE_S)
+    if not reader.is_alive():
+        core.ctx.destroy(linger=0)
+
+
 def _descendants(processes: list[Any]) -> list[Any]:
     """These processes and all that they started."""
     import psutil  # type: ignore[import-untyped]  # vllm needs it too
@@ -369,10 +391,6 @@ def _refusals() -> tuple[type[Exception], ...]:
 
     named = getattr(exceptions, "VLLMClientError", ValueError)
     return (ValueError, TypeError, named)
-
-
-def _obituary(error: Exception) -> str:
-    return f"vLLM's engine can not go on: {type(error).__name__}: {error}"
 
 
 def _stop_reason(choice: Any) -> StopReason:

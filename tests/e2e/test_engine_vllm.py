@@ -1,0 +1,266 @@
+"""What is vLLM's own: prompts and text exactly as vLLM makes them, what does not fit, and dying processes."""
+
+import copy
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from batchfile.engine.chat_prompt import ChatPrompts, fold_system
+from batchfile.engine.one_decode import OneDecode
+from batchfile.engine.vllm import VllmEngine, VllmOptions
+from batchfile.errors import EngineDead, InvalidRequest, SettingsError
+from batchfile.words import Completion, Message, Outcome, Request, Sampling
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+SYSTEM = "You write short, friendly sales mails and never invent a fact. " * 30
+TEXTS = ["Hello", " leading", "line\n\nbreaks\n", "é日本🙂", "<|im_end|> inside", "", "1234 5678 {{x}}"]
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DROPS_SYSTEM = NO_SYSTEM.replace("{{ raise_exception('no system role') }}", "{% continue %}")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(model_dir))
+
+
+@pytest.fixture(scope="module")
+def engine(model_dir: Path) -> Iterator[VllmEngine]:
+    built = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024))
+    yield built
+    built.close()
+
+
+def turns(*pairs: tuple[Any, str]) -> tuple[Message, ...]:
+    return tuple(Message(role, content) for role, content in pairs)
+
+
+def request(text: str, max_tokens: int = 8, is_given: bool = True, **sampling: Any) -> Request:
+    return Request(
+        custom_id="r",
+        messages=turns(("system", SYSTEM), ("user", text)),
+        sampling=Sampling(max_tokens=max_tokens, is_max_tokens_given=is_given, **({"temperature": 0.0} | sampling)),
+    )
+
+
+def run(engine: VllmEngine, *requests: Request) -> list[Outcome]:
+    for key, one in enumerate(requests):
+        engine.add(key, engine.prepare(one))
+    done: dict[int, Outcome] = {}
+    while len(done) < len(requests):
+        done |= {finished.key: finished.outcome for finished in engine.step()}
+    return [done[key] for key in range(len(requests))]
+
+
+def expected_ids(tokenizer: Any, messages: tuple[Message, ...], is_continued: bool = False) -> list[int]:
+    rendered = tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.content} for turn in messages],
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=not is_continued,
+        continue_final_message=is_continued,
+    )
+    return list(rendered)
+
+
+def test_token_ids_are_those_of_the_tokenizer_with_and_without_a_remembered_prefix(tokenizer: Any) -> None:
+    prompts = ChatPrompts(copy.deepcopy(tokenizer), "m")
+    for system in (SYSTEM, SYSTEM + "<|im_end|>\nmore", "short", " " + SYSTEM + "\n"):
+        for text in TEXTS * 2:
+            messages = turns(("system", system), ("user", text))
+            assert prompts.prompt(messages).token_ids == expected_ids(tokenizer, messages)
+
+
+def test_a_last_assistant_turn_is_left_open(tokenizer: Any) -> None:
+    messages = turns(("user", "Count."), ("assistant", "One, two"))
+    prompt = ChatPrompts(copy.deepcopy(tokenizer), "m").prompt(messages)
+    assert prompt.token_ids == expected_ids(tokenizer, messages, is_continued=True)
+    assert tokenizer.decode(prompt.token_ids).endswith("One, two")
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM], ids=["raises", "drops it"])
+def test_a_template_without_a_system_role_gets_its_text_in_the_first_user_turn(tokenizer: Any, template: str) -> None:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    prompt = ChatPrompts(changed, "m").prompt(turns(("system", "Be brief."), ("user", "Hi")))
+    assert "user\nBe brief.\n\nHi<|im_end|>" in tokenizer.decode(prompt.token_ids)
+    assert fold_system(turns(("system", "Be brief."))) == turns(("user", "Be brief."))
+
+
+def test_a_template_that_refuses_the_turns_makes_the_request_invalid(tokenizer: Any) -> None:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = NO_SYSTEM.replace("'system'", "'assistant'")
+    with pytest.raises(InvalidRequest, match="no system role"):
+        ChatPrompts(changed, "m").prompt(turns(("user", "Hi"), ("assistant", "Ho"), ("user", "Hi")))
+
+
+def test_a_model_without_a_template_is_refused(tokenizer: Any) -> None:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = None
+    with pytest.raises(SettingsError, match="no chat template"):
+        ChatPrompts(changed, "the-model")
+
+
+def test_text_made_at_once_is_the_text_that_vllm_makes_token_by_token(tokenizer: Any) -> None:
+    from vllm import SamplingParams
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    rng = random.Random(7)
+    decode = OneDecode.of(tokenizer)
+    assert decode is not None
+    prompt_ids = tokenizer.encode("a prompt")
+    words = tokenizer.encode("A mail to 日本 🙂🙂 é, with <|im_end|> things\n\n  and  spaces")
+    for number in range(400):
+        # Half of them nonsense (bytes that are no character), half of them text cut anywhere.
+        random_ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(30))]
+        ids = random_ids if number % 2 else words[: rng.randrange(len(words))]
+        params = SamplingParams(max_tokens=99)
+        told = SimpleNamespace(sampling_params=params, prompt_token_ids=prompt_ids, request_id="r")
+        stepwise = FastIncrementalDetokenizer(tokenizer, told)  # type: ignore[arg-type]
+        for token in ids:
+            stepwise.update([token], stop_terminated=False)
+        assert decode.text(ids, prompt_ids) == stepwise.get_next_output_text(finished=True, delta=False)
+
+
+def test_text_is_the_same_with_and_without_stop_strings(engine: VllmEngine) -> None:
+    # A stop string makes vLLM detokenise as it goes.
+    for text in ("Write a haiku about 日本 🙂", "List three fruits."):
+        [plain] = run(engine, request(text, max_tokens=40))
+        [watched] = run(engine, request(text, max_tokens=40, stop=("never to be found",)))
+        assert isinstance(plain, Completion)
+        assert isinstance(watched, Completion)
+        assert plain.choices == watched.choices
+
+
+def test_a_shared_prefix_is_served_from_the_cache(engine: VllmEngine) -> None:
+    run(engine, request("first"))
+    [second] = run(engine, request("second"))
+    assert isinstance(second, Completion)
+    assert second.usage.cached_tokens >= 128
+
+
+def test_a_request_that_can_not_fit_names_both_numbers(engine: VllmEngine) -> None:
+    with pytest.raises(InvalidRequest, match=r"prompt of \d+ tokens plus max_tokens 1000 .*max_model_len 1024"):
+        engine.prepare(request("Hello", max_tokens=1000))
+    with pytest.raises(InvalidRequest, match=r"leaves no room .*max_model_len 1024"):
+        engine.prepare(request("word " * 2000, is_given=False))
+
+
+def test_a_bound_that_was_not_given_is_lowered_to_what_fits(engine: VllmEngine) -> None:
+    prepared = engine.prepare(request("Hello", max_tokens=2048, is_given=False))
+    assert prepared.cost == prepared.params.max_tokens == 1024 - len(prepared.token_ids)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"json_schema": {"type": "nonsense"}},
+        {"json_schema": {"$ref": "#/nowhere"}},
+        {"json_schema": {"type": "string", "pattern": "(["}},
+        {"json_schema": {"type": "object", "properties": {"a": {"$ref": "#"}}}},
+        {"json_schema": {"type": "array", "uniqueItems": True}},
+        {"top_p": 7.0},
+        {"temperature": -1.0},
+    ],
+    ids=str,
+)
+def test_a_bad_parameter_is_at_worst_that_requests_error(engine: VllmEngine, sampling: dict[str, Any]) -> None:
+    with suppress(InvalidRequest):
+        run(engine, request("Hello", **sampling))
+    [fine] = run(engine, request("Hello"))
+    assert isinstance(fine, Completion)
+
+
+def test_a_killed_engine_process_is_a_dead_engine_even_while_a_step_waits(engine: VllmEngine) -> None:
+    prepared = engine.prepare(request("Tell a long story.", max_tokens=400))
+    engine.add(1, prepared)
+    engine.step()
+    [process] = engine._processes
+    os.kill(process.pid, signal.SIGKILL)
+
+    def steps() -> None:
+        while True:
+            engine.step()
+
+    with pytest.raises(EngineDead):
+        steps()
+    with pytest.raises(EngineDead):
+        engine.add(2, prepared)
+    engine.close()
+    engine.close()
+    assert not process.is_alive()
+
+
+def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SettingsError, match="can not load the model"):
+        VllmEngine(VllmOptions(model=str(tmp_path)))
+
+
+PROGRAM = """
+import os, signal, sys
+from batchfile.engine.vllm import VllmEngine, VllmOptions
+from batchfile.words import Message, Request, Sampling
+
+if __name__ == "__main__":
+    heard = []
+    signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    engine = VllmEngine(VllmOptions(model=sys.argv[1], max_model_len=512))
+    for key in range(8):
+        one = Request(custom_id="r", messages=(Message("user", "Hi"),), sampling=Sampling(max_tokens=30))
+        engine.add(key, engine.prepare(one))
+    engine.step()
+    os.killpg(0, signal.SIGINT)
+    done = 0
+    while done < 8:
+        done += len(engine.step())
+    print("RESULT", len(heard), done, *(process.pid for process in engine._processes), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_ctrl_c_stops_no_request_and_a_killed_process_leaves_no_engine_behind(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "program.py"  # a file, since vLLM's processes import the main module again
+    script.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(script), str(model_dir)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    # Nothing of vLLM's is on stdout, which may carry results.
+    [line] = done.stdout.splitlines()
+    word, num_heard, num_done, *pids = line.split()
+    assert (word, num_heard, num_done) == ("RESULT", "1", "8")
+    deadline = time.monotonic() + 60
+    while any(is_running(int(pid)) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(is_running(int(pid)) for pid in pids)
