@@ -1,11 +1,11 @@
 """Every key in the store is built here, and nowhere else. Knows no store.
 
-    batches/{batch_id}/    batch.json, the input, the plan, shard records, parts, results, errors
-    queue/{pool}/          a marker for each batch with open shards: a hint, rebuildable
-    index/{tenant}/        a marker for each batch, newest first
-    bell/{pool}            changes when something happened: a hint
-    runners/{pool}/        who is alive
-    idempotency/           what a key, a body or a local output stands for
+batches/{batch_id}/    batch.json, the input, the plan, shard records, parts, results, errors
+queue/{pool}/          a marker for each batch with open shards: a hint, rebuildable
+index/{tenant}/        a marker for each batch, newest first
+bell/{pool}            changes when something happened: a hint
+runners/{pool}/        who is alive
+idempotency/           what a key, a body or a local output stands for
 """
 
 import hashlib

@@ -19,6 +19,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -72,8 +73,17 @@ class Worker:
 
     def __init__(self, way: str, args: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--worker", way, *forwarded(args)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         self.ask({"ready": True})
+
+    def pause(self) -> None:
+        """An idle engine's processes poll, and would take the cores from the one that is measured."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self._process.pid, signal.SIGCONT)
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -254,21 +264,28 @@ def compare(args: argparse.Namespace) -> int:
         folder = Path(name)
         source = folder / "in.jsonl"
         write_requests(source, args.requests)
-        own, peer = Worker("ours", args), Worker("run_batch", args)
+        own = Worker("ours", args)
+        own.pause()
+        peer = Worker("run_batch", args)
+        peer.pause()
         rounds = []
         for number in range(args.rounds):
             row = {}
             ways = [("ours", own), ("generate", own), ("run_batch", peer)]
             for way, worker in ways[number % 3 :] + ways[: number % 3]:
                 question = {"way": way, "source": str(source), "output": str(folder / f"{way}{number}"), "shards": None}
+                worker.resume()
                 row[way] = worker.ask(question)
+                worker.pause()
             rounds.append(row)
             print({way: round(what["seconds"], 2) for way, what in row.items()}, flush=True)
+        own.resume()
         one, many = (
             own.ask({"way": "ours", "source": str(source), "output": str(folder / f"s{shards}"), "shards": shards})
             for shards in (1, SHARDS)
         )
         own.close()
+        peer.resume()
         peer.close()
     return report(args, rounds, one, many)
 
