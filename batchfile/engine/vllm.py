@@ -7,13 +7,11 @@ Knows nothing of files, stores and shards. Written for vllm >= 0.26.
 import contextlib
 import copy
 import logging
-import multiprocessing
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,9 @@ from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, i
 from batchfile.engine.chat_prompt import ChatPrompts
 from batchfile.engine.guard import ProcessGuard
 from batchfile.engine.one_decode import OneDecode
+from batchfile.engine.vllm_processes import CLOSE_S, built_apart, close_sockets, descendants, processes
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.words import Choice, Completion, Failure, Outcome, Request, Sampling, StopReason, Usage
-
-# What the processes of an engine get to end by themselves before they are killed. On a CPU they take five
-# seconds to take themselves apart; killing frees the same memory at once.
-CLOSE_S = 1.0
-# While a model loads: how often to look for processes that have been started.
-CHILDREN_LOOK_S = 0.2
 
 # Set before vllm is imported, unless the user has set them. vLLM and its processes say only what went wrong,
 # and never on stdout, which may carry results. Nothing is reported home. 2 GiB of KV cache are plenty for a
@@ -85,12 +78,12 @@ class VllmEngine:
 
         self._guard = ProcessGuard()
         try:
-            self._llm: Any = _built_apart(lambda: vllm.LLM(**_arguments(options)), options.model, self._guard)
+            self._llm: Any = built_apart(lambda: vllm.LLM(**_arguments(options)), options.model, self._guard)
         except BaseException:
             self._guard.close()
             raise
         self._engine: Any = self._llm.llm_engine
-        self._processes = _processes(self._engine)
+        self._processes = processes(self._engine)
         self._watch_processes()
         config = self._engine.vllm_config
         num_slots = config.scheduler_config.max_num_seqs
@@ -167,11 +160,11 @@ class VllmEngine:
         """Ends the engine's processes and frees their memory. A second call does nothing."""
         self._death = self._death or "The engine was closed. Build another one."
         self._in_flight.clear()
-        descendants = _descendants(self._processes)
+        ending = descendants(self._processes)
         with contextlib.suppress(Exception):  # it may be dead already, in ways of its own
             self._engine.engine_core.shutdown(timeout=CLOSE_S)
-            _close_sockets(self._engine.engine_core)
-        for process in descendants:
+            close_sockets(self._engine.engine_core)
+        for process in ending:
             with contextlib.suppress(Exception):
                 process.kill()
                 process.wait()
@@ -317,72 +310,6 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
         # Left alone, vLLM takes Ray's executor when it finds itself inside a Ray placement group.
         arguments["distributed_executor_backend"] = "mp"
     return {name: value for name, value in arguments.items() if value is not None} | options.extra
-
-
-def _built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> Any:
-    """Build the LLM so that its processes end neither before this one nor after it.
-
-    Before: the terminal sends a Ctrl-C to the whole process group, and vLLM's processes end on it, with all
-    that is in flight. They inherit the signal mask of the thread that starts them, so one that blocks SIGINT
-    does. The thread that waits for it still hears the signal. The resource tracker is started before, since
-    starting it unblocks SIGINT again (multiprocessing/resource_tracker.py). After: see guard.py; the guard is
-    told of them as they come, since this process may be killed while a model loads.
-    """
-    resource_tracker.ensure_running()
-    others = set(multiprocessing.active_children())
-    built: list[Any] = []
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            built.append(build())
-        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="vllm-build", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(CHILDREN_LOOK_S)
-        for child in set(multiprocessing.active_children()) - others:
-            if child.pid is not None:
-                guard.watch(child.pid)
-    if failed:
-        raise _not_built(failed[0], model) from failed[0]
-    return built[0]
-
-
-def _not_built(error: BaseException, model: str) -> BaseException:
-    if isinstance(error, ValueError | OSError | TypeError | ImportError):
-        return SettingsError(f"vLLM can not load the model {model!r}: {error}")
-    if isinstance(error, Exception):
-        return EngineDead(f"vLLM did not start with the model {model!r}: {error}")
-    return error
-
-
-def _close_sockets(core: Any) -> None:
-    """vLLM leaves its socket context open, and Python warns of that."""
-    reader = core.output_queue_thread
-    reader.join(CLOSE_S)
-    if not reader.is_alive():
-        core.ctx.destroy(linger=0)
-
-
-def _descendants(processes: list[Any]) -> list[Any]:
-    """These processes and all that they started."""
-    import psutil  # type: ignore[import-untyped]  # vllm needs it too
-
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            root = psutil.Process(process.pid)
-            found += [root, *root.children(recursive=True)]
-    return found
-
-
-def _processes(engine: Any) -> list[Any]:
-    resources = getattr(engine.engine_core, "resources", None)
-    return list(getattr(getattr(resources, "engine_manager", None), "processes", []))
 
 
 def _refusals() -> tuple[type[Exception], ...]:
