@@ -10,6 +10,7 @@
     │   ├── ObjectChanged        a pinned object is no longer the one that was pinned
     │   ├── ObjectMissing        an object that must exist does not
     │   ├── StoreUnavailable     the store does not answer; wait and try again
+    │   │   └── StoreFull        there is no room; only a person can help
     │   └── StoreUnfit           the store ignores conditions; refuse to use it
     ├── LeaseLost            a shard is someone else's now; drop it at once, write nothing
     ├── BatchDamaged         the stored documents of a batch contradict each other; stop and report
@@ -64,6 +65,10 @@ class ObjectMissing(StoreError):
 
 class StoreUnavailable(StoreError):
     """The store did not answer, or said that it can not now. The outcome of a write is unknown. Wait, retry."""
+
+
+class StoreFull(StoreUnavailable):
+    """There is no room. A service waits for a person to make some; a run on one machine says so and ends."""
 
 
 class StoreUnfit(StoreError):

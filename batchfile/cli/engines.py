@@ -52,6 +52,8 @@ def choose_engine(
     elif name is None and chosen == "http":
         raise click.UsageError("--engine http needs --model: the name that the endpoint serves")
     found = name or str(demo_model())
+    if chosen == "vllm" and found.startswith(("/", "./", "../", "~")) and not Path(found).expanduser().exists():
+        raise click.UsageError(f"--model {found}: there is no such directory")
 
     factory = engine_factory(
         chosen,

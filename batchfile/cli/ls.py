@@ -11,6 +11,7 @@ from batchfile import layout
 from batchfile.cli import logs
 from batchfile.cli.places import existing_ledger
 from batchfile.cli.status import as_json
+from batchfile.errors import BatchDamaged
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.local.identity import OUTPUT
@@ -36,7 +37,11 @@ def command(store: str | None, tenant: str, limit: int, is_json: bool) -> None:
 def _statuses(ledger: Ledger, tenant: str) -> Iterator[BatchStatus]:
     reader = StatusReader(ledger)
     for entry in ledger.store.list(layout.index_prefix(tenant)):
-        status = reader.read(layout.index_batch_id(entry.key))
+        try:
+            status = reader.read(layout.index_batch_id(entry.key))
+        except BatchDamaged as error:
+            click.echo(f"damaged: {error}", err=True)
+            continue
         if status is not None:
             yield status
 

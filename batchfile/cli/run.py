@@ -276,7 +276,7 @@ def _summary(receipt: Receipt, path: str | None) -> str:
     if path is not None:
         text += f": {path}"
         if num_failed:
-            text += f"; the {num_failed:,} that did not are in {path}{outputs.ERRORS_ENDING}, ready to run again"
+            text += f"; {num_failed:,} did not: mend and run {path}{outputs.ERRORS_ENDING}"
     return text
 
 

@@ -23,7 +23,13 @@ class Limits:
     tombstone_s: float = 24 * 3600.0  # from `deleted` to the removal of batch.json
 
 
-LOCAL = Limits(checkpoint_s=1.0, lease_ttl_s=30.0, retention_s=30 * 24 * 3600.0, completion_window_s=3650 * 24 * 3600.0)
+LOCAL = Limits(
+    checkpoint_s=1.0,
+    lease_ttl_s=30.0,
+    grace_s=300.0,
+    retention_s=30 * 24 * 3600.0,
+    completion_window_s=3650 * 24 * 3600.0,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,20 +3,20 @@
 `create` commits with one conditional write, last. `end` and `finish` are done by whoever comes first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, StoreUnavailable
+from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, StoreError, StoreUnavailable
 from batchfile.ledger import lease, shards
 from batchfile.ledger.assemble import Assembled, assemble
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.planner import Planned
-from batchfile.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord, decode, encode
+from batchfile.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord, decode
 from batchfile.words import Defaults, RoutingTable
 
 log = structlog.get_logger()
@@ -64,8 +64,17 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
     written = swap(ledger, layout.batch_key(draft.batch_id), record, None)
     if isinstance(written, Lost):
         raise BatchDamaged(f"a batch {draft.batch_id} exists already")
+    ring(ledger, planned.plan.pools)
     log.info("batch.created", batch_id=draft.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))
     return written.record
+
+
+def ring(ledger: Ledger, pools: Iterable[str]) -> None:
+    """Tell idle runners that something changed. A hint: they look by themselves, only later."""
+    for pool in pools:
+        if pool != layout.REJECTED_POOL:
+            with suppress(StoreError):
+                ledger.store.put(layout.bell_key(pool), ledger.new_id().encode())
 
 
 def read_batch(ledger: Ledger, batch_id: str) -> BatchRecord | None:
@@ -178,10 +187,6 @@ def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
         for entry in list(ledger.store.list(layout.batch_prefix(batch.batch_id) + stem)):
             if entry.key not in keep:
                 ledger.store.delete(entry.key)
-
-
-def write_plan(ledger: Ledger, key: str, plan: Plan) -> None:
-    ledger.store.put(key, encode(plan))
 
 
 def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:

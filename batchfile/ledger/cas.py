@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Literal
 
-from batchfile.errors import PreconditionFailed, StoreUnavailable
+from batchfile.errors import BatchDamaged, PreconditionFailed, StoreUnavailable
 from batchfile.ledger.base import Ledger
 from batchfile.records import BatchRecord, IdempotencyRecord, Record, ShardRecord, decode, encode
 
-ATTEMPTS_MAX = 8
+ATTEMPTS_MAX = 5
 PAUSE_S = 0.05  # doubled with each attempt, jittered
 
 
@@ -37,7 +37,12 @@ Verdict = Literal["won", "again", "lost"]
 
 def load(ledger: Ledger, key: str, kind: type[Record]) -> Stored[Record] | None:
     found = ledger.store.get(key)
-    return None if found is None else Stored(decode(found.data, kind), found.etag, found.age_s)
+    if found is None:
+        return None
+    try:
+        return Stored(decode(found.data, kind), found.etag, found.age_s)
+    except BatchDamaged as error:
+        raise BatchDamaged(f"{key} in {ledger.store.url}: {error}; remove the batch, or restore the object") from error
 
 
 def swap(ledger: Ledger, key: str, record: Record, etag: str | None) -> Stored[Record] | Lost[Record]:

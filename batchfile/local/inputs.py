@@ -44,6 +44,10 @@ def inspect(path: str) -> Source:
         return _inspect_stdin(sys.stdin.buffer)
     absolute = os.path.abspath(path)
     try:
+        absolute.encode()
+    except UnicodeEncodeError:
+        raise InvalidFile(f"{path!r}: is not a UTF-8 name; rename the file") from None
+    try:
         status = os.stat(absolute)
     except (FileNotFoundError, NotADirectoryError):
         raise InvalidFile(f"{path}: there is no such file") from None

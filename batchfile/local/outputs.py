@@ -22,10 +22,19 @@ ERRORS_ENDING = ".errors.jsonl"
 RECEIPT_ENDING = ".receipt.json"
 PARQUET_ENDING = ".parquet"
 
+# File names end at 255 bytes; what is written beside an output adds up to this many.
+NAME_BYTES_MAX = 220
+
 
 def check_output(output: str, input_path: str | None) -> str:
     """The output's absolute path. Raises: SettingsError where it can not be written."""
     path = os.path.realpath(output)
+    try:
+        encoded = os.path.basename(path).encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"{output!r}: is not a UTF-8 name; choose another output") from None
+    if len(encoded) > NAME_BYTES_MAX:
+        raise SettingsError(f"{output}: the name is longer than {NAME_BYTES_MAX} bytes; choose a shorter one")
     if os.path.isdir(path):
         raise SettingsError(f"{output}: is a directory; name a file in it: {os.path.join(output, 'results.jsonl')}")
     if os.path.exists(path) and not os.path.isfile(path):

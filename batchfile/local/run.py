@@ -18,7 +18,7 @@ from batchfile.engine.base import Engine, EngineFactory
 from batchfile.errors import InvalidFile, OutputTaken
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, load, swap, update_batch
+from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.planner import plan_input
 from batchfile.local import identity, inputs
 from batchfile.local.identity import Identity
@@ -101,8 +101,11 @@ def open_batch(ledger: Ledger, source: Source, options: RunOptions) -> Opened:
     key = layout.idempotency_key("output", options.output)
     pointer = load(ledger, key, IdempotencyRecord)
     if pointer is not None and options.is_restart:
+        # The old run goes only when the new one exists: a new input that is refused costs nothing.
+        opened = _create(ledger, source, options, pointer)
         _throw_away(ledger, pointer.record.batch_id)
-    elif pointer is not None:
+        return opened
+    if pointer is not None:
         batch = batches.read_batch(ledger, pointer.record.batch_id)
         if batch is not None:
             return _continue(ledger, source, options, batch)
@@ -114,7 +117,7 @@ def open_batch(ledger: Ledger, source: Source, options: RunOptions) -> Opened:
             f"{options.output} exists and is not known as a run of this store; "
             "choose another output, or add --restart to replace it"
         )
-    return _create(ledger, source, options, None if pointer is None else pointer.etag)
+    return _create(ledger, source, options, pointer)
 
 
 def work(
@@ -194,12 +197,13 @@ def _spool_again(ledger: Ledger, source: Source, batch_id: str, limit: int | Non
         ledger.store.delete(key)
 
 
-def _create(ledger: Ledger, source: Source, options: RunOptions, pointer_etag: str | None) -> Opened:
+def _create(ledger: Ledger, source: Source, options: RunOptions, previous: Stored[IdempotencyRecord] | None) -> Opened:
     batch_id = f"batch_{ledger.new_id()[:12]}"
     pointer_key = None if options.output is None else layout.idempotency_key("output", options.output)
     pointer = IdempotencyRecord(batch_id=batch_id, digest="")
+    pointer_etag: str | None = None
     if pointer_key is not None:
-        written = swap(ledger, pointer_key, pointer, pointer_etag)
+        written = swap(ledger, pointer_key, pointer, None if previous is None else previous.etag)
         if isinstance(written, Lost):
             raise OutputTaken(f"{options.output}: another process began a run of it at this moment; try again")
         pointer_etag = written.etag
@@ -207,7 +211,9 @@ def _create(ledger: Ledger, source: Source, options: RunOptions, pointer_etag: s
         opened = _plan_and_commit(ledger, source, options, batch_id)
     except InvalidFile:
         _remove_unborn(ledger, batch_id)
-        if pointer_key is not None:
+        if pointer_key is not None and previous is not None and previous.record.digest:
+            swap(ledger, pointer_key, previous.record, pointer_etag)
+        elif pointer_key is not None:
             ledger.store.delete(pointer_key)
         raise
     if pointer_key is not None:

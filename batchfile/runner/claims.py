@@ -14,6 +14,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.shards import Held, claim
 from batchfile.records import BatchRecord, Plan
+from batchfile.store.base import Entry
 
 log = structlog.get_logger()
 
@@ -97,10 +98,6 @@ class Claims:
     def drop(self, batch_id: str) -> None:
         self._views.pop(batch_id, None)
 
-    @property
-    def has_batches(self) -> bool:
-        return bool(self._views)
-
     def _claim_in(self, view: BatchView) -> Held | None:
         while view.todo:
             n = view.todo.pop()
@@ -148,10 +145,21 @@ class Claims:
             seen.add(batch_id)
             try:
                 self._look_at(batch_id, layout.marker_priority(entry.key))
+                self._heal(entry)
             except BatchDamaged as error:
                 self._give_up(batch_id, error)
         for batch_id in self._views.keys() - seen:
             self.drop(batch_id)
+
+    def _heal(self, marker: Entry) -> None:
+        """Remove the marker of a batch that has ended, or that was never committed."""
+        batch_id = layout.marker_batch_id(marker.key)
+        if batch_id in self._views:
+            return
+        batch = read_batch(self._ledger, batch_id)
+        is_old = self._ledger.clock.now() - marker.modified_at >= self._ledger.limits.abandoned_s
+        if batch.state == "ended" if batch is not None else is_old:
+            self._ledger.store.delete(marker.key)
 
     def _did_bell_ring(self, now: float) -> bool:
         if now - self._bell_asked_at < BELL_S:

@@ -6,12 +6,13 @@
 import threading
 from collections.abc import Callable
 from itertools import count
+from typing import NamedTuple
 
 import structlog
 
 from batchfile import bits
 from batchfile.engine.base import Prepared
-from batchfile.errors import InvalidRequest, LeaseLost, ObjectChanged, ObjectMissing, StoreUnavailable
+from batchfile.errors import InvalidRequest, LeaseLost, ObjectChanged, ObjectMissing, StoreFull, StoreUnavailable
 from batchfile.ledger import batches, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.shards import Held
@@ -35,6 +36,14 @@ WINDOW_BYTES_MAX = 64 * 1024 * 1024
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
 STORE_RETRY_S = 1.0
 PUSH_CHUNK = 64  # requests that become visible to the loop at once
+
+
+class OwnLine(NamedTuple):
+    """A request of this pool: its place in the range, its line in the file (from 1), its bytes."""
+
+    number: int
+    row: int
+    data: bytes
 
 
 class Feeder:
@@ -113,6 +122,8 @@ class Feeder:
                 work.is_dropped = True
             except (ObjectChanged, ObjectMissing) as error:
                 return self._end_changed(work, error)
+            except StoreFull:
+                raise
             except StoreUnavailable as error:
                 log.warning("shard.waits", shard=work.held.record.n, error=str(error))
                 self._ledger.clock.sleep(STORE_RETRY_S)
@@ -122,8 +133,8 @@ class Feeder:
         """Read the shard's range, prepare the wanted lines that are this pool's, and queue them."""
         items: list[Item] = []
         is_first = True
-        for line, raw in self._own_lines(work.held, wanted):
-            item = self._item(work, line, raw)
+        for line in self._own_lines(work.held, wanted):
+            item = self._item(work, line)
             if item is None:
                 continue
             items.append(item)
@@ -144,40 +155,40 @@ class Feeder:
             self._window.push(items, new_generation=new_generation)
             self._changed.notify_all()
 
-    def _own_lines(self, held: Held, wanted: int) -> "list[tuple[int, bytes]]":
+    def _own_lines(self, held: Held, wanted: int) -> list[OwnLine]:
         span, batch = held.range, held.batch
         chunks = self._ledger.store.stream(batch.input.key, span.start, span.end, match=batch.input.etag)
         wanted &= ~bits.parse(span.rejected)
         is_shared = held.record.num_lines != span.num_lines - bits.parse(span.rejected).bit_count()
-        own: list[tuple[int, bytes]] = []
-        for number, line in enumerate(iter_lines(chunks, span.start)):
+        own: list[OwnLine] = []
+        for number, line in enumerate(iter_lines(chunks, span.start, span.first_row)):
             if not wanted >> number & 1 or line.data is None:
                 continue
             if not is_shared or _pool_of(line.data, batch) == held.record.pool:
-                own.append((number, line.data))
+                own.append(OwnLine(number, line.row, line.data))
         return own
 
-    def _item(self, work: ShardWork, line: int, raw: bytes) -> Item | None:
+    def _item(self, work: ShardWork, line: OwnLine) -> Item | None:
         """The request ready for the engine; None where it can never be served and is settled already."""
         assert self._prepare is not None
         try:
-            request = parse_request(raw, work.held.batch.defaults)
+            request = parse_request(line.data, work.held.batch.defaults)
             prepared = self._prepare(request)
         except InvalidRequest as error:
-            failure = Failure(type=error.type, message=str(error))
-            self._fail(work, line, custom_id_of(raw), failure)
+            failure = Failure(type=error.type, message=f"line {line.row}: {error}")
+            self._fail(work, line.number, custom_id_of(line.data), failure)
             return None
         return Item(
             key=next(self._keys),
             shard=work,
-            line=line,
+            line=line.number,
             custom_id=request.custom_id,
             prepared=prepared,
-            size=len(raw),
+            size=len(line.data),
         )
 
     def _fail(self, work: ShardWork, line: int, custom_id: str | None, failure: Failure) -> None:
-        self._tally.errored += 1
+        self._tally.refused += 1
         if work.settle(FinishedLine(line, failure.status, encode_result(custom_id, failure, ""))):
             with self._changed:
                 self._changed.notify_all()
@@ -188,7 +199,7 @@ class Feeder:
             held = work.held
             finished = list(work.finished)
             missing = held.missing & ~bits.of(item.line for item in finished)
-            own = [number for number, _ in self._own_lines(held, missing)]
+            own = [line.number for line in self._own_lines(held, missing)]
             culprit = lease.guilty(held.record)
             if culprit is not None and culprit in own:
                 self._blame(work, culprit)
@@ -206,12 +217,12 @@ class Feeder:
             self._push(work, wanted, is_alone=work.is_trial)
 
     def _blame(self, work: ShardWork, line: int) -> None:
-        raw = dict(self._own_lines(work.held, 1 << line))[line]
+        (own,) = self._own_lines(work.held, 1 << line)
         failure = Failure(
             type="runner_crash",
             message="This request ended the runner process each time it ran, alone; it was not tried again.",
         )
-        self._fail(work, line, custom_id_of(raw), failure)
+        self._fail(work, line, custom_id_of(own.data), failure)
 
     def _continue_trials(self) -> bool:
         """One trial at a time: a death then speaks against its lines, and against nobody else's."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import structlog
 
-from batchfile.errors import BatchDamaged, StoreUnavailable
+from batchfile.errors import BatchDamaged, StoreFull, StoreUnavailable
 from batchfile.ledger import batches, steward
 from batchfile.ledger.base import Ledger
 from batchfile.records import BatchRecord
@@ -63,6 +63,8 @@ class Finisher:
     def _finish(self, batch_id: str) -> None:
         try:
             ended = batches.finish(self._ledger, batch_id, runner=self._runner_id)
+        except StoreFull:
+            raise
         except StoreUnavailable as error:
             log.warning("finish.paused", batch_id=batch_id, error=str(error))
             return

@@ -5,10 +5,11 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
-from batchfile.errors import LeaseLost, StoreUnavailable
+from batchfile.errors import LeaseLost, StoreFull, StoreUnavailable
 from batchfile.ledger import lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.runner.claims import Claims
@@ -18,7 +19,7 @@ from batchfile.runner.work import ShardWork
 log = structlog.get_logger()
 
 PART_BYTES = 4 * 1024 * 1024  # finished results of this size are checkpointed before their time
-HEARTBEAT_SHARE_OF_TTL = 1 / 4  # a shard without news is rewritten this often
+HEARTBEAT_SHARE_OF_TTL = 1 / 6  # a shard without news is rewritten this often: every 15 s of 90
 
 
 class Keeper:
@@ -52,7 +53,8 @@ class Keeper:
         """Commit what is finished and put every shard back. Best effort: what fails lapses by itself."""
         for work in list(self._works):
             if not work.is_dropped:
-                self._checkpoint(work)
+                with suppress(StoreFull):
+                    self._checkpoint(work)
             if work.left > 0 and not work.is_dropped and not work.finished:
                 with work.lock:
                     try:
@@ -85,6 +87,8 @@ class Keeper:
             except LeaseLost:
                 self._drop(work)
                 return
+            except StoreFull:
+                raise
             except StoreUnavailable as error:
                 log.warning("checkpoint.failed", shard=work.held.record.n, error=str(error))
                 return

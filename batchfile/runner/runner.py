@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from batchfile.engine.base import Engine, EngineFactory, EngineInfo, Finished
-from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, StoreError, StoreUnavailable
+from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, SettingsError, StoreFull, StoreUnavailable
 from batchfile.ledger import lease
 from batchfile.ledger.base import Ledger
 from batchfile.lines.part import FinishedLine
@@ -35,7 +35,8 @@ FILL_WAIT_S_MAX = 0.25  # how long an empty engine waits for its slots to fill
 KEEPER_WAIT_S = 0.2
 FINISHER_WAIT_S = 0.1
 STORE_RETRY_S = 1.0
-ENGINE_BUILDS_MAX = 8  # in a row without one success: halving suspects meets an innocent half sooner than that
+ENGINE_BUILDS_MAX = 16  # in a row without one success: halving 1,024 suspects meets an innocent one sooner
+REBUILD_PAUSE_S = 5.0  # before another try to build an engine that would not start
 
 _ENGINE_CRASH = Failure(
     type="engine_crash",
@@ -62,6 +63,7 @@ class Runner:
         self._ledger = ledger
         self._factory = engine_factory
         self._options = options
+        self._engine: Engine
         self._changed = threading.Condition()
         self._works: list[ShardWork] = []
         self._window = Window()
@@ -70,6 +72,7 @@ class Runner:
         self._num_builds = 0
         self._fills_since: float | None = None
         self._is_held_back = False
+        self._stopped_at: float | None = None
         self._stop = threading.Event()
         self._stop_now = threading.Event()
         self._threads_over = threading.Event()
@@ -93,24 +96,17 @@ class Runner:
 
         Raises: EngineDead where engines die before they serve anything; BatchDamaged.
         """
-        engine = self._build()
+        self._engine = self._build()
         try:
             with self._ledger.store.hold(self._options.runner_id):
                 threads = self._start_threads()
-                while not self._is_over():
-                    try:
-                        is_busy = self.turn(engine)
-                    except EngineDead as error:
-                        engine = self._replace(engine, error)
-                        continue
-                    if not is_busy:
-                        with self._changed:
-                            if not len(self._window) or self._fills_since is not None or self._is_held_back:
-                                self._changed.wait(IDLE_WAIT_S)
-                self._wind_down(engine, threads)
+                try:
+                    self._work()
+                finally:
+                    self._wind_down(threads)
         finally:
             self._threads_over.set()
-            engine.close()
+            self._engine.close()
         if self._failure is not None:
             raise self._failure
         return self._finisher.ended.get(self._options.only or "")
@@ -125,27 +121,40 @@ class Runner:
             self._settle(finished)
         return True
 
+    def _work(self) -> None:
+        """The loop itself."""
+        while not self._is_over():
+            try:
+                is_busy = self.turn(self._engine)
+            except EngineDead as error:
+                self._engine = self._replace(self._engine, error)
+                continue
+            if not is_busy:
+                with self._changed:
+                    if not len(self._window) or self._fills_since is not None or self._is_held_back:
+                        self._changed.wait(IDLE_WAIT_S)
+
     def run_alone(self, until: Callable[[], bool] = lambda: False) -> BatchRecord | None:
         """`run` without a thread: everything in turn, on the ledger's clock. For simulations and virtual time."""
-        engine = self._build()
+        self._engine = self._build()
         try:
             while not self._is_over() and not until():
                 try:
                     while self._feeder.tick():
                         pass
-                    if not self.turn(engine):
+                    if not self.turn(self._engine):
                         self._ledger.clock.sleep(IDLE_WAIT_S)
                     self._keeper.tick()
                     self._finisher.tick()
                 except EngineDead as error:
-                    engine = self._replace(engine, error)
+                    self._engine = self._replace(self._engine, error)
                 except StoreUnavailable as error:
                     log.warning("store.unavailable", error=str(error))
                     self._ledger.clock.sleep(STORE_RETRY_S)
             self._keeper.release_all()
-            self._count_steps(engine)
+            self._count_steps(self._engine)
         finally:
-            engine.close()
+            self._engine.close()
         return self._finisher.ended.get(self._options.only or "")
 
     def stop(self) -> None:
@@ -167,7 +176,12 @@ class Runner:
             return True
         if self._options.only is not None and self._options.only in self._finisher.ended:
             return True
-        return self._stop.is_set() and not self._in_flight
+        return self._stop.is_set() and (not self._in_flight or self._is_grace_over())
+
+    def _is_grace_over(self) -> bool:
+        now = self._ledger.clock.monotonic()
+        self._stopped_at = now if self._stopped_at is None else self._stopped_at
+        return now - self._stopped_at >= self._ledger.limits.grace_s
 
     def _fill(self, engine: Engine) -> None:
         assert self.info is not None
@@ -178,6 +192,11 @@ class Runner:
             items = self._window.pop(room, len(self._in_flight))
         now, ttl_s = self._ledger.clock.monotonic(), self._ledger.limits.lease_ttl_s
         held_back: list[Item] = []
+        if self._window.is_alone_running and not all(self._may_dispatch(item.shard, now, ttl_s) for item in items):
+            with self._changed:
+                self._window.push_alone(items, is_next=True)
+            self._is_held_back = True
+            return
         for item in items:
             work = item.shard
             if work.is_dropped:
@@ -232,7 +251,7 @@ class Runner:
     def _count(self, outcome: Outcome) -> None:
         tally = self.tally
         if isinstance(outcome, Failure):
-            tally.errored += 1
+            tally.failed += 1
             return
         self._num_builds = 0
         tally.succeeded += 1
@@ -278,16 +297,27 @@ class Runner:
             self._settle(Finished(item.key, _ENGINE_CRASH))
         with self._changed:
             self._window.push(verdicts.again)
-            for group in verdicts.alone:
-                self._window.push_alone(group)
-        return self._build()
+            for group in reversed(verdicts.alone):
+                self._window.push_alone(group, is_next=True)
+        return self._rebuild()
+
+    def _rebuild(self) -> Engine:
+        """A dead engine's memory may take a while to be free: patient, up to ENGINE_BUILDS_MAX."""
+        while True:
+            try:
+                return self._build()
+            except (EngineDead, SettingsError) as error:
+                if self._num_builds >= ENGINE_BUILDS_MAX or self._stop.is_set():
+                    raise EngineDead(f"the engine died and no other could be built: {error}") from error
+                log.warning("engine.not_built", error=str(error))
+                self._ledger.clock.sleep(REBUILD_PAUSE_S)
 
     def _count_steps(self, engine: Engine) -> None:
         stats = engine.stats()
         self.tally.num_steps += stats.num_steps
         self.tally.num_full_steps += stats.num_full_steps
 
-    def _wind_down(self, engine: Engine, threads: list[threading.Thread]) -> None:
+    def _wind_down(self, threads: list[threading.Thread]) -> None:
         """Stop the threads, commit what is finished, put back the rest."""
         self._feeder.is_stopped = True
         self._threads_over.set()
@@ -297,7 +327,7 @@ class Runner:
         for thread in threads:
             thread.join()
         self._keeper.release_all()
-        self._count_steps(engine)
+        self._count_steps(self._engine)
         tally = self.tally
         log.info(
             "runner.ended",
@@ -325,7 +355,10 @@ class Runner:
         while not self._threads_over.is_set():
             try:
                 return job()
-            except StoreError as error:
+            except StoreUnavailable as error:
+                if isinstance(error, StoreFull) and self._options.only is not None:
+                    self._failure = error
+                    return None
                 log.warning("store.unavailable", error=str(error))
                 self._threads_over.wait(STORE_RETRY_S)
             except BaseException as error:  # noqa: BLE001 the run re-raises it

@@ -1,6 +1,6 @@
-"""What a runner has done since it started: for progress, receipts and metrics. Written by the runner alone."""
+"""What a runner has done since it started: for progress, receipts and metrics. Each count has one writer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(slots=True)
@@ -8,7 +8,8 @@ class Tally:
     """Requests and tokens of this process; reads from other threads may be a moment old."""
 
     succeeded: int = 0
-    errored: int = 0
+    failed: int = 0  # by the engine; counted by the loop
+    refused: int = 0  # before the engine; counted by the feeder
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -18,4 +19,7 @@ class Tally:
     num_full_steps: int = 0
     first_dispatch_at: float | None = None
     engine_ready_at: float | None = None
-    notes: list[str] = field(default_factory=list)
+
+    @property
+    def errored(self) -> int:
+        return self.failed + self.refused

@@ -34,10 +34,13 @@ class Window:
             self.size_bytes += item.size
             heapq.heappush(self._heap, (self._key(item), item))
 
-    def push_alone(self, group: list[Item]) -> None:
+    def push_alone(self, group: list[Item], *, is_next: bool = False) -> None:
         if group:
             self.size_bytes += sum(item.size for item in group)
-            self._alone.append(group)
+            if is_next:
+                self._alone.appendleft(group)
+            else:
+                self._alone.append(group)
 
     def set_ended(self, has_ended: bool) -> None:
         """Is there no more input to come? Reorders what waits."""

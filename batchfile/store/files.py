@@ -10,15 +10,17 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from batchfile.errors import StoreError, StoreUnavailable
+from batchfile.errors import StoreError, StoreFull, StoreUnavailable
 
 CHUNK_BYTES = 1024 * 1024
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
-_WAIT = {
+_FULL = {
     errno.ENOSPC: "the disk is full: free some space, then the work goes on",
     errno.EDQUOT: "the disk quota is used up: free some space or raise it, then the work goes on",
     errno.EFBIG: "the file grew past the limit for one file: raise the limit (ulimit -f) and start again",
+}
+_WAIT = {
     errno.EIO: "the disk did not answer: check it (dmesg)",
     errno.ESTALE: "the network file system lost the file: check the mount",
     errno.ETIMEDOUT: "the network file system did not answer: check the mount",
@@ -47,6 +49,8 @@ def translated(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         code = error.errno or 0
+        if code in _FULL:
+            raise StoreFull(f"{path}: {_FULL[code]}") from error
         if code in _WAIT:
             raise StoreUnavailable(f"{path}: {_WAIT[code]}") from error
         raise StoreError(f"{path}: {_REFUSED.get(code) or error.strerror or error}") from error

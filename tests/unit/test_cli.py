@@ -75,7 +75,7 @@ def test_a_full_disk_is_explained_and_a_bug_is_not() -> None:
 
 def test_the_eta_is_the_tokens_left_at_the_rate_of_now() -> None:
     meter = Meter(100, Counts(succeeded=20), Usage(input_tokens=200, output_tokens=400), started_at=0.0)
-    tally = Tally(succeeded=10, errored=2, input_tokens=100, output_tokens=200, cached_tokens=150)
+    tally = Tally(succeeded=10, failed=2, input_tokens=100, output_tokens=200, cached_tokens=150)
     snap = meter.look(tally, now=10.0)
     assert (snap.done, snap.failed, snap.input_rate, snap.output_rate) == (32, 2, 10.0, 20.0)
     assert snap.cache_hit_rate == 0.5
