@@ -198,26 +198,30 @@ class Runner:
             self._is_held_back = True
             return
         for item in items:
-            work = item.shard
-            if work.is_dropped:
+            if item.shard.is_dropped:
                 continue
-            if not self._may_dispatch(work, now, ttl_s):
+            if self._may_dispatch(item.shard, now, ttl_s):
+                self._in_flight[item.key] = item
+            else:
                 held_back.append(item)
-                continue
-            if not work.has_dispatched:
-                work.has_dispatched = True
-                if self.tally.first_dispatch_at is None:
-                    self.tally.first_dispatch_at = now
-                    log.info("engine.fed", after_ms=round((now - (self.tally.engine_ready_at or now)) * 1000, 1))
-            self._in_flight[item.key] = item
-            try:
-                engine.add(item.key, item.prepared)
-            except InvalidRequest as error:
-                self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
         self._is_held_back = bool(held_back)
         if held_back:
             with self._changed:
                 self._window.push(held_back)
+        # All of them count as in flight before the first is added: an engine that dies of one loses none.
+        for item in items:
+            if item.key in self._in_flight:
+                self._add(engine, item, now)
+
+    def _add(self, engine: Engine, item: Item, now: float) -> None:
+        item.shard.has_dispatched = True
+        if self.tally.first_dispatch_at is None:
+            self.tally.first_dispatch_at = now
+            log.info("engine.fed", after_ms=round((now - (self.tally.engine_ready_at or now)) * 1000, 1))
+        try:
+            engine.add(item.key, item.prepared)
+        except InvalidRequest as error:
+            self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
 
     def _may_dispatch(self, work: ShardWork, now: float, ttl_s: float) -> bool:
         """Not while the lease may be lost, and not before the record says so where it must."""

@@ -80,6 +80,24 @@ def test_an_engine_that_dies_before_it_serves_anything_ends_the_run() -> None:
         runner(ledger, Stillborn).run_alone()
 
 
+def test_an_engine_that_dies_while_it_is_filled_loses_no_request() -> None:
+    deaths = iter([True, True])
+
+    class Fragile(EchoEngine):
+        num_added = 0
+
+        def add(self, key: int, prepared: Prepared) -> None:
+            self.num_added += 1
+            if self.num_added == 3 and next(deaths, False):
+                raise EngineDead("died while it was filled")
+            super().add(key, prepared)
+
+    ledger = world([f"hello {n}" for n in range(50)])
+    runner(ledger, lambda: Fragile(num_slots=8)).run_alone()
+    assert [row["custom_id"] for row in results(ledger)] == [f"r{n}" for n in range(50)]
+    assert not any(row["error"] for row in results(ledger))
+
+
 def test_the_engine_never_runs_dry_between_shards() -> None:
     """With 16 slots and 200 requests in 7 shards, every step but those of the tail finds the slots full."""
     clock_engines: list[EchoEngine] = []
