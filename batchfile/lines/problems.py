@@ -12,6 +12,14 @@ from batchfile.lines.findings import Finding, Path, shown
 
 _MISSING: Any = object()
 _HISTORY = {"tool_calls", "tool_call_id", "function_call"}  # keys of turns that only tool use has
+# What other formats call a key of ours, or ours of theirs.
+_OTHER_NAMES = {
+    "stop": "stop_sequences",
+    "stop_sequences": "stop",
+    "max_completion_tokens": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "prompt": "messages",
+}
 _BRANCHES = {"str", "constrained-str"}  # pydantic's names for the string branch of a union
 _WHOLE = {
     "recursion limit exceeded": ("is nested too deeply", "Flatten the request; no model needs such a depth."),
@@ -126,7 +134,7 @@ def _unknown(place: Path, keys: list[str]) -> Finding:
     key = str(place[-1])
     if key in _HISTORY:
         return Finding(place, "tool use is not served yet; remove it", "Remove the turns of tools.")
-    near = get_close_matches(key.lower(), keys, 1)
+    near = [_OTHER_NAMES[key]] if _OTHER_NAMES.get(key) in keys else get_close_matches(key.lower(), keys, 1)
     if near:
         return Finding(place, f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.", at_key=True)
     return Finding(place, "unknown key; remove it", "Remove it.", at_key=True)
