@@ -115,10 +115,6 @@ def index_batch_id(key: str) -> str:
     return key.rsplit("/", 1)[1].split("-", 1)[1]
 
 
-def runner_key(pool: str, runner_id: str) -> str:
-    return f"runners/{pool}/{runner_id}.json"
-
-
 def idempotency_key(kind: str, value: str) -> str:
     """`kind` keeps a client's key, a body's hash and a local output path from ever meaning each other."""
     digest = hashlib.sha256(f"{kind}\n{value}".encode("utf-8", "surrogateescape")).hexdigest()

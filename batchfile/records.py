@@ -95,10 +95,6 @@ class Plan:
     pools: dict[str, dict[int, int]]
     version: int = VERSION
 
-    @property
-    def num_shards(self) -> int:
-        return sum(len(shards) for shards in self.pools.values())
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartRef:
