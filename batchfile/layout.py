@@ -4,7 +4,6 @@ batches/{batch_id}/    batch.json, the input, the plan, shard records, parts, re
 queue/{pool}/          a marker for each batch with open shards: a hint, rebuildable
 index/{tenant}/        a marker for each batch, newest first
 bell/{pool}            changes when something happened: a hint
-runners/{pool}/        who is alive
 idempotency/           what a key, a body or a local output stands for
 """
 
