@@ -4,22 +4,26 @@ A table that the file has (pools, stages) replaces the default table; a variable
 there: `BATCHFILE_POOLS__MISTRAL__MODEL=...`. Knows no store and no engine.
 """
 
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
+from batchfile import foreign_variables
 from batchfile.errors import SettingsError
 from batchfile.layout import is_pool_name
 from batchfile.ledger.base import LOCAL, Limits
@@ -29,6 +33,8 @@ CONFIG_FILE = "batchfile.toml"
 CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another place for the file
 PREFIX = "BATCHFILE_"
 NESTED = "__"
+OTHER_VARIABLES = {"BATCHFILE_API_KEY", "BATCHFILE_CACHE", CONFIG_VARIABLE}  # ours, and no settings
+FOREIGN_LEAVES = ("port", ".engine", ".base_url", ".api_key", ".max_num_seqs")  # what other variables may set
 
 EngineKind = Literal["vllm", "http", "echo"]
 Positive = Annotated[float, Field(gt=0)]
@@ -45,6 +51,7 @@ class Pool(BaseModel):
     aliases: tuple[str, ...] = ()
     engine: EngineKind = "vllm"
     base_url: str | None = None
+    api_key: SecretStr | None = None
     max_model_len: int = Field(default=8192, ge=16)
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -90,6 +97,36 @@ class Times(BaseModel):
         return self
 
 
+class ApiKey(BaseModel):
+    """Whose a key is. `sha256`: of the key, in hex; the key itself is nowhere. `dialect`: what its answers speak."""
+
+    model_config = _STRICT
+
+    tenant: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    dialect: Literal["stage", "anthropic"] | None = None
+
+    @field_validator("tenant")
+    @classmethod
+    def _fits_a_key(cls, tenant: str) -> str:
+        if not is_pool_name(tenant):
+            raise ValueError(f"{tenant!r} is no tenant name: lower-case letters, digits, dots, dashes; at most 63")
+        return tenant
+
+
+class Api(BaseModel):
+    """The HTTP service's limits. `spool_dir` None: the system's directory for temporary files."""
+
+    model_config = _STRICT
+
+    body_bytes_max: int = Field(default=256 * 1024 * 1024, ge=1024)  # after unpacking
+    requests_max: int = Field(default=1_000_000, ge=1)  # of one batch
+    in_flight_max: int = Field(default=64, ge=1)  # HTTP requests of one key at a time, in one process
+    open_batches_max: int = Field(default=1_000, ge=1)  # of one tenant
+    body_wait_s: Positive = 60.0  # a body of which nothing arrives for this long is given up
+    spool_dir: Path | None = None
+
+
 # Two pools and four stages, so that nothing is needed to start.
 DEFAULT_POOLS: dict[str, Any] = {
     "llama-70b": {
@@ -102,7 +139,10 @@ DEFAULT_STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mi
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. `store`: a directory or `s3://bucket/prefix`."""
+    """Everything that can be set. `store`: a directory or `s3://bucket/prefix`. `schemas`: stage -> a JSON file.
+
+    `host` None: loopback while there are no keys, every interface where there are.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -116,7 +156,24 @@ class Settings(BaseSettings):
     run: LocalRun = LocalRun()
     pools: dict[str, Pool]
     stages: dict[str, str]
+    schemas: dict[str, Path] = Field(default_factory=dict)
     limits: Times = Times()
+    host: str | None = None
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = ()
+    allow_anonymous: bool = False
+    api: Api = Api()
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, keys: object) -> object:
+        """`tenant:sha256` or `tenant:sha256:dialect`, with commas between them, or a list of these."""
+        if isinstance(keys, str):
+            keys = [key for key in re.split(r"[,\s]+", keys) if key]
+        if not isinstance(keys, list | tuple):
+            return keys
+        names = ("tenant", "sha256", "dialect")
+        return [dict(zip(names, key.split(":"), strict=False)) if isinstance(key, str) else key for key in keys]
 
     @field_validator("pools")
     @classmethod
@@ -133,6 +190,10 @@ class Settings(BaseSettings):
         for stage, pool in self.stages.items():
             if pool not in self.pools:
                 raise ValueError(f"stages.{stage} names the pool {pool!r}; there are {', '.join(sorted(self.pools))}")
+        for stage in self.schemas:
+            if stage not in self.stages:
+                raise ValueError(f"schemas.{stage} is for no stage; there are {', '.join(sorted(self.stages))}")
+            self.schema_of(stage)
         return self
 
     @classmethod
@@ -147,7 +208,8 @@ class Settings(BaseSettings):
         file = TomlConfigSettingsSource(settings_cls, config_path())
         tables = {"pools": DEFAULT_POOLS, "stages": DEFAULT_STAGES}
         missing = {name: table for name, table in tables.items() if name not in file()}
-        return env_settings, file, InitSettingsSource(settings_cls, missing)
+        foreign = InitSettingsSource(settings_cls, _foreign_tree(file()))
+        return env_settings, foreign, file, InitSettingsSource(settings_cls, missing)
 
     def routing(self) -> RoutingTable:
         return RoutingTable(
@@ -155,12 +217,41 @@ class Settings(BaseSettings):
             pools={name: (pool.model, *pool.aliases) for name, pool in self.pools.items()},
         )
 
+    def schema_of(self, stage: str | None) -> dict[str, Any] | None:
+        """The JSON schema that the answers of this stage must fit; None: any text will do.
+
+        Raises: ValueError where its file can not be used. A relative path starts at the settings file.
+        """
+        path = self.schemas.get(stage or "")
+        if path is None:
+            return None
+        path = config_path().parent / path
+        try:
+            schema = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"schemas.{stage}: {path} can not be read: {error}") from error
+        if not isinstance(schema, dict):
+            raise ValueError(f"schemas.{stage}: {path} must hold a JSON object")
+        return schema
+
     def ledger_limits(self, *, is_local: bool) -> Limits:
         """The protocol's times: the defaults of the kind of store, and what is set over them."""
         base = LOCAL if is_local else Limits()
         given = self.limits.model_dump(exclude_none=True)
         known = {name: getattr(base, name) for name in base.__dataclass_fields__}
         return Limits(**{**known, **given})
+
+
+def _foreign(file: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    pools = file.get("pools", DEFAULT_POOLS)
+    if not isinstance(pools, Mapping):
+        return {}  # the model says what is wrong with it
+    is_http = {name: isinstance(pool, Mapping) and pool.get("engine") == "http" for name, pool in pools.items()}
+    return foreign_variables.foreign_values(is_http, os.environ)
+
+
+def _foreign_tree(file: Mapping[str, Any]) -> dict[str, Any]:
+    return foreign_variables.nested(_foreign(file), file.get("pools", DEFAULT_POOLS))
 
 
 def config_path() -> Path:
@@ -201,7 +292,14 @@ def explain_settings(settings: Settings) -> list[Setting]:
     return found
 
 
+def _read_file() -> dict[str, Any]:
+    return TomlConfigSettingsSource(Settings, config_path())()
+
+
 def _origin(name: str, variables: Mapping[str, str], file: Mapping[str, object], path: Path) -> str:
+    if name.endswith(tuple(FOREIGN_LEAVES)) and (foreign := _foreign(_read_file()).get(name)):
+        by_us = variables.get(PREFIX + name.replace(".", NESTED).upper())
+        return by_us or foreign[0]
     parts = name.split(".")
     for size in range(len(parts), 0, -1):
         variable = PREFIX + NESTED.join(parts[:size]).upper()
@@ -233,7 +331,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:
-    owners: dict[str, type[BaseModel]] = {"pools": Pool, "run": LocalRun, "limits": Times}
+    owners: dict[str, type[BaseModel]] = {"pools": Pool, "run": LocalRun, "limits": Times, "api": Api}
     first = str(location[0])
     model = owners.get(first, Settings) if len(location) > 1 else Settings
     near = get_close_matches(str(location[-1]), model.model_fields, n=1)
@@ -249,6 +347,8 @@ def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:
         if not upper.startswith(PREFIX):
             continue
         first = upper.removeprefix(PREFIX).split(NESTED)[0].lower()
+        if upper in OTHER_VARIABLES:
+            continue
         near = get_close_matches(first, Settings.model_fields, n=1, cutoff=0.75)
         if near and near[0] != first:
             raise SettingsError(f"{name} is not a setting; did you mean {PREFIX}{near[0].upper()}?")

@@ -111,3 +111,50 @@ def test_the_protocols_times_fit_the_store_and_can_be_set() -> None:
     Path("batchfile.toml").write_text("[limits]\ncheckpoint_s = 7\n")
     limits = load_settings().ledger_limits(is_local=False)
     assert (limits.checkpoint_s, limits.lease_ttl_s) == (7.0, 90.0)
+
+
+def test_the_users_own_variables_make_a_pool_an_http_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("LLAMA_API_KEY", "secret")
+    monkeypatch.setenv("WORKER_CONCURRENCY", "7")
+    monkeypatch.setenv("PORT", "8123")
+    settings = load_settings()
+    pool = settings.pools["llama-70b"]
+    assert (pool.engine, pool.base_url, pool.max_num_seqs) == ("http", "http://127.0.0.1:9/v1", 7)
+    assert pool.api_key is not None
+    assert pool.api_key.get_secret_value() == "secret"
+    assert settings.pools["mistral"].engine == "vllm"
+    assert settings.port == 8123
+    shown = {item.name: item for item in explain_settings(settings)}
+    assert shown["pools.llama-70b.base_url"].origin == "LLAMA_BASE_URL"
+    assert "secret" not in str(shown["pools.llama-70b.api_key"].value)
+
+
+def test_our_variable_stands_over_one_that_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "8123")
+    monkeypatch.setenv("BATCHFILE_PORT", "8124")
+    assert load_settings().port == 8124
+
+
+def test_api_keys_are_pairs_with_commas_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFILE_API_KEYS", f"acme:{'a' * 64}, bob:{'b' * 64}:anthropic")
+    assert [(key.tenant, key.dialect) for key in load_settings().api_keys] == [("acme", None), ("bob", "anthropic")]
+
+
+@pytest.mark.parametrize("keys", ["acme", "acme:secret", f"Acme!:{'a' * 64}", f"acme:{'a' * 64}:latin"])
+def test_an_api_key_that_is_no_pair_is_refused(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    monkeypatch.setenv("BATCHFILE_API_KEYS", keys)
+    with pytest.raises(SettingsError, match="api_keys"):
+        load_settings()
+
+
+def test_a_stages_schema_is_read_beside_the_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "email.json").write_text('{"type": "object"}')
+    (tmp_path / "batchfile.toml").write_text('[schemas]\nemail = "email.json"\n')
+    monkeypatch.setenv("BATCHFILE_CONFIG", str(tmp_path / "batchfile.toml"))
+    settings = load_settings()
+    assert settings.schema_of("email") == {"type": "object"}
+    assert settings.schema_of("polish") is None
+    (tmp_path / "email.json").write_text("[")
+    with pytest.raises(SettingsError, match=r"schemas\.email"):
+        load_settings()
