@@ -287,7 +287,7 @@ def explain_settings(settings: Settings) -> list[Setting]:
     file = dict(_leaves(TomlConfigSettingsSource(Settings, path)()))
     variables = {name.upper(): name for name in os.environ}
     found = []
-    for name, value in _leaves(settings.model_dump()):
+    for name, value in _leaves(settings.model_dump(mode="json")):
         found.append(Setting(name, value, _origin(name, variables, file, path)))
     return found
 
