@@ -1,0 +1,82 @@
+"""Errors as answers: one table from what is raised to a status and `{"detail": ...}`. Knows no route.
+
+A detail says what happened and what to do. What is not expected is a 500 without its text; the log has it.
+"""
+
+from typing import Any
+
+import structlog
+from litestar import MediaType, Request, Response
+from litestar.exceptions import HTTPException
+
+from batchfile.errors import (
+    BatchDamaged,
+    BatchfileError,
+    InvalidFile,
+    InvalidRequest,
+    StoreFull,
+    StoreUnavailable,
+)
+
+log = structlog.get_logger()
+
+RETRY_AFTER_S = 5
+DOCS = "/docs lists what there is"
+
+
+class Refusal(Exception):
+    """An answer that is no success, decided by a route: its status, its detail, its headers."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers or {}
+
+
+def not_found() -> Refusal:
+    return Refusal(404, "Batch not found")
+
+
+def to_refusal(error: Exception, request: Request[Any, Any, Any]) -> Refusal:
+    """What the caller is told. Anything unknown is ours to mend: 500, and the log keeps the cause."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, HTTPException):
+        return _of_litestar(error, request)
+    if isinstance(error, StoreFull):
+        return Refusal(503, f"The store has no room: {error}", {"Retry-After": "60"})
+    if isinstance(error, StoreUnavailable):
+        return Refusal(503, "The store does not answer now; try again.", {"Retry-After": str(RETRY_AFTER_S)})
+    if isinstance(error, InvalidRequest):
+        return not_found() if error.type == "not_found_error" else Refusal(400, str(error))
+    if isinstance(error, InvalidFile):
+        return Refusal(400, str(error))
+    if isinstance(error, BatchDamaged):
+        log.error("batch.damaged", error=str(error))
+        return Refusal(500, f"The stored documents of this batch contradict each other: {error}")
+    log.error("request.failed", path=request.url.path, exc_info=error, expected=isinstance(error, BatchfileError))
+    return Refusal(500, "Something unexpected happened here; the log of this server has it under the request's id.")
+
+
+def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, str]]:
+    """Litestar's exception handler, for everything."""
+    refusal = to_refusal(error, request)
+    return Response(
+        {"detail": refusal.detail},
+        status_code=refusal.status,
+        headers=refusal.headers,
+        media_type=MediaType.JSON,
+    )
+
+
+def _of_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> Refusal:
+    where = f"{request.scope['method']} {request.url.path}"
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return Refusal(404, f"There is no {where}; {DOCS}.", headers)
+    if error.status_code == 405:
+        return Refusal(405, f"There is no {where}; it exists with {headers.get('Allow', 'another method')}.", headers)
+    extra = error.extra if isinstance(error.extra, list) else []
+    places = [f"{item.get('key', '')}: {item.get('message', '')}" for item in extra if isinstance(item, dict)]
+    return Refusal(error.status_code, "; ".join(places) or error.detail, headers)
