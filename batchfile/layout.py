@@ -5,6 +5,7 @@ queue/{pool}/          a marker for each batch with open shards: a hint, rebuild
 index/{tenant}/        a marker for each batch, newest first
 bell/{pool}            changes when something happened: a hint
 idempotency/           what a key, a body or a local output stands for
+runners/{pool}/        who works now: a hint, rewritten every few seconds
 """
 
 import hashlib
@@ -118,6 +119,18 @@ def idempotency_key(kind: str, value: str) -> str:
     """`kind` keeps a client's key, a body's hash and a local output path from ever meaning each other."""
     digest = hashlib.sha256(f"{kind}\n{value}".encode("utf-8", "surrogateescape")).hexdigest()
     return f"idempotency/{digest}.json"
+
+
+RUNNERS_PREFIX = "runners/"
+
+
+def presence_prefix(pool: str | None = None) -> str:
+    """Of one pool's runners, or of all."""
+    return RUNNERS_PREFIX if pool is None else f"{RUNNERS_PREFIX}{pool}/"
+
+
+def presence_key(pool: str, runner_id: str) -> str:
+    return f"{presence_prefix(pool)}{runner_id}.json"
 
 
 def _millis(seconds: float) -> int:

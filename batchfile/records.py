@@ -18,6 +18,7 @@ VERSION = 1
 BatchState = Literal["planning", "open", "ending", "ended", "deleted"]
 EndReason = Literal["completed", "canceled", "expired", "failed", "input_changed"]
 ShardState = Literal["leased", "open", "done", "closed"]
+RunnerState = Literal["loading", "running", "idle", "draining", "down"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +143,54 @@ class IdempotencyRecord:
     version: int = VERSION
 
 
-Record = TypeVar("Record", BatchRecord, Plan, ShardRecord, IdempotencyRecord)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerTotals:
+    """What a runner has done since it started."""
+
+    succeeded: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceRecord:
+    """One living runner, by its own account: a hint that nothing depends on.
+
+    Rates are of the last minute, latencies of the last 1,000 requests (None: none yet), from the moment a request
+    is given to the engine to its answer. `draining`: it finishes what it holds and ends. `down`: its endpoint
+    takes no work. `shards`: held ones as `batch_id/n`, the first 100. `started_at`: epoch seconds.
+    """
+
+    pool: str
+    runner_id: str
+    model: str
+    engine: str
+    state: RunnerState
+    started_at: float
+    engine_version: str = ""
+    host: str = ""
+    num_slots: int = 0
+    in_flight: int = 0
+    requests_per_s: float = 0.0
+    input_tokens_per_s: float = 0.0
+    output_tokens_per_s: float = 0.0
+    cache_hit_share: float = 0.0
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    totals: RunnerTotals = field(default_factory=RunnerTotals)
+    shards: tuple[str, ...] = ()
+    version: int = VERSION
+
+
+Record = TypeVar("Record", BatchRecord, Plan, ShardRecord, IdempotencyRecord, PresenceRecord)
 
 _encoder = msgspec.json.Encoder()
 _decoders: dict[type, msgspec.json.Decoder[object]] = {}
 
 
-def encode(record: BatchRecord | Plan | ShardRecord | IdempotencyRecord) -> bytes:
+def encode(record: BatchRecord | Plan | ShardRecord | IdempotencyRecord | PresenceRecord) -> bytes:
     return _encoder.encode(record)
 
 

@@ -15,6 +15,8 @@ def engine_factory(
     api_key: str | None = None,
     max_model_len: int | None = None,
     max_num_seqs: int | None = None,
+    gpu_memory_utilization: float = 0.9,
+    tensor_parallel_size: int = 1,
 ) -> EngineFactory:
     """What builds the engine, as often as it is asked. `max_num_seqs`: requests at once, whatever the engine."""
 
@@ -22,7 +24,15 @@ def engine_factory(
         if kind == "vllm":
             from batchfile.engine.vllm import VllmEngine, VllmOptions
 
-            return VllmEngine(VllmOptions(model=model, max_model_len=max_model_len, max_num_seqs=max_num_seqs))
+            return VllmEngine(
+                VllmOptions(
+                    model=model,
+                    max_model_len=max_model_len,
+                    max_num_seqs=max_num_seqs,
+                    gpu_memory_utilization=gpu_memory_utilization,
+                    tensor_parallel_size=tensor_parallel_size,
+                )
+            )
         if kind == "http":
             from batchfile.engine.http import HttpEngine, HttpOptions
 

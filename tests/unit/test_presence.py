@@ -1,0 +1,88 @@
+"""Who counts as a living runner, by the store's clock alone."""
+
+from dataclasses import replace
+
+from batchfile import layout
+from batchfile.clock import ManualClock
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.presence import (
+    PRESENCE_S,
+    SWEEP_AFTER_S,
+    read_presence,
+    remove_presence,
+    sweep_presence,
+    write_presence,
+)
+from batchfile.records import PresenceRecord, RunnerTotals
+from batchfile.store.memory import MemoryStore
+
+RECORD = PresenceRecord(
+    pool="mistral",
+    runner_id="m-1",
+    model="org/m",
+    engine="echo",
+    state="running",
+    started_at=5.0,
+    latency_p50_s=0.5,
+    totals=RunnerTotals(succeeded=3),
+    shards=("batch_1/0", "batch_1/7"),
+)
+
+
+def world() -> tuple[Ledger, ManualClock]:
+    clock = ManualClock()
+    return Ledger(store=MemoryStore(clock), clock=clock), clock
+
+
+def test_what_a_runner_writes_is_read_back_whole() -> None:
+    ledger, _ = world()
+    write_presence(ledger, RECORD)
+    assert read_presence(ledger) == [RECORD]
+
+
+def test_a_runner_lives_for_a_minute_after_it_wrote() -> None:
+    ledger, clock = world()
+    write_presence(ledger, RECORD)
+    clock.sleep(PRESENCE_S - 10)
+    write_presence(ledger, replace(RECORD, runner_id="m-2"))
+    assert [record.runner_id for record in read_presence(ledger)] == ["m-1", "m-2"]
+    clock.sleep(20)
+    assert [record.runner_id for record in read_presence(ledger)] == ["m-2"]
+    clock.sleep(PRESENCE_S)
+    assert read_presence(ledger) == []
+
+
+def test_a_pool_is_read_alone_and_no_other_that_begins_like_it() -> None:
+    ledger, _ = world()
+    for pool in ("mistral", "mistral-2", "llama"):
+        write_presence(ledger, replace(RECORD, pool=pool))
+    assert [record.pool for record in read_presence(ledger, "mistral")] == ["mistral"]
+    assert [record.pool for record in read_presence(ledger)] == ["llama", "mistral", "mistral-2"]
+
+
+def test_a_removed_runner_is_gone_at_once() -> None:
+    ledger, _ = world()
+    write_presence(ledger, RECORD)
+    remove_presence(ledger, RECORD.pool, RECORD.runner_id)
+    assert read_presence(ledger) == []
+
+
+def test_a_document_that_can_not_be_read_hides_no_other() -> None:
+    ledger, _ = world()
+    write_presence(ledger, RECORD)
+    ledger.store.put(layout.presence_key("mistral", "broken"), b"{")
+    ledger.store.put(layout.presence_key("mistral", "newer"), b'{"version": 99}')
+    assert read_presence(ledger) == [RECORD]
+
+
+def test_only_what_is_older_than_a_day_is_swept() -> None:
+    ledger, clock = world()
+    assert sweep_presence(ledger) == 0
+    write_presence(ledger, replace(RECORD, runner_id="old"))
+    clock.sleep(3600)
+    write_presence(ledger, replace(RECORD, runner_id="young"))
+    clock.sleep(SWEEP_AFTER_S - 1800)
+    write_presence(ledger, RECORD)
+    assert sweep_presence(ledger) == 1
+    left = [entry.key for entry in ledger.store.list(layout.presence_prefix())]
+    assert left == [layout.presence_key("mistral", "m-1"), layout.presence_key("mistral", "young")]
