@@ -237,7 +237,7 @@ def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals
 
     def look() -> Snapshot | None:
         runner = signals.runner
-        return None if runner is None else meter.look(runner.tally, time.monotonic())
+        return None if runner is None else meter.look(runner.tally, time.monotonic(), runner.down_s)
 
     def on_runner(runner: Runner) -> None:
         signals.runner = runner

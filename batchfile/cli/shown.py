@@ -29,6 +29,11 @@ def line(snap: Snapshot) -> str:
     """One line of progress."""
     if snap.is_loading:
         return f"loading the engine, {duration(snap.elapsed_s)}; {snap.done:,}/{snap.total:,} requests are done"
+    if snap.down_s:
+        return (
+            f"the endpoint has been down for {duration(snap.down_s)}, waiting for it; "
+            f"{snap.done:,}/{snap.total:,} requests are done"
+        )
     share = 100 * snap.done // max(1, snap.total)
     parts = [
         f"{snap.done:,}/{snap.total:,} requests ({share} %)",

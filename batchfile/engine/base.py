@@ -44,10 +44,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Since the engine was built. A step is *full* if all slots run or a request waits inside."""
+    """Since the engine was built. A step is *full* if all slots run or a request waits inside.
+
+    `down_s`: for how long what generates has taken no work; 0 while it does, and for engines that die instead.
+    """
 
     num_steps: int = 0
     num_full_steps: int = 0
+    down_s: float = 0.0
     extra: dict[str, float] = field(default_factory=dict)
 
 

@@ -1,16 +1,16 @@
 """No model: the answer is a fixed function of the request. For tests, demos and host-overhead benches.
 
 A token is a piece of text between single spaces. The answer is the text of the last user turn, cut after
-`max_tokens` pieces and before the first stop sequence; every choice of a request is the same. Knows nothing
-of files, stores and runners.
+`max_tokens` pieces and before the first stop sequence; every choice of a request is the same. A request with a JSON
+schema may be answered with a text that was set for these. Knows nothing of files, stores and runners.
 """
 
 import heapq
 import os
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
@@ -31,6 +31,7 @@ class EchoPrepared(Prepared):
     completion: Completion
     work_s: float
     fault: Literal["poison", "kill"] | None = None
+    misfit: Completion | None = None  # what it is answered the first times, where `completion` is the guided one
 
 
 class EchoEngine:
@@ -48,11 +49,14 @@ class EchoEngine:
         latency_s: float = 0.0,
         clock: Clock | None = None,
         tokens: Callable[[Request], int] | None = None,
+        guided: str | None = None,
+        misfits: int = 0,
         faults: EchoFaults | None = None,
+        model: str = "echo",
     ) -> None:
         self.info = EngineInfo(
             name="echo",
-            model="echo",
+            model=model,
             version="1",
             num_slots=num_slots,
             max_in_flight=in_flight_for(num_slots),
@@ -62,6 +66,9 @@ class EchoEngine:
         self._seconds_per_token = seconds_per_token
         self._latency_s = latency_s
         self._tokens = tokens
+        self._guided = guided
+        self._misfits = misfits
+        self._num_misfits: Counter[str] = Counter()  # by custom_id
         self._faults = faults or EchoFaults()
         self._executions_fd = _open_to_append(self._faults.executions_path)
         self._waiting: deque[tuple[int, EchoPrepared]] = deque()
@@ -72,17 +79,25 @@ class EchoEngine:
         self._is_dead = False
 
     @classmethod
-    def from_options(cls, options: EchoOptions, clock: Clock | None = None) -> "EchoEngine":
+    def from_options(cls, options: EchoOptions, clock: Clock | None = None, model: str = "echo") -> "EchoEngine":
         return cls(
             num_slots=options.num_slots,
             seconds_per_token=options.seconds_per_token,
             latency_s=options.latency_s,
             clock=clock,
+            guided=options.guided,
+            misfits=options.misfits,
             faults=options.faults,
+            model=model,
         )
 
     def prepare(self, request: Request) -> EchoPrepared:
         num_tokens, completion = self._answer(request)
+        misfit = None
+        if self._guided is not None and request.sampling.json_schema is not None:
+            misfit = completion
+            choices = (Choice(self._guided, "end_turn"),) * request.sampling.num_choices
+            completion = Completion(choices=choices, usage=completion.usage)
         return EchoPrepared(
             prefix=prefix_of(request),
             cost=request.sampling.max_tokens,
@@ -90,12 +105,16 @@ class EchoEngine:
             completion=completion,
             work_s=self._latency_s + num_tokens * self._seconds_per_token,
             fault=self._fault_of(request) if self._faults.has_markers else None,
+            misfit=misfit,
         )
 
     def add(self, key: int, prepared: Prepared) -> None:
         assert isinstance(prepared, EchoPrepared)
         if self._is_dead:
             raise EngineDead("The echo engine died earlier. Build another one.")
+        if prepared.misfit is not None and self._num_misfits[prepared.request.custom_id] < self._misfits:
+            self._num_misfits[prepared.request.custom_id] += 1
+            prepared = replace(prepared, completion=prepared.misfit)
         self._waiting.append((key, prepared))
 
     def step(self) -> list[Finished]:

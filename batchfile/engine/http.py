@@ -89,6 +89,7 @@ class HttpEngine:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._resume_at = 0.0
         self._num_downs = 0
+        self._down_since: float | None = None
         self._loop = asyncio.new_event_loop()
         self._is_ready = threading.Event()
         self._thread = threading.Thread(target=self._run_loop, name="http-engine", daemon=True)
@@ -134,9 +135,11 @@ class HttpEngine:
 
     def stats(self) -> EngineStats:
         """`num_downs`: pauses since the endpoint last answered; 0 while it is up."""
+        since = self._down_since
         return EngineStats(
             num_steps=self._num_steps,
             num_full_steps=self._num_full_steps,
+            down_s=0.0 if since is None else max(0.0, self._loop.time() - since),
             extra={"num_downs": float(self._num_downs)},
         )
 
@@ -202,7 +205,7 @@ class HttpEngine:
             if isinstance(answer, Down):
                 self._pause(answer.retry_after_s)
                 continue
-            self._num_downs = 0
+            self._num_downs, self._down_since = 0, None
             if not isinstance(answer, Failed):
                 if prepared.body_without_limit not in (None, body) and is_max_tokens_complaint(answer):
                     body = prepared.body_without_limit or body
@@ -239,6 +242,7 @@ class HttpEngine:
         if now < self._resume_at:
             return
         self._num_downs += 1
+        self._down_since = now if self._down_since is None else self._down_since
         wait_s = max(min(retry_after_s, RETRY_AFTER_S_MAX), self._backoff_s(self._num_downs))
         self._resume_at = now + wait_s
 

@@ -43,6 +43,6 @@ def engine_factory(
         from batchfile.engine.echo import EchoEngine
         from batchfile.engine.echo_options import EchoOptions
 
-        return EchoEngine.from_options(EchoOptions.from_env())
+        return EchoEngine.from_options(EchoOptions.from_env(), model=model)
 
     return build

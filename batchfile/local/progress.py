@@ -24,6 +24,7 @@ class Snapshot:
     elapsed_s: float
     eta_s: float | None
     is_loading: bool = False  # the engine is not ready yet
+    down_s: float = 0.0  # for how long the endpoint has taken no work
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Meter:
         self._started_at = started_at
         self._points: deque[_Point] = deque([_Point(started_at, 0, 0)])
 
-    def look(self, tally: Tally, now: float) -> Snapshot:
+    def look(self, tally: Tally, now: float, down_s: float = 0.0) -> Snapshot:
         points = self._points
         if tally.engine_ready_at is not None and tally.engine_ready_at > points[0].at:
             points.clear()  # loading the engine is no slowness of it
@@ -71,6 +72,7 @@ class Meter:
             elapsed_s=now - self._started_at,
             eta_s=_eta_s(self._total - done, tally.succeeded, tally.output_tokens, output_rate),
             is_loading=tally.engine_ready_at is None,
+            down_s=down_s,
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged
+from batchfile.errors import BatchDamaged, StoreUnavailable
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.shards import Held, claim
@@ -57,6 +57,12 @@ class Claims:
         self._listed_at = float("-inf")
         self._bell_asked_at = float("-inf")
         self._bell = ""
+        self._has_listed = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Was every shard of the batches in the queue done, closed or held by us at the last look?"""
+        return self._has_listed and not any(view.unsettled for view in list(self._views.values()))
 
     def next(self) -> Held | None:
         """One more shard, or None where nothing is free now. Raises: StoreUnavailable, BatchDamaged."""
@@ -136,6 +142,13 @@ class Claims:
         if not rang and now - self._listed_at < interval:
             return
         self._listed_at = now
+        try:
+            self._list_queue()
+        except StoreUnavailable:
+            self.look_again()
+            raise
+
+    def _list_queue(self) -> None:
         if self._only is not None:
             self._look_at(self._only, 0)
             return
@@ -150,6 +163,7 @@ class Claims:
                 self._give_up(batch_id, error)
         for batch_id in self._views.keys() - seen:
             self.drop(batch_id)
+        self._has_listed = True
 
     def _heal(self, marker: Entry) -> None:
         """Remove the marker of a batch that has ended, or that was never committed."""

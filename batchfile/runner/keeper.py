@@ -78,7 +78,7 @@ class Keeper:
         return now - work.held.written_at >= self._ledger.limits.lease_ttl_s * HEARTBEAT_SHARE_OF_TTL
 
     def _checkpoint(self, work: ShardWork) -> None:
-        self._checkpointed_at[id(work)] = self._ledger.clock.monotonic()
+        started_at = self._checkpointed_at[id(work)] = self._ledger.clock.monotonic()
         with work.lock:
             finished = list(work.finished)
             try:
@@ -93,6 +93,7 @@ class Keeper:
                 log.warning("checkpoint.failed", shard=work.held.record.n, error=str(error))
                 return
             work.forget(len(finished))
+        self._tally.checkpoint_s.add(self._ledger.clock.monotonic() - started_at)
         if work.held.record.state == "done":
             self._retire(work)
             counts = work.held.record.counts

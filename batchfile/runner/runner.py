@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from batchfile.engine.base import Engine, EngineFactory, EngineInfo, Finished
+from batchfile.engine.base import Engine, EngineFactory, EngineInfo, EngineStats, Finished
 from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, SettingsError, StoreFull, StoreUnavailable
 from batchfile.ledger import lease
 from batchfile.ledger.base import Ledger
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord
-from batchfile.runner import crashes
+from batchfile.runner import crashes, fitting
 from batchfile.runner.claims import Claims
 from batchfile.runner.feeder import Feeder
 from batchfile.runner.finisher import Finisher
@@ -26,7 +26,7 @@ from batchfile.runner.keeper import Keeper
 from batchfile.runner.tally import Tally
 from batchfile.runner.window import Window
 from batchfile.runner.work import Item, ShardWork
-from batchfile.words import Completion, Failure, Outcome, Usage
+from batchfile.words import Completion, Failure, Outcome, Request, Usage
 
 log = structlog.get_logger()
 
@@ -36,6 +36,7 @@ KEEPER_WAIT_S = 0.2
 FINISHER_WAIT_S = 0.1
 STORE_RETRY_S = 1.0
 ENGINE_BUILDS_MAX = 16  # in a row without one success: halving 1,024 suspects meets an innocent one sooner
+DOWN_AFTER_S = 2.0  # an endpoint that takes nothing for this long is called down
 REBUILD_PAUSE_S = 5.0  # before another try to build an engine that would not start
 
 _ENGINE_CRASH = Failure(
@@ -64,6 +65,7 @@ class Runner:
         self._factory = engine_factory
         self._options = options
         self._engine: Engine
+        self._live: Engine | None = None  # built, and its steps not yet counted
         self._changed = threading.Condition()
         self._works: list[ShardWork] = []
         self._window = Window()
@@ -117,7 +119,12 @@ class Runner:
         self._fill(engine)
         if not self._in_flight:
             return False
-        for finished in engine.step():
+        finished_now = engine.step()
+        now = self._ledger.clock.monotonic()
+        for finished in finished_now:
+            item = self._in_flight.get(finished.key)
+            if item is not None and isinstance(finished.outcome, Completion):
+                self.tally.request_s.add(now - item.added_at)
             self._settle(finished)
         return True
 
@@ -171,6 +178,49 @@ class Runner:
     def num_in_flight(self) -> int:
         return len(self._in_flight)
 
+    @property
+    def num_prefetched(self) -> int:
+        return len(self._window)
+
+    @property
+    def is_building(self) -> bool:
+        """There is no engine now: the first one loads, or one died."""
+        return self._live is None
+
+    @property
+    def is_idle(self) -> bool:
+        """An engine is ready, and there is nothing for it to do."""
+        return not (self.is_building or self._works or self._in_flight or len(self._window))
+
+    @property
+    def is_drained(self) -> bool:
+        """Idle, and no shard of this pool is left in any batch that was open at the last look."""
+        return self.is_idle and self._claims.is_settled
+
+    def shards_held(self, num_max: int) -> tuple[str, ...]:
+        """As `batch_id/n`."""
+        works = list(self._works)[:num_max]
+        return tuple(f"{work.held.batch.batch_id}/{work.held.record.n}" for work in works)
+
+    def engine_stats(self) -> EngineStats:
+        """Steps since the start, over all engines; `extra` of the one that lives. From any thread, a moment old."""
+        live, tally = self._live, self.tally
+        if live is None:
+            return EngineStats(num_steps=tally.num_steps, num_full_steps=tally.num_full_steps)
+        stats = live.stats()
+        return EngineStats(
+            num_steps=tally.num_steps + stats.num_steps,
+            num_full_steps=tally.num_full_steps + stats.num_full_steps,
+            down_s=stats.down_s,
+            extra=stats.extra,
+        )
+
+    @property
+    def down_s(self) -> float:
+        """For how long the endpoint has been down; 0 while it is up, or only pauses for a moment."""
+        down_s = self.engine_stats().down_s
+        return down_s if down_s >= DOWN_AFTER_S else 0.0
+
     def _is_over(self) -> bool:
         if self._failure is not None or self._stop_now.is_set():
             return True
@@ -181,7 +231,7 @@ class Runner:
     def _is_grace_over(self) -> bool:
         now = self._ledger.clock.monotonic()
         self._stopped_at = now if self._stopped_at is None else self._stopped_at
-        return now - self._stopped_at >= self._ledger.limits.grace_s
+        return now - self._stopped_at >= self._ledger.limits.grace_s or self.down_s > 0
 
     def _fill(self, engine: Engine) -> None:
         assert self.info is not None
@@ -215,13 +265,29 @@ class Runner:
 
     def _add(self, engine: Engine, item: Item, now: float) -> None:
         item.shard.has_dispatched = True
+        item.added_at = now
         if self.tally.first_dispatch_at is None:
             self.tally.first_dispatch_at = now
             log.info("engine.fed", after_ms=round((now - (self.tally.engine_ready_at or now)) * 1000, 1))
         try:
             engine.add(item.key, item.prepared)
         except InvalidRequest as error:
-            self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
+            if not self._add_unguided(engine, item):
+                self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
+
+    def _add_unguided(self, engine: Engine, item: Item) -> bool:
+        """An engine that refuses the batch's schema does without; the answer is checked all the same."""
+        checks, request = item.shard.fitting, item.request
+        if checks is None or request is None or not checks.is_guided(request):
+            return False
+        item.request = fitting.unguided(request)
+        try:
+            item.prepared = engine.prepare(item.request)
+            engine.add(item.key, item.prepared)
+        except InvalidRequest:
+            return False
+        checks.stop_guiding()
+        return True
 
     def _may_dispatch(self, work: ShardWork, now: float, ttl_s: float) -> bool:
         """Not while the lease may be lost, and not before the record says so where it must."""
@@ -245,12 +311,36 @@ class Runner:
         if item is None or item.shard.is_dropped:
             return
         outcome = finished.outcome
+        if item.request is not None and not self._fits(item, outcome):
+            if item.attempt < fitting.ATTEMPTS_MAX:
+                return self._try_again(item, item.request)
+            outcome = fitting.MISFIT
         result = encode_result(item.custom_id, outcome, self.info.model if self.info else "")
         self._count(outcome)
         usage = outcome.usage if isinstance(outcome, Completion) else Usage()
         status = "succeeded" if isinstance(outcome, Completion) else outcome.status
         if item.shard.settle(FinishedLine(item.line, status, result, usage)):
             self._keeper.wake.set()
+
+    def _fits(self, item: Item, outcome: Outcome) -> bool:
+        """A failure is final as it is; an answer must fit its batch's schema."""
+        checks, request = item.shard.fitting, item.request
+        if checks is None or request is None or isinstance(outcome, Failure) or checks.fits(request, outcome):
+            return True
+        self._count_tokens(outcome.usage)
+        return False
+
+    def _try_again(self, item: Item, request: Request) -> None:
+        """Back into the window, among the others; one that ran alone runs alone again."""
+        item.attempt += 1
+        item.request = fitting.next_try(request)
+        if item.request is not request:
+            item.prepared = self._engine.prepare(item.request)
+        with self._changed:
+            if self._window.is_alone_running:
+                self._window.push_alone([item], is_next=True)
+            else:
+                self._window.push([item])
 
     def _count(self, outcome: Outcome) -> None:
         tally = self.tally
@@ -259,9 +349,13 @@ class Runner:
             return
         self._num_builds = 0
         tally.succeeded += 1
-        tally.input_tokens += outcome.usage.input_tokens
-        tally.output_tokens += outcome.usage.output_tokens
-        tally.cached_tokens += outcome.usage.cached_tokens
+        self._count_tokens(outcome.usage)
+
+    def _count_tokens(self, usage: Usage) -> None:
+        """What was spent, also on answers that did not fit. A result's usage is that of its last attempt."""
+        self.tally.input_tokens += usage.input_tokens
+        self.tally.output_tokens += usage.output_tokens
+        self.tally.cached_tokens += usage.cached_tokens
 
     def _abort_dropped(self, engine: Engine) -> None:
         if not self._dropped:
@@ -277,7 +371,7 @@ class Runner:
     def _build(self) -> Engine:
         self._num_builds += 1
         engine = self._factory()
-        self.info = engine.info
+        self.info, self._live = engine.info, engine
         self.tally.engine_ready_at = self._ledger.clock.monotonic()
         self._feeder.use(engine.prepare, engine.info.num_slots, engine.info.max_in_flight)
         log.info("engine.ready", engine=engine.info.name, model=engine.info.model, slots=engine.info.num_slots)
@@ -317,6 +411,7 @@ class Runner:
                 self._ledger.clock.sleep(REBUILD_PAUSE_S)
 
     def _count_steps(self, engine: Engine) -> None:
+        self._live = None
         stats = engine.stats()
         self.tally.num_steps += stats.num_steps
         self.tally.num_full_steps += stats.num_full_steps

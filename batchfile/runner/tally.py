@@ -1,6 +1,8 @@
 """What a runner has done since it started: for progress, receipts and metrics. Each count has one writer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from batchfile.runner.histogram import CHECKPOINT_BOUNDS_S, REQUEST_BOUNDS_S, Histogram
 
 
 @dataclass(slots=True)
@@ -19,6 +21,8 @@ class Tally:
     num_full_steps: int = 0
     first_dispatch_at: float | None = None
     engine_ready_at: float | None = None
+    request_s: Histogram = field(default_factory=lambda: Histogram(REQUEST_BOUNDS_S))  # completions, from add to finish
+    checkpoint_s: Histogram = field(default_factory=lambda: Histogram(CHECKPOINT_BOUNDS_S))
 
     @property
     def errored(self) -> int:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from batchfile.engine.base import Prepared
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import FinishedLine
+from batchfile.runner.fitting import Fitting
+from batchfile.words import Request
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -15,10 +17,12 @@ class ShardWork:
     The loop appends to `finished` (results of `finished_bytes`); whoever checkpoints holds `lock`, commits a prefix of
     it and removes that. `left` counts this pool's lines without an outcome. Counts change under `count_lock`.
     `wants_to_announce`: the loop would dispatch, and the record must say so first (see `ledger/lease.py`).
+    `fitting`: what every answer must fit, if anything.
     """
 
     held: Held
     left: int
+    fitting: Fitting | None = None
     finished: list[FinishedLine] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     count_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -47,7 +51,7 @@ class ShardWork:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Item:
-    """One request on its way. `deaths`: engines that died with it in flight."""
+    """One request on its way. `deaths`: engines that died with it in flight. `added_at`: monotonic."""
 
     key: int
     shard: ShardWork
@@ -56,3 +60,6 @@ class Item:
     prepared: Prepared
     size: int
     deaths: int = 0
+    request: Request | None = None  # kept where the answer is to be checked: another attempt may need it
+    attempt: int = 1
+    added_at: float = 0.0
