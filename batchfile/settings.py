@@ -27,6 +27,7 @@ from batchfile import foreign_variables
 from batchfile.errors import SettingsError
 from batchfile.layout import is_pool_name
 from batchfile.ledger.base import LOCAL, Limits
+from batchfile.runner.fitting import schema_problem
 from batchfile.words import RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
@@ -232,6 +233,9 @@ class Settings(BaseSettings):
             raise ValueError(f"schemas.{stage}: {path} can not be read: {error}") from error
         if not isinstance(schema, dict):
             raise ValueError(f"schemas.{stage}: {path} must hold a JSON object")
+        problem = schema_problem(schema)
+        if problem is not None:
+            raise ValueError(f"schemas.{stage}: {path} is no JSON schema: {problem}")
         return schema
 
     def ledger_limits(self, *, is_local: bool) -> Limits:

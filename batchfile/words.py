@@ -70,12 +70,14 @@ class Request(Struct, frozen=True, kw_only=True):
 class Defaults:
     """What a request gets where it does not say. Frozen into the batch record.
 
-    `temperature` None means the format's own: 0.2 for `params` lines, 1.0 for OpenAI lines.
+    `temperature` None means the format's own: 0.2 for `params` lines, 1.0 for OpenAI lines. Every answer must fit
+    `output_schema`, a JSON schema, where there is one; it also guides the requests that bring none of their own.
     """
 
     max_tokens: int = 2048
     temperature: float | None = None
     model: str | None = None
+    output_schema: dict[str, Any] | None = None
 
 
 class Usage(Struct, frozen=True, kw_only=True):

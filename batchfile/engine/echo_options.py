@@ -33,14 +33,22 @@ class EchoFaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoOptions:
+    """`guided`: the answer to a request that brings a JSON schema, which this engine can not follow by itself.
+
+    `misfits`: the first so many answers to each such request are its echo all the same.
+    """
+
     num_slots: int = 256
     seconds_per_token: float = 0.0
     latency_s: float = 0.0
+    guided: str | None = None
+    misfits: int = 0
     faults: EchoFaults = field(default_factory=EchoFaults)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> "EchoOptions":
-        """BATCHFILE_ECHO_SLOTS, _SECONDS_PER_TOKEN, _LATENCY_S, _POISON, _KILL, _REFUSE, _EXECUTIONS.
+        """BATCHFILE_ECHO_SLOTS, _SECONDS_PER_TOKEN, _LATENCY_S, _GUIDED, _MISFITS, _POISON, _KILL, _REFUSE,
+        _EXECUTIONS.
 
         Raises: SettingsError.
         """
@@ -49,6 +57,8 @@ class EchoOptions:
             num_slots=int(_number(env, "SLOTS", 256, at_least=1)),
             seconds_per_token=_number(env, "SECONDS_PER_TOKEN", 0.0),
             latency_s=_number(env, "LATENCY_S", 0.0),
+            guided=env.get(PREFIX + "GUIDED") or None,
+            misfits=int(_number(env, "MISFITS", 0)),
             faults=EchoFaults(
                 poison=env.get(PREFIX + "POISON") or None,
                 kill=env.get(PREFIX + "KILL") or None,

@@ -24,6 +24,7 @@ from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord
 from batchfile.routing import route
 from batchfile.runner.claims import Claims
+from batchfile.runner.fitting import fitting_of
 from batchfile.runner.tally import Tally
 from batchfile.runner.window import Window
 from batchfile.runner.work import Item, ShardWork
@@ -105,7 +106,8 @@ class Feeder:
             epoch=record.epoch,
             lapses=record.lapses,
         )
-        work = ShardWork(held=held, left=record.num_lines - record.counts.finished)
+        fitting = fitting_of(held.batch.defaults)
+        work = ShardWork(held=held, left=record.num_lines - record.counts.finished, fitting=fitting)
         work.is_trial = lease.is_trial(record)
         self._works.append(work)
         if not work.is_trial:  # a trial waits for its turn
@@ -173,6 +175,8 @@ class Feeder:
         assert self._prepare is not None
         try:
             request = parse_request(line.data, work.held.batch.defaults)
+            if work.fitting is not None:
+                request = work.fitting.guide(request)
             prepared = self._prepare(request)
         except InvalidRequest as error:
             failure = Failure(type=error.type, message=f"line {line.row}: {error}")
@@ -185,6 +189,7 @@ class Feeder:
             custom_id=request.custom_id,
             prepared=prepared,
             size=len(line.data),
+            request=request if work.fitting is not None else None,
         )
 
     def _fail(self, work: ShardWork, line: int, custom_id: str | None, failure: Failure) -> None:

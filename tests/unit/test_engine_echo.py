@@ -123,3 +123,21 @@ def test_options_come_from_the_environment():
 def test_a_wrong_option_is_named(text: str):
     with pytest.raises(SettingsError, match="BATCHFILE_ECHO_SLOTS"):
         EchoOptions.from_env({"BATCHFILE_ECHO_SLOTS": text})
+
+
+def test_a_request_with_a_schema_gets_the_answer_that_was_set_and_its_echo_the_first_times():
+    engine = EchoEngine(guided='{"a": 1}', misfits=1)
+    texts = []
+    for _ in range(2):
+        [done] = run(engine, request("one two", json_schema={}))
+        assert isinstance(done.outcome, Completion)
+        texts.append(done.outcome.choices[0].text)
+    assert texts == ["one two", '{"a": 1}']
+    [plain] = run(engine, request("one two"))
+    assert isinstance(plain.outcome, Completion)
+    assert plain.outcome.choices[0].text == "one two"
+
+
+def test_the_answer_to_guided_requests_is_set_by_the_environment():
+    options = EchoOptions.from_env({"BATCHFILE_ECHO_GUIDED": "{}", "BATCHFILE_ECHO_MISFITS": "2"})
+    assert (options.guided, options.misfits) == ("{}", 2)

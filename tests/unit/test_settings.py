@@ -158,3 +158,10 @@ def test_a_stages_schema_is_read_beside_the_settings_file(tmp_path: Path, monkey
     (tmp_path / "email.json").write_text("[")
     with pytest.raises(SettingsError, match=r"schemas\.email"):
         load_settings()
+
+
+def test_a_schema_that_is_none_is_refused_with_its_file_and_why(tmp_path: Path) -> None:
+    (tmp_path / "subject.json").write_text('{"type": "objct"}')
+    Path("batchfile.toml").write_text('[schemas]\nsubject = "subject.json"\n')
+    with pytest.raises(SettingsError, match=r"schemas\.subject.*subject\.json is no JSON schema.*objct"):
+        load_settings()

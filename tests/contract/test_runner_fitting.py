@@ -1,0 +1,128 @@
+"""The runner loop where answers must fit a schema: what is tried again, how often, and among whom."""
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from batchfile.clock import ManualClock
+from batchfile.engine.base import Prepared
+from batchfile.engine.echo import EchoEngine, EchoPrepared
+from batchfile.engine.echo_options import EchoFaults
+from batchfile.errors import InvalidRequest
+from batchfile.layout import input_key
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.planner import plan_input
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults, RoutingTable
+
+BATCH = "b"
+LOCAL = RoutingTable(everything="local")
+SCHEMA = {"type": "object", "properties": {"subject": {"type": "string"}}, "required": ["subject"]}
+GOOD = '{"subject": "hello"}'
+
+
+def answers(
+    texts: list[str], engine: Callable[[], EchoEngine], *, schema: dict[str, Any] | None = SCHEMA, **params: object
+) -> tuple[Runner, list[dict[str, Any]]]:
+    """Run a batch of these texts to its end; its runner and its result lines."""
+    clock = ManualClock()
+    ledger = Ledger(store=MemoryStore(clock), clock=clock, rng=random.Random(3))
+    rows = [
+        {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": text}], "max_tokens": 9, **params}}
+        for n, text in enumerate(texts)
+    ]
+    ledger.store.put(input_key(BATCH, "n"), "\n".join(map(json.dumps, rows)).encode())
+    planned = plan_input(ledger, BATCH, input_key(BATCH, "n"), routing=LOCAL)
+    defaults = Defaults(output_schema=schema)
+    batches.create(ledger, batches.Draft(batch_id=BATCH, routing=LOCAL, defaults=defaults), planned)
+    runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", only=BATCH, is_steward=False))
+    ended = runner.run_alone()
+    assert ended is not None
+    assert ended.results is not None
+    return runner, [json.loads(row) for row in b"".join(ledger.store.stream(ended.results.key)).splitlines()]
+
+
+class Recorder(EchoEngine):
+    """Remembers what it was given."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.added: list[EchoPrepared] = []
+
+    def add(self, key: int, prepared: Prepared) -> None:
+        assert isinstance(prepared, EchoPrepared)
+        self.added.append(prepared)
+        super().add(key, prepared)
+
+
+def test_answers_that_fit_pass_and_others_are_errored_after_three_attempts() -> None:
+    engine = Recorder(num_slots=4)
+    texts = [GOOD, "no json", '{"subject": 3}', GOOD] * 20
+    runner, rows = answers(texts, lambda: engine)
+    for text, row in zip(texts, rows, strict=True):
+        if text == GOOD:
+            assert row["message"]["content"][0]["text"] == GOOD
+        else:
+            assert row["error"] == {"type": "model_error", "message": "Output validation failed"}
+    assert len(engine.added) == 40 + 3 * 40
+    assert (runner.tally.succeeded, runner.tally.failed) == (40, 40)
+
+
+@pytest.mark.parametrize(("misfits", "is_fit"), [(0, True), (1, True), (2, True), (3, False)])
+def test_the_third_attempt_is_the_last(misfits: int, is_fit: bool) -> None:
+    _, rows = answers(["hello"] * 40, lambda: EchoEngine(num_slots=4, guided=GOOD, misfits=misfits))
+    assert {row["status"] for row in rows} == {"succeeded" if is_fit else "errored"}
+
+
+def test_a_result_shows_the_usage_of_its_last_attempt_and_the_tally_what_was_spent() -> None:
+    runner, rows = answers(["one two three"], lambda: EchoEngine(guided=GOOD, misfits=2))
+    assert rows[0]["usage"] == {"input_tokens": 3, "output_tokens": 3, "cached_tokens": 0}
+    assert runner.tally.output_tokens == 9
+
+
+def test_a_set_seed_is_another_one_in_each_attempt() -> None:
+    engine = Recorder()
+    answers(["no json"], lambda: engine, seed=7)
+    assert [prepared.request.sampling.seed for prepared in engine.added] == [7, 8, 9]
+
+
+def test_without_a_schema_nothing_is_checked_or_guided() -> None:
+    engine = Recorder(guided=GOOD)
+    _, rows = answers(["no json"], lambda: engine, schema=None)
+    assert rows[0]["message"]["content"][0]["text"] == "no json"
+    assert engine.added[0].request.sampling.json_schema is None
+
+
+def test_an_engine_that_refuses_the_schema_answers_without_it_and_is_checked() -> None:
+    class Unguidable(Recorder):
+        def add(self, key: int, prepared: Prepared) -> None:
+            assert isinstance(prepared, EchoPrepared)
+            if prepared.request.sampling.json_schema is not None:
+                raise InvalidRequest("this grammar has features that are not supported")
+            super().add(key, prepared)
+
+    engine = Unguidable(num_slots=4)
+    schema = SCHEMA | {"title": "a schema of this test alone"}
+    _, rows = answers([GOOD, "no json"] * 30, lambda: engine, schema=schema)
+    assert [row["status"] for row in rows] == ["succeeded", "errored"] * 30
+
+
+def test_the_engine_is_not_drained_for_another_attempt() -> None:
+    """With 4 slots and enough to do, a step finds the slots full although every request runs three times."""
+    clock = ManualClock()
+    engine = EchoEngine(num_slots=4, seconds_per_token=1.0, clock=clock)
+    answers(["no json at all"] * 100, lambda: engine)
+    stats = engine.stats()
+    assert stats.num_full_steps >= 0.95 * stats.num_steps
+
+
+def test_a_poison_line_is_found_among_others_that_are_tried_again() -> None:
+    texts = ["POISON" if n == 11 else "no json" if n % 2 else GOOD for n in range(40)]
+    _, rows = answers(texts, lambda: EchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
+    errors = [row["error"] and row["error"]["type"] for row in rows]
+    assert errors == ["engine_crash" if n == 11 else "model_error" if n % 2 else None for n in range(40)]
