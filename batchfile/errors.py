@@ -2,6 +2,9 @@
 
     BatchfileError
     ├── InvalidFile          the input file as a whole is refused; nothing ran
+    │   ├── RequestRefused       an upload is refused for one of its requests
+    │   └── TooLarge             the input is over a limit that was set
+    ├── KeyReused            an idempotency key stands for another request
     ├── InvalidRequest       one request can never be served; it becomes an errored result
     ├── SettingsError        a setting has a wrong value; the process stops
     ├── OutputTaken          the output path belongs to another run
@@ -26,6 +29,22 @@ class BatchfileError(Exception):
 
 class InvalidFile(BatchfileError):
     """The input as a whole can not be used. The caller refuses it before any engine is loaded."""
+
+
+class RequestRefused(InvalidFile):
+    """One request of an upload is refused, and so is the upload. `index` counts requests from 0."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class TooLarge(InvalidFile):
+    """The input is larger than a limit allows. The caller answers 413: the same in pieces is fine."""
+
+
+class KeyReused(BatchfileError):
+    """An idempotency key came with another request than before. The caller answers 422; nothing was made."""
 
 
 class InvalidRequest(BatchfileError):

@@ -1,0 +1,126 @@
+"""A JSON document into request lines: the same as reading all of it, without doing so."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchfile.errors import InvalidFile, RequestRefused
+from batchfile.lines import split
+from batchfile.lines.split import iter_requests, read_document
+from batchfile.words import LINE_BYTES_MAX
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('{}[],:"\\\n\u2028é😀'))
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=8,
+)
+REQUESTS = st.lists(VALUE) | st.lists(
+    st.dictionaries(st.sampled_from(["custom_id", "params", "metadata"]) | TEXT, VALUE, max_size=4)
+)
+INDENT: list[dict[str, Any]] = [{}, {"indent": 2}, {"separators": (",", ":")}, {"indent": "\t", "ensure_ascii": False}]
+
+
+def lines_of(array: bytes) -> list[Any]:
+    rows = b"".join(iter_requests(memoryview(array))).split(b"\n")
+    assert rows.pop() == b""
+    return [json.loads(row) for row in rows]
+
+
+@given(REQUESTS, st.sampled_from(INDENT), st.integers(1, 200))
+def test_the_lines_are_what_a_parser_reads(requests: list[Any], style: dict[str, Any], window: int) -> None:
+    body = json.dumps({"requests": requests, "stage": "email"}, **style).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split, "WINDOW_BYTES", window)
+        document = read_document(memoryview(body))
+        assert (document.stage, document.model_hint) == ("email", None)
+        assert lines_of(bytes(document.requests)) == requests
+
+
+@given(REQUESTS, st.randoms(use_true_random=False), st.integers(1, 200))
+def test_spaces_may_stand_anywhere(requests: list[Any], rng: random.Random, window: int) -> None:
+    def spaces() -> str:
+        return "".join(rng.choice(" \n\r\t") for _ in range(rng.choice([0, 0, 1, 300])))
+
+    array = "[" + spaces() + ",".join(spaces() + json.dumps(item) + spaces() for item in requests) + "]"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split, "WINDOW_BYTES", window)
+        assert lines_of(array.encode()) == requests
+
+
+def test_what_looks_like_a_boundary_inside_a_request_is_none() -> None:
+    inner = [{"custom_id": "x"}, {"custom_id": "y"}] * 40
+    requests = [{"custom_id": f"r{number}", "params": {"a": inner, "b": json.dumps(inner)}} for number in range(1000)]
+    assert lines_of(json.dumps(requests).encode()) == requests
+
+
+def test_a_request_that_spans_many_windows_is_one_line() -> None:
+    requests = [{"a": "x" * 3_000_000, "b": [{"c": 1}, {"c": 2}]}, {"a": 1}, {"a": "y" * 700_000}]
+    assert lines_of(json.dumps(requests).encode()) == requests
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": "%b"}' % (b"x" * LINE_BYTES_MAX),
+        b'{"a": [%b1]}' % (b"1," * (LINE_BYTES_MAX // 2)),
+        b'{"a":"%b"}' % (b"x" * (LINE_BYTES_MAX - 7)),
+    ],
+    ids=["one string", "one list", "one byte"],
+)
+def test_a_request_over_the_limit_is_refused_by_its_place(body: bytes) -> None:
+    more = b'{"a": 1}, ' + body + b', {"a": "%b"}' % (b"z" * 1_000_000)
+    with pytest.raises(RequestRefused, match=r"requests\[1\]: is longer than 16 MiB") as refused:
+        for _ in iter_requests(memoryview(b"[" + more + b"]")):
+            pass
+    assert refused.value.index == 1
+
+
+def test_a_request_of_just_the_limit_is_a_line() -> None:
+    array = b'[{"a":1},{"a":"%b"},{"a":2}]' % (b"x" * (LINE_BYTES_MAX - 8))
+    assert [len(row) for row in b"".join(iter_requests(memoryview(array))).split()] == [7, LINE_BYTES_MAX, 7]
+
+
+def test_millions_of_empty_requests_come_in_small_chunks() -> None:
+    array = b"[" + b"{}," * 2_000_000 + b"{}]"
+    largest = count = 0
+    for chunk in iter_requests(memoryview(array)):
+        largest, count = max(largest, len(chunk)), count + chunk.count(b"\n")
+    assert count == 2_000_001
+    assert largest <= 2 * split.WINDOW_BYTES
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not valid JSON: it ends too early; send it whole, at byte 0"),
+        (b'{"stage": "a",\n "requests": [\n  {"a": 1},\n  {"a": x}]}', r"at byte 50 \(line 4, column 9\)"),
+        (b'{"requests": [{}] ', "ends too early"),
+        (b'{"requests": []} x', "trailing characters, at byte 17"),
+        (b'{"requests": [{"a": "b\\ud83d"}, {"a": "long enough"}]}', r"\\ud83d is half of a character.*at byte 22"),
+        (b'{"requests": ["\\ud83d"]}', r"\\ud83d is half of a character.*at byte 15"),
+        (b'{"requests": ["\\ude00 and more"]}', r"\\ude00 is half of a character.*at byte 15"),
+        (b'{"requests": [' + b"[" * 100_000 + b"]" * 100_000 + b"]}", "nested too deeply"),
+        (b'{"stage": "\xff", "requests": []}', "not valid UTF-8"),
+        (b"[]", "must be an object such as"),
+        (b'"text"', "must be an object such as"),
+        (b'{"stage": "a"}', "requests: is missing"),
+        (b'{"requests": {}}', "requests: must be a list of requests, got an object"),
+        (b'{"requests": 5}', "requests: must be a list of requests, got a number"),
+        (b'{"stage": 5, "requests": []}', "stage: must be a string, got a number"),
+        (b'{"model_hint": [], "requests": []}', "model_hint: must be a string, got a list"),
+        (b'{"request": []}', "request: unknown key; did you mean requests?"),
+        (b'{"x-y": []}', "x-y: unknown key; there are stage, model_hint, requests"),
+    ],
+)
+def test_a_wrong_document_is_refused_with_its_place(body: bytes, message: str) -> None:
+    with pytest.raises(InvalidFile, match=message):
+        read_document(memoryview(body))
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert read_document(memoryview(b'\xef\xbb\xbf{"requests": [{}]}')).requests == b"[{}]"
