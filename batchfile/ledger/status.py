@@ -1,20 +1,55 @@
-"""What a batch is doing, derived from its records: list, read what changed, add up.
+"""What a batch is doing, derived from its records: list, read what changed, keep running sums.
 
-A cached record is never replaced by an older one of the same owner, so counts seen through one reader never go back.
+A known record is never replaced by an older one of the same owner, so counts seen through one reader never go back.
+A look costs batch.json, a listing and what changed; the first one all records and the plan; an ended batch, batch.json.
 """
 
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 from batchfile import layout
+from batchfile.errors import BatchDamaged
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import read_batch
-from batchfile.records import BatchRecord, ShardRecord, decode
+from batchfile.ledger.batches import read_batch, read_plan
+from batchfile.records import BatchRecord, Plan, ShardRecord, decode
+from batchfile.store.base import Object
 from batchfile.words import Counts, Usage
+
+BATCHES_MAX = 1_000  # that a reader remembers; the one looked at longest ago is forgotten first
+RECORDS_MAX = 1_000_000  # over all of these; about 500 bytes each
+READ_THREADS = 16  # read the records of a first look
+BATCH_THREADS = 8  # look at several batches
+READ_IN_TURN_MAX = 32  # so few are read without threads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolProgress:
+    """How far one pool is with its share of a batch. Done are shards that nobody works on again."""
+
+    num_shards: int
+    num_requests: int
+    num_done: int = 0
+    num_leased: int = 0
+    num_finished: int = 0
+
+    @property
+    def num_pending_shards(self) -> int:
+        """Neither done nor in work: what another runner could begin."""
+        return self.num_shards - self.num_done - self.num_leased
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatus:
-    """A batch and how far it is. `num_leased` shards are being worked on now; times in epoch seconds."""
+    """A batch and how far it is. `num_leased` shards are being worked on now; times in epoch seconds.
+
+    `pools` is empty once the batch has ended, and never names the rejected lines.
+    """
 
     batch: BatchRecord
     counts: Counts
@@ -23,56 +58,217 @@ class BatchStatus:
     num_records: int = 0
     num_done: int = 0
     num_leased: int = 0
+    pools: dict[str, PoolProgress] = field(default_factory=dict)
 
     @property
     def pending(self) -> int:
         return self.batch.total - self.counts.finished
 
 
-class StatusReader:
-    """Remembers the records of open batches, so that a second look costs a listing and what changed."""
+class _Figures(NamedTuple):
+    """What a record adds to the sums."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._seen: dict[str, dict[str, tuple[str, ShardRecord]]] = {}
+    num_records: int = 0
+    num_done: int = 0
+    num_leased: int = 0
+    succeeded: int = 0
+    errored: int = 0
+    canceled: int = 0
+    expired: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
 
-    def read(self, batch_id: str) -> BatchStatus | None:
-        """None: no such batch. Raises: StoreUnavailable."""
-        batch = read_batch(self._ledger, batch_id)
-        if batch is None:
-            self._seen.pop(batch_id, None)
-            return None
-        if batch.state == "ended":
-            self._seen.pop(batch_id, None)
-            ended_at = batch.ended_at or batch.created_at
-            return BatchStatus(batch=batch, counts=batch.counts, usage=batch.usage, updated_at=ended_at)
-        seen = self._seen.setdefault(batch_id, {})
-        updated_at = batch.created_at
-        for entry in self._ledger.store.list(layout.shards_prefix(batch_id)):
-            updated_at = max(updated_at, entry.modified_at)
-            known = seen.get(entry.key)
-            if known is None or known[0] != entry.etag:
-                self._read_record(entry.key, seen)
-        records = [record for _, record in seen.values()]
-        counts, usage = Counts(), Usage()
-        for record in records:
-            counts += record.counts
-            usage += record.usage
+    def changed(self, old: "_Figures", new: "_Figures") -> "_Figures":
+        return _Figures(*(total - before + after for total, before, after in zip(self, old, new, strict=True)))
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(succeeded=self.succeeded, errored=self.errored, canceled=self.canceled, expired=self.expired)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens, cached_tokens=self.cached_tokens)
+
+
+_NONE = _Figures()
+
+
+class _Row(NamedTuple):
+    """What is remembered of a record."""
+
+    etag: str
+    epoch: int
+    seq: int
+    figures: _Figures
+
+
+class _View:
+    """An open batch as it was seen. All but `turn` and `updated_at` is touched under `lock` only."""
+
+    def __init__(self, batch: BatchRecord, updated_at: float) -> None:
+        self.lock = threading.Lock()
+        self.turn = 0
+        self.batch = batch
+        self.updated_at = updated_at
+        self.rows: dict[str, _Row] = {}
+        self.totals: dict[str, _Figures] = {}
+        self.shares: dict[str, PoolProgress] = {}
+        self.is_planned = False
+        self.is_whole = False  # the last look came to its end
+
+    def use_plan(self, plan: Plan) -> None:
+        self.shares = {
+            pool: PoolProgress(num_shards=len(members), num_requests=sum(members.values()))
+            for pool, members in plan.pools.items()
+            if pool != layout.REJECTED_POOL
+        }
+        self.is_planned = True
+
+    def take(self, key: str, found: Object) -> None:
+        record = decode(found.data, ShardRecord)
+        known = self.rows.get(key)
+        if known is not None and (record.epoch, record.seq) < (known.epoch, known.seq):
+            return
+        figures = _figures(record)
+        total = self.totals.get(record.pool, _NONE)
+        self.totals[record.pool] = total.changed(_NONE if known is None else known.figures, figures)
+        self.rows[key] = _Row(found.etag, record.epoch, record.seq, figures)
+
+    def status(self) -> BatchStatus:
+        whole = _NONE
+        for total in self.totals.values():
+            whole = whole.changed(_NONE, total)
         return BatchStatus(
-            batch=batch,
-            counts=counts,
-            usage=usage,
-            updated_at=updated_at,
-            num_records=len(records),
-            num_done=sum(record.state in {"done", "closed"} for record in records),
-            num_leased=sum(record.state == "leased" for record in records),
+            batch=self.batch,
+            counts=whole.counts,
+            usage=whole.usage,
+            updated_at=self.updated_at,
+            num_records=whole.num_records,
+            num_done=whole.num_done,
+            num_leased=whole.num_leased,
+            pools={pool: _progress(share, self.totals.get(pool, _NONE)) for pool, share in self.shares.items()},
         )
 
-    def _read_record(self, key: str, seen: dict[str, tuple[str, ShardRecord]]) -> None:
-        found = self._ledger.store.get(key)
-        if found is None:
-            return
-        record = decode(found.data, ShardRecord)
-        known = seen.get(key)
-        if known is None or (record.epoch, record.seq) >= (known[1].epoch, known[1].seq):
-            seen[key] = (found.etag, record)
+
+class StatusReader:
+    """Remembers the records of open batches, so that a second look costs a listing and what changed.
+
+    For any number of threads: those that ask for one batch at the same time share one look at it.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._lock = threading.Lock()
+        self._views: OrderedDict[str, _View] = OrderedDict()
+        self._record_readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="records")
+        self._batch_readers = ThreadPoolExecutor(BATCH_THREADS, thread_name_prefix="status")
+
+    def read(self, batch_id: str) -> BatchStatus | None:
+        """None: no such batch. Raises: StoreUnavailable, BatchDamaged."""
+        with self._lock:
+            view = self._views.get(batch_id)
+        turn = 0 if view is None else view.turn
+        batch = read_batch(self.ledger, batch_id)
+        if batch is None:
+            with self._lock:
+                self._views.pop(batch_id, None)
+            return None
+        if batch.state == "ended":
+            return self._ended(batch)
+        view = self._view_of(batch)
+        with view.lock:
+            if batch.seq > view.batch.seq:
+                view.batch = batch
+            if not (view.is_whole and view.turn > turn):  # else: another thread began its look after we asked
+                self._look(view)
+            return view.status()
+
+    def read_many(self, batch_ids: Iterable[str]) -> Iterator[BatchStatus]:
+        """Several at a time, in order. Left out: those that are not there, or damaged. Raises: StoreUnavailable."""
+        ids = iter(batch_ids)
+        while some := list(islice(ids, BATCH_THREADS * 8)):
+            found = (
+                map(self._read_if_whole, some) if len(some) == 1 else self._batch_readers.map(self._read_if_whole, some)
+            )
+            yield from (status for status in found if status is not None)
+
+    def _read_if_whole(self, batch_id: str) -> BatchStatus | None:
+        with suppress(BatchDamaged):  # whoever works on it says so
+            return self.read(batch_id)
+        return None
+
+    def _ended(self, batch: BatchRecord) -> BatchStatus:
+        updated_at = batch.ended_at or batch.created_at
+        with self._lock:
+            view = self._views.get(batch.batch_id)
+            if view is not None:
+                # Two clocks: what was told while it was open must not be newer than what is told now.
+                updated_at = max(updated_at, view.updated_at)
+                if view.rows:
+                    self._views[batch.batch_id] = _View(batch, updated_at)
+        return BatchStatus(batch=batch, counts=batch.counts, usage=batch.usage, updated_at=updated_at)
+
+    def _view_of(self, batch: BatchRecord) -> _View:
+        with self._lock:
+            view = self._views.setdefault(batch.batch_id, _View(batch, batch.created_at))
+            self._views.move_to_end(batch.batch_id)
+            if len(self._views) > BATCHES_MAX:
+                self._views.popitem(last=False)
+        return view
+
+    def _look(self, view: _View) -> None:
+        view.turn += 1
+        view.is_whole = False
+        if not view.is_planned and view.batch.state != "planning":
+            view.use_plan(read_plan(self.ledger, view.batch))
+        changed = []
+        for entry in self.ledger.store.list(layout.shards_prefix(view.batch.batch_id)):
+            view.updated_at = max(view.updated_at, entry.modified_at)
+            known = view.rows.get(entry.key)
+            if known is None or known.etag != entry.etag:
+                changed.append(entry.key)
+        num_known = len(view.rows)
+        for key, found in zip(changed, self._get_all(changed), strict=True):
+            if found is not None:
+                view.take(key, found)
+        view.is_whole = True
+        if len(view.rows) > num_known:
+            self._forget_some()
+
+    def _get_all(self, keys: Sequence[str]) -> Iterable[Object | None]:
+        get = self.ledger.store.get
+        return map(get, keys) if len(keys) <= READ_IN_TURN_MAX else self._record_readers.map(get, keys)
+
+    def _forget_some(self) -> None:
+        with self._lock:
+            num_records = sum(len(view.rows) for view in self._views.values())
+            while num_records > RECORDS_MAX and len(self._views) > 1:
+                _, oldest = self._views.popitem(last=False)
+                num_records -= len(oldest.rows)
+
+
+def _figures(record: ShardRecord) -> _Figures:
+    counts, usage = record.counts, record.usage
+    return _Figures(
+        num_records=1,
+        num_done=record.state in {"done", "closed"},
+        num_leased=record.state == "leased",
+        succeeded=counts.succeeded,
+        errored=counts.errored,
+        canceled=counts.canceled,
+        expired=counts.expired,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cached_tokens,
+    )
+
+
+def _progress(share: PoolProgress, total: _Figures) -> PoolProgress:
+    return PoolProgress(
+        num_shards=share.num_shards,
+        num_requests=share.num_requests,
+        num_done=total.num_done,
+        num_leased=total.num_leased,
+        num_finished=total.counts.finished,
+    )

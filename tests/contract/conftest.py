@@ -20,6 +20,7 @@ from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
+from batchfile.store.metered import MeteredStore
 from batchfile.store.s3 import S3Store
 
 BUCKET = "contract"
@@ -93,7 +94,7 @@ def spoiled(moto_url: str) -> Iterator[Any]:
         yield found
 
 
-@pytest.fixture(params=["memory", "directory", "faulty", "moto", "ministack"])
+@pytest.fixture(params=["memory", "directory", "faulty", "metered", "moto", "ministack"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """One of each kind. The S3 ones live on; a test uses keys of its own (`folder`)."""
     match request.param:
@@ -103,6 +104,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
             return DirectoryStore(tmp_path / "store")
         case "faulty":
             return FaultyStore(MemoryStore())
+        case "metered":
+            return MeteredStore(MemoryStore())
         case name:
             found = request.getfixturevalue(name)
             assert isinstance(found, S3Store)

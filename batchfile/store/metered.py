@@ -1,0 +1,171 @@
+"""A wrapper that counts what a store is asked: how often, how long, how it ended. Knows no metrics library.
+
+Verbs are the store's own (a listing or a stream is one, however many requests it takes below); a writer is `write`,
+from its first byte to its commit. Outcomes: `ok`, `absent` (nothing was there), `unchanged`, `refused` (a condition
+did not hold), `unavailable`, `failed`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+from batchfile.errors import ObjectMissing, PreconditionFailed, StoreUnavailable
+from batchfile.store.base import Entry, Object, Store, Unchanged, Writer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """So many calls, and the seconds they took together."""
+
+    num: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    verb: str
+    outcome: str
+
+
+class MeteredStore:
+    """It is its inner store, with `figures`."""
+
+    def __init__(self, inner: Store, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._inner = inner
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._figures: dict[Call, Figure] = {}
+
+    def figures(self) -> dict[Call, Figure]:
+        """What was asked since the start. Only calls that are over."""
+        with self._lock:
+            return dict(self._figures)
+
+    @property
+    def url(self) -> str:
+        return self._inner.url
+
+    def get(self, key: str) -> Object | None:
+        return self._timed("get", lambda: self._inner.get(key))
+
+    def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
+        return self._timed("get", lambda: self._inner.get_if_changed(key, etag))
+
+    def head(self, key: str) -> Entry | None:
+        return self._timed("head", lambda: self._inner.head(key))
+
+    def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
+        return self._drawn("stream", lambda: self._inner.stream(key, start, end, match=match))
+
+    def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
+        return self._timed("put", lambda: self._inner.put(key, data, absent=absent, match=match))
+
+    def writer(self, key: str) -> "_MeteredWriter":
+        return _MeteredWriter(self, self._inner.writer(key))
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+        return self._drawn("list", lambda: self._inner.list(prefix, after=after))
+
+    def delete(self, key: str) -> None:
+        return self._timed("delete", lambda: self._inner.delete(key))
+
+    def link(self, key: str, path: str) -> str | None:
+        return self._timed("link", lambda: self._inner.link(key, path))
+
+    def hold(self, owner: str) -> AbstractContextManager[None]:
+        return self._inner.hold(owner)
+
+    def is_dead(self, owner: str) -> bool:
+        return self._inner.is_dead(owner)
+
+    def count(self, verb: str, outcome: str, seconds: float) -> None:
+        call = Call(verb, outcome)
+        with self._lock:
+            known = self._figures.get(call, Figure())
+            self._figures[call] = Figure(known.num + 1, known.seconds + seconds)
+
+    def now(self) -> float:
+        return self._clock()
+
+    def _timed(self, verb: str, do: Callable[[], T]) -> T:
+        started_at = self._clock()
+        try:
+            found = do()
+        except BaseException as error:
+            self.count(verb, outcome_of(error), self._clock() - started_at)
+            raise
+        outcome = "unchanged" if found == "unchanged" else "ok"
+        if found is None and verb in {"get", "head"}:
+            outcome = "absent"
+        self.count(verb, outcome, self._clock() - started_at)
+        return found
+
+    def _drawn(self, verb: str, begin: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """Only the time inside the store counts, not what the reader does between two items."""
+        seconds, outcome, items = 0.0, "ok", None
+        try:
+            while True:
+                started_at = self._clock()
+                try:
+                    items = begin() if items is None else items
+                    item = next(items, None)
+                finally:
+                    seconds += self._clock() - started_at
+                if item is None:
+                    return
+                yield item
+        except GeneratorExit:  # the reader has seen enough
+            raise
+        except BaseException as error:
+            outcome = outcome_of(error)
+            raise
+        finally:
+            self.count(verb, outcome, seconds)
+
+
+class _MeteredWriter:
+    def __init__(self, store: MeteredStore, inner: Writer) -> None:
+        self._store = store
+        self._inner = inner
+        self._seconds = 0.0
+
+    def write(self, data: bytes) -> None:
+        self._spend(lambda: self._inner.write(data))
+
+    def commit(self) -> str:
+        etag = self._spend(self._inner.commit)
+        self._store.count("write", "ok", self._seconds)
+        return etag
+
+    def _spend(self, do: Callable[[], T]) -> T:
+        started_at = self._store.now()
+        try:
+            done = do()
+        except BaseException as error:
+            self._store.count("write", outcome_of(error), self._seconds + self._store.now() - started_at)
+            raise
+        self._seconds += self._store.now() - started_at
+        return done
+
+    def __enter__(self) -> Self:
+        self._inner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inner.__exit__(kind, error, trace)
+
+
+def outcome_of(error: BaseException) -> str:
+    if isinstance(error, PreconditionFailed):
+        return "refused"
+    if isinstance(error, ObjectMissing):
+        return "absent"
+    return "unavailable" if isinstance(error, StoreUnavailable) else "failed"
