@@ -188,6 +188,10 @@ class Runner:
         return self._live is None
 
     @property
+    def is_stopping(self) -> bool:
+        return self._stop.is_set()
+
+    @property
     def is_idle(self) -> bool:
         """An engine is ready, and there is nothing for it to do."""
         return not (self.is_building or self._works or self._in_flight or len(self._window))

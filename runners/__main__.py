@@ -1,0 +1,41 @@
+"""`python -m runners --pool NAME`. With `--slot`, which only the supervisor gives, it is one runner."""
+
+import sys
+
+import structlog
+
+from batchfile.errors import BatchfileError, SettingsError, StoreError, StoreUnavailable
+from runners import logs
+from runners.options import Options, parse
+
+log = structlog.get_logger()
+
+FAILED, REFUSED = 1, 2
+
+
+def main(arguments: list[str]) -> int:
+    """0: done or stopped. 1: something that another start may mend. 2: a setting that can not be used."""
+    options = parse(arguments)
+    logs.configure(**options.log_keys)
+    try:
+        return _run(options)
+    except (SettingsError, StoreError) as error:
+        log.error("process.refused", error=str(error))
+        return FAILED if isinstance(error, StoreUnavailable) else REFUSED
+    except BatchfileError as error:
+        log.error("process.failed", error=str(error))
+        return FAILED
+
+
+def _run(options: Options) -> int:
+    if options.slot is None:
+        from runners.supervisor import supervise
+
+        return supervise(options)
+    from runners.child import run_slot
+
+    return run_slot(options, options.slot)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,183 @@
+"""One runner of a fleet: settings to store to engine, then the loop of `batchfile.runner` until told to end."""
+
+import os
+import re
+import secrets
+import signal
+import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
+from types import FrameType, TracebackType
+from typing import Self
+
+import structlog
+
+from batchfile import layout
+from batchfile.places import STORE_FOLDER, open_ledger
+from batchfile.errors import BatchDamaged, BatchfileError, StoreUnavailable
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.settings import Settings, load_settings
+from runners.ending import Ending
+from runners.metrics import RunnerCollector, serving
+from runners.options import Options
+from runners.pools import factory_of, kind_of, pool_of
+from runners.presence import Announcer, Identity
+
+log = structlog.get_logger()
+
+OK, FAILED = 0, 1
+WATCH_S = 0.5
+WATCH_JOIN_S_MAX = 10.0
+# Between two tries to open a store that is down.
+STORE_WAIT_S = 1.0
+STORE_WAIT_S_MAX = 15.0
+
+
+class Stopped(BaseException):
+    """A signal came while there was no engine. BaseException: no library may swallow it."""
+
+
+class Signals:
+    """The first: finish what is in flight, give back the rest. The second: do not wait for it."""
+
+    def __init__(self) -> None:
+        self.runner: Runner | None = None
+        self._num = 0
+
+    def catch(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._num += 1
+        runner = self.runner
+        if runner is None or runner.is_building:
+            raise Stopped
+        if self._num == 1:
+            runner.stop()
+        else:
+            runner.stop_now()
+
+
+class Watch:
+    """A thread beside the runner: announces it, and ends it when that is due."""
+
+    def __init__(self, runner: Runner, announcer: Announcer, ending: Ending) -> None:
+        self._runner = runner
+        self._announcer = announcer
+        self._ending = ending
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._look()
+            except Exception:  # the top of a thread that the runner does not depend on
+                log.exception("watch.failed")
+            self._over.wait(WATCH_S)
+
+    def _look(self) -> None:
+        self._announcer.tick()
+        runner = self._runner
+        is_due = self._ending.is_due(is_idle=runner.is_idle, is_drained=runner.is_drained, now=time.monotonic())
+        if is_due and not runner.is_stopping:
+            log.info("runner.out_of_work")
+            runner.stop()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(WATCH_JOIN_S_MAX)
+        self._announcer.leave()
+
+
+def run_slot(options: Options, slot: int) -> int:
+    """0 where it was stopped or ran out of work. Raises: BatchfileError where it never got an engine."""
+    signals = Signals()
+    signals.catch()
+    _end_with_parent()
+    try:
+        return _run(options, slot, signals)
+    except Stopped:
+        log.info("runner.stopped_before_it_ran")
+        return OK
+
+
+def _run(options: Options, slot: int, signals: Signals) -> int:
+    settings = load_settings()
+    pool = pool_of(settings, options.pool)
+    kind = kind_of(pool, options)
+    ledger = _open_patiently(options.store or settings.store or STORE_FOLDER, settings)
+    identity = Identity(
+        pool=options.pool,
+        runner_id=_new_runner_id(options.pool),
+        model=pool.model,
+        engine=kind,
+        host=socket.gethostname(),
+        started_at=time.time(),
+    )
+    log.info("runner.starting", runner_id=identity.runner_id, engine=kind, model=pool.model, store=ledger.store.url)
+    runner = Runner(ledger, factory_of(pool, kind), RunnerOptions(runner_id=identity.runner_id, pool=options.pool))
+    signals.runner = runner
+    ending = Ending(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
+    with ExitStack() as stack:
+        if options.metrics_port:
+            collector = RunnerCollector(runner, options.pool, pool.model)
+            stack.enter_context(serving(collector, options.metrics_host, options.metrics_port + slot))
+        stack.enter_context(Watch(runner, Announcer(ledger, runner, identity), ending))
+        try:
+            runner.run()
+        except BatchfileError as error:
+            if runner.info is None:
+                raise
+            log.error("runner.failed", error=str(error))
+            return FAILED
+        if options.is_drain:
+            _end_what_is_complete(ledger, options.pool, identity.runner_id)
+    return OK
+
+
+def _open_patiently(url: str, settings: Settings) -> Ledger:
+    """A store that is down is waited for. Raises: SettingsError, StoreUnfit, StoreError where waiting is no use."""
+    wait_s = STORE_WAIT_S
+    while True:
+        try:
+            return open_ledger(url, settings)
+        except StoreUnavailable as error:
+            log.warning("store.awaited", store=url, error=str(error), again_in_s=wait_s)
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, STORE_WAIT_S_MAX)
+
+
+def _end_what_is_complete(ledger: Ledger, pool: str, runner_id: str) -> None:
+    """The last shard may be done for less time than its batch takes to end, and nobody may come after us."""
+    with suppress(StoreUnavailable), ledger.store.hold(runner_id):
+        for marker in list(ledger.store.list(layout.queue_prefix(pool))):
+            with suppress(BatchDamaged):  # the runner has said so
+                batches.finish(ledger, layout.marker_batch_id(marker.key), runner=runner_id)
+
+
+def _new_runner_id(pool: str) -> str:
+    host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname())[:63].strip("-") or "host"
+    return f"{pool}-{host}-{secrets.token_hex(4)}"
+
+
+def _end_with_parent() -> None:
+    """Standard input is a pipe that the supervisor holds open and never writes to: its end is the supervisor's."""
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        log.warning("supervisor.gone")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()

@@ -1,0 +1,35 @@
+"""Logs of a fleet process: structlog to stderr, a line each, JSON unless a person looks. Never prompts or outputs."""
+
+import logging
+import os
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+
+def configure(**keys: Any) -> None:
+    """Once per process, before anything logs. `keys` are on every line, whichever thread writes it."""
+    is_person = sys.stderr.isatty()
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)
+        if is_person
+        else structlog.processors.JSONRenderer()
+    )
+
+    def add_keys(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+        return {**event, **keys}
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            add_keys,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

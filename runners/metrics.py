@@ -1,0 +1,145 @@
+"""A runner as Prometheus sees it: its tally, read at each scrape, beside whatever vLLM registers itself.
+
+No batch id is a label. The same port answers /healthz while the process lives.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
+from typing import get_args
+
+import structlog
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from batchfile.records import RunnerState
+from batchfile.runner.histogram import Histogram
+from batchfile.runner.runner import Runner
+from runners.presence import state_of
+
+log = structlog.get_logger()
+
+PREFIX = "batchfile_runner_"
+SHARDS_COUNTED_MAX = 100_000
+CLIENT_WAIT_S = 10.0
+
+
+class RunnerCollector(Collector):
+    """Reads counters that other threads write: each is a moment old, none goes back."""
+
+    def __init__(self, runner: Runner, pool: str, model: str) -> None:
+        self._runner = runner
+        self._pool = pool
+        self._model = model
+
+    def collect(self) -> Iterable[Metric]:
+        runner, tally = self._runner, self._runner.tally
+        stats, state = runner.engine_stats(), state_of(runner)
+        yield self._counter(
+            "requests",
+            "Requests that have a result, by outcome; refused ones never reached the engine",
+            "outcome",
+            {"succeeded": tally.succeeded, "failed": tally.failed, "refused": tally.refused},
+        )
+        yield self._counter(
+            "tokens",
+            "Tokens read (cached ones among them) and written",
+            "kind",
+            {"input": tally.input_tokens, "cached": tally.cached_tokens, "output": tally.output_tokens},
+        )
+        yield self._one("steps", "Steps of the engine", stats.num_steps)
+        yield self._one("full_steps", "Steps with every slot in use", stats.num_full_steps)
+        yield self._one("engine_deaths", "Engines that died and were built again", tally.num_engine_deaths)
+        yield self._one("leases_lost", "Shards that another runner has taken over", tally.num_leases_lost)
+        yield self._gauge(
+            "state", "1 for the state that it is in", "state", {s: float(s == state) for s in get_args(RunnerState)}
+        )
+        yield self._now("shards_held", "Shards in work", len(runner.shards_held(SHARDS_COUNTED_MAX)))
+        yield self._now("requests_in_flight", "Requests inside the engine", runner.num_in_flight)
+        yield self._now("requests_prefetched", "Requests that are ready for the engine", runner.num_prefetched)
+        yield self._histogram("request_seconds", "From the engine's taking a request to its answer", tally.request_s)
+        yield self._histogram("checkpoint_seconds", "One checkpoint of one shard", tally.checkpoint_s)
+
+    def _counter(self, name: str, text: str, label: str, values: dict[str, int]) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, text, labels=["pool", "model", label])
+        for value, number in values.items():
+            family.add_metric([self._pool, self._model, value], number)
+        return family
+
+    def _one(self, name: str, text: str, number: int) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, text, labels=["pool", "model"])
+        family.add_metric([self._pool, self._model], number)
+        return family
+
+    def _gauge(self, name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["pool", "model", label])
+        for value, number in values.items():
+            family.add_metric([self._pool, self._model, value], number)
+        return family
+
+    def _now(self, name: str, text: str, number: int) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["pool", "model"])
+        family.add_metric([self._pool, self._model], number)
+        return family
+
+    def _histogram(self, name: str, text: str, seen: Histogram) -> Metric:
+        family = HistogramMetricFamily(PREFIX + name, text, labels=["pool", "model"])
+        edges = [*map(str, seen.bounds), "+Inf"]
+        family.add_metric(
+            [self._pool, self._model], list(zip(edges, accumulate(seen.counts), strict=True)), sum_value=seen.sum
+        )
+        return family
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = CLIENT_WAIT_S
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(200, content_type, encode(REGISTRY))
+        elif path == "/healthz":
+            self._answer(200, "text/plain", b"ok\n")
+        else:
+            self._answer(404, "text/plain", b"here are /metrics and /healthz\n")
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """A scrape is no event."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+
+@contextmanager
+def serving(collector: RunnerCollector, host: str, port: int) -> Iterator[None]:
+    """While entered, /metrics answers on `port`. A port that can not be had costs the page, not the runner."""
+    try:
+        server = _Server((host, port), _Handler)
+    except OSError as error:
+        log.warning("metrics.not_served", host=host, port=port, error=str(error), what_to_do="give --metrics-port")
+        yield
+        return
+    REGISTRY.register(collector)
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    log.info("metrics.served", host=host, port=port)
+    try:
+        yield
+    finally:
+        REGISTRY.unregister(collector)
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,90 @@
+"""What the command line says, for the supervisor and (with `slot`) for one runner. Reads no settings file."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from typing import get_args
+
+from batchfile.settings import CONFIG_VARIABLE, EngineKind
+
+METRICS_PORT = 9400
+EXAMPLES = """Everything else is a setting: batchfile.toml, BATCHFILE_* variables, and MISTRAL_BASE_URL and the like
+for pools behind an HTTP endpoint. SIGTERM or Ctrl-C finishes what is in flight and gives the rest back; a second
+one does not wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """`metrics_port`: of the first slot, the next has the next; 0: no metrics. `slot` None: the supervisor.
+
+    `arguments`: all of this as it was given, to be passed on.
+    """
+
+    pool: str
+    engine: EngineKind | None = None
+    store: str | None = None
+    is_drain: bool = False
+    idle_exit_s: float | None = None
+    num_slots: int | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = METRICS_PORT
+    slot: int | None = None
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def log_keys(self) -> dict[str, str | int]:
+        return {"pool": self.pool} | ({} if self.slot is None else {"slot": self.slot})
+
+
+def parse(arguments: list[str]) -> Options:
+    """`--config` goes into the environment, which the children inherit. Exits with 2 where it can not be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m runners", description="Work for one pool: one runner per engine slot.", epilog=EXAMPLES
+    )
+    add = parser.add_argument
+    add("--pool", required=True, metavar="NAME", help="the pool, as the settings name it")
+    add("--engine", choices=get_args(EngineKind), help="what generates, instead of what the pool's settings say")
+    add("--store", metavar="STORE", help="a directory or s3://bucket/prefix (default: the settings', else .batchfile)")
+    add("--config", metavar="FILE", help="the settings file (default: batchfile.toml here, if there is one)")
+    add("--drain", action="store_true", help="end once no shard of the pool is left to do")
+    add("--idle-exit", type=_seconds, metavar="S", help="end after S seconds without work")
+    add("--slots", type=_positive, metavar="N", help="engines (default: one for each set of GPUs that a model needs)")
+    add("--metrics-host", default="127.0.0.1", metavar="H", help="where /metrics and /healthz listen (%(default)s)")
+    add("--metrics-port", type=_port, default=METRICS_PORT, metavar="P", help="of slot 0 (%(default)s); 0: none")
+    add("--slot", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.config:
+        os.environ[CONFIG_VARIABLE] = given.config
+    return Options(
+        pool=given.pool,
+        engine=given.engine,
+        store=given.store,
+        is_drain=given.drain,
+        idle_exit_s=given.idle_exit,
+        num_slots=given.slots,
+        metrics_host=given.metrics_host,
+        metrics_port=given.metrics_port,
+        slot=given.slot,
+        arguments=tuple(arguments),
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is no port: give 1 to 65535, or 0 for none")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no length of time: give seconds, more than 0")
+    return number

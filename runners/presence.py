@@ -1,0 +1,109 @@
+"""Says who this runner is and how it does, in the store, for whoever wants to know. Nothing depends on it."""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from batchfile.errors import StoreError
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.presence import remove_presence, sweep_presence, write_presence
+from batchfile.records import PresenceRecord, RunnerState, RunnerTotals
+from batchfile.runner.runner import Runner
+from runners.rates import RateMeter, Rates
+
+log = structlog.get_logger()
+
+WRITE_S = 10.0  # and at each change of state
+SWEEP_S = 3600.0
+SHARDS_SHOWN_MAX = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What is known before an engine is: `model` and `engine` as the settings say, `started_at` in epoch seconds."""
+
+    pool: str
+    runner_id: str
+    model: str
+    engine: str
+    host: str
+    started_at: float
+
+
+def state_of(runner: Runner) -> RunnerState:
+    if runner.is_stopping:
+        return "draining"
+    if runner.is_building:
+        return "loading"
+    if runner.down_s:
+        return "down"
+    return "idle" if runner.is_idle else "running"
+
+
+class Announcer:
+    """`tick` about once a second from one thread, `leave` after the last."""
+
+    def __init__(self, ledger: Ledger, runner: Runner, identity: Identity) -> None:
+        self._ledger = ledger
+        self._runner = runner
+        self._identity = identity
+        self._meter = RateMeter()
+        self._state: RunnerState | None = None
+        self._written_at = float("-inf")
+        self._swept_at = float("-inf")
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        rates = self._meter.look(self._runner.tally, now)
+        state = state_of(self._runner)
+        before, self._state = self._state, state
+        self._log_change(before, state)
+        if state != before or now - self._written_at >= WRITE_S:
+            self._written_at = now
+            with suppress(StoreError):  # a hint: the next one comes soon
+                write_presence(self._ledger, self._record(state, rates))
+        if now - self._swept_at >= SWEEP_S:
+            self._swept_at = now
+            with suppress(StoreError):
+                sweep_presence(self._ledger)
+
+    def leave(self) -> None:
+        remove_presence(self._ledger, self._identity.pool, self._identity.runner_id)
+
+    def _log_change(self, before: RunnerState | None, state: RunnerState) -> None:
+        if state == "down" and before != "down":
+            log.warning("pool.down", runner_id=self._identity.runner_id, what_now="requests wait, leases are kept")
+        elif before == "down" and state != "down" and not self._runner.down_s:
+            log.info("pool.up", runner_id=self._identity.runner_id)
+
+    def _record(self, state: RunnerState, rates: Rates) -> PresenceRecord:
+        runner, identity = self._runner, self._identity
+        tally, info = runner.tally, runner.info
+        return PresenceRecord(
+            pool=identity.pool,
+            runner_id=identity.runner_id,
+            model=identity.model if info is None else info.model,
+            engine=identity.engine,
+            engine_version="" if info is None else info.version,
+            state=state,
+            started_at=identity.started_at,
+            host=identity.host,
+            num_slots=0 if info is None else info.num_slots,
+            in_flight=runner.num_in_flight,
+            requests_per_s=round(rates.requests, 3),
+            input_tokens_per_s=round(rates.input_tokens, 1),
+            output_tokens_per_s=round(rates.output_tokens, 1),
+            cache_hit_share=round(tally.cached_tokens / max(1, tally.input_tokens), 4),
+            latency_p50_s=tally.request_s.quantile(0.5),
+            latency_p95_s=tally.request_s.quantile(0.95),
+            totals=RunnerTotals(
+                succeeded=tally.succeeded,
+                failed=tally.errored,
+                input_tokens=tally.input_tokens,
+                output_tokens=tally.output_tokens,
+                cached_tokens=tally.cached_tokens,
+            ),
+            shards=runner.shards_held(SHARDS_SHOWN_MAX),
+        )

@@ -1,0 +1,53 @@
+"""Rates over the last minute, from a tally that only grows. Pure."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from batchfile.runner.tally import Tally
+
+WINDOW_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Per second. Requests are those that the engine answered, well or not."""
+
+    requests: float = 0.0
+    input_tokens: float = 0.0
+    output_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Point:
+    at: float
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+
+class RateMeter:
+    """Look at the same tally about once a second; `now` is a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._points: deque[_Point] = deque()
+
+    def look(self, tally: Tally, now: float) -> Rates:
+        points = self._points
+        last = _Point(
+            at=now,
+            requests=tally.succeeded + tally.failed,
+            input_tokens=tally.input_tokens,
+            output_tokens=tally.output_tokens,
+        )
+        points.append(last)
+        while now - points[0].at > WINDOW_S:
+            points.popleft()
+        first = points[0]
+        span_s = last.at - first.at
+        if span_s <= 0:
+            return Rates()
+        return Rates(
+            requests=(last.requests - first.requests) / span_s,
+            input_tokens=(last.input_tokens - first.input_tokens) / span_s,
+            output_tokens=(last.output_tokens - first.output_tokens) / span_s,
+        )

@@ -1,0 +1,148 @@
+"""One process per engine slot: started, started again when it dies, stopped with this one. Knows no store.
+
+A runner reads the end of its standard input as its supervisor's death (see child.py), so none outlives this
+process, however that ends. Runners are in sessions of their own: a Ctrl-C reaches them through here alone.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+import structlog
+
+from batchfile.places import STORE_FOLDER, is_local
+from batchfile.settings import load_settings
+from runners.options import Options
+from runners.pools import kind_of, pool_of
+from runners.slots import VISIBLE, plan_slots, visible_gpus
+
+log = structlog.get_logger()
+
+LOOK_S = 0.1
+# The wait before a restart doubles from the first value to the second, each cut by up to half at random.
+RESTART_S = 1.0
+RESTART_S_MAX = 30.0
+HEALTHY_S = 60.0  # a runner that lived this long begins again with the first wait
+STOP_MARGIN_S = 60.0  # beyond the grace: to checkpoint, release and free the GPU; then it is killed
+
+OK, FAILED, REFUSED = 0, 1, 2
+_STOPPED_EARLY = -signal.SIGTERM  # before it could catch the signal
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """`gpus`: its CUDA_VISIBLE_DEVICES. `code`: how it ended for good; None while it runs or waits to start again."""
+
+    number: int
+    gpus: str | None
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    num_starts: int = 0
+    num_deaths: int = 0  # in a row
+    code: int | None = None
+
+
+class Supervisor:
+    """`command`: of the runner of a slot. `grace_s`: what a stopping runner may take for its requests in flight."""
+
+    def __init__(self, gpu_sets: list[str | None], command: Callable[[int], list[str]], grace_s: float) -> None:
+        self._slots = [Slot(number=number, gpus=gpus) for number, gpus in enumerate(gpu_sets)]
+        self._command = command
+        self._stop_s_max = grace_s + STOP_MARGIN_S
+        self._rng = random.Random()
+        self._num_signals = 0
+        self._num_forwarded = 0
+        self._kill_at = float("inf")
+
+    def run(self) -> int:
+        """Until every slot has ended for good. 2 where one refused its settings, 1 where one failed, else 0."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        while any(slot.code is None for slot in self._slots):
+            self._forward()
+            for slot in self._slots:
+                if slot.code is None:
+                    self._tend(slot)
+            time.sleep(LOOK_S)
+        codes = {slot.code for slot in self._slots} - {OK, _STOPPED_EARLY}
+        return REFUSED if REFUSED in codes else FAILED if codes else OK
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._num_signals += 1
+
+    def _forward(self) -> None:
+        """The first asks the runners to stop, the second to hurry, a third or too long a wait ends them."""
+        now = time.monotonic()
+        is_late = now >= self._kill_at
+        if self._num_forwarded == self._num_signals and not is_late:
+            return
+        self._num_forwarded += 1
+        if self._num_forwarded == 1:
+            self._kill_at = now + self._stop_s_max
+        is_last = is_late or self._num_forwarded > 2
+        log.info("fleet.stopping", how="now" if self._num_forwarded > 1 else "in order", is_killed=is_last)
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.process.send_signal(signal.SIGKILL if is_last else signal.SIGTERM)
+        if is_late:
+            self._num_signals = self._num_forwarded
+            self._kill_at = now + STOP_MARGIN_S
+
+    def _tend(self, slot: Slot) -> None:
+        if slot.process is None:
+            if self._num_signals:
+                slot.code = OK
+            elif time.monotonic() >= slot.start_at:
+                self._start(slot)
+            return
+        code = slot.process.poll()
+        if code is not None:
+            self._bury(slot, slot.process, code)
+
+    def _start(self, slot: Slot) -> None:
+        environ = dict(os.environ) if slot.gpus is None else {**os.environ, VISIBLE: slot.gpus}
+        slot.num_starts += 1
+        slot.started_at = time.monotonic()
+        slot.process = subprocess.Popen(
+            self._command(slot.number), env=environ, stdin=subprocess.PIPE, start_new_session=True
+        )
+        log.info("child.started", slot=slot.number, child=slot.process.pid, gpus=slot.gpus, start=slot.num_starts)
+
+    def _bury(self, slot: Slot, process: subprocess.Popen[bytes], code: int) -> None:
+        slot.process = None
+        if process.stdin is not None:
+            process.stdin.close()
+        # A refusal is final the first time. Later it may be the memory that the last one has not given back yet.
+        if code == OK or self._num_signals or (code == REFUSED and slot.num_starts == 1):
+            slot.code = code
+            log.info("child.ended", slot=slot.number, code=code)
+            return
+        now = time.monotonic()
+        slot.num_deaths = 1 if now - slot.started_at >= HEALTHY_S else slot.num_deaths + 1
+        longest_s = min(RESTART_S_MAX, RESTART_S * 2.0 ** min(slot.num_deaths - 1, 16))
+        wait_s = longest_s * (0.5 + self._rng.random() / 2)
+        slot.start_at = now + wait_s
+        log.error("child.died", slot=slot.number, code=code, in_a_row=slot.num_deaths, again_in_s=round(wait_s, 1))
+
+
+def supervise(options: Options) -> int:
+    """Raises: SettingsError before anything is started."""
+    settings = load_settings()
+    pool = pool_of(settings, options.pool)
+    kind = kind_of(pool, options)
+    gpus = visible_gpus(os.environ) if kind == "vllm" else []
+    gpu_sets = plan_slots(gpus, pool.tensor_parallel_size, options.num_slots)
+    store = options.store or settings.store or STORE_FOLDER
+    grace_s = settings.ledger_limits(is_local=is_local(store)).grace_s
+
+    def command(slot: int) -> list[str]:
+        return [sys.executable, "-m", "runners", *options.arguments, "--slot", str(slot)]
+
+    return Supervisor(gpu_sets, command, grace_s).run()
