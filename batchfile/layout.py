@@ -78,8 +78,11 @@ def errors_key(batch_id: str, nonce: str) -> str:
     return f"{batch_prefix(batch_id)}errors-{nonce}.jsonl"
 
 
+QUEUE_PREFIX = "queue/"
+
+
 def queue_prefix(pool: str) -> str:
-    return f"queue/{pool}/"
+    return f"{QUEUE_PREFIX}{pool}/"
 
 
 def marker_key(pool: str, priority: int, created_at: float, batch_id: str) -> str:
@@ -115,10 +118,14 @@ def index_batch_id(key: str) -> str:
     return key.rsplit("/", 1)[1].split("-", 1)[1]
 
 
+IDEMPOTENCY_PREFIX = "idempotency/"
+IDEMPOTENCY_SWEPT = IDEMPOTENCY_PREFIX + "swept"  # written when the records were last tidied
+
+
 def idempotency_key(kind: str, value: str) -> str:
     """`kind` keeps a client's key, a body's hash and a local output path from ever meaning each other."""
     digest = hashlib.sha256(f"{kind}\n{value}".encode("utf-8", "surrogateescape")).hexdigest()
-    return f"idempotency/{digest}.json"
+    return f"{IDEMPOTENCY_PREFIX}{digest}.json"
 
 
 RUNNERS_PREFIX = "runners/"

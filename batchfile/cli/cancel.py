@@ -3,7 +3,7 @@
 import click
 
 from batchfile.cli import logs
-from batchfile.cli.places import existing_ledger, find_batch
+from batchfile.places import existing_ledger, find_batch
 from batchfile.ledger import batches
 from batchfile.settings import load_settings
 

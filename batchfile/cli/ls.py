@@ -9,7 +9,7 @@ import click
 
 from batchfile import layout
 from batchfile.cli import logs
-from batchfile.cli.places import existing_ledger
+from batchfile.places import existing_ledger
 from batchfile.cli.status import as_json
 from batchfile.errors import BatchDamaged
 from batchfile.ledger.base import Ledger

@@ -19,7 +19,7 @@ import msgspec
 from batchfile.cli import logs
 from batchfile.cli.engines import EngineChoice, choose_engine
 from batchfile.cli.exits import EXIT_HELP, Exit
-from batchfile.cli.places import STORE_FOLDER, check_stage, open_ledger
+from batchfile.places import STORE_FOLDER, check_stage, open_ledger
 from batchfile.cli.shown import ProgressLine, duration
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.status import StatusReader

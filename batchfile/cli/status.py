@@ -6,7 +6,7 @@ import time
 import click
 
 from batchfile.cli import logs
-from batchfile.cli.places import existing_ledger, find_batch
+from batchfile.places import existing_ledger, find_batch
 from batchfile.cli.shown import duration
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.settings import load_settings

@@ -14,7 +14,7 @@ import click
 
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
-from batchfile.cli.places import check_stage
+from batchfile.places import check_stage
 from batchfile.errors import InvalidFile
 from batchfile.lines.summary import Summary
 from batchfile.lines.validate import Problem
