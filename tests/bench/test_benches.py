@@ -28,6 +28,11 @@ def test_the_tail_of_a_batch_comes_close_to_the_ideal() -> None:
     assert run("tail.py", "--seeds", "5", timeout_s=200)["bench"] == "tail"
 
 
+def test_the_status_of_a_batch_costs_no_more_requests_than_promised() -> None:
+    """Requests are the same on every machine, so they are judged here too."""
+    assert run("status.py", "--shards", "40", timeout_s=200)["shards"] == 40
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_the_engine_bench_completes(model_path: str) -> None:
