@@ -14,8 +14,10 @@ from batchfile.errors import (
     BatchfileError,
     InvalidFile,
     InvalidRequest,
+    KeyReused,
     StoreFull,
     StoreUnavailable,
+    TooLarge,
 )
 
 log = structlog.get_logger()
@@ -44,19 +46,34 @@ def to_refusal(error: Exception, request: Request[Any, Any, Any]) -> Refusal:
         return error
     if isinstance(error, HTTPException):
         return _of_litestar(error, request)
+    for kind, status, headers in _TABLE:
+        if isinstance(error, kind):
+            return Refusal(status, _detail(error), headers)
+    log.error("request.failed", path=request.url.path, exc_info=error)
+    return Refusal(500, "Something unexpected happened here; the log of this server has it under the request's id.")
+
+
+# The first kind that fits. Tested to know every error that a route may meet.
+_TABLE: list[tuple[type[BatchfileError], int, dict[str, str]]] = [
+    (StoreFull, 503, {"Retry-After": "60"}),
+    (StoreUnavailable, 503, {"Retry-After": str(RETRY_AFTER_S)}),
+    (TooLarge, 413, {}),
+    (InvalidFile, 400, {}),
+    (InvalidRequest, 400, {}),
+    (KeyReused, 422, {}),
+    (BatchDamaged, 500, {}),
+]
+
+
+def _detail(error: BatchfileError) -> str:
     if isinstance(error, StoreFull):
-        return Refusal(503, f"The store has no room: {error}", {"Retry-After": "60"})
+        return f"The store has no room: {error}"
     if isinstance(error, StoreUnavailable):
-        return Refusal(503, "The store does not answer now; try again.", {"Retry-After": str(RETRY_AFTER_S)})
-    if isinstance(error, InvalidRequest):
-        return not_found() if error.type == "not_found_error" else Refusal(400, str(error))
-    if isinstance(error, InvalidFile):
-        return Refusal(400, str(error))
+        return "The store does not answer now; try again."
     if isinstance(error, BatchDamaged):
         log.error("batch.damaged", error=str(error))
-        return Refusal(500, f"The stored documents of this batch contradict each other: {error}")
-    log.error("request.failed", path=request.url.path, exc_info=error, expected=isinstance(error, BatchfileError))
-    return Refusal(500, "Something unexpected happened here; the log of this server has it under the request's id.")
+        return f"The stored documents of this batch contradict each other: {error}"
+    return str(error)
 
 
 def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, str]]:

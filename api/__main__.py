@@ -1,0 +1,97 @@
+"""`python -m api`: the HTTP service over a store."""
+
+import argparse
+import ipaddress
+import os
+import sys
+
+import structlog
+import uvicorn
+
+from api.app import create_app
+from batchfile import places
+from batchfile.errors import BatchfileError, SettingsError
+from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
+
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
+KEEP_ALIVE_S = 75
+CONNECTIONS_MAX = 2_000  # more are answered 503 at once
+HEADER_BYTES_MAX = 64 * 1024
+SHUTDOWN_S = 20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    if args.config:
+        os.environ[CONFIG_VARIABLE] = args.config
+    _log_as_lines()
+    try:
+        settings = load_settings()
+        host = _host(args.host, settings)
+        ledger = places.open_ledger(args.store or settings.store or places.STORE_FOLDER, settings)
+    except BatchfileError as error:
+        sys.stderr.write(f"batchfile api: {error}\n")
+        return 2 if isinstance(error, SettingsError) else 1
+    port = settings.port if args.port is None else args.port
+    structlog.get_logger().info("api.starting", host=host, port=port, store=ledger.store.url)
+    uvicorn.run(
+        create_app(ledger, settings),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        limit_concurrency=CONNECTIONS_MAX,
+        h11_max_incomplete_event_size=HEADER_BYTES_MAX,
+    )
+    return 0
+
+
+def _host(given: str | None, settings: Settings) -> str:
+    """Loopback without keys. Raises: SettingsError where anyone could come in and that was not asked for."""
+    is_guarded = bool(settings.api_keys) or settings.allow_anonymous
+    host = given or settings.host or (EVERYWHERE if is_guarded else LOOPBACK)
+    if not is_guarded and not _is_loopback(host):
+        raise SettingsError(
+            f"without API keys the service stays on this machine, and --host {host} is open to others. Make a key with "
+            "`batchfile keys new TENANT` and set BATCHFILE_API_KEYS, or set BATCHFILE_ALLOW_ANONYMOUS=1"
+        )
+    return host
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _log_as_lines() -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+    parser.add_argument("--host", help="the address to listen on (BATCHFILE_HOST; loopback without API keys)")
+    parser.add_argument("--port", type=int, help="the port, 0 for any that is free (BATCHFILE_PORT or PORT; 8000)")
+    parser.add_argument("--store", help="a directory or s3://bucket/prefix (BATCHFILE_STORE; .batchfile here)")
+    parser.add_argument("--config", help="the settings file (BATCHFILE_CONFIG; batchfile.toml here)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The application: routes, what they share, and the door around it. `python -m api` serves it."""
+
+import asyncio
+import secrets
+import socket
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from litestar import Litestar, MediaType, Request
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ASGIApp
+
+from api import errors, health_routes, native_routes, stage_routes
+from api.door import Caller, Door
+from api.fleet import Fleet
+from api.metrics import Metrics
+from api.service import Service
+from api.stewarding import Stewarding
+from batchfile import __version__
+from batchfile.ledger.base import Ledger
+from batchfile.settings import Settings
+from batchfile.store.metered import MeteredStore
+
+THREADS = 64  # the store is asked in threads; this many at once
+DESCRIPTION = "Batches of LLM requests: one file in, one file of results out, in the same order."
+
+ROUTES = [
+    stage_routes.create,
+    stage_routes.status,
+    stage_routes.results,
+    native_routes.create,
+    native_routes.list_batches,
+    native_routes.status,
+    native_routes.cancel,
+    native_routes.remove,
+    native_routes.results,
+    native_routes.errors,
+    native_routes.list_pools,
+    native_routes.one_pool,
+    native_routes.scale,
+    native_routes.list_runners,
+    health_routes.healthz,
+    health_routes.ready,
+    health_routes.version,
+    health_routes.metrics,
+    health_routes.docs,
+]
+
+
+def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -> ASGIApp:
+    """An ASGI application over a ledger. Any number of processes may serve the same store."""
+    store = MeteredStore(ledger.store)
+    ledger = Ledger(store=store, clock=ledger.clock, rng=ledger.rng, limits=ledger.limits)
+    service = Service(ledger, settings, f"api-{socket.gethostname()}-{secrets.token_hex(4)}")
+    fleet = Fleet(ledger, settings, service.reader)
+    metrics = Metrics(fleet, store, sorted(settings.pools))
+    stewarding = Stewarding(ledger, service.name, metrics.observe_ended) if is_steward else None
+
+    @asynccontextmanager
+    async def life(_: Litestar) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="store"))
+        stop = threading.Event()
+        if stewarding is not None:
+            threading.Thread(target=stewarding.run, args=(stop,), name="steward", daemon=True).start()
+        yield
+        stop.set()
+        service.close()
+
+    app = Litestar(
+        route_handlers=ROUTES,
+        dependencies={
+            "service": Provide(lambda: service, sync_to_thread=False),
+            "fleet": Provide(lambda: fleet, sync_to_thread=False),
+            "metrics": Provide(lambda: metrics, sync_to_thread=False),
+            "caller": Provide(_caller, sync_to_thread=False),
+        },
+        exception_handlers={Exception: errors.answer},
+        lifespan=[life],
+        openapi_config=_document(settings),
+        logging_config=None,
+    )
+    return Door(app, settings, metrics.count_answer)
+
+
+def _caller(request: Request) -> Caller:  # type: ignore[type-arg]  # Litestar reads the annotation as it is
+    caller: Caller = request.scope["caller"]  # type: ignore[typeddict-item]
+    return caller
+
+
+def _document(settings: Settings) -> OpenAPIConfig:
+    scheme = SecurityScheme(type="http", scheme="bearer", description="`x-api-key: KEY` will do as well.")
+    return OpenAPIConfig(
+        title="batchfile",
+        version=__version__,
+        description=DESCRIPTION,
+        components=Components(security_schemes={"key": scheme}),
+        security=[{"key": []}] if settings.api_keys else [],
+        path="/",
+        render_plugins=[JsonRenderPlugin(path="/openapi.json", media_type=MediaType.JSON)],
+        use_handler_docstrings=True,
+    )

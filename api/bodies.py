@@ -1,0 +1,77 @@
+"""From the body of a request to a batch: spooled to disk, then created in a thread. Knows the headers, no JSON."""
+
+import asyncio
+from typing import Any
+
+from litestar import Request
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec.enums import OpenAPIType
+
+from api.door import Caller
+from api.ingest import create_batch
+from api.service import Service
+from api.spool import SpoolLimits, spool
+from batchfile.records import BatchRecord
+
+RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
+
+_REQUEST = Schema(
+    type=OpenAPIType.OBJECT,
+    required=["custom_id", "params"],
+    properties={
+        "custom_id": Schema(type=OpenAPIType.STRING, min_length=1, description="Comes back byte for byte."),
+        "params": Schema(type=OpenAPIType.OBJECT, description="`messages`, `system`, `max_tokens`, sampling."),
+        "metadata": Schema(type=OpenAPIType.OBJECT, description="Free, but `model_hint` names a pool or a model."),
+    },
+)
+_DOCUMENT = Schema(
+    type=OpenAPIType.OBJECT,
+    required=["stage", "requests"],
+    properties={
+        "stage": Schema(type=OpenAPIType.STRING),
+        "model_hint": Schema(type=OpenAPIType.STRING, description="For all requests that name none."),
+        "requests": Schema(type=OpenAPIType.ARRAY, items=_REQUEST, min_items=1),
+    },
+)
+
+
+class JSON_OR_LINES(Operation):
+    """Documents the body of routes that read it as a stream."""
+
+    def __post_init__(self) -> None:
+        self.request_body = RequestBody(
+            required=True,
+            content={
+                "application/json": OpenAPIMediaType(schema=_DOCUMENT),
+                "application/x-ndjson": OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING)),
+            },
+        )
+
+
+async def create_from(
+    request: Request[Any, Any, Any], service: Service, caller: Caller, stage: str | None
+) -> BatchRecord:
+    """Raises: what `api.errors` has answers for."""
+    headers = request.headers
+    await asyncio.to_thread(service.check_room, caller)
+    limits = SpoolLimits.of(service.settings.api)
+    length = headers.get("content-length")
+    async with spool(
+        request.stream(),
+        content_encoding=headers.get("content-encoding"),
+        content_length=int(length) if length and length.isdigit() else None,
+        limits=limits,
+    ) as spooled:
+        retry_count = headers.get(RETRY_COUNT, "")
+        return await asyncio.to_thread(
+            lambda: create_batch(
+                service.ledger,
+                service.settings,
+                spooled,
+                content_type=headers.get("content-type"),
+                stage_query=stage,
+                tenant=caller.tenant,
+                idempotency_key=headers.get("idempotency-key"),
+                retry_count=int(retry_count) if retry_count.isdigit() else None,
+            )
+        )

@@ -1,0 +1,84 @@
+"""The OpenAPI document as one HTML page, rendered here: no script, no style and no font comes from elsewhere."""
+
+import json
+from typing import Any
+
+from jinja2 import Environment
+
+_PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ info.title }}</title>
+<style>
+  body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+  h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+  summary { cursor: pointer; padding: .35rem 0; }
+  code, pre { font: 13px/1.45 ui-monospace, monospace; }
+  pre { background: #f6f6f4; padding: .75rem; overflow: auto; border-radius: 4px; }
+  td { padding: .1rem .8rem .1rem 0; vertical-align: top; }
+  .method { display: inline-block; width: 4.2rem; font-weight: 600; text-transform: uppercase; }
+  .quiet { color: #666; }
+</style>
+<h1>{{ info.title }} <span class="quiet">{{ info.version }}</span></h1>
+<p>{{ info.description }}</p>
+<p><a href="/openapi.json">openapi.json</a> · <a href="/healthz">healthz</a> · <a href="/metrics">metrics</a></p>
+{% for tag, operations in groups.items() %}
+<h2>{{ tag }}</h2>
+{% for item in operations %}
+<details id="{{ item.id }}">
+  <summary><span class="method">{{ item.method }}</span> <code>{{ item.path }}</code>
+    <span class="quiet">{{ item.summary }}</span></summary>
+  <p>{{ item.description }}</p>
+  {% if item.parameters %}
+  <table>
+  {% for parameter in item.parameters %}
+    <tr><td><code>{{ parameter.name }}</code></td><td class="quiet">{{ parameter.in }}</td>
+      <td>{{ parameter.description or "" }}</td></tr>
+  {% endfor %}
+  </table>
+  {% endif %}
+  {% for kind, body in item.bodies.items() %}
+  <p class="quiet">{{ kind }}</p>
+  <pre>{{ body }}</pre>
+  {% endfor %}
+  <table>
+  {% for status, text in item.answers.items() %}
+    <tr><td><code>{{ status }}</code></td><td>{{ text }}</td></tr>
+  {% endfor %}
+  </table>
+</details>
+{% endfor %}
+{% endfor %}
+<h2>Shapes</h2>
+{% for name, schema in schemas.items() %}
+<details id="{{ name }}"><summary><code>{{ name }}</code></summary><pre>{{ schema }}</pre></details>
+{% endfor %}
+</html>
+"""
+)
+
+
+def render(document: dict[str, Any]) -> str:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            groups.setdefault(operation.get("tags", ["other"])[0], []).append(_shown(path, method, operation))
+    schemas = document.get("components", {}).get("schemas", {})
+    shown = {name: json.dumps(schema, indent=2) for name, schema in sorted(schemas.items())}
+    return _PAGE.render(info=document["info"], groups=groups, schemas=shown)
+
+
+def _shown(path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:
+    bodies = operation.get("requestBody", {}).get("content", {})
+    return {
+        "id": operation["operationId"],
+        "method": method,
+        "path": path,
+        "summary": operation.get("summary", ""),
+        "description": operation.get("description", ""),
+        "parameters": operation.get("parameters", []),
+        "bodies": {kind: json.dumps(body.get("schema", {}), indent=2) for kind, body in bodies.items()},
+        "answers": {status: answer.get("description", "") for status, answer in operation["responses"].items()},
+    }

@@ -1,0 +1,153 @@
+"""The door: every request gets an id, a caller and a place in the line before any route sees it, and a log line after.
+
+Plain ASGI around the application, so that it holds for routes that do not exist and answers that stream. Keys are
+compared as SHA-256 digests in constant time; what a key may do depends on its tenant alone.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from batchfile.settings import ApiKey, Settings
+
+log = structlog.get_logger()
+
+OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*)?)?")
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+RETRY_AFTER_S = 1
+ANYONE = "default"  # the tenant of a service without keys, and of local runs
+
+Headers = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks. `key` tells two keys of one tenant apart; `dialect` is what the key is set to speak."""
+
+    tenant: str
+    key: str
+    dialect: Literal["stage", "anthropic"] | None = None
+
+
+class Door:
+    """Wraps an ASGI application. `in_flight` counts the requests of each key in this process."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, count_answer: Callable[[str, int], None]) -> None:
+        self._app = app
+        self.count_answer = count_answer
+        self._keys = settings.api_keys
+        self._in_flight_max = settings.api.in_flight_max
+        self.in_flight: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        await _Visit(scope, send).run(self, receive)
+
+    async def admit(self, visit: "_Visit", receive: Receive) -> None:
+        """Find the caller, keep the limit, and let the request through."""
+        caller = self._caller(visit.headers)
+        if caller is None:
+            if not OPEN_PATHS.fullmatch(visit.path):
+                detail = "No valid API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`."
+                await visit.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
+                return
+            caller = Caller(tenant="", key="")
+        if self.in_flight[caller.key] >= self._in_flight_max:
+            detail = f"{self._in_flight_max} requests of this key are being answered already; try again shortly."
+            await visit.refuse(429, detail, {"Retry-After": str(RETRY_AFTER_S)})
+            return
+        visit.scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
+        self.in_flight[caller.key] += 1
+        try:
+            await self._app(visit.scope, receive, visit.send)
+        finally:
+            self.in_flight[caller.key] -= 1
+            if not self.in_flight[caller.key]:
+                del self.in_flight[caller.key]
+
+    def _caller(self, headers: Headers) -> Caller | None:
+        if not self._keys:
+            return Caller(tenant=ANYONE, key=ANYONE)
+        key = _key_in(headers)
+        return None if key is None else _owner(self._keys, key)
+
+
+def _key_in(headers: Headers) -> bytes | None:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer" and token.strip():
+        return token.strip()
+    return headers.get(b"x-api-key") or None
+
+
+def _owner(keys: tuple[ApiKey, ...], given: bytes) -> Caller | None:
+    """Looks at every key, so that the time it takes tells nothing."""
+    digest = hashlib.sha256(given).hexdigest()
+    found = None
+    for key in keys:
+        if hmac.compare_digest(key.sha256, digest):
+            found = Caller(tenant=key.tenant, key=digest, dialect=key.dialect)
+    return found
+
+
+class _Visit:
+    """One request on its way through: its id, what was answered, and how long it took."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope = scope
+        self.path: str = scope["path"]
+        self.headers: Headers = {name.lower(): value for name, value in scope["headers"]}
+        self._send = send
+        self._is_head = scope["method"] == "HEAD"  # type: ignore[typeddict-item]
+        self._status = 0
+        self._bytes = 0
+        given = self.headers.get(b"x-request-id", b"").decode("latin-1")
+        self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+    async def run(self, door: Door, receive: Receive) -> None:
+        started_at = time.monotonic()
+        structlog.contextvars.bind_contextvars(request_id=self.id)
+        try:
+            await door.admit(self, receive)
+        finally:
+            structlog.contextvars.clear_contextvars()
+            door.count_answer(self.scope["method"], self._status)  # type: ignore[typeddict-item]
+            log.info(
+                "request.answered",
+                request_id=self.id,
+                method=self.scope["method"],  # type: ignore[typeddict-item]
+                path=self.path[:200],
+                status=self._status or None,
+                bytes=self._bytes,
+                ms=round((time.monotonic() - started_at) * 1000, 1),
+            )
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            extra = [(b"x-request-id", self.id.encode()), (b"cache-control", b"no-store")]
+            message["headers"] = [*message.get("headers", []), *extra]
+        elif message["type"] == "http.response.body":
+            if self._is_head:
+                message["body"] = b""
+            self._bytes += len(message.get("body", b""))
+        await self._send(message)
+
+    async def refuse(self, status: int, detail: str, headers: dict[str, str]) -> None:
+        body = json.dumps({"detail": detail}).encode()
+        fields: list[Any] = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        fields += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,74 @@
+"""What probes, scrapers and people ask of the process itself. Open to anyone: nothing here tells of a batch."""
+
+import asyncio
+import time
+from typing import Any
+
+from litestar import MediaType, Request, Response, get
+from litestar.di import NamedDependency
+
+from api import shapes
+from api.answers import problems
+from api.docs import render
+from api.errors import Refusal
+from api.fleet import Fleet
+from api.metrics import CONTENT_TYPE, Metrics
+from api.service import Service
+from batchfile import __version__
+from batchfile.errors import StoreError
+from batchfile.lines.stage import timestamp
+
+PROBE_KEY = "bell/_ready"  # whether it is there does not matter, only that the store answers
+PROBE_WAIT_S = 5.0
+
+
+@get("/healthz", responses=problems((), 405, 500), tags=["health"], summary="Is it well?")
+async def healthz(service: NamedDependency[Service], fleet: NamedDependency[Fleet]) -> shapes.Health:
+    """Always 200 while the process lives: `degraded` where the store does not answer."""
+    is_well = await _does_store_answer(service)
+    pools = await _pools(fleet) if is_well else {}
+    return shapes.Health(
+        status="healthy" if is_well else "degraded", storage=is_well, pools=pools, timestamp=timestamp(time.time())
+    )
+
+
+@get("/ready", responses=problems((), 405, 500, 503), tags=["health"], summary="May it be asked?")
+async def ready(service: NamedDependency[Service]) -> shapes.Ready:
+    if not await _does_store_answer(service):
+        raise Refusal(503, "The store does not answer now.", {"Retry-After": "5"})
+    return shapes.Ready()
+
+
+@get(
+    "/version", responses=problems((), 405, 500), tags=["health"], summary="Which version this is", sync_to_thread=False
+)
+def version() -> shapes.Version:
+    return shapes.Version(version=__version__)
+
+
+@get("/metrics", include_in_schema=False)
+async def metrics(metrics: NamedDependency[Metrics]) -> Response[bytes]:
+    """Prometheus text."""
+    return Response(await asyncio.to_thread(metrics.render), headers={"Content-Type": CONTENT_TYPE})
+
+
+@get("/docs", include_in_schema=False, sync_to_thread=False)
+def docs(request: Request[Any, Any, Any]) -> Response[str]:
+    """The OpenAPI document as a page: nothing is loaded from elsewhere."""
+    return Response(render(request.app.openapi_schema.to_schema()), media_type=MediaType.HTML)
+
+
+async def _does_store_answer(service: Service) -> bool:
+    try:
+        async with asyncio.timeout(PROBE_WAIT_S):
+            await asyncio.to_thread(service.ledger.store.head, PROBE_KEY)
+    except (StoreError, TimeoutError):
+        return False
+    return True
+
+
+async def _pools(fleet: Fleet) -> dict[str, shapes.PoolHealth]:
+    try:
+        return await asyncio.to_thread(fleet.health)
+    except StoreError:
+        return {}

@@ -1,0 +1,153 @@
+"""Native operations under `/api/`: what the command, a dashboard and an autoscaler need."""
+
+import asyncio
+from typing import Annotated, Any
+
+from batchfile.ledger.live import live_lines
+from litestar import Request, Response, delete, get, post, route
+from litestar.di import NamedDependency
+from litestar.enums import HttpMethod
+from litestar.params import FromPath, QueryParameter
+
+from api import shapes, views
+from api.answers import CREATE, READ, problems
+from api.bodies import JSON_OR_LINES, create_from
+from api.door import Caller
+from api.errors import Refusal
+from api.fleet import Fleet
+from api.service import PAGE_MAX, Service
+from api.streams import JSON_LINES, serve_file, stream
+from batchfile.records import FileRef
+
+BATCHES = "/api/batches"
+POOLS = "/api/pools"
+FILE_METHODS = [HttpMethod.GET, HttpMethod.HEAD]
+
+
+@post(
+    BATCHES,
+    status_code=200,
+    request_max_body_size=None,  # the spool counts
+    operation_class=JSON_OR_LINES,
+    responses=problems(CREATE),
+    tags=["batches"],
+    summary="Submit a batch",
+)
+async def create(
+    request: Request[Any, Any, Any],
+    service: NamedDependency[Service],
+    caller: NamedDependency[Caller],
+    stage: Annotated[
+        str | None, QueryParameter(description="Of `application/x-ndjson` bodies, which name none.")
+    ] = None,
+) -> shapes.Batch:
+    batch = await create_from(request, service, caller, stage)
+    return views.batch(await asyncio.to_thread(service.status, caller, batch.batch_id))
+
+
+@get(BATCHES, responses=problems(READ, 400), tags=["batches"], summary="Batches, newest first")
+async def list_batches(
+    service: NamedDependency[Service],
+    caller: NamedDependency[Caller],
+    limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 20,
+    after: Annotated[str | None, QueryParameter(description="Only batches that are older than this one.")] = None,
+) -> shapes.BatchPage:
+    page = await asyncio.to_thread(lambda: service.page(caller, limit=limit, after=after))
+    return shapes.BatchPage(data=[views.batch(item) for item in page.data], has_more=page.has_more)
+
+
+@get(BATCHES + "/{batch_id:str}", responses=problems(READ), tags=["batches"], summary="One batch")
+async def status(
+    batch_id: FromPath[str], service: NamedDependency[Service], caller: NamedDependency[Caller]
+) -> shapes.Batch:
+    return views.batch(await asyncio.to_thread(service.status, caller, batch_id))
+
+
+@post(
+    BATCHES + "/{batch_id:str}/cancel", status_code=200, responses=problems(READ), tags=["batches"], summary="End early"
+)
+async def cancel(
+    batch_id: FromPath[str], service: NamedDependency[Service], caller: NamedDependency[Caller]
+) -> shapes.Batch:
+    """No further request starts; finished ones keep their results. An ended batch stays what it is."""
+    return views.batch(await asyncio.to_thread(service.cancel, caller, batch_id))
+
+
+@delete(BATCHES + "/{batch_id:str}", status_code=200, responses=problems(READ, 400), tags=["batches"], summary="Delete")
+async def remove(
+    batch_id: FromPath[str], service: NamedDependency[Service], caller: NamedDependency[Caller]
+) -> shapes.Deleted:
+    """Only an ended batch can be deleted. Downloads that are under way finish."""
+    await asyncio.to_thread(service.delete, caller, batch_id)
+    return shapes.Deleted(id=batch_id)
+
+
+@route(
+    BATCHES + "/{batch_id:str}/results",
+    http_method=FILE_METHODS,
+    responses=problems(READ, 400, 416),
+    tags=["batches"],
+    summary="Native result lines",
+)
+async def results(
+    request: Request[Any, Any, Any],
+    batch_id: FromPath[str],
+    service: NamedDependency[Service],
+    caller: NamedDependency[Caller],
+    live: Annotated[
+        bool, QueryParameter(description="Of an open batch: what is finished so far, in no order.")
+    ] = False,
+) -> Response[Any]:
+    """The results file as it is stored: one line for each request, in the order of the input. Range is honoured."""
+    if live:
+        status = await asyncio.to_thread(service.status, caller, batch_id)
+        if status.batch.state != "ended":
+            return await stream(request, live_lines(service.ledger, status.batch), JSON_LINES)
+    batch = await asyncio.to_thread(service.ended, caller, batch_id)
+    return await _file(request, service, batch.results)
+
+
+@route(
+    BATCHES + "/{batch_id:str}/errors",
+    http_method=FILE_METHODS,
+    responses=problems(READ, 400, 416),
+    tags=["batches"],
+    summary="The requests that did not succeed",
+)
+async def errors(
+    request: Request[Any, Any, Any],
+    batch_id: FromPath[str],
+    service: NamedDependency[Service],
+    caller: NamedDependency[Caller],
+) -> Response[Any]:
+    """The input lines of all requests without an answer, ready to be submitted again."""
+    batch = await asyncio.to_thread(service.ended, caller, batch_id)
+    return await _file(request, service, batch.errors)
+
+
+@get(POOLS, responses=problems(READ), tags=["pools"], summary="All pools")
+async def list_pools(fleet: NamedDependency[Fleet]) -> list[shapes.Pool]:
+    return await asyncio.to_thread(fleet.pools)
+
+
+@get(POOLS + "/{pool:str}", responses=problems(READ), tags=["pools"], summary="One pool")
+async def one_pool(pool: FromPath[str], fleet: NamedDependency[Fleet]) -> shapes.Pool:
+    return await asyncio.to_thread(fleet.pool, pool)
+
+
+@get(POOLS + "/{pool:str}/scale", responses=problems(READ), tags=["pools"], summary="What an autoscaler needs")
+async def scale(pool: FromPath[str], fleet: NamedDependency[Fleet]) -> shapes.Scale:
+    return await asyncio.to_thread(fleet.scale, pool)
+
+
+@get("/api/runners", responses=problems(READ, 400), tags=["pools"], summary="The live runners")
+async def list_runners(
+    fleet: NamedDependency[Fleet], pool: Annotated[str | None, QueryParameter()] = None
+) -> list[shapes.Runner]:
+    return await asyncio.to_thread(fleet.runners, pool)
+
+
+async def _file(request: Request[Any, Any, Any], service: Service, file: FileRef | None) -> Response[Any]:
+    if file is None:
+        raise Refusal(404, "This batch has no such file")
+    return await serve_file(request, service.ledger, file)

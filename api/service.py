@@ -1,0 +1,126 @@
+"""What the routes share: the ledger, the settings, and the few questions that several of them ask. Synchronous.
+
+Stateless but for caches: any number of processes over one store, each of which may die at any moment.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+from api.door import Caller
+from api.errors import Refusal, not_found
+from batchfile import layout
+from batchfile.errors import InvalidRequest
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.records import BatchRecord, FileRef
+from batchfile.settings import Settings
+
+PAGE_MAX = 1000
+READS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Batches, newest first. `has_more`: there are older ones."""
+
+    data: list[BatchStatus]
+    has_more: bool
+
+
+def known_id(batch_id: str) -> str:
+    """Raises: Refusal 404 for what can be no id (a path trick, say)."""
+    try:
+        return layout.check_batch_id(batch_id)
+    except InvalidRequest:
+        raise not_found() from None
+
+
+class Service:
+    """A tenant sees its own batches; any other is not found."""
+
+    def __init__(self, ledger: Ledger, settings: Settings, name: str) -> None:
+        self.ledger = ledger
+        self.settings = settings
+        self.name = name
+        self.reader = StatusReader(ledger)
+        self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="status")
+
+    def record(self, caller: Caller, batch_id: str) -> BatchRecord:
+        """Raises: Refusal 404; StoreUnavailable."""
+        batch = batches.read_batch(self.ledger, known_id(batch_id))
+        if batch is None or batch.tenant != caller.tenant:
+            raise not_found()
+        return batch
+
+    def status(self, caller: Caller, batch_id: str) -> BatchStatus:
+        status = self.reader.read(known_id(batch_id))
+        if status is None or status.batch.tenant != caller.tenant:
+            raise not_found()
+        return status
+
+    def page(self, caller: Caller, *, limit: int, after: str | None) -> Page:
+        """At most `limit` batches that are older than the batch `after`."""
+        start = ""
+        if after is not None:
+            last = self.record(caller, after)
+            start = layout.index_key(last.tenant, last.created_at, last.batch_id)
+        ids = self._ids(caller.tenant, start)
+        found: list[BatchStatus] = []
+        while len(found) <= limit:
+            some = list(islice(ids, limit + 1 - len(found)))
+            if not some:
+                break
+            found += [status for status in self._readers.map(self.reader.read, some) if status is not None]
+        return Page(found[:limit], has_more=len(found) > limit)
+
+    def ended(self, caller: Caller, batch_id: str) -> BatchRecord:
+        """Raises: Refusal 404, or 400 while it has not ended."""
+        batch = self.record(caller, batch_id)
+        if batch.state != "ended":
+            raise Refusal(400, "Batch not yet complete")
+        return batch
+
+    def results(self, caller: Caller, batch_id: str) -> Iterator[bytes]:
+        """The native results file of an ended batch, in chunks."""
+        file = self.ended(caller, batch_id).results
+        return iter(()) if file is None else self.file_chunks(file)
+
+    def file_chunks(self, file: FileRef) -> Iterator[bytes]:
+        return self.ledger.store.stream(file.key)
+
+    def cancel(self, caller: Caller, batch_id: str) -> BatchStatus:
+        """An ended batch stays what it is."""
+        self.record(caller, batch_id)
+        batches.end(self.ledger, batch_id, "canceled")
+        return self.status(caller, batch_id)
+
+    def delete(self, caller: Caller, batch_id: str) -> None:
+        """Raises: Refusal 400 where it has not ended."""
+        self.record(caller, batch_id)
+        standing = batches.delete(self.ledger, batch_id)
+        if standing is not None and standing.state != "deleted":
+            raise Refusal(400, "Batch not yet complete; cancel it first, it can be deleted when it has ended")
+
+    def check_room(self, caller: Caller) -> None:
+        """Raises: Refusal 429 where the tenant has its share of open batches. Markers are hints; so is this limit."""
+        limit = self.settings.api.open_batches_max
+        queued = {layout.marker_batch_id(entry.key) for entry in self.ledger.store.list(layout.QUEUE_PREFIX)}
+        if len(queued) < limit:
+            return
+        num_open = sum(1 for batch_id in self._ids(caller.tenant, "") if batch_id in queued)
+        if num_open >= limit:
+            raise Refusal(
+                429,
+                f"{num_open} batches are open already and {limit} is the limit; wait for one to end",
+                {"Retry-After": "30"},
+            )
+
+    def close(self) -> None:
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _ids(self, tenant: str, after: str) -> Iterator[str]:
+        for entry in self.ledger.store.list(layout.index_prefix(tenant), after=after):
+            yield layout.index_batch_id(entry.key)

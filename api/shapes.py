@@ -1,0 +1,126 @@
+"""What the routes answer, as the OpenAPI document shows it. The stage contract's shapes have exactly these keys."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class BatchId(BaseModel):
+    id: str
+
+
+class StageCounts(BaseModel):
+    total: int
+    succeeded: int
+    errored: int
+    pending: int
+
+
+class StageStatus(BaseModel):
+    """Times in UTC, whole seconds. Counts only ever grow; `processing_status` never goes back."""
+
+    id: str
+    processing_status: Literal["collected", "submitted", "processing", "ended"]
+    counts: StageCounts
+    created_at: str
+    updated_at: str
+
+
+class Problem(BaseModel):
+    """Every answer that is no success."""
+
+    detail: str
+
+
+class Batch(BaseModel):
+    """A batch as the service sees it. Times are epoch seconds."""
+
+    id: str
+    state: Literal["planning", "open", "ending", "ended"]
+    reason: str | None
+    detail: str | None
+    stage: str | None
+    total: int
+    succeeded: int
+    errored: int
+    canceled: int
+    expired: int
+    pending: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    created_at: float
+    updated_at: float
+    ended_at: float | None
+    expires_at: float
+    metadata: dict[str, str]
+
+
+class BatchPage(BaseModel):
+    """Newest first. `has_more`: ask again with `after` set to the last id."""
+
+    data: list[Batch]
+    has_more: bool
+
+
+class Deleted(BaseModel):
+    id: str
+    deleted: Literal[True] = True
+
+
+class Runner(BaseModel):
+    """A live runner, as it said in the last minute."""
+
+    model_config = {"extra": "allow"}
+
+    runner_id: str
+    pool: str
+    model: str
+    state: str
+
+
+class Pool(BaseModel):
+    """`runners` counts the live ones by state."""
+
+    name: str
+    model: str
+    engine: str
+    stages: list[str]
+    runners: dict[str, int]
+    open_batches: int
+    pending_requests: int
+
+
+class Scale(BaseModel):
+    """What an autoscaler needs to know of a pool."""
+
+    pool: str
+    pending_shards: int
+    pending_requests: int
+    leased_shards: int
+    live_runners: int
+
+
+class PoolHealth(BaseModel):
+    status: Literal["up", "down"]
+    runners: int
+
+
+class Health(BaseModel):
+    """`degraded`: the store does not answer. A pool without a live runner is `down`; its batches wait."""
+
+    status: Literal["healthy", "degraded"]
+    storage: bool
+    pools: dict[str, PoolHealth]
+    timestamp: str
+
+
+class Ready(BaseModel):
+    ready: Literal[True] = True
+
+
+class Version(BaseModel):
+    version: str
+
+
+Json = dict[str, Any]

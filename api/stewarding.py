@@ -1,0 +1,34 @@
+"""The steward of an API process: a thread that tidies in the background, harmless in any number of processes."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from batchfile.errors import StoreError
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.steward import Steward
+from batchfile.records import BatchRecord
+
+log = structlog.get_logger()
+
+TICK_S = 15.0
+
+
+class Stewarding:
+    def __init__(self, ledger: Ledger, name: str, on_ended: Callable[[BatchRecord], None]) -> None:
+        self._ledger = ledger
+        self._name = name
+        self._steward = Steward(ledger, runner=name)
+        self._on_ended = on_ended
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop`. A store that is down is waited for."""
+        with self._ledger.store.hold(self._name):
+            while not stop.wait(TICK_S):
+                try:
+                    self._steward.tick()
+                except StoreError as error:
+                    log.warning("steward.paused", error=str(error))
+                except Exception:  # the top of this thread
+                    log.exception("steward.failed")

@@ -1,0 +1,110 @@
+"""Stored lines as HTTP answers: streamed from the store in threads, gzip when asked, one range when asked.
+
+Memory holds a chunk or two, whatever the size. Knows no dialect: the caller renders.
+"""
+
+import asyncio
+import re
+import zlib
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request, Response
+from litestar.response import Stream
+
+from api.errors import Refusal
+from batchfile.ledger.base import Ledger
+from batchfile.records import FileRef
+
+GZIP_LEVEL = 1  # a chunk costs less than the network saves
+JSON_LINES = "application/x-ndjson"
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes [start, end) of a file."""
+
+    start: int
+    end: int
+
+
+async def stream(request: Request[Any, Any, Any], chunks: Iterable[bytes], media_type: str) -> Stream:
+    """An answer of unknown length. Its first chunk is read before the status is sent, so that errors are answers."""
+    headers = {"Vary": "Accept, Accept-Encoding, Authorization"}
+    parts = iter(chunks)
+    if _wants_gzip(request):
+        parts = _gzip(parts)
+        headers["Content-Encoding"] = "gzip"
+    first = await asyncio.to_thread(next, parts, None)
+    return Stream(_rest(first, parts), media_type=media_type, headers=headers)
+
+
+async def serve_file(
+    request: Request[Any, Any, Any], ledger: Ledger, file: FileRef, media_type: str = JSON_LINES
+) -> Response[Any]:
+    """A stored file as it is: HEAD, If-None-Match and one Range are honoured; gzip where no range is asked for."""
+    etag = f'"{file.sha256[:32]}"'
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Vary": "Accept, Accept-Encoding, Authorization"}
+    if request.headers.get("if-none-match") in {etag, "*"}:
+        return Response(None, status_code=304, headers=headers)
+    if_range = request.headers.get("if-range")
+    span = None if if_range not in {None, etag} else asked_range(request.headers.get("range"), file.size)
+    if span is not None:
+        headers["Content-Range"] = f"bytes {span.start}-{span.end - 1}/{file.size}"
+    part = span or Span(0, file.size)
+    is_gzip = span is None and _wants_gzip(request)
+    headers |= {"Content-Encoding": "gzip"} if is_gzip else {"Content-Length": str(part.end - part.start)}
+    status = 200 if span is None else 206
+    if request.scope["method"] == "HEAD" or part.start == part.end:
+        return Response(b"", status_code=status, headers=headers, media_type=media_type)
+    chunks: Iterator[bytes] = ledger.store.stream(file.key, part.start, part.end)
+    chunks = _gzip(chunks) if is_gzip else chunks
+    first = await asyncio.to_thread(next, chunks, None)
+    return Stream(_rest(first, chunks), status_code=status, headers=headers, media_type=media_type)
+
+
+def asked_range(header: str | None, size: int) -> Span | None:
+    """The one range of a `Range` header; None: send all (no header, several ranges, or one we do not read).
+
+    Raises: Refusal 416 where the range lies outside the file.
+    """
+    found = _RANGE.fullmatch((header or "").replace(" ", ""))
+    if found is None or found.groups() == ("", ""):
+        return None
+    first, last = found.groups()
+    start, end = (int(first), int(last) + 1 if last else size) if first else (max(0, size - int(last)), size)
+    if first and last and int(last) < int(first):
+        return None
+    if start >= size:
+        raise Refusal(
+            416, f"The file has {size} bytes; this range begins after them.", {"Content-Range": f"bytes */{size}"}
+        )
+    return Span(start, min(end, size))
+
+
+def _wants_gzip(request: Request[Any, Any, Any]) -> bool:
+    """Is gzip among the accepted encodings, and not with q=0?"""
+    for item in request.headers.get("accept-encoding", "").lower().split(","):
+        name, _, q = item.partition(";")
+        if name.strip() in {"gzip", "*"}:
+            return q.replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
+    return False
+
+
+def _gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
+    for chunk in chunks:
+        packed = packer.compress(chunk)
+        if packed:
+            yield packed
+    yield packer.flush()
+
+
+async def _rest(first: bytes | None, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    chunk = first
+    while chunk is not None:
+        yield chunk
+        chunk = await asyncio.to_thread(next, chunks, None)

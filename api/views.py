@@ -1,0 +1,45 @@
+"""From what the ledger knows to what the routes answer. Pure."""
+
+from api import shapes
+from batchfile.ledger.status import BatchStatus
+from batchfile.lines.stage import processing_status, stage_counts, timestamp
+
+
+def stage_status(status: BatchStatus) -> shapes.StageStatus:
+    batch = status.batch
+    counts = stage_counts(batch.total, status.counts)
+    return shapes.StageStatus(
+        id=batch.batch_id,
+        processing_status=processing_status(batch.state, status.num_records),
+        counts=shapes.StageCounts(
+            total=counts.total, succeeded=counts.succeeded, errored=counts.errored, pending=counts.pending
+        ),
+        created_at=timestamp(batch.created_at),
+        updated_at=timestamp(max(status.updated_at, batch.created_at)),
+    )
+
+
+def batch(status: BatchStatus) -> shapes.Batch:
+    record, counts, usage = status.batch, status.counts, status.usage
+    assert record.state != "deleted", "a deleted batch is read as none"
+    return shapes.Batch(
+        id=record.batch_id,
+        state=record.state,
+        reason=record.reason,
+        detail=record.detail,
+        stage=record.stage,
+        total=record.total,
+        succeeded=counts.succeeded,
+        errored=counts.errored,
+        canceled=counts.canceled,
+        expired=counts.expired,
+        pending=status.pending,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cached_tokens,
+        created_at=record.created_at,
+        updated_at=status.updated_at,
+        ended_at=record.ended_at,
+        expires_at=record.expires_at,
+        metadata=record.metadata,
+    )

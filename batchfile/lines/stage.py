@@ -1,0 +1,107 @@
+"""The stage dialect: a batch's status and results in the user's own contract. Pure; exactly these keys, no others.
+
+Its four states, in order: `collected` (not planned yet), `submitted` (visible to runners), `processing` (a runner has
+begun), `ended`. Canceled and expired requests are errored ones with that error type.
+"""
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+from batchfile.words import Counts
+
+ProcessingStatus = Literal["collected", "submitted", "processing", "ended"]
+
+_FAILED = {"canceled", "expired"}
+
+
+class StageCounts(msgspec.Struct, frozen=True):
+    """Finished requests, live; `total` is their sum and `pending`."""
+
+    total: int
+    succeeded: int
+    errored: int
+    pending: int
+
+
+class _Usage(msgspec.Struct, gc=False):
+    input_tokens: int
+    output_tokens: int
+
+
+class _Line(msgspec.Struct, gc=False):
+    """A native line without what this dialect leaves out. What is only carried stays raw."""
+
+    custom_id: msgspec.Raw
+    status: str
+    message: msgspec.Raw
+    usage: _Usage | None
+    error: msgspec.Raw
+
+
+_decoder = msgspec.json.Decoder(_Line)
+_encoder = msgspec.json.Encoder()
+
+
+def timestamp(seconds: float) -> str:
+    """`2025-01-07T10:00:00Z`: whole seconds, as the contract has them."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def stage_counts(total: int, counts: Counts) -> StageCounts:
+    return StageCounts(
+        total=total,
+        succeeded=counts.succeeded,
+        errored=counts.finished - counts.succeeded,
+        pending=total - counts.finished,
+    )
+
+
+def processing_status(state: str, num_records: int) -> ProcessingStatus:
+    """`state` is the batch record's; `num_records` counts the shard records of real pools."""
+    if state == "ended":
+        return "ended"
+    if state == "planning":
+        return "collected"
+    return "processing" if num_records or state == "ending" else "submitted"
+
+
+def stage_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Native result lines, cut anywhere, as lines of this dialect; each chunk is whole lines."""
+    for lines in _rendered(chunks):
+        yield _encoder.encode_lines(lines)
+
+
+def stage_document(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same as one JSON document: `{"results":[...]}`."""
+    opening = b'{"results":['
+    for lines in _rendered(chunks):
+        yield opening + _encoder.encode(lines)[1:-1]
+        opening = b","
+    yield (opening if opening != b"," else b"") + b"]}"
+
+
+def _rendered(chunks: Iterable[bytes]) -> Iterator[list[_Line]]:
+    for whole in whole_lines(chunks):
+        lines = _decoder.decode_lines(whole)
+        for line in lines:
+            if line.status in _FAILED:
+                line.status = "errored"
+        if lines:
+            yield lines
+
+
+def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, cut after newlines only; what follows the last newline comes last."""
+    rest: list[bytes] = []
+    for chunk in chunks:
+        cut = chunk.rfind(b"\n") + 1
+        if not cut:
+            rest.append(chunk)
+            continue
+        yield b"".join([*rest, chunk[:cut]])
+        rest = [chunk[cut:]] if cut < len(chunk) else []
+    if rest:
+        yield b"".join(rest)

@@ -1,0 +1,86 @@
+"""The stage dialect: exactly the contract's keys, whatever the chunks."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchfile.lines.result import encode_result
+from batchfile.lines.stage import processing_status, stage_counts, stage_document, stage_lines, timestamp
+from batchfile.words import Choice, Completion, Counts, Failure, Outcome, Usage
+
+DONE = Completion(
+    choices=(Choice('## Report\n\n"quoted" \u2028 \U0001f680', "end_turn"),),
+    usage=Usage(input_tokens=512, output_tokens=1024, cached_tokens=128),
+)
+OUTCOMES: list[Outcome] = [
+    DONE,
+    Failure(type="model_error", message="Output validation failed"),
+    Failure(status="canceled", type="canceled", message="The batch was canceled."),
+    Failure(status="expired", type="expired", message="The batch expired before this request ran."),
+]
+
+names = st.text(min_size=1, max_size=30).filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text))
+results = st.lists(st.tuples(names, st.sampled_from(OUTCOMES)), max_size=20)
+
+
+def native(pairs: list[tuple[str, Outcome]]) -> bytes:
+    return b"".join(encode_result(custom_id, outcome, "m") + b"\n" for custom_id, outcome in pairs)
+
+
+def cut(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def test_a_result_has_exactly_the_contracts_keys() -> None:
+    (line,) = stage_lines([native([("lead_1_email", DONE)])])
+    assert json.loads(line) == {
+        "custom_id": "lead_1_email",
+        "status": "succeeded",
+        "message": {"content": [{"type": "text", "text": DONE.choices[0].text}]},
+        "usage": {"input_tokens": 512, "output_tokens": 1024},
+        "error": None,
+    }
+
+
+def test_what_was_canceled_or_expired_is_errored_with_that_type() -> None:
+    (lines,) = stage_lines([native([(str(number), outcome) for number, outcome in enumerate(OUTCOMES[1:])])])
+    found = [json.loads(line) for line in lines.splitlines()]
+    assert [line["status"] for line in found] == ["errored"] * 3
+    assert [line["error"]["type"] for line in found] == ["model_error", "canceled", "expired"]
+    assert all(line["message"] is None and line["usage"] is None for line in found)
+
+
+@given(pairs=results, size=st.integers(1, 700))
+def test_the_document_holds_every_result_in_order_whatever_the_chunks(
+    pairs: list[tuple[str, Outcome]], size: int
+) -> None:
+    document = json.loads(b"".join(stage_document(cut(native(pairs), size))))
+    assert list(document) == ["results"]
+    assert [line["custom_id"] for line in document["results"]] == [custom_id for custom_id, _ in pairs]
+    lines = b"".join(stage_lines(cut(native(pairs), size))).splitlines()
+    assert [json.loads(line) for line in lines] == document["results"]
+
+
+def test_a_batch_without_results_is_an_empty_list() -> None:
+    assert b"".join(stage_document([])) == b'{"results":[]}'
+
+
+def test_every_finished_request_that_did_not_succeed_is_errored() -> None:
+    counts = stage_counts(10, Counts(succeeded=4, errored=1, canceled=1, expired=1))
+    assert (counts.total, counts.succeeded, counts.errored, counts.pending) == (10, 4, 3, 3)
+
+
+def test_the_states_of_a_batch_come_in_one_order() -> None:
+    order = [("planning", 0), ("open", 0), ("open", 1), ("ending", 0), ("ended", 0)]
+    assert [processing_status(state, num) for state, num in order] == [
+        "collected",
+        "submitted",
+        "processing",
+        "processing",
+        "ended",
+    ]
+
+
+def test_times_are_utc_in_whole_seconds() -> None:
+    assert timestamp(1736244000.9) == "2025-01-07T10:00:00Z"
