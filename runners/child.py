@@ -14,10 +14,10 @@ from typing import Self
 import structlog
 
 from batchfile import layout
-from batchfile.places import STORE_FOLDER, open_ledger
 from batchfile.errors import BatchDamaged, BatchfileError, StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
+from batchfile.places import STORE_FOLDER, open_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
 from runners.ending import Ending

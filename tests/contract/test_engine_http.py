@@ -110,6 +110,7 @@ def test_a_pool_that_is_down_costs_no_attempt(server: Any, engine: HttpEngine, s
     assert isinstance(outcome, Completion)
     assert len(server.seen) == 6
     assert engine.stats().extra["num_downs"] == 0
+    assert engine.stats().down_s == 0
 
 
 def test_a_refused_connection_is_waited_out() -> None:
@@ -120,6 +121,7 @@ def test_a_refused_connection_is_waited_out() -> None:
     engine.add(1, engine.prepare(request()))
     while engine.stats().extra["num_downs"] < 5:
         assert engine.step() == []
+    assert engine.stats().down_s > 0
     with chat_server.running(port):
         done = []
         while not done:

@@ -1,0 +1,63 @@
+"""The fleet's pure rules: which GPUs a slot gets, when a runner ends by itself, how fast it is."""
+
+import pytest
+
+from batchfile.errors import SettingsError
+from batchfile.runner.tally import Tally
+from runners.ending import Ending
+from runners.rates import RateMeter, Rates
+from runners.slots import plan_slots, visible_gpus
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_engine", "wanted", "planned"),
+    [
+        (["0", "1", "2", "3"], 1, None, ["0", "1", "2", "3"]),
+        (["0", "1", "2", "3"], 2, None, ["0,1", "2,3"]),
+        (["0", "1", "2"], 2, None, ["0,1"]),
+        (["0", "1", "2", "3"], 2, 1, ["0,1"]),
+        (["MIG-a", "MIG-b"], 1, None, ["MIG-a", "MIG-b"]),
+        ([], 2, None, [None]),
+        ([], 1, 3, [None, None, None]),
+    ],
+)
+def test_each_slot_gets_a_set_of_gpus_of_its_own(
+    gpus: list[str], per_engine: int, wanted: int | None, planned: list[str | None]
+) -> None:
+    assert plan_slots(gpus, per_engine, wanted) == planned
+
+
+def test_more_engines_than_the_gpus_hold_are_refused() -> None:
+    with pytest.raises(SettingsError, match="hold 2 engines"):
+        plan_slots(["0", "1", "2", "3"], 2, 3)
+    with pytest.raises(SettingsError, match="tensor_parallel_size is 2"):
+        plan_slots(["0"], 2, None)
+
+
+def test_only_the_gpus_that_are_shown_are_used() -> None:
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2, 5"}) == ["2", "5"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []
+
+
+def test_a_runner_ends_after_it_was_idle_without_a_break() -> None:
+    ending = Ending(is_drain=False, idle_exit_s=10)
+    looks = [(True, 0), (True, 9), (False, 9.5), (True, 11), (True, 20.9)]
+    assert not any(ending.is_due(is_idle=is_idle, is_drained=True, now=now) for is_idle, now in looks)
+    assert ending.is_due(is_idle=True, is_drained=True, now=21)
+
+
+def test_a_draining_runner_ends_with_the_queue_and_any_other_does_not() -> None:
+    assert Ending(is_drain=True, idle_exit_s=None).is_due(is_idle=True, is_drained=True, now=0)
+    assert not Ending(is_drain=True, idle_exit_s=None).is_due(is_idle=True, is_drained=False, now=0)
+    assert not Ending(is_drain=False, idle_exit_s=None).is_due(is_idle=True, is_drained=True, now=1e9)
+
+
+def test_rates_are_of_the_last_minute() -> None:
+    meter, tally = RateMeter(), Tally()
+    assert meter.look(tally, 100) == Rates()
+    tally.succeeded, tally.failed, tally.input_tokens, tally.output_tokens = 15, 5, 2_000, 400
+    assert meter.look(tally, 110) == Rates(requests=2, input_tokens=200, output_tokens=40)
+    tally.succeeded += 60
+    assert meter.look(tally, 170).requests == 1
+    assert meter.look(tally, 231) == Rates()
