@@ -3,6 +3,7 @@
 import argparse
 import ipaddress
 import os
+import socket
 import sys
 
 import structlog
@@ -29,16 +30,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings()
         host = _host(args.host, settings)
-        ledger = places.open_ledger(args.store or settings.store or places.STORE_FOLDER, settings)
+        port = settings.port if args.port is None else args.port
+        ledger = places.open_service_ledger(args.store, settings)
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except BatchfileError as error:
         sys.stderr.write(f"batchfile api: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1
-    port = settings.port if args.port is None else args.port
-    structlog.get_logger().info("api.starting", host=host, port=port, store=ledger.store.url)
-    uvicorn.run(
+    except OSError as error:
+        sys.stderr.write(f"batchfile api: can not listen on {host} port {port}: {error.strerror}; try another --port\n")
+        return 1
+    structlog.get_logger().info("api.started", host=host, port=listener.getsockname()[1], store=ledger.store.url)
+    config = uvicorn.Config(
         create_app(ledger, settings),
-        host=host,
-        port=port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -47,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         limit_concurrency=CONNECTIONS_MAX,
         h11_max_incomplete_event_size=HEADER_BYTES_MAX,
     )
+    uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 

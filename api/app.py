@@ -49,6 +49,7 @@ ROUTES = [
     health_routes.version,
     health_routes.metrics,
     health_routes.docs,
+    health_routes.openapi,
 ]
 
 
@@ -100,7 +101,7 @@ def _document(settings: Settings) -> OpenAPIConfig:
         description=DESCRIPTION,
         components=Components(security_schemes={"key": scheme}),
         security=[{"key": []}] if settings.api_keys else [],
-        path="/",
+        path="/docs/schema",
         render_plugins=[JsonRenderPlugin(path="/openapi.json", media_type=MediaType.JSON)],
         use_handler_docstrings=True,
     )

@@ -89,11 +89,11 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[s
 
 def _of_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> Refusal:
     where = f"{request.scope['method']} {request.url.path}"
-    headers = dict(error.headers or {})
+    headers = {name.title(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 404:
         return Refusal(404, f"There is no {where}; {DOCS}.", headers)
     if error.status_code == 405:
-        return Refusal(405, f"There is no {where}; it exists with {headers.get('Allow', 'another method')}.", headers)
+        return Refusal(405, f"There is no {where}; it exists with {headers.get('Allow', 'other methods')}.", headers)
     extra = error.extra if isinstance(error.extra, list) else []
     places = [f"{item.get('key', '')}: {item.get('message', '')}" for item in extra if isinstance(item, dict)]
     return Refusal(error.status_code, "; ".join(places) or error.detail, headers)

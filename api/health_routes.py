@@ -58,6 +58,11 @@ def docs(request: Request[Any, Any, Any]) -> Response[str]:
     return Response(render(request.app.openapi_schema.to_schema()), media_type=MediaType.HTML)
 
 
+@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
+def openapi(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    return request.app.openapi_schema.to_schema()
+
+
 async def _does_store_answer(service: Service) -> bool:
     try:
         async with asyncio.timeout(PROBE_WAIT_S):

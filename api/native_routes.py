@@ -3,7 +3,6 @@
 import asyncio
 from typing import Annotated, Any
 
-from batchfile.ledger.live import live_lines
 from litestar import Request, Response, delete, get, post, route
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
@@ -16,7 +15,7 @@ from api.door import Caller
 from api.errors import Refusal
 from api.fleet import Fleet
 from api.service import PAGE_MAX, Service
-from api.streams import JSON_LINES, serve_file, stream
+from api.streams import follow, serve_file
 from batchfile.records import FileRef
 
 BATCHES = "/api/batches"
@@ -95,14 +94,14 @@ async def results(
     service: NamedDependency[Service],
     caller: NamedDependency[Caller],
     live: Annotated[
-        bool, QueryParameter(description="Of an open batch: what is finished so far, in no order.")
+        bool, QueryParameter(description="Do not wait for the end: results as they land, in no order.")
     ] = False,
 ) -> Response[Any]:
     """The results file as it is stored: one line for each request, in the order of the input. Range is honoured."""
     if live:
         status = await asyncio.to_thread(service.status, caller, batch_id)
         if status.batch.state != "ended":
-            return await stream(request, live_lines(service.ledger, status.batch), JSON_LINES)
+            return follow(service.ledger, batch_id)
     batch = await asyncio.to_thread(service.ended, caller, batch_id)
     return await _file(request, service, batch.results)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import structlog
 
 from batchfile.errors import StoreError
+from batchfile.ledger import steward
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.steward import Steward
 from batchfile.records import BatchRecord
 
 log = structlog.get_logger()
@@ -19,7 +19,6 @@ class Stewarding:
     def __init__(self, ledger: Ledger, name: str, on_ended: Callable[[BatchRecord], None]) -> None:
         self._ledger = ledger
         self._name = name
-        self._steward = Steward(ledger, runner=name)
         self._on_ended = on_ended
 
     def run(self, stop: threading.Event) -> None:
@@ -27,7 +26,7 @@ class Stewarding:
         with self._ledger.store.hold(self._name):
             while not stop.wait(TICK_S):
                 try:
-                    self._steward.tick()
+                    steward.tick(self._ledger, runner=self._name)
                 except StoreError as error:
                     log.warning("steward.paused", error=str(error))
                 except Exception:  # the top of this thread

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from litestar import Request, Response
@@ -15,10 +16,13 @@ from litestar.response import Stream
 
 from api.errors import Refusal
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.live import Cursor, LiveLine, iter_live
 from batchfile.records import FileRef
 
 GZIP_LEVEL = 1  # a chunk costs less than the network saves
 JSON_LINES = "application/x-ndjson"
+LINES_AT_ONCE = 500  # of a live answer
+LOOK_AGAIN_S = 1.0
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -64,6 +68,25 @@ async def serve_file(
     chunks = _gzip(chunks) if is_gzip else chunks
     first = await asyncio.to_thread(next, chunks, None)
     return Stream(_rest(first, chunks), status_code=status, headers=headers, media_type=media_type)
+
+
+def follow(ledger: Ledger, batch_id: str) -> Stream:
+    """Results as they are committed, until the batch has ended: each once, in no order."""
+    return Stream(_landing(ledger, batch_id), media_type=JSON_LINES)
+
+
+async def _landing(ledger: Ledger, batch_id: str) -> AsyncIterator[bytes]:
+    cursor = Cursor()
+    while not cursor.is_over:
+        lines = iter_live(ledger, batch_id, cursor)
+        while some := await asyncio.to_thread(_some, lines):
+            yield some
+        if not cursor.is_over:
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def _some(lines: Iterator[LiveLine]) -> bytes:
+    return b"".join([line.result + b"\n" for line in islice(lines, LINES_AT_ONCE)])
 
 
 def asked_range(header: str | None, size: int) -> Span | None:

@@ -30,6 +30,13 @@ def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> 
     return Ledger(store=open_store(url, prove=not is_read_only), limits=settings.ledger_limits(is_local=is_local(url)))
 
 
+def open_service_ledger(url: str | None, settings: Settings) -> Ledger:
+    """The ledger of a service or a runner of one: named, set, or in the current directory."""
+    chosen = url or settings.store or STORE_FOLDER
+    limits = settings.ledger_limits(is_local=is_local(chosen), is_service=True)
+    return Ledger(store=open_store(chosen), limits=limits)
+
+
 def existing_ledger(
     url: str | None, settings: Settings, name: str | None = None, *, is_read_only: bool = True
 ) -> Ledger:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -238,12 +238,21 @@ class Settings(BaseSettings):
             raise ValueError(f"schemas.{stage}: {path} is no JSON schema: {problem}")
         return schema
 
-    def ledger_limits(self, *, is_local: bool) -> Limits:
-        """The protocol's times: the defaults of the kind of store, and what is set over them."""
+    def ledger_limits(self, *, is_local: bool, is_service: bool = False) -> Limits:
+        """The protocol's times: the defaults of the kind of store and use, and what is set over them.
+
+        A run on one machine keeps its batches for long; a service lets them expire, whatever its store.
+        """
         base = LOCAL if is_local else Limits()
-        given = self.limits.model_dump(exclude_none=True)
-        known = {name: getattr(base, name) for name in base.__dataclass_fields__}
-        return Limits(**{**known, **given})
+        if is_service:
+            of_service = Limits()
+            base = replace(
+                base,
+                grace_s=of_service.grace_s,
+                completion_window_s=of_service.completion_window_s,
+                retention_s=of_service.retention_s,
+            )
+        return replace(base, **self.limits.model_dump(exclude_none=True))
 
 
 def _foreign(file: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
