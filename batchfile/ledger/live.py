@@ -1,0 +1,100 @@
+"""The results of a batch as they are committed, before it has ended: whoever asks again gets only newer ones.
+
+Follows the records: the parts that a record names count, and in one shard they only grow in number. Once the batch has
+ended, the rest comes from its results file. Memory: one part, and what the cursor remembers.
+"""
+
+import hashlib
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from batchfile import layout
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import read_batch, read_plan
+from batchfile.lines.frame import iter_lines
+from batchfile.lines.part import decode_part
+from batchfile.records import BatchRecord, PartRef, ShardRecord, decode
+from batchfile.words import LINE_BYTES_MAX
+
+RESULT_BYTES_MAX = 4 * LINE_BYTES_MAX
+
+
+class LiveLine(NamedTuple):
+    """A native result line (no newline) and the number of its request in the batch, from 0."""
+
+    number: int
+    result: bytes
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far a reader of one batch is: a bit a request, and a few bytes a shard. For one thread.
+
+    `num_given` results so far; `is_over`: nothing more will come.
+    """
+
+    num_given: int = 0
+    is_over: bool = False
+    given: bytearray = field(default_factory=bytearray, repr=False)
+    firsts: list[int] = field(default_factory=list, repr=False)  # range -> the number of its first request
+    etags: dict[str, str] = field(default_factory=dict, repr=False)  # of records of which all parts were given
+    num_parts: dict[str, int] = field(default_factory=dict, repr=False)  # that were given, by the record's key
+
+
+def iter_live(ledger: Ledger, batch_id: str, cursor: Cursor) -> Iterator[LiveLine]:
+    """What is committed and was not given to this cursor: shard by shard while the batch is open, else in input order.
+
+    Ends with what there is now; call it again, later, with the same cursor. A batch that is not there has nothing.
+    Raises: StoreUnavailable, BatchDamaged.
+    """
+    batch = read_batch(ledger, batch_id)
+    if batch is not None and batch.state not in {"planning", "ended"}:
+        if (yield from _from_parts(ledger, batch, cursor)):
+            return
+        batch = read_batch(ledger, batch_id)  # a part is gone, as happens to those of a batch that ends
+    if batch is not None and batch.state == "ended" and batch.results is not None:
+        lines = iter_lines(ledger.store.stream(batch.results.key), line_bytes_max=RESULT_BYTES_MAX)
+        yield from _not_given(batch, cursor, ((number, line.data or b"") for number, line in enumerate(lines)))
+    cursor.is_over = batch is None or batch.state == "ended"
+
+
+def _from_parts(ledger: Ledger, batch: BatchRecord, cursor: Cursor) -> Generator[LiveLine, None, bool]:
+    """False where a part was gone."""
+    is_whole = True
+    cursor.firsts = cursor.firsts or [span.first for span in read_plan(ledger, batch).ranges]
+    for entry in ledger.store.list(layout.shards_prefix(batch.batch_id)):
+        if cursor.etags.get(entry.key) == entry.etag:
+            continue
+        found = ledger.store.get(entry.key)
+        if found is None:
+            continue
+        record = decode(found.data, ShardRecord)
+        for part in record.parts[cursor.num_parts.get(entry.key, 0) :]:
+            data = _read(ledger, part)
+            if data is None:
+                is_whole = False
+                break
+            first = cursor.firsts[record.n]
+            yield from _not_given(batch, cursor, ((first + item.line, item.result) for item in decode_part(data)))
+            cursor.num_parts[entry.key] = cursor.num_parts.get(entry.key, 0) + 1
+        else:
+            cursor.etags[entry.key] = found.etag
+    return is_whole
+
+
+def _read(ledger: Ledger, part: PartRef) -> bytes | None:
+    """None where it is not there, or not what its record says: its requests get their results at the end."""
+    found = ledger.store.get(part.key)
+    return None if found is None or hashlib.sha256(found.data).hexdigest() != part.sha256 else found.data
+
+
+def _not_given(batch: BatchRecord, cursor: Cursor, lines: Iterable[tuple[int, bytes]]) -> Iterator[LiveLine]:
+    if not cursor.given:
+        cursor.given = bytearray(batch.total // 8 + 1)
+    for number, result in lines:
+        place, bit = divmod(number, 8)
+        if not cursor.given[place] >> bit & 1:
+            cursor.given[place] |= 1 << bit
+            cursor.num_given += 1
+            yield LiveLine(number, result)
