@@ -25,6 +25,12 @@ def main(arguments: list[str]) -> int:
     except BatchfileError as error:
         log.error("process.failed", error=str(error))
         return FAILED
+    except ModuleNotFoundError as error:
+        log.error("process.refused", error=f"{error.name} is not installed here: pip install 'batchfile[fleet]'")
+        return REFUSED
+    except Exception:
+        log.exception("process.crashed")
+        return FAILED
 
 
 def _run(options: Options) -> int:

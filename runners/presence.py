@@ -8,7 +8,7 @@ import structlog
 
 from batchfile.errors import StoreError
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.presence import remove_presence, sweep_presence, write_presence
+from batchfile.ledger.presence import remove_presence, write_presence
 from batchfile.records import PresenceRecord, RunnerState, RunnerTotals
 from batchfile.runner.runner import Runner
 from runners.rates import RateMeter, Rates
@@ -16,7 +16,6 @@ from runners.rates import RateMeter, Rates
 log = structlog.get_logger()
 
 WRITE_S = 10.0  # and at each change of state
-SWEEP_S = 3600.0
 SHARDS_SHOWN_MAX = 100
 
 
@@ -52,7 +51,6 @@ class Announcer:
         self._meter = RateMeter()
         self._state: RunnerState | None = None
         self._written_at = float("-inf")
-        self._swept_at = float("-inf")
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -64,10 +62,6 @@ class Announcer:
             self._written_at = now
             with suppress(StoreError):  # a hint: the next one comes soon
                 write_presence(self._ledger, self._record(state, rates))
-        if now - self._swept_at >= SWEEP_S:
-            self._swept_at = now
-            with suppress(StoreError):
-                sweep_presence(self._ledger)
 
     def leave(self) -> None:
         remove_presence(self._ledger, self._identity.pool, self._identity.runner_id)

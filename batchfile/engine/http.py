@@ -135,7 +135,7 @@ class HttpEngine:
 
     def stats(self) -> EngineStats:
         """`num_downs`: pauses since the endpoint last answered; 0 while it is up."""
-        since = self._down_since
+        since = self._down_since if self._in_flight else None  # without requests nobody knows
         return EngineStats(
             num_steps=self._num_steps,
             num_full_steps=self._num_full_steps,

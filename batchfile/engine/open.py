@@ -1,8 +1,10 @@
 """Engines by name. Each is imported when it is built, so that naming one costs nothing."""
 
+from importlib.util import find_spec
 from typing import Literal
 
 from batchfile.engine.base import Engine, EngineFactory
+from batchfile.errors import SettingsError
 
 EngineKind = Literal["vllm", "http", "echo"]
 
@@ -22,6 +24,10 @@ def engine_factory(
 
     def build() -> Engine:
         if kind == "vllm":
+            if find_spec("vllm") is None:
+                raise SettingsError(
+                    "vLLM is not installed here: install it (pip install vllm), or choose another engine, http or echo"
+                )
             from batchfile.engine.vllm import VllmEngine, VllmOptions
 
             return VllmEngine(

@@ -69,6 +69,7 @@ class Feeder:
         self._prepare: Callable[[Request], Prepared] | None = None
         self._low_water = 1
         self.is_stopped = False
+        self.is_claiming = False  # a shard may be ours already and not yet among `works`
 
     def use(self, prepare: Callable[[Request], Prepared], num_slots: int, max_in_flight: int) -> None:
         """The engine is ready (again)."""
@@ -88,14 +89,17 @@ class Feeder:
             return True
         if self.is_full():
             return False
-        held = self._claims.next()
-        with self._changed:
-            self._window.set_ended(held is None)
-            self._changed.notify_all()
-        if held is None:
-            return False
-        self._feed(held)
-        return True
+        self.is_claiming = True
+        try:
+            held = self._claims.next()
+            with self._changed:
+                self._window.set_ended(held is None)
+                self._changed.notify_all()
+            if held is not None:
+                self._feed(held)
+        finally:
+            self.is_claiming = False
+        return held is not None
 
     def _feed(self, held: Held) -> None:
         record = held.record

@@ -199,7 +199,8 @@ class Runner:
     @property
     def is_drained(self) -> bool:
         """Idle, and no shard of this pool is left in any batch that was open at the last look."""
-        return self.is_idle and self._claims.is_settled
+        # In this order: a shard that is claimed in between is seen by one of the later looks.
+        return self._claims.is_settled and not self._feeder.is_claiming and self.is_idle
 
     def shards_held(self, num_max: int) -> tuple[str, ...]:
         """As `batch_id/n`."""
