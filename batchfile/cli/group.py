@@ -29,6 +29,7 @@ COMMANDS = {
     "cancel": Lazy("cancel", "End a batch early; what is finished is kept."),
     "doctor": Lazy("doctor", "Check this machine, the engine and the store."),
     "config": Lazy("config", "Show the settings and where they came from."),
+    "keys": Lazy("keys", "Make API keys for the service."),
     "completion": Lazy("completion", "Print the completion script of a shell."),
 }
 
