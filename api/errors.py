@@ -15,6 +15,7 @@ from batchfile.errors import (
     InvalidFile,
     InvalidRequest,
     KeyReused,
+    StoreError,
     StoreFull,
     StoreUnavailable,
     TooLarge,
@@ -57,6 +58,7 @@ def to_refusal(error: Exception, request: Request[Any, Any, Any]) -> Refusal:
 _TABLE: list[tuple[type[BatchfileError], int, dict[str, str]]] = [
     (StoreFull, 503, {"Retry-After": "60"}),
     (StoreUnavailable, 503, {"Retry-After": str(RETRY_AFTER_S)}),
+    (StoreError, 503, {"Retry-After": "60"}),
     (TooLarge, 413, {}),
     (InvalidFile, 400, {}),
     (InvalidRequest, 400, {}),
@@ -70,6 +72,9 @@ def _detail(error: BatchfileError) -> str:
         return f"The store has no room: {error}"
     if isinstance(error, StoreUnavailable):
         return "The store does not answer now; try again."
+    if isinstance(error, StoreError):
+        log.error("store.unusable", error=str(error))
+        return "The store can not be used now; the log of this server says why."
     if isinstance(error, BatchDamaged):
         log.error("batch.damaged", error=str(error))
         return f"The stored documents of this batch contradict each other: {error}"

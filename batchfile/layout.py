@@ -119,7 +119,6 @@ def index_batch_id(key: str) -> str:
 
 
 IDEMPOTENCY_PREFIX = "idempotency/"
-IDEMPOTENCY_SWEPT = IDEMPOTENCY_PREFIX + "swept"  # written when the records were last tidied
 
 
 def idempotency_key(kind: str, value: str) -> str:

@@ -136,10 +136,14 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotencyRecord:
-    """Which batch a key, a body or a local output stands for; `digest` is of what was asked."""
+    """Which batch a key, a body or a local output stands for; `digest` is of what was asked.
+
+    `created_at`: the batch's, so that whoever completes a create writes the same markers; 0 of a local output's.
+    """
 
     batch_id: str
     digest: str
+    created_at: float = 0.0
     version: int = VERSION
 
 

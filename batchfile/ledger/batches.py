@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A batch that is about to be created."""
+    """A batch that is about to be created. `created_at` None: when it is committed."""
 
     batch_id: str
     routing: RoutingTable
@@ -33,15 +33,32 @@ class Draft:
     priority: int = 5
     tenant: str = "default"
     metadata: dict[str, str] = field(default_factory=dict)
+    created_at: float | None = None
+
+
+def announce(ledger: Ledger, draft: Draft) -> None:
+    """Before anything of a batch is written: the steward will sweep it, should it never be committed."""
+    ledger.store.put(_index_key(draft), b"")
+
+
+def withdraw(ledger: Ledger, draft: Draft) -> None:
+    """An announced batch was refused. Best effort: the steward does it too."""
+    with suppress(StoreError):
+        ledger.store.delete(_index_key(draft))
+
+
+def _index_key(draft: Draft) -> str:
+    assert draft.created_at is not None, "what is announced has a time"
+    return layout.index_key(draft.tenant, draft.created_at, draft.batch_id)
 
 
 def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
     """Make a planned batch exist. Nothing runs before the last write; a crash before it leaves only garbage.
 
-    The same draft again after a lost answer finds its own batch. Raises: StoreUnavailable; BatchDamaged where
-    another batch has this id.
+    The same draft again after a lost answer finds its own batch, and one that another writer committed meanwhile
+    stands. Raises: StoreUnavailable; BatchDamaged where a batch of other requests has this id.
     """
-    now = ledger.clock.now()
+    now = ledger.clock.now() if draft.created_at is None else draft.created_at
     record = BatchRecord(
         batch_id=draft.batch_id,
         created_at=now,
@@ -63,10 +80,19 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
     ledger.store.put(layout.index_key(draft.tenant, now, draft.batch_id), b"")
     written = swap(ledger, layout.batch_key(draft.batch_id), record, None)
     if isinstance(written, Lost):
-        raise BatchDamaged(f"a batch {draft.batch_id} exists already")
+        return _standing(record, written)
     ring(ledger, planned.plan.pools)
     log.info("batch.created", batch_id=draft.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))
     return written.record
+
+
+def _standing(ours: BatchRecord, lost: Lost[BatchRecord]) -> BatchRecord:
+    """The record that another writer of the same create committed."""
+    found = None if lost.found is None else lost.found.record
+    what = (ours.tenant, ours.stage, ours.created_at, ours.input.sha256)
+    if found is None or (found.tenant, found.stage, found.created_at, found.input.sha256) != what:
+        raise BatchDamaged(f"another batch {ours.batch_id} exists already, or did; send this one again")
+    return found
 
 
 def ring(ledger: Ledger, pools: Iterable[str]) -> None:

@@ -1,24 +1,29 @@
-"""The input, read once: pinned, counted, cut into ranges; what can not run is rejected here.
+"""The input, read once: counted, cut into ranges; what can not run (unreadable, unroutable, a custom_id used before) is
+dealt with here.
 
-Rejected lines (unreadable, unroutable, a custom_id used before) get their errored results now, as parts of the
-pseudo-pool `_rejected`. Memory: the plan itself, 8 bytes a line for duplicates, and one range.
+In a stored input such lines are rejected: they get their errored results now, as parts of the pseudo-pool `_rejected`.
+An upload is refused for the first of them. Memory: the plan itself, 8 bytes a line for duplicates, and one range.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from batchfile import bits, layout
-from batchfile.errors import InvalidFile, InvalidRequest
+from batchfile.errors import InvalidFile, InvalidRequest, RequestRefused, StoreError, TooLarge
 from batchfile.ledger import shards
 from batchfile.ledger.base import Ledger
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, decode_envelope
+from batchfile.lines.findings import short
 from batchfile.lines.frame import Line, iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.records import InputRef, PartRef, Plan, Range, encode
 from batchfile.routing import route
+from batchfile.store.base import Writer
 from batchfile.words import LINE_BYTES_MAX, REQUESTS_MAX, Dialect, Failure, RoutingTable
 
 RANGES_WANTED = 1000
@@ -26,6 +31,23 @@ RANGE_LINES_MIN = 32
 RANGE_LINES_MAX = 4096
 RANGE_BYTES_MAX = 4 * 1024 * 1024
 SAMPLE_BYTES = 1024 * 1024  # the first lines of a file tell how long its lines are
+
+_LEADING_PATH = re.compile(r"[^\s:]+: ")
+
+Place = Callable[[int, int], str]  # where a user finds a request: by its number from 0, or by its line from 1
+
+
+def by_line(number: int, row: int) -> str:
+    return f"line {row}"
+
+
+def by_number(number: int, row: int) -> str:
+    return f"requests[{number}]"
+
+
+def located(place: str, message: str) -> str:
+    """`line 4: custom_id: ...`, `requests[3].custom_id: ...`, `requests[3]: is not valid JSON ...`."""
+    return f"{place}{'.' if place[-1] == ']' and _LEADING_PATH.match(message) else ': '}{message}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,34 +101,56 @@ def plan_input(
     entry = ledger.store.head(input_key)
     if entry is None:
         raise InvalidFile(f"{input_key} does not exist; upload it first")
-    planner = _Planner(ledger, batch_id, routing, stage, lines_per_range)
+    planner = _Planner(ledger, batch_id, routing, stage, lines_per_range=lines_per_range)
     digest = hashlib.sha256()
     chunks = _hashed(ledger.store.stream(input_key, match=entry.etag), digest)
     cuts = planner.read(chunks, entry.size)
     if planner.total == 0:
         raise InvalidFile("the file holds no request: every line is blank")
-    suspects = planner.duplicates.suspects()
-    if suspects:
-        lines = iter_lines(ledger.store.stream(input_key, match=entry.etag))
-        cuts = planner.reject_duplicates(cuts, lines, suspects)
-    plan = planner.publish(cuts)
-    plan_key = layout.plan_key(batch_id, ledger.new_id()[:12])
-    ledger.store.put(plan_key, encode(plan))
-    return Planned(
-        input=InputRef(
-            key=input_key,
-            etag=entry.etag,
-            size=entry.size,
-            sha256=digest.hexdigest(),
-            dialect=planner.dialect or "native",
-        ),
-        plan=plan,
-        plan_key=plan_key,
-        total=planner.total,
-        num_rejected=planner.num_rejected,
-        first_problem=planner.first_problem,
-        num_hints=planner.num_hints,
+    cuts = planner.without_duplicates(cuts, input_key, entry.etag)
+    pinned = InputRef(
+        key=input_key,
+        etag=entry.etag,
+        size=entry.size,
+        sha256=digest.hexdigest(),
+        dialect=planner.dialect or "native",
     )
+    return planner.publish(cuts, pinned)
+
+
+def plan_upload(
+    ledger: Ledger,
+    batch_id: str,
+    chunks: Iterable[bytes],
+    *,
+    size: int,
+    routing: RoutingTable,
+    stage: str | None = None,
+    place: Place = by_line,
+    requests_max: int = REQUESTS_MAX,
+) -> Planned:
+    """Store JSONL of `params` lines as the input of a batch, and plan it in the same pass. `size`: of it, about.
+
+    All requests can run or none will: nothing that is named is left of a refused upload.
+    Raises: RequestRefused, which names the first wrong request by `place`; InvalidFile (no request); TooLarge.
+    """
+    planner = _Planner(ledger, batch_id, routing, stage, refuse_at=place, requests_max=requests_max)
+    key = layout.input_key(batch_id, ledger.new_id()[:12])
+    digest = hashlib.sha256()
+    stored = _Stored()
+    with ledger.store.writer(key) as writer:
+        cuts = planner.read(stored.copied(_hashed(chunks, digest), writer), size)
+        if planner.total == 0:
+            raise InvalidFile("requests: there is none; send at least one")
+        etag = writer.commit()
+    try:
+        cuts = planner.without_duplicates(cuts, key, etag)
+    except InvalidFile:
+        with suppress(StoreError):
+            ledger.store.delete(key)
+        raise
+    pinned = InputRef(key=key, etag=etag, size=stored.size, sha256=digest.hexdigest(), dialect="native")
+    return planner.publish(cuts, pinned)
 
 
 def range_lines(total_bytes: int, sample_lines: int, sample_bytes: int) -> int:
@@ -121,11 +165,34 @@ def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]
         yield chunk
 
 
+class _Stored:
+    """Counts what is written."""
+
+    size = 0
+
+    def copied(self, chunks: Iterable[bytes], writer: Writer) -> Iterator[bytes]:
+        for chunk in chunks:
+            writer.write(chunk)
+            self.size += len(chunk)
+            yield chunk
+
+
 class _Planner:
-    """One pass over the lines, and a second only where a custom_id seems to be used twice."""
+    """One pass over the lines, and a second only where a custom_id seems to be used twice.
+
+    `refuse_at` None: lines that can not run are rejected, one by one. Else the first of them raises RequestRefused.
+    """
 
     def __init__(
-        self, ledger: Ledger, batch_id: str, routing: RoutingTable, stage: str | None, lines_per_range: int | None
+        self,
+        ledger: Ledger,
+        batch_id: str,
+        routing: RoutingTable,
+        stage: str | None,
+        *,
+        lines_per_range: int | None = None,
+        refuse_at: Place | None = None,
+        requests_max: int = REQUESTS_MAX,
     ) -> None:
         self.total = 0
         self.num_rejected = 0
@@ -138,6 +205,9 @@ class _Planner:
         self._routing = routing
         self._stage = stage
         self._lines_per_range = lines_per_range
+        self._refuse_at = refuse_at
+        self._place = refuse_at or by_line
+        self._requests_max = requests_max
         self._lease = ledger.new_id()
         self._num_parts = 0
 
@@ -159,8 +229,8 @@ class _Planner:
             if span.num_lines >= wanted or line.end - span.start >= RANGE_BYTES_MAX:
                 cuts.append(self._cut(span, line.end))
                 span = None
-            if self.total > REQUESTS_MAX:
-                raise InvalidFile(f"the file holds more than {REQUESTS_MAX:,} requests; split it")
+            if self.total > self._requests_max:
+                raise TooLarge(f"there are more than {self._requests_max:,} requests; send them in several batches")
         if span is not None:
             cuts.append(self._cut(span, line.end))
         return cuts
@@ -171,6 +241,8 @@ class _Planner:
         try:
             envelope = self._envelope(line)
             custom_id = envelope.custom_id
+            if self._refuse_at is not None and envelope.dialect != "native":
+                raise InvalidRequest("params: is missing; put messages and max_tokens there (body is another format)")
             if self.dialect is None:
                 self.dialect = envelope.dialect
             elif self.dialect != envelope.dialect:
@@ -181,21 +253,25 @@ class _Planner:
             self.duplicates.add(custom_id)
             if envelope.hint is not None:
                 self.num_hints += 1
-            if everything is not None:
-                return everything
-            return route(self._routing, stage=self._stage, hint=envelope.hint, model=envelope.model)
+            return everything or self._pool_of(envelope)
         except InvalidRequest as error:
             known = custom_id if custom_id is not None else getattr(error, "custom_id", None)
-            span.rejected.append(self._reject(span.num_lines, line.row, known, error))
+            span.rejected.append(self._reject(span.num_lines, self.total, line.row, known, error))
             return None
+
+    def _pool_of(self, envelope: Envelope) -> str:
+        model = envelope.model if self._stage is None and envelope.hint is None else None
+        return route(self._routing, stage=self._stage, hint=envelope.hint, model=model)
 
     def _envelope(self, line: Line) -> Envelope:
         if line.data is None:
             raise InvalidRequest(f"the line is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
         return decode_envelope(line.data)
 
-    def _reject(self, line: int, row: int, custom_id: str | None, error: InvalidRequest) -> FinishedLine:
-        message = f"line {row}: {error}"
+    def _reject(self, line: int, number: int, row: int, custom_id: str | None, error: InvalidRequest) -> FinishedLine:
+        message = located(self._place(number, row), str(error))
+        if self._refuse_at is not None:
+            raise RequestRefused(message, number) from None
         self.num_rejected += 1
         self.first_problem = self.first_problem or message
         failure = Failure(type=error.type, message=message)
@@ -222,33 +298,34 @@ class _Planner:
         key = layout.part_key(self._batch_id, layout.REJECTED_POOL, first, self._lease, self._num_parts)
         return [shards.write_part(self._ledger, key, rejected)]
 
-    def reject_duplicates(self, cuts: list[_Cut], lines: Iterator[Line], suspects: set[int]) -> list[_Cut]:
-        """The second pass: the second and later uses of a custom_id are rejected."""
-        first_row: dict[str, int] = {}
-        return [self._reject_in(cut, lines, suspects, first_row) for cut in cuts]
+    def without_duplicates(self, cuts: list[_Cut], key: str, etag: str) -> list[_Cut]:
+        """The second pass, if need be: the second and later uses of a custom_id are rejected."""
+        suspects = self.duplicates.suspects()
+        if not suspects:
+            return cuts
+        lines = iter_lines(self._ledger.store.stream(key, match=etag))
+        first_place: dict[str, str] = {}
+        return [self._reject_in(cut, lines, suspects, first_place) for cut in cuts]
 
-    def _reject_in(self, cut: _Cut, lines: Iterator[Line], suspects: set[int], first_row: dict[str, int]) -> _Cut:
+    def _reject_in(self, cut: _Cut, lines: Iterator[Line], suspects: set[int], first_place: dict[str, str]) -> _Cut:
         known = bits.parse(cut.range.rejected)
         pools, twice = dict(cut.pools), list[FinishedLine]()
-        for number in range(cut.range.num_lines):
+        for place_in_range in range(cut.range.num_lines):
             line = next(lines)
-            if known >> number & 1 or line.data is None:
+            if known >> place_in_range & 1 or line.data is None:
                 continue
             envelope = decode_envelope(line.data)
             if not self.duplicates.is_suspect(envelope.custom_id, suspects):
                 continue
-            if envelope.custom_id not in first_row:
-                first_row[envelope.custom_id] = line.row
+            number = cut.range.first + place_in_range
+            if envelope.custom_id not in first_place:
+                first_place[envelope.custom_id] = self._place(number, line.row)
                 continue
-            shown = envelope.custom_id if len(envelope.custom_id) <= 80 else envelope.custom_id[:77] + "..."
-            error = InvalidRequest(
-                f"custom_id: {shown!r} was used on line {first_row[envelope.custom_id]} already; make it unique"
-            )
-            twice.append(self._reject(number, line.row, envelope.custom_id, error))
-            pool = self._routing.everything or route(
-                self._routing, stage=self._stage, hint=envelope.hint, model=envelope.model
-            )
-            pools[pool] -= 1
+            first = first_place[envelope.custom_id]
+            by = "by" if first[-1] == "]" else "on"
+            error = InvalidRequest(f"custom_id: {short(envelope.custom_id)!r} was used {by} {first}; make it unique")
+            twice.append(self._reject(place_in_range, number, line.row, envelope.custom_id, error))
+            pools[self._routing.everything or self._pool_of(envelope)] -= 1
         if not twice:
             return cut
         rejected = bits.render(known | bits.of(item.line for item in twice))
@@ -259,8 +336,8 @@ class _Planner:
             [*cut.rejected, *map(_without_result, twice)],
         )
 
-    def publish(self, cuts: list[_Cut]) -> Plan:
-        """The plan itself; the records of the rejected lines are stored on the way."""
+    def publish(self, cuts: list[_Cut], pinned: InputRef) -> Planned:
+        """Store the plan and the records of the rejected lines."""
         pools: dict[str, dict[int, int]] = {}
         for n, cut in enumerate(cuts):
             for pool, num_lines in cut.pools.items():
@@ -269,7 +346,18 @@ class _Planner:
             if cut.rejected:
                 pools.setdefault(layout.REJECTED_POOL, {})[n] = len(cut.rejected)
                 shards.put_done(self._ledger, self._batch_id, layout.REJECTED_POOL, n, cut.parts, cut.rejected)
-        return Plan(ranges=tuple(cut.range for cut in cuts), pools=pools)
+        plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools)
+        plan_key = layout.plan_key(self._batch_id, self._ledger.new_id()[:12])
+        self._ledger.store.put(plan_key, encode(plan))
+        return Planned(
+            input=pinned,
+            plan=plan,
+            plan_key=plan_key,
+            total=self.total,
+            num_rejected=self.num_rejected,
+            first_problem=self.first_problem,
+            num_hints=self.num_hints,
+        )
 
 
 def _without_result(item: FinishedLine) -> FinishedLine:

@@ -1,0 +1,140 @@
+"""A spooled body into a committed batch. Synchronous: runs in a thread. Knows no route.
+
+In this order, so that a create can be repeated at any point: what the body says of the whole is checked, the batch's id
+is written down for whoever repeats the create, the requests are stored and planned in one pass, the batch is committed.
+"""
+
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from api.errors import Refusal
+from api.spool import Spooled
+from batchfile.errors import InvalidFile, InvalidRequest
+from batchfile.ledger import batches, idempotency
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.planner import Place, by_line, by_number, plan_upload
+from batchfile.lines.split import iter_requests, read_document
+from batchfile.records import BatchRecord
+from batchfile.routing import route
+from batchfile.settings import Settings
+from batchfile.words import Defaults, RoutingTable
+
+CHUNK_BYTES = 256 * 1024
+KEY_CHARS_MAX = 255
+DEFAULTS = Defaults(max_tokens=2048, temperature=0.2)
+LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Upload:
+    """A body that was opened: JSONL in chunks, and how its user finds a request in it."""
+
+    stage: str
+    routing: RoutingTable
+    chunks: Iterable[bytes]
+    place: Place
+
+
+def create_batch(
+    ledger: Ledger,
+    settings: Settings,
+    spooled: Spooled,
+    *,
+    content_type: str | None,
+    stage_query: str | None,
+    tenant: str,
+    idempotency_key: str | None,
+    retry_count: int | None,
+) -> BatchRecord:
+    """The batch of a body: a new one, or for a repeated create the one that it made before.
+
+    Raises: InvalidFile, of it RequestRefused and TooLarge; KeyReused; Refusal 415; StoreUnavailable (the same again
+    completes it). After any but the last nothing was made.
+    """
+    upload = _open(spooled, content_type, stage_query, settings.routing())
+    adopted = _adopt(ledger, f"{spooled.sha256} {upload.stage}", tenant, idempotency_key, retry_count)
+    if not adopted.is_first:
+        standing = batches.read_batch(ledger, adopted.batch_id)
+        if standing is not None:
+            return standing
+    draft = batches.Draft(
+        batch_id=adopted.batch_id,
+        routing=upload.routing,
+        defaults=DEFAULTS,
+        stage=upload.stage,
+        tenant=tenant,
+        created_at=adopted.created_at,
+    )
+    batches.announce(ledger, draft)
+    try:
+        planned = plan_upload(
+            ledger,
+            draft.batch_id,
+            upload.chunks,
+            size=spooled.size,
+            routing=upload.routing,
+            stage=upload.stage,
+            place=upload.place,
+            requests_max=settings.api.requests_max,
+        )
+    except InvalidFile:
+        batches.withdraw(ledger, draft)
+        idempotency.forget(ledger, adopted)
+        raise
+    return batches.create(ledger, draft, planned)
+
+
+def _adopt(ledger: Ledger, digest: str, tenant: str, idempotency_key: str | None, retry_count: int | None) -> Adopted:
+    batch_id = f"batch_{secrets.token_hex(6)}"
+    if idempotency_key:
+        if len(idempotency_key) > KEY_CHARS_MAX:
+            raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; send a UUID, say")
+        return idempotency.adopt(
+            ledger, kind="key", tenant=tenant, value=idempotency_key, digest=digest, batch_id=batch_id
+        )
+    if retry_count is None:
+        return Adopted(batch_id=batch_id, created_at=ledger.clock.now())
+    return idempotency.adopt_retry(ledger, tenant=tenant, digest=digest, batch_id=batch_id, is_retry=retry_count > 0)
+
+
+def _open(spooled: Spooled, content_type: str | None, stage_query: str | None, routing: RoutingTable) -> _Upload:
+    media_type = (content_type or "application/json").partition(";")[0].strip().lower()
+    if media_type in LINE_TYPES:
+        stage = _known_stage(routing, stage_query, "give it in the query, as ?stage=")
+        return _Upload(stage=stage, routing=routing, chunks=_slices(spooled.view()), place=by_line)
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        detail = f"Content-Type: {media_type[:80]!r} is not read here; send application/json or application/x-ndjson."
+        raise Refusal(415, detail)
+    if not spooled.size:
+        raise InvalidFile('the body is empty; send an object such as {"stage": "email", "requests": [...]}')
+    document = read_document(spooled.view())
+    stage = _known_stage(routing, document.stage or stage_query, "give one of")
+    if stage_query not in {None, stage}:
+        raise InvalidFile(f"stage: the body says {stage!r} and the query {stage_query!r}; say it once")
+    if document.model_hint is not None:
+        # The hint of the whole is where the stage leads for this batch: what a request says itself still comes first.
+        routing = replace(routing, stages={stage: _pool_of(routing, document.model_hint)})
+    return _Upload(stage=stage, routing=routing, chunks=iter_requests(document.requests), place=by_number)
+
+
+def _known_stage(routing: RoutingTable, stage: str | None, how: str) -> str:
+    names = ", ".join(sorted(routing.stages))
+    if not stage:
+        raise InvalidFile(f"stage: is missing; {how} {names}")
+    if stage not in routing.stages:
+        raise InvalidFile(f"stage: {stage[:80]!r} is not known; stages are {names}")
+    return stage
+
+
+def _pool_of(routing: RoutingTable, hint: str) -> str:
+    try:
+        return route(routing, stage=None, hint=hint, model=None)
+    except InvalidRequest as error:
+        raise InvalidFile(str(error).removeprefix("metadata.")) from None
+
+
+def _slices(view: memoryview) -> Iterator[bytes]:
+    for at in range(0, len(view), CHUNK_BYTES):
+        yield bytes(view[at : at + CHUNK_BYTES])

@@ -1,0 +1,98 @@
+"""Which batch a repeated create means: by the key that its caller gave, or by its body where a client only retries.
+
+A record is written before the commit, so whoever repeats a create after a lost answer or a crash completes the same
+batch. Knows no HTTP.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from batchfile import layout
+from batchfile.errors import BatchDamaged, KeyReused
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.records import BatchRecord, IdempotencyRecord, encode
+
+RETRY_S = 15 * 60.0  # for so long a retry without a key is recognised by its body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    """The batch to create, or to answer with where it exists. `is_first`: nobody asked for it before.
+
+    `key`: of the stored record, None where there is none.
+    """
+
+    batch_id: str
+    created_at: float
+    is_first: bool = True
+    key: str | None = None
+
+
+def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> Adopted:
+    """The batch that `value` stands for: `batch_id`, unless an earlier create with it gave another.
+
+    A batch that was deleted stands for nothing any more. Raises: KeyReused where the earlier `digest` was another.
+    """
+    key = layout.idempotency_key(kind, f"{tenant}\n{value}")
+    wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now())
+    found: Stored[IdempotencyRecord] | None = None
+    while True:
+        written = swap(ledger, key, wanted, None if found is None else found.etag)
+        if not isinstance(written, Lost):
+            return _adopted(wanted, key, is_first=True)
+        found = written.found
+        if found is None or _is_deleted(ledger, found.record.batch_id):
+            continue
+        if found.record.digest != digest:
+            raise KeyReused(
+                f"Idempotency-Key: {value[:80]!r} was used for another request (batch {found.record.batch_id}); "
+                "send a new key with a new request"
+            )
+        return _adopted(found.record, key, is_first=False)
+
+
+def adopt_retry(ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_retry: bool) -> Adopted:
+    """The batch of a body without a key: what a first attempt writes down, a retry soon after it adopts."""
+    key = layout.idempotency_key("body", f"{tenant}\n{digest}")
+    if is_retry:
+        found = load(ledger, key, IdempotencyRecord)
+        if found is not None and found.age_s < RETRY_S and not _is_deleted(ledger, found.record.batch_id):
+            return _adopted(found.record, key, is_first=False)
+    wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now())
+    ledger.store.put(key, encode(wanted))
+    return _adopted(wanted, key, is_first=True)
+
+
+def forget(ledger: Ledger, adopted: Adopted) -> None:
+    """A first create was refused: its key stands for nothing. A retry's record is left to who wrote it."""
+    if adopted.is_first and adopted.key is not None:
+        ledger.store.delete(adopted.key)
+
+
+def sweep_idempotency(ledger: Ledger) -> int:
+    """Remove the records whose batch is gone; how many. For once an hour or so.
+
+    A batch is gone when its tombstone is. Records of a day or two are not looked at: their batches live, or may be
+    about to be created.
+    """
+    old = ledger.clock.now() - ledger.limits.tombstone_s - min(ledger.limits.retention_s, ledger.limits.tombstone_s)
+    num = 0
+    for entry in list(ledger.store.list(layout.IDEMPOTENCY_PREFIX)):
+        if entry.modified_at > old:
+            continue
+        with suppress(BatchDamaged):  # whoever asks for it hears of it
+            found = load(ledger, entry.key, IdempotencyRecord)
+            if found is not None and load(ledger, layout.batch_key(found.record.batch_id), BatchRecord) is None:
+                ledger.store.delete(entry.key)
+                num += 1
+    return num
+
+
+def _adopted(record: IdempotencyRecord, key: str, *, is_first: bool) -> Adopted:
+    return Adopted(batch_id=record.batch_id, created_at=record.created_at, is_first=is_first, key=key)
+
+
+def _is_deleted(ledger: Ledger, batch_id: str) -> bool:
+    found = load(ledger, layout.batch_key(batch_id), BatchRecord)
+    return found is not None and found.record.state == "deleted"
