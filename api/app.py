@@ -60,7 +60,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     service = Service(ledger, settings, f"api-{socket.gethostname()}-{secrets.token_hex(4)}")
     fleet = Fleet(ledger, settings, service.reader)
     metrics = Metrics(fleet, store, sorted(settings.pools))
-    stewarding = Stewarding(ledger, service.name, metrics.observe_ended) if is_steward else None
+    stewarding = Stewarding(ledger, service.name, service.reader, metrics.observe_ended) if is_steward else None
 
     @asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:

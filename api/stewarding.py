@@ -6,8 +6,9 @@ from collections.abc import Callable
 import structlog
 
 from batchfile.errors import StoreError
-from batchfile.ledger import steward
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.status import StatusReader
+from batchfile.ledger.steward import Steward
 from batchfile.records import BatchRecord
 
 log = structlog.get_logger()
@@ -16,17 +17,19 @@ TICK_S = 15.0
 
 
 class Stewarding:
-    def __init__(self, ledger: Ledger, name: str, on_ended: Callable[[BatchRecord], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, name: str, reader: StatusReader, on_ended: Callable[[BatchRecord], None]
+    ) -> None:
         self._ledger = ledger
         self._name = name
-        self._on_ended = on_ended
+        self._steward = Steward(ledger, runner=name, reader=reader, on_ended=on_ended)
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. A store that is down is waited for."""
         with self._ledger.store.hold(self._name):
             while not stop.wait(TICK_S):
                 try:
-                    steward.tick(self._ledger, runner=self._name)
+                    self._steward.tick()
                 except StoreError as error:
                     log.warning("steward.paused", error=str(error))
                 except Exception:  # the top of this thread

@@ -1,54 +1,155 @@
-"""Tidies: expires, ends what nobody ended, deletes what is old, sweeps what was never committed.
+"""Tidies: expires, ends what nobody ended, deletes what is old, sweeps what was never committed, heals markers.
 
-One pass over the index. Every verb in it may be cut off and repeated, by any number of processes at once.
+A tick lists the index and looks at what is due. Every verb in it may be cut off and repeated, by any number of
+processes at once; what one remembers only saves it requests.
 """
+
+from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged
+from batchfile.errors import BatchDamaged, StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.idempotency import sweep_idempotency
+from batchfile.ledger.presence import sweep_presence
+from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.records import BatchRecord
+from batchfile.store.base import Entry
 
 log = structlog.get_logger()
 
+LOOKS_MAX = 500  # batches looked at in one tick, those due for the longest time first
+RELOOK_S = 3600.0  # an ended batch may be deleted by its user, a damaged one mended
+SWEEP_S = 3600.0  # between two looks at what belongs to no batch
 
-def tick(ledger: Ledger, *, runner: str) -> None:
-    """One look at every batch in the index. Raises: StoreUnavailable; the next tick begins again."""
-    for entry in list(ledger.store.list(layout.INDEX_PREFIX)):
-        batch_id = layout.index_batch_id(entry.key)
-        try:
-            found = load(ledger, layout.batch_key(batch_id), BatchRecord)
-            if found is None:
-                _sweep_abandoned(ledger, batch_id, entry.key, entry.modified_at)
-            else:
-                _tend(ledger, found.record, runner)
-        except BatchDamaged as error:
-            log.error("batch.damaged", batch_id=batch_id, error=str(error))
+_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency)
 
 
-def _tend(ledger: Ledger, batch: BatchRecord, runner: str) -> None:
-    now, limits = ledger.clock.now(), ledger.limits
-    if batch.state == "open" and now >= batch.expires_at:
-        batches.end(ledger, batch.batch_id, "expired")
-        batches.finish(ledger, batch.batch_id, runner=runner)
-    elif batch.state in {"open", "ending"}:
-        batches.finish(ledger, batch.batch_id, runner=runner)
-    elif batch.state == "ended" and batch.ended_at is not None and now >= batch.ended_at + limits.retention_s:
-        batches.delete(ledger, batch.batch_id)
-    elif batch.state == "deleted" and batch.deleted_at is not None:
-        if now >= batch.deleted_at + limits.download_grace_s:
-            batches.remove_objects(ledger, batch)
-        if now >= batch.deleted_at + limits.tombstone_s:
+class Steward:
+    """For one thread. `runner` names this process where it assembles; `reader` may be shared with others.
+
+    `on_ended` hears once of every batch that ended since this steward began, whoever ended it. Remembers when each
+    batch of the index is due again: an open one at the next tick, an ended or deleted one when its time comes, and no
+    later than `RELOOK_S`.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        runner: str,
+        reader: StatusReader | None = None,
+        on_ended: Callable[[BatchRecord], None] = lambda batch: None,
+    ) -> None:
+        self._ledger = ledger
+        self._runner = runner
+        self._reader = reader or StatusReader(ledger)
+        self._on_ended = on_ended
+        self._began_at = ledger.clock.now()
+        self._due: dict[str, float] = {}
+        self._ended: set[str] = set()  # that were seen to have ended
+        self._swept_at = float("-inf")
+        self._queues: dict[str, set[str]] = {}  # pool -> its markers, as they were listed in this tick
+
+    def tick(self) -> None:
+        """Raises: StoreUnavailable; the next tick goes on."""
+        store, now = self._ledger.store, self._ledger.clock.now()
+        self._queues.clear()
+        index = {layout.index_batch_id(entry.key): entry for entry in store.list(layout.INDEX_PREFIX)}
+        self._due = {batch_id: self._due.get(batch_id, now) for batch_id in index}
+        self._ended &= index.keys()
+        due = sorted((at, batch_id) for batch_id, at in self._due.items() if at <= now)
+        for _, batch_id in due[:LOOKS_MAX]:
+            try:
+                self._due[batch_id] = self._look_at(batch_id, index[batch_id])
+            except BatchDamaged as error:
+                log.error("batch.damaged", batch_id=batch_id, error=str(error))
+                self._due[batch_id] = now + RELOOK_S
+        if now - self._swept_at >= SWEEP_S:
+            for sweep in _SWEEPS:
+                sweep(self._ledger)
+            self._swept_at = now
+
+    def _look_at(self, batch_id: str, entry: Entry) -> float:
+        """Do what is to be done; when to look again."""
+        now, limits = self._ledger.clock.now(), self._ledger.limits
+        status = self._reader.read(batch_id)
+        if status is None:
+            return self._look_at_remains(batch_id, entry)
+        batch = status.batch
+        if batch.state != "ended":
+            ended = self._move_on(status)
+            if ended is None or ended.state != "ended":
+                return now
+            batch = ended
+        ended_at = batch.ended_at or batch.created_at
+        if batch_id not in self._ended:
+            self._ended.add(batch_id)
+            if ended_at >= self._began_at:
+                self._on_ended(batch)
+        delete_at = ended_at + limits.retention_s
+        if now < delete_at:
+            return min(delete_at, now + RELOOK_S)
+        batches.delete(self._ledger, batch_id)
+        return now + limits.download_grace_s
+
+    def _move_on(self, status: BatchStatus) -> BatchRecord | None:
+        """Expire it or end it where that is due; the record if it ended. Else see that runners find it."""
+        batch, ledger = status.batch, self._ledger
+        if batch.state == "open" and ledger.clock.now() >= batch.expires_at:
+            batches.end(ledger, batch.batch_id, "expired")
+        elif batch.state == "open" and status.pending > 0:
+            self._heal_markers(status)
+            return None
+        ended = batches.finish(ledger, batch.batch_id, runner=self._runner)
+        if ended is not None and ended.state == "ended":
+            with suppress(StoreUnavailable):  # retention removes what stays
+                batches.sweep_parts(ledger, ended)
+        return ended
+
+    def _heal_markers(self, status: BatchStatus) -> None:
+        """A pool that has work left and no marker of it would never begin."""
+        batch, store = status.batch, self._ledger.store
+        lost = []
+        for pool, progress in status.pools.items():
+            if progress.num_done == progress.num_shards:
+                continue
+            if pool not in self._queues:
+                self._queues[pool] = {entry.key for entry in store.list(layout.queue_prefix(pool))}
+            marker = layout.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)
+            if marker not in self._queues[pool]:
+                store.put(marker, b"")
+                lost.append(pool)
+        if lost:
+            log.warning("marker.healed", batch_id=batch.batch_id, pools=lost)
+            batches.ring(self._ledger, lost)
+
+    def _look_at_remains(self, batch_id: str, entry: Entry) -> float:
+        """Of a batch that was deleted, or of a create that has not (or never) come to its commit."""
+        ledger, now, limits = self._ledger, self._ledger.clock.now(), self._ledger.limits
+        found = load(ledger, layout.batch_key(batch_id), BatchRecord)
+        if found is None:
+            self._sweep_abandoned(batch_id, entry)
+            return now
+        batch = found.record
+        if batch.deleted_at is None:  # it was created, or restored, since we looked
+            return now
+        remove_at, forget_at = batch.deleted_at + limits.download_grace_s, batch.deleted_at + limits.tombstone_s
+        if now < remove_at:
+            return remove_at
+        batches.remove_objects(ledger, batch)
+        if now >= forget_at:
             batches.remove_tombstone(ledger, batch)
+        return forget_at
 
-
-def _sweep_abandoned(ledger: Ledger, batch_id: str, index_key: str, created_at: float) -> None:
-    """A create that was cut off before its commit: fenced by a tombstone first, then swept with it."""
-    if ledger.clock.now() - created_at < ledger.limits.abandoned_s:
-        return
-    if batches.fence_abandoned(ledger, batch_id):
-        log.info("create.abandoned", batch_id=batch_id)
-        ledger.store.delete(index_key)
+    def _sweep_abandoned(self, batch_id: str, entry: Entry) -> None:
+        """A create that was cut off before its commit: fenced by a tombstone first, then swept with it."""
+        if self._ledger.clock.now() - entry.modified_at < self._ledger.limits.abandoned_s:
+            return
+        if batches.fence_abandoned(self._ledger, batch_id):
+            log.info("create.abandoned", batch_id=batch_id)
+            self._ledger.store.delete(entry.key)

@@ -8,8 +8,9 @@ from contextlib import suppress
 import structlog
 
 from batchfile.errors import BatchDamaged, StoreFull, StoreUnavailable
-from batchfile.ledger import batches, steward
+from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.steward import Steward
 from batchfile.records import BatchRecord
 from batchfile.runner.claims import Claims
 from batchfile.runner.keeper import Keeper
@@ -39,7 +40,7 @@ class Finisher:
         self._claims = claims
         self._keeper = keeper
         self._runner_id = runner_id
-        self._is_steward = is_steward
+        self._steward = Steward(ledger, runner=runner_id) if is_steward else None
         self._only = only
         self._looked_at: dict[str, float] = {}
         self._stewarded_at = float("-inf")
@@ -53,10 +54,10 @@ class Finisher:
             if now - self._looked_at.get(batch_id, float("-inf")) >= RETRY_S:
                 self._looked_at[batch_id] = now
                 self._finish(batch_id)
-        if self._is_steward and now - self._stewarded_at >= STEWARD_S:
+        if self._steward is not None and now - self._stewarded_at >= STEWARD_S:
             self._stewarded_at = now
             try:
-                steward.tick(self._ledger, runner=self._runner_id)
+                self._steward.tick()
             except StoreUnavailable as error:
                 log.warning("steward.paused", error=str(error))
 

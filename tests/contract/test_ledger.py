@@ -11,12 +11,13 @@ from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreUnavailable
 from batchfile.layout import REJECTED_POOL, batch_key, input_key, shard_key
-from batchfile.ledger import batches, shards, steward
+from batchfile.ledger import batches, shards
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.planner import Planned, plan_input
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import StatusReader
+from batchfile.ledger.steward import Steward
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord, ShardRecord
@@ -345,14 +346,14 @@ def test_the_steward_expires_ends_deletes_and_sweeps() -> None:
     world.create([line(1)])
     limits = world.ledger.limits
     world.clock.sleep(limits.completion_window_s)
-    steward.tick(world.ledger, runner="s")
+    Steward(world.ledger, runner="s").tick()
     assert (world.batch.state, world.batch.reason) == ("ended", "expired")
     world.clock.sleep(limits.retention_s)
-    steward.tick(world.ledger, runner="s")
+    Steward(world.ledger, runner="s").tick()
     assert batches.read_batch(world.ledger, BATCH) is None
     world.clock.sleep(limits.tombstone_s)
-    steward.tick(world.ledger, runner="s")
-    steward.tick(world.ledger, runner="s")
+    Steward(world.ledger, runner="s").tick()
+    Steward(world.ledger, runner="s").tick()
     assert [entry.key for entry in world.store.list("batches/")] in ([], [batch_key(BATCH)])
 
 
@@ -361,7 +362,7 @@ def test_the_steward_ends_what_nobody_ended() -> None:
     world.create([line(1)])
     held = world.claim()
     shards.checkpoint(world.ledger, held, [finished(1, 0)], has_dispatched=True)
-    steward.tick(world.ledger, runner="s")
+    Steward(world.ledger, runner="s").tick()
     assert world.batch.reason == "completed"
 
 
@@ -377,7 +378,7 @@ def test_a_create_that_was_abandoned_can_not_commit_later() -> None:
     with pytest.raises(KeyboardInterrupt):
         batches.create(Ledger(store=FaultyStore(world.store, on_call=cut_off), clock=world.clock), draft, planned)
     world.clock.sleep(world.ledger.limits.abandoned_s)
-    steward.tick(world.ledger, runner="s")
+    Steward(world.ledger, runner="s").tick()
     late = load(world.ledger, batch_key(BATCH), BatchRecord)
     assert isinstance(late, Stored)
     assert late.record.state == "deleted"

@@ -1,0 +1,222 @@
+"""What a steward does to the batches of a store, when, and how little it asks while nothing is to be done."""
+
+import json
+import random
+
+from batchfile import layout
+from batchfile.clock import ManualClock
+from batchfile.ledger import batches, shards, steward
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.planner import plan_input
+from batchfile.ledger.presence import write_presence
+from batchfile.ledger.shards import Held
+from batchfile.ledger.steward import RELOOK_S, Steward
+from batchfile.lines.part import FinishedLine
+from batchfile.records import BatchRecord, PresenceRecord
+from batchfile.store.memory import MemoryStore
+from batchfile.store.metered import MeteredStore
+from batchfile.words import Defaults, RoutingTable
+
+POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})
+TICK_S = 15.0
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = MeteredStore(MemoryStore(self.clock))
+        self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(7))
+        self.ended: list[str] = []
+        self.steward = Steward(self.ledger, runner="s", on_ended=lambda batch: self.ended.append(batch.batch_id))
+
+    def create(self, batch_id: str, hints: tuple[str, ...] = ("mistral",)) -> BatchRecord:
+        rows = [
+            {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": "hello"}]}, "model": hint}
+            for n, hint in enumerate(hints)
+        ]
+        for row, hint in zip(rows, hints, strict=True):
+            row["metadata"] = {"model_hint": hint}
+            del row["model"]
+        key = layout.input_key(batch_id, "n")
+        self.store.put(key, "\n".join(map(json.dumps, rows)).encode())
+        planned = plan_input(self.ledger, batch_id, key, routing=POOLS)
+        return batches.create(
+            self.ledger, batches.Draft(batch_id=batch_id, routing=POOLS, defaults=Defaults()), planned
+        )
+
+    def answer(self, batch_id: str, pool: str = "mistral") -> None:
+        """Do all of one pool's only shard; nobody ends the batch."""
+        batch = batches.read_batch(self.ledger, batch_id)
+        assert batch is not None
+        plan = batches.read_plan(self.ledger, batch)
+        held = shards.claim(self.ledger, batch, plan, pool, 0, runner="r")
+        assert isinstance(held, Held)
+        (line,) = range(held.record.num_lines)
+        shards.checkpoint(self.ledger, held, [FinishedLine(line, "succeeded", b"{}")], has_dispatched=True)
+
+    def tick(self) -> int:
+        """One tick, 15 s after the last; how many requests it took."""
+        self.clock.sleep(TICK_S)
+        before = sum(figure.num for figure in self.store.figures().values())
+        self.steward.tick()
+        return sum(figure.num for figure in self.store.figures().values()) - before
+
+    def state(self, batch_id: str) -> str | None:
+        batch = batches.read_batch(self.ledger, batch_id)
+        return None if batch is None else batch.state
+
+    def end(self, batch_id: str) -> None:
+        batches.end(self.ledger, batch_id, "canceled")
+        batches.finish(self.ledger, batch_id, runner="r")
+
+
+def test_ended_batches_cost_nothing_but_their_line_in_the_index() -> None:
+    world = World()
+    for n in range(30):
+        world.create(f"b{n}")
+        world.end(f"b{n}")
+    world.tick()
+    assert [world.tick() for _ in range(3)] == [1, 1, 1]
+
+
+def test_an_open_batch_costs_what_changed() -> None:
+    world = World()
+    world.create("a", ("mistral", "llama"))
+    world.tick()
+    listings = 1 + 2  # the index, and two queues
+    assert world.tick() == listings + 2
+    world.answer("a", "llama")
+    assert world.tick() == listings - 1 + 2 + 1
+    assert world.tick() == listings - 1 + 2
+
+
+def test_a_batch_is_ended_where_all_is_done_and_its_parts_are_swept() -> None:
+    world = World()
+    world.create("a")
+    world.tick()
+    world.answer("a")
+    world.tick()
+    assert world.state("a") == "ended"
+    assert list(world.store.list(layout.parts_prefix("a"))) == []
+
+
+def test_an_ending_that_was_cut_off_is_finished() -> None:
+    world = World()
+    world.create("a")
+    batches.end(world.ledger, "a", "canceled")
+    world.tick()
+    assert world.state("a") == "ended"
+
+
+def test_a_batch_is_deleted_when_its_retention_is_over_and_then_removed_step_by_step() -> None:
+    world = World()
+    world.create("a")
+    world.end("a")
+    limits = world.ledger.limits
+    world.tick()
+    world.clock.sleep(limits.retention_s - 2 * TICK_S)
+    world.tick()
+    assert world.state("a") is None
+    assert list(world.store.list(layout.shards_prefix("a"))) != []
+    world.clock.sleep(limits.download_grace_s - TICK_S)
+    world.tick()
+    assert [entry.key for entry in world.store.list("batches/")] == [layout.batch_key("a")]
+    assert world.tick() == 1
+    world.clock.sleep(limits.tombstone_s)
+    world.tick()
+    assert list(world.store.list("batches/")) == list(world.store.list("index/")) == []
+
+
+def test_a_batch_that_its_user_deletes_early_is_found_within_an_hour() -> None:
+    world = World()
+    world.create("a")
+    world.end("a")
+    world.tick()
+    batches.delete(world.ledger, "a")
+    world.clock.sleep(RELOOK_S)
+    world.tick()
+    assert [entry.key for entry in world.store.list("batches/")] == [layout.batch_key("a")]
+
+
+def test_a_lost_marker_is_put_back_and_the_bell_rings() -> None:
+    world = World()
+    batch = world.create("a", ("mistral", "llama"))
+    world.tick()
+    lost = layout.marker_key("llama", batch.priority, batch.created_at, "a")
+    world.store.delete(lost)
+    before = {pool: world.store.get(layout.bell_key(pool)) for pool in ("mistral", "llama")}
+    world.tick()
+    assert world.store.head(lost) is not None
+    after = {pool: world.store.get(layout.bell_key(pool)) for pool in ("mistral", "llama")}
+    assert [pool for pool in after if after[pool].data != before[pool].data] == ["llama"]  # type: ignore[union-attr]
+
+
+def test_the_marker_of_a_pool_that_has_nothing_left_is_not_put_back() -> None:
+    world = World()
+    batch = world.create("a", ("mistral", "llama"))
+    world.answer("a", "llama")
+    done = layout.marker_key("llama", batch.priority, batch.created_at, "a")
+    world.store.delete(done)
+    world.tick()
+    assert world.store.head(done) is None
+
+
+def test_every_end_since_the_steward_began_is_told_once_whoever_ended_it() -> None:
+    world = World()
+    world.create("before")
+    world.end("before")
+    world.clock.sleep(1.0)
+    late = Steward(world.ledger, runner="t", on_ended=lambda batch: world.ended.append(batch.batch_id))
+    for name in ("mine", "another's", "unseen"):
+        world.create(name.replace("'", ""))
+    late.tick()
+    world.end("anothers")
+    world.end("unseen")
+    world.answer("mine")
+    for _ in range(3):
+        world.clock.sleep(RELOOK_S)
+        late.tick()
+    assert sorted(world.ended) == ["anothers", "mine", "unseen"]
+
+
+def test_a_damaged_batch_is_left_alone_for_an_hour_and_stops_no_other() -> None:
+    world = World()
+    for name in ("a", "b", "c"):
+        world.create(name)
+    world.store.put(layout.batch_key("b"), b"{")
+    batches.end(world.ledger, "a", "canceled")
+    batches.end(world.ledger, "c", "canceled")
+    world.tick()
+    assert [world.state("a"), world.state("c")] == ["ended", "ended"]
+    assert world.tick() == 1
+
+
+def test_one_tick_looks_at_a_bounded_number_and_the_next_goes_on() -> None:
+    world = World()
+    for n in range(9):
+        world.create(f"b{n}")
+        batches.end(world.ledger, f"b{n}", "canceled")
+    steward.LOOKS_MAX, kept = 3, steward.LOOKS_MAX
+    try:
+        left = []
+        for _ in range(3):
+            world.tick()
+            left.append(sum(world.state(f"b{n}") == "ending" for n in range(9)))
+    finally:
+        steward.LOOKS_MAX = kept
+    assert left == [6, 3, 0]
+
+
+def test_what_belongs_to_no_batch_is_swept_once_an_hour() -> None:
+    world = World()
+    record = PresenceRecord(pool="mistral", runner_id="r", model="m", engine="echo", state="running", started_at=0.0)
+    write_presence(world.ledger, record)
+    world.tick()
+    world.clock.sleep(25 * 3600.0)
+    write_presence(world.ledger, PresenceRecord(**{**_fields(record), "runner_id": "new"}))
+    world.tick()
+    assert [entry.key for entry in world.store.list("runners/")] == [layout.presence_key("mistral", "new")]
+
+
+def _fields(record: PresenceRecord) -> dict[str, object]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
