@@ -17,7 +17,7 @@ from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
-from batchfile.places import STORE_FOLDER, open_ledger
+from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
 from runners.ending import Ending
@@ -116,7 +116,7 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
     settings = load_settings()
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)
-    ledger = _open_patiently(options.store or settings.store or STORE_FOLDER, settings)
+    ledger = _open_patiently(options.store, settings)
     identity = Identity(
         pool=options.pool,
         runner_id=_new_runner_id(options.pool),
@@ -146,14 +146,14 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
     return OK
 
 
-def _open_patiently(url: str, settings: Settings) -> Ledger:
+def _open_patiently(url: str | None, settings: Settings) -> Ledger:
     """A store that is down is waited for. Raises: SettingsError, StoreUnfit, StoreError where waiting is no use."""
     wait_s = STORE_WAIT_S
     while True:
         try:
-            return open_ledger(url, settings)
+            return open_service_ledger(url, settings)
         except StoreUnavailable as error:
-            log.warning("store.awaited", store=url, error=str(error), again_in_s=wait_s)
+            log.warning("store.awaited", store=url or settings.store, error=str(error), again_in_s=wait_s)
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, STORE_WAIT_S_MAX)
 

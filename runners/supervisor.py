@@ -16,7 +16,6 @@ from types import FrameType
 
 import structlog
 
-from batchfile.places import STORE_FOLDER, is_local
 from batchfile.settings import load_settings
 from runners.options import Options
 from runners.pools import kind_of, pool_of
@@ -139,8 +138,7 @@ def supervise(options: Options) -> int:
     kind = kind_of(pool, options)
     gpus = visible_gpus(os.environ) if kind == "vllm" else []
     gpu_sets = plan_slots(gpus, pool.tensor_parallel_size, options.num_slots)
-    store = options.store or settings.store or STORE_FOLDER
-    grace_s = settings.ledger_limits(is_local=is_local(store)).grace_s
+    grace_s = settings.ledger_limits(is_local=True, is_service=True).grace_s  # the same on a bucket
 
     def command(slot: int) -> list[str]:
         return [sys.executable, "-m", "runners", *options.arguments, "--slot", str(slot)]
