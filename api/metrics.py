@@ -107,7 +107,7 @@ class _FleetCollector(Collector):
                 gauge.add_metric([pool], getattr(scale, name))
             yield gauge
         oldest = GaugeMetricFamily(
-            "batchfile_oldest_batch_created_seconds", "When the oldest open batch was made.", labels=["pool"]
+            "batchfile_oldest_open_created_seconds", "When the oldest open batch was made.", labels=["pool"]
         )
         for pool, scale in scales.items():
             if scale.oldest_created_at is not None:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Self
 
-from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed
+from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreUnavailable
 from batchfile.store import files, owners
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.files import CHUNK_BYTES, translated
@@ -51,6 +51,7 @@ class DirectoryStore:
         with translated(path):
             fd = files.open_file(path)
             if fd is None:
+                self._check_alive()
                 return None
             try:
                 found, data = os.fstat(fd), files.read_all(fd)
@@ -77,6 +78,7 @@ class DirectoryStore:
         with translated(path):
             found = files.stat_file(path)
         if found is None:
+            self._check_alive()
             return None
         return Entry(key=key, size=found.st_size, etag=_stat_etag(found), modified_at=found.st_mtime)
 
@@ -85,6 +87,7 @@ class DirectoryStore:
         with translated(path):
             fd = files.open_file(path)
         if fd is None:
+            self._check_alive()
             raise ObjectMissing(f"{key} is not in the store {self._root}")
         try:
             _check_pin(key, path, fd, match)
@@ -166,6 +169,11 @@ class DirectoryStore:
         if self._fsync and holds is None:
             files.sync_folder(folder)
 
+    def _check_alive(self) -> None:
+        """Is an object missing, or the whole store (unmounted, moved)? Raises: StoreUnavailable."""
+        if not os.path.lexists(self._lock_path):
+            raise StoreUnavailable(f"{self._root}: the store's directory is gone: bring it back, or start again")
+
     def _keys(self, folder: str, start: str, after: str) -> Iterator[str]:
         """Keys below `folder` whose next segment begins with `start`, lazily, in byte order (= code point order)."""
         try:
@@ -177,6 +185,7 @@ class DirectoryStore:
                     if e.name.startswith(start) and is_unicode(e.name)
                 ]
         except (FileNotFoundError, NotADirectoryError):
+            self._check_alive()
             return
         names.sort()
         for name in names:

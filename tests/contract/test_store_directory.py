@@ -413,4 +413,19 @@ def test_a_store_whose_directory_is_gone_says_so(store: DirectoryStore) -> None:
     subprocess.run(["rm", "-r", store.url], check=True)
     with pytest.raises(StoreError, match="the store's directory is gone"):
         store.put("a.json", b"1")
-    assert store.get("a.json") is None
+
+
+def test_a_store_that_is_gone_is_unavailable_and_not_empty(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    store.put("a/b", b"x")
+    (tmp_path / "store").rename(tmp_path / "away")
+    for ask in (
+        lambda: store.get("a/b"),
+        lambda: store.head("a/b"),
+        lambda: list(store.list("a/")),
+        lambda: list(store.stream("a/b")),
+    ):
+        with pytest.raises(StoreUnavailable, match="is gone"):
+            ask()
+    (tmp_path / "away").rename(tmp_path / "store")
+    assert store.get("a/c") is None

@@ -1,0 +1,117 @@
+"""A real API process on loopback, and runners with the echo engine inside the test."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from batchfile.engine.open import engine_factory
+from batchfile.places import open_service_ledger
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+START_S = 60.0
+POOLS = ("mistral", "llama-70b")
+
+
+class Api:
+    """`python -m api` over `store`; `http` speaks to it."""
+
+    def __init__(self, folder: Path, store: str, **variables: str) -> None:
+        self.store = store
+        self.log = folder / f"api-{time.monotonic_ns()}.log"
+        command = [sys.executable, "-m", "api", "--host", "127.0.0.1", "--port", "0", "--store", store]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+        with self.log.open("wb") as file:
+            self.process = subprocess.Popen(command, cwd=folder, env=environ, stdout=file, stderr=file)
+        self.port = self._started()["port"]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
+
+    def submit(self, stage: str, requests: list[dict[str, Any]], **headers: str) -> str:
+        answer = self.http.post("/v1/messages/batches", json={"stage": stage, "requests": requests}, headers=headers)
+        assert answer.status_code == 200, answer.text
+        batch_id: str = answer.json()["id"]
+        return batch_id
+
+    def work(self, batch_id: str, *pools: str) -> None:
+        """Run the batch to its end with echo engines, one for each pool."""
+        ledger = open_service_ledger(self.store, load_settings())
+
+        def one(pool: str) -> None:
+            options = RunnerOptions(runner_id=f"{pool}-test", pool=pool, only=batch_id, is_steward=False)
+            Runner(ledger, engine_factory("echo", model=f"echo-{pool}"), options).run()
+
+        threads = [threading.Thread(target=one, args=(pool,)) for pool in pools or POOLS[:1]]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        found = []
+        for row in self.log.read_bytes().splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(row))
+        return [event for event in found if event.get("event") == name]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.http.close()
+
+    def _started(self) -> dict[str, Any]:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if started := self.events("api.started"):
+                return started[0]
+            time.sleep(0.05)
+        pytest.fail(f"the API did not start: {self.log.read_text()[-3000:]}")
+
+
+@pytest.fixture
+def start_api(tmp_path: Path) -> Iterator[Callable[..., Api]]:
+    """Starts APIs; a test that fails leaves none."""
+    started: list[Api] = []
+
+    def start(store: str | None = None, **variables: str) -> Api:
+        started.append(Api(tmp_path, store or str(tmp_path / "store"), **variables))
+        return started[-1]
+
+    yield start
+    for api in started:
+        api.stop()
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """One for all tests of a file: without keys, over a directory."""
+    folder = tmp_path_factory.mktemp("api")
+    one = Api(folder, str(folder / "store"))
+    yield one
+    one.stop()
+
+
+def request(custom_id: str, text: str = "Write one subject line.", **more: Any) -> dict[str, Any]:
+    params = {"system": "You write to leads.", "messages": [{"role": "user", "content": text}], "max_tokens": 32}
+    return {"custom_id": custom_id, "params": params, **more}
+
+
+@pytest.fixture(scope="session")
+def make_request() -> Callable[..., dict[str, Any]]:
+    return request
