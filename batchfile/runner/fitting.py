@@ -43,22 +43,24 @@ class Fitting:
             return request
         return replace(request, sampling=replace(request.sampling, json_schema=self._schema))
 
-    def stop_guiding(self) -> None:
-        """The engine refuses this schema: from now on answers are only checked."""
-        if self._is_guiding:
-            log.warning("schema.not_guiding", reason="the engine refuses it; answers are only checked")
-        self._is_guiding = False
-
     def is_guided(self, request: Request) -> bool:
         """Is it this schema, and not the request's own, that guides it?"""
         return request.sampling.json_schema is self._schema
 
     def fits(self, request: Request, completion: Completion) -> bool:
         """Every choice is JSON that fits; that of a continuation together with the text it goes on from."""
+        if request.sampling.json_schema is None and not request.is_continuation:
+            self._stop_guiding()  # it was guided when it came in, and answered when it was not
         if self._validator is None:
             return False
         begun = request.messages[-1].content if request.is_continuation else ""
         return all(self._is_fit(begun + choice.text) for choice in completion.choices)
+
+    def _stop_guiding(self) -> None:
+        """The engine refuses this schema: from now on answers are only checked."""
+        if self._is_guiding:
+            log.warning("schema.not_guiding", reason="the engine refuses it; answers are only checked")
+        self._is_guiding = False
 
     def _is_fit(self, text: str) -> bool:
         try:

@@ -22,6 +22,7 @@ from batchfile.runner import crashes, fitting
 from batchfile.runner.claims import Claims
 from batchfile.runner.feeder import Feeder
 from batchfile.runner.finisher import Finisher
+from batchfile.runner.fitting import Fitting
 from batchfile.runner.keeper import Keeper
 from batchfile.runner.tally import Tally
 from batchfile.runner.window import Window
@@ -277,22 +278,7 @@ class Runner:
         try:
             engine.add(item.key, item.prepared)
         except InvalidRequest as error:
-            if not self._add_unguided(engine, item):
-                self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
-
-    def _add_unguided(self, engine: Engine, item: Item) -> bool:
-        """An engine that refuses the batch's schema does without; the answer is checked all the same."""
-        checks, request = item.shard.fitting, item.request
-        if checks is None or request is None or not checks.is_guided(request):
-            return False
-        item.request = fitting.unguided(request)
-        try:
-            item.prepared = engine.prepare(item.request)
-            engine.add(item.key, item.prepared)
-        except InvalidRequest:
-            return False
-        checks.stop_guiding()
-        return True
+            self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
 
     def _may_dispatch(self, work: ShardWork, now: float, ttl_s: float) -> bool:
         """Not while the lease may be lost, and not before the record says so where it must."""
@@ -315,11 +301,11 @@ class Runner:
         item = self._in_flight.pop(finished.key, None)
         if item is None or item.shard.is_dropped:
             return
-        outcome = finished.outcome
-        if item.request is not None and not self._fits(item, outcome):
-            if item.attempt < fitting.ATTEMPTS_MAX:
-                return self._try_again(item, item.request)
-            outcome = fitting.MISFIT
+        outcome: Outcome | None = finished.outcome
+        if item.request is not None and item.shard.fitting is not None:
+            outcome = self._judge(item, item.shard.fitting, item.request, finished.outcome)
+        if outcome is None:
+            return
         result = encode_result(item.custom_id, outcome, self.info.model if self.info else "")
         self._count(outcome)
         usage = outcome.usage if isinstance(outcome, Completion) else Usage()
@@ -327,20 +313,26 @@ class Runner:
         if item.shard.settle(FinishedLine(item.line, status, result, usage)):
             self._keeper.wake.set()
 
-    def _fits(self, item: Item, outcome: Outcome) -> bool:
-        """A failure is final as it is; an answer must fit its batch's schema."""
-        checks, request = item.shard.fitting, item.request
-        if checks is None or request is None or isinstance(outcome, Failure) or checks.fits(request, outcome):
-            return True
+    def _judge(self, item: Item, checks: Fitting, request: Request, outcome: Outcome) -> Outcome | None:
+        """What is final; None where it goes again, because it does not fit or the engine refuses the guide."""
+        if isinstance(outcome, Failure):
+            if outcome.type != "invalid_request_error" or not checks.is_guided(request):
+                return outcome
+            self._again(item, fitting.unguided(request))
+            return None
+        if checks.fits(request, outcome):
+            return outcome
         self._count_tokens(outcome.usage)
-        return False
-
-    def _try_again(self, item: Item, request: Request) -> None:
-        """Back into the window, among the others; one that ran alone runs alone again."""
+        if item.attempt == fitting.ATTEMPTS_MAX:
+            return fitting.MISFIT
         item.attempt += 1
-        item.request = fitting.next_try(request)
+        self._again(item, fitting.next_try(request))
+        return None
+
+    def _again(self, item: Item, request: Request) -> None:
+        """Back into the window, among the others; one that ran alone runs alone again."""
         if item.request is not request:
-            item.prepared = self._engine.prepare(item.request)
+            item.request, item.prepared = request, self._engine.prepare(request)
         with self._changed:
             if self._window.is_alone_running:
                 self._window.push_alone([item], is_next=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchfile.clock import ManualClock
-from batchfile.engine.base import Prepared
+from batchfile.engine.base import Finished, Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.engine.echo_options import EchoFaults
 from batchfile.errors import InvalidRequest
@@ -18,7 +18,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.words import Defaults, Failure, RoutingTable
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")
@@ -53,10 +53,12 @@ class Recorder(EchoEngine):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.added: list[EchoPrepared] = []
+        self.keys: dict[int, EchoPrepared] = {}
 
     def add(self, key: int, prepared: Prepared) -> None:
         assert isinstance(prepared, EchoPrepared)
         self.added.append(prepared)
+        self.keys[key] = prepared
         super().add(key, prepared)
 
 
@@ -98,18 +100,48 @@ def test_without_a_schema_nothing_is_checked_or_guided() -> None:
     assert engine.added[0].request.sampling.json_schema is None
 
 
-def test_an_engine_that_refuses_the_schema_answers_without_it_and_is_checked() -> None:
-    class Unguidable(Recorder):
+REFUSED = "this grammar has features that are not supported"
+
+
+class RefusesAtOnce(Recorder):
+    def add(self, key: int, prepared: Prepared) -> None:
+        assert isinstance(prepared, EchoPrepared)
+        if prepared.request.sampling.json_schema is not None:
+            raise InvalidRequest(REFUSED)
+        super().add(key, prepared)
+
+
+class RefusesLater(Recorder):
+    """As an HTTP endpoint does: with its answer."""
+
+    def step(self) -> list[Finished]:
+        guided = {key for key, prepared in self.keys.items() if prepared.request.sampling.json_schema is not None}
+        refused = Failure(type="invalid_request_error", message=REFUSED)
+        return [Finished(one.key, refused if one.key in guided else one.outcome) for one in super().step()]
+
+
+@pytest.mark.parametrize("kind", [RefusesAtOnce, RefusesLater])
+def test_an_engine_that_refuses_the_schema_answers_without_it_and_is_checked(kind: type[Recorder]) -> None:
+    engine = kind(num_slots=4)
+    schema = SCHEMA | {"title": f"a schema of this test alone: {kind.__name__}"}
+    _, rows = answers([GOOD, "no json"] * 100, lambda: engine, schema=schema)
+    assert [row["status"] for row in rows] == ["succeeded", "errored"] * 100
+    guided = [prepared for prepared in engine.added if prepared.request.sampling.json_schema is not None]
+    assert len(guided) < 100, "after the first answer without it, what comes in is not guided any more"
+
+
+def test_a_request_that_is_refused_for_itself_is_errored_with_what_the_engine_said() -> None:
+    class Choosy(Recorder):
         def add(self, key: int, prepared: Prepared) -> None:
             assert isinstance(prepared, EchoPrepared)
-            if prepared.request.sampling.json_schema is not None:
-                raise InvalidRequest("this grammar has features that are not supported")
+            if "BAD" in prepared.request.messages[-1].content:
+                raise InvalidRequest("too long")
             super().add(key, prepared)
 
-    engine = Unguidable(num_slots=4)
-    schema = SCHEMA | {"title": "a schema of this test alone"}
-    _, rows = answers([GOOD, "no json"] * 30, lambda: engine, schema=schema)
-    assert [row["status"] for row in rows] == ["succeeded", "errored"] * 30
+    engine = Choosy(guided=GOOD)
+    _, rows = answers(["BAD", "good"] * 20, lambda: engine, schema=SCHEMA | {"title": "of this test alone"})
+    assert [row["error"] and row["error"]["message"] for row in rows] == ["too long", None] * 20
+    assert all(prepared.request.sampling.json_schema is not None for prepared in engine.added)
 
 
 def test_the_engine_is_not_drained_for_another_attempt() -> None:

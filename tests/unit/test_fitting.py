@@ -36,7 +36,8 @@ def answer(*texts: str) -> Completion:
     ],
 )
 def test_an_answer_is_one_json_text_that_fits(text: str, is_fit: bool) -> None:
-    assert Fitting(SUBJECT).fits(request(), answer(text)) is is_fit
+    fitting = Fitting(SUBJECT)
+    assert fitting.fits(fitting.guide(request()), answer(text)) is is_fit
 
 
 def test_every_choice_must_fit() -> None:
@@ -68,7 +69,8 @@ def test_a_request_with_its_own_schema_and_a_continuation_stay_as_they_are(own: 
 
 def test_an_engine_that_refuses_the_schema_is_not_asked_again() -> None:
     fitting = Fitting(SUBJECT)
-    fitting.stop_guiding()
+    assert fitting.guide(request()) != request()
+    fitting.fits(unguided(fitting.guide(request())), answer("{}"))
     assert fitting.guide(request()) == request()
 
 
