@@ -62,7 +62,7 @@ def create_batch(
     draft = batches.Draft(
         batch_id=adopted.batch_id,
         routing=upload.routing,
-        defaults=DEFAULTS,
+        defaults=replace(DEFAULTS, output_schema=settings.schema_of(upload.stage)),
         stage=upload.stage,
         tenant=tenant,
         created_at=adopted.created_at,

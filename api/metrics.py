@@ -34,7 +34,7 @@ class Metrics:
         )
         self._latency = Histogram(
             "batchfile_batch_seconds",
-            "From a batch's creation to its end, of batches that this process ended.",
+            "From a batch's creation to its end, of batches that ended while this process lived.",
             ["stage", "reason"],
             buckets=BATCH_BUCKETS_S,
             registry=self._registry,

@@ -17,6 +17,8 @@ TICK_S = 15.0
 
 
 class Stewarding:
+    """`on_ended` hears once of every batch that ends while this process lives."""
+
     def __init__(
         self, ledger: Ledger, name: str, reader: StatusReader, on_ended: Callable[[BatchRecord], None]
     ) -> None:
@@ -26,11 +28,19 @@ class Stewarding:
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. A store that is down is waited for."""
-        with self._ledger.store.hold(self._name):
-            while not stop.wait(TICK_S):
-                try:
-                    self._steward.tick()
-                except StoreError as error:
-                    log.warning("steward.paused", error=str(error))
-                except Exception:  # the top of this thread
-                    log.exception("steward.failed")
+        while not stop.is_set():
+            try:
+                with self._ledger.store.hold(self._name):
+                    self._tend(stop)
+            except StoreError as error:
+                log.warning("steward.paused", error=str(error))
+                stop.wait(TICK_S)
+
+    def _tend(self, stop: threading.Event) -> None:
+        while not stop.wait(TICK_S):
+            try:
+                self._steward.tick()
+            except StoreError as error:
+                log.warning("steward.paused", error=str(error))
+            except Exception:  # the top of this thread
+                log.exception("steward.failed")

@@ -3,8 +3,8 @@
 import click
 
 from batchfile.cli import logs
-from batchfile.places import existing_ledger, find_batch
 from batchfile.ledger import batches
+from batchfile.places import existing_ledger, find_batch
 from batchfile.settings import load_settings
 
 

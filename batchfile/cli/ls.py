@@ -9,12 +9,12 @@ import click
 
 from batchfile import layout
 from batchfile.cli import logs
-from batchfile.places import existing_ledger
 from batchfile.cli.status import as_json
 from batchfile.errors import BatchDamaged
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.local.identity import OUTPUT
+from batchfile.places import existing_ledger
 from batchfile.settings import load_settings
 
 

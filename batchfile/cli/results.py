@@ -7,9 +7,9 @@ import click
 
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
-from batchfile.places import existing_ledger, find_batch
 from batchfile.errors import OutputTaken
 from batchfile.local import outputs
+from batchfile.places import existing_ledger, find_batch
 from batchfile.settings import load_settings
 
 

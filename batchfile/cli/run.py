@@ -19,7 +19,6 @@ import msgspec
 from batchfile.cli import logs
 from batchfile.cli.engines import EngineChoice, choose_engine
 from batchfile.cli.exits import EXIT_HELP, Exit
-from batchfile.places import STORE_FOLDER, check_stage, open_ledger
 from batchfile.cli.shown import ProgressLine, duration
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.status import StatusReader
@@ -28,6 +27,7 @@ from batchfile.local.inputs import STDIN, inspect
 from batchfile.local.progress import Meter, Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.run import Opened, RunOptions, lock_output, open_batch, work
+from batchfile.places import STORE_FOLDER, check_stage, open_ledger
 from batchfile.records import BatchRecord
 from batchfile.runner.runner import Runner
 from batchfile.settings import Settings, load_settings

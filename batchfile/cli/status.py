@@ -6,9 +6,9 @@ import time
 import click
 
 from batchfile.cli import logs
-from batchfile.places import existing_ledger, find_batch
 from batchfile.cli.shown import duration
 from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.places import existing_ledger, find_batch
 from batchfile.settings import load_settings
 
 WATCH_S = 2.0

@@ -14,12 +14,12 @@ import click
 
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
-from batchfile.places import check_stage
 from batchfile.errors import InvalidFile
 from batchfile.lines.summary import Summary
 from batchfile.lines.validate import Problem
 from batchfile.local.check import Check, Rules, token_problems
 from batchfile.local.inputs import STDIN, Source, inspect
+from batchfile.places import check_stage
 from batchfile.settings import load_settings
 from batchfile.words import Defaults, Request
 

@@ -190,3 +190,17 @@ def test_a_retry_without_a_key_is_known_by_its_body(api: Any, make_request: Any)
     plain = api.http.post(BATCHES, json=document).json()
     assert first == retry
     assert len({first["id"], fresh["id"], plain["id"]}) == 3
+
+
+def test_an_answer_that_does_not_fit_its_stages_schema_is_a_model_error(
+    start_api: Any, make_request: Any, tmp_path: Any
+) -> None:
+    schema = {"type": "object", "required": ["subject"], "properties": {"subject": {"type": "integer"}}}
+    (tmp_path / "subject.json").write_text(json.dumps(schema))
+    (tmp_path / "batchfile.toml").write_text('[schemas]\nsubject = "subject.json"\n')
+    api = start_api()
+    batch_id = api.submit("subject", [make_request("a", "no JSON at all")])
+    api.work(batch_id)
+    (result,) = api.http.get(f"{BATCHES}/{batch_id}/results").json()["results"]
+    assert result["error"] == {"type": "model_error", "message": "Output validation failed"}
+    assert (result["status"], result["message"], result["usage"]) == ("errored", None, None)
