@@ -13,7 +13,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -164,6 +173,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = ()
     allow_anonymous: bool = False
     api: Api = Api()
+    _schemas: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -194,7 +204,7 @@ class Settings(BaseSettings):
         for stage in self.schemas:
             if stage not in self.stages:
                 raise ValueError(f"schemas.{stage} is for no stage; there are {', '.join(sorted(self.stages))}")
-            self.schema_of(stage)
+            self._schemas[stage] = _read_schema(stage, config_path().parent / self.schemas[stage])
         return self
 
     @classmethod
@@ -219,24 +229,8 @@ class Settings(BaseSettings):
         )
 
     def schema_of(self, stage: str | None) -> dict[str, Any] | None:
-        """The JSON schema that the answers of this stage must fit; None: any text will do.
-
-        Raises: ValueError where its file can not be used. A relative path starts at the settings file.
-        """
-        path = self.schemas.get(stage or "")
-        if path is None:
-            return None
-        path = config_path().parent / path
-        try:
-            schema = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"schemas.{stage}: {path} can not be read: {error}") from error
-        if not isinstance(schema, dict):
-            raise ValueError(f"schemas.{stage}: {path} must hold a JSON object")
-        problem = schema_problem(schema)
-        if problem is not None:
-            raise ValueError(f"schemas.{stage}: {path} is no JSON schema: {problem}")
-        return schema
+        """The JSON schema that the answers of this stage must fit, as it was at the start; None: any text will do."""
+        return self._schemas.get(stage or "")
 
     def ledger_limits(self, *, is_local: bool, is_service: bool = False) -> Limits:
         """The protocol's times: the defaults of the kind of store and use, and what is set over them.
@@ -253,6 +247,20 @@ class Settings(BaseSettings):
                 retention_s=of_service.retention_s,
             )
         return replace(base, **self.limits.model_dump(exclude_none=True))
+
+
+def _read_schema(stage: str, path: Path) -> dict[str, Any]:
+    """Raises: ValueError where the file can not be used. A relative path starts at the settings file."""
+    try:
+        schema = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"schemas.{stage}: {path} can not be read: {error}") from error
+    if not isinstance(schema, dict):
+        raise ValueError(f"schemas.{stage}: {path} must hold a JSON object")
+    problem = schema_problem(schema)
+    if problem is not None:
+        raise ValueError(f"schemas.{stage}: {path} is no JSON schema: {problem}")
+    return schema
 
 
 def _foreign(file: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -156,6 +156,7 @@ def test_a_stages_schema_is_read_beside_the_settings_file(tmp_path: Path, monkey
     assert settings.schema_of("email") == {"type": "object"}
     assert settings.schema_of("polish") is None
     (tmp_path / "email.json").write_text("[")
+    assert settings.schema_of("email") == {"type": "object"}, "a running service does not see the change"
     with pytest.raises(SettingsError, match=r"schemas\.email"):
         load_settings()
 
