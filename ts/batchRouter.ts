@@ -1,0 +1,121 @@
+/** Sends each lead to the local service or to the hosted one, and each id back to where it came from. */
+
+import { isInCanary, leadIdOf, readSwitches, type Switches } from './canary.js';
+import { notComplete } from './errors.js';
+import { collectRequests } from './lines.js';
+import type {
+  BatchClient,
+  BatchCreated,
+  BatchRequest,
+  BatchRequests,
+  BatchResult,
+  BatchResults,
+  BatchStatus,
+  CallOptions,
+  CreateOptions,
+  ProcessingStatus,
+  Stage,
+} from './types.js';
+import { waitUntilEnded } from './wait.js';
+
+export interface RouterOptions {
+  local: BatchClient;
+  hosted: BatchClient;
+  /** Asked at each createBatch; default: the environment. Read them from wherever they change without a deploy. */
+  switches?: () => Switches;
+}
+
+export interface BatchRouter extends BatchClient {
+  /** What createBatch would send where, for applications that would rather make two batches. */
+  split(stage: Stage, requests: readonly BatchRequest[]): Sides;
+}
+
+export interface Sides {
+  local: BatchRequest[];
+  hosted: BatchRequest[];
+}
+
+const LOCAL_ID = /^batch_[0-9a-f]{12}$/;
+/** Joins the ids of a batch that runs on both sides. No id of either side has one. */
+const JOINT = '.';
+const ORDER: readonly ProcessingStatus[] = ['collected', 'submitted', 'processing', 'ended'];
+
+/**
+ * A batch whose leads go to both sides has one id made of two. Its status is the sum of both and it ends when both have
+ * ended; its results are the local ones and then the hosted ones.
+ */
+export function createBatchRouter({ local, hosted, switches = readSwitches }: RouterOptions): BatchRouter {
+  function partsOf(id: string): { client: BatchClient; id: string }[] {
+    return id.split(JOINT).map((part) => ({ client: LOCAL_ID.test(part) ? local : hosted, id: part }));
+  }
+
+  function split(stage: Stage, requests: readonly BatchRequest[], now: Switches = switches()): Sides {
+    const { useLocal, canaryPercent } = now;
+    const sides: Sides = { local: [], hosted: [] };
+    for (const request of requests) {
+      const isLocal = useLocal && isInCanary(leadIdOf(request, stage), canaryPercent);
+      sides[isLocal ? 'local' : 'hosted'].push(request);
+    }
+    return sides;
+  }
+
+  async function createBatch(stage: Stage, requests: BatchRequests, options?: CreateOptions): Promise<BatchCreated> {
+    const now = switches();
+    if (!now.useLocal || now.canaryPercent <= 0) return hosted.createBatch(stage, requests, options);
+    if (now.canaryPercent >= 100) return local.createBatch(stage, requests, options);
+    const sides = split(stage, await collectRequests(requests), now);
+    if (sides.local.length === 0) return hosted.createBatch(stage, sides.hosted, options);
+    // The local side first: should the hosted one then refuse, what was made in vain costs nothing and can be repeated.
+    const first = await local.createBatch(stage, sides.local, options);
+    if (sides.hosted.length === 0) return first;
+    const second = await hosted.createBatch(stage, sides.hosted, options);
+    return { id: first.id + JOINT + second.id };
+  }
+
+  async function getBatchStatus(id: string, options?: CallOptions): Promise<BatchStatus> {
+    const parts = partsOf(id).map((part) => part.client.getBatchStatus(part.id, options));
+    return { ...(await Promise.all(parts)).reduce(join), id };
+  }
+
+  async function getBatchResults(id: string, options?: CallOptions): Promise<BatchResults> {
+    const parts = partsOf(id).map((part) => part.client.getBatchResults(part.id, options));
+    return { results: (await Promise.all(parts)).flatMap((part) => part.results) };
+  }
+
+  async function* streamBatchResults(id: string, options?: CallOptions): AsyncGenerator<BatchResult> {
+    const parts = partsOf(id);
+    if (parts.length > 1) await Promise.all(parts.map((part) => requireEnd(part.client, part.id, options)));
+    for (const part of parts) yield* part.client.streamBatchResults(part.id, options);
+  }
+
+  return {
+    createBatch,
+    getBatchStatus,
+    getBatchResults,
+    streamBatchResults,
+    waitForBatch: (id, maxWaitMs, options) => waitUntilEnded(getBatchStatus, id, maxWaitMs, options),
+    split: (stage, requests) => split(stage, requests),
+  };
+}
+
+/** Half a stream would look like a whole one. */
+async function requireEnd(client: BatchClient, id: string, options: CallOptions | undefined): Promise<void> {
+  const status = await client.getBatchStatus(id, options);
+  if (status.processing_status !== 'ended') throw notComplete(id);
+}
+
+function join(one: BatchStatus, other: BatchStatus): BatchStatus {
+  const earlier = ORDER.indexOf(one.processing_status) <= ORDER.indexOf(other.processing_status) ? one : other;
+  return {
+    id: one.id,
+    processing_status: earlier.processing_status,
+    counts: {
+      total: one.counts.total + other.counts.total,
+      succeeded: one.counts.succeeded + other.counts.succeeded,
+      errored: one.counts.errored + other.counts.errored,
+      pending: one.counts.pending + other.counts.pending,
+    },
+    created_at: Date.parse(one.created_at) <= Date.parse(other.created_at) ? one.created_at : other.created_at,
+    updated_at: Date.parse(one.updated_at) >= Date.parse(other.updated_at) ? one.updated_at : other.updated_at,
+  };
+}

@@ -1,0 +1,93 @@
+/**
+ * The application's batch service with both sides behind it. The whole swap is `const batches`; whoever called
+ * `anthropic.messages.batches` calls `batches` instead, and `processBatchResults` stays as it is.
+ *
+ *     USE_LOCAL_LLM=true LOCAL_LLM_CANARY=10 LOCAL_BATCH_URL=http://127.0.0.1:8000 node batchService.js
+ *
+ * In an application the first import reads: from '@batchfile/adapter'.
+ */
+
+import {
+  BatchTimeoutError,
+  createBatchRouter,
+  createHostedClient,
+  createLocalClient,
+  type BatchRequest,
+  type BatchResult,
+  type HostedBatches,
+  type Stage,
+} from '../llmAdapter.js';
+
+const HOSTED_MODELS: Record<string, string> = {
+  sales_intel: 'claude-sonnet-5-5',
+  subject: 'claude-haiku-5-5',
+  email: 'claude-haiku-5-5',
+  polish: 'claude-sonnet-5-5',
+};
+
+export const batches = createBatchRouter({
+  local: createLocalClient(),
+  hosted: createHostedClient({
+    batches: lazyHosted(),
+    model: (stage) => HOSTED_MODELS[stage] ?? 'claude-sonnet-5-5',
+    sampling: 'drop', // this SDK's API version refuses temperature
+  }),
+});
+
+/** The SDK is loaded with the first request that needs it, so that an all-local application needs no hosted key. */
+function lazyHosted(): HostedBatches {
+  let loaded: Promise<HostedBatches> | undefined;
+  const hosted = (): Promise<HostedBatches> => {
+    loaded ??= import('@anthropic-ai/sdk').then(({ default: Anthropic }) => new Anthropic().messages.batches);
+    return loaded;
+  };
+  return {
+    create: async (body) => (await hosted()).create(body),
+    retrieve: async (id) => (await hosted()).retrieve(id),
+    results: async (id) => (await hosted()).results(id),
+  };
+}
+
+export interface Lead {
+  id: string;
+  accountId: string;
+  notes: string;
+}
+
+function toRequest(lead: Lead, stage: Stage): BatchRequest {
+  return {
+    custom_id: `lead_${lead.id}_${stage}`,
+    params: {
+      system: 'You write sales intelligence reports.',
+      messages: [{ role: 'user', content: lead.notes }],
+      max_tokens: 2048,
+      temperature: 0.2,
+    },
+    metadata: { leadId: lead.id, accountId: lead.accountId },
+  };
+}
+
+/** Runs one stage for all leads and hands over every result. Keep the id: another process can go on with it. */
+export async function runStage(
+  stage: Stage,
+  leads: readonly Lead[],
+  processBatchResults: (results: BatchResult[]) => Promise<void>,
+): Promise<void> {
+  const { id } = await batches.createBatch(
+    stage,
+    leads.map((lead) => toRequest(lead, stage)),
+  );
+  for (;;) {
+    try {
+      await batches.waitForBatch(id, 30 * 60 * 1000, {
+        onProgress: ({ counts }) => console.log(`${id}: ${counts.total - counts.pending} of ${counts.total}`),
+      });
+      break;
+    } catch (error) {
+      if (!(error instanceof BatchTimeoutError)) throw error;
+      console.warn(error.message); // the hosted side may take hours
+    }
+  }
+  const { results } = await batches.getBatchResults(id);
+  await processBatchResults(results);
+}

@@ -1,0 +1,194 @@
+/** The hosted Message Batches API behind the same interface, in the stage contract's shapes. Knows no SDK package. */
+
+import { BatchConnectionError, BatchError, BatchHttpError, notComplete } from './errors.js';
+import { collectRequests } from './lines.js';
+import type {
+  BatchClient,
+  BatchCreated,
+  BatchParams,
+  BatchRequest,
+  BatchRequests,
+  BatchResult,
+  BatchResults,
+  BatchStatus,
+  CallOptions,
+  Stage,
+} from './types.js';
+import { waitUntilEnded } from './wait.js';
+
+const MAX_TOKENS = 2048;
+
+/** What is used of `client.messages.batches` of the Anthropic SDK; any of its versions fits. */
+export interface HostedBatches {
+  create(body: { requests: HostedRequest[] }): PromiseLike<{ id: string }>;
+  retrieve(id: string): PromiseLike<HostedBatch>;
+  results(id: string): PromiseLike<AsyncIterable<HostedResult>>;
+}
+
+export interface HostedRequest {
+  custom_id: string;
+  params: Omit<BatchParams, 'messages'> & { messages: HostedMessage[]; model: string; max_tokens: number };
+}
+
+export type HostedMessage = BatchParams['messages'][number];
+
+export interface HostedBatch {
+  id: string;
+  processing_status: string;
+  created_at: string;
+  ended_at: string | null;
+  cancel_initiated_at: string | null;
+  request_counts: { processing: number; succeeded: number; errored: number; canceled: number; expired: number };
+}
+
+export interface HostedResult {
+  custom_id: string;
+  result:
+    | { type: 'succeeded'; message: HostedAnswer }
+    | { type: 'errored'; error: { error: { type: string; message: string } } }
+    | { type: 'canceled' }
+    | { type: 'expired' };
+}
+
+export interface HostedAnswer {
+  content: readonly { type: string }[];
+  usage: {
+    input_tokens: number;
+    output_tokens: number;
+    cache_creation_input_tokens?: number | null;
+    cache_read_input_tokens?: number | null;
+  };
+}
+
+export interface HostedClientOptions {
+  batches: HostedBatches;
+  /** The hosted model for a request. */
+  model: (stage: Stage, request: BatchRequest) => string;
+  /**
+   * Newer versions of the hosted API refuse temperature, top_p and top_k. 'send' (the default) lets it say so;
+   * 'drop' leaves them out.
+   */
+  sampling?: 'send' | 'drop';
+}
+
+/** Results come in the hosted API's own order: match them by custom_id. An abort ends the wait, not the SDK's request. */
+export function createHostedClient({ batches, model, sampling = 'send' }: HostedClientOptions): BatchClient {
+  async function createBatch(stage: Stage, requests: BatchRequests, options?: CallOptions): Promise<BatchCreated> {
+    const all = await collectRequests(requests);
+    const hosted = all.map((request) => toHosted(request, model(stage, request), sampling === 'send'));
+    const { id } = await ask(() => batches.create({ requests: hosted }), 'creating a hosted batch', options);
+    return { id };
+  }
+
+  async function getBatchStatus(id: string, options?: CallOptions): Promise<BatchStatus> {
+    return toStatus(await ask(() => batches.retrieve(id), `reading hosted batch ${id}`, options));
+  }
+
+  async function* streamBatchResults(id: string, options?: CallOptions): AsyncGenerator<BatchResult> {
+    const status = await getBatchStatus(id, options);
+    if (status.processing_status !== 'ended') throw notComplete(id);
+    const what = `reading the results of hosted batch ${id}`;
+    const results = await ask(() => batches.results(id), what, options);
+    const iterator = results[Symbol.asyncIterator]();
+    try {
+      for (;;) {
+        const next = await ask(() => iterator.next(), what, options);
+        if (next.done) return;
+        yield toResult(next.value);
+      }
+    } finally {
+      void iterator.return?.();
+    }
+  }
+
+  async function getBatchResults(id: string, options?: CallOptions): Promise<BatchResults> {
+    const results: BatchResult[] = [];
+    for await (const result of streamBatchResults(id, options)) results.push(result);
+    return { results };
+  }
+
+  return {
+    createBatch,
+    getBatchStatus,
+    getBatchResults,
+    streamBatchResults,
+    waitForBatch: (id, maxWaitMs, options) => waitUntilEnded(getBatchStatus, id, maxWaitMs, options),
+  };
+}
+
+function toHosted({ custom_id, params }: BatchRequest, model: string, hasSampling: boolean): HostedRequest {
+  const { temperature, top_p, top_k, ...rest } = params;
+  const sampling = hasSampling ? params : rest;
+  return { custom_id, params: { ...sampling, model, max_tokens: params.max_tokens ?? MAX_TOKENS } };
+}
+
+function toStatus(batch: HostedBatch): BatchStatus {
+  const { processing, succeeded, errored, canceled, expired } = batch.request_counts;
+  const lost = errored + canceled + expired;
+  return {
+    id: batch.id,
+    processing_status: batch.processing_status === 'ended' ? 'ended' : 'processing',
+    counts: { total: processing + succeeded + lost, succeeded, errored: lost, pending: processing },
+    created_at: batch.created_at,
+    updated_at: batch.ended_at ?? batch.cancel_initiated_at ?? batch.created_at,
+  };
+}
+
+function toResult({ custom_id, result }: HostedResult): BatchResult {
+  if (result.type === 'succeeded') {
+    const { content, usage } = result.message;
+    const cached = (usage.cache_creation_input_tokens ?? 0) + (usage.cache_read_input_tokens ?? 0);
+    return {
+      custom_id,
+      status: 'succeeded',
+      message: { content: content.filter(isText).map(({ text }) => ({ type: 'text', text })) },
+      usage: { input_tokens: usage.input_tokens + cached, output_tokens: usage.output_tokens },
+      error: null,
+    };
+  }
+  const error =
+    result.type === 'errored'
+      ? { type: result.error.error.type, message: result.error.error.message }
+      : { type: result.type, message: `The hosted batch ${result.type} before this request ran` };
+  return { custom_id, status: 'errored', message: null, usage: null, error };
+}
+
+function isText(block: { type: string }): block is { type: 'text'; text: string } {
+  return block.type === 'text';
+}
+
+async function ask<T>(request: () => PromiseLike<T>, what: string, options: CallOptions | undefined): Promise<T> {
+  const signal = options?.signal;
+  signal?.throwIfAborted();
+  let abort: () => void = () => undefined;
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(signal?.reason);
+  });
+  signal?.addEventListener('abort', abort, { once: true });
+  try {
+    return await Promise.race([request(), aborted]);
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw translate(error, what);
+  } finally {
+    signal?.removeEventListener('abort', abort);
+  }
+}
+
+/** The SDK's errors by what they carry, because its classes belong to a package that is not ours to import. */
+function translate(error: unknown, what: string): unknown {
+  if (!(error instanceof Error) || error instanceof BatchError) return error;
+  const foreign = error as Error & { status?: unknown; error?: unknown; requestID?: unknown; request_id?: unknown };
+  if (typeof foreign.status === 'number') {
+    const requestId = foreign.requestID ?? foreign.request_id;
+    const answer = {
+      status: foreign.status,
+      body: foreign.error ?? foreign.message,
+      requestId: typeof requestId === 'string' ? requestId : null,
+      retryAfterMs: null,
+    };
+    return new BatchHttpError(what, answer, { cause: error });
+  }
+  if (!/Connection/.test(error.constructor.name)) return error;
+  return new BatchConnectionError(`${what} got no answer: ${error.message}`, { cause: error });
+}

@@ -1,0 +1,16 @@
+/**
+ * The entry: the batch service of LOCAL_BATCH_URL (and LOCAL_BATCH_API_KEY) as plain functions, and what else an
+ * application needs. Both variables are read at each call.
+ */
+
+import { createLocalClient } from './localClient.js';
+
+export const { createBatch, getBatchStatus, getBatchResults, streamBatchResults, waitForBatch } = createLocalClient();
+
+export { createBatchRouter, type BatchRouter, type RouterOptions } from './batchRouter.js';
+export { isInCanary, leadIdOf, readSwitches, type Switches } from './canary.js';
+export type { Clock } from './clock.js';
+export { BatchConnectionError, BatchError, BatchHttpError, BatchTimeoutError, isTransient } from './errors.js';
+export { createHostedClient, type HostedBatches, type HostedClientOptions } from './hostedClient.js';
+export { createLocalClient, type LocalClientOptions } from './localClient.js';
+export type * from './types.js';

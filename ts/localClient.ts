@@ -1,0 +1,180 @@
+/** The batch service's client: the stage contract's four calls. Knows no other service. */
+
+import { randomUUID } from 'node:crypto';
+
+import { systemClock, type Clock } from './clock.js';
+import { BatchConnectionError, BatchError, isTransient, retryAfterMsOf } from './errors.js';
+import { RequestLines, splitLines, type Line } from './lines.js';
+import { retryDelayMs } from './retry.js';
+import { MAX_RETRIES, send, type Body, type Call, type Endpoint } from './transport.js';
+import type {
+  BatchClient,
+  BatchCreated,
+  BatchRequest,
+  BatchRequests,
+  BatchResult,
+  BatchResults,
+  BatchStatus,
+  CallOptions,
+  CreateOptions,
+  Stage,
+  WaitOptions,
+} from './types.js';
+import { waitUntilEnded } from './wait.js';
+
+const BATCHES = '/v1/messages/batches';
+const TIMEOUT_MS = 60_000;
+/** A create is answered only when the last byte of a large body is stored. */
+const CREATE_TIMEOUT_MS = 600_000;
+const JSON_TYPE = 'application/json';
+const LINES_TYPE = 'application/x-ndjson';
+
+export interface LocalClientOptions {
+  /** Default: LOCAL_BATCH_URL, read at each call. */
+  baseUrl?: string;
+  /** Default: LOCAL_BATCH_API_KEY, read at each call. */
+  apiKey?: string;
+  fetch?: typeof fetch;
+  /** The longest silence of an attempt; default 60 s, and 10 minutes for a create. */
+  timeoutMs?: number;
+  createTimeoutMs?: number;
+  /** Attempts after the first; default 4. */
+  maxRetries?: number;
+  clock?: Clock;
+  random?: () => number;
+}
+
+export function createLocalClient(options: LocalClientOptions = {}): BatchClient {
+  const call = (path: string, accept: string, callOptions: CallOptions): Call => ({
+    method: 'GET',
+    path: BATCHES + path,
+    headers: { accept, 'batchfile-dialect': 'stage' },
+    signal: callOptions.signal,
+    maxRetries: callOptions.maxRetries,
+    timeoutMs: callOptions.timeoutMs ?? options.timeoutMs ?? TIMEOUT_MS,
+  });
+
+  async function createBatch(
+    stage: Stage,
+    requests: BatchRequests,
+    createOptions: CreateOptions = {},
+  ): Promise<BatchCreated> {
+    const isArray = Array.isArray(requests);
+    const base = call(isArray ? '' : `?stage=${encodeURIComponent(stage)}`, JSON_TYPE, createOptions);
+    const create: Call = {
+      ...base,
+      method: 'POST',
+      headers: {
+        ...base.headers,
+        'content-type': isArray ? JSON_TYPE : LINES_TYPE,
+        // One key for all attempts: whichever of them arrived, there is one batch.
+        'idempotency-key': createOptions.idempotencyKey ?? randomUUID(),
+      },
+      body: bodyOf(stage, requests),
+      timeoutMs: createOptions.timeoutMs ?? options.createTimeoutMs ?? CREATE_TIMEOUT_MS,
+    };
+    if (!isArray && typeof requests !== 'function') create.maxRetries = 0;
+    const answer = await send(endpointOf(options), create, (good) => good.json());
+    return expect<BatchCreated>(answer, 'id');
+  }
+
+  async function getBatchStatus(id: string, callOptions: CallOptions = {}): Promise<BatchStatus> {
+    const asked = call(`/${encodeURIComponent(id)}`, JSON_TYPE, callOptions);
+    const answer = await send(endpointOf(options), asked, (good) => good.json());
+    return expect<BatchStatus>(answer, 'processing_status', 'counts');
+  }
+
+  async function getBatchResults(id: string, callOptions: CallOptions = {}): Promise<BatchResults> {
+    const asked = call(`/${encodeURIComponent(id)}/results`, JSON_TYPE, callOptions);
+    const answer = await send(endpointOf(options), asked, (good) => good.json());
+    return expect<BatchResults>(answer, 'results');
+  }
+
+  async function* streamBatchResults(id: string, callOptions: CallOptions = {}): AsyncGenerator<BatchResult> {
+    // One loop tries again, both where the answer does not begin and where it breaks off.
+    const asked = call(`/${encodeURIComponent(id)}/results`, LINES_TYPE, { ...callOptions, maxRetries: 0 });
+    const maxResumes = callOptions.maxRetries ?? options.maxRetries ?? MAX_RETRIES;
+    const clock = options.clock ?? systemClock;
+    const random = options.random ?? Math.random;
+    let numGiven = 0;
+    let numFailures = 0; // since the last result
+    for (;;) {
+      try {
+        for await (const line of resultLines(endpointOf(options), asked, numGiven)) {
+          yield parseResult(line);
+          numGiven++;
+          numFailures = 0;
+        }
+        return;
+      } catch (error) {
+        // A batch that has ended never changes, so a stream that was cut goes on behind what it gave.
+        const mayRetry = numFailures < maxResumes && isTransient(error);
+        const delayMs = mayRetry ? retryDelayMs(numFailures++, retryAfterMsOf(error), random()) : null;
+        if (delayMs === null) throw error;
+        await clock.sleep(delayMs, callOptions.signal);
+      }
+    }
+  }
+
+  function waitForBatch(id: string, maxWaitMs?: number, waitOptions: WaitOptions = {}): Promise<BatchStatus> {
+    return waitUntilEnded(getBatchStatus, id, maxWaitMs, { ...waitOptions, clock: options.clock });
+  }
+
+  return { createBatch, getBatchStatus, getBatchResults, streamBatchResults, waitForBatch };
+}
+
+async function* resultLines(endpoint: Endpoint, call: Call, numSkipped: number): AsyncGenerator<Line> {
+  const answer = await send(endpoint, call, async (good) => good);
+  let num = 0;
+  for await (const line of splitLines(answer.chunks())) {
+    if (num++ >= numSkipped) yield line;
+  }
+}
+
+function parseResult(line: Line): BatchResult {
+  try {
+    return JSON.parse(line.text) as BatchResult;
+  } catch (error) {
+    if (!line.isTerminated) throw new BatchConnectionError('The results were cut off within a line', { cause: error });
+    throw new BatchError('A line of the results is not JSON. Is LOCAL_BATCH_URL the batch API?', { cause: error });
+  }
+}
+
+/** Keeps the one body of an array for all attempts; makes a stream anew for each. */
+function bodyOf(stage: Stage, requests: BatchRequests): (onSent: () => void) => Body {
+  if (Array.isArray(requests)) {
+    const body = { content: JSON.stringify({ stage, requests }) };
+    return () => body;
+  }
+  const source = requests as Exclude<BatchRequests, readonly BatchRequest[]>;
+  return (onSent) => {
+    const lines = new RequestLines(typeof source === 'function' ? source() : source, onSent);
+    return { content: lines.stream, failure: () => lines.failure, close: () => lines.close() };
+  };
+}
+
+function endpointOf(options: LocalClientOptions): Endpoint {
+  const given = options.baseUrl ?? process.env['LOCAL_BATCH_URL'];
+  const example = 'Set it to the address of the batch API, for example http://127.0.0.1:8000';
+  if (!given) throw new BatchError(`LOCAL_BATCH_URL is not set. ${example}`);
+  if (!/^https?:\/\/[^\s@]+$/i.test(given)) {
+    throw new BatchError(`LOCAL_BATCH_URL is "${given}", which is no http address without credentials. ${example}`);
+  }
+  return {
+    baseUrl: given.replace(/\/+$/, ''),
+    apiKey: options.apiKey ?? process.env['LOCAL_BATCH_API_KEY'],
+    fetch: options.fetch ?? globalThis.fetch,
+    maxRetries: options.maxRetries,
+    clock: options.clock,
+    random: options.random,
+  };
+}
+
+/** What lies behind the address may be anything; say so at once instead of failing somewhere later. */
+function expect<T>(answer: unknown, ...keys: string[]): T {
+  const missing = keys.filter((key) => typeof answer !== 'object' || answer === null || !(key in answer));
+  if (missing.length > 0) {
+    throw new BatchError(`The answer has no "${missing.join('", "')}". Is LOCAL_BATCH_URL the batch API?`);
+  }
+  return answer as T;
+}
