@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from api.errors import Refusal
 from api.spool import Spooled
-from batchfile.errors import InvalidFile, InvalidRequest
+from batchfile.errors import InvalidFile, InvalidRequest, TooLarge
 from batchfile.ledger import batches, idempotency
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import Adopted
@@ -53,7 +53,7 @@ def create_batch(
     Raises: InvalidFile, of it RequestRefused and TooLarge; KeyReused; Refusal 415; StoreUnavailable (the same again
     completes it). After any but the last nothing was made.
     """
-    upload = _open(spooled, content_type, stage_query, settings.routing())
+    upload = _open(spooled, content_type, stage_query, settings)
     adopted = _adopt(ledger, f"{spooled.sha256} {upload.stage}", tenant, idempotency_key, retry_count)
     if not adopted.is_first:
         standing = batches.read_batch(ledger, adopted.batch_id)
@@ -99,11 +99,13 @@ def _adopt(ledger: Ledger, digest: str, tenant: str, idempotency_key: str | None
     return idempotency.adopt_retry(ledger, tenant=tenant, digest=digest, batch_id=batch_id, is_retry=retry_count > 0)
 
 
-def _open(spooled: Spooled, content_type: str | None, stage_query: str | None, routing: RoutingTable) -> _Upload:
+def _open(spooled: Spooled, content_type: str | None, stage_query: str | None, settings: Settings) -> _Upload:
+    routing = settings.routing()
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type in LINE_TYPES:
         stage = _known_stage(routing, stage_query, "give it in the query, as ?stage=")
-        return _Upload(stage=stage, routing=routing, chunks=_slices(spooled.view()), place=by_line)
+        chunks = _slices(spooled.view(), settings.api.requests_max)
+        return _Upload(stage=stage, routing=routing, chunks=chunks, place=by_line)
     if media_type != "application/json" and not media_type.endswith("+json"):
         detail = f"Content-Type: {media_type[:80]!r} is not read here; send application/json or application/x-ndjson."
         raise Refusal(415, detail)
@@ -135,6 +137,12 @@ def _pool_of(routing: RoutingTable, hint: str) -> str:
         raise InvalidFile(str(error).removeprefix("metadata.")) from None
 
 
-def _slices(view: memoryview) -> Iterator[bytes]:
+def _slices(view: memoryview, lines_max: int) -> Iterator[bytes]:
+    """Blank lines count here: hundreds of millions of them would keep a processor busy for nothing."""
+    num_lines = 0
     for at in range(0, len(view), CHUNK_BYTES):
-        yield bytes(view[at : at + CHUNK_BYTES])
+        chunk = bytes(view[at : at + CHUNK_BYTES])
+        num_lines += chunk.count(b"\n")
+        if num_lines > lines_max:
+            raise TooLarge(f"there are more than {lines_max:,} lines; send them in several batches")
+        yield chunk

@@ -208,6 +208,7 @@ class _Planner:
         self._refuse_at = refuse_at
         self._place = refuse_at or by_line
         self._requests_max = requests_max
+        self._pools: dict[str | None, str] = {}  # where a hint leads, for this stage
         self._lease = ledger.new_id()
         self._num_parts = 0
 
@@ -260,8 +261,13 @@ class _Planner:
             return None
 
     def _pool_of(self, envelope: Envelope) -> str:
-        model = envelope.model if self._stage is None and envelope.hint is None else None
-        return route(self._routing, stage=self._stage, hint=envelope.hint, model=model)
+        hint = envelope.hint
+        if self._stage is None and hint is None:
+            return route(self._routing, stage=None, hint=None, model=envelope.model)
+        pool = self._pools.get(hint)
+        if pool is None:
+            pool = self._pools[hint] = route(self._routing, stage=self._stage, hint=hint, model=None)
+        return pool
 
     def _envelope(self, line: Line) -> Envelope:
         if line.data is None:

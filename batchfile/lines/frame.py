@@ -11,6 +11,7 @@ from batchfile.words import LINE_BYTES_MAX
 
 BOM = b"\xef\xbb\xbf"
 _CR = 13
+_BRACE = b"{"[0]
 
 
 class Line(NamedTuple):
@@ -41,9 +42,12 @@ def iter_lines(
                 tail.add(raw)
                 size, data = tail.size, tail.take()
             end = at + size + 1
-            line = _line(at, end, row, data)
-            if line is not None:
-                yield line
+            if data and data[0] == _BRACE and data[-1] != _CR:
+                yield Line(at, end, row, data)  # as nearly all are
+            else:
+                line = _line(at, end, row, data)
+                if line is not None:
+                    yield line
             at = end
             row += 1
         if rest:

@@ -23,6 +23,10 @@ def test_the_host_bench_completes() -> None:
     assert run("host.py", "--requests", "20000", timeout_s=200)["requests"] == 20000
 
 
+def test_the_ingest_bench_completes() -> None:
+    assert run("ingest.py", "--mib", "8", "--rounds", "1", timeout_s=200)["bench"] == "ingest"
+
+
 def test_the_tail_of_a_batch_comes_close_to_the_ideal() -> None:
     """Virtual time: the same on every machine, so it is judged here too."""
     assert run("tail.py", "--seeds", "5", timeout_s=200)["bench"] == "tail"

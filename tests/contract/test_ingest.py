@@ -227,6 +227,12 @@ def test_more_requests_than_the_limit_are_too_large(service: Service) -> None:
     assert service.keys() == []
 
 
+def test_blank_lines_are_no_way_around_the_limit(service: Service) -> None:
+    with pytest.raises(TooLarge, match="more than 50,000 lines"):
+        service.post(b"\n" * 50_001, LINES, stage_query="email")
+    assert service.keys() == []
+
+
 def test_a_store_that_fails_commits_nothing_and_the_same_again_completes(service: Service) -> None:
     def fail(number: int, verb: str, key: str, phase: str) -> None:
         if key.startswith("queue/"):
