@@ -10,6 +10,7 @@ import structlog
 from batchfile.errors import BatchDamaged, StoreFull, StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
 from batchfile.records import BatchRecord
 from batchfile.runner.claims import Claims
@@ -40,7 +41,8 @@ class Finisher:
         self._claims = claims
         self._keeper = keeper
         self._runner_id = runner_id
-        self._steward = Steward(ledger, runner=runner_id) if is_steward else None
+        self._reader = StatusReader(ledger)
+        self._steward = Steward(ledger, runner=runner_id, reader=self._reader) if is_steward else None
         self._only = only
         self._looked_at: dict[str, float] = {}
         self._stewarded_at = float("-inf")
@@ -63,6 +65,9 @@ class Finisher:
 
     def _finish(self, batch_id: str) -> None:
         try:
+            status = self._reader.read(batch_id)
+            if status is not None and status.batch.state == "open" and status.pending > 0:
+                return  # another runner or pool is not done yet; to see that must not cost a read of every record
             ended = batches.finish(self._ledger, batch_id, runner=self._runner_id)
         except StoreFull:
             raise

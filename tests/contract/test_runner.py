@@ -18,6 +18,7 @@ from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
+from batchfile.store.metered import MeteredStore
 from batchfile.words import Defaults, Request, RoutingTable
 
 BATCH = "b"
@@ -203,3 +204,30 @@ def test_a_batch_that_is_cancelled_elsewhere_is_dropped_and_the_run_ends() -> No
     statuses = [str(row["status"]) for row in results(ledger)]
     assert "canceled" in statuses
     assert set(statuses) <= {"succeeded", "canceled"}
+
+
+def test_waiting_for_another_pool_costs_no_read_of_every_record() -> None:
+    """A runner with nothing left of a batch looks every few seconds whether the others are done."""
+    clock = ManualClock()
+    store = MeteredStore(MemoryStore(clock))
+    ledger = Ledger(store=store, clock=clock, rng=random.Random(3))
+    pools = RoutingTable(pools={"one": ("m",), "two": ("n",)})
+    rows = [
+        {
+            "custom_id": f"r{n}",
+            "params": {"messages": [{"role": "user", "content": "hello"}]},
+            "metadata": {"model_hint": ("one", "two")[n % 2]},
+        }
+        for n in range(80)
+    ]
+    ledger.store.put(input_key(BATCH, "n"), "\n".join(map(json.dumps, rows)).encode())
+    planned = plan_input(ledger, BATCH, input_key(BATCH, "n"), routing=pools, lines_per_range=2)
+    batches.create(ledger, batches.Draft(batch_id=BATCH, routing=pools, defaults=Defaults()), planned)
+    options = RunnerOptions(runner_id="r", pool="one", is_steward=False)
+    run = Runner(ledger, lambda: EchoEngine(num_slots=64), options)
+    run.run_alone(until=lambda: run.tally.succeeded == 40 and run.is_idle)
+    waiting_since, before = clock.now(), sum(figure.num for figure in store.figures().values())
+    run = Runner(ledger, lambda: EchoEngine(num_slots=64), options)
+    run.run_alone(until=lambda: clock.now() - waiting_since >= 300)
+    spent = sum(figure.num for figure in store.figures().values()) - before
+    assert spent / 300 < 5, "requests a second"
