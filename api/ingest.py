@@ -80,8 +80,9 @@ def create_batch(
             requests_max=settings.api.requests_max,
         )
     except InvalidFile:
-        batches.withdraw(ledger, draft)
-        idempotency.forget(ledger, adopted)
+        if adopted.is_first:  # else it is another attempt's to remove
+            batches.withdraw(ledger, draft)
+            idempotency.forget(ledger, adopted)
         raise
     return batches.create(ledger, draft, planned)
 

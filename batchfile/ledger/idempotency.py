@@ -65,8 +65,8 @@ def adopt_retry(ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_r
 
 
 def forget(ledger: Ledger, adopted: Adopted) -> None:
-    """A first create was refused: its key stands for nothing. A retry's record is left to who wrote it."""
-    if adopted.is_first and adopted.key is not None:
+    """A first create was refused: its key stands for nothing."""
+    if adopted.key is not None:
         ledger.store.delete(adopted.key)
 
 
