@@ -32,7 +32,7 @@ class Adopted:
 def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> Adopted:
     """The batch that `value` stands for: `batch_id`, unless an earlier create with it gave another.
 
-    A batch that was deleted stands for nothing any more. Raises: KeyReused where the earlier `digest` was another.
+    A batch that was deleted, or abandoned before its commit, stands for nothing. Raises: KeyReused where the earlier `digest` was another.
     """
     key = layout.idempotency_key(kind, f"{tenant}\n{value}")
     wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now())
@@ -42,7 +42,7 @@ def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, ba
         if not isinstance(written, Lost):
             return _adopted(wanted, key, is_first=True)
         found = written.found
-        if found is None or _is_deleted(ledger, found.record.batch_id):
+        if found is None or _is_gone(ledger, found):
             continue
         if found.record.digest != digest:
             raise KeyReused(
@@ -57,7 +57,7 @@ def adopt_retry(ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_r
     key = layout.idempotency_key("body", f"{tenant}\n{digest}")
     if is_retry:
         found = load(ledger, key, IdempotencyRecord)
-        if found is not None and found.age_s < RETRY_S and not _is_deleted(ledger, found.record.batch_id):
+        if found is not None and found.age_s < RETRY_S and not _is_gone(ledger, found):
             return _adopted(found.record, key, is_first=False)
     wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now())
     ledger.store.put(key, encode(wanted))
@@ -93,6 +93,7 @@ def _adopted(record: IdempotencyRecord, key: str, *, is_first: bool) -> Adopted:
     return Adopted(batch_id=record.batch_id, created_at=record.created_at, is_first=is_first, key=key)
 
 
-def _is_deleted(ledger: Ledger, batch_id: str) -> bool:
-    found = load(ledger, layout.batch_key(batch_id), BatchRecord)
-    return found is not None and found.record.state == "deleted"
+def _is_gone(ledger: Ledger, found: Stored[IdempotencyRecord]) -> bool:
+    """Was its batch deleted, or its create abandoned?"""
+    batch = load(ledger, layout.batch_key(found.record.batch_id), BatchRecord)
+    return found.age_s >= ledger.limits.abandoned_s if batch is None else batch.record.state == "deleted"

@@ -378,6 +378,26 @@ def test_a_create_that_died_is_completed_by_its_retry_under_the_same_id(service:
     assert service.post(body, retry_count=1).batch_id == begun
 
 
+def test_a_create_that_died_long_ago_is_made_anew() -> None:
+    """Its time is over: under the old id it might be born expired."""
+    clock = ManualClock()
+    service = Service(MemoryStore(clock), clock)
+
+    def cut_off(number: int, verb: str, key: str, phase: str) -> None:
+        if key.endswith("batch.json") and verb == "put":
+            raise KeyboardInterrupt
+
+    body = document([request(1)])
+    with pytest.raises(KeyboardInterrupt):
+        dying = Ledger(store=FaultyStore(service.store, on_call=cut_off), clock=clock)
+        service.post(body, ledger=dying, idempotency_key="k")
+    (begun,) = {key.split("/")[1] for key in service.keys("batches/")}
+    clock.sleep(service.ledger.limits.abandoned_s)
+    batch = service.post(body, idempotency_key="k")
+    assert batch.batch_id != begun
+    assert batch.created_at == clock.now()
+
+
 def test_what_a_dead_create_left_is_swept(service: Service) -> None:
     """From its first write on: the steward finds it in the index."""
 
