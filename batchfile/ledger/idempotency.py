@@ -32,7 +32,8 @@ class Adopted:
 def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> Adopted:
     """The batch that `value` stands for: `batch_id`, unless an earlier create with it gave another.
 
-    A batch that was deleted, or abandoned before its commit, stands for nothing. Raises: KeyReused where the earlier `digest` was another.
+    A batch that was deleted, or abandoned before its commit, stands for nothing.
+    Raises: KeyReused where the earlier `digest` was another.
     """
     key = layout.idempotency_key(kind, f"{tenant}\n{value}")
     wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now())

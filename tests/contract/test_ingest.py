@@ -388,8 +388,8 @@ def test_a_create_that_died_long_ago_is_made_anew() -> None:
             raise KeyboardInterrupt
 
     body = document([request(1)])
+    dying = Ledger(store=FaultyStore(service.store, on_call=cut_off), clock=clock)
     with pytest.raises(KeyboardInterrupt):
-        dying = Ledger(store=FaultyStore(service.store, on_call=cut_off), clock=clock)
         service.post(body, ledger=dying, idempotency_key="k")
     (begun,) = {key.split("/")[1] for key in service.keys("batches/")}
     clock.sleep(service.ledger.limits.abandoned_s)
