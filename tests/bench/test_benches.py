@@ -27,6 +27,15 @@ def test_the_ingest_bench_completes() -> None:
     assert run("ingest.py", "--mib", "8", "--rounds", "1", timeout_s=200)["bench"] == "ingest"
 
 
+def test_the_results_bench_completes() -> None:
+    row = run("results.py", "--results", "20000", "--rounds", "1", "--core", "0", timeout_s=200)
+    assert row["results"] == 20000
+
+
+def test_the_roundtrip_bench_completes() -> None:
+    assert run("roundtrip.py", "--batches", "3", timeout_s=200)["batches"] == 3
+
+
 def test_the_tail_of_a_batch_comes_close_to_the_ideal() -> None:
     """Virtual time: the same on every machine, so it is judged here too."""
     assert run("tail.py", "--seeds", "5", timeout_s=200)["bench"] == "tail"
