@@ -5,19 +5,21 @@ import ipaddress
 import os
 import socket
 import sys
+from functools import partial
 
 import structlog
 import uvicorn
 
 from api.app import create_app
+from api.connections import Connection, raise_file_limit
 from batchfile import places
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
 
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"
-KEEP_ALIVE_S = 75
-CONNECTIONS_MAX = 2_000  # more are answered 503 at once
+KEEP_ALIVE_S = 75  # longer than load balancers keep one idle, or they meet closed ones
+CONNECTIONS_MAX = 2_000  # more push out those that wait for a request
 HEADER_BYTES_MAX = 64 * 1024
 SHUTDOWN_S = 20
 
@@ -40,8 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"batchfile api: can not listen on {host} port {port}: {error.strerror}; try another --port\n")
         return 1
     structlog.get_logger().info("api.started", host=host, port=listener.getsockname()[1], store=ledger.store.url)
+    raise_file_limit(CONNECTIONS_MAX)
     config = uvicorn.Config(
         create_app(ledger, settings),
+        http=partial(Connection, waiting={}),  # type: ignore[arg-type]  # it is only called
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -1,8 +1,14 @@
-"""Which answers a route may give, for the OpenAPI document: the statuses in common, each with its reason."""
+"""Which answers a route may give, for the OpenAPI document: the statuses in common, each with its reason; files."""
+
+from dataclasses import dataclass
 
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, Schema
+from litestar.openapi.spec.enums import OpenAPIType
 
-from api.shapes import Problem
+from api.shapes import Problem, StageResults
+
+JSON_LINES = "application/x-ndjson"
 
 _WHY = {
     400: "The request is wrong; the detail names the place.",
@@ -28,3 +34,25 @@ def problems(common: tuple[int, ...], *more: int) -> dict[int, ResponseSpec]:
         status: ResponseSpec(Problem, generate_examples=False, description=_WHY[status])
         for status in sorted({*common, *more})
     }
+
+
+def _plain(answer: type | None, description: str, media_type: str = "application/json") -> ResponseSpec:
+    return ResponseSpec(answer, generate_examples=False, description=description, media_type=media_type)
+
+
+FILE = {
+    200: _plain(str, "The file.", JSON_LINES),
+    206: _plain(str, "The range that was asked for.", JSON_LINES),
+    304: _plain(None, "`If-None-Match` names the file as it is."),
+}
+STAGE_RESULTS = {200: _plain(StageResults, "The results; JSON lines where these are accepted.")}
+
+
+@dataclass
+class OR_LINES(Operation):
+    """Documents a success that may come as JSON lines as well."""
+
+    def __post_init__(self) -> None:
+        success = (self.responses or {})["200"]
+        if isinstance(success, OpenAPIResponse) and success.content is not None:
+            success.content[JSON_LINES] = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from litestar import Litestar, MediaType, Request
+from litestar import Litestar, MediaType, Request, Response
 from litestar.di import Provide
+from litestar.enums import HttpMethod
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -81,6 +82,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
             "caller": Provide(_caller, sync_to_thread=False),
         },
         exception_handlers={Exception: errors.answer},
+        before_request=_name_methods,
         lifespan=[life],
         openapi_config=_document(settings),
         logging_config=None,
@@ -91,6 +93,14 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
 def _caller(request: Request) -> Caller:  # type: ignore[type-arg]  # Litestar reads the annotation as it is
     caller: Caller = request.scope["caller"]  # type: ignore[typeddict-item]
     return caller
+
+
+def _name_methods(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
+    """Answers OPTIONS: Litestar's own answer forgets the methods of a path's second handler."""
+    if request.method != HttpMethod.OPTIONS:
+        return None
+    methods = request.app.route_handler_method_map[request.scope["path_template"]]
+    return Response(None, status_code=204, headers={"Allow": ", ".join(sorted(methods))})
 
 
 def _document(settings: Settings) -> OpenAPIConfig:

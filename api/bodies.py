@@ -1,6 +1,8 @@
 """From the body of a request to a batch: spooled to disk, then created in a thread. Knows the headers, no JSON."""
 
 import asyncio
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from litestar import Request
@@ -14,6 +16,7 @@ from api.spool import SpoolLimits, spool
 from batchfile.records import BatchRecord
 
 RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
+NUMBER = re.compile(r"[0-9]{1,9}")
 
 _REQUEST = Schema(
     type=OpenAPIType.OBJECT,
@@ -27,6 +30,7 @@ _REQUEST = Schema(
 _DOCUMENT = Schema(
     type=OpenAPIType.OBJECT,
     required=["stage", "requests"],
+    additional_properties=False,
     properties={
         "stage": Schema(type=OpenAPIType.STRING),
         "model_hint": Schema(type=OpenAPIType.STRING, description="For all requests that name none."),
@@ -35,6 +39,7 @@ _DOCUMENT = Schema(
 )
 
 
+@dataclass
 class JSON_OR_LINES(Operation):
     """Documents the body of routes that read it as a stream."""
 
@@ -43,7 +48,7 @@ class JSON_OR_LINES(Operation):
             required=True,
             content={
                 "application/json": OpenAPIMediaType(schema=_DOCUMENT),
-                "application/x-ndjson": OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING)),
+                "application/x-ndjson": OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING, min_length=1)),
             },
         )
 
@@ -59,7 +64,7 @@ async def create_from(
     async with spool(
         request.stream(),
         content_encoding=headers.get("content-encoding"),
-        content_length=int(length) if length and length.isdigit() else None,
+        content_length=int(length) if length else None,
         limits=limits,
     ) as spooled:
         retry_count = headers.get(RETRY_COUNT, "")
@@ -72,6 +77,6 @@ async def create_from(
                 stage_query=stage,
                 tenant=caller.tenant,
                 idempotency_key=headers.get("idempotency-key"),
-                retry_count=int(retry_count) if retry_count.isdigit() else None,
+                retry_count=int(retry_count) if NUMBER.fullmatch(retry_count) else None,
             )
         )

@@ -40,6 +40,9 @@ class Caller:
     dialect: Literal["stage", "anthropic"] | None = None
 
 
+PROBE = Caller(tenant="", key="")
+
+
 class Door:
     """Wraps an ASGI application. `in_flight` counts the requests of each key in this process."""
 
@@ -58,13 +61,12 @@ class Door:
 
     async def admit(self, visit: "_Visit", receive: Receive) -> None:
         """Find the caller, keep the limit, and let the request through."""
-        caller = self._caller(visit.headers)
+        # Probes have a line of their own: a key that is busy must not make the service look dead.
+        caller = PROBE if OPEN_PATHS.fullmatch(visit.path) else self._caller(visit.headers)
         if caller is None:
-            if not OPEN_PATHS.fullmatch(visit.path):
-                detail = "No valid API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`."
-                await visit.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
-                return
-            caller = Caller(tenant="", key="")
+            detail = "No valid API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`."
+            await visit.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
+            return
         if self.in_flight[caller.key] >= self._in_flight_max:
             detail = f"{self._in_flight_max} requests of this key are being answered already; try again shortly."
             await visit.refuse(429, detail, {"Retry-After": str(RETRY_AFTER_S)})

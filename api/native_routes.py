@@ -9,7 +9,7 @@ from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
 from api import shapes, views
-from api.answers import CREATE, READ, problems
+from api.answers import CREATE, FILE, JSON_LINES, READ, problems
 from api.bodies import JSON_OR_LINES, create_from
 from api.door import Caller
 from api.errors import Refusal
@@ -84,7 +84,7 @@ async def remove(
 @route(
     BATCHES + "/{batch_id:str}/results",
     http_method=FILE_METHODS,
-    responses=problems(READ, 400, 416),
+    responses=problems(READ, 400, 416) | FILE,
     tags=["batches"],
     summary="Native result lines",
 )
@@ -101,6 +101,8 @@ async def results(
     if live:
         status = await asyncio.to_thread(service.status, caller, batch_id)
         if status.batch.state != "ended":
+            if request.method == HttpMethod.HEAD:
+                return Response(b"", media_type=JSON_LINES)
             return follow(service.ledger, batch_id)
     batch = await asyncio.to_thread(service.ended, caller, batch_id)
     return await _file(request, service, batch.results)
@@ -109,7 +111,7 @@ async def results(
 @route(
     BATCHES + "/{batch_id:str}/errors",
     http_method=FILE_METHODS,
-    responses=problems(READ, 400, 416),
+    responses=problems(READ, 400, 416) | FILE,
     tags=["batches"],
     summary="The requests that did not succeed",
 )

@@ -26,6 +26,41 @@ class StageStatus(BaseModel):
     updated_at: str
 
 
+class Text(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class StageMessage(BaseModel):
+    content: list[Text]
+
+
+class StageUsage(BaseModel):
+    input_tokens: int
+    output_tokens: int
+
+
+class StageError(BaseModel):
+    type: str
+    message: str
+
+
+class StageResult(BaseModel):
+    """A message and its usage, or an error."""
+
+    custom_id: str
+    status: Literal["succeeded", "errored"]
+    message: StageMessage | None
+    usage: StageUsage | None
+    error: StageError | None
+
+
+class StageResults(BaseModel):
+    """In the order of the input."""
+
+    results: list[StageResult]
+
+
 class Problem(BaseModel):
     """Every answer that is no success."""
 

@@ -8,11 +8,11 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from api import shapes, views
-from api.answers import CREATE, READ, problems
+from api.answers import CREATE, JSON_LINES, OR_LINES, READ, STAGE_RESULTS, problems
 from api.bodies import JSON_OR_LINES, create_from
 from api.door import Caller
 from api.service import Service
-from api.streams import JSON_LINES, stream
+from api.streams import stream
 from batchfile.lines.stage import stage_document, stage_lines
 
 PATH = "/v1/messages/batches"
@@ -48,7 +48,13 @@ async def status(
     return views.stage_status(await asyncio.to_thread(service.status, caller, batch_id))
 
 
-@get(PATH + "/{batch_id:str}/results", responses=problems(READ, 400), tags=["stage"], summary="The results of a batch")
+@get(
+    PATH + "/{batch_id:str}/results",
+    operation_class=OR_LINES,
+    responses=problems(READ, 400) | STAGE_RESULTS,
+    tags=["stage"],
+    summary="The results of a batch",
+)
 async def results(
     request: Request[Any, Any, Any],
     batch_id: FromPath[str],

@@ -14,17 +14,17 @@ from typing import Any
 from litestar import Request, Response
 from litestar.response import Stream
 
+from api.answers import JSON_LINES
 from api.errors import Refusal
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.live import Cursor, LiveLine, iter_live
 from batchfile.records import FileRef
 
 GZIP_LEVEL = 1  # a chunk costs less than the network saves
-JSON_LINES = "application/x-ndjson"
 LINES_AT_ONCE = 500  # of a live answer
 LOOK_AGAIN_S = 1.0
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 @dataclass(frozen=True, slots=True)

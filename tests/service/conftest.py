@@ -99,6 +99,21 @@ def start_api(tmp_path: Path) -> Iterator[Callable[..., Api]]:
 
 
 @pytest.fixture(scope="module")
+def serve_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Api]]:
+    """Starts APIs that all tests of a file share."""
+    started: list[Api] = []
+
+    def serve(**variables: str) -> Api:
+        folder = tmp_path_factory.mktemp("api")
+        started.append(Api(folder, str(folder / "store"), **variables))
+        return started[-1]
+
+    yield serve
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """One for all tests of a file: without keys, over a directory."""
     folder = tmp_path_factory.mktemp("api")
