@@ -7,6 +7,7 @@ attempt; `data` does. Etags are passed around without their quotes; `prove` lear
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from random import uniform
 from types import TracebackType
@@ -16,7 +17,9 @@ from uuid import uuid4
 
 import boto3
 import botocore.exceptions as boto_errors
+import botocore.session
 from botocore.config import Config
+from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
 from urllib3.exceptions import HTTPError as Urllib3Error
 
 from batchfile.clock import Clock
@@ -60,7 +63,7 @@ class S3Store:
         query = {name: value for name, value in {"endpoint": endpoint_url, "region": region}.items() if value}
         self._url = f"s3://{bucket}/{self._prefix}".rstrip("/") + ("?" + urlencode(query, safe=":/") if query else "")
         with _translated(self._url):
-            session = boto3.session.Session()
+            session = _new_session()
             place = {"endpoint_url": endpoint_url, "region_name": region or session.region_name or _DEFAULT_REGION}
             self._control = session.client("s3", config=Config(**_CONTROL, **_BOTH), **place)
             self._data = session.client("s3", config=Config(**_DATA, **_BOTH), **place)
@@ -240,6 +243,21 @@ class S3Store:
 
     def _pin(self, etag: str | None) -> dict[str, str]:
         return {} if etag is None else {"IfMatch": self._spelt(etag)}
+
+
+def _new_session() -> Any:
+    """boto3's own, but for the times in a listing: dateutil takes two thirds of the 90 ms that 1,000 entries cost."""
+    core = botocore.session.get_session()
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
+    return boto3.session.Session(botocore_session=core)
+
+
+def _parse_time(value: Any) -> datetime:
+    try:
+        found = datetime.fromisoformat(value)
+    except (TypeError, ValueError):  # another of the three spellings that servers use
+        found = DEFAULT_TIMESTAMP_PARSER(value)
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 class _S3Writer:

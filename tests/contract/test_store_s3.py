@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from copy import copy
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -303,3 +304,11 @@ def test_what_a_console_leaves_for_an_empty_folder_is_no_object(moto: S3Store, f
 def test_a_url_of_no_known_form_is_refused_with_what_is_accepted(url: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         open_store(url)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["2026-11-23T22:30:00.000Z", "2026-11-23T22:30:00Z", "2026-11-23T22:30:00", "Mon, 23 Nov 2026 22:30:00 GMT"],
+)
+def test_a_time_is_read_however_a_server_spells_it(spelling: str) -> None:
+    assert s3._parse_time(spelling).timestamp() == datetime(2026, 11, 23, 22, 30, tzinfo=UTC).timestamp()
