@@ -1,0 +1,259 @@
+"""Starts the whole service on this machine: the API, the runners of every pool and, with --s3, an S3 server.
+
+    .venv/bin/python deploy/service.py                                  # real vLLM, until Ctrl-C
+    .venv/bin/python deploy/service.py --engine echo -- node app.mjs    # for as long as the command runs
+
+A command after `--` is run once all is up, with LOCAL_BATCH_URL set; its exit status becomes this one's. Models that
+the settings name and that lie in the models folder are taken from there. Logs are files in --folder.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import tiny_llama
+from local import ROOT, SetupError, has_nvidia_gpu, models_dir, say
+
+from batchfile.errors import SettingsError
+from batchfile.settings import CONFIG_VARIABLE, Pool, load_settings
+
+CONFIG = ROOT / "examples" / "service.toml"
+FOLDER = ROOT / "out" / "service"
+START_S_MAX = 900.0  # two engines that share two cores need minutes
+STOP_S_MAX = 20.0  # after each signal, of which the last can not be ignored
+LOOK_S = 0.2
+LOG_CHARS_SHOWN = 3_000
+S3 = "s3"
+BUCKET = "batchfile"
+S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_EC2_METADATA_DISABLED": "true"}
+KV_CACHE_GIB = "1"  # of each engine on a CPU
+
+
+class Stopped(Exception):
+    """A part ended, or somebody asked for the end. The message says which, and is empty where it was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+class Machine:
+    """The processes of this service. Each is in a session of its own: a Ctrl-C reaches them through here alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._parts: list[Part] = []
+        self._is_stopped = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._is_stopped = True
+
+    def start(self, name: str, command: list[str], environ: dict[str, str]) -> None:
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._parts.append(Part(name=name, process=process, log=log))
+
+    def until(self, what: str, is_so: Callable[[], bool]) -> None:
+        """Raises: Stopped, also where it takes too long."""
+        deadline = time.monotonic() + START_S_MAX
+        while not is_so():
+            self.look()
+            if time.monotonic() > deadline:
+                raise Stopped(f"{what} did not come up in {START_S_MAX:.0f} s; the logs are in {self._folder}")
+            time.sleep(LOOK_S)
+
+    def look(self) -> None:
+        """Raises: Stopped where a part has ended, or the end was asked for."""
+        for part in self._parts:
+            code = part.process.poll()
+            if code is not None:
+                told = part.log.read_text(errors="replace")[-LOG_CHARS_SHOWN:]
+                raise Stopped(f"{part.name} ended with {code}. The end of {part.log}:\n{told}")
+        if self._is_stopped:
+            raise Stopped
+
+    def stop(self) -> None:
+        """Everything together, at the last by force; an S3 server after those who write to it."""
+        for is_s3 in (False, True):
+            parts = [part for part in self._parts if (part.name == S3) == is_s3]
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+                left = [part for part in parts if part.process.poll() is None]
+                for part in left:
+                    part.process.send_signal(number)
+                deadline = time.monotonic() + STOP_S_MAX
+                while time.monotonic() < deadline and any(part.process.poll() is None for part in left):
+                    time.sleep(LOOK_S)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(url: str) -> bool:
+    """Anything at all: whoever says 404 is up."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code < 500
+    except OSError:
+        return False
+
+
+def is_pool_up(url: str, pool: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=30) as answer:
+            return bool(json.load(answer)["pools"].get(pool, {}).get("status") == "up")
+    except OSError:
+        return False
+
+
+def start_s3(machine: Machine) -> str:
+    """The URL of a store in a bucket of a server that keeps everything in memory."""
+    program = Path(sys.executable).with_name("ministack")
+    if not program.is_file():
+        raise SetupError("--s3 needs MiniStack: run `just test` once, or `.venv/bin/pip install ministack`.")
+    os.environ.update(S3_CREDENTIALS)
+    port = free_port()
+    environ = {"GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "SERVICES": "s3", "LOG_LEVEL": "WARNING"}
+    machine.start(S3, [str(program)], environ)
+    url = f"http://127.0.0.1:{port}"
+    machine.until("the S3 server", lambda: answers(url))
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
+    client.create_bucket(Bucket=BUCKET)
+    client.close()
+    return f"s3://{BUCKET}/service?endpoint={url}&region=us-east-1"
+
+
+def pool_environ(pools: dict[str, Pool]) -> dict[str, dict[str, str]]:
+    """For each pool what its real engines need to share a machine: a model from the models folder, cores of its own.
+
+    vLLM puts every engine of a machine without a GPU on the same cores.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    share = len(cores) // len(pools)
+    found: dict[str, dict[str, str]] = {}
+    for number, (name, pool) in enumerate(pools.items()):
+        found[name] = {"VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB}
+        model = tiny_llama.make() if pool.model == tiny_llama.NAME else models_dir() / pool.model
+        if model.is_dir():
+            found[name][f"BATCHFILE_POOLS__{name.upper()}__MODEL"] = str(model)
+        if share:
+            own = cores[number * share : (number + 1) * share]
+            found[name]["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, own))
+    return found
+
+
+def start_all(machine: Machine, args: argparse.Namespace) -> str:
+    """The URL of the API, once that and every pool is up."""
+    pools = load_settings().pools
+    store = start_s3(machine) if args.s3 else args.store or str(args.folder.absolute() / "store")
+    python = [sys.executable, "-m"]
+    port = args.port or free_port()
+    machine.start("api", [*python, "api", "--host", "127.0.0.1", "--port", str(port), "--store", store], {})
+    url = f"http://127.0.0.1:{port}"
+    machine.until("the API", lambda: answers(f"{url}/ready"))
+    say(f"The API is up: {url} (its routes: {url}/docs). The store is {store}.")
+    environs = pool_environ(pools) if args.engine == "vllm" else {name: {} for name in pools}
+    is_gpu_shared = args.engine == "vllm" and has_nvidia_gpu()
+    for name in pools:
+        metrics = free_port()
+        options = ["--pool", name, "--engine", args.engine, "--slots", "1", "--metrics-port", str(metrics)]
+        machine.start(name, [*python, "runners", *options, "--store", store], environs[name])
+        say(f"  {name} is starting (metrics: http://127.0.0.1:{metrics}/metrics)")
+        if is_gpu_shared:  # vLLM measures the free memory while it starts
+            machine.until(name, partial(is_pool_up, url, name))
+    for name in pools:
+        machine.until(name, partial(is_pool_up, url, name))
+        say(f"  {name} is up")
+    return url
+
+
+def run_command(machine: Machine, command: list[str], url: str) -> int:
+    environ = {**os.environ, "LOCAL_BATCH_URL": url, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
+    process = subprocess.Popen(command, env=environ)
+    try:
+        while (code := process.poll()) is None:
+            machine.look()
+            time.sleep(LOOK_S)
+        return code
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def serve(args: argparse.Namespace) -> int:
+    os.environ[CONFIG_VARIABLE] = str(args.config.absolute())
+    args.folder.mkdir(parents=True, exist_ok=True)
+    machine = Machine(args.folder)
+    started = time.monotonic()
+    try:
+        url = start_all(machine, args)
+        say(f"Everything is up after {time.monotonic() - started:.0f} s. The logs are in {args.folder}.")
+        if args.command:
+            return run_command(machine, args.command, url)
+        say("Ctrl-C stops it.")
+        while True:
+            machine.look()
+            time.sleep(LOOK_S)
+    except Stopped as stopped:
+        say(str(stopped) or "Stopping ...")
+        return 1 if str(stopped) else 130 if args.command else 0
+    except (SetupError, SettingsError) as error:
+        say(str(error))
+        return 2
+    finally:
+        machine.stop()
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--engine", choices=("vllm", "echo"), default="vllm", help="what generates (%(default)s)")
+    add("--port", type=int, default=8000, help="of the API, 0 for any that is free (%(default)s)")
+    add("--config", type=Path, default=CONFIG, help="the settings: pools, models, stages (%(default)s)")
+    add("--folder", type=Path, default=FOLDER, help="where logs and, unless it is elsewhere, the store are")
+    store = parser.add_mutually_exclusive_group()
+    store.add_argument("--store", help="a directory or s3://bucket/prefix (default: a directory in --folder)")
+    store.add_argument("--s3", action="store_true", help="start an S3 server too, and keep the store there")
+    found = parser.parse_args(arguments[:cut])
+    found.command = arguments[cut + 1 :]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(serve(parse(sys.argv[1:])))

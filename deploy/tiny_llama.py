@@ -1,0 +1,62 @@
+"""Makes a tiny model of the Llama architecture with random weights and the demo model's tokenizer, once.
+
+    .venv/bin/python deploy/tiny_llama.py    # prints where it is
+
+It runs in vLLM like a large one and says nothing sensible: a second model for trying two pools on one machine.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from local import NETWORK_HINT, SetupError, model_dir, models_dir, run, say
+
+NAME = "tiny-random-llama"
+
+MAKE = """
+import sys
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+source, target = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(source)
+torch.manual_seed(0)
+config = LlamaConfig(
+    vocab_size=len(tokenizer),
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=8192,
+    bos_token_id=tokenizer.bos_token_id,
+    eos_token_id=tokenizer.eos_token_id,
+    tie_word_embeddings=True,
+)
+LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target)
+tokenizer.save_pretrained(target)
+"""
+
+
+def make() -> Path:
+    """The folder of the model. Raises: SetupError, also where there is no tokenizer to take."""
+    target = models_dir() / NAME
+    if target.is_dir():
+        return target
+    if not model_dir().is_dir():
+        raise SetupError(f"There is no model in {model_dir()} to take the tokenizer from: run `just setup` once.")
+    say(f"  making {target} ...")
+    with tempfile.TemporaryDirectory(prefix=".make-", dir=models_dir()) as scratch:
+        made = Path(scratch, NAME)
+        run([sys.executable, "-c", MAKE, str(model_dir()), str(made)], NETWORK_HINT)
+        if not target.is_dir():  # another process may have been faster
+            shutil.move(made, target)
+    return target
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(f"{make()}\n")
+    except SetupError as error:
+        say(str(error))
+        sys.exit(1)
