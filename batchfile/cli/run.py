@@ -19,7 +19,7 @@ import msgspec
 from batchfile.cli import logs
 from batchfile.cli.engines import EngineChoice, choose_engine
 from batchfile.cli.exits import EXIT_HELP, Exit
-from batchfile.cli.shown import ProgressLine, duration
+from batchfile.cli.shown import ProgressLine, counted, duration
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
@@ -241,7 +241,7 @@ def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals
 
     def on_runner(runner: Runner) -> None:
         signals.runner = runner
-        voice.say(f"{batch.total:,} requests; loading {choice.label}")
+        voice.say(f"{counted(batch.total, 'request')}; loading {choice.label}")
 
     runner_id = f"local-{ledger.new_id()[:12]}"
     with ExitStack() as stack:
@@ -268,9 +268,7 @@ def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) 
 
 def _summary(receipt: Receipt, path: str | None) -> str:
     num_failed = receipt.input.requests - receipt.counts.succeeded
-    text = (
-        f"{receipt.counts.succeeded:,} of {receipt.input.requests:,} requests succeeded in {duration(receipt.seconds)}"
-    )
+    text = f"{receipt.counts.succeeded:,} of {counted(receipt.input.requests, 'request')} succeeded in {duration(receipt.seconds)}"
     if receipt.reason != "completed":
         text += f"; the batch was ended early ({receipt.reason})"
     if path is not None:

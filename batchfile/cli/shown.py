@@ -25,6 +25,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def counted(num: int, noun: str) -> str:
+    """`1 request`, `2,000 requests`."""
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
+
+
 def line(snap: Snapshot) -> str:
     """One line of progress."""
     if snap.is_loading:

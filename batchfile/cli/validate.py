@@ -14,6 +14,7 @@ import click
 
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
+from batchfile.cli.shown import counted
 from batchfile.errors import InvalidFile
 from batchfile.lines.summary import Summary
 from batchfile.lines.validate import Problem
@@ -149,10 +150,12 @@ def _as_json(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> d
 
 
 def _as_text(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> str:
-    found = "no problems" if num_problems == 0 else f"{num_problems:,} problems"
-    text = f"{summary.num_requests:,} requests ({summary.dialect or 'unknown'} format), {found}"
+    found = "no problems" if num_problems == 0 else counted(num_problems, "problem")
+    text = f"{counted(summary.num_requests, 'request')} ({summary.dialect or 'unknown'} format), {found}"
     if summary.num_requests > summary.num_bad:
-        text += f"; {summary.prompt_chars:,} characters of prompt, median max_tokens {summary.max_tokens_median:,}"
+        text += (
+            f"; {counted(summary.prompt_chars, 'character')} of prompt, median max_tokens {summary.max_tokens_median:,}"
+        )
     if tokens is not None:
-        text += f"; {tokens.total:,} prompt tokens, the longest {tokens.longest:,}"
+        text += f"; {counted(tokens.total, 'prompt token')}, the longest {tokens.longest:,}"
     return text

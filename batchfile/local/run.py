@@ -15,11 +15,13 @@ from filelock import FileLock, Timeout
 
 from batchfile import layout
 from batchfile.engine.base import Engine, EngineFactory
-from batchfile.errors import InvalidFile, OutputTaken
+from batchfile.errors import InvalidFile, InvalidRequest, OutputTaken
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.planner import Planned, plan_input
+from batchfile.lines.envelope import decode_envelope
+from batchfile.lines.frame import iter_lines
 from batchfile.local import identity, inputs
 from batchfile.local.identity import Identity
 from batchfile.local.inputs import Source
@@ -27,6 +29,8 @@ from batchfile.local.strict import check_every_line
 from batchfile.records import BatchRecord, IdempotencyRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.words import Defaults, RoutingTable
+
+FIRST_BYTES = 256 * 1024  # enough for a line or two
 
 log = structlog.get_logger()
 
@@ -248,16 +252,26 @@ def _plan_and_commit(ledger: Ledger, source: Source, options: RunOptions, batch_
         metadata=metadata,
     )
     batch = batches.create(ledger, draft, planned)
-    return Opened(
-        batch=batch, is_new=True, notes=tuple(_notes(planned.num_hints, planned.num_rejected, planned.first_problem))
-    )
+    return Opened(batch=batch, is_new=True, notes=tuple(_notes(planned, _first_model(ledger, planned), options.model)))
 
 
-def _notes(num_hints: int, num_rejected: int, first_problem: str | None) -> Iterator[str]:
-    if num_hints:
-        yield f"{num_hints:,} requests have a model_hint; a local run sends every request to its one engine"
-    if num_rejected:
-        yield f"{num_rejected:,} lines can not run and become errored results; the first: {first_problem}"
+def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
+    if planned.num_hints:
+        yield f"{planned.num_hints:,} requests have a model_hint; a local run sends every request to its one engine"
+    if named not in {None, model, Path(model).name}:
+        yield f"the first request names the model {named!r}; a local run sends every request to its one engine"
+    if planned.num_rejected:
+        first = planned.first_problem
+        yield f"{planned.num_rejected:,} lines can not run and become errored results; the first: {first}"
+
+
+def _first_model(ledger: Ledger, planned: Planned) -> str | None:
+    """What the first line that can be read asks for."""
+    chunks = ledger.store.stream(planned.input.key, 0, FIRST_BYTES, match=planned.input.etag)
+    for line in iter_lines(chunks):
+        with suppress(InvalidRequest):
+            return decode_envelope(line.data or b"").model
+    return None
 
 
 def _throw_away(ledger: Ledger, batch_id: str) -> None:

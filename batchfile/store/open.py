@@ -3,7 +3,7 @@
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from batchfile.errors import SettingsError
+from batchfile.errors import SettingsError, StoreError, StoreUnavailable
 from batchfile.store.base import Store
 
 ACCEPTED = "a directory, file:PATH, memory: or s3://BUCKET/PREFIX?endpoint=URL&region=NAME"
@@ -36,7 +36,12 @@ def open_store(url: str, *, prove: bool = True) -> Store:
 def _directory(path: str) -> Store:
     from batchfile.store.directory import DirectoryStore
 
-    return DirectoryStore(Path(path).expanduser())
+    try:
+        return DirectoryStore(Path(path).expanduser())
+    except StoreUnavailable:
+        raise
+    except StoreError as error:  # no store can be here, whoever tries
+        raise SettingsError(str(error)) from error
 
 
 def _bucket(url: str, *, prove: bool) -> Store:

@@ -24,7 +24,7 @@ def test_a_good_file_is_summed_up(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(GOOD)
     done = batchfile(tmp_path, "validate", "in.jsonl")
     assert done.returncode == 0
-    assert done.stdout.decode().startswith("in.jsonl: 1 requests (native format), no problems; 2 characters of prompt")
+    assert done.stdout.decode().startswith("in.jsonl: 1 request (native format), no problems; 2 characters of prompt")
 
 
 def test_every_problem_has_its_place_and_its_cure_and_a_duplicate_both_lines(tmp_path: Path) -> None:
@@ -95,3 +95,20 @@ def test_a_model_that_is_missing_is_said_before_anything_is_written(tmp_path: Pa
     assert done.returncode == 2
     assert b"--model" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_a_run_says_once_that_the_model_of_its_requests_is_not_chosen_by_them(tmp_path: Path) -> None:
+    params = {"messages": [{"role": "user", "content": "hi"}], "model": "gpt-9"}
+    lines = [json.dumps({"custom_id": str(number), "params": params}) for number in range(3)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    done = batchfile(tmp_path, "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo")
+    assert done.returncode == 0
+    assert done.stderr.decode().count("names the model 'gpt-9'") == 1
+
+
+def test_a_file_where_the_store_should_be_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "x"}]}}')
+    (tmp_path / "file").write_text("")
+    done = batchfile(tmp_path, "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--store", "file")
+    assert done.returncode == 2
+    assert "a file stands where a folder is needed" in done.stderr.decode()
