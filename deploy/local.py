@@ -233,6 +233,22 @@ def fetch_model() -> str | None:
     return f"from {came_from}, in {model_dir()}"
 
 
+def has_adapter_tools() -> bool:
+    return (ROOT / "ts" / "node_modules" / ".bin" / "tsc").exists()
+
+
+def install_adapter_tools() -> str | None:
+    """What builds and tests `ts/`. Without Node only the tests of `ts/` fail, and they say so."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return "left out, because npm is not on PATH: the tests of ts/ need Node 18 or newer"
+    run(
+        [npm, "--prefix", "ts", "ci", "--no-audit", "--no-fund"],
+        "Check that npm reaches a registry, then run this again.",
+    )
+    return None
+
+
 def stamp_path() -> Path:
     return Path(sys.prefix) / STAMP_NAME
 
@@ -240,7 +256,7 @@ def stamp_path() -> Path:
 def recipe_digest() -> str:
     """What the installed state depends on: the declared dependencies, this recipe, the interpreter."""
     digest = hashlib.sha256(sys.version.encode())
-    for path in (ROOT / "pyproject.toml", Path(__file__).resolve()):
+    for path in (ROOT / "pyproject.toml", ROOT / "ts" / "package-lock.json", Path(__file__).resolve()):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -253,6 +269,7 @@ def is_up_to_date(extras: Sequence[str]) -> bool:
             and stamp.get("vllm") == vllm_version() is not None
             and set(extras) <= set(stamp.get("extras", ()))
             and has_model()
+            and ("test" not in extras or has_adapter_tools() or shutil.which("npm") is None)
         )
     return False
 
@@ -267,6 +284,8 @@ def set_up(extras: Sequence[str]) -> None:
     step("vLLM", install_vllm)
     step("wheels that do not fit this machine", drop_broken_wheels)
     step(f"model {MODEL_NAME}", fetch_model)
+    if "test" in extras:
+        step("what the Node adapter's tests need", install_adapter_tools)
     stamp = {"recipe": recipe_digest(), "vllm": vllm_version(), "extras": sorted(extras)}
     stamp_path().write_text(json.dumps(stamp) + "\n")
 

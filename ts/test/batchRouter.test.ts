@@ -125,6 +125,14 @@ test('a batch whose leads all go to one side is an ordinary batch of it, also fr
   const sides = router.split('subject', REQUESTS);
   assert.deepEqual(await router.createBatch('subject', sides.local), { id: LOCAL });
   assert.deepEqual(await router.createBatch('subject', sides.hosted), { id: HOSTED });
-  assert.deepEqual(await router.createBatch('subject', (async function* () { yield* sides.local; })()), { id: LOCAL });
+  assert.deepEqual(
+    await router.createBatch(
+      'subject',
+      (async function* () {
+        yield* sides.local;
+      })(),
+    ),
+    { id: LOCAL },
+  );
   assert.equal(local.requests.length, sides.local.length);
 });

@@ -17,7 +17,10 @@ test('the share of leads is the canary share, and a larger share only adds leads
 });
 
 test('a lead keeps its side for ever', () => {
-  assert.deepEqual(LEADS.slice(0, 12).filter((lead) => isInCanary(lead, 50)), ['lead3', 'lead5', 'lead6', 'lead7', 'lead8', 'lead11']);
+  assert.deepEqual(
+    LEADS.slice(0, 12).filter((lead) => isInCanary(lead, 50)),
+    ['lead3', 'lead5', 'lead6', 'lead7', 'lead8', 'lead11'],
+  );
 });
 
 test('the lead id is that of the metadata, else of the custom_id, else the custom_id', () => {
@@ -30,10 +33,19 @@ test('the lead id is that of the metadata, else of the custom_id, else the custo
 
 test('the switch is off where unset, takes the usual words, and refuses others by name', () => {
   assert.deepEqual(readSwitches({}), { useLocal: false, canaryPercent: 100 });
-  assert.deepEqual(readSwitches({ USE_LOCAL_LLM: ' TRUE ', LOCAL_LLM_CANARY: '10' }), { useLocal: true, canaryPercent: 10 });
-  assert.deepEqual(readSwitches({ USE_LOCAL_LLM: '0', LOCAL_LLM_CANARY: '2.5 %' }), { useLocal: false, canaryPercent: 2.5 });
+  assert.deepEqual(readSwitches({ USE_LOCAL_LLM: ' TRUE ', LOCAL_LLM_CANARY: '10' }), {
+    useLocal: true,
+    canaryPercent: 10,
+  });
+  assert.deepEqual(readSwitches({ USE_LOCAL_LLM: '0', LOCAL_LLM_CANARY: '2.5 %' }), {
+    useLocal: false,
+    canaryPercent: 2.5,
+  });
   assert.throws(() => readSwitches({ USE_LOCAL_LLM: 'maybe' }), /USE_LOCAL_LLM is "maybe". Set it to true or false/);
   for (const share of ['ten', '-1', '101', '%']) {
-    assert.throws(() => readSwitches({ USE_LOCAL_LLM: '1', LOCAL_LLM_CANARY: share }), /LOCAL_LLM_CANARY is .* from 0 to 100/);
+    assert.throws(
+      () => readSwitches({ USE_LOCAL_LLM: '1', LOCAL_LLM_CANARY: share }),
+      /LOCAL_LLM_CANARY is .* from 0 to 100/,
+    );
   }
 });

@@ -3,7 +3,13 @@ import { test } from 'node:test';
 
 import Anthropic from '@anthropic-ai/sdk';
 
-import { BatchConnectionError, createHostedClient, type BatchClient, type BatchRequest, type BatchResult } from '../llmAdapter.js';
+import {
+  BatchConnectionError,
+  createHostedClient,
+  type BatchClient,
+  type BatchRequest,
+  type BatchResult,
+} from '../llmAdapter.js';
 import { freeUrl, json, serve, silence, type Reply } from './fakeServer.js';
 
 const ID = 'msgbatch_013Zva2CMHLNnXjNJJKqJ2EF';
@@ -33,21 +39,39 @@ function batch(processing_status: string, counts: Partial<Record<string, number>
 /** Through the SDK itself, so that what it really takes and gives is what is tested. */
 function hosted(baseURL: string, sampling?: 'send' | 'drop'): BatchClient {
   const { messages } = new Anthropic({ baseURL, apiKey: 'hosted', maxRetries: 0 });
-  return createHostedClient({ batches: messages.batches, model: (stage) => `model-of-${stage}`, ...(sampling && { sampling }) });
+  return createHostedClient({
+    batches: messages.batches,
+    model: (stage) => `model-of-${stage}`,
+    ...(sampling && { sampling }),
+  });
 }
 
 test('requests go out with a model and a max_tokens, without metadata, and sampling as asked', async () => {
   const server = await serve(batch('in_progress', { processing: 1 }));
   assert.deepEqual(await hosted(server.url).createBatch('subject', REQUESTS), { id: ID });
-  await hosted(server.url, 'drop').createBatch('subject', () => (async function* () { yield* REQUESTS; })());
-  const rest = { model: 'model-of-subject', max_tokens: 2048, system: 'Be brief.', messages: REQUESTS[0]!.params.messages };
+  await hosted(server.url, 'drop').createBatch('subject', () =>
+    (async function* () {
+      yield* REQUESTS;
+    })(),
+  );
+  const rest = {
+    model: 'model-of-subject',
+    max_tokens: 2048,
+    system: 'Be brief.',
+    messages: REQUESTS[0]!.params.messages,
+  };
   const bodies = server.seen.map(({ body }) => JSON.parse(body));
-  assert.deepEqual(bodies[0], { requests: [{ custom_id: 'lead_abc_subject', params: { ...rest, temperature: 0.2, top_p: 0.9 } }] });
+  assert.deepEqual(bodies[0], {
+    requests: [{ custom_id: 'lead_abc_subject', params: { ...rest, temperature: 0.2, top_p: 0.9 } }],
+  });
   assert.deepEqual(bodies[1], { requests: [{ custom_id: 'lead_abc_subject', params: rest }] });
 });
 
 test('a status has the shape of the stage contract', async () => {
-  const server = await serve(batch('canceling', { processing: 4, succeeded: 3 }), batch('ended', { succeeded: 3, errored: 1, canceled: 2, expired: 1 }));
+  const server = await serve(
+    batch('canceling', { processing: 4, succeeded: 3 }),
+    batch('ended', { succeeded: 3, errored: 1, canceled: 2, expired: 1 }),
+  );
   assert.deepEqual(await hosted(server.url).getBatchStatus(ID), {
     id: ID,
     processing_status: 'processing',
@@ -67,12 +91,21 @@ test('results have the shape of the stage contract, whatever became of them', as
     role: 'assistant',
     model: 'm',
     stop_reason: 'end_turn',
-    content: [{ type: 'thinking', thinking: 'hm', signature: 's' }, { type: 'text', text: 'Hello', citations: null }],
+    content: [
+      { type: 'thinking', thinking: 'hm', signature: 's' },
+      { type: 'text', text: 'Hello', citations: null },
+    ],
     usage: { input_tokens: 10, output_tokens: 5, cache_read_input_tokens: 100, cache_creation_input_tokens: null },
   };
   const lines = [
     { custom_id: 'a', result: { type: 'succeeded', message } },
-    { custom_id: 'b', result: { type: 'errored', error: { type: 'error', error: { type: 'api_error', message: 'no' }, request_id: null } } },
+    {
+      custom_id: 'b',
+      result: {
+        type: 'errored',
+        error: { type: 'error', error: { type: 'api_error', message: 'no' }, request_id: null },
+      },
+    },
     { custom_id: 'c', result: { type: 'expired' } },
   ];
   const reply: Reply = (response, seen) =>
@@ -90,7 +123,11 @@ test('results have the shape of the stage contract, whatever became of them', as
       error: null,
     },
     { custom_id: 'b', ...errored, error: { type: 'api_error', message: 'no' } },
-    { custom_id: 'c', ...errored, error: { type: 'expired', message: 'The hosted batch expired before this request ran' } },
+    {
+      custom_id: 'c',
+      ...errored,
+      error: { type: 'expired', message: 'The hosted batch expired before this request ran' },
+    },
   ];
   assert.deepEqual((await hosted(server.url).getBatchResults(ID)).results, expected);
   const streamed: BatchResult[] = [];
@@ -100,13 +137,24 @@ test('results have the shape of the stage contract, whatever became of them', as
 
 test('results before the end are refused as the contract says', async () => {
   const server = await serve(batch('in_progress'));
-  await assert.rejects(hosted(server.url).getBatchResults(ID), { status: 400, body: { detail: 'Batch not yet complete' } });
+  await assert.rejects(hosted(server.url).getBatchResults(ID), {
+    status: 400,
+    body: { detail: 'Batch not yet complete' },
+  });
 });
 
 test('the errors of the SDK become ours, so that a wait survives the hosted API as well', async () => {
-  const refused = json(404, { type: 'error', error: { type: 'not_found_error', message: 'no such batch' } }, { 'request-id': 'req_9' });
+  const refused = json(
+    404,
+    { type: 'error', error: { type: 'not_found_error', message: 'no such batch' } },
+    { 'request-id': 'req_9' },
+  );
   const server = await serve(refused, json(529, {}), batch('ended'));
-  await assert.rejects(hosted(server.url).getBatchStatus(ID), { name: 'BatchHttpError', status: 404, requestId: 'req_9' });
+  await assert.rejects(hosted(server.url).getBatchStatus(ID), {
+    name: 'BatchHttpError',
+    status: 404,
+    requestId: 'req_9',
+  });
   await assert.rejects(hosted(server.url).getBatchStatus(ID), { name: 'BatchHttpError', status: 529 });
   await assert.rejects(hosted(await freeUrl()).getBatchStatus(ID), BatchConnectionError);
 });

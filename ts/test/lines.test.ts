@@ -38,8 +38,12 @@ test('requests become lines, read no faster than they are sent', async () => {
   const first = await reader.read();
   assert.ok(numMade < 5_000, `${numMade} requests were made before the second read`);
   let text = Buffer.from(first.value!).toString();
-  for (let next = await reader.read(); !next.done; next = await reader.read()) text += Buffer.from(next.value).toString();
-  const lines = text.trimEnd().split('\n').map((line) => JSON.parse(line) as BatchRequest);
+  for (let next = await reader.read(); !next.done; next = await reader.read())
+    text += Buffer.from(next.value).toString();
+  const lines = text
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line) as BatchRequest);
   assert.equal(lines.length, 10_000);
   assert.equal(lines[9_999]?.custom_id, 'lead_9999');
 });

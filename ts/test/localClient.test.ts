@@ -17,13 +17,21 @@ import { testClock, type TestClock } from './testClock.js';
 const ID = 'batch_a1b2c3d4e5f6';
 const REQUESTS: BatchRequest[] = golden('create').request.body.requests;
 
-function client(baseUrl: string, options: LocalClientOptions = {}): ReturnType<typeof createLocalClient> & { clock: TestClock } {
+function client(
+  baseUrl: string,
+  options: LocalClientOptions = {},
+): ReturnType<typeof createLocalClient> & { clock: TestClock } {
   const clock = testClock();
   return { ...createLocalClient({ baseUrl, clock, random: () => 0, ...options }), clock };
 }
 
 test('the four calls are the golden exchanges', async () => {
-  const server = await serve(goldenReply('create'), goldenReply('status_processing'), goldenReply('status_ended'), goldenReply('results'));
+  const server = await serve(
+    goldenReply('create'),
+    goldenReply('status_processing'),
+    goldenReply('status_ended'),
+    goldenReply('results'),
+  );
   const { createBatch, getBatchStatus, waitForBatch, getBatchResults } = client(`${server.url}/`, { apiKey: 'secret' });
   assert.deepEqual(await createBatch('sales_intel', REQUESTS), { id: ID });
   assert.deepEqual(await getBatchStatus(ID), golden('status_processing').response.body);
@@ -89,7 +97,10 @@ test('an error has the status, the body and the request id, and says what the se
   const server = await serve(json(400, { detail }, { 'x-request-id': 'req_7' }));
   await assert.rejects(client(server.url).createBatch('subject', REQUESTS), (error: unknown) => {
     assert.ok(error instanceof BatchHttpError);
-    assert.deepEqual([error.name, error.status, error.body, error.requestId], ['BatchHttpError', 400, { detail }, 'req_7']);
+    assert.deepEqual(
+      [error.name, error.status, error.body, error.requestId],
+      ['BatchHttpError', 400, { detail }, 'req_7'],
+    );
     assert.equal(error.message, `POST /v1/messages/batches was answered 400: ${detail} (request id req_7)`);
     return true;
   });
@@ -97,7 +108,11 @@ test('an error has the status, the body and the request id, and says what the se
 });
 
 test('the contract’s refusals arrive as they are', async () => {
-  const server = await serve(goldenReply('results_not_complete'), goldenReply('not_found'), goldenReply('unknown_stage'));
+  const server = await serve(
+    goldenReply('results_not_complete'),
+    goldenReply('not_found'),
+    goldenReply('unknown_stage'),
+  );
   const { getBatchResults, getBatchStatus, createBatch } = client(server.url);
   await assert.rejects(getBatchResults(ID), { status: 400, body: { detail: 'Batch not yet complete' } });
   await assert.rejects(getBatchStatus('batch_000000000000'), { status: 404, body: { detail: 'Batch not found' } });
@@ -108,19 +123,25 @@ test('a page of a proxy is an error with its text, and a good page that is not o
   const page: Reply = (response) => void response.writeHead(404, { 'content-type': 'text/html' }).end('<h1>gone</h1>');
   const server = await serve(page, json(200, { hello: 'world' }));
   await assert.rejects(client(server.url).getBatchStatus(ID), { status: 404, body: '<h1>gone</h1>', requestId: null });
-  await assert.rejects(client(server.url).getBatchStatus(ID), /no "processing_status", "counts". Is LOCAL_BATCH_URL the batch API/);
+  await assert.rejects(
+    client(server.url).getBatchStatus(ID),
+    /no "processing_status", "counts". Is LOCAL_BATCH_URL the batch API/,
+  );
 });
 
 test('an attempt without an answer ends after its time and is tried again', async () => {
   const server = await serve(silence, goldenReply('status_ended'));
-  const status = await client(server.url).getBatchStatus(ID, { timeoutMs: 100 });
+  const status = await client(server.url).getBatchStatus(ID, { timeoutMs: 2_000 });
   assert.equal(status.processing_status, 'ended');
   assert.equal(server.seen.length, 2);
-  await assert.rejects(client((await serve(silence)).url, { maxRetries: 0, timeoutMs: 50 }).getBatchStatus(ID), (error: unknown) => {
-    assert.ok(error instanceof BatchConnectionError);
-    assert.match(error.message, /nothing arrived for 50 ms/);
-    return true;
-  });
+  await assert.rejects(
+    client((await serve(silence)).url, { maxRetries: 0, timeoutMs: 50 }).getBatchStatus(ID),
+    (error: unknown) => {
+      assert.ok(error instanceof BatchConnectionError);
+      assert.match(error.message, /nothing arrived for 50 ms/);
+      return true;
+    },
+  );
 });
 
 test('a service that is not there is a connection error that names the address', async () => {

@@ -16,7 +16,10 @@ test('Retry-After is read as seconds or as a date, and anything else is ignored'
 });
 
 test('delays double, are half random and stay below eight seconds', () => {
-  assert.deepEqual([0, 1, 2, 3, 4, 9].map((attempt) => retryDelayMs(attempt, null, 1)), [500, 1000, 2000, 4000, 8000, 8000]);
+  assert.deepEqual(
+    [0, 1, 2, 3, 4, 9].map((attempt) => retryDelayMs(attempt, null, 1)),
+    [500, 1000, 2000, 4000, 8000, 8000],
+  );
   assert.equal(retryDelayMs(2, null, 0), 1000);
 });
 

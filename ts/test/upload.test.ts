@@ -22,7 +22,13 @@ test('an AsyncIterable is sent as lines, with the stage in the query', async () 
   const seen = server.seen[0]!;
   assert.equal(seen.path, '/v1/messages/batches?stage=sales_intel');
   assert.equal(seen.headers['content-type'], 'application/x-ndjson');
-  assert.deepEqual(seen.body.trimEnd().split('\n').map((line) => JSON.parse(line)), REQUESTS);
+  assert.deepEqual(
+    seen.body
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line)),
+    REQUESTS,
+  );
 });
 
 test('a function is called for each attempt, under one idempotency key', async () => {

@@ -1,13 +1,25 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { BatchConnectionError, BatchHttpError, BatchTimeoutError, type BatchStatus, type ProcessingStatus } from '../llmAdapter.js';
+import {
+  BatchConnectionError,
+  BatchHttpError,
+  BatchTimeoutError,
+  type BatchStatus,
+  type ProcessingStatus,
+} from '../llmAdapter.js';
 import { waitUntilEnded } from '../wait.js';
 import { testClock } from './testClock.js';
 
 function status(processing_status: ProcessingStatus, pending: number): BatchStatus {
   const counts = { total: 10, succeeded: 10 - pending, errored: 0, pending };
-  return { id: 'batch_1', processing_status, counts, created_at: '2025-01-07T10:00:00Z', updated_at: '2025-01-07T10:00:00Z' };
+  return {
+    id: 'batch_1',
+    processing_status,
+    counts,
+    created_at: '2025-01-07T10:00:00Z',
+    updated_at: '2025-01-07T10:00:00Z',
+  };
 }
 
 function refusal(code: number, retryAfterMs: number | null = null): BatchHttpError {
@@ -26,7 +38,10 @@ function answers(...list: (BatchStatus | Error)[]): () => Promise<BatchStatus> {
 
 test('it asks at once, then after 1 s, half longer each time, and at most 30 s apart', async () => {
   const clock = testClock();
-  await assert.rejects(waitUntilEnded(answers(status('processing', 5)), 'batch_1', 200_000, { clock }), BatchTimeoutError);
+  await assert.rejects(
+    waitUntilEnded(answers(status('processing', 5)), 'batch_1', 200_000, { clock }),
+    BatchTimeoutError,
+  );
   assert.deepEqual(clock.sleeps.slice(0, 4), [1000, 1500, 2250, 3375]);
   assert.equal(Math.max(...clock.sleeps), 30_000);
 });
@@ -44,16 +59,30 @@ test('progress is told with every status, the last one included', async () => {
 
 test('a service that is away or overloaded is no news, for as long as there is time', async () => {
   const away = new BatchConnectionError('connection refused');
-  const get = answers(away, refusal(500), refusal(502), refusal(503), refusal(429), refusal(408), away, status('ended', 0));
+  const get = answers(
+    away,
+    refusal(500),
+    refusal(502),
+    refusal(503),
+    refusal(429),
+    refusal(408),
+    away,
+    status('ended', 0),
+  );
   assert.equal((await waitUntilEnded(get, 'batch_1', 600_000, { clock: testClock() })).processing_status, 'ended');
 });
 
 test('Retry-After makes the next look later, never earlier, and not beyond the deadline', async () => {
   const clock = testClock();
-  await waitUntilEnded(answers(refusal(503, 7_000), refusal(503, 10), status('ended', 0)), 'batch_1', 600_000, { clock });
+  await waitUntilEnded(answers(refusal(503, 7_000), refusal(503, 10), status('ended', 0)), 'batch_1', 600_000, {
+    clock,
+  });
   assert.deepEqual(clock.sleeps, [7_000, 1_500]);
   const short = testClock();
-  await assert.rejects(waitUntilEnded(answers(refusal(503, 90_000)), 'batch_1', 5_000, { clock: short }), BatchTimeoutError);
+  await assert.rejects(
+    waitUntilEnded(answers(refusal(503, 90_000)), 'batch_1', 5_000, { clock: short }),
+    BatchTimeoutError,
+  );
   assert.deepEqual(short.sleeps, [5_000]);
 });
 
@@ -77,7 +106,10 @@ test('the timeout is typed, holds the last status and what was last in the way, 
     assert.match(error.message, /batch_1 has not ended after 10 s: it is processing with 7 of 10 pending/);
     return true;
   });
-  assert.equal(clock.sleeps.reduce((sum, ms) => sum + ms), 10_000);
+  assert.equal(
+    clock.sleeps.reduce((sum, ms) => sum + ms),
+    10_000,
+  );
 });
 
 test('no time at all is one look', async () => {
@@ -94,7 +126,10 @@ test('an abort ends the wait with its own reason, in a sleep and in a call', asy
   const reason = new Error('shutting down');
   const inSleep = new AbortController();
   const clock = testClock((numSleeps) => numSleeps === 2 && inSleep.abort(reason));
-  await assert.rejects(waitUntilEnded(answers(status('processing', 5)), 'batch_1', 60_000, { clock, signal: inSleep.signal }), reason);
+  await assert.rejects(
+    waitUntilEnded(answers(status('processing', 5)), 'batch_1', 60_000, { clock, signal: inSleep.signal }),
+    reason,
+  );
 
   const inCall = new AbortController();
   const hangs = (_: string, options: { signal?: AbortSignal | undefined }): Promise<BatchStatus> =>
