@@ -17,6 +17,27 @@ demo: setup
     .venv/bin/batchfile run examples/leads.jsonl -o {{out}}/results.jsonl --model {{model}} --max-model-len 2048
     .venv/bin/python examples/show.py {{out}}/results.jsonl
 
+# set up and start the whole service on this machine: the API and two pools with real vLLM; Ctrl-C stops it
+serve *options: setup
+    {{python}} deploy/service.py {{options}}
+
+# the same for as long as a Node script sends 100 leads through the stages (--engine echo: without a model)
+demo-service *options: setup adapter
+    {{python}} deploy/service.py --port 0 {{options}} -- node examples/node/leads.mjs
+
+# build the Node adapter, which needs Node 18 or newer
+adapter:
+    test -x ts/node_modules/.bin/tsc || npm --prefix ts ci --no-audit --no-fund
+    npm --prefix ts run --silent build
+
+# does a deployment do what it must? --url http://... --api-key KEY
+smoke *options:
+    {{python}} tests/smoke_test.py {{options}}
+
+# how fast is a deployment, against the targets of tests/test_config.yaml? --url http://... --api-key KEY
+load *options:
+    {{python}} tests/load_test.py {{options}}
+
 # set up and run every check: lint, types, and all tests, real vLLM and small benches included
 test:
     {{python}} deploy/local.py --test
