@@ -3,7 +3,10 @@
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
+from typing import Generic, TypeVar
 
 from api import shapes
 from api.errors import Refusal
@@ -14,6 +17,8 @@ from batchfile.ledger.status import StatusReader
 from batchfile.records import PresenceRecord
 from batchfile.settings import Settings
 
+T = TypeVar("T")
+
 FRESH_S = 3.0  # any number of dashboards and probes cost one look in this time
 
 
@@ -21,29 +26,17 @@ class Fleet:
     """Raises everywhere: StoreUnavailable; Refusal 404 for an unknown pool."""
 
     def __init__(self, ledger: Ledger, settings: Settings, reader: StatusReader) -> None:
-        self._ledger = ledger
         self._settings = settings
-        self._reader = reader
-        self._lock = threading.Lock()
-        self._presence: list[PresenceRecord] = []
-        self._scales: dict[str, Scale] = {}
-        self._looked_at = {"presence": float("-inf")}
+        self._presence = _Kept(lambda: read_presence(ledger))
+        self._scales = {pool: _Kept(partial(read_scale, reader, pool)) for pool in settings.pools}
 
     def presence(self) -> list[PresenceRecord]:
-        with self._lock:
-            if self._is_due("presence"):
-                self._presence = read_presence(self._ledger)
-                self._looked_at["presence"] = time.monotonic()
-            return self._presence
+        return self._presence.now()
 
     def scale_of(self, pool: str) -> Scale:
-        if pool not in self._settings.pools:
-            raise Refusal(404, f"There is no pool {pool[:80]!r}; there are {', '.join(sorted(self._settings.pools))}")
-        with self._lock:
-            if self._is_due(pool):
-                self._scales[pool] = read_scale(self._reader, pool)
-                self._looked_at[pool] = time.monotonic()
-            return self._scales[pool]
+        if pool not in self._scales:
+            raise Refusal(404, f"There is no pool {pool[:80]!r}; there are {', '.join(sorted(self._scales))}")
+        return self._scales[pool].now()
 
     def scale(self, pool: str) -> shapes.Scale:
         found = self.scale_of(pool)
@@ -82,5 +75,19 @@ class Fleet:
             for name in sorted(self._settings.pools)
         }
 
-    def _is_due(self, what: str) -> bool:
-        return time.monotonic() - self._looked_at.get(what, float("-inf")) >= FRESH_S
+
+class _Kept(Generic[T]):
+    """What `look` found lately. Whoever asks while someone looks waits for that look, and for no other one."""
+
+    def __init__(self, look: Callable[[], T]) -> None:
+        self._look = look
+        self._lock = threading.Lock()
+        self._found: T | None = None
+        self._looked_at = float("-inf")
+
+    def now(self) -> T:
+        with self._lock:
+            if self._found is None or time.monotonic() - self._looked_at >= FRESH_S:
+                self._found = self._look()
+                self._looked_at = time.monotonic()
+            return self._found
