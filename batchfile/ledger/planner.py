@@ -240,39 +240,38 @@ class _Planner:
         """The line's pool, or None where it is rejected."""
         custom_id = None
         try:
-            envelope = self._envelope(line)
-            custom_id = envelope.custom_id
-            if self._refuse_at is not None and envelope.dialect != "native":
-                raise InvalidRequest("params: is missing; put messages and max_tokens there (body is another format)")
-            if self.dialect is None:
-                self.dialect = envelope.dialect
-            elif self.dialect != envelope.dialect:
-                raise InvalidRequest(
-                    f"this line is in the {envelope.dialect} format and the file began in the {self.dialect} one; "
-                    "use one format in a file"
-                )
+            if line.data is None:
+                raise InvalidRequest(f"the line is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
+            envelope = decode_envelope(line.data)
+            custom_id, hint = envelope.custom_id, envelope.hint
+            if envelope.dialect != self.dialect:
+                self._check_dialect(envelope.dialect)
             self.duplicates.add(custom_id)
-            if envelope.hint is not None:
+            if hint is not None:
                 self.num_hints += 1
-            return everything or self._pool_of(envelope)
+            return everything or self._pools.get(hint) or self._pool_of(envelope)
         except InvalidRequest as error:
             known = custom_id if custom_id is not None else getattr(error, "custom_id", None)
             span.rejected.append(self._reject(span.num_lines, self.total, line.row, known, error))
             return None
 
+    def _check_dialect(self, dialect: Dialect) -> None:
+        """The first line says which it is."""
+        if self._refuse_at is not None and dialect != "native":
+            raise InvalidRequest("params: is missing; put messages and max_tokens there (body is another format)")
+        if self.dialect is not None:
+            raise InvalidRequest(
+                f"this line is in the {dialect} format and the file began in the {self.dialect} one; "
+                "use one format in a file"
+            )
+        self.dialect = dialect
+
     def _pool_of(self, envelope: Envelope) -> str:
         hint = envelope.hint
         if self._stage is None and hint is None:
             return route(self._routing, stage=None, hint=None, model=envelope.model)
-        pool = self._pools.get(hint)
-        if pool is None:
-            pool = self._pools[hint] = route(self._routing, stage=self._stage, hint=hint, model=None)
+        pool = self._pools[hint] = route(self._routing, stage=self._stage, hint=hint, model=None)
         return pool
-
-    def _envelope(self, line: Line) -> Envelope:
-        if line.data is None:
-            raise InvalidRequest(f"the line is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
-        return decode_envelope(line.data)
 
     def _reject(self, line: int, number: int, row: int, custom_id: str | None, error: InvalidRequest) -> FinishedLine:
         message = located(self._place(number, row), str(error))
