@@ -21,7 +21,7 @@ demo: setup
 serve *options: setup
     {{python}} deploy/service.py {{options}}
 
-# the same for as long as a Node script sends 100 leads through the stages (--engine echo: without a model)
+# set up and start the service for as long as a Node script sends 100 leads through its stages; --engine echo needs no model
 demo-service *options: setup adapter
     {{python}} deploy/service.py --port 0 {{options}} -- node examples/node/leads.mjs
 
