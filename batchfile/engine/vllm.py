@@ -287,6 +287,9 @@ def fitting_max_tokens(sampling: Sampling, num_prompt: int, max_model_len: int) 
     return min(sampling.max_tokens, room)
 
 
+CPU_BLOCK_TOKENS = 32  # the smallest that the CPU's fast attention takes
+
+
 def _arguments(options: VllmOptions) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
@@ -306,6 +309,9 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
         "disable_log_stats": False,
         "use_tqdm_on_load": False,
     }
+    if current_platform.is_cpu():
+        # Of a shared prompt only whole blocks are cached, and a CPU's blocks have 128 tokens by default.
+        arguments["block_size"] = CPU_BLOCK_TOKENS
     if options.tensor_parallel_size > 1:
         # Left alone, vLLM takes Ray's executor when it finds itself inside a Ray placement group.
         arguments["distributed_executor_backend"] = "mp"
