@@ -34,6 +34,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
+CPU_BLOCK_TOKENS = 32  # the smallest that the CPU's fast attention takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,9 +286,6 @@ def fitting_max_tokens(sampling: Sampling, num_prompt: int, max_model_len: int) 
             f"{max_model_len}: shorten the prompt."
         )
     return min(sampling.max_tokens, room)
-
-
-CPU_BLOCK_TOKENS = 32  # the smallest that the CPU's fast attention takes
 
 
 def _arguments(options: VllmOptions) -> dict[str, Any]:
