@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         ws="none",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # what a proxy says counts where the settings say so
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=SHUTDOWN_S,

@@ -1,6 +1,7 @@
 """Which answers a route may give, for the OpenAPI document: the statuses in common, each with its reason; files."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, Schema
@@ -29,9 +30,9 @@ READ = (401, 404, 405, 429, 500, 503)
 CREATE = (*READ, 400, 408, 413, 415, 422)
 
 
-def problems(common: tuple[int, ...], *more: int) -> dict[int, ResponseSpec]:
+def problems(common: tuple[int, ...], *more: int, shape: Any = Problem) -> dict[int, ResponseSpec]:
     return {
-        status: ResponseSpec(Problem, generate_examples=False, description=_WHY[status])
+        status: ResponseSpec(shape, generate_examples=False, description=_WHY[status])
         for status in sorted({*common, *more})
     }
 

@@ -16,7 +16,8 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp
 
-from api import errors, health_routes, native_routes, stage_routes
+from api import errors, health_routes, messages_routes, models_routes, native_routes
+from api.dialects import Speech
 from api.door import Caller, Door
 from api.fleet import Fleet
 from api.metrics import Metrics
@@ -31,9 +32,14 @@ THREADS = 64  # the store is asked in threads; this many at once
 DESCRIPTION = "Batches of LLM requests: one file in, one file of results out, in the same order."
 
 ROUTES = [
-    stage_routes.create,
-    stage_routes.status,
-    stage_routes.results,
+    messages_routes.create,
+    messages_routes.list_batches,
+    messages_routes.status,
+    messages_routes.results,
+    messages_routes.cancel,
+    messages_routes.remove,
+    models_routes.list_models,
+    models_routes.one_model,
     native_routes.create,
     native_routes.list_batches,
     native_routes.status,
@@ -80,6 +86,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
             "fleet": Provide(lambda: fleet, sync_to_thread=False),
             "metrics": Provide(lambda: metrics, sync_to_thread=False),
             "caller": Provide(_caller, sync_to_thread=False),
+            "speech": Provide(_speech, sync_to_thread=False),
         },
         exception_handlers={Exception: errors.answer},
         before_request=_name_methods,
@@ -95,12 +102,18 @@ def _caller(request: Request) -> Caller:  # type: ignore[type-arg]  # Litestar r
     return caller
 
 
+def _speech(request: Request) -> Speech:  # type: ignore[type-arg]  # Litestar reads the annotation as it is
+    speech: Speech = request.scope["speech"]  # type: ignore[typeddict-item]
+    return speech
+
+
 def _name_methods(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
     """Answers OPTIONS: Litestar's own answer forgets the methods of a path's second handler."""
     if request.method != HttpMethod.OPTIONS:
         return None
-    methods = request.app.route_handler_method_map[request.scope["path_template"]]
-    return Response(None, status_code=204, headers={"Allow": ", ".join(sorted(methods))})
+    path = request.scope["path_template"]
+    allowed = {method for route in request.app.routes if route.path_format == path for method in route.methods}
+    return Response(None, status_code=204, headers={"Allow": ", ".join(sorted(allowed))})
 
 
 def _document(settings: Settings) -> OpenAPIConfig:

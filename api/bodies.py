@@ -54,7 +54,12 @@ class JSON_OR_LINES(Operation):
 
 
 async def create_from(
-    request: Request[Any, Any, Any], service: Service, caller: Caller, stage: str | None
+    request: Request[Any, Any, Any],
+    service: Service,
+    caller: Caller,
+    stage: str | None,
+    *,
+    needs_stage: bool = True,
 ) -> BatchRecord:
     """Raises: what `api.errors` has answers for."""
     headers = request.headers
@@ -75,6 +80,7 @@ async def create_from(
                 spooled,
                 content_type=headers.get("content-type"),
                 stage_query=stage,
+                needs_stage=needs_stage,
                 tenant=caller.tenant,
                 idempotency_key=headers.get("idempotency-key"),
                 retry_count=int(retry_count) if NUMBER.fullmatch(retry_count) else None,

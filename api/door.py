@@ -19,6 +19,7 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.dialects import Speech, problem, speech_of
 from batchfile.settings import ApiKey, Settings
 
 log = structlog.get_logger()
@@ -63,6 +64,13 @@ class Door:
         """Find the caller, keep the limit, and let the request through."""
         # Probes have a line of their own: a key that is busy must not make the service look dead.
         caller = PROBE if OPEN_PATHS.fullmatch(visit.path) else self._caller(visit.headers)
+        visit.speech = speech_of(
+            visit.scope["method"],  # type: ignore[typeddict-item]
+            visit.path,
+            visit.headers,
+            of_key=None if caller is None else caller.dialect,
+            request_id=visit.id,
+        )
         if caller is None:
             detail = "No valid API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`."
             await visit.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
@@ -72,6 +80,7 @@ class Door:
             await visit.refuse(429, detail, {"Retry-After": str(RETRY_AFTER_S)})
             return
         visit.scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
+        visit.scope["speech"] = visit.speech  # type: ignore[typeddict-unknown-key]
         self.in_flight[caller.key] += 1
         try:
             await self._app(visit.scope, receive, visit.send)
@@ -117,6 +126,7 @@ class _Visit:
         self._bytes = 0
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        self.speech = Speech(dialect="native", request_id=self.id)
 
     async def run(self, door: Door, receive: Receive) -> None:
         started_at = time.monotonic()
@@ -139,7 +149,8 @@ class _Visit:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            extra = [(b"x-request-id", self.id.encode()), (b"cache-control", b"no-store")]
+            name = self.id.encode()
+            extra = [(b"x-request-id", name), (b"request-id", name), (b"cache-control", b"no-store")]
             message["headers"] = [*message.get("headers", []), *extra]
         elif message["type"] == "http.response.body":
             if self._is_head:
@@ -148,7 +159,7 @@ class _Visit:
         await self._send(message)
 
     async def refuse(self, status: int, detail: str, headers: dict[str, str]) -> None:
-        body = json.dumps({"detail": detail}).encode()
+        body = json.dumps(problem(self.speech, status, detail)).encode()
         fields: list[Any] = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         fields += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": status, "headers": fields})

@@ -1,4 +1,4 @@
-"""Errors as answers: one table from what is raised to a status and `{"detail": ...}`. Knows no route.
+"""Errors as answers: one table from what is raised to a status and a detail. Knows no route.
 
 A detail says what happened and what to do. What is not expected is a 500 without its text; the log has it.
 """
@@ -9,6 +9,7 @@ import structlog
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException
 
+from api.dialects import problem
 from batchfile.errors import (
     BatchDamaged,
     BatchfileError,
@@ -81,11 +82,11 @@ def _detail(error: BatchfileError) -> str:
     return str(error)
 
 
-def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, str]]:
+def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
     """Litestar's exception handler, for everything."""
     refusal = to_refusal(error, request)
     return Response(
-        {"detail": refusal.detail},
+        problem(request.scope["speech"], refusal.status, refusal.detail),  # type: ignore[typeddict-item]
         status_code=refusal.status,
         headers=refusal.headers,
         media_type=MediaType.JSON,

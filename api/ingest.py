@@ -4,7 +4,9 @@ In this order, so that a create can be repeated at any point: what the body says
 is written down for whoever repeats the create, the requests are stored and planned in one pass, the batch is committed.
 """
 
+import re
 import secrets
+import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -24,6 +26,13 @@ from batchfile.words import Defaults, RoutingTable
 CHUNK_BYTES = 256 * 1024
 KEY_CHARS_MAX = 255
 DEFAULTS = Defaults(max_tokens=2048, temperature=0.2)
+
+# Of batches without a stage, which are Anthropic's Message Batches: what that API says.
+MESSAGE_DEFAULTS = Defaults(temperature=1.0, needs_max_tokens=True)
+MESSAGES_MAX = 100_000
+CUSTOM_IDS = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")
+ID_LETTERS = string.digits + string.ascii_letters
+
 LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
 
 
@@ -31,10 +40,24 @@ LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl",
 class _Upload:
     """A body that was opened: JSONL in chunks, and how its user finds a request in it."""
 
-    stage: str
+    stage: str | None
     routing: RoutingTable
     chunks: Iterable[bytes]
     place: Place
+
+    def new_batch_id(self) -> str:
+        if self.stage is not None:
+            return f"batch_{secrets.token_hex(6)}"
+        return "msgbatch_" + "".join(secrets.choice(ID_LETTERS) for _ in range(24))
+
+    def defaults(self, settings: Settings) -> Defaults:
+        if self.stage is None:
+            return MESSAGE_DEFAULTS
+        return replace(DEFAULTS, output_schema=settings.schema_of(self.stage))
+
+    def requests_max(self, settings: Settings) -> int:
+        limit = settings.api.requests_max
+        return limit if self.stage is not None else min(limit, MESSAGES_MAX)
 
 
 def create_batch(
@@ -44,17 +67,19 @@ def create_batch(
     *,
     content_type: str | None,
     stage_query: str | None,
+    needs_stage: bool = True,
     tenant: str,
     idempotency_key: str | None,
     retry_count: int | None,
 ) -> BatchRecord:
     """The batch of a body: a new one, or for a repeated create the one that it made before.
 
+    One without a stage, which `needs_stage` does not allow, goes by Anthropic's rules.
     Raises: InvalidFile, of it RequestRefused and TooLarge; KeyReused; Refusal 415; StoreUnavailable (the same again
     completes it). After any but the last nothing was made.
     """
-    upload = _open(spooled, content_type, stage_query, settings)
-    adopted = _adopt(ledger, f"{spooled.sha256} {upload.stage}", tenant, idempotency_key, retry_count)
+    upload = _open(spooled, content_type, stage_query, settings, needs_stage)
+    adopted = _adopt(ledger, upload, spooled.sha256, tenant, idempotency_key, retry_count)
     if not adopted.is_first:
         standing = batches.read_batch(ledger, adopted.batch_id)
         if standing is not None:
@@ -62,7 +87,7 @@ def create_batch(
     draft = batches.Draft(
         batch_id=adopted.batch_id,
         routing=upload.routing,
-        defaults=replace(DEFAULTS, output_schema=settings.schema_of(upload.stage)),
+        defaults=upload.defaults(settings),
         stage=upload.stage,
         tenant=tenant,
         created_at=adopted.created_at,
@@ -77,7 +102,8 @@ def create_batch(
             routing=upload.routing,
             stage=upload.stage,
             place=upload.place,
-            requests_max=settings.api.requests_max,
+            requests_max=upload.requests_max(settings),
+            custom_ids=CUSTOM_IDS if upload.stage is None else None,
         )
     except InvalidFile:
         if adopted.is_first:  # else it is another attempt's to remove
@@ -87,8 +113,10 @@ def create_batch(
     return batches.create(ledger, draft, planned)
 
 
-def _adopt(ledger: Ledger, digest: str, tenant: str, idempotency_key: str | None, retry_count: int | None) -> Adopted:
-    batch_id = f"batch_{secrets.token_hex(6)}"
+def _adopt(
+    ledger: Ledger, upload: _Upload, sha256: str, tenant: str, idempotency_key: str | None, retry_count: int | None
+) -> Adopted:
+    batch_id, digest = upload.new_batch_id(), f"{sha256} {upload.stage or ''}"
     if idempotency_key:
         if len(idempotency_key) > KEY_CHARS_MAX:
             raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; send a UUID, say")
@@ -100,11 +128,15 @@ def _adopt(ledger: Ledger, digest: str, tenant: str, idempotency_key: str | None
     return idempotency.adopt_retry(ledger, tenant=tenant, digest=digest, batch_id=batch_id, is_retry=retry_count > 0)
 
 
-def _open(spooled: Spooled, content_type: str | None, stage_query: str | None, settings: Settings) -> _Upload:
+def _open(
+    spooled: Spooled, content_type: str | None, stage_query: str | None, settings: Settings, needs_stage: bool
+) -> _Upload:
     routing = settings.routing()
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type in LINE_TYPES:
-        stage = _known_stage(routing, stage_query, "give it in the query, as ?stage=")
+        stage = None
+        if stage_query is not None or needs_stage:
+            stage = _known_stage(routing, stage_query, "give it in the query, as ?stage=")
         chunks = _slices(spooled.view(), settings.api.requests_max)
         return _Upload(stage=stage, routing=routing, chunks=chunks, place=by_line)
     if media_type != "application/json" and not media_type.endswith("+json"):
@@ -113,6 +145,11 @@ def _open(spooled: Spooled, content_type: str | None, stage_query: str | None, s
     if not spooled.size:
         raise InvalidFile('the body is empty; send an object such as {"stage": "email", "requests": [...]}')
     document = read_document(spooled.view())
+    if document.stage is None and stage_query is None and not needs_stage:
+        if document.model_hint is not None:
+            raise InvalidFile("model_hint: goes with a stage; name the model in the params of each request")
+        chunks = iter_requests(document.requests)
+        return _Upload(stage=None, routing=routing, chunks=chunks, place=by_number)
     stage = _known_stage(routing, document.stage or stage_query, "give one of")
     if stage_query not in {None, stage}:
         raise InvalidFile(f"stage: the body says {stage!r} and the query {stage_query!r}; say it once")

@@ -6,7 +6,7 @@ Stateless but for caches: any number of processes over one store, each of which 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from api.door import Caller
 from api.errors import Refusal, not_found
@@ -14,6 +14,7 @@ from batchfile import layout
 from batchfile.errors import InvalidRequest
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import load
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.records import BatchRecord, FileRef
 from batchfile.settings import Settings
@@ -24,7 +25,7 @@ READS_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Batches, newest first. `has_more`: there are older ones."""
+    """Batches, newest first. `has_more`: there are more in the direction that was asked for."""
 
     data: list[BatchStatus]
     has_more: bool
@@ -61,20 +62,22 @@ class Service:
             raise not_found()
         return status
 
-    def page(self, caller: Caller, *, limit: int, after: str | None) -> Page:
-        """At most `limit` batches that are older than the batch `after`."""
-        start = ""
-        if after is not None:
-            last = self.record(caller, after)
-            start = layout.index_key(last.tenant, last.created_at, last.batch_id)
-        ids = self._ids(caller.tenant, start)
+    def page(self, caller: Caller, *, limit: int, after: str | None = None, before: str | None = None) -> Page:
+        """At most `limit` batches: the next older ones than `after`, or the next newer ones than `before`.
+
+        Either may have been deleted within the last day. Raises: Refusal 404; StoreUnavailable.
+        """
+        ids = self._ids(caller.tenant, "" if after is None else self._place(caller, after))
+        if before is not None:
+            ids = reversed(self._newer(caller, before))
         found: list[BatchStatus] = []
         while len(found) <= limit:
             some = list(islice(ids, limit + 1 - len(found)))
             if not some:
                 break
             found += [status for status in self._readers.map(self.reader.read, some) if status is not None]
-        return Page(found[:limit], has_more=len(found) > limit)
+        data = found[:limit] if before is None else found[:limit][::-1]
+        return Page(data, has_more=len(found) > limit)
 
     def ended(self, caller: Caller, batch_id: str) -> BatchRecord:
         """Raises: Refusal 404, or 400 while it has not ended."""
@@ -120,6 +123,18 @@ class Service:
 
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _place(self, caller: Caller, batch_id: str) -> str:
+        """The batch's key in the index."""
+        found = load(self.ledger, layout.batch_key(known_id(batch_id)), BatchRecord)
+        if found is None or found.record.tenant != caller.tenant:
+            raise not_found()
+        return layout.index_key(caller.tenant, found.record.created_at, batch_id)
+
+    def _newer(self, caller: Caller, batch_id: str) -> list[str]:
+        place = self._place(caller, batch_id)
+        entries = self.ledger.store.list(layout.index_prefix(caller.tenant))
+        return [layout.index_batch_id(entry.key) for entry in takewhile(lambda entry: entry.key < place, entries)]
 
     def _ids(self, tenant: str, after: str) -> Iterator[str]:
         for entry in self.ledger.store.list(layout.index_prefix(tenant), after=after):

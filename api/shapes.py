@@ -158,4 +158,31 @@ class Version(BaseModel):
     version: str
 
 
+class OpenAIError(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIProblem(BaseModel):
+    """The same, as OpenAI's clients read it."""
+
+    error: OpenAIError
+
+
+class Model(BaseModel):
+    """A pool, as OpenAI's clients see it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "batchfile"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
 Json = dict[str, Any]

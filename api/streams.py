@@ -37,7 +37,7 @@ class Span:
 
 async def stream(request: Request[Any, Any, Any], chunks: Iterable[bytes], media_type: str) -> Stream:
     """An answer of unknown length. Its first chunk is read before the status is sent, so that errors are answers."""
-    headers = {"Vary": "Accept, Accept-Encoding, Authorization"}
+    headers = {"Vary": "Accept, Accept-Encoding, Authorization, Anthropic-Version"}
     parts = iter(chunks)
     if _wants_gzip(request):
         parts = _gzip(parts)

@@ -61,6 +61,7 @@ class BatchRecord:
     stage: str | None = None
     priority: int = 5
     metadata: dict[str, str] = field(default_factory=dict)
+    ending_at: float | None = None
     ended_at: float | None = None
     deleted_at: float | None = None
     results: FileRef | None = None

@@ -125,7 +125,11 @@ class ApiKey(BaseModel):
 
 
 class Api(BaseModel):
-    """The HTTP service's limits. `spool_dir` None: the system's directory for temporary files."""
+    """The HTTP service's limits. `spool_dir` None: the system's directory for temporary files.
+
+    `public_url`: where callers find the service, for links in answers; None: what they sent their request to.
+    `trust_forwarded`: a proxy before it says so in X-Forwarded-Proto and X-Forwarded-Host, and overwrites the caller's.
+    """
 
     model_config = _STRICT
 
@@ -135,6 +139,8 @@ class Api(BaseModel):
     open_batches_max: int = Field(default=1_000, ge=1)  # of one tenant
     body_wait_s: Positive = 60.0  # a body of which nothing arrives for this long is given up
     spool_dir: Path | None = None
+    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s{}?#]+$")
+    trust_forwarded: bool = False
 
 
 # Two pools and four stages, so that nothing is needed to start.

@@ -72,12 +72,14 @@ class Defaults:
 
     `temperature` None means the format's own: 0.2 for `params` lines, 1.0 for OpenAI lines. Every answer must fit
     `output_schema`, a JSON schema, where there is one; it also guides the requests that bring none of their own.
+    `needs_max_tokens`: a `params` line without max_tokens is refused, as it is where such lines come from.
     """
 
     max_tokens: int = 2048
     temperature: float | None = None
     model: str | None = None
     output_schema: dict[str, Any] | None = None
+    needs_max_tokens: bool = False
 
 
 class Usage(Struct, frozen=True, kw_only=True):

@@ -121,10 +121,12 @@ def end(ledger: Ledger, batch_id: str, reason: EndReason, detail: str | None = N
     Committed results stay. The rest is done by `finish`, here or by any steward.
     """
 
+    now = ledger.clock.now()
+
     def decide(record: BatchRecord) -> BatchRecord | None:
         if record.state not in {"open", "planning"}:
             return None
-        return replace(record, state="ending", reason=reason, detail=detail)
+        return replace(record, state="ending", reason=reason, detail=detail, ending_at=now)
 
     found = update_batch(ledger, layout.batch_key(batch_id), decide)
     if found is None or found.record.state == "deleted":

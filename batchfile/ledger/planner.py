@@ -128,13 +128,17 @@ def plan_upload(
     stage: str | None = None,
     place: Place = by_line,
     requests_max: int = REQUESTS_MAX,
+    custom_ids: re.Pattern[str] | None = None,
 ) -> Planned:
     """Store JSONL of `params` lines as the input of a batch, and plan it in the same pass. `size`: of it, about.
 
-    All requests can run or none will: nothing that is named is left of a refused upload.
+    All envelopes are right or none will run: nothing that is named is left of a refused upload. `custom_ids`: what
+    each must match. Where it is a request's own `model` that leads nowhere, that line alone is rejected.
     Raises: RequestRefused, which names the first wrong request by `place`; InvalidFile (no request); TooLarge.
     """
-    planner = _Planner(ledger, batch_id, routing, stage, refuse_at=place, requests_max=requests_max)
+    planner = _Planner(
+        ledger, batch_id, routing, stage, refuse_at=place, requests_max=requests_max, custom_ids=custom_ids
+    )
     key = layout.input_key(batch_id, ledger.new_id()[:12])
     digest = hashlib.sha256()
     stored = _Stored()
@@ -180,7 +184,8 @@ class _Stored:
 class _Planner:
     """One pass over the lines, and a second only where a custom_id seems to be used twice.
 
-    `refuse_at` None: lines that can not run are rejected, one by one. Else the first of them raises RequestRefused.
+    `refuse_at` None: lines that can not run are rejected, one by one. Else the first whose envelope is wrong raises
+    RequestRefused.
     """
 
     def __init__(
@@ -193,6 +198,7 @@ class _Planner:
         lines_per_range: int | None = None,
         refuse_at: Place | None = None,
         requests_max: int = REQUESTS_MAX,
+        custom_ids: re.Pattern[str] | None = None,
     ) -> None:
         self.total = 0
         self.num_rejected = 0
@@ -208,6 +214,7 @@ class _Planner:
         self._refuse_at = refuse_at
         self._place = refuse_at or by_line
         self._requests_max = requests_max
+        self._custom_ids = custom_ids
         self._pools: dict[str | None, str] = {}  # where a hint leads, for this stage
         self._lease = ledger.new_id()
         self._num_parts = 0
@@ -239,6 +246,7 @@ class _Planner:
     def _route(self, line: Line, span: _Span, everything: str | None) -> str | None:
         """The line's pool, or None where it is rejected."""
         custom_id = None
+        is_inside = False  # what is wrong inside params refuses nothing
         try:
             if line.data is None:
                 raise InvalidRequest(f"the line is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
@@ -246,13 +254,18 @@ class _Planner:
             custom_id, hint = envelope.custom_id, envelope.hint
             if envelope.dialect != self.dialect:
                 self._check_dialect(envelope.dialect)
+            if self._custom_ids is not None and not self._custom_ids.fullmatch(custom_id):
+                raise InvalidRequest(f"custom_id: {short(custom_id)!r} does not match {self._custom_ids.pattern}")
             self.duplicates.add(custom_id)
             if hint is not None:
                 self.num_hints += 1
+            is_inside = hint is None and self._stage is None
             return everything or self._pools.get(hint) or self._pool_of(envelope)
         except InvalidRequest as error:
             known = custom_id if custom_id is not None else getattr(error, "custom_id", None)
-            span.rejected.append(self._reject(span.num_lines, self.total, line.row, known, error))
+            if self._refuse_at is not None and not is_inside:
+                raise self._refusal(self.total, line.row, error) from None
+            span.rejected.append(self._reject(span.num_lines, line.row, known, error))
             return None
 
     def _check_dialect(self, dialect: Dialect) -> None:
@@ -273,10 +286,11 @@ class _Planner:
         pool = self._pools[hint] = route(self._routing, stage=self._stage, hint=hint, model=None)
         return pool
 
-    def _reject(self, line: int, number: int, row: int, custom_id: str | None, error: InvalidRequest) -> FinishedLine:
-        message = located(self._place(number, row), str(error))
-        if self._refuse_at is not None:
-            raise RequestRefused(message, number) from None
+    def _refusal(self, number: int, row: int, error: InvalidRequest) -> RequestRefused:
+        return RequestRefused(located(self._place(number, row), str(error)), number)
+
+    def _reject(self, line: int, row: int, custom_id: str | None, error: InvalidRequest) -> FinishedLine:
+        message = located(by_line(0, row), str(error))
         self.num_rejected += 1
         self.first_problem = self.first_problem or message
         failure = Failure(type=error.type, message=message)
@@ -317,7 +331,8 @@ class _Planner:
         pools, twice = dict(cut.pools), list[FinishedLine]()
         for place_in_range in range(cut.range.num_lines):
             line = next(lines)
-            if known >> place_in_range & 1 or line.data is None:
+            is_rejected = known >> place_in_range & 1 and self._refuse_at is None
+            if is_rejected or line.data is None:
                 continue
             envelope = decode_envelope(line.data)
             if not self.duplicates.is_suspect(envelope.custom_id, suspects):
@@ -329,7 +344,9 @@ class _Planner:
             first = first_place[envelope.custom_id]
             by = "by" if first[-1] == "]" else "on"
             error = InvalidRequest(f"custom_id: {short(envelope.custom_id)!r} was used {by} {first}; make it unique")
-            twice.append(self._reject(place_in_range, number, line.row, envelope.custom_id, error))
+            if self._refuse_at is not None:
+                raise self._refusal(number, line.row, error)
+            twice.append(self._reject(place_in_range, line.row, envelope.custom_id, error))
             pools[self._routing.everything or self._pool_of(envelope)] -= 1
         if not twice:
             return cut

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, TextBlock, Unserved, join_turns, text_of
 from batchfile.words import Defaults, Message, Request, Sampling
 
@@ -79,6 +80,9 @@ UNSERVED: dict[str, Unserved] = {
 
 
 def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
+    """Raises: InvalidRequest where max_tokens is missing and must not be."""
+    if params.max_tokens is None and defaults.needs_max_tokens:
+        raise InvalidRequest("params.max_tokens: is missing; say how many tokens the answer may have")
     turns = [Message("system", text_of(params.system))] if params.system else []
     turns += [Message(turn.role, text_of(turn.content)) for turn in params.messages]
     temperature = params.temperature

@@ -1,0 +1,83 @@
+"""Who speaks what: the dialect of an answer, by the request's path, headers and key; and what an error is in each.
+
+In this order: a `batchfile-dialect` header, what the key is set to, a `stage` in the body (the route sees to that), the
+headers of Anthropic's clients, the batch's id. Pure.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Dialect = Literal["native", "stage", "anthropic", "openai"]
+Asked = Literal["stage", "anthropic"]
+
+BATCHES = "/v1/messages/batches"
+ANTHROPIC_ID = "msgbatch_"
+HEADER = b"batchfile-dialect"
+
+_OPENAI = re.compile(r"/v1/models(/|$)")
+_ANTHROPIC_AGENT = re.compile(rb"(Async)?Anthropic/")
+_ASKED: dict[bytes, Asked] = {b"stage": "stage", b"anthropic": "anthropic"}
+
+# Status -> the type of an error; any other is the request's fault below 500 and ours from there on.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speech:
+    """How one request is answered. `is_asked`: its header or key says so, and that stands over what its body is."""
+
+    dialect: Dialect
+    request_id: str
+    is_asked: bool = False
+
+
+def speech_of(
+    method: str, path: str, headers: Mapping[bytes, bytes], *, of_key: Asked | None, request_id: str
+) -> Speech:
+    """`headers` by their names in lower case. `of_key`: what the caller's key is set to."""
+    path = path.rstrip("/")
+    if path == BATCHES or path.startswith(BATCHES + "/"):
+        asked = _ASKED.get(headers.get(HEADER, b"").strip().lower()) or of_key
+        dialect = asked or ("anthropic" if _is_anthropic(headers) else _of_batch(method, path.removeprefix(BATCHES)))
+        return Speech(dialect=dialect, request_id=request_id, is_asked=asked is not None)
+    if path.startswith("/v1/") and _is_anthropic(headers):
+        return Speech(dialect="anthropic", request_id=request_id)
+    return Speech(dialect="openai" if _OPENAI.match(path) else "native", request_id=request_id)
+
+
+def problem(speech: Speech, status: int, detail: str) -> dict[str, Any]:
+    """The body of an answer that is no success."""
+    if speech.dialect == "anthropic":
+        kind = _ANTHROPIC_TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": detail}, "request_id": speech.request_id}
+    if speech.dialect == "openai":
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        code = "invalid_api_key" if status == 401 else None
+        return {"error": {"message": detail, "type": kind, "param": None, "code": code}}
+    return {"detail": detail}
+
+
+def _is_anthropic(headers: Mapping[bytes, bytes]) -> bool:
+    """By presence: proxies repeat values, and versions come and go."""
+    if b"anthropic-version" in headers or b"anthropic-beta" in headers:
+        return True
+    return _ANTHROPIC_AGENT.match(headers.get(b"user-agent", b"")) is not None
+
+
+def _of_batch(method: str, rest: str) -> Asked:
+    """Without any sign. The stage contract has no list, cancel and delete."""
+    is_theirs = method == "DELETE" or rest.endswith("/cancel") or (method in {"GET", "HEAD"} and not rest)
+    return "anthropic" if is_theirs or rest.startswith("/" + ANTHROPIC_ID) else "stage"

@@ -1,0 +1,163 @@
+"""Native result lines as Anthropic's Message Batches results. Pure: the same batch gives the same bytes each time.
+
+Every key that the format knows is there, null where nothing is known. One line a result, `\\n` after each and nothing
+else between them: the official clients stumble over a blank line.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from batchfile.lines.stage import whole_lines
+
+# What the clients know; an error of another type is our own failure.
+ERROR_TYPES = frozenset(
+    {
+        "invalid_request_error",
+        "authentication_error",
+        "billing_error",
+        "permission_error",
+        "not_found_error",
+        "rate_limit_error",
+        "timeout_error",
+        "api_error",
+        "overloaded_error",
+    }
+)
+
+
+class _Block(msgspec.Struct, gc=False):
+    text: str
+    citations: None = None
+    type: str = "text"
+
+
+class _Content(msgspec.Struct, gc=False):
+    content: list[_Block]
+
+
+class _NativeUsage(msgspec.Struct, gc=False):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class _NativeError(msgspec.Struct, gc=False):
+    type: str
+    message: str
+
+
+class _Line(msgspec.Struct, gc=False):
+    """A native line; the custom_id is only carried and stays raw."""
+
+    custom_id: msgspec.Raw
+    status: str
+    message: _Content | None = None
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    model: str | None = None
+    usage: _NativeUsage | None = None
+    error: _NativeError | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int = 0
+    cache_creation: None = None
+    inference_geo: None = None
+    output_tokens_details: None = None
+    server_tool_use: None = None
+    service_tier: str = "batch"
+    speed: None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    id: str
+    model: str
+    content: list[_Block]
+    stop_reason: str
+    stop_sequence: str | None
+    usage: _Usage
+    type: str = "message"
+    role: str = "assistant"
+    container: None = None
+    diagnostics: None = None
+    stop_details: None = None
+
+
+class _Succeeded(msgspec.Struct, gc=False):
+    message: _Message
+    type: str = "succeeded"
+
+
+class _ErrorBody(msgspec.Struct, gc=False):
+    error: _NativeError
+    type: str = "error"
+    request_id: None = None
+
+
+class _Errored(msgspec.Struct, gc=False):
+    error: _ErrorBody
+    type: str = "errored"
+
+
+class _Without(msgspec.Struct, gc=False):
+    """Canceled or expired."""
+
+    type: str
+
+
+class _Response(msgspec.Struct, gc=False):
+    custom_id: msgspec.Raw
+    result: _Succeeded | _Errored | _Without
+
+
+_decoder = msgspec.json.Decoder(_Line)
+_encoder = msgspec.json.Encoder()
+_NO_USAGE = _NativeUsage()
+_NO_ERROR = _NativeError("api_error", "")
+_NO_ID = msgspec.Raw(b'""')  # of a line whose custom_id could not be read; the clients expect a string
+
+
+def anthropic_lines(chunks: Iterable[bytes], batch_id: str) -> Iterator[bytes]:
+    """Native result lines, cut anywhere, as lines of this dialect; each chunk is whole lines.
+
+    A message's id is made of the batch and of the request's number in it.
+    """
+    stem = f"msg_{batch_id.partition('_')[2]}_"
+    number = 0
+    for whole in whole_lines(chunks):
+        lines = _decoder.decode_lines(whole)
+        if lines:
+            yield _encoder.encode_lines([_response(line, stem + str(number + n)) for n, line in enumerate(lines)])
+        number += len(lines)
+
+
+def _response(line: _Line, message_id: str) -> _Response:
+    custom_id = _NO_ID if bytes(line.custom_id) == b"null" else line.custom_id
+    if line.status == "succeeded":
+        return _Response(custom_id, _Succeeded(_message(line, message_id)))
+    if line.status == "errored":
+        error = line.error or _NO_ERROR
+        if error.type not in ERROR_TYPES:
+            error = _NativeError("api_error", error.message)
+        return _Response(custom_id, _Errored(_ErrorBody(error)))
+    return _Response(custom_id, _Without(line.status))
+
+
+def _message(line: _Line, message_id: str) -> _Message:
+    usage = line.usage or _NO_USAGE
+    return _Message(
+        id=message_id,
+        model=line.model or "",
+        content=[] if line.message is None else line.message.content,
+        stop_reason=line.stop_reason or "end_turn",
+        stop_sequence=line.stop_sequence,
+        usage=_Usage(
+            input_tokens=usage.input_tokens - usage.cached_tokens,  # here the two are added up, natively one is part
+            output_tokens=max(usage.output_tokens, 1),
+            cache_read_input_tokens=usage.cached_tokens,
+        ),
+    )
