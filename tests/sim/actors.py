@@ -1,0 +1,247 @@
+"""Who takes part: runners and API replicas that a supervisor starts again, and what is asked of a replica.
+
+All of them run the real code. Knows no promise and no fault.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from random import Random
+from typing import Generic, TypeVar
+from unittest.mock import patch
+
+from api import ingest
+from api.door import Caller
+from api.errors import Refusal
+from api.service import Service
+from api.stewarding import Stewarding
+from batchfile import layout
+from batchfile.errors import BatchfileError
+from batchfile.ledger import batches, idempotency
+from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger.planner import plan_input
+from batchfile.records import BatchRecord
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.settings import Settings
+from batchfile.words import Defaults
+from tests.sim.engine import SimEngine
+from tests.sim.green import Event
+from tests.sim.invariants import Model
+from tests.sim.store import Faults, ProcessStore, SharedStore
+from tests.sim.world import Gone, Process, World
+
+T = TypeVar("T")
+CALLER = Caller(tenant="default", key="k")
+
+
+class NoAnswer(Exception):
+    """The connection broke: whether the request was served is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How large a world is. `token_s`: what a word costs the engine."""
+
+    limits: Limits
+    pools: tuple[str, ...] = ("one", "two")
+    runners_per_pool: int = 2
+    num_replicas: int = 2
+    num_slots: int = 2
+    token_s: float = 2.0
+    restart_s_max: float = 40.0
+    knows_the_dead: bool = False  # as a directory does: a killed runner's leases are free at once
+
+
+class Stage:
+    """The store, the processes over it, and the supervisor that starts them again."""
+
+    def __init__(self, world: World, shape: Shape, settings: Settings, faults: Faults, model: Model) -> None:
+        self.world, self.shape, self.settings, self.faults, self.model = world, shape, settings, faults, model
+        self.is_night = False  # nobody is started again
+        self.store = SharedStore(ProcessClockOfTheStore(world))
+        self.store.watcher = model
+        self.runners: dict[str, RunnerProcess] = {}
+        self.replicas: list[Replica] = []
+        self.supervisor = Process(world, "supervisor")
+        for pool in shape.pools:
+            for number in range(shape.runners_per_pool):
+                self.start_runner(f"{pool}-{number}", pool, 0)
+        for number in range(shape.num_replicas):
+            self.replicas.append(Replica(self, f"api-{number}", 0))
+
+    def start_runner(self, name: str, pool: str, life: int) -> None:
+        process = self.runners[name] = RunnerProcess(self, name, pool, life)
+        process.on_kill.append(lambda: self._buried(process))
+
+    def _buried(self, process: "RunnerProcess") -> None:
+        if self.shape.knows_the_dead:
+            self.store.kill(process.name)
+        if self.is_night:
+            return
+        delay_s = process.rng.random() * self.shape.restart_s_max
+        self.world.at(delay_s, lambda: self.start_runner(process.role, process.pool, process.life + 1))
+
+    def replace_replica(self, replica: "Replica") -> None:
+        place = self.replicas.index(replica)
+
+        def start() -> None:
+            self.replicas[place] = Replica(self, replica.role, replica.life + 1)
+
+        self.world.at(replica.rng.random() * self.shape.restart_s_max / 4, start)
+
+    def ledger_of(self, process: Process) -> Ledger:
+        store = ProcessStore(process, self.store, self.faults)
+        rng = Random(f"{self.world.seed}/{process.name}/ledger")
+        return Ledger(store=store, clock=process.clock, rng=rng, limits=self.shape.limits)
+
+
+class ProcessClockOfTheStore:
+    """The store's own clock: right."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def now(self) -> float:
+        return self._world.now
+
+    def monotonic(self) -> float:
+        return self._world.now
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError("a store does not sleep")
+
+
+class RunnerProcess(Process):
+    """`runner.run()` with its threads as strands. Ends with an error: it is started again, as after a kill."""
+
+    def __init__(self, stage: Stage, role: str, pool: str, life: int) -> None:
+        super().__init__(stage.world, f"{role}.{life}")
+        self.role, self.pool, self.life = role, pool, life
+        self._stage = stage
+        self.runner = Runner(
+            stage.ledger_of(self), self._engine, RunnerOptions(runner_id=self.name, pool=pool, is_steward=life % 2 == 0)
+        )
+        stage.world.spawn(self, self._run)
+
+    def _engine(self) -> SimEngine:
+        shape = self._stage.shape
+        return SimEngine(self, self._started, num_slots=shape.num_slots, token_s=shape.token_s)
+
+    def _started(self, key: int, custom_id: str) -> None:
+        item = self.runner._in_flight[key]  # the simulator looks where no other test has to
+        self._stage.model.started(self, item.shard.held, item.line, custom_id)
+
+    def _run(self) -> None:
+        try:
+            self.runner.run()
+        except BatchfileError as error:
+            self.world.say(self.name, f"ended with {error!r}")
+        self.kill()
+
+
+class Replica(Process):
+    """One API process: its steward, and whatever it is asked."""
+
+    def __init__(self, stage: Stage, role: str, life: int) -> None:
+        super().__init__(stage.world, f"{role}.{life}")
+        self.role, self.life = role, life
+        self._stage = stage
+        self._calls: list[Call] = []
+        self.service = Service(stage.ledger_of(self), stage.settings, self.name)
+        stewarding = Stewarding(self.service.ledger, self.name, self.service.reader, lambda batch: None)
+        stage.world.spawn(self, stewarding.run, Event())
+        self.on_kill.append(self._hang_up)
+
+    def create(self, body: bytes, key: str, retry_count: int) -> BatchRecord:
+        return ingest.create_batch(
+            self.service.ledger,
+            self._stage.settings,
+            Body(body),  # type: ignore[arg-type]  # what is asked of a spooled body
+            content_type="application/x-ndjson",
+            stage_query="work",
+            tenant=CALLER.tenant,
+            idempotency_key=key,
+            retry_count=retry_count,
+        )
+
+    def create_from_file(self, body: bytes, key: str, lines_per_range: int) -> BatchRecord:
+        """As a local run does: the input is stored first, and what can not run is rejected line by line."""
+        ledger, routing = self.service.ledger, self._stage.settings.routing()
+        adopted = idempotency.adopt(
+            ledger, kind="file", tenant="", value=key, digest=key, batch_id=f"file_{ledger.new_id()[:12]}"
+        )
+        standing = None if adopted.is_first else batches.read_batch(ledger, adopted.batch_id)
+        if standing is not None:
+            return standing
+        draft = batches.Draft(
+            batch_id=adopted.batch_id, routing=routing, defaults=Defaults(), created_at=adopted.created_at
+        )
+        batches.announce(ledger, draft)
+        input_key = layout.input_key(draft.batch_id, ledger.new_id()[:12])
+        ledger.store.put(input_key, body)
+        planned = plan_input(ledger, draft.batch_id, input_key, routing=routing, lines_per_range=lines_per_range)
+        return batches.create(ledger, draft, planned)
+
+    def ask(self, do: Callable[["Replica"], T], *, patience_s: float) -> T:
+        """From a client's strand. Raises: what `do` raises; NoAnswer, and `do` may go on all the same."""
+        if self.is_dead:
+            raise NoAnswer
+        call: Call[T] = Call(self, do)
+        self._calls.append(call)
+        answer = call.wait(patience_s)
+        if call in self._calls:
+            self._calls.remove(call)
+        return answer
+
+    def _hang_up(self) -> None:
+        for call in self._calls:
+            call.done.set()
+        self._stage.replace_replica(self)
+
+
+class Call(Generic[T]):
+    """A request on its way."""
+
+    def __init__(self, replica: Replica, do: Callable[[Replica], T]) -> None:
+        self.done = Event()
+        self._answer: T | None = None
+        self._error: Exception = NoAnswer()
+        self._has_answer = False
+        self._do = do
+        replica.world.spawn(replica, self._serve, replica)
+
+    def wait(self, patience_s: float) -> T:
+        self.done.wait(patience_s)
+        if not self._has_answer:
+            raise self._error
+        return self._answer  # type: ignore[return-value]
+
+    def _serve(self, replica: Replica) -> None:
+        try:
+            self._answer = self._do(replica)
+            self._has_answer = True
+        except (BatchfileError, Refusal) as error:
+            self._error = error
+        except Exception as error:  # no route expects it
+            replica.world.broken = replica.world.broken or error
+        self.done.set()
+
+
+class Body:
+    """A spooled body in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+
+    def view(self) -> memoryview:
+        return memoryview(self._data)
+
+
+def seeded_secrets(seed: int | str) -> AbstractContextManager[object]:
+    rng = Random(f"{seed}/secrets")
+    return patch.object(secrets, "token_hex", lambda num: rng.randbytes(num).hex())
+

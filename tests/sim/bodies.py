@@ -1,0 +1,69 @@
+"""What clients send, and what must come of each line."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Literal
+
+from tests.sim.engine import KILLER, POISON
+
+LineKind = Literal["good", "bad", "poison", "killer", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class SentLine:
+    custom_id: str | None
+    kind: LineKind
+    text: str
+    raw: bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Sent:
+    """A body under a key. `is_refused`: it was answered with 4xx, or must be."""
+
+    key: str
+    lines: list[SentLine]
+    is_refusable: bool = False
+    is_refused: bool = False
+    batch_ids: set[str] = field(default_factory=set)  # that it was answered with
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(line.raw + b"\n" for line in self.lines)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def draw(rng: Random, key: str, pools: Sequence[str], *, num_lines: int, is_file: bool, odd: float) -> Sent:
+    """`odd`: the share of lines with something wrong in them."""
+    lines = []
+    for number in range(num_lines):
+        kind: LineKind = "good"
+        if rng.random() < odd:
+            kind = rng.choice(("bad", "poison", "killer"))
+        if is_file and rng.random() < 0.2:
+            kind = "rejected"
+        lines.append(line(f"{key}-{number}", kind, rng.choice(pools), rng.randrange(1, 4)))
+    return Sent(key=key, lines=lines)
+
+
+def refusable(key: str, pools: Sequence[str]) -> Sent:
+    """A body whose last line can not run, so that an upload of it is refused."""
+    lines = [line(f"{key}-refused-{number}", "good", pools[0], 1) for number in range(2)]
+    lines.append(SentLine(f"{key}-refused-0", "rejected", "", lines[0].raw))
+    return Sent(key=key, lines=lines, is_refusable=True)
+
+
+def line(custom_id: str, kind: LineKind, pool: str, num_words: int) -> SentLine:
+    if kind == "rejected":
+        return SentLine(None, kind, "", b'{"custom_id": 7, "params": {}}')
+    text = " ".join([custom_id] + ["word"] * (num_words - 1))
+    text += {"poison": f" {POISON}", "killer": f" {KILLER}"}.get(kind, "")
+    params = {"messages": [{"role": "user", "content": text}], "max_tokens": 0 if kind == "bad" else 16}
+    raw = json.dumps({"custom_id": custom_id, "params": params, "metadata": {"model_hint": pool}}).encode()
+    return SentLine(custom_id, kind, text, raw)

@@ -1,0 +1,182 @@
+"""Clients: each sends a body until it is answered, watches its batch, and reads what comes of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import TypeVar
+
+from api.errors import Refusal
+from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, StoreError
+from batchfile.ledger.live import Cursor, iter_live
+from tests.sim.actors import CALLER, NoAnswer, Replica, Stage
+from tests.sim.bodies import Sent
+from tests.sim.world import Process
+
+T = TypeVar("T")
+
+
+class Refused(Exception):
+    """Answered with 4xx."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What a client does besides sending and reading."""
+
+    begins_after_s: float = 0.0
+    refusable: Sent | None = None  # is sent first, under the same key
+    is_file: bool = False
+    lines_per_range: int = 2
+    has_twin: bool = False  # the same create at the same time, by another replica
+    hangs_up: float = 0.0  # how often it does not wait for an answer
+    cancels_after_s: float | None = None
+    repeats: bool = False  # the create, after it was answered
+    reads_live: bool = False
+    deletes: bool = False
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Client:
+    stage: Stage
+    sent: Sent
+    wishes: Wishes
+    is_done: bool = False
+    rng: Random = field(init=False)
+    process: Process = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.process = Process(self.stage.world, f"client-{self.sent.key}")
+        self.rng = self.process.rng
+        self.stage.world.spawn(self.process, self._run)
+
+    def _run(self) -> None:
+        world, model, wishes, sent = self.stage.world, self.stage.model, self.wishes, self.sent
+        model.sent[sent.sha256] = sent
+        world.sleep(wishes.begins_after_s)
+        if wishes.refusable is not None:
+            self._send_refusable(wishes.refusable)
+        if wishes.has_twin:
+            world.spawn(self.process, self._create)
+        batch_id = self._create()
+        if batch_id is None:
+            self.is_done = True
+            return
+        if wishes.reads_live:
+            world.spawn(self.process, self._read_live, batch_id)
+        self._watch(batch_id)
+        self._read(batch_id)
+        if wishes.repeats:
+            self._create()
+        if wishes.deletes:
+            self._delete(batch_id)
+        self.is_done = True
+
+    def _send_refusable(self, body: Sent) -> None:
+        self.stage.model.sent[body.sha256] = body
+        try:
+            self._ask(lambda api, num: api.create(body.data, body.key, num))
+        except Refused:
+            self.stage.model.refused(body)
+        else:
+            self.stage.model.fail(4, f"a body that can not run was accepted with the key {body.key}")
+
+    def _create(self) -> str | None:
+        """The batch, however many attempts it takes; None where the key was used up by what was refused before."""
+        sent, wishes = self.sent, self.wishes
+
+        def create(api: Replica, num: int) -> str:
+            if wishes.is_file:
+                return api.create_from_file(sent.data, sent.key, wishes.lines_per_range).batch_id
+            return api.create(sent.data, sent.key, num).batch_id
+
+        try:
+            batch_id = self._ask(create)
+        except Refused as error:
+            self.stage.model.refused(sent)
+            if wishes.refusable is None or not isinstance(error.__cause__, KeyReused):
+                self.stage.model.fail(4, f"a good body was refused: {error.__cause__!r}")
+            return None
+        self.stage.world.say(self.process.name, f"has {batch_id}")
+        self.stage.model.created(sent, batch_id)
+        return batch_id
+
+    def _watch(self, batch_id: str) -> None:
+        """Until it has ended."""
+        world, wishes, since = self.stage.world, self.wishes, self.stage.world.now
+        is_canceled = wishes.cancels_after_s is None
+        while True:
+            if not is_canceled and world.now - since >= (wishes.cancels_after_s or 0.0):
+                is_canceled = True
+                self._ask(lambda api, num: api.service.cancel(CALLER, batch_id))
+                self.stage.model.batches[batch_id].canceled_at = world.now
+                world.say(self.process.name, f"canceled {batch_id}")
+            if self._status(batch_id):
+                return
+            world.sleep(2.0 + 8.0 * self.rng.random())
+
+    def _status(self, batch_id: str) -> bool:
+        def look(api: Replica, num: int) -> tuple[str, object]:
+            return api.name, api.service.status(CALLER, batch_id)
+
+        name, status = self._ask(look)
+        counts, batch = status.counts, status.batch  # type: ignore[attr-defined]
+        has_ended = batch.state == "ended"
+        reader = f"{self.process.name} by {name}"
+        self.stage.model.seen(reader, batch_id, counts, batch.total, has_ended=has_ended)
+        return has_ended
+
+    def _read(self, batch_id: str) -> None:
+        for _ in range(2):
+            data = self._ask(lambda api, num: b"".join(api.service.results(CALLER, batch_id)))
+            self.stage.model.read(batch_id, data)
+
+    def _read_live(self, batch_id: str) -> None:
+        """One connection: where it breaks, so does this."""
+
+        def follow(api: Replica) -> None:
+            cursor = Cursor()
+            while not cursor.is_over:
+                for number, result in iter_live(api.service.ledger, batch_id, cursor):
+                    self.stage.model.read_live(batch_id, number, result)
+                api.world.sleep(3.0)
+            known = self.stage.model.batches[batch_id]
+            if known.record.state == "ended" and cursor.num_given != known.record.total:
+                self.stage.model.fail(1, f"{batch_id}: {cursor.num_given} results were read live")
+
+        try:
+            self._replica().ask(follow, patience_s=1e6)
+        except (NoAnswer, StoreError, BatchDamaged):
+            return
+
+    def _delete(self, batch_id: str) -> None:
+        try:
+            self._ask(lambda api, num: api.service.delete(CALLER, batch_id))
+        except Refused:
+            pass  # an earlier attempt did it
+        try:
+            self._ask(lambda api, num: api.service.status(CALLER, batch_id))
+        except Refused:
+            return
+        self.stage.model.fail(3, f"{batch_id} was deleted and is there")
+
+    def _ask(self, do: Callable[[Replica, int], T]) -> T:
+        """Again and again, of any replica, until there is an answer that is final. Raises: Refused."""
+        num = 0
+        while True:
+            patience_s = 300.0
+            if self.rng.random() < self.wishes.hangs_up and self.stage.world.now < self.stage.model.calm_since:
+                patience_s = 3.0 * self.rng.random()
+            try:
+                return self._replica().ask(lambda api, num=num: do(api, num), patience_s=patience_s)  # type: ignore[misc]
+            except (InvalidFile, KeyReused) as error:
+                raise Refused from error
+            except Refusal as error:
+                if error.status < 500:
+                    raise Refused from error
+            except (NoAnswer, StoreError, BatchDamaged) as error:
+                self.stage.world.say(self.process.name, f"tries again after {error!r}")
+            num += 1
+            self.stage.world.sleep(1.0 + 4.0 * self.rng.random())
+
+    def _replica(self) -> Replica:
+        return self.rng.choice(self.stage.replicas)

@@ -1,0 +1,158 @@
+"""What the runner takes from `threading`, for strands: switches only in virtual time, never preempts.
+
+Put in place of the module where real threads would wait for each other (see `installed`).
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import structlog
+
+from tests.sim.world import Strand, World
+
+
+class Lock:
+    """Handed over in the order of asking. May be held across a switch."""
+
+    def __init__(self) -> None:
+        self._holder: Strand | None = None
+        self._queue: list[Strand] = []
+
+    def __enter__(self) -> "Lock":
+        world = World.current
+        me = world.strand
+        assert me is not None
+        while self._holder is not None:
+            self._queue.append(me)
+            world.park(None)
+        self._holder = me
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._holder = None
+        if self._queue:
+            World.current.wake(self._queue.pop(0))
+
+
+class Condition:
+    """Nothing switches between `with` and `wait`, so there is no lock in it."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Strand] = []
+
+    def __enter__(self) -> "Condition":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self, timeout: float | None = None) -> None:
+        world = World.current
+        assert world.strand is not None
+        me = world.strand
+        self._waiting.append(me)
+        try:
+            world.park(timeout)
+        finally:
+            if me in self._waiting:  # else it would be woken out of a later wait
+                self._waiting.remove(me)
+
+    def notify_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for strand in waiting:
+            World.current.wake(strand)
+
+
+class Event:
+    def __init__(self) -> None:
+        self._is_set = False
+        self._changed = Condition()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        self._changed.notify_all()
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._is_set:
+            self._changed.wait(timeout)
+        return self._is_set
+
+
+class Thread:
+    def __init__(self, *, target: Callable[..., object], args: tuple[Any, ...] = (), **_: object) -> None:
+        self._run = lambda: target(*args)
+        self._strand: Strand | None = None
+
+    def start(self) -> None:
+        world = World.current
+        assert world.strand is not None
+        self._strand = world.spawn(world.strand.process, self._run)
+
+    def join(self) -> None:
+        assert self._strand is not None
+        World.current.join(self._strand)
+
+
+GREEN = SimpleNamespace(Lock=Lock, Condition=Condition, Event=Event, Thread=Thread)
+
+# Polls of a runner that has nothing to do, in virtual seconds: seldom enough that idle runners cost little.
+WAITS = {
+    "batchfile.runner.runner.IDLE_WAIT_S": 1.0,
+    "batchfile.runner.runner.KEEPER_WAIT_S": 1.0,
+    "batchfile.runner.runner.FINISHER_WAIT_S": 2.0,
+    "batchfile.runner.claims.BELL_S": 3.0,
+    "batchfile.runner.claims.QUEUE_IDLE_S": 30.0,
+}
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """The library's threads are strands, its log goes to the trace, its polls are few."""
+    from batchfile.runner import feeder
+    from batchfile.runner.work import ShardWork
+
+    def shard_work(**fields: Any) -> ShardWork:
+        return ShardWork(lock=Lock(), **fields)  # type: ignore[arg-type]
+
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=_ToTrace, processors=[])
+    with ExitStack() as stack:
+        for module in ("batchfile.runner.runner", "batchfile.runner.keeper", "batchfile.ledger.status"):
+            stack.enter_context(patch(f"{module}.threading", GREEN))
+        for name, value in WAITS.items():
+            stack.enter_context(patch(name, value))
+        stack.enter_context(patch.object(feeder, "ShardWork", shard_work))
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
+
+
+class _ToTrace(structlog.BoundLoggerBase):
+    """Says in the trace what the library logs; costs next to nothing where there is none."""
+
+    def info(self, event: str, **values: object) -> None:
+        world = World.current
+        if world.trace is not None and world.strand is not None:
+            said = " ".join(f"{key}={value}" for key, value in values.items())
+            world.say(world.strand.process.name, f"  log {event} {said}")
+
+    debug = warning = error = info
+
+    def exception(self, event: str, **values: object) -> None:
+        """What the library itself did not expect."""
+        self.info(event, **values)
+        error = sys.exc_info()[1]
+        World.current.broken = World.current.broken or error
+
+

@@ -1,0 +1,167 @@
+"""One schedule from one seed: draw a world, let things go wrong, then calm, and every promise is checked."""
+
+import gc
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from random import Random
+from unittest.mock import patch
+
+from batchfile.ledger import planner
+from batchfile.ledger.base import Limits
+from batchfile.ledger.steward import RELOOK_S
+from batchfile.settings import Pool, Settings
+from tests.sim import bodies
+from tests.sim.actors import Shape, Stage, seeded_secrets
+from tests.sim.clients import Client, Wishes
+from tests.sim.faults import Drawn, Fault, Given
+from tests.sim.invariants import Model
+from tests.sim.world import START, World
+
+TTL_S = 30.0
+CHECKPOINT_S = 5.0
+GHOST_S_MAX = 3 * TTL_S
+CALM_S_MAX = 3000.0  # in which everything must have ended; a line that kills its process takes the longest
+
+POOLS = ("one", "two")
+SETTINGS = Settings.model_construct(
+    pools={name: Pool(model=f"model-{name}", engine="echo") for name in POOLS},
+    stages={"work": "one"},
+    api=Settings.model_fields["api"].default,
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    seed: int | str
+    error: BaseException | None
+    struck: list[Fault]
+    num_calls: int
+    num_batches: int
+    num_deaths: int
+    virtual_s: float
+    trace: list[str] = field(default_factory=list)
+
+
+def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: bool = False) -> Outcome:
+    """`given`: exactly these faults, in the world of this seed; None: those that the seed draws."""
+    rng = Random(f"{seed}/scene")
+    world = World(seed, is_traced=is_traced)
+    troubled_s = rng.choice((40.0, 90.0, 200.0))
+    faults = Drawn(seed, ttl_s=TTL_S, ends_at=START + troubled_s) if given is None else Given(given)
+    model = Model(world)
+    error: BaseException | None = None
+    gc.disable()  # a collection would end dead strands at any moment
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(seeded_secrets(seed))
+            stack.enter_context(patch.object(planner, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
+            stage = Stage(world, _shape(rng), SETTINGS, faults, model)
+            model.store = stage.store
+            clients = [_client(rng, stage, number) for number in range(rng.choice((1, 1, 2, 3)))]
+            try:
+                _play(world, stage, clients, troubled_s, faults)
+            except Exception as raised:
+                error = raised
+            world.close()
+    finally:
+        gc.enable()
+    return Outcome(
+        seed=seed,
+        error=error,
+        struck=faults.struck,
+        num_calls=world.num_calls,
+        num_batches=len(model.batches),
+        num_deaths=sum(process.is_dead for process in world.processes),
+        virtual_s=world.now - START,
+        trace=world.trace or [],
+    )
+
+
+def _play(world: World, stage: Stage, clients: list[Client], troubled_s: float, faults: Drawn | Given) -> None:
+    model = stage.model
+
+    def is_over() -> bool:
+        return all(client.is_done for client in clients) and model.is_settled()
+
+    if not world.run(is_over, for_s=troubled_s):
+        model.calm_since = world.now + GHOST_S_MAX
+        if not world.run(is_over, for_s=CALM_S_MAX):
+            model.check_rest(is_quiet=False)
+            waiting = [client.sent.key for client in clients if not client.is_done]
+            model.fail(6, f"the clients of {waiting} wait for ever")
+    is_quiet = not faults.struck and not any(client.wishes.hangs_up for client in clients)
+    model.check_rest(is_quiet=is_quiet)
+    gone = [batch_id for batch_id, known in model.batches.items() if known.record.state == "deleted"]
+    if gone:
+        _sleep_over_it(world, stage, gone)
+
+
+def _sleep_over_it(world: World, stage: Stage, gone: list[str]) -> None:
+    """Long after a delete nothing of the batch is left."""
+    stage.is_night = True
+    for process in stage.runners.values():
+        process.kill()
+    world.run(lambda: False, for_s=RELOOK_S + stage.shape.limits.tombstone_s + 100.0)
+    for batch_id in gone:
+        left = [entry.key for entry in stage.store.list(f"batches/{batch_id}/")]
+        if left:
+            stage.model.fail(3, f"{batch_id} was deleted long ago, and {left} are left")
+    stage.model.check_rest(is_quiet=False)
+
+
+def _shape(rng: Random) -> Shape:
+    limits = Limits(
+        lease_ttl_s=TTL_S,
+        checkpoint_s=CHECKPOINT_S,
+        grace_s=10.0,
+        completion_window_s=rng.choice((24 * 3600.0,) * 9 + (60.0,)),
+        retention_s=24 * 3600.0,
+        abandoned_s=rng.choice((45.0, 3600.0)),
+        download_grace_s=60.0,
+        tombstone_s=600.0,
+    )
+    return Shape(
+        limits=limits,
+        pools=POOLS,
+        runners_per_pool=rng.choice((1, 2, 2, 3)),
+        num_slots=rng.choice((1, 2, 4)),
+        token_s=rng.choice((0.5, 2.0, 6.0)),
+        knows_the_dead=rng.random() < 0.3,
+    )
+
+
+def _client(rng: Random, stage: Stage, number: int) -> Client:
+    key, is_file = f"k{number}", rng.random() < 0.2
+    odd = rng.choice((0.0, 0.0, 0.0, 0.0, 0.1))
+    sent = bodies.draw(rng, key, POOLS[: rng.choice((1, 2, 2))], num_lines=rng.randrange(2, 9), is_file=is_file, odd=odd)
+    may_refuse = not is_file and rng.random() < 0.2
+    wishes = Wishes(
+        begins_after_s=rng.random() * rng.choice((1.0, 30.0)),
+        refusable=bodies.refusable(key, POOLS) if may_refuse else None,
+        is_file=is_file,
+        lines_per_range=rng.choice((1, 2, 3)),
+        has_twin=rng.random() < 0.2,
+        hangs_up=rng.choice((0.0, 0.0, 0.3)),
+        cancels_after_s=rng.random() * 40.0 if rng.random() < 0.3 else None,
+        repeats=rng.random() < 0.3,
+        reads_live=rng.random() < 0.2,
+        deletes=rng.random() < 0.1,
+    )
+    return Client(stage=stage, sent=sent, wishes=wishes)
+
+
+def shrink(outcome: Outcome) -> Outcome:
+    """The same failure with fewer faults: each is left out where what is left still breaks a promise."""
+    best = run(outcome.seed, given=outcome.struck)
+    if best.error is None:
+        return outcome
+    at = 0
+    while at < len(best.struck):
+        fewer = best.struck[:at] + best.struck[at + 1 :]
+        found = run(outcome.seed, given=fewer)
+        if found.error is not None:
+            best = found if len(found.struck) <= len(fewer) else best
+        else:
+            at += 1
+    return best
