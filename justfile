@@ -69,6 +69,10 @@ bench-engine *options:
 bench-tail *options:
     {{python}} tests/bench/tail.py {{options}}
 
+# another bench at full size: ingest, results, roundtrip or status of the service
+bench name *options:
+    {{python}} tests/bench/{{name}}.py {{options}}
+
 # remove what runs and tests leave behind (not the virtual environment, not the models)
 clean:
     rm -rf {{out}} .pytest_cache .mypy_cache .ruff_cache .hypothesis
