@@ -5,23 +5,24 @@ Memory holds a chunk or two, whatever the size. Knows no dialect: the caller ren
 
 import asyncio
 import re
+import threading
 import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from litestar import Request, Response
+from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
 from api.answers import JSON_LINES
 from api.errors import Refusal
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.live import Cursor, LiveLine, iter_live
+from batchfile.ledger.live import Cursor, iter_live
 from batchfile.records import FileRef
 
 GZIP_LEVEL = 1  # a chunk costs less than the network saves
-LINES_AT_ONCE = 500  # of a live answer
+LIVE_CHUNK_BYTES = 256 * 1024
 LOOK_AGAIN_S = 1.0
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
@@ -42,8 +43,9 @@ async def stream(request: Request[Any, Any, Any], chunks: Iterable[bytes], media
     if _wants_gzip(request):
         parts = _gzip(parts)
         headers["Content-Encoding"] = "gzip"
-    first = await asyncio.to_thread(next, parts, None)
-    return Stream(_rest(first, parts), media_type=media_type, headers=headers)
+    feed = _Feed(parts)
+    first = await feed.next()
+    return Stream(feed.rest(first), media_type=media_type, headers=headers, background=BackgroundTask(feed.close))
 
 
 async def serve_file(
@@ -65,28 +67,34 @@ async def serve_file(
     if request.scope["method"] == "HEAD" or part.start == part.end:
         return Response(b"", status_code=status, headers=headers, media_type=media_type)
     chunks: Iterator[bytes] = ledger.store.stream(file.key, part.start, part.end)
-    chunks = _gzip(chunks) if is_gzip else chunks
-    first = await asyncio.to_thread(next, chunks, None)
-    return Stream(_rest(first, chunks), status_code=status, headers=headers, media_type=media_type)
+    feed = _Feed(_gzip(chunks) if is_gzip else chunks)
+    rest = feed.rest(await feed.next())
+    done = BackgroundTask(feed.close)
+    return Stream(rest, status_code=status, headers=headers, media_type=media_type, background=done)
 
 
-def follow(ledger: Ledger, batch_id: str) -> Stream:
+async def follow(ledger: Ledger, batch_id: str) -> Stream:
     """Results as they are committed, until the batch has ended: each once, in no order."""
-    return Stream(_landing(ledger, batch_id), media_type=JSON_LINES)
+    feed = _Feed(_landing(ledger, batch_id))
+    return Stream(feed.rest(await feed.next()), media_type=JSON_LINES, background=BackgroundTask(feed.close))
 
 
-async def _landing(ledger: Ledger, batch_id: str) -> AsyncIterator[bytes]:
+def _landing(ledger: Ledger, batch_id: str) -> Iterator[bytes]:
+    """An empty chunk where there is nothing more at this moment."""
     cursor = Cursor()
     while not cursor.is_over:
-        lines = iter_live(ledger, batch_id, cursor)
-        while some := await asyncio.to_thread(_some, lines):
-            yield some
+        lines: list[bytes] = []
+        size = 0
+        for line in iter_live(ledger, batch_id, cursor):
+            lines += (line.result, b"\n")
+            size += len(line.result)
+            if size >= LIVE_CHUNK_BYTES:
+                yield b"".join(lines)
+                lines, size = [], 0
+        if lines:
+            yield b"".join(lines)
         if not cursor.is_over:
-            await asyncio.sleep(LOOK_AGAIN_S)
-
-
-def _some(lines: Iterator[LiveLine]) -> bytes:
-    return b"".join([line.result + b"\n" for line in islice(lines, LINES_AT_ONCE)])
+            yield b""
 
 
 def asked_range(header: str | None, size: int) -> Span | None:
@@ -126,8 +134,33 @@ def _gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield packer.flush()
 
 
-async def _rest(first: bytes | None, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    chunk = first
-    while chunk is not None:
-        yield chunk
-        chunk = await asyncio.to_thread(next, chunks, None)
+class _Feed:
+    """Chunks that threads fetch, one at a time. Closed, it lets go of the store at once, whoever still holds it."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._lock = threading.Lock()  # a thread may still fetch what nobody waits for any more
+
+    async def next(self) -> bytes | None:
+        return await asyncio.to_thread(self._next)
+
+    async def rest(self, first: bytes | None) -> AsyncIterator[bytes]:
+        chunk = first
+        while chunk is not None:
+            if chunk:
+                yield chunk
+            else:
+                await asyncio.sleep(LOOK_AGAIN_S)
+            chunk = await self.next()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _next(self) -> bytes | None:
+        with self._lock:
+            return next(self._chunks, None)
+
+    def _close(self) -> None:
+        with self._lock:
+            if isinstance(self._chunks, Generator):
+                self._chunks.close()

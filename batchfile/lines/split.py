@@ -18,6 +18,7 @@ from batchfile.lines.frame import BOM
 from batchfile.words import LINE_BYTES_MAX
 
 WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an element of it
+BESIDE_BYTES_MAX = 64 * 1024  # of a document without its requests: its names are built as strings
 _COUNT_BYTES = 1024 * 1024
 _EXAMPLE = '{"stage": "email", "requests": [...]}'
 
@@ -36,6 +37,13 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True):
     requests: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Outline(msgspec.Struct):
+    """Reading it builds nothing, whatever the document is."""
+
+    requests: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_outline = msgspec.json.Decoder(_Outline)
 _wire = msgspec.json.Decoder(_Wire)
 _element = msgspec.json.Decoder(msgspec.Raw)
 _elements = msgspec.json.Decoder(list[msgspec.Raw])
@@ -54,6 +62,11 @@ def read_document(body: memoryview) -> Document:
     """Raises: InvalidFile naming the place, in bytes from 0 and as line and column from 1."""
     start = len(BOM) if body[: len(BOM)] == BOM else 0
     try:
+        outline = _outline.decode(body[start:])
+        found = outline.requests
+        beside = len(body) - (0 if isinstance(found, msgspec.UnsetType) else len(memoryview(found)))
+        if beside > BESIDE_BYTES_MAX:
+            raise InvalidFile(f"the body has {beside:,} bytes beside its requests; a batch is {_EXAMPLE}, no more keys")
         wire = _wire.decode(body[start:])
     except msgspec.ValidationError as error:
         raise InvalidFile(_misfit(str(error))) from None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import httpx
 import pytest
@@ -120,6 +121,68 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     one = Api(folder, str(folder / "store"))
     yield one
     one.stop()
+
+
+class Memory:
+    """How much the process grew at most, in bytes of its own: files that are mapped do not count."""
+
+    def __init__(self, process_id: int) -> None:
+        self._status = Path(f"/proc/{process_id}/status")
+        self._before = self._most = self.anonymous_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    @property
+    def grown_bytes(self) -> int:
+        return self._most - self._before
+
+    def anonymous_bytes(self) -> int:
+        (kib,) = [row.split()[1] for row in self._status.read_text().splitlines() if row.startswith("RssAnon")]
+        return int(kib) * 1024
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.01):
+            self._most = max(self._most, self.anonymous_bytes())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.fixture(scope="session")
+def watch() -> Callable[[Api], Memory]:
+    return lambda api: Memory(api.process.pid)
+
+
+class RawAnswer(NamedTuple):
+    """What came back until the connection was closed; status 0: nothing."""
+
+    status: int
+    head: bytes
+    body: bytes
+
+
+def send_raw(api: Api, data: bytes, *more: bytes) -> RawAnswer:
+    """Says exactly this on a connection of its own, and listens until it is closed."""
+    found = b""
+    with socket.create_connection(("127.0.0.1", api.port), timeout=30) as connection:
+        with suppress(ConnectionError):
+            for piece in (data, *more):
+                connection.sendall(piece)
+        with suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                found += piece
+    head, _, body = found.partition(b"\r\n\r\n")
+    return RawAnswer(int(head.split()[1]) if head else 0, head, body)
+
+
+@pytest.fixture(scope="session")
+def raw() -> Callable[..., RawAnswer]:
+    return send_raw
 
 
 def request(custom_id: str, text: str = "Write one subject line.", **more: Any) -> dict[str, Any]:
