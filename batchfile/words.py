@@ -98,8 +98,11 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class Choice(Struct, frozen=True):
+    """`stop_sequence`: the one that ended it, where the engine tells."""
+
     text: str
     stop_reason: StopReason
+    stop_sequence: str | None = None
 
 
 class Completion(Struct, frozen=True, kw_only=True):

@@ -190,6 +190,7 @@ class EchoEngine:
         text = next((turn.content for turn in reversed(messages) if turn.role == "user"), messages[-1].content)
         num_tokens = text.count(" ") + 1
         reason: StopReason = "end_turn"
+        matched: str | None = None
         if num_tokens > sampling.max_tokens:
             num_tokens, reason = sampling.max_tokens, "max_tokens"
             text = " ".join(text.split(" ", num_tokens)[:num_tokens])
@@ -197,12 +198,12 @@ class EchoEngine:
             num_tokens = self._tokens(request)
         for stop in sampling.stop:
             if stop in text:
-                text, reason = text[: text.index(stop)], "stop_sequence"
+                text, reason, matched = text[: text.index(stop)], "stop_sequence", stop
         usage = Usage(
             input_tokens=sum(turn.content.count(" ") + 1 for turn in messages),
             output_tokens=num_tokens * sampling.num_choices,
         )
-        return num_tokens, Completion(choices=(Choice(text, reason),) * sampling.num_choices, usage=usage)
+        return num_tokens, Completion(choices=(Choice(text, reason, matched),) * sampling.num_choices, usage=usage)
 
 
 def _open_to_append(path: str | None) -> int | None:

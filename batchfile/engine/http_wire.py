@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from batchfile.errors import SettingsError
-from batchfile.words import Choice, Completion, Failure, Outcome, Request, StopReason, Usage
+from batchfile.words import Choice, Completion, Failure, Outcome, Request, Usage
 
 # The pool is down, not failing: pause, spend no attempt.
 DOWN_STATUSES = frozenset({429, 502, 503, 504})
@@ -118,7 +118,7 @@ def _completion(body: dict[str, Any]) -> Completion:
     usage = body.get("usage") or {}
     details = usage.get("prompt_tokens_details") or {}
     return Completion(
-        choices=tuple(Choice(choice["message"].get("content") or "", _stop_reason(choice)) for choice in choices),
+        choices=tuple(_choice(choice) for choice in choices),
         usage=Usage(
             input_tokens=int(usage.get("prompt_tokens") or 0),
             output_tokens=int(usage.get("completion_tokens") or 0),
@@ -127,10 +127,11 @@ def _completion(body: dict[str, Any]) -> Completion:
     )
 
 
-def _stop_reason(choice: dict[str, Any]) -> StopReason:
+def _choice(choice: dict[str, Any]) -> Choice:
+    text, matched = choice["message"].get("content") or "", choice.get("stop_reason")
     if choice.get("finish_reason") == "length":
-        return "max_tokens"
-    return "stop_sequence" if isinstance(choice.get("stop_reason"), str) else "end_turn"
+        return Choice(text, "max_tokens")
+    return Choice(text, "stop_sequence", matched) if isinstance(matched, str) else Choice(text, "end_turn")
 
 
 def _message(data: bytes) -> str:

@@ -21,7 +21,7 @@ from batchfile.engine.guard import ProcessGuard
 from batchfile.engine.one_decode import OneDecode
 from batchfile.engine.vllm_processes import CLOSE_S, built_apart, close_sockets, descendants, processes
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.words import Choice, Completion, Failure, Outcome, Request, Sampling, StopReason, Usage
+from batchfile.words import Choice, Completion, Failure, Outcome, Request, Sampling, Usage
 
 # Set before vllm is imported, unless the user has set them. vLLM and its processes say only what went wrong,
 # and never on stdout, which may carry results. Nothing is reported home. 2 GiB of KV cache are plenty for a
@@ -194,10 +194,7 @@ class VllmEngine:
         if any(choice.finish_reason in ("error", "abort", None) for choice in output.outputs):
             return Failure(type="model_error", message="vLLM gave this request up. Run it again.")
         choices = tuple(
-            Choice(
-                choice.text if prepared.params.detokenize else self._text(choice, prepared.token_ids),
-                _stop_reason(choice),
-            )
+            _choice(choice, choice.text if prepared.params.detokenize else self._text(choice, prepared.token_ids))
             for choice in output.outputs
         )
         usage = Usage(
@@ -324,10 +321,11 @@ def _refusals() -> tuple[type[Exception], ...]:
     return (ValueError, TypeError, named)
 
 
-def _stop_reason(choice: Any) -> StopReason:
+def _choice(choice: Any, text: str) -> Choice:
     if choice.finish_reason == "length":
-        return "max_tokens"
-    return "stop_sequence" if isinstance(choice.stop_reason, str) else "end_turn"
+        return Choice(text, "max_tokens")
+    matched = choice.stop_reason
+    return Choice(text, "stop_sequence", matched) if isinstance(matched, str) else Choice(text, "end_turn")
 
 
 def _display_name(model: str) -> str:

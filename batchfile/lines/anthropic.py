@@ -27,7 +27,7 @@ ERROR_TYPES = frozenset(
 
 
 class _Block(msgspec.Struct, gc=False):
-    text: str
+    text: msgspec.Raw
     citations: None = None
     type: str = "text"
 
@@ -48,7 +48,7 @@ class _NativeError(msgspec.Struct, gc=False):
 
 
 class _Line(msgspec.Struct, gc=False):
-    """A native line; the custom_id is only carried and stays raw."""
+    """A native line. What is only carried, the text above all, stays raw."""
 
     custom_id: msgspec.Raw
     status: str

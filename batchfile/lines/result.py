@@ -41,7 +41,10 @@ class NativeChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeResult:
-    """A result line, read. `choices` only where a request asked for several; `message` is then the first."""
+    """A result line, read. `choices` only where a request asked for several; `message` is then the first.
+
+    `stop_sequence` only where one ended the (first) answer and is known.
+    """
 
     custom_id: str | None
     status: str
@@ -51,6 +54,7 @@ class NativeResult:
     usage: NativeUsage | None
     error: NativeError | None
     choices: list[NativeChoice] | None = None
+    stop_sequence: str | None = None
 
 
 _decoder = msgspec.json.Decoder(NativeResult)
@@ -101,6 +105,8 @@ def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[s
         },
         "error": None,
     }
+    if first.stop_sequence is not None:
+        line["stop_sequence"] = first.stop_sequence
     if len(outcome.choices) > 1:
         line["choices"] = [
             {"message": _message(choice.text), "stop_reason": choice.stop_reason} for choice in outcome.choices
