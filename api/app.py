@@ -107,7 +107,7 @@ def _speech(request: Request) -> Speech:  # type: ignore[type-arg]  # Litestar r
     return speech
 
 
-def _name_methods(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
+async def _name_methods(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
     """Answers OPTIONS: Litestar's own answer forgets the methods of a path's second handler."""
     if request.method != HttpMethod.OPTIONS:
         return None

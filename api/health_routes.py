@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from litestar import MediaType, Request, Response, get
 from litestar.di import NamedDependency
@@ -20,6 +22,10 @@ from batchfile.lines.stage import timestamp
 
 PROBE_KEY = "bell/_ready"  # whether it is there does not matter, only that the store answers
 PROBE_WAIT_S = 5.0
+# Of their own: threads that are all busy with uploads must not make the service look dead.
+_THREADS = ThreadPoolExecutor(4, thread_name_prefix="probe")
+
+T = TypeVar("T")
 
 
 @get("/healthz", responses=problems((), 405, 500), tags=["health"], summary="Is it well?")
@@ -49,7 +55,7 @@ def version() -> shapes.Version:
 @get("/metrics", include_in_schema=False)
 async def metrics(metrics: NamedDependency[Metrics]) -> Response[bytes]:
     """Prometheus text."""
-    return Response(await asyncio.to_thread(metrics.render), headers={"Content-Type": CONTENT_TYPE})
+    return Response(await _in_thread(metrics.render), headers={"Content-Type": CONTENT_TYPE})
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
@@ -63,10 +69,14 @@ def openapi(request: Request[Any, Any, Any]) -> dict[str, Any]:
     return request.app.openapi_schema.to_schema()
 
 
+async def _in_thread(call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, call)
+
+
 async def _does_store_answer(service: Service) -> bool:
     try:
         async with asyncio.timeout(PROBE_WAIT_S):
-            await asyncio.to_thread(service.ledger.store.head, PROBE_KEY)
+            await _in_thread(lambda: service.ledger.store.head(PROBE_KEY))
     except (StoreError, TimeoutError):
         return False
     return True
@@ -74,6 +84,6 @@ async def _does_store_answer(service: Service) -> bool:
 
 async def _pools(fleet: Fleet) -> dict[str, shapes.PoolHealth]:
     try:
-        return await asyncio.to_thread(fleet.health)
+        return await _in_thread(fleet.health)
     except StoreError:
         return {}

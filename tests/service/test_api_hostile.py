@@ -1,9 +1,11 @@
 """Hostile bodies, ids and tenants: every one is refused with a detail, in bounded memory, and the service goes on."""
 
+import asyncio
 import gzip
 import hashlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from backports import zstd
+
+from api.app import create_app
+from batchfile.ledger.base import Ledger
+from batchfile.settings import Settings
+from batchfile.store.memory import MemoryStore
 
 LINES = "application/x-ndjson"
 JSON = "application/json"
@@ -158,6 +165,44 @@ def test_nul_and_repeated_keys_come_back_as_one_reading(api: Any) -> None:
     api.work(batch_id)
     found = api.http.get(f"{STAGE}/{batch_id}/results").json()["results"]
     assert [(line["custom_id"], line["status"]) for line in found] == [("a\0b", "succeeded"), ("last", "succeeded")]
+
+
+def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
+    return opening * depth + "1" + closing * depth
+
+
+def asked(content: str, more: str = "") -> str:
+    return f'"params": {{"messages": [{{"role": "user", "content": {content}}}]{more}}}'
+
+
+ODD = {
+    "deep metadata": asked('"x"') + ', "metadata": {"a": ' + nested(900) + "}",
+    "deep params": '"params": {"messages": ' + nested(900) + "}",
+    "deep objects": asked(nested(400, '{"a":', "}")),
+    "huge number": asked('"x"', ', "max_tokens": ' + "9" * 4000),
+    "huge float": asked('"x"', ', "temperature": 1e308'),
+    "negative": asked('"x"', ', "max_tokens": -9223372036854775808'),
+    "many messages": '"params": {"messages": [' + ",".join(['{"role":"user","content":"x"}'] * 20_000) + "]}",
+    "long content": asked('"' + "x" * 10 * MIB + '"'),
+    "no characters": asked(r'"\uffff\u0000\u202e"'),
+    "many keys": '"params": {' + ",".join(f'"k{number}": 1' for number in range(50_000)) + "}",
+    "x" * (4 * MIB): asked('"x"'),
+}
+
+
+def test_odd_requests_end_with_a_result_each(api: Any) -> None:
+    """What the service has taken neither stops a runner nor the requests beside it."""
+    requests = ",".join(f'{{"custom_id": "{name}", {rest}}}' for name, rest in ODD.items())
+    body = f'{{"stage": "email", "requests": [{requests}]}}'
+    answer = api.http.post(STAGE, content=body, headers={"content-type": JSON})
+    assert answer.status_code == 200, answer.text
+    batch_id = answer.json()["id"]
+    api.work(batch_id)
+    found = api.http.get(f"{STAGE}/{batch_id}/results").json()["results"]
+    statuses = {line["custom_id"]: line["status"] for line in found}
+    assert list(statuses) == list(ODD)
+    assert statuses["x" * (4 * MIB)] == statuses["no characters"] == "succeeded"
+    assert statuses["deep params"] == statuses["huge number"] == statuses["negative"] == "errored"
 
 
 @pytest.mark.parametrize(
@@ -313,6 +358,40 @@ def test_a_busy_key_is_refused_and_probes_are_not(start_api: Any) -> None:
         assert int(answer.headers["retry-after"]) > 0
         for path in ("/healthz", "/ready", "/metrics", "/version"):
             assert api.http.get(path).status_code == 200
+
+
+class StuckStore(MemoryStore):
+    """Reads of batches wait until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def get(self, key: str) -> Any:
+        if "batch_" in key:
+            self.let_go.wait(30)
+        return super().get(key)
+
+
+def test_probes_answer_while_every_thread_is_busy() -> None:
+    store = StuckStore()
+    app = create_app(Ledger(store=store), Settings(), is_steward=False)
+
+    async def ask() -> tuple[list[int], set[int]]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:
+            waiting = [asyncio.create_task(http.get(f"{NATIVE}/batch_00000000000{number}")) for number in range(8)]
+            await asyncio.sleep(0)
+            try:
+                probed = [(await http.get(path)).status_code for path in ("/ready", "/healthz", "/metrics", "/version")]
+                is_busy = not any(task.done() for task in waiting)
+            finally:
+                store.let_go.set()
+            found = {answer.status_code for answer in await asyncio.gather(*waiting)}
+        assert is_busy
+        return probed, found
+
+    assert asyncio.run(ask()) == ([200] * 4, {404})
 
 
 def test_head_and_options_of_every_path_are_answered_without_a_body(api: Any, make_request: Any, raw: Any) -> None:
