@@ -6,6 +6,9 @@ index/{tenant}/        a marker for each batch, newest first
 bell/{pool}            changes when something happened: a hint
 idempotency/           what a key, a body or a local output stands for
 runners/{pool}/        who works now: a hint, rewritten every few seconds
+files/{tenant}/        stored files, newest first: a document and the bytes of each
+uploads/{tenant}/      files that come in parts
+expiring/{time}/       what is to be removed then: the rest of the key is a prefix
 """
 
 import hashlib
@@ -15,9 +18,13 @@ from batchfile.errors import InvalidRequest
 
 REJECTED_POOL = "_rejected"  # the pseudo-pool whose shards hold what the planner rejected
 ASSEMBLY_POOL = "_assembly"  # the pseudo-pool of the one record that says who assembles
+PLANNING_POOL = "_planning"  # and of the one that says who plans
 
 _POOL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_FILE_ID = re.compile(r"file-[0-9a-f]{32}")
+_UPLOAD_ID = re.compile(r"upload_[0-9a-f]{32}")
+_PART_ID = re.compile(r"part_[0-9a-f]{32}")
 _TIME_MS_DIGITS = 13
 _NEWEST_FIRST = 10**_TIME_MS_DIGITS - 1
 
@@ -68,6 +75,15 @@ def part_key(batch_id: str, pool: str, n: int, lease: str, k: int) -> str:
 
 def assembly_key(batch_id: str) -> str:
     return f"{batch_prefix(batch_id)}assembly.json"
+
+
+def planning_key(batch_id: str) -> str:
+    return f"{batch_prefix(batch_id)}planning.json"
+
+
+def webhook_key(batch_id: str) -> str:
+    """With the batch, so that it goes with it."""
+    return f"{batch_prefix(batch_id)}webhook.json"
 
 
 def results_key(batch_id: str, nonce: str) -> str:
@@ -137,6 +153,75 @@ def presence_prefix(pool: str | None = None) -> str:
 
 def presence_key(pool: str, runner_id: str) -> str:
     return f"{presence_prefix(pool)}{runner_id}.json"
+
+
+def new_file_id(created_at: float, random: str) -> str:
+    """`random`: 32 hex digits. Ids sort newest first."""
+    return f"file-{_NEWEST_FIRST - _millis(created_at):011x}{random[:21]}"
+
+
+def is_file_id(name: str) -> bool:
+    return _FILE_ID.fullmatch(name) is not None
+
+
+def is_upload_id(name: str) -> bool:
+    return _UPLOAD_ID.fullmatch(name) is not None
+
+
+def is_part_id(name: str) -> bool:
+    return _PART_ID.fullmatch(name) is not None
+
+
+def files_prefix(tenant: str) -> str:
+    return f"files/{tenant}/"
+
+
+def file_prefix(tenant: str, file_id: str) -> str:
+    """Of the document and the bytes of one file; ids have one length, so that none begins with another."""
+    return f"{files_prefix(tenant)}{file_id}"
+
+
+def file_key(tenant: str, file_id: str) -> str:
+    return f"{file_prefix(tenant, file_id)}.json"
+
+
+def file_data_key(tenant: str, file_id: str, nonce: str) -> str:
+    return f"{file_prefix(tenant, file_id)}.data-{nonce}"
+
+
+def file_id_of(key: str) -> str | None:
+    """The id whose document `key` is, if it is one."""
+    name, _, kind = key.rsplit("/", 1)[1].partition(".")
+    return name if kind == "json" else None
+
+
+def upload_prefix(tenant: str, upload_id: str) -> str:
+    return f"uploads/{tenant}/{upload_id}"
+
+
+def upload_key(tenant: str, upload_id: str) -> str:
+    return f"{upload_prefix(tenant, upload_id)}/upload.json"
+
+
+def upload_part_key(tenant: str, upload_id: str, part_id: str) -> str:
+    return f"{upload_prefix(tenant, upload_id)}/{part_id}"
+
+
+EXPIRING_PREFIX = "expiring/"
+
+
+def expiring_key(at: float, prefix: str) -> str:
+    """Lists by time, the earliest first."""
+    return f"{EXPIRING_PREFIX}{_millis(at):0{_TIME_MS_DIGITS}d}/{prefix}"
+
+
+def expiring_at(key: str) -> float:
+    """Epoch seconds."""
+    return int(key.split("/", 2)[1]) / 1000
+
+
+def expiring_prefix(key: str) -> str:
+    return key.split("/", 2)[2]
 
 
 def _millis(seconds: float) -> int:

@@ -18,6 +18,8 @@ VERSION = 1
 BatchState = Literal["planning", "open", "ending", "ended", "deleted"]
 EndReason = Literal["completed", "canceled", "expired", "failed", "input_changed"]
 ShardState = Literal["leased", "open", "done", "closed"]
+UploadState = Literal["pending", "completed", "cancelled"]
+WebhookState = Literal["pending", "delivered", "given_up"]
 RunnerState = Literal["loading", "running", "idle", "draining", "down"]
 
 
@@ -43,8 +45,35 @@ class FileRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LineError:
+    """Why a stored file makes no batch: `line` of the file, from 1 (None: the whole file), `param` the place in it."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInput:
+    """What a batch keeps that was made of a stored file: the file, and what every line of it must ask for.
+
+    `output_kept_s`: for how long its results are kept, counted from their end; None: for the retention.
+    """
+
+    file_id: str
+    endpoint: str
+    requests_max: int
+    output_kept_s: float | None = None
+    errors: tuple[LineError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """`batch.json`. Many writers: `write_id` tells whose write a read-back shows. Times: epoch seconds."""
+    """`batch.json`. Many writers: `write_id` tells whose write a read-back shows. Times: epoch seconds.
+
+    While `state` is planning, `plan_key` is empty and `total` 0; so they stay where it ends before it has a plan.
+    """
 
     batch_id: str
     created_at: float
@@ -61,6 +90,8 @@ class BatchRecord:
     stage: str | None = None
     priority: int = 5
     metadata: dict[str, str] = field(default_factory=dict)
+    file: FileInput | None = None
+    planned_at: float | None = None
     ending_at: float | None = None
     ended_at: float | None = None
     deleted_at: float | None = None
@@ -189,13 +220,73 @@ class PresenceRecord:
     version: int = VERSION
 
 
-Record = TypeVar("Record", BatchRecord, Plan, ShardRecord, IdempotencyRecord, PresenceRecord)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """A file that a tenant stored; its bytes are the object `key`. Never rewritten. Times: epoch seconds."""
+
+    file_id: str
+    tenant: str
+    filename: str
+    purpose: str
+    key: str
+    size: int
+    sha256: str
+    created_at: float
+    expires_at: float
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadRecord:
+    """A file that comes in parts. `size` in bytes of the whole, as announced; `file_kept_s` of what it becomes."""
+
+    upload_id: str
+    tenant: str
+    filename: str
+    mime_type: str
+    purpose: str
+    size: int
+    created_at: float
+    expires_at: float
+    file_kept_s: float
+    state: UploadState = "pending"
+    part_ids: tuple[str, ...] = ()
+    file: FileRecord | None = None
+    write_id: str = ""
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookRecord:
+    """How far the telling of a batch's end is. `num_attempts` were begun; the next is due at `next_at`."""
+
+    num_attempts: int
+    next_at: float
+    state: WebhookState = "pending"
+    write_id: str = ""
+    version: int = VERSION
+
+
+AnyRecord = (
+    BatchRecord | Plan | ShardRecord | IdempotencyRecord | PresenceRecord | FileRecord | UploadRecord | WebhookRecord
+)
+Record = TypeVar(
+    "Record",
+    BatchRecord,
+    Plan,
+    ShardRecord,
+    IdempotencyRecord,
+    PresenceRecord,
+    FileRecord,
+    UploadRecord,
+    WebhookRecord,
+)
 
 _encoder = msgspec.json.Encoder()
 _decoders: dict[type, msgspec.json.Decoder[object]] = {}
 
 
-def encode(record: BatchRecord | Plan | ShardRecord | IdempotencyRecord | PresenceRecord) -> bytes:
+def encode(record: AnyRecord) -> bytes:
     return _encoder.encode(record)
 
 

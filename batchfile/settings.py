@@ -4,6 +4,7 @@ A table that the file has (pools, stages) replaces the default table; a variable
 there: `BATCHFILE_POOLS__MISTRAL__MODEL=...`. Knows no store and no engine.
 """
 
+import base64
 import json
 import os
 import re
@@ -45,6 +46,8 @@ PREFIX = "BATCHFILE_"
 NESTED = "__"
 OTHER_VARIABLES = {"BATCHFILE_API_KEY", "BATCHFILE_CACHE", CONFIG_VARIABLE}  # ours, and no settings
 FOREIGN_LEAVES = ("port", ".engine", ".base_url", ".api_key", ".max_num_seqs")  # what other variables may set
+
+SECRETS = (".api_key", ".secret")  # settings whose values no message repeats
 
 EngineKind = Literal["vllm", "http", "echo"]
 Positive = Annotated[float, Field(gt=0)]
@@ -124,6 +127,28 @@ class ApiKey(BaseModel):
         return tenant
 
 
+class Webhook(BaseModel):
+    """Where a tenant hears of the ends of its batches. `allow_private`: an address that the internet can not reach."""
+
+    model_config = _STRICT
+
+    url: str = Field(pattern=r"^https?://[^\s/?#@]+(/[^\s#]*)?$")
+    secret: SecretStr
+    allow_private: bool = False
+
+    @field_validator("secret")
+    @classmethod
+    def _is_standard(cls, secret: SecretStr) -> SecretStr:
+        prefix, _, text = secret.get_secret_value().partition("_")
+        try:
+            key = base64.b64decode(text, validate=True)
+        except ValueError:
+            key = b""
+        if prefix != "whsec" or not 16 <= len(key) <= 64:
+            raise ValueError("must be whsec_ and 16 to 64 bytes in base64")
+        return secret
+
+
 class Api(BaseModel):
     """The HTTP service's limits. `spool_dir` None: the system's directory for temporary files.
 
@@ -135,6 +160,8 @@ class Api(BaseModel):
 
     body_bytes_max: int = Field(default=256 * 1024 * 1024, ge=1024)  # after unpacking
     requests_max: int = Field(default=1_000_000, ge=1)  # of one batch
+    file_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1024)
+    upload_bytes_max: int = Field(default=8 * 1024 * 1024 * 1024, ge=1024)  # of a file that comes in parts
     in_flight_max: int = Field(default=64, ge=1)  # HTTP requests of one key at a time, in one process
     open_batches_max: int = Field(default=1_000, ge=1)  # of one tenant
     body_wait_s: Positive = 60.0  # a body of which nothing arrives for this long is given up
@@ -157,7 +184,7 @@ DEFAULT_STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mi
 class Settings(BaseSettings):
     """Everything that can be set. `store`: a directory or `s3://bucket/prefix`. `schemas`: stage -> a JSON file.
 
-    `host` None: loopback while there are no keys, every interface where there are.
+    `host` None: loopback while there are no keys, every interface where there are. `webhooks`: by tenant.
     """
 
     model_config = SettingsConfigDict(
@@ -179,6 +206,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = ()
     allow_anonymous: bool = False
     api: Api = Api()
+    webhooks: dict[str, Webhook] = Field(default_factory=dict)
     _schemas: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
 
     @field_validator("api_keys", mode="before")
@@ -352,13 +380,20 @@ def _problems(error: ValidationError) -> Iterator[str]:
         if item["type"] == "extra_forbidden":
             yield f"{name} (from {origin}) is not a setting{_nearest(item['loc'])}"
             continue
-        shown = f" = {item['input']!r}" if isinstance(item["input"], str | int | float | bool) else ""
+        is_shown = isinstance(item["input"], str | int | float | bool) and not name.endswith(SECRETS)
+        shown = f" = {item['input']!r}" if is_shown else ""
         message = item["msg"].removeprefix("Value error, ")
         yield f"{name}{shown} (from {origin}): {message[:1].lower()}{message[1:]}"
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:
-    owners: dict[str, type[BaseModel]] = {"pools": Pool, "run": LocalRun, "limits": Times, "api": Api}
+    owners: dict[str, type[BaseModel]] = {
+        "pools": Pool,
+        "run": LocalRun,
+        "limits": Times,
+        "api": Api,
+        "webhooks": Webhook,
+    }
     first = str(location[0])
     model = owners.get(first, Settings) if len(location) > 1 else Settings
     near = get_close_matches(str(location[-1]), model.model_fields, n=1)

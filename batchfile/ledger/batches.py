@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, StoreError, StoreUnavailable
-from batchfile.ledger import lease, shards
+from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, StoreError
+from batchfile.ledger import shards
 from batchfile.ledger.assemble import Assembled, assemble
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
+from batchfile.ledger.cas import Lost, load, swap, update_batch
 from batchfile.ledger.planner import Planned
+from batchfile.ledger.turn import Turn
 from batchfile.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord, decode
 from batchfile.words import Defaults, RoutingTable
 
@@ -75,8 +76,7 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
         seq=1,
         write_id=ledger.new_id(),
     )
-    for key in _markers(record, planned.plan):
-        ledger.store.put(key, b"")
+    mark(ledger, record, planned.plan)
     ledger.store.put(layout.index_key(draft.tenant, now, draft.batch_id), b"")
     written = swap(ledger, layout.batch_key(draft.batch_id), record, None)
     if isinstance(written, Lost):
@@ -93,6 +93,12 @@ def _standing(ours: BatchRecord, lost: Lost[BatchRecord]) -> BatchRecord:
     if found is None or (found.tenant, found.stage, found.created_at, found.input.sha256) != what:
         raise BatchDamaged(f"another batch {ours.batch_id} exists already, or did; send this one again")
     return found
+
+
+def mark(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
+    """Put it into the queues; runners pass over it until it is open."""
+    for key in _markers(batch, plan):
+        ledger.store.put(key, b"")
 
 
 def ring(ledger: Ledger, pools: Iterable[str]) -> None:
@@ -160,14 +166,14 @@ def finish(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
     batch = read_batch(ledger, batch_id)
     if batch is None or batch.state == "ended":
         return batch
-    if batch.state == "planning":
-        return None
+    if not batch.plan_key:
+        return _end_unplanned(ledger, batch_id)
     plan = read_plan(ledger, batch)
     if batch.state == "ending":
         close_all(ledger, batch, plan)
     elif not is_complete(ledger, batch, plan):
         return None
-    turn = _Turn.take(ledger, batch, runner)
+    turn = Turn.take(ledger, layout.assembly_key(batch_id), layout.ASSEMBLY_POOL, runner)
     if turn is None:
         return None
     try:
@@ -178,6 +184,20 @@ def finish(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
         turn.give_back()
         raise
     return _commit_end(ledger, batch, plan, made)
+
+
+def _end_unplanned(ledger: Ledger, batch_id: str) -> BatchRecord | None:
+    """It was ended before it had a plan: nothing of it ran, and it has no results. None while it is planning."""
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        return replace(record, state="ended", ended_at=now) if record.state == "ending" else None
+
+    ended = update_batch(ledger, layout.batch_key(batch_id), decide)
+    if ended is None or ended.record.state != "ended":
+        return None
+    log.info("batch.ended", batch_id=batch_id, reason=ended.record.reason, total=0)
+    return ended.record
 
 
 def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -> BatchRecord | None:
@@ -270,40 +290,3 @@ def _markers(batch: BatchRecord, plan: Plan) -> Iterator[str]:
     for pool in plan.pools:
         if pool != layout.REJECTED_POOL:
             yield layout.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)
-
-
-class _Turn:
-    """The assembly lease: who assembles now. `beat` renews it when a checkpoint is due."""
-
-    def __init__(self, ledger: Ledger, key: str, stored: Stored[ShardRecord]) -> None:
-        self._ledger = ledger
-        self._key = key
-        self._stored = stored
-        self._beaten_at = ledger.clock.monotonic()
-
-    @classmethod
-    def take(cls, ledger: Ledger, batch: BatchRecord, runner: str) -> "_Turn | None":
-        key = layout.assembly_key(batch.batch_id)
-        fresh = lease.fresh(layout.ASSEMBLY_POOL, 0, 1, lease=ledger.new_id(), runner=runner)
-        taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
-        return None if taken is None else cls(ledger, key, taken)
-
-    def beat(self) -> None:
-        """Raises: LeaseLost where someone else assembles now."""
-        now = self._ledger.clock.monotonic()
-        if now - self._beaten_at < self._ledger.limits.checkpoint_s:
-            return
-        record = self._stored.record
-        try:
-            written = swap(self._ledger, self._key, replace(record, seq=record.seq + 1), self._stored.etag)
-        except StoreUnavailable:
-            return  # the next beat tries again; a lapsed lease costs a second assembly, never a result
-        if isinstance(written, Lost):
-            raise LeaseLost("someone else assembles this batch now")
-        self._stored, self._beaten_at = written, now
-
-    def give_back(self) -> None:
-        """Let the next try begin at once. Best effort: otherwise it waits for the lease to lapse."""
-        record = self._stored.record
-        with suppress(StoreUnavailable):
-            swap(self._ledger, self._key, lease.released(record, seq=record.seq + 1), self._stored.etag)

@@ -10,7 +10,7 @@ from typing import Generic, Literal
 
 from batchfile.errors import BatchDamaged, PreconditionFailed, StoreUnavailable
 from batchfile.ledger.base import Ledger
-from batchfile.records import BatchRecord, IdempotencyRecord, Record, ShardRecord, decode, encode
+from batchfile.records import BatchRecord, Record, ShardRecord, decode, encode
 
 ATTEMPTS_MAX = 5
 PAUSE_S = 0.05  # doubled with each attempt, jittered
@@ -77,12 +77,12 @@ def judge(found: Record, ours: Record) -> Verdict:
     if isinstance(found, ShardRecord) and isinstance(ours, ShardRecord):
         if found.lease != ours.lease:
             return "lost"
+        if found.state == "done":
+            return "won"  # an earlier write whose answer was lost: it holds every line, and is never written again
         return "won" if found.seq == ours.seq else "again" if found.seq < ours.seq else "lost"
     if isinstance(found, BatchRecord) and isinstance(ours, BatchRecord):
         return "won" if found.write_id == ours.write_id else "lost"
-    if isinstance(found, IdempotencyRecord):
-        return "won" if found == ours else "lost"
-    return "lost"
+    return "won" if found == ours else "lost"
 
 
 def update_batch(

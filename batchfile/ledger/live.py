@@ -49,7 +49,7 @@ def iter_live(ledger: Ledger, batch_id: str, cursor: Cursor) -> Iterator[LiveLin
     Raises: StoreUnavailable, BatchDamaged.
     """
     batch = read_batch(ledger, batch_id)
-    if batch is not None and batch.state not in {"planning", "ended"}:
+    if batch is not None and batch.plan_key and batch.state != "ended":
         if (yield from _from_parts(ledger, batch, cursor)):
             return
         batch = read_batch(ledger, batch_id)  # a part is gone, as happens to those of a batch that ends

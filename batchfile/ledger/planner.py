@@ -15,6 +15,7 @@ from batchfile import bits, layout
 from batchfile.errors import InvalidFile, InvalidRequest, RequestRefused, StoreError, TooLarge
 from batchfile.ledger import shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.line_problems import LineProblems
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.findings import short
@@ -93,21 +94,36 @@ def plan_input(
     routing: RoutingTable,
     stage: str | None = None,
     lines_per_range: int | None = None,
+    requests_max: int = REQUESTS_MAX,
+    problems: LineProblems | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Planned:
     """Plan the object `input_key`. `lines_per_range` None: what `range_lines` says.
 
-    Raises: InvalidFile (no request in it, too many), ObjectChanged, ObjectMissing.
+    With `problems`, a line that can not run refuses the whole, and all such lines are noted there. `beat` is called
+    every MiB or so. Raises: InvalidFile (no request in it, too many, refused), ObjectChanged, ObjectMissing.
     """
     entry = ledger.store.head(input_key)
     if entry is None:
         raise InvalidFile(f"{input_key} does not exist; upload it first")
-    planner = _Planner(ledger, batch_id, routing, stage, lines_per_range=lines_per_range)
+    planner = _Planner(
+        ledger,
+        batch_id,
+        routing,
+        stage,
+        lines_per_range=lines_per_range,
+        requests_max=requests_max,
+        problems=problems,
+    )
     digest = hashlib.sha256()
-    chunks = _hashed(ledger.store.stream(input_key, match=entry.etag), digest)
+    chunks = _hashed(_beating(ledger.store.stream(input_key, match=entry.etag), beat), digest)
     cuts = planner.read(chunks, entry.size)
     if planner.total == 0:
         raise InvalidFile("the file holds no request: every line is blank")
-    cuts = planner.without_duplicates(cuts, input_key, entry.etag)
+    if problems is None or not problems.found:
+        cuts = planner.without_duplicates(cuts, input_key, entry.etag)
+    if problems is not None and problems.found:
+        raise InvalidFile(f"the file has lines that can not run, the first is: {problems.found[0].message}")
     pinned = InputRef(
         key=input_key,
         etag=entry.etag,
@@ -169,6 +185,12 @@ def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]
         yield chunk
 
 
+def _beating(chunks: Iterable[bytes], beat: Callable[[], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        beat()
+        yield chunk
+
+
 class _Stored:
     """Counts what is written."""
 
@@ -185,7 +207,7 @@ class _Planner:
     """One pass over the lines, and a second only where a custom_id seems to be used twice.
 
     `refuse_at` None: lines that can not run are rejected, one by one. Else the first whose envelope is wrong raises
-    RequestRefused.
+    RequestRefused. With `problems` they are noted there instead, and the plan is of no use.
     """
 
     def __init__(
@@ -199,6 +221,7 @@ class _Planner:
         refuse_at: Place | None = None,
         requests_max: int = REQUESTS_MAX,
         custom_ids: re.Pattern[str] | None = None,
+        problems: LineProblems | None = None,
     ) -> None:
         self.total = 0
         self.num_rejected = 0
@@ -215,6 +238,7 @@ class _Planner:
         self._place = refuse_at or by_line
         self._requests_max = requests_max
         self._custom_ids = custom_ids
+        self._problems = problems
         self._pools: dict[str | None, str] = {}  # where a hint leads, for this stage
         self._lease = ledger.new_id()
         self._num_parts = 0
@@ -257,11 +281,16 @@ class _Planner:
             if self._custom_ids is not None and not self._custom_ids.fullmatch(custom_id):
                 raise InvalidRequest(f"custom_id: {short(custom_id)!r} does not match {self._custom_ids.pattern}")
             self.duplicates.add(custom_id)
+            if self._problems is not None:
+                self._problems.check(envelope)
             if hint is not None:
                 self.num_hints += 1
             is_inside = hint is None and self._stage is None
             return everything or self._pools.get(hint) or self._pool_of(envelope)
         except InvalidRequest as error:
+            if self._problems is not None:
+                self._problems.note(line.row, error)
+                return None
             known = custom_id if custom_id is not None else getattr(error, "custom_id", None)
             if self._refuse_at is not None and not is_inside:
                 raise self._refusal(self.total, line.row, error) from None
@@ -344,6 +373,9 @@ class _Planner:
             first = first_place[envelope.custom_id]
             by = "by" if first[-1] == "]" else "on"
             error = InvalidRequest(f"custom_id: {short(envelope.custom_id)!r} was used {by} {first}; make it unique")
+            if self._problems is not None:
+                self._problems.note(line.row, error)
+                continue
             if self._refuse_at is not None:
                 raise self._refusal(number, line.row, error)
             twice.append(self._reject(place_in_range, line.row, envelope.custom_id, error))

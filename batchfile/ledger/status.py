@@ -180,9 +180,13 @@ class StatusReader:
         with view.lock:
             if batch.seq > view.batch.seq:
                 view.batch = batch
-            if not (view.is_whole and view.turn > turn):  # else: another thread began its look after we asked
+            # Another thread may have seen it end since we read it, or begun its look after we asked.
+            has_ended = view.batch.state == "ended"
+            if not has_ended and not (view.is_whole and view.turn > turn):
                 self._look(view)
-            return view.status()
+            if not has_ended:
+                return view.status()
+        return self._ended(view.batch)
 
     def read_many(self, batch_ids: Iterable[str]) -> Iterator[BatchStatus]:
         """Several at a time, in order. Left out: those that are not there, or damaged. Raises: StoreUnavailable."""
@@ -220,7 +224,7 @@ class StatusReader:
     def _look(self, view: _View) -> None:
         view.turn += 1
         view.is_whole = False
-        if not view.is_planned and view.batch.state != "planning":
+        if not view.is_planned and view.batch.plan_key:
             view.use_plan(read_plan(self.ledger, view.batch))
         changed = []
         for entry in self.ledger.store.list(layout.shards_prefix(view.batch.batch_id)):

@@ -1,4 +1,4 @@
-"""Tidies: expires, ends what nobody ended, deletes what is old, sweeps what was never committed, heals markers.
+"""Tidies: plans, expires and ends what nobody did, deletes what is old, sweeps what was never committed, heals markers.
 
 A tick lists the index and looks at what is due. Every verb in it may be cut off and repeated, by any number of
 processes at once; what one remembers only saves it requests.
@@ -11,9 +11,10 @@ import structlog
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, StoreUnavailable
-from batchfile.ledger import batches
+from batchfile.ledger import batches, planning
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.expiry import sweep_expired
 from batchfile.ledger.idempotency import sweep_idempotency
 from batchfile.ledger.presence import sweep_presence
 from batchfile.ledger.status import BatchStatus, StatusReader
@@ -26,15 +27,15 @@ LOOKS_MAX = 500  # batches looked at in one tick, those due for the longest time
 RELOOK_S = 3600.0  # an ended batch may be deleted by its user, a damaged one mended
 SWEEP_S = 3600.0  # between two looks at what belongs to no batch
 
-_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency)
+_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, sweep_expired)
 
 
 class Steward:
     """For one thread. `runner` names this process where it assembles; `reader` may be shared with others.
 
-    `on_ended` hears once of every batch that ended since this steward began, whoever ended it. Remembers when each
-    batch of the index is due again: an open one at the next tick, an ended or deleted one when its time comes, and no
-    later than `RELOOK_S`.
+    `on_ended` hears once of every ended batch that there is, whoever ended it and when. Remembers when each batch of
+    the index is due again: an open one at the next tick, an ended or deleted one when its time comes, and no later
+    than `RELOOK_S`.
     """
 
     def __init__(
@@ -49,7 +50,6 @@ class Steward:
         self._runner = runner
         self._reader = reader or StatusReader(ledger)
         self._on_ended = on_ended
-        self._began_at = ledger.clock.now()
         self._due: dict[str, float] = {}
         self._ended: set[str] = set()  # that were seen to have ended
         self._swept_at = float("-inf")
@@ -89,17 +89,18 @@ class Steward:
         ended_at = batch.ended_at or batch.created_at
         if batch_id not in self._ended:
             self._ended.add(batch_id)
-            if ended_at >= self._began_at:
-                self._on_ended(batch)
-        delete_at = ended_at + limits.retention_s
+            self._on_ended(batch)
+        delete_at = ended_at + planning.kept_s(batch, limits)
         if now < delete_at:
             return min(delete_at, now + RELOOK_S)
         batches.delete(self._ledger, batch_id)
         return now + limits.download_grace_s
 
     def _move_on(self, status: BatchStatus) -> BatchRecord | None:
-        """Expire it or end it where that is due; the record if it ended. Else see that runners find it."""
+        """Plan it, expire it or end it where that is due; the record if it ended. Else see that runners find it."""
         batch, ledger = status.batch, self._ledger
+        if batch.state == "planning":
+            return planning.plan(ledger, batch.batch_id, runner=self._runner)
         if batch.state == "open" and ledger.clock.now() >= batch.expires_at:
             batches.end(ledger, batch.batch_id, "expired")
         elif batch.state == "open" and status.pending > 0:
@@ -150,6 +151,8 @@ class Steward:
         """A create that was cut off before its commit: fenced by a tombstone first, then swept with it."""
         if self._ledger.clock.now() - entry.modified_at < self._ledger.limits.abandoned_s:
             return
+        if self._ledger.store.head(entry.key) is None:
+            return  # not abandoned: another steward has just removed the last trace of it
         if batches.fence_abandoned(self._ledger, batch_id):
             log.info("create.abandoned", batch_id=batch_id)
             self._ledger.store.delete(entry.key)

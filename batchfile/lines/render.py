@@ -1,8 +1,15 @@
 """Native result lines as OpenAI's output lines. Pure: the same batch gives the same bytes each time."""
 
+from collections.abc import Iterable, Iterator
+
 import msgspec
 
+from batchfile.lines.frame import iter_lines
 from batchfile.lines.result import NativeChoice, NativeMessage, NativeResult, decode_result
+from batchfile.words import LINE_BYTES_MAX
+
+RESULT_BYTES_MAX = 4 * LINE_BYTES_MAX
+CHUNK_BYTES = 256 * 1024
 
 _FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 _CODES = {"canceled": "batch_cancelled", "expired": "batch_expired"}
@@ -16,7 +23,26 @@ def render_openai(result_line: bytes, *, batch_id: str, line: int, created: int)
 
     `created` in whole seconds since the epoch: the batch's own time, so that reading twice gives the same bytes.
     """
-    result = decode_result(result_line)
+    return _rendered(decode_result(result_line), batch_id, line, created)
+
+
+def openai_file(chunks: Iterable[bytes], *, batch_id: str, created: int, is_output: bool) -> Iterator[bytes]:
+    """Native results, in chunks, as one of OpenAI's two files, in chunks: what succeeded, or all the rest."""
+    rows: list[bytes] = []
+    size = 0
+    for number, line in enumerate(iter_lines(chunks, line_bytes_max=RESULT_BYTES_MAX)):
+        result = decode_result(line.data or b"")
+        if (result.status == "succeeded") == is_output:
+            rows.append(_rendered(result, batch_id, number, created))
+            size += len(rows[-1])
+        if size >= CHUNK_BYTES:
+            yield b"\n".join([*rows, b""])
+            rows, size = [], 0
+    if rows:
+        yield b"\n".join([*rows, b""])
+
+
+def _rendered(result: NativeResult, batch_id: str, line: int, created: int) -> bytes:
     stem = f"{batch_id}_{line}"
     response: dict[str, object] | None = None
     error: dict[str, object] | None = None

@@ -161,7 +161,7 @@ def test_the_marker_of_a_pool_that_has_nothing_left_is_not_put_back() -> None:
     assert world.store.head(done) is None
 
 
-def test_every_end_since_the_steward_began_is_told_once_whoever_ended_it() -> None:
+def test_every_end_is_told_once_whoever_ended_it_and_when() -> None:
     world = World()
     world.create("before")
     world.end("before")
@@ -176,7 +176,7 @@ def test_every_end_since_the_steward_began_is_told_once_whoever_ended_it() -> No
     for _ in range(3):
         world.clock.sleep(RELOOK_S)
         late.tick()
-    assert sorted(world.ended) == ["anothers", "mine", "unseen"]
+    assert sorted(world.ended) == ["anothers", "before", "mine", "unseen"]
 
 
 def test_a_damaged_batch_is_left_alone_for_an_hour_and_stops_no_other() -> None:

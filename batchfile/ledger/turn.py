@@ -1,0 +1,48 @@
+"""Whose turn it is to do what one process does for a whole batch: plan it, assemble it. A lease on a pseudo-shard."""
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Self
+
+from batchfile.errors import LeaseLost, StoreUnavailable
+from batchfile.ledger import lease, shards
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.records import ShardRecord
+
+
+class Turn:
+    """`beat` renews it when a checkpoint is due. A lost turn costs the work again; the commits decide by themselves."""
+
+    def __init__(self, ledger: Ledger, key: str, stored: Stored[ShardRecord]) -> None:
+        self._ledger = ledger
+        self._key = key
+        self._stored = stored
+        self._beaten_at = ledger.clock.monotonic()
+
+    @classmethod
+    def take(cls, ledger: Ledger, key: str, pool: str, runner: str) -> Self | None:
+        """None: it is someone else's. `pool`: the pseudo-pool's name."""
+        fresh = lease.fresh(pool, 0, 1, lease=ledger.new_id(), runner=runner)
+        taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
+        return None if taken is None else cls(ledger, key, taken)
+
+    def beat(self) -> None:
+        """Raises: LeaseLost where it is someone else's now."""
+        now = self._ledger.clock.monotonic()
+        if now - self._beaten_at < self._ledger.limits.checkpoint_s:
+            return
+        record = self._stored.record
+        try:
+            written = swap(self._ledger, self._key, replace(record, seq=record.seq + 1), self._stored.etag)
+        except StoreUnavailable:
+            return  # the next beat tries again; a lapsed lease costs the work again, never a result
+        if isinstance(written, Lost):
+            raise LeaseLost("someone else does this for the batch now")
+        self._stored, self._beaten_at = written, now
+
+    def give_back(self) -> None:
+        """Let the next try begin at once. Best effort: otherwise it waits for the lease to lapse."""
+        record = self._stored.record
+        with suppress(StoreUnavailable):
+            swap(self._ledger, self._key, lease.released(record, seq=record.seq + 1), self._stored.etag)

@@ -1,0 +1,170 @@
+"""A file that comes in parts: begun, parts added in any order, completed in the order that its user names, or given up.
+
+Whether it is completed or cancelled is decided by one conditional write of its record. Knows no HTTP.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from batchfile import layout
+from batchfile.errors import InvalidFile, StoreError, TooLarge
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.ledger.expiry import expire
+from batchfile.ledger.files import publish, write_data
+from batchfile.records import FileRecord, UploadRecord
+
+UPLOAD_S = 3600.0  # then a pending one can be completed no more
+KEPT_S = 24 * 3600.0  # then its record is gone too
+
+
+def begin(
+    ledger: Ledger, tenant: str, *, filename: str, mime_type: str, purpose: str, size: int, file_kept_s: float
+) -> UploadRecord:
+    now = ledger.clock.now()
+    record = UploadRecord(
+        upload_id=f"upload_{ledger.new_id()}",
+        tenant=tenant,
+        filename=filename,
+        mime_type=mime_type,
+        purpose=purpose,
+        size=size,
+        created_at=now,
+        expires_at=now + UPLOAD_S,
+        file_kept_s=file_kept_s,
+        write_id=ledger.new_id(),
+    )
+    expire(ledger, layout.upload_prefix(tenant, record.upload_id), now + KEPT_S)
+    swap(ledger, layout.upload_key(tenant, record.upload_id), record, None)
+    return record
+
+
+def read_upload(ledger: Ledger, tenant: str, upload_id: str) -> UploadRecord | None:
+    found = _find(ledger, tenant, upload_id)
+    return None if found is None else found.record
+
+
+def is_expired(ledger: Ledger, upload: UploadRecord) -> bool:
+    return upload.state == "pending" and ledger.clock.now() >= upload.expires_at
+
+
+def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, bytes_max: int) -> str:
+    """Store one part; its id. Raises: InvalidFile where the upload takes none any more; TooLarge."""
+    _check_pending(ledger, upload)
+    part_id = f"part_{ledger.new_id()}"
+    size = 0
+    with ledger.store.writer(layout.upload_part_key(upload.tenant, upload.upload_id, part_id)) as writer:
+        for chunk in chunks:
+            size += len(chunk)
+            if size > min(bytes_max, upload.size):
+                limit = f"{bytes_max:,} bytes" if size > bytes_max else f"the upload's own {upload.size:,} bytes"
+                raise TooLarge(f"data: is larger than {limit}; send it in more parts")
+            writer.write(chunk)
+        writer.commit()
+    return part_id
+
+
+def complete(
+    ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None, bytes_max: int
+) -> UploadRecord:
+    """The parts, in this order, become a file. The same again finds the same file.
+
+    Raises: InvalidFile where the parts are not what was announced, or the upload is over.
+    """
+    found = _find(ledger, upload.tenant, upload.upload_id)
+    if found is None:
+        raise InvalidFile(f"the upload {upload.upload_id} is gone; begin a new one")
+    if found.record.state == "completed" and found.record.part_ids == tuple(part_ids):
+        return _published(ledger, found.record)
+    _check_pending(ledger, found.record)
+    file = _join(ledger, upload, part_ids, md5=md5, bytes_max=bytes_max)
+    wanted = replace(found.record, state="completed", part_ids=tuple(part_ids), file=file, write_id=ledger.new_id())
+    written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found.etag)
+    if isinstance(written, Lost):
+        ledger.store.delete(file.key)
+        return complete(ledger, upload, part_ids, md5=md5, bytes_max=bytes_max)
+    _remove_parts(ledger, upload)
+    return _published(ledger, wanted)
+
+
+def cancel(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
+    """Idempotent. Raises: InvalidFile where it is completed."""
+    found = _find(ledger, upload.tenant, upload.upload_id)
+    if found is None or found.record.state == "cancelled":
+        return upload if found is None else found.record
+    _check_pending(ledger, found.record)
+    wanted = replace(found.record, state="cancelled", write_id=ledger.new_id())
+    written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found.etag)
+    if isinstance(written, Lost):
+        return cancel(ledger, upload)
+    _remove_parts(ledger, upload)
+    return wanted
+
+
+def _find(ledger: Ledger, tenant: str, upload_id: str) -> Stored[UploadRecord] | None:
+    if not layout.is_upload_id(upload_id):
+        return None
+    return load(ledger, layout.upload_key(tenant, upload_id), UploadRecord)
+
+
+def _check_pending(ledger: Ledger, upload: UploadRecord) -> None:
+    state = "expired" if is_expired(ledger, upload) else upload.state
+    if state != "pending":
+        raise InvalidFile(f"the upload {upload.upload_id} is {state}; begin a new one")
+
+
+def _join(
+    ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None, bytes_max: int
+) -> FileRecord:
+    keys = []
+    size = 0
+    if len(set(part_ids)) != len(part_ids):
+        raise InvalidFile("part_ids: one is named twice; name each part once, in order")
+    for place, part_id in enumerate(part_ids):
+        key = layout.upload_part_key(upload.tenant, upload.upload_id, part_id)
+        entry = ledger.store.head(key) if layout.is_part_id(part_id) else None
+        if entry is None:
+            raise InvalidFile(f"part_ids[{place}]: {part_id[:80]!r} is no part of this upload")
+        keys.append(key)
+        size += entry.size
+    if size != upload.size:
+        raise InvalidFile(f"part_ids: these parts have {size:,} bytes and the upload announced {upload.size:,}")
+    digest = hashlib.md5(usedforsecurity=False)
+    file = write_data(
+        ledger,
+        upload.tenant,
+        _hashed(ledger, keys, digest),
+        filename=upload.filename,
+        purpose=upload.purpose,
+        kept_s=upload.file_kept_s,
+        bytes_max=bytes_max,
+    )
+    if md5 is not None and md5.lower() != digest.hexdigest():
+        ledger.store.delete(file.key)
+        raise InvalidFile(f"md5: these parts have {digest.hexdigest()}; a part was damaged, or the order is another")
+    return file
+
+
+def _hashed(ledger: Ledger, keys: Iterable[str], digest: "hashlib._Hash") -> Iterator[bytes]:
+    for key in keys:
+        for chunk in ledger.store.stream(key):
+            digest.update(chunk)
+            yield chunk
+
+
+def _published(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
+    """Whoever completed it may have been cut off before its file's document."""
+    file = upload.file
+    if file is not None and ledger.store.head(layout.file_key(file.tenant, file.file_id)) is None:
+        publish(ledger, file)
+    return upload
+
+
+def _remove_parts(ledger: Ledger, upload: UploadRecord) -> None:
+    """Best effort: expiry removes what stays."""
+    prefix = f"{layout.upload_prefix(upload.tenant, upload.upload_id)}/part_"
+    with suppress(StoreError):
+        for entry in list(ledger.store.list(prefix)):
+            ledger.store.delete(entry.key)

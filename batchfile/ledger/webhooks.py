@@ -1,0 +1,106 @@
+"""Telling a tenant's own server that a batch has ended: Standard Webhooks, with OpenAI's names of the events.
+
+How far the telling is stands beside the batch, so that any process goes on where another one died. Whoever makes an
+attempt writes first when the next one is due: the event comes at least once, and seldom twice. Knows no HTTP.
+"""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+import structlog
+
+from batchfile import layout
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import read_batch
+from batchfile.ledger.cas import Lost, load, swap
+from batchfile.records import BatchRecord, EndReason, WebhookRecord
+
+log = structlog.get_logger()
+
+# After each attempt the wait for the next one, in seconds; after the last one it is given up.
+BACKOFF_S = (30.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)
+SECRET_PREFIX = "whsec_"
+
+_EVENTS: dict[EndReason, str] = {
+    "completed": "batch.completed",
+    "canceled": "batch.cancelled",
+    "expired": "batch.expired",
+    "failed": "batch.failed",
+    "input_changed": "batch.failed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What is sent: always the same bytes for one batch. `event_id` lets the receiver know a repetition."""
+
+    event_id: str
+    type: str
+    body: bytes
+
+
+def event_of(batch: BatchRecord) -> Event:
+    """Of an ended batch."""
+    kind = _EVENTS[batch.reason or "completed"]
+    event_id = f"evt_{hashlib.sha256(f'{batch.batch_id} {kind}'.encode()).hexdigest()[:32]}"
+    document = {
+        "id": event_id,
+        "object": "event",
+        "type": kind,
+        "created_at": int(batch.ended_at or batch.created_at),
+        "data": {"id": batch.batch_id},
+    }
+    return Event(event_id=event_id, type=kind, body=msgspec.json.encode(document))
+
+
+def signed_headers(event: Event, secret: str, now: float) -> dict[str, str]:
+    """Standard Webhooks, version 1. `secret`: base64 after `whsec_`. `now`: epoch seconds, of this attempt."""
+    sent_at = int(now)
+    signed = b"%s.%d.%s" % (event.event_id.encode(), sent_at, event.body)
+    digest = hmac.digest(base64.b64decode(secret.removeprefix(SECRET_PREFIX)), signed, hashlib.sha256)
+    return {
+        "webhook-id": event.event_id,
+        "webhook-timestamp": str(sent_at),
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }
+
+
+def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> float | None:
+    """Make an attempt if one is due. When to come again (epoch seconds); None: done, given up, or the batch is gone.
+
+    `send` gives None where the receiver took it, else what went wrong. Raises: StoreUnavailable.
+    """
+    batch = read_batch(ledger, batch_id)
+    if batch is None or batch.state != "ended":
+        return None
+    key = layout.webhook_key(batch_id)
+    found = load(ledger, key, WebhookRecord)
+    etag = None if found is None else found.etag
+    now = ledger.clock.now()
+    known = WebhookRecord(num_attempts=0, next_at=now) if found is None else found.record
+    if known.state != "pending" or known.next_at > now:
+        return known.next_at if known.state == "pending" else None
+    if known.num_attempts == len(BACKOFF_S):
+        log.error("webhook.given_up", batch_id=batch_id, attempts=known.num_attempts)
+        swap(ledger, key, replace(known, state="given_up", write_id=ledger.new_id()), etag)
+        return None
+    begun = WebhookRecord(
+        num_attempts=known.num_attempts + 1,
+        next_at=now + BACKOFF_S[known.num_attempts],
+        write_id=ledger.new_id(),
+    )
+    claimed = swap(ledger, key, begun, etag)
+    if isinstance(claimed, Lost):
+        return None if claimed.found is None else claimed.found.record.next_at
+    event = event_of(batch)
+    problem = send(event)
+    if problem is not None:
+        log.warning("webhook.failed", batch_id=batch_id, event_id=event.event_id, error=problem)
+        return begun.next_at
+    swap(ledger, key, replace(begun, state="delivered", write_id=ledger.new_id()), claimed.etag)
+    log.info("webhook.delivered", batch_id=batch_id, event_id=event.event_id, type=event.type)
+    return None
