@@ -4,6 +4,7 @@ Plain ASGI around the application, so that it holds for routes that do not exist
 compared as SHA-256 digests in constant time; what a key may do depends on its tenant alone.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -12,6 +13,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dialects import Speech, problem, speech_of
+from api.pulse import Pulse
 from batchfile.settings import ApiKey, Settings
 
 log = structlog.get_logger()
@@ -27,6 +30,7 @@ log = structlog.get_logger()
 OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*)?)?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 RETRY_AFTER_S = 1
+LOST_RETRY_S = 10
 ANYONE = "default"  # the tenant of a service without keys, and of local runs
 
 Headers = dict[bytes, bytes]
@@ -47,8 +51,11 @@ PROBE = Caller(tenant="", key="")
 class Door:
     """Wraps an ASGI application. `in_flight` counts the requests of each key in this process."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, count_answer: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, pulse: Pulse, count_answer: Callable[[str, int], None]
+    ) -> None:
         self._app = app
+        self._pulse = pulse
         self.count_answer = count_answer
         self._keys = settings.api_keys
         self._in_flight_max = settings.api.in_flight_max
@@ -83,11 +90,31 @@ class Door:
         visit.scope["speech"] = visit.speech  # type: ignore[typeddict-unknown-key]
         self.in_flight[caller.key] += 1
         try:
-            await self._app(visit.scope, receive, visit.send)
+            if caller is PROBE:
+                await self._app(visit.scope, receive, visit.send)
+            else:
+                await self._pass(visit, receive)
         finally:
             self.in_flight[caller.key] -= 1
             if not self.in_flight[caller.key]:
                 del self.in_flight[caller.key]
+
+    async def _pass(self, visit: "_Visit", receive: Receive) -> None:
+        """Into the application, for as long as there is a store. What is being answered already goes on."""
+        answering = asyncio.ensure_future(self._app(visit.scope, receive, visit.send))
+        lost = asyncio.ensure_future(self._pulse.lost.wait())
+        try:
+            await asyncio.wait({answering, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done() or visit.has_begun:
+                await answering
+                return
+            answering.cancel()
+            with suppress(asyncio.CancelledError):
+                await answering
+            await visit.refuse(503, "The store does not answer now; try again.", {"Retry-After": str(LOST_RETRY_S)})
+        finally:
+            lost.cancel()
+            answering.cancel()
 
     def _caller(self, headers: Headers) -> Caller | None:
         if not self._keys:
@@ -127,6 +154,11 @@ class _Visit:
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         self.speech = Speech(dialect="native", request_id=self.id)
+
+    @property
+    def has_begun(self) -> bool:
+        """Is a part of the answer on its way?"""
+        return self._status != 0
 
     async def run(self, door: Door, receive: Receive) -> None:
         started_at = time.monotonic()

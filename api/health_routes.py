@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from litestar import MediaType, Request, Response, get
@@ -15,13 +16,11 @@ from api.docs import render
 from api.errors import Refusal
 from api.fleet import Fleet
 from api.metrics import CONTENT_TYPE, Metrics
-from api.service import Service
+from api.pulse import Pulse
 from batchfile import __version__
 from batchfile.errors import StoreError
 from batchfile.lines.stage import timestamp
 
-PROBE_KEY = "bell/_ready"  # whether it is there does not matter, only that the store answers
-PROBE_WAIT_S = 5.0
 # Of their own: threads that are all busy with uploads must not make the service look dead.
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="probe")
 
@@ -29,9 +28,9 @@ T = TypeVar("T")
 
 
 @get("/healthz", responses=problems((), 405, 500), tags=["health"], summary="Is it well?")
-async def healthz(service: NamedDependency[Service], fleet: NamedDependency[Fleet]) -> shapes.Health:
+async def healthz(pulse: NamedDependency[Pulse], fleet: NamedDependency[Fleet]) -> shapes.Health:
     """Always 200 while the process lives: `degraded` where the store does not answer."""
-    is_well = await _does_store_answer(service)
+    is_well = await pulse.look()
     pools = await _pools(fleet) if is_well else {}
     return shapes.Health(
         status="healthy" if is_well else "degraded", storage=is_well, pools=pools, timestamp=timestamp(time.time())
@@ -39,8 +38,8 @@ async def healthz(service: NamedDependency[Service], fleet: NamedDependency[Flee
 
 
 @get("/ready", responses=problems((), 405, 500, 503), tags=["health"], summary="May it be asked?")
-async def ready(service: NamedDependency[Service]) -> shapes.Ready:
-    if not await _does_store_answer(service):
+async def ready(pulse: NamedDependency[Pulse]) -> shapes.Ready:
+    if not await pulse.look():
         raise Refusal(503, "The store does not answer now.", {"Retry-After": "5"})
     return shapes.Ready()
 
@@ -53,9 +52,12 @@ def version() -> shapes.Version:
 
 
 @get("/metrics", include_in_schema=False)
-async def metrics(metrics: NamedDependency[Metrics]) -> Response[bytes]:
+async def metrics(metrics: NamedDependency[Metrics], pulse: NamedDependency[Pulse]) -> Response[bytes]:
     """Prometheus text."""
-    return Response(await _in_thread(metrics.render), headers={"Content-Type": CONTENT_TYPE})
+    return Response(
+        await _in_thread(partial(metrics.render, has_store=not pulse.lost.is_set())),
+        headers={"Content-Type": CONTENT_TYPE},
+    )
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
@@ -71,15 +73,6 @@ def openapi(request: Request[Any, Any, Any]) -> dict[str, Any]:
 
 async def _in_thread(call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(_THREADS, call)
-
-
-async def _does_store_answer(service: Service) -> bool:
-    try:
-        async with asyncio.timeout(PROBE_WAIT_S):
-            await _in_thread(lambda: service.ledger.store.head(PROBE_KEY))
-    except (StoreError, TimeoutError):
-        return False
-    return True
 
 
 async def _pools(fleet: Fleet) -> dict[str, shapes.PoolHealth]:

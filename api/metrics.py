@@ -25,7 +25,8 @@ class Metrics:
     def __init__(self, fleet: Fleet, store: MeteredStore, pools: list[str]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_StoreCollector(store))
-        self._registry.register(_FleetCollector(fleet, pools))
+        self._fleet = _FleetCollector(fleet, pools)
+        self._registry.register(self._fleet)
         self._answers = Counter(
             "batchfile_http_answers",
             "HTTP answers by method and status.",
@@ -48,7 +49,9 @@ class Metrics:
             seconds = max(0.0, batch.ended_at - batch.created_at)
             self._latency.labels(batch.stage or "none", batch.reason or "none").observe(seconds)
 
-    def render(self) -> bytes:
+    def render(self, *, has_store: bool = True) -> bytes:
+        """The page. Without a store nothing is asked of it."""
+        self._fleet.has_store = has_store
         return generate_latest(self._registry)
 
 
@@ -75,6 +78,7 @@ class _FleetCollector(Collector):
     """What is pending and who works on it. A store that is down leaves these out; the page itself still answers."""
 
     def __init__(self, fleet: Fleet, pools: list[str]) -> None:
+        self.has_store = True
         self._fleet = fleet
         self._pools = pools
 
@@ -84,14 +88,12 @@ class _FleetCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("batchfile_store_up", "1 while the store answers.")
         try:
-            found = [*self._queues(), *self._runners()]
+            found = [*self._queues(), *self._runners()] if self.has_store else None
         except StoreError:
-            up.add_metric([], 0)
-            yield up
-            return
-        up.add_metric([], 1)
+            found = None
+        up.add_metric([], 0 if found is None else 1)
         yield up
-        yield from found
+        yield from found or ()
 
     def _queues(self) -> Iterator[Metric]:
         names = {
