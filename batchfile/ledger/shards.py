@@ -90,8 +90,11 @@ def checkpoint(
 ) -> None:
     """Commit `finished` (lines that no checkpoint holds yet), renew the lease, move the progress.
 
-    Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least the same lines.
+    A done shard stays as it is. Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least
+    the same lines.
     """
+    if held.record.state == "done":
+        return
     part, counts, usage = None, Counts(), Usage()
     if finished:
         part = _write_part(ledger, held, finished)
