@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from batchfile import layout
 from batchfile.errors import BatchDamaged, KeyReused
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import fence_abandoned
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.records import BatchRecord, IdempotencyRecord, encode
 
@@ -95,6 +96,9 @@ def _adopted(record: IdempotencyRecord, key: str, *, is_first: bool) -> Adopted:
 
 
 def _is_gone(ledger: Ledger, found: Stored[IdempotencyRecord]) -> bool:
-    """Was its batch deleted, or its create abandoned?"""
-    batch = load(ledger, layout.batch_key(found.record.batch_id), BatchRecord)
-    return found.age_s >= ledger.limits.abandoned_s if batch is None else batch.record.state == "deleted"
+    """Was its batch deleted, or its create abandoned? An abandoned one is fenced: it may only have been slow."""
+    batch_id = found.record.batch_id
+    batch = load(ledger, layout.batch_key(batch_id), BatchRecord)
+    if batch is not None:
+        return batch.record.state == "deleted"
+    return found.age_s >= ledger.limits.abandoned_s and fence_abandoned(ledger, batch_id)
