@@ -16,15 +16,29 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp
 
-from api import errors, health_routes, messages_routes, models_routes, native_routes
+from api import (
+    errors,
+    files_routes,
+    health_routes,
+    messages_routes,
+    models_routes,
+    native_routes,
+    openai_routes,
+    uploads_routes,
+)
+from api.delivering import Delivering
 from api.dialects import Speech
 from api.door import Caller, Door
 from api.fleet import Fleet
 from api.metrics import Metrics
+from api.output_files import OutputFiles
+from api.pulse import Pulse
 from api.service import Service
 from api.stewarding import Stewarding
+from api.tending import Tending
 from batchfile import __version__
 from batchfile.ledger.base import Ledger
+from batchfile.records import BatchRecord
 from batchfile.settings import Settings
 from batchfile.store.metered import MeteredStore
 
@@ -38,6 +52,19 @@ ROUTES = [
     messages_routes.results,
     messages_routes.cancel,
     messages_routes.remove,
+    files_routes.create,
+    files_routes.list_files,
+    files_routes.retrieve,
+    files_routes.remove,
+    files_routes.content,
+    uploads_routes.create,
+    uploads_routes.add_part,
+    uploads_routes.complete,
+    uploads_routes.cancel,
+    openai_routes.create,
+    openai_routes.list_batches,
+    openai_routes.status,
+    openai_routes.cancel,
     models_routes.list_models,
     models_routes.one_model,
     native_routes.create,
@@ -67,16 +94,32 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     service = Service(ledger, settings, f"api-{socket.gethostname()}-{secrets.token_hex(4)}")
     fleet = Fleet(ledger, settings, service.reader)
     metrics = Metrics(fleet, store, sorted(settings.pools))
-    stewarding = Stewarding(ledger, service.name, service.reader, metrics.observe_ended) if is_steward else None
+    pulse = Pulse(store)
+    output_files = OutputFiles(service)
+    tending = Tending(ledger, service.name)
+    delivering = Delivering(ledger, settings.webhooks)
+    began_at = ledger.clock.now()
+
+    def on_ended(batch: BatchRecord) -> None:
+        delivering.hear(batch)
+        if (batch.ended_at or 0.0) >= began_at:
+            metrics.observe_ended(batch)
+
+    stewarding = Stewarding(ledger, service.name, service.reader, on_ended) if is_steward else None
 
     @asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="store"))
+        beating = asyncio.create_task(pulse.beat())
         stop = threading.Event()
         if stewarding is not None:
             threading.Thread(target=stewarding.run, args=(stop,), name="steward", daemon=True).start()
+            threading.Thread(target=delivering.run, args=(stop,), name="webhooks", daemon=True).start()
+        tending.start()
         yield
+        beating.cancel()
         stop.set()
+        tending.stop()
         service.close()
 
     app = Litestar(
@@ -85,6 +128,9 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
             "service": Provide(lambda: service, sync_to_thread=False),
             "fleet": Provide(lambda: fleet, sync_to_thread=False),
             "metrics": Provide(lambda: metrics, sync_to_thread=False),
+            "pulse": Provide(lambda: pulse, sync_to_thread=False),
+            "output_files": Provide(lambda: output_files, sync_to_thread=False),
+            "tending": Provide(lambda: tending, sync_to_thread=False),
             "caller": Provide(_caller, sync_to_thread=False),
             "speech": Provide(_speech, sync_to_thread=False),
         },
@@ -94,7 +140,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
         openapi_config=_document(settings),
         logging_config=None,
     )
-    return Door(app, settings, metrics.count_answer)
+    return Door(app, settings, pulse, metrics.count_answer)
 
 
 def _caller(request: Request) -> Caller:  # type: ignore[type-arg]  # Litestar reads the annotation as it is

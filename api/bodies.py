@@ -72,7 +72,6 @@ async def create_from(
         content_length=int(length) if length else None,
         limits=limits,
     ) as spooled:
-        retry_count = headers.get(RETRY_COUNT, "")
         return await asyncio.to_thread(
             lambda: create_batch(
                 service.ledger,
@@ -83,6 +82,12 @@ async def create_from(
                 needs_stage=needs_stage,
                 tenant=caller.tenant,
                 idempotency_key=headers.get("idempotency-key"),
-                retry_count=int(retry_count) if NUMBER.fullmatch(retry_count) else None,
+                retry_count=retry_count(request),
             )
         )
+
+
+def retry_count(request: Request[Any, Any, Any]) -> int | None:
+    """Which attempt of an official SDK this is, from 0; None: of another client."""
+    given = request.headers.get(RETRY_COUNT, "")
+    return int(given) if NUMBER.fullmatch(given) else None

@@ -16,7 +16,7 @@ BATCHES = "/v1/messages/batches"
 ANTHROPIC_ID = "msgbatch_"
 HEADER = b"batchfile-dialect"
 
-_OPENAI = re.compile(r"/v1/models(/|$)")
+_OPENAI = re.compile(r"/v1/(models|files|uploads|batches)(/|$)")
 _ANTHROPIC_AGENT = re.compile(rb"(Async)?Anthropic/")
 _ASKED: dict[bytes, Asked] = {b"stage": "stage", b"anthropic": "anthropic"}
 
@@ -58,15 +58,17 @@ def speech_of(
     return Speech(dialect="openai" if _OPENAI.match(path) else "native", request_id=request_id)
 
 
-def problem(speech: Speech, status: int, detail: str) -> dict[str, Any]:
-    """The body of an answer that is no success."""
+def problem(
+    speech: Speech, status: int, detail: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The body of an answer that is no success. `param` and `code` are OpenAI's."""
     if speech.dialect == "anthropic":
         kind = _ANTHROPIC_TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": detail}, "request_id": speech.request_id}
     if speech.dialect == "openai":
         kind = "invalid_request_error" if status < 500 else "server_error"
-        code = "invalid_api_key" if status == 401 else None
-        return {"error": {"message": detail, "type": kind, "param": None, "code": code}}
+        code = "invalid_api_key" if status == 401 else code
+        return {"error": {"message": detail, "type": kind, "param": param, "code": code}}
     return {"detail": detail}
 
 

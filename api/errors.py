@@ -29,13 +29,26 @@ DOCS = "/docs lists what there is"
 
 
 class Refusal(Exception):
-    """An answer that is no success, decided by a route: its status, its detail, its headers."""
+    """An answer that is no success, decided by a route: its status, its detail, its headers.
 
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+    `param` (which part of the request is wrong) and `code` are for dialects that have them.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        headers: dict[str, str] | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.headers = headers or {}
+        self.param = param
+        self.code = code
 
 
 def not_found() -> Refusal:
@@ -86,7 +99,13 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[s
     """Litestar's exception handler, for everything."""
     refusal = to_refusal(error, request)
     return Response(
-        problem(request.scope["speech"], refusal.status, refusal.detail),  # type: ignore[typeddict-item]
+        problem(
+            request.scope["speech"],  # type: ignore[typeddict-item]
+            refusal.status,
+            refusal.detail,
+            param=refusal.param,
+            code=refusal.code,
+        ),
         status_code=refusal.status,
         headers=refusal.headers,
         media_type=MediaType.JSON,
@@ -102,4 +121,5 @@ def _of_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> Refus
         return Refusal(405, f"There is no {where}; it exists with {headers.get('Allow', 'other methods')}.", headers)
     extra = error.extra if isinstance(error.extra, list) else []
     places = [f"{item.get('key', '')}: {item.get('message', '')}" for item in extra if isinstance(item, dict)]
-    return Refusal(error.status_code, "; ".join(places) or error.detail, headers)
+    param = extra[0].get("key") if extra and isinstance(extra[0], dict) else None
+    return Refusal(error.status_code, "; ".join(places) or error.detail, headers, param=param)

@@ -79,7 +79,8 @@ def create_batch(
     completes it). After any but the last nothing was made.
     """
     upload = _open(spooled, content_type, stage_query, settings, needs_stage)
-    adopted = _adopt(ledger, upload, spooled.sha256, tenant, idempotency_key, retry_count)
+    digest = f"{spooled.sha256} {upload.stage or ''}"
+    adopted = adopt(ledger, upload.new_batch_id(), digest, tenant, idempotency_key, retry_count)
     if not adopted.is_first:
         standing = batches.read_batch(ledger, adopted.batch_id)
         if standing is not None:
@@ -113,10 +114,10 @@ def create_batch(
     return batches.create(ledger, draft, planned)
 
 
-def _adopt(
-    ledger: Ledger, upload: _Upload, sha256: str, tenant: str, idempotency_key: str | None, retry_count: int | None
+def adopt(
+    ledger: Ledger, batch_id: str, digest: str, tenant: str, idempotency_key: str | None, retry_count: int | None
 ) -> Adopted:
-    batch_id, digest = upload.new_batch_id(), f"{sha256} {upload.stage or ''}"
+    """The batch that a create makes, or made before. `digest`: of what was asked. Raises: InvalidFile, KeyReused."""
     if idempotency_key:
         if len(idempotency_key) > KEY_CHARS_MAX:
             raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; send a UUID, say")

@@ -3,6 +3,7 @@
 Stateless but for caches: any number of processes over one store, each of which may die at any moment.
 """
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from batchfile.errors import InvalidRequest
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.files import read_file
 from batchfile.ledger.status import BatchStatus, StatusReader
-from batchfile.records import BatchRecord, FileRef
+from batchfile.records import BatchRecord, FileRecord, FileRef
 from batchfile.settings import Settings
 
 PAGE_MAX = 1000
 READS_AT_ONCE = 16
+FILES_MAX = 20_000  # that are remembered; about 500 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Service:
         self.settings = settings
         self.name = name
         self.reader = StatusReader(ledger)
+        self._files: dict[tuple[str, str], FileRecord] = {}
         self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="status")
 
     def record(self, caller: Caller, batch_id: str) -> BatchRecord:
@@ -62,14 +66,25 @@ class Service:
             raise not_found()
         return status
 
-    def page(self, caller: Caller, *, limit: int, after: str | None = None, before: str | None = None) -> Page:
+    def page(
+        self,
+        caller: Caller,
+        *,
+        limit: int,
+        after: str | None = None,
+        before: str | None = None,
+        ids_like: re.Pattern[str] | None = None,
+    ) -> Page:
         """At most `limit` batches: the next older ones than `after`, or the next newer ones than `before`.
 
-        Either may have been deleted within the last day. Raises: Refusal 404; StoreUnavailable.
+        `ids_like`: none with other ids. Either cursor may have been deleted within the last day.
+        Raises: Refusal 404; StoreUnavailable.
         """
         ids = self._ids(caller.tenant, "" if after is None else self._place(caller, after))
         if before is not None:
             ids = reversed(self._newer(caller, before))
+        if ids_like is not None:
+            ids = filter(ids_like.fullmatch, ids)
         found: list[BatchStatus] = []
         while len(found) <= limit:
             some = list(islice(ids, limit + 1 - len(found)))
@@ -120,6 +135,18 @@ class Service:
                 f"{num_open} batches are open already and {limit} is the limit; wait for one to end",
                 {"Retry-After": "30"},
             )
+
+    def files(self, caller: Caller, file_ids: list[str]) -> list[FileRecord]:
+        """Those of the files that can be read, in this order. They never change, so that they are remembered."""
+        unknown = [file_id for file_id in file_ids if (caller.tenant, file_id) not in self._files]
+        for record in self._readers.map(lambda file_id: read_file(self.ledger, caller.tenant, file_id), unknown):
+            if record is not None:
+                self._files[caller.tenant, record.file_id] = record
+        now = self.ledger.clock.now()
+        known = [self._files.get((caller.tenant, file_id)) for file_id in file_ids]
+        for key in list(self._files)[: max(0, len(self._files) - FILES_MAX)]:
+            self._files.pop(key, None)
+        return [record for record in known if record is not None and now < record.expires_at]
 
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)

@@ -17,7 +17,7 @@ TICK_S = 15.0
 
 
 class Stewarding:
-    """`on_ended` hears once of every batch that ends while this process lives."""
+    """`on_ended` hears once of every ended batch, also of those that ended before this process began."""
 
     def __init__(
         self, ledger: Ledger, name: str, reader: StatusReader, on_ended: Callable[[BatchRecord], None]

@@ -1,0 +1,169 @@
+"""What OpenAI's clients send and get: files, uploads, batches. Optional keys are always there, with null."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EXPIRES_S_MIN = 3600
+EXPIRES_S_MAX = 30 * 24 * 3600
+PARTS_MAX = 10_000
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_Name = Annotated[str, Field(min_length=1, max_length=512)]
+_Key = Annotated[str, Field(min_length=1, max_length=64)]
+_Value = Annotated[str, Field(max_length=512)]
+
+
+class ExpiresAfter(BaseModel):
+    model_config = _STRICT
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=EXPIRES_S_MIN, le=EXPIRES_S_MAX)]
+
+
+class CreateBatch(BaseModel):
+    model_config = _STRICT
+
+    input_file_id: str
+    endpoint: str
+    completion_window: Literal["24h"]
+    metadata: Annotated[dict[_Key, _Value], Field(max_length=16)] | None = None
+    output_expires_after: ExpiresAfter | None = None
+
+
+class CreateUpload(BaseModel):
+    model_config = _STRICT
+
+    bytes: Annotated[int, Field(ge=1, le=2**53)]
+    filename: _Name
+    mime_type: Annotated[str, Field(max_length=255)]
+    purpose: Literal["batch"]
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteUpload(BaseModel):
+    model_config = _STRICT
+
+    part_ids: Annotated[list[str], Field(min_length=1, max_length=PARTS_MAX)]
+    md5: str | None = None
+
+
+class File(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"] = "processed"
+    status_details: str | None = None
+
+
+class FilePage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[File]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class Upload(BaseModel):
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: Literal["pending", "completed", "cancelled", "expired"]
+    file: File | None = None
+
+
+class UploadPart(BaseModel):
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
+
+
+class BatchCounts(BaseModel):
+    """`failed` are all that did not succeed."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class CachedTokens(BaseModel):
+    cached_tokens: int
+
+
+class ReasoningTokens(BaseModel):
+    reasoning_tokens: int = 0
+
+
+class BatchUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: ReasoningTokens
+    total_tokens: int
+
+
+class BatchError(BaseModel):
+    code: str
+    line: int | None
+    message: str
+    param: str | None
+
+
+class BatchErrors(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[BatchError]
+
+
+BatchState = Literal[
+    "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+]
+
+
+class Batch(BaseModel):
+    """Times in whole seconds since the epoch. Counts and usage are live."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None = None
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str = "24h"
+    status: BatchState
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: BatchCounts
+    usage: BatchUsage
+    metadata: dict[str, str] | None
+
+
+class BatchPage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

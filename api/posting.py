@@ -1,0 +1,78 @@
+"""One POST to a server of a user's: to an address that was looked at before, without redirects and proxies, in a
+bounded time, and of the answer only the status. Knows no webhook.
+"""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+SOCKET_S = 10.0  # for one step
+POST_S = 25.0  # for all of them
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bool) -> str | None:
+    """None where the server answered 2xx; else what went wrong. Raises nothing of the network."""
+    parts = urlsplit(url)
+    is_tls = parts.scheme == "https"
+    host = parts.hostname or ""
+    try:
+        port = parts.port or (443 if is_tls else 80)
+        address = _address(host, port, allow_private=allow_private)
+        if address is None:
+            return f"{host} has an address that only its own network reaches; allow it in the settings if it is yours"
+        connection = _Pinned(host, port, address, is_tls)
+        given_up = threading.Timer(POST_S, connection.cut)
+        given_up.start()
+        try:
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("POST", target, body, {"Content-Type": "application/json", **headers})
+            status = connection.getresponse().status
+        finally:
+            given_up.cancel()
+            connection.close()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None if 200 <= status < 300 else f"answered {status}"
+
+
+def is_public(address: IPAddress) -> bool:
+    """Can anyone on the internet have it? An IPv4 address in an IPv6 one is looked at as itself."""
+    inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
+    return bool(inner.is_global and not inner.is_multicast)
+
+
+def _address(host: str, port: int, *, allow_private: bool) -> str | None:
+    """The first address of the host; None where any of them is not public."""
+    found = [str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not allow_private and not all(is_public(ipaddress.ip_address(item.partition("%")[0])) for item in found):
+        return None
+    return found[0]
+
+
+class _Pinned(http.client.HTTPConnection):
+    """Speaks to `address`, in the name of `host`: what was looked at is what is connected to."""
+
+    def __init__(self, host: str, port: int, address: str, is_tls: bool) -> None:
+        super().__init__(host, port, timeout=SOCKET_S)
+        self._address = address
+        self._is_tls = is_tls
+        if is_tls:
+            self.default_port = 443  # how the Host header is written
+
+    def connect(self) -> None:
+        self.sock = socket.create_connection((self._address, self.port), SOCKET_S)
+        if self._is_tls:
+            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+
+    def cut(self) -> None:
+        """From another thread: what waits on the socket fails at once."""
+        with suppress(OSError):
+            if self.sock is not None:
+                self.sock.shutdown(socket.SHUT_RDWR)

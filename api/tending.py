@@ -1,0 +1,49 @@
+"""Work on a batch that its request does not wait for: planning it, ending it. Begun at once in this process.
+
+If the process dies before it is done, a steward does it, here or elsewhere.
+"""
+
+import queue
+import threading
+
+import structlog
+
+from batchfile.errors import BatchDamaged, StoreError
+from batchfile.ledger import batches, planning
+from batchfile.ledger.base import Ledger
+
+log = structlog.get_logger()
+
+THREADS = 2
+
+
+class Tending:
+    """`runner`: the name of this process. Its threads die with it."""
+
+    def __init__(self, ledger: Ledger, runner: str) -> None:
+        self._ledger = ledger
+        self._runner = runner
+        self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        for _ in range(THREADS):
+            threading.Thread(target=self._run, name="tending", daemon=True).start()
+
+    def stop(self) -> None:
+        for _ in range(THREADS):
+            self._wanted.put(None)
+
+    def wake(self, batch_id: str) -> None:
+        """Soon, whatever there is to do."""
+        self._wanted.put(batch_id)
+
+    def _run(self) -> None:
+        while (batch_id := self._wanted.get()) is not None:
+            try:
+                batch = planning.plan(self._ledger, batch_id, runner=self._runner)
+                if batch is not None and batch.state == "ending":
+                    batches.finish(self._ledger, batch_id, runner=self._runner)
+            except (StoreError, BatchDamaged) as error:
+                log.warning("tending.left_to_steward", batch_id=batch_id, error=str(error))
+            except Exception:  # the top of this thread
+                log.exception("tending.failed", batch_id=batch_id)
