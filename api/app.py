@@ -8,12 +8,9 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from litestar import Litestar, MediaType, Request, Response
+from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.enums import HttpMethod
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp
 
 from api import (
@@ -28,6 +25,7 @@ from api import (
 )
 from api.delivering import Delivering
 from api.dialects import Speech
+from api.document import StrictSchemas, document_config
 from api.door import Caller, Door
 from api.fleet import Fleet
 from api.metrics import Metrics
@@ -36,14 +34,12 @@ from api.pulse import Pulse
 from api.service import Service
 from api.stewarding import Stewarding
 from api.tending import Tending
-from batchfile import __version__
 from batchfile.ledger.base import Ledger
 from batchfile.records import BatchRecord
 from batchfile.settings import Settings
 from batchfile.store.metered import MeteredStore
 
 THREADS = 64  # the store is asked in threads; this many at once
-DESCRIPTION = "Batches of LLM requests: one file in, one file of results out, in the same order."
 
 ROUTES = [
     messages_routes.create,
@@ -137,7 +133,8 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
         exception_handlers={Exception: errors.answer},
         before_request=_name_methods,
         lifespan=[life],
-        openapi_config=_document(settings),
+        plugins=[StrictSchemas()],
+        openapi_config=document_config(settings),
         logging_config=None,
     )
     return Door(app, settings, pulse, metrics.count_answer)
@@ -160,17 +157,3 @@ async def _name_methods(request: Request) -> Response[None] | None:  # type: ign
     path = request.scope["path_template"]
     allowed = {method for route in request.app.routes if route.path_format == path for method in route.methods}
     return Response(None, status_code=204, headers={"Allow": ", ".join(sorted(allowed))})
-
-
-def _document(settings: Settings) -> OpenAPIConfig:
-    scheme = SecurityScheme(type="http", scheme="bearer", description="`x-api-key: KEY` will do as well.")
-    return OpenAPIConfig(
-        title="batchfile",
-        version=__version__,
-        description=DESCRIPTION,
-        components=Components(security_schemes={"key": scheme}),
-        security=[{"key": []}] if settings.api_keys else [],
-        path="/docs/schema",
-        render_plugins=[JsonRenderPlugin(path="/openapi.json", media_type=MediaType.JSON)],
-        use_handler_docstrings=True,
-    )

@@ -63,7 +63,7 @@ async def list_files(
 ) -> shapes.FilePage:
     """Output files are not listed; a batch names its own."""
     if after is not None and not layout.is_file_id(after):
-        raise Refusal(400, f"after: {after[:80]!r} is no id of an uploaded file", param="after")
+        raise Refusal(404, f"after: there is no uploaded file {after[:80]!r}", param="after")
     if purpose not in {None, "batch"}:
         return shapes.FilePage(data=[], first_id=None, last_id=None, has_more=False)
     found = await asyncio.to_thread(_page, service, caller, limit + 1, order == "asc", after)
@@ -161,13 +161,12 @@ def _store(service: Service, caller: Caller, form: Form, bytes_max: int) -> File
 
 def _kept_s(fields: dict[str, str]) -> float:
     """Of the form's `expires_after`."""
-    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
-    if anchor is None and seconds is None:
-        return KEPT_S
-    if anchor != "created_at":
+    if fields.get("expires_after[anchor]", "created_at") != "created_at":
         raise Refusal(400, "expires_after[anchor]: must be 'created_at'", param="expires_after")
+    text = fields.get("expires_after[seconds]")
+    if text is None:
+        return KEPT_S
     low, high = shapes.EXPIRES_S_MIN, shapes.EXPIRES_S_MAX
-    text = seconds or ""
     if not (text.isascii() and text.isdigit() and len(text) < 9 and low <= int(text) <= high):
         raise Refusal(400, f"expires_after[seconds]: must be from {low} to {high}", param="expires_after")
     return float(text)

@@ -22,15 +22,12 @@ from api.shapes import OpenAIProblem
 from api.tending import Tending
 from batchfile.ledger import batches, files, planning
 from batchfile.ledger.status import BatchStatus
-from batchfile.lines import openai
 from batchfile.records import FileInput
 from batchfile.words import Defaults
 
 BATCHES = "/v1/batches"
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
 BODY_BYTES_MAX = 1024 * 1024
-# Lines of the second one are taken and answered, each with an error that says what is served.
-ENDPOINTS = (openai.URL, "/v1/responses")
 
 
 @post(
@@ -117,9 +114,6 @@ async def cancel(
 
 def _create(service: Service, caller: Caller, data: shapes.CreateBatch, key: str | None, retries: int | None) -> str:
     """The id of the batch: a new one, or for a repeated create the one that it made before."""
-    if data.endpoint not in ENDPOINTS:
-        detail = f"endpoint: {data.endpoint[:80]!r} is not served; {openai.URL} is"
-        raise Refusal(400, detail, param="endpoint")
     service.check_room(caller)
     ledger, settings = service.ledger, service.settings
     file = files.read_file(ledger, caller.tenant, data.input_file_id)

@@ -6,12 +6,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 EXPIRES_S_MIN = 3600
 EXPIRES_S_MAX = 30 * 24 * 3600
+UPLOAD_BYTES_MAX = 8 * 1024 * 1024 * 1024  # OpenAI's own
 PARTS_MAX = 10_000
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
 _Key = Annotated[str, Field(min_length=1, max_length=64)]
 _Value = Annotated[str, Field(max_length=512)]
+
+
+# Lines of the second one are taken and answered, each with an error that says what is served.
+Endpoint = Literal["/v1/chat/completions", "/v1/responses"]
 
 
 class ExpiresAfter(BaseModel):
@@ -25,7 +30,7 @@ class CreateBatch(BaseModel):
     model_config = _STRICT
 
     input_file_id: str
-    endpoint: str
+    endpoint: Endpoint
     completion_window: Literal["24h"]
     metadata: Annotated[dict[_Key, _Value], Field(max_length=16)] | None = None
     output_expires_after: ExpiresAfter | None = None
@@ -34,7 +39,7 @@ class CreateBatch(BaseModel):
 class CreateUpload(BaseModel):
     model_config = _STRICT
 
-    bytes: Annotated[int, Field(ge=1, le=2**53)]
+    bytes: Annotated[int, Field(ge=1, le=UPLOAD_BYTES_MAX)]
     filename: _Name
     mime_type: Annotated[str, Field(max_length=255)]
     purpose: Literal["batch"]

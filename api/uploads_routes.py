@@ -36,9 +36,6 @@ async def create(
     data: JSONBody[shapes.CreateUpload], service: NamedDependency[Service], caller: NamedDependency[Caller]
 ) -> shapes.Upload:
     """It can be completed within an hour."""
-    bytes_max = service.settings.api.upload_bytes_max
-    if data.bytes > bytes_max:
-        raise Refusal(413, f"bytes: an upload may have {bytes_max:,} at most, got {data.bytes:,}", param="bytes")
     kept_s = KEPT_S if data.expires_after is None else float(data.expires_after.seconds)
     return views.upload(
         await asyncio.to_thread(
@@ -97,8 +94,7 @@ async def complete(
 
     def act() -> UploadRecord:
         upload = _find(service, caller, upload_id)
-        bytes_max = service.settings.api.upload_bytes_max
-        return uploads.complete(service.ledger, upload, data.part_ids, md5=data.md5, bytes_max=bytes_max)
+        return uploads.complete(service.ledger, upload, data.part_ids, md5=data.md5)
 
     return views.upload(await asyncio.to_thread(act))
 

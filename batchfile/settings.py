@@ -161,7 +161,6 @@ class Api(BaseModel):
     body_bytes_max: int = Field(default=256 * 1024 * 1024, ge=1024)  # after unpacking
     requests_max: int = Field(default=1_000_000, ge=1)  # of one batch
     file_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1024)
-    upload_bytes_max: int = Field(default=8 * 1024 * 1024 * 1024, ge=1024)  # of a file that comes in parts
     in_flight_max: int = Field(default=64, ge=1)  # HTTP requests of one key at a time, in one process
     open_batches_max: int = Field(default=1_000, ge=1)  # of one tenant
     body_wait_s: Positive = 60.0  # a body of which nothing arrives for this long is given up

@@ -66,9 +66,7 @@ def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, b
     return part_id
 
 
-def complete(
-    ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None, bytes_max: int
-) -> UploadRecord:
+def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None) -> UploadRecord:
     """The parts, in this order, become a file. The same again finds the same file.
 
     Raises: InvalidFile where the parts are not what was announced, or the upload is over.
@@ -79,12 +77,12 @@ def complete(
     if found.record.state == "completed" and found.record.part_ids == tuple(part_ids):
         return _published(ledger, found.record)
     _check_pending(ledger, found.record)
-    file = _join(ledger, upload, part_ids, md5=md5, bytes_max=bytes_max)
+    file = _join(ledger, upload, part_ids, md5=md5)
     wanted = replace(found.record, state="completed", part_ids=tuple(part_ids), file=file, write_id=ledger.new_id())
     written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found.etag)
     if isinstance(written, Lost):
         ledger.store.delete(file.key)
-        return complete(ledger, upload, part_ids, md5=md5, bytes_max=bytes_max)
+        return complete(ledger, upload, part_ids, md5=md5)
     _remove_parts(ledger, upload)
     return _published(ledger, wanted)
 
@@ -115,9 +113,7 @@ def _check_pending(ledger: Ledger, upload: UploadRecord) -> None:
         raise InvalidFile(f"the upload {upload.upload_id} is {state}; begin a new one")
 
 
-def _join(
-    ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None, bytes_max: int
-) -> FileRecord:
+def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None) -> FileRecord:
     keys = []
     size = 0
     if len(set(part_ids)) != len(part_ids):
@@ -139,7 +135,7 @@ def _join(
         filename=upload.filename,
         purpose=upload.purpose,
         kept_s=upload.file_kept_s,
-        bytes_max=bytes_max,
+        bytes_max=upload.size,
     )
     if md5 is not None and md5.lower() != digest.hexdigest():
         ledger.store.delete(file.key)
