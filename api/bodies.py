@@ -66,12 +66,13 @@ async def create_from(
     await asyncio.to_thread(service.check_room, caller)
     limits = SpoolLimits.of(service.settings.api)
     length = headers.get("content-length")
-    async with spool(
+    body = spool(
         request.stream(),
         content_encoding=headers.get("content-encoding"),
         content_length=int(length) if length else None,
         limits=limits,
-    ) as spooled:
+    )
+    async with body as spooled, service.creating:
         return await asyncio.to_thread(
             lambda: create_batch(
                 service.ledger,

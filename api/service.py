@@ -3,6 +3,7 @@
 Stateless but for caches: any number of processes over one store, each of which may die at any moment.
 """
 
+import asyncio
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from batchfile.settings import Settings
 
 PAGE_MAX = 1000
 READS_AT_ONCE = 16
+CREATES_AT_ONCE = 4  # each may take a hundred MiB for a body of very long requests
 FILES_MAX = 20_000  # that are remembered; about 500 bytes each
 
 
@@ -43,13 +45,14 @@ def known_id(batch_id: str) -> str:
 
 
 class Service:
-    """A tenant sees its own batches; any other is not found."""
+    """A tenant sees its own batches; any other is not found. `creating`: held while a body becomes a batch."""
 
     def __init__(self, ledger: Ledger, settings: Settings, name: str) -> None:
         self.ledger = ledger
         self.settings = settings
         self.name = name
         self.reader = StatusReader(ledger)
+        self.creating = asyncio.Semaphore(CREATES_AT_ONCE)
         self._files: dict[tuple[str, str], FileRecord] = {}
         self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="status")
 
