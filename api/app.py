@@ -92,8 +92,8 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     metrics = Metrics(fleet, store, sorted(settings.pools))
     pulse = Pulse(store)
     output_files = OutputFiles(service)
-    tending = Tending(ledger, service.name)
     delivering = Delivering(ledger, settings.webhooks)
+    tending = Tending(ledger, service.name, delivering.hear)
     began_at = ledger.clock.now()
 
     def on_ended(batch: BatchRecord) -> None:

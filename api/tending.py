@@ -5,12 +5,14 @@ If the process dies before it is done, a steward does it, here or elsewhere.
 
 import queue
 import threading
+from collections.abc import Callable
 
 import structlog
 
 from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger import batches, planning
 from batchfile.ledger.base import Ledger
+from batchfile.records import BatchRecord
 
 log = structlog.get_logger()
 
@@ -18,11 +20,12 @@ THREADS = 2
 
 
 class Tending:
-    """`runner`: the name of this process. Its threads die with it."""
+    """`runner`: the name of this process. Its threads die with it. `on_ended` hears of the batches that end here."""
 
-    def __init__(self, ledger: Ledger, runner: str) -> None:
+    def __init__(self, ledger: Ledger, runner: str, on_ended: Callable[[BatchRecord], None]) -> None:
         self._ledger = ledger
         self._runner = runner
+        self._on_ended = on_ended
         self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -42,7 +45,9 @@ class Tending:
             try:
                 batch = planning.plan(self._ledger, batch_id, runner=self._runner)
                 if batch is not None and batch.state == "ending":
-                    batches.finish(self._ledger, batch_id, runner=self._runner)
+                    batch = batches.finish(self._ledger, batch_id, runner=self._runner)
+                if batch is not None and batch.state == "ended":
+                    self._on_ended(batch)
             except (StoreError, BatchDamaged) as error:
                 log.warning("tending.left_to_steward", batch_id=batch_id, error=str(error))
             except Exception:  # the top of this thread

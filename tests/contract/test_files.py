@@ -1,0 +1,149 @@
+"""Stored files and uploads in the store: when they exist, when they are gone, and what a crash leaves."""
+
+import random
+
+import pytest
+
+from batchfile import layout
+from batchfile.clock import ManualClock
+from batchfile.errors import InvalidFile, TooLarge
+from batchfile.ledger import files, uploads
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.expiry import sweep_expired
+from batchfile.records import FileRecord, UploadRecord
+from batchfile.store.memory import MemoryStore
+
+DAY_S = 24 * 3600.0
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(self.clock)
+        self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(7))
+
+    def file(self, data: bytes = b"abc", tenant: str = "acme", kept_s: float = DAY_S) -> FileRecord:
+        self.clock.sleep(1.0)
+        return files.store_file(
+            self.ledger, tenant, [data], filename="f", purpose="batch", kept_s=kept_s, bytes_max=100
+        )
+
+    def upload(self, size: int = 6) -> UploadRecord:
+        return uploads.begin(
+            self.ledger, "acme", filename="f", mime_type="m", purpose="batch", size=size, file_kept_s=DAY_S
+        )
+
+    def part(self, upload: UploadRecord, data: bytes) -> str:
+        return uploads.add_part(self.ledger, upload, [data], bytes_max=100)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        return [entry.key for entry in self.store.list(prefix)]
+
+
+def test_files_list_newest_first_and_each_tenant_sees_its_own() -> None:
+    world = World()
+    made = [world.file().file_id for _ in range(5)]
+    world.file(tenant="acme.other")
+    assert list(files.list_file_ids(world.ledger, "acme")) == made[::-1]
+    assert list(files.list_file_ids(world.ledger, "acme", after=made[3])) == made[2::-1]
+    assert files.read_file(world.ledger, "acme.other", made[0]) is None
+
+
+def test_an_expired_file_is_gone_at_once_and_its_bytes_when_no_batch_can_need_them() -> None:
+    world = World()
+    file = world.file()
+    world.clock.sleep(DAY_S)
+    assert files.read_file(world.ledger, "acme", file.file_id) is None
+    sweep_expired(world.ledger)
+    assert world.store.head(file.key) is not None
+    world.clock.sleep(world.ledger.limits.completion_window_s + files.MARGIN_S)
+    assert sweep_expired(world.ledger) == 1
+    assert world.keys() == []
+
+
+def test_a_removed_files_bytes_stay_for_the_batches_that_were_made_of_it() -> None:
+    world = World()
+    file = world.file(kept_s=30 * DAY_S)
+    assert files.remove_file(world.ledger, "acme", file.file_id)
+    assert not files.remove_file(world.ledger, "acme", file.file_id)
+    assert list(files.list_file_ids(world.ledger, "acme")) == []
+    world.clock.sleep(world.ledger.limits.completion_window_s)
+    sweep_expired(world.ledger)
+    assert world.store.head(file.key) is not None
+    world.clock.sleep(files.MARGIN_S + 1)
+    sweep_expired(world.ledger)
+    assert world.keys("files/") == []
+
+
+def test_a_file_that_is_too_large_or_cut_off_never_exists_and_leaves_nothing_for_good() -> None:
+    world = World()
+    with pytest.raises(TooLarge):
+        world.file(b"x" * 101)
+    with pytest.raises(RuntimeError):
+        files.store_file(world.ledger, "acme", _cut_off(), filename="f", purpose="batch", kept_s=DAY_S, bytes_max=100)
+    assert world.keys("files/") == []
+    world.clock.sleep(3 * DAY_S)
+    sweep_expired(world.ledger)
+    assert world.keys() == []
+
+
+def _cut_off() -> "object":
+    yield b"abc"
+    raise RuntimeError("the client went away")
+
+
+@pytest.mark.parametrize("name", ["..", "file-", "file-" + "g" * 32, "a/b", "", "file-" + "0" * 32 + "/x"])
+def test_what_is_no_id_is_no_file_and_no_upload(name: str) -> None:
+    world = World()
+    assert files.read_file(world.ledger, "acme", name) is None
+    assert uploads.read_upload(world.ledger, "acme", name) is None
+
+
+def test_an_upload_can_not_be_completed_after_an_hour_and_is_gone_after_a_day() -> None:
+    world = World()
+    upload = world.upload()
+    part = world.part(upload, b"abcdef")
+    world.clock.sleep(uploads.UPLOAD_S)
+    assert uploads.is_expired(world.ledger, upload)
+    with pytest.raises(InvalidFile, match="expired"):
+        uploads.complete(world.ledger, upload, [part], md5=None)
+    with pytest.raises(InvalidFile, match="expired"):
+        world.part(upload, b"x")
+    world.clock.sleep(DAY_S)
+    sweep_expired(world.ledger)
+    assert world.keys("uploads/") == []
+
+
+def test_who_completes_again_after_a_crash_finds_the_file_that_was_committed() -> None:
+    world = World()
+    upload = world.upload()
+    parts = [world.part(upload, b"abc"), world.part(upload, b"def")]
+    done = uploads.complete(world.ledger, upload, parts, md5=None)
+    assert done.file is not None
+    document = layout.file_key("acme", done.file.file_id)
+    world.store.delete(document)  # as if the process had died before it
+    again = uploads.complete(world.ledger, upload, parts, md5=None)
+    assert again == done
+    assert files.read_file(world.ledger, "acme", done.file.file_id) == done.file
+    assert [key for key in world.keys("uploads/") if "part_" in key] == []
+
+
+def test_cancel_and_complete_at_the_same_time_have_one_winner() -> None:
+    world = World()
+    upload = world.upload(3)
+    part = world.part(upload, b"abc")
+
+    class Racing(MemoryStore):
+        """Cancels while the parts are joined."""
+
+        def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None):  # type: ignore[no-untyped-def]
+            uploads.cancel(world.ledger, upload)
+            yield b"abc"
+
+    racing = Racing(world.clock)
+    racing.__dict__.update(world.store.__dict__)  # over the same objects
+    slow = Ledger(store=racing, clock=world.clock, rng=random.Random(8))
+    with pytest.raises(InvalidFile, match="cancelled"):
+        uploads.complete(slow, upload, [part], md5=None)
+    assert list(files.list_file_ids(world.ledger, "acme")) == []
+    assert world.keys("files/") == []

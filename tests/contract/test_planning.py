@@ -1,0 +1,207 @@
+"""A batch that exists before it is planned: exactly one plan, whoever plans, dies, cancels or is late."""
+
+import json
+import random
+
+import pytest
+
+from batchfile import layout
+from batchfile.clock import ManualClock
+from batchfile.errors import BatchDamaged, InvalidFile
+from batchfile.ledger import batches, files, planning
+from batchfile.ledger import planner as planner_module
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.live import Cursor, iter_live
+from batchfile.ledger.status import StatusReader
+from batchfile.ledger.steward import Steward
+from batchfile.ledger.turn import Turn
+from batchfile.records import BatchRecord, FileInput, FileRecord
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults, RoutingTable
+
+CHAT = "/v1/chat/completions"
+POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(self.clock)
+        self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(7))
+
+    def file(self, *models: str) -> FileRecord:
+        rows = [
+            {"custom_id": f"r{n}", "method": "POST", "url": CHAT, "body": {"model": model, "messages": []}}
+            for n, model in enumerate(models or ("m", "l", "m"))
+        ]
+        data = "\n".join(map(json.dumps, rows)).encode()
+        return files.store_file(
+            self.ledger, "acme", [data], filename="f", purpose="batch", kept_s=30 * 86400.0, bytes_max=10**6
+        )
+
+    def create(self, file: FileRecord | None = None, batch_id: str = "b", **more: float) -> BatchRecord:
+        file = file or self.file()
+        wanted = FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=1000, **more)  # type: ignore[arg-type]
+        draft = batches.Draft(
+            batch_id=batch_id, routing=POOLS, defaults=Defaults(), tenant="acme", created_at=self.clock.now()
+        )
+        return planning.create(self.ledger, draft, file, wanted)
+
+    def read(self, batch_id: str = "b") -> BatchRecord:
+        batch = batches.read_batch(self.ledger, batch_id)
+        assert batch is not None
+        return batch
+
+
+def test_a_batch_opens_with_its_plan_and_its_markers() -> None:
+    world = World()
+    assert world.create().state == "planning"
+    opened = planning.plan(world.ledger, "b", runner="r")
+    assert opened is not None
+    assert (opened.state, opened.total, opened.planned_at) == ("open", 3, world.clock.now())
+    assert sorted(batches.read_plan(world.ledger, opened).pools) == ["llama", "mistral"]
+    assert [layout.marker_batch_id(entry.key) for entry in world.store.list("queue/")] == ["b", "b"]
+    assert planning.plan(world.ledger, "b", runner="r") == opened
+
+
+def test_a_steward_plans_what_nobody_planned() -> None:
+    world = World()
+    world.create()
+    Steward(world.ledger, runner="s").tick()
+    assert world.read().state == "open"
+
+
+def test_while_one_plans_the_others_leave_it_and_take_over_when_it_is_silent() -> None:
+    world = World()
+    world.create()
+    assert Turn.take(world.ledger, layout.planning_key("b"), layout.PLANNING_POOL, "first") is not None
+    assert planning.plan(world.ledger, "b", runner="second") is None
+    world.clock.sleep(world.ledger.limits.lease_ttl_s)
+    taken = planning.plan(world.ledger, "b", runner="second")
+    assert taken is not None
+    assert taken.state == "open"
+
+
+def test_a_late_planner_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.create()
+    slow = planner_module.plan_input
+
+    def overtaken(*args: object, **more: object) -> object:
+        planned = slow(*args, **more)  # type: ignore[arg-type]
+        monkeypatch.setattr(planning, "plan_input", slow)
+        world.clock.sleep(world.ledger.limits.lease_ttl_s)
+        planning.plan(world.ledger, "b", runner="second")
+        return planned
+
+    monkeypatch.setattr(planning, "plan_input", overtaken)
+    late = planning.plan(world.ledger, "b", runner="first")
+    assert late == world.read()
+    assert late is not None
+    assert late.seq == 2
+
+
+def test_a_batch_that_is_cancelled_before_it_has_a_plan_ends_with_nothing() -> None:
+    world = World()
+    world.create()
+    batches.end(world.ledger, "b", "canceled")
+    reader = StatusReader(world.ledger)
+    status = reader.read("b")
+    assert status is not None
+    assert (status.batch.state, status.pending) == ("ending", 0)
+    assert list(iter_live(world.ledger, "b", Cursor())) == []
+    ended = batches.finish(world.ledger, "b", runner="r")
+    assert ended is not None
+    assert (ended.state, ended.reason, ended.results, ended.total) == ("ended", "canceled", None, 0)
+    assert planning.plan(world.ledger, "b", runner="r") == ended
+
+
+def test_a_cancel_while_it_is_planned_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.create()
+    slow = planner_module.plan_input
+
+    def cancelled(*args: object, **more: object) -> object:
+        batches.end(world.ledger, "b", "canceled")
+        return slow(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(planning, "plan_input", cancelled)
+    found = planning.plan(world.ledger, "b", runner="r")
+    assert found is not None
+    assert (found.state, found.plan_key) == ("ending", "")
+    Steward(world.ledger, runner="s").tick()
+    assert world.read().state == "ended"
+
+
+def test_a_batch_expires_also_before_it_has_a_plan() -> None:
+    world = World()
+    world.create()
+    world.clock.sleep(world.ledger.limits.completion_window_s)
+    Steward(world.ledger, runner="s").tick()
+    assert (world.read().state, world.read().reason) == ("ended", "expired")
+
+
+def test_a_file_without_its_bytes_makes_no_batch_or_a_failed_one() -> None:
+    world = World()
+    file = world.file()
+    world.create(file)
+    world.store.delete(file.key)
+    failed = planning.plan(world.ledger, "b", runner="r")
+    assert failed is not None
+    assert failed.file is not None
+    assert (failed.state, failed.reason, len(failed.file.errors)) == ("ended", "failed", 1)
+    with pytest.raises(InvalidFile, match="upload"):
+        world.create(file, "c")
+
+
+def test_a_failed_batch_has_no_plan_no_markers_and_at_most_a_hundred_errors() -> None:
+    world = World()
+    world.create(world.file(*["none"] * 300))
+    failed = planning.plan(world.ledger, "b", runner="r")
+    assert failed is not None
+    assert failed.file is not None
+    assert [error.line for error in failed.file.errors] == list(range(1, 101))
+    assert {error.code for error in failed.file.errors} == {"model_not_found"}
+    assert list(world.store.list("queue/")) == []
+    assert failed.plan_key == ""
+
+
+def test_too_many_requests_are_one_error() -> None:
+    world = World()
+    world.create(world.file(*["m"] * 1001))
+    failed = planning.plan(world.ledger, "b", runner="r")
+    assert failed is not None
+    assert failed.file is not None
+    assert [error.code for error in failed.file.errors] == ["too_many_tasks"]
+
+
+def test_a_create_that_is_repeated_finds_its_own_batch_and_no_other() -> None:
+    world = World()
+    file = world.file()
+    first = world.create(file)
+    assert world.create(file) == first
+    world.clock.sleep(1.0)
+    with pytest.raises(BatchDamaged):
+        world.create(world.file())
+
+
+def test_results_stay_for_as_long_as_was_asked_and_the_batch_for_its_retention_at_least() -> None:
+    world = World()
+    limits = world.ledger.limits
+    for batch_id, kept_s in (("short", 3600.0), ("long", 10 * limits.retention_s)):
+        world.create(None, batch_id, output_kept_s=kept_s)
+        batches.end(world.ledger, batch_id, "canceled")
+        batches.finish(world.ledger, batch_id, runner="r")
+    steward = Steward(world.ledger, runner="s")
+    world.clock.sleep(limits.retention_s - 1)
+    steward.tick()
+    assert world.read("short").state == "ended"
+    world.clock.sleep(3601.0)
+    steward.tick()
+    assert batches.read_batch(world.ledger, "short") is None
+    world.clock.sleep(8 * limits.retention_s)
+    steward.tick()
+    assert world.read("long").state == "ended"
+    world.clock.sleep(2 * limits.retention_s)
+    steward.tick()
+    assert batches.read_batch(world.ledger, "long") is None

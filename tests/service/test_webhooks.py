@@ -1,0 +1,198 @@
+"""Webhooks over the wire: a receiver on loopback, and OpenAI's own client that verifies what comes."""
+
+import base64
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import openai
+import pytest
+from openai.types.webhooks import BatchCancelledWebhookEvent, BatchFailedWebhookEvent
+from pydantic import SecretStr
+
+from api.delivering import Delivering
+from api.posting import post
+from batchfile.clock import ManualClock
+from batchfile.errors import SettingsError
+from batchfile.ledger import batches, files, planning
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.steward import Steward
+from batchfile.records import BatchRecord, FileInput
+from batchfile.settings import Webhook, load_settings
+from batchfile.store.directory import DirectoryStore
+from batchfile.words import Defaults, RoutingTable
+
+SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+CHAT = "/v1/chat/completions"
+WAIT_S = 30.0
+
+
+class Call(NamedTuple):
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Receiver:
+    """Answers with the statuses in `answers`, then with 200."""
+
+    def __init__(self) -> None:
+        self.calls: queue.Queue[Call] = queue.Queue()
+        self.answers: list[int] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                status = receiver.answers.pop(0) if receiver.answers else 200
+                self.send_response(status)
+                self.send_header("location", "/elsewhere")
+                self.send_header("content-length", "0")
+                self.end_headers()
+                receiver.calls.put(Call(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?a=1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    one = Receiver()
+    yield one
+    one.server.shutdown()
+    one.server.server_close()
+
+
+@pytest.fixture
+def client() -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key="x", webhook_secret=SECRET) as one:
+        yield one
+
+
+class Process:
+    """What an API process does about webhooks, with time in the test's hands."""
+
+    def __init__(self, ledger: Ledger, hook: Webhook) -> None:
+        self.delivering = Delivering(ledger, {"acme": hook})
+        self.steward = Steward(ledger, runner="s", on_ended=self.delivering.hear)
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.delivering.run, args=(self.stop,))
+        self.thread.start()
+
+    def close(self) -> None:
+        self.stop.set()
+        self.thread.join(WAIT_S)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(store=DirectoryStore(tmp_path / "store"), clock=ManualClock(time.time()))
+
+
+def ended(ledger: Ledger, batch_id: str = "batch_1") -> BatchRecord:
+    """A batch of acme's that was cancelled."""
+    file = files.store_file(ledger, "acme", [b"{}"], filename="f", purpose="batch", kept_s=9e5, bytes_max=10)
+    draft = batches.Draft(
+        batch_id=batch_id, routing=RoutingTable(), defaults=Defaults(), tenant="acme", created_at=ledger.clock.now()
+    )
+    planning.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=9))
+    batches.end(ledger, batch_id, "canceled")
+    batch = batches.finish(ledger, batch_id, runner="r")
+    assert batch is not None
+    return batch
+
+
+def test_a_batch_that_fails_is_told_and_openais_client_verifies_it(
+    start_api: Any, receiver: Receiver, client: openai.OpenAI
+) -> None:
+    hook = {"url": receiver.url, "secret": SECRET, "allow_private": True}
+    api = start_api(BATCHFILE_WEBHOOKS=json.dumps({"default": hook}))
+    with openai.OpenAI(
+        base_url=f"{api.url}/v1", api_key="x", http_client=openai.DefaultHttpxClient(trust_env=False)
+    ) as caller:
+        file = caller.files.create(file=("in.jsonl", b"nothing"), purpose="batch")
+        batch = caller.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    call = receiver.calls.get(timeout=WAIT_S)
+    event = client.webhooks.unwrap(call.body, call.headers)
+    assert isinstance(event, BatchFailedWebhookEvent)
+    BatchFailedWebhookEvent.model_validate(json.loads(call.body))
+    assert (event.data.id, event.object, event.type) == (batch.id, "event", "batch.failed")
+    assert event.id == call.headers["webhook-id"]
+    assert call.path == "/hook?a=1"
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        client.webhooks.unwrap(call.body.replace(b"failed", b"expired"), call.headers)
+
+
+def test_what_was_not_taken_comes_again_from_another_process_as_the_same_event(
+    ledger: Ledger, receiver: Receiver, client: openai.OpenAI
+) -> None:
+    batch = ended(ledger)
+    hook = Webhook(url=receiver.url, secret=SecretStr(SECRET), allow_private=True)
+    receiver.answers = [503, 302]
+    calls = []
+    for _ in range(3):
+        process = Process(ledger, hook)
+        process.steward.tick()  # which finds a batch that ended before it began
+        calls.append(receiver.calls.get(timeout=WAIT_S))
+        process.close()
+        ledger.clock.sleep(3600.0)
+    for call in calls:
+        client.webhooks.verify_signature(call.body, call.headers, tolerance=10**6)
+    event = client.webhooks.unwrap(calls[0].body, calls[0].headers)
+    assert isinstance(event, BatchCancelledWebhookEvent)
+    assert event.data.id == batch.batch_id
+    assert {(call.body, call.headers["webhook-id"]) for call in calls} == {(calls[0].body, event.id)}
+    assert len({call.headers["webhook-timestamp"] for call in calls}) == 3
+    assert {call.path for call in calls} == {"/hook?a=1"}  # a redirect is not followed
+
+
+def test_one_process_comes_again_by_itself(ledger: Ledger, receiver: Receiver) -> None:
+    receiver.answers = [500]
+    hook = Webhook(url=receiver.url, secret=SecretStr(SECRET), allow_private=True)
+    process = Process(ledger, hook)
+    process.delivering.hear(ended(ledger))
+    first = receiver.calls.get(timeout=WAIT_S)
+    ledger.clock.sleep(60.0)
+    assert receiver.calls.get(timeout=WAIT_S).body == first.body
+    process.close()
+
+
+def test_a_private_address_is_refused_unless_it_is_allowed(receiver: Receiver) -> None:
+    for url in (receiver.url, receiver.url.replace("127.0.0.1", "localhost")):
+        assert "own network" in str(post(url, b"{}", {}, allow_private=False))
+    assert receiver.calls.empty()
+    assert post(receiver.url, b"{}", {}, allow_private=True) is None
+
+
+def test_a_server_that_is_not_there_or_speaks_no_http_is_a_problem_and_no_crash(receiver: Receiver) -> None:
+    assert post("http://no.such.host.invalid/", b"", {}, allow_private=True) is not None
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        answer = threading.Thread(target=lambda: listener.accept()[0].close())
+        answer.start()
+        assert post(f"http://127.0.0.1:{port}/", b"", {}, allow_private=True) is not None
+        answer.join()
+    assert post(receiver.url.replace("http:", "https:"), b"", {}, allow_private=True) is not None
+
+
+@pytest.mark.parametrize("secret", ["plain", "whsec_", "whsec_???", "whsec_" + base64.b64encode(b"short").decode()])
+def test_a_secret_that_is_none_is_refused_and_not_shown(
+    secret: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BATCHFILE_WEBHOOKS__ACME__URL", "https://example.com/hook")
+    monkeypatch.setenv("BATCHFILE_WEBHOOKS__ACME__SECRET", secret)
+    with pytest.raises(SettingsError, match="whsec_") as refused:
+        load_settings()
+    assert f"{secret!r}" not in str(refused.value)
