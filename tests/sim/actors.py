@@ -244,4 +244,3 @@ class Body:
 def seeded_secrets(seed: int | str) -> AbstractContextManager[object]:
     rng = Random(f"{seed}/secrets")
     return patch.object(secrets, "token_hex", lambda num: rng.randbytes(num).hex())
-

@@ -1,6 +1,7 @@
 """Clients: each sends a body until it is answered, watches its batch, and reads what comes of it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
@@ -32,6 +33,7 @@ class Wishes:
     cancels_after_s: float | None = None
     repeats: bool = False  # the create, after it was answered
     reads_live: bool = False
+    num_watchers: int = 0  # further ones that ask for the status all the time
     deletes: bool = False
 
 
@@ -63,6 +65,8 @@ class Client:
             return
         if wishes.reads_live:
             world.spawn(self.process, self._read_live, batch_id)
+        for number in range(wishes.num_watchers):
+            world.spawn(self.process, self._stare, batch_id, f"watcher-{number}")
         self._watch(batch_id)
         self._read(batch_id)
         if wishes.repeats:
@@ -92,7 +96,7 @@ class Client:
         try:
             batch_id = self._ask(create)
         except Refused as error:
-            self.stage.model.refused(sent)
+            self.stage.model.refused(sent, for_good=False)  # what a key stands for may be forgotten
             if wishes.refusable is None or not isinstance(error.__cause__, KeyReused):
                 self.stage.model.fail(4, f"a good body was refused: {error.__cause__!r}")
             return None
@@ -110,18 +114,23 @@ class Client:
                 self._ask(lambda api, num: api.service.cancel(CALLER, batch_id))
                 self.stage.model.batches[batch_id].canceled_at = world.now
                 world.say(self.process.name, f"canceled {batch_id}")
-            if self._status(batch_id):
+            if self._status(batch_id, self.process.name):
                 return
             world.sleep(2.0 + 8.0 * self.rng.random())
 
-    def _status(self, batch_id: str) -> bool:
+    def _stare(self, batch_id: str, name: str) -> None:
+        with suppress(Refused):  # it was deleted
+            while not self._status(batch_id, f"{name} of {self.process.name}"):
+                self.stage.world.sleep(0.2 * self.rng.random())
+
+    def _status(self, batch_id: str, watcher: str) -> bool:
         def look(api: Replica, num: int) -> tuple[str, object]:
             return api.name, api.service.status(CALLER, batch_id)
 
-        name, status = self._ask(look)
+        replica, status = self._ask(look)
         counts, batch = status.counts, status.batch  # type: ignore[attr-defined]
         has_ended = batch.state == "ended"
-        reader = f"{self.process.name} by {name}"
+        reader = f"{watcher} by {replica}"
         self.stage.model.seen(reader, batch_id, counts, batch.total, has_ended=has_ended)
         return has_ended
 
@@ -149,10 +158,8 @@ class Client:
             return
 
     def _delete(self, batch_id: str) -> None:
-        try:
+        with suppress(Refused):  # an earlier attempt did it
             self._ask(lambda api, num: api.service.delete(CALLER, batch_id))
-        except Refused:
-            pass  # an earlier attempt did it
         try:
             self._ask(lambda api, num: api.service.status(CALLER, batch_id))
         except Refused:
@@ -169,7 +176,8 @@ class Client:
             try:
                 return self._replica().ask(lambda api, num=num: do(api, num), patience_s=patience_s)  # type: ignore[misc]
             except (InvalidFile, KeyReused) as error:
-                raise Refused from error
+                if not self.wishes.is_file:  # else it took so long that it counted as abandoned and was swept
+                    raise Refused from error
             except Refusal as error:
                 if error.status < 500:
                     raise Refused from error

@@ -107,9 +107,9 @@ GREEN = SimpleNamespace(Lock=Lock, Condition=Condition, Event=Event, Thread=Thre
 
 # Polls of a runner that has nothing to do, in virtual seconds: seldom enough that idle runners cost little.
 WAITS = {
-    "batchfile.runner.runner.IDLE_WAIT_S": 1.0,
-    "batchfile.runner.runner.KEEPER_WAIT_S": 1.0,
-    "batchfile.runner.runner.FINISHER_WAIT_S": 2.0,
+    "batchfile.runner.runner.IDLE_WAIT_S": 2.0,
+    "batchfile.runner.runner.KEEPER_WAIT_S": 2.0,
+    "batchfile.runner.runner.FINISHER_WAIT_S": 3.0,
     "batchfile.runner.claims.BELL_S": 3.0,
     "batchfile.runner.claims.QUEUE_IDLE_S": 30.0,
 }
@@ -154,5 +154,3 @@ class _ToTrace(structlog.BoundLoggerBase):
         self.info(event, **values)
         error = sys.exc_info()[1]
         World.current.broken = World.current.broken or error
-
-

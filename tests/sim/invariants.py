@@ -4,7 +4,7 @@ The numbers are those of docs/reliability.md. Knows no fault: what it refuses mu
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -55,7 +55,6 @@ class Model:
         self.starts: Counter[tuple[str, str]] = Counter()  # batch, custom_id
         self._committed: dict[tuple[str, int, int], bytes] = {}  # batch, range, line -> its result
         self._done_of_lease: dict[str, int] = {}
-        self._started_by: dict[str, set[int]] = defaultdict(set)  # lease -> lines
         self._lapses_alone: Counter[tuple[str, int, int]] = Counter()
         self._parts: dict[str, dict[int, bytes]] = {}  # that a record names
         self._seen: dict[tuple[str, str], Counts] = {}
@@ -136,8 +135,8 @@ class Model:
                 self.fail(2, f"{where} went back from seq {old.seq} to {new.seq}")
             if bits.parse(old.done) & ~done:
                 self.fail(5, f"{where}: committed work was dropped")
-            if old.lease != new.lease and old.state == "leased":
-                self._lapsed(key, old, done)
+            if old.lease != new.lease and old.state == "leased" and len(old.trying) == 1 and old.has_dispatched:
+                self._lapses_alone[known.record.batch_id, old.n, old.trying[0]] += 1
         self._check_parts(known, where, new)
         self._done_of_lease[new.lease] = done
         known.shards[key] = new
@@ -159,13 +158,6 @@ class Model:
         for line, result in seen.items():
             if self._committed.setdefault((known.record.batch_id, new.n, line), result) != result:
                 self.fail(5, f"{where}: the committed result of line {line} was replaced")
-
-    def _lapsed(self, key: str, old: ShardRecord, done: int) -> None:
-        batch_id = key.split("/")[1]
-        lines = {line for line in self._started_by[old.lease] if not done >> line & 1}
-        if len(old.trying) == 1:
-            for line in lines & set(old.trying):
-                self._lapses_alone[batch_id, old.n, line] += 1
 
     # -- a batch ends
 
@@ -224,7 +216,7 @@ class Model:
         return kinds[known.sent.lines[number].kind]
 
     def _may_be_blamed(self, known: Known, number: int, error: str | None) -> bool:
-        """Was it alone in flight at two deaths of its process? Then nobody can tell."""
+        """Was it, alone, what its process was about to run at two deaths? Then nobody can tell."""
         n, place = self._place(known.plan, number)
         return error == "runner_crash" and self._lapses_alone[known.record.batch_id, n, place] >= 2
 
@@ -249,7 +241,6 @@ class Model:
         if self._done_of_lease.get(lease, 0) >> line & 1:
             self.fail(5, f"{custom_id} starts again, and its result was committed before its holder took it")
         self.starts[batch_id, custom_id] += 1
-        self._started_by[lease].add(line)
         if known.canceled_at is not None and process.disturbed_at < self.calm_since:
             since = max(known.canceled_at, self.calm_since)
             if self.world.now - since > CANCEL_S_MAX:
@@ -267,9 +258,9 @@ class Model:
             self.fail(4, f"the key {sent.key} was answered with {living} and {batch_id}")
         sent.batch_ids.add(batch_id)
 
-    def refused(self, sent: Sent) -> None:
-        """A create was answered with 4xx."""
-        sent.is_refused = True
+    def refused(self, sent: Sent, *, for_good: bool = True) -> None:
+        """A create was answered with 4xx. `for_good`: because of its body."""
+        sent.is_refused = for_good
         if any(known.sent is sent for known in self.batches.values()):
             self.fail(4, f"a create with the key {sent.key} was refused, and its batch exists")
 
@@ -313,7 +304,7 @@ class Model:
                 self._check_starts(batch_id, known, is_quiet=is_quiet)
 
     def _check_starts(self, batch_id: str, known: Known, *, is_quiet: bool) -> None:
-        has_odd = any(line.kind in {"poison", "killer"} for line in known.sent.lines)
+        has_odd = any(line.kind in {"poison", "killer"} for other in self.batches.values() for line in other.sent.lines)
         for line in known.sent.lines:
             num = self.starts[batch_id, line.custom_id or ""]
             if line.kind == "good" and (num < 1 or (is_quiet and not has_odd and num > 1)):

@@ -112,8 +112,13 @@ class ProcessStore:
         if world.trace is not None:
             world.say(process.name, f"{process.num_calls:4d} {verb} {key}" + (f"   !! {fault.kind}" if fault else ""))
         if fault is None:
-            world.sleep(process.rng.random() * ANSWER_S_MAX)
-            return do()
+            travel = process.rng.random()
+            if travel < 0.5:  # the way there is the long one
+                world.sleep(travel * ANSWER_S_MAX)
+                return do()
+            done = do()
+            world.sleep(travel * ANSWER_S_MAX)
+            return done
         return self._strike(fault, verb, do, is_conditional=is_conditional)
 
     def _strike(self, fault: Fault, verb: str, do: Callable[[], T], *, is_conditional: bool) -> T:
@@ -125,8 +130,8 @@ class ProcessStore:
             process.pause(fault.amount)
         elif kind == "skew":
             process.clock.skew_s += fault.amount
-        is_late = kind == "late"
-        world.sleep(fault.amount if is_late else process.rng.random() * ANSWER_S_MAX)
+        travel_s = process.rng.random() * ANSWER_S_MAX
+        world.sleep(fault.amount if kind == "late" else travel_s)
         is_write = verb in {"put", "commit", "delete"}
         if kind == "ghost" and is_write:
             world.at(fault.amount, lambda: self._haunt(do))

@@ -217,5 +217,3 @@ class ProcessClock:
 
     def sleep(self, seconds: float) -> None:
         self._world.sleep(seconds)
-
-

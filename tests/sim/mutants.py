@@ -1,0 +1,343 @@
+"""The protocol, broken on purpose in one place each: the simulator must notice. Bugs that it once found are here too.
+
+A mutant is a patch for as long as its context lasts. `HARMLESS` are those that cost time or a repeated generation, never
+a result: that nothing is found there is by design, and the reason stands beside each.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from batchfile import bits, layout
+from batchfile.errors import StoreUnavailable
+from batchfile.ledger import assemble, batches, cas, idempotency, lease, shards
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, Stored, load
+from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.shards import Held
+from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.lines.part import encode_part
+from batchfile.records import BatchRecord, IdempotencyRecord, PartRef, ShardRecord, encode
+from batchfile.runner.keeper import Keeper
+from batchfile.words import Counts
+from tests.sim.store import ProcessStore
+from tests.sim.world import World
+
+Mutant = Callable[[], AbstractContextManager[object]]
+
+
+def _replaced(target: object, name: str, new: object) -> Mutant:
+    return lambda: patch.object(target, name, new)
+
+
+def _unconditional(marker: str) -> Mutant:
+    put = ProcessStore.put
+
+    def blind(self: ProcessStore, key: str, data: bytes, **condition: Any) -> str:
+        return put(self, key, data, **({} if marker in key else condition))
+
+    return _replaced(ProcessStore, "put", blind)
+
+
+def _late(marker: str) -> Mutant:
+    """What is written to these keys is only there a while after it was acknowledged."""
+    commit, put = ProcessStore.commit, ProcessStore.put
+
+    def later(self: ProcessStore, key: str, data: bytes) -> str:
+        World.current.at(2.0, lambda: self._inner.put(key, data))
+        return hashlib.sha256(data).hexdigest()[:32]
+
+    @contextmanager
+    def mutant() -> Iterator[None]:
+        with (
+            patch.object(
+                ProcessStore, "commit", lambda self, key, data: (later if marker in key else commit)(self, key, data)
+            ),
+            patch.object(
+                ProcessStore,
+                "put",
+                lambda self, key, data, **how: later(self, key, data) if marker in key else put(self, key, data, **how),
+            ),
+        ):
+            yield
+
+    return mutant
+
+
+def _judged(verdict: Callable[[Any, Any, str], str]) -> Mutant:
+    judge = cas.judge
+    return _replaced(cas, "judge", lambda found, ours: verdict(found, ours, judge(found, ours)))
+
+
+def _any_seq_is_ours(found: Any, ours: Any, verdict: str) -> str:
+    return "won" if isinstance(found, ShardRecord) and found.lease == ours.lease else verdict
+
+
+def _theirs_is_ours(found: Any, ours: Any, verdict: str) -> str:
+    return "again" if isinstance(found, ShardRecord) and found.state == "leased" else verdict
+
+
+def _rewritten_when_done(found: Any, ours: Any, verdict: str) -> str:
+    is_ours = isinstance(found, ShardRecord) and found.lease == ours.lease and found.seq < ours.seq
+    return "again" if is_ours else verdict
+
+
+@contextmanager
+def _timeout_is_success() -> Iterator[None]:
+    swap = cas.swap
+
+    def hopeful(ledger: Ledger, key: str, record: Any, etag: str | None) -> Any:
+        try:
+            return Stored(record, ledger.store.put(key, encode(record), absent=etag is None, match=etag))
+        except StoreUnavailable:
+            return Stored(record, hashlib.sha256(encode(record)).hexdigest()[:32])
+        except Exception:
+            return swap(ledger, key, record, etag)
+
+    with patch.object(shards, "swap", hopeful):
+        yield
+
+
+def _claimed_without(**lost: Any) -> Mutant:
+    claimed = lease.claimed
+    return _replaced(lease, "claimed", lambda record, **who: replace(claimed(record, **who), **lost))
+
+
+@contextmanager
+def _assembled_too_early() -> Iterator[None]:
+    def records(ledger: Ledger, batch: BatchRecord, plan: Any, n: int) -> Iterator[ShardRecord]:
+        for pool, members in plan.pools.items():
+            found = load(ledger, layout.shard_key(batch.batch_id, pool, n), ShardRecord) if n in members else None
+            if found is not None:
+                yield found.record
+
+    with (
+        patch.object(BatchStatus, "pending", property(lambda _: 0)),
+        patch.object(batches, "is_complete", lambda *_: True),
+        patch.object(assemble, "_records", records),
+    ):
+        yield
+
+
+@contextmanager
+def _record_before_part() -> Iterator[None]:
+    """The record names the part, then the part is written."""
+    rewrite = shards._rewrite
+    pending: list[tuple[str, bytes]] = []
+
+    def part(ledger: Ledger, key: str, lines: Any) -> PartRef:
+        data = encode_part(lines)
+        pending.append((key, data))
+        return PartRef(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def after(ledger: Ledger, held: Held, wanted: ShardRecord) -> None:
+        mine, pending[:] = list(pending), []
+        rewrite(ledger, held, wanted)
+        for key, data in mine:
+            ledger.store.put(key, data)
+
+    with patch.object(shards, "write_part", part), patch.object(shards, "_rewrite", after):
+        yield
+
+
+def _counted_before_commit() -> AbstractContextManager[object]:
+    """A failed checkpoint is taken for done: its lines are forgotten."""
+    checkpoint = shards.checkpoint
+
+    def forgetful(ledger: Ledger, held: Held, finished: Any = (), **how: Any) -> None:
+        try:
+            checkpoint(ledger, held, finished, **how)
+        except StoreUnavailable:
+            held.num_parts += 1
+
+    return patch.object(shards, "checkpoint", forgetful)
+
+
+def _closes_only_known() -> AbstractContextManager[object]:
+    close = shards.close
+
+    def lazy(ledger: Ledger, batch_id: str, plan: Any, pool: str, n: int, **why: Any) -> None:
+        if ledger.store.get(layout.shard_key(batch_id, pool, n)) is not None:
+            close(ledger, batch_id, plan, pool, n, **why)
+
+    return patch.object(shards, "close", lazy)
+
+
+@contextmanager
+def _key_after_batch() -> Iterator[None]:
+    """The idempotency record is written once the batch exists."""
+    create, pending = batches.create, dict[str, tuple[str, IdempotencyRecord]]()
+
+    def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> Adopted:
+        key = layout.idempotency_key(kind, f"{tenant}\n{value}")
+        found = load(ledger, key, IdempotencyRecord)
+        if found is not None:
+            return Adopted(batch_id=found.record.batch_id, created_at=found.record.created_at, is_first=False, key=key)
+        now = ledger.clock.now()
+        pending[batch_id] = (key, IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=now))
+        return Adopted(batch_id=batch_id, created_at=now, key=key)
+
+    def create_then_key(ledger: Ledger, draft: Any, planned: Any) -> BatchRecord:
+        made = create(ledger, draft, planned)
+        if draft.batch_id in pending:
+            key, record = pending.pop(draft.batch_id)
+            ledger.store.put(key, encode(record))
+        return made
+
+    with patch.object(idempotency, "adopt", adopt), patch.object(batches, "create", create_then_key):
+        yield
+
+
+def _abandoned_without_fence() -> AbstractContextManager[object]:
+    def is_gone(ledger: Ledger, found: Stored[IdempotencyRecord]) -> bool:
+        batch = load(ledger, layout.batch_key(found.record.batch_id), BatchRecord)
+        return found.age_s >= ledger.limits.abandoned_s if batch is None else batch.record.state == "deleted"
+
+    return patch.object(idempotency, "_is_gone", is_gone)
+
+
+def _zombie_writes_on() -> AbstractContextManager[object]:
+    swap = shards.swap
+
+    def stubborn(ledger: Ledger, key: str, record: Any, etag: str | None) -> Any:
+        written = swap(ledger, key, record, etag)
+        if isinstance(written, Lost) and written.found is not None and record.seq > 1:
+            return swap(ledger, key, record, written.found.etag)
+        return written
+
+    return patch.object(shards, "swap", stubborn)
+
+
+def _ends_whatever_it_is() -> AbstractContextManager[object]:
+    def end(ledger: Ledger, batch_id: str, reason: Any, detail: str | None = None) -> BatchRecord | None:
+        found = cas.update_batch(
+            ledger, layout.batch_key(batch_id), lambda record: replace(record, state="ending", reason=reason)
+        )
+        return None if found is None else found.record
+
+    return patch.object(batches, "end", end)
+
+
+def _sweeps_before_the_end() -> AbstractContextManager[object]:
+    commit = batches._commit_end
+
+    def swept(ledger: Ledger, batch: BatchRecord, plan: Any, made: Any) -> BatchRecord | None:
+        for entry in list(ledger.store.list(layout.parts_prefix(batch.batch_id))):
+            ledger.store.delete(entry.key)
+        return commit(ledger, batch, plan, made)
+
+    return patch.object(batches, "_commit_end", swept)
+
+
+def _ends_twice() -> AbstractContextManager[object]:
+    """Whoever assembled last is right."""
+    update = batches.update_batch
+
+    def insistent(ledger: Ledger, key: str, decide: Any) -> Any:
+        def anyway(record: BatchRecord) -> BatchRecord | None:
+            if record.state == "ended" and decide.__qualname__.startswith("_commit_end"):
+                return decide(replace(record, state="open"))  # type: ignore[no-any-return]
+            return decide(record)  # type: ignore[no-any-return]
+
+        return update(ledger, key, anyway)
+
+    return patch.object(batches, "update_batch", insistent)
+
+
+def _status_of_an_end_by_records() -> AbstractContextManager[object]:
+    """Where another thread saw the end first, its empty view is added up."""
+    ended = StatusReader._ended
+
+    def from_view(self: StatusReader, batch: BatchRecord) -> Any:
+        view = self._views.get(batch.batch_id)
+        if view is None or view.batch is not batch:
+            return ended(self, batch)
+        self._look(view)
+        return view.status()
+
+    return patch.object(StatusReader, "_ended", from_view)
+
+
+def _part_of_whoever(batch_id: str, pool: str, n: int, lease: str, k: int) -> str:
+    return f"{layout.parts_prefix(batch_id)}{pool}/{n:06d}/{k}.jsonl"
+
+
+def _every_line(held: Held) -> int:
+    return (1 << held.range.num_lines) - 1
+
+
+def _no_lapse_counts(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
+    return replace(
+        record, state="leased", lease=lease, runner=runner, epoch=record.epoch + 1, seq=1, has_dispatched=False
+    )
+
+
+def _loses_half_of_what_finished() -> AbstractContextManager[object]:
+    """The bitmap says more than the part holds."""
+    of = bits.of
+    return patch.object(shards.bits, "of", lambda lines: of(lines) | 1)
+
+
+MUTANTS: dict[str, Mutant] = {
+    "shard records are written without a condition": _unconditional("/shards/"),
+    "batch records are written without a condition": _unconditional("/batch.json"),
+    "idempotency records are written without a condition": _unconditional("idempotency/"),
+    "a record under our lease is ours, whatever its seq": _judged(_any_seq_is_ours),
+    "a stranger's record is overwritten on its own etag": _judged(_theirs_is_ours),
+    "a timeout is taken for success": _timeout_is_success,
+    "a part's key does not name the lease": _replaced(layout, "part_key", _part_of_whoever),
+    "a takeover forgets all that was done": _claimed_without(parts=(), done="0", counts=Counts()),
+    "a takeover drops the parts": _claimed_without(parts=()),
+    "a batch is assembled before all is done": _assembled_too_early,
+    "a record names a part before it is written": _record_before_part,
+    "lines are counted before they are committed": _counted_before_commit,
+    "a batch is committed before its input": _late("/input-"),
+    "a batch is committed before its plan": _late("/plan-"),
+    "a batch ends before its results are written": _late("/results-"),
+    "a cancel closes nothing": _replaced(batches, "close_all", lambda *_: None),
+    "a cancel closes only what was claimed": _closes_only_known,
+    "the idempotency record comes after the batch": _key_after_batch,
+    "lines that are done run again": _replaced(Held, "missing", property(_every_line)),
+    "a zombie goes on writing": _zombie_writes_on,
+    "a cancel changes an ended batch": _ends_whatever_it_is,
+    "parts are swept before the end is committed": _sweeps_before_the_end,
+    "a second assembly replaces the first": _ends_twice,
+    "a line that kills its runner is never found": _replaced(lease, "claimed", _no_lapse_counts),
+    "the bitmap says more than the parts": _loses_half_of_what_finished,
+    # found here once, and mended
+    "a done record is written again": _judged(_rewritten_when_done),
+    "an abandoned create is not fenced": _abandoned_without_fence,
+    "an ended batch is counted by its records": _status_of_an_end_by_records,
+}
+
+
+def _early_steals() -> AbstractContextManager[object]:
+    return patch.object(lease, "is_claimable", lambda record, **_: record.state in {"open", "leased"})
+
+
+HARMLESS: dict[str, Mutant] = {
+    # The holder drops a shard that it still has, or redoes a claim: its own next look finds the record. Time only.
+    "a refused write is taken for lost": _judged(
+        lambda found, ours, verdict: "lost" if verdict == "again" else verdict
+    ),
+    # The next write of a holder that lost its lease is refused all the same: it generates in vain, and commits nothing.
+    "a holder that can not write goes on dispatching": _replaced(Held, "may_dispatch", lambda *_: True),
+    # Only the record says who holds a shard, so nothing depends on the file lock or the runner's death being known.
+    "dead runners are never known to be dead": _replaced(ProcessStore, "is_dead", lambda *_: False),
+    # Whoever is told is told again by the next poll: a bell, a marker and presence are hints.
+    "the bell never rings": _replaced(batches, "ring", lambda *_: None),
+    # What stays behind is in nobody's way, and retention removes it.
+    "nothing is swept after the end": _replaced(batches, "sweep_parts", lambda *_: None),
+    # A shard that waits too long is checkpointed at the next tick; only what is in flight at a death grows.
+    "shards are never given back at a stop": _replaced(Keeper, "release_all", lambda self: None),
+}
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(mutant())
+        yield
