@@ -73,6 +73,10 @@ bench-tail *options:
 bench name *options:
     {{python}} tests/bench/{{name}}.py {{options}}
 
+# schedules of a whole fleet in one thread: a seed, `--trace` to see it, `--count 100000` for many
+sim *options:
+    {{python}} -m tests.sim {{options}}
+
 # remove what runs and tests leave behind (not the virtual environment, not the models)
 clean:
     rm -rf {{out}} .pytest_cache .mypy_cache .ruff_cache .hypothesis

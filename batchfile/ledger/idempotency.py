@@ -67,9 +67,11 @@ def adopt_retry(ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_r
 
 
 def forget(ledger: Ledger, adopted: Adopted) -> None:
-    """A first create was refused: its key stands for nothing."""
+    """A first create was refused: its key stands for nothing. By now it may stand for another, if this took so long."""
     if adopted.key is not None:
-        ledger.store.delete(adopted.key)
+        found = load(ledger, adopted.key, IdempotencyRecord)
+        if found is not None and found.record.batch_id == adopted.batch_id:
+            ledger.store.delete(adopted.key)
 
 
 def sweep_idempotency(ledger: Ledger) -> int:

@@ -1,4 +1,4 @@
-"""Schedules by hand: `python -m tests.sim SEED --trace` replays one, `--count N` runs many, with the figures as JSON."""
+"""By hand: `python -m tests.sim SEED --trace` replays a schedule, `--count N` runs many and prints the figures."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from tests.sim.simulation import Outcome, run, shrink
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("seed", type=int, nargs="?", default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, dest="seed", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, default=1, help="how many seeds, one after the other")
     parser.add_argument("--for-s", type=float, default=float("inf"), help="begin no more after so many seconds")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")

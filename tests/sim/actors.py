@@ -30,7 +30,7 @@ from tests.sim.engine import SimEngine
 from tests.sim.green import Event
 from tests.sim.invariants import Model
 from tests.sim.store import Faults, ProcessStore, SharedStore
-from tests.sim.world import Gone, Process, World
+from tests.sim.world import Process, World
 
 T = TypeVar("T")
 CALLER = Caller(tenant="default", key="k")

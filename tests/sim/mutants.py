@@ -1,6 +1,6 @@
 """The protocol, broken on purpose in one place each: the simulator must notice. Bugs that it once found are here too.
 
-A mutant is a patch for as long as its context lasts. `HARMLESS` are those that cost time or a repeated generation, never
+A mutant is a patch for as long as its context lasts. `HARMLESS` are those that cost time or a repeated generation, not
 a result: that nothing is found there is by design, and the reason stands beside each.
 """
 
@@ -18,7 +18,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load
 from batchfile.ledger.idempotency import Adopted
 from batchfile.ledger.shards import Held
-from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.ledger.status import BatchStatus
 from batchfile.lines.part import encode_part
 from batchfile.records import BatchRecord, IdempotencyRecord, PartRef, ShardRecord, encode
 from batchfile.runner.keeper import Keeper
@@ -247,20 +247,6 @@ def _ends_twice() -> AbstractContextManager[object]:
     return patch.object(batches, "update_batch", insistent)
 
 
-def _status_of_an_end_by_records() -> AbstractContextManager[object]:
-    """Where another thread saw the end first, its empty view is added up."""
-    ended = StatusReader._ended
-
-    def from_view(self: StatusReader, batch: BatchRecord) -> Any:
-        view = self._views.get(batch.batch_id)
-        if view is None or view.batch is not batch:
-            return ended(self, batch)
-        self._look(view)
-        return view.status()
-
-    return patch.object(StatusReader, "_ended", from_view)
-
-
 def _part_of_whoever(batch_id: str, pool: str, n: int, lease: str, k: int) -> str:
     return f"{layout.parts_prefix(batch_id)}{pool}/{n:06d}/{k}.jsonl"
 
@@ -310,7 +296,6 @@ MUTANTS: dict[str, Mutant] = {
     # found here once, and mended
     "a done record is written again": _judged(_rewritten_when_done),
     "an abandoned create is not fenced": _abandoned_without_fence,
-    "an ended batch is counted by its records": _status_of_an_end_by_records,
 }
 
 

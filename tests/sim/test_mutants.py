@@ -1,0 +1,33 @@
+"""The net is known to catch: each break of the protocol is found in ordinary schedules, within the budget of CI."""
+
+import pytest
+
+from tests.sim.mutants import HARMLESS, MUTANTS, applied
+from tests.sim.simulation import run, shrink
+
+pytestmark = pytest.mark.usefixtures("simulated")
+
+SCHEDULES_MAX = 1000  # the rarest is found in about the 300th
+HARMLESS_SCHEDULES = 60
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_protocol_is_noticed(name: str) -> None:
+    with applied(MUTANTS[name]):
+        assert any(run(seed).error is not None for seed in range(SCHEDULES_MAX))
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_only_costs_time_breaks_no_promise(name: str) -> None:
+    with applied(HARMLESS[name]):
+        for seed in range(HARMLESS_SCHEDULES):
+            outcome = run(seed)
+            assert outcome.error is None, f"seed {seed}: {outcome.error!r}"
+
+
+def test_a_failing_schedule_shrinks_to_the_faults_that_matter() -> None:
+    with applied(MUTANTS["a takeover drops the parts"]):
+        outcome = next(found for seed in range(SCHEDULES_MAX) if (found := run(seed)).error is not None)
+        shrunk = shrink(outcome)
+    assert shrunk.error is not None
+    assert len(shrunk.struck) <= len(outcome.struck)

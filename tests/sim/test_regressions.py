@@ -1,0 +1,150 @@
+"""What the simulator found, each as small as it gets."""
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from batchfile import layout
+from batchfile.clock import ManualClock
+from batchfile.errors import BatchDamaged, StoreUnavailable
+from batchfile.ledger import batches, idempotency, shards
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.planner import Planned, plan_input
+from batchfile.ledger.shards import Held
+from batchfile.ledger.status import StatusReader
+from batchfile.ledger.steward import Steward
+from batchfile.lines.part import FinishedLine
+from batchfile.store.base import Entry, Object
+from batchfile.store.faulty import FaultyStore
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults, RoutingTable
+
+LOCAL = RoutingTable(everything="local")
+ROWS = b"".join(
+    b'{"custom_id": "r%d", "params": {"messages": [{"role": "user", "content": "x"}]}}\n' % number
+    for number in range(2)
+)
+
+
+class HookedStore(MemoryStore):
+    """Calls `after_read` once, when an answer to a read of a key is on its way."""
+
+    hooked_key: str | None = None
+    after_read: Callable[[], object]
+
+    def get(self, key: str) -> Object | None:
+        found = super().get(key)
+        self._happen(key)
+        return found
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+        found = [*super().list(prefix, after=after)]
+        self._happen(prefix)
+        return iter(found)
+
+    def _happen(self, key: str) -> None:
+        if key == self.hooked_key:
+            self.hooked_key = None
+            self.after_read()
+
+
+@pytest.fixture
+def store() -> HookedStore:
+    return HookedStore(ManualClock())
+
+
+@pytest.fixture
+def ledger(store: HookedStore) -> Ledger:
+    clock = store._clock
+    return Ledger(store=store, clock=clock, rng=random.Random(1))
+
+
+def create(ledger: Ledger, batch_id: str, created_at: float | None = None) -> Planned:
+    key = layout.input_key(batch_id, "n")
+    ledger.store.put(key, ROWS)
+    planned = plan_input(ledger, batch_id, key, routing=LOCAL)
+    draft = batches.Draft(batch_id=batch_id, routing=LOCAL, defaults=Defaults(), created_at=created_at)
+    batches.create(ledger, draft, planned)
+    return planned
+
+
+def claim(ledger: Ledger) -> Held:
+    planned = create(ledger, "b")
+    batch = batches.read_batch(ledger, "b")
+    assert batch is not None
+    held = shards.claim(ledger, batch, planned.plan, "local", 0, runner="r")
+    assert isinstance(held, Held)
+    return held
+
+
+def adopt(ledger: Ledger, batch_id: str) -> Adopted:
+    return idempotency.adopt(ledger, kind="key", tenant="t", value="K", digest="d", batch_id=batch_id)
+
+
+def test_a_slow_reader_counts_an_ended_batch_by_its_record_alone(store: HookedStore, ledger: Ledger) -> None:
+    shards.checkpoint(ledger, claim(ledger), [FinishedLine(0, "succeeded", b"{}")], has_dispatched=True)
+    reader = StatusReader(ledger)
+    reader.read("b")
+
+    def end_it() -> None:
+        batches.end(ledger, "b", "canceled")
+        batches.finish(ledger, "b", runner="r")
+        reader.read("b")
+
+    store.hooked_key, store.after_read = layout.batch_key("b"), end_it
+    status = reader.read("b")
+    assert status is not None
+    assert (status.batch.state, status.counts.finished) == ("ended", 2)
+
+
+def test_a_create_that_was_only_slow_makes_no_second_batch_of_its_key(ledger: Ledger) -> None:
+    slow = adopt(ledger, "one")
+    ledger.clock.sleep(ledger.limits.abandoned_s)
+    assert adopt(ledger, "two").batch_id == "two"
+    with pytest.raises(BatchDamaged, match="send this one again"):
+        create(ledger, slow.batch_id, slow.created_at)
+    create(ledger, "two")
+    assert adopt(ledger, "three").batch_id == "two"
+
+
+def test_a_slow_refusal_does_not_forget_what_its_key_stands_for_by_now(ledger: Ledger) -> None:
+    slow = adopt(ledger, "one")
+    ledger.clock.sleep(ledger.limits.abandoned_s)
+    adopt(ledger, "two")
+    create(ledger, "two")
+    idempotency.forget(ledger, slow)
+    assert adopt(ledger, "three").batch_id == "two"
+
+
+def test_a_shard_that_is_done_is_not_written_again(store: HookedStore, ledger: Ledger) -> None:
+    held = claim(ledger)
+    lines = [FinishedLine(number, "succeeded", b"{}") for number in range(2)]
+
+    def lose_the_answer(number: int, verb: str, key: str, phase: str) -> None:
+        if key == held.key and phase == "after":
+            faulty.is_down = True
+            raise StoreUnavailable("the answer was lost")
+
+    faulty = FaultyStore(store, on_call=lose_the_answer)
+    cut_off = Ledger(store=faulty, clock=ledger.clock, rng=ledger.rng)
+    with pytest.raises(StoreUnavailable):
+        shards.checkpoint(cut_off, held, lines, has_dispatched=True)
+    done = store.get(held.key)
+    shards.checkpoint(ledger, held, lines, has_dispatched=True)
+    shards.checkpoint(ledger, held, has_dispatched=True)
+    assert held.record.state == "done"
+    assert store.get(held.key) == done
+
+
+def test_the_last_trace_of_a_batch_is_removed_for_good(store: HookedStore, ledger: Ledger) -> None:
+    create(ledger, "b")
+    batches.end(ledger, "b", "canceled")
+    batches.finish(ledger, "b", runner="r")
+    batches.delete(ledger, "b")
+    ledger.clock.sleep(ledger.limits.tombstone_s)
+    first, second = (Steward(ledger, runner=name) for name in ("one", "two"))
+    store.hooked_key, store.after_read = layout.INDEX_PREFIX, first.tick
+    second.tick()
+    assert [entry.key for prefix in ("batches/", "index/") for entry in store.list(prefix)] == []
