@@ -268,7 +268,8 @@ def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) 
 
 def _summary(receipt: Receipt, path: str | None) -> str:
     num_failed = receipt.input.requests - receipt.counts.succeeded
-    text = f"{receipt.counts.succeeded:,} of {counted(receipt.input.requests, 'request')} succeeded in {duration(receipt.seconds)}"
+    total = counted(receipt.input.requests, "request")
+    text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
     if receipt.reason != "completed":
         text += f"; the batch was ended early ({receipt.reason})"
     if path is not None:
