@@ -34,6 +34,9 @@ def command(batch: str, output: str, is_errors: bool, force: bool, store: str | 
             f"{found.batch_id} has not ended yet; `batchfile status {found.batch_id}` shows how far it is", err=True
         )
         sys.exit(Exit.FAILED_REQUESTS)
+    if found.results is None:
+        click.echo(f"{found.batch_id} ended before any request ran: {found.detail or found.reason}", err=True)
+        sys.exit(Exit.FAILED_REQUESTS)
     if is_errors:
         for chunk in outputs.error_bytes(ledger, found):
             sys.stdout.buffer.write(chunk)

@@ -22,7 +22,7 @@ from batchfile.records import BatchRecord, EndReason, WebhookRecord
 log = structlog.get_logger()
 
 # After each attempt the wait for the next one, in seconds; after the last one it is given up.
-BACKOFF_S = (30.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)
+BACKOFF_S = (30.0, 300.0, 1800.0, 7200.0, 18000.0, 60.0)
 SECRET_PREFIX = "whsec_"
 
 _EVENTS: dict[EndReason, str] = {

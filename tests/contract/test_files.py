@@ -11,6 +11,7 @@ from batchfile.ledger import files, uploads
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.expiry import sweep_expired
 from batchfile.records import FileRecord, UploadRecord
+from batchfile.store.base import Store
 from batchfile.store.memory import MemoryStore
 
 DAY_S = 24 * 3600.0
@@ -147,3 +148,29 @@ def test_cancel_and_complete_at_the_same_time_have_one_winner() -> None:
         uploads.complete(slow, upload, [part], md5=None)
     assert list(files.list_file_ids(world.ledger, "acme")) == []
     assert world.keys("files/") == []
+
+
+def test_files_and_uploads_live_and_go_on_every_store(store: Store, folder: str) -> None:
+    clock = ManualClock(1_000_000_000.0)
+    ledger = Ledger(store=store, clock=clock, rng=random.Random(folder))
+    made = []
+    for data in (b"", b"abc", b"x" * 3_000_000):
+        clock.sleep(1.0)
+        made.append(
+            files.store_file(ledger, folder, [data], filename="f", purpose="batch", kept_s=DAY_S, bytes_max=10_000_000)
+        )
+        assert b"".join(store.stream(made[-1].key)) == data
+    upload = uploads.begin(ledger, folder, filename="f", mime_type="m", purpose="batch", size=6, file_kept_s=DAY_S)
+    parts = [uploads.add_part(ledger, upload, [data], bytes_max=9) for data in (b"abc", b"def")]
+    clock.sleep(1.0)
+    done = uploads.complete(ledger, upload, parts, md5=None)
+    assert done.file is not None
+    assert b"".join(store.stream(done.file.key)) == b"abcdef"
+    ids = [file.file_id for file in [*made, done.file]]
+    assert list(files.list_file_ids(ledger, folder)) == ids[::-1]
+    assert files.remove_file(ledger, folder, ids[0])
+    clock.sleep(100 * DAY_S)
+    sweep_expired(ledger)
+    assert list(store.list(layout.files_prefix(folder))) == []
+    assert list(store.list(f"uploads/{folder}/")) == []
+    assert [entry for entry in store.list(layout.EXPIRING_PREFIX) if folder in entry.key] == []

@@ -16,6 +16,7 @@ from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
 from batchfile.ledger.turn import Turn
 from batchfile.records import BatchRecord, FileInput, FileRecord
+from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
 
@@ -183,6 +184,54 @@ def test_a_create_that_is_repeated_finds_its_own_batch_and_no_other() -> None:
     world.clock.sleep(1.0)
     with pytest.raises(BatchDamaged):
         world.create(world.file())
+
+
+class Gone(BaseException):
+    """The process is no more: nothing may catch this and go on."""
+
+
+def make_and_plan(world: World, file: FileRecord, ledger: Ledger, created_at: float) -> None:
+    wanted = FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=1000)
+    draft = batches.Draft(
+        batch_id="b", routing=POOLS, defaults=Defaults(), tenant="acme", created_at=created_at, metadata={}
+    )
+    planning.create(ledger, draft, file, wanted)
+    planning.plan(ledger, "b", runner=f"r{ledger.rng.random()}")
+
+
+def num_writes() -> int:
+    world, seen = World(), 0
+
+    def count(number: int, verb: str, key: str, phase: str) -> None:
+        nonlocal seen
+        seen = number
+
+    file = world.file()
+    store = FaultyStore(world.store, on_call=count)
+    make_and_plan(world, file, Ledger(store=store, clock=world.clock, rng=random.Random(1)), world.clock.now())
+    return seen
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+@pytest.mark.parametrize("at", range(1, num_writes() + 1))
+def test_a_crash_at_a_write_and_a_repeated_create_make_one_batch_with_one_plan(at: int, phase: str) -> None:
+    world = World()
+    file, created_at = world.file(), world.clock.now()
+
+    def crash(number: int, verb: str, key: str, when: str) -> None:
+        if number > at or (number == at and when == phase):
+            raise Gone
+
+    first = Ledger(store=FaultyStore(world.store, on_call=crash), clock=world.clock, rng=random.Random(1))
+    with pytest.raises(Gone):
+        make_and_plan(world, file, first, created_at)
+    world.clock.sleep(world.ledger.limits.lease_ttl_s)
+    make_and_plan(world, file, Ledger(store=world.store, clock=world.clock, rng=random.Random(2)), created_at)
+    batch = world.read()
+    assert (batch.state, batch.total, batch.created_at) == ("open", 3, created_at)
+    assert sum(span.num_lines for span in batches.read_plan(world.ledger, batch).ranges) == 3
+    assert len(list(world.store.list("queue/"))) == 2
+    assert len(list(world.store.list("index/"))) == 1
 
 
 def test_results_stay_for_as_long_as_was_asked_and_the_batch_for_its_retention_at_least() -> None:

@@ -401,6 +401,24 @@ def test_a_tenant_sees_nothing_of_another(connect: Any, client: Any) -> None:
         other.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
 
 
+def test_a_large_file_passes_through_in_bounded_memory(start_api: Any, watch: Any) -> None:
+    api = start_api()
+    data = b"x" * 999_999 + b"\n"
+    head = {"content-type": "multipart/form-data; boundary=xyz"}
+
+    def body() -> Iterator[bytes]:
+        yield b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="f.jsonl"\r\n\r\n'
+        for _ in range(100):
+            yield data
+        yield b'\r\n--xyz\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--xyz--\r\n'
+
+    api.http.get("/v1/files")
+    with watch(api) as memory:
+        answer = api.http.post("/v1/files", headers=head, content=body())
+    assert answer.json()["bytes"] == 100_000_000
+    assert memory.grown_bytes < 50_000_000
+
+
 def test_a_form_may_come_in_either_order_and_in_chunks_of_unknown_length(served: Any) -> None:
     data = jsonl(line("a")) * 2000
     head = {"authorization": f"Bearer {KEY}", "content-type": "multipart/form-data; boundary=xyz"}
