@@ -19,6 +19,7 @@ from api.door import Caller
 from api.errors import Refusal
 from api.service import PAGE_MAX, Service
 from api.streams import stream
+from api.tending import Tending
 from batchfile.lines.anthropic import anthropic_lines
 from batchfile.lines.stage import stage_document, stage_lines
 
@@ -127,11 +128,13 @@ async def cancel(
     batch_id: FromPath[str],
     service: NamedDependency[Service],
     caller: NamedDependency[Caller],
+    tending: NamedDependency[Tending],
 ) -> anthropic_shapes.MessageBatch:
     """No further request starts; finished ones keep their results. A batch that has ended can not be canceled."""
     if (await asyncio.to_thread(service.record, caller, batch_id)).state == "ended":
         raise Refusal(400, "The batch has ended already; its results are final")
     found = await asyncio.to_thread(service.cancel, caller, batch_id)
+    tending.wake(batch_id)
     return anthropic_views.message_batch(found, own_url(request, service.settings.api))
 
 

@@ -16,6 +16,7 @@ from api.errors import Refusal
 from api.fleet import Fleet
 from api.service import PAGE_MAX, Service
 from api.streams import follow, serve_file
+from api.tending import Tending
 from batchfile.records import FileRef
 
 BATCHES = "/api/batches"
@@ -66,10 +67,15 @@ async def status(
     BATCHES + "/{batch_id:str}/cancel", status_code=200, responses=problems(READ), tags=["batches"], summary="End early"
 )
 async def cancel(
-    batch_id: FromPath[str], service: NamedDependency[Service], caller: NamedDependency[Caller]
+    batch_id: FromPath[str],
+    service: NamedDependency[Service],
+    caller: NamedDependency[Caller],
+    tending: NamedDependency[Tending],
 ) -> shapes.Batch:
     """No further request starts; finished ones keep their results. An ended batch stays what it is."""
-    return views.batch(await asyncio.to_thread(service.cancel, caller, batch_id))
+    found = await asyncio.to_thread(service.cancel, caller, batch_id)
+    tending.wake(batch_id)
+    return views.batch(found)
 
 
 @delete(BATCHES + "/{batch_id:str}", status_code=200, responses=problems(READ, 400), tags=["batches"], summary="Delete")

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ def test_a_canceled_batch_ends_and_keeps_what_is_finished(api: Any, make_request
     assert api.http.delete(f"{BATCHES}/{batch_id}").status_code == 400
     canceled = api.http.post(f"{BATCHES}/{batch_id}/cancel").json()
     assert canceled["state"] in {"ending", "ended"}
-    api.work(batch_id)
+    # Nobody works on it: the API ends it by itself.
+    deadline = time.monotonic() + 30
+    while api.http.get(f"{BATCHES}/{batch_id}").json()["state"] != "ended" and time.monotonic() < deadline:
+        time.sleep(0.05)
     ended = api.http.get(f"{BATCHES}/{batch_id}").json()
     assert (ended["state"], ended["reason"], ended["canceled"]) == ("ended", "canceled", 3)
     stage = api.http.get(f"/v1/messages/batches/{batch_id}").json()
