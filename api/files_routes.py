@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from litestar import Request, Response, delete, get, post, route
 from litestar.di import NamedDependency
+from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
 from api import openai_shapes as shapes
@@ -135,6 +136,8 @@ async def content(
 ) -> Response[Any]:
     """Range is honoured for uploaded files. An output file is rendered as it is read, the same bytes each time."""
     output = await asyncio.to_thread(output_files.find, caller, file_id)
+    if output is not None and request.method == HttpMethod.HEAD:
+        return Response(b"", media_type=LINES)
     if output is not None:
         return await stream(request, output_files.chunks(output), LINES)
     record = _known(await asyncio.to_thread(files.read_file, service.ledger, caller.tenant, file_id), file_id)

@@ -10,9 +10,11 @@ from litestar import Request
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
+from api.errors import Refusal
 from api.multipart import Form, read_form
 from api.service import Service
 from api.spool import SpoolLimits, spool
+from batchfile.errors import TooLarge
 
 BESIDE_BYTES_MAX = 1024 * 1024  # of a form without its file
 
@@ -23,16 +25,22 @@ _FILE = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 async def received_form(
     request: Request[Any, Any, Any], service: Service, name: str, bytes_max: int
 ) -> AsyncIterator[Form]:
-    """`name`: of the field with the file, which may have `bytes_max` bytes. Raises: what `spool` and `read_form` do."""
+    """`name`: of the field with the file, which may have `bytes_max` bytes.
+
+    Raises: what `spool` and `read_form` do; Refusal 413 also for TooLarge from within.
+    """
     headers = request.headers
     length = headers.get("content-length")
-    async with spool(
-        request.stream(),
-        content_encoding=headers.get("content-encoding"),
-        content_length=int(length) if length else None,
-        limits=replace(SpoolLimits.of(service.settings.api), bytes_max=bytes_max + BESIDE_BYTES_MAX),
-    ) as spooled:
-        yield await asyncio.to_thread(read_form, spooled, headers.get("content-type"), name)
+    try:
+        async with spool(
+            request.stream(),
+            content_encoding=headers.get("content-encoding"),
+            content_length=int(length) if length else None,
+            limits=replace(SpoolLimits.of(service.settings.api), bytes_max=bytes_max + BESIDE_BYTES_MAX),
+        ) as spooled:
+            yield await asyncio.to_thread(read_form, spooled, headers.get("content-type"), name)
+    except TooLarge:
+        raise Refusal(413, f"{name}: may have {bytes_max:,} bytes; send more in several pieces", param=name) from None
 
 
 def _form(required: list[str], properties: dict[str, Schema]) -> RequestBody:

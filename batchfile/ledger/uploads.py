@@ -58,9 +58,10 @@ def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, b
     with ledger.store.writer(layout.upload_part_key(upload.tenant, upload.upload_id, part_id)) as writer:
         for chunk in chunks:
             size += len(chunk)
-            if size > min(bytes_max, upload.size):
-                limit = f"{bytes_max:,} bytes" if size > bytes_max else f"the upload's own {upload.size:,} bytes"
-                raise TooLarge(f"data: is larger than {limit}; send it in more parts")
+            if size > bytes_max:
+                raise TooLarge(f"data: is larger than {bytes_max:,} bytes; send it in more parts")
+            if size > upload.size:
+                raise InvalidFile(f"data: is larger than the upload itself, which announced {upload.size:,} bytes")
             writer.write(chunk)
         writer.commit()
     return part_id

@@ -20,6 +20,7 @@ from openai.types.chat import ChatCompletion
 from openai.types.uploads import UploadPart
 
 from batchfile.engine.open import engine_factory
+from batchfile.ledger import batches
 from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
@@ -235,6 +236,29 @@ def test_a_cancelled_batch_ends_with_the_rest_in_its_error_file(client: Any) -> 
     ]
     with pytest.raises(openai.BadRequestError, match="cancelled"):
         client.batches.cancel(batch.id)
+
+
+def test_an_expired_batch_keeps_what_has_finished_and_says_of_the_rest_that_it_expired(
+    served: Any, client: Any
+) -> None:
+    batch = submit(client, line("a"), line("b", model="llama-70b"))
+    until(client, batch.id, "in_progress")
+    ledger = open_service_ledger(served.store, load_settings())
+    options = RunnerOptions(runner_id="a", pool="mistral", is_steward=False)
+    runner = Runner(ledger, engine_factory("echo", model="echo"), options)
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    while client.batches.retrieve(batch.id).request_counts.completed == 0:
+        time.sleep(0.02)
+    runner.stop_now()
+    thread.join(30)
+    batches.end(ledger, batch.id, "expired")
+    batches.finish(ledger, batch.id, runner="test")
+    expired = until(client, batch.id, "expired")
+    assert expired.expired_at is not None
+    assert [row["custom_id"] for row in rows(client, expired.output_file_id)] == ["a"]
+    (rest,) = rows(client, expired.error_file_id)
+    assert (rest["custom_id"], rest["response"], rest["error"]["code"]) == ("b", None, "batch_expired")
 
 
 def test_pages_of_batches_hold_every_batch_once_newest_first(connect: Any) -> None:
