@@ -69,7 +69,8 @@ class Fleet:
         return [shapes.Runner(**asdict(runner)) for runner in found]
 
     def health(self) -> dict[str, shapes.PoolHealth]:
-        num = Counter(runner.pool for runner in self.presence() if runner.state != "loading")
+        """Up is a pool with a runner that can answer: `loading` can not yet, `down` has lost its endpoint."""
+        num = Counter(runner.pool for runner in self.presence() if runner.state not in {"loading", "down"})
         return {
             name: shapes.PoolHealth(status="up" if num[name] else "down", runners=num[name])
             for name in sorted(self._settings.pools)
