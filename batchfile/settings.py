@@ -47,7 +47,8 @@ NESTED = "__"
 OTHER_VARIABLES = {"BATCHFILE_API_KEY", "BATCHFILE_CACHE", CONFIG_VARIABLE}  # ours, and no settings
 FOREIGN_LEAVES = ("port", ".engine", ".base_url", ".api_key", ".max_num_seqs")  # what other variables may set
 
-SECRETS = (".api_key", ".secret")  # settings whose values no message repeats
+# Settings whose values no message repeats. Who mistakes a key for its hash shall not find it in a log.
+SECRETS = (".api_key", ".secret", ".sha256", "api_keys")
 
 EngineKind = Literal["vllm", "http", "echo"]
 Positive = Annotated[float, Field(gt=0)]
@@ -116,8 +117,17 @@ class ApiKey(BaseModel):
     model_config = _STRICT
 
     tenant: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str
     dialect: Literal["stage", "anthropic"] | None = None
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_a_digest(cls, sha256: str) -> str:
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise ValueError(
+                "must be the key's SHA-256 in 64 hex digits, not the key; `batchfile keys new` prints both"
+            )
+        return sha256
 
     @field_validator("tenant")
     @classmethod
@@ -216,6 +226,8 @@ class Settings(BaseSettings):
             keys = [key for key in re.split(r"[,\s]+", keys) if key]
         if not isinstance(keys, list | tuple):
             return keys
+        if any(isinstance(key, str) and ":" not in key for key in keys):
+            raise ValueError("each must be tenant:sha256, as `batchfile keys new TENANT` prints it")
         names = ("tenant", "sha256", "dialect")
         return [dict(zip(names, key.split(":"), strict=False)) if isinstance(key, str) else key for key in keys]
 

@@ -148,6 +148,14 @@ def test_an_api_key_that_is_no_pair_is_refused(monkeypatch: pytest.MonkeyPatch, 
         load_settings()
 
 
+@pytest.mark.parametrize("keys", ["bf_Secret", "acme:bf_Secret", f"acme:{'a' * 64},bf_Secret"])
+def test_a_key_in_the_place_of_its_hash_is_not_repeated(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    monkeypatch.setenv("BATCHFILE_API_KEYS", keys)
+    with pytest.raises(SettingsError, match="keys new") as refused:
+        load_settings()
+    assert "bf_Secret" not in str(refused.value)
+
+
 def test_a_stages_schema_is_read_beside_the_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "email.json").write_text('{"type": "object"}')
     (tmp_path / "batchfile.toml").write_text('[schemas]\nemail = "email.json"\n')
