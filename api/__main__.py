@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"batchfile api: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1
     except OSError as error:
-        sys.stderr.write(f"batchfile api: can not listen on {host} port {port}: {error.strerror}; try another --port\n")
+        sys.stderr.write(f"batchfile api: can not listen on {host} port {port}: {error.strerror}; try another\n")
         return 1
     structlog.get_logger().info("api.started", host=host, port=listener.getsockname()[1], store=ledger.store.url)
     raise_file_limit(CONNECTIONS_MAX)
@@ -94,10 +94,17 @@ def _log_as_lines() -> None:
     )
 
 
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is no port: give 1 to 65535, or 0 for any that is free")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
     parser.add_argument("--host", help="the address to listen on (BATCHFILE_HOST; loopback without API keys)")
-    parser.add_argument("--port", type=int, help="the port, 0 for any that is free (BATCHFILE_PORT or PORT; 8000)")
+    parser.add_argument("--port", type=_port, help="the port, 0 for any that is free (BATCHFILE_PORT or PORT; 8000)")
     parser.add_argument("--store", help="a directory or s3://bucket/prefix (BATCHFILE_STORE; .batchfile here)")
     parser.add_argument("--config", help="the settings file (BATCHFILE_CONFIG; batchfile.toml here)")
     return parser

@@ -51,17 +51,22 @@ async def stream(request: Request[Any, Any, Any], chunks: Iterable[bytes], media
 async def serve_file(
     request: Request[Any, Any, Any], ledger: Ledger, file: FileRef, media_type: str = JSON_LINES
 ) -> Response[Any]:
-    """A stored file as it is: HEAD, If-None-Match and one Range are honoured; gzip where no range is asked for."""
-    etag = f'"{file.sha256[:32]}"'
-    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Vary": "Accept, Accept-Encoding, Authorization"}
-    if request.headers.get("if-none-match") in {etag, "*"}:
-        return Response(None, status_code=304, headers=headers)
+    """A stored file as it is: HEAD, If-None-Match and one Range are honoured; gzip where no range is asked for.
+
+    Packed it has an ETag of its own: who has a part of one goes on with no part of the other.
+    """
+    etag, packed_etag = f'"{file.sha256[:32]}"', f'"{file.sha256[:32]}-gzip"'
     if_range = request.headers.get("if-range")
     span = None if if_range not in {None, etag} else asked_range(request.headers.get("range"), file.size)
+    is_gzip = span is None and _wants_gzip(request)
+    headers = {"ETag": packed_etag if is_gzip else etag, "Vary": "Accept, Accept-Encoding, Authorization"}
+    if _names_any(request.headers.get("if-none-match", ""), {etag, packed_etag}):
+        return Response(None, status_code=304, headers=headers)
+    if not is_gzip:
+        headers["Accept-Ranges"] = "bytes"
     if span is not None:
         headers["Content-Range"] = f"bytes {span.start}-{span.end - 1}/{file.size}"
     part = span or Span(0, file.size)
-    is_gzip = span is None and _wants_gzip(request)
     headers |= {"Content-Encoding": "gzip"} if is_gzip else {"Content-Length": str(part.end - part.start)}
     status = 200 if span is None else 206
     if request.scope["method"] == "HEAD" or part.start == part.end:
@@ -114,6 +119,12 @@ def asked_range(header: str | None, size: int) -> Span | None:
             416, f"The file has {size} bytes; this range begins after them.", {"Content-Range": f"bytes */{size}"}
         )
     return Span(start, min(end, size))
+
+
+def _names_any(if_none_match: str, etags: set[str]) -> bool:
+    """A list of ETags, any of them weak, or `*` for whatever there is."""
+    named = {item.strip().removeprefix("W/") for item in if_none_match.split(",")}
+    return "*" in named or not named.isdisjoint(etags)
 
 
 def _wants_gzip(request: Request[Any, Any, Any]) -> bool:

@@ -90,6 +90,12 @@ def test_a_results_file_is_served_whole_in_ranges_and_packed(api: Any, make_requ
     assert api.http.get(url, headers={"if-none-match": whole.headers["etag"]}).status_code == 304
     with api.http.stream("GET", url, headers={"accept-encoding": "gzip"}) as packed:
         assert gzip.decompress(b"".join(packed.iter_raw())) == whole.content
+    # Who has the beginning of the packed file is not sent the rest of the plain one.
+    etag, packed_etag = whole.headers["etag"], packed.headers["etag"]
+    for known, status in ((etag, 206), (packed_etag, 200)):
+        assert api.http.get(url, headers=plain | {"range": "bytes=9-", "if-range": known}).status_code == status
+    for known, status in ((packed_etag, 304), (f'"other", W/{etag}', 304), ("*", 304), ('"other"', 200)):
+        assert api.http.get(url, headers=plain | {"if-none-match": known}).status_code == status
 
 
 def test_the_requests_without_an_answer_come_back_ready_to_run_again(api: Any, make_request: Any) -> None:
@@ -207,6 +213,14 @@ def test_a_port_that_is_taken_is_said(api: Any, tmp_path: Path) -> None:
     refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 1
     assert f"port {api.port}" in refused.stderr
+
+
+def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "api", "--port", "65536"]
+    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert "65536 is no port" in refused.stderr
 
 
 def test_a_store_that_is_down_is_503_and_nothing_is_half_created(
