@@ -182,7 +182,8 @@ class StatusReader:
                 view.batch = batch
             # Another thread may have seen it end since we read it, or begun its look after we asked.
             has_ended = view.batch.state == "ended"
-            if not has_ended and not (view.is_whole and view.turn > turn):
+            is_open = bool(view.batch.plan_key) and not has_ended  # what has no plan has no total to count towards
+            if is_open and not (view.is_whole and view.turn > turn):
                 self._look(view)
             if not has_ended:
                 return view.status()
@@ -224,7 +225,7 @@ class StatusReader:
     def _look(self, view: _View) -> None:
         view.turn += 1
         view.is_whole = False
-        if not view.is_planned and view.batch.plan_key:
+        if not view.is_planned:
             view.use_plan(read_plan(self.ledger, view.batch))
         changed = []
         for entry in self.ledger.store.list(layout.shards_prefix(view.batch.batch_id)):

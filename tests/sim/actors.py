@@ -19,10 +19,11 @@ from api.service import Service
 from api.stewarding import Stewarding
 from batchfile import layout
 from batchfile.errors import BatchfileError
-from batchfile.ledger import batches, idempotency
+from batchfile.ledger import batches, idempotency, planning
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.planner import plan_input
-from batchfile.records import BatchRecord
+from batchfile.lines.openai import URL
+from batchfile.records import BatchRecord, FileInput, FileRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
 from batchfile.words import Defaults
@@ -183,6 +184,36 @@ class Replica(Process):
         ledger.store.put(input_key, body)
         planned = plan_input(ledger, draft.batch_id, input_key, routing=routing, lines_per_range=lines_per_range)
         return batches.create(ledger, draft, planned)
+
+    def create_of_stored(self, body: bytes, key: str) -> BatchRecord:
+        """Of a file that was stored before: the batch exists at once and is planned by whoever comes first."""
+        ledger = self.service.ledger
+        adopted = idempotency.adopt(
+            ledger, kind="stored", tenant="", value=key, digest=key, batch_id=f"stored_{ledger.new_id()[:12]}"
+        )
+        standing = None if adopted.is_first else batches.read_batch(ledger, adopted.batch_id)
+        if standing is not None:
+            return standing
+        file = FileRecord(
+            file_id=key,
+            tenant=CALLER.tenant,
+            filename=key,
+            purpose="batch",
+            key=f"files/{key}",
+            size=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+            created_at=0.0,
+            expires_at=0.0,
+        )
+        if ledger.store.head(file.key) is None:
+            ledger.store.put(file.key, body)
+        draft = batches.Draft(
+            batch_id=adopted.batch_id,
+            routing=self._stage.settings.routing(),
+            defaults=Defaults(),
+            created_at=adopted.created_at,
+        )
+        return planning.create(ledger, draft, file, FileInput(file_id=key, endpoint=URL, requests_max=100))
 
     def ask(self, do: Callable[["Replica"], T], *, patience_s: float) -> T:
         """From a client's strand. Raises: what `do` raises; NoAnswer, and `do` may go on all the same."""

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
 
+from batchfile.lines.openai import METHOD, URL
 from tests.sim.engine import KILLER, POISON
 
 LineKind = Literal["good", "bad", "poison", "killer", "rejected"]
+# How a batch comes in: as the body of a request, as a file of a local run, as a stored file that is planned later.
+Way = Literal["upload", "local", "stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +42,18 @@ class Sent:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def draw(rng: Random, key: str, pools: Sequence[str], *, num_lines: int, is_file: bool, odd: float) -> Sent:
+def draw(rng: Random, key: str, pools: Sequence[str], *, num_lines: int, way: Way, odd: float) -> Sent:
     """`odd`: the share of lines with something wrong in them."""
     lines = []
     for number in range(num_lines):
         kind: LineKind = "good"
         if rng.random() < odd:
             kind = rng.choice(("bad", "poison", "killer"))
-        if is_file and rng.random() < 0.2:
+        if way == "local" and rng.random() < 0.2:
             kind = "rejected"
-        lines.append(line(f"{key}-{number}", kind, rng.choice(pools), rng.randrange(1, 4)))
+        lines.append(line(f"{key}-{number}", kind, rng.choice(pools), rng.randrange(1, 4), is_openai=way == "stored"))
+    if way == "stored" and rng.random() < 0.1:
+        lines.append(line("", "rejected", pools[0], 1))  # the whole batch will fail
     return Sent(key=key, lines=lines)
 
 
@@ -59,11 +64,13 @@ def refusable(key: str, pools: Sequence[str]) -> Sent:
     return Sent(key=key, lines=lines, is_refusable=True)
 
 
-def line(custom_id: str, kind: LineKind, pool: str, num_words: int) -> SentLine:
+def line(custom_id: str, kind: LineKind, pool: str, num_words: int, *, is_openai: bool = False) -> SentLine:
     if kind == "rejected":
         return SentLine(None, kind, "", b'{"custom_id": 7, "params": {}}')
     text = " ".join([custom_id] + ["word"] * (num_words - 1))
     text += {"poison": f" {POISON}", "killer": f" {KILLER}"}.get(kind, "")
     params = {"messages": [{"role": "user", "content": text}], "max_tokens": 0 if kind == "bad" else 16}
-    raw = json.dumps({"custom_id": custom_id, "params": params, "metadata": {"model_hint": pool}}).encode()
-    return SentLine(custom_id, kind, text, raw)
+    row: dict[str, object] = {"custom_id": custom_id, "params": params, "metadata": {"model_hint": pool}}
+    if is_openai:
+        row = {"custom_id": custom_id, "method": METHOD, "url": URL, "body": {"model": f"model-{pool}", **params}}
+    return SentLine(custom_id, kind, text, json.dumps(row).encode())

@@ -10,7 +10,7 @@ from api.errors import Refusal
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, StoreError
 from batchfile.ledger.live import Cursor, iter_live
 from tests.sim.actors import CALLER, NoAnswer, Replica, Stage
-from tests.sim.bodies import Sent
+from tests.sim.bodies import Sent, Way
 from tests.sim.world import Process
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Wishes:
 
     begins_after_s: float = 0.0
     refusable: Sent | None = None  # is sent first, under the same key
-    is_file: bool = False
+    way: Way = "upload"
     lines_per_range: int = 2
     has_twin: bool = False  # the same create at the same time, by another replica
     hangs_up: float = 0.0  # how often it does not wait for an answer
@@ -35,6 +35,7 @@ class Wishes:
     reads_live: bool = False
     num_watchers: int = 0  # further ones that ask for the status all the time
     deletes: bool = False
+    deletes_at_once: bool = False  # which is refused until it has ended
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -67,13 +68,22 @@ class Client:
             world.spawn(self.process, self._read_live, batch_id)
         for number in range(wishes.num_watchers):
             world.spawn(self.process, self._stare, batch_id, f"watcher-{number}")
+        if wishes.deletes_at_once:
+            world.spawn(self.process, self._delete_at_once, batch_id)
+        try:
+            self._follow(batch_id)
+        except Refused:
+            if not wishes.deletes_at_once:
+                raise
+        self.is_done = True
+
+    def _follow(self, batch_id: str) -> None:
         self._watch(batch_id)
         self._read(batch_id)
-        if wishes.repeats:
+        if self.wishes.repeats:
             self._create()
-        if wishes.deletes:
+        if self.wishes.deletes:
             self._delete(batch_id)
-        self.is_done = True
 
     def _send_refusable(self, body: Sent) -> None:
         self.stage.model.sent[body.sha256] = body
@@ -89,7 +99,9 @@ class Client:
         sent, wishes = self.sent, self.wishes
 
         def create(api: Replica, num: int) -> str:
-            if wishes.is_file:
+            if wishes.way == "stored":
+                return api.create_of_stored(sent.data, sent.key).batch_id
+            if wishes.way == "local":
                 return api.create_from_file(sent.data, sent.key, wishes.lines_per_range).batch_id
             return api.create(sent.data, sent.key, num).batch_id
 
@@ -157,6 +169,11 @@ class Client:
         except (NoAnswer, StoreError, BatchDamaged):
             return
 
+    def _delete_at_once(self, batch_id: str) -> None:
+        self.stage.world.sleep(10.0 * self.rng.random())
+        with suppress(Refused):
+            self._ask(lambda api, num: api.service.delete(CALLER, batch_id))
+
     def _delete(self, batch_id: str) -> None:
         with suppress(Refused):  # an earlier attempt did it
             self._ask(lambda api, num: api.service.delete(CALLER, batch_id))
@@ -176,7 +193,7 @@ class Client:
             try:
                 return self._replica().ask(lambda api, num=num: do(api, num), patience_s=patience_s)  # type: ignore[misc]
             except (InvalidFile, KeyReused) as error:
-                if not self.wishes.is_file:  # else it took so long that it counted as abandoned and was swept
+                if self.wishes.way == "upload":  # else it took so long that it counted as abandoned and was swept
                     raise Refused from error
             except Refusal as error:
                 if error.status < 500:

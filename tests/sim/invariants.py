@@ -22,6 +22,7 @@ from tests.sim.world import Broken, Process, World
 CANCEL_S_MAX = 90.0  # from a cancel to the last line that starts, where nothing goes wrong any more
 
 _NEXT = {
+    "planning": {"open", "ending", "ended"},
     "open": {"ending", "ended"},
     "ending": {"ended"},
     "ended": {"deleted"},
@@ -31,11 +32,11 @@ _NEXT = {
 
 @dataclass(slots=True)
 class Known:
-    """A batch that was committed."""
+    """A batch that was committed. `plan`: None until it has one."""
 
     sent: Sent
-    plan: Plan
     record: BatchRecord
+    plan: Plan | None = None
     results: bytes | None = None
     is_gone: bool = False
     canceled_at: float | None = None  # when a cancel was acknowledged
@@ -86,7 +87,8 @@ class Model:
         state = known.record.state
         if place[2] == "batch.json":
             known.is_gone = True
-        if state in {"open", "ending"} and (place[2] in {"batch.json", "shards"} or key in self._parts):
+        is_needed = place[2] in {"batch.json", "shards"} or key in self._parts or self._is_named(known, key)
+        if state in {"planning", "open", "ending"} and is_needed:
             self.fail(1, f"{key} was removed while its batch lives")
         if state == "ended" and (place[2] == "batch.json" or self._is_named(known, key)):
             self.fail(3, f"{key} was removed and its batch was not deleted")
@@ -104,26 +106,37 @@ class Model:
             self.fail(3, f"{batch_id} went from {old.state} to {new.state}")
         if old.state in {"ended", "deleted"} and new.results != old.results:
             self.fail(3, f"{batch_id} had ended, and names other results now")
+        if old.plan_key not in {"", new.plan_key}:
+            self.fail(3, f"{batch_id} has another plan now")
         if old.state == "ending" and new.reason != old.reason:
             self.fail(3, f"{batch_id} was ending as {old.reason} and is {new.reason} now")
         known = self.batches.get(batch_id)
         if known is not None:
             known.record = new
+            self._planned(known)
             if new.state == "ended" and old.state != "ended":
                 self._ended(known)
 
     def _committed_batch(self, batch_id: str, new: BatchRecord) -> None:
-        sent, plan = self.sent.get(new.input.sha256), self.store.peek(new.plan_key)
-        if sent is None:
-            self.fail(1, f"{batch_id} was committed with an input that nobody sent")
-        if plan is None or self.store.peek(new.input.key) is None:
-            self.fail(1, f"{batch_id} was committed before its input and its plan")
+        sent = self.sent.get(new.input.sha256)
+        if sent is None or self.store.peek(new.input.key) != sent.data:
+            self.fail(1, f"{batch_id} was committed with an input that nobody sent, or before it")
         if sent.is_refused:
             self.fail(4, f"{batch_id} was committed, and its create was refused")
         others = [other for other, known in self.batches.items() if known.sent is sent]
         if any(self.batches[other].record.state != "deleted" for other in others):
             self.fail(4, f"{batch_id} was made for the key {sent.key}, which made {others} before")
-        self.batches[batch_id] = Known(sent, decode(plan, Plan), new)
+        known = self.batches[batch_id] = Known(sent, new)
+        self._planned(known)
+
+    def _planned(self, known: Known) -> None:
+        """Its plan is there as soon as the record names it."""
+        record = known.record
+        if known.plan is None and record.plan_key:
+            plan = self.store.peek(record.plan_key)
+            if plan is None:
+                self.fail(1, f"{record.batch_id} was committed before its plan")
+            known.plan = decode(plan, Plan)
 
     def _shard(self, known: Known, key: str, new: ShardRecord, old: ShardRecord | None) -> None:
         where = "/".join(key.split("/")[1:])
@@ -164,6 +177,9 @@ class Model:
     def _ended(self, known: Known) -> None:
         """Every request has its one result, and the counts say so."""
         record, sent = known.record, known.sent
+        if known.plan is None:
+            self._ended_unplanned(known)
+            return
         results = None if record.results is None else self.store.peek(record.results.key)
         errors = None if record.errors is None else self.store.peek(record.errors.key)
         if results is None or errors is None or hashlib.sha256(results).hexdigest() != record.results.sha256:  # type: ignore[union-attr]
@@ -182,6 +198,13 @@ class Model:
         if errors.splitlines() != failed:
             self.fail(1, f"{record.batch_id}: its errors file is not the input lines that did not succeed")
         known.results = results
+
+    def _ended_unplanned(self, known: Known) -> None:
+        record = known.record
+        is_refusable = any(line.kind == "rejected" for line in known.sent.lines)
+        if record.results is not None or (record.reason == "failed" and not is_refusable):
+            self.fail(1, f"{record.batch_id} was never planned, and ended as {record.reason} with {record.results}")
+        known.results = b""
 
     def _result(self, known: Known, number: int, row: bytes) -> str:
         record, line, result = known.record, known.sent.lines[number], decode_result(row)
@@ -221,8 +244,8 @@ class Model:
         return error == "runner_crash" and self._lapses_alone[known.record.batch_id, n, place] >= 2
 
     @staticmethod
-    def _place(plan: Plan, number: int) -> tuple[int, int]:
-        for n, span in enumerate(plan.ranges):
+    def _place(plan: Plan | None, number: int) -> tuple[int, int]:
+        for n, span in enumerate(plan.ranges if plan is not None else ()):
             if span.first <= number < span.first + span.num_lines:
                 return n, number - span.first
         raise Broken(f"the plan has no line {number}")
@@ -233,7 +256,7 @@ class Model:
         """A request is given to an engine."""
         batch_id, lease = held.batch.batch_id, held.record.lease
         known = self.batches.get(batch_id)
-        if known is None:
+        if known is None or known.plan is None:
             self.fail(4, f"{custom_id} starts, and its batch {batch_id} was never committed")
         number = known.plan.ranges[held.record.n].first + line
         if known.sent.lines[number].custom_id != custom_id:
@@ -296,10 +319,9 @@ class Model:
             record = known.record
             if record.state not in {"ended", "deleted"}:
                 self.fail(6, f"{batch_id} never ended; its shards are {self._states(known)}")
-            if record.state == "ended":
-                assert record.results is not None
-                if self.store.peek(record.results.key) != known.results:
-                    self.fail(3, f"{batch_id}: its results are other bytes than when it ended")
+            results = None if record.results is None else self.store.peek(record.results.key)
+            if record.state == "ended" and record.results is not None and results != known.results:
+                self.fail(3, f"{batch_id}: its results are other bytes than when it ended")
             if record.state == "ended" and record.reason == "completed":
                 self._check_starts(batch_id, known, is_quiet=is_quiet)
 

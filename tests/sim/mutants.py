@@ -8,19 +8,20 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 from batchfile import bits, layout
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import assemble, batches, cas, idempotency, lease, shards
+from batchfile.ledger import assemble, batches, cas, idempotency, lease, planning, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load
 from batchfile.ledger.idempotency import Adopted
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.part import encode_part
-from batchfile.records import BatchRecord, IdempotencyRecord, PartRef, ShardRecord, encode
+from batchfile.records import BatchRecord, BatchState, IdempotencyRecord, PartRef, ShardRecord, encode
 from batchfile.runner.keeper import Keeper
 from batchfile.words import Counts
 from tests.sim.store import ProcessStore
@@ -42,29 +43,17 @@ def _unconditional(marker: str) -> Mutant:
     return _replaced(ProcessStore, "put", blind)
 
 
-def _late(marker: str) -> Mutant:
-    """What is written to these keys is only there a while after it was acknowledged."""
-    commit, put = ProcessStore.commit, ProcessStore.put
+def _late(verb: str, marker: str) -> Mutant:
+    """What `verb` writes to these keys is only there a while after it was acknowledged."""
+    write = getattr(ProcessStore, verb)
 
-    def later(self: ProcessStore, key: str, data: bytes) -> str:
+    def later(self: ProcessStore, key: str, data: bytes, **condition: Any) -> str:
+        if marker not in key:
+            return write(self, key, data, **condition)  # type: ignore[no-any-return]
         World.current.at(2.0, lambda: self._inner.put(key, data))
         return hashlib.sha256(data).hexdigest()[:32]
 
-    @contextmanager
-    def mutant() -> Iterator[None]:
-        with (
-            patch.object(
-                ProcessStore, "commit", lambda self, key, data: (later if marker in key else commit)(self, key, data)
-            ),
-            patch.object(
-                ProcessStore,
-                "put",
-                lambda self, key, data, **how: later(self, key, data) if marker in key else put(self, key, data, **how),
-            ),
-        ):
-            yield
-
-    return mutant
+    return _replaced(ProcessStore, verb, later)
 
 
 def _judged(verdict: Callable[[Any, Any, str], str]) -> Mutant:
@@ -232,19 +221,16 @@ def _sweeps_before_the_end() -> AbstractContextManager[object]:
     return patch.object(batches, "_commit_end", swept)
 
 
-def _ends_twice() -> AbstractContextManager[object]:
-    """Whoever assembled last is right."""
-    update = batches.update_batch
+def _insists(module: ModuleType, verb: str, state: BatchState) -> Mutant:
+    """`verb` decides as if the batch were in `state`, whatever it is in."""
+    update = cas.update_batch
 
     def insistent(ledger: Ledger, key: str, decide: Any) -> Any:
-        def anyway(record: BatchRecord) -> BatchRecord | None:
-            if record.state == "ended" and decide.__qualname__.startswith("_commit_end"):
-                return decide(replace(record, state="open"))  # type: ignore[no-any-return]
-            return decide(record)  # type: ignore[no-any-return]
+        if not decide.__qualname__.startswith(verb):
+            return update(ledger, key, decide)
+        return update(ledger, key, lambda record: decide(replace(record, state=state)))
 
-        return update(ledger, key, anyway)
-
-    return patch.object(batches, "update_batch", insistent)
+    return _replaced(module, "update_batch", insistent)
 
 
 def _part_of_whoever(batch_id: str, pool: str, n: int, lease: str, k: int) -> str:
@@ -261,10 +247,9 @@ def _no_lapse_counts(record: ShardRecord, *, lease: str, runner: str) -> ShardRe
     )
 
 
-def _loses_half_of_what_finished() -> AbstractContextManager[object]:
-    """The bitmap says more than the part holds."""
+def _first_line_is_always_done() -> AbstractContextManager[object]:
     of = bits.of
-    return patch.object(shards.bits, "of", lambda lines: of(lines) | 1)
+    return patch.object(bits, "of", lambda lines: of(lines) | 1)
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -280,9 +265,9 @@ MUTANTS: dict[str, Mutant] = {
     "a batch is assembled before all is done": _assembled_too_early,
     "a record names a part before it is written": _record_before_part,
     "lines are counted before they are committed": _counted_before_commit,
-    "a batch is committed before its input": _late("/input-"),
-    "a batch is committed before its plan": _late("/plan-"),
-    "a batch ends before its results are written": _late("/results-"),
+    "a batch is committed before its input": _late("commit", "/input-"),
+    "a batch is committed before its plan": _late("put", "/plan-"),
+    "a batch ends before its results are written": _late("commit", "/results-"),
     "a cancel closes nothing": _replaced(batches, "close_all", lambda *_: None),
     "a cancel closes only what was claimed": _closes_only_known,
     "the idempotency record comes after the batch": _key_after_batch,
@@ -290,9 +275,11 @@ MUTANTS: dict[str, Mutant] = {
     "a zombie goes on writing": _zombie_writes_on,
     "a cancel changes an ended batch": _ends_whatever_it_is,
     "parts are swept before the end is committed": _sweeps_before_the_end,
-    "a second assembly replaces the first": _ends_twice,
+    "a second assembly replaces the first": _insists(batches, "_commit_end", "open"),
+    "a second plan replaces the first": _insists(planning, "_open", "planning"),
+    "a batch that lives can be deleted": _insists(batches, "delete", "ended"),
     "a line that kills its runner is never found": _replaced(lease, "claimed", _no_lapse_counts),
-    "the bitmap says more than the parts": _loses_half_of_what_finished,
+    "the bitmap says more than the parts": _first_line_is_always_done,
     # found here once, and mended
     "a done record is written again": _judged(_rewritten_when_done),
     "an abandoned create is not fenced": _abandoned_without_fence,

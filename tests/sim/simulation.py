@@ -24,6 +24,7 @@ GHOST_S_MAX = 3 * TTL_S
 CALM_S_MAX = 3000.0  # in which everything must have ended; a line that kills its process takes the longest
 
 POOLS = ("one", "two")
+WAYS: tuple[bodies.Way, ...] = ("upload", "upload", "upload", "local", "stored")
 SETTINGS = Settings.model_construct(
     pools={name: Pool(model=f"model-{name}", engine="echo") for name in POOLS},
     stages={"work": "one"},
@@ -110,19 +111,24 @@ def _sleep_over_it(world: World, stage: Stage, gone: list[str]) -> None:
     stage.model.check_rest(is_quiet=False)
 
 
-def _shape(rng: Random) -> Shape:
-    limits = Limits(
+def limits(*, completion_window_s: float, abandoned_s: float) -> Limits:
+    """All of the protocol's times in the proportions of a bucket's, but smaller. A tombstone outlives every ghost."""
+    return Limits(
         lease_ttl_s=TTL_S,
         checkpoint_s=CHECKPOINT_S,
         grace_s=10.0,
-        completion_window_s=rng.choice((24 * 3600.0,) * 9 + (60.0,)),
+        completion_window_s=completion_window_s,
         retention_s=24 * 3600.0,
-        abandoned_s=rng.choice((45.0, 3600.0)),
+        abandoned_s=abandoned_s,
         download_grace_s=60.0,
         tombstone_s=600.0,
     )
+
+
+def _shape(rng: Random) -> Shape:
+    window_s, abandoned_s = rng.choice((24 * 3600.0,) * 9 + (60.0,)), rng.choice((45.0, 3600.0))
     return Shape(
-        limits=limits,
+        limits=limits(completion_window_s=window_s, abandoned_s=abandoned_s),
         pools=POOLS,
         runners_per_pool=rng.choice((1, 2, 2, 3)),
         num_slots=rng.choice((1, 2, 4)),
@@ -132,15 +138,15 @@ def _shape(rng: Random) -> Shape:
 
 
 def _client(rng: Random, stage: Stage, number: int) -> Client:
-    key, is_file = f"k{number}", rng.random() < 0.2
+    key, way = f"k{number}", rng.choice(WAYS)
     odd = rng.choice((0.0, 0.0, 0.0, 0.0, 0.1))
     pools, num_lines = POOLS[: rng.choice((1, 2, 2))], rng.randrange(2, 9)
-    sent = bodies.draw(rng, key, pools, num_lines=num_lines, is_file=is_file, odd=odd)
-    may_refuse = not is_file and rng.random() < 0.2
+    sent = bodies.draw(rng, key, pools, num_lines=num_lines, way=way, odd=odd)
+    may_refuse = way == "upload" and rng.random() < 0.2
     wishes = Wishes(
         begins_after_s=rng.random() * rng.choice((1.0, 30.0)),
         refusable=bodies.refusable(key, POOLS) if may_refuse else None,
-        is_file=is_file,
+        way=way,
         lines_per_range=rng.choice((1, 2, 3)),
         has_twin=rng.random() < 0.2,
         hangs_up=rng.choice((0.0, 0.0, 0.3)),
@@ -148,7 +154,8 @@ def _client(rng: Random, stage: Stage, number: int) -> Client:
         repeats=rng.random() < 0.3,
         reads_live=rng.random() < 0.2,
         num_watchers=rng.choice((0,) * 19 + (2,)),
-        deletes=rng.random() < 0.1,
+        deletes=rng.random() < 0.05,
+        deletes_at_once=rng.random() < 0.05,
     )
     return Client(stage=stage, sent=sent, wishes=wishes)
 

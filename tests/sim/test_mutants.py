@@ -7,7 +7,7 @@ from tests.sim.simulation import run, shrink
 
 pytestmark = pytest.mark.usefixtures("simulated")
 
-SCHEDULES_MAX = 1000  # the rarest is found in about the 300th
+SCHEDULES_MAX = 2000  # the rarest is found in about the 400th
 HARMLESS_SCHEDULES = 60
 
 

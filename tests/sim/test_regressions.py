@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from batchfile.ledger.shards import Held
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
 from batchfile.lines.part import FinishedLine
+from batchfile.records import encode
 from batchfile.store.base import Entry, Object
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
@@ -97,6 +99,24 @@ def test_a_slow_reader_counts_an_ended_batch_by_its_record_alone(store: HookedSt
     status = reader.read("b")
     assert status is not None
     assert (status.batch.state, status.counts.finished) == ("ended", 2)
+
+
+def test_what_is_not_planned_yet_counts_nothing(store: HookedStore, ledger: Ledger) -> None:
+    """A read that was under way while it was planned and begun tells how it was before."""
+    held = claim(ledger)
+    record = held.batch
+    unplanned = replace(record, state="planning", plan_key="", total=0)
+    store.put(layout.batch_key("b"), encode(unplanned))
+
+    def plan_and_finish() -> None:
+        store.put(layout.batch_key("b"), encode(record))
+        lines = [FinishedLine(number, "succeeded", b"{}") for number in range(2)]
+        shards.checkpoint(ledger, held, lines, has_dispatched=True)
+
+    store.hooked_key, store.after_read = layout.batch_key("b"), plan_and_finish
+    status = StatusReader(ledger).read("b")
+    assert status is not None
+    assert (status.batch.total, status.pending, status.counts.finished) == (0, 0, 0)
 
 
 def test_a_create_that_was_only_slow_makes_no_second_batch_of_its_key(ledger: Ledger) -> None:
