@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -20,6 +21,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
+from batchfile.store.metered import MeteredStore
 from runners.ending import Ending
 from runners.metrics import RunnerCollector, serving
 from runners.options import Options
@@ -117,6 +119,8 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)
     ledger = _open_patiently(options.store, settings)
+    store = MeteredStore(ledger.store)
+    ledger = replace(ledger, store=store)
     identity = Identity(
         pool=options.pool,
         runner_id=_new_runner_id(options.pool),
@@ -131,7 +135,7 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
     ending = Ending(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
     with ExitStack() as stack:
         if options.metrics_port:
-            collector = RunnerCollector(runner, options.pool, pool.model)
+            collector = RunnerCollector(runner, store, options.pool, pool.model)
             stack.enter_context(serving(collector, options.metrics_host, options.metrics_port + slot))
         stack.enter_context(Watch(runner, Announcer(ledger, runner, identity), ending))
         try:

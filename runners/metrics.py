@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from batchfile.records import RunnerState
 from batchfile.runner.histogram import Histogram
 from batchfile.runner.runner import Runner
+from batchfile.store.metered import MeteredStore
 from runners.presence import state_of
 
 log = structlog.get_logger()
@@ -31,8 +32,9 @@ CLIENT_WAIT_S = 10.0
 class RunnerCollector(Collector):
     """Reads counters that other threads write: each is a moment old, none goes back."""
 
-    def __init__(self, runner: Runner, pool: str, model: str) -> None:
+    def __init__(self, runner: Runner, store: MeteredStore, pool: str, model: str) -> None:
         self._runner = runner
+        self._store = store
         self._pool = pool
         self._model = model
 
@@ -63,6 +65,20 @@ class RunnerCollector(Collector):
         yield self._now("requests_prefetched", "Requests that are ready for the engine", runner.num_prefetched)
         yield self._histogram("request_seconds", "From the engine's taking a request to its answer", tally.request_s)
         yield self._histogram("checkpoint_seconds", "One checkpoint of one shard", tally.checkpoint_s)
+        yield from self._store_figures()
+
+    def _store_figures(self) -> Iterator[Metric]:
+        """Under the names that the API has for its own."""
+        labels = ["pool", "verb", "outcome"]
+        requests = CounterMetricFamily(
+            "batchfile_store_requests", "Requests to the store by verb and outcome.", labels=labels
+        )
+        seconds = CounterMetricFamily("batchfile_store_seconds", "Time in these requests.", labels=labels)
+        for call, spent in self._store.figures().items():
+            requests.add_metric([self._pool, call.verb, call.outcome], spent.num)
+            seconds.add_metric([self._pool, call.verb, call.outcome], spent.seconds)
+        yield requests
+        yield seconds
 
     def _counter(self, name: str, text: str, label: str, values: dict[str, int]) -> Metric:
         family = CounterMetricFamily(PREFIX + name, text, labels=["pool", "model", label])

@@ -251,6 +251,9 @@ def test_the_metrics_page_counts_what_was_done(start: Callable[..., Supervisor],
     assert f'batchfile_runner_requests_total{{{labels},outcome="succeeded",pool="mistral"}} 30.0' in lines
     assert f'batchfile_runner_request_seconds_count{{{labels},pool="mistral"}} 30.0' in lines
     assert any(line.startswith("batchfile_runner_checkpoint_seconds_bucket") for line in lines)
+    assert any(
+        line.startswith('batchfile_store_requests_total{outcome="ok",pool="mistral",verb="put"}') for line in lines
+    )
     assert not any("batch_id" in line for line in lines)
     assert page("/healthz") == "ok\n"
     supervisor.until(lambda: [p.totals.succeeded for p in read_presence(ledger)] == [30])
