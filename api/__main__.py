@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -81,7 +82,16 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+class _AsLines(logging.Handler):
+    """What libraries warn of, in lines of the same form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say = structlog.get_logger().error if record.levelno >= logging.ERROR else structlog.get_logger().warning
+        say("library.warned", library=record.name, message=record.getMessage(), exc_info=record.exc_info)
+
+
 def _log_as_lines() -> None:
+    logging.basicConfig(level=logging.WARNING, handlers=[_AsLines()], force=True)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

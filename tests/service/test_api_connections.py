@@ -222,6 +222,7 @@ def test_garbage_after_requests_takes_nothing_from_them(api: Any, raw: Any) -> N
     assert (answer.head + answer.body).count(b"HTTP/1.1 200 OK") == 201
     upgrade = b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade\r\nUpgrade: websocket\r\n"
     assert raw(api, upgrade + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YQ==\r\n\r\n").status in {200, 400}
+    assert api.events("library.warned"), "what the HTTP library says of it is a line like any other"
 
 
 def test_ten_thousand_connections_lock_nobody_out(start_api: Any, watch: Any) -> None:
