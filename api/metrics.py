@@ -35,7 +35,8 @@ class Metrics:
         )
         self._latency = Histogram(
             "batchfile_batch_seconds",
-            "From a batch's creation to its end, of batches that ended while this process lived.",
+            "From a batch's creation to its end. Every API process counts every batch that ends while it lives: "
+            "look at one of them, a sum counts each batch again.",
             ["stage", "reason"],
             buckets=BATCH_BUCKETS_S,
             registry=self._registry,

@@ -256,8 +256,8 @@ def main() -> int:
         num_failed += not is_well
         seconds = time.monotonic() - started
         print(f"{'ok  ' if is_well else 'FAIL'}  {name}{': ' if note else ''}{note} ({seconds:.1f} s)", flush=True)
-        if not is_well and check == smoke.health:
-            print(f"Nothing more can be checked: is {args.url} the API?")
+        if not is_well and check in {smoke.health, smoke.fleet}:
+            print(f"Nothing more can be checked: is {args.url} the API, and the key one that it knows?")
             return 1
     print(f"{args.url}: {'every check is well' if not num_failed else f'{num_failed} checks failed'}")
     return 1 if num_failed else 0

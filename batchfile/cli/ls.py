@@ -29,7 +29,7 @@ def command(store: str | None, tenant: str, limit: int, is_json: bool) -> None:
     ledger = existing_ledger(store, load_settings())
     found = list(islice(_statuses(ledger, tenant), limit))
     if not found and not is_json:
-        click.echo("no batches", err=True)
+        click.echo(f"no batches of the tenant {tenant}; --tenant names another", err=True)
     for status in found:
         click.echo(json.dumps(as_json(status)) if is_json else _line(status))
 
