@@ -11,8 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-# pass: untouched. drop: done, but the connection closes instead of an answer. cut: half the body, then closed.
-# whole: a Range is ignored. An int: answered with that status and not done. (int, "done"): done, answered with it.
+# pass: untouched. reset: not done, the connection closes. drop: done, but the connection closes instead of an answer.
+# cut: half the body, then closed. whole: a Range is ignored. An int: answered with that status and not done.
+# (int, "done"): done, answered with it.
 # (int, "412"): passed on, and where the answer is 412 it becomes that status.
 Fault = str | int | tuple[int, str]
 Headers = dict[str, str]
@@ -40,6 +41,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.fault(self.command, self.path, headers)
         if isinstance(fault, int):
             self.answer(fault, {}, b"")
+            return
+        if fault == "reset":
+            self.close_connection = True
             return
         if fault == "whole":
             headers.pop("Range", None)
