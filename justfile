@@ -77,6 +77,10 @@ bench name *options:
 sim *options:
     {{python}} -m tests.sim {{options}}
 
+# kill, pause and cut off the service's processes over a real S3 server; --batches, --minutes, --seed, --outage
+chaos *options:
+    {{python}} -m tests.chaos.chaos {{options}}
+
 # remove what runs and tests leave behind (not the virtual environment, not the models)
 clean:
     rm -rf {{out}} .pytest_cache .mypy_cache .ruff_cache .hypothesis
