@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test depends on a timing: a busy machine makes none of them fail.
+settings.register_profile("batchfile", deadline=None)
+settings.load_profile("batchfile")
 
 _OURS = ("BATCHFILE_", "AWS_")
 _KEPT = ("BATCHFILE_CACHE",)  # where the real model is
