@@ -10,6 +10,7 @@ from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Sche
 from litestar.openapi.spec.enums import OpenAPIType
 
 from api.door import Caller
+from api.errors import Refusal
 from api.ingest import create_batch
 from api.service import Service
 from api.spool import SpoolLimits, spool
@@ -63,7 +64,13 @@ async def create_from(
 ) -> BatchRecord:
     """Raises: what `api.errors` has answers for."""
     headers = request.headers
-    await asyncio.to_thread(service.check_room, caller)
+    full = None
+    try:
+        await asyncio.to_thread(service.check_room, caller)
+    except Refusal as refusal:
+        if not headers.get("idempotency-key") and not retry_count(request):
+            raise
+        full = refusal  # but it may be the create of a batch that is there already
     limits = SpoolLimits.of(service.settings.api)
     length = headers.get("content-length")
     body = spool(
@@ -84,6 +91,7 @@ async def create_from(
                 tenant=caller.tenant,
                 idempotency_key=headers.get("idempotency-key"),
                 retry_count=retry_count(request),
+                full=full,
             )
         )
 

@@ -71,15 +71,22 @@ def create_batch(
     tenant: str,
     idempotency_key: str | None,
     retry_count: int | None,
+    full: Refusal | None = None,
 ) -> BatchRecord:
     """The batch of a body: a new one, or for a repeated create the one that it made before.
 
-    One without a stage, which `needs_stage` does not allow, goes by Anthropic's rules.
-    Raises: InvalidFile, of it RequestRefused and TooLarge; KeyReused; Refusal 415; StoreUnavailable (the same again
-    completes it). After any but the last nothing was made.
+    One without a stage, which `needs_stage` does not allow, goes by Anthropic's rules. `full`: why there can be no new
+    one, if so.
+    Raises: InvalidFile, of it RequestRefused and TooLarge; KeyReused; Refusal 415; `full`; StoreUnavailable (the same
+    again completes it). After any but the last nothing was made.
     """
     upload = _open(spooled, content_type, stage_query, settings, needs_stage)
     digest = f"{spooled.sha256} {upload.stage or ''}"
+    if full is not None:
+        made = _made_before(ledger, digest, tenant, idempotency_key, retry_count)
+        if made is None:
+            raise full
+        return made
     adopted = adopt(ledger, upload.new_batch_id(), digest, tenant, idempotency_key, retry_count)
     if not adopted.is_first:
         standing = batches.read_batch(ledger, adopted.batch_id)
@@ -127,6 +134,18 @@ def adopt(
     if retry_count is None:
         return Adopted(batch_id=batch_id, created_at=ledger.clock.now())
     return idempotency.adopt_retry(ledger, tenant=tenant, digest=digest, batch_id=batch_id, is_retry=retry_count > 0)
+
+
+def _made_before(
+    ledger: Ledger, digest: str, tenant: str, idempotency_key: str | None, retry_count: int | None
+) -> BatchRecord | None:
+    """The batch of an earlier create of the same, if it stands."""
+    batch_id = None
+    if idempotency_key:
+        batch_id = idempotency.known(ledger, kind="key", tenant=tenant, value=idempotency_key, digest=digest)
+    elif retry_count:
+        batch_id = idempotency.known(ledger, kind="body", tenant=tenant, value=digest, digest=digest)
+    return None if batch_id is None else batches.read_batch(ledger, batch_id)
 
 
 def _open(

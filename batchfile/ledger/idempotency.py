@@ -66,6 +66,14 @@ def adopt_retry(ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_r
     return _adopted(wanted, key, is_first=True)
 
 
+def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) -> str | None:
+    """The id that an earlier create gave `value`, for the same digest; None where there is none. Changes nothing."""
+    found = load(ledger, layout.idempotency_key(kind, f"{tenant}\n{value}"), IdempotencyRecord)
+    if found is None or found.record.digest != digest or (kind == "body" and found.age_s >= RETRY_S):
+        return None
+    return found.record.batch_id
+
+
 def forget(ledger: Ledger, adopted: Adopted) -> None:
     """A first create was refused: its key stands for nothing. By now it may stand for another, if this took so long."""
     if adopted.key is not None:

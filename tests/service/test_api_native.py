@@ -189,11 +189,15 @@ def test_a_tenant_sees_its_own_batches_only(start_api: Any, make_request: Any) -
 def test_a_tenant_has_a_limit_of_open_batches(start_api: Any, make_request: Any) -> None:
     api = start_api(BATCHFILE_API__OPEN_BATCHES_MAX="2")
     first = api.submit("email", [make_request("a")])
-    api.submit("email", [make_request("a")])
+    second = api.submit("email", [make_request("a")], **{"idempotency-key": "k", "x-stainless-retry-count": "0"})
+    again = api.submit("email", [make_request("a")], **{"idempotency-key": "k", "x-stainless-retry-count": "1"})
+    assert again == second, "a batch that is there already needs no room"
     document = {"stage": "email", "requests": [make_request("a")]}
     refused = api.http.post("/v1/messages/batches", json=document)
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) > 0
+    for more in ({"idempotency-key": "new"}, {"x-stainless-retry-count": "1"}):
+        assert api.http.post("/v1/messages/batches", json=document, headers=more).status_code == 429
     api.work(first)
     assert api.http.post("/v1/messages/batches", json=document).status_code == 200
 
