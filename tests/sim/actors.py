@@ -155,6 +155,11 @@ class Replica(Process):
         stage.world.spawn(self, stewarding.run, Event())
         self.on_kill.append(self._hang_up)
 
+    @property
+    def is_serving(self) -> bool:
+        """Is a request under way? The first strand is the steward's."""
+        return any(not strand.is_over for strand in self.strands[1:])
+
     def create(self, body: bytes, key: str, retry_count: int) -> BatchRecord:
         return ingest.create_batch(
             self.service.ledger,

@@ -83,7 +83,9 @@ def _play(world: World, stage: Stage, clients: list[Client], troubled_s: float, 
     model = stage.model
 
     def is_over() -> bool:
-        return all(client.is_done for client in clients) and model.is_settled()
+        if not all(client.is_done for client in clients) or not model.is_settled():
+            return False
+        return not any(replica.is_serving for replica in stage.replicas)  # a create that nobody waits for, say
 
     if not world.run(is_over, for_s=troubled_s):
         model.calm_since = world.now + GHOST_S_MAX
