@@ -11,16 +11,17 @@ from tests.sim.simulation import Outcome, run, shrink
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("seed", type=int, nargs="?", default=0, help="the first seed")
-    parser.add_argument("--seed", type=int, dest="seed", help=argparse.SUPPRESS)
+    parser.add_argument("seed", type=int, nargs="?", help="the first seed")
+    parser.add_argument("--seed", type=int, default=0, dest="first", help="the same")
     parser.add_argument("--count", type=int, default=1, help="how many seeds, one after the other")
     parser.add_argument("--for-s", type=float, default=float("inf"), help="begin no more after so many seconds")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
     args = parser.parse_args()
+    seed = args.first if args.seed is None else args.seed
     with installed():
         if args.count > 1:
-            return many(args.seed, args.count, args.for_s)
-        outcome = run(args.seed, is_traced=args.trace)
+            return many(seed, args.count, args.for_s)
+        outcome = run(seed, is_traced=args.trace)
         show(outcome)
         return 1 if outcome.error is not None else 0
 
