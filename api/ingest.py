@@ -83,7 +83,7 @@ def create_batch(
     upload = _open(spooled, content_type, stage_query, settings, needs_stage)
     digest = f"{spooled.sha256} {upload.stage or ''}"
     if full is not None:
-        made = _made_before(ledger, digest, tenant, idempotency_key, retry_count)
+        made = made_before(ledger, digest, tenant, idempotency_key, retry_count)
         if made is None:
             raise full
         return made
@@ -136,7 +136,7 @@ def adopt(
     return idempotency.adopt_retry(ledger, tenant=tenant, digest=digest, batch_id=batch_id, is_retry=retry_count > 0)
 
 
-def _made_before(
+def made_before(
     ledger: Ledger, digest: str, tenant: str, idempotency_key: str | None, retry_count: int | None
 ) -> BatchRecord | None:
     """The batch of an earlier create of the same, if it stands."""

@@ -16,7 +16,7 @@ from api.answers import READ, problems
 from api.bodies import retry_count
 from api.door import Caller
 from api.errors import Refusal, not_found
-from api.ingest import adopt
+from api.ingest import adopt, made_before
 from api.service import Service
 from api.shapes import OpenAIProblem
 from api.tending import Tending
@@ -114,13 +114,16 @@ async def cancel(
 
 def _create(service: Service, caller: Caller, data: shapes.CreateBatch, key: str | None, retries: int | None) -> str:
     """The id of the batch: a new one, or for a repeated create the one that it made before."""
-    service.check_room(caller)
     ledger, settings = service.ledger, service.settings
+    digest = hashlib.sha256(data.model_dump_json().encode()).hexdigest()
+    made = made_before(ledger, digest, caller.tenant, key, retries)
+    if made is not None:
+        return made.batch_id
+    service.check_room(caller)
     file = files.read_file(ledger, caller.tenant, data.input_file_id)
     if file is None:
         detail = f"input_file_id: there is no file {data.input_file_id[:80]!r}; upload it with purpose 'batch' first"
         raise Refusal(400, detail, param="input_file_id")
-    digest = hashlib.sha256(data.model_dump_json().encode()).hexdigest()
     adopted = adopt(ledger, f"batch_{secrets.token_hex(16)}", digest, caller.tenant, key, retries)
     if not adopted.is_first and batches.read_batch(ledger, adopted.batch_id) is not None:
         return adopted.batch_id
