@@ -35,6 +35,7 @@ from api.service import Service
 from api.stewarding import Stewarding
 from api.tending import Tending
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.inbox import Inbox
 from batchfile.records import BatchRecord
 from batchfile.settings import Settings
 from batchfile.store.metered import MeteredStore
@@ -101,7 +102,8 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
         if (batch.ended_at or 0.0) >= began_at:
             metrics.observe_ended(batch)
 
-    stewarding = Stewarding(ledger, service.name, service.reader, on_ended) if is_steward else None
+    inbox = Inbox(ledger, settings.routing(), settings.schema_of)
+    stewarding = Stewarding(ledger, service.name, service.reader, on_ended, inbox) if is_steward else None
 
     @asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ import structlog
 
 from batchfile.errors import StoreError
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
 from batchfile.records import BatchRecord
@@ -20,11 +21,16 @@ class Stewarding:
     """`on_ended` hears once of every ended batch, also of those that ended before this process began."""
 
     def __init__(
-        self, ledger: Ledger, name: str, reader: StatusReader, on_ended: Callable[[BatchRecord], None]
+        self,
+        ledger: Ledger,
+        name: str,
+        reader: StatusReader,
+        on_ended: Callable[[BatchRecord], None],
+        inbox: Inbox | None = None,
     ) -> None:
         self._ledger = ledger
         self._name = name
-        self._steward = Steward(ledger, runner=name, reader=reader, on_ended=on_ended)
+        self._steward = Steward(ledger, runner=name, reader=reader, on_ended=on_ended, inbox=inbox)
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. A store that is down is waited for."""

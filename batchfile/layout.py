@@ -8,6 +8,9 @@ idempotency/           what a key, a body or a local output stands for
 runners/{pool}/        who works now: a hint, rewritten every few seconds
 files/{tenant}/        stored files, newest first: a document and the bytes of each
 uploads/{tenant}/      files that come in parts
+inbox/{where}/         dropped files; nothing of ours is written there, and nothing removed
+inbox-claims/          which version of a dropped file became which batch
+outbox/{where}/        what came of it, under the full name of the file
 expiring/{time}/       what is to be removed then: the rest of the key is a prefix
 """
 
@@ -19,6 +22,7 @@ from batchfile.errors import InvalidRequest
 REJECTED_POOL = "_rejected"  # the pseudo-pool whose shards hold what the planner rejected
 ASSEMBLY_POOL = "_assembly"  # the pseudo-pool of the one record that says who assembles
 PLANNING_POOL = "_planning"  # and of the one that says who plans
+OUTBOX_POOL = "_outbox"  # and of the one that says who writes to the outbox
 
 _POOL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -79,6 +83,10 @@ def assembly_key(batch_id: str) -> str:
 
 def planning_key(batch_id: str) -> str:
     return f"{batch_prefix(batch_id)}planning.json"
+
+
+def outbox_turn_key(batch_id: str) -> str:
+    return f"{batch_prefix(batch_id)}outbox.json"
 
 
 def webhook_key(batch_id: str) -> str:
@@ -222,6 +230,22 @@ def expiring_at(key: str) -> float:
 
 def expiring_prefix(key: str) -> str:
     return key.split("/", 2)[2]
+
+
+INBOX_PREFIX = "inbox/"
+CLAIMS_PREFIX = "inbox-claims/"
+OUTBOX_PREFIX = "outbox/"
+
+
+def claim_key(key: str, etag: str, modified_at: float) -> str:
+    """Of one version of the file `key`. Whole seconds, which is what every way of asking a store tells."""
+    digest = hashlib.sha256(f"{key}\n{etag}\n{int(modified_at)}".encode()).hexdigest()
+    return f"{CLAIMS_PREFIX}{digest}.json"
+
+
+def outbox_key(inbox_key: str, kind: str) -> str:
+    """`inbox/a/b.jsonl` and `receipt.json` make `outbox/a/b.jsonl.receipt.json`."""
+    return f"{OUTBOX_PREFIX}{inbox_key.removeprefix(INBOX_PREFIX)}.{kind}"
 
 
 def _millis(seconds: float) -> int:

@@ -69,6 +69,19 @@ class FileInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DroppedFile:
+    """The file in the inbox that a batch is made of, as it was claimed. `errors`: why it came to nothing.
+
+    `modified_at`: epoch seconds, by the store's clock.
+    """
+
+    key: str
+    etag: str
+    modified_at: float
+    errors: tuple[LineError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
     """`batch.json`. Many writers: `write_id` tells whose write a read-back shows. Times: epoch seconds.
 
@@ -91,6 +104,7 @@ class BatchRecord:
     priority: int = 5
     metadata: dict[str, str] = field(default_factory=dict)
     file: FileInput | None = None
+    dropped: DroppedFile | None = None
     planned_at: float | None = None
     ending_at: float | None = None
     ended_at: float | None = None
@@ -176,6 +190,22 @@ class IdempotencyRecord:
     batch_id: str
     digest: str
     created_at: float = 0.0
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRecord:
+    """Which batch a version of a file in the inbox became. `created_at`: the batch's.
+
+    `is_made`: the batch has existed; what became of it since, this version is never a batch again.
+    """
+
+    key: str
+    etag: str
+    modified_at: float
+    batch_id: str
+    created_at: float
+    is_made: bool = False
     version: int = VERSION
 
 
@@ -268,7 +298,15 @@ class WebhookRecord:
 
 
 AnyRecord = (
-    BatchRecord | Plan | ShardRecord | IdempotencyRecord | PresenceRecord | FileRecord | UploadRecord | WebhookRecord
+    BatchRecord
+    | Plan
+    | ShardRecord
+    | IdempotencyRecord
+    | ClaimRecord
+    | PresenceRecord
+    | FileRecord
+    | UploadRecord
+    | WebhookRecord
 )
 Record = TypeVar(
     "Record",
@@ -276,6 +314,7 @@ Record = TypeVar(
     Plan,
     ShardRecord,
     IdempotencyRecord,
+    ClaimRecord,
     PresenceRecord,
     FileRecord,
     UploadRecord,

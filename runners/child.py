@@ -18,6 +18,7 @@ from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.inbox import Inbox
 from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
@@ -130,7 +131,9 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
         started_at=time.time(),
     )
     log.info("runner.starting", runner_id=identity.runner_id, engine=kind, model=pool.model, store=ledger.store.url)
-    runner = Runner(ledger, factory_of(pool, kind), RunnerOptions(runner_id=identity.runner_id, pool=options.pool))
+    inbox = Inbox(ledger, settings.routing(), settings.schema_of)
+    wanted = RunnerOptions(runner_id=identity.runner_id, pool=options.pool, inbox=inbox)
+    runner = Runner(ledger, factory_of(pool, kind), wanted)
     signals.runner = runner
     ending = Ending(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
     with ExitStack() as stack:

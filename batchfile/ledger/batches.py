@@ -11,7 +11,7 @@ import structlog
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, StoreError
-from batchfile.ledger import shards
+from batchfile.ledger import outbox, shards
 from batchfile.ledger.assemble import Assembled, assemble
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap, update_batch
@@ -183,7 +183,11 @@ def finish(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
     except BatchfileError:
         turn.give_back()
         raise
-    return _commit_end(ledger, batch, plan, made)
+    ended = _commit_end(ledger, batch, plan, made)
+    if ended is not None:
+        with suppress(StoreError):  # a steward does it too
+            outbox.publish(ledger, ended, runner=runner)
+    return ended
 
 
 def _end_unplanned(ledger: Ledger, batch_id: str) -> BatchRecord | None:

@@ -1,4 +1,5 @@
-"""A batch that exists before it is planned: made of a stored file at once, planned by whoever comes first.
+"""A batch that exists before it is planned: made of a stored or dropped file at once, planned by whoever
+comes first.
 
 It opens, or it fails with what is wrong in the file; one conditional write decides, however many try.
 """
@@ -15,6 +16,8 @@ from batchfile.errors import (
     LeaseLost,
     ObjectChanged,
     ObjectMissing,
+    StoreError,
+    StoreUnavailable,
     TooLarge,
 )
 from batchfile.ledger import batches
@@ -24,7 +27,8 @@ from batchfile.ledger.cas import Lost, swap, update_batch
 from batchfile.ledger.line_problems import LineProblems
 from batchfile.ledger.planner import Planned, plan_input
 from batchfile.ledger.turn import Turn
-from batchfile.records import BatchRecord, FileInput, FileRecord, InputRef, LineError
+from batchfile.records import BatchRecord, DroppedFile, EndReason, FileInput, FileRecord, InputRef, LineError
+from batchfile.words import REQUESTS_MAX
 
 log = structlog.get_logger()
 
@@ -37,12 +41,33 @@ def create(ledger: Ledger, draft: Draft, file: FileRecord, wanted: FileInput) ->
     entry = ledger.store.head(file.key)
     if entry is None:
         raise InvalidFile(f"the bytes of {file.file_id} are gone; upload the file again")
+    pinned = InputRef(key=file.key, etag=entry.etag, size=file.size, sha256=file.sha256, dialect="openai")
+    return _create(ledger, draft, pinned, file=wanted)
+
+
+def create_of_dropped(ledger: Ledger, draft: Draft, dropped: DroppedFile, size: int) -> BatchRecord:
+    """Make a batch of a file in the inbox exist. The same draft again finds its own batch.
+
+    Raises: BatchDamaged where another batch has this id, or a create of it was given up; StoreUnavailable.
+    """
+    pinned = InputRef(key=dropped.key, etag=dropped.etag, size=size, sha256="", dialect="native")
+    return _create(ledger, draft, pinned, dropped=dropped)
+
+
+def _create(
+    ledger: Ledger,
+    draft: Draft,
+    pinned: InputRef,
+    *,
+    file: FileInput | None = None,
+    dropped: DroppedFile | None = None,
+) -> BatchRecord:
     assert draft.created_at is not None, "what is announced has a time"
     record = BatchRecord(
         batch_id=draft.batch_id,
         created_at=draft.created_at,
         expires_at=draft.created_at + ledger.limits.completion_window_s,
-        input=InputRef(key=file.key, etag=entry.etag, size=file.size, sha256=file.sha256, dialect="openai"),
+        input=pinned,
         plan_key="",
         total=0,
         routing=draft.routing,
@@ -52,23 +77,26 @@ def create(ledger: Ledger, draft: Draft, file: FileRecord, wanted: FileInput) ->
         priority=draft.priority,
         tenant=draft.tenant,
         metadata=draft.metadata,
-        file=wanted,
+        file=file,
+        dropped=dropped,
         seq=1,
         write_id=ledger.new_id(),
     )
     batches.announce(ledger, draft)
     written = swap(ledger, layout.batch_key(draft.batch_id), record, None)
     if not isinstance(written, Lost):
-        log.info("batch.created", batch_id=draft.batch_id, file_id=file.file_id)
+        log.info("batch.created", batch_id=draft.batch_id, key=pinned.key)
         return written.record
     found = None if written.found is None else written.found.record
-    if found is None or (found.tenant, found.created_at, found.input.key) != (
-        draft.tenant,
-        record.created_at,
-        file.key,
-    ):
+    # What was planned meanwhile may have another input; what it was made of stays.
+    ours, theirs = (_identity(made) for made in (record, found or record))
+    if found is None or ours != theirs:
         raise BatchDamaged(f"another batch {draft.batch_id} exists already, or did; send this one again")
     return found
+
+
+def _identity(batch: BatchRecord) -> tuple[str, float, str]:
+    return batch.tenant, batch.created_at, batch.input.key if batch.dropped is None else batch.dropped.key
 
 
 def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
@@ -85,8 +113,7 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
     turn = Turn.take(ledger, layout.planning_key(batch_id), layout.PLANNING_POOL, runner)
     if turn is None:
         return None
-    assert batch.file is not None, "only batches of files are made before they are planned"
-    problems = LineProblems(batch.file.endpoint)
+    problems = None if batch.file is None else LineProblems(batch.file.endpoint)
     try:
         planned = plan_input(
             ledger,
@@ -94,19 +121,21 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
             batch.input.key,
             routing=batch.routing,
             stage=batch.stage,
-            requests_max=batch.file.requests_max,
+            requests_max=REQUESTS_MAX if batch.file is None else batch.file.requests_max,
             problems=problems,
             beat=turn.beat,
         )
         if planned.input.etag != batch.input.etag:
             raise ObjectChanged(f"{batch.input.key} is another than the batch was made of")
-    except (InvalidFile, ObjectChanged, ObjectMissing) as error:
-        return _fail(ledger, batch, tuple(problems.found) or (_of_file(error),))
     except LeaseLost:
         return None
-    except BatchfileError:
-        turn.give_back()
-        raise
+    except BatchfileError as error:
+        if not _is_fault(batch, error):
+            turn.give_back()
+            raise
+        errors = () if problems is None else tuple(problems.found)
+        is_other = batch.dropped is not None and isinstance(error, ObjectChanged | ObjectMissing)
+        return _fail(ledger, batch, errors or (_of_file(error),), "input_changed" if is_other else "failed")
     return _open(ledger, batch, planned)
 
 
@@ -139,19 +168,20 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
     return opened.record
 
 
-def _fail(ledger: Ledger, batch: BatchRecord, errors: tuple[LineError, ...]) -> BatchRecord | None:
+def _fail(ledger: Ledger, batch: BatchRecord, errors: tuple[LineError, ...], reason: EndReason) -> BatchRecord | None:
     now = ledger.clock.now()
 
     def decide(record: BatchRecord) -> BatchRecord | None:
-        if record.state != "planning" or record.file is None:
+        if record.state != "planning":
             return None
         return replace(
             record,
             state="ended",
-            reason="failed",
+            reason=reason,
             detail=errors[0].message,
             ended_at=now,
-            file=replace(record.file, errors=errors),
+            file=record.file and replace(record.file, errors=errors),
+            dropped=record.dropped and replace(record.dropped, errors=errors),
         )
 
     failed = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
@@ -161,9 +191,18 @@ def _fail(ledger: Ledger, batch: BatchRecord, errors: tuple[LineError, ...]) -> 
     return failed.record
 
 
+def _is_fault(batch: BatchRecord, error: BatchfileError) -> bool:
+    """Is it the file's own, and would be there again? Of a dropped file also that we may not read it."""
+    if isinstance(error, InvalidFile | ObjectChanged | ObjectMissing):
+        return True
+    return batch.dropped is not None and isinstance(error, StoreError) and not isinstance(error, StoreUnavailable)
+
+
 def _of_file(error: Exception) -> LineError:
     if isinstance(error, TooLarge):
         return LineError(code="too_many_tasks", message=str(error))
     if isinstance(error, InvalidFile):
         return LineError(code="empty_file", message=str(error))
+    if not isinstance(error, ObjectChanged | ObjectMissing):
+        return LineError(code="unreadable", message=str(error))
     return LineError(code="input_file_missing", message="The input file was removed or replaced before it was read.")

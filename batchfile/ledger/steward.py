@@ -10,12 +10,13 @@ from contextlib import suppress
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, StoreUnavailable
-from batchfile.ledger import batches, planning
+from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
+from batchfile.ledger import batches, outbox, planning
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.expiry import sweep_expired
 from batchfile.ledger.idempotency import sweep_idempotency
+from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.presence import sweep_presence
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.records import BatchRecord
@@ -33,9 +34,9 @@ _SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempot
 class Steward:
     """For one thread. `runner` names this process where it assembles; `reader` may be shared with others.
 
-    `on_ended` hears once of every ended batch that there is, whoever ended it and when. Remembers when each batch of
-    the index is due again: an open one at the next tick, an ended or deleted one when its time comes, and no later
-    than `RELOOK_S`.
+    With `inbox` it makes batches of what was dropped there. `on_ended` hears once of every ended batch that there is,
+    whoever ended it and when. Remembers when each batch of the index is due again: an open one at the next tick, an
+    ended or deleted one when its time comes, and no later than `RELOOK_S`.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Steward:
         runner: str,
         reader: StatusReader | None = None,
         on_ended: Callable[[BatchRecord], None] = lambda batch: None,
+        inbox: Inbox | None = None,
     ) -> None:
         self._ledger = ledger
         self._runner = runner
         self._reader = reader or StatusReader(ledger)
         self._on_ended = on_ended
+        self._inbox = inbox
         self._due: dict[str, float] = {}
         self._ended: set[str] = set()  # that were seen to have ended
         self._swept_at = float("-inf")
@@ -59,6 +62,8 @@ class Steward:
         """Raises: StoreUnavailable; the next tick goes on."""
         store, now = self._ledger.store, self._ledger.clock.now()
         self._queues.clear()
+        if self._inbox is not None:
+            self._inbox.look()
         index = {layout.index_batch_id(entry.key): entry for entry in store.list(layout.INDEX_PREFIX)}
         self._due = {batch_id: self._due.get(batch_id, now) for batch_id in index}
         self._ended &= index.keys()
@@ -72,6 +77,8 @@ class Steward:
         if now - self._swept_at >= SWEEP_S:
             for sweep in _SWEEPS:
                 sweep(self._ledger)
+            if self._inbox is not None:
+                self._inbox.sweep()
             self._swept_at = now
 
     def _look_at(self, batch_id: str, entry: Entry) -> float:
@@ -84,17 +91,33 @@ class Steward:
         if batch.state != "ended":
             ended = self._move_on(status)
             if ended is None or ended.state != "ended":
+                self._tell(ended or batch, status)
                 return now
             batch = ended
         ended_at = batch.ended_at or batch.created_at
         if batch_id not in self._ended:
             self._ended.add(batch_id)
             self._on_ended(batch)
+        is_told = self._tell(batch, status)
         delete_at = ended_at + planning.kept_s(batch, limits)
+        if not is_told and now < delete_at:
+            return now
         if now < delete_at:
             return min(delete_at, now + RELOOK_S)
         batches.delete(self._ledger, batch_id)
         return now + limits.download_grace_s
+
+    def _tell(self, batch: BatchRecord, status: BatchStatus) -> bool:
+        """Write to the outbox what is news there. False: someone else is at it, and may die."""
+        try:
+            if batch.state == "ended":
+                return outbox.publish(self._ledger, batch, runner=self._runner)
+            outbox.report(self._ledger, batch, status.counts, status.usage)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:  # a name that is too long, say; the results are kept with the batch
+            log.error("outbox.failed", batch_id=batch.batch_id, error=str(error))
+        return True
 
     def _move_on(self, status: BatchStatus) -> BatchRecord | None:
         """Plan it, expire it or end it where that is due; the record if it ended. Else see that runners find it."""
@@ -103,6 +126,8 @@ class Steward:
             return planning.plan(ledger, batch.batch_id, runner=self._runner)
         if batch.state == "open" and ledger.clock.now() >= batch.expires_at:
             batches.end(ledger, batch.batch_id, "expired")
+        elif batch.state == "open" and outbox.is_replaced(ledger, batch):
+            batches.end(ledger, batch.batch_id, "input_changed", "the file in the inbox was replaced or removed")
         elif batch.state == "open" and status.pending > 0:
             self._heal_markers(status)
             return None

@@ -41,6 +41,11 @@ class Turn:
             raise LeaseLost("someone else does this for the batch now")
         self._stored, self._beaten_at = written, now
 
+    def finish(self) -> None:
+        """It is done, and nobody's turn again. Raises: StoreUnavailable."""
+        record = self._stored.record
+        swap(self._ledger, self._key, replace(record, state="done", seq=record.seq + 1), self._stored.etag)
+
     def give_back(self) -> None:
         """Let the next try begin at once. Best effort: otherwise it waits for the lease to lapse."""
         record = self._stored.record

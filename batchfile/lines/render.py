@@ -26,13 +26,16 @@ def render_openai(result_line: bytes, *, batch_id: str, line: int, created: int)
     return _rendered(decode_result(result_line), batch_id, line, created)
 
 
-def openai_file(chunks: Iterable[bytes], *, batch_id: str, created: int, is_output: bool) -> Iterator[bytes]:
-    """Native results, in chunks, as one of OpenAI's two files, in chunks: what succeeded, or all the rest."""
+def openai_file(chunks: Iterable[bytes], *, batch_id: str, created: int, is_output: bool | None) -> Iterator[bytes]:
+    """Native results, in chunks, as one of OpenAI's two files, in chunks: what succeeded, or all the rest.
+
+    `is_output` None: both in one, in order.
+    """
     rows: list[bytes] = []
     size = 0
     for number, line in enumerate(iter_lines(chunks, line_bytes_max=RESULT_BYTES_MAX)):
         result = decode_result(line.data or b"")
-        if (result.status == "succeeded") == is_output:
+        if is_output is None or (result.status == "succeeded") == is_output:
             rows.append(_rendered(result, batch_id, number, created))
             size += len(rows[-1])
         if size >= CHUNK_BYTES:

@@ -10,6 +10,7 @@ import structlog
 from batchfile.errors import BatchDamaged, StoreFull, StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
 from batchfile.records import BatchRecord
@@ -34,6 +35,7 @@ class Finisher:
         *,
         is_steward: bool,
         only: str | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self.ended: dict[str, BatchRecord] = {}
         self.damaged: dict[str, str] = {}
@@ -42,7 +44,7 @@ class Finisher:
         self._keeper = keeper
         self._runner_id = runner_id
         self._reader = StatusReader(ledger)
-        self._steward = Steward(ledger, runner=runner_id, reader=self._reader) if is_steward else None
+        self._steward = Steward(ledger, runner=runner_id, reader=self._reader, inbox=inbox) if is_steward else None
         self._only = only
         self._looked_at: dict[str, float] = {}
         self._stewarded_at = float("-inf")

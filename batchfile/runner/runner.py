@@ -15,6 +15,7 @@ from batchfile.engine.base import Engine, EngineFactory, EngineInfo, EngineStats
 from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, SettingsError, StoreFull, StoreUnavailable
 from batchfile.ledger import lease
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.inbox import Inbox
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord
@@ -48,12 +49,13 @@ _ENGINE_CRASH = Failure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerOptions:
-    """`only`: work on this batch alone, claim in order, and return when it has ended."""
+    """`only`: work on this batch alone, claim in order, and return when it has ended. `inbox`: for its steward."""
 
     runner_id: str
     pool: str
     only: str | None = None
     is_steward: bool = True
+    inbox: Inbox | None = None
 
 
 class Runner:
@@ -92,6 +94,7 @@ class Runner:
             options.runner_id,
             is_steward=options.is_steward,
             only=options.only,
+            inbox=options.inbox,
         )
 
     def run(self) -> BatchRecord | None:

@@ -1,0 +1,193 @@
+"""Files that someone put under `inbox/`: each version of each becomes exactly one batch, whoever looks and dies.
+
+A claim, written on the condition that there is none, gives a version its batch id; the batch is then made as
+`planning`, of the object as it lies there, pinned by its etag. Nothing in the inbox is ever written or removed.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from batchfile import layout
+from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavailable
+from batchfile.ledger import outbox, planning
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Draft
+from batchfile.ledger.cas import Lost, load, swap
+from batchfile.records import ClaimRecord, DroppedFile
+from batchfile.store.base import Entry
+from batchfile.words import Defaults, RoutingTable
+
+log = structlog.get_logger()
+
+QUIET_S = 5.0  # a file that was written to so lately may not be whole yet (in a directory; objects are)
+LOOKS_MAX = 500  # files taken up in one look, the newest first
+CLAIM_KEPT_S = 7 * 24 * 3600.0  # a claim outlives its file for so long: the file may only be out of sight
+
+ENDINGS = (".jsonl",)
+# What others name a file until it is whole.
+_UNFINISHED = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "~")
+
+SchemaOf = Callable[[str | None], dict[str, Any] | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """What the folder of a file says: a stage, or one pool for everything."""
+
+    routing: RoutingTable
+    stage: str | None
+
+
+class Inbox:
+    """For one thread. Remembers what it has dealt with, so that a look costs a listing and what is new."""
+
+    def __init__(self, ledger: Ledger, routing: RoutingTable, schema_of: SchemaOf = lambda stage: None) -> None:
+        self._ledger = ledger
+        self._routing = routing
+        self._schema_of = schema_of
+        self._known: dict[str, str] = {}  # key -> the version that was dealt with
+        self._waiting: dict[str, tuple[str, float]] = {}  # key -> a version that may not be whole, and since when
+
+    def look(self) -> None:
+        """Make a batch of everything new. Raises: StoreUnavailable; the next look goes on."""
+        known, waiting, new = dict[str, str](), dict[str, tuple[str, float]](), list[Entry]()
+        for entry in self._ledger.store.list(layout.INBOX_PREFIX):
+            if _is_passed_over(entry.key):
+                continue
+            stamp = _stamp(entry)
+            if self._known.get(entry.key) == stamp:
+                known[entry.key] = stamp
+            elif self._is_quiet(entry, stamp, waiting):
+                new.append(entry)
+        self._known, self._waiting = known, waiting
+        new.sort(key=lambda entry: -entry.modified_at)
+        for entry in new[:LOOKS_MAX]:
+            try:
+                is_done = self._take(entry)
+            except StoreUnavailable:
+                raise
+            except (StoreError, BatchDamaged) as error:  # of this file alone: a name too long, say
+                log.error("inbox.failed", key=entry.key, error=str(error))
+                is_done = True
+            if is_done:
+                self._known[entry.key] = _stamp(entry)
+
+    def sweep(self) -> int:
+        """Remove old claims of what is gone from the inbox; how many. For once an hour or so."""
+        store, now = self._ledger.store, self._ledger.clock.now()
+        there = {layout.claim_key(e.key, e.etag, e.modified_at) for e in store.list(layout.INBOX_PREFIX)}
+        num = 0
+        for entry in list(store.list(layout.CLAIMS_PREFIX)):
+            if entry.key in there or now - entry.modified_at < CLAIM_KEPT_S:
+                continue
+            with suppress(BatchDamaged):  # an unknown claim stays
+                found = load(self._ledger, entry.key, ClaimRecord)
+                if found is not None and not self._is_there(found.record):
+                    store.delete(entry.key)
+                    num += 1
+        return num
+
+    def _is_there(self, claim: ClaimRecord) -> bool:
+        entry = self._ledger.store.head(claim.key)
+        return entry is not None and (entry.etag, int(entry.modified_at)) == (claim.etag, int(claim.modified_at))
+
+    def _is_quiet(self, entry: Entry, stamp: str, waiting: dict[str, tuple[str, float]]) -> bool:
+        """Written to long enough ago, by the file's own time or, should clocks differ, by how long we have seen it."""
+        now = self._ledger.clock.monotonic()
+        version, since = self._waiting.get(entry.key, (stamp, now))
+        since = since if version == stamp else now
+        if self._ledger.clock.now() - entry.modified_at >= QUIET_S or now - since >= QUIET_S:
+            return True
+        waiting[entry.key] = (stamp, since)
+        return False
+
+    def _take(self, entry: Entry) -> bool:
+        """False: it changes under our eyes; look again."""
+        try:
+            place = self._place(entry)
+        except InvalidFile as error:
+            # Who knows other pools may have taken it.
+            if self._ledger.store.head(layout.claim_key(entry.key, entry.etag, entry.modified_at)) is None:
+                outbox.refuse(self._ledger, entry.key, entry.etag, str(error))
+            return True
+        found = self._ledger.store.head(entry.key)
+        if found is None or (found.etag, found.size) != (entry.etag, entry.size):
+            return False
+        self._claim(found, place)
+        return True
+
+    def _claim(self, entry: Entry, place: _Place) -> None:
+        key = layout.claim_key(entry.key, entry.etag, entry.modified_at)
+        found = load(self._ledger, key, ClaimRecord)
+        while True:
+            if found is None:
+                written = swap(self._ledger, key, self._new_claim(entry), None)
+                found = written.found if isinstance(written, Lost) else written
+                continue
+            claim = found.record
+            if claim.is_made:
+                return
+            try:
+                planning.create_of_dropped(self._ledger, self._draft(claim, place), _dropped(claim), entry.size)
+            except BatchDamaged:
+                # Its create was given up an hour ago and fenced since, and it never existed.
+                wanted = self._new_claim(entry)
+            else:
+                wanted = replace(claim, is_made=True)
+            written = swap(self._ledger, key, wanted, found.etag)
+            found = written.found if isinstance(written, Lost) else written
+
+    def _new_claim(self, entry: Entry) -> ClaimRecord:
+        return ClaimRecord(
+            key=entry.key,
+            etag=entry.etag,
+            modified_at=entry.modified_at,
+            batch_id=f"batch_{self._ledger.new_id()}",
+            created_at=self._ledger.clock.now(),
+        )
+
+    def _draft(self, claim: ClaimRecord, place: _Place) -> Draft:
+        return Draft(
+            batch_id=claim.batch_id,
+            routing=place.routing,
+            defaults=Defaults(output_schema=self._schema_of(place.stage)),
+            stage=place.stage,
+            created_at=claim.created_at,
+        )
+
+    def _place(self, entry: Entry) -> _Place:
+        """Raises: InvalidFile that says what is wrong with the name."""
+        path = entry.key.removeprefix(layout.INBOX_PREFIX)
+        if not path.endswith(ENDINGS):
+            raise InvalidFile(f"{entry.key}: is no file of requests; its name must end with {' or '.join(ENDINGS)}")
+        if entry.size == 0:
+            raise InvalidFile(f"{entry.key}: is empty; it needs at least one request line")
+        folder, slash, _ = path.partition("/")
+        if not slash:
+            raise InvalidFile(f"{entry.key}: lies in no folder; put it into inbox/ and one of {self._folders()}")
+        if folder in self._routing.stages:
+            return _Place(routing=self._routing, stage=folder)
+        for pool, models in self._routing.pools.items():
+            if folder == pool or path.startswith(tuple(f"{model}/" for model in models)):
+                return _Place(routing=replace(self._routing, everything=pool), stage=None)
+        raise InvalidFile(f"{entry.key}: {folder!r} is no stage, pool or model; put it into one of {self._folders()}")
+
+    def _folders(self) -> str:
+        return ", ".join(sorted({*self._routing.stages, *self._routing.pools}))
+
+
+def _is_passed_over(key: str) -> bool:
+    """Hidden, or not whole by its name: its writer will rename it."""
+    return key.endswith(_UNFINISHED) or any(segment.startswith(".") for segment in key.split("/"))
+
+
+def _stamp(entry: Entry) -> str:
+    return f"{entry.etag} {entry.size} {entry.modified_at}"
+
+
+def _dropped(claim: ClaimRecord) -> DroppedFile:
+    return DroppedFile(key=claim.key, etag=claim.etag, modified_at=claim.modified_at)

@@ -1,0 +1,454 @@
+"""Dropped files: each version is exactly one batch, whoever looks, dies or races; the outbox says what came of it."""
+
+import hashlib
+import json
+import random
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchfile import layout
+from batchfile.clock import ManualClock
+from batchfile.engine.open import engine_factory
+from batchfile.ledger import batches, inbox, outbox
+from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.steward import Steward
+from batchfile.records import BatchRecord, ClaimRecord, decode, encode
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.store.base import Store
+from batchfile.store.directory import DirectoryStore
+from batchfile.store.faulty import FaultyStore
+from batchfile.store.memory import MemoryStore
+from batchfile.store.s3 import S3Store
+from batchfile.words import Counts, RoutingTable, Usage
+
+POOLS = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("org/m",), "llama": ("l",)})
+
+
+class Killed(BaseException):
+    """Where a process died."""
+
+
+class World:
+    def __init__(self, store: Store, clock: ManualClock | None = None) -> None:
+        self.store = store
+        self.clock = clock
+        self.ledger = self.new_ledger(7)
+        self.steward = self.new_steward("s")
+
+    def new_ledger(self, seed: int) -> Ledger:
+        more: dict[str, Any] = {} if self.clock is None else {"clock": self.clock}
+        return Ledger(store=self.store, rng=random.Random(seed), limits=Limits(checkpoint_s=1.0), **more)
+
+    def new_steward(self, name: str, ledger: Ledger | None = None) -> Steward:
+        ledger = ledger or self.ledger
+        return Steward(ledger, runner=name, inbox=Inbox(ledger, POOLS))
+
+    def drop(self, path: str, *rows: Any) -> bytes:
+        data = b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)
+        self.store.put(f"inbox/{path}", data)
+        return data
+
+    def batches(self) -> list[BatchRecord]:
+        ids = [layout.index_batch_id(entry.key) for entry in self.store.list(layout.INDEX_PREFIX)]
+        found = [batches.read_batch(self.ledger, batch_id) for batch_id in ids]
+        return sorted((batch for batch in found if batch is not None), key=lambda batch: batch.created_at)
+
+    def only(self) -> BatchRecord:
+        (batch,) = self.batches()
+        return batch
+
+    def run(self, batch: BatchRecord, pool: str = "mistral") -> BatchRecord:
+        options = RunnerOptions(runner_id=f"r-{uuid.uuid4().hex}", pool=pool, only=batch.batch_id, is_steward=False)
+        ended = Runner(self.ledger, engine_factory("echo", model="echo"), options).run()
+        assert ended is not None
+        return ended
+
+    def out(self, path: str) -> bytes | None:
+        found = self.store.get(f"outbox/{path}")
+        return None if found is None else found.data
+
+    def told(self, path: str) -> Any:
+        data = self.out(path)
+        assert data is not None, path
+        return json.loads(data)
+
+    def outbox(self) -> list[str]:
+        return [entry.key.removeprefix("outbox/") for entry in self.store.list("outbox/")]
+
+
+def native(custom_id: str, text: str = "hello", **more: Any) -> dict[str, Any]:
+    return {
+        "custom_id": custom_id,
+        "params": {"messages": [{"role": "user", "content": text}], "max_tokens": 8},
+        **more,
+    }
+
+
+def chat(custom_id: str, model: str) -> dict[str, Any]:
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+@pytest.fixture(params=["memory", "directory", "ministack"])
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Each test has a store of its own: an inbox is one for the whole store. Files are whole when they are there."""
+    monkeypatch.setattr(inbox, "QUIET_S", -3600.0)
+    match request.param:
+        case "memory":
+            yield World(MemoryStore())
+        case "directory":
+            yield World(DirectoryStore(tmp_path / "store", fsync=False))
+        case _:
+            url = request.getfixturevalue("ministack_url")
+            store = S3Store("contract", f"inbox-{uuid.uuid4().hex}", endpoint_url=url)
+            store.prove()
+            yield World(store)
+            store.close()
+
+
+@pytest.fixture
+def still() -> World:
+    """In memory, by a clock that only tests move."""
+    clock = ManualClock()
+    return World(MemoryStore(clock), clock)
+
+
+def test_a_dropped_file_is_planned_where_it_lies_and_its_answers_lie_beside_its_path(world: World) -> None:
+    data = world.drop("email/deep/a.jsonl", *(native(f"r{n}", f"text {n}") for n in range(70)))
+    world.steward.tick()
+    batch = world.only()
+    assert (batch.state, batch.stage, batch.total) == ("open", "email", 70)
+    assert (batch.input.key, batch.input.sha256) == ("inbox/email/deep/a.jsonl", hashlib.sha256(data).hexdigest())
+    assert [e.key for e in world.store.list(f"batches/{batch.batch_id}/input")] == []
+    assert world.told("email/deep/a.jsonl.status.json")["state"] == "open"
+    ended = world.run(batch)
+    world.steward.tick()
+    results = world.out("email/deep/a.jsonl.results.jsonl")
+    assert results is not None
+    assert [json.loads(line)["custom_id"] for line in results.splitlines()] == [f"r{n}" for n in range(70)]
+    receipt = world.told("email/deep/a.jsonl.receipt.json")
+    assert receipt["batch_id"] == batch.batch_id
+    assert receipt["results"] == {
+        "path": "outbox/email/deep/a.jsonl.results.jsonl",
+        "bytes": len(results),
+        "sha256": hashlib.sha256(results).hexdigest(),
+        "lines": 70,
+    }
+    assert receipt["errors"] is None
+    assert receipt["input"]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert receipt["counts"]["succeeded"] == 70
+    assert receipt["usage"]["output_tokens"] == ended.usage.output_tokens > 0
+    assert world.told("email/deep/a.jsonl.status.json")["state"] == "ended"
+    assert world.outbox() == [f"email/deep/a.jsonl.{kind}" for kind in ("receipt.json", "results.jsonl", "status.json")]
+    found = world.store.get("inbox/email/deep/a.jsonl")
+    assert found is not None
+    assert found.data == data
+
+
+def test_a_file_is_one_batch_however_often_it_is_looked_at(world: World) -> None:
+    world.drop("mistral/a.jsonl", native("a"))
+    for n in range(3):
+        world.steward.tick()
+        world.new_steward(f"new-{n}").tick()
+    assert len(world.batches()) == 1
+
+
+def test_stewards_that_race_over_many_files_make_one_batch_of_each(world: World) -> None:
+    names = [f"mistral/{n % 3}/f{n}.jsonl" for n in range(40)]
+    for name in names:
+        world.drop(name, native(name))
+    begin = threading.Barrier(2)
+    failed: list[BaseException] = []
+
+    def tend(seed: int) -> None:
+        steward = world.new_steward(f"steward-{seed}", world.new_ledger(seed))
+        begin.wait(30)
+        try:
+            steward.tick()
+            steward.tick()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=tend, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(50)
+    assert failed == []
+    made = world.batches()
+    assert sorted(batch.input.key for batch in made) == sorted(f"inbox/{name}" for name in names)
+    assert {batch.state for batch in made} == {"open"}
+
+
+def test_rubbish_lines_cost_only_themselves_and_their_file_drops_again(world: World) -> None:
+    rubbish = b'{"custom_id": "r9", "params": \n'
+    world.drop("mistral/a.jsonl", *(native(f"r{n}") for n in range(9)), rubbish, native("r0", "again"))
+    world.steward.tick()
+    world.run(world.only())
+    world.steward.tick()
+    receipt = world.told("mistral/a.jsonl.receipt.json")
+    assert (receipt["counts"]["succeeded"], receipt["counts"]["errored"]) == (9, 2)
+    errors = world.out("mistral/a.jsonl.errors.jsonl")
+    assert errors == rubbish + json.dumps(native("r0", "again")).encode() + b"\n"
+    world.store.put("inbox/mistral/mended.jsonl", errors.replace(rubbish, json.dumps(native("r9")).encode() + b"\n"))
+    world.steward.tick()
+    world.run(world.batches()[-1])
+    world.steward.tick()
+    assert world.told("mistral/mended.jsonl.receipt.json")["counts"]["succeeded"] == 2
+    assert world.out("mistral/mended.jsonl.errors.jsonl") is None
+
+
+def test_a_file_that_is_replaced_while_it_runs_is_a_new_batch_and_nothing_mixes(world: World) -> None:
+    world.drop("mistral/a.jsonl", native("old"))
+    world.steward.tick()
+    old = world.only()
+    world.drop("mistral/a.jsonl", native("new-1"), native("new-2"))
+    world.steward.tick()
+    world.steward.tick()
+    first, second = world.batches()
+    assert (first.batch_id, first.state, first.reason) == (old.batch_id, "ended", "input_changed")
+    assert first.counts.errored == 1
+    world.run(second)
+    world.steward.tick()
+    results = world.out("mistral/a.jsonl.results.jsonl")
+    assert results is not None
+    assert [json.loads(line)["custom_id"] for line in results.splitlines()] == ["new-1", "new-2"]
+    assert world.told("mistral/a.jsonl.receipt.json")["batch_id"] == second.batch_id
+    assert world.told("mistral/a.jsonl.status.json")["batch_id"] == second.batch_id
+
+
+def test_a_file_that_is_replaced_after_its_end_replaces_what_is_in_the_outbox(world: World) -> None:
+    world.drop("mistral/a.jsonl", native("old"), b"rubbish\n")
+    world.steward.tick()
+    world.run(world.only())
+    world.steward.tick()
+    assert world.out("mistral/a.jsonl.errors.jsonl") == b"rubbish\n"
+    world.drop("mistral/a.jsonl", native("new"))
+    world.steward.tick()
+    world.run(world.batches()[-1])
+    world.new_steward("t").tick()
+    results = world.out("mistral/a.jsonl.results.jsonl")
+    assert results is not None
+    assert json.loads(results)["custom_id"] == "new"
+    assert world.out("mistral/a.jsonl.errors.jsonl") is None
+
+
+def test_requests_in_openais_format_get_answers_in_it(world: World) -> None:
+    world.drop("org/m/a.jsonl", chat("a", "org/m"), b"rubbish\n", chat("b", "whatever"))
+    world.steward.tick()
+    world.run(world.only())
+    world.steward.tick()
+    results = world.out("org/m/a.jsonl.results.jsonl")
+    assert results is not None
+    first, second, third = map(json.loads, results.splitlines())
+    assert first["response"]["body"]["choices"][0]["message"]["content"]
+    assert second["response"]["status_code"] == 400
+    assert (third["custom_id"], third["response"]["status_code"]) == ("b", 200)
+    assert world.out("org/m/a.jsonl.errors.jsonl") == b"rubbish\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("nowhere/a.jsonl", "is no stage, pool or model; put it into one of email, llama, mistral"),
+        ("a.jsonl", "lies in no folder"),
+        ("mistral/a.csv", "its name must end with"),
+        ("mistral/empty.jsonl", "is empty"),
+    ],
+)
+def test_a_file_in_the_wrong_place_is_rejected_with_the_reason(world: World, path: str, why: str) -> None:
+    world.drop(path, *([] if "empty" in path else [native("a")]))
+    world.steward.tick()
+    world.new_steward("t").tick()
+    assert world.batches() == []
+    assert world.outbox() == [f"{path}.rejected.json"]
+    told = world.told(f"{path}.rejected.json")
+    assert why in told["message"]
+    assert told["input"]["path"] == f"inbox/{path}"
+
+
+def test_a_file_without_a_request_is_rejected_and_accepted_once_it_has_one(world: World) -> None:
+    world.drop("mistral/a.jsonl", b"\n\n")
+    world.steward.tick()
+    told = world.told("mistral/a.jsonl.rejected.json")
+    assert "holds no request" in told["message"]
+    assert told["batch_id"] == world.only().batch_id
+    world.drop("mistral/a.jsonl", native("a"))
+    world.steward.tick()
+    world.run(world.batches()[-1])
+    assert world.out("mistral/a.jsonl.rejected.json") is None
+    assert world.told("mistral/a.jsonl.receipt.json")["counts"]["succeeded"] == 1
+
+
+def test_what_is_hidden_or_not_yet_whole_by_its_name_is_passed_over(world: World) -> None:
+    for path in ("mistral/.a.jsonl.Xy12", "mistral/.hidden/a.jsonl", "mistral/a.jsonl.part", "mistral/b.jsonl.tmp"):
+        world.drop(path, native("a"))
+    world.steward.tick()
+    assert (world.batches(), world.outbox()) == ([], [])
+
+
+def test_a_file_that_is_still_being_written_waits_until_it_is_quiet(still: World) -> None:
+    still.drop("mistral/a.jsonl", native("a"))
+    still.steward.tick()
+    assert still.batches() == []
+    assert still.clock is not None
+    still.clock.sleep(inbox.QUIET_S - 1)
+    still.drop("mistral/a.jsonl", native("a"), native("b"))
+    still.clock.sleep(inbox.QUIET_S - 1)
+    still.steward.tick()
+    assert still.batches() == []
+    still.clock.sleep(1)
+    still.steward.tick()
+    assert still.only().total == 2
+
+
+def test_a_file_from_the_future_waits_by_our_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ahead = ManualClock(), ManualClock()
+    ahead.sleep(3600.0)
+    world = World(MemoryStore(ahead), clock)
+    world.drop("mistral/a.jsonl", native("a"))
+    world.steward.tick()
+    assert world.batches() == []
+    clock.sleep(inbox.QUIET_S)
+    world.steward.tick()
+    assert world.only().state == "open"
+
+
+def test_retention_never_makes_an_old_file_a_new_batch(still: World) -> None:
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", b"\n")
+    for _ in range(20):
+        still.clock.sleep(86400.0)
+        still.steward.tick()
+        still.new_steward("new").tick()
+    assert list(still.store.list("batches/")) == list(still.store.list("index/")) == []
+    assert len(list(still.store.list("inbox-claims/"))) == 1
+    assert still.outbox() == ["mistral/a.jsonl.rejected.json", "mistral/a.jsonl.status.json"]
+
+
+def test_a_claim_goes_only_when_its_file_is_gone_for_days(still: World) -> None:
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    still.store.delete("inbox/mistral/a.jsonl")
+    still.clock.sleep(6 * 86400.0)
+    still.steward.tick()
+    assert len(list(still.store.list("inbox-claims/"))) == 1
+    still.clock.sleep(2 * 86400.0)
+    still.steward.tick()
+    assert list(still.store.list("inbox-claims/")) == []
+
+
+def test_what_a_reader_takes_out_of_the_outbox_does_not_come_back(world: World) -> None:
+    world.drop("mistral/a.jsonl", native("a"))
+    world.steward.tick()
+    world.run(world.only())
+    for name in world.outbox():
+        world.store.delete(f"outbox/{name}")
+    world.new_steward("t").tick()
+    assert world.outbox() == []
+
+
+def test_a_crash_at_any_write_leaves_one_batch_and_the_same_outbox() -> None:
+    def play(kill_at: int | None) -> tuple[list[str], dict[str, bytes], bool]:
+        clock = ManualClock()
+        inner = MemoryStore(clock)
+        world = World(inner, clock)
+        world.drop("mistral/a.jsonl", b"\n")
+        clock.sleep(10.0)
+
+        def die(number: int, verb: str, key: str, phase: str) -> None:
+            if number == kill_at and phase == "after":
+                raise Killed
+
+        faulty = FaultyStore(inner, on_call=die)
+        was_killed = False
+        try:
+            ledger = Ledger(store=faulty, clock=clock, rng=random.Random(3))
+            Steward(ledger, runner="dies", inbox=Inbox(ledger, POOLS)).tick()
+        except Killed:
+            was_killed = True
+        after = world.new_steward("after")
+        for _ in range(3):
+            clock.sleep(world.ledger.limits.lease_ttl_s)
+            after.tick()
+        made = [f"{batch.state} {batch.reason}" for batch in world.batches()]
+        (claim,) = inner.list("inbox-claims/")
+        found = inner.get(claim.key)
+        assert found is not None
+        assert decode(found.data, ClaimRecord).is_made
+        outs = {}
+        for entry in inner.list("outbox/"):
+            read = inner.get(entry.key)
+            assert read is not None
+            outs[entry.key] = json.dumps({**json.loads(read.data), "batch_id": ""}).encode()
+        return made, outs, was_killed
+
+    made, outs, _ = play(None)
+    assert made == ["ended failed"]
+    kill_at, was_killed = 1, True
+    while was_killed:
+        again, outs_again, was_killed = play(kill_at)
+        assert (again, sorted(outs_again)) == (made, sorted(outs)), kill_at
+        kill_at += 1
+    assert kill_at > 8
+
+
+def test_the_outbox_has_the_same_bytes_when_it_is_written_twice(world: World) -> None:
+    world.drop("mistral/a.jsonl", native("a"), b"rubbish\n")
+    world.steward.tick()
+    ended = world.run(world.only())
+    first = {name: world.out(name) for name in world.outbox()}
+    world.store.delete(layout.outbox_turn_key(ended.batch_id))
+    assert outbox.publish(world.ledger, ended, runner="again")
+    assert {name: world.out(name) for name in world.outbox()} == first
+    assert len(first) == 4
+
+
+def test_a_create_that_was_given_up_before_it_came_to_be_is_made_again(still: World) -> None:
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    entry = still.store.head("inbox/mistral/a.jsonl")
+    assert entry is not None
+    claim = ClaimRecord(
+        key=entry.key, etag=entry.etag, modified_at=entry.modified_at, batch_id="batch_lost", created_at=1.0
+    )
+    key = layout.claim_key(entry.key, entry.etag, entry.modified_at)
+    batches.fence_abandoned(still.ledger, "batch_lost")
+
+    still.store.put(key, encode(claim))
+    still.steward.tick()
+    assert still.only().state == "open"
+    assert still.only().batch_id != "batch_lost"
+
+
+def test_progress_is_told_at_most_every_fifteen_seconds_and_never_goes_back(still: World) -> None:
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", *(native(f"r{n}") for n in range(3)))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    batch = still.only()
+    path = "mistral/a.jsonl.status.json"
+
+    def counts_told() -> int:
+        done: int = still.told(path)["counts"]["succeeded"]
+        return done
+
+    outbox.report(still.ledger, batch, Counts(succeeded=1), Usage())
+    still.clock.sleep(1.0)
+    outbox.report(still.ledger, batch, Counts(succeeded=1), Usage())
+    assert counts_told() == 0
+    still.clock.sleep(outbox.STATUS_S)
+    outbox.report(still.ledger, batch, Counts(succeeded=2), Usage())
+    assert counts_told() == 2
+    still.clock.sleep(outbox.STATUS_S)
+    outbox.report(still.ledger, batch, Counts(succeeded=1), Usage())
+    assert counts_told() == 2
