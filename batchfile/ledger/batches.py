@@ -25,7 +25,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A batch that is about to be created. `created_at` None: when it is committed."""
+    """A batch that is about to be created. `created_at` None: when it is committed.
+
+    `deadline`: when it expires, in epoch seconds; None: after the completion window.
+    """
 
     batch_id: str
     routing: RoutingTable
@@ -35,6 +38,7 @@ class Draft:
     tenant: str = "default"
     metadata: dict[str, str] = field(default_factory=dict)
     created_at: float | None = None
+    deadline: float | None = None
 
 
 def announce(ledger: Ledger, draft: Draft) -> None:
@@ -63,7 +67,7 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
     record = BatchRecord(
         batch_id=draft.batch_id,
         created_at=now,
-        expires_at=now + ledger.limits.completion_window_s,
+        expires_at=draft.deadline or now + ledger.limits.completion_window_s,
         input=planned.input,
         plan_key=planned.plan_key,
         total=planned.total,

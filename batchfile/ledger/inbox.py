@@ -17,6 +17,7 @@ from batchfile.ledger import outbox, planning
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, load, swap
+from batchfile.ledger.inbox_options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
 from batchfile.records import ClaimRecord, DroppedFile
 from batchfile.store.base import Entry
 from batchfile.words import Defaults, RoutingTable
@@ -27,19 +28,34 @@ QUIET_S = 5.0  # a file that was written to so lately may not be whole yet (in a
 LOOKS_MAX = 500  # files taken up in one look, the newest first
 CLAIM_KEPT_S = 7 * 24 * 3600.0  # a claim outlives its file for so long: the file may only be out of sight
 
-ENDINGS = (".jsonl",)
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 # What others name a file until it is whole.
 _UNFINISHED = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "~")
 
 SchemaOf = Callable[[str | None], dict[str, Any] | None]
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of requests, and the options beside it."""
+
+    entry: Entry
+    options: Entry | None
+
+    @property
+    def stamp(self) -> str:
+        """The version of both: a file that was rejected may be accepted with other options."""
+        beside = "" if self.options is None else self.options.etag
+        return f"{self.entry.etag} {self.entry.size} {self.entry.modified_at} {beside}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """What the folder of a file says: a stage, or one pool for everything."""
+class _Wish:
+    """What the folder of a file and its options ask for: a stage, or one pool for everything."""
 
     routing: RoutingTable
     stage: str | None
+    options: Options
 
 
 class Inbox:
@@ -54,27 +70,31 @@ class Inbox:
 
     def look(self) -> None:
         """Make a batch of everything new. Raises: StoreUnavailable; the next look goes on."""
-        known, waiting, new = dict[str, str](), dict[str, tuple[str, float]](), list[Entry]()
+        known, waiting, new = dict[str, str](), dict[str, tuple[str, float]](), list[_File]()
+        options = dict[str, Entry]()  # in the order of a listing they come before their file
         for entry in self._ledger.store.list(layout.INBOX_PREFIX):
             if _is_passed_over(entry.key):
                 continue
-            stamp = _stamp(entry)
-            if self._known.get(entry.key) == stamp:
-                known[entry.key] = stamp
-            elif self._is_quiet(entry, stamp, waiting):
-                new.append(entry)
+            if entry.key.endswith(OPTIONS_ENDING):
+                options[entry.key] = entry
+                continue
+            file = _File(entry, options.get(_stem(entry.key) + OPTIONS_ENDING))
+            if self._known.get(entry.key) == file.stamp:
+                known[entry.key] = file.stamp
+            elif self._is_quiet(file, waiting):
+                new.append(file)
         self._known, self._waiting = known, waiting
-        new.sort(key=lambda entry: -entry.modified_at)
-        for entry in new[:LOOKS_MAX]:
+        new.sort(key=lambda file: -file.entry.modified_at)
+        for file in new[:LOOKS_MAX]:
             try:
-                is_done = self._take(entry)
+                is_done = self._take(file)
             except StoreUnavailable:
                 raise
             except (StoreError, BatchDamaged) as error:  # of this file alone: a name too long, say
-                log.error("inbox.failed", key=entry.key, error=str(error))
+                log.error("inbox.failed", key=file.entry.key, error=str(error))
                 is_done = True
             if is_done:
-                self._known[entry.key] = _stamp(entry)
+                self._known[file.entry.key] = file.stamp
 
     def sweep(self) -> int:
         """Remove old claims of what is gone from the inbox; how many. For once an hour or so."""
@@ -95,20 +115,21 @@ class Inbox:
         entry = self._ledger.store.head(claim.key)
         return entry is not None and (entry.etag, int(entry.modified_at)) == (claim.etag, int(claim.modified_at))
 
-    def _is_quiet(self, entry: Entry, stamp: str, waiting: dict[str, tuple[str, float]]) -> bool:
+    def _is_quiet(self, file: _File, waiting: dict[str, tuple[str, float]]) -> bool:
         """Written to long enough ago, by the file's own time or, should clocks differ, by how long we have seen it."""
-        now = self._ledger.clock.monotonic()
-        version, since = self._waiting.get(entry.key, (stamp, now))
-        since = since if version == stamp else now
+        now, entry = self._ledger.clock.monotonic(), file.entry
+        version, since = self._waiting.get(entry.key, (file.stamp, now))
+        since = since if version == file.stamp else now
         if self._ledger.clock.now() - entry.modified_at >= QUIET_S or now - since >= QUIET_S:
             return True
-        waiting[entry.key] = (stamp, since)
+        waiting[entry.key] = (file.stamp, since)
         return False
 
-    def _take(self, entry: Entry) -> bool:
+    def _take(self, file: _File) -> bool:
         """False: it changes under our eyes; look again."""
+        entry = file.entry
         try:
-            place = self._place(entry)
+            wish = self._wish(file)
         except InvalidFile as error:
             # Who knows other pools may have taken it.
             if self._ledger.store.head(layout.claim_key(entry.key, entry.etag, entry.modified_at)) is None:
@@ -117,10 +138,10 @@ class Inbox:
         found = self._ledger.store.head(entry.key)
         if found is None or (found.etag, found.size) != (entry.etag, entry.size):
             return False
-        self._claim(found, place)
+        self._claim(found, wish)
         return True
 
-    def _claim(self, entry: Entry, place: _Place) -> None:
+    def _claim(self, entry: Entry, wish: _Wish) -> None:
         key = layout.claim_key(entry.key, entry.etag, entry.modified_at)
         found = load(self._ledger, key, ClaimRecord)
         while True:
@@ -132,7 +153,7 @@ class Inbox:
             if claim.is_made:
                 return
             try:
-                planning.create_of_dropped(self._ledger, self._draft(claim, place), _dropped(claim), entry.size)
+                planning.create_of_dropped(self._ledger, self._draft(claim, wish), _dropped(claim), entry.size)
             except BatchDamaged:
                 # Its create was given up an hour ago and fenced since, and it never existed.
                 wanted = self._new_claim(entry)
@@ -150,31 +171,53 @@ class Inbox:
             created_at=self._ledger.clock.now(),
         )
 
-    def _draft(self, claim: ClaimRecord, place: _Place) -> Draft:
+    def _draft(self, claim: ClaimRecord, wish: _Wish) -> Draft:
+        options = wish.options
         return Draft(
             batch_id=claim.batch_id,
-            routing=place.routing,
-            defaults=Defaults(output_schema=self._schema_of(place.stage)),
-            stage=place.stage,
+            routing=wish.routing,
+            defaults=Defaults(
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
+                output_schema=self._schema_of(wish.stage),
+            ),
+            stage=wish.stage,
+            priority=options.priority,
             created_at=claim.created_at,
+            deadline=None if options.deadline is None else options.deadline.timestamp(),
         )
 
-    def _place(self, entry: Entry) -> _Place:
-        """Raises: InvalidFile that says what is wrong with the name."""
-        path = entry.key.removeprefix(layout.INBOX_PREFIX)
+    def _wish(self, file: _File) -> _Wish:
+        """Raises: InvalidFile that says what is wrong with the name or the options."""
+        key = file.entry.key
+        path = key.removeprefix(layout.INBOX_PREFIX)
         if not path.endswith(ENDINGS):
-            raise InvalidFile(f"{entry.key}: is no file of requests; its name must end with {' or '.join(ENDINGS)}")
-        if entry.size == 0:
-            raise InvalidFile(f"{entry.key}: is empty; it needs at least one request line")
+            raise InvalidFile(f"{key}: is no file of requests; its name must end with {' or '.join(ENDINGS)}")
+        if file.entry.size == 0:
+            raise InvalidFile(f"{key}: is empty; it needs at least one request line")
+        options = self._options(file.options)
         folder, slash, _ = path.partition("/")
+        stage = options.stage or (folder if slash else None)
+        if stage in self._routing.stages:
+            return _Wish(routing=self._routing, stage=stage, options=options)
+        if options.stage is not None:
+            known = ", ".join(sorted(self._routing.stages))
+            raise InvalidFile(f"{key}: its options name the stage {options.stage!r}; stages are {known}")
         if not slash:
-            raise InvalidFile(f"{entry.key}: lies in no folder; put it into inbox/ and one of {self._folders()}")
-        if folder in self._routing.stages:
-            return _Place(routing=self._routing, stage=folder)
+            raise InvalidFile(f"{key}: lies in no folder; put it into one of {self._folders()} under inbox/")
         for pool, models in self._routing.pools.items():
             if folder == pool or path.startswith(tuple(f"{model}/" for model in models)):
-                return _Place(routing=replace(self._routing, everything=pool), stage=None)
-        raise InvalidFile(f"{entry.key}: {folder!r} is no stage, pool or model; put it into one of {self._folders()}")
+                return _Wish(routing=replace(self._routing, everything=pool), stage=None, options=options)
+        raise InvalidFile(f"{key}: {folder!r} is no stage, pool or model; put it into one of {self._folders()}")
+
+    def _options(self, entry: Entry | None) -> Options:
+        """Raises: InvalidFile."""
+        if entry is None:
+            return Options()
+        if entry.size > OPTIONS_BYTES_MAX:
+            raise InvalidFile(f"{entry.key}: is larger than {OPTIONS_BYTES_MAX:,} bytes; options are a few lines")
+        found = self._ledger.store.get(entry.key)
+        return Options() if found is None else read_options(entry.key, found.data)
 
     def _folders(self) -> str:
         return ", ".join(sorted({*self._routing.stages, *self._routing.pools}))
@@ -185,8 +228,9 @@ def _is_passed_over(key: str) -> bool:
     return key.endswith(_UNFINISHED) or any(segment.startswith(".") for segment in key.split("/"))
 
 
-def _stamp(entry: Entry) -> str:
-    return f"{entry.etag} {entry.size} {entry.modified_at}"
+def _stem(key: str) -> str:
+    """The name without what tells its format."""
+    return next((key.removesuffix(ending) for ending in reversed(ENDINGS) if key.endswith(ending)), key)
 
 
 def _dropped(claim: ClaimRecord) -> DroppedFile:

@@ -24,6 +24,7 @@ from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, swap, update_batch
+from batchfile.ledger.conversion import readable
 from batchfile.ledger.line_problems import LineProblems
 from batchfile.ledger.planner import Planned, plan_input
 from batchfile.ledger.turn import Turn
@@ -66,7 +67,7 @@ def _create(
     record = BatchRecord(
         batch_id=draft.batch_id,
         created_at=draft.created_at,
-        expires_at=draft.created_at + ledger.limits.completion_window_s,
+        expires_at=draft.deadline or draft.created_at + ledger.limits.completion_window_s,
         input=pinned,
         plan_key="",
         total=0,
@@ -115,17 +116,18 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
         return None
     problems = None if batch.file is None else LineProblems(batch.file.endpoint)
     try:
+        key = batch.input.key if batch.dropped is None else readable(ledger, batch, turn.beat)
         planned = plan_input(
             ledger,
             batch_id,
-            batch.input.key,
+            key,
             routing=batch.routing,
             stage=batch.stage,
             requests_max=REQUESTS_MAX if batch.file is None else batch.file.requests_max,
             problems=problems,
             beat=turn.beat,
         )
-        if planned.input.etag != batch.input.etag:
+        if key == batch.input.key and planned.input.etag != batch.input.etag:
             raise ObjectChanged(f"{batch.input.key} is another than the batch was made of")
     except LeaseLost:
         return None
@@ -135,7 +137,7 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
             raise
         errors = () if problems is None else tuple(problems.found)
         is_other = batch.dropped is not None and isinstance(error, ObjectChanged | ObjectMissing)
-        return _fail(ledger, batch, errors or (_of_file(error),), "input_changed" if is_other else "failed")
+        return _fail(ledger, batch, errors or (_of_file(batch, error),), "input_changed" if is_other else "failed")
     return _open(ledger, batch, planned)
 
 
@@ -198,11 +200,11 @@ def _is_fault(batch: BatchRecord, error: BatchfileError) -> bool:
     return batch.dropped is not None and isinstance(error, StoreError) and not isinstance(error, StoreUnavailable)
 
 
-def _of_file(error: Exception) -> LineError:
+def _of_file(batch: BatchRecord, error: Exception) -> LineError:
     if isinstance(error, TooLarge):
         return LineError(code="too_many_tasks", message=str(error))
     if isinstance(error, InvalidFile):
-        return LineError(code="empty_file", message=str(error))
+        return LineError(code="empty_file" if batch.dropped is None else "invalid_file", message=str(error))
     if not isinstance(error, ObjectChanged | ObjectMissing):
         return LineError(code="unreadable", message=str(error))
     return LineError(code="input_file_missing", message="The input file was removed or replaced before it was read.")

@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import Ledger
+from batchfile.lines.formats import file_chunks
 from batchfile.lines.render import render_openai
-from batchfile.local.formats import file_chunks
 from batchfile.local.receipt import FileFacts, Receipt, decode_receipt, encode_receipt, make_receipt
 from batchfile.records import BatchRecord, FileRef
 
@@ -64,7 +64,7 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     if old is not None and old.batch_id == batch.batch_id and _is_there(old):
         return old
     if output.endswith(PARQUET_ENDING):
-        from batchfile.local.parquet import write_results
+        from batchfile.lines.parquet import write_results
 
         with _replaced(output) as temporary:
             write_results(result_lines(ledger, batch), temporary)

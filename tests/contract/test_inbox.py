@@ -1,19 +1,26 @@
 """Dropped files: each version is exactly one batch, whoever looks, dies or races; the outbox says what came of it."""
 
+import gzip
 import hashlib
+import io
 import json
 import random
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
+from batchfile.errors import StoreUnavailable
 from batchfile.ledger import batches, inbox, outbox
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.inbox import Inbox
@@ -26,6 +33,11 @@ from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.store.s3 import S3Store
 from batchfile.words import Counts, RoutingTable, Usage
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 POOLS = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("org/m",), "llama": ("l",)})
 
@@ -452,3 +464,118 @@ def test_progress_is_told_at_most_every_fifteen_seconds_and_never_goes_back(stil
     still.clock.sleep(outbox.STATUS_S)
     outbox.report(still.ledger, batch, Counts(succeeded=1), Usage())
     assert counts_told() == 2
+
+
+def parquet(num: int, **columns: list[Any]) -> bytes:
+    table = {"custom_id": [f"r{n}" for n in range(num)], "prompt": [f"text {n}" for n in range(num)], **columns}
+    out = io.BytesIO()
+    pq.write_table(pa.table(table), out, row_group_size=50)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_other_formats_become_an_input_once_and_keep_their_name_in_the_outbox(world: World, name: str) -> None:
+    plain = b"".join(json.dumps(native(f"r{n}")).encode() + b"\n" for n in range(120))
+    made = {"a.jsonl.gz": gzip.compress, "a.jsonl.zst": zstd.compress, "a.parquet": lambda _: parquet(120)}
+    world.store.put(f"inbox/mistral/{name}", made[name](plain))
+    world.steward.tick()
+    batch = world.only()
+    assert (batch.state, batch.total) == ("open", 120)
+    assert batch.input.key.startswith(f"batches/{batch.batch_id}/input-")
+    world.run(batch)
+    world.steward.tick()
+    receipt = world.told(f"mistral/{name}.receipt.json")
+    assert receipt["counts"]["succeeded"] == 120
+    assert receipt["input"]["path"] == f"inbox/mistral/{name}"
+    assert receipt["results"]["path"] == f"outbox/mistral/{name}.results.jsonl"
+    world.new_steward("t").tick()
+    assert len(world.batches()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("a.jsonl.gz", gzip.compress(json.dumps(native("a")).encode() * 2000)[:-40], "ends in the middle"),
+        ("a.jsonl.gz", b"no gzip at all", "is named .gz and is no gzip data"),
+        ("a.jsonl.zst", zstd.compress(b"x" * 1000)[:-5], "zstd data"),
+        ("a.parquet", parquet(3)[:-20], "the Parquet data is damaged"),
+        ("a.parquet", parquet(3).replace(b"prompt", b"frompt"), "column"),
+        ("a.jsonl", "\ufeff{}".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("a.jsonl", b"PK\x03\x04 and so on", "is a zip archive"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_rejected_with_the_reason(
+    still: World, name: str, data: bytes, why: str
+) -> None:
+    assert still.clock is not None
+    still.store.put(f"inbox/mistral/{name}", data)
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    told = still.told(f"mistral/{name}.rejected.json")
+    assert why in told["message"]
+    assert told["message"].startswith(f"inbox/mistral/{name}: ")
+    assert still.only().reason == "failed"
+
+
+def test_a_store_that_fails_while_parquet_is_read_rejects_nothing(
+    still: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.parquet", parquet(3))
+    still.clock.sleep(10.0)
+    stream = still.store.stream
+    calls = iter(range(100))
+
+    def failing(key: str, *args: Any, **more: Any) -> Iterator[bytes]:
+        if key.endswith(".parquet") and next(calls) == 1:
+            raise StoreUnavailable("503")
+        return stream(key, *args, **more)
+
+    monkeypatch.setattr(still.store, "stream", failing)
+    with pytest.raises(StoreUnavailable):
+        still.steward.tick()
+    still.steward.tick()
+    assert (still.only().state, still.only().total) == ("open", 3)
+
+
+def test_options_beside_a_file_are_what_its_batch_gets(world: World) -> None:
+    deadline = "2099-01-02T03:04:05Z"
+    options = f'stage = "email"\npriority = 1\nmax_tokens = 3\ntemperature = 0.5\ndeadline = {deadline}\n'
+    world.store.put("inbox/llama/a.batch.toml", options.encode())
+    rows = [{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hello"}]}}]
+    world.drop("llama/a.jsonl", *rows)
+    world.drop("llama/b.jsonl", *rows)
+    world.steward.tick()
+    made = {batch.input.key: batch for batch in world.batches()}
+    batch = made["inbox/llama/a.jsonl"]
+    assert (batch.stage, batch.priority) == ("email", 1)
+    assert (batch.defaults.max_tokens, batch.defaults.temperature) == (3, 0.5)
+    assert batch.expires_at == datetime.fromisoformat(deadline).timestamp()
+    assert list(batches.read_plan(world.ledger, batch).pools) == ["mistral"]
+    other = made["inbox/llama/b.jsonl"]
+    assert (other.stage, other.priority, other.routing.everything) == (None, 5, "llama")
+    assert world.outbox() == ["llama/a.jsonl.status.json", "llama/b.jsonl.status.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("prioritie = 1", "unknown field `prioritie`"),
+        ("priority = 10", "`int` <= 9"),
+        ("stage = 'poetry'", "stages are email"),
+        ("deadline = 2099-01-01T00:00:00", "timezone"),
+        ("priority 1", "line 1"),
+        (f"# {'x' * 70_000}", "is larger than"),
+    ],
+)
+def test_wrong_options_hold_their_file_back_until_they_are_mended(still: World, options: str, why: str) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.batch.toml", options.encode())
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    assert still.batches() == []
+    assert why in still.told("mistral/a.jsonl.rejected.json")["message"]
+    still.store.put("inbox/mistral/a.batch.toml", b"priority = 1")
+    still.steward.tick()
+    assert still.only().priority == 1

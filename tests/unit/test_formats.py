@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile
+from batchfile.lines.formats import detect, open_lines
+from batchfile.lines.parquet import RESULT_COLUMNS, write_results
 from batchfile.lines.result import encode_result
-from batchfile.local.formats import detect, open_lines
 from batchfile.local.inputs import bring_in, first_requests, inspect
-from batchfile.local.parquet import RESULT_COLUMNS, write_results
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Choice, Completion, Failure, Usage
 

@@ -36,7 +36,7 @@ ALLOWED = {
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/",),
-    "pyarrow": ("batchfile/local/parquet.py",),
+    "pyarrow": ("batchfile/lines/parquet.py",),
 }
 
 

@@ -40,13 +40,16 @@ def detect(name: str, head: bytes) -> Format:
 
 
 def open_lines(path: str | None, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
-    """The JSONL in a file, or in `stream` where there is no path, as chunks. Raises: InvalidFile."""
+    """The JSONL in the file `path`, or in `stream`, as chunks. `path` then only names it; None means stdin.
+
+    Parquet is read from a stream that can seek. Raises: InvalidFile, and whatever the stream raises.
+    """
     if kind == "parquet":
-        from batchfile.local.parquet import parquet_lines
+        from batchfile.lines.parquet import parquet_lines
 
         if path is None:
             raise InvalidFile("stdin: Parquet can not be read from a pipe; name the file")
-        return parquet_lines(path)
+        return parquet_lines(path, stream)
     return _text_chunks(path, kind, stream)
 
 
@@ -58,8 +61,7 @@ def file_chunks(path: str) -> Iterator[bytes]:
 
 def _text_chunks(path: str | None, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
     name = path or "stdin"
-    source = stream if path is None else open(path, "rb")  # noqa: SIM115 closed below
-    assert source is not None
+    source = open(name, "rb") if stream is None else stream  # noqa: SIM115 closed below
     done = 0
     try:
         plain = _decompressed(kind, source)

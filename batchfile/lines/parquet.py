@@ -7,7 +7,7 @@ besides any sampling column. Other columns are left out. Knows no store.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -38,14 +38,17 @@ RESULT_COLUMNS = (
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cached_tokens"})
 
 
-def parquet_lines(path: str) -> Iterator[bytes]:
-    """Each row as a `params` line, many rows to a chunk. Raises: InvalidFile naming the column or the row."""
+def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
+    """Each row as a `params` line, many rows to a chunk. With `stream`, `path` only names what is read from it.
+
+    Raises: InvalidFile naming the column or the row.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         # Not mapped and not prefetched: memory stays at one batch of one row group.
-        with pq.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
+        with pq.ParquetFile(stream or path, memory_map=False, pre_buffer=False) as file:
             columns = _check_columns(path, file.schema_arrow)
             row = 0
             for group in range(file.num_row_groups):

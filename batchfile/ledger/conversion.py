@@ -1,0 +1,106 @@
+"""A dropped file that is no plain JSONL becomes an input once: unpacked, or its rows written as lines. Streamed."""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, cast
+
+from batchfile import layout
+from batchfile.errors import InvalidFile, StoreError, TooLarge
+from batchfile.ledger.base import Ledger
+from batchfile.lines.formats import CHUNK_BYTES, HEAD_BYTES, detect, open_lines
+from batchfile.records import BatchRecord, InputRef
+from batchfile.store.base import Store
+
+UNPACKED_BYTES_MAX = 256 * 1024**3  # a small file may unpack to anything
+
+
+def readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> str:
+    """The key of the requests as plain lines: of the dropped object itself, or of what was made of it.
+
+    `beat` is called every MiB or so. Raises: InvalidFile (damaged data, a column that is missing), ObjectChanged,
+    ObjectMissing, StoreUnavailable.
+    """
+    store, pinned = ledger.store, batch.input
+    head = b"".join(store.stream(pinned.key, 0, min(HEAD_BYTES, pinned.size), match=pinned.etag))
+    kind = detect(pinned.key, head)
+    if kind == "jsonl":
+        return pinned.key
+    source = _Seekable(store, pinned) if kind == "parquet" else _Sequence(store.stream(pinned.key, match=pinned.etag))
+    key = layout.input_key(batch.batch_id, ledger.new_id()[:12])
+    size = 0
+    with store.writer(key) as writer:
+        try:
+            for chunk in open_lines(pinned.key, kind, cast(BinaryIO, source)):
+                beat()
+                size += len(chunk)
+                if size > UNPACKED_BYTES_MAX:
+                    raise TooLarge(f"{pinned.key}: unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
+                writer.write(chunk)
+        except InvalidFile:
+            if isinstance(source, _Seekable) and source.error is not None:
+                raise source.error from None  # what looks like damage is the store's
+            raise
+        writer.commit()
+    return key
+
+
+class _Sequence:
+    """Chunks as a file object for reading, no more."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._left = b""
+
+    def read(self, size: int = -1) -> bytes:
+        self._left = self._left or next(self._chunks, b"")
+        taken = self._left if size < 0 else self._left[:size]
+        self._left = self._left[len(taken) :]
+        return taken
+
+    def close(self) -> None:
+        self._chunks = iter(())
+
+
+class _Seekable(io.BufferedReader):
+    """A pinned object as a file that can be read anywhere. `error`: what the store raised while it was read."""
+
+    def __init__(self, store: Store, pinned: InputRef) -> None:
+        self._ranges = _Ranges(store, pinned)
+        super().__init__(self._ranges, CHUNK_BYTES)
+
+    @property
+    def error(self) -> StoreError | None:
+        return self._ranges.error
+
+
+class _Ranges(io.RawIOBase):
+    def __init__(self, store: Store, pinned: InputRef) -> None:
+        self.error: StoreError | None = None
+        self._store = store
+        self._pinned = pinned
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._pinned.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        start, end = self._at, min(self._at + len(buffer), self._pinned.size)
+        if start >= end:
+            return 0
+        try:
+            for chunk in self._store.stream(self._pinned.key, start, end, match=self._pinned.etag):
+                at = self._at - start
+                buffer[at : at + len(chunk)] = chunk
+                self._at += len(chunk)
+        except StoreError as error:
+            self.error = error
+            raise
+        return self._at - start
