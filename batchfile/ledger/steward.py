@@ -155,7 +155,10 @@ class Steward:
             batches.ring(self._ledger, lost)
 
     def _look_at_remains(self, batch_id: str, entry: Entry) -> float:
-        """Of a batch that was deleted, or of a create that has not (or never) come to its commit."""
+        """Of a batch that was deleted, or of a create that has not (or never) come to its commit.
+
+        Ages are by the store's clock: with a wrong one here, a slow create could outlive the tombstone that fences it.
+        """
         ledger, now, limits = self._ledger, self._ledger.clock.now(), self._ledger.limits
         found = load(ledger, layout.batch_key(batch_id), BatchRecord)
         if found is None:
@@ -164,20 +167,20 @@ class Steward:
         batch = found.record
         if batch.deleted_at is None:  # it was created, or restored, since we looked
             return now
-        remove_at, forget_at = batch.deleted_at + limits.download_grace_s, batch.deleted_at + limits.tombstone_s
-        if now < remove_at:
-            return remove_at
+        if found.age_s < limits.download_grace_s:
+            return now + limits.download_grace_s - found.age_s
         batches.remove_objects(ledger, batch)
-        if now >= forget_at:
+        if found.age_s >= limits.tombstone_s:
             batches.remove_tombstone(ledger, batch)
-        return forget_at
+        return now + max(limits.tombstone_s - found.age_s, 0.0)
 
     def _sweep_abandoned(self, batch_id: str, entry: Entry) -> None:
         """A create that was cut off before its commit: fenced by a tombstone first, then swept with it."""
-        if self._ledger.clock.now() - entry.modified_at < self._ledger.limits.abandoned_s:
-            return
-        if self._ledger.store.head(entry.key) is None:
+        marker = self._ledger.store.get(entry.key)
+        if marker is None:
             return  # not abandoned: another steward has just removed the last trace of it
+        if marker.age_s < self._ledger.limits.abandoned_s:
+            return
         if batches.fence_abandoned(self._ledger, batch_id):
             log.info("create.abandoned", batch_id=batch_id)
             self._ledger.store.delete(entry.key)

@@ -168,3 +168,15 @@ def test_the_last_trace_of_a_batch_is_removed_for_good(store: HookedStore, ledge
     store.hooked_key, store.after_read = layout.INDEX_PREFIX, first.tick
     second.tick()
     assert [entry.key for prefix in ("batches/", "index/") for entry in store.list(prefix)] == []
+
+
+def test_a_wrong_clock_removes_no_tombstone(store: HookedStore, ledger: Ledger) -> None:
+    """A create that was slow would come to life behind it."""
+    create(ledger, "b")
+    batches.end(ledger, "b", "canceled")
+    batches.finish(ledger, "b", runner="r")
+    batches.delete(ledger, "b")
+    ahead = ManualClock(ledger.clock.now() + 2 * ledger.limits.tombstone_s)
+    Steward(Ledger(store=store, clock=ahead, rng=ledger.rng), runner="ahead").tick()
+    assert store.get(layout.batch_key("b")) is not None
+    assert [entry.key for entry in store.list(layout.batch_prefix("b"))] != [layout.batch_key("b")]
