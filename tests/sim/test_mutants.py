@@ -1,5 +1,7 @@
 """The net is known to catch: each break of the protocol is found in ordinary schedules, within the budget of CI."""
 
+from itertools import chain
+
 import pytest
 
 from tests.sim.mutants import HARMLESS, MUTANTS, applied
@@ -7,14 +9,17 @@ from tests.sim.simulation import run, shrink
 
 pytestmark = pytest.mark.usefixtures("simulated")
 
-SCHEDULES_MAX = 2000  # the rarest is found in about the 400th
+SCHEDULES_MAX = 3000
+# The rarest, by the first schedule that found them; where code or scene have changed since, they are looked for again.
+FOUND_IN = {"a done record is written again": 779, "an abandoned create is not fenced": 119}
 HARMLESS_SCHEDULES = 60
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_protocol_is_noticed(name: str) -> None:
     with applied(MUTANTS[name]):
-        assert any(run(seed).error is not None for seed in range(SCHEDULES_MAX))
+        seeds = chain([FOUND_IN.get(name, 0)], range(SCHEDULES_MAX))
+        assert any(run(seed).error is not None for seed in seeds)
 
 
 @pytest.mark.parametrize("name", HARMLESS)
