@@ -199,7 +199,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             fleet.start(name)
         chaos = Chaos(fleet, server, weather, Random(options.seed), options.gap, file)
         ports = list(fleet.ports.values())
-        callers = _start_callers(batches, options, ports)
+        statuses: Counter[int] = Counter()
+        callers = _start_callers(batches, options, [Asker(ports, statuses) for _ in range(NUM_CALLERS)])
         weather.is_calm = False
         length_s = options.minutes * 60
         outage_at = time.monotonic() + length_s / 2 if options.outage else float("inf")
@@ -211,12 +212,14 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             time.sleep(0.1)
         calm_s = time.monotonic() - calm_at
         outcomes: Counter[str] = Counter()
-        problems = [item for port in ports for sent in batches for item in check_batch(Asker([port]), sent, outcomes)]
-        problems += check_all_known(Asker(ports), batches)
+        each = [Asker([port], statuses) for port in ports]
+        problems = [item for asker in each for sent in batches for item in check_batch(asker, sent, outcomes)]
+        problems += check_all_known(each[0], batches)
         num_left = left_to_sweep(server, batches)
     ran = executions(file)
     logged = severe(fleet.logs())
     row = _figures(options, chaos, batches, ran) | {
+        "answers": {str(status): num for status, num in sorted(statuses.items())},
         "outcomes": {name: num // len(ports) for name, num in outcomes.items()},
         "left_to_sweep": num_left,
         "logged": dict(logged.most_common(12)),
@@ -226,10 +229,10 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return row | {"problems": sorted({*problems, *_problems_of(row, batches, ran)})}
 
 
-def _start_callers(batches: list[Sent], options: argparse.Namespace, ports: list[int]) -> list[Caller]:
+def _start_callers(batches: list[Sent], options: argparse.Namespace, askers: list[Asker]) -> list[Caller]:
     due_s = options.minutes * 60 * 0.9 / len(batches)
-    todo = iter(batches)
-    callers = [Caller(todo, due_s, time.monotonic(), ports, f"run-{options.seed}") for _ in range(NUM_CALLERS)]
+    todo, now = iter(batches), time.monotonic()
+    callers = [Caller(todo, due_s, now, asker, f"run-{options.seed}") for asker in askers]
     for caller in callers:
         caller.start()
     return callers
@@ -254,7 +257,6 @@ def _figures(options: argparse.Namespace, chaos: Chaos, batches: list[Sent], ran
         "slow_to_end": chaos.slow_to_end,
         "store_requests": weather.num_requests,
         "store_faults": dict(sorted(weather.faults.items())),
-        "answers": {str(status): num for status, num in sorted(Asker.statuses.items())},
         "executions": ran.total(),
         "again": ran.total() - len(ran),
         "interruptions": interruptions,

@@ -68,13 +68,13 @@ def executions(path: Path) -> Counter[str]:
 
 
 def severe(lines: list[str]) -> Counter[str]:
-    """Events that the processes themselves call errors, and whatever they wrote that is no event."""
+    """Events that the processes themselves call errors, and how whatever they wrote that is no event begins."""
     found: Counter[str] = Counter()
     for line in lines:
         try:
             event = json.loads(line)
         except ValueError:
-            found["text: " + line[:60]] += 1
+            found["text: " + line.partition(":")[0][:40]] += 1
             continue
         if event.get("level") in {"error", "critical"} or event.get("event") == "lease.lost":
             found[str(event["event"])] += 1

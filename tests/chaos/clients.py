@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
-from typing import ClassVar
 
 import httpx
 
@@ -51,14 +50,16 @@ def plan(num_batches: int, seed: int) -> list[Sent]:
 
 
 class Asker:
-    """Asks whichever replica answers, until one does. `statuses`: all that were seen, by any asker."""
+    """Asks whichever replica answers, until one does. `statuses` counts all that are seen; askers may share it."""
 
-    statuses: ClassVar[Counter[int]] = Counter()
-
-    def __init__(self, ports: list[int]) -> None:
+    def __init__(self, ports: list[int], statuses: Counter[int] | None = None) -> None:
+        self.statuses: Counter[int] = Counter() if statuses is None else statuses
         self._ports = ports
         self._turn = 0
         self._http = httpx.Client(timeout=ANSWER_S_MAX, trust_env=False)
+
+    def close(self) -> None:
+        self._http.close()
 
     def ask(self, method: str, path: str, *, wait_s: float = BATCH_S_MAX, **more: object) -> httpx.Response:
         """Raises: TimeoutError."""
@@ -81,21 +82,21 @@ class Asker:
 class Caller(threading.Thread):
     """Takes the next batch when it is due: creates it, waits for its end, reads it."""
 
-    def __init__(self, todo: Iterator[Sent], due_s: float, started_at: float, ports: list[int], run: str) -> None:
+    def __init__(self, todo: Iterator[Sent], due_s: float, started_at: float, asker: Asker, key: str) -> None:
+        """`todo` is shared with other callers. `key` begins every idempotency key."""
         super().__init__(daemon=True)
         self._todo = todo
         self._due_s = due_s
         self._started_at = started_at
-        self._ports = ports
-        self._run = run
+        self._asker = asker
+        self._key = key
 
     def run(self) -> None:
-        asker = Asker(self._ports)
         for sent in self._todo:
             time.sleep(max(0.0, self._started_at + sent.number * self._due_s - time.monotonic()))
             began = time.monotonic()
             try:
-                self._one(asker, sent)
+                self._one(self._asker, sent)
             except (TimeoutError, AssertionError, KeyError, ValueError) as error:
                 sent.problems.append(f"batch {sent.number} ({sent.batch_id}): {error!r}")
             sent.seconds = time.monotonic() - began
@@ -119,7 +120,7 @@ class Caller(threading.Thread):
         sent.digest = digest(asker.ask("GET", f"/api/batches/{sent.batch_id}/results").content)
 
     def _create(self, asker: Asker, sent: Sent) -> str:
-        headers = {"content-type": "application/x-ndjson", "idempotency-key": f"{self._run}-{sent.number}"}
+        headers = {"content-type": "application/x-ndjson", "idempotency-key": f"{self._key}-{sent.number}"}
         answer = asker.ask("POST", BATCHES, params={"stage": "email"}, content=sent.body, headers=headers)
         assert answer.status_code == 200, answer.text
         batch_id: str = answer.json()["id"]

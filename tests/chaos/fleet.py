@@ -51,11 +51,12 @@ class Fleet:
 
     def send(self, name: str, number: signal.Signals) -> None:
         """To the process and its children, as when their machine goes."""
-        for pid in (*self._children(name), self._processes[name].pid):
+        for pid in self._children(name):
             _send(pid, number)
+        self.send_parent(name, number)
 
     def send_parent(self, name: str, number: signal.Signals) -> None:
-        _send(self._processes[name].pid, number)
+        self._processes[name].send_signal(number)  # to nobody, where it has ended
 
     def send_child(self, name: str, number: signal.Signals) -> bool:
         """False where there is none at the moment."""

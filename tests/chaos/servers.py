@@ -72,6 +72,7 @@ class Server:
 def _ministack(folder: Path, ports: list[int]) -> tuple[list[str], dict[str, str]]:
     kept = {"S3_PERSIST": "1", "S3_DATA_DIR": str(folder / "s3"), "STATE_DIR": str(folder / "state")}
     place = {"GATEWAY_PORT": str(ports[0]), "BIND_HOST": "127.0.0.1", "SERVICES": "s3", "LOG_LEVEL": "WARNING"}
+    place["IOT_MTLS_ENABLED"] = "0"  # it would listen on every interface
     return [str(Path(sys.executable).with_name("ministack"))], {**kept, **place}
 
 
