@@ -31,8 +31,21 @@ class Text(BaseModel):
     text: str
 
 
+class ToolUse(BaseModel):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class Thinking(BaseModel):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
 class StageMessage(BaseModel):
-    content: list[Text]
+    content: list[Text | ToolUse | Thinking]
 
 
 class StageUsage(BaseModel):

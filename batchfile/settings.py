@@ -57,7 +57,10 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class Pool(BaseModel):
-    """Runners that serve one model. `aliases`: further model names that mean this pool."""
+    """Runners that serve one model. `aliases`: further model names that mean this pool.
+
+    `tool_parser`, `reasoning_parser`: vLLM's names of what reads the model's calls of tools, and its thinking.
+    """
 
     model_config = _STRICT
 
@@ -70,6 +73,8 @@ class Pool(BaseModel):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
     max_num_seqs: int | None = Field(default=None, ge=1)
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
 
     @model_validator(mode="after")
     def _has_address(self) -> "Pool":

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-Role = Literal["system", "user", "assistant"]
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence"]
+Role = Literal["system", "user", "assistant", "tool"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 Status = Literal["succeeded", "errored", "canceled", "expired"]
 Dialect = Literal["native", "openai"]
 
@@ -19,11 +19,48 @@ REQUESTS_MAX = 10_000_000
 LINE_BYTES_MAX = 16 * 1024 * 1024
 
 
+class ToolCall(Struct, frozen=True):
+    """A model asks for a tool. `id` is what the tool's answer refers to."""
+
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
 class Message(Struct, frozen=True):
-    """One turn. `content` is plain text; blocks were joined by the parser."""
+    """One turn. `content` is plain text; blocks were joined by the parser.
+
+    `calls` only in turns of the assistant; `call_id` only in those of a tool: which call it answers.
+    """
 
     role: Role
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+
+
+class Tool(Struct, frozen=True):
+    """What a model may call. `input_schema`: the JSON schema of its input."""
+
+    name: str
+    description: str | None
+    input_schema: dict[str, Any]
+
+
+class Tools(Struct, frozen=True, kw_only=True):
+    """`choice`: whether the model calls one at all (auto), some tool (any) or the one of this `name` (named).
+
+    `is_parallel`: an answer may hold several calls.
+    """
+
+    offered: tuple[Tool, ...]
+    choice: Literal["auto", "any", "named"] = "auto"
+    name: str | None = None
+    is_parallel: bool = True
+
+    @property
+    def callable_now(self) -> tuple[Tool, ...]:
+        return self.offered if self.name is None else tuple(tool for tool in self.offered if tool.name == self.name)
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
@@ -53,13 +90,16 @@ class Request(Struct, frozen=True, kw_only=True):
     """One request line, whatever format it came in.
 
     `messages`: normalised: at least one turn; system text (if any) is the first turn and the only one of
-    its role; no two consecutive turns of one role. A last turn of role assistant is to be continued.
+    its role; no two consecutive turns of one role, save those of tools. A last turn of role assistant is to be
+    continued. `tools` None: the model is shown none. `is_thinking` None: as the model does by itself.
     """
 
     custom_id: str
     messages: tuple[Message, ...]
     sampling: Sampling
     model: str | None = None
+    tools: Tools | None = None
+    is_thinking: bool | None = None
 
     @property
     def is_continuation(self) -> bool:
@@ -98,11 +138,13 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class Choice(Struct, frozen=True):
-    """`stop_sequence`: the one that ended it, where the engine tells."""
+    """`stop_sequence`: the one that ended it, where the engine tells. `thinking`: what the model said to itself."""
 
     text: str
     stop_reason: StopReason
     stop_sequence: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    thinking: str | None = None
 
 
 class Completion(Struct, frozen=True, kw_only=True):

@@ -33,4 +33,6 @@ def factory_of(pool: Pool, kind: EngineKind) -> EngineFactory:
         max_num_seqs=pool.max_num_seqs,
         gpu_memory_utilization=pool.gpu_memory_utilization,
         tensor_parallel_size=pool.tensor_parallel_size,
+        tool_parser=pool.tool_parser,
+        reasoning_parser=pool.reasoning_parser,
     )

@@ -9,10 +9,12 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from batchfile.engine.tool_wire import wire_tools, wire_turn
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.words import Message
+from batchfile.words import Message, Tool, Tools
 
 # Tokenised prefixes that are remembered; a stage has one, so a few batches' worth is plenty.
 PREFIXES_MAX = 64
@@ -46,6 +48,9 @@ class ChatPrompts:
                 f"The model {model} has no chat template, so a conversation can not be put to it. "
                 "Use its instruct variant, or set chat_template to a file with a template."
             )
+        # Named each time: vLLM's tokenizer is a pool of several, which do not hear of one that is set on it.
+        named = tokenizer.chat_template
+        self._template = named if isinstance(named, str) else None  # None: the one of several that suits
         self._lock = threading.Lock()
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:
@@ -55,11 +60,32 @@ class ChatPrompts:
         self._separator = self._exact_separator()
         self._prefixes: OrderedDict[str, list[int]] = OrderedDict()
 
-    def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """The token ids to generate from. Raises: InvalidRequest if the template refuses the turns."""
+    @property
+    def template(self) -> str:
+        return str(self._tokenizer.chat_template)
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the template shows the model what it may call. Most that do not drop tools without a word."""
+        try:
+            probe = Tools(offered=(Tool(_PROBE, None, {"type": "object", "properties": {}}),))
+            return _PROBE in self._render([Message("user", "Hello")], {"tools": wire_tools(probe)}, is_continued=False)
+        except Exception:  # noqa: BLE001 - see prompt()
+            return False
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Tools | None = None, arguments: dict[str, Any] | None = None
+    ) -> Prompt:
+        """The token ids to generate from. `arguments`: more for the template.
+
+        Raises: InvalidRequest if the template refuses the turns.
+        """
         turns = messages if self._takes_system else fold_system(messages)
         try:
-            text = self._render(turns, is_continued=messages[-1].role == "assistant")
+            more = arguments or {}
+            if tools is not None:
+                more = {**more, "tools": wire_tools(tools)}
+            text = self._render(turns, more, is_continued=messages[-1].role == "assistant")
         except Exception as error:  # a template is a program of the model's: it raises what it likes
             raise InvalidRequest(f"The model's chat template refuses these turns: {error}") from error
         system = messages[0].content if messages[0].role == "system" else None
@@ -68,9 +94,11 @@ class ChatPrompts:
             return Prompt(token_ids, zlib.crc32(system.encode("utf-8", "surrogatepass")))
         return Prompt(token_ids, zlib.crc32(repr(token_ids[:PREFIX_TOKENS]).encode()))
 
-    def _render(self, turns: Sequence[Message], is_continued: bool) -> str:
+    def _render(self, turns: Sequence[Message], arguments: dict[str, Any], is_continued: bool) -> str:
         rendered: str = self._tokenizer.apply_chat_template(
-            [{"role": turn.role, "content": turn.content} for turn in turns],
+            _wired(turns),
+            **arguments,
+            chat_template=self._template,
             tokenize=False,
             add_generation_prompt=not is_continued,
             continue_final_message=is_continued,
@@ -114,7 +142,7 @@ class ChatPrompts:
         """Whether the template shows a system turn. Some raise, some drop it without a word."""
         try:
             turns = [Message("system", _PROBE), Message("user", "Hello")]
-            return _PROBE in self._render(turns, is_continued=False)
+            return _PROBE in self._render(turns, {}, is_continued=False)
         except Exception:  # noqa: BLE001 - see prompt()
             return False
 
@@ -139,6 +167,18 @@ class ChatPrompts:
                     if self._encode(before + token + after) != self._encode(before + token) + self._encode(after):
                         return None
         return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+def _wired(turns: Sequence[Message]) -> list[dict[str, Any]]:
+    """Ids of calls become nine letters and digits by their order, as Mistral's templates demand; others ignore them."""
+    wired = [wire_turn(turn) for turn in turns]
+    names: dict[str, str] = {}
+    for turn in wired:
+        for call in turn.get("tool_calls", ()):
+            call["id"] = names.setdefault(call["id"], f"call{len(names):05d}")
+        if "tool_call_id" in turn:
+            turn["tool_call_id"] = names.get(turn["tool_call_id"], turn["tool_call_id"])
+    return wired
 
 
 def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:

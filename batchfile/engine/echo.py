@@ -2,7 +2,8 @@
 
 A token is a piece of text between single spaces. The answer is the text of the last user turn, cut after
 `max_tokens` pieces and before the first stop sequence; every choice of a request is the same. A request with a JSON
-schema may be answered with a text that was set for these. Knows nothing of files, stores and runners.
+schema may be answered with a text that was set for these, one with tools with a call. Knows no file, no store and no
+runner.
 """
 
 import heapq
@@ -12,12 +13,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
+
+from msgspec.structs import replace as replace_fields
 
 from batchfile.clock import Clock, SystemClock
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.echo_options import EchoFaults, EchoOptions
 from batchfile.engine.prefix import prefix_of
+from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
 from batchfile.errors import EngineDead, InvalidRequest
 from batchfile.words import Choice, Completion, Request, StopReason, Usage
 
@@ -51,6 +55,8 @@ class EchoEngine:
         tokens: Callable[[Request], int] | None = None,
         guided: str | None = None,
         misfits: int = 0,
+        tool_input: dict[str, Any] | None = None,
+        thinking: str | None = None,
         faults: EchoFaults | None = None,
         model: str = "echo",
     ) -> None:
@@ -69,6 +75,8 @@ class EchoEngine:
         self._guided = guided
         self._misfits = misfits
         self._num_misfits: Counter[str] = Counter()  # by custom_id
+        self._tool_input = tool_input
+        self._thinking = thinking
         self._faults = faults or EchoFaults()
         self._executions_fd = _open_to_append(self._faults.executions_path)
         self._waiting: deque[tuple[int, EchoPrepared]] = deque()
@@ -87,6 +95,8 @@ class EchoEngine:
             clock=clock,
             guided=options.guided,
             misfits=options.misfits,
+            tool_input=options.tool_input,
+            thinking=options.thinking,
             faults=options.faults,
             model=model,
         )
@@ -98,6 +108,8 @@ class EchoEngine:
             misfit = completion
             choices = (Choice(self._guided, "end_turn"),) * request.sampling.num_choices
             completion = Completion(choices=choices, usage=completion.usage)
+        if request.tools is not None or request.is_thinking:
+            completion = self._with_blocks(request, completion)
         return EchoPrepared(
             prefix=prefix_of(request),
             cost=request.sampling.max_tokens,
@@ -183,6 +195,25 @@ class EchoEngine:
         if faults.poison and any(faults.poison in text for text in texts):
             return "poison"
         return None
+
+    def _with_blocks(self, request: Request, completion: Completion) -> Completion:
+        """The answer with what was set for tools and for thinking. Raises: InvalidRequest where nothing was."""
+        if request.is_thinking and self._thinking is None:
+            raise InvalidRequest(NO_THINKING.format(why="its echo engine has no thinking set"))
+        if request.tools is not None and self._tool_input is None:
+            raise InvalidRequest(NO_TOOLS.format(why="its echo engine has no tool_input set"))
+        is_calling = request.tools is not None and request.messages[-1].role != "tool"
+        choices = []
+        for number, text in enumerate(completion.choices):
+            choice = text
+            if request.is_thinking:
+                choice = replace_fields(choice, thinking=self._thinking)
+            if is_calling and request.tools is not None:
+                called = [(request.tools.callable_now[0].name, self._tool_input)]
+                calls = made_calls(call_stem(request), number, called)
+                choice = replace_fields(choice, text="", stop_reason="tool_use", stop_sequence=None, calls=calls)
+            choices.append(choice)
+        return Completion(choices=tuple(choices), usage=completion.usage)
 
     def _answer(self, request: Request) -> tuple[int, Completion]:
         """The number of tokens it takes, and the answer."""

@@ -3,9 +3,11 @@
 The faults are for kill tests with real processes: an engine, or a whole process, that dies of one request.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from batchfile.errors import SettingsError
 
@@ -36,6 +38,8 @@ class EchoOptions:
     """`guided`: the answer to a request that brings a JSON schema, which this engine can not follow by itself.
 
     `misfits`: the first so many answers to each such request are its echo all the same.
+    `tool_input`: with it tools are served: a request that offers some calls one with this input (the named one, else
+    the first), unless its last turn is the answer of a tool. `thinking`: with it thinking is served, by this.
     """
 
     num_slots: int = 256
@@ -43,12 +47,14 @@ class EchoOptions:
     latency_s: float = 0.0
     guided: str | None = None
     misfits: int = 0
+    tool_input: dict[str, Any] | None = None
+    thinking: str | None = None
     faults: EchoFaults = field(default_factory=EchoFaults)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> "EchoOptions":
-        """BATCHFILE_ECHO_SLOTS, _SECONDS_PER_TOKEN, _LATENCY_S, _GUIDED, _MISFITS, _POISON, _KILL, _REFUSE,
-        _EXECUTIONS.
+        """BATCHFILE_ECHO_SLOTS, _SECONDS_PER_TOKEN, _LATENCY_S, _GUIDED, _MISFITS, _TOOL_INPUT, _THINKING,
+        _POISON, _KILL, _REFUSE, _EXECUTIONS.
 
         Raises: SettingsError.
         """
@@ -59,6 +65,8 @@ class EchoOptions:
             latency_s=_number(env, "LATENCY_S", 0.0),
             guided=env.get(PREFIX + "GUIDED") or None,
             misfits=int(_number(env, "MISFITS", 0)),
+            tool_input=_object(env, "TOOL_INPUT"),
+            thinking=env.get(PREFIX + "THINKING") or None,
             faults=EchoFaults(
                 poison=env.get(PREFIX + "POISON") or None,
                 kill=env.get(PREFIX + "KILL") or None,
@@ -79,3 +87,16 @@ def _number(env: Mapping[str, str], name: str, default: float, at_least: float =
     if not at_least <= number < float("inf"):
         raise SettingsError(f"{PREFIX}{name} is {text!r}, but must be a number of at least {at_least:g}.")
     return number
+
+
+def _object(env: Mapping[str, str], name: str) -> dict[str, Any] | None:
+    text = env.get(PREFIX + name)
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise SettingsError(f"{PREFIX}{name} is {text!r}, but must be a JSON object.")
+    return found

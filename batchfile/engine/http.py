@@ -19,12 +19,14 @@ from batchfile.engine.http_wire import (
     Answer,
     Down,
     Failed,
+    Wanted,
     api_root,
     is_max_tokens_complaint,
     read_answer,
     request_body,
 )
 from batchfile.engine.prefix import prefix_of
+from batchfile.engine.tool_wire import call_stem
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.words import Failure, Outcome, Request
 
@@ -61,6 +63,7 @@ class HttpPrepared(Prepared):
 
     body: bytes
     body_without_limit: bytes | None
+    wanted: Wanted
 
 
 class HttpEngine:
@@ -105,6 +108,7 @@ class HttpEngine:
             body_without_limit=(
                 None if sampling.is_max_tokens_given else request_body(request, self._options.model, None)
             ),
+            wanted=Wanted("" if request.tools is None else call_stem(request), bool(request.is_thinking)),
         )
 
     def add(self, key: int, prepared: Prepared) -> None:
@@ -201,7 +205,7 @@ class HttpEngine:
         body, num_failures = prepared.body, 0
         while True:
             await self._until_resumed()
-            answer = await self._attempt(body)
+            answer = await self._attempt(body, prepared.wanted)
             if isinstance(answer, Down):
                 self._pause(answer.retry_after_s)
                 continue
@@ -216,13 +220,13 @@ class HttpEngine:
                 return Failure(type="model_error", message=f"{answer.message} ({num_failures} attempts)")
             await asyncio.sleep(max(answer.retry_after_s, self._backoff_s(num_failures)))
 
-    async def _attempt(self, body: bytes) -> Answer:
+    async def _attempt(self, body: bytes, wanted: Wanted) -> Answer:
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False) as response:
                 data = b""
                 while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
                     data += more
-                return read_answer(response.status, response.headers, data, RESPONSE_BYTES_MAX)
+                return read_answer(response.status, response.headers, data, RESPONSE_BYTES_MAX, wanted)
         except aiohttp.ClientConnectorCertificateError as error:
             return Failed(f"The endpoint's certificate is not trusted: {error}")
         except aiohttp.ClientConnectorError:

@@ -12,8 +12,9 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
+from batchfile.engine.tool_wire import made_calls, wire_tools, wire_turn
 from batchfile.errors import SettingsError
-from batchfile.words import Choice, Completion, Failure, Outcome, Request, Usage
+from batchfile.words import Choice, Completion, Failure, Message, Outcome, Request, Tools, Usage
 
 # The pool is down, not failing: pause, spend no attempt.
 DOWN_STATUSES = frozenset({429, 502, 503, 504})
@@ -37,6 +38,15 @@ class Failed:
     retry_after_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What else than text an answer may hold. `stem`: of the ids of calls; empty where no tools were offered."""
+
+    stem: str = ""
+    is_thinking: bool = False
+
+
+TEXT_ALONE = Wanted()
 Answer = Outcome | Down | Failed
 
 
@@ -65,17 +75,21 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         "n": sampling.num_choices if sampling.num_choices > 1 else None,
         "response_format": _response_format(sampling.json_schema),
     }
+    if request.tools is not None:
+        optional |= _tools(request.tools)
     if request.is_continuation:
         optional |= {"add_generation_prompt": False, "continue_final_message": True}
     body = {
         "model": model,
-        "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
+        "messages": [_turn(turn) for turn in request.messages],
         "temperature": sampling.temperature,
     } | {name: value for name, value in optional.items() if value is not None}
     return json.dumps(body).encode()
 
 
-def read_answer(status: int, headers: Mapping[str, str], data: bytes, bytes_max: int) -> Answer:
+def read_answer(
+    status: int, headers: Mapping[str, str], data: bytes, bytes_max: int, wanted: Wanted = TEXT_ALONE
+) -> Answer:
     """What a response means. `data` may be cut a little after `bytes_max`."""
     retry_after_s = _retry_after_s(headers.get("Retry-After"))
     if status in DOWN_STATUSES:
@@ -87,7 +101,7 @@ def read_answer(status: int, headers: Mapping[str, str], data: bytes, bytes_max:
         )
     if status == 200:
         try:
-            return _completion(json.loads(data))
+            return _completion(json.loads(data), wanted)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return Failed(f"The endpoint's response is no chat completion: {error!r}", retry_after_s)
     message = f"The endpoint answered {status}: {_message(data)}"
@@ -111,14 +125,14 @@ def _response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
-def _completion(body: dict[str, Any]) -> Completion:
+def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
     choices = sorted(body["choices"], key=lambda choice: int(choice.get("index", 0)))
     if not choices:
         raise ValueError("it has no choices")
     usage = body.get("usage") or {}
     details = usage.get("prompt_tokens_details") or {}
     return Completion(
-        choices=tuple(_choice(choice) for choice in choices),
+        choices=tuple(_choice(choice, wanted, index) for index, choice in enumerate(choices)),
         usage=Usage(
             input_tokens=int(usage.get("prompt_tokens") or 0),
             output_tokens=int(usage.get("completion_tokens") or 0),
@@ -127,11 +141,35 @@ def _completion(body: dict[str, Any]) -> Completion:
     )
 
 
-def _choice(choice: dict[str, Any]) -> Choice:
-    text, matched = choice["message"].get("content") or "", choice.get("stop_reason")
+def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
+    message, matched = choice["message"], choice.get("stop_reason")
+    text = message.get("content") or ""
+    thinking = (message.get("reasoning_content") or message.get("reasoning")) if wanted.is_thinking else None
+    asked = [call["function"] for call in message.get("tool_calls") or ()] if wanted.stem else []
+    calls = made_calls(wanted.stem, index, ((call["name"], json.loads(call["arguments"] or "{}")) for call in asked))
     if choice.get("finish_reason") == "length":
-        return Choice(text, "max_tokens")
-    return Choice(text, "stop_sequence", matched) if isinstance(matched, str) else Choice(text, "end_turn")
+        return Choice(text, "max_tokens", calls=calls, thinking=thinking)
+    if calls:
+        return Choice(text, "tool_use", calls=calls, thinking=thinking)
+    if isinstance(matched, str):
+        return Choice(text, "stop_sequence", matched, thinking=thinking)
+    return Choice(text, "end_turn", thinking=thinking)
+
+
+def _turn(turn: Message) -> dict[str, Any]:
+    wire = wire_turn(turn)
+    for call in wire.get("tool_calls", ()):
+        call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+    return wire
+
+
+def _tools(tools: Tools) -> dict[str, Any]:
+    named = {"type": "function", "function": {"name": tools.name}}
+    return {
+        "tools": wire_tools(tools),
+        "tool_choice": {"auto": "auto", "any": "required", "named": named}[tools.choice],
+        "parallel_tool_calls": None if tools.is_parallel else False,
+    }
 
 
 def _message(data: bytes) -> str:

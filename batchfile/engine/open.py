@@ -19,6 +19,8 @@ def engine_factory(
     max_num_seqs: int | None = None,
     gpu_memory_utilization: float = 0.9,
     tensor_parallel_size: int = 1,
+    tool_parser: str | None = None,
+    reasoning_parser: str | None = None,
 ) -> EngineFactory:
     """What builds the engine, as often as it is asked. `max_num_seqs`: requests at once, whatever the engine."""
 
@@ -37,6 +39,8 @@ def engine_factory(
                     max_num_seqs=max_num_seqs,
                     gpu_memory_utilization=gpu_memory_utilization,
                     tensor_parallel_size=tensor_parallel_size,
+                    tool_parser=tool_parser,
+                    reasoning_parser=reasoning_parser,
                 )
             )
         if kind == "http":

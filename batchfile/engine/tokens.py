@@ -29,6 +29,6 @@ def token_counter(model: str) -> TokenCounter:
     prompts = ChatPrompts(tokenizer, model)
     bound = getattr(config, "max_position_embeddings", None)
     return TokenCounter(
-        count=lambda request: len(prompts.prompt(request.messages).token_ids),
+        count=lambda request: len(prompts.prompt(request.messages, request.tools).token_ids),
         max_model_len=bound if isinstance(bound, int) else None,
     )

@@ -19,6 +19,7 @@ from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, i
 from batchfile.engine.chat_prompt import ChatPrompts
 from batchfile.engine.guard import ProcessGuard
 from batchfile.engine.one_decode import OneDecode
+from batchfile.engine.vllm_parsers import Parsers, Reading
 from batchfile.engine.vllm_processes import CLOSE_S, built_apart, close_sockets, descendants, processes
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.words import Choice, Completion, Failure, Outcome, Request, Sampling, Usage
@@ -43,6 +44,7 @@ class VllmOptions:
 
     `model`: a folder or a hub id. `enforce_eager` None: eager on a CPU, where compiling costs more start-up
     than a small batch can win back. `chat_template`: a file to use instead of the model's own.
+    `tool_parser`, `reasoning_parser`: vLLM's names of those; None: by the chat template, and none.
     `extra`: further arguments of vLLM's engine, as they are.
     """
 
@@ -58,6 +60,8 @@ class VllmOptions:
     load_format: str = "auto"
     seed: int = 0
     chat_template: str | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -66,6 +70,7 @@ class VllmPrepared(Prepared):
     token_ids: list[int]
     params: Any
     num_choices: int
+    reading: Reading | None = None
 
 
 class VllmEngine:
@@ -102,6 +107,13 @@ class VllmEngine:
         if options.chat_template is not None:
             tokenizer.chat_template = _read_template(options.chat_template)
         self._prompts = ChatPrompts(tokenizer, options.model)
+        self._parsers = Parsers(
+            tokenizer=self._llm.get_tokenizer(),
+            model_config=config.model_config,
+            prompts=self._prompts,
+            tool_parser=options.tool_parser,
+            reasoning_parser=options.reasoning_parser,
+        )
         self._decode = OneDecode.of(tokenizer)
         self._in_flight: dict[int, VllmPrepared] = {}
         self._death: str | None = None
@@ -110,14 +122,16 @@ class VllmEngine:
         self._num_full_steps = 0
 
     def prepare(self, request: Request) -> VllmPrepared:
-        prompt = self._prompts.prompt(request.messages)
+        reading = self._parsers.reading(request)
+        prompt = self._prompts.prompt(request.messages, request.tools, self._parsers.template_arguments(request))
         max_tokens = fitting_max_tokens(request.sampling, len(prompt.token_ids), self._max_model_len)
         return VllmPrepared(
             prefix=prompt.prefix,
             cost=max_tokens,
             token_ids=prompt.token_ids,
-            params=self._params(request.sampling, max_tokens),
+            params=self._params(request.sampling, max_tokens, None if reading is None else reading.asked),
             num_choices=request.sampling.num_choices,
+            reading=reading,
         )
 
     def add(self, key: int, prepared: Prepared) -> None:
@@ -197,6 +211,11 @@ class VllmEngine:
             _choice(choice, choice.text if prepared.params.detokenize else self._text(choice, prepared.token_ids))
             for choice in output.outputs
         )
+        if prepared.reading is not None:
+            choices = tuple(
+                self._parsers.read(prepared.reading, choice, list(given.token_ids), index)
+                for index, (choice, given) in enumerate(zip(choices, output.outputs, strict=True))
+            )
         usage = Usage(
             input_tokens=len(prepared.token_ids),
             output_tokens=sum(len(choice.token_ids) for choice in output.outputs),
@@ -210,8 +229,11 @@ class VllmEngine:
         # Without stop strings "stop" means a stop token, which is no text.
         return self._decode.text(token_ids[:-1] if choice.finish_reason == "stop" else token_ids, prompt_ids)
 
-    def _params(self, sampling: Sampling, max_tokens: int) -> Any:
-        """vLLM's parameters. Raises: InvalidRequest if it does not accept them."""
+    def _params(self, sampling: Sampling, max_tokens: int, read: Any) -> Any:
+        """vLLM's parameters. `read`: what the parser asks for that reads the answer, if any.
+
+        Raises: InvalidRequest if vLLM does not accept them.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -232,6 +254,8 @@ class VllmEngine:
                 if schema is None
                 else StructuredOutputsParams(**({"json": schema} if schema else {"json_object": True}))
             )
+            if read is not None and read.structured_outputs is not None:
+                guide = read.structured_outputs
             params = SamplingParams(
                 **{name: value for name, value in given.items() if value is not None},
                 n=sampling.num_choices,
@@ -243,7 +267,8 @@ class VllmEngine:
                 structured_outputs=guide,
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 # Text is made once, at the end, where that gives the same text; stop strings need it as it comes.
-                detokenize=bool(sampling.stop) or self._decode is None,
+                detokenize=bool(sampling.stop) or self._decode is None or read is not None,
+                skip_special_tokens=read is None or read.skip_special_tokens,
             )
         except _refusals() as error:
             raise InvalidRequest(str(error)) from error
@@ -300,6 +325,7 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
         "enforce_eager": is_eager,
         "load_format": options.load_format,
         "seed": options.seed,
+        "reasoning_parser": options.reasoning_parser,
         "enable_prefix_caching": True,
         "disable_log_stats": False,
         "use_tqdm_on_load": False,

@@ -26,10 +26,28 @@ ERROR_TYPES = frozenset(
 )
 
 
-class _Block(msgspec.Struct, gc=False):
+class _Text(msgspec.Struct, gc=False, tag_field="type", tag="text"):
     text: msgspec.Raw
     citations: None = None
-    type: str = "text"
+
+
+class _Thinking(msgspec.Struct, gc=False, tag_field="type", tag="thinking"):
+    thinking: msgspec.Raw
+    signature: str = ""
+
+
+class _Direct(msgspec.Struct, frozen=True, gc=False):
+    type: str = "direct"
+
+
+class _ToolUse(msgspec.Struct, gc=False, tag_field="type", tag="tool_use"):
+    id: msgspec.Raw
+    name: msgspec.Raw
+    input: msgspec.Raw
+    caller: _Direct = _Direct()
+
+
+_Block = _Text | _Thinking | _ToolUse
 
 
 class _Content(msgspec.Struct, gc=False):

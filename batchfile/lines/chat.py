@@ -39,15 +39,17 @@ def text_of(content: str | list[TextBlock]) -> str:
 
 
 def join_turns(turns: Iterable[Message]) -> tuple[Message, ...]:
-    """System turns, wherever they stood, joined into one that leads; neighbours of one role joined."""
+    """System turns, wherever they stood, joined into one that leads; neighbours of one role, save tools', joined."""
     system: list[str] = []
     joined: list[Message] = []
     for turn in turns:
         if turn.role == "system":
             if turn.content:
                 system.append(turn.content)
-        elif joined and joined[-1].role == turn.role:
-            joined[-1] = Message(turn.role, JOINT.join(filter(None, (joined[-1].content, turn.content))))
+        elif joined and joined[-1].role == turn.role != "tool":
+            last = joined[-1]
+            content = JOINT.join(filter(None, (last.content, turn.content)))
+            joined[-1] = Message(turn.role, content, last.calls + turn.calls)
         else:
             joined.append(turn)
     return (Message("system", JOINT.join(system)), *joined) if system else tuple(joined)

@@ -6,6 +6,16 @@ from pydantic import Field
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, TextBlock, Unserved, join_turns, text_of
+from batchfile.lines.findings import Finding
+from batchfile.lines.tools import (
+    Block,
+    ToolChoice,
+    ToolDefinition,
+    anthropic_tools,
+    block_problems,
+    choice_problems,
+    turns_of_blocks,
+)
 from batchfile.words import Defaults, Message, Request, Sampling
 
 TEMPERATURE = 0.2  # the stage contract: where a `params` line says none
@@ -13,7 +23,7 @@ TEMPERATURE = 0.2  # the stage contract: where a `params` line says none
 
 class Turn(Strict):
     role: Literal["user", "assistant", "system"]
-    content: str | Annotated[list[TextBlock], Field(min_length=1)]
+    content: str | Annotated[list[Block], Field(min_length=1)]
 
 
 class JsonSchemaFormat(Strict):
@@ -24,6 +34,12 @@ class JsonSchemaFormat(Strict):
 class OutputConfig(Strict):
     format: JsonSchemaFormat | None = None
     effort: Any = None
+
+
+class Thinking(Strict):
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
+    budget_tokens: Any = None
+    display: Any = None
 
 
 class Params(Strict):
@@ -44,6 +60,9 @@ class Params(Strict):
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     ignore_eos: bool = False
     output_config: OutputConfig | None = None
+    thinking: Thinking | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: ToolChoice | None = None
 
     # Accepted and ignored: they change where and how a hosted service works, not the text.
     cache_control: Any = None
@@ -59,24 +78,31 @@ class Params(Strict):
     # Refused, unless they ask for nothing: see UNSERVED.
     mcp_servers: Any = None
     stream: Any = None
-    thinking: Any = None
-    tool_choice: Any = None
-    tools: Any = None
 
-
-_TOOLS_FIX = "Remove it; for JSON answers use output_config.format."
 
 UNSERVED: dict[str, Unserved] = {
-    "mcp_servers": Unserved((None, []), "MCP servers are not served; remove it", _TOOLS_FIX),
+    "mcp_servers": Unserved((None, []), "MCP servers are not served; remove it", "Remove it."),
     "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false", "Set it to false."),
-    "thinking": Unserved(
-        (None, {"type": "disabled"}), "thinking is not served; remove it or disable it", 'Set {"type": "disabled"}.'
-    ),
-    "tool_choice": Unserved(
-        (None, {"type": "auto"}, {"type": "none"}), "tool use is not served yet; remove it", _TOOLS_FIX
-    ),
-    "tools": Unserved((None, []), "tool use is not served yet; remove it", _TOOLS_FIX),
 }
+
+
+# Keys that need a second look, for what a model of each alone can not say.
+CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
+
+
+def is_plain(params: Params) -> bool:
+    """Nothing but text in every turn: there is nothing more to check."""
+    for turn in params.messages:
+        if not isinstance(turn.content, str) and any(not isinstance(block, TextBlock) for block in turn.content):
+            return False
+    return CHECKED.isdisjoint(params.model_fields_set)
+
+
+def tool_problems(params: Params) -> list[Finding]:
+    choice = params.tool_choice
+    tools = anthropic_tools(params.tools, choice)
+    is_forced = choice is not None and choice.type in {"any", "tool"}
+    return block_problems(params.messages, "params") + choice_problems(tools, is_forced=is_forced, root="params")
 
 
 def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
@@ -84,7 +110,11 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
     if params.max_tokens is None and defaults.needs_max_tokens:
         raise InvalidRequest("params.max_tokens: is missing; say how many tokens the answer may have")
     turns = [Message("system", text_of(params.system))] if params.system else []
-    turns += [Message(turn.role, text_of(turn.content)) for turn in params.messages]
+    for turn in params.messages:
+        if isinstance(turn.content, str):
+            turns.append(Message(turn.role, turn.content))
+        else:
+            turns += turns_of_blocks(turn.role, turn.content)
     temperature = params.temperature
     if temperature is None:
         temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
@@ -93,6 +123,8 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
         custom_id=custom_id,
         messages=join_turns(turns),
         model=params.model or defaults.model,
+        tools=None if params.tools is None else anthropic_tools(params.tools, params.tool_choice),
+        is_thinking=None if params.thinking is None else params.thinking.type != "disabled",
         sampling=Sampling(
             max_tokens=defaults.max_tokens if params.max_tokens is None else params.max_tokens,
             is_max_tokens_given=params.max_tokens is not None,

@@ -5,6 +5,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, TextBlock, Unserved, join_turns, text_of
+from batchfile.lines.findings import Finding
+from batchfile.lines.tools import (
+    FunctionCall,
+    FunctionChoice,
+    FunctionTool,
+    call_problems,
+    calls_of,
+    choice_problems,
+    openai_tools,
+)
 from batchfile.words import Defaults, Message, Request, Role, Sampling
 
 URL = "/v1/chat/completions"
@@ -18,14 +28,17 @@ _Stop = Annotated[str, Field(min_length=1)]
 class Turn(Strict):
     """The keys that are null here come with answers which are sent back as history."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextBlock], Field(min_length=1)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextBlock], Field(min_length=1)] | None = None
     name: Any = None
     annotations: Any = None
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: list[FunctionCall] | None = None
+    tool_call_id: str | None = None
 
 
 class JsonSchema(Strict):
@@ -71,6 +84,9 @@ class Body(Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     response_format: ResponseFormat | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     # vLLM's own.
     top_k: Annotated[int, Field(ge=-1, le=TOKENS_MAX)] | None = None
@@ -81,7 +97,6 @@ class Body(Strict):
 
     # Accepted and ignored: they change where and how a hosted service works, not the text.
     metadata: Any = None
-    parallel_tool_calls: Any = None
     prediction: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
@@ -102,14 +117,12 @@ class Body(Strict):
     logprobs: Any = None
     modalities: Any = None
     stream: Any = None
-    tool_choice: Any = None
-    tools: Any = None
     top_logprobs: Any = None
     web_search_options: Any = None
 
 
-_TOOLS = "tool use is not served yet; remove it"
-_TOOLS_FIX = "Remove it; for JSON answers use response_format."
+_TOOLS = "is an old form that is not served; use tools"
+_TOOLS_FIX = "Use tools and tool_choice."
 _SCHEMA_FIX = "Put the schema into response_format.json_schema.schema."
 
 UNSERVED: dict[str, Unserved] = {
@@ -121,8 +134,6 @@ UNSERVED: dict[str, Unserved] = {
     "logprobs": Unserved((None, False), "logprobs are not served; remove it or set it to false", "Remove it."),
     "modalities": Unserved((None, ["text"]), 'only ["text"] is served; remove it', "Remove it."),
     "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false", "Set it to false."),
-    "tool_choice": Unserved((None, "none", "auto"), _TOOLS, _TOOLS_FIX),
-    "tools": Unserved((None, []), _TOOLS, _TOOLS_FIX),
     "top_logprobs": Unserved((None, 0), "logprobs are not served; remove it", "Remove it."),
     "web_search_options": Unserved((None,), "web search is not served; remove it", "Remove it."),
 }
@@ -132,7 +143,32 @@ _ROLES: dict[str, Role] = {
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
+    "tool": "tool",
 }
+
+# Keys that need a second look, for what a model of each alone can not say.
+CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
+
+
+def is_plain(body: Body) -> bool:
+    """Nothing but text in every turn: there is nothing more to check."""
+    for turn in body.messages:
+        if turn.content is None or turn.tool_calls is not None or turn.role == "tool":
+            return False
+    return CHECKED.isdisjoint(body.model_fields_set)
+
+
+def tool_problems(body: Body) -> list[Finding]:
+    tools = openai_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    is_forced = body.tool_choice not in (None, "none", "auto")
+    return call_problems(body.messages, "body") + choice_problems(tools, is_forced=is_forced, root="body")
+
+
+def _message(turn: Turn) -> Message:
+    text = "" if turn.content is None else text_of(turn.content)
+    if turn.tool_calls is None and turn.tool_call_id is None:
+        return Message(_ROLES[turn.role], text)
+    return Message(_ROLES[turn.role], text, calls_of(turn.tool_calls or []), turn.tool_call_id)
 
 
 def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
@@ -143,8 +179,9 @@ def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
         temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
     return Request(
         custom_id=custom_id,
-        messages=join_turns([Message(_ROLES[turn.role], text_of(turn.content)) for turn in body.messages]),
+        messages=join_turns([_message(turn) for turn in body.messages]),
         model=body.model or defaults.model,
+        tools=None if body.tools is None else openai_tools(body.tools, body.tool_choice, body.parallel_tool_calls),
         sampling=Sampling(
             max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
             is_max_tokens_given=max_tokens is not None,

@@ -12,8 +12,6 @@ from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.findings import Finding, shown
 from batchfile.words import Defaults, Request
 
-_NATIVE_UNSERVED = frozenset(native.UNSERVED)
-_OPENAI_UNSERVED = frozenset(openai.UNSERVED)
 _SYSTEM = {"system", "developer"}
 
 # The validators themselves: `model_validate_json` spends 0.5 us a line on the way to them.
@@ -43,11 +41,11 @@ def read_carried(envelope: Envelope) -> native.Params | openai.Body:
     carried: native.Params | openai.Body
     try:
         if envelope.dialect == "native":
-            carried = _read_params(envelope.carried)
-            is_plain = _NATIVE_UNSERVED.isdisjoint(carried.model_fields_set)
+            carried = params = _read_params(envelope.carried)
+            is_plain = native.is_plain(params)
         else:
-            carried = _read_body(envelope.carried)
-            is_plain = _OPENAI_UNSERVED.isdisjoint(carried.model_fields_set) and _is_chat(envelope)
+            carried = body = _read_body(envelope.carried)
+            is_plain = openai.is_plain(body) and _is_chat(envelope)
     except ValidationError:
         raise _refused(find_problems(envelope)) from None
     for turn in carried.messages:
@@ -113,7 +111,7 @@ def _inside(carried: bytes, root: str) -> list[Finding]:
     if all(turn.role in _SYSTEM for turn in valid.messages):
         fix = 'Add {"role": "user", "content": "..."}.'
         findings.append(Finding((root, "messages"), "holds no user turn; add one", fix))
-    return findings
+    return findings + (native.tool_problems(valid) if root == "params" else openai.tool_problems(valid))
 
 
 def _data(carried: bytes) -> dict[str, Any]:

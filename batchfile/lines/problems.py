@@ -9,9 +9,12 @@ from pydantic_core import ErrorDetails
 
 from batchfile.lines.chat import TextBlock, Unserved
 from batchfile.lines.findings import Finding, Path, shown
+from batchfile.lines.openai import Body
+from batchfile.lines.tools import Function, ToolChoice, ToolDefinition, ToolResultBlock, ToolUseBlock
 
 _MISSING: Any = object()
-_HISTORY = {"tool_calls", "tool_call_id", "function_call"}  # keys of turns that only tool use has
+# What a turn's content may hold in `params`; anywhere else, text alone.
+_BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking"}
 # What other formats call a key of ours, or ours of theirs.
 _OTHER_NAMES = {
     "stop": "stop_sequences",
@@ -33,6 +36,8 @@ _KINDS = {
     "list_type": "a list",
     "dict_type": "an object",
     "model_type": "an object",
+    "model_attributes_type": "an object",
+    "bool_type": "true or false",
     "none_required": "null",
 }
 
@@ -68,8 +73,10 @@ def _finding(detail: ErrorDetails, root: str, model: type[BaseModel], data: Any)
     place, value = (root, *path), values[-1] if values else data
     if kind == "extra_forbidden":
         return _unknown(place, _keys_at(path, model))
-    if kind == "none_required" and path[-1] in _HISTORY:
-        return _unknown(place, [])
+    if kind == "none_required" and path[-1] == "function_call":
+        return Finding(place, "is an old form that is not served; use tool_calls", "Use tool_calls.")
+    if kind == "union_tag_not_found":
+        return Finding((*place, "type"), "is missing", "Add it.")
     plain = {
         "missing": ("is missing", "Add it."),
         "value_error": (detail["msg"].removeprefix("Value error, "), ""),
@@ -94,6 +101,8 @@ def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
     last = len(detail["loc"]) - 1
     for n, step in enumerate(detail["loc"]):
         found = _MISSING
+        if isinstance(data, dict) and n < last and path[-2:-1] == ["content"] and step == data.get("type"):
+            continue  # pydantic's name of the branch that this block took
         if isinstance(data, dict):
             found = data.get(step, _MISSING)
         elif isinstance(data, list) and isinstance(step, int):
@@ -107,10 +116,12 @@ def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
 
 
 def _block(path: Path, values: list[Any]) -> Path | None:
-    """The path of a block that is no text, if the error lies in one."""
+    """The path of a block of a kind that is not served there, if the error lies in one."""
     for n, (step, value) in enumerate(zip(path, values, strict=True)):
         if isinstance(step, int) and path[n - 1] in {"content", "system"} and isinstance(value, dict):
-            return path[: n + 1] if isinstance(value.get("type"), str) and value["type"] != "text" else None
+            served = _BLOCKS if n == 3 else {"text"}
+            if isinstance(value.get("type"), str) and value["type"] not in served:
+                return path[: n + 1]
     return None
 
 
@@ -125,15 +136,16 @@ def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:
     if path[-2] == "output_config":
         return ["format", "effort"]
     if path[0] in {"messages", "system"}:
-        is_turn = path[0] == "messages" and len(path) == 3
-        return ["role", "content"] if is_turn else list(TextBlock.model_fields)
+        if path[0] == "messages" and len(path) == 3:
+            return ["role", "content", "tool_calls", "tool_call_id"] if model is Body else ["role", "content"]
+        return [*TextBlock.model_fields, *ToolUseBlock.model_fields, *ToolResultBlock.model_fields]
+    if path[0] in {"tools", "tool_choice"}:
+        return [*ToolDefinition.model_fields, *Function.model_fields, *ToolChoice.model_fields, "function"]
     return ["type", "schema", "json_schema", "json", "name", "strict"]
 
 
 def _unknown(place: Path, keys: list[str]) -> Finding:
     key = str(place[-1])
-    if key in _HISTORY:
-        return Finding(place, "tool use is not served yet; remove it", "Remove the turns of tools.")
     near = [_OTHER_NAMES[key]] if _OTHER_NAMES.get(key) in keys else get_close_matches(key.lower(), keys, 1)
     if near:
         return Finding(place, f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.", at_key=True)

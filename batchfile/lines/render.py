@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from batchfile.lines.frame import iter_lines
-from batchfile.lines.result import NativeChoice, NativeMessage, NativeResult, decode_result
+from batchfile.lines.result import NativeBlock, NativeChoice, NativeMessage, NativeResult, decode_result
 from batchfile.words import LINE_BYTES_MAX
 
 RESULT_BYTES_MAX = 4 * LINE_BYTES_MAX
 CHUNK_BYTES = 256 * 1024
 
-_FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+_FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
 _CODES = {"canceled": "batch_cancelled", "expired": "batch_expired"}
 _INVALID = "invalid_request_error"
 
@@ -78,13 +78,27 @@ def _completion(result: NativeResult, stem: str, created: int) -> dict[str, obje
 
 
 def _choice(index: int, choice: NativeChoice) -> dict[str, object]:
-    text = "".join([block.text for block in choice.message.content])
+    """A thinking block has no place in this format."""
+    blocks = choice.message.content
+    message: dict[str, object] = {
+        "role": "assistant",
+        "content": "".join([block.text for block in blocks]),
+        "refusal": None,
+    }
+    calls = [_call(block) for block in blocks if block.type == "tool_use"]
+    if calls:
+        message |= {"content": message["content"] or None, "tool_calls": calls}
     return {
         "index": index,
-        "message": {"role": "assistant", "content": text, "refusal": None},
+        "message": message,
         "logprobs": None,
         "finish_reason": _FINISH.get(choice.stop_reason, "stop"),
     }
+
+
+def _call(block: NativeBlock) -> dict[str, object]:
+    arguments = _encoder.encode(block.input or {}).decode()
+    return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments}}
 
 
 def _usage(result: NativeResult) -> dict[str, object] | None:

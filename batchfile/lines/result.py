@@ -1,10 +1,11 @@
 """The native result line: one finished request, the same bytes for the same work."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from batchfile.words import Completion, Failure, Outcome
+from batchfile.words import Choice, Completion, Failure, Outcome
 
 _encoder = msgspec.json.Encoder()
 
@@ -24,8 +25,14 @@ class NativeError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeBlock:
+    """`text` of a text block, `thinking` of a thinking one; the rest of a tool_use block."""
+
     type: str
-    text: str
+    text: str = ""
+    thinking: str = ""
+    id: str = ""
+    name: str = ""
+    input: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +102,7 @@ def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[s
     line: dict[str, object] = {
         "custom_id": custom_id,
         "status": "succeeded",
-        "message": _message(first.text),
+        "message": _message(first),
         "stop_reason": first.stop_reason,
         "model": model,
         "usage": {
@@ -109,7 +116,7 @@ def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[s
         line["stop_sequence"] = first.stop_sequence
     if len(outcome.choices) > 1:
         line["choices"] = [
-            {"message": _message(choice.text), "stop_reason": choice.stop_reason} for choice in outcome.choices
+            {"message": _message(choice), "stop_reason": choice.stop_reason} for choice in outcome.choices
         ]
     return line
 
@@ -122,5 +129,14 @@ def _repaired(value: object) -> object:
     return [_repaired(item) for item in value] if isinstance(value, list) else value
 
 
-def _message(text: str) -> dict[str, object]:
-    return {"content": [{"type": "text", "text": text}]}
+def _message(choice: Choice) -> dict[str, object]:
+    if not choice.calls and choice.thinking is None:
+        return {"content": [{"type": "text", "text": choice.text}]}
+    blocks: list[dict[str, object]] = []
+    if choice.thinking is not None:
+        blocks.append({"type": "thinking", "thinking": choice.thinking, "signature": ""})
+    if choice.text or not choice.calls:
+        blocks.append({"type": "text", "text": choice.text})
+    for call in choice.calls:
+        blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": call.input})
+    return {"content": blocks}

@@ -5,6 +5,7 @@ A line is refused here for exactly what would refuse it in a run, because the sa
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import TextBlock
@@ -200,5 +201,7 @@ def _of_file(message: str, fix: str) -> Problem:
     return Problem(line=1, column=None, custom_id=None, where="", message=message, fix=fix)
 
 
-def _num_chars(content: str | list[TextBlock]) -> int:
-    return len(content) if isinstance(content, str) else sum([len(block.text) for block in content])
+def _num_chars(content: str | list[Any] | None) -> int:
+    if content is None or isinstance(content, str):
+        return len(content or "")
+    return sum([len(block.text) for block in content if isinstance(block, TextBlock)])

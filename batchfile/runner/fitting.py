@@ -37,9 +37,10 @@ class Fitting:
     def guide(self, request: Request) -> Request:
         """The request as the engine gets it. One with a schema of its own is guided by that.
 
-        A continuation is not guided: a grammar would begin anew behind the text that is there already.
+        A continuation is not guided: a grammar would begin anew behind the text that is there already. Nor is one
+        with tools: it must be free to call them.
         """
-        if not self._is_guiding or request.sampling.json_schema is not None or request.is_continuation:
+        if not self._is_guiding or request.sampling.json_schema is not None or _is_free(request):
             return request
         return replace(request, sampling=replace(request.sampling, json_schema=self._schema))
 
@@ -48,13 +49,13 @@ class Fitting:
         return request.sampling.json_schema is self._schema
 
     def fits(self, request: Request, completion: Completion) -> bool:
-        """Every choice is JSON that fits; that of a continuation together with the text it goes on from."""
-        if request.sampling.json_schema is None and not request.is_continuation:
+        """Every choice is JSON that fits, or calls; that of a continuation together with the text it goes on from."""
+        if request.sampling.json_schema is None and not _is_free(request):
             self._stop_guiding()  # it was guided when it came in, and answered when it was not
         if self._validator is None:
             return False
         begun = request.messages[-1].content if request.is_continuation else ""
-        return all(self._is_fit(begun + choice.text) for choice in completion.choices)
+        return all(bool(choice.calls) or self._is_fit(begun + choice.text) for choice in completion.choices)
 
     def _stop_guiding(self) -> None:
         """The engine refuses this schema: from now on answers are only checked."""
@@ -67,6 +68,10 @@ class Fitting:
             return bool(self._validator.is_valid(msgspec.json.decode(text)))
         except (ValueError, RecursionError):  # no JSON, or nested without measure
             return False
+
+
+def _is_free(request: Request) -> bool:
+    return request.is_continuation or request.tools is not None
 
 
 def fitting_of(defaults: Defaults) -> Fitting | None:

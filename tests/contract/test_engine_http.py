@@ -1,6 +1,7 @@
 """The HTTP engine against a server that misbehaves as told."""
 
 import importlib.util
+import json
 import random
 import socket
 import time
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from batchfile.engine import http
 from batchfile.engine.http import HttpEngine, HttpOptions
 from batchfile.engine.http_wire import Down, api_root, read_answer
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.words import Completion, Failure, Message, Outcome, Request, Sampling
+from batchfile.words import Choice, Completion, Failure, Message, Outcome, Request, Sampling, Tool, ToolCall, Tools
 
 _path = Path(__file__).with_name("chat_server.py")
 _spec = importlib.util.spec_from_file_location("chat_server", _path)
@@ -74,6 +76,80 @@ def test_it_sends_the_models_name_the_key_and_only_what_was_asked(server: Any) -
         "top_k": 3,
         "stop": ["x"],
     }
+
+
+TOOLS = Tools(offered=(Tool("look", "Look.", {"type": "object"}), Tool("find", None, {"type": "object"})))
+
+
+def calling(*calls: tuple[str, str], **message: Any) -> dict[str, Any]:
+    """A response that calls tools, with ids of the endpoint's own."""
+    asked = [
+        {
+            "id": f"chatcmpl-tool-{random.random()}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        for name, arguments in calls
+    ]
+    choice = {"message": {"content": None, "tool_calls": asked} | message, "finish_reason": "tool_calls"}
+    return {"status": 200, "text": json.dumps({"choices": [choice]})}
+
+
+def test_tools_and_the_calls_of_a_conversation_are_passed_through(server: Any, engine: HttpEngine) -> None:
+    turns = (
+        Message("user", "Where?"),
+        Message("assistant", "", (ToolCall("t1", "look", {"city": "Bern"}),)),
+        Message("tool", "fog", call_id="t1"),
+    )
+    named = Tools(offered=TOOLS.offered, choice="named", name="find", is_parallel=False)
+    run(engine, Request(custom_id="r", messages=turns, sampling=Sampling(max_tokens=8), tools=named))
+    body = server.seen[0]["body"]
+    assert body["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"id": "t1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Bern"}'}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "t1", "content": "fog"},
+    ]
+    assert [tool["function"]["name"] for tool in body["tools"]] == ["look", "find"]
+    assert body["tool_choice"] == {"type": "function", "function": {"name": "find"}}
+    assert body["parallel_tool_calls"] is False
+
+
+def test_calls_have_the_same_ids_each_time_whatever_the_endpoint_names_them(server: Any, engine: HttpEngine) -> None:
+    one = replace(request(), tools=TOOLS)
+    calls = (("look", '{"city": "Bern"}'), ("find", ""))
+    server.script.extend(calling(*calls) for _ in range(3))
+    first, second = run(engine, one)[0], run(engine, one)[0]
+    assert isinstance(first, Completion)
+    assert first == second
+    (choice,) = first.choices
+    assert (choice.text, choice.stop_reason) == ("", "tool_use")
+    assert [(call.name, call.input) for call in choice.calls] == [("look", {"city": "Bern"}), ("find", {})]
+    other = run(engine, replace(one, messages=(Message("user", "else"),)))[0]
+    assert isinstance(other, Completion)
+    ids = {call.id for call in (*choice.calls, *other.choices[0].calls)}
+    assert len(ids) == 4
+
+
+def test_calls_that_no_one_could_answer_spend_an_attempt(server: Any, engine: HttpEngine) -> None:
+    server.script.extend([calling(("look", "{")), calling(("look", "[]")), calling(("look", "{}"))])
+    [outcome] = run(engine, replace(request(), tools=TOOLS))
+    assert isinstance(outcome, Completion)
+    assert [call.input for call in outcome.choices[0].calls] == [{}]
+
+
+@pytest.mark.parametrize(("is_asked", "thinking"), [(True, "hm"), (None, None)])
+def test_thinking_is_kept_where_it_was_asked_for(
+    server: Any, engine: HttpEngine, is_asked: bool | None, thinking: str | None
+) -> None:
+    server.script.append(calling(content="yes", reasoning_content="hm"))
+    [outcome] = run(engine, replace(request(), is_thinking=is_asked))
+    assert isinstance(outcome, Completion)
+    assert outcome.choices == (Choice("yes", "end_turn", thinking=thinking),)
 
 
 def test_usage_is_the_endpoints_own(engine: HttpEngine) -> None:

@@ -113,15 +113,18 @@ def walk_contents() -> None:
     ]
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
     tool = {"name": "look", "input_schema": {"type": "object"}}
+    answer = {"type": "tool_result", "tool_use_id": "toolu_none", "content": "x"}
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     bad = {
         "tokens": (request("tokens", max_tokens=None), "params.max_tokens"),
         "zero": (request("zero", max_tokens=0), "params.max_tokens"),
         "model": (request("model", model="gpt"), "gpt"),
         "image": (request("image", [image]), "params.messages[0].content[0]"),
-        "tool": (request("tool", tools=[tool]), "params.tools"),
+        "forced": (request("forced", tool_choice={"type": "any"}), "params.tool_choice"),
+        "unknown_call": (request("unknown_call", [answer]), "params.messages[0].content[0].tool_use_id"),
         "server_tool": (request("server_tool", tools=[{"type": "web_search_20250305", "name": "s"}]), "params.tools"),
-        "thinking": (request("thinking", thinking={"type": "enabled", "budget_tokens": 1024}), "params.thinking"),
+        "thinking": (request("thinking", model=SLOW, thinking={"type": "adaptive"}), "Thinking is not served"),
+        "no_tools": (request("no_tools", model=SLOW, tools=[tool]), "Tools are not served"),
         "stream": (request("stream", stream=True), "params.stream"),
         "temperatur": (request("temperatur", temperatur=1), "did you mean temperature?"),
         "role": (request("role", messages=[{"role": "tool", "content": "x"}]), "params.messages[0].role"),
@@ -172,6 +175,40 @@ def walk_contents() -> None:
     checked(raw.delete(batch.id), DeletedMessageBatch)
     for call in (batches.retrieve, batches.results, batches.cancel, batches.delete):
         refused(anthropic.NotFoundError, "not_found_error", lambda call=call: call(batch.id))
+
+
+def walk_tools() -> None:
+    """A model that thinks, then calls a tool; the answer of the tool goes back with both, as they came."""
+    tools = [{"name": name, "description": "Look.", "input_schema": {"type": "object"}} for name in ("look", "find")]
+    asked: dict[str, Any] = {"tools": tools, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    named = {"type": "tool", "name": "find", "disable_parallel_tool_use": True}
+    first = created(
+        request("auto", **asked),
+        request("named", **asked, tool_choice=named),
+        request("free", tools=tools, tool_choice={"type": "none"}),
+    )
+    results = results_of(ended(first.id))
+    messages = {name: result.message for name, result in results.items()}
+    assert {name: message.stop_reason for name, message in messages.items()} == {
+        "auto": "tool_use",
+        "named": "tool_use",
+        "free": "end_turn",
+    }
+    thinking, call = messages["auto"].content
+    assert (thinking.type, thinking.thinking, thinking.signature) == ("thinking", "Hm.", "")
+    assert (call.type, call.name, call.input) == ("tool_use", "look", {"place": "Zürich"})
+    raw_call = json.loads(lines_of(batches.retrieve(first.id))[0])["result"]["message"]["content"][1]
+    assert raw_call["caller"] == {"type": "direct"}
+    assert messages["named"].content[1].name == "find"
+    assert messages["named"].content[1].id != call.id
+    turns = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": [block.model_dump(mode="json") for block in messages["auto"].content]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "Here."}]},
+    ]
+    second = created(request("answer", tools=tools, messages=turns))
+    (answered,) = results_of(ended(second.id)).values()
+    assert answered.message.content[0].text == "Where?"
 
 
 def walk_lines() -> None:

@@ -52,10 +52,15 @@ def api(serve_api: Callable[..., Any]) -> Iterator[Any]:
     runners = [
         Runner(
             ledger,
-            lambda seconds=seconds, pool=pool: EchoEngine(seconds_per_token=seconds, model=POOLS[pool]["model"]),
+            lambda seconds=seconds, pool=pool, more=more: EchoEngine(
+                seconds_per_token=seconds, model=POOLS[pool]["model"], **more
+            ),
             RunnerOptions(runner_id=f"{pool}-test", pool=pool, is_steward=False),
         )
-        for pool, seconds in (("fast", 0.0), ("slow", 10_000.0))
+        for pool, seconds, more in (
+            ("fast", 0.0, {"tool_input": {"place": "Zürich"}, "thinking": "Hm."}),
+            ("slow", 10_000.0, {}),
+        )
     ]
     threads = [threading.Thread(target=runner.run) for runner in runners]
     for thread in threads:

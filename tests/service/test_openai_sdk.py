@@ -221,6 +221,27 @@ def test_lines_of_an_endpoint_that_is_not_served_yet_are_errored_one_by_one(serv
     assert CHAT in row["response"]["body"]["error"]["message"]
 
 
+def test_a_model_calls_a_tool_and_its_answer_goes_back(
+    served: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHFILE_ECHO_TOOL_INPUT", '{"city": "Bern"}')
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    first = work(served, client, submit(client, line("a", tools=tools)).id)
+    (row,) = rows(client, first.output_file_id)
+    (choice,) = ChatCompletion.model_validate(row["response"]["body"]).choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("look", {"city": "Bern"})
+    messages = [
+        {"role": "user", "content": "Where?"},
+        choice.message.model_dump(mode="json"),
+        {"role": "tool", "tool_call_id": call.id, "content": "Here."},
+    ]
+    second = work(served, client, submit(client, line("a", tools=tools, messages=messages)).id)
+    (row,) = rows(client, second.output_file_id)
+    assert row["response"]["body"]["choices"][0]["message"]["content"] == "Where?"
+
+
 def test_a_cancelled_batch_ends_with_the_rest_in_its_error_file(client: Any) -> None:
     batch = submit(client, *(line(f"r{number}") for number in range(5)))
     until(client, batch.id, "in_progress")

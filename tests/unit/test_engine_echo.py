@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from batchfile.clock import ManualClock
 from batchfile.engine.base import Finished
 from batchfile.engine.echo import EchoEngine
 from batchfile.engine.echo_options import EchoFaults, EchoOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.words import Choice, Completion, Message, Request, Sampling, Usage
+from batchfile.words import Choice, Completion, Message, Request, Sampling, Tool, Tools, Usage
 
 
 def request(text: str, custom_id: str = "r", max_tokens: int = 10, **sampling: object) -> Request:
@@ -141,3 +142,31 @@ def test_a_request_with_a_schema_gets_the_answer_that_was_set_and_its_echo_the_f
 def test_the_answer_to_guided_requests_is_set_by_the_environment():
     options = EchoOptions.from_env({"BATCHFILE_ECHO_GUIDED": "{}", "BATCHFILE_ECHO_MISFITS": "2"})
     assert (options.guided, options.misfits) == ("{}", 2)
+
+
+TOOLS = Tools(offered=(Tool("look", None, {}), Tool("find", None, {})))
+
+
+def test_what_was_not_set_is_not_served() -> None:
+    engine = EchoEngine()
+    for one in (replace(request("a"), tools=TOOLS), replace(request("a"), is_thinking=True)):
+        with pytest.raises(InvalidRequest, match="not served by this pool"):
+            engine.prepare(one)
+
+
+def test_a_request_with_tools_is_answered_with_a_call_until_a_tool_has_answered() -> None:
+    engine = EchoEngine(tool_input={"city": "Bern"}, thinking="hm")
+    named = replace(request("a b"), tools=Tools(offered=TOOLS.offered, choice="named", name="find"), is_thinking=True)
+    (choice,) = engine.prepare(named).completion.choices
+    assert (choice.text, choice.stop_reason, choice.thinking) == ("", "tool_use", "hm")
+    (call,) = choice.calls
+    assert (call.name, call.input) == ("find", {"city": "Bern"})
+    answered = (*named.messages, Message("assistant", "", (call,)), Message("tool", "fog", call_id=call.id))
+    (choice,) = engine.prepare(replace(named, messages=answered, is_thinking=None)).completion.choices
+    assert choice == Choice("a b", "end_turn")
+
+
+def test_the_environment_sets_what_tools_are_called_with() -> None:
+    assert EchoOptions.from_env({"BATCHFILE_ECHO_TOOL_INPUT": '{"a": 1}'}).tool_input == {"a": 1}
+    with pytest.raises(SettingsError, match="must be a JSON object"):
+        EchoOptions.from_env({"BATCHFILE_ECHO_TOOL_INPUT": "[]"})

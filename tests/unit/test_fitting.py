@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from batchfile.lines.chat import SEED_MAX
 from batchfile.runner.fitting import Fitting, fitting_of, next_try, schema_problem, unguided
-from batchfile.words import Choice, Completion, Defaults, Message, Request, Sampling, Usage
+from batchfile.words import Choice, Completion, Defaults, Message, Request, Sampling, Tool, ToolCall, Tools, Usage
 
 SUBJECT = {"type": "object", "properties": {"subject": {"type": "string"}}, "required": ["subject"]}
 
@@ -65,6 +66,16 @@ def test_a_request_with_its_own_schema_and_a_continuation_stay_as_they_are(own: 
     fitting = Fitting(SUBJECT)
     assert fitting.guide(own) is own
     assert not fitting.is_guided(own)
+
+
+def test_a_request_with_tools_is_free_to_call_them_and_its_text_is_checked() -> None:
+    fitting, tools = Fitting(SUBJECT), Tools(offered=(Tool("look", None, {}),))
+    one = replace(request(), tools=tools)
+    assert fitting.guide(one) is one
+    called = Choice("", "tool_use", calls=(ToolCall("t", "look", {}),))
+    assert fitting.fits(one, Completion(choices=(called,), usage=Usage()))
+    assert not fitting.fits(one, answer("no JSON"))
+    assert fitting.guide(request()).sampling.json_schema == SUBJECT
 
 
 def test_an_engine_that_refuses_the_schema_is_not_asked_again() -> None:

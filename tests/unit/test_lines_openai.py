@@ -114,7 +114,7 @@ BAD = [
     ({"max_tokens": 0}, "body.max_tokens: must be at least 1, got 0"),
     ({"max_output_tokens": 5}, "body.max_output_tokens: unknown key, did you mean max_tokens?"),
     ({"logprobs": True}, "body.logprobs: logprobs are not served; remove it or set it to false"),
-    ({"tools": [{"type": "function"}]}, "body.tools: tool use is not served yet; remove it"),
+    ({"functions": [{"name": "f"}]}, "body.functions: is an old form that is not served; use tools"),
     ({"stream": True}, "body.stream: a batch does not stream; remove it or set it to false"),
     ({"logit_bias": {"5": 1}}, "body.logit_bias: logit_bias is not served; remove it"),
     ({"guided_json": {}}, "body.guided_json: use response_format of type json_schema instead"),
@@ -130,12 +130,12 @@ BAD = [
         'body.response_format.type: must be "text", "json_object" or "json_schema", got "xml"',
     ),
     (
-        {"messages": [{"role": "tool", "content": "x"}]},
-        'body.messages[0].role: must be "system", "developer", "user" or "assistant", got "tool"',
+        {"messages": [{"role": "bot", "content": "x"}]},
+        'body.messages[0].role: must be "system", "developer", "user", "assistant" or "tool", got "bot"',
     ),
     (
-        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
-        "body.messages[0].tool_calls: tool use is not served yet; remove it",
+        {"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]},
+        "body.messages[0].function_call: is an old form that is not served; use tool_calls",
     ),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},

@@ -95,7 +95,6 @@ def test_keys_of_the_hosted_service_and_keys_that_ask_for_nothing_are_ignored() 
             metadata={"user_id": "u"},
             service_tier="auto",
             cache_control={"type": "ephemeral"},
-            thinking={"type": "disabled"},
             stream=False,
             tools=[],
             tool_choice={"type": "none"},
@@ -183,11 +182,9 @@ BAD = [
     ({"system": 5}, f"params.system: {STRING_OR_BLOCKS}, got 5"),
     ({"system": [{"type": "text"}]}, "params.system[0].text: is missing"),
     ({"stream": True}, "params.stream: a batch does not stream; remove it or set it to false"),
-    ({"tools": [{"name": "x"}]}, "params.tools: tool use is not served yet; remove it"),
-    ({"tool_choice": {"type": "any"}}, "params.tool_choice: tool use is not served yet; remove it"),
     (
-        {"thinking": {"type": "enabled", "budget_tokens": 1024}},
-        "params.thinking: thinking is not served; remove it or disable it",
+        {"thinking": {"type": "sometimes"}},
+        'params.thinking.type: must be "enabled", "adaptive", "between_tools" or "disabled", got "sometimes"',
     ),
     (
         {"output_config": {"format": {"type": "xml", "schema": {}}}},
@@ -224,7 +221,11 @@ def test_what_only_raw_json_can_say_is_refused(params: str, message: str) -> Non
 def test_several_problems_are_counted_in_the_message_and_listed_in_full() -> None:
     data = line(max_tokens=0, top_p=7, tools=[1])
     assert refusal(data) == "params.max_tokens: must be at least 1, got 0 (and 2 more)"
-    assert [problem.where for problem in find_problems(data)] == ["params.max_tokens", "params.top_p", "params.tools"]
+    assert [problem.where for problem in find_problems(data)] == [
+        "params.max_tokens",
+        "params.top_p",
+        "params.tools[0]",
+    ]
 
 
 def test_a_bad_outside_does_not_hide_a_bad_inside() -> None:

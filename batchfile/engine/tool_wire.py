@@ -1,0 +1,56 @@
+"""Tools, calls and turns in the form that chat templates and OpenAI-compatible endpoints share. No I/O.
+
+Ids of calls are made here, of the conversation and the place in it: the same work gives the same bytes, and two calls
+of one conversation never have the same id.
+"""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from batchfile.words import Message, Request, ToolCall, Tools
+
+NO_TOOLS = "Tools are not served by this pool: {why}. Remove tools, or name another model."
+NO_THINKING = "Thinking is not served by this pool: {why}. Remove thinking, or name another model."
+
+
+def wire_tools(tools: Tools) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": "function",
+            "function": {"name": tool.name, "parameters": tool.input_schema}
+            | ({} if tool.description is None else {"description": tool.description}),
+        }
+        for tool in tools.offered
+    ]
+
+
+def wire_turn(turn: Message) -> dict[str, Any]:
+    """`arguments` as an object, as templates take them; endpoints want it as a string."""
+    if turn.call_id is not None:
+        return {"role": "tool", "tool_call_id": turn.call_id, "content": turn.content}
+    if not turn.calls:
+        return {"role": turn.role, "content": turn.content}
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.input}}
+        for call in turn.calls
+    ]
+    return {"role": turn.role, "content": turn.content, "tool_calls": calls}
+
+
+def call_stem(request: Request) -> str:
+    """What the ids of all calls in the answer to this request begin with."""
+    asked = msgspec.json.encode((request.custom_id, request.messages))
+    return "toolu_" + blake2b(asked, digest_size=10).hexdigest()
+
+
+def made_calls(stem: str, choice: int, found: Iterable[tuple[str, Any]]) -> tuple[ToolCall, ...]:
+    """Names and inputs, in order, as calls. Raises: ValueError for an input that is no object."""
+    calls = []
+    for number, (name, given) in enumerate(found):
+        if not isinstance(given, dict):
+            raise ValueError(f"the input of the tool {name} is no JSON object")
+        calls.append(ToolCall(f"{stem}{choice:02x}{number:02x}", name, given))
+    return tuple(calls)

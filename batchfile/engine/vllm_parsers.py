@@ -1,0 +1,140 @@
+"""vLLM's own parsers: which part of an answer is a call of a tool, which is thinking. Beside vllm.py, for it alone.
+
+A parser belongs to a model's family. That of tools is known for the common ones by their chat template.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from batchfile.engine.chat_prompt import ChatPrompts
+from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_tools
+from batchfile.errors import InvalidRequest, SettingsError
+from batchfile.words import Choice, Request, StopReason, Tools
+
+# What a chat template says where it shows calls, and the parser that reads them. The first that is found counts.
+TOOL_PARSERS = (
+    ("<function=", "qwen3_coder"),
+    ("<tool_call>", "hermes"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<|python_tag|>", "llama3_json"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How the answer to one request is read. `asked` is the request in vLLM's words, as its parser wants it."""
+
+    asked: Any
+    template_arguments: dict[str, Any]
+    stem: str
+    tools: Tools | None
+
+
+class Parsers:
+    """`tool_parser`, `reasoning_parser`: vLLM's names. Raises: SettingsError for one that can not be used here."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Any,
+        model_config: Any,
+        prompts: ChatPrompts,
+        tool_parser: str | None,
+        reasoning_parser: str | None,
+    ) -> None:
+        from vllm.parser import ParserManager
+
+        # They tell of each answer that is no call, with a stack trace.
+        logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
+        self._tokenizer = tokenizer
+        self._model_config = model_config
+        self.thinks = reasoning_parser is not None
+        self._why_no_tools: str | None = None
+        if not prompts.shows_tools:
+            self._why_no_tools = "the model's chat template shows none"
+        name = tool_parser or next((name for mark, name in TOOL_PARSERS if mark in prompts.template), None)
+        if name is None and self._why_no_tools is None:
+            self._why_no_tools = "how its model writes calls is not known; its operator may set tool_parser"
+        try:
+            self._class: Any = ParserManager.get_parser(
+                tool_parser_name=name if tool_parser or self._why_no_tools is None else None,
+                reasoning_parser_name=reasoning_parser,
+                enable_auto_tools=True,
+                tokenizer=tokenizer,
+            )
+        except (KeyError, TypeError) as error:
+            if tool_parser is None and reasoning_parser is None:
+                self._class, self._why_no_tools = None, f"vLLM's parser {name} does not suit its model"
+                return
+            raise SettingsError(
+                f"tool_parser {tool_parser!r} with reasoning_parser {reasoning_parser!r} can not be used: {error}"
+            ) from error
+
+    def template_arguments(self, request: Request) -> dict[str, Any]:
+        """What the chat template is told besides the turns. Raises: InvalidRequest for what is not served."""
+        if request.tools is not None and self._why_no_tools is not None:
+            raise InvalidRequest(NO_TOOLS.format(why=self._why_no_tools))
+        if request.tools is not None and request.sampling.json_schema is not None:
+            raise InvalidRequest("Tools and a JSON schema for the answer exclude each other; remove one of the two.")
+        if request.is_thinking and not self.thinks:
+            raise InvalidRequest(NO_THINKING.format(why="its operator has set no reasoning_parser"))
+        if request.is_thinking is None:
+            return {}
+        # Templates have two names for it, and pass over the one that is not theirs.
+        return {"enable_thinking": request.is_thinking, "thinking": request.is_thinking}
+
+    def reading(self, request: Request) -> Reading | None:
+        """None where the text is the answer. Raises: InvalidRequest for what is not served."""
+        template_arguments = self.template_arguments(request)
+        if request.tools is None and not self.thinks:
+            return None
+        asked = self._parser(request.tools, template_arguments).adjust_request(_asked(request.tools))
+        stem = "" if request.tools is None else call_stem(request)
+        return Reading(asked=asked, template_arguments=template_arguments, stem=stem, tools=request.tools)
+
+    def read(self, reading: Reading, choice: Choice, token_ids: list[int], index: int) -> Choice:
+        """The answer with its calls and its thinking told apart from its text."""
+        parser = self._parser(reading.tools, reading.template_arguments)
+        thinking, text, found = parser.parse(
+            choice.text, reading.asked, enable_auto_tools=True, model_output_token_ids=token_ids
+        )
+        if reading.template_arguments.get("enable_thinking") is False and not text and not found:
+            thinking, text = None, choice.text  # it did not think, so nothing ends its thoughts
+        try:
+            calls = [(call.name, msgspec.json.decode(call.arguments or "{}")) for call in found or ()]
+            made = made_calls(reading.stem, index, calls)
+        except ValueError:
+            return Choice(choice.text, choice.stop_reason, choice.stop_sequence)  # no calls that anyone could answer
+        if reading.tools is not None and not reading.tools.is_parallel:
+            made = made[:1]
+        reason: StopReason = "tool_use" if made and choice.stop_reason != "max_tokens" else choice.stop_reason
+        return Choice(text or "", reason, choice.stop_sequence, calls=made, thinking=thinking)
+
+    def _parser(self, tools: Tools | None, template_arguments: dict[str, Any]) -> Any:
+        """A fresh one: they keep state."""
+        return self._class(
+            self._tokenizer,
+            None if tools is None else _asked(tools).tools,
+            chat_template_kwargs=template_arguments,
+            model_config=self._model_config,
+        )
+
+
+def _asked(tools: Tools | None) -> Any:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    about: dict[str, Any] = {}
+    if tools is not None:
+        named = {"type": "function", "function": {"name": tools.name}}
+        choice = {"auto": "auto", "any": "required", "named": named}[tools.choice]
+        about = {"tools": wire_tools(tools), "tool_choice": choice, "parallel_tool_calls": tools.is_parallel}
+        if tools.choice != "auto":
+            for tool in about["tools"]:
+                tool["function"]["strict"] = True  # decoding is guided by the tool's schema
+    try:
+        return ChatCompletionRequest(messages=[{"role": "user", "content": ""}], **about)
+    except ValueError as error:
+        raise InvalidRequest(f"vLLM refuses these tools: {error}") from error

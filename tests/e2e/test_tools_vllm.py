@@ -1,0 +1,157 @@
+"""Tools and thinking on vLLM: what the model is shown, how its answer is read, and what is not served."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from batchfile.engine.chat_prompt import ChatPrompts
+from batchfile.engine.vllm import VllmEngine, VllmOptions
+from batchfile.engine.vllm_parsers import Parsers
+from batchfile.errors import InvalidRequest, SettingsError
+from batchfile.words import Choice, Completion, Message, Request, Sampling, Tool, ToolCall, Tools
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Bern", "Rome"]}}, "required": ["city"]}
+CITY |= {"additionalProperties": False}
+TOOLS = Tools(offered=(Tool("look", "Look at a city.", CITY), Tool("find", None, {"type": "object"})))
+NAMED = Tools(offered=TOOLS.offered, choice="named", name="look")
+# What Hermes and Qwen speak.
+TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}"
+    "Call as <tool_call>{...}</tool_call><|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}|{{ c.id }}</tool_call>{% endfor %}"
+    "{% if m.tool_call_id %}|{{ m.tool_call_id }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+)
+CALL = '<tool_call>{"name": "look", "arguments": {"city": "%s"}}</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def plain(model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(model_dir))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(plain: Any) -> Any:
+    changed = copy.deepcopy(plain)
+    changed.chat_template = TEMPLATE
+    changed.add_tokens(["<think>", "</think>"])
+    return changed
+
+
+def parsers(tokenizer: Any, tool_parser: str | None = None, reasoning_parser: str | None = None) -> Parsers:
+    return Parsers(
+        tokenizer=tokenizer,
+        model_config=None,
+        prompts=ChatPrompts(copy.deepcopy(tokenizer), "m"),
+        tool_parser=tool_parser,
+        reasoning_parser=reasoning_parser,
+    )
+
+
+def request(tools: Tools | None = TOOLS, **more: Any) -> Request:
+    sampling = more.pop("sampling", Sampling(max_tokens=60, temperature=0.0))
+    return Request(custom_id="r", messages=(Message("user", "Rome?"),), sampling=sampling, tools=tools, **more)
+
+
+def read(found: Parsers, one: Request, text: str, reason: Any = "end_turn") -> Choice:
+    reading = found.reading(one)
+    assert reading is not None
+    return found.read(reading, Choice(text, reason), found._tokenizer.encode(text), 0)
+
+
+def test_the_model_is_shown_tools_calls_and_answers(tokenizer: Any) -> None:
+    prompts = ChatPrompts(copy.deepcopy(tokenizer), "m")
+    calls = (ToolCall("toolu_abc", "look", {"city": "Bern"}), ToolCall("toolu_abd", "find", {}))
+    turns = (
+        Message("user", "Where?"),
+        Message("assistant", "", calls),
+        Message("tool", "fog", call_id="toolu_abd"),
+    )
+    shown = tokenizer.decode(prompts.prompt(turns, TOOLS).token_ids)
+    assert '"name": "look", "parameters": {"type": "object", "properties": {"city"' in shown
+    assert '<tool_call>{"name": "look", "arguments": {"city": "Bern"}}|call00000</tool_call>' in shown
+    assert "fog|call00001<|im_end|>" in shown
+
+
+def test_a_template_that_shows_no_tools_serves_none(plain: Any) -> None:
+    found = parsers(plain)
+    with pytest.raises(InvalidRequest, match="chat template shows none"):
+        found.reading(request())
+    with pytest.raises(InvalidRequest, match="reasoning_parser"):
+        found.reading(request(None, is_thinking=True))
+    assert found.reading(request(None)) is None
+    assert found.reading(request(None, is_thinking=False)) is None
+
+
+def test_a_parser_that_is_none_is_refused_at_the_start(tokenizer: Any) -> None:
+    for names in ({"tool_parser": "nonsense"}, {"reasoning_parser": "nonsense"}):
+        with pytest.raises(SettingsError, match="nonsense"):
+            parsers(tokenizer, **names)
+
+
+def test_calls_are_read_by_the_parser_of_the_models_family(tokenizer: Any) -> None:
+    found = parsers(tokenizer)
+    one = read(found, request(), "I look. " + CALL % "Bern" + CALL % "Rome")
+    assert (one.text.strip(), one.stop_reason) == ("I look.", "tool_use")
+    assert [(call.name, call.input) for call in one.calls] == [("look", {"city": "Bern"}), ("look", {"city": "Rome"})]
+    assert one == read(found, request(), "I look. " + CALL % "Bern" + CALL % "Rome")
+    assert len({call.id for call in one.calls}) == 2
+    single = Tools(offered=TOOLS.offered, is_parallel=False)
+    assert len(read(found, request(single), CALL % "Bern" + CALL % "Rome").calls) == 1
+
+
+def test_what_can_not_be_read_as_calls_stays_text(tokenizer: Any) -> None:
+    found = parsers(tokenizer)
+    for text in (
+        "No call.",
+        "<tool_call>{nonsense</tool_call>",
+        '<tool_call>{"name": "look", "arguments": 5}</tool_call>',
+    ):
+        assert read(found, request(), text, "max_tokens") == Choice(text, "max_tokens")
+
+
+def test_tools_and_a_schema_exclude_each_other(tokenizer: Any) -> None:
+    with pytest.raises(InvalidRequest, match="exclude each other"):
+        parsers(tokenizer).reading(request(sampling=Sampling(max_tokens=9, json_schema={})))
+
+
+def test_thinking_is_told_apart_from_text_and_calls(tokenizer: Any) -> None:
+    found = parsers(tokenizer, reasoning_parser="deepseek_r1")
+    assert read(found, request(None), "<think>hm</think>yes") == Choice("yes", "end_turn", thinking="hm")
+    called = read(found, request(), "hm</think>" + CALL % "Bern")
+    assert (called.text, called.thinking, called.calls[0].input) == ("", "hm", {"city": "Bern"})
+    cut = read(found, request(None), "hm", "max_tokens")
+    assert (cut.text, cut.thinking, cut.stop_reason) == ("", "hm", "max_tokens")
+    assert read(found, request(None, is_thinking=False), "yes") == Choice("yes", "end_turn")
+    assert found.template_arguments(request(None, is_thinking=False))["enable_thinking"] is False
+
+
+def test_a_model_that_must_call_a_tool_calls_one_that_fits(model_dir: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(TEMPLATE)
+    engine = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024, chat_template=str(template)))
+    try:
+        done: dict[int, Any] = {}
+        ones = [request(NAMED), request(NAMED), request(None), replace(request(), tools=TOOLS)]
+        for key, one in enumerate(ones):
+            engine.add(key, engine.prepare(one))
+        while len(done) < len(ones):
+            done |= {finished.key: finished.outcome for finished in engine.step()}
+    finally:
+        engine.close()
+    assert all(isinstance(outcome, Completion) for outcome in done.values())
+    named = done[0].choices[0]
+    assert (named.text, named.stop_reason) == ("", "tool_use")
+    assert {call.name for call in named.calls} == {"look"}
+    assert all(call.input["city"] in {"Bern", "Rome"} for call in named.calls)
+    assert done[0].choices == done[1].choices
+    assert not done[2].choices[0].calls
