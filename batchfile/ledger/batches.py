@@ -178,20 +178,28 @@ def finish(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
     elif not is_complete(ledger, batch, plan):
         return None
     turn = Turn.take(ledger, layout.assembly_key(batch_id), layout.ASSEMBLY_POOL, runner)
-    if turn is None:
+    made = None if turn is None else _assemble(ledger, batch, plan, turn)
+    if made is None:
         return None
-    try:
-        made = assemble(ledger, batch, plan, nonce=ledger.new_id()[:12], beat=turn.beat)
-    except LeaseLost:
-        return None
-    except BatchfileError:
-        turn.give_back()
-        raise
     ended = _commit_end(ledger, batch, plan, made)
     if ended is not None:
         with suppress(StoreError):  # a steward does it too
             outbox.publish(ledger, ended, runner=runner)
     return ended
+
+
+def _assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, turn: Turn) -> Assembled | None:
+    """None where someone else does it, or has done it while we looked at the shards: the parts may be gone by now."""
+    try:
+        now = read_batch(ledger, batch.batch_id)
+        if now is None or now.state == "ended":
+            return None
+        return assemble(ledger, batch, plan, nonce=ledger.new_id()[:12], beat=turn.beat)
+    except LeaseLost:
+        return None
+    except BatchfileError:
+        turn.give_back()
+        raise
 
 
 def _end_unplanned(ledger: Ledger, batch_id: str) -> BatchRecord | None:

@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable
 
 import pytest
+import structlog
 
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreUnavailable
-from batchfile.layout import REJECTED_POOL, batch_key, input_key, shard_key
+from batchfile.layout import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
 from batchfile.ledger import batches, shards
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.cas import Lost, Stored, load, swap
@@ -22,6 +23,7 @@ from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord, ShardRecord
 from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.store.base import Object
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Choice, Completion, Defaults, RoutingTable, Usage
@@ -264,6 +266,30 @@ def test_an_ended_batch_never_changes() -> None:
     batches.end(world.ledger, BATCH, "canceled")
     batches.finish(world.ledger, BATCH, runner="r2")
     assert (world.batch, world.results()) == (before, results)
+
+
+def test_who_comes_late_to_the_end_of_a_batch_does_not_look_for_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.create([line(number) for number in range(5)])
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(n, n) for n in range(5)], has_dispatched=True)
+    get = world.store.get
+
+    def end_first(key: str) -> Object | None:
+        """Before the late one takes its turn, another has ended the batch, and its lease on that has lapsed."""
+        if key == assembly_key(BATCH):
+            monkeypatch.setattr(world.store, "get", get)
+            assert batches.finish(world.ledger, BATCH, runner="r2") is not None
+            batches.sweep_parts(world.ledger, world.batch)
+            world.clock.sleep(world.ledger.limits.lease_ttl_s + 1)
+        return get(key)
+
+    monkeypatch.setattr(world.store, "get", end_first)
+    with structlog.testing.capture_logs() as events:
+        late = batches.finish(world.ledger, BATCH, runner="r1")
+    assert late is None
+    assert world.batch.state == "ended"
+    assert not [event for event in events if event["event"] == "part.lost"]
 
 
 def test_a_changed_input_ends_the_batch_and_keeps_what_is_done() -> None:
