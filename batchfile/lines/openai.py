@@ -165,8 +165,9 @@ def tool_problems(body: Body) -> list[Finding]:
 
 
 def _message(turn: Turn) -> Message:
-    text = "" if turn.content is None else text_of(turn.content)
-    if turn.tool_calls is None and turn.tool_call_id is None:
+    content = turn.content
+    text = content if isinstance(content, str) else text_of(content or "")
+    if turn.tool_calls is None and turn.role != "tool":
         return Message(_ROLES[turn.role], text)
     return Message(_ROLES[turn.role], text, calls_of(turn.tool_calls or []), turn.tool_call_id)
 

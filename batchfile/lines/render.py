@@ -80,14 +80,12 @@ def _completion(result: NativeResult, stem: str, created: int) -> dict[str, obje
 def _choice(index: int, choice: NativeChoice) -> dict[str, object]:
     """A thinking block has no place in this format."""
     blocks = choice.message.content
-    message: dict[str, object] = {
-        "role": "assistant",
-        "content": "".join([block.text for block in blocks]),
-        "refusal": None,
-    }
-    calls = [_call(block) for block in blocks if block.type == "tool_use"]
-    if calls:
-        message |= {"content": message["content"] or None, "tool_calls": calls}
+    text = "".join([block.text for block in blocks])
+    message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
+    if len(blocks) > 1 or (blocks and blocks[0].type != "text"):
+        calls = [_call(block) for block in blocks if block.type == "tool_use"]
+        if calls:
+            message |= {"content": text or None, "tool_calls": calls}
     return {
         "index": index,
         "message": message,

@@ -23,8 +23,7 @@ class NativeError:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NativeBlock:
+class NativeBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`text` of a text block, `thinking` of a thinking one; the rest of a tool_use block."""
 
     type: str
