@@ -179,7 +179,11 @@ def test_a_server_that_is_not_there_or_speaks_no_http_is_a_problem_and_no_crash(
     assert post("http://no.such.host.invalid/", b"", {}, allow_private=True) is not None
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        answer = threading.Thread(target=lambda: listener.accept()[0].close())
+
+        def hang_up() -> None:
+            listener.accept()[0].close()
+
+        answer = threading.Thread(target=hang_up)
         answer.start()
         assert post(f"http://127.0.0.1:{port}/", b"", {}, allow_private=True) is not None
         answer.join()
