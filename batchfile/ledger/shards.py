@@ -90,7 +90,7 @@ def checkpoint(
 ) -> None:
     """Commit `finished` (lines that no checkpoint holds yet), renew the lease, move the progress.
 
-    A done shard stays as it is. Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least
+    `trying`: the lines of a new trial, none of which was dispatched. A done shard stays as it is. Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least
     the same lines.
     """
     if held.record.state == "done":
@@ -107,7 +107,7 @@ def checkpoint(
         done=bits.of(item.line for item in finished),
         counts=counts,
         usage=usage,
-        has_dispatched=has_dispatched or held.record.has_dispatched,
+        has_dispatched=has_dispatched or (held.record.has_dispatched and trying is None),
         trying=trying,
     )
     _rewrite(ledger, held, wanted)

@@ -215,7 +215,8 @@ class Feeder:
                 finished = list(work.finished)
                 own.remove(culprit)
             trying = lease.next_trial(held.record, bits.of(own)) if culprit is None else ()
-            shards.checkpoint(self._ledger, held, finished, has_dispatched=True, trying=trying)
+            work.has_dispatched = work.wants_to_announce = False  # they wait for their turn; a death now is not theirs
+            shards.checkpoint(self._ledger, held, finished, has_dispatched=False, trying=trying)
             work.forget(len(finished))
             if not lease.is_trial(held.record):
                 work.is_trial, wanted = False, bits.of(own)

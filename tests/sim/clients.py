@@ -44,6 +44,7 @@ class Client:
     sent: Sent
     wishes: Wishes
     is_done: bool = False
+    num_asking: int = 0  # also for a twin, say, after it is done itself
     rng: Random = field(init=False)
     process: Process = field(init=False)
 
@@ -185,6 +186,13 @@ class Client:
 
     def _ask(self, do: Callable[[Replica, int], T]) -> T:
         """Again and again, of any replica, until there is an answer that is final. Raises: Refused."""
+        self.num_asking += 1
+        try:
+            return self._ask_until_answered(do)
+        finally:
+            self.num_asking -= 1
+
+    def _ask_until_answered(self, do: Callable[[Replica, int], T]) -> T:
         num = 0
         while True:
             patience_s = 300.0

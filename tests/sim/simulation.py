@@ -83,7 +83,7 @@ def _play(world: World, stage: Stage, clients: list[Client], troubled_s: float, 
     model = stage.model
 
     def is_over() -> bool:
-        if not all(client.is_done for client in clients) or not model.is_settled():
+        if not all(client.is_done and client.num_asking == 0 for client in clients) or not model.is_settled():
             return False
         return not any(replica.is_serving for replica in stage.replicas)  # a create that nobody waits for, say
 

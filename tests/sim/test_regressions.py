@@ -9,7 +9,7 @@ import pytest
 from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, StoreUnavailable
-from batchfile.ledger import batches, idempotency, shards
+from batchfile.ledger import batches, idempotency, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import Adopted
 from batchfile.ledger.planner import Planned, plan_input
@@ -180,3 +180,20 @@ def test_a_wrong_clock_removes_no_tombstone(store: HookedStore, ledger: Ledger) 
     Steward(Ledger(store=store, clock=ahead, rng=ledger.rng), runner="ahead").tick()
     assert store.get(layout.batch_key("b")) is not None
     assert [entry.key for entry in store.list(layout.batch_prefix("b"))] != [layout.batch_key("b")]
+
+
+def test_a_line_that_waits_for_its_turn_alone_is_not_blamed_for_a_death(store: HookedStore, ledger: Ledger) -> None:
+    """The engine is emptied before a trial begins: a death until then is not that of the line."""
+    held = claim(ledger)
+    batch, plan = held.batch, batches.read_plan(ledger, held.batch)
+    shards.checkpoint(ledger, held, has_dispatched=True)
+    for _ in range(4):
+        ledger.clock.sleep(ledger.limits.lease_ttl_s)
+        again = shards.claim(ledger, batch, plan, "local", 0, runner="r")
+        assert isinstance(again, Held)
+        if lease.is_trial(again.record):
+            shards.checkpoint(ledger, again, has_dispatched=False, trying=(0,))
+            assert lease.must_announce(again.record)
+        else:
+            shards.checkpoint(ledger, again, has_dispatched=True)
+    assert (again.record.trying, again.record.blamed) == ((0,), 0)
