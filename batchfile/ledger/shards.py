@@ -90,8 +90,8 @@ def checkpoint(
 ) -> None:
     """Commit `finished` (lines that no checkpoint holds yet), renew the lease, move the progress.
 
-    `trying`: the lines of a new trial, none of which was dispatched. A done shard stays as it is. Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least
-    the same lines.
+    `trying`: the lines of a new trial, none of which was dispatched yet. A done shard stays as it is.
+    Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least the same lines.
     """
     if held.record.state == "done":
         return
