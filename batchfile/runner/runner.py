@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from batchfile.engine.base import Engine, EngineFactory, EngineInfo, EngineStats, Finished
-from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, SettingsError, StoreFull, StoreUnavailable
+from batchfile.errors import BatchDamaged, EngineDead, InvalidRequest, StoreFull, StoreUnavailable
 from batchfile.ledger import lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
@@ -25,6 +25,7 @@ from batchfile.runner.feeder import Feeder
 from batchfile.runner.finisher import Finisher
 from batchfile.runner.fitting import Fitting
 from batchfile.runner.keeper import Keeper
+from batchfile.runner.seat import Seat
 from batchfile.runner.tally import Tally
 from batchfile.runner.window import Window
 from batchfile.runner.work import Item, ShardWork
@@ -37,9 +38,6 @@ FILL_WAIT_S_MAX = 0.25  # how long an empty engine waits for its slots to fill
 KEEPER_WAIT_S = 0.2
 FINISHER_WAIT_S = 0.1
 STORE_RETRY_S = 1.0
-ENGINE_BUILDS_MAX = 16  # in a row without one success: halving 1,024 suspects meets an innocent one sooner
-DOWN_AFTER_S = 2.0  # an endpoint that takes nothing for this long is called down
-REBUILD_PAUSE_S = 5.0  # before another try to build an engine that would not start
 
 _ENGINE_CRASH = Failure(
     type="engine_crash",
@@ -65,16 +63,13 @@ class Runner:
         self.tally = Tally()
         self.info: EngineInfo | None = None
         self._ledger = ledger
-        self._factory = engine_factory
         self._options = options
         self._engine: Engine
-        self._live: Engine | None = None  # built, and its steps not yet counted
         self._changed = threading.Condition()
         self._works: list[ShardWork] = []
         self._window = Window()
         self._in_flight: dict[int, Item] = {}
         self._dropped: list[ShardWork] = []
-        self._num_builds = 0
         self._fills_since: float | None = None
         self._is_held_back = False
         self._stopped_at: float | None = None
@@ -86,6 +81,7 @@ class Runner:
             ledger, options.pool, options.runner_id, only=options.only, in_order=options.only is not None
         )
         self._feeder = Feeder(ledger, self._claims, self._window, self._works, self.tally, self._changed)
+        self._seat = Seat(engine_factory, ledger.clock, self.tally, self._use)
         self._keeper = Keeper(ledger, self._claims, self._works, self.tally, self._dropped.append)
         self._finisher = Finisher(
             ledger,
@@ -102,7 +98,7 @@ class Runner:
 
         Raises: EngineDead where engines die before they serve anything; BatchDamaged.
         """
-        self._engine = self._build()
+        self._engine = self._seat.build()
         try:
             with self._ledger.store.hold(self._options.runner_id):
                 threads = self._start_threads()
@@ -147,7 +143,7 @@ class Runner:
 
     def run_alone(self, until: Callable[[], bool] = lambda: False) -> BatchRecord | None:
         """`run` without a thread: everything in turn, on the ledger's clock. For simulations and virtual time."""
-        self._engine = self._build()
+        self._engine = self._seat.build()
         try:
             while not self._is_over() and not until():
                 try:
@@ -163,7 +159,7 @@ class Runner:
                     log.warning("store.unavailable", error=str(error))
                     self._ledger.clock.sleep(STORE_RETRY_S)
             self._keeper.release_all()
-            self._count_steps(self._engine)
+            self._seat.count_steps(self._engine)
         finally:
             self._engine.close()
         return self._finisher.ended.get(self._options.only or "")
@@ -189,7 +185,7 @@ class Runner:
     @property
     def is_building(self) -> bool:
         """There is no engine now: the first one loads, or one died."""
-        return self._live is None
+        return self._seat.is_empty
 
     @property
     def is_stopping(self) -> bool:
@@ -212,23 +208,13 @@ class Runner:
         return tuple(f"{work.held.batch.batch_id}/{work.held.record.n}" for work in works)
 
     def engine_stats(self) -> EngineStats:
-        """Steps since the start, over all engines; `extra` of the one that lives. From any thread, a moment old."""
-        live, tally = self._live, self.tally
-        if live is None:
-            return EngineStats(num_steps=tally.num_steps, num_full_steps=tally.num_full_steps)
-        stats = live.stats()
-        return EngineStats(
-            num_steps=tally.num_steps + stats.num_steps,
-            num_full_steps=tally.num_full_steps + stats.num_full_steps,
-            down_s=stats.down_s,
-            extra=stats.extra,
-        )
+        """Over all engines since the start. From any thread, a moment old."""
+        return self._seat.stats()
 
     @property
     def down_s(self) -> float:
         """For how long the endpoint has been down; 0 while it is up, or only pauses for a moment."""
-        down_s = self.engine_stats().down_s
-        return down_s if down_s >= DOWN_AFTER_S else 0.0
+        return self._seat.down_s
 
     def _is_over(self) -> bool:
         if self._failure is not None or self._stop_now.is_set():
@@ -347,7 +333,7 @@ class Runner:
         if isinstance(outcome, Failure):
             tally.failed += 1
             return
-        self._num_builds = 0
+        self._seat.has_served()
         tally.succeeded += 1
         self._count_tokens(outcome.usage)
 
@@ -368,27 +354,16 @@ class Runner:
         with self._changed:
             self._window.drop(lambda item: item.shard.is_dropped)
 
-    def _build(self) -> Engine:
-        self._num_builds += 1
-        engine = self._factory()
-        self.info, self._live = engine.info, engine
-        self.tally.engine_ready_at = self._ledger.clock.monotonic()
+    def _use(self, engine: Engine) -> None:
+        self.info = engine.info
         self._feeder.use(engine.prepare, engine.info.num_slots, engine.info.max_in_flight)
-        log.info("engine.ready", engine=engine.info.name, model=engine.info.model, slots=engine.info.num_slots)
-        return engine
 
     def _replace(self, engine: Engine, error: EngineDead) -> Engine:
         """Bury a dead engine, build the next, and put its requests where `crashes.judge` says."""
         log.error("engine.died", error=str(error), in_flight=len(self._in_flight))
-        self.tally.num_engine_deaths += 1
         in_flight = list(self._in_flight.values())
         self._in_flight.clear()
-        self._count_steps(engine)
-        engine.close()
-        if self._num_builds >= ENGINE_BUILDS_MAX:
-            raise EngineDead(
-                f"{self._num_builds} engines in a row died and answered nothing; the last one: {error}"
-            ) from error
+        self._seat.bury(engine, error)
         verdicts = crashes.judge(in_flight, was_alone=self._window.is_alone_running)
         for item in verdicts.guilty:
             self._in_flight[item.key] = item
@@ -397,24 +372,7 @@ class Runner:
             self._window.push(verdicts.again)
             for group in reversed(verdicts.alone):
                 self._window.push_alone(group, is_next=True)
-        return self._rebuild()
-
-    def _rebuild(self) -> Engine:
-        """A dead engine's memory may take a while to be free: patient, up to ENGINE_BUILDS_MAX."""
-        while True:
-            try:
-                return self._build()
-            except (EngineDead, SettingsError) as error:
-                if self._num_builds >= ENGINE_BUILDS_MAX or self._stop.is_set():
-                    raise EngineDead(f"the engine died and no other could be built: {error}") from error
-                log.warning("engine.not_built", error=str(error))
-                self._ledger.clock.sleep(REBUILD_PAUSE_S)
-
-    def _count_steps(self, engine: Engine) -> None:
-        self._live = None
-        stats = engine.stats()
-        self.tally.num_steps += stats.num_steps
-        self.tally.num_full_steps += stats.num_full_steps
+        return self._seat.rebuild(self._stop.is_set)
 
     def _wind_down(self, threads: list[threading.Thread]) -> None:
         """Stop the threads, commit what is finished, put back the rest."""
@@ -426,7 +384,7 @@ class Runner:
         for thread in threads:
             thread.join()
         self._keeper.release_all()
-        self._count_steps(self._engine)
+        self._seat.count_steps(self._engine)
         tally = self.tally
         log.info(
             "runner.ended",
