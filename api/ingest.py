@@ -8,15 +8,16 @@ import re
 import secrets
 import string
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from api.errors import Refusal
 from api.spool import Spooled
 from batchfile.errors import InvalidFile, InvalidRequest, TooLarge
 from batchfile.ledger import batches, idempotency
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.cutter import Place, by_line, by_number
 from batchfile.ledger.idempotency import Adopted
-from batchfile.ledger.planner import Place, by_line, by_number, plan_upload
+from batchfile.ledger.planner import plan_upload
 from batchfile.lines.split import iter_requests, read_document
 from batchfile.records import BatchRecord
 from batchfile.routing import route
@@ -37,27 +38,52 @@ LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Upload:
-    """A body that was opened: JSONL in chunks, and how its user finds a request in it."""
+class Wishes:
+    """What a native create may ask for beside its body. `priority`: 0 (first) to 9.
 
+    Not `is_strict`: lines that can not run become errored results, and OpenAI's lines are taken too.
+    """
+
+    priority: int = 5
+    metadata: dict[str, str] = field(default_factory=dict)
+    is_strict: bool = True
+
+    @property
+    def digest(self) -> str:
+        """Empty where nothing was asked for."""
+        return "" if self == Wishes() else f"{self.priority} {self.is_strict} {sorted(self.metadata.items())}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Upload:
+    """A body that was opened: JSONL in chunks, and how its user finds a request in it.
+
+    `is_native`: whatever has no stage goes by our own rules, not by Anthropic's.
+    """
+
+    is_native: bool
     stage: str | None
     routing: RoutingTable
     chunks: Iterable[bytes]
     place: Place
 
+    @property
+    def is_messages(self) -> bool:
+        return self.stage is None and not self.is_native
+
     def new_batch_id(self) -> str:
-        if self.stage is not None:
+        if not self.is_messages:
             return f"batch_{secrets.token_hex(6)}"
         return "msgbatch_" + "".join(secrets.choice(ID_LETTERS) for _ in range(24))
 
     def defaults(self, settings: Settings) -> Defaults:
-        if self.stage is None:
+        if self.is_messages:
             return MESSAGE_DEFAULTS
         return replace(DEFAULTS, output_schema=settings.schema_of(self.stage))
 
     def requests_max(self, settings: Settings) -> int:
         limit = settings.api.requests_max
-        return limit if self.stage is not None else min(limit, MESSAGES_MAX)
+        return min(limit, MESSAGES_MAX) if self.is_messages else limit
 
 
 def create_batch(
@@ -72,16 +98,18 @@ def create_batch(
     idempotency_key: str | None,
     retry_count: int | None,
     full: Refusal | None = None,
+    wishes: Wishes | None = None,
 ) -> BatchRecord:
     """The batch of a body: a new one, or for a repeated create the one that it made before.
 
-    One without a stage, which `needs_stage` does not allow, goes by Anthropic's rules. `full`: why there can be no new
-    one, if so.
+    One without a stage, which `needs_stage` does not allow, goes by Anthropic's rules; lines that come with `wishes`
+    need none and go by our own. `full`: why there can be no new one, if so.
     Raises: InvalidFile, of it RequestRefused and TooLarge; KeyReused; Refusal 415; `full`; StoreUnavailable (the same
     again completes it). After any but the last nothing was made.
     """
-    upload = _open(spooled, content_type, stage_query, settings, needs_stage)
-    digest = f"{spooled.sha256} {upload.stage or ''}"
+    upload = _open(spooled, content_type, stage_query, settings, needs_stage, is_native=wishes is not None)
+    wishes = wishes or Wishes()
+    digest = f"{spooled.sha256} {upload.stage or ''}{wishes.digest}"
     if full is not None:
         made = made_before(ledger, digest, tenant, idempotency_key, retry_count)
         if made is None:
@@ -99,6 +127,8 @@ def create_batch(
         stage=upload.stage,
         tenant=tenant,
         created_at=adopted.created_at,
+        priority=wishes.priority,
+        metadata=wishes.metadata,
     )
     batches.announce(ledger, draft)
     try:
@@ -111,7 +141,8 @@ def create_batch(
             stage=upload.stage,
             place=upload.place,
             requests_max=upload.requests_max(settings),
-            custom_ids=CUSTOM_IDS if upload.stage is None else None,
+            custom_ids=CUSTOM_IDS if upload.is_messages else None,
+            is_strict=wishes.is_strict,
         )
     except InvalidFile:
         if adopted.is_first:  # else it is another attempt's to remove
@@ -149,16 +180,22 @@ def made_before(
 
 
 def _open(
-    spooled: Spooled, content_type: str | None, stage_query: str | None, settings: Settings, needs_stage: bool
+    spooled: Spooled,
+    content_type: str | None,
+    stage_query: str | None,
+    settings: Settings,
+    needs_stage: bool,
+    *,
+    is_native: bool,
 ) -> _Upload:
     routing = settings.routing()
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type in LINE_TYPES:
         stage = None
-        if stage_query is not None or needs_stage:
+        if stage_query is not None or (needs_stage and not is_native):
             stage = _known_stage(routing, stage_query, "give it in the query, as ?stage=")
         chunks = _slices(spooled.view(), settings.api.requests_max)
-        return _Upload(stage=stage, routing=routing, chunks=chunks, place=by_line)
+        return _Upload(is_native=is_native, stage=stage, routing=routing, chunks=chunks, place=by_line)
     if media_type != "application/json" and not media_type.endswith("+json"):
         detail = f"Content-Type: {media_type[:80]!r} is not read here; send application/json or application/x-ndjson."
         raise Refusal(415, detail)
@@ -169,14 +206,15 @@ def _open(
         if document.model_hint is not None:
             raise InvalidFile("model_hint: goes with a stage; name the model in the params of each request")
         chunks = iter_requests(document.requests)
-        return _Upload(stage=None, routing=routing, chunks=chunks, place=by_number)
+        return _Upload(is_native=False, stage=None, routing=routing, chunks=chunks, place=by_number)
     stage = _known_stage(routing, document.stage or stage_query, "give one of")
     if stage_query not in {None, stage}:
         raise InvalidFile(f"stage: the body says {stage!r} and the query {stage_query!r}; say it once")
     if document.model_hint is not None:
         # The hint of the whole is where the stage leads for this batch: what a request says itself still comes first.
         routing = replace(routing, stages={stage: _pool_of(routing, document.model_hint)})
-    return _Upload(stage=stage, routing=routing, chunks=iter_requests(document.requests), place=by_number)
+    chunks = iter_requests(document.requests)
+    return _Upload(is_native=is_native, stage=stage, routing=routing, chunks=chunks, place=by_number)
 
 
 def _known_stage(routing: RoutingTable, stage: str | None, how: str) -> str:

@@ -15,7 +15,7 @@ from batchfile.ledger import outbox, shards
 from batchfile.ledger.assemble import Assembled, assemble
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap, update_batch
-from batchfile.ledger.planner import Planned
+from batchfile.ledger.cutter import Planned
 from batchfile.ledger.turn import Turn
 from batchfile.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord, decode
 from batchfile.words import Defaults, RoutingTable

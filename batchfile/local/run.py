@@ -19,7 +19,8 @@ from batchfile.errors import InvalidFile, InvalidRequest, OutputTaken
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
-from batchfile.ledger.planner import Planned, plan_input
+from batchfile.ledger.cutter import Planned
+from batchfile.ledger.planner import plan_input
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.frame import iter_lines
 from batchfile.local import identity, inputs

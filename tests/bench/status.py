@@ -21,7 +21,7 @@ from typing import Any
 from batchfile import layout
 from batchfile.ledger import batches, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import Planned
+from batchfile.ledger.cutter import Planned
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.lines.part import FinishedLine

@@ -20,7 +20,7 @@ from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, RequestRefused, StoreUnavailable, TooLarge
 from batchfile.ledger import batches, idempotency, steward
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import Planned
+from batchfile.ledger.cutter import Planned
 from batchfile.ledger.status import StatusReader
 from batchfile.records import BatchRecord
 from batchfile.runner.runner import Runner, RunnerOptions

@@ -15,7 +15,8 @@ from batchfile.layout import REJECTED_POOL, assembly_key, batch_key, input_key, 
 from batchfile.ledger import batches, shards
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.cas import Lost, Stored, load, swap
-from batchfile.ledger.planner import Planned, plan_input
+from batchfile.ledger.cutter import Planned
+from batchfile.ledger.planner import plan_input
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward

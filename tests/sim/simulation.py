@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from unittest.mock import patch
 
-from batchfile.ledger import planner
+from batchfile.ledger import cutter
 from batchfile.ledger.base import Limits
 from batchfile.ledger.steward import RELOOK_S
 from batchfile.settings import Pool, Settings
@@ -56,7 +56,7 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
     try:
         with ExitStack() as stack:
             stack.enter_context(seeded_secrets(seed))
-            stack.enter_context(patch.object(planner, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
+            stack.enter_context(patch.object(cutter, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
             stage = Stage(world, _shape(rng), SETTINGS, faults, model)
             model.store = stage.store
             clients = [_client(rng, stage, number) for number in range(rng.choice((1, 1, 2, 3)))]

@@ -11,8 +11,9 @@ from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, StoreUnavailable
 from batchfile.ledger import batches, idempotency, lease, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.cutter import Planned
 from batchfile.ledger.idempotency import Adopted
-from batchfile.ledger.planner import Planned, plan_input
+from batchfile.ledger.planner import plan_input
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
