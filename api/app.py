@@ -102,7 +102,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
         if (batch.ended_at or 0.0) >= began_at:
             metrics.observe_ended(batch)
 
-    inbox = Inbox(ledger, settings.routing(), settings.schema_of)
+    inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
     stewarding = Stewarding(ledger, service.name, service.reader, on_ended, inbox) if is_steward else None
 
     @asynccontextmanager

@@ -31,10 +31,11 @@ class _Due(NamedTuple):
     at: float
     batch_id: str
     tenant: str
+    callback: str
 
 
 class Delivering:
-    """`hooks`: by tenant."""
+    """`hooks`: by tenant. A batch's own callback stands over its tenant's address, and is signed with its secret."""
 
     def __init__(self, ledger: Ledger, hooks: Mapping[str, Webhook]) -> None:
         self._ledger = ledger
@@ -43,13 +44,12 @@ class Delivering:
 
     def hear(self, batch: BatchRecord) -> None:
         """Of an ended batch, perhaps not for the first time."""
-        if batch.tenant in self._hooks:
-            self._heard.put(_Due(0.0, batch.batch_id, batch.tenant))
+        callback = (batch.dropped and batch.dropped.callback) or ""
+        if callback or batch.tenant in self._hooks:
+            self._heard.put(_Due(0.0, batch.batch_id, batch.tenant, callback))
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. Attempts in work then are made again by another process."""
-        if not self._hooks:
-            return
         waiting: list[_Due] = []
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook") as senders:
             while not stop.wait(LOOK_S):
@@ -62,7 +62,7 @@ class Delivering:
     def _tell(self, due: _Due) -> None:
         again: float | None
         try:
-            again = tell(self._ledger, due.batch_id, partial(self._send, self._hooks[due.tenant]))
+            again = tell(self._ledger, due.batch_id, partial(self._send, due))
         except (StoreError, BatchDamaged) as error:
             log.warning("webhook.paused", batch_id=due.batch_id, error=str(error))
             again = self._ledger.clock.now() + RETRY_S
@@ -72,6 +72,9 @@ class Delivering:
         if again is not None:
             self._heard.put(due._replace(at=again))
 
-    def _send(self, hook: Webhook, event: Event) -> str | None:
-        headers = signed_headers(event, hook.secret.get_secret_value(), self._ledger.clock.now())
-        return posting.post(hook.url, event.body, headers, allow_private=hook.allow_private)
+    def _send(self, due: _Due, event: Event) -> str | None:
+        hook = self._hooks.get(due.tenant)
+        secret = None if hook is None else hook.secret.get_secret_value()
+        headers = signed_headers(event, secret, self._ledger.clock.now())
+        url = due.callback or (hook.url if hook else "")
+        return posting.post(url, event.body, headers, allow_private=hook is not None and hook.allow_private)

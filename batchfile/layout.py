@@ -8,9 +8,10 @@ idempotency/           what a key, a body or a local output stands for
 runners/{pool}/        who works now: a hint, rewritten every few seconds
 files/{tenant}/        stored files, newest first: a document and the bytes of each
 uploads/{tenant}/      files that come in parts
-inbox/{where}/         dropped files; nothing of ours is written there, and nothing removed
+inbox/{where}/         dropped files; nothing of ours is written there, and nothing removed but what is to be moved
 inbox-claims/          which version of a dropped file became which batch
 outbox/{where}/        what came of it, under the full name of the file
+done/{where}/          files that were to be moved there from the inbox once they had run
 expiring/{time}/       what is to be removed then: the rest of the key is a prefix
 """
 
@@ -235,6 +236,7 @@ def expiring_prefix(key: str) -> str:
 INBOX_PREFIX = "inbox/"
 CLAIMS_PREFIX = "inbox-claims/"
 OUTBOX_PREFIX = "outbox/"
+DONE_PREFIX = "done/"
 
 
 def claim_key(key: str, etag: str, modified_at: float) -> str:
@@ -246,6 +248,11 @@ def claim_key(key: str, etag: str, modified_at: float) -> str:
 def outbox_key(inbox_key: str, kind: str) -> str:
     """`inbox/a/b.jsonl` and `receipt.json` make `outbox/a/b.jsonl.receipt.json`."""
     return f"{OUTBOX_PREFIX}{inbox_key.removeprefix(INBOX_PREFIX)}.{kind}"
+
+
+def done_key(inbox_key: str) -> str:
+    """Where a file goes that is moved once it has run."""
+    return f"{DONE_PREFIX}{inbox_key.removeprefix(INBOX_PREFIX)}"
 
 
 def _millis(seconds: float) -> int:

@@ -72,13 +72,17 @@ class FileInput:
 class DroppedFile:
     """The file in the inbox that a batch is made of, as it was claimed. `errors`: why it came to nothing.
 
-    `modified_at`: epoch seconds, by the store's clock.
+    `modified_at`: epoch seconds, by the store's clock. `wants_parquet`, `callback`, `move_done`: what was asked for
+    beside it.
     """
 
     key: str
     etag: str
     modified_at: float
     errors: tuple[LineError, ...] = ()
+    wants_parquet: bool = False
+    callback: str | None = None
+    move_done: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

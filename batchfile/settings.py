@@ -184,6 +184,14 @@ class Api(BaseModel):
     trust_forwarded: bool = False
 
 
+class InboxFiles(BaseModel):
+    """What becomes of dropped files that do not say it beside them. `move_done`: to done/, once they have run."""
+
+    model_config = _STRICT
+
+    move_done: bool = False
+
+
 # Two pools and four stages, so that nothing is needed to start.
 DEFAULT_POOLS: dict[str, Any] = {
     "llama-70b": {
@@ -221,6 +229,7 @@ class Settings(BaseSettings):
     allow_anonymous: bool = False
     api: Api = Api()
     webhooks: dict[str, Webhook] = Field(default_factory=dict)
+    inbox: InboxFiles = InboxFiles()
     _schemas: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
 
     @field_validator("api_keys", mode="before")
@@ -409,6 +418,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
         "limits": Times,
         "api": Api,
         "webhooks": Webhook,
+        "inbox": InboxFiles,
     }
     first = str(location[0])
     model = owners.get(first, Settings) if len(location) > 1 else Settings

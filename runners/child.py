@@ -131,7 +131,7 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
         started_at=time.time(),
     )
     log.info("runner.starting", runner_id=identity.runner_id, engine=kind, model=pool.model, store=ledger.store.url)
-    inbox = Inbox(ledger, settings.routing(), settings.schema_of)
+    inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
     wanted = RunnerOptions(runner_id=identity.runner_id, pool=options.pool, inbox=inbox)
     runner = Runner(ledger, factory_of(pool, kind), wanted)
     signals.runner = runner

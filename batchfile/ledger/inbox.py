@@ -1,7 +1,7 @@
 """Files that someone put under `inbox/`: each version of each becomes exactly one batch, whoever looks and dies.
 
 A claim, written on the condition that there is none, gives a version its batch id; the batch is then made as
-`planning`, of the object as it lies there, pinned by its etag. Nothing in the inbox is ever written or removed.
+`planning`, of the object as it lies there, pinned by its etag. Nothing in the inbox is written or removed here.
 """
 
 from collections.abc import Callable
@@ -59,10 +59,21 @@ class _Wish:
 
 
 class Inbox:
-    """For one thread. Remembers what it has dealt with, so that a look costs a listing and what is new."""
+    """For one thread. Remembers what it has dealt with, so that a look costs a listing and what is new.
 
-    def __init__(self, ledger: Ledger, routing: RoutingTable, schema_of: SchemaOf = lambda stage: None) -> None:
+    `move_done`: of files whose options do not say it.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        routing: RoutingTable,
+        schema_of: SchemaOf = lambda stage: None,
+        *,
+        move_done: bool = False,
+    ) -> None:
         self._ledger = ledger
+        self._move_done = move_done
         self._routing = routing
         self._schema_of = schema_of
         self._known: dict[str, str] = {}  # key -> the version that was dealt with
@@ -153,11 +164,14 @@ class Inbox:
             if claim.is_made:
                 return
             try:
-                planning.create_of_dropped(self._ledger, self._draft(claim, wish), _dropped(claim), entry.size)
+                planning.create_of_dropped(
+                    self._ledger, self._draft(claim, wish), self._dropped(claim, wish), entry.size
+                )
             except BatchDamaged:
                 # Its create was given up an hour ago and fenced since, and it never existed.
                 wanted = self._new_claim(entry)
             else:
+                outbox.accept(self._ledger, entry.key)
                 wanted = replace(claim, is_made=True)
             written = swap(self._ledger, key, wanted, found.etag)
             found = written.found if isinstance(written, Lost) else written
@@ -185,6 +199,17 @@ class Inbox:
             priority=options.priority,
             created_at=claim.created_at,
             deadline=None if options.deadline is None else options.deadline.timestamp(),
+        )
+
+    def _dropped(self, claim: ClaimRecord, wish: _Wish) -> DroppedFile:
+        options = wish.options
+        return DroppedFile(
+            key=claim.key,
+            etag=claim.etag,
+            modified_at=claim.modified_at,
+            wants_parquet=options.results == "parquet",
+            callback=options.callback,
+            move_done=self._move_done if options.move_done is None else options.move_done,
         )
 
     def _wish(self, file: _File) -> _Wish:
@@ -231,7 +256,3 @@ def _is_passed_over(key: str) -> bool:
 def _stem(key: str) -> str:
     """The name without what tells its format."""
     return next((key.removesuffix(ending) for ending in reversed(ENDINGS) if key.endswith(ending)), key)
-
-
-def _dropped(claim: ClaimRecord) -> DroppedFile:
-    return DroppedFile(key=claim.key, etag=claim.etag, modified_at=claim.modified_at)

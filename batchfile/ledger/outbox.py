@@ -1,100 +1,41 @@
 """What came of a dropped file: beside its path under `outbox/`, its full name kept. Of its newest version only.
 
-Everything but the progress is a pure function of the ended batch, so that writing it twice gives the same bytes.
+Results and errors are a pure function of the ended batch, so that writing them twice gives the same bytes.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+import io
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
 
-import msgspec
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchfileError, LeaseLost, PreconditionFailed
+from batchfile.errors import BatchfileError, LeaseLost, ObjectChanged, ObjectMissing, PreconditionFailed
+from batchfile.ledger import outbox_documents as documents
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.presence import read_presence
 from batchfile.ledger.turn import Turn
-from batchfile.lines.render import openai_file
-from batchfile.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError, ShardRecord
+from batchfile.lines.frame import iter_lines
+from batchfile.lines.render import RESULT_BYTES_MAX, openai_file
+from batchfile.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError, Plan, ShardRecord
+from batchfile.store.base import Writer
 from batchfile.words import Counts, Usage
 
 log = structlog.get_logger()
 
-STATUS_S = 15.0  # between two writes of one file's progress, by whoever
+STATUS_S = 15.0  # between two writes of one file's progress, by whoever; a new state is told at once
 
 RESULTS = "results.jsonl"
+RESULTS_PARQUET = "results.parquet"
 ERRORS = "errors.jsonl"
 STATUS = "status.json"
 RECEIPT = "receipt.json"
 REJECTED = "rejected.json"
 
 _STATES: tuple[BatchState, ...] = ("planning", "open", "ending", "ended")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Input:
-    """`etag`: the version. `sha256`: of the requests as they ran; None where they were never read to their end."""
-
-    path: str
-    etag: str
-    sha256: str | None = None
-    requests: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    path: str
-    bytes: int
-    sha256: str
-    lines: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Status:
-    """How far the batch is. Times: epoch seconds."""
-
-    batch_id: str
-    state: BatchState
-    reason: str | None
-    input: _Input
-    total: int
-    counts: Counts
-    usage: Usage
-    created_at: float
-    expires_at: float
-    updated_at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Receipt:
-    """Written last. `pools`: pool -> its model. `seconds`: from the claim of the file to the end of its batch."""
-
-    batch_id: str
-    reason: str
-    detail: str | None
-    stage: str | None
-    pools: dict[str, str]
-    input: _Input
-    results: _File | None
-    errors: _File | None
-    counts: Counts
-    usage: Usage
-    created_at: float
-    planned_at: float | None
-    ended_at: float | None
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rejected:
-    """Why a file became nothing. `batch_id` None: it was not even looked into."""
-
-    batch_id: str | None
-    input: _Input
-    message: str
-    errors: tuple[LineError, ...]
 
 
 def is_replaced(ledger: Ledger, batch: BatchRecord) -> bool:
@@ -122,26 +63,15 @@ def report(ledger: Ledger, batch: BatchRecord, counts: Counts, usage: Usage) -> 
         return
     key = layout.outbox_key(dropped.key, STATUS)
     found = ledger.store.get(key)
-    known = None if found is None else _read_status(found.data)
+    known = None if found is None else documents.read_status(found.data)
     if found is not None and known is not None and known.batch_id == batch.batch_id:
         ours = (_STATES.index(batch.state), counts.finished)
         theirs = (_STATES.index(known.state), known.counts.finished)
         if ours <= theirs or (ours[0] == theirs[0] and found.age_s < STATUS_S):
             return
-    status = _Status(
-        batch_id=batch.batch_id,
-        state=batch.state,
-        reason=batch.reason,
-        input=_input_of(batch, dropped),
-        total=batch.total,
-        counts=counts,
-        usage=usage,
-        created_at=batch.created_at,
-        expires_at=batch.expires_at,
-        updated_at=batch.ended_at or ledger.clock.now(),
-    )
+    data = documents.encode(documents.status_of(batch, dropped, counts, usage, ledger.clock.now()))
     with suppress(PreconditionFailed):  # someone else has just told
-        ledger.store.put(key, _encode(status), absent=found is None, match=None if found is None else found.etag)
+        ledger.store.put(key, data, absent=found is None, match=None if found is None else found.etag)
 
 
 def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
@@ -174,66 +104,92 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
 
 def refuse(ledger: Ledger, key: str, etag: str, message: str) -> None:
     """Say why the file `key` is not looked into. The same again writes nothing."""
-    rejected = _Rejected(
+    rejected = documents.Rejected(
         batch_id=None,
-        input=_Input(path=key, etag=etag),
+        input=documents.Input(path=key, etag=etag),
         message=message,
         errors=(LineError(code="not_accepted", message=message),),
     )
-    place, data = layout.outbox_key(key, REJECTED), _encode(rejected)
+    place, data = layout.outbox_key(key, REJECTED), documents.encode(rejected)
     found = ledger.store.get(place)
     if found is None or found.data != data:
         ledger.store.put(place, data)
         log.warning("inbox.rejected", key=key, error=message)
 
 
+def accept(ledger: Ledger, key: str) -> None:
+    """The file `key` has become a batch: what was said against it before holds no more. Raises: StoreUnavailable."""
+    ledger.store.delete(layout.outbox_key(key, REJECTED))
+
+
 def _write(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None]) -> bool:
     """False: another version came meanwhile."""
-    results = errors = None
-    if batch.results is not None:
-        results = _copy(ledger, dropped, RESULTS, _in_dialect(ledger, batch), beat)
-        if results is None:
-            return False
-    if batch.errors is not None and batch.errors.num_lines:
-        errors = _copy(ledger, dropped, ERRORS, ledger.store.stream(batch.errors.key), beat)
-        if errors is None:
-            return False
-    is_rejected = batch.reason == "failed" and results is None
-    written = {RESULTS: results, ERRORS: errors, REJECTED: is_rejected or None, RECEIPT: not is_rejected or None}
-    for kind, made in written.items():
-        if made is None:  # of an earlier version
+    written = _write_files(ledger, batch, dropped, beat)
+    if written is None:
+        return False
+    is_rejected = batch.reason == "failed" and written.results is None
+    is_there = {
+        RESULTS: written.results is not None,
+        RESULTS_PARQUET: written.results_parquet is not None,
+        ERRORS: written.errors is not None,
+        REJECTED: is_rejected,
+        RECEIPT: not is_rejected,
+    }
+    for kind, stays in is_there.items():
+        if not stays:  # of an earlier version
             ledger.store.delete(layout.outbox_key(dropped.key, kind))
     report(ledger, batch, batch.counts, batch.usage)
     if is_rejected:
-        last = _Rejected(
+        last = documents.Rejected(
             batch_id=batch.batch_id,
-            input=_input_of(batch, dropped),
+            input=documents.input_of(batch, dropped),
             message=batch.detail or "the file can not be read",
             errors=dropped.errors,
         )
-        ledger.store.put(layout.outbox_key(dropped.key, REJECTED), _encode(last))
-    else:
-        ledger.store.put(layout.outbox_key(dropped.key, RECEIPT), _encode(_receipt(batch, dropped, results, errors)))
+        ledger.store.put(layout.outbox_key(dropped.key, REJECTED), documents.encode(last))
+        return True
+    moves = dropped.move_done and batch.reason == "completed"
+    moved_to = layout.done_key(dropped.key) if moves else None
+    receipt = documents.receipt_of(batch, dropped, _pools(ledger, batch), written, moved_to)
+    ledger.store.put(layout.outbox_key(dropped.key, RECEIPT), documents.encode(receipt))
+    if moved_to is not None:
+        _move(ledger, dropped, moved_to, beat)
     return True
 
 
-def _receipt(batch: BatchRecord, dropped: DroppedFile, results: FileRef | None, errors: FileRef | None) -> _Receipt:
-    return _Receipt(
-        batch_id=batch.batch_id,
-        reason=batch.reason or "completed",
-        detail=batch.detail,
-        stage=batch.stage,
-        pools={pool: models[0] for pool, models in batch.routing.pools.items() if models},
-        input=_input_of(batch, dropped),
-        results=_file(results),
-        errors=_file(errors),
-        counts=batch.counts,
-        usage=batch.usage,
-        created_at=batch.created_at,
-        planned_at=batch.planned_at,
-        ended_at=batch.ended_at,
-        seconds=round((batch.ended_at or batch.created_at) - batch.created_at, 3),
-    )
+def _write_files(
+    ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None]
+) -> documents.Written | None:
+    """None: another version came meanwhile."""
+    results = parquet = errors = None
+    if batch.results is not None:
+        results = _copy(ledger, dropped, RESULTS, _in_dialect(ledger, batch), beat)
+        if results is None:
+            return None
+        if dropped.wants_parquet:
+            parquet = _write_parquet(ledger, dropped, batch.results, beat)
+            if parquet is None:
+                return None
+    if batch.errors is not None and batch.errors.num_lines:
+        errors = _copy(ledger, dropped, ERRORS, ledger.store.stream(batch.errors.key), beat)
+        if errors is None:
+            return None
+    return documents.Written(results=results, results_parquet=parquet, errors=errors)
+
+
+def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
+    """Who ran the batch; rejected lines are nobody's. What runs the engines is by their own account, of now."""
+    found = None if not batch.plan_key else load(ledger, batch.plan_key, Plan)
+    if found is None:
+        return {}
+    pools = {}
+    for pool, members in found.record.pools.items():
+        if pool != layout.REJECTED_POOL:
+            told = {f"{one.engine} {one.engine_version}".strip() for one in read_presence(ledger, pool)}
+            models = batch.routing.pools.get(pool) or (pool,)
+            num_requests = sum(members.values())
+            pools[pool] = documents.Pool(model=models[0], requests=num_requests, engines=tuple(sorted(told)))
+    return pools
 
 
 def _in_dialect(ledger: Ledger, batch: BatchRecord) -> Iterable[bytes]:
@@ -250,41 +206,71 @@ def _copy(
 ) -> FileRef | None:
     """None, and nothing written, where another version came meanwhile."""
     key = layout.outbox_key(dropped.key, kind)
-    digest, size, num_lines = hashlib.sha256(), 0, 0
     with ledger.store.writer(key) as writer:
+        sink = _Sink(writer)
+        num_lines = 0
         for chunk in chunks:
             beat()
-            writer.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
+            sink.write(chunk)
             num_lines += chunk.count(b"\n")
         if not is_newest(ledger, dropped):
             return None
         writer.commit()
-    return FileRef(key=key, size=size, sha256=digest.hexdigest(), num_lines=num_lines)
+    return FileRef(key=key, size=sink.size, sha256=sink.digest.hexdigest(), num_lines=num_lines)
 
 
-def _input_of(batch: BatchRecord, dropped: DroppedFile) -> _Input:
-    is_planned = bool(batch.plan_key)
-    return _Input(
-        path=dropped.key,
-        etag=dropped.etag,
-        sha256=batch.input.sha256 if is_planned else None,
-        requests=batch.total if is_planned else None,
-    )
+def _write_parquet(ledger: Ledger, dropped: DroppedFile, results: FileRef, beat: Callable[[], None]) -> FileRef | None:
+    """As `_copy`; a row for each result."""
+    from batchfile.lines.parquet import write_results
+
+    def lines() -> Iterator[bytes]:
+        for line in iter_lines(ledger.store.stream(results.key), line_bytes_max=RESULT_BYTES_MAX):
+            beat()
+            yield line.data or b""
+
+    key = layout.outbox_key(dropped.key, RESULTS_PARQUET)
+    with ledger.store.writer(key) as writer:
+        sink = _Sink(writer)
+        write_results(lines(), cast(BinaryIO, sink))
+        if not is_newest(ledger, dropped):
+            return None
+        writer.commit()
+    return FileRef(key=key, size=sink.size, sha256=sink.digest.hexdigest(), num_lines=results.num_lines)
 
 
-def _file(ref: FileRef | None) -> _File | None:
-    return None if ref is None else _File(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)
-
-
-def _encode(document: _Status | _Receipt | _Rejected) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-
-
-def _read_status(data: bytes) -> _Status | None:
-    """None where it is none of ours."""
+def _move(ledger: Ledger, dropped: DroppedFile, target: str, beat: Callable[[], None]) -> None:
+    """Copy the file out of the inbox, then remove it there. One that was replaced meanwhile stays."""
     try:
-        return msgspec.json.decode(data, type=_Status)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+        with ledger.store.writer(target) as writer:
+            for chunk in ledger.store.stream(dropped.key, match=dropped.etag):
+                beat()
+                writer.write(chunk)
+            writer.commit()
+    except (ObjectChanged, ObjectMissing):
+        return
+    entry = ledger.store.head(dropped.key)
+    if entry is not None and entry.etag == dropped.etag:
+        ledger.store.delete(dropped.key)
+        log.info("inbox.moved", key=dropped.key, to=target)
+
+
+class _Sink(io.RawIOBase):
+    """An object that is being written, as a file; counts and hashes what goes through."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self._writer = writer
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def write(self, data: Any) -> int:
+        chunk = bytes(data)
+        self._writer.write(chunk)
+        self.digest.update(chunk)
+        self.size += len(chunk)
+        return len(chunk)

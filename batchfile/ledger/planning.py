@@ -20,7 +20,7 @@ from batchfile.errors import (
     StoreUnavailable,
     TooLarge,
 )
-from batchfile.ledger import batches
+from batchfile.ledger import batches, rejections
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, swap, update_batch
@@ -147,7 +147,12 @@ def kept_s(batch: BatchRecord, limits: Limits) -> float:
 
 
 def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord | None:
+    """A dropped file of which nothing can run is rejected instead, with its lines."""
     now = ledger.clock.now()
+    if batch.dropped is not None and planned.num_rejected == planned.total:
+        message = f"{batch.dropped.key}: none of its {planned.total:,} lines is a request that can run"
+        whole = LineError(code="invalid_file", message=message)
+        return _fail(ledger, batch, (whole, *rejections.told(ledger, batch.batch_id, planned.plan)), "failed")
 
     def decide(record: BatchRecord) -> BatchRecord | None:
         if record.state != "planning":

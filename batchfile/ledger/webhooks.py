@@ -52,21 +52,23 @@ def event_of(batch: BatchRecord) -> Event:
         "object": "event",
         "type": kind,
         "created_at": int(batch.ended_at or batch.created_at),
-        "data": {"id": batch.batch_id},
+        "data": {"id": batch.batch_id} if batch.dropped is None else {"id": batch.batch_id, "path": batch.dropped.key},
     }
     return Event(event_id=event_id, type=kind, body=msgspec.json.encode(document))
 
 
-def signed_headers(event: Event, secret: str, now: float) -> dict[str, str]:
-    """Standard Webhooks, version 1. `secret`: base64 after `whsec_`. `now`: epoch seconds, of this attempt."""
+def signed_headers(event: Event, secret: str | None, now: float) -> dict[str, str]:
+    """Standard Webhooks, version 1. `secret`: base64 after `whsec_`; None: there is no signature.
+
+    `now`: epoch seconds, of this attempt.
+    """
     sent_at = int(now)
+    named = {"webhook-id": event.event_id, "webhook-timestamp": str(sent_at)}
+    if secret is None:
+        return named
     signed = b"%s.%d.%s" % (event.event_id.encode(), sent_at, event.body)
     digest = hmac.digest(base64.b64decode(secret.removeprefix(SECRET_PREFIX)), signed, hashlib.sha256)
-    return {
-        "webhook-id": event.event_id,
-        "webhook-timestamp": str(sent_at),
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
-    }
+    return {**named, "webhook-signature": f"v1,{base64.b64encode(digest).decode()}"}
 
 
 def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> float | None:

@@ -63,13 +63,13 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
         raise InvalidFile(f"{path}: the Parquet data is damaged: {error}") from None
 
 
-def write_results(lines: Iterable[bytes], path: str) -> None:
-    """Native result lines to a Parquet file. A request with several choices gives its first text."""
+def write_results(lines: Iterable[bytes], target: str | BinaryIO) -> None:
+    """Native result lines to a Parquet file, or to a stream. A request with several choices gives its first text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([(name, pa.int64() if name in _COUNTS else pa.string()) for name in RESULT_COLUMNS])
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
         rows: list[dict[str, object]] = []
         for line in lines:
             rows.append(_row(line))

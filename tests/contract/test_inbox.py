@@ -17,15 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchfile import layout
+from batchfile import __version__, layout
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches, inbox, outbox
+from batchfile.ledger import batches, inbox, outbox, rejections
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.presence import write_presence
 from batchfile.ledger.steward import Steward
-from batchfile.records import BatchRecord, ClaimRecord, decode, encode
+from batchfile.ledger.webhooks import event_of
+from batchfile.records import BatchRecord, ClaimRecord, PresenceRecord, decode, encode
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
@@ -298,6 +300,27 @@ def test_a_file_without_a_request_is_rejected_and_accepted_once_it_has_one(world
     assert world.told("mistral/a.jsonl.receipt.json")["counts"]["succeeded"] == 1
 
 
+def test_a_file_of_which_no_line_can_run_is_rejected_with_its_lines_and_nothing_else(world: World) -> None:
+    world.drop("mistral/a.jsonl", b"name,mail\n", b"\n", b"ann,a@b.c\n")
+    world.steward.tick()
+    world.new_steward("t").tick()
+    told = world.told("mistral/a.jsonl.rejected.json")
+    assert told["message"] == "inbox/mistral/a.jsonl: none of its 2 lines is a request that can run"
+    assert [error["line"] for error in told["errors"]] == [None, 1, 3]
+    assert "is not valid JSON" in told["errors"][1]["message"]
+    assert world.only().reason == "failed"
+    assert world.outbox() == ["mistral/a.jsonl.rejected.json", "mistral/a.jsonl.status.json"]
+
+
+def test_a_rejection_names_no_more_than_the_first_hundred_lines(still: World) -> None:
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", *(b"rubbish\n" for _ in range(5000)))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    lines = [error["line"] for error in still.told("mistral/a.jsonl.rejected.json")["errors"]]
+    assert lines == [None, *range(1, rejections.TOLD_MAX + 1)]
+
+
 def test_what_is_hidden_or_not_yet_whole_by_its_name_is_passed_over(world: World) -> None:
     for path in ("mistral/.a.jsonl.Xy12", "mistral/.hidden/a.jsonl", "mistral/a.jsonl.part", "mistral/b.jsonl.tmp"):
         world.drop(path, native("a"))
@@ -557,12 +580,141 @@ def test_options_beside_a_file_are_what_its_batch_gets(world: World) -> None:
     assert world.outbox() == ["llama/a.jsonl.status.json", "llama/b.jsonl.status.json"]
 
 
+def test_results_come_as_parquet_too_when_that_is_asked_for(world: World) -> None:
+    world.store.put("inbox/mistral/a.batch.toml", b'results = "parquet"')
+    world.drop("mistral/a.jsonl", *(native(f"r{n}", f"text {n}") for n in range(40)), b"rubbish\n")
+    world.steward.tick()
+    ended = world.run(world.only())
+    world.steward.tick()
+    data = world.out("mistral/a.jsonl.results.parquet")
+    assert data is not None
+    rows = pq.read_table(io.BytesIO(data)).to_pylist()
+    lines = [json.loads(line) for line in (world.out("mistral/a.jsonl.results.jsonl") or b"").splitlines()]
+    assert [row["custom_id"] for row in rows] == [line["custom_id"] for line in lines]
+    assert [row["status"] for row in rows] == ["succeeded"] * 40 + ["errored"]
+    assert rows[7]["text"] == lines[7]["message"]["content"][0]["text"]
+    receipt = world.told("mistral/a.jsonl.receipt.json")
+    path = "outbox/mistral/a.jsonl.results.parquet"
+    digest = hashlib.sha256(data).hexdigest()
+    assert receipt["results_parquet"] == {"path": path, "bytes": len(data), "sha256": digest, "lines": 41}
+    world.store.delete(layout.outbox_turn_key(ended.batch_id))
+    assert outbox.publish(world.ledger, ended, runner="again")
+    assert world.out("mistral/a.jsonl.results.parquet") == data
+    world.store.delete("inbox/mistral/a.batch.toml")
+    world.drop("mistral/a.jsonl", native("new"))
+    world.steward.tick()
+    world.run(world.batches()[-1])
+    assert world.out("mistral/a.jsonl.results.parquet") is None
+
+
+def test_a_receipt_names_the_pools_their_models_and_what_ran_them(world: World) -> None:
+    told = PresenceRecord(
+        pool="mistral", runner_id="r", model="org/m", engine="vllm", engine_version="9.9", state="idle", started_at=1.0
+    )
+    write_presence(world.ledger, told)
+    world.drop("mistral/a.jsonl", native("a"), b"rubbish\n")
+    world.steward.tick()
+    world.run(world.only())
+    world.steward.tick()
+    receipt = world.told("mistral/a.jsonl.receipt.json")
+    assert receipt["pools"] == {"mistral": {"model": "org/m", "requests": 1, "engines": ["vllm 9.9"]}}
+    assert receipt["batchfile_version"] == __version__
+
+
+def test_a_file_leaves_the_inbox_only_when_told_to_and_only_once_it_has_run(world: World) -> None:
+    world.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
+    data = world.drop("mistral/a.jsonl", native("a"))
+    world.steward.tick()
+    assert world.store.head("inbox/mistral/a.jsonl") is not None
+    world.run(world.only())
+    world.steward.tick()
+    assert [entry.key for entry in world.store.list("inbox/")] == ["inbox/mistral/a.batch.toml"]
+    moved = world.store.get("done/mistral/a.jsonl")
+    assert moved is not None
+    assert moved.data == data
+    assert world.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] == "done/mistral/a.jsonl"
+    world.new_steward("t").tick()
+    assert len(world.batches()) == 1
+
+
+def test_a_file_that_did_not_run_to_its_end_is_not_moved(still: World) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    batches.end(still.ledger, still.only().batch_id, "canceled")
+    still.steward.tick()
+    assert still.told("mistral/a.jsonl.receipt.json")["counts"]["canceled"] == 1
+    assert still.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] is None
+    assert still.store.head("inbox/mistral/a.jsonl") is not None
+
+
+def test_settings_move_what_says_nothing_itself(still: World) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/b.batch.toml", b"move_done = false")
+    for name in "ab":
+        still.drop(f"mistral/{name}.jsonl", native(name))
+    still.clock.sleep(10.0)
+    steward = Steward(still.ledger, runner="s", inbox=Inbox(still.ledger, POOLS, move_done=True))
+    steward.tick()
+    for batch in still.batches():
+        still.run(batch)
+    assert [entry.key for entry in still.store.list("inbox/")] == [
+        "inbox/mistral/b.batch.toml",
+        "inbox/mistral/b.jsonl",
+    ]
+
+
+def test_a_file_that_is_replaced_while_it_is_moved_stays_and_is_a_batch_of_its_own(
+    still: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
+    still.drop("mistral/a.jsonl", native("old"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    stream = still.store.stream
+
+    def replacing(key: str, *args: Any, match: str | None = None, **more: Any) -> Iterator[bytes]:
+        yield from stream(key, *args, match=match, **more)
+        receipt = still.out("mistral/a.jsonl.receipt.json")
+        if key == "inbox/mistral/a.jsonl" and receipt is not None and len(still.batches()) == 1:
+            still.drop("mistral/a.jsonl", native("new"))
+
+    monkeypatch.setattr(still.store, "stream", replacing)
+    still.run(still.only())
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    still.steward.tick()
+    still.run(still.batches()[-1])
+    assert [batch.counts.succeeded for batch in still.batches()] == [1, 1]
+    results = still.out("mistral/a.jsonl.results.jsonl")
+    assert results is not None
+    assert json.loads(results)["custom_id"] == "new"
+
+
+def test_a_callback_is_kept_with_the_batch_and_its_event_names_the_file(still: World) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.batch.toml", b'callback = "https://example.com/done?x=1"')
+    still.drop("mistral/a.jsonl", b"\n")
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    batch = still.only()
+    assert batch.dropped is not None
+    assert batch.dropped.callback == "https://example.com/done?x=1"
+    assert json.loads(event_of(batch).body)["data"] == {"id": batch.batch_id, "path": "inbox/mistral/a.jsonl"}
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         ("prioritie = 1", "unknown field `prioritie`"),
         ("priority = 10", "`int` <= 9"),
         ("stage = 'poetry'", "stages are email"),
+        ("results = 'csv'", "Invalid enum value 'csv'"),
+        ("callback = 'ftp://example.com'", "matching regex"),
+        ("move_done = 'yes'", "Expected `bool"),
         ("deadline = 2099-01-01T00:00:00", "timezone"),
         ("priority 1", "line 1"),
         (f"# {'x' * 70_000}", "is larger than"),
@@ -579,3 +731,4 @@ def test_wrong_options_hold_their_file_back_until_they_are_mended(still: World, 
     still.store.put("inbox/mistral/a.batch.toml", b"priority = 1")
     still.steward.tick()
     assert still.only().priority == 1
+    assert still.out("mistral/a.jsonl.rejected.json") is None

@@ -1,0 +1,163 @@
+"""The documents that tell what came of a dropped file: how far it is, what it came to, why it came to nothing. Pure."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from batchfile import __version__
+from batchfile.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError
+from batchfile.words import Counts, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """`etag`: the version. `sha256`: of the requests as they ran; None where they were never read to their end.
+
+    `moved_to`: where the file is looked for now, once it was told to be moved.
+    """
+
+    path: str
+    etag: str
+    sha256: str | None = None
+    requests: int | None = None
+    moved_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    path: str
+    bytes: int
+    sha256: str
+    lines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Who answered. `engines`: what its runners ran when the receipt was written; none where none was alive then."""
+
+    model: str
+    requests: int
+    engines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """How far the batch is. Times: epoch seconds."""
+
+    batch_id: str
+    state: BatchState
+    reason: str | None
+    input: Input
+    total: int
+    counts: Counts
+    usage: Usage
+    created_at: float
+    expires_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """Written last. `seconds`: from the claim of the file to the end of its batch."""
+
+    batch_id: str
+    reason: str
+    detail: str | None
+    stage: str | None
+    pools: dict[str, Pool]
+    input: Input
+    results: File | None
+    results_parquet: File | None
+    errors: File | None
+    counts: Counts
+    usage: Usage
+    created_at: float
+    planned_at: float | None
+    ended_at: float | None
+    seconds: float
+    batchfile_version: str
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """Why a file became nothing. `batch_id` None: it was not even looked into."""
+
+    batch_id: str | None
+    input: Input
+    message: str
+    errors: tuple[LineError, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """The files that were written of an ended batch. None: there is none of this kind."""
+
+    results: FileRef | None = None
+    results_parquet: FileRef | None = None
+    errors: FileRef | None = None
+
+
+def status_of(batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage, now: float) -> Status:
+    return Status(
+        batch_id=batch.batch_id,
+        state=batch.state,
+        reason=batch.reason,
+        input=input_of(batch, dropped),
+        total=batch.total,
+        counts=counts,
+        usage=usage,
+        created_at=batch.created_at,
+        expires_at=batch.expires_at,
+        updated_at=batch.ended_at or now,
+    )
+
+
+def receipt_of(
+    batch: BatchRecord, dropped: DroppedFile, pools: dict[str, Pool], written: Written, moved_to: str | None
+) -> Receipt:
+    return Receipt(
+        batch_id=batch.batch_id,
+        reason=batch.reason or "completed",
+        detail=batch.detail,
+        stage=batch.stage,
+        pools=pools,
+        input=input_of(batch, dropped, moved_to),
+        results=_file(written.results),
+        results_parquet=_file(written.results_parquet),
+        errors=_file(written.errors),
+        counts=batch.counts,
+        usage=batch.usage,
+        created_at=batch.created_at,
+        planned_at=batch.planned_at,
+        ended_at=batch.ended_at,
+        seconds=round((batch.ended_at or batch.created_at) - batch.created_at, 3),
+        batchfile_version=__version__,
+    )
+
+
+def input_of(batch: BatchRecord, dropped: DroppedFile, moved_to: str | None = None) -> Input:
+    is_planned = bool(batch.plan_key)
+    return Input(
+        path=dropped.key,
+        etag=dropped.etag,
+        sha256=batch.input.sha256 if is_planned else None,
+        requests=batch.total if is_planned else None,
+        moved_to=moved_to,
+    )
+
+
+def encode(document: Status | Receipt | Rejected) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def read_status(data: bytes) -> Status | None:
+    """None where it is none of ours."""
+    try:
+        return msgspec.json.decode(data, type=Status)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _file(ref: FileRef | None) -> File | None:
+    return None if ref is None else File(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)
