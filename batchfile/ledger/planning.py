@@ -25,8 +25,9 @@ from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, swap, update_batch
 from batchfile.ledger.conversion import readable
+from batchfile.ledger.cutter import Planned
 from batchfile.ledger.line_problems import LineProblems
-from batchfile.ledger.planner import Planned, plan_input
+from batchfile.ledger.planner import plan_input
 from batchfile.ledger.turn import Turn
 from batchfile.records import BatchRecord, DroppedFile, EndReason, FileInput, FileRecord, InputRef, LineError
 from batchfile.words import REQUESTS_MAX
