@@ -21,6 +21,7 @@ from api import (
     models_routes,
     native_routes,
     openai_routes,
+    retry_routes,
     uploads_routes,
 )
 from api.delivering import Delivering
@@ -69,6 +70,7 @@ ROUTES = [
     native_routes.status,
     native_routes.cancel,
     native_routes.remove,
+    retry_routes.retry,
     native_routes.results,
     native_routes.errors,
     native_routes.list_pools,

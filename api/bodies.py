@@ -11,7 +11,7 @@ from litestar.openapi.spec.enums import OpenAPIType
 
 from api.door import Caller
 from api.errors import Refusal
-from api.ingest import create_batch
+from api.ingest import Wishes, create_batch
 from api.service import Service
 from api.spool import SpoolLimits, spool
 from batchfile.records import BatchRecord
@@ -61,6 +61,7 @@ async def create_from(
     stage: str | None,
     *,
     needs_stage: bool = True,
+    wishes: Wishes | None = None,
 ) -> BatchRecord:
     """Raises: what `api.errors` has answers for."""
     headers = request.headers
@@ -92,6 +93,7 @@ async def create_from(
                 idempotency_key=headers.get("idempotency-key"),
                 retry_count=retry_count(request),
                 full=full,
+                wishes=wishes,
             )
         )
 

@@ -79,7 +79,8 @@ class _Upload:
     def defaults(self, settings: Settings) -> Defaults:
         if self.is_messages:
             return MESSAGE_DEFAULTS
-        return replace(DEFAULTS, output_schema=settings.schema_of(self.stage))
+        own = Defaults() if self.is_native else DEFAULTS  # of natively posted OpenAI lines: what OpenAI says
+        return replace(own, output_schema=settings.schema_of(self.stage))
 
     def requests_max(self, settings: Settings) -> int:
         limit = settings.api.requests_max

@@ -1,6 +1,7 @@
 """Native operations under `/api/`: what the command, a dashboard and an autoscaler need."""
 
 import asyncio
+import re
 from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, post, route
@@ -14,14 +15,18 @@ from api.bodies import JSON_OR_LINES, create_from
 from api.door import Caller
 from api.errors import Refusal
 from api.fleet import Fleet
+from api.ingest import Wishes
 from api.service import PAGE_MAX, Service
 from api.streams import follow, serve_file
 from api.tending import Tending
+from batchfile.errors import InvalidFile
 from batchfile.records import FileRef
 
 BATCHES = "/api/batches"
 POOLS = "/api/pools"
 FILE_METHODS = [HttpMethod.GET, HttpMethod.HEAD]
+METADATA_MAX = 16  # pairs
+METADATA_PAIR = re.compile(r"([^=]{1,64})=(.{0,512})", re.DOTALL)
 
 
 @post(
@@ -38,10 +43,16 @@ async def create(
     service: NamedDependency[Service],
     caller: NamedDependency[Caller],
     stage: Annotated[
-        str | None, QueryParameter(description="Of `application/x-ndjson` bodies, which name none.")
+        str | None, QueryParameter(description="Of `application/x-ndjson` bodies, which name none and may have none.")
     ] = None,
+    priority: Annotated[int, QueryParameter(ge=0, le=9, description="0 is first.")] = 5,
+    metadata: Annotated[list[str] | None, QueryParameter(description="`name=value`, any number of times.")] = None,
+    strict: Annotated[
+        bool, QueryParameter(description="`false`: lines that can not run become errored results, and refuse nothing.")
+    ] = True,
 ) -> shapes.Batch:
-    batch = await create_from(request, service, caller, stage)
+    wishes = Wishes(priority=priority, metadata=_pairs(metadata or []), is_strict=strict)
+    batch = await create_from(request, service, caller, stage, wishes=wishes)
     return views.batch(await asyncio.to_thread(service.status, caller, batch.batch_id))
 
 
@@ -152,6 +163,15 @@ async def list_runners(
     fleet: NamedDependency[Fleet], pool: Annotated[str | None, QueryParameter()] = None
 ) -> list[shapes.Runner]:
     return await asyncio.to_thread(fleet.runners, pool)
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    found = [METADATA_PAIR.fullmatch(pair) for pair in given]
+    if len(given) > METADATA_MAX or None in found:
+        raise InvalidFile(
+            f"metadata: give at most {METADATA_MAX} times name=value, names up to 64 letters, values up to 512"
+        )
+    return {pair[1]: pair[2] for pair in found if pair is not None}
 
 
 async def _file(request: Request[Any, Any, Any], service: Service, file: FileRef | None) -> Response[Any]:

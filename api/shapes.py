@@ -80,8 +80,21 @@ class Problem(BaseModel):
     detail: str
 
 
+class Share(BaseModel):
+    """How far a pool is with its part of a batch. Nobody works on a shard again that is done."""
+
+    shards: int
+    shards_done: int
+    shards_leased: int
+    requests: int
+    requests_finished: int
+
+
 class Batch(BaseModel):
-    """A batch as the service sees it. Times are epoch seconds."""
+    """A batch as the service sees it. Times are epoch seconds. `pools` are those that work on it; none after its end.
+
+    `dialect`: the format of its input, which is `openai` where it has a `body` and a `url` in each line.
+    """
 
     id: str
     state: Literal["planning", "open", "ending", "ended"]
@@ -102,6 +115,9 @@ class Batch(BaseModel):
     ended_at: float | None
     expires_at: float
     metadata: dict[str, str]
+    priority: int
+    dialect: Literal["native", "openai"]
+    pools: dict[str, Share]
 
 
 class BatchPage(BaseModel):

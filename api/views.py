@@ -42,4 +42,16 @@ def batch(status: BatchStatus) -> shapes.Batch:
         ended_at=record.ended_at,
         expires_at=record.expires_at,
         metadata=record.metadata,
+        priority=record.priority,
+        dialect=record.input.dialect,
+        pools={
+            name: shapes.Share(
+                shards=pool.num_shards,
+                shards_done=pool.num_done,
+                shards_leased=pool.num_leased,
+                requests=pool.num_requests,
+                requests_finished=pool.num_finished,
+            )
+            for name, pool in status.pools.items()
+        },
     )

@@ -16,6 +16,7 @@
     │   │   └── StoreFull        there is no room; only a person can help
     │   └── StoreUnfit           the store ignores conditions; refuse to use it
     ├── LeaseLost            a shard is someone else's now; drop it at once, write nothing
+    ├── ServiceUnavailable   a service does not answer; wait and try again
     ├── BatchDamaged         the stored documents of a batch contradict each other; stop and report
     └── EngineDead           the engine can not go on; build another one
 
@@ -96,6 +97,10 @@ class StoreUnfit(StoreError):
 
 class LeaseLost(BatchfileError):
     """The shard is someone else's, or closed. The caller drops it, aborts its requests and writes nothing."""
+
+
+class ServiceUnavailable(BatchfileError):
+    """A service over HTTP did not answer, or said that it can not now. The outcome is unknown. Wait, ask again."""
 
 
 class BatchDamaged(BatchfileError):

@@ -1,0 +1,49 @@
+"""`POST /api/batches/{id}/retry`: the requests of an ended batch that got no answer, as a batch of their own."""
+
+import asyncio
+from typing import Any
+
+from litestar import Request, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from api import shapes, views
+from api.answers import READ, problems
+from api.door import Caller
+from api.ingest import KEY_CHARS_MAX
+from api.native_routes import BATCHES
+from api.service import Service
+from batchfile.errors import InvalidFile
+from batchfile.ledger.submit import retry as retry_batch
+from batchfile.records import BatchRecord
+
+
+@post(
+    BATCHES + "/{batch_id:str}/retry",
+    status_code=200,
+    responses=problems(READ, 400, 422),
+    tags=["batches"],
+    summary="Run again what did not succeed",
+)
+async def retry(
+    request: Request[Any, Any, Any],
+    batch_id: FromPath[str],
+    service: NamedDependency[Service],
+    caller: NamedDependency[Caller],
+) -> shapes.Batch:
+    """A new batch of the requests without an answer, with `retry_of` in its metadata; the old one stays as it is.
+
+    With an `Idempotency-Key` a repeated call gives the same batch.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and len(key) > KEY_CHARS_MAX:
+        raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; send a UUID, say")
+
+    def act() -> BatchRecord:
+        batch = service.record(caller, batch_id)
+        service.check_room(caller)
+        return retry_batch(service.ledger, batch, idempotency_key=key or None)
+
+    async with service.creating:
+        made = await asyncio.to_thread(act)
+    return views.batch(await asyncio.to_thread(service.status, caller, made.batch_id))

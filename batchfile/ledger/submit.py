@@ -1,0 +1,93 @@
+"""Requests that stream in become a batch; those of an ended batch that got no answer become one once more."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from batchfile import layout
+from batchfile.errors import InvalidFile, StoreError
+from batchfile.ledger import batches, idempotency
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Draft
+from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.planner import plan_upload
+from batchfile.records import BatchRecord
+from batchfile.words import REQUESTS_MAX
+
+RETRY_OF = "retry_of"  # in the metadata of a retry: the batch whose requests it repeats
+
+
+def submit(
+    ledger: Ledger, draft: Draft, chunks: Iterable[bytes], *, size: int, is_strict: bool, is_first: bool = True
+) -> BatchRecord:
+    """Store, plan and commit JSONL of `size` bytes, about. `is_strict`: a line that can not run refuses the whole.
+
+    Nothing is left of what was refused or broken off, unless it is another attempt's too (`is_first` False).
+    Raises: InvalidFile, of it RequestRefused and TooLarge; StoreUnavailable; whatever `chunks` raises.
+    """
+    batches.announce(ledger, draft)
+    try:
+        planned = plan_upload(
+            ledger,
+            draft.batch_id,
+            chunks,
+            size=size,
+            routing=draft.routing,
+            stage=draft.stage,
+            requests_max=REQUESTS_MAX,
+            is_strict=is_strict,
+        )
+    except (InvalidFile, OSError, KeyboardInterrupt):
+        if is_first:
+            _remove(ledger, draft)
+        raise
+    return batches.create(ledger, draft, planned)
+
+
+def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = None) -> BatchRecord:
+    """A batch of the requests of `batch` that did not succeed, as it was asked for. The same key: the same batch.
+
+    Raises: InvalidFile where there is nothing to repeat, or not yet; KeyReused; StoreUnavailable.
+    """
+    errors = batch.errors
+    if batch.state != "ended":
+        raise InvalidFile(f"{batch.batch_id} has not ended: wait for its end, or cancel it first")
+    if batch.routing.everything is not None:
+        raise InvalidFile(f"{batch.batch_id} was run on one machine: give its errors file to `batchfile run`")
+    if errors is None:
+        raise InvalidFile(f"{batch.batch_id} ended before its file was read; mend the file and submit it again")
+    if not errors.num_lines:
+        raise InvalidFile(f"{batch.batch_id} has nothing to repeat: every request succeeded")
+    adopted = _adopt(ledger, batch, idempotency_key)
+    standing = None if adopted.is_first else batches.read_batch(ledger, adopted.batch_id)
+    if standing is not None:
+        return standing
+    draft = Draft(
+        batch_id=adopted.batch_id,
+        routing=batch.routing,
+        defaults=batch.defaults,
+        stage=batch.stage,
+        priority=batch.priority,
+        tenant=batch.tenant,
+        metadata={**batch.metadata, RETRY_OF: batch.batch_id},
+        created_at=adopted.created_at,
+    )
+    chunks = ledger.store.stream(errors.key)
+    return submit(ledger, draft, chunks, size=errors.size, is_strict=False, is_first=adopted.is_first)
+
+
+def _adopt(ledger: Ledger, batch: BatchRecord, key: str | None) -> Adopted:
+    """Ids of Anthropic's form stay of that form: they tell in which dialect a batch is answered."""
+    kind = batch.batch_id.partition("_")[0]
+    batch_id = f"msgbatch_{ledger.new_id()[:24]}" if kind == "msgbatch" else f"batch_{ledger.new_id()[:12]}"
+    if key is None:
+        return Adopted(batch_id=batch_id, created_at=ledger.clock.now())
+    digest = f"retry {batch.batch_id}"
+    return idempotency.adopt(ledger, kind="key", tenant=batch.tenant, value=key, digest=digest, batch_id=batch_id)
+
+
+def _remove(ledger: Ledger, draft: Draft) -> None:
+    """Best effort: a steward sweeps what stays."""
+    with suppress(StoreError):
+        for entry in list(ledger.store.list(layout.batch_prefix(draft.batch_id))):
+            ledger.store.delete(entry.key)
+    batches.withdraw(ledger, draft)
