@@ -38,7 +38,7 @@ from batchfile.errors import SettingsError
 from batchfile.layout import is_pool_name
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.runner.fitting import schema_problem
-from batchfile.words import RoutingTable
+from batchfile.words import RoutingTable, Task
 
 CONFIG_FILE = "batchfile.toml"
 CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another place for the file
@@ -59,6 +59,7 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 class Pool(BaseModel):
     """Runners that serve one model. `aliases`: further model names that mean this pool.
 
+    `task`: what the model is for; with "embed" it makes embeddings and no text (an endpoint knows by itself).
     `tool_parser`, `reasoning_parser`: vLLM's names of what reads the model's calls of tools, and its thinking.
     """
 
@@ -67,6 +68,7 @@ class Pool(BaseModel):
     model: str = Field(min_length=1)
     aliases: tuple[str, ...] = ()
     engine: EngineKind = "vllm"
+    task: Task = "generate"
     base_url: str | None = None
     api_key: SecretStr | None = None
     max_model_len: int = Field(default=8192, ge=16)

@@ -35,4 +35,5 @@ def factory_of(pool: Pool, kind: EngineKind) -> EngineFactory:
         tensor_parallel_size=pool.tensor_parallel_size,
         tool_parser=pool.tool_parser,
         reasoning_parser=pool.reasoning_parser,
+        task=pool.task,
     )

@@ -10,6 +10,7 @@ from batchfile.engine.base import EngineFactory
 from batchfile.engine.open import engine_factory
 from batchfile.errors import SettingsError
 from batchfile.settings import EngineKind, Settings
+from batchfile.words import Task
 
 API_KEY_VARIABLES = ("BATCHFILE_API_KEY", "OPENAI_API_KEY")
 DEMO_MODEL = "SmolLM2-135M-Instruct"
@@ -38,6 +39,9 @@ def choose_engine(
     *,
     max_model_len: int | None,
     max_num_seqs: int | None,
+    task: Task = "generate",
+    tool_parser: str | None = None,
+    reasoning_parser: str | None = None,
 ) -> EngineChoice:
     """Raises: click.UsageError, SettingsError where something that the engine needs is missing."""
     chosen: EngineKind = kind or settings.run.engine  # type: ignore[assignment]  # click checked it
@@ -46,6 +50,9 @@ def choose_engine(
         raise click.UsageError("--engine http needs --base-url, such as http://127.0.0.1:8000/v1")
     if base_url and chosen != "http":
         raise click.UsageError(f"--base-url is for --engine http, not for {chosen}")
+    for option, value in (("--tool-parser", tool_parser), ("--reasoning-parser", reasoning_parser)):
+        if value and chosen != "vllm":
+            raise click.UsageError(f"{option} is for --engine vllm, not for {chosen}")
     name = model or settings.run.model
     if chosen == "echo":
         name = name or "echo"
@@ -62,6 +69,9 @@ def choose_engine(
         api_key=next((os.environ[key] for key in API_KEY_VARIABLES if os.environ.get(key)), None),
         max_model_len=max_model_len or settings.run.max_model_len,
         max_num_seqs=max_num_seqs or settings.run.max_num_seqs,
+        tool_parser=tool_parser,
+        reasoning_parser=reasoning_parser,
+        task=task,
     )
     return EngineChoice(kind=chosen, model=found, factory=factory)
 

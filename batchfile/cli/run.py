@@ -31,6 +31,7 @@ from batchfile.places import STORE_FOLDER, check_stage, open_ledger
 from batchfile.records import BatchRecord
 from batchfile.runner.runner import Runner
 from batchfile.settings import Settings, load_settings
+from batchfile.words import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,14 @@ class Signals:
 @click.option("--temperature", type=click.FloatRange(0, 2), help="Where a request does not say.")
 @click.option("--max-model-len", type=click.IntRange(min=16), help="Tokens of prompt and answer together.")
 @click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that are generated at the same time.")
+@click.option(
+    "--task",
+    type=click.Choice(["generate", "embed"]),
+    default="generate",
+    help="What the model is for: embed for /v1/embeddings lines.",
+)
+@click.option("--tool-parser", metavar="NAME", help="With vLLM: its name of what reads the model's calls of tools.")
+@click.option("--reasoning-parser", metavar="NAME", help="With vLLM: its name of what reads the model's thinking.")
 @click.option("--store", metavar="STORE", help="A directory or s3://bucket/prefix.  [default: .batchfile beside OUT]")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option(
@@ -126,6 +135,9 @@ def command(
     temperature: float | None,
     max_model_len: int | None,
     max_num_seqs: int | None,
+    task: Task,
+    tool_parser: str | None,
+    reasoning_parser: str | None,
     store: str | None,
     quiet: bool,
     is_json: bool,
@@ -156,7 +168,15 @@ def command(
                 voice,
                 settings,
                 choice=choose_engine(
-                    settings, engine, model, base_url, max_model_len=max_model_len, max_num_seqs=max_num_seqs
+                    settings,
+                    engine,
+                    model,
+                    base_url,
+                    max_model_len=max_model_len,
+                    max_num_seqs=max_num_seqs,
+                    task=task,
+                    tool_parser=tool_parser,
+                    reasoning_parser=reasoning_parser,
                 ),
                 input_path=input_path,
                 output=output,
