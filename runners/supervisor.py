@@ -61,9 +61,17 @@ class Supervisor:
         self._kill_at = float("inf")
 
     def run(self) -> int:
-        """Until every slot has ended for good. 2 where one refused its settings, 1 where one failed, else 0."""
+        """`tend` in a main thread: SIGTERM and SIGINT are `stop`."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        return self.tend()
+
+    def stop(self) -> None:
+        """From any thread. The first time in order, the second in a hurry, the third at once."""
+        self._num_signals += 1
+
+    def tend(self) -> int:
+        """Until every slot has ended for good. 2 where one refused its settings, 1 where one failed, else 0."""
         while any(slot.code is None for slot in self._slots):
             self._forward()
             for slot in self._slots:
@@ -74,7 +82,7 @@ class Supervisor:
         return REFUSED if REFUSED in codes else FAILED if codes else OK
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._num_signals += 1
+        self.stop()
 
     def _forward(self) -> None:
         """The first asks the runners to stop, the second to hurry, a third or too long a wait ends them."""

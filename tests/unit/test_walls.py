@@ -37,6 +37,7 @@ ALLOWED = {
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/",),
     "pyarrow": ("batchfile/lines/parquet.py",),
+    "ray": ("runners/ray/",),
 }
 
 

@@ -1,0 +1,56 @@
+"""`python -m runners.ray up|down|status`: has runners of pools on a Ray cluster."""
+
+import json
+import sys
+from dataclasses import asdict
+
+import structlog
+
+from batchfile.errors import BatchfileError, SettingsError
+from batchfile.settings import load_settings
+from runners import logs
+from runners.ray.options import RayOptions, order_of, parse, use_config
+
+log = structlog.get_logger()
+
+OK, FAILED, REFUSED = 0, 1, 2
+
+
+def main(arguments: list[str]) -> int:
+    """0: as it was asked for. 1: something that another try may mend. 2: a setting that can not be used."""
+    options = parse(arguments)
+    logs.configure()
+    try:
+        return _run(options)
+    except SettingsError as error:
+        log.error("order.refused", error=str(error))
+        return REFUSED
+    except BatchfileError as error:
+        log.error("order.failed", error=str(error))
+        return FAILED
+    except ModuleNotFoundError as error:
+        log.error("order.refused", error=f"{error.name} is not installed here: pip install 'batchfile[fleet,ray]'")
+        return REFUSED
+
+
+def _run(options: RayOptions) -> int:
+    from runners.ray import verbs
+
+    if options.verb == "up":
+        use_config(options)
+        order = order_of(options, load_settings())
+        verbs.connect(options.address)
+        log.info("pools.ordered", how=verbs.up(order), pools=sorted(options.pools))
+        return OK
+    verbs.connect(options.address)
+    if options.verb == "down":
+        log.info("runners.stopped", num=verbs.down())
+        return OK
+    found = verbs.status()
+    text = json.dumps([asdict(report) for report in found]) if options.is_json else verbs.render(found)
+    sys.stdout.write(text + "\n")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""A detached actor that holds one runner's process. Ray starts it again wherever there is room; it remembers nothing.
+
+The process ends with its holder: in order if the holder was killed, at once if its node was.
+"""
+
+import os
+import random
+import socket
+import threading
+from pathlib import Path
+
+import ray
+import structlog
+
+from runners import logs
+from runners.ray.plans import HolderReport, HolderState, Task
+from runners.supervisor import OK, Supervisor
+
+log = structlog.get_logger()
+
+# A runner that refuses at its first start may yet find the GPU's memory free, or its settings mended.
+REFUSED_WAIT_S = 30.0
+ROOT = Path(__file__).resolve().parents[2]
+THREADS = "OMP_NUM_THREADS"
+
+
+class Holder:
+    """Answers at once whatever its runner does."""
+
+    def __init__(self, name: str, task: Task) -> None:
+        logs.configure(holder=name)
+        _prepare_environment(task)
+        self._task = task
+        self._state: HolderState = "running"
+        self._last_code: int | None = None
+        self._over = threading.Event()
+        self._supervisor = self._new_supervisor()
+        self._node_id = str(ray.get_runtime_context().get_node_id())
+        threading.Thread(target=self._hold, name="hold", daemon=True).start()
+
+    def report(self) -> HolderReport:
+        return HolderReport(
+            task=self._task,
+            state=self._state,
+            host=socket.gethostname(),
+            node_id=self._node_id,
+            pid=os.getpid(),
+            last_code=self._last_code,
+        )
+
+    def stop(self) -> None:
+        """In order; asking again changes nothing."""
+        if not self._over.is_set():
+            self._over.set()
+            self._supervisor.stop()
+
+    def _new_supervisor(self) -> Supervisor:
+        return Supervisor([None], lambda slot: list(self._task.command), self._task.grace_s)
+
+    def _hold(self) -> None:
+        while True:
+            code = self._supervisor.tend()
+            self._last_code = code
+            if code == OK or self._over.is_set():
+                break
+            self._state = "waiting"
+            wait_s = REFUSED_WAIT_S * (0.5 + random.random() / 2)
+            log.error("runner.refused", code=code, again_in_s=round(wait_s, 1))
+            self._supervisor = self._new_supervisor()
+            if self._over.wait(wait_s):
+                break
+            self._state = "running"
+        self._state = "ended"
+        log.info("holder.ended", code=self._last_code)
+
+
+def _prepare_environment(task: Task) -> None:
+    """For the child: the code that this process has, and as many threads as there are where no GPU does the work."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    if not task.num_gpus:
+        os.environ.pop(THREADS, None)  # Ray sets it to the CPUs that it counts for the actor
