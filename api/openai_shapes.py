@@ -15,8 +15,8 @@ _Key = Annotated[str, Field(min_length=1, max_length=64)]
 _Value = Annotated[str, Field(max_length=512)]
 
 
-# Lines of the second one are taken and answered, each with an error that says what is served.
-Endpoint = Literal["/v1/chat/completions", "/v1/responses"]
+# Lines of the last one are taken and answered, each with an error that says what is served.
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 
 
 class ExpiresAfter(BaseModel):

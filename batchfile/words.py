@@ -13,6 +13,11 @@ Role = Literal["system", "user", "assistant", "tool"]
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 Status = Literal["succeeded", "errored", "canceled", "expired"]
 Dialect = Literal["native", "openai"]
+Kind = Literal["chat", "completion", "embedding"]
+Task = Literal["generate", "embed"]  # what a model is loaded for
+
+Input = str | tuple[int, ...]  # a text, or token ids
+Vector = tuple[float, ...] | str  # numbers, or float32s (little-endian) in base64
 
 # The limits of one batch.
 REQUESTS_MAX = 10_000_000
@@ -86,12 +91,26 @@ class Sampling(Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False  # generate max_tokens whatever the model says: for benches
 
 
+class Raw(Struct, frozen=True, kw_only=True):
+    """What is put to the model as it is, instead of a conversation.
+
+    A completion goes on from its one input. An embedding makes a vector of each, of `dimensions` where that is
+    given, in base64 where that is asked for.
+    """
+
+    kind: Literal["completion", "embedding"]
+    inputs: tuple[Input, ...]
+    dimensions: int | None = None
+    is_base64: bool = False
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """One request line, whatever format it came in.
 
     `messages`: normalised: at least one turn; system text (if any) is the first turn and the only one of
     its role; no two consecutive turns of one role, save those of tools. A last turn of role assistant is to be
     continued. `tools` None: the model is shown none. `is_thinking` None: as the model does by itself.
+    `raw`: where it is no conversation; there are no messages then.
     """
 
     custom_id: str
@@ -100,10 +119,15 @@ class Request(Struct, frozen=True, kw_only=True):
     model: str | None = None
     tools: Tools | None = None
     is_thinking: bool | None = None
+    raw: Raw | None = None
+
+    @property
+    def kind(self) -> Kind:
+        return "chat" if self.raw is None else self.raw.kind
 
     @property
     def is_continuation(self) -> bool:
-        return self.messages[-1].role == "assistant"
+        return self.raw is None and self.messages[-1].role == "assistant"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,10 +172,12 @@ class Choice(Struct, frozen=True):
 
 
 class Completion(Struct, frozen=True, kw_only=True):
-    """A request succeeded: one choice, or `num_choices` of them in order."""
+    """A request succeeded: one choice, or `num_choices` of them in order; an embedding has vectors instead."""
 
     choices: tuple[Choice, ...]
     usage: Usage
+    kind: Kind = "chat"
+    vectors: tuple[Vector, ...] = ()
 
 
 class Failure(Struct, frozen=True, kw_only=True):

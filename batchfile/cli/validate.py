@@ -94,13 +94,13 @@ class _Tokens:
 
     def fit(self, request: Request) -> None:
         """Raises: InvalidRequest with the words that a run would use."""
-        from batchfile.engine.vllm import fitting_max_tokens
+        from batchfile.engine.tokens import check_fit
 
-        num = self._count(request)
-        self.total += num
-        self.longest = max(self.longest, num)
+        nums = self._count(request)
+        self.total += sum(nums)
+        self.longest = max(self.longest, *nums)
         if self.bound is not None:
-            fitting_max_tokens(request.sampling, num, self.bound)
+            check_fit(request, nums, self.bound)
 
 
 @contextmanager

@@ -2,17 +2,19 @@
 
 A token is a piece of text between single spaces. The answer is the text of the last user turn, cut after
 `max_tokens` pieces and before the first stop sequence; every choice of a request is the same. A request with a JSON
-schema may be answered with a text that was set for these, one with tools with a call. Knows no file, no store and no
-runner.
+schema may be answered with a text that was set for these, one with tools with a call. A prompt that is no conversation
+is its own answer; a vector is made of the digest of its text. Knows no file, no store and no runner.
 """
 
 import heapq
 import os
 import signal
+import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from math import inf
+from hashlib import shake_128
+from math import hypot, inf
 from typing import Any, Literal
 
 from msgspec.structs import replace as replace_fields
@@ -20,13 +22,15 @@ from msgspec.structs import replace as replace_fields
 from batchfile.clock import Clock, SystemClock
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.echo_options import EchoFaults, EchoOptions
+from batchfile.engine.embedding import check_size, check_task, vector_of
 from batchfile.engine.prefix import prefix_of
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
 from batchfile.errors import EngineDead, InvalidRequest
-from batchfile.words import Choice, Completion, Request, StopReason, Usage
+from batchfile.words import Choice, Completion, Input, Raw, Request, StopReason, Task, Usage
 
 # With the machine's own time a step returns this often, so that its caller can look around.
 STEP_WAIT_S_MAX = 0.05
+DIMENSIONS = 32  # of a vector, where a request does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,7 @@ class EchoEngine:
         thinking: str | None = None,
         faults: EchoFaults | None = None,
         model: str = "echo",
+        task: Task = "generate",
     ) -> None:
         self.info = EngineInfo(
             name="echo",
@@ -71,6 +76,7 @@ class EchoEngine:
         self._wait_s_max = inf if clock else STEP_WAIT_S_MAX
         self._seconds_per_token = seconds_per_token
         self._latency_s = latency_s
+        self._task = task
         self._tokens = tokens
         self._guided = guided
         self._misfits = misfits
@@ -87,7 +93,9 @@ class EchoEngine:
         self._is_dead = False
 
     @classmethod
-    def from_options(cls, options: EchoOptions, clock: Clock | None = None, model: str = "echo") -> "EchoEngine":
+    def from_options(
+        cls, options: EchoOptions, clock: Clock | None = None, model: str = "echo", task: Task = "generate"
+    ) -> "EchoEngine":
         return cls(
             num_slots=options.num_slots,
             seconds_per_token=options.seconds_per_token,
@@ -99,10 +107,14 @@ class EchoEngine:
             thinking=options.thinking,
             faults=options.faults,
             model=model,
+            task=task,
         )
 
     def prepare(self, request: Request) -> EchoPrepared:
-        num_tokens, completion = self._answer(request)
+        if request.raw is None and self._task == "generate":
+            num_tokens, completion = self._answer(request)
+        else:
+            num_tokens, completion = self._raw_answer(request)
         misfit = None
         if self._guided is not None and request.sampling.json_schema is not None:
             misfit = completion
@@ -187,6 +199,8 @@ class EchoEngine:
 
     def _fault_of(self, request: Request) -> Literal["poison", "kill"] | None:
         texts = [message.content for message in request.messages]
+        if request.raw is not None:
+            texts = [_text(given) for given in request.raw.inputs]
         faults = self._faults
         if faults.refuse and any(faults.refuse in text for text in texts):
             raise InvalidRequest(f"The text holds the marker {faults.refuse!r}, which this engine refuses.")
@@ -215,10 +229,25 @@ class EchoEngine:
             choices.append(choice)
         return Completion(choices=tuple(choices), usage=completion.usage)
 
+    def _raw_answer(self, request: Request) -> tuple[int, Completion]:
+        """The same of a request that is no conversation. Raises: InvalidRequest where another pool serves it."""
+        check_task(request, self._task)
+        raw = request.raw
+        assert raw is not None, "an engine that generates answers conversations"
+        if raw.kind == "embedding":
+            return 1, _vectors(raw)
+        text = _text(raw.inputs[0])
+        num_tokens, completion = self._echo(request, text, text.count(" ") + 1)
+        return num_tokens, replace_fields(completion, kind="completion")
+
     def _answer(self, request: Request) -> tuple[int, Completion]:
         """The number of tokens it takes, and the answer."""
-        messages, sampling = request.messages, request.sampling
+        messages = request.messages
         text = next((turn.content for turn in reversed(messages) if turn.role == "user"), messages[-1].content)
+        return self._echo(request, text, sum(turn.content.count(" ") + 1 for turn in messages))
+
+    def _echo(self, request: Request, text: str, num_input_tokens: int) -> tuple[int, Completion]:
+        sampling = request.sampling
         num_tokens = text.count(" ") + 1
         reason: StopReason = "end_turn"
         matched: str | None = None
@@ -231,10 +260,27 @@ class EchoEngine:
             if stop in text:
                 text, reason, matched = text[: text.index(stop)], "stop_sequence", stop
         usage = Usage(
-            input_tokens=sum(turn.content.count(" ") + 1 for turn in messages),
+            input_tokens=num_input_tokens,
             output_tokens=num_tokens * sampling.num_choices,
         )
         return num_tokens, Completion(choices=(Choice(text, reason, matched),) * sampling.num_choices, usage=usage)
+
+
+def _text(given: Input) -> str:
+    return given if isinstance(given, str) else " ".join(map(str, given))
+
+
+def _vectors(raw: Raw) -> Completion:
+    """Of length 1, of the digest of each input; the first numbers of a longer vector are another vector's."""
+    num = raw.dimensions or DIMENSIONS
+    check_size(len(raw.inputs), num)
+    vectors = []
+    for given in raw.inputs:
+        numbers = struct.unpack(f"<{num}h", shake_128(_text(given).encode("utf-8", "replace")).digest(2 * num))
+        length = hypot(*numbers) or 1.0
+        vectors.append(vector_of([number / length for number in numbers], is_base64=raw.is_base64))
+    usage = Usage(input_tokens=sum(_text(given).count(" ") + 1 for given in raw.inputs))
+    return Completion(choices=(), usage=usage, kind="embedding", vectors=tuple(vectors))
 
 
 def _open_to_append(path: str | None) -> int | None:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat endpoint as an engine. An event loop of its own, in a thread of its own.
+"""An OpenAI-compatible endpoint as an engine. An event loop of its own, in a thread of its own.
 
 The only engine that knows aiohttp. Knows nothing of files, stores and shards. What it says and hears is in
 http_wire.py.
@@ -16,6 +16,7 @@ import aiohttp
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.http_wire import (
+    PATHS,
     Answer,
     Down,
     Failed,
@@ -24,9 +25,9 @@ from batchfile.engine.http_wire import (
     is_max_tokens_complaint,
     read_answer,
     request_body,
+    wanted_of,
 )
 from batchfile.engine.prefix import prefix_of
-from batchfile.engine.tool_wire import call_stem
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.words import Failure, Outcome, Request
 
@@ -70,7 +71,7 @@ class HttpEngine:
     """While the endpoint is down, requests wait inside and spend no attempt. Raises: SettingsError."""
 
     def __init__(self, options: HttpOptions, rng: random.Random | None = None) -> None:
-        self._url = api_root(options.base_url) + "/chat/completions"
+        self._root = api_root(options.base_url)
         if options.concurrency < 1:
             raise SettingsError(f"The concurrency of an HTTP engine is {options.concurrency}; set at least 1.")
         self._options = options
@@ -108,7 +109,7 @@ class HttpEngine:
             body_without_limit=(
                 None if sampling.is_max_tokens_given else request_body(request, self._options.model, None)
             ),
-            wanted=Wanted("" if request.tools is None else call_stem(request), bool(request.is_thinking)),
+            wanted=wanted_of(request),
         )
 
     def add(self, key: int, prepared: Prepared) -> None:
@@ -222,7 +223,8 @@ class HttpEngine:
 
     async def _attempt(self, body: bytes, wanted: Wanted) -> Answer:
         try:
-            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+            url = self._root + PATHS[wanted.kind]
+            async with self._session.post(url, data=body, allow_redirects=False) as response:
                 data = b""
                 while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
                     data += more

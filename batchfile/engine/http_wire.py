@@ -1,4 +1,4 @@
-"""The OpenAI chat-completions wire: a request's body, and what a response means. No I/O.
+"""The wire of OpenAI's chat completions, completions and embeddings: a request's body, what a response means. No I/O.
 
 Besides OpenAI's own keys it uses those that vLLM's server adds (top_k, min_p, repetition_penalty,
 continue_final_message, stop_reason), and only where a request asks for them.
@@ -12,9 +12,9 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from batchfile.engine.tool_wire import made_calls, wire_tools, wire_turn
+from batchfile.engine.tool_wire import call_stem, made_calls, wire_tools, wire_turn
 from batchfile.errors import SettingsError
-from batchfile.words import Choice, Completion, Failure, Message, Outcome, Request, Tools, Usage
+from batchfile.words import Choice, Completion, Failure, Kind, Message, Outcome, Raw, Request, Tools, Usage
 
 # The pool is down, not failing: pause, spend no attempt.
 DOWN_STATUSES = frozenset({429, 502, 503, 504})
@@ -40,14 +40,21 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What else than text an answer may hold. `stem`: of the ids of calls; empty where no tools were offered."""
+    """What an answer may hold. `stem`: of the ids of calls; empty where no tools were offered. `num_vectors`: of an
+    embedding.
+    """
 
     stem: str = ""
     is_thinking: bool = False
+    kind: Kind = "chat"
+    num_vectors: int = 0
 
 
 TEXT_ALONE = Wanted()
+PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
 Answer = Outcome | Down | Failed
+
+_NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
 
 
 def api_root(base_url: str) -> str:
@@ -59,8 +66,17 @@ def api_root(base_url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path if path.endswith('/v1') else path + '/v1'}"
 
 
+def wanted_of(request: Request) -> Wanted:
+    raw = request.raw
+    if raw is not None:
+        return Wanted(kind=raw.kind, num_vectors=len(raw.inputs) if raw.kind == "embedding" else 0)
+    return Wanted("" if request.tools is None else call_stem(request), bool(request.is_thinking))
+
+
 def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
     """The JSON to post. `max_tokens` None leaves the bound to the endpoint."""
+    if request.raw is not None and request.raw.kind == "embedding":
+        return _embedding_body(request.raw, model)
     sampling = request.sampling
     optional = {
         "max_tokens": max_tokens,
@@ -79,9 +95,10 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         optional |= _tools(request.tools)
     if request.is_continuation:
         optional |= {"add_generation_prompt": False, "continue_final_message": True}
+    about = {"messages": [_turn(turn) for turn in request.messages]}
     body = {
         "model": model,
-        "messages": [_turn(turn) for turn in request.messages],
+        **(about if request.raw is None else {"prompt": request.raw.inputs[0]}),
         "temperature": sampling.temperature,
     } | {name: value for name, value in optional.items() if value is not None}
     return json.dumps(body).encode()
@@ -101,9 +118,9 @@ def read_answer(
         )
     if status == 200:
         try:
-            return _completion(json.loads(data), wanted)
+            return (_vectors if wanted.num_vectors else _completion)(json.loads(data), wanted)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return Failed(f"The endpoint's response is no chat completion: {error!r}", retry_after_s)
+            return Failed(f"The endpoint's response is no {_NAMES[wanted.kind]}: {error!r}", retry_after_s)
     message = f"The endpoint answered {status}: {_message(data)}"
     if status >= 500 or status == 408:
         return Failed(message, retry_after_s)
@@ -125,24 +142,47 @@ def _response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
+def _embedding_body(raw: Raw, model: str) -> bytes:
+    body: dict[str, Any] = {"model": model, "input": raw.inputs}
+    if raw.dimensions is not None:
+        body["dimensions"] = raw.dimensions
+    return json.dumps(body | {"encoding_format": "base64" if raw.is_base64 else "float"}).encode()
+
+
 def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
     choices = sorted(body["choices"], key=lambda choice: int(choice.get("index", 0)))
     if not choices:
         raise ValueError("it has no choices")
-    usage = body.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
     return Completion(
         choices=tuple(_choice(choice, wanted, index) for index, choice in enumerate(choices)),
-        usage=Usage(
-            input_tokens=int(usage.get("prompt_tokens") or 0),
-            output_tokens=int(usage.get("completion_tokens") or 0),
-            cached_tokens=int(details.get("cached_tokens") or 0),
-        ),
+        usage=_usage(body),
+        kind=wanted.kind,
+    )
+
+
+def _vectors(body: dict[str, Any], wanted: Wanted) -> Completion:
+    found = sorted(body["data"], key=lambda one: int(one["index"]))
+    if len(found) != wanted.num_vectors:
+        raise ValueError(f"it has {len(found)} vectors, and {wanted.num_vectors} were asked for")
+    vectors = tuple(
+        given if isinstance(given, str) else tuple(map(float, given)) for given in (one["embedding"] for one in found)
+    )
+    return Completion(choices=(), usage=_usage(body), kind="embedding", vectors=vectors)
+
+
+def _usage(body: dict[str, Any]) -> Usage:
+    usage = body.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(
+        input_tokens=int(usage.get("prompt_tokens") or 0),
+        output_tokens=int(usage.get("completion_tokens") or 0),
+        cached_tokens=int(details.get("cached_tokens") or 0),
     )
 
 
 def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
-    message, matched = choice["message"], choice.get("stop_reason")
+    matched = choice.get("stop_reason")
+    message = choice["message"] if wanted.kind == "chat" else {"content": choice["text"]}
     text = message.get("content") or ""
     thinking = (message.get("reasoning_content") or message.get("reasoning")) if wanted.is_thinking else None
     asked = [call["function"] for call in message.get("tool_calls") or ()] if wanted.stem else []

@@ -5,6 +5,7 @@ from typing import Literal
 
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.errors import SettingsError
+from batchfile.words import Task
 
 EngineKind = Literal["vllm", "http", "echo"]
 
@@ -21,8 +22,12 @@ def engine_factory(
     tensor_parallel_size: int = 1,
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
+    task: Task = "generate",
 ) -> EngineFactory:
-    """What builds the engine, as often as it is asked. `max_num_seqs`: requests at once, whatever the engine."""
+    """What builds the engine, as often as it is asked. `max_num_seqs`: requests at once, whatever the engine.
+
+    `task`: what its model is loaded for; an HTTP endpoint knows that by itself.
+    """
 
     def build() -> Engine:
         if kind == "vllm":
@@ -41,6 +46,7 @@ def engine_factory(
                     tensor_parallel_size=tensor_parallel_size,
                     tool_parser=tool_parser,
                     reasoning_parser=reasoning_parser,
+                    task=task,
                 )
             )
         if kind == "http":
@@ -53,6 +59,6 @@ def engine_factory(
         from batchfile.engine.echo import EchoEngine
         from batchfile.engine.echo_options import EchoOptions
 
-        return EchoEngine.from_options(EchoOptions.from_env(), model=model)
+        return EchoEngine.from_options(EchoOptions.from_env(), model=model, task=task)
 
     return build

@@ -1,23 +1,33 @@
-"""Counts a request's tokens as the model would see them, without loading the model. Knows no file."""
+"""Counts a request's tokens as the model would see them, without loading the model, and says whether they fit.
 
-from collections.abc import Callable
+Knows no file.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from batchfile.engine.chat_prompt import ChatPrompts
-from batchfile.errors import SettingsError
-from batchfile.words import Request
+from batchfile.engine.raw_prompt import RawPrompts
+from batchfile.errors import InvalidRequest, SettingsError
+from batchfile.words import Request, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCounter:
-    """`count` gives the tokens of a request's prompt. `max_model_len`: the model's own bound, if it names one."""
+    """`count` gives the tokens of a request's prompt, of an embedding those of each input.
 
-    count: Callable[[Request], int]
+    `max_model_len`: the model's own bound, if it names one.
+    """
+
+    count: Callable[[Request], list[int]]
     max_model_len: int | None
 
 
 def token_counter(model: str) -> TokenCounter:
-    """Of a folder or a hub id. Raises: SettingsError where there is no such model or it has no chat template."""
+    """Of a folder or a hub id. Raises: SettingsError where there is no such model.
+
+    `count` raises InvalidRequest of a conversation where the model has no chat template.
+    """
     import transformers
 
     try:
@@ -27,8 +37,45 @@ def token_counter(model: str) -> TokenCounter:
         first = str(error).strip().splitlines()[0]
         raise SettingsError(f"the tokenizer of {model} can not be loaded: {first}") from error
     prompts = ChatPrompts(tokenizer, model)
+    raw = RawPrompts(tokenizer)
     bound = getattr(config, "max_position_embeddings", None)
-    return TokenCounter(
-        count=lambda request: len(prompts.prompt(request.messages, request.tools).token_ids),
-        max_model_len=bound if isinstance(bound, int) else None,
-    )
+
+    def count(request: Request) -> list[int]:
+        if request.raw is not None:
+            return [len(raw.token_ids(given)) for given in request.raw.inputs]
+        return [len(prompts.prompt(request.messages, request.tools).token_ids)]
+
+    return TokenCounter(count=count, max_model_len=bound if isinstance(bound, int) else None)
+
+
+def check_fit(request: Request, nums: Sequence[int], max_model_len: int) -> None:
+    """`nums`: as `count` gives them. Raises: InvalidRequest if the request does not fit the model."""
+    if request.kind == "embedding":
+        check_inputs(nums, max_model_len)
+    else:
+        fitting_max_tokens(request.sampling, nums[0], max_model_len)
+
+
+def check_inputs(nums: Sequence[int], max_model_len: int) -> None:
+    """Of an embedding. Raises: InvalidRequest."""
+    for number, num in enumerate(nums):
+        if num > max_model_len:
+            raise InvalidRequest(
+                f"Input {number} has {num} tokens, which exceeds the model's max_model_len {max_model_len}: shorten it."
+            )
+
+
+def fitting_max_tokens(sampling: Sampling, num_prompt: int, max_model_len: int) -> int:
+    """How many tokens may be generated. Raises: InvalidRequest if the request does not fit the model."""
+    room = max_model_len - num_prompt
+    if sampling.is_max_tokens_given and sampling.max_tokens > room:
+        raise InvalidRequest(
+            f"A prompt of {num_prompt} tokens plus max_tokens {sampling.max_tokens} exceeds the model's "
+            f"max_model_len {max_model_len}: shorten the prompt or set max_tokens to at most {max(room, 0)}."
+        )
+    if room < 1:
+        raise InvalidRequest(
+            f"A prompt of {num_prompt} tokens leaves no room to answer in the model's max_model_len "
+            f"{max_model_len}: shorten the prompt."
+        )
+    return min(sampling.max_tokens, room)

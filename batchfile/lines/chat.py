@@ -5,10 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from batchfile.lines.findings import Finding
 from batchfile.words import Message
 
 JOINT = "\n\n"  # between what is merged: blocks, neighbours of one role, system texts
 
+SYSTEM_ROLES = frozenset({"system", "developer"})
 TOKENS_MAX = 2**31 - 1
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 
@@ -32,6 +34,13 @@ class Unserved(NamedTuple):
     harmless: tuple[Any, ...]
     message: str
     fix: str
+
+
+def without_user(turns: Iterable[Any], root: str) -> list[Finding]:
+    """The problem of a conversation in which nobody but the system speaks."""
+    if not all(turn.role in SYSTEM_ROLES for turn in turns):
+        return []
+    return [Finding((root, "messages"), "holds no user turn; add one", 'Add {"role": "user", "content": "..."}.')]
 
 
 def text_of(content: str | list[TextBlock]) -> str:

@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, TextBlock, Unserved, join_turns, text_of
+from batchfile.lines.chat import (
+    SEED_MAX,
+    SEED_MIN,
+    TOKENS_MAX,
+    Strict,
+    TextBlock,
+    Unserved,
+    join_turns,
+    text_of,
+    without_user,
+)
 from batchfile.lines.findings import Finding
 from batchfile.lines.tools import (
     Block,
@@ -91,14 +101,21 @@ CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
 
 
 def is_plain(params: Params) -> bool:
-    """Nothing but text in every turn: there is nothing more to check."""
+    """Nothing but text in every turn, one of them not the system's: there is nothing more to check."""
+    is_spoken = False
     for turn in params.messages:
+        is_spoken |= turn.role != "system"
         if not isinstance(turn.content, str) and any(not isinstance(block, TextBlock) for block in turn.content):
             return False
-    return CHECKED.isdisjoint(params.model_fields_set)
+    return is_spoken and CHECKED.isdisjoint(params.model_fields_set)
 
 
-def tool_problems(params: Params) -> list[Finding]:
+def more_problems(params: Params) -> list[Finding]:
+    """What a model of each key alone can not say."""
+    return without_user(params.messages, "params") + _tool_problems(params)
+
+
+def _tool_problems(params: Params) -> list[Finding]:
     choice = params.tool_choice
     tools = anthropic_tools(params.tools, choice)
     is_forced = choice is not None and choice.type in {"any", "tool"}

@@ -1,27 +1,55 @@
 """A request line into a Request, whichever format it is in."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines import native, openai, problems
+from batchfile.lines import native, openai, openai_completions, openai_embeddings, problems
+from batchfile.lines.chat import Unserved
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.findings import Finding, shown
 from batchfile.words import Defaults, Request
 
-_SYSTEM = {"system", "developer"}
+METHOD = "POST"
 
-# The validators themselves: `model_validate_json` spends 0.5 us a line on the way to them.
-_read_params = native.Params.__pydantic_validator__.validate_json
-_read_body = openai.Body.__pydantic_validator__.validate_json
+Carried = native.Params | openai.Body | openai_completions.Body | openai_embeddings.Body
+
+
+class _Format(NamedTuple):
+    """How the carried object is read. `is_plain`: there is nothing more to check, for which `more_problems` is."""
+
+    model: type[BaseModel]
+    read: Callable[[bytes], Any]
+    unserved: Mapping[str, Unserved]
+    is_plain: Callable[[Any], bool]
+    more_problems: Callable[[Any], list[Finding]]
+    to_request: Callable[[str, Any, Defaults], Request]
+
+
+def _format(module: Any, model: type[BaseModel]) -> _Format:
+    # The validator itself: `model_validate_json` spends 0.5 us a line on the way to it.
+    read = model.__pydantic_validator__.validate_json
+    return _Format(model, read, module.UNSERVED, module.is_plain, module.more_problems, module.to_request)
+
+
+_NATIVE = _format(native, native.Params)
+_CHAT = _format(openai, openai.Body)
+_OPENAI = {
+    openai.URL: _CHAT,
+    openai_completions.URL: _format(openai_completions, openai_completions.Body),
+    openai_embeddings.URL: _format(openai_embeddings, openai_embeddings.Body),
+}
+_URLS = " or ".join([", ".join(f'"{url}"' for url in [*_OPENAI][:-1]), f'"{[*_OPENAI][-1]}"'])
 
 
 class _Carried(msgspec.Struct):
     params: msgspec.Raw = msgspec.Raw()
     body: msgspec.Raw = msgspec.Raw()
+    url: object = None
 
 
 _carried = msgspec.json.Decoder(_Carried)
@@ -30,34 +58,26 @@ _carried = msgspec.json.Decoder(_Carried)
 def parse_request(line: bytes | Envelope, defaults: Defaults) -> Request:
     """Raises: InvalidRequest that names the place, as in `params.max_tokens: must be at least 1, got 0`."""
     envelope = decode_envelope(line) if isinstance(line, bytes) else line
-    carried = read_carried(envelope)
-    if isinstance(carried, native.Params):
-        return native.to_request(envelope.custom_id, carried, defaults)
-    return openai.to_request(envelope.custom_id, carried, defaults)
+    return _format_of(envelope).to_request(envelope.custom_id, read_carried(envelope), defaults)
 
 
-def read_carried(envelope: Envelope) -> native.Params | openai.Body:
+def read_carried(envelope: Envelope) -> Carried:
     """The checked `params` or `body`. Raises: InvalidRequest."""
-    carried: native.Params | openai.Body
+    form = _format_of(envelope)
     try:
-        if envelope.dialect == "native":
-            carried = params = _read_params(envelope.carried)
-            is_plain = native.is_plain(params)
-        else:
-            carried = body = _read_body(envelope.carried)
-            is_plain = openai.is_plain(body) and _is_chat(envelope)
+        carried: Carried = form.read(envelope.carried)
     except ValidationError:
         raise _refused(find_problems(envelope)) from None
-    for turn in carried.messages:
-        if turn.role not in _SYSTEM:
-            break
-    else:
-        is_plain = False
-    if not is_plain:
+    is_addressed = envelope.dialect == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
+    if not (is_addressed and form.is_plain(carried)):
         findings = find_problems(envelope)
         if findings:
             raise _refused(findings)
     return carried
+
+
+def _format_of(envelope: Envelope) -> _Format:
+    return _NATIVE if envelope.dialect == "native" else _OPENAI.get(envelope.url or "", _CHAT)
 
 
 def find_problems(line: bytes | Envelope) -> list[Finding]:
@@ -68,8 +88,11 @@ def find_problems(line: bytes | Envelope) -> list[Finding]:
         is_json = bool(error.findings[0].path)
         return error.findings + (_carried_problems(line) if is_json else [])
     if envelope.dialect == "native":
-        return _inside(envelope.carried, "params")
-    return _outside(envelope) + _inside(envelope.carried, "body")
+        return _inside(envelope.carried, "params", _NATIVE)
+    outside = _outside(envelope)
+    if envelope.url is not None and envelope.url not in _OPENAI:
+        return outside  # nobody knows what its body should be
+    return outside + _inside(envelope.carried, "body", _format_of(envelope))
 
 
 def _carried_problems(line: bytes | Envelope) -> list[Finding]:
@@ -79,39 +102,32 @@ def _carried_problems(line: bytes | Envelope) -> list[Finding]:
         wire = _carried.decode(line)
     except (msgspec.DecodeError, RecursionError):
         return []
-    for root, raw in (("params", wire.params), ("body", wire.body)):
+    body = _OPENAI.get(wire.url, _CHAT) if isinstance(wire.url, str) else _CHAT
+    for root, raw, form in (("params", wire.params, _NATIVE), ("body", wire.body, body)):
         if bytes(raw).startswith(b"{"):
-            return _inside(bytes(raw), root)
+            return _inside(bytes(raw), root, form)
     return []
-
-
-def _is_chat(envelope: Envelope) -> bool:
-    return envelope.method == openai.METHOD and envelope.url == openai.URL
 
 
 def _outside(envelope: Envelope) -> list[Finding]:
     findings = []
-    for key, wanted, given in (("method", openai.METHOD, envelope.method), ("url", openai.URL, envelope.url)):
+    wanted = (("method", f'"{METHOD}"', {METHOD}, envelope.method), ("url", _URLS, _OPENAI, envelope.url))
+    for key, words, served, given in wanted:
         if given is None:
-            findings.append(Finding((key,), f'is missing; it must be "{wanted}"', "Add it."))
-        elif given != wanted:
-            findings.append(Finding((key,), f'must be "{wanted}", got {shown(given)}', "Only this one is served."))
+            findings.append(Finding((key,), f"is missing; it must be {words}", "Add it."))
+        elif given not in served:
+            findings.append(Finding((key,), f"must be {words}, got {shown(given)}", "Nothing else is served."))
     return findings
 
 
-def _inside(carried: bytes, root: str) -> list[Finding]:
-    model = native.Params if root == "params" else openai.Body
-    table = native.UNSERVED if root == "params" else openai.UNSERVED
+def _inside(carried: bytes, root: str, form: _Format) -> list[Finding]:
     data = _data(carried)
-    findings = problems.unserved(data, table, root)
+    findings = problems.unserved(data, form.unserved, root)
     try:
-        valid: Any = model.model_validate_json(carried)
+        valid = form.model.model_validate_json(carried)
     except ValidationError as error:
-        return problems.from_pydantic(error, root, model, data) + findings
-    if all(turn.role in _SYSTEM for turn in valid.messages):
-        fix = 'Add {"role": "user", "content": "..."}.'
-        findings.append(Finding((root, "messages"), "holds no user turn; add one", fix))
-    return findings + (native.tool_problems(valid) if root == "params" else openai.tool_problems(valid))
+        return problems.from_pydantic(error, root, form.model, data) + findings
+    return findings + form.more_problems(valid)
 
 
 def _data(carried: bytes) -> dict[str, Any]:

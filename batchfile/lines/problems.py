@@ -22,6 +22,7 @@ _OTHER_NAMES = {
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
     "prompt": "messages",
+    "messages": "prompt",
 }
 _BRANCHES = {"str", "constrained-str"}  # pydantic's names for the string branch of a union
 _WHOLE = {

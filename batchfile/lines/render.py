@@ -50,7 +50,7 @@ def _rendered(result: NativeResult, batch_id: str, line: int, created: int) -> b
     response: dict[str, object] | None = None
     error: dict[str, object] | None = None
     if result.status == "succeeded":
-        response = {"status_code": 200, "request_id": f"req_{stem}", "body": _completion(result, stem, created)}
+        response = {"status_code": 200, "request_id": f"req_{stem}", "body": _body(result, stem, created)}
     elif result.status == "errored":
         status, body = _error(result)
         response = {"status_code": status, "request_id": f"req_{stem}", "body": body}
@@ -62,17 +62,35 @@ def _rendered(result: NativeResult, batch_id: str, line: int, created: int) -> b
     )
 
 
+def _body(result: NativeResult, stem: str, created: int) -> dict[str, object]:
+    if result.kind == "embedding":
+        return _embedding(result)
+    return _completion(result, stem, created)
+
+
+def _embedding(result: NativeResult) -> dict[str, object]:
+    vectors, num_tokens = result.vectors or [], result.usage.input_tokens if result.usage else 0
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(vectors)],
+        "model": result.model or "",
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
+
+
 def _completion(result: NativeResult, stem: str, created: int) -> dict[str, object]:
+    is_chat = result.kind == "chat"
+    one = _choice if is_chat else _text_choice
     choices = result.choices
     if choices is None:
         message = result.message or NativeMessage(content=[])
         choices = [NativeChoice(message=message, stop_reason=result.stop_reason or "end_turn")]
     return {
-        "id": f"chatcmpl-{stem}",
-        "object": "chat.completion",
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{stem}",
+        "object": "chat.completion" if is_chat else "text_completion",
         "created": created,
         "model": result.model or "",
-        "choices": [_choice(index, choice) for index, choice in enumerate(choices)],
+        "choices": [one(index, choice) for index, choice in enumerate(choices)],
         "usage": _usage(result),
     }
 
@@ -89,6 +107,15 @@ def _choice(index: int, choice: NativeChoice) -> dict[str, object]:
     return {
         "index": index,
         "message": message,
+        "logprobs": None,
+        "finish_reason": _FINISH.get(choice.stop_reason, "stop"),
+    }
+
+
+def _text_choice(index: int, choice: NativeChoice) -> dict[str, object]:
+    return {
+        "index": index,
+        "text": "".join([block.text for block in choice.message.content]),
         "logprobs": None,
         "finish_reason": _FINISH.get(choice.stop_reason, "stop"),
     }

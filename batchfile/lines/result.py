@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from batchfile.words import Choice, Completion, Failure, Outcome
+from batchfile.words import Choice, Completion, Failure, Kind, Outcome
 
 _encoder = msgspec.json.Encoder()
 
@@ -49,7 +49,8 @@ class NativeChoice:
 class NativeResult:
     """A result line, read. `choices` only where a request asked for several; `message` is then the first.
 
-    `stop_sequence` only where one ended the (first) answer and is known.
+    `stop_sequence` only where one ended the (first) answer and is known. `kind` only of what is no conversation.
+    `vectors`, each as it was written, only of an embedding, which has no message.
     """
 
     custom_id: str | None
@@ -61,6 +62,8 @@ class NativeResult:
     error: NativeError | None
     choices: list[NativeChoice] | None = None
     stop_sequence: str | None = None
+    kind: Kind = "chat"
+    vectors: list[msgspec.Raw] | None = None
 
 
 _decoder = msgspec.json.Decoder(NativeResult)
@@ -97,7 +100,20 @@ def _failed(custom_id: str | None, failure: Failure) -> dict[str, object]:
 
 
 def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[str, object]:
-    first, usage = outcome.choices[0], outcome.usage
+    usage = outcome.usage
+    if outcome.vectors:
+        return {
+            "custom_id": custom_id,
+            "status": "succeeded",
+            "message": None,
+            "stop_reason": None,
+            "model": model,
+            "usage": {"input_tokens": usage.input_tokens, "output_tokens": 0, "cached_tokens": usage.cached_tokens},
+            "error": None,
+            "kind": outcome.kind,
+            "vectors": outcome.vectors,
+        }
+    first = outcome.choices[0]
     line: dict[str, object] = {
         "custom_id": custom_id,
         "status": "succeeded",
@@ -111,6 +127,8 @@ def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[s
         },
         "error": None,
     }
+    if outcome.kind != "chat":
+        line["kind"] = outcome.kind
     if first.stop_sequence is not None:
         line["stop_sequence"] = first.stop_sequence
     if len(outcome.choices) > 1:

@@ -5,21 +5,20 @@ A line is refused here for exactly what would refuse it in a run, because the sa
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchfile.errors import InvalidRequest
+from batchfile.lines import openai, openai_completions, openai_embeddings
 from batchfile.lines.chat import TextBlock
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
 from batchfile.lines.findings import Finding, short
 from batchfile.lines.frame import Line, iter_lines
 from batchfile.lines.locate import locate
-from batchfile.lines.native import Params
-from batchfile.lines.openai import Body
-from batchfile.lines.parse import find_problems, read_carried
+from batchfile.lines.parse import Carried, find_problems, read_carried
 from batchfile.lines.summary import Kind, Summary
 from batchfile.routing import route
-from batchfile.words import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, RoutingTable
+from batchfile.words import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, RoutingTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,19 +108,11 @@ class Scan:
         refusal = self._routes[key]
         return [] if refusal is None else [Finding((), refusal, "Name one that exists.")]
 
-    def _count(self, envelope: Envelope, carried: Params | Body) -> None:
-        summary = self.summary
-        num_chars, max_tokens = 0, carried.max_tokens
-        if isinstance(carried, Body):
-            max_tokens = max_tokens if carried.max_completion_tokens is None else carried.max_completion_tokens
-        elif carried.system:
-            num_chars = _num_chars(carried.system)
-        for turn in carried.messages:
-            content = turn.content
-            num_chars += len(content) if isinstance(content, str) else _num_chars(content)
-        summary.prompt_chars += num_chars
-        kind = Kind(envelope.hint, carried.model, self._max_tokens if max_tokens is None else max_tokens)
-        summary.kinds[kind] = summary.kinds.get(kind, 0) + 1
+    def _count(self, envelope: Envelope, carried: Carried) -> None:
+        asks = _asks(carried, self._max_tokens)
+        self.summary.prompt_chars += asks.prompt_chars
+        kind = Kind(envelope.hint, carried.model, asks.max_tokens)
+        self.summary.kinds[kind] = self.summary.kinds.get(kind, 0) + 1
 
 
 def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
@@ -199,6 +190,31 @@ def _column(text: str, finding: Finding) -> int | None:
 
 def _of_file(message: str, fix: str) -> Problem:
     return Problem(line=1, column=None, custom_id=None, where="", message=message, fix=fix)
+
+
+class _Asks(NamedTuple):
+    prompt_chars: int
+    max_tokens: int
+
+
+def _asks(carried: Carried, max_tokens_else: int) -> _Asks:
+    if isinstance(carried, openai_completions.Body):
+        return _Asks(_num_input_chars([carried.prompt]), carried.max_tokens or openai_completions.MAX_TOKENS)
+    if isinstance(carried, openai_embeddings.Body):
+        return _Asks(_num_input_chars(carried.input), 0)
+    max_tokens = carried.max_tokens
+    if isinstance(carried, openai.Body):
+        num_chars = 0
+        max_tokens = max_tokens if carried.max_completion_tokens is None else carried.max_completion_tokens
+    else:
+        num_chars = _num_chars(carried.system)
+    for turn in carried.messages:
+        num_chars += _num_chars(turn.content)
+    return _Asks(num_chars, max_tokens_else if max_tokens is None else max_tokens)
+
+
+def _num_input_chars(inputs: Iterable[Input]) -> int:
+    return sum([len(one) for one in inputs if isinstance(one, str)])
 
 
 def _num_chars(content: str | list[Any] | None) -> int:

@@ -37,9 +37,28 @@ class ChatServer:
                     return web.Response(**told)
                 await asyncio.sleep(told)
             await asyncio.sleep(0.001)
-            return web.json_response(echo(body))
+            return web.json_response(ANSWERS[request.path](body))
         finally:
             self.num_now -= 1
+
+
+def complete(body: dict[str, Any]) -> dict[str, Any]:
+    prompt = body["prompt"]
+    text = prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
+    answer = echo(body | {"messages": [{"role": "user", "content": text}]})
+    for choice in answer["choices"]:
+        choice["text"] = choice.pop("message")["content"]
+    return answer
+
+
+def embed(body: dict[str, Any]) -> dict[str, Any]:
+    """Vectors of the length of each input, the last one first."""
+    found = [[float(len(given))] * body.get("dimensions", 3) for given in body["input"]]
+    data = [
+        {"index": index, "embedding": f"base64 of {vector}" if body["encoding_format"] == "base64" else vector}
+        for index, vector in enumerate(found)
+    ]
+    return {"data": data[::-1], "usage": {"prompt_tokens": len(found), "total_tokens": len(found)}}
 
 
 def echo(body: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +85,9 @@ def echo(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+ANSWERS = {"/v1/chat/completions": echo, "/v1/completions": complete, "/v1/embeddings": embed}
+
+
 @contextmanager
 def running(port: int = 0) -> Iterator[ChatServer]:
     """In a thread of its own; `port` 0 takes a free one."""
@@ -75,7 +97,8 @@ def running(port: int = 0) -> Iterator[ChatServer]:
 
     async def serve() -> None:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", server.handle)
+        for path in ANSWERS:
+            app.router.add_post(path, server.handle)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", port)

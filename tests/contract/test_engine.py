@@ -10,7 +10,7 @@ import pytest
 
 from batchfile.engine.base import Engine, Finished
 from batchfile.engine.open import engine_factory
-from batchfile.words import Completion, Message, Request, Role, Sampling
+from batchfile.words import Completion, Message, Raw, Request, Role, Sampling
 
 MODEL = Path("~/.cache/batchfile/models/SmolLM2-135M-Instruct").expanduser()
 ENGINES = ["echo", "http", pytest.param("vllm", marks=pytest.mark.vllm)]
@@ -174,8 +174,8 @@ def test_prepare_may_run_in_many_threads(engine: Engine) -> None:
     one_by_one = [engine.prepare(one) for one in requests]
     # Parameters of vLLM's compare by identity in part; what counts is the work they describe.
     assert [(found.prefix, found.cost) for found in at_once] == [(one.prefix, one.cost) for one in one_by_one]
-    ids = [getattr(found, "token_ids", None) for found in at_once]
-    assert ids == [getattr(found, "token_ids", None) for found in one_by_one]
+    ids = [getattr(found, "prompts", None) for found in at_once]
+    assert ids == [getattr(found, "prompts", None) for found in one_by_one]
     assert len({found.prefix for found in at_once}) == 1
 
 
@@ -192,3 +192,31 @@ def test_a_schema_guides_the_answer_where_the_engine_can(engine: Engine) -> None
     found = json.loads(done.choices[0].text)
     assert found.keys() == {"name", "age"}
     assert isinstance(found["age"], int)
+
+
+def raw(prompt: str | tuple[int, ...], **sampling: Any) -> Request:
+    given = Raw(kind="completion", inputs=(prompt,))
+    return Request(custom_id="r", messages=(), raw=given, sampling=Sampling(**({"temperature": 0.0} | sampling)))
+
+
+def test_a_raw_prompt_is_gone_on_from(engine: Engine) -> None:
+    done = complete(engine, raw("One two three four", max_tokens=2, num_choices=2))
+    assert done.kind == "completion"
+    assert len(done.choices) == 2
+    assert done.choices[0] == done.choices[1]
+    assert done.choices[0].stop_reason in {"max_tokens", "end_turn"}
+    assert done.usage.output_tokens <= 4
+    assert complete(engine, user("One two", max_tokens=2)).kind == "chat"
+
+
+def test_a_raw_prompt_may_be_token_ids(engine: Engine) -> None:
+    done = complete(engine, raw((1, 2, 3), max_tokens=2))
+    assert done.usage.input_tokens == 3
+
+
+def test_a_raw_prompt_ends_before_its_stop_sequence(engine: Engine) -> None:
+    [plain] = complete(engine, raw("One two three four", max_tokens=12)).choices
+    stop = plain.text.strip().split(" ")[-1]
+    [cut] = complete(engine, raw("One two three four", max_tokens=12, stop=(stop,))).choices
+    assert stop not in cut.text
+    assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", stop)

@@ -16,7 +16,7 @@ from batchfile.engine import http
 from batchfile.engine.http import HttpEngine, HttpOptions
 from batchfile.engine.http_wire import Down, api_root, read_answer
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.words import Choice, Completion, Failure, Message, Outcome, Request, Sampling, Tool, ToolCall, Tools
+from batchfile.words import Choice, Completion, Failure, Message, Outcome, Raw, Request, Sampling, Tool, ToolCall, Tools
 
 _path = Path(__file__).with_name("chat_server.py")
 _spec = importlib.util.spec_from_file_location("chat_server", _path)
@@ -296,3 +296,51 @@ def test_v1_is_added_where_it_is_missing() -> None:
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="base URL"):
         api_root(url)
+
+
+def raw_request(kind: Any, *inputs: Any, sampling: Sampling | None = None, **more: Any) -> Request:
+    given = Raw(kind=kind, inputs=inputs, **more)
+    return Request(custom_id="r", messages=(), raw=given, sampling=sampling or Sampling(max_tokens=4))
+
+
+def test_a_raw_prompt_goes_to_the_endpoints_completions(server: Any, engine: HttpEngine) -> None:
+    [outcome, _] = run(engine, raw_request("completion", "a b c"), raw_request("completion", (5, 6)))
+    assert isinstance(outcome, Completion)
+    assert (outcome.kind, outcome.choices) == ("completion", (Choice("a b c", "end_turn"),))
+    assert {seen["path"] for seen in server.seen} == {"/v1/completions"}
+    bodies = [seen["body"] for seen in server.seen]
+    assert {"model": "served", "prompt": "a b c", "temperature": 1.0, "max_tokens": 4} in bodies
+    assert {"model": "served", "prompt": [5, 6], "temperature": 1.0, "max_tokens": 4} in bodies
+
+
+def test_vectors_come_in_the_order_of_the_inputs(server: Any, engine: HttpEngine) -> None:
+    [plain, packed] = run(
+        engine,
+        raw_request("embedding", "a", "bcd", dimensions=2),
+        raw_request("embedding", (7, 8), is_base64=True),
+    )
+    assert isinstance(plain, Completion)
+    assert (plain.kind, plain.vectors, plain.usage.input_tokens) == ("embedding", ((1.0, 1.0), (3.0, 3.0)), 2)
+    assert isinstance(packed, Completion)
+    assert packed.vectors == ("base64 of [2.0, 2.0, 2.0]",)
+    by_input = {str(seen["body"]["input"]): seen for seen in server.seen}
+    assert {seen["path"] for seen in server.seen} == {"/v1/embeddings"}
+    assert by_input["['a', 'bcd']"]["body"] == {
+        "model": "served",
+        "input": ["a", "bcd"],
+        "dimensions": 2,
+        "encoding_format": "float",
+    }
+
+
+def test_an_endpoint_that_makes_no_embeddings_or_too_few_is_that_requests_error(
+    server: Any, engine: HttpEngine
+) -> None:
+    server.script.append({"status": 404, "text": json.dumps({"message": "no embeddings here"})})
+    [refused] = run(engine, raw_request("embedding", "a"))
+    assert refused == Failure(type="not_found_error", message="The endpoint answered 404: no embeddings here")
+    for _ in range(3):
+        server.script.append({"status": 200, "text": json.dumps({"data": []})})
+    [short] = run(engine, raw_request("embedding", "a"))
+    assert isinstance(short, Failure)
+    assert "0 vectors, and 1 were asked for" in short.message

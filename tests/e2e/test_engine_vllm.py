@@ -164,7 +164,7 @@ def test_a_request_that_can_not_fit_names_both_numbers(engine: VllmEngine) -> No
 
 def test_a_bound_that_was_not_given_is_lowered_to_what_fits(engine: VllmEngine) -> None:
     prepared = engine.prepare(request("Hello", max_tokens=2048, is_given=False))
-    assert prepared.cost == prepared.params.max_tokens == 1024 - len(prepared.token_ids)
+    assert prepared.cost == prepared.params.max_tokens == 1024 - len(prepared.prompts[0])
 
 
 @pytest.mark.parametrize(

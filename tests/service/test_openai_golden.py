@@ -146,7 +146,7 @@ def talk(api: Any, client: openai.OpenAI, recorder: Recorder) -> None:
         client.batches.retrieve("batch_none")
     recorder.name = "bad_request"
     with suppress(openai.BadRequestError):
-        client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+        client.batches.create(input_file_id=file.id, endpoint="/v1/moderations", completion_window="24h")  # type: ignore[arg-type]
 
 
 def recorded_webhook() -> dict[str, Any]:

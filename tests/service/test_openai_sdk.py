@@ -1,11 +1,13 @@
 """OpenAI's own Python client, unmodified, against a real server: files, uploads, batches, pages, errors."""
 
+import base64
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import threading
 import time
@@ -15,7 +17,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types import Batch, FileDeleted, FileObject, Upload
+from openai.types import Batch, Completion, CreateEmbeddingResponse, FileDeleted, FileObject, Upload
 from openai.types.chat import ChatCompletion
 from openai.types.uploads import UploadPart
 
@@ -29,7 +31,7 @@ NODE = Path(__file__).parents[1] / "sdk-node-openai"
 KEY, OTHER_KEY, NODE_KEY = "key-of-acme", "key-of-other", "key-of-node"
 TENANTS = {"acme": KEY, "other": OTHER_KEY, "node": NODE_KEY}
 KEYS = ",".join(f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}" for tenant, key in TENANTS.items())
-CHAT = "/v1/chat/completions"
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 WAIT_S = 60.0
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
@@ -219,6 +221,74 @@ def test_lines_of_an_endpoint_that_is_not_served_yet_are_errored_one_by_one(serv
     (row,) = rows(client, batch.error_file_id)
     assert row["response"]["status_code"] == 400
     assert CHAT in row["response"]["body"]["error"]["message"]
+
+
+def test_a_raw_prompt_is_gone_on_from(served: Any, client: Any) -> None:
+    def one(custom_id: str, **body: Any) -> dict[str, Any]:
+        return {"custom_id": custom_id, "method": "POST", "url": COMPLETIONS, "body": {"model": "mistral"} | body}
+
+    given = [
+        one("text", prompt="one two three", max_tokens=2, n=2),
+        one("stopped", prompt="one two STOP three", stop="STOP"),
+        one("ids", prompt=[1, 2, 3]),
+        one("suffix", prompt="x", suffix="y"),
+        one("many", prompt=["x", "y"]),
+    ]
+    batch = work(served, client, submit(client, *given, endpoint=COMPLETIONS).id)
+    assert batch.endpoint == COMPLETIONS
+    output = {row["custom_id"]: row["response"]["body"] for row in rows(client, batch.output_file_id)}
+    answers = {custom_id: Completion.model_validate(body, strict=True) for custom_id, body in output.items()}
+    assert [(choice.index, choice.text, choice.finish_reason) for choice in answers["text"].choices] == [
+        (0, "one two", "length"),
+        (1, "one two", "length"),
+    ]
+    assert (answers["stopped"].choices[0].text, answers["stopped"].choices[0].finish_reason) == ("one two ", "stop")
+    assert answers["ids"].choices[0].text == "1 2 3"
+    assert all(not set(Completion.model_fields) - body.keys() - {"system_fingerprint"} for body in output.values())
+    errors = {row["custom_id"]: row["response"] for row in rows(client, batch.error_file_id)}
+    assert {custom_id: error["status_code"] for custom_id, error in errors.items()} == {"suffix": 400, "many": 400}
+    assert "body.suffix" in errors["suffix"]["body"]["error"]["message"]
+
+
+def test_texts_become_vectors_on_a_pool_that_embeds(served: Any, client: Any) -> None:
+    def one(custom_id: str, model: str = "llama-70b", **body: Any) -> dict[str, Any]:
+        return {"custom_id": custom_id, "method": "POST", "url": EMBEDDINGS, "body": {"model": model} | body}
+
+    given = [
+        one("text", input="hello", dimensions=4),
+        one("texts", input=["hello", "there", "hello"]),
+        one("ids", input=[[1, 2], [3]]),
+        one("packed", input="hello", dimensions=4, encoding_format="base64"),
+        one("generating", model="mistral", input="hello"),
+        one("empty", input=""),
+    ]
+    batch = submit(client, *given, endpoint=EMBEDDINGS)
+    until(client, batch.id, "in_progress")
+    ledger = open_service_ledger(served.store, load_settings())
+    threads = []
+    for pool, task in (("llama-70b", "embed"), ("mistral", "generate")):
+        options = RunnerOptions(runner_id=f"{pool}-vectors", pool=pool, only=batch.id, is_steward=False)
+        runner = Runner(ledger, engine_factory("echo", model=pool, task=task), options)  # type: ignore[arg-type]
+        threads.append(threading.Thread(target=runner.run))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(30)
+    batch = until(client, batch.id, "completed")
+    output = {row["custom_id"]: row["response"]["body"] for row in rows(client, batch.output_file_id)}
+    packed = output.pop("packed")
+    answers = {name: CreateEmbeddingResponse.model_validate(body, strict=True) for name, body in output.items()}
+    assert {name: len(answer.data) for name, answer in answers.items()} == {"text": 1, "texts": 3, "ids": 2}
+    assert [one.index for one in answers["texts"].data] == [0, 1, 2]
+    first, second, third = (one.embedding for one in answers["texts"].data)
+    assert first == third != second
+    (vector,) = (one.embedding for one in answers["text"].data)
+    assert struct.unpack("<4f", base64.b64decode(packed["data"][0]["embedding"])) == pytest.approx(vector)
+    assert answers["text"].usage.total_tokens == answers["text"].usage.prompt_tokens > 0
+    assert (batch.usage.output_tokens, batch.request_counts.failed) == (0, 2)
+    errors = {row["custom_id"]: row["response"] for row in rows(client, batch.error_file_id)}
+    assert "makes embeddings" in errors["generating"]["body"]["error"]["message"]
+    assert "body.input: must not be empty" in errors["empty"]["body"]["error"]["message"]
+    assert {error["status_code"] for error in errors.values()} == {400}
 
 
 def test_a_model_calls_a_tool_and_its_answer_goes_back(
@@ -411,7 +481,7 @@ def test_every_error_is_the_clients_own_class_with_all_its_fields(connect: Any, 
     file = client.files.create(file=("in.jsonl", b"x"), purpose="batch")
     right = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
     for wrong, param in (
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"input_file_id": "file-none"}, "input_file_id"),
         ({"metadata": {"a": "x" * 513}}, "metadata"),

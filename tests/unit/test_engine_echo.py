@@ -1,5 +1,7 @@
 """The echo engine: its answers, its time and its faults."""
 
+import base64
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from batchfile.engine.base import Finished
 from batchfile.engine.echo import EchoEngine
 from batchfile.engine.echo_options import EchoFaults, EchoOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.words import Choice, Completion, Message, Request, Sampling, Tool, Tools, Usage
+from batchfile.words import Choice, Completion, Message, Raw, Request, Sampling, Tool, Tools, Usage
 
 
 def request(text: str, custom_id: str = "r", max_tokens: int = 10, **sampling: object) -> Request:
@@ -170,3 +172,41 @@ def test_the_environment_sets_what_tools_are_called_with() -> None:
     assert EchoOptions.from_env({"BATCHFILE_ECHO_TOOL_INPUT": '{"a": 1}'}).tool_input == {"a": 1}
     with pytest.raises(SettingsError, match="must be a JSON object"):
         EchoOptions.from_env({"BATCHFILE_ECHO_TOOL_INPUT": "[]"})
+
+
+def raw(kind: str, *inputs: object, **more: object) -> Request:
+    given = Raw(kind=kind, inputs=inputs, **more)  # type: ignore[arg-type]
+    return Request(custom_id="r", messages=(), raw=given, sampling=Sampling(max_tokens=2))
+
+
+def test_a_raw_prompt_is_its_own_answer():
+    [text, ids] = run(EchoEngine(), raw("completion", "one two three"), raw("completion", (7,)))
+    assert text.outcome == Completion(
+        choices=(Choice("one two", "max_tokens"),), usage=Usage(input_tokens=3, output_tokens=2), kind="completion"
+    )
+    assert ids.outcome.choices == (Choice("7", "end_turn"),)
+
+
+def test_vectors_are_made_of_the_text_and_have_length_1_and_the_dimensions_that_were_asked_for():
+    engine = EchoEngine(task="embed")
+    [first, packed] = run(engine, raw("embedding", "a", "b", "a"), raw("embedding", "a", dimensions=8, is_base64=True))
+    one, other, again = first.outcome.vectors
+    assert one == again != other
+    assert len(one) == 32
+    assert sum(value * value for value in one) == pytest.approx(1)
+    [text] = packed.outcome.vectors
+    assert len(struct.unpack("<8f", base64.b64decode(text))) == 8
+    assert first.outcome.usage == Usage(input_tokens=3)
+
+
+def test_a_pool_does_what_its_model_is_loaded_for_and_refuses_the_rest():
+    with pytest.raises(InvalidRequest, match="generates text: name a pool that makes embeddings"):
+        EchoEngine().prepare(raw("embedding", "a"))
+    for one in (request("x"), raw("completion", "x")):
+        with pytest.raises(InvalidRequest, match="makes embeddings and generates no text"):
+            EchoEngine(task="embed").prepare(one)
+
+
+def test_a_result_of_too_many_numbers_is_refused():
+    with pytest.raises(InvalidRequest, match="put at most 500 inputs on a line"):
+        EchoEngine(task="embed").prepare(raw("embedding", *["a"] * 501, dimensions=2000))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchfile.engine.vllm import fitting_max_tokens
+from batchfile.engine.tokens import fitting_max_tokens
 from batchfile.errors import InvalidRequest
 from batchfile.words import Sampling
 

@@ -105,10 +105,11 @@ def test_keys_that_ask_for_nothing_are_ignored() -> None:
     assert parsed(user="u", store=True, logprobs=False, tools=[], tool_choice="auto", stream=False, n=1) == parsed()
 
 
+URLS = '"/v1/chat/completions", "/v1/completions" or "/v1/embeddings"'
 BAD = [
     ({"method": "GET"}, 'method: must be "POST", got "GET"'),
-    ({"url": "/v1/embeddings"}, 'url: must be "/v1/chat/completions", got "/v1/embeddings"'),
-    ({"url": ""}, 'url: is missing; it must be "/v1/chat/completions"'),
+    ({"url": "/v1/responses"}, f'url: must be {URLS}, got "/v1/responses"'),
+    ({"url": ""}, f"url: is missing; it must be {URLS}"),
     ({"n": 0}, "body.n: must be at least 1, got 0"),
     ({"n": 129}, "body.n: must be at most 128, got 129"),
     ({"max_tokens": 0}, "body.max_tokens: must be at least 1, got 0"),

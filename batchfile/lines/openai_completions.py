@@ -1,0 +1,59 @@
+"""OpenAI's `body` of a completion: a raw prompt, without a chat template, that the model goes on from."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from batchfile.lines.chat import Unserved
+from batchfile.lines.findings import Finding
+from batchfile.lines.openai_inputs import inputs_of
+from batchfile.lines.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
+from batchfile.words import Defaults, Input, Raw, Request
+
+URL = "/v1/completions"
+MAX_TOKENS = 16  # OpenAI's own, where a body says none
+
+
+def _prompt(given: Any) -> Input:
+    inputs = inputs_of(given)
+    if len(inputs) > 1:
+        raise ValueError(f"holds {len(inputs)} prompts; a line takes one, so give each a line of its own")
+    return inputs[0]
+
+
+class Body(Sampled):
+    """What may stand in `body`."""
+
+    prompt: Annotated[Any, AfterValidator(_prompt)]
+
+    # Refused, unless they ask for nothing: see UNSERVED.
+    best_of: Any = None
+    echo: Any = None
+    suffix: Any = None
+
+
+UNSERVED: dict[str, Unserved] = UNSERVED_SAMPLING | {
+    "best_of": Unserved((None, 1), "best_of is not served; use n", "Use n."),
+    "logprobs": Unserved((None,), "logprobs are not served; remove it", "Remove it."),
+    "echo": Unserved((None, False), "echo is not served; remove it or set it to false", "Set it to false."),
+    "suffix": Unserved((None, ""), "suffix is not served: text is only written behind the prompt", "Remove it."),
+}
+_CHECKED = frozenset(UNSERVED)
+
+
+def is_plain(body: Body) -> bool:
+    return _CHECKED.isdisjoint(body.model_fields_set)
+
+
+def more_problems(_: Body) -> list[Finding]:
+    return []
+
+
+def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
+    return Request(
+        custom_id=custom_id,
+        messages=(),
+        raw=Raw(kind="completion", inputs=(body.prompt,)),
+        model=body.model or defaults.model,
+        sampling=sampling_of(body, defaults, body.max_tokens, MAX_TOKENS),
+    )

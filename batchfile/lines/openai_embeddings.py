@@ -1,0 +1,53 @@
+"""OpenAI's `body` of an embedding: texts or token ids, each of which becomes a vector."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from batchfile.lines.chat import Strict, Unserved
+from batchfile.lines.findings import Finding
+from batchfile.lines.openai_inputs import inputs_of
+from batchfile.words import Defaults, Input, Raw, Request, Sampling
+
+URL = "/v1/embeddings"
+INPUTS_MAX = 2_048  # OpenAI's own
+DIMENSIONS_MAX = 65_536
+
+
+def _inputs(given: Any) -> tuple[Input, ...]:
+    inputs = inputs_of(given)
+    if len(inputs) > INPUTS_MAX:
+        raise ValueError(f"holds {len(inputs)} inputs; a line takes {INPUTS_MAX}, so use several lines")
+    return inputs
+
+
+class Body(Strict):
+    """What may stand in `body`."""
+
+    input: Annotated[Any, AfterValidator(_inputs)]
+    model: Annotated[str, Field(min_length=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=DIMENSIONS_MAX)] | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    user: Any = None
+
+
+UNSERVED: dict[str, Unserved] = {}
+
+
+def is_plain(_: Body) -> bool:
+    return True
+
+
+def more_problems(_: Body) -> list[Finding]:
+    return []
+
+
+def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
+    is_base64 = body.encoding_format == "base64"
+    return Request(
+        custom_id=custom_id,
+        messages=(),
+        raw=Raw(kind="embedding", inputs=body.input, dimensions=body.dimensions, is_base64=is_base64),
+        model=body.model or defaults.model,
+        sampling=Sampling(max_tokens=0),
+    )

@@ -1,0 +1,109 @@
+"""What OpenAI's chat completions and completions share: how to sample, with vLLM's extra keys."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, Unserved
+from batchfile.words import Defaults, Sampling
+
+TEMPERATURE = 1.0  # OpenAI's own, where a body says none
+CHOICES_MAX = 128  # OpenAI's own
+
+_Stop = Annotated[str, Field(min_length=1)]
+
+
+class JsonSchema(Strict):
+    name: Any = None
+    description: Any = None
+    strict: Any = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class ResponseFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is missing; put the schema there")
+        return self
+
+    @property
+    def schema_or_none(self) -> dict[str, Any] | None:
+        if self.type == "text":
+            return None
+        return (self.json_schema.schema_ if self.json_schema else None) or {}
+
+
+class StructuredOutputs(Strict):
+    json_: dict[str, Any] = Field(alias="json")
+
+
+class Sampled(Strict):
+    model: Annotated[str, Field(min_length=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
+    stop: _Stop | list[_Stop] | None = None
+    seed: Annotated[int, Field(ge=SEED_MIN, le=SEED_MAX)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    response_format: ResponseFormat | None = None
+
+    # vLLM's own.
+    top_k: Annotated[int, Field(ge=-1, le=TOKENS_MAX)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    ignore_eos: bool = False
+    structured_outputs: StructuredOutputs | None = None
+
+    # Accepted and ignored.
+    stream_options: Any = None
+    user: Any = None
+
+    # Refused, unless they ask for nothing: see UNSERVED_SAMPLING.
+    guided_json: Any = None
+    logit_bias: Any = None
+    logprobs: Any = None
+    stream: Any = None
+
+
+_SCHEMA_FIX = "Put the schema into response_format.json_schema.schema."
+
+UNSERVED_SAMPLING: dict[str, Unserved] = {
+    "guided_json": Unserved((None,), "use response_format of type json_schema instead", _SCHEMA_FIX),
+    "logit_bias": Unserved((None, {}), "logit_bias is not served; remove it", "Remove it."),
+    "logprobs": Unserved((None, False), "logprobs are not served; remove it or set it to false", "Remove it."),
+    "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false", "Set it to false."),
+}
+
+
+def sampling_of(body: Sampled, defaults: Defaults, max_tokens: int | None, max_tokens_else: int) -> Sampling:
+    temperature = body.temperature
+    if temperature is None:
+        temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
+    return Sampling(
+        max_tokens=max_tokens_else if max_tokens is None else max_tokens,
+        is_max_tokens_given=max_tokens is not None,
+        temperature=temperature,
+        top_p=body.top_p,
+        top_k=None if body.top_k in {-1, 0} else body.top_k,  # both mean: all tokens
+        min_p=body.min_p,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        seed=body.seed,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        ignore_eos=body.ignore_eos,
+        json_schema=_schema(body),
+        num_choices=body.n or 1,
+    )
+
+
+def _schema(body: Sampled) -> dict[str, Any] | None:
+    if body.structured_outputs is not None:
+        return body.structured_outputs.json_
+    return None if body.response_format is None else body.response_format.schema_or_none
