@@ -82,6 +82,10 @@ sim *options:
 chaos *options:
     {{python}} -m tests.chaos.chaos {{options}}
 
+# the service at the highest rate this machine holds, and whether any process grows; --minutes 60
+soak *options:
+    {{python}} -m tests.chaos.soak {{options}}
+
 # remove what runs and tests leave behind (not the virtual environment, not the models)
 clean:
     rm -rf {{out}} .pytest_cache .mypy_cache .ruff_cache .hypothesis

