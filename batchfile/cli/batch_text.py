@@ -1,0 +1,77 @@
+"""A batch as people and scripts read it: a line, a JSON object, a strip of its shards. Pure."""
+
+from datetime import UTC, datetime
+
+from batchfile.cli.shown import counted, duration
+from batchfile.ledger.status import PoolProgress
+from batchfile.local.identity import OUTPUT
+from batchfile.remote.base import BatchView
+
+STRIP_CELLS = 40
+DONE, LEASED, WAITING = "█", "▒", "·"
+
+
+def as_json(batch: BatchView) -> dict[str, object]:
+    counts, usage = batch.counts, batch.usage
+    return {
+        "batch_id": batch.batch_id,
+        "state": batch.state,
+        "reason": batch.reason,
+        "total": batch.total,
+        "succeeded": counts.succeeded,
+        "errored": counts.errored,
+        "canceled": counts.canceled,
+        "expired": counts.expired,
+        "pending": batch.total - counts.finished,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "shards_done": sum(pool.num_done for pool in batch.pools.values()),
+        "shards_leased": sum(pool.num_leased for pool in batch.pools.values()),
+        "created_at": batch.created_at,
+        "updated_at": batch.updated_at,
+        "ended_at": batch.ended_at,
+    }
+
+
+def status_line(batch: BatchView, now: float) -> str:
+    counts, usage = batch.counts, batch.usage
+    state = batch.state if batch.reason is None else f"{batch.state} ({batch.reason})"
+    lasted = max(0.0, (batch.ended_at or now) - batch.created_at)
+    return (
+        f"{batch.batch_id}  {state}  {counts.finished:,}/{batch.total:,} requests, {batch.num_failed:,} failed, "
+        f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out, {duration(lasted)}"
+    )
+
+
+def list_line(batch: BatchView) -> str:
+    created = datetime.fromtimestamp(batch.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    state = batch.state if batch.reason in {None, "completed"} else f"{batch.state}:{batch.reason}"
+    where = batch.metadata.get(OUTPUT, batch.stage or "")
+    done = f"{batch.counts.finished:,}/{batch.total:,}"
+    return f"{batch.batch_id:<20} {created}  {state:<16} {done:>17}  {where}".rstrip()
+
+
+def end_line(batch: BatchView) -> str:
+    text = f"{batch.batch_id}: {batch.counts.succeeded:,} of {counted(batch.total, 'request')} succeeded"
+    if batch.ended_at is not None:
+        text += f" in {duration(max(0.0, batch.ended_at - batch.created_at))}"
+    if batch.reason not in {None, "completed"}:
+        text += f"; it ended early ({batch.reason}{': ' + batch.detail if batch.detail else ''})"
+    return text
+
+
+def strip(pool: PoolProgress, num_cells: int = STRIP_CELLS) -> str:
+    """Shards by how far they are: done, in work, waiting. A cell is a shard, or several of them."""
+    cells = min(num_cells, pool.num_shards)
+    if not cells:
+        return ""
+    done = pool.num_done * cells // pool.num_shards
+    busy = (pool.num_done + pool.num_leased) * cells // pool.num_shards - done
+    if pool.num_leased and not busy and done < cells:
+        busy = 1
+    return DONE * done + LEASED * busy + WAITING * (cells - done - busy)
+
+
+def pool_line(name: str, pool: PoolProgress) -> str:
+    return f"{name}  {strip(pool)}  {pool.num_done:,}/{counted(pool.num_shards, 'shard')}, {pool.num_leased:,} in work"

@@ -1,0 +1,140 @@
+"""Batches until their end: a live picture on a terminal, else a line now and then. Looks; changes nothing."""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import islice, takewhile
+
+import click
+
+from batchfile.cli.batch_text import end_line, pool_line, status_line
+from batchfile.cli.shown import PLAIN_S, duration
+from batchfile.errors import ServiceUnavailable, StoreUnavailable
+from batchfile.remote.base import BatchView, Remote
+
+LOOK_S = 1.0
+RATE_WINDOW_S = 60.0
+AWAY_S_MAX = 900.0  # for so long a service or a store that has answered before is waited for
+ROWS_MAX = 20  # batches in one picture
+RECENT_MAX = 1_000  # batches among which open ones are looked for
+
+
+class Rate:
+    """Finished requests per second, over the last minute of looks."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int]] = deque()
+
+    def see(self, now: float, num: int) -> float:
+        self._points.append((now, num))
+        while len(self._points) > 2 and self._points[0][0] < now - RATE_WINDOW_S:
+            self._points.popleft()
+        (first_at, first), (last_at, last) = self._points[0], self._points[-1]
+        return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
+
+
+class Follower:
+    """Follows what `look` finds until all of it has ended."""
+
+    def __init__(self, look: Callable[[], list[BatchView]]) -> None:
+        self._look = look
+        self._rates: dict[str, Rate] = {}
+        self._said: dict[str, tuple[float, str]] = {}  # per batch: when, in which state
+
+    def run(self) -> list[BatchView]:
+        """The batches as they ended. Raises: what `look` raises, but that something is away only after a while."""
+        is_live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        found = self._look()
+        with _picture() if is_live else nullcontext(None) as picture:
+            while True:
+                if picture is None:
+                    self._say(found)
+                else:
+                    picture("\n".join(self._rows(found)))
+                if all(batch.has_ended for batch in found):
+                    return found
+                time.sleep(LOOK_S)
+                found = self._look_patiently()
+
+    def _look_patiently(self) -> list[BatchView]:
+        since = time.monotonic()
+        is_said = False
+        while True:
+            try:
+                return self._look()
+            except (ServiceUnavailable, StoreUnavailable) as error:
+                if time.monotonic() - since > AWAY_S_MAX:
+                    raise
+                if not is_said:
+                    click.echo(f"waiting: {error}", err=True)
+                    is_said = True
+                time.sleep(LOOK_S)
+
+    def _rows(self, found: list[BatchView]) -> list[str]:
+        rows = []
+        for batch in found[:ROWS_MAX]:
+            rows.append(self._line(batch))
+            rows += [f"  {pool_line(name, pool)}" for name, pool in sorted(batch.pools.items())]
+        if len(found) > ROWS_MAX:
+            rows.append(f"and {len(found) - ROWS_MAX:,} more")
+        return rows or ["no batch is open"]
+
+    def _line(self, batch: BatchView) -> str:
+        if batch.has_ended:
+            return end_line(batch)
+        rate = self._rates.setdefault(batch.batch_id, Rate()).see(time.monotonic(), batch.counts.finished)
+        text = status_line(batch, time.time())
+        if rate:
+            left = batch.total - batch.counts.finished
+            text += f", {rate:,.1f} requests/s, ETA {duration(left / rate)}"
+        return text
+
+    def _say(self, found: list[BatchView]) -> None:
+        """A batch's line at its first look, when its state changes, and every few seconds."""
+        now = time.monotonic()
+        for batch in found:
+            at, state = self._said.get(batch.batch_id, (float("-inf"), ""))
+            if state == "ended" or (state == batch.state and now - at < PLAIN_S):
+                continue
+            self._said[batch.batch_id] = (now, batch.state)
+            for row in self._rows([batch]):
+                click.echo(row, err=True)
+
+
+def follow_one(remote: Remote, name: str) -> BatchView:
+    """One batch to its end."""
+    batch = remote.batch(name)
+    (ended,) = Follower(lambda: [remote.batch(batch.batch_id)]).run()
+    return ended
+
+
+def follow_all(remote: Remote) -> list[BatchView]:
+    """Every batch that is open now, or is made while one is, until none is open."""
+    recent = list(islice(remote.batches(), RECENT_MAX))
+    known = {batch.batch_id: batch for batch in recent if not batch.has_ended}
+    newest = max((batch.created_at for batch in recent), default=0.0)
+
+    def look() -> list[BatchView]:
+        nonlocal newest
+        made = list(takewhile(lambda batch: batch.created_at > newest, remote.batches()))
+        newest = max([newest, *(batch.created_at for batch in made)])
+        for batch_id, batch in known.items():
+            if not batch.has_ended:
+                known[batch_id] = remote.batch(batch_id)
+        known.update({batch.batch_id: batch for batch in made})
+        return list(known.values())
+
+    return Follower(look).run() if known else []
+
+
+@contextmanager
+def _picture() -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True, highlight=False), auto_refresh=False) as live:
+        yield lambda text: live.update(Text(text), refresh=True)

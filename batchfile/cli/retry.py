@@ -1,0 +1,28 @@
+"""`batchfile retry`: what did not succeed, once more."""
+
+import sys
+
+import click
+
+from batchfile.cli.remote import REMOTE_EXITS, Where, where_options
+from batchfile.cli.saving import check_free
+from batchfile.cli.submit import finish
+
+
+@click.command("retry", epilog=REMOTE_EXITS)
+@click.argument("batch")
+@click.option("--wait", is_flag=True, help="Wait for the new batch's end, and exit as it went.")
+@click.option("-o", "--output", metavar="OUT", help="Wait, and write its results to OUT (.jsonl or .parquet; -).")
+@where_options
+def command(batch: str, wait: bool, output: str | None, where: Where) -> None:
+    """Make a new batch of the requests of BATCH that did not succeed, and print its id.
+
+    BATCH must have ended, and stays as it is. The new one bears `retry_of` in its metadata.
+    """
+    path = None if output is None else check_free(output)
+    with where.opened(batch, writes=True) as remote:
+        made = remote.retry(batch)
+        click.echo(made.batch_id, err=path == "-")
+        click.echo(f"{made.total:,} requests of {batch} run again", err=True)
+        if wait or path is not None:
+            sys.exit(finish(remote, made, path))

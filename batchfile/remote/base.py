@@ -1,0 +1,121 @@
+"""The seam to batches somewhere else, and its nouns. Synchronous; knows no HTTP, no store and no terminal."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from batchfile.ledger.status import PoolProgress
+from batchfile.records import BatchState, EndReason, PresenceRecord
+from batchfile.remote.upload import Upload
+from batchfile.words import Counts, Dialect, RoutingTable, Usage
+
+LOOK_AGAIN_S = 1.0  # between two looks at what lands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchView:
+    """A batch as it was seen. Times in epoch seconds; `pools` is empty once it has ended.
+
+    `dialect`: the format of its input, in which its results are written for people.
+    """
+
+    batch_id: str
+    state: BatchState
+    total: int
+    counts: Counts
+    usage: Usage
+    created_at: float
+    updated_at: float
+    reason: EndReason | None = None
+    detail: str | None = None
+    stage: str | None = None
+    priority: int = 5
+    dialect: Dialect = "native"
+    ended_at: float | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    pools: dict[str, PoolProgress] = field(default_factory=dict)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state == "ended"
+
+    @property
+    def num_failed(self) -> int:
+        return self.counts.finished - self.counts.succeeded
+
+    @property
+    def is_all_succeeded(self) -> bool:
+        return self.has_ended and self.reason == "completed" and self.counts.succeeded == self.total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """How a file is to be run. `priority`: 0 (first) to 9. `is_strict`: a line that can not run refuses the file."""
+
+    stage: str | None = None
+    priority: int = 5
+    metadata: dict[str, str] = field(default_factory=dict)
+    is_strict: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """A finished file that never changes. `sha256`: at least the first 32 hex digits.
+
+    `read(start)`: its bytes from there on, in chunks.
+    """
+
+    size: int
+    sha256: str
+    read: Callable[[int], Iterator[bytes]]
+
+
+class Remote(Protocol):
+    """Raises everywhere: InvalidRequest for a batch that is not there; StoreUnavailable or ServiceUnavailable."""
+
+    @property
+    def place(self) -> str:
+        """How a person names it: a URL, a directory."""
+        ...
+
+    def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+        """Make a batch. `on_bytes` hears of each piece of the file that was read. Raises: InvalidFile."""
+        ...
+
+    def batch(self, name: str) -> BatchView: ...
+
+    def batches(self) -> Iterator[BatchView]:
+        """Newest first."""
+        ...
+
+    def cancel(self, name: str) -> BatchView:
+        """An ended batch stays what it is."""
+        ...
+
+    def retry(self, name: str) -> BatchView:
+        """A new batch of what did not succeed. Raises: InvalidFile where there is nothing, or not yet."""
+        ...
+
+    def results(self, batch: BatchView) -> Download | None:
+        """The native result lines of an ended batch, in input order. None: it ended before it had any."""
+        ...
+
+    def errors(self, batch: BatchView) -> Download | None:
+        """The input lines of an ended batch that did not succeed."""
+        ...
+
+    def live(self, batch_id: str) -> Iterator[list[bytes]]:
+        """Native result lines as they land, each once, in no order, until the batch has ended; lists may be empty."""
+        ...
+
+    def routing(self) -> RoutingTable: ...
+
+    def runners(self) -> list[PresenceRecord]:
+        """The living ones."""
+        ...
+
+    def pending(self, pool: str) -> int:
+        """How many requests wait for this pool."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,212 @@
+"""Batches behind a service, over HTTP: the client's calls behind the seam, one at a time."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from batchfile.client import Client, FileHead, Pairs
+from batchfile.errors import InvalidRequest, TooLarge
+from batchfile.ledger.status import PoolProgress
+from batchfile.records import BatchState, EndReason, PresenceRecord
+from batchfile.remote.base import BatchView, Download, Wanted
+from batchfile.remote.upload import Upload, repeatable
+from batchfile.words import Counts, Dialect, RoutingTable, Usage
+
+BATCHES = "/api/batches"
+PAGE = 100
+
+T = TypeVar("T")
+
+
+class HttpRemote:
+    """A batch is named by its id. An event loop of its own, which runs while it is asked for something."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self._client = Client(url, api_key)
+        self._loop = asyncio.Runner()
+        self._run(self._client.__aenter__())
+
+    @property
+    def place(self) -> str:
+        return self._client.url
+
+    def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+        self._page(limit=1)  # a wrong address or key is said before anything is sent
+        query: Pairs = [("priority", str(wanted.priority)), ("strict", "true" if wanted.is_strict else "false")]
+        query += [("stage", wanted.stage)] if wanted.stage else []
+        query += [("metadata", f"{name}={value}") for name, value in wanted.metadata.items()]
+        with repeatable(upload) as source:
+            sending = self._client.send_lines(
+                BATCHES, _Batch, lambda: source.chunks(on_bytes), query=query, idempotency_key=uuid.uuid4().hex
+            )
+            try:
+                return _view(self._run(sending))
+            except TooLarge as error:
+                raise TooLarge(f"{error}; or submit it straight to the service's store, with --store") from None
+
+    def batch(self, name: str) -> BatchView:
+        return _view(self._of(name, self._client.get(_path(name), _Batch)))
+
+    def batches(self) -> Iterator[BatchView]:
+        after: str | None = None
+        while True:
+            page = self._page(limit=PAGE, after=after)
+            yield from map(_view, page.data)
+            if not page.has_more:
+                return
+            after = page.data[-1].id
+
+    def cancel(self, name: str) -> BatchView:
+        return _view(self._of(name, self._client.post(f"{_path(name)}/cancel", _Batch)))
+
+    def retry(self, name: str) -> BatchView:
+        asking = self._client.post(f"{_path(name)}/retry", _Batch, idempotency_key=uuid.uuid4().hex)
+        return _view(self._of(name, asking))
+
+    def results(self, batch: BatchView) -> Download | None:
+        return self._download(f"{_path(batch.batch_id)}/results")
+
+    def errors(self, batch: BatchView) -> Download | None:
+        return self._download(f"{_path(batch.batch_id)}/errors")
+
+    def live(self, batch_id: str) -> Iterator[list[bytes]]:
+        return self._each(self._client.lines(f"{_path(batch_id)}/results", [("live", "true")]))
+
+    def routing(self) -> RoutingTable:
+        pools = self._run(self._client.get("/api/pools", list[_Pool]))
+        return RoutingTable(
+            stages={stage: pool.name for pool in pools for stage in pool.stages},
+            pools={pool.name: (pool.model,) for pool in pools},
+        )
+
+    def runners(self) -> list[PresenceRecord]:
+        return self._run(self._client.get("/api/runners", list[PresenceRecord]))
+
+    def pending(self, pool: str) -> int:
+        return self._run(self._client.get(f"/api/pools/{pool}", _Pool)).pending_requests
+
+    def close(self) -> None:
+        self._run(self._client.__aexit__())
+        self._loop.close()
+
+    def _page(self, *, limit: int, after: str | None = None) -> "_Page":
+        query = [("limit", str(limit))] + ([] if after is None else [("after", after)])
+        return self._run(self._client.get(BATCHES, _Page, query))
+
+    def _download(self, path: str) -> Download | None:
+        try:
+            head: FileHead = self._run(self._client.head(path))
+        except InvalidRequest:
+            return None
+        return Download(
+            size=head.size, sha256=head.etag, read=lambda start: self._each(self._client.file(path, head, start))
+        )
+
+    def _of(self, name: str, asking: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._run(asking)
+        except InvalidRequest:
+            raise InvalidRequest(f"{name}: no such batch at {self.place}; `batchfile ls` lists them") from None
+
+    def _run(self, asking: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run(asking)
+
+    def _each(self, items: AsyncIterator[T]) -> Iterator[T]:
+        async def step() -> T | None:
+            return await anext(items, None)
+
+        async def end() -> None:
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
+
+        try:
+            while (item := self._run(step())) is not None:
+                yield item
+        finally:
+            self._run(end())
+
+
+def _path(batch_id: str) -> str:
+    """Raises: InvalidRequest for what can be no id."""
+    if not batch_id.replace("_", "").replace("-", "").isalnum() or not batch_id.isascii():
+        raise InvalidRequest(f"{batch_id!r} is no id of a batch; `batchfile ls` lists them")
+    return f"{BATCHES}/{batch_id}"
+
+
+class _Share(msgspec.Struct, frozen=True):
+    shards: int
+    shards_done: int
+    shards_leased: int
+    requests: int
+    requests_finished: int
+
+
+class _Batch(msgspec.Struct, frozen=True):
+    """As the service answers it."""
+
+    id: str
+    state: BatchState
+    reason: EndReason | None
+    detail: str | None
+    stage: str | None
+    total: int
+    succeeded: int
+    errored: int
+    canceled: int
+    expired: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    created_at: float
+    updated_at: float
+    ended_at: float | None
+    metadata: dict[str, str]
+    priority: int
+    dialect: Dialect
+    pools: dict[str, _Share]
+
+
+class _Page(msgspec.Struct, frozen=True):
+    data: list[_Batch]
+    has_more: bool
+
+
+class _Pool(msgspec.Struct, frozen=True):
+    name: str
+    model: str
+    stages: list[str]
+    pending_requests: int
+
+
+def _view(batch: _Batch) -> BatchView:
+    return BatchView(
+        batch_id=batch.id,
+        state=batch.state,
+        reason=batch.reason,
+        detail=batch.detail,
+        stage=batch.stage,
+        priority=batch.priority,
+        dialect=batch.dialect,
+        total=batch.total,
+        counts=Counts(succeeded=batch.succeeded, errored=batch.errored, canceled=batch.canceled, expired=batch.expired),
+        usage=Usage(
+            input_tokens=batch.input_tokens, output_tokens=batch.output_tokens, cached_tokens=batch.cached_tokens
+        ),
+        created_at=batch.created_at,
+        updated_at=batch.updated_at,
+        ended_at=batch.ended_at,
+        metadata=batch.metadata,
+        pools={
+            name: PoolProgress(
+                num_shards=share.shards,
+                num_requests=share.requests,
+                num_done=share.shards_done,
+                num_leased=share.shards_leased,
+                num_finished=share.requests_finished,
+            )
+            for name, share in batch.pools.items()
+        },
+    )

@@ -1,0 +1,142 @@
+"""Batches in a store, reached without any service: the ledger's own verbs behind the seam."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import structlog
+
+from batchfile import layout
+from batchfile.errors import BatchDamaged, InvalidRequest
+from batchfile.ledger import batches
+from batchfile.ledger import submit as verbs
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.live import Cursor, iter_live
+from batchfile.ledger.presence import read_presence
+from batchfile.ledger.scale import read_scale
+from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.places import check_stage, find_batch
+from batchfile.records import BatchRecord, FileRef, PresenceRecord
+from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Wanted
+from batchfile.remote.upload import Upload
+from batchfile.settings import Settings
+from batchfile.words import Defaults, RoutingTable
+
+LIVE_LINES = 256  # that are handed on together
+
+log = structlog.get_logger()
+
+
+class StoreRemote:
+    """A batch is named by its id, or by the path of a local run's output. `tenant`: whose batches."""
+
+    def __init__(self, ledger: Ledger, settings: Settings, tenant: str) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._tenant = tenant
+        self._reader = StatusReader(ledger)
+
+    @property
+    def place(self) -> str:
+        return self._ledger.store.url
+
+    def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+        if wanted.stage is not None:
+            check_stage(self._settings, wanted.stage)
+        draft = batches.Draft(
+            batch_id=f"batch_{self._ledger.new_id()[:12]}",
+            routing=self.routing(),
+            defaults=Defaults(output_schema=self._settings.schema_of(wanted.stage)),
+            stage=wanted.stage,
+            priority=wanted.priority,
+            tenant=self._tenant,
+            metadata=wanted.metadata,
+            created_at=self._ledger.clock.now(),
+        )
+        chunks = upload.chunks(on_bytes)
+        made = verbs.submit(self._ledger, draft, chunks, size=upload.size or 0, is_strict=wanted.is_strict)
+        return self.batch(made.batch_id)
+
+    def batch(self, name: str) -> BatchView:
+        status = self._reader.read(find_batch(self._ledger, name).batch_id)
+        if status is None:
+            raise InvalidRequest(f"{name}: was deleted")
+        return view_of(status)
+
+    def batches(self) -> Iterator[BatchView]:
+        for entry in self._ledger.store.list(layout.index_prefix(self._tenant)):
+            try:
+                status = self._reader.read(layout.index_batch_id(entry.key))
+            except BatchDamaged as error:
+                log.error("batch.damaged", error=str(error))
+                continue
+            if status is not None:
+                yield view_of(status)
+
+    def cancel(self, name: str) -> BatchView:
+        batch_id = find_batch(self._ledger, name).batch_id
+        batches.end(self._ledger, batch_id, "canceled")
+        batches.finish(self._ledger, batch_id, runner=f"cancel-{self._ledger.new_id()[:12]}")
+        return self.batch(batch_id)
+
+    def retry(self, name: str) -> BatchView:
+        return self.batch(verbs.retry(self._ledger, find_batch(self._ledger, name)).batch_id)
+
+    def results(self, batch: BatchView) -> Download | None:
+        return self._download(find_batch(self._ledger, batch.batch_id).results)
+
+    def errors(self, batch: BatchView) -> Download | None:
+        return self._download(find_batch(self._ledger, batch.batch_id).errors)
+
+    def live(self, batch_id: str) -> Iterator[list[bytes]]:
+        cursor = Cursor()
+        while not cursor.is_over:
+            lines: list[bytes] = []
+            for line in iter_live(self._ledger, batch_id, cursor):
+                lines.append(line.result)
+                if len(lines) >= LIVE_LINES:
+                    yield lines
+                    lines = []
+            yield lines
+            if not cursor.is_over:
+                time.sleep(LOOK_AGAIN_S)
+
+    def routing(self) -> RoutingTable:
+        return self._settings.routing()
+
+    def runners(self) -> list[PresenceRecord]:
+        return read_presence(self._ledger)
+
+    def pending(self, pool: str) -> int:
+        return read_scale(self._reader, pool).pending_requests
+
+    def close(self) -> None:
+        """The store needs no end."""
+
+    def _download(self, file: FileRef | None) -> Download | None:
+        if file is None:
+            return None
+        key = file.key
+        return Download(
+            size=file.size, sha256=file.sha256, read=lambda start: self._ledger.store.stream(key, start, file.size)
+        )
+
+
+def view_of(status: BatchStatus) -> BatchView:
+    batch: BatchRecord = status.batch
+    return BatchView(
+        batch_id=batch.batch_id,
+        state=batch.state,
+        reason=batch.reason,
+        detail=batch.detail,
+        stage=batch.stage,
+        priority=batch.priority,
+        dialect=batch.input.dialect,
+        total=batch.total,
+        counts=status.counts,
+        usage=status.usage,
+        created_at=batch.created_at,
+        updated_at=status.updated_at,
+        ended_at=batch.ended_at,
+        metadata=batch.metadata,
+        pools=status.pools,
+    )

@@ -1,0 +1,145 @@
+"""What is submitted: a file, stdin or an object, as JSONL in chunks. Knows no batch and no service."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+from batchfile.errors import InvalidFile
+from batchfile.lines.formats import CHUNK_BYTES, HEAD_BYTES, Format, detect, open_lines
+from batchfile.local.inputs import check_untouched, inspect
+from batchfile.store.open import open_store
+
+OnBytes = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """Requests that can be read from the start, more than once where `is_repeatable`.
+
+    `size`: of the file as it lies, in bytes; None: nobody knows. `chunks(on_bytes)`: its JSONL; `on_bytes` hears of
+    each piece of the file that was read. Raises: InvalidFile where it is damaged, or was changed meanwhile.
+    """
+
+    name: str
+    size: int | None
+    chunks: Callable[[OnBytes], Iterator[bytes]]
+    is_repeatable: bool = True
+
+
+def open_upload(name: str) -> Upload:
+    """Of a path, `-` or an s3:// URL. Raises: InvalidFile where it can not be used."""
+    return _of_object(name) if name.startswith("s3://") else _of_file(name)
+
+
+@contextmanager
+def repeatable(upload: Upload) -> Iterator[Upload]:
+    """The same, spooled to disk where it could be read only once."""
+    if upload.is_repeatable:
+        yield upload
+        return
+    with tempfile.TemporaryDirectory(prefix="batchfile-") as folder:
+        path = os.path.join(folder, "requests.jsonl")
+        with open(path, "wb") as file:
+            for chunk in upload.chunks(_ignore):
+                file.write(chunk)
+        yield _of_file(path)
+
+
+def _of_file(name: str) -> Upload:
+    source = inspect(name)
+    if source.path is None:
+        if source.format == "parquet":
+            raise InvalidFile("stdin: Parquet can not be read from a pipe; name the file")
+
+        def from_stdin(on_bytes: OnBytes) -> Iterator[bytes]:
+            stream = _Counted(sys.stdin.buffer, on_bytes, source.head)
+            return open_lines(None, source.format, cast(BinaryIO, stream))
+
+        return Upload(name="stdin", size=None, chunks=from_stdin, is_repeatable=False)
+    path = source.path
+
+    def from_file(on_bytes: OnBytes) -> Iterator[bytes]:
+        yield from _file_lines(path, source.format, on_bytes)
+        check_untouched(source)
+
+    return Upload(name=name, size=os.path.getsize(path), chunks=from_file)
+
+
+def _of_object(url: str) -> Upload:
+    parts = urlsplit(url)
+    key = unquote(parts.path).lstrip("/")
+    if not key or key.endswith("/"):
+        raise InvalidFile(f"{url}: names no object; give s3://BUCKET/PATH/NAME.jsonl")
+    store = open_store(f"s3://{parts.netloc}" + (f"?{parts.query}" if parts.query else ""), prove=False)
+    entry = store.head(key)
+    if entry is None:
+        raise InvalidFile(f"{url}: there is no such object")
+    if entry.size == 0:
+        raise InvalidFile(f"{url}: is empty; it needs at least one request line")
+    kind = detect(key, b"".join(store.stream(key, 0, min(HEAD_BYTES, entry.size))))
+
+    def from_object(on_bytes: OnBytes) -> Iterator[bytes]:
+        stream = _Counted(_Chunks(store.stream(key, match=entry.etag)), on_bytes)
+        if kind != "parquet":
+            yield from open_lines(key, kind, cast(BinaryIO, stream))
+            return
+        with tempfile.NamedTemporaryFile(prefix="batchfile-", suffix=".parquet") as file:  # it is read from its end
+            shutil.copyfileobj(stream, file, CHUNK_BYTES)
+            file.flush()
+            yield from open_lines(file.name, kind, None)
+
+    return Upload(name=url, size=entry.size, chunks=from_object)
+
+
+def _file_lines(path: str, kind: Format, on_bytes: OnBytes) -> Iterator[bytes]:
+    if kind == "parquet":
+        yield from open_lines(path, kind, None)
+        on_bytes(os.path.getsize(path))
+        return
+    with open(path, "rb", buffering=0) as file:
+        yield from open_lines(path, kind, cast(BinaryIO, _Counted(cast(BinaryIO, file), on_bytes)))
+
+
+class _Counted:
+    """A file object for reading, no more, that tells how much was read. `head` comes first: it was read already."""
+
+    def __init__(self, stream: "BinaryIO | _Chunks", on_bytes: OnBytes, head: bytes = b"") -> None:
+        self._stream = stream
+        self._on_bytes = on_bytes
+        self._head = head
+
+    def read(self, size: int = -1) -> bytes:
+        if self._head:
+            data = self._head if size < 0 else self._head[:size]
+            self._head = self._head[len(data) :]
+        else:
+            data = self._stream.read(size)
+        self._on_bytes(len(data))
+        return data
+
+    def close(self) -> None:
+        """Whoever opened the stream closes it."""
+
+
+class _Chunks:
+    """Chunks as a file object for reading, no more."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._left = b""
+
+    def read(self, size: int = -1) -> bytes:
+        self._left = self._left or next(self._chunks, b"")
+        taken = self._left if size < 0 else self._left[:size]
+        self._left = self._left[len(taken) :]
+        return taken
+
+
+def _ignore(num_bytes: int) -> None:
+    """Nobody asked."""
