@@ -278,7 +278,8 @@ def _vectors(raw: Raw) -> Completion:
     for given in raw.inputs:
         numbers = struct.unpack(f"<{num}h", shake_128(_text(given).encode("utf-8", "replace")).digest(2 * num))
         length = hypot(*numbers) or 1.0
-        vectors.append(vector_of([number / length for number in numbers], is_base64=raw.is_base64))
+        singles = struct.pack(f"<{num}f", *[number / length for number in numbers])
+        vectors.append(vector_of(struct.unpack(f"<{num}f", singles), is_base64=raw.is_base64))
     usage = Usage(input_tokens=sum(_text(given).count(" ") + 1 for given in raw.inputs))
     return Completion(choices=(), usage=usage, kind="embedding", vectors=tuple(vectors))
 

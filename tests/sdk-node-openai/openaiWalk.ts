@@ -12,10 +12,14 @@ import OpenAI, { toFile } from "openai";
 
 type Batch = OpenAI.Batch;
 type Keys<T> = Record<keyof T, true>;
-type Row = { custom_id: string; response: { status_code: number; body: OpenAI.ChatCompletion } | null; error: unknown };
+type Row<T> = { custom_id: string; response: { status_code: number; body: T } | null; error: unknown };
+type Endpoint = OpenAI.BatchCreateParams["endpoint"];
+type Called = { body: OpenAI.ChatCompletion; call: OpenAI.ChatCompletionMessageFunctionToolCall };
 
 const WAIT_MS = 60_000;
+const NUM_BATCHES = 7; // what the walks before that of the pages make
 const ENDPOINT = "/v1/chat/completions";
+const TOOLS: OpenAI.ChatCompletionTool[] = [{ type: "function", function: { name: "look", parameters: { type: "object" } } }];
 const { WALK_URL: url = "", WALK_KEY: key = "" } = process.env;
 const folder = process.argv[2] ?? ".";
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
@@ -77,6 +81,20 @@ const UPLOAD: Keys<OpenAI.Upload> = {
   status: true,
 };
 
+// What the recorded answers of each endpoint must have; the rest is optional.
+const CHAT: Keys<Omit<OpenAI.ChatCompletion, "metadata" | "moderation" | "service_tier" | "system_fingerprint">> = {
+  id: true,
+  choices: true,
+  created: true,
+  model: true,
+  object: true,
+  usage: true,
+};
+const COMPLETION: Keys<Omit<OpenAI.Completion, "system_fingerprint">> = CHAT;
+const TEXT_CHOICE: Keys<OpenAI.CompletionChoice> = { finish_reason: true, index: true, logprobs: true, text: true };
+const VECTORS: Keys<OpenAI.CreateEmbeddingResponse> = { data: true, model: true, object: true, usage: true };
+const VECTOR: Keys<OpenAI.Embedding> = { embedding: true, index: true, object: true };
+
 function complete(found: object, keys: Record<string, true>): void {
   assert.deepEqual(Object.keys(found).sort(), Object.keys(keys).sort());
 }
@@ -94,9 +112,37 @@ function wholeFile(file: OpenAI.FileObject): OpenAI.FileObject {
   return file;
 }
 
+function wholeCall(body: OpenAI.ChatCompletion): Called {
+  complete(body, CHAT);
+  const choice = body.choices[0];
+  assert.deepEqual([choice?.finish_reason, choice?.message.content], ["tool_calls", null]);
+  const call = choice?.message.tool_calls?.[0];
+  assert.ok(call?.type === "function" && call.id);
+  return { body, call };
+}
+
+function wholeCompletion(body: OpenAI.Completion): OpenAI.Completion {
+  complete(body, COMPLETION);
+  assert.equal(body.object, "text_completion");
+  for (const choice of body.choices) complete(choice, TEXT_CHOICE);
+  return body;
+}
+
+function wholeVectors(body: OpenAI.CreateEmbeddingResponse): OpenAI.CreateEmbeddingResponse {
+  complete(body, VECTORS);
+  body.data.forEach((vector, index) => {
+    complete(vector, VECTOR);
+    assert.deepEqual([vector.object, vector.index], ["embedding", index]);
+  });
+  return body;
+}
+
+function lineOf(url: Endpoint, customId: string, body: object): string {
+  return `${JSON.stringify({ custom_id: customId, method: "POST", url, body })}\n`;
+}
+
 function line(customId: string, more: object = {}): string {
-  const body = { model: "mistral", max_tokens: 16, messages: [{ role: "user", content: "Hello there" }], ...more };
-  return `${JSON.stringify({ custom_id: customId, method: "POST", url: ENDPOINT, body })}\n`;
+  return lineOf(ENDPOINT, customId, { model: "mistral", max_tokens: 16, messages: [{ role: "user", content: "Hello there" }], ...more });
 }
 
 async function until(id: string, ...states: Batch["status"][]): Promise<Batch> {
@@ -108,17 +154,22 @@ async function until(id: string, ...states: Batch["status"][]): Promise<Batch> {
   }
 }
 
-async function rows(fileId: string | undefined): Promise<Row[]> {
+async function rows<T = OpenAI.ChatCompletion>(fileId: string | undefined): Promise<Row<T>[]> {
   const text = await (await client.files.content(fileId ?? "none")).text();
   assert.ok(text.endsWith("\n"));
   return text.trimEnd().split("\n").map((row) => JSON.parse(row));
 }
 
-async function submit(text: string): Promise<Batch> {
+async function submit(text: string, endpoint: Endpoint = ENDPOINT): Promise<Batch> {
   const file = wholeFile(await client.files.create({ file: await toFile(Buffer.from(text), "in.jsonl"), purpose: "batch" }));
   return wholeBatch(
-    await client.batches.create({ input_file_id: file.id, endpoint: ENDPOINT, completion_window: "24h" }),
+    await client.batches.create({ input_file_id: file.id, endpoint, completion_window: "24h" }),
   );
+}
+
+async function answers<T>(text: string, endpoint: Endpoint = ENDPOINT): Promise<T[]> {
+  const batch = await until((await submit(text, endpoint)).id, "completed");
+  return (await rows<T>(batch.output_file_id)).map((row) => row.response?.body as T);
 }
 
 async function refused(kind: new (...more: never[]) => Error, call: PromiseLike<unknown>): Promise<InstanceType<typeof OpenAI.APIError>> {
@@ -160,6 +211,38 @@ async function batchOfAStream(): Promise<void> {
   assert.equal((await client.files.delete(batch.output_file_id ?? "")).deleted, true);
 }
 
+/** A model calls a tool; its answer goes back with the call, as it came. */
+async function tools(): Promise<void> {
+  const [first] = await answers<OpenAI.ChatCompletion>(line("a", { tools: TOOLS }));
+  assert.ok(first);
+  const { body, call } = wholeCall(first);
+  assert.deepEqual([call.function.name, JSON.parse(call.function.arguments)], ["look", { city: "Bern" }]);
+  const messages: OpenAI.ChatCompletionMessageParam[] = [
+    { role: "user", content: "Where?" },
+    body.choices[0]?.message as OpenAI.ChatCompletionMessage,
+    { role: "tool", tool_call_id: call.id, content: "Here." },
+  ];
+  const [second] = await answers<OpenAI.ChatCompletion>(line("a", { tools: TOOLS, messages }));
+  assert.deepEqual([second?.choices[0]?.finish_reason, second?.choices[0]?.message.content], ["stop", "Where?"]);
+}
+
+async function rawPrompts(): Promise<void> {
+  const prompts = [{ prompt: "one two three", max_tokens: 2, n: 2 }, { prompt: [1, 2] }];
+  const text = prompts.map((body, number) => lineOf("/v1/completions", `r${number}`, { model: "mistral", ...body })).join("");
+  const found = (await answers<OpenAI.Completion>(text, "/v1/completions")).map(wholeCompletion);
+  assert.deepEqual(found.map((body) => body.choices.map((choice) => choice.text)), [["one two", "one two"], ["1 2"]]);
+}
+
+async function vectors(): Promise<void> {
+  const asked = { model: "vectors", input: ["a", "b", "a"], dimensions: 4 };
+  const [found] = await answers<OpenAI.CreateEmbeddingResponse>(lineOf("/v1/embeddings", "a", asked), "/v1/embeddings");
+  assert.ok(found);
+  const [first, second, third] = wholeVectors(found).data.map((vector) => vector.embedding);
+  assert.equal(first?.length, 4);
+  assert.deepEqual(first, third);
+  assert.notDeepEqual(first, second);
+}
+
 async function failedAndCancelled(): Promise<void> {
   const failed = await until((await submit(`${line("a")}{\n${line("a")}`)).id, "failed");
   assert.deepEqual(failed.errors?.data?.map((error) => [error.code, error.line]), [["invalid_json_line", 2]]);
@@ -186,8 +269,8 @@ async function pages(): Promise<void> {
   assert.deepEqual(seen, made);
   const ids: string[] = [];
   for await (const batch of client.batches.list({ limit: 1 })) ids.push(wholeBatch(batch).id);
-  assert.equal(ids.length, 3);
-  assert.equal(new Set(ids).size, 3);
+  assert.equal(ids.length, NUM_BATCHES);
+  assert.equal(new Set(ids).size, NUM_BATCHES);
 }
 
 async function uploads(): Promise<void> {
@@ -224,6 +307,10 @@ async function recorded(): Promise<void> {
     if (body?.object === "batch") wholeBatch(body);
     if (body?.object === "file" && body.deleted === undefined) wholeFile(body);
     if (body?.object === "upload") complete(body, UPLOAD);
+    const given = exchange.response?.lines ?? [body];
+    if (name === "tools_output.json") for (const row of given) wholeCall(row.response.body);
+    if (name === "completions_output.json") for (const row of given) wholeCompletion(row.response.body);
+    if (name === "embeddings_output.json") for (const row of given) wholeVectors(row.response.body);
     for (const item of body?.object === "list" ? body.data : []) (item.object === "batch" ? wholeBatch : wholeFile)(item);
   }
   const { headers, body, secret } = JSON.parse(readFileSync(join(golden, "webhook.json"), "utf8"));
@@ -233,6 +320,9 @@ async function recorded(): Promise<void> {
 
 await batchOfAStream();
 await failedAndCancelled();
+await tools();
+await rawPrompts();
+await vectors();
 await pages();
 await uploads();
 await errors();

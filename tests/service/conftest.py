@@ -19,6 +19,7 @@ from batchfile.engine.open import engine_factory
 from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
+from batchfile.words import Task
 
 ROOT = Path(__file__).parents[2]
 START_S = 60.0
@@ -45,15 +46,17 @@ class Api:
         batch_id: str = answer.json()["id"]
         return batch_id
 
-    def work(self, batch_id: str, *pools: str) -> None:
-        """Run the batch to its end with echo engines, one for each pool."""
+    def work(self, batch_id: str, *pools: str, embedding: str | None = None) -> None:
+        """Run the batch to its end with echo engines, one for each pool; `embedding`: the pool that makes vectors."""
         ledger = open_service_ledger(self.store, load_settings())
 
         def one(pool: str) -> None:
             options = RunnerOptions(runner_id=f"{pool}-test", pool=pool, only=batch_id, is_steward=False)
-            Runner(ledger, engine_factory("echo", model=f"echo-{pool}"), options).run()
+            task: Task = "embed" if pool == embedding else "generate"
+            Runner(ledger, engine_factory("echo", model=f"echo-{pool}", task=task), options).run()
 
-        threads = [threading.Thread(target=one, args=(pool,)) for pool in pools or POOLS[:1]]
+        wanted = [*pools, embedding] if embedding else pools or POOLS[:1]
+        threads = [threading.Thread(target=one, args=(pool,)) for pool in wanted]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pytest
 
 from batchfile.ledger.webhooks import Event, signed_headers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai"
-CHAT = "/v1/chat/completions"
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 HEADERS = ("accept", "content-type", "range", "x-stainless-retry-count")
 SECRET = "whsec_" + base64.b64encode(b"a secret of thirty-two bytes ...").decode()
 WAIT_S = 60.0
@@ -70,15 +71,23 @@ class Recorder:
 
 def line(custom_id: str, **more: Any) -> str:
     body = {"model": "mistral", "messages": [{"role": "user", "content": "Zoë ☕"}], "max_tokens": 8} | more
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}, ensure_ascii=False) + "\n"
+    return request_line(custom_id, CHAT, body)
 
 
-def test_the_recorded_exchanges_are_what_client_and_service_say(start_api: Callable[..., Any]) -> None:
+def request_line(custom_id: str, url: str, body: dict[str, Any]) -> str:
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body}, ensure_ascii=False) + "\n"
+
+
+def test_the_recorded_exchanges_are_what_client_and_service_say(
+    start_api: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHFILE_ECHO_TOOL_INPUT", '{"city": "Zürich"}')
     api = start_api()
     recorder = Recorder()
     http = openai.DefaultHttpxClient(trust_env=False, event_hooks={"response": [recorder.hear]})
     with openai.OpenAI(base_url=f"{api.url}/v1", api_key="x", http_client=http, max_retries=0) as client:
         talk(api, client, recorder)
+        talk_of_kinds(api, client, recorder)
     webhook = json.dumps(recorded_webhook(), indent=2, ensure_ascii=False) + "\n"
     found = recorder.found | {"webhook": webhook}
     if os.environ.get("RECORD_GOLDEN"):
@@ -90,13 +99,46 @@ def test_the_recorded_exchanges_are_what_client_and_service_say(start_api: Calla
         assert text == (GOLDEN / f"{name}.json").read_text(), name
 
 
-def talk(api: Any, client: openai.OpenAI, recorder: Recorder) -> None:
+def until_of(client: openai.OpenAI) -> Callable[..., Any]:
     def until(batch_id: str, *states: str) -> Any:
         deadline = time.monotonic() + WAIT_S
         while (batch := client.batches.retrieve(batch_id)).status not in states:
             assert time.monotonic() < deadline, batch
             time.sleep(0.02)
         return batch
+
+    return until
+
+
+def talk_of_kinds(api: Any, client: openai.OpenAI, recorder: Recorder) -> None:
+    """What the lines of each endpoint ask, and their answers: calls of tools, raw prompts, vectors."""
+    until = until_of(client)
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    prompts = [{"prompt": "one two three", "max_tokens": 2, "n": 2}, {"prompt": [1, 2]}, {"prompt": ["a", "b"]}]
+    inputs = [{"input": "Zoë", "dimensions": 2}, {"input": [[1, 2], [3]], "encoding_format": "base64", "dimensions": 2}]
+    asked = {
+        "tools": (CHAT, [line("call", tools=tools)]),
+        "completions": (COMPLETIONS, lines_of(COMPLETIONS, "mistral", prompts)),
+        "embeddings": (EMBEDDINGS, lines_of(EMBEDDINGS, "llama-70b", inputs)),
+    }
+    for kind, (endpoint, lines) in asked.items():
+        file = client.files.create(file=(f"{kind}.jsonl", "".join(lines).encode()), purpose="batch")
+        recorder.name = f"{kind}_input"
+        client.files.content(file.id)
+        made = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")  # type: ignore[arg-type]
+        until(made.id, "in_progress")
+        api.work(made.id, embedding="llama-70b" if kind == "embeddings" else None)
+        batch = until(made.id, "completed")
+        recorder.name = f"{kind}_output"
+        client.files.content(batch.output_file_id)
+
+
+def lines_of(url: str, model: str, bodies: list[dict[str, Any]]) -> list[str]:
+    return [request_line(f"r{number}", url, {"model": model} | body) for number, body in enumerate(bodies)]
+
+
+def talk(api: Any, client: openai.OpenAI, recorder: Recorder) -> None:
+    until = until_of(client)
 
     recorder.name = "file_create"
     content = line("good") + line("bad", max_tokens=0)

@@ -26,6 +26,7 @@ from batchfile.ledger import batches
 from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
+from batchfile.words import Task
 
 NODE = Path(__file__).parents[1] / "sdk-node-openai"
 KEY, OTHER_KEY, NODE_KEY = "key-of-acme", "key-of-other", "key-of-node"
@@ -47,7 +48,14 @@ def jsonl(*lines: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def served(serve_api: Any) -> Any:
-    return serve_api(BATCHFILE_API_KEYS=KEYS, BATCHFILE_API__FILE_BYTES_MAX="2000000")
+    pools = {name: {"model": f"org/{name}"} for name in ("mistral", "llama-70b")}
+    pools["vectors"] = {"model": "org/vectors", "task": "embed"}
+    return serve_api(
+        BATCHFILE_API_KEYS=KEYS,
+        BATCHFILE_API__FILE_BYTES_MAX="2000000",
+        BATCHFILE_POOLS=json.dumps(pools),
+        BATCHFILE_STAGES="{}",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +259,7 @@ def test_a_raw_prompt_is_gone_on_from(served: Any, client: Any) -> None:
 
 
 def test_texts_become_vectors_on_a_pool_that_embeds(served: Any, client: Any) -> None:
-    def one(custom_id: str, model: str = "llama-70b", **body: Any) -> dict[str, Any]:
+    def one(custom_id: str, model: str = "vectors", **body: Any) -> dict[str, Any]:
         return {"custom_id": custom_id, "method": "POST", "url": EMBEDDINGS, "body": {"model": model} | body}
 
     given = [
@@ -264,15 +272,7 @@ def test_texts_become_vectors_on_a_pool_that_embeds(served: Any, client: Any) ->
     ]
     batch = submit(client, *given, endpoint=EMBEDDINGS)
     until(client, batch.id, "in_progress")
-    ledger = open_service_ledger(served.store, load_settings())
-    threads = []
-    for pool, task in (("llama-70b", "embed"), ("mistral", "generate")):
-        options = RunnerOptions(runner_id=f"{pool}-vectors", pool=pool, only=batch.id, is_steward=False)
-        runner = Runner(ledger, engine_factory("echo", model=pool, task=task), options)  # type: ignore[arg-type]
-        threads.append(threading.Thread(target=runner.run))
-        threads[-1].start()
-    for thread in threads:
-        thread.join(30)
+    served.work(batch.id, "mistral", embedding="vectors")
     batch = until(client, batch.id, "completed")
     output = {row["custom_id"]: row["response"]["body"] for row in rows(client, batch.output_file_id)}
     packed = output.pop("packed")
@@ -574,16 +574,28 @@ def node_walk() -> list[str]:
     return [node, str(NODE / "build" / "openaiWalk.js")]
 
 
-def test_the_node_client_does_all_that_it_can(served: Any, node_walk: list[str], tmp_path: Path) -> None:
+def test_the_node_client_does_all_that_it_can(
+    served: Any, node_walk: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHFILE_ECHO_TOOL_INPUT", '{"city": "Bern"}')
     ledger = open_service_ledger(served.store, load_settings())
-    options = RunnerOptions(runner_id="node-test", pool="mistral", is_steward=False)
-    runner = Runner(ledger, engine_factory("echo", model="echo"), options)
-    thread = threading.Thread(target=runner.run)
-    thread.start()
+    tasks: dict[str, Task] = {"mistral": "generate", "vectors": "embed"}
+    runners = [
+        Runner(
+            ledger,
+            engine_factory("echo", model="echo", task=task),
+            RunnerOptions(runner_id=f"{pool}-node", pool=pool, is_steward=False),
+        )
+        for pool, task in tasks.items()
+    ]
+    threads = [threading.Thread(target=runner.run) for runner in runners]
+    for thread in threads:
+        thread.start()
     try:
         environ = {**os.environ, "WALK_URL": served.url, "WALK_KEY": NODE_KEY}
         done = subprocess.run([*node_walk, str(tmp_path)], env=environ, capture_output=True, text=True, timeout=120)
     finally:
-        runner.stop_now()
-        thread.join(30)
+        for runner, thread in zip(runners, threads, strict=True):
+            runner.stop_now()
+            thread.join(30)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
