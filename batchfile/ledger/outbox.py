@@ -12,7 +12,15 @@ from typing import Any, BinaryIO, cast
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchfileError, LeaseLost, ObjectChanged, ObjectMissing, PreconditionFailed
+from batchfile.errors import (
+    BatchfileError,
+    LeaseLost,
+    ObjectChanged,
+    ObjectMissing,
+    PreconditionFailed,
+    StoreError,
+    StoreUnavailable,
+)
 from batchfile.ledger import outbox_documents as documents
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
@@ -149,11 +157,9 @@ def _write(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Calla
         ledger.store.put(layout.outbox_key(dropped.key, REJECTED), documents.encode(last))
         return True
     moves = dropped.move_done and batch.reason == "completed"
-    moved_to = layout.done_key(dropped.key) if moves else None
+    moved_to = _move(ledger, dropped, beat) if moves else None
     receipt = documents.receipt_of(batch, dropped, _pools(ledger, batch), written, moved_to)
     ledger.store.put(layout.outbox_key(dropped.key, RECEIPT), documents.encode(receipt))
-    if moved_to is not None:
-        _move(ledger, dropped, moved_to, beat)
     return True
 
 
@@ -238,20 +244,30 @@ def _write_parquet(ledger: Ledger, dropped: DroppedFile, results: FileRef, beat:
     return FileRef(key=key, size=sink.size, sha256=sink.digest.hexdigest(), num_lines=results.num_lines)
 
 
-def _move(ledger: Ledger, dropped: DroppedFile, target: str, beat: Callable[[], None]) -> None:
-    """Copy the file out of the inbox, then remove it there. One that was replaced meanwhile stays."""
+def _move(ledger: Ledger, dropped: DroppedFile, beat: Callable[[], None]) -> str | None:
+    """Copy the file out of the inbox, then remove it there; where it is now. One that was replaced meanwhile stays."""
+    target = layout.done_key(dropped.key)
     try:
         with ledger.store.writer(target) as writer:
             for chunk in ledger.store.stream(dropped.key, match=dropped.etag):
                 beat()
                 writer.write(chunk)
             writer.commit()
-    except (ObjectChanged, ObjectMissing):
-        return
-    entry = ledger.store.head(dropped.key)
-    if entry is not None and entry.etag == dropped.etag:
+        entry = ledger.store.head(dropped.key)
+        if entry is None or entry.etag != dropped.etag:
+            return None
         ledger.store.delete(dropped.key)
-        log.info("inbox.moved", key=dropped.key, to=target)
+    except ObjectChanged:
+        return None
+    except ObjectMissing:  # whoever was cut off here had moved it, or its owner took it away
+        return None if ledger.store.head(target) is None else target
+    except StoreUnavailable:
+        raise
+    except StoreError as error:  # not allowed, say
+        log.error("inbox.not_moved", key=dropped.key, error=str(error))
+        return None
+    log.info("inbox.moved", key=dropped.key, to=target)
+    return target
 
 
 class _Sink(io.RawIOBase):

@@ -13,7 +13,7 @@ from batchfile.words import Counts, Usage
 class Input:
     """`etag`: the version. `sha256`: of the requests as they ran; None where they were never read to their end.
 
-    `moved_to`: where the file is looked for now, once it was told to be moved.
+    `moved_to`: where the file lies now, if it was to be moved.
     """
 
     path: str

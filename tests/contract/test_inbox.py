@@ -635,6 +635,11 @@ def test_a_file_leaves_the_inbox_only_when_told_to_and_only_once_it_has_run(worl
     assert world.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] == "done/mistral/a.jsonl"
     world.new_steward("t").tick()
     assert len(world.batches()) == 1
+    ended = world.only()
+    receipt = world.told("mistral/a.jsonl.receipt.json")
+    world.store.delete(layout.outbox_turn_key(ended.batch_id))  # as if it was cut off before its end
+    assert outbox.publish(world.ledger, ended, runner="again")
+    assert world.told("mistral/a.jsonl.receipt.json") == receipt
 
 
 def test_a_file_that_did_not_run_to_its_end_is_not_moved(still: World) -> None:
@@ -678,8 +683,8 @@ def test_a_file_that_is_replaced_while_it_is_moved_stays_and_is_a_batch_of_its_o
 
     def replacing(key: str, *args: Any, match: str | None = None, **more: Any) -> Iterator[bytes]:
         yield from stream(key, *args, match=match, **more)
-        receipt = still.out("mistral/a.jsonl.receipt.json")
-        if key == "inbox/mistral/a.jsonl" and receipt is not None and len(still.batches()) == 1:
+        is_moving = still.out("mistral/a.jsonl.results.jsonl") is not None
+        if key == "inbox/mistral/a.jsonl" and is_moving and len(still.batches()) == 1:
             still.drop("mistral/a.jsonl", native("new"))
 
     monkeypatch.setattr(still.store, "stream", replacing)
