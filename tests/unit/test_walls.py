@@ -36,6 +36,7 @@ ALLOWED = {
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/",),
+    "genai_prices": ("batchfile/remote/prices.py",),
     "pyarrow": ("batchfile/lines/parquet.py",),
     "ray": ("runners/ray/",),
 }

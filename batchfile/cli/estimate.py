@@ -1,0 +1,153 @@
+"""`batchfile estimate`: what a file will take, before it runs. Says how each figure came about."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from batchfile.cli import logs
+from batchfile.cli.remote import Where, where_options
+from batchfile.cli.shown import counted, duration
+from batchfile.cli.transfer import transfer
+from batchfile.errors import SettingsError
+from batchfile.places import STORE_FOLDER
+from batchfile.remote.estimate import Estimate, PoolTime, expected_output_tokens, pool_times
+from batchfile.remote.prices import hosted_price
+from batchfile.remote.sample import CHARS_PER_TOKEN, Sample, read_sample
+from batchfile.remote.upload import Upload, open_upload
+from batchfile.settings import load_settings
+from batchfile.words import Request, RoutingTable
+
+
+@click.command("estimate")
+@click.argument("file")
+@click.option("--stage", help="The stage whose work this is.")
+@click.option("--tokens", "tokenizer", metavar="MODEL", help="Count with MODEL's tokenizer.  [default: characters / 4]")
+@click.option("--gpu-hour", type=click.FloatRange(min=0), metavar="USD", help="What a GPU costs an hour.")
+@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="How many GPUs each pool has.")
+@click.option("--against", multiple=True, metavar="MODEL", help="A hosted model, or provider:model; repeatable.")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object.")
+@where_options
+def command(
+    file: str,
+    stage: str | None,
+    tokenizer: str | None,
+    gpu_hour: float | None,
+    gpus: int | None,
+    against: tuple[str, ...],
+    is_json: bool,
+    where: Where,
+) -> None:
+    """Say what FILE (- is stdin, or s3://BUCKET/KEY) will take: requests, tokens, time, and what it costs where.
+
+    Nothing runs. Time is by what the pool's runners measured in the last minute, hosted prices are those of the
+    package genai-prices. What is not known is said to be unknown.
+    """
+    logs.configure()
+    upload = open_upload(file)
+    sample, times = _asked(upload, stage, tokenizer, where)
+    made = Estimate(
+        sample=sample,
+        tokenizer=tokenizer,
+        times=times,
+        expected_output_tokens=expected_output_tokens(sample, times),
+        gpu_hour=gpu_hour,
+        gpus=gpus,
+        hosted=[hosted_price(name, round(sample.input_tokens), round(sample.max_output_tokens)) for name in against],
+    )
+    click.echo(json.dumps(_as_json(made)) if is_json else "\n".join([upload.name, *_lines(made)]))
+
+
+def _asked(upload: Upload, stage: str | None, tokenizer: str | None, where: Where) -> tuple[Sample, list[PoolTime]]:
+    """The file's sample, and its pools where there is a service or a store to ask."""
+    if where.url is None and where.store is None and not _has_store():
+        return _sampled(upload, None, None, tokenizer), []
+    with where.opened() as remote:
+        routing = remote.routing()
+        if stage is not None and stage not in routing.stages:
+            raise SettingsError(
+                f"--stage {stage}: there is no such stage; there are {', '.join(sorted(routing.stages))}"
+            )
+        sample = _sampled(upload, routing, stage, tokenizer)
+        return sample, pool_times(sample, remote.runners(), {pool: remote.pending(pool) for pool in sample.pools})
+
+
+def _sampled(upload: Upload, routing: RoutingTable | None, stage: str | None, tokenizer: str | None) -> Sample:
+    count: Callable[[Request], int] | None = None
+    if tokenizer is not None:
+        from batchfile.engine.tokens import token_counter
+
+        counts = token_counter(tokenizer).count
+
+        def count(request: Request) -> int:
+            return sum(counts(request))
+
+    with transfer(upload.name, upload.size) as on_bytes:
+        return read_sample(upload.chunks(on_bytes), routing=routing, stage=stage, count=count)
+
+
+def _has_store() -> bool:
+    return load_settings().store is not None or Path(STORE_FOLDER).is_dir()
+
+
+def _lines(made: Estimate) -> Iterator[str]:
+    sample = made.sample
+    how = f"{made.tokenizer}'s tokenizer" if made.tokenizer else f"characters / {CHARS_PER_TOKEN}"
+    over = "over all requests" if sample.is_whole else f"over a sample of {sample.num_looked_at:,} requests"
+    bad = f"; about {sample.num_bad:,.0f} of them can not run" if sample.num_bad else ""
+    yield f"  requests       {sample.num_requests:,}{bad}"
+    yield f"  input tokens   about {sample.input_tokens:,.0f} ({how}, {over})"
+    likely = made.expected_output_tokens
+    text = "how many is unknown" if likely is None else f"about {likely:,} if answers are as long as the pools' so far"
+    yield f"  output tokens  at most {sample.max_output_tokens:,.0f} (the sum of max_tokens); {text}"
+    yield from _time_lines(made.times)
+    yield f"  GPU cost       {_gpu_cost(made)}"
+    for price in made.hosted:
+        kind = "batch price" if price.is_batch else "list price: no batch price of it is known"
+        yield (
+            f"  hosted         {price.model} at {price.provider}: ${price.input_usd:,.2f} for input, at most "
+            f"${price.max_output_usd:,.2f} for output ({kind})"
+        )
+    if not made.hosted:
+        yield "  hosted         not asked: --against MODEL"
+
+
+def _time_lines(times: list[PoolTime]) -> Iterator[str]:
+    if not times:
+        yield "  time           unknown: no pool was asked; name a service or a store (--url, --store)"
+    for time in times:
+        who = f"{counted(time.num_runners, 'runner')} of {time.pool}"
+        if time.busy_s is None or time.until_s is None or time.requests_per_s is None:
+            yield f"  time           unknown: {who} there, and nothing was measured in the last minute"
+            continue
+        rate = f"{time.requests_per_s:,.1f} requests/s ({who}, last minute)"
+        text = f"  time           about {duration(time.busy_s)} at {rate}"
+        if time.waiting:
+            text += f"; {time.waiting:,} requests wait before them: done in {duration(time.until_s)}"
+        yield text
+
+
+def _gpu_cost(made: Estimate) -> str:
+    if made.gpu_hour is None or made.gpus is None:
+        return "unknown: give --gpu-hour USD and --gpus N"
+    if made.gpu_usd is None:
+        return "unknown, as the time is"
+    return f"about ${made.gpu_usd:,.2f} ({counted(made.gpus, 'GPU')} at ${made.gpu_hour:,.2f}/h)"
+
+
+def _as_json(made: Estimate) -> dict[str, object]:
+    sample = made.sample
+    return {
+        "requests": sample.num_requests,
+        "looked_at": sample.num_looked_at,
+        "bad": round(sample.num_bad),
+        "input_tokens": round(sample.input_tokens),
+        "counted_by": made.tokenizer or f"characters / {CHARS_PER_TOKEN}",
+        "max_output_tokens": round(sample.max_output_tokens),
+        "expected_output_tokens": made.expected_output_tokens,
+        "pools": [asdict(time) | {"busy_s": time.busy_s, "until_s": time.until_s} for time in made.times],
+        "gpu_usd": made.gpu_usd,
+        "hosted": [asdict(price) for price in made.hosted],
+    }
