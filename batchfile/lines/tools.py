@@ -57,8 +57,14 @@ class ToolResultBlock(Strict):
     type: Literal["tool_result"]
     tool_use_id: _Name
     content: str | list[TextBlock] | None = None
-    is_error: Any = None
+    is_error: bool | None = None
     cache_control: Any = None
+
+    @property
+    def text(self) -> str:
+        """What the model reads. Chat templates have no mark for a tool that failed, so words say it."""
+        text = text_of(self.content or "")
+        return f"Error: {text}" if self.is_error else text
 
 
 class ThinkingBlock(Strict):
@@ -168,7 +174,7 @@ def turns_of_blocks(role: Role, blocks: list[Any]) -> list[Message]:
         elif isinstance(block, ToolUseBlock):
             calls.append(ToolCall(block.id, block.name, block.input))
         elif isinstance(block, ToolResultBlock):
-            turns.append(Message("tool", text_of(block.content or ""), call_id=block.tool_use_id))
+            turns.append(Message("tool", block.text, call_id=block.tool_use_id))
     if texts or not turns:
         turns.append(Message(role, JOINT.join(texts), tuple(calls)))
     return turns

@@ -68,6 +68,15 @@ const USAGE: Keys<Current.Usage> & Keys<Old.Usage> = {
   speed: true,
 };
 const TEXT: Keys<Current.TextBlock> & Keys<Old.TextBlock> = { citations: true, text: true, type: true };
+const THINKING: Keys<Current.ThinkingBlock> & Keys<Old.ThinkingBlock> = { signature: true, thinking: true, type: true };
+type ToolUse = Omit<Current.ToolUseBlock, "toolset_name">; // which is optional
+const TOOL_USE: Keys<ToolUse> & Keys<Omit<Old.ToolUseBlock, "toolset_name">> = {
+  caller: true,
+  id: true,
+  input: true,
+  name: true,
+  type: true,
+};
 const ERROR: Keys<Current.ErrorResponse> & Keys<Old.ErrorResponse> = { error: true, request_id: true, type: true };
 const MODEL: Keys<Current.ModelInfo> & Keys<Old.ModelInfo> = {
   id: true,
@@ -100,7 +109,12 @@ function wholeResult(line: Current.Messages.MessageBatchIndividualResponse): voi
   if (result.type === "succeeded") {
     complete(result.message, MESSAGE);
     complete(result.message.usage, USAGE);
-    for (const block of result.message.content) if (block.type === "text") complete(block, TEXT);
+    for (const block of result.message.content) {
+      if (block.type === "text") complete(block, TEXT);
+      else if (block.type === "thinking") complete(block, THINKING);
+      else if (block.type === "tool_use") complete<ToolUse>(block, TOOL_USE);
+      else assert.fail(`a block of type ${block.type}`);
+    }
   } else if (result.type === "errored") {
     complete(result.error, ERROR);
     assert.equal(typeof result.error.error.message, "string");
@@ -179,6 +193,32 @@ async function walkCancel(): Promise<void> {
   );
 }
 
+/** A model that thinks, then calls a tool; the answer of the tool goes back with both, as they came. */
+async function walkTools(): Promise<void> {
+  const tools = [{ name: "look", input_schema: { type: "object" as const } }];
+  const asked = request("a");
+  const thinking = { type: "enabled" as const, budget_tokens: 1024 };
+  const made = await batches.create({ requests: [{ ...asked, params: { ...asked.params, tools, thinking } }] });
+  await ended(made.id);
+  const first = (await resultsOf(made.id))[0]?.result;
+  assert.ok(first?.type === "succeeded");
+  assert.equal(first.message.stop_reason, "tool_use");
+  const [thought, call] = first.message.content;
+  assert.ok(thought?.type === "thinking" && thought.thinking === "Hm.");
+  assert.ok(call?.type === "tool_use" && call.name === "look");
+  assert.deepEqual(call.input, { place: "Zürich" });
+  const messages: Current.MessageParam[] = [
+    { role: "user", content: "Where?" },
+    { role: "assistant", content: first.message.content },
+    { role: "user", content: [{ type: "tool_result", tool_use_id: call.id, content: "Nowhere.", is_error: true }] },
+  ];
+  const next = await batches.create({ requests: [{ ...asked, params: { ...asked.params, tools, messages } }] });
+  await ended(next.id);
+  const second = (await resultsOf(next.id))[0]?.result;
+  assert.ok(second?.type === "succeeded" && second.message.content[0]?.type === "text");
+  assert.equal(second.message.content[0].text, "Where?");
+}
+
 async function walkErrors(): Promise<void> {
   const bad = Anthropic.BadRequestError;
   await refused(bad, "invalid_request_error", batches.create({ requests: [] }));
@@ -223,4 +263,4 @@ function walkGolden(): void {
 }
 
 walkGolden();
-await Promise.all([walkResults(), walkCancel(), walkErrors(), walkPages(), walkModels()]);
+await Promise.all([walkResults(), walkCancel(), walkTools(), walkErrors(), walkPages(), walkModels()]);

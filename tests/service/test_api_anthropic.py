@@ -170,7 +170,9 @@ def test_every_answer_bears_its_id(api: Any) -> None:
     assert mine.headers["request-id"] == mine.json()["request_id"] == "mine-1"
 
 
-def test_the_recorded_exchanges_are_what_the_service_says(api: Any) -> None:
+def test_the_recorded_exchanges_are_what_the_service_says(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFILE_ECHO_TOOL_INPUT", '{"place": "Zürich"}')
+    monkeypatch.setenv("BATCHFILE_ECHO_THINKING", "Hm.")
     ids = {"x": "", "y": ""}
 
     def ask(name: str) -> Any:
@@ -206,6 +208,11 @@ def test_the_recorded_exchanges_are_what_the_service_says(api: Any) -> None:
     ask("delete")
     ask("not_found")
     ask("bad_custom_id")
+    ids["x"] = ask("tools_create")["id"]
+    api.work(ids["x"])
+    contents = [line["result"].get("message", {}).get("content") for line in ask("tools_results")]
+    recorded = json.loads((GOLDEN / "tools_results.json").read_text())["response"]["lines"]
+    assert contents == [line["result"].get("message", {}).get("content") for line in recorded]
 
 
 def shape(value: Any) -> Any:

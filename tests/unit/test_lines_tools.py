@@ -57,6 +57,17 @@ def test_one_call_at_a_time_is_asked_for_in_both_formats() -> None:
     assert openai(tools=[FUNCTION], parallel_tool_calls=False).tools == wanted
 
 
+def test_the_model_is_told_that_a_tool_failed() -> None:
+    def told(**result: Any) -> str:
+        turns = [*HI, {"role": "assistant", "content": [CALL]}, {"role": "user", "content": [RESULT | result]}]
+        return native(messages=turns).messages[-1].content
+
+    assert told(is_error=True) == "Error: fog"
+    assert told(is_error=False) == told(is_error=None) == "fog"
+    with pytest.raises(InvalidRequest, match="is_error: must be true or false"):
+        told(is_error="yes")
+
+
 def test_calls_and_their_answers_are_turns_alike() -> None:
     thought = {"type": "thinking", "thinking": "hm", "signature": ""}
     said = {"type": "text", "text": "I look."}
