@@ -6,33 +6,30 @@ attempt; `data` does. Etags are passed around without their quotes; `prove` lear
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from random import uniform
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 from uuid import uuid4
 
 import boto3
-import botocore.exceptions as boto_errors
 import botocore.session
 from botocore.config import Config
 from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
-from urllib3.exceptions import HTTPError as Urllib3Error
 
 from batchfile.clock import Clock
-from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
+from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreUnavailable, StoreUnfit
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.keys import check_key, is_key
 from batchfile.store.proof import FIT_STORES, Proof, prove_conditions
 from batchfile.store.proof import PREFIX as PROOF_PREFIX
-from batchfile.store.s3_answers import NotModified, PastTheEnd, error_of_answer
+from batchfile.store.s3_answers import NotModified, PastTheEnd
+from batchfile.store.s3_errors import bare, translated
+from batchfile.store.s3_writer import S3Writer
 
 CHUNK_BYTES = 1024 * 1024
-PART_BYTES = 16 * 1024 * 1024  # of a multipart upload; all but the last are this large (R2 wants them equal)
-PARTS_MAX = 10_000  # S3's limit
 READ_ATTEMPTS = 5  # of a get or a stream, in a row without a byte of progress
 READ_PAUSE_S = 0.1  # before the second attempt; doubles, jittered
 CONNECTIONS = 32  # per client: as many threads as may use one store at once without waiting
@@ -62,7 +59,7 @@ class S3Store:
         self._has_quotes = True
         query = {name: value for name, value in {"endpoint": endpoint_url, "region": region}.items() if value}
         self._url = f"s3://{bucket}/{self._prefix}".rstrip("/") + ("?" + urlencode(query, safe=":/") if query else "")
-        with _translated(self._url):
+        with translated(self._url):
             session = _new_session()
             place = {"endpoint_url": endpoint_url, "region_name": region or session.region_name or _DEFAULT_REGION}
             self._control = session.client("s3", config=Config(**_CONTROL, **_BOTH), **place)
@@ -111,14 +108,14 @@ class S3Store:
     def head(self, key: str) -> Entry | None:
         def read() -> Entry | None:
             try:
-                with _translated(key):
+                with translated(key):
                     answer = self._control.head_object(**self._at(key))
             except ObjectMissing:
                 return None
             return Entry(
                 key=key,
                 size=answer["ContentLength"],
-                etag=_bare(answer["ETag"]),
+                etag=bare(answer["ETag"]),
                 modified_at=answer["LastModified"].timestamp(),
             )
 
@@ -128,13 +125,13 @@ class S3Store:
         at, pinned, num_failures = start, match, 0
         while end is None or at < end:
             try:
-                with _translated(key):
+                with translated(key):
                     answer = self._data.get_object(**self._at(key), **self._range(at, end), **self._pin(pinned))
                     # Also after a break: the rest must come from the object that the first bytes came from.
-                    if pinned is not None and _bare(answer["ETag"]) != pinned:
+                    if pinned is not None and bare(answer["ETag"]) != pinned:
                         answer["Body"].close()
                         raise ObjectChanged(f"{key} is not the object that was pinned any more")
-                    pinned = _bare(answer["ETag"])
+                    pinned = bare(answer["ETag"])
                     is_too_much = at > 0 or (end is not None and answer["ContentLength"] > end)
                     if is_too_much and "ContentRange" not in answer:
                         answer["Body"].close()
@@ -156,14 +153,14 @@ class S3Store:
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
         if not absent and match is None:
-            with _translated(key):
-                return _bare(self._data.put_object(**self._at(key), Body=data)["ETag"])
+            with translated(key):
+                return bare(self._data.put_object(**self._at(key), Body=data)["ETag"])
         condition = {"IfNoneMatch": "*"} if absent else {"IfMatch": self._spelt(match or "")}
-        with _translated(key, is_conditional=True):
-            return _bare(self._control.put_object(**self._at(key), Body=data, **condition)["ETag"])
+        with translated(key, is_conditional=True):
+            return bare(self._control.put_object(**self._at(key), Body=data, **condition)["ETag"])
 
-    def writer(self, key: str) -> "_S3Writer":
-        return _S3Writer(self, self._data, key, self._at(key))
+    def writer(self, key: str) -> "S3Writer":
+        return S3Writer(self._data, key, self._at(key), put=self.put, head=self.head)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         pages = self._data.get_paginator("list_objects_v2").paginate(
@@ -173,7 +170,7 @@ class S3Store:
         )
         iterator = iter(pages)
         while True:
-            with _translated(f"{self._url}: list {prefix}"):
+            with translated(f"{self._url}: list {prefix}"):
                 page = next(iterator, None)
             if page is None:
                 return
@@ -184,13 +181,13 @@ class S3Store:
                     yield Entry(
                         key=key,
                         size=item["Size"],
-                        etag=_bare(item["ETag"]),
+                        etag=bare(item["ETag"]),
                         modified_at=item["LastModified"].timestamp(),
                     )
 
     def delete(self, key: str) -> None:
         try:
-            with _translated(key):
+            with translated(key):
                 self._data.delete_object(**self._at(key))
         except ObjectMissing:
             return
@@ -207,7 +204,7 @@ class S3Store:
     def _get(self, key: str, condition: dict[str, str]) -> Object | Unchanged | None:
         def read() -> Object | Unchanged | None:
             try:
-                with _translated(key):
+                with translated(key):
                     answer = self._control.get_object(**self._at(key), **condition)
                 data = b"".join(_chunks(key, answer))
             except ObjectMissing:
@@ -216,7 +213,7 @@ class S3Store:
                 return "unchanged"
             return Object(
                 data=data,
-                etag=_bare(answer["ETag"]),
+                etag=bare(answer["ETag"]),
                 modified_at=answer["LastModified"].timestamp(),
                 read_at=_date_of(answer),
             )
@@ -260,102 +257,6 @@ def _parse_time(value: Any) -> datetime:
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
-class _S3Writer:
-    """Gathers parts in memory, one at a time; what stays small becomes a single put."""
-
-    def __init__(self, store: S3Store, client: Any, key: str, at: dict[str, str]) -> None:
-        self._store = store
-        self._client = client
-        self._key = key
-        self._at = at
-        self._buffer = bytearray()
-        self._upload: dict[str, str] | None = None
-        self._parts: list[dict[str, Any]] = []
-        self._num_bytes = 0
-
-    def write(self, data: bytes) -> None:
-        self._buffer += data
-        while len(self._buffer) >= PART_BYTES:
-            self._send(bytes(memoryview(self._buffer)[:PART_BYTES]))
-            del self._buffer[:PART_BYTES]
-
-    def commit(self) -> str:
-        if self._upload is None:
-            return self._store.put(self._key, bytes(self._buffer))
-        if self._buffer:
-            self._send(bytes(self._buffer))
-        try:
-            with _translated(self._key):
-                answer = self._client.complete_multipart_upload(
-                    **self._at, **self._upload, MultipartUpload={"Parts": self._parts}
-                )
-                etag = _bare(answer["ETag"])
-        except ObjectMissing:
-            # A repeated request no longer finds the upload that its lost first attempt completed.
-            entry = self._store.head(self._key)
-            if entry is None or entry.size != self._num_bytes:
-                raise
-            etag = entry.etag
-        self._upload = None
-        return etag
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._buffer.clear()
-        if self._upload is None:
-            return
-        with suppress(StoreError), _translated(self._key):  # what stays behind is invisible; buckets expire it
-            self._client.abort_multipart_upload(**self._at, **self._upload)
-        self._upload = None
-
-    def _send(self, data: bytes) -> None:
-        number = len(self._parts) + 1
-        if number > PARTS_MAX:
-            raise StoreError(f"{self._key}: larger than {PARTS_MAX} parts of {PART_BYTES} bytes; split the batch")
-        with _translated(self._key):
-            if self._upload is None:
-                answer = self._client.create_multipart_upload(**self._at)
-                self._upload = {"UploadId": answer["UploadId"]}
-            answer = self._client.upload_part(**self._at, **self._upload, PartNumber=number, Body=data)
-        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-        self._num_bytes += len(data)
-
-
-# Errors from before or after an HTTP answer; the first that fits.
-_BY_TYPE: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
-    (boto_errors.NoCredentialsError, StoreError, "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    (
-        boto_errors.PartialCredentialsError,
-        StoreError,
-        "half the credentials: set both AWS_ACCESS_KEY_ID and its secret",
-    ),
-    (boto_errors.ParamValidationError, StoreError, "the store's name can not be used"),
-    (boto_errors.HTTPClientError, StoreUnavailable, "the connection broke"),
-    (boto_errors.ConnectionError, StoreUnavailable, "no connection to the store"),
-    (boto_errors.IncompleteReadError, StoreUnavailable, "the answer was cut short"),
-    (Urllib3Error, StoreUnavailable, "the connection broke"),
-    (boto_errors.BotoCoreError, StoreError, "the client could not make the request"),
-    (ValueError, StoreError, "the store's address can not be used"),
-)
-
-
-@contextmanager
-def _translated(what: str, *, is_conditional: bool = False) -> Iterator[None]:
-    try:
-        yield
-    except boto_errors.ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        raise error_of_answer(what, status, code, is_conditional=is_conditional) from error
-    except tuple(row[0] for row in _BY_TYPE) as error:
-        kind, advice = next(row[1:] for row in _BY_TYPE if isinstance(error, row[0]))
-        raise kind(f"{what}: {advice} ({error})") from error
-
-
 def _persist(read: Callable[[], T]) -> T:
     """Read again where the store did not answer: reading twice is harmless."""
     num_failures = 0
@@ -379,20 +280,16 @@ def _chunks(key: str, answer: Any) -> Generator[bytes, None, None]:
     body = answer["Body"]
     try:
         while left > 0:
-            with _translated(key):
+            with translated(key):
                 chunk = body.read(min(CHUNK_BYTES, left))
             if not chunk:
                 raise StoreUnavailable(f"{key}: the answer ended {left} bytes early")
             left -= len(chunk)
             yield chunk
-        with _translated(key):
+        with translated(key):
             body.read()  # to the end of the answer, so that the connection can be used again
     finally:
         body.close()
-
-
-def _bare(etag: str) -> str:
-    return etag.removeprefix("W/").strip('"')
 
 
 def _date_of(answer: Any) -> float:

@@ -1,6 +1,7 @@
 """What only a bucket does: answers that get lost, cut short or mean something else. Moto behind a spoiling proxy."""
 
 import os
+import threading
 from collections.abc import Iterator
 from copy import copy
 from datetime import UTC, datetime
@@ -17,10 +18,11 @@ from batchfile.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
-from batchfile.store import s3
+from batchfile.store import s3, s3_writer
 from batchfile.store.open import open_store
 from batchfile.store.proof import prove_conditions
 from batchfile.store.s3 import S3Store
+from batchfile.store.s3_writer import PART_BYTES
 
 BUCKET = "contract"
 CLOSED_PORT = 9  # discard; nobody listens there
@@ -161,7 +163,7 @@ def test_an_unconditional_write_is_tried_again(store: S3Store, proxy: Any) -> No
 
 def test_a_completed_upload_whose_answer_was_lost_is_a_success(store: S3Store, proxy: Any) -> None:
     with store.writer("large") as writer:
-        writer.write(b"x" * (s3.PART_BYTES + 10))
+        writer.write(b"x" * (PART_BYTES + 10))
 
         lost: list[str] = []
 
@@ -176,7 +178,31 @@ def test_a_completed_upload_whose_answer_was_lost_is_a_success(store: S3Store, p
     assert len(lost) == 1
     entry = store.head("large")
     assert entry is not None
-    assert (entry.size, entry.etag) == (s3.PART_BYTES + 10, etag)
+    assert (entry.size, entry.etag) == (PART_BYTES + 10, etag)
+
+
+def test_parts_are_sent_several_at_a_time_and_become_one_object_in_order(
+    store: S3Store, proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 5 * 1024 * 1024  # the least that S3 takes
+    monkeypatch.setattr(s3_writer, "PART_BYTES", size)
+    meeting = threading.Barrier(2)  # the first two go on only together
+    parts: list[str] = []
+
+    def meet(method: str, path: str, headers: dict[str, str]) -> str:
+        if "partNumber=" in path:
+            parts.append(path)
+            if len(parts) <= 2:
+                meeting.wait(30)
+        return "pass"
+
+    proxy.fault = meet
+    data = b"".join(bytes([letter]) * (size // 2) for letter in b"abcdefghi")
+    with store.writer("parts") as writer:
+        writer.write(data)
+        writer.commit()
+    assert len(parts) == 5
+    assert b"".join(store.stream("parts")) == data
 
 
 def test_unquoted_etags_are_learnt(store: S3Store, proxy: Any) -> None:
