@@ -32,7 +32,6 @@ sys.path.insert(0, str(ROOT))
 from tests.chaos.servers import BUCKET, KEYS, SERVERS, Server  # noqa: E402
 
 LINE_BYTES = 1024
-RUBBISH_EVERY = 100  # lines, of which one can not be read
 SMALL_LINES = 5
 POOL = "mistral"
 LARGE, MENDED, MANY = f"{POOL}/large.jsonl", f"{POOL}/mended.jsonl", f"{POOL}/many"
@@ -182,6 +181,7 @@ class Row:
 
     lines: int = 0
     files: int = 0
+    rubbish: int = 0
     batches: int = 0
     mb: float = 0.0
     plan_mb_s: float = 0.0
@@ -206,12 +206,16 @@ def request_line(number: int, line_bytes: int) -> bytes:
     return (head + text[: max(1, line_bytes - len(head) - len(tail))] + tail).encode()
 
 
-def write_large(path: Path, lines: int) -> None:
-    """The first of every hundred lines is cut off in its middle."""
+def write_large(path: Path, lines: int, rubbish_every: int) -> None:
+    """The first of every `rubbish_every` lines is cut off in its middle; 0: none is."""
     with path.open("wb", buffering=1 << 20) as file:
         for number in range(lines):
             line = request_line(number, LINE_BYTES)
-            file.write(line if number % RUBBISH_EVERY else line[:100].rstrip(b"\\") + b"\n")
+            file.write(line[:100] + b"\n" if is_rubbish(number, rubbish_every) else line)
+
+
+def is_rubbish(number: int, rubbish_every: int) -> bool:
+    return rubbish_every > 0 and number % rubbish_every == 0
 
 
 def write_many(folder: Path, files: int) -> None:
@@ -221,15 +225,24 @@ def write_many(folder: Path, files: int) -> None:
         (folder / f"f{number:04d}.jsonl").write_bytes(b"".join(rows))
 
 
-def play(place: Place, folder: Path, *, lines: int, files: int, apis: int = 2, wait_s: float = 120.0) -> Row:
+def play(
+    place: Place,
+    folder: Path,
+    *,
+    lines: int,
+    files: int,
+    rubbish_every: int = 100,
+    apis: int = 2,
+    wait_s: float = 120.0,
+) -> Row:
     """Drop, run, collect, check; then mend what could not be read and drop that again."""
-    row = Row(lines=lines, files=files)
+    row = Row(lines=lines, files=files, rubbish=-(-lines // rubbish_every) if rubbish_every else 0)
     began_at = time.monotonic()
     if files:
         write_many(folder / "many", files)
         place.drop(folder / "many", MANY)
     if lines:
-        write_large(folder / "large.jsonl", lines)
+        write_large(folder / "large.jsonl", lines, rubbish_every)
         row.mb = (folder / "large.jsonl").stat().st_size / 1e6
         shutil.copy(folder / "large.jsonl", folder / "sent.jsonl")
         at = time.monotonic()
@@ -244,15 +257,16 @@ def play(place: Place, folder: Path, *, lines: int, files: int, apis: int = 2, w
         if files:
             check_many(row, place.collect(MANY, out), files)
         if lines:
-            check_large(row, place.collect(LARGE, out), folder / "sent.jsonl")
+            check_large(row, place.collect(LARGE, out), folder / "sent.jsonl", rubbish_every)
+        if row.rubbish:
             mend(out / f"{LARGE}.errors.jsonl", folder / "mended.jsonl")
             place.drop(folder / "mended.jsonl", MENDED)
             wait_for(place, [MENDED], folder, wait_s)
             counts = json.loads(Path(f"{place.collect(MENDED, out)}.receipt.json").read_text())["counts"]
             row.mended = counts["succeeded"]
-            row.expect("mended lines that succeeded", row.mended, lines // RUBBISH_EVERY)
+            row.expect("mended lines that succeeded", row.mended, row.rubbish)
         row.batches = len(place.names("index/"))
-        row.expect("batches", row.batches, files + 2 * bool(lines))
+        row.expect("batches", row.batches, files + bool(lines) + bool(row.rubbish))
     row.peak_mib = {kind: round(mib, 1) for kind, mib in sorted(service.peak_mib.items())}
     row.total_s = time.monotonic() - began_at
     for kind, mib in row.peak_mib.items():
@@ -287,21 +301,23 @@ def check_many(row: Row, folder: Path, files: int) -> None:
     row.expect("batches of small files", len(ids), files)
 
 
-def check_large(row: Row, stem: Path, sent: Path) -> None:
+def check_large(row: Row, stem: Path, sent: Path, rubbish_every: int) -> None:
     receipt = json.loads(Path(f"{stem}.receipt.json").read_text())
-    row.expect("counts", receipt["counts"]["succeeded"], row.lines - row.lines // RUBBISH_EVERY)
+    row.expect("counts", receipt["counts"]["succeeded"], row.lines - row.rubbish)
     row.succeeded, row.errored = receipt["counts"]["succeeded"], receipt["counts"]["errored"]
     row.plan_mb_s = round(row.mb / max(receipt["planned_at"] - receipt["created_at"], 1e-3), 1)
     results = Path(receipt["results"]["path"]).name
     row.expect("digest of the input", receipt["input"]["sha256"], digest_of(sent))
     row.expect("digest of the results", receipt["results"]["sha256"], digest_of(stem.parent / results))
-    row.expect("digest of the errors", receipt["errors"]["sha256"], digest_of(Path(f"{stem}.errors.jsonl")))
+    if row.rubbish:
+        row.expect("digest of the errors", receipt["errors"]["sha256"], digest_of(Path(f"{stem}.errors.jsonl")))
     wrong = 0
     with (stem.parent / results).open("rb") as answers:
         for number, (answer, _) in enumerate(zip_longest(answers, range(row.lines))):
             result = json.loads(answer or b"{}")
             custom_id = f"lead_{number:08d}_email"
-            wanted = (custom_id, "succeeded") if number % RUBBISH_EVERY else (result.get("custom_id"), "errored")
+            is_errored = is_rubbish(number, rubbish_every)
+            wanted = (result.get("custom_id"), "errored") if is_errored else (custom_id, "succeeded")
             wrong += (result.get("custom_id"), result.get("status")) != wanted
     row.expect("lines that are wrong, or not where they should be", wrong, 0)
 
@@ -341,13 +357,22 @@ def main() -> int:
     parser.add_argument("--server", choices=SERVERS, default=SERVERS[0])
     parser.add_argument("--lines", type=int, default=FULL_LINES)
     parser.add_argument("--files", type=int, default=0)
+    parser.add_argument("--rubbish-every", type=int, default=0, help="of so many lines one can not be read")
     parser.add_argument("--apis", type=int, default=2)
     parser.add_argument("--wait-s", type=float, default=1800.0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="batchfile-bench-") as name:
         folder = Path(name)
         with opened(args.store, folder, args.server) as place:
-            row = play(place, folder, lines=args.lines, files=args.files, apis=args.apis, wait_s=args.wait_s)
+            row = play(
+                place,
+                folder,
+                lines=args.lines,
+                files=args.files,
+                rubbish_every=args.rubbish_every,
+                apis=args.apis,
+                wait_s=args.wait_s,
+            )
     told: dict[str, Any] = {"bench": "inbox", "store": args.store if args.store == "directory" else args.server}
     told |= {key: round(value, 1) if isinstance(value, float) else value for key, value in vars(row).items()}
     print(json.dumps(told))

@@ -22,10 +22,12 @@ from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
 from batchfile.ledger import batches, files, planning
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.steward import Steward
 from batchfile.records import BatchRecord, FileInput
 from batchfile.settings import Webhook, load_settings
 from batchfile.store.directory import DirectoryStore
+from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -166,6 +168,33 @@ def test_one_process_comes_again_by_itself(ledger: Ledger, receiver: Receiver) -
     ledger.clock.sleep(60.0)
     assert receiver.calls.get(timeout=WAIT_S).body == first.body
     process.close()
+
+
+@pytest.mark.parametrize("has_secret", [True, False])
+def test_who_dropped_a_file_is_told_where_it_asked_to_be(
+    receiver: Receiver, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, has_secret: bool
+) -> None:
+    """Signed with the tenant's secret, where there is one; never at an address that only we reach, unless allowed."""
+    monkeypatch.setattr("api.posting.is_public", lambda address: True)
+    store = MemoryStore(ManualClock(time.time() - 60.0))
+    store.put("inbox/mistral/a.batch.toml", f'callback = "{receiver.url}&of=a"'.encode())
+    store.put("inbox/mistral/a.jsonl", b"rubbish")
+    ledger = Ledger(store=store)
+    hook = Webhook(url="http://127.0.0.1:9/nobody", secret=SecretStr(SECRET), allow_private=True)
+    delivering = Delivering(ledger, {"default": hook} if has_secret else {})
+    inbox = Inbox(ledger, RoutingTable(pools={"mistral": ("m",)}))
+    stop = threading.Event()
+    thread = threading.Thread(target=delivering.run, args=(stop,))
+    thread.start()
+    Steward(ledger, runner="s", inbox=inbox, on_ended=delivering.hear).tick()
+    call = receiver.calls.get(timeout=WAIT_S)
+    stop.set()
+    thread.join(WAIT_S)
+    assert call.path == "/hook?a=1&of=a"
+    assert json.loads(call.body)["data"]["path"] == "inbox/mistral/a.jsonl"
+    assert ("webhook-signature" in call.headers) == has_secret
+    if has_secret:
+        client.webhooks.verify_signature(call.body, call.headers)
 
 
 def test_a_private_address_is_refused_unless_it_is_allowed(receiver: Receiver) -> None:
