@@ -7,13 +7,17 @@ one that has waited longest makes room. Takes its limits from uvicorn's own conf
 import asyncio
 import json
 import resource
+import secrets
 from typing import Any
 
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 FILES_BESIDE = 1_000  # for the store, bodies on disk and logs
 
-_REASONS = {431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+log = structlog.get_logger()
+
+_REASONS = {400: "Bad Request", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
 class Connection(HttpToolsProtocol):
@@ -51,6 +55,10 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._num_idle_bytes > self._bytes_max and not self.transport.is_closing():
             self._refuse(431, f"The head of a request may have {self._bytes_max:,} bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Of uvicorn's own, for what its parser refuses."""
+        self._refuse(400, msg)
 
     def on_headers_complete(self) -> None:
         self._num_idle_bytes = 0
@@ -91,10 +99,19 @@ class Connection(HttpToolsProtocol):
         self._deadline = self.loop.call_later(self.timeout_keep_alive, self._give_up)
 
     def _refuse(self, status: int, detail: str) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            body = json.dumps({"detail": detail})
-            head = f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        """Nothing is known of the request, so the answer is in no dialect; it has an id as every answer has."""
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            name, body = f"req_{secrets.token_hex(12)}", json.dumps({"detail": detail})
+            head = [
+                f"HTTP/1.1 {status} {_REASONS[status]}",
+                "content-type: application/json",
+                f"content-length: {len(body)}",
+                f"request-id: {name}",
+                f"x-request-id: {name}",
+                "connection: close",
+            ]
+            self.transport.write("\r\n".join([*head, "", body]).encode())
+            log.info("connection.refused", request_id=name, status=status)
         self.transport.close()
 
 
