@@ -1,0 +1,207 @@
+"""Makes what the JSON files of this folder say, through RunPod's v2 API. Run it as deploy.sh.
+
+plan      what apply would do, and what it costs
+apply     do it; run it again after a failure, or whenever a file has changed
+status    what is there: workers and jobs of each endpoint
+prefetch  a job for each endpoint that fetches its model to its volume
+destroy   remove everything that the files name, the volumes with the weights too unless --keep-volumes
+
+Only `status` and `plan` do something without --yes. RUNPOD_API_KEY is RunPod's; the other variables are in README.md.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from costs import cost_lines
+from resources import KINDS, DeployError, Json, Resource, Step, compare, pick, read_files, with_ids
+
+from runners.runpod_api import Runpod, RunpodError
+
+FOLDER = Path(__file__).resolve().parent
+OK, FAILED, REFUSED = 0, 1, 2
+PREFETCH_S = 3600
+
+
+class Deployment:
+    """The files against one account."""
+
+    def __init__(self, runpod: Runpod, resources: list[Resource]) -> None:
+        self._runpod = runpod
+        self._resources = resources
+        self.ids: dict[str, str] = {}
+        self._found: dict[str, Json] = {}
+
+    def look(self) -> None:
+        """What of this is there. Raises: RunpodError, DeployError."""
+        self.ids, self._found = {}, {}
+        for kind in KINDS:
+            of_kind = [resource for resource in self._resources if resource.kind is kind]
+            listed = self._runpod.manage("GET", kind.path)[kind.key] if of_kind else []
+            for resource in of_kind:
+                found = pick(listed, resource)
+                if found is not None:
+                    self._found[str(resource)] = found
+                    self.ids[str(resource)] = str(found["id"])
+
+    def steps(self) -> list[Step]:
+        templates = {resource.name: resource.body for resource in self._resources if resource.kind.name == "template"}
+        return [
+            compare(
+                resource,
+                self._found.get(str(resource)),
+                templates.get(resource.body.get("templateId", ""), {}),
+                self.ids,
+            )
+            for resource in self._resources
+        ]
+
+    def apply(self, step: Step) -> None:
+        path = step.resource.kind.path
+        if step.verb == "create":
+            body = with_ids(step.resource.body, self.ids)
+            self.ids[str(step.resource)] = str(self._runpod.manage("POST", path, body)["id"])
+        elif step.verb == "change":
+            self._runpod.manage("PATCH", f"{path}/{step.found_id}", with_ids(step.fields, self.ids))
+
+    def destroy(self, resource: Resource) -> bool:
+        """Whether there was something. An endpoint takes its template along, so that may be gone already."""
+        found_id = self.ids.get(str(resource))
+        if found_id is None:
+            return False
+        try:
+            self._runpod.manage("DELETE", f"{resource.kind.path}/{found_id}")
+        except RunpodError as error:
+            if error.status != 404:
+                raise
+        return True
+
+    def prefetch(self, resource: Resource) -> None:
+        """RunPod forgets a job that waits longer than a day, its default."""
+        body = {"input": {"prefetch": True, "timeout_s": PREFETCH_S}, "policy": {"executionTimeout": PREFETCH_S * 1000}}
+        self._runpod.jobs("POST", self.ids[str(resource)], "run", body)
+
+    def describe(self, resource: Resource) -> str:
+        found = self._found.get(str(resource))
+        if found is None:
+            return "is not there"
+        if resource.kind.name == "endpoint":
+            health = self._runpod.jobs("GET", found["id"], "health")
+            workers, jobs = found["workers"], health["jobs"]
+            running = ", ".join(f"{num} {state}" for state, num in sorted(health["workers"].items()) if num) or "none"
+            return (
+                f"{found['id']}: {workers['min']} to {workers['max']} workers ({running}), "
+                f"{jobs['inProgress']} jobs at work, {jobs['inQueue']} waiting"
+            )
+        if resource.kind.name == "pod":
+            ports = [str(port).partition("/")[0] for port in found.get("ports") or [] if str(port).endswith("/http")]
+            urls = "".join(f", https://{found['id']}-{port}.proxy.runpod.net" for port in ports)
+            return f"{found['id']}: {found['status']}{urls}"
+        return str(found["id"])
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def shown(step: Step) -> str:
+    """Values of env may be secrets: only their names are told."""
+    told = []
+    for key, value in step.fields.items():
+        told.append(f"env ({', '.join(value)})" if key == "env" else f"{key} = {value}")
+    return f"  {step.verb:<7}{step.resource}" + (f": {'; '.join(told)}" if told else "")
+
+
+def plan(deployment: Deployment, resources: list[Resource], args: argparse.Namespace) -> None:
+    steps = deployment.steps()
+    for step in steps:
+        say(shown(step))
+    say("It costs, at RunPod's prices:")
+    for line in cost_lines(resources, FOLDER / "prices.json"):
+        say(line)
+    num = sum(step.verb != "keep" for step in steps)
+    say(f"{num} to do: apply --yes does it." if num else "Nothing to do.")
+
+
+def apply(deployment: Deployment, resources: list[Resource], args: argparse.Namespace) -> None:
+    steps = [step for step in deployment.steps() if step.verb != "keep"]
+    if not args.yes:
+        return plan(deployment, resources, args)
+    for step in steps:
+        deployment.apply(step)
+        say(f"{shown(step)}  done")
+    made = [step.resource for step in steps if step.verb == "create" and step.resource.kind.name == "endpoint"]
+    for resource in made:
+        deployment.prefetch(resource)
+        say(f"  fetch  the model of {resource}: asked for")
+    say(f"{len(steps)} done." if steps else "Nothing to do.")
+
+
+def prefetch(deployment: Deployment, resources: list[Resource], args: argparse.Namespace) -> None:
+    for resource in resources:
+        if resource.kind.name != "endpoint":
+            continue
+        if str(resource) not in deployment.ids:
+            raise DeployError(f"{resource} is not there yet: apply makes it")
+        if args.yes:
+            deployment.prefetch(resource)
+        say(f"  fetch  the model of {resource}" + (": asked for" if args.yes else ""))
+    if not args.yes:
+        say("prefetch --yes asks for it; a job of one worker for some minutes each.")
+
+
+def status(deployment: Deployment, resources: list[Resource], args: argparse.Namespace) -> None:
+    for resource in resources:
+        say(f"  {resource}: {deployment.describe(resource)}")
+
+
+def destroy(deployment: Deployment, resources: list[Resource], args: argparse.Namespace) -> None:
+    for resource in reversed(resources):
+        if args.keep_volumes and resource.kind.name == "volume":
+            say(f"  keep   {resource}")
+        elif not args.yes:
+            say(f"  remove {resource}: " + deployment.ids.get(str(resource), "is not there"))
+        else:
+            say(f"  remove {resource}  " + ("done" if deployment.destroy(resource) else "was not there"))
+    if not args.yes:
+        say("destroy --yes removes them, and the weights on the volumes with them unless --keep-volumes.")
+
+
+VERBS = {"plan": plan, "apply": apply, "status": status, "prefetch": prefetch, "destroy": destroy}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="deploy.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("verb", choices=VERBS, nargs="?", default="plan")
+    add(
+        "--only", action="append", default=[], metavar="LABEL", help="of files: mistral, llama, api, scaler; repeatable"
+    )
+    add("--yes", action="store_true", help="do it, instead of telling what would be done")
+    add("--keep-volumes", action="store_true", help="destroy leaves the volumes, and the weights on them")
+    add("--folder", type=Path, default=FOLDER, help="where the JSON files are (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    try:
+        resources = read_files(args.folder, args.only, os.environ)
+        deployment = Deployment(Runpod.from_environment(), resources)
+        deployment.look()
+        VERBS[args.verb](deployment, resources, args)
+    except DeployError as error:
+        say(f"Refused: {error}")
+        return REFUSED
+    except RunpodError as error:
+        say(f"Stopped: {error}\nWhat is done stays done; run the same command again to go on.")
+        return FAILED
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

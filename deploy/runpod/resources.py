@@ -1,0 +1,149 @@
+"""What shall be on RunPod, what is there, and what lies between: files, comparison, order. Does no HTTP.
+
+A file `runpod-LABEL-KIND.json` is the body of a v2 create request. In it `${NAME}` stands for an environment variable,
+and `templateId` and `networkVolumes` hold names, which become ids when they are known. A resource is found again
+by its name.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from runners.runpod_fleets import FLASHBOOT_SUFFIX
+
+Json = dict[str, Any]
+
+
+class DeployError(Exception):
+    """It can not be done like this. The message says what to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """`path` and `key`: where and under which name they are listed. `fixed`: what can not be changed later."""
+
+    name: str
+    path: str
+    key: str
+    fixed: tuple[str, ...] = ()
+
+
+# In the order in which they need each other.
+KINDS = (
+    Kind(name="volume", path="/network-volumes", key="networkVolumes", fixed=("dataCenter", "type")),
+    Kind(name="template", path="/templates", key="templates"),
+    Kind(name="endpoint", path="/serverless", key="endpoints", fixed=("type",)),
+    Kind(name="pod", path="/pods", key="pods", fixed=("cpu", "gpu", "cloud", "dataCenterIds", "templateId")),
+)
+CONTAINER = ("image", "args", "disk", "env", "ports", "registry")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    kind: Kind
+    label: str
+    body: Json
+
+    @property
+    def name(self) -> str:
+        return str(self.body["name"])
+
+    def __str__(self) -> str:
+        return f"{self.kind.name} {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """`verb`: create, change or keep. `fields`: of a change, with the values that shall be."""
+
+    verb: str
+    resource: Resource
+    found_id: str | None = None
+    fields: Json = field(default_factory=dict)
+
+
+def read_files(folder: Path, labels: list[str], environ: Mapping[str, str]) -> list[Resource]:
+    """In the order in which they are made. Raises: DeployError where a file, a label or a variable is wrong."""
+    found = []
+    for kind in KINDS:
+        for path in sorted(folder.glob(f"runpod-*-{kind.name}.json")):
+            label = path.name.removeprefix("runpod-").removesuffix(f"-{kind.name}.json")
+            if not labels or label in labels:
+                found.append(Resource(kind=kind, label=label, body=_read(path, environ)))
+    unknown = set(labels) - {resource.label for resource in found}
+    if unknown:
+        raise DeployError(f"there is no file runpod-{min(unknown)}-*.json in {folder}")
+    return found
+
+
+def _read(path: Path, environ: Mapping[str, str]) -> Json:
+    try:
+        body = json.loads(path.read_text())
+        filled: Json = _filled(body, environ)
+    except KeyError as error:
+        raise DeployError(f"{path.name} needs the variable {error.args[0]}; see README.md") from error
+    except (OSError, ValueError) as error:
+        raise DeployError(f"{path} can not be used: {error}") from error
+    return filled
+
+
+def _filled(value: Any, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return Template(value).substitute(environ)
+    if isinstance(value, list):
+        return [_filled(one, environ) for one in value]
+    if isinstance(value, dict):
+        return {name: _filled(one, environ) for name, one in value.items()}
+    return value
+
+
+def pick(listed: list[Json], resource: Resource) -> Json | None:
+    """The one of this name. Raises: DeployError where there are two, perhaps from a create whose answer was lost."""
+    found = [one for one in listed if str(one.get("name", "")).removesuffix(FLASHBOOT_SUFFIX) == resource.name]
+    found = [one for one in found if one.get("status") != "TERMINATED"]
+    if len(found) > 1:
+        ids = ", ".join(str(one["id"]) for one in found)
+        raise DeployError(f"there are {len(found)} of {resource} ({ids}): delete all but one in the console")
+    return found[0] if found else None
+
+
+def compare(resource: Resource, found: Json | None, container: Json, ids: Mapping[str, str]) -> Step:
+    """`container`: of an endpoint, what its template says, because an endpoint keeps a copy of its own.
+
+    `ids`: of `kind name`, as far as they are known. Only what the file names is compared: the rest is RunPod's.
+    """
+    if found is None:
+        return Step(verb="create", resource=resource)
+    wanted = with_ids(resource.body, ids)
+    differing = {key: value for key, value in wanted.items() if not is_within(value, found.get(key))}
+    differing.pop("name", None)
+    differing.pop("templateId", None)
+    if any(not is_within(value, found.get(key)) for key, value in container.items() if key in CONTAINER):
+        differing["templateId"] = wanted["templateId"]
+    fixed = [key for key in differing if key in resource.kind.fixed and key in found]
+    if fixed:
+        raise DeployError(f"{fixed[0]} of {resource} can not be changed: destroy --only {resource.label}, then apply")
+    if resource.kind.name == "volume" and "size" in differing and differing["size"] < found["size"]:
+        raise DeployError(f"{resource} has {found['size']} GB and can only grow: raise size in its file")
+    differing = {key: value for key, value in differing.items() if key not in resource.kind.fixed}
+    return Step(verb="change" if differing else "keep", resource=resource, found_id=str(found["id"]), fields=differing)
+
+
+def is_within(wanted: Any, found: Any) -> bool:
+    """Everything that is wanted is there; what else is there does not matter."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(is_within(value, found.get(key)) for key, value in wanted.items())
+    return bool(wanted == found)
+
+
+def with_ids(body: Json, ids: Mapping[str, str]) -> Json:
+    """Names that are not known yet stay names: what they name is made first."""
+    filled = dict(body)
+    if "templateId" in body:
+        filled["templateId"] = ids.get(f"template {body['templateId']}", body["templateId"])
+    if "networkVolumes" in body:
+        filled["networkVolumes"] = [ids.get(f"volume {name}", name) for name in body["networkVolumes"]]
+    return filled

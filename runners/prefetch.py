@@ -1,0 +1,50 @@
+"""Fetches a pool's model to where vLLM looks for it (`HF_HOME`): `python -m runners.prefetch --pool NAME`.
+
+One process at a time for each volume. What is there already is not fetched again, and a fetch that was cut off
+goes on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import structlog
+
+from batchfile.errors import SettingsError
+from batchfile.settings import load_settings
+from runners import logs
+from runners.pools import pool_of
+
+log = structlog.get_logger()
+
+# The same weights once more, in forms that vLLM does not load.
+NOT_WANTED = ("original/*", "consolidated*", "*.pth", "*.pt", "*.bin", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
+OK, FAILED, REFUSED = 0, 1, 2
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m runners.prefetch", description=__doc__)
+    parser.add_argument("--pool", required=True, metavar="NAME")
+    name = parser.parse_args(arguments).pool
+    logs.configure(pool=name)
+    try:
+        model = pool_of(load_settings(), name).model
+    except SettingsError as error:
+        log.error("prefetch.refused", error=str(error))
+        return REFUSED
+    if Path(model).is_dir():
+        log.info("model.found", model=model)
+        return OK
+    try:
+        from huggingface_hub import snapshot_download
+
+        place = snapshot_download(model, ignore_patterns=list(NOT_WANTED))
+    except Exception:  # the top of this process; the hub's client has errors of many kinds
+        log.exception("prefetch.failed", model=model, what_to_do="is HF_TOKEN set, the model's licence accepted?")
+        return FAILED
+    log.info("model.fetched", model=model, place=place)
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

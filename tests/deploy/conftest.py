@@ -1,0 +1,53 @@
+"""The fake RunPod beside the tests, and a store with work in it."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_runpod import FakeRunpod, Server
+
+from batchfile import layout
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.planner import plan_input
+from batchfile.settings import load_settings
+from batchfile.store.directory import DirectoryStore
+from batchfile.words import Defaults
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as one:
+        yield one
+
+
+@pytest.fixture
+def runpod(server: Server) -> FakeRunpod:
+    return server.fake
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(store=DirectoryStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def create(ledger: Ledger) -> Callable[..., str]:
+    """A batch for the pool mistral, of `num` good requests and one that no engine can serve."""
+
+    def make(num: int, batch_id: str = "b") -> str:
+        good = [{"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": "hi"}]}} for n in range(num)]
+        rows = [*good, {"custom_id": "bad", "params": {"messages": []}}]
+        text = "\n".join(json.dumps({**row, "metadata": {"model_hint": "mistral"}}) for row in rows)
+        key, routing = layout.input_key(batch_id, "n"), load_settings().routing()
+        ledger.store.put(key, text.encode())
+        planned = plan_input(ledger, batch_id, key, routing=routing)
+        batches.create(ledger, batches.Draft(batch_id=batch_id, routing=routing, defaults=Defaults()), planned)
+        return batch_id
+
+    return make

@@ -1,0 +1,199 @@
+"""deploy.sh against the fake of RunPod's v2 API: every file of deploy/runpod is accepted, and nothing is done twice."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_runpod import KEY, FakeRunpod, Server
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "runpod"
+VARIABLES = {
+    "RUNPOD_API_KEY": KEY,
+    "RUNPOD_DATA_CENTER": "US-KS-2",
+    "BATCHFILE_IMAGES": "registry.example/acme",
+    "BATCHFILE_VERSION": "1.2.3",
+    "BATCHFILE_STORE": "s3://leads/batches",
+    "BATCHFILE_URL": "https://batches.example",
+}
+POOLS = ["--only", "mistral", "--only", "llama"]
+Deploy = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A copy of the files, for a test to change."""
+    return Path(shutil.copytree(FOLDER, tmp_path / "runpod"))
+
+
+@pytest.fixture
+def deploy(server: Server, files: Path) -> Deploy:
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        urls = {"RUNPOD_MANAGEMENT_URL": server.url, "RUNPOD_JOBS_URL": server.url}
+        environ = {**os.environ, **VARIABLES, **urls, "PYTHON": sys.executable, **variables}
+        command = [str(FOLDER / "deploy.sh"), *arguments, "--folder", str(files)]
+        return subprocess.run(command, env=environ, capture_output=True, text=True)
+
+    return run
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_without_yes_nothing_is_changed(deploy: Deploy, runpod: FakeRunpod) -> None:
+    for verb in ("plan", "apply", "destroy"):
+        done = deploy(verb)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert runpod.calls == []
+
+
+def test_a_plan_says_what_it_costs_and_what_is_not_known(deploy: Deploy) -> None:
+    told = deploy("plan").stdout
+    assert "create endpoint batchfile-mistral" in told
+    assert "endpoint batchfile-mistral: $815 a month for what is always on, $8,147 with every worker" in told
+    assert "endpoint batchfile-llama-70b: $3,995 a month for what is always on, $11,984 with every worker" in told
+    assert "pod batchfile-api: its price is not in prices.json" in told
+
+
+def test_from_nothing_everything_is_made_and_again_nothing_is_done(deploy: Deploy, runpod: FakeRunpod) -> None:
+    done = deploy("apply", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    mistral, llama = (runpod.named("serverless", f"batchfile-{pool}") for pool in ("mistral", "llama-70b"))
+    assert mistral["gpu"] == {"pools": ["ADA_24"], "count": 1, "minCudaVersion": "13.0"}
+    assert (mistral["workers"], mistral["flashboot"]) == ({"min": 1, "max": 10}, "FLASHBOOT")
+    assert llama["gpu"]["count"] == 2
+    assert llama["gpu"]["excludedTypes"] == ["NVIDIA A100 80GB PCIe"]
+    assert llama["workers"] == {"min": 1, "max": 3}
+    assert mistral["image"] == "registry.example/acme/batchfile-mistral:1.2.3"
+    assert mistral["networkVolumes"] == [runpod.named("network-volumes", "batchfile-mistral")["id"]]
+    assert runpod.named("pods", "batchfile-api")["ports"] == ["8000/http"]
+    for endpoint in (mistral, llama):
+        (job,) = runpod.jobs[endpoint["id"]]
+        assert job["input"]["prefetch"] is True
+    runpod.calls.clear()
+    assert "Nothing to do." in deploy("apply", "--yes").stdout
+    assert runpod.calls == []
+
+
+def test_only_what_changed_is_changed(deploy: Deploy, runpod: FakeRunpod, files: Path) -> None:
+    assert deploy("apply", "--yes").returncode == 0
+    runpod.calls.clear()
+    change(files / "runpod-mistral-endpoint.json", workers={"min": 0, "max": 10})
+    change(files / "runpod-llama-volume.json", size=300)
+    told = deploy("apply", "--yes").stdout
+    endpoint_id = runpod.named("serverless", "batchfile-mistral")["id"]
+    volume_id = runpod.named("network-volumes", "batchfile-llama-70b")["id"]
+    assert runpod.calls == [
+        ("PATCH", f"/v2/network-volumes/{volume_id}", {"size": 300}),
+        ("PATCH", f"/v2/serverless/{endpoint_id}", {"workers": {"min": 0, "max": 10}}),
+    ]
+    assert "2 done." in told
+
+
+def test_a_new_version_reaches_the_endpoints_that_copied_their_template(deploy: Deploy, runpod: FakeRunpod) -> None:
+    assert deploy("apply", "--yes", *POOLS).returncode == 0
+    runpod.calls.clear()
+    done = deploy("apply", "--yes", *POOLS, BATCHFILE_VERSION="1.2.4")
+    assert done.returncode == 0, done.stdout
+    assert [(method, path.split("/")[2]) for method, path, _ in runpod.calls] == [
+        ("PATCH", "templates"),
+        ("PATCH", "templates"),
+        ("PATCH", "serverless"),
+        ("PATCH", "serverless"),
+    ]
+    assert runpod.named("serverless", "batchfile-mistral")["image"].endswith(":1.2.4")
+    runpod.calls.clear()
+    assert "Nothing to do." in deploy("apply", "--yes", *POOLS, BATCHFILE_VERSION="1.2.4").stdout
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("path", ["/v2/network-volumes", "/v2/templates", "/v2/serverless"])
+def test_a_run_that_failed_half_way_is_completed_by_the_next(
+    deploy: Deploy, runpod: FakeRunpod, path: str, when: str
+) -> None:
+    runpod.fail_at = ("POST", path, when)
+    failed = deploy("apply", "--yes", "--only", "mistral")
+    assert failed.returncode == 1
+    assert "run the same command again" in failed.stdout
+    runpod.fail_at = None
+    done = deploy("apply", "--yes", "--only", "mistral")
+    assert done.returncode == 0, done.stdout
+    assert [len(runpod.things[kind]) for kind in ("network-volumes", "templates", "serverless")] == [1, 1, 1]
+    assert runpod.named("serverless", "batchfile-mistral")["networkVolumes"] == list(runpod.things["network-volumes"])
+
+
+def test_destroy_removes_all_of_it_and_can_keep_the_weights(deploy: Deploy, runpod: FakeRunpod) -> None:
+    assert deploy("apply", "--yes").returncode == 0
+    kept = deploy("destroy", "--yes", "--keep-volumes")
+    assert kept.returncode == 0, kept.stdout
+    assert [len(things) for things in runpod.things.values()] == [2, 0, 0, 0]
+    assert deploy("destroy", "--yes").returncode == 0
+    assert not any(runpod.things.values())
+    assert deploy("destroy", "--yes").returncode == 0
+
+
+def test_destroy_that_failed_half_way_is_completed_by_the_next(deploy: Deploy, runpod: FakeRunpod) -> None:
+    assert deploy("apply", "--yes").returncode == 0
+    template_id = runpod.named("serverless", "batchfile-mistral")["id"]
+    runpod.fail_at = ("DELETE", f"/v2/serverless/{template_id}", "after")
+    assert deploy("destroy", "--yes").returncode == 1
+    runpod.fail_at = None
+    assert deploy("destroy", "--yes").returncode == 0
+    assert not any(runpod.things.values())
+
+
+def test_status_tells_workers_jobs_and_addresses(deploy: Deploy, runpod: FakeRunpod) -> None:
+    assert deploy("apply", "--yes").returncode == 0
+    told = deploy("status").stdout
+    assert "1 to 10 workers (none), 0 jobs at work, 1 waiting" in told
+    assert f"https://{runpod.named('pods', 'batchfile-api')['id']}-8000.proxy.runpod.net" in told
+
+
+def test_two_of_one_name_are_refused_by_id(deploy: Deploy, runpod: FakeRunpod) -> None:
+    for thing_id in ("vol90", "vol91"):
+        runpod.things["network-volumes"][thing_id] = {"id": thing_id, "name": "batchfile-mistral", "size": 50}
+    refused = deploy("apply", "--yes", "--only", "mistral")
+    assert refused.returncode == 2
+    assert "vol90, vol91" in refused.stdout
+
+
+def test_what_can_not_be_changed_is_refused_before_anything_is(deploy: Deploy, runpod: FakeRunpod, files: Path) -> None:
+    assert deploy("apply", "--yes", "--only", "mistral").returncode == 0
+    runpod.calls.clear()
+    change(files / "runpod-mistral-volume.json", size=20)
+    refused = deploy("apply", "--yes", "--only", "mistral")
+    assert (refused.returncode, runpod.calls) == (2, [])
+    assert "can only grow" in refused.stdout
+    elsewhere = deploy("apply", "--yes", "--only", "mistral", RUNPOD_DATA_CENTER="EU-RO-1")
+    assert (elsewhere.returncode, runpod.calls) == (2, [])
+    assert "dataCenter of volume batchfile-mistral can not be changed" in elsewhere.stdout
+
+
+def test_a_field_that_the_api_does_not_know_is_named(deploy: Deploy, files: Path) -> None:
+    change(files / "runpod-mistral-endpoint.json", gpuType="RTX 4090")
+    failed = deploy("apply", "--yes", "--only", "mistral")
+    assert failed.returncode == 1
+    assert "$: additional properties 'gpuType' not allowed" in failed.stdout
+
+
+def test_a_missing_key_or_variable_is_named(deploy: Deploy) -> None:
+    assert "RUNPOD_API_KEY is not set" in deploy("plan", RUNPOD_API_KEY="").stdout
+    environ = {name: value for name, value in os.environ.items() if name != "BATCHFILE_STORE"}
+    told = subprocess.run([FOLDER / "deploy.sh"], env={**environ, "PYTHON": sys.executable}, capture_output=True)
+    assert b"needs the variable" in told.stdout
+    wrong = deploy("plan", RUNPOD_API_KEY="rpa_wrong")
+    assert (wrong.returncode, "401" in wrong.stdout) == (1, True)
+
+
+def test_no_value_of_env_is_printed(deploy: Deploy, runpod: FakeRunpod, files: Path) -> None:
+    assert deploy("apply", "--yes", "--only", "mistral").returncode == 0
+    change(files / "runpod-mistral-template.json", env={"POOL": "mistral", "HF_TOKEN": "hf_secret"})
+    told = deploy("plan", "--only", "mistral").stdout
+    assert "change template batchfile-mistral: env (POOL, HF_TOKEN)" in told
+    assert "hf_secret" not in told
