@@ -85,17 +85,20 @@ def forget(ledger: Ledger, adopted: Adopted) -> None:
 def sweep_idempotency(ledger: Ledger) -> int:
     """Remove the records whose batch is gone; how many. For once an hour or so.
 
-    A batch is gone when its tombstone is. Records of a day or two are not looked at: their batches live, or may be
-    about to be created.
+    A batch is gone when its tombstone is. Records of a day or two stay: their batches live, or may be about to be
+    created. The store's clock decides; ours, which may be wrong, only spares looks.
     """
-    old = ledger.clock.now() - ledger.limits.tombstone_s - min(ledger.limits.retention_s, ledger.limits.tombstone_s)
+    kept_s = ledger.limits.tombstone_s + min(ledger.limits.retention_s, ledger.limits.tombstone_s)
+    old = ledger.clock.now() - kept_s
     num = 0
     for entry in list(ledger.store.list(layout.IDEMPOTENCY_PREFIX)):
         if entry.modified_at > old:
             continue
         with suppress(BatchDamaged):  # whoever asks for it hears of it
             found = load(ledger, entry.key, IdempotencyRecord)
-            if found is not None and load(ledger, layout.batch_key(found.record.batch_id), BatchRecord) is None:
+            if found is None or found.age_s < kept_s:
+                continue
+            if load(ledger, layout.batch_key(found.record.batch_id), BatchRecord) is None:
                 ledger.store.delete(entry.key)
                 num += 1
     return num

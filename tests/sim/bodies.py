@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
 
-from batchfile.lines.openai import METHOD, URL
+from batchfile.lines.openai import URL
 from tests.sim.engine import KILLER, POISON
 
 LineKind = Literal["good", "bad", "poison", "killer", "rejected"]
@@ -72,5 +72,5 @@ def line(custom_id: str, kind: LineKind, pool: str, num_words: int, *, is_openai
     params = {"messages": [{"role": "user", "content": text}], "max_tokens": 0 if kind == "bad" else 16}
     row: dict[str, object] = {"custom_id": custom_id, "params": params, "metadata": {"model_hint": pool}}
     if is_openai:
-        row = {"custom_id": custom_id, "method": METHOD, "url": URL, "body": {"model": f"model-{pool}", **params}}
+        row = {"custom_id": custom_id, "method": "POST", "url": URL, "body": {"model": f"model-{pool}", **params}}
     return SentLine(custom_id, kind, text, json.dumps(row).encode())

@@ -198,3 +198,12 @@ def test_a_line_that_waits_for_its_turn_alone_is_not_blamed_for_a_death(store: H
         else:
             shards.checkpoint(ledger, again, has_dispatched=True)
     assert (again.record.trying, again.record.blamed) == ((0,), 0)
+
+
+def test_a_wrong_clock_forgets_no_create_that_is_under_way(store: HookedStore, ledger: Ledger) -> None:
+    """Its key would stand for another batch as soon as it is done."""
+    slow = adopt(ledger, "one")
+    ahead = ManualClock(ledger.clock.now() + 3 * ledger.limits.tombstone_s)
+    idempotency.sweep_idempotency(Ledger(store=store, clock=ahead, rng=ledger.rng))
+    create(ledger, slow.batch_id, slow.created_at)
+    assert adopt(ledger, "two").batch_id == "one"
