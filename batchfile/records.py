@@ -90,6 +90,7 @@ class BatchRecord:
     """`batch.json`. Many writers: `write_id` tells whose write a read-back shows. Times: epoch seconds.
 
     While `state` is planning, `plan_key` is empty and `total` 0; so they stay where it ends before it has a plan.
+    `gpu_s`: seconds of GPUs that its committed results took; 0 where no GPU is known.
     """
 
     batch_id: str
@@ -117,6 +118,7 @@ class BatchRecord:
     errors: FileRef | None = None
     counts: Counts = field(default_factory=Counts)
     usage: Usage = field(default_factory=Usage)
+    gpu_s: float = 0.0
     seq: int = 0
     write_id: str = ""
     version: int = VERSION
@@ -160,8 +162,9 @@ class PartRef:
 class ShardRecord:
     """Who holds a shard, what is done, where the results are. One owner: `lease`; `epoch` counts the owners.
 
-    `done` is a bitmap over the lines of the range. `num_lines` are this pool's lines of it. `has_dispatched`,
-    `lapses`, `trying` and `blamed` find a line that kills its runner (see `ledger/lease.py`).
+    `done` is a bitmap over the lines of the range. `num_lines` are this pool's lines of it. `gpu_s`: what they took
+    so far, 0 where no GPU is known. `has_dispatched`, `lapses`, `trying` and `blamed` find a line that kills its runner
+    (see `ledger/lease.py`).
     """
 
     pool: str
@@ -176,6 +179,7 @@ class ShardRecord:
     parts: tuple[PartRef, ...] = ()
     counts: Counts = field(default_factory=Counts)
     usage: Usage = field(default_factory=Usage)
+    gpu_s: float = 0.0
     reason: EndReason | None = None
     has_dispatched: bool = False
     lapses: int = 0

@@ -13,7 +13,7 @@ class EngineInfo:
 
     `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many should have
     been added at once to keep the slots full without a gap (slots plus a margin that waits inside).
-    `max_model_len` is in tokens; None where the engine does not know.
+    `max_model_len` is in tokens; None where the engine does not know. `num_gpus` is 0 where it works on none of ours.
     """
 
     name: str
@@ -22,6 +22,7 @@ class EngineInfo:
     num_slots: int
     max_in_flight: int
     max_model_len: int | None = None
+    num_gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,7 @@ class VllmEngine:
             num_slots=num_slots,
             max_in_flight=in_flight_for(num_slots),
             max_model_len=config.model_config.max_model_len,
+            num_gpus=0 if vllm.platforms.current_platform.is_cpu() else config.parallel_config.world_size,
         )
         self._in_flight: dict[int, _InFlight] = {}
         self._death: str | None = None

@@ -48,6 +48,7 @@ class Assembled:
     errors: FileRef
     counts: Counts
     usage: Usage
+    gpu_s: float
 
 
 def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat: Callable[[], None]) -> Assembled:
@@ -57,7 +58,7 @@ def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat
     neither done nor closed, or a line would be written twice or never.
     """
     counts = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
-    usage = Usage()
+    usage, gpu_s = Usage(), 0.0
     results_key = layout.results_key(batch.batch_id, nonce)
     errors_key = layout.errors_key(batch.batch_id, nonce)
     with _HashingWriter(ledger, results_key) as results, _HashingWriter(ledger, errors_key) as errors:
@@ -66,6 +67,7 @@ def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat
             records = list(_records(ledger, batch, plan, n))
             for record in records:
                 usage += record.usage
+                gpu_s += record.gpu_s
             lines = _range_lines(ledger, batch, span, records)
             for item in lines:
                 counts[item.status] += 1
@@ -77,7 +79,8 @@ def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat
                     errors.write_lines([line for line in failed if line is not None])
         if results.num_lines != batch.total:
             raise BatchDamaged(f"{batch.batch_id}: {results.num_lines} results for {batch.total} requests")
-        return Assembled(results=results.commit(), errors=errors.commit(), counts=Counts(**counts), usage=usage)
+        made = {"results": results.commit(), "errors": errors.commit()}
+        return Assembled(**made, counts=Counts(**counts), usage=usage, gpu_s=round(gpu_s, 3))
 
 
 def _records(ledger: Ledger, batch: BatchRecord, plan: Plan, n: int) -> Iterator[ShardRecord]:

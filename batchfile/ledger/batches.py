@@ -231,6 +231,7 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
             errors=made.errors,
             counts=made.counts,
             usage=made.usage,
+            gpu_s=made.gpu_s,
         )
 
     ended = update_batch(ledger, layout.batch_key(batch.batch_id), decide)

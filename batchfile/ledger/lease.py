@@ -85,8 +85,9 @@ def checkpointed(
     usage: Usage,
     has_dispatched: bool,
     trying: tuple[int, ...] | None = None,
+    gpu_s: float = 0.0,
 ) -> ShardRecord:
-    """The record after one more part (None: only a heartbeat). `done`, `counts`, `usage` are of that part alone.
+    """The record after one more part (None: only a heartbeat). `done`, `counts` and the rest are of that part alone.
 
     The shard is `done` with its last line. Progress forgets the lapses, but for a trial, which goes on until
     the shard is done or its guilty line is found.
@@ -103,6 +104,7 @@ def checkpointed(
         done=bits.render(bits.parse(record.done) | done),
         counts=total,
         usage=record.usage + usage,
+        gpu_s=round(record.gpu_s + gpu_s, 4),
         has_dispatched=has_dispatched,
         trying=() if lapses == 0 else record.trying if trying is None else trying,
         lapses=lapses,

@@ -58,7 +58,8 @@ class Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Written last. `seconds`: from the claim of the file to the end of its batch."""
+    """Written last. `seconds`: from the claim of the file to the end of its batch. `gpu_seconds`: of the GPUs while
+    they worked for it, None where no GPU is known: an endpoint's, say."""
 
     batch_id: str
     reason: str
@@ -75,6 +76,7 @@ class Receipt:
     planned_at: float | None
     ended_at: float | None
     seconds: float
+    gpu_seconds: float | None
     batchfile_version: str
     version: int = 1
 
@@ -132,6 +134,7 @@ def receipt_of(
         planned_at=batch.planned_at,
         ended_at=batch.ended_at,
         seconds=round((batch.ended_at or batch.created_at) - batch.created_at, 3),
+        gpu_seconds=batch.gpu_s or None,
         batchfile_version=__version__,
     )
 

@@ -109,6 +109,7 @@ def checkpoint(
         usage=usage,
         has_dispatched=has_dispatched or (held.record.has_dispatched and trying is None),
         trying=trying,
+        gpu_s=sum(item.gpu_s for item in finished),
     )
     _rewrite(ledger, held, wanted)
 

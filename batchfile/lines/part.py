@@ -13,12 +13,16 @@ from batchfile.words import Status, Usage
 
 
 class FinishedLine(Struct, frozen=True):
-    """One finished request: its place in the range, how it ended, its native result line (no newline)."""
+    """One finished request: its place in the range, how it ended, its native result line (no newline).
+
+    `gpu_s`: its share of the seconds that GPUs worked; 0 where there are none.
+    """
 
     line: int
     status: Status
     result: bytes
     usage: Usage = Usage()
+    gpu_s: float = 0.0
 
 
 class PartLine(NamedTuple):

@@ -69,6 +69,7 @@ class Runner:
         self._works: list[ShardWork] = []
         self._window = Window()
         self._in_flight: dict[int, Item] = {}
+        self._gpu_s_each = 0.0  # seconds of GPUs, shared by those in flight, one share after the other
         self._dropped: list[ShardWork] = []
         self._fills_since: float | None = None
         self._is_held_back = False
@@ -119,8 +120,10 @@ class Runner:
         self._fill(engine)
         if not self._in_flight:
             return False
+        began_at = self._ledger.clock.monotonic()
         finished_now = engine.step()
         now = self._ledger.clock.monotonic()
+        self._gpu_s_each += (now - began_at) * engine.info.num_gpus / len(self._in_flight)
         for finished in finished_now:
             item = self._in_flight.get(finished.key)
             if item is not None and isinstance(finished.outcome, Completion):
@@ -261,6 +264,7 @@ class Runner:
     def _add(self, engine: Engine, item: Item, now: float) -> None:
         item.shard.has_dispatched = True
         item.added_at = now
+        item.gpu_s_before = self._gpu_s_each
         if self.tally.first_dispatch_at is None:
             self.tally.first_dispatch_at = now
             log.info("engine.fed", after_ms=round((now - (self.tally.engine_ready_at or now)) * 1000, 1))
@@ -299,7 +303,7 @@ class Runner:
         self._count(outcome)
         usage = outcome.usage if isinstance(outcome, Completion) else Usage()
         status = "succeeded" if isinstance(outcome, Completion) else outcome.status
-        if item.shard.settle(FinishedLine(item.line, status, result, usage)):
+        if item.shard.settle(FinishedLine(item.line, status, result, usage, self._gpu_s_each - item.gpu_s_before)):
             self._keeper.wake.set()
 
     def _judge(self, item: Item, checks: Fitting, request: Request, outcome: Outcome) -> Outcome | None:

@@ -51,7 +51,10 @@ class ShardWork:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Item:
-    """One request on its way. `deaths`: engines that died with it in flight. `added_at`: monotonic."""
+    """One request on its way. `deaths`: engines that died with it in flight. `added_at`: monotonic.
+
+    `gpu_s_before`: what each request in flight had cost, when this one was added.
+    """
 
     key: int
     shard: ShardWork
@@ -63,3 +66,4 @@ class Item:
     request: Request | None = None  # kept where the answer is to be checked: another attempt may need it
     attempt: int = 1
     added_at: float = 0.0
+    gpu_s_before: float = 0.0

@@ -9,6 +9,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from batchfile import __version__, layout
 from batchfile.clock import ManualClock
+from batchfile.engine.base import Finished
 from batchfile.engine.open import engine_factory
 from batchfile.errors import StoreUnavailable
 from batchfile.ledger import batches, inbox, outbox, rejections
@@ -619,6 +621,52 @@ def test_a_receipt_names_the_pools_their_models_and_what_ran_them(world: World) 
     receipt = world.told("mistral/a.jsonl.receipt.json")
     assert receipt["pools"] == {"mistral": {"model": "org/m", "requests": 1, "engines": ["vllm 9.9"]}}
     assert receipt["batchfile_version"] == __version__
+
+
+class GpuEcho:
+    """The echo engine, on two GPUs by its own account, where a step takes ten seconds."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._inner = engine_factory("echo", model="echo")()
+        self._clock = clock
+        self.info = replace(self._inner.info, num_gpus=2)
+
+    def step(self) -> list[Finished]:
+        self._clock.sleep(10.0)
+        return self._inner.step()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_a_receipt_counts_the_seconds_of_the_gpus_that_worked_for_its_file_alone(still: World) -> None:
+    assert still.clock is not None
+    clock = still.clock
+    for name in "ab":
+        still.drop(f"mistral/{name}.jsonl", *(native(f"{name}{n}") for n in range(40)))
+    clock.sleep(10.0)
+    still.steward.tick()
+    options = RunnerOptions(runner_id="r", pool="mistral")
+    engines: list[GpuEcho] = []
+
+    def build() -> GpuEcho:
+        engines.append(GpuEcho(clock))
+        return engines[-1]
+
+    Runner(still.ledger, build, options).run_alone(lambda: all(batch.state == "ended" for batch in still.batches()))
+    still.steward.tick()
+    told = [still.told(f"mistral/{name}.jsonl.receipt.json")["gpu_seconds"] for name in "ab"]
+    assert told[0] == pytest.approx(told[1], rel=0.6)
+    assert sum(told) == pytest.approx(2 * 10.0 * engines[0].stats().num_steps, rel=0.01)
+
+
+def test_without_a_gpu_a_receipt_says_that_none_is_known(still: World) -> None:
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    still.run(still.only())
+    assert still.told("mistral/a.jsonl.receipt.json")["gpu_seconds"] is None
 
 
 def test_a_file_leaves_the_inbox_only_when_told_to_and_only_once_it_has_run(world: World) -> None:
