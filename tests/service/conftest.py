@@ -102,6 +102,63 @@ def start_api(tmp_path: Path) -> Iterator[Callable[..., Api]]:
         api.stop()
 
 
+class DyingRoute:
+    """Leads to a service that is killed when its first answer is there, which the client never hears; then to the
+    next one, from `start`. `heads`: what clients sent.
+    """
+
+    def __init__(self, first: Api, start: Callable[[], Api]) -> None:
+        self._service = first
+        self._start = start
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.heads: list[bytes] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            self._serve(is_dying=True)
+            while True:
+                self._serve(is_dying=False)
+
+    def _serve(self, *, is_dying: bool) -> None:
+        client, _ = self._listener.accept()
+        with client, socket.create_connection(("127.0.0.1", self._service.port)) as service:
+            threading.Thread(target=self._pass_on, args=(client, service), daemon=True).start()
+            while data := service.recv(65536):
+                if is_dying:
+                    self._service.process.kill()
+                    self._service.process.wait()
+                    self._service = self._start()
+                    client.shutdown(socket.SHUT_RDWR)  # a close alone waits for the thread that reads
+                    return
+                client.sendall(data)
+
+    def _pass_on(self, client: socket.socket, service: socket.socket) -> None:
+        with suppress(OSError):
+            while data := client.recv(65536):
+                self.heads.append(data)
+                service.sendall(data)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def dying_route(start_api: Callable[..., Api]) -> Iterator[Callable[..., DyingRoute]]:
+    """From a service to its successor, which is started with `variables`."""
+    made: list[DyingRoute] = []
+
+    def one(first: Api, **variables: str) -> DyingRoute:
+        made.append(DyingRoute(first, lambda: start_api(first.store, **variables)))
+        return made[-1]
+
+    yield one
+    for route in made:
+        route.close()
+
+
 @pytest.fixture(scope="module")
 def serve_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Api]]:
     """Starts APIs that all tests of a file share."""

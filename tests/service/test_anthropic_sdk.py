@@ -4,13 +4,11 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,61 +122,13 @@ def test_every_client_of_every_major_does_all_that_it_can(
     assert not problems, "\n".join(problems)
 
 
-class DyingRoute:
-    """Takes one connection for a service; when the answer is there it says so, and the client never hears it."""
-
-    def __init__(self, port: int, on_answer: Callable[[], None]) -> None:
-        self._upstream = port
-        self._on_answer = on_answer
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.heads: list[bytes] = []
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        with suppress(OSError):
-            self._serve(is_dying=True)
-            while True:
-                self._serve(is_dying=False)
-
-    def _serve(self, *, is_dying: bool) -> None:
-        client, _ = self._listener.accept()
-        with client, socket.create_connection(("127.0.0.1", self._upstream)) as service:
-            threading.Thread(target=self._pass_on, args=(client, service), daemon=True).start()
-            while data := service.recv(65536):
-                if is_dying:
-                    self._on_answer()
-                    client.shutdown(socket.SHUT_RDWR)  # a close alone waits for the thread that reads
-                    return
-                client.sendall(data)
-
-    def _pass_on(self, client: socket.socket, service: socket.socket) -> None:
-        with suppress(OSError):
-            while data := client.recv(65536):
-                self.heads.append(data)
-                service.sendall(data)
-
-    def close(self) -> None:
-        self._listener.close()
-
-
 @pytest.mark.parametrize("name", PYTHON)
 def test_a_create_whose_answer_was_lost_with_the_service_makes_one_batch(
-    name: str, start_api: Callable[..., Any], python_paths: dict[str, str]
+    name: str, start_api: Callable[..., Any], dying_route: Callable[..., Any], python_paths: dict[str, str]
 ) -> None:
     first = start_api(**SETTINGS)
-
-    def die() -> None:
-        first.process.kill()
-        first.process.wait()
-        route._upstream = start_api(first.store, **SETTINGS).port
-
-    route = DyingRoute(first.port, die)
-    try:
-        got = walk(python("retry"), f"http://127.0.0.1:{route.port}", name, python_paths[name]).strip()
-    finally:
-        route.close()
+    route = dying_route(first, **SETTINGS)
+    got = walk(python("retry"), route.url, name, python_paths[name]).strip()
     counts = [head for data in route.heads for head in data.lower().split(b"\r\n") if b"retry-count" in head]
     assert counts == [b"x-stainless-retry-count: 0", b"x-stainless-retry-count: 1"]
     index = Path(first.store, "index", name)

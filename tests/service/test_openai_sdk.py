@@ -33,6 +33,7 @@ KEY, OTHER_KEY, NODE_KEY = "key-of-acme", "key-of-other", "key-of-node"
 TENANTS = {"acme": KEY, "other": OTHER_KEY, "node": NODE_KEY}
 KEYS = ",".join(f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}" for tenant, key in TENANTS.items())
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+NUM_PAGED, NUM_LINES = 200, 10_000
 WAIT_S = 60.0
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
@@ -58,13 +59,19 @@ def served(serve_api: Any) -> Any:
     )
 
 
+def direct() -> Any:
+    """Past any proxy of the environment."""
+    return openai.DefaultHttpxClient(trust_env=False)
+
+
 @pytest.fixture(scope="module")
 def connect(served: Any) -> Iterator[Callable[..., openai.OpenAI]]:
     made: list[openai.OpenAI] = []
 
     def one(key: str = KEY, **more: Any) -> openai.OpenAI:
-        http = openai.DefaultHttpxClient(trust_env=False)
-        made.append(openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, http_client=http, max_retries=0, **more))
+        made.append(
+            openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, http_client=direct(), max_retries=0, **more)
+        )
         return made[-1]
 
     yield one
@@ -355,11 +362,14 @@ def test_an_expired_batch_keeps_what_has_finished_and_says_of_the_rest_that_it_e
 def test_pages_of_batches_hold_every_batch_once_newest_first(connect: Any) -> None:
     client = connect(OTHER_KEY)
     file = client.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
-    made = [client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id for _ in range(25)]
-    found = [strict(Batch, batch).id for batch in client.batches.list(limit=4)]
+    wanted = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
+    made = [client.batches.create(**wanted).id for _ in range(NUM_PAGED)]
+    found = [strict(Batch, batch).id for batch in client.batches.list(limit=70)]
     assert found == made[::-1]
-    page = client.batches.list(limit=100)
-    assert (page.first_id, page.last_id, page.has_more) == (made[-1], made[0], False)  # type: ignore[attr-defined]
+    assert [batch.id for batch in client.batches.list(limit=4, after=made[9])] == made[8::-1]
+    assert len(client.batches.list().data) == 20
+    page = client.batches.list(limit=100, after=made[100])
+    assert (page.first_id, page.last_id, page.has_more) == (made[99], made[0], False)  # type: ignore[attr-defined]
 
 
 def test_pages_of_files_hold_every_file_once_in_both_orders(connect: Any) -> None:
@@ -401,22 +411,26 @@ def test_a_batch_goes_on_when_its_file_is_removed(served: Any, client: Any) -> N
         client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
 
 
-def test_a_file_comes_in_parts(served: Any, client: Any) -> None:
-    data = jsonl(*(line(f"r{number}") for number in range(200)))
+def test_ten_thousand_lines_come_in_parts_and_go_out_in_order(served: Any, client: Any) -> None:
+    data = jsonl(*(line(f"r{number}") for number in range(NUM_LINES)))
     upload = client.uploads.upload_file_chunked(
         file=data,
         filename="big.jsonl",
         bytes=len(data),
         mime_type="application/jsonl",
         purpose="batch",
-        part_size=9_000,
+        part_size=500_000,
         md5=hashlib.md5(data).hexdigest(),
     )
     strict(Upload, upload)
     assert (upload.status, upload.file.bytes, upload.file.filename) == ("completed", len(data), "big.jsonl")
     assert client.files.content(upload.file.id).content == data
     batch = client.batches.create(input_file_id=upload.file.id, endpoint=CHAT, completion_window="24h")
-    assert work(served, client, batch.id).request_counts.completed == 200
+    batch = work(served, client, batch.id)
+    assert (batch.request_counts.completed, batch.error_file_id) == (NUM_LINES, None)
+    for number, row in enumerate(rows(client, batch.output_file_id)):
+        assert row["custom_id"] == f"r{number}"
+        assert ChatCompletion.model_validate(row["response"]["body"]).object == "chat.completion"
 
 
 def begin(client: Any, size: int) -> Any:
@@ -557,6 +571,40 @@ def test_a_retried_create_is_one_batch(served: Any, client: Any) -> None:
         head = {"authorization": f"Bearer {KEY}", "x-stainless-retry-count": count}
         ids.append(served.http.post("/v1/batches", json=body, headers=head).json()["id"])
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_create_whose_answer_was_lost_with_the_service_makes_one_batch(start_api: Any, dying_route: Any) -> None:
+    first = start_api()
+    with openai.OpenAI(base_url=f"{first.url}/v1", api_key="x", http_client=direct()) as one:
+        file = one.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
+    route = dying_route(first)
+    with openai.OpenAI(base_url=f"{route.url}/v1", api_key="x", http_client=direct(), max_retries=8) as one:
+        made = one.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        assert [batch.id for batch in one.batches.list()] == [made.id]
+    counts = [head for data in route.heads for head in data.lower().split(b"\r\n") if b"retry-count" in head]
+    assert counts[:2] == [b"x-stainless-retry-count: 0", b"x-stainless-retry-count: 1"]
+
+
+def test_a_service_that_is_full_or_has_no_store_says_so_in_the_clients_own_classes(
+    start_api: Any, tmp_path: Path
+) -> None:
+    api = start_api(BATCHFILE_API__OPEN_BATCHES_MAX="1")
+    with openai.OpenAI(base_url=f"{api.url}/v1", api_key="x", http_client=direct(), max_retries=0) as one:
+        file = one.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
+        batch = one.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        until(one, batch.id, "in_progress")
+        with pytest.raises(openai.RateLimitError) as full:
+            one.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        store = tmp_path / "store"
+        store.rename(tmp_path / "away")
+        store.write_text("not a directory")
+        with pytest.raises(openai.InternalServerError) as down:
+            one.batches.retrieve(batch.id)
+    for refused, status in ((full.value, 429), (down.value, 503)):
+        assert refused.status_code == status
+        assert int(refused.response.headers["retry-after"]) > 0
+        assert refused.request_id
+        assert list(refused.body) == ["message", "type", "param", "code"]  # type: ignore[call-overload]
 
 
 @pytest.fixture
