@@ -10,6 +10,7 @@ from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
 from batchfile.records import BatchRecord, IdempotencyRecord
 from batchfile.settings import Settings
+from batchfile.store.crash import armed
 from batchfile.store.open import open_store
 
 STORE_FOLDER = ".batchfile"
@@ -27,14 +28,15 @@ def is_local(url: str) -> bool:
 
 def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> Ledger:
     """A bucket is proven fit first, unless nothing will be written with a condition."""
-    return Ledger(store=open_store(url, prove=not is_read_only), limits=settings.ledger_limits(is_local=is_local(url)))
+    store = armed(open_store(url, prove=not is_read_only))
+    return Ledger(store=store, limits=settings.ledger_limits(is_local=is_local(url)))
 
 
 def open_service_ledger(url: str | None, settings: Settings) -> Ledger:
     """The ledger of a service or a runner of one: named, set, or in the current directory."""
     chosen = url or settings.store or STORE_FOLDER
     limits = settings.ledger_limits(is_local=is_local(chosen), is_service=True)
-    return Ledger(store=open_store(chosen), limits=limits)
+    return Ledger(store=armed(open_store(chosen)), limits=limits)
 
 
 def existing_ledger(

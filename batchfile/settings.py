@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -44,14 +46,25 @@ CONFIG_FILE = "batchfile.toml"
 CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another place for the file
 PREFIX = "BATCHFILE_"
 NESTED = "__"
-OTHER_VARIABLES = {"BATCHFILE_API_KEY", "BATCHFILE_CACHE", CONFIG_VARIABLE}  # ours, and no settings
+# Ours, and no settings.
+OTHER_VARIABLES = {"BATCHFILE_API_KEY", "BATCHFILE_CACHE", "BATCHFILE_CRASH_AT", CONFIG_VARIABLE}
 FOREIGN_LEAVES = ("port", ".engine", ".base_url", ".api_key", ".max_num_seqs")  # what other variables may set
 
 # Settings whose values no message repeats. Who mistakes a key for its hash shall not find it in a log.
-SECRETS = (".api_key", ".secret", ".sha256", "api_keys")
+SECRETS = (".api_key", ".secret", ".sha256", "api_keys", ".base_url")
+NO_TABLE = {"model_type", "dict_type"}  # a value in the place of a table: it may be any of the table's
 
 EngineKind = Literal["vllm", "http", "echo"]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _without_user(url: str) -> str:
+    if "@" in urlsplit(url).netloc:
+        raise ValueError("must be without credentials, which every log would show; set an api_key instead")
+    return url
+
+
+BaseUrl = Annotated[str, AfterValidator(_without_user)]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,7 +82,7 @@ class Pool(BaseModel):
     aliases: tuple[str, ...] = ()
     engine: EngineKind = "vllm"
     task: Task = "generate"
-    base_url: str | None = None
+    base_url: BaseUrl | None = None
     api_key: SecretStr | None = None
     max_model_len: int = Field(default=8192, ge=16)
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -92,7 +105,7 @@ class LocalRun(BaseModel):
 
     engine: EngineKind = "vllm"
     model: str | None = None
-    base_url: str | None = None
+    base_url: BaseUrl | None = None
     max_model_len: int | None = Field(default=None, ge=16)
     max_num_seqs: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=2048, ge=1)
@@ -407,7 +420,11 @@ def _problems(error: ValidationError) -> Iterator[str]:
         if item["type"] == "extra_forbidden":
             yield f"{name} (from {origin}) is not a setting{_nearest(item['loc'])}"
             continue
-        is_shown = isinstance(item["input"], str | int | float | bool) and not name.endswith(SECRETS)
+        is_shown = (
+            isinstance(item["input"], str | int | float | bool)
+            and not name.endswith(SECRETS)
+            and item["type"] not in NO_TABLE
+        )
         shown = f" = {item['input']!r}" if is_shown else ""
         message = item["msg"].removeprefix("Value error, ")
         yield f"{name}{shown} (from {origin}): {message[:1].lower()}{message[1:]}"
