@@ -4,6 +4,8 @@ Two API replicas and three runners over a real S3 server, a fault proxy before e
 what got no answer. One seed draws the batches, the faults and what happens to which process; real processes do not
 replay exactly. At the end calm, and every promise is checked; the last line of the output is JSON.
 
+With `--engine vllm` two runners have a small real model each: smaller batches, and nobody counts executions.
+
 Run: `python -m tests.chaos.chaos --batches 60 --minutes 10 --seed 1`.
 """
 
@@ -24,12 +26,15 @@ from random import Random
 from typing import Any
 
 from tests.chaos.checks import check_all_known, check_batch, executions, left_to_sweep, severe
-from tests.chaos.clients import Asker, Caller, Sent, plan
-from tests.chaos.fleet import Fleet
+from tests.chaos.clients import SIZES, Asker, Caller, Sent, plan
+from tests.chaos.fleet import Fleet, can_mount
 from tests.chaos.servers import BUCKET, PREFIX, SERVERS, Server
 from tests.chaos.weather import Weather, proxies
 
-NAMES = ["api-a", "api-b", "runner-a", "runner-b", "runner-c"]
+NAMES = {
+    "echo": ["api-a", "api-b", "runner-a", "runner-b", "runner-c"],
+    "vllm": ["api-a", "api-b", "runner-a", "runner-b"],
+}
 NUM_CALLERS = 6
 SLOTS, LATENCY_S = 16, 0.25
 LEASE_S, CHECKPOINT_S, GRACE_S = 6.0, 1.0, 3.0
@@ -40,10 +45,19 @@ VARIABLES = {
     "BATCHFILE_LIMITS__CHECKPOINT_S": str(CHECKPOINT_S),
     "BATCHFILE_LIMITS__GRACE_S": str(GRACE_S),
 }
+MODEL = Path(os.environ.get("BATCHFILE_CACHE") or "~/.cache/batchfile").expanduser() / "models/SmolLM2-135M-Instruct"
+VLLM = {
+    "BATCHFILE_POOLS__MISTRAL__MODEL": str(MODEL),
+    "BATCHFILE_POOLS__MISTRAL__MAX_MODEL_LEN": "512",
+    "BATCHFILE_POOLS__MISTRAL__MAX_NUM_SEQS": "8",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+VLLM_SIZES = (1, 10, 40, 80)
 # In flight and what one checkpoint interval finishes: all that one interruption of a runner may repeat.
 AGAIN_MAX = SLOTS + int(SLOTS / LATENCY_S * CHECKPOINT_S)
 START_S = 6.0  # before the first blow
-IDLE_S_MAX = 8.0  # a blow waits so long for somebody to work
+IDLE_S_MAX = {"echo": 8.0, "vllm": 300.0}  # a blow waits so long for somebody to work
 TERM_S_MAX = 9.0
 OUTAGE_S = 60.0
 EVENTS = {
@@ -56,21 +70,26 @@ EVENTS = {
     "term api": 2,
     "pause api": 2,
     "cut off": 4,
+    "fill api's disk": 2,
     "storm": 1,
 }
 
 
 @dataclass
 class Chaos:
-    """What happens to the processes, from one seed, until `stop_at`. `busy`: what is under way, and its undoing."""
+    """What happens to the processes, from one seed, until `stop_at`. `busy`: what is under way, and its undoing.
+
+    `worked`: a number that grows while somebody works.
+    """
 
     fleet: Fleet
     server: Server
     weather: Weather
     random: Random
     gap_s: float
-    executions: Path
-    executed_bytes: int = 0
+    idle_s_max: float
+    worked: Callable[[], int]
+    worked_before: int = 0
     events: Counter[str] = field(default_factory=Counter)
     exits: Counter[str] = field(default_factory=Counter)
     slow_to_end: int = 0
@@ -87,7 +106,7 @@ class Chaos:
                 self.events["outage"] += 1
                 self.server.kill()
                 self.busy["server"] = (now + OUTAGE_S, self.server.start)
-            if now >= next_at + IDLE_S_MAX or (now >= next_at and self.has_worked()):
+            if now >= next_at + self.idle_s_max or (now >= next_at and self.has_worked()):
                 next_at = now + self.random.expovariate(1 / self.gap_s)
                 self.strike(now)
             time.sleep(0.05)
@@ -98,9 +117,9 @@ class Chaos:
 
     def has_worked(self) -> bool:
         """Since the last blow: one that hits processes that only start tells little, on a slow machine above all."""
-        size = self.executions.stat().st_size if self.executions.exists() else 0
-        has_worked = size > self.executed_bytes
-        self.executed_bytes = size
+        now = self.worked()
+        has_worked = now > self.worked_before
+        self.worked_before = now
         return has_worked
 
     def undo(self, now: float) -> None:
@@ -125,7 +144,7 @@ class Chaos:
                 self.events[event] += 1
             return
         verb, _, role = event.partition(" ")
-        names = self.fleet.apis if role == "api" else self.fleet.names if verb == "cut" else self.fleet.runners
+        names = self.fleet.apis if role.startswith("api") else self.fleet.names if verb == "cut" else self.fleet.runners
         free = [name for name in names if name not in self.busy]
         if free:
             name = self.random.choice(free)
@@ -146,6 +165,9 @@ class Chaos:
             pause_s = LEASE_S + random.uniform(2, 6) if event == "pause runner" else random.uniform(2, 8)
             fleet.send(name, signal.SIGSTOP)
             self.busy[name] = (now + pause_s, lambda: fleet.send(name, signal.SIGCONT))
+        elif verb == "fill":
+            self.busy[name] = (now + random.uniform(3, 10), lambda: fleet.empty_disk(name))
+            return fleet.fill_disk(name)
         elif verb == "term":
             fleet.send_parent(name, signal.SIGTERM)
             self.busy[name] = (now + TERM_S_MAX, lambda: self._start_again(name))
@@ -164,7 +186,7 @@ class Chaos:
 def main() -> int:
     options = _parser().parse_args()
     for name in [name for name in os.environ if name.startswith(("BATCHFILE_", "AWS_"))]:
-        del os.environ[name]
+        del os.environ[name]  # the model's place has been read
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         row = run(options, folder)
@@ -182,7 +204,9 @@ def main() -> int:
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
-    batches = plan(options.batches, options.seed)
+    is_echo = options.engine == "echo"
+    names, has_disks = NAMES[options.engine], can_mount()
+    batches = plan(options.batches, options.seed, SIZES if is_echo else VLLM_SIZES)
     weather = Weather(options.seed)
     file = folder / "executions"
     with ExitStack() as stack:
@@ -191,13 +215,22 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         server.start()
         server.wait()
         server.make_bucket()
-        ways = stack.enter_context(proxies(weather, NAMES, server.url))
+        ways = stack.enter_context(proxies(weather, names, server.url))
         store_of = {name: f"s3://{BUCKET}/{PREFIX}?endpoint={way.url}&region=us-east-1" for name, way in ways.items()}
-        fleet = Fleet(folder, store_of, {**VARIABLES, "BATCHFILE_ECHO_EXECUTIONS": str(file)})
+        variables = {**VARIABLES, "BATCHFILE_ECHO_EXECUTIONS": str(file)} | ({} if is_echo else VLLM)
+        own = {} if is_echo else cores([name for name in names if name.startswith("runner")])
+        fleet = Fleet(folder, store_of, variables, engine=options.engine, own=own, has_disks=has_disks)
         stack.callback(fleet.close)
-        for name in NAMES:
+        for name in names:
             fleet.start(name)
-        chaos = Chaos(fleet, server, weather, Random(options.seed), options.gap, file)
+
+        def worked() -> int:
+            if is_echo:
+                return file.stat().st_size if file.exists() else 0
+            return sum(sent.num_done for sent in batches)
+
+        idle_s_max = IDLE_S_MAX[options.engine]
+        chaos = Chaos(fleet, server, weather, Random(options.seed), options.gap, idle_s_max, worked)
         ports = list(fleet.ports.values())
         statuses: Counter[int] = Counter()
         callers = _start_callers(batches, options, [Asker(ports, statuses) for _ in range(NUM_CALLERS)])
@@ -213,7 +246,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         calm_s = time.monotonic() - calm_at
         outcomes: Counter[str] = Counter()
         each = [Asker([port], statuses) for port in ports]
-        problems = [item for asker in each for sent in batches for item in check_batch(asker, sent, outcomes)]
+        problems = [
+            item for asker in each for sent in batches for item in check_batch(asker, sent, outcomes, is_echo=is_echo)
+        ]
         problems += check_all_known(each[0], batches)
         num_left = left_to_sweep(server, batches)
     ran = executions(file)
@@ -227,6 +262,14 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "wall_s": round(time.monotonic() - began, 1),
     }
     return row | {"problems": sorted({*problems, *_problems_of(row, batches, ran)})}
+
+
+def cores(runners: list[str]) -> dict[str, dict[str, str]]:
+    """To each runner its own, or two engines of one machine compute on the same ones."""
+    found = sorted(os.sched_getaffinity(0))
+    share = max(1, len(found) // len(runners))
+    own = {name: found[number * share :][:share] for number, name in enumerate(runners)}
+    return {name: {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, ids))} for name, ids in own.items() if ids}
 
 
 def _start_callers(batches: list[Sent], options: argparse.Namespace, askers: list[Asker]) -> list[Caller]:
@@ -247,6 +290,7 @@ def _figures(options: argparse.Namespace, chaos: Chaos, batches: list[Sent], ran
     interruptions += runners * (events["storm"] + events["outage"] * int(OUTAGE_S // LEASE_S)) + stalls
     return {
         "chaos": options.server,
+        "engine": options.engine,
         "seed": options.seed,
         "minutes": options.minutes,
         "batches": len(batches),
@@ -268,6 +312,8 @@ def _figures(options: argparse.Namespace, chaos: Chaos, batches: list[Sent], ran
 
 def _problems_of(row: dict[str, Any], batches: list[Sent], ran: Counter[str]) -> list[str]:
     problems = []
+    if row["engine"] != "echo":
+        ran = Counter(custom_id for sent in batches for custom_id in sent.texts)  # nobody knows
     must_run = {custom_id for sent in batches if not sent.is_cancelled for custom_id in sent.texts}
     if missing := must_run - ran.keys():
         problems.append(f"{len(missing)} requests have a result and never ran")
@@ -290,6 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--gap", type=float, default=2.5, help="seconds between two blows, on average")
     parser.add_argument("--server", choices=SERVERS, default="ministack")
+    parser.add_argument("--engine", choices=sorted(NAMES), default="echo")
     parser.add_argument("--outage", action="store_true", help=f"kill the store half-way, for {OUTAGE_S:.0f} s")
     parser.add_argument("--keep", action="store_true", help="keep the logs")
     return parser

@@ -27,6 +27,7 @@ class Sent:
     batch_id: str = ""
     digest: str = ""
     seconds: float = 0.0
+    num_done: int = 0  # as last seen
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -39,11 +40,14 @@ def _line(item: tuple[str, str]) -> bytes:
     return json.dumps({"custom_id": item[0], "params": params}).encode() + b"\n"
 
 
-def plan(num_batches: int, seed: int) -> list[Sent]:
+SIZES = (1, 40, 300, 500, 500, 700, 1200)
+
+
+def plan(num_batches: int, seed: int, sizes: tuple[int, ...] = SIZES) -> list[Sent]:
     random = Random(seed)
     found = []
     for number in range(num_batches):
-        size = random.choice((1, 40, 300, 500, 500, 700, 1200))
+        size = random.choice(sizes)
         texts = {f"b{number}-{row}": f"Lead {row} of {number}" for row in range(size)}
         found.append(Sent(number=number, texts=texts, is_cancelled=random.random() < 0.12))
     return found
@@ -110,6 +114,7 @@ class Caller(threading.Thread):
         is_asked = False
         while True:
             status = asker.ask("GET", f"{BATCHES}/{sent.batch_id}").json()
+            sent.num_done = len(sent.texts) - status["counts"]["pending"]
             if status["processing_status"] == "ended":
                 break
             if time.monotonic() > deadline:
