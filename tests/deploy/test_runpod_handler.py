@@ -1,0 +1,173 @@
+"""The serverless worker under RunPod's own local server, with the echo engine over a real store."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from batchfile import layout
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import load
+from batchfile.records import ShardRecord
+from runners.runpod_handler import Job, read_job
+
+ROOT = Path(__file__).parents[2]
+WAIT_S = 50.0
+FOR_EVER = {"BATCHFILE_ECHO_LATENCY_S": "3600"}
+Start = Callable[..., "Worker"]
+
+
+class Worker:
+    """`python -m runners.runpod_handler --rp_serve_api` for the pool mistral."""
+
+    def __init__(self, folder: Path, store: Path, **variables: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.log = folder / "worker.log"
+        options = ["--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "POOL": "mistral",
+            "RUNNER_ARGUMENTS": f"--engine echo --metrics-port 0 --store {store}",
+            "BATCHFILE_LIMITS__GRACE_S": "0.1",
+            **variables,
+        }
+        with self.log.open("wb") as file:
+            command = [sys.executable, "-m", "runners.runpod_handler", *options]
+            self.process = subprocess.Popen(command, cwd=folder, env=environ, stdout=file, stderr=file)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S, trust_env=False)
+        self.until(self._answers)
+
+    def run(self, **given: Any) -> dict[str, Any]:
+        """A job to its end, as the platform answers it."""
+        answer = self.http.post("/runsync", json={"input": {"idle_s": 1, **given}})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def until(self, is_so: Callable[[], object]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not is_so():
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                pytest.fail(f"it never came: {self.log.read_text()[-3000:]}")
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        try:
+            return self.http.get("/openapi.json").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Worker] = []
+
+    def begin(**variables: str) -> Worker:
+        started.append(Worker(tmp_path, tmp_path / "store", **variables))
+        return started[-1]
+
+    yield begin
+    for worker in started:
+        worker.process.kill()
+        worker.process.wait()
+        worker.http.close()
+
+
+def shard(ledger: Ledger) -> ShardRecord | None:
+    found = load(ledger, layout.shard_key("b", "mistral", 0), ShardRecord)
+    return None if found is None else found.record
+
+
+def test_a_job_drains_the_pool_and_a_bad_line_is_not_the_jobs_error(
+    start: Start, ledger: Ledger, create: Callable[..., str]
+) -> None:
+    create(40)
+    worker = start()
+    job = worker.run()
+    assert job["status"] == "COMPLETED", job
+    assert (job["output"]["pool"], job["output"]["ended"]) == ("mistral", "idle")
+    assert "error" not in job
+    batch = batches.read_batch(ledger, "b")
+    assert batch is not None
+    assert (batch.state, batch.counts.succeeded, batch.counts.errored) == ("ended", 40, 1)
+
+
+def test_a_job_ends_before_its_timeout_and_gives_back_what_it_holds(
+    start: Start, ledger: Ledger, create: Callable[..., str]
+) -> None:
+    create(3)
+    worker = start(**FOR_EVER)
+    job = worker.run(timeout_s=20, idle_s=None)
+    assert job["status"] == "COMPLETED", job
+    assert job["output"]["ended"] == "time"
+    assert job["output"]["seconds"] < 20
+    record = shard(ledger)
+    assert record is None or record.state == "open"  # None: a machine too busy to have claimed it
+
+
+def test_a_worker_that_is_told_to_stop_gives_back_what_it_holds(
+    start: Start, ledger: Ledger, create: Callable[..., str]
+) -> None:
+    create(3)
+    worker = start(**FOR_EVER)
+    with subprocess.Popen([sys.executable, "-c", _POST, str(worker.http.base_url)]) as client:
+        worker.until(lambda: (found := shard(ledger)) and found.state == "leased")
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(WAIT_S) is not None
+        client.kill()
+    record = shard(ledger)
+    assert record is not None
+    assert record.state == "open"
+
+
+_POST = """
+import sys, urllib.request
+request = urllib.request.Request(sys.argv[1] + "/runsync", b'{"input": {"timeout_s": 3600, "idle_s": null}}',
+                                 {"Content-Type": "application/json"})
+try:
+    urllib.request.urlopen(request)
+except OSError:
+    pass
+"""
+
+
+def test_what_no_work_can_be_done_with_fails_the_job(start: Start) -> None:
+    worker = start(BATCHFILE_PORT="none")
+    refused = worker.run()
+    assert refused["status"] == "FAILED"
+    assert "ended with 2" in refused["error"]
+    unknown = worker.run(pool="mistral")
+    assert unknown["error"] == "input.pool is unknown; there are timeout_s, idle_s, prefetch"
+
+
+def test_a_model_that_is_there_is_not_fetched(tmp_path: Path) -> None:
+    environ = {**os.environ, "BATCHFILE_POOLS__MISTRAL__MODEL": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "runners.prefetch", "--pool", "mistral"]
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stderr)["event"] == "model.found"
+
+
+def test_an_input_says_how_long() -> None:
+    assert read_job({}) == Job(timeout_s=600, idle_s=60, is_prefetch=False)
+    assert read_job({"idle_s": None, "timeout_s": 90}).idle_s is None
+    assert read_job({"timeout_s": 90}).margin_s == 30
+    assert read_job({"timeout_s": 7200}).margin_s == 90
+
+
+@pytest.mark.parametrize("given", [None, [], {"timeout_s": 0}, {"idle_s": True}, {"prefetch": 1}, {"timeout_s": "9"}])
+def test_a_wrong_input_is_refused(given: object) -> None:
+    with pytest.raises(ValueError, match="input"):
+        read_job(json.loads(json.dumps(given)))
