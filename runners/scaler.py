@@ -1,0 +1,135 @@
+"""Gives each pool as many runners on RunPod as it wants: `python -m runners.scaler mistral llama-70b --api URL`.
+
+Every few seconds it asks the API what a pool has to do and RunPod what is at work, and starts the difference. It
+keeps nothing: kill it and start it anywhere, once. Two at a time may start a few runners too many, which end by
+themselves. Knows no store.
+
+A pool's serverless endpoint is `batchfile-POOL`; its least and most workers and its timeout are the bounds here. With
+`--pods FILE`, which is the body of a pod, the runners of the one pool are pods of that kind instead.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from batchfile.errors import SettingsError
+from runners import logs
+from runners.runpod_api import Runpod, RunpodError, call
+from runners.runpod_fleets import Fleet, Jobs, Pods
+from runners.scaling import SHARDS_PER_RUNNER, wanted
+
+log = structlog.get_logger()
+
+LOOK_S = 15.0
+COOLDOWN_S = 300.0  # a pool without work for so long gives its pods back
+API_KEY_VARIABLE = "BATCHFILE_API_KEY"
+FIGURES = ("pending_shards", "leased_shards", "live_runners")
+OK, REFUSED = 0, 2
+
+
+class Scaler:
+    """One pool. `read`: what GET /api/pools/{pool}/scale answers."""
+
+    def __init__(self, pool: str, fleet: Fleet, read: Callable[[], dict[str, int]], shards_per_runner: int) -> None:
+        self._pool = pool
+        self._fleet = fleet
+        self._read = read
+        self._shards_per_runner = shards_per_runner
+        self._idle_since: float | None = None
+
+    def look(self, now: float) -> None:
+        """Once. `now`: a monotonic clock. Raises: RunpodError where the API or RunPod does not answer."""
+        figures = self._read()
+        found = {name: int(figures[name]) for name in FIGURES}
+        bounds = self._fleet.bounds()
+        num_wanted = wanted(**found, bounds=bounds, shards_per_runner=self._shards_per_runner)
+        num_found = self._fleet.count()
+        has_work = found["pending_shards"] + found["leased_shards"] > 0
+        if has_work and not bounds.maximum:
+            log.error("pool.asleep", pool=self._pool, what_to_do="its most workers are 0: deploy.sh apply raises them")
+        if num_wanted > num_found:
+            self._fleet.start(num_wanted - num_found, num_standing=max(0, bounds.minimum - num_found))
+            log.info("runners.started", pool=self._pool, num=num_wanted - num_found, of=num_wanted, **found)
+        if has_work:
+            self._idle_since = None
+            return
+        self._idle_since = now if self._idle_since is None else self._idle_since
+        if num_found > bounds.minimum and now - self._idle_since >= COOLDOWN_S:
+            num = self._fleet.rest(bounds.minimum)
+            if num:
+                log.info("runners.given_back", pool=self._pool, num=num)
+
+
+def scale_reader(url: str, pool: str, key: str | None) -> Callable[[], dict[str, int]]:
+    return lambda: call("GET", f"{url.rstrip('/')}/api/pools/{pool}/scale", key)
+
+
+def run(scalers: list[Scaler], look_s: float) -> int:
+    """Until a signal. What can not be reached is waited for; one pool's trouble is not another's."""
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    while True:
+        for scaler in scalers:
+            try:
+                scaler.look(time.monotonic())
+            except RunpodError as error:
+                log.warning("look.failed", error=str(error))
+        if over.wait(look_s):
+            return OK
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m runners.scaler", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("pools", nargs="+", metavar="POOL")
+    add("--api", required=True, metavar="URL", help=f"of the API; its key is in {API_KEY_VARIABLE}")
+    add("--shards-per-runner", type=int, default=SHARDS_PER_RUNNER, metavar="N", help="(default: %(default)s)")
+    add("--idle", type=float, default=60.0, metavar="S", help="a job ends after S seconds without work (%(default).0f)")
+    add("--look", type=float, default=LOOK_S, metavar="S", help="between two looks (%(default).0f)")
+    add("--pods", type=Path, metavar="FILE", help="start pods with this body instead of jobs, for one pool")
+    add("--most", type=int, default=1, metavar="N", help="pods at a time (%(default)s)")
+    found = parser.parse_args(arguments)
+    if found.pods and len(found.pools) > 1:
+        parser.error("--pods is for one pool")
+    return found
+
+
+def fleet_of(runpod: Runpod, pool: str, args: argparse.Namespace) -> Fleet:
+    if args.pods is None:
+        return Jobs(runpod, pool, args.idle)
+    try:
+        body = json.loads(args.pods.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--pods {args.pods} can not be read: {error}") from error
+    return Pods(runpod, pool, body, args.most)
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    logs.configure()
+    key = os.environ.get(API_KEY_VARIABLE)
+    try:
+        runpod = Runpod.from_environment()
+        scalers = [
+            Scaler(pool, fleet_of(runpod, pool, args), scale_reader(args.api, pool, key), args.shards_per_runner)
+            for pool in args.pools
+        ]
+    except (RunpodError, SettingsError) as error:
+        log.error("scaler.refused", error=str(error))
+        return REFUSED
+    return run(scalers, args.look)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
