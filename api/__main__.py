@@ -12,7 +12,9 @@ import structlog
 import uvicorn
 
 from api.app import create_app
+from api.awaiting import opened
 from api.connections import Connection, raise_file_limit
+from api.door import Door
 from batchfile import places
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
@@ -34,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load_settings()
         host = _host(args.host, settings)
         port = settings.port if args.port is None else args.port
-        ledger = places.open_service_ledger(args.store, settings)
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        ledger = opened(lambda: places.open_service_ledger(args.store, settings), listener)
     except BatchfileError as error:
         sys.stderr.write(f"batchfile api: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1
@@ -44,8 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     structlog.get_logger().info("api.started", host=host, port=listener.getsockname()[1], store=ledger.store.url)
     raise_file_limit(CONNECTIONS_MAX)
+    door = create_app(ledger, settings)
     config = uvicorn.Config(
-        create_app(ledger, settings),
+        door,
         http=partial(Connection, waiting={}),  # type: ignore[arg-type]  # it is only called
         ws="none",
         log_config=None,
@@ -57,8 +60,20 @@ def main(arguments: list[str] | None = None) -> int:
         limit_concurrency=CONNECTIONS_MAX,
         h11_max_incomplete_event_size=HEADER_BYTES_MAX,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config, door).run(sockets=[listener])
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Tells the door when it begins to stop: it waits for the answers that are under way."""
+
+    def __init__(self, config: uvicorn.Config, door: Door) -> None:
+        super().__init__(config)
+        self._door = door
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._door.stopping.set()
+        await super().shutdown(sockets)
 
 
 def _host(given: str | None, settings: Settings) -> str:

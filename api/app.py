@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.enums import HttpMethod
-from litestar.types import ASGIApp
 
 from api import (
     errors,
@@ -86,7 +85,7 @@ ROUTES = [
 ]
 
 
-def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -> ASGIApp:
+def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -> Door:
     """An ASGI application over a ledger. Any number of processes may serve the same store."""
     store = MeteredStore(ledger.store)
     ledger = Ledger(store=store, clock=ledger.clock, rng=ledger.rng, limits=ledger.limits)

@@ -1,7 +1,8 @@
 """The door: every request gets an id, a caller and a place in the line before any route sees it, and a log line after.
 
 Plain ASGI around the application, so that it holds for routes that do not exist and answers that stream. Keys are
-compared as SHA-256 digests in constant time; what a key may do depends on its tenant alone.
+compared as SHA-256 digests in constant time; what a key may do depends on its tenant alone. When the server stops, an
+answer that has no end of its own is cut off, in a way that its reader notices.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dialects import Speech, problem, speech_of
+from api.errors import Refusal
+from api.guard import check_browser, check_reading
 from api.pulse import Pulse
 from batchfile.settings import ApiKey, Settings
 
@@ -31,6 +34,7 @@ OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 RETRY_AFTER_S = 1
 LOST_RETRY_S = 10
+ENDLESS = "endless"  # a route sets it in the scope of its request
 ANYONE = "default"  # the tenant of a service without keys, and of local runs
 
 Headers = dict[bytes, bytes]
@@ -49,7 +53,10 @@ PROBE = Caller(tenant="", key="")
 
 
 class Door:
-    """Wraps an ASGI application. `in_flight` counts the requests of each key in this process."""
+    """Wraps an ASGI application. `in_flight` counts the requests of each key in this process.
+
+    `stopping`: to be set when the server begins to stop.
+    """
 
     def __init__(
         self, app: ASGIApp, settings: Settings, pulse: Pulse, count_answer: Callable[[str, int], None]
@@ -58,8 +65,10 @@ class Door:
         self._pulse = pulse
         self.count_answer = count_answer
         self._keys = settings.api_keys
+        self._is_local = not settings.api_keys and not settings.allow_anonymous
         self._in_flight_max = settings.api.in_flight_max
         self.in_flight: Counter[str] = Counter()
+        self.stopping = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -78,6 +87,11 @@ class Door:
             of_key=None if caller is None else caller.dialect,
             request_id=visit.id,
         )
+        try:
+            self._check(visit, is_probe=caller is PROBE)
+        except Refusal as refusal:
+            await visit.refuse(refusal.status, refusal.detail, {"Connection": "close"})
+            return
         if caller is None:
             detail = "No valid API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`."
             await visit.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
@@ -99,22 +113,41 @@ class Door:
             if not self.in_flight[caller.key]:
                 del self.in_flight[caller.key]
 
+    def _check(self, visit: "_Visit", *, is_probe: bool) -> None:
+        """Raises: Refusal."""
+        headers = visit.scope["headers"]
+        check_reading(headers, visit.scope["http_version"])  # type: ignore[typeddict-item]
+        if not self._keys and not is_probe:
+            check_browser(headers, is_local=self._is_local)
+
     async def _pass(self, visit: "_Visit", receive: Receive) -> None:
-        """Into the application, for as long as there is a store. What is being answered already goes on."""
+        """Into the application, for as long as there is a store and a server. What has begun to be answered goes on,
+        unless it has no end of its own.
+        """
         answering = asyncio.ensure_future(self._app(visit.scope, receive, visit.send))
-        lost = asyncio.ensure_future(self._pulse.lost.wait())
+        events = {asyncio.ensure_future(event.wait()) for event in (self._pulse.lost, self.stopping)}
+        waiting = set(events)
         try:
-            await asyncio.wait({answering, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done() or visit.has_begun:
+            while not answering.done() and not self._is_given_up(visit):
+                come, _ = await asyncio.wait({answering, *waiting}, return_when=asyncio.FIRST_COMPLETED)
+                waiting -= come
+            if answering.done():
                 await answering
                 return
             answering.cancel()
             with suppress(asyncio.CancelledError):
                 await answering
-            await visit.refuse(503, "The store does not answer now; try again.", {"Retry-After": str(LOST_RETRY_S)})
+            if not visit.has_begun:
+                what = "The store does not answer now" if self._pulse.lost.is_set() else "This server stops"
+                await visit.refuse(503, f"{what}; try again.", {"Retry-After": str(LOST_RETRY_S)})
         finally:
-            lost.cancel()
-            answering.cancel()
+            for task in (answering, *events):
+                task.cancel()
+
+    def _is_given_up(self, visit: "_Visit") -> bool:
+        if self.stopping.is_set() and visit.is_endless:
+            return True
+        return self._pulse.lost.is_set() and not visit.has_begun
 
     def _caller(self, headers: Headers) -> Caller | None:
         if not self._keys:
@@ -154,6 +187,11 @@ class _Visit:
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         self.speech = Speech(dialect="native", request_id=self.id)
+
+    @property
+    def is_endless(self) -> bool:
+        """Has the route said that the answer ends when something else does?"""
+        return bool(self.scope.get(ENDLESS))
 
     @property
     def has_begun(self) -> bool:

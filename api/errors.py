@@ -61,6 +61,8 @@ def to_refusal(error: Exception, request: Request[Any, Any, Any]) -> Refusal:
         return error
     if isinstance(error, HTTPException):
         return _of_litestar(error, request)
+    if isinstance(error, RecursionError):  # msgspec's; no other code of ours goes as deep as its input
+        return Refusal(400, "The body is nested too deeply; flatten it.")
     for kind, status, headers in _TABLE:
         if isinstance(error, kind):
             return Refusal(status, _detail(error), headers)

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -51,12 +51,14 @@ class Fleet:
     def pool(self, name: str) -> shapes.Pool:
         found = self.scale_of(name)
         settings = self._settings.pools[name]
+        live = [runner for runner in self.presence() if runner.pool == name]
         return shapes.Pool(
             name=name,
             model=settings.model,
-            engine=settings.engine,
+            # What runs, where something does: runners have settings of their own.
+            engine=", ".join(sorted({runner.engine for runner in live})) or settings.engine,
             stages=[stage for stage, pool in self._settings.stages.items() if pool == name],
-            runners=Counter(runner.state for runner in self.presence() if runner.pool == name),
+            runners=Counter(runner.state for runner in live),
             open_batches=found.open_batches,
             pending_requests=found.pending_requests,
         )
@@ -66,7 +68,8 @@ class Fleet:
 
     def runners(self, pool: str | None) -> list[shapes.Runner]:
         found = [runner for runner in self.presence() if pool in {None, runner.pool}]
-        return [shapes.Runner(**asdict(runner)) for runner in found]
+        # Not the batches they work on: these are of other tenants too.
+        return [shapes.Runner(**asdict(replace(runner, shards=()))) for runner in found]
 
     def health(self) -> dict[str, shapes.PoolHealth]:
         """Up is a pool with a runner that can answer: `loading` can not yet, `down` has lost its endpoint."""

@@ -120,7 +120,7 @@ async def results(
         if status.batch.state != "ended":
             if request.method == HttpMethod.HEAD:
                 return Response(b"", media_type=JSON_LINES)
-            return await follow(service.ledger, batch_id)
+            return await follow(request, service.ledger, batch_id)
     batch = await asyncio.to_thread(service.ended, caller, batch_id)
     return await _file(request, service, batch.results)
 

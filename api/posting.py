@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 SOCKET_S = 10.0  # for one step
 POST_S = 25.0  # for all of them
 
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that IANA has given out for the internet
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -44,8 +47,16 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bo
 
 def is_public(address: IPAddress) -> bool:
     """Can anyone on the internet have it? An IPv4 address in an IPv6 one is looked at as itself."""
-    inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-    return bool(inner.is_global and not inner.is_multicast)
+    inner = _inner(address) if isinstance(address, ipaddress.IPv6Address) else address
+    if isinstance(inner, ipaddress.IPv6Address) and inner not in _UNICAST:
+        return False
+    return inner.is_global and not inner.is_multicast
+
+
+def _inner(address: ipaddress.IPv6Address) -> IPAddress:
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour or address
 
 
 def _address(host: str, port: int, *, allow_private: bool) -> str | None:

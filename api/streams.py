@@ -16,6 +16,7 @@ from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
 from api.answers import JSON_LINES
+from api.door import ENDLESS
 from api.errors import Refusal
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.live import Cursor, iter_live
@@ -78,8 +79,9 @@ async def serve_file(
     return Stream(rest, status_code=status, headers=headers, media_type=media_type, background=done)
 
 
-async def follow(ledger: Ledger, batch_id: str) -> Stream:
-    """Results as they are committed, until the batch has ended: each once, in no order."""
+async def follow(request: Request[Any, Any, Any], ledger: Ledger, batch_id: str) -> Stream:
+    """Results as they are committed, until the batch has ended: each once, in no order. A server that stops cuts it."""
+    request.scope[ENDLESS] = True  # type: ignore[literal-required]
     feed = _Feed(_landing(ledger, batch_id))
     return Stream(feed.rest(await feed.next()), media_type=JSON_LINES, background=BackgroundTask(feed.close))
 
