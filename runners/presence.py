@@ -68,7 +68,12 @@ class Announcer:
 
     def _log_change(self, before: RunnerState | None, state: RunnerState) -> None:
         if state == "down" and before != "down":
-            log.warning("pool.down", runner_id=self._identity.runner_id, what_now="requests wait, leases are kept")
+            log.warning(
+                "pool.down",
+                runner_id=self._identity.runner_id,
+                reason=self._runner.engine_stats().down_reason,
+                what_now="requests wait, leases are kept",
+            )
         elif before == "down" and state != "down" and not self._runner.down_s:
             log.info("pool.up", runner_id=self._identity.runner_id)
 

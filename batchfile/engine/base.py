@@ -48,11 +48,13 @@ class EngineStats:
     """Since the engine was built. A step is *full* if all slots run or a request waits inside.
 
     `down_s`: for how long what generates has taken no work; 0 while it does, and for engines that die instead.
+    `down_reason`: then where it is, and what it says.
     """
 
     num_steps: int = 0
     num_full_steps: int = 0
     down_s: float = 0.0
+    down_reason: str = ""
     extra: dict[str, float] = field(default_factory=dict)
 
 

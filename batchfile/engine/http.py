@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
+import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.http_wire import (
@@ -29,7 +30,9 @@ from batchfile.engine.http_wire import (
 )
 from batchfile.engine.prefix import prefix_of
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.words import Failure, Outcome, Request
+from batchfile.words import Completion, Failure, Outcome, Request
+
+log = structlog.get_logger()
 
 STEP_WAIT_S_MAX = 0.05
 CONNECT_TIMEOUT_S = 10.0
@@ -39,6 +42,7 @@ ATTEMPTS_MAX = 3
 # Waits double from the first value to the second, each cut by up to half at random.
 BACKOFF_S = 1.0
 BACKOFF_S_MAX = 30.0
+DOWNS_TOLD = 4  # pauses in a row after which it is said why: some 10 s
 # What an endpoint may ask for with Retry-After.
 RETRY_AFTER_S_MAX = 600.0
 
@@ -94,6 +98,8 @@ class HttpEngine:
         self._resume_at = 0.0
         self._num_downs = 0
         self._down_since: float | None = None
+        self._down_reason = ""
+        self._is_proven = False  # something was answered well
         self._loop = asyncio.new_event_loop()
         self._is_ready = threading.Event()
         self._thread = threading.Thread(target=self._run_loop, name="http-engine", daemon=True)
@@ -145,6 +151,7 @@ class HttpEngine:
             num_steps=self._num_steps,
             num_full_steps=self._num_full_steps,
             down_s=0.0 if since is None else max(0.0, self._loop.time() - since),
+            down_reason="" if since is None else f"{self._root}: {self._down_reason}",
             extra={"num_downs": float(self._num_downs)},
         )
 
@@ -208,9 +215,10 @@ class HttpEngine:
             await self._until_resumed()
             answer = await self._attempt(body, prepared.wanted)
             if isinstance(answer, Down):
-                self._pause(answer.retry_after_s)
+                self._pause(answer)
                 continue
             self._num_downs, self._down_since = 0, None
+            self._is_proven = self._is_proven or isinstance(answer, Completion)
             if not isinstance(answer, Failed):
                 if prepared.body_without_limit not in (None, body) and is_max_tokens_complaint(answer):
                     body = prepared.body_without_limit or body
@@ -228,11 +236,14 @@ class HttpEngine:
                 data = b""
                 while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
                     data += more
-                return read_answer(response.status, response.headers, data, RESPONSE_BYTES_MAX, wanted)
+                is_proven = self._is_proven or wanted.kind != "chat"  # not every endpoint has the other paths
+                return read_answer(
+                    response.status, response.headers, data, RESPONSE_BYTES_MAX, wanted, is_proven=is_proven
+                )
         except aiohttp.ClientConnectorCertificateError as error:
-            return Failed(f"The endpoint's certificate is not trusted: {error}")
-        except aiohttp.ClientConnectorError:
-            return Down()
+            return Down(reason=f"its certificate is not trusted: {error}")
+        except aiohttp.ClientConnectorError as error:
+            return Down(reason=f"no connection: {error}")
         except TimeoutError:
             return Failed(f"The endpoint did not answer within {self._options.timeout_s:g} s.")
         except aiohttp.ClientError as error:
@@ -242,14 +253,17 @@ class HttpEngine:
         while (wait_s := self._resume_at - self._loop.time()) > 0:
             await asyncio.sleep(wait_s)
 
-    def _pause(self, retry_after_s: float) -> None:
+    def _pause(self, answer: Down) -> None:
         """Stop dispatch for all. Of the many requests that find an endpoint down at once, the first counts."""
         now = self._loop.time()
         if now < self._resume_at:
             return
         self._num_downs += 1
+        self._down_reason = answer.reason
+        if self._num_downs == DOWNS_TOLD:
+            log.warning("endpoint.down", url=self._root, reason=answer.reason)
         self._down_since = now if self._down_since is None else self._down_since
-        wait_s = max(min(retry_after_s, RETRY_AFTER_S_MAX), self._backoff_s(self._num_downs))
+        wait_s = max(min(answer.retry_after_s, RETRY_AFTER_S_MAX), self._backoff_s(self._num_downs))
         self._resume_at = now + wait_s
 
     def _backoff_s(self, num: int) -> float:

@@ -18,6 +18,10 @@ from batchfile.words import Choice, Completion, Failure, Kind, Message, Outcome,
 
 # The pool is down, not failing: pause, spend no attempt.
 DOWN_STATUSES = frozenset({429, 502, 503, 504})
+# What is wrong is the address or the key, whatever the request: nothing of a batch is spent on that.
+MISPLACED_STATUSES = frozenset({301, 302, 303, 307, 308, 401})
+# As long as nothing was answered well it is most likely the same; after that it can be about one request.
+UNPROVEN_STATUSES = frozenset({403, 404})
 # How much of a foreign error text is passed on.
 MESSAGE_CHARS_MAX = 2_000
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
@@ -25,9 +29,10 @@ ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_f
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """The endpoint takes no work now: wait, without spending an attempt."""
+    """The endpoint takes no work now: wait, without spending an attempt. `reason`: for whoever can mend it."""
 
     retry_after_s: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +110,18 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
 
 
 def read_answer(
-    status: int, headers: Mapping[str, str], data: bytes, bytes_max: int, wanted: Wanted = TEXT_ALONE
+    status: int,
+    headers: Mapping[str, str],
+    data: bytes,
+    bytes_max: int,
+    wanted: Wanted = TEXT_ALONE,
+    *,
+    is_proven: bool = True,
 ) -> Answer:
-    """What a response means. `data` may be cut a little after `bytes_max`."""
+    """What a response means. `data` may be cut a little after `bytes_max`. `is_proven`: one was answered well."""
     retry_after_s = _retry_after_s(headers.get("Retry-After"))
-    if status in DOWN_STATUSES:
-        return Down(retry_after_s)
+    if (reason := _down_reason(status, headers, data, is_proven=is_proven)) is not None:
+        return Down(retry_after_s, reason)
     if len(data) > bytes_max:
         return Failure(
             type="model_error",
@@ -125,6 +136,19 @@ def read_answer(
     if status >= 500 or status == 408:
         return Failed(message, retry_after_s)
     return Failure(type=ERROR_TYPES.get(status, "invalid_request_error"), message=message)
+
+
+def _down_reason(status: int, headers: Mapping[str, str], data: bytes, *, is_proven: bool) -> str | None:
+    """Why it takes no work, whatever the request; None where it does."""
+    if status in DOWN_STATUSES:
+        return f"it answered {status}"
+    is_page = headers.get("Content-Type", "").lower().startswith("text/html")
+    is_misplaced = status in MISPLACED_STATUSES or (status in UNPROVEN_STATUSES and not is_proven)
+    if not is_misplaced and not (status == 200 and is_page):
+        return None
+    where = f" and points to {headers['Location']}" if "Location" in headers else ""
+    told = "a web page" if is_page else _message(data)
+    return f"it answered {status}{where}: {told}; check its base URL, API key and model"
 
 
 def is_max_tokens_complaint(answer: Outcome) -> bool:

@@ -84,6 +84,7 @@ class Seat:
             num_steps=tally.num_steps + stats.num_steps,
             num_full_steps=tally.num_full_steps + stats.num_full_steps,
             down_s=stats.down_s,
+            down_reason=stats.down_reason,
             extra=stats.extra,
         )
 

@@ -216,11 +216,11 @@ def test_retry_after_is_obeyed_by_all(server: Any, engine: HttpEngine) -> None:
 
 def test_a_retry_after_may_be_a_date_or_nonsense() -> None:
     past = read_answer(503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b"", 10)
-    assert past == Down(0.0)
+    assert past == Down(0.0, "it answered 503")
     future = read_answer(503, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, b"", 10)
     assert isinstance(future, Down)
     assert future.retry_after_s > 1e6
-    assert read_answer(503, {"Retry-After": "soon"}, b"", 10) == Down(0.0)
+    assert read_answer(503, {"Retry-After": "soon"}, b"", 10) == Down(0.0, "it answered 503")
 
 
 def test_a_timeout_spends_an_attempt(server: Any) -> None:
@@ -236,21 +236,56 @@ def test_a_timeout_spends_an_attempt(server: Any) -> None:
     [
         (400, '{"error": {"message": "temperature is wrong"}}', "invalid_request_error", "temperature is wrong"),
         (422, '{"detail": "no such thing"}', "invalid_request_error", "no such thing"),
-        (401, '{"error": "who are you"}', "authentication_error", "who are you"),
+        (403, '{"error": "not this one"}', "permission_error", "not this one"),
         (404, "plain words", "not_found_error", "plain words"),
         (418, "", "invalid_request_error", "(no message)"),
-        (302, "", "invalid_request_error", "302"),
     ],
 )
 def test_a_refused_request_is_errored_at_once_in_the_servers_words(
     server: Any, engine: HttpEngine, status: int, body: str, kind: str, words: str
 ) -> None:
+    run(engine, request())  # it has answered well: its address and its key are right
     server.script.append({"status": status, "text": body})
     [outcome] = run(engine, request())
     assert isinstance(outcome, Failure)
     assert outcome.type == kind
     assert words in outcome.message
-    assert len(server.seen) == 1
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"status": 401, "text": '{"error": "who are you"}'}, "it answered 401: who are you"),
+        ({"status": 403, "text": "not from here"}, "it answered 403: not from here"),
+        ({"status": 404, "text": "no such model"}, "it answered 404: no such model"),
+        ({"status": 302, "headers": {"Location": "/login"}}, "it answered 302 and points to /login"),
+        ({"status": 200, "text": "<html>Sign in", "content_type": "text/html"}, "it answered 200: a web page"),
+    ],
+)
+def test_a_wrong_address_or_key_is_waited_out_and_said_and_fails_no_request(
+    server: Any, engine: HttpEngine, capsys: pytest.CaptureFixture[str], told: dict[str, Any], words: str
+) -> None:
+    server.script.extend(told for _ in range(http.DOWNS_TOLD + 1))
+    engine.add(1, engine.prepare(request()))
+    reasons, done = set(), []
+    while not done:
+        reasons.add(engine.stats().down_reason)
+        done = engine.step()
+    assert isinstance(done[0].outcome, Completion)
+    assert len(server.seen) == http.DOWNS_TOLD + 2
+    assert any(words in reason and reason.startswith(f"{server.url}/v1: ") for reason in reasons)
+    assert words in capsys.readouterr().out
+
+
+def test_a_key_that_is_taken_away_fails_nothing_but_one_missing_path_does(server: Any, engine: HttpEngine) -> None:
+    server.script.append({"status": 404, "text": "no embeddings here"})
+    [outcome] = run(engine, raw_request("embedding", "a"))
+    assert isinstance(outcome, Failure)
+    run(engine, request())
+    server.script.append({"status": 401})
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Completion)
 
 
 def test_a_max_tokens_that_nobody_asked_for_is_left_out_where_it_does_not_fit(server: Any, engine: HttpEngine) -> None:

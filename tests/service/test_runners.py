@@ -296,7 +296,8 @@ def test_an_endpoint_that_is_down_is_waited_for_and_fails_nothing(
     variables = {"BATCHFILE_POOLS__MISTRAL__BASE_URL": f"http://127.0.0.1:{port}"}
     supervisor = start("--engine", "http", "--pool", "mistral", **variables)
     supervisor.until(lambda: states(ledger) == ["down"])
-    assert len(supervisor.events("pool.down")) == 1
+    [told] = supervisor.events("pool.down")
+    assert f"http://127.0.0.1:{port}/v1: no connection" in told["reason"]
     assert {record.state for record in shards(ledger)} == {"leased"}
     with chat_server.running(port):
         supervisor.until(lambda: read(ledger).state == "ended")
