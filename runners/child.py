@@ -148,7 +148,7 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
                 raise
             log.error("runner.failed", error=str(error))
             return FAILED
-        if options.is_drain:
+        if options.is_drain or options.idle_exit_s is not None:
             _end_what_is_complete(ledger, options.pool, identity.runner_id)
     return OK
 
