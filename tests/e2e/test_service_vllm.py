@@ -11,6 +11,13 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 LEADS = 4
+CLIENTS = ("sdk-node", "sdk-node-openai")
+
+
+def build(folder: Path) -> None:
+    if not (folder / "node_modules" / ".bin" / "tsc").exists():
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True)
+    subprocess.run(["npm", "run", "--silent", "build"], cwd=folder, check=True)
 
 
 def test_leads_go_through_two_models_and_come_back_from_the_right_one(tmp_path: Path, model_dir: Path) -> None:
@@ -19,11 +26,25 @@ def test_leads_go_through_two_models_and_come_back_from_the_right_one(tmp_path: 
         pytest.skip("the adapter is not installed: run `just adapter`, which needs Node")
     subprocess.run([compiler, "-p", "ts/tsconfig.json"], cwd=ROOT, check=True)
     service = [sys.executable, "deploy/service.py", "--port", "0", "--folder", str(tmp_path)]
+    for folder in CLIENTS:
+        build(ROOT / "tests" / folder)
     # The official clients take the same models' answers: loading these is what takes long.
-    script = f"node examples/node/leads.mjs --leads {LEADS} && {sys.executable} tests/sdk-python/both_on_a_model.py"
+    python = f"{sys.executable} tests/sdk-python/both_on_a_model.py"
+    script = " && ".join(
+        [
+            f"node examples/node/leads.mjs --leads {LEADS}",
+            python,
+            *(f"PYTHONPATH=.cache/sdks/anthropic-{major} {python} anthropic" for major in (0, 1)),
+            *(f"node tests/sdk-node/build/onAModel.js {name}" for name in ("current", "old")),
+            "node tests/sdk-node-openai/build/onAModel.js",
+        ]
+    )
     done = subprocess.run([*service, "--", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    *_, leads, clients = done.stdout.splitlines()
+    leads, *clients = done.stdout.splitlines()[-8:]
     assert leads == "17 requests, every custom_id came back in order and from the right model."
-    assert clients == "Both clients got their answers from a real model."
+    assert clients == [
+        *(f"{name} in Python" for name in ("anthropic 2", "openai 3", "anthropic 0", "anthropic 1")),
+        *(f"{name} in Node" for name in ("anthropic current", "anthropic old", "openai")),
+    ]
     assert f"{model_dir.name} and tiny-random-llama" in done.stdout

@@ -1,17 +1,19 @@
 """Both official clients against a service with a real model behind the pool `mistral`: a few requests each.
 
-`LOCAL_BATCH_URL=... both_on_a_model.py`. Answers are checked with the clients' own models; what a small model says
-is not.
+`LOCAL_BATCH_URL=... both_on_a_model.py [anthropic|openai]`. Answers are checked with the clients' own models; what a
+small model says is not.
 """
 
 import json
 import os
+import sys
 import time
 from typing import Any
 
 import anthropic
 import openai
 from anthropic.types.messages import MessageBatchIndividualResponse
+from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 URL = os.environ["LOCAL_BATCH_URL"]
@@ -20,10 +22,12 @@ SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}},
 TURN = {"role": "user", "content": "Name a city."}
 
 
-def main() -> None:
-    with_anthropic()
-    with_openai()
-    print("Both clients got their answers from a real model.")
+def main(*wanted: str) -> None:
+    walks = {"anthropic": with_anthropic, "openai": with_openai}
+    versions = {"anthropic": anthropic.__version__, "openai": openai.__version__}
+    for name in wanted or walks:
+        walks[name]()
+        print(f"{name} {versions[name].partition('.')[0]} in Python")
 
 
 def with_anthropic() -> None:
@@ -56,23 +60,33 @@ def with_anthropic() -> None:
 
 
 def with_openai() -> None:
+    chats = answers("/v1/chat/completions", [{"messages": [TURN], "n": num} for num in (1, 2)])
+    found = [ChatCompletion.model_validate(body) for body in chats]
+    assert [len(answer.choices) for answer in found] == [1, 2]
+    assert all(choice.message.content for answer in found for choice in answer.choices)
+    prompts: list[dict[str, Any]] = [{"prompt": "Paris, Rome,", "n": 2}, {"prompt": [5, 6, 7]}]
+    texts = [Completion.model_validate(body) for body in answers("/v1/completions", prompts)]
+    assert [len(answer.choices) for answer in texts] == [2, 1]
+    assert texts[1].usage is not None
+    assert texts[1].usage.prompt_tokens == 3
+
+
+def answers(endpoint: Any, bodies: list[dict[str, Any]]) -> list[Any]:
+    """The answer to each, in order."""
     client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none")
-    bodies = [{"model": "mistral", "messages": [TURN], "max_tokens": 16, "n": num} for num in (1, 2)]
     lines = [
-        {"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
-        for number, body in enumerate(bodies)
+        {"custom_id": f"r{n}", "method": "POST", "url": endpoint, "body": {"model": "mistral", "max_tokens": 16} | body}
+        for n, body in enumerate(bodies)
     ]
     data = "\n".join(json.dumps(line) for line in lines).encode()
     file = client.files.create(file=("in.jsonl", data), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    batch = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
     until(lambda: client.batches.retrieve(batch.id).status == "completed")
     output = client.batches.retrieve(batch.id).output_file_id
     assert output is not None
     found = [json.loads(line) for line in client.files.content(output).text.splitlines()]
-    assert [line["custom_id"] for line in found] == ["r0", "r1"]
-    answers = [ChatCompletion.model_validate(line["response"]["body"]) for line in found]
-    assert [len(answer.choices) for answer in answers] == [1, 2]
-    assert all(choice.message.content for answer in answers for choice in answer.choices)
+    assert [line["custom_id"] for line in found] == [line["custom_id"] for line in lines]
+    return [line["response"]["body"] for line in found]
 
 
 def until(is_so: Any) -> None:
@@ -83,4 +97,4 @@ def until(is_so: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
