@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.result import decode_result
+from batchfile.lines.result import NativeResult, decode_result
 
 BATCH_ROWS = 512
 ROW_GROUP_ROWS = 10_000
@@ -64,7 +64,9 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
 
 
 def write_results(lines: Iterable[bytes], target: str | BinaryIO) -> None:
-    """Native result lines to a Parquet file, or to a stream. A request with several choices gives its first text."""
+    """Native result lines to a Parquet file, or to a stream. A request with several choices gives its first text,
+    an embedding its vectors as JSON text.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -86,7 +88,7 @@ def _row(line: bytes) -> dict[str, object]:
     return {
         "custom_id": result.custom_id,
         "status": result.status,
-        "text": "".join(block.text for block in result.message.content) if result.message else None,
+        "text": _text(result),
         "stop_reason": result.stop_reason,
         "model": result.model,
         "input_tokens": usage and usage.input_tokens,
@@ -95,6 +97,13 @@ def _row(line: bytes) -> dict[str, object]:
         "error_type": error and error.type,
         "error_message": error and error.message,
     }
+
+
+def _text(result: NativeResult) -> str | None:
+    """Of an embedding its vectors, as JSON."""
+    if result.vectors is not None:
+        return msgspec.json.encode(result.vectors).decode()
+    return "".join(block.text for block in result.message.content) if result.message else None
 
 
 def _check_columns(path: str, schema: Any) -> list[str]:

@@ -1,13 +1,16 @@
 """OpenAI's completions and embeddings: lines into requests, and native results into its output lines."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines import find_problems, parse_request
 from batchfile.lines.anthropic import anthropic_lines
+from batchfile.lines.parquet import write_results
 from batchfile.lines.render import render_openai
 from batchfile.lines.result import encode_result
 from batchfile.lines.stage import stage_lines
@@ -162,3 +165,10 @@ def test_the_other_dialects_read_these_results_too() -> None:
     assert (told["result"]["type"], told["result"]["message"]["content"]) == ("succeeded", [])
     (staged,) = (json.loads(one) for one in stage_lines(native))
     assert (staged["status"], staged["message"]) == ("succeeded", None)
+
+
+def test_a_parquet_file_holds_the_vectors_as_json(tmp_path: Path) -> None:
+    write_results([encode_result("a", VECTORS, "m")], str(tmp_path / "out.parquet"))
+    (row,) = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert (row["custom_id"], row["status"], row["input_tokens"]) == ("a", "succeeded", 5)
+    assert json.loads(row["text"]) == [[0.5, -0.25], "AAAAPwAAgL4="]
