@@ -24,7 +24,7 @@ class Server:
         self._folder = folder
         self._ports = free_ports(9)
         self.url = f"http://127.0.0.1:{self._ports[0]}"
-        self._command, self._variables = (_ministack if kind == "ministack" else _seaweedfs)(folder, self._ports)
+        self._command, self._variables = (ministack if kind == "ministack" else seaweedfs)(folder, self._ports)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -71,14 +71,15 @@ class Server:
         return boto3.client("s3", endpoint_url=self.url, **names)
 
 
-def _ministack(folder: Path, ports: list[int]) -> tuple[list[str], dict[str, str]]:
+def ministack(folder: Path, ports: list[int]) -> tuple[list[str], dict[str, str]]:
     kept = {"S3_PERSIST": "1", "S3_DATA_DIR": str(folder / "s3"), "STATE_DIR": str(folder / "state")}
     place = {"GATEWAY_PORT": str(ports[0]), "BIND_HOST": "127.0.0.1", "SERVICES": "s3", "LOG_LEVEL": "WARNING"}
     place["IOT_MTLS_ENABLED"] = "0"  # it would listen on every interface
     return [program("ministack")], {**kept, **place}
 
 
-def _seaweedfs(folder: Path, ports: list[int]) -> tuple[list[str], dict[str, str]]:
+def seaweedfs(folder: Path, ports: list[int]) -> tuple[list[str], dict[str, str]]:
+    """Of nine ports the first is the one that speaks S3."""
     places = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
     places += ("filer.port", "filer.port.grpc")
     files = folder / "weed"

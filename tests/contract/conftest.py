@@ -1,4 +1,4 @@
-"""The stores of the contract suite. The two S3 servers are real processes on loopback, started once."""
+"""The stores of the contract suite. The S3 servers are real processes on loopback, started once."""
 
 import importlib.util
 import os
@@ -22,6 +22,7 @@ from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
 from batchfile.store.s3 import S3Store
+from tests.chaos import servers
 
 BUCKET = "contract"
 START_TIMEOUT_S = 60.0
@@ -32,6 +33,20 @@ CREDENTIALS = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
+
+
+# What a real server does otherwise, and why that is no harm. Strict: a release that mends it makes the test fail.
+BY_FOLDER = "lists by folders, `a/b` before `a-b`; whoever needs an order lists one folder, whose names have one length"
+DEVIATIONS = {
+    "test_a_listing_is_in_byte_order_and_complete[seaweedfs]": BY_FOLDER,
+    "test_a_prefix_may_end_inside_a_name[seaweedfs]": BY_FOLDER,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name in DEVIATIONS:
+            item.add_marker(pytest.mark.xfail(reason=DEVIATIONS[item.name], strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +69,28 @@ def moto_url(s3_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def ministack_url(s3_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
-    program = str(Path(sys.executable).with_name("ministack"))
     yield from serve(
-        [program],
+        [servers.program("ministack")],
         port,
         tmp_path_factory.mktemp("ministack"),
         {"GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "SERVICES": "s3", "LOG_LEVEL": "WARNING"},
     )
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_url(s3_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, ports = tmp_path_factory.mktemp("seaweedfs"), servers.free_ports(9)
+    command, variables = servers.seaweedfs(folder, ports)
+    yield from serve(command, ports[0], folder, variables)
+
+
+@pytest.fixture(scope="session")
+def rclone_url(s3_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that takes conditions and ignores them."""
+    folder, port = tmp_path_factory.mktemp("rclone"), free_port()
+    (folder / "files").mkdir()
+    options = ["--addr", f"127.0.0.1:{port}", "--auth-key", "test,test", "--config", os.devnull, str(folder / "files")]
+    yield from serve([servers.program("rclone"), "serve", "s3", *options], port, folder)
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +101,11 @@ def moto(moto_url: str) -> Iterator[S3Store]:
 @pytest.fixture(scope="session")
 def ministack(ministack_url: str) -> Iterator[S3Store]:
     yield from proven(ministack_url)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(seaweedfs_url: str) -> Iterator[S3Store]:
+    yield from proven(seaweedfs_url)
 
 
 @pytest.fixture
@@ -94,7 +129,7 @@ def spoiled(moto_url: str) -> Iterator[Any]:
         yield found
 
 
-@pytest.fixture(params=["memory", "directory", "faulty", "metered", "moto", "ministack"])
+@pytest.fixture(params=["memory", "directory", "faulty", "metered", "moto", "ministack", "seaweedfs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """One of each kind. The S3 ones live on; a test uses keys of its own (`folder`)."""
     match request.param:

@@ -235,6 +235,11 @@ def test_a_server_that_ignores_a_condition_is_unfit(store: S3Store, proxy: Any, 
     assert list(store.list("")) == []
 
 
+def test_a_real_server_that_ignores_conditions_is_refused_at_its_opening(rclone_url: str) -> None:
+    with pytest.raises(StoreUnfit, match="work would be lost"):
+        open_store(f"s3://{BUCKET}/x?endpoint={rclone_url}")
+
+
 def test_a_server_that_refuses_every_etag_is_unfit(store: S3Store, proxy: Any) -> None:
     proxy.fault = lambda method, path, headers: 412 if headers.get("If-Match") and method == "PUT" else "pass"
     with pytest.raises(StoreUnfit, match="own etag is refused"):
