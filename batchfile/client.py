@@ -5,6 +5,7 @@ key that it was given. A service that has never answered is not waited for: its 
 """
 
 import asyncio
+import os
 import random
 import sys
 import time
@@ -277,7 +278,8 @@ class Client:
 
 def _reason(error: aiohttp.ClientError) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
+        system = error.os_error
+        return os.strerror(system.errno) if (system.errno or 0) > 0 else system.strerror or str(system)
     return str(error) or type(error).__name__
 
 

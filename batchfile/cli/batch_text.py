@@ -31,6 +31,8 @@ def as_json(batch: BatchView) -> dict[str, object]:
         "created_at": batch.created_at,
         "updated_at": batch.updated_at,
         "ended_at": batch.ended_at,
+        "stage": batch.stage,
+        "metadata": batch.metadata,
     }
 
 

@@ -17,7 +17,7 @@ from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.places import check_stage, find_batch
 from batchfile.records import BatchRecord, FileRef, PresenceRecord
 from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Wanted
-from batchfile.remote.upload import Upload
+from batchfile.remote.upload import Upload, repeatable
 from batchfile.settings import Settings
 from batchfile.words import Defaults, RoutingTable
 
@@ -52,8 +52,14 @@ class StoreRemote:
             metadata=wanted.metadata,
             created_at=self._ledger.clock.now(),
         )
-        chunks = upload.chunks(on_bytes)
-        made = verbs.submit(self._ledger, draft, chunks, size=upload.size or 0, is_strict=wanted.is_strict)
+        with repeatable(upload) as source:  # how large a shard becomes depends on the size of all
+            made = verbs.submit(
+                self._ledger,
+                draft,
+                source.chunks(on_bytes),
+                size=source.unpacked_size,
+                is_strict=wanted.is_strict,
+            )
         return self.batch(made.batch_id)
 
     def batch(self, name: str) -> BatchView:

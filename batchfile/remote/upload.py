@@ -17,19 +17,27 @@ from batchfile.store.open import open_store
 
 OnBytes = Callable[[int], None]
 
+PACKED_ABOUT = 4  # times smaller is JSON of prompts; it matters only for how large the shards become
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
     """Requests that can be read from the start, more than once where `is_repeatable`.
 
-    `size`: of the file as it lies, in bytes; None: nobody knows. `chunks(on_bytes)`: its JSONL; `on_bytes` hears of
-    each piece of the file that was read. Raises: InvalidFile where it is damaged, or was changed meanwhile.
+    `size`: of the file as it lies, in bytes; None: nobody knows. It unpacks to about `unpacked_size`.
+    `chunks(on_bytes)`: its JSONL; `on_bytes` hears of each piece of the file that was read.
+    Raises: InvalidFile where it is damaged, or was changed meanwhile.
     """
 
     name: str
     size: int | None
+    format: Format
     chunks: Callable[[OnBytes], Iterator[bytes]]
     is_repeatable: bool = True
+
+    @property
+    def unpacked_size(self) -> int:
+        return (self.size or 0) * (1 if self.format == "jsonl" else PACKED_ABOUT)
 
 
 def open_upload(name: str) -> Upload:
@@ -61,14 +69,14 @@ def _of_file(name: str) -> Upload:
             stream = _Counted(sys.stdin.buffer, on_bytes, source.head)
             return open_lines(None, source.format, cast(BinaryIO, stream))
 
-        return Upload(name="stdin", size=None, chunks=from_stdin, is_repeatable=False)
+        return Upload(name="stdin", size=None, format=source.format, chunks=from_stdin, is_repeatable=False)
     path = source.path
 
     def from_file(on_bytes: OnBytes) -> Iterator[bytes]:
         yield from _file_lines(path, source.format, on_bytes)
         check_untouched(source)
 
-    return Upload(name=name, size=os.path.getsize(path), chunks=from_file)
+    return Upload(name=name, size=os.path.getsize(path), format=source.format, chunks=from_file)
 
 
 def _of_object(url: str) -> Upload:
@@ -94,7 +102,7 @@ def _of_object(url: str) -> Upload:
             file.flush()
             yield from open_lines(file.name, kind, None)
 
-    return Upload(name=url, size=entry.size, chunks=from_object)
+    return Upload(name=url, size=entry.size, format=kind, chunks=from_object)
 
 
 def _file_lines(path: str, kind: Format, on_bytes: OnBytes) -> Iterator[bytes]:

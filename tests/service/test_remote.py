@@ -1,0 +1,148 @@
+"""The commands for batches elsewhere: the same over a service, over a directory and over a bucket."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from batchfile.store.open import open_store
+from tests.chaos.servers import BUCKET, KEYS, Server
+from tests.service.remote_kit import Shell, jsonl, line
+
+GOOD = [line(f"r{number}") for number in range(200)]
+BAD = line("bad", max_token=5)
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = Server("ministack", tmp_path_factory.mktemp("s3"))
+    try:
+        server.start()
+        server.wait()
+        server.make_bucket()
+        yield f"s3://{BUCKET}/{{}}?endpoint={server.url}&region=us-east-1"
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def shell(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    if request.param == "service":
+        api = request.getfixturevalue("api")
+        return Shell(tmp_path, ["--url", api.url], api.store)
+    if request.param == "directory":
+        return Shell(tmp_path, ["--store", "st"], str(tmp_path / "st"))
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    store = request.getfixturevalue("bucket").format("batches")
+    return Shell(tmp_path, ["--store", store], store, **KEYS)
+
+
+def over(*places: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("shell", places, indirect=True)
+
+
+def rows(data: bytes) -> list[Any]:
+    return [json.loads(row) for row in data.splitlines()]
+
+
+@over("service", "directory", "bucket")
+def test_a_file_is_submitted_watched_tailed_fetched_and_retried(shell: Shell) -> None:
+    (shell.folder / "in.jsonl.gz").write_bytes(gzip.compress(jsonl(*GOOD, BAD)))
+    submitted = shell.run("submit", "in.jsonl.gz", "--stage", "email", "--metadata", "team=blue", "--priority", "2")
+    batch_id = submitted.stdout.decode().strip()
+    assert b"no runner of mistral" in submitted.stderr
+    tail, watch = shell.begin("tail", batch_id), shell.begin("watch", batch_id)
+    shell.work(batch_id)
+    tailed = shell.end(tail, code=3)
+    watched = shell.end(watch, code=3)
+    assert watched.stdout.decode().startswith(f"{batch_id}: 200 of 201 requests succeeded in ")
+
+    shell.run("results", batch_id, "-o", "out.jsonl", code=3)
+    results = (shell.folder / "out.jsonl").read_bytes()
+    assert [row["custom_id"] for row in rows(results)] == [f"r{number}" for number in range(200)] + ["bad"]
+    assert sorted(tailed.stdout.splitlines()) == sorted(results.splitlines())
+    assert rows((shell.folder / "out.jsonl.errors.jsonl").read_bytes()) == [BAD]
+    assert b"exists" in shell.run("results", batch_id, "-o", "out.jsonl", code=7).stderr
+
+    again = shell.id_of("retry", batch_id)
+    retried, first = shell.json("ls")[:2]
+    assert (retried["batch_id"], first["batch_id"]) == (again, batch_id)
+    assert (first["state"], first["succeeded"], first["errored"]) == ("ended", 200, 1)
+    assert (first["stage"], first["metadata"]) == ("email", {"team": "blue"})
+    assert (retried["total"], retried["state"], retried["stage"]) == (1, "open", "email")
+    assert retried["metadata"] == {"team": "blue", "retry_of": batch_id}
+    assert shell.json("status", again) == [retried]
+
+
+@over("service")
+def test_a_batch_that_is_canceled_ends_and_its_requests_can_be_retried(shell: Shell) -> None:
+    batch_id = shell.id_of("submit", "-", "--stage", "subject", stdin=jsonl(*GOOD[:5]))
+    assert b"has not ended" in shell.run("retry", batch_id, code=4).stderr
+    assert b"has not ended" in shell.run("results", batch_id, code=3).stderr
+    shell.run("cancel", batch_id)
+    assert b"0 of 5 requests succeeded" in shell.run("watch", batch_id, code=3).stdout
+    again = shell.id_of("retry", batch_id)
+    shell.work(again)
+    ids = [row["custom_id"] for row in rows(shell.run("results", again).stdout)]
+    assert ids == [f"r{number}" for number in range(5)]
+    assert b"every request succeeded" in shell.run("retry", again, code=4).stderr
+
+
+@over("bucket")
+def test_waiting_for_a_batch_writes_its_results_and_exits_as_it_went(shell: Shell) -> None:
+    waiting = shell.begin("submit", "-", "--stage", "email", "-o", "out.jsonl")
+    assert waiting.stdin is not None
+    assert waiting.stdout is not None
+    waiting.stdin.write(jsonl(*GOOD[:40]))
+    waiting.stdin.close()
+    waiting.stdin = None
+    shell.work(waiting.stdout.readline().decode().strip())
+    shell.end(waiting)
+    assert len(rows((shell.folder / "out.jsonl").read_bytes())) == 40
+    assert sorted(path.name for path in shell.folder.glob("out*")) == ["out.jsonl"]
+
+
+@over("directory")
+def test_a_bad_line_is_an_errored_result_and_refuses_the_file_where_that_is_asked_for(shell: Shell) -> None:
+    (shell.folder / "in.jsonl").write_bytes(jsonl(*GOOD[:3]) + b"{rubbish\n" + jsonl(GOOD[0]))
+    refused = shell.run("submit", "in.jsonl", "--stage", "email", "--strict", code=4)
+    assert b"line 4: is not valid JSON" in refused.stderr
+    batch_id = shell.id_of("submit", "in.jsonl", "--stage", "email")
+    shell.work(batch_id)
+    found = rows(shell.run("results", batch_id, code=3).stdout)
+    assert [row["status"] for row in found] == ["succeeded"] * 3 + ["errored"] * 2
+    assert "line 5: custom_id: 'r0' was used on line 1" in found[4]["error"]["message"]
+
+
+@over("service")
+def test_lines_in_openais_format_come_back_in_it(shell: Shell) -> None:
+    body = {"model": "mistral", "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 8}
+    wanted = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    batch_id = shell.id_of("submit", "-", stdin=jsonl(wanted))
+    shell.work(batch_id)
+    (found,) = rows(shell.run("results", batch_id).stdout)
+    assert found["response"]["status_code"] == 200
+    assert found["response"]["body"]["choices"][0]["message"]["role"] == "assistant"
+    shell.run("results", batch_id, "-o", "out.jsonl")
+    assert rows((shell.folder / "out.jsonl").read_bytes()) == [found]
+
+
+@over("bucket")
+def test_an_object_of_a_bucket_is_submitted_whatever_its_format(shell: Shell, tmp_path: Path) -> None:
+    table = pyarrow.table({"custom_id": ["a", "b"], "prompt": ["Write.", "Write more."]})
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    bucket, query = shell.store.removesuffix("/").split("?")[0].rpartition("/")[0], shell.store.split("?")[1]
+    open_store(f"{bucket}?{query}", prove=False).put("some/in.parquet", (tmp_path / "in.parquet").read_bytes())
+    batch_id = shell.id_of("submit", f"{bucket}/some/in.parquet?{query}", "--stage", "email")
+    shell.work(batch_id)
+    shell.run("results", batch_id, "-o", "out.parquet")
+    found = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["custom_id"] for row in found] == ["a", "b"]
+    missing = shell.run("submit", f"{bucket}/some/other.jsonl?{query}", code=4)
+    assert b"there is no such object" in missing.stderr

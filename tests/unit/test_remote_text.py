@@ -1,0 +1,78 @@
+"""Batches as people read them. Pure."""
+
+import pytest
+
+from batchfile.cli.batch_text import end_line, pool_line, status_line, strip
+from batchfile.cli.following import Follower
+from batchfile.errors import InvalidRequest
+from batchfile.ledger.status import PoolProgress
+from batchfile.remote.base import BatchView
+from batchfile.words import Counts, Usage
+
+
+def pool(num_shards: int, num_done: int = 0, num_leased: int = 0) -> PoolProgress:
+    return PoolProgress(num_shards=num_shards, num_requests=0, num_done=num_done, num_leased=num_leased)
+
+
+def batch(**more: object) -> BatchView:
+    given: dict[str, object] = {
+        "batch_id": "batch_a",
+        "state": "open",
+        "total": 10,
+        "counts": Counts(succeeded=4, errored=1),
+        "usage": Usage(input_tokens=1000, output_tokens=50),
+        "created_at": 100.0,
+        "updated_at": 100.0,
+    }
+    return BatchView(**{**given, **more})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("progress", "text"),
+    [
+        (pool(5, 2, 1), "██▒··"),
+        (pool(1), "·"),
+        (pool(4, 4), "████"),
+        (pool(1000, 500, 250), "█████▒▒···"),
+        (pool(1000, 0, 1), "▒·········"),
+        (pool(0), ""),
+    ],
+)
+def test_a_strip_has_a_cell_for_each_shard_or_for_several(progress: PoolProgress, text: str) -> None:
+    assert strip(progress, 10) == text
+
+
+def test_lines_say_how_far_a_batch_is_and_how_it_ended() -> None:
+    assert status_line(batch(), 160.0) == (
+        "batch_a  open  5/10 requests, 1 failed, 1,000 tokens in, 50 out, 1 min 00 s"
+    )
+    assert pool_line("mistral", pool(5, 2, 1)) == "mistral  ██▒··  2/5 shards, 1 in work"
+    ended = batch(state="ended", reason="completed", ended_at=103.0)
+    assert end_line(ended) == "batch_a: 4 of 10 requests succeeded in 3.0 s"
+    failed = batch(state="ended", reason="failed", ended_at=103.0, detail="line 3: no")
+    assert end_line(failed).endswith("it ended early (failed: line 3: no)")
+
+
+def test_only_a_batch_of_which_everything_succeeded_counts_as_such() -> None:
+    whole = Counts(succeeded=10)
+    assert batch(state="ended", reason="completed", counts=whole).is_all_succeeded
+    assert not batch(state="ended", reason="completed").is_all_succeeded
+    assert not batch(counts=whole).is_all_succeeded
+    assert not batch(state="ended", reason="failed", total=0, counts=Counts()).is_all_succeeded
+
+
+def test_a_batch_is_followed_to_its_end_and_a_change_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    looks = iter([batch(), batch(state="ending"), batch(state="ended", reason="completed", ended_at=103.0)])
+    (ended,) = Follower(lambda: [next(looks)]).run()
+    assert ended.has_ended
+    said = capsys.readouterr().err.splitlines()
+    assert [row.split()[1] for row in said[:2]] == ["open", "ending"]
+    assert said[2:] == ["batch_a: 4 of 10 requests succeeded in 3.0 s"]
+
+
+def test_a_batch_that_is_not_there_is_not_waited_for() -> None:
+    def look() -> list[BatchView]:
+        raise InvalidRequest("no such batch")
+
+    with pytest.raises(InvalidRequest):
+        Follower(look).run()

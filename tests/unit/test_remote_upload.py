@@ -1,0 +1,56 @@
+"""What is submitted, whatever its format: as lines, read as often as need be, and told of piece by piece."""
+
+import gzip
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchfile.errors import InvalidFile
+from batchfile.remote.upload import open_upload, repeatable
+
+LINES = b'{"custom_id": "a", "params": {}}\n' * 1000
+
+
+class Stdin:
+    """Standard input that holds these bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+
+@pytest.mark.parametrize(("name", "data"), [("in.jsonl", LINES), ("in.jsonl.gz", gzip.compress(LINES))])
+def test_a_file_is_read_as_often_as_need_be_and_each_byte_is_told(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    upload = open_upload(str(tmp_path / name))
+    for _ in range(2):
+        heard: list[int] = []
+        assert b"".join(upload.chunks(heard.append)) == LINES
+        assert sum(heard) == upload.size == len(data)
+
+
+@pytest.mark.parametrize("data", [LINES, gzip.compress(LINES)])
+def test_stdin_is_spooled_only_where_it_must_be_read_again(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(data))
+    upload = open_upload("-")
+    assert not upload.is_repeatable
+    with repeatable(upload) as spooled:
+        for _ in range(2):
+            assert b"".join(spooled.chunks(lambda num: None)) == LINES
+
+
+def test_a_file_that_is_changed_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(LINES)
+    chunks = open_upload(str(path)).chunks(lambda num: None)
+    next(chunks)
+    path.write_bytes(LINES + LINES)
+    with pytest.raises(InvalidFile, match="was changed while it was read"):
+        list(chunks)
+
+
+@pytest.mark.parametrize("name", ["s3://bucket", "s3://bucket/", "s3://bucket/folder/"])
+def test_a_bucket_or_a_folder_of_it_is_no_object(name: str) -> None:
+    with pytest.raises(InvalidFile, match="names no object"):
+        open_upload(name)
