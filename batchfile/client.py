@@ -279,7 +279,8 @@ class Client:
 def _reason(error: aiohttp.ClientError) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         system = error.os_error
-        return os.strerror(system.errno) if (system.errno or 0) > 0 else system.strerror or str(system)
+        number = system.errno or 0
+        return os.strerror(number) if number > 0 else system.strerror or str(system)
     return str(error) or type(error).__name__
 
 
