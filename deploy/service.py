@@ -8,6 +8,7 @@ the settings name and that lie in the models folder are taken from there. Logs a
 """
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -39,6 +40,13 @@ S3 = "s3"
 BUCKET = "batchfile"
 S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_EC2_METADATA_DISABLED": "true"}
 KV_CACHE_GIB = "1"  # of each engine on a CPU
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def end_with_parent() -> None:
+    """In a child, before it becomes its program: the death of this process, however it comes, asks it to end."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Stopped(Exception):
@@ -76,6 +84,7 @@ class Machine:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # here is one thread
             )
         self._parts.append(Part(name=name, process=process, log=log))
 
