@@ -17,6 +17,7 @@ from batchfile.ledger.files import publish, write_data
 from batchfile.records import FileRecord, UploadRecord
 
 UPLOAD_S = 3600.0  # then a pending one can be completed no more
+STORED_SHARE_MAX = 2  # of what was announced, all parts together
 KEPT_S = 24 * 3600.0  # then its record is gone too
 
 
@@ -53,6 +54,7 @@ def is_expired(ledger: Ledger, upload: UploadRecord) -> bool:
 def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, bytes_max: int) -> str:
     """Store one part; its id. Raises: InvalidFile where the upload takes none any more; TooLarge."""
     _check_pending(ledger, upload)
+    _check_room(ledger, upload)
     part_id = f"part_{ledger.new_id()}"
     size = 0
     with ledger.store.writer(layout.upload_part_key(upload.tenant, upload.upload_id, part_id)) as writer:
@@ -112,6 +114,14 @@ def _check_pending(ledger: Ledger, upload: UploadRecord) -> None:
     state = "expired" if is_expired(ledger, upload) else upload.state
     if state != "pending":
         raise InvalidFile(f"the upload {upload.upload_id} is {state}; begin a new one")
+
+
+def _check_room(ledger: Ledger, upload: UploadRecord) -> None:
+    """A part may be sent again, which is another one; what is stored is bounded all the same."""
+    prefix = f"{layout.upload_prefix(upload.tenant, upload.upload_id)}/part_"
+    stored = sum(entry.size for entry in ledger.store.list(prefix))
+    if stored > STORED_SHARE_MAX * upload.size:
+        raise InvalidFile(f"the upload announced {upload.size:,} bytes and {stored:,} have come; begin a new one")
 
 
 def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None) -> FileRecord:

@@ -14,7 +14,8 @@ import msgspec
 from batchfile.errors import InvalidFile
 from batchfile.lines.result import NativeResult, decode_result
 
-BATCH_ROWS = 512
+BATCH_ROWS = 32  # a few bytes of a file may be many MiB of each row
+SLICE_BYTES = 4 * 1024 * 1024  # so much of it becomes Python's objects at once, which take ten times as much
 ROW_GROUP_ROWS = 10_000
 
 _INTEGERS = ("max_tokens", "top_k", "seed")
@@ -46,21 +47,30 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    row = 0
     try:
         # Not mapped and not prefetched: memory stays at one batch of one row group.
         with pq.ParquetFile(stream or path, memory_map=False, pre_buffer=False) as file:
             columns = _check_columns(path, file.schema_arrow)
-            row = 0
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
-                    yield b"".join(_line(path, row + i, values) for i, values in enumerate(batch.to_pylist()))
-                    row += batch.num_rows
+                    for part in _slices(batch):
+                        yield b"".join(_line(path, row + i, values) for i, values in enumerate(part.to_pylist()))
+                        row += part.num_rows
     except pa.ArrowException as error:
         raise InvalidFile(f"{path}: the Parquet data is damaged: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidFile(f"{path}: a text after row {row} is not valid UTF-8; write it as UTF-8") from error
     except OSError as error:
         if error.errno is not None:
             raise
         raise InvalidFile(f"{path}: the Parquet data is damaged: {error}") from None
+
+
+def _slices(batch: Any) -> Iterator[Any]:
+    rows = max(1, SLICE_BYTES * batch.num_rows // max(1, batch.nbytes))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
 
 
 def write_results(lines: Iterable[bytes], target: str | BinaryIO) -> None:
@@ -162,7 +172,10 @@ def _line(path: str, row: int, values: dict[str, Any]) -> bytes:
         params["messages"] = [{"role": "user", "content": values["prompt"]}]
     else:
         params["messages"] = _turns(path, row, values["messages"])
-    return msgspec.json.encode({"custom_id": values["custom_id"], "params": params}) + b"\n"
+    try:
+        return msgspec.json.encode({"custom_id": values["custom_id"], "params": params}) + b"\n"
+    except RecursionError:
+        raise InvalidFile(f"{path}: row {row + 1}: messages is nested too deeply") from None
 
 
 def _turns(path: str, row: int, value: Any) -> Any:
@@ -171,7 +184,7 @@ def _turns(path: str, row: int, value: Any) -> Any:
         return value and [turn and {key: item for key, item in turn.items() if item is not None} for turn in value]
     try:
         return msgspec.json.decode(value)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidFile(f"{path}: row {row + 1}: messages is not valid JSON: {error}") from None
 
 

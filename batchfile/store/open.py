@@ -47,7 +47,7 @@ def _directory(path: str) -> Store:
 def _bucket(url: str, *, prove: bool) -> Store:
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if "@" in parts.netloc:
+    if "@" in parts.netloc or "@" in urlsplit(query.get("endpoint", "")).netloc:
         raise SettingsError("credentials do not belong in a store's URL: set AWS_ACCESS_KEY_ID and its secret")
     if not parts.netloc:
         raise SettingsError(f"{url} names no bucket; give s3://BUCKET/PREFIX")
