@@ -28,9 +28,7 @@ def test_a_killed_deployment_leaves_no_process(tmp_path: Path) -> None:
         "--s3",
     ]
     with (tmp_path / "said").open("wb") as said:
-        service = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ, stdin=subprocess.DEVNULL, stdout=said, stderr=said
-        )
+        service = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
     seen: list[psutil.Process] = []
     try:
         until(lambda: b"Everything is up" in (tmp_path / "said").read_bytes() or service.poll() is not None)
