@@ -78,6 +78,9 @@ class HttpEngine:
         self._root = api_root(options.base_url)
         if options.concurrency < 1:
             raise SettingsError(f"The concurrency of an HTTP engine is {options.concurrency}; set at least 1.")
+        self._key = (options.api_key or "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise SettingsError("The API key of the HTTP engine has characters that no header can carry; set it anew.")
         self._options = options
         self._rng = rng or random.Random()
         self.info = EngineInfo(
@@ -180,7 +183,7 @@ class HttpEngine:
     async def _serve(self) -> None:
         self._closing = asyncio.Event()
         self._slots = asyncio.Semaphore(self._options.concurrency)
-        key = self._options.api_key
+        key = self._key
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._options.concurrency),
             timeout=aiohttp.ClientTimeout(total=self._options.timeout_s, sock_connect=CONNECT_TIMEOUT_S),
@@ -236,6 +239,8 @@ class HttpEngine:
                 data = b""
                 while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
                     data += more
+                if self._key and response.status != 200:  # some repeat it, and what they say is shown to callers
+                    data = data.replace(self._key.encode(), b"***")
                 is_proven = self._is_proven or wanted.kind != "chat"  # not every endpoint has the other paths
                 return read_answer(
                     response.status, response.headers, data, RESPONSE_BYTES_MAX, wanted, is_proven=is_proven

@@ -65,6 +65,8 @@ _NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion"
 def api_root(base_url: str) -> str:
     """The address up to and with /v1. Raises: SettingsError if it is none."""
     parts = urlsplit(base_url)
+    if "@" in parts.netloc:
+        raise SettingsError("The base URL has credentials in it, which every log would show. Give an API key instead.")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise SettingsError(f"The base URL {base_url!r} is no address. Give one such as http://127.0.0.1:8000/v1.")
     path = parts.path.rstrip("/")
