@@ -65,6 +65,11 @@ class Asker:
     def close(self) -> None:
         self._http.close()
 
+    def once(self, method: str, path: str, **more: object) -> int:
+        """The status, whatever it is, of the first replica."""
+        url = f"http://127.0.0.1:{self._ports[0]}{path}"
+        return self._http.request(method, url, **more).status_code  # type: ignore[arg-type]
+
     def ask(self, method: str, path: str, *, wait_s: float = BATCH_S_MAX, **more: object) -> httpx.Response:
         """Raises: TimeoutError."""
         deadline = time.monotonic() + wait_s
