@@ -84,7 +84,7 @@ def _read(path: Path, environ: Mapping[str, str]) -> Json:
         body = json.loads(path.read_text())
         filled: Json = _filled(body, environ)
     except KeyError as error:
-        raise DeployError(f"{path.name} needs the variable {error.args[0]}; see README.md") from error
+        raise DeployError(f"{path.name} needs the variable {error.args[0]}; see deploy/README.md") from error
     except (OSError, ValueError) as error:
         raise DeployError(f"{path} can not be used: {error}") from error
     return filled

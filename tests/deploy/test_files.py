@@ -153,3 +153,11 @@ def test_scripts_name_extras_that_exist() -> None:
     for path in DOCKERFILES:
         for group in re.findall(r'"\.\[([\w,]+)\]"', path.read_text()):
             assert set(group.split(",")) <= set(extras), path
+
+
+def test_every_link_of_the_walk_through_leads_somewhere() -> None:
+    pages = [DEPLOY / "README.md", DEPLOY / "kubernetes" / "README.md", *(ROOT / "containers").rglob("README.md")]
+    assert len(pages) == 6
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page}: {link}"
