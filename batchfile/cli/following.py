@@ -87,10 +87,10 @@ class Follower:
             return end_line(batch)
         rate = self._rates.setdefault(batch.batch_id, Rate()).see(time.monotonic(), batch.counts.finished)
         text = status_line(batch, time.time())
-        if rate:
-            left = batch.total - batch.counts.finished
-            text += f", {rate:,.1f} requests/s, ETA {duration(left / rate)}"
-        return text
+        left = batch.total - batch.counts.finished
+        if batch.total and not left:
+            return f"{text}; its results are put together"
+        return f"{text}, {rate:,.1f} requests/s, ETA {duration(left / rate)}" if rate else text
 
     def _say(self, found: list[BatchView]) -> None:
         """A batch's line at its first look, when its state changes, and every few seconds."""
@@ -136,5 +136,5 @@ def _picture() -> Iterator[Callable[[str], None]]:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(stderr=True, highlight=False), auto_refresh=False) as live:
+    with Live(console=Console(stderr=True, highlight=False), auto_refresh=False, transient=True) as live:
         yield lambda text: live.update(Text(text), refresh=True)
