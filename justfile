@@ -53,6 +53,13 @@ lint:
     {{python}} -m ruff format --check .
     {{python}} -m mypy
 
+# known holes in what is installed, by pip-audit and npm, which ask their databases: needs the internet
+audit:
+    {{python}} -m venv {{out}}/audit
+    {{out}}/audit/bin/python -m pip install -q pip-audit
+    {{out}}/audit/bin/pip-audit --path `{{python}} -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`
+    npm --prefix ts audit --omit dev
+
 # format the code and mend what the linter can mend
 format:
     {{python}} -m ruff check --fix .
