@@ -6,7 +6,7 @@ status    what is there: workers and jobs of each endpoint
 prefetch  a job for each endpoint that fetches its model to its volume
 destroy   remove everything that the files name, the volumes with the weights too unless --keep-volumes
 
-Only `status` and `plan` do something without --yes. RUNPOD_API_KEY is RunPod's; the other variables are in deploy/README.md.
+Nothing is changed without --yes. RUNPOD_API_KEY is RunPod's; the other variables are in deploy/README.md.
 """
 
 import argparse

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from fake_runpod import KEY, FakeRunpod, Problem
 
 from batchfile.settings import DEFAULT_POOLS
@@ -133,19 +132,6 @@ def test_the_fake_refuses_fields_and_values_that_runpod_refuses() -> None:
             fake.answer("POST", "/v2/serverless", {**good, **fields}, f"Bearer {KEY}")
         assert reason in json.dumps(caught.value.body), fields
     assert fake.answer("POST", "/v2/serverless", good, f"Bearer {KEY}")[0] == 201
-
-
-def test_alerts_ask_for_metrics_that_exist() -> None:
-    sources = [ROOT / "api" / "metrics.py", ROOT / "runners" / "metrics.py"]
-    known = "".join(path.read_text() for path in sources)
-    rules = yaml.safe_load((DEPLOY / "monitoring" / "alerts.yaml").read_text())["groups"][0]["rules"]
-    for rule in rules:
-        names = set(re.findall(r"batchfile_\w+", rule["expr"]))
-        assert names or "up{" in rule["expr"]
-        for name in names:
-            stem = name.removesuffix("_total").removeprefix("batchfile_").removeprefix("runner_")
-            assert f'"{stem}"' in known or f"batchfile_{stem}" in known or f'"{name}"' in known, name
-        assert rule["annotations"]["summary"]
 
 
 def test_scripts_name_extras_that_exist() -> None:
