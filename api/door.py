@@ -65,7 +65,8 @@ class Door:
         self._pulse = pulse
         self.count_answer = count_answer
         self._keys = settings.api_keys
-        self._is_local = not settings.api_keys and not settings.allow_anonymous
+        # Else it was put before others, under whatever name they have for it.
+        self._is_local = not (settings.allow_anonymous or settings.api.public_url or settings.api.trust_forwarded)
         self._in_flight_max = settings.api.in_flight_max
         self.in_flight: Counter[str] = Counter()
         self.stopping = asyncio.Event()

@@ -153,7 +153,7 @@ def test_results_urls_lead_to_where_the_caller_came_from(api: Any, start_api: Ca
         return found.removesuffix(f"{path}/results")
 
     assert url(api, **forwarded) == api.url
-    assert url(api, host="batch.example:8443") == "http://batch.example:8443"
+    assert url(api, host="batch.internal:8443") == "http://batch.internal:8443"
     assert api.http.get(path, headers={"host": "evil{x}"}).status_code == 400
     trusting = start_api(api.store, BATCHFILE_API__TRUST_FORWARDED="1")
     assert url(trusting, **forwarded) == "https://api.example"
