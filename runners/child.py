@@ -106,9 +106,9 @@ class Watch:
 def run_slot(options: Options, slot: int) -> int:
     """0 where it was stopped or ran out of work. Raises: BatchfileError where it never got an engine."""
     signals = Signals()
-    signals.catch()
-    _end_with_parent()
     try:
+        signals.catch()
+        _end_with_parent()
         return _run(options, slot, signals)
     except Stopped:
         log.info("runner.stopped_before_it_ran")
