@@ -1,4 +1,4 @@
-"""The serverless worker under RunPod's own local server, with the echo engine over a real store."""
+"""The serverless worker under RunPod's own local server and loop, with the echo engine over a real store."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fake_queue import Queue
 
 from batchfile import layout
 from batchfile.ledger import batches
@@ -28,14 +29,14 @@ Start = Callable[..., "Worker"]
 
 
 class Worker:
-    """`python -m runners.runpod_handler --rp_serve_api` for the pool mistral."""
+    """`python -m runners.runpod_handler` for the pool mistral: with --rp_serve_api, or as the platform starts it."""
 
-    def __init__(self, folder: Path, store: Path, **variables: str) -> None:
+    def __init__(self, folder: Path, store: Path, *, is_on_platform: bool = False, **variables: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.log = folder / "worker.log"
-        options = ["--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
+        options = [] if is_on_platform else ["--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
         environ = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -48,7 +49,8 @@ class Worker:
             command = [sys.executable, "-m", "runners.runpod_handler", *options]
             self.process = subprocess.Popen(command, cwd=folder, env=environ, stdout=file, stderr=file)
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S, trust_env=False)
-        self.until(self._answers)
+        if not is_on_platform:
+            self.until(self._answers)
 
     def run(self, **given: Any) -> dict[str, Any]:
         """A job to its end, as the platform answers it."""
@@ -75,8 +77,8 @@ class Worker:
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Worker] = []
 
-    def begin(**variables: str) -> Worker:
-        started.append(Worker(tmp_path, tmp_path / "store", **variables))
+    def begin(*, is_on_platform: bool = False, **variables: str) -> Worker:
+        started.append(Worker(tmp_path, tmp_path / "store", is_on_platform=is_on_platform, **variables))
         return started[-1]
 
     yield begin
@@ -118,30 +120,20 @@ def test_a_job_ends_before_its_timeout_and_gives_back_what_it_holds(
     assert record is None or record.state == "open"  # None: a machine too busy to have claimed it
 
 
-def test_a_worker_that_is_told_to_stop_gives_back_what_it_holds(
+def test_a_worker_that_the_platform_stops_gives_back_what_it_holds_and_says_so(
     start: Start, ledger: Ledger, create: Callable[..., str]
 ) -> None:
     create(3)
-    worker = start(**FOR_EVER)
-    with subprocess.Popen([sys.executable, "-c", _POST, str(worker.http.base_url)]) as client:
+    with Queue({"timeout_s": 3600, "idle_s": None}) as queue:
+        worker = start(is_on_platform=True, **FOR_EVER, **queue.variables)
         worker.until(lambda: (found := shard(ledger)) and found.state == "leased")
         worker.process.send_signal(signal.SIGTERM)
-        assert worker.process.wait(WAIT_S) is not None
-        client.kill()
+        assert worker.process.wait(WAIT_S) == 0
+        (output,) = queue.outputs
+    assert output["output"]["ended"] == "stopped"
     record = shard(ledger)
     assert record is not None
     assert record.state == "open"
-
-
-_POST = """
-import sys, urllib.request
-request = urllib.request.Request(sys.argv[1] + "/runsync", b'{"input": {"timeout_s": 3600, "idle_s": null}}',
-                                 {"Content-Type": "application/json"})
-try:
-    urllib.request.urlopen(request)
-except OSError:
-    pass
-"""
 
 
 def test_what_no_work_can_be_done_with_fails_the_job(start: Start) -> None:
