@@ -38,13 +38,13 @@ LARGE, MENDED, MANY = f"{POOL}/large.jsonl", f"{POOL}/mended.jsonl", f"{POOL}/ma
 MEMORY_MIB_MAX = 300.0
 PLAN_MB_S_MIN = 100.0
 FULL_LINES = 1_000_000
-LOOK_S = 1.0
 
 
 class Place(Protocol):
-    """The store as someone sees it who only puts files into it and takes files out."""
+    """The store as someone sees it who only puts files into it and takes files out. `look_s`: between two looks."""
 
     url: str
+    look_s: float
 
     def drop(self, source: Path, path: str) -> None:
         """A file, or a folder of files, to `inbox/{path}`."""
@@ -56,7 +56,9 @@ class Place(Protocol):
 
 
 class Bucket:
-    """With the AWS command line alone."""
+    """With the AWS command line alone, of which each start takes a second."""
+
+    look_s = 5.0
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -91,6 +93,8 @@ class Bucket:
 
 class Folder:
     """A directory as the store: files come in by a rename, as `mv` does it."""
+
+    look_s = 1.0
 
     def __init__(self, root: Path) -> None:
         self.url = str(root)
@@ -283,7 +287,7 @@ def wait_for(place: Place, paths: list[str], folder: Path, wait_s: float) -> Non
         if time.monotonic() > deadline:
             logs = "\n".join(f"{log}:\n{log.read_text()[-1500:]}" for log in sorted(folder.glob("*.log")))
             raise SystemExit(f"no receipt for {len(missing)} files, {min(missing)} among them\n{logs}")
-        time.sleep(LOOK_S)
+        time.sleep(place.look_s)
         missing -= set(place.names("outbox/"))
 
 
