@@ -206,7 +206,8 @@ class Cutter:
         message = located(by_line(0, row), str(error))
         self.num_rejected += 1
         self.first_problem = self.first_problem or message
-        failure = Failure(type=error.type, message=message)
+        # Who posted requests has no lines, and each of these has its custom_id.
+        failure = Failure(type=error.type, message=message if self._refuse_at is None else str(error))
         return FinishedLine(line, "errored", encode_result(custom_id, failure, ""))
 
     def _cut(self, span: _Span, end: int) -> Cut:

@@ -183,8 +183,7 @@ class Feeder:
                 request = work.fitting.guide(request)
             prepared = self._prepare(request)
         except InvalidRequest as error:
-            failure = Failure(type=error.type, message=f"line {line.row}: {error}")
-            self._fail(work, line.number, custom_id_of(line.data), failure)
+            self._fail(work, line.number, custom_id_of(line.data), Failure(type=error.type, message=str(error)))
             return None
         return Item(
             key=next(self._keys),
