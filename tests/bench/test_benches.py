@@ -46,6 +46,15 @@ def test_the_status_of_a_batch_costs_no_more_requests_than_promised() -> None:
     assert run("status.py", "--shards", "40", timeout_s=200)["shards"] == 40
 
 
+def test_the_cost_bench_completes_and_a_shard_costs_no_more_than_promised() -> None:
+    """docs/reliability.md says what the bucket costs."""
+    row = run("cost.py", "--warm=2", "--idle=5", "--look=3", "--small=320", "--large=3200", timeout_s=200)
+    shard = row["shard"]
+    assert isinstance(shard, dict)
+    assert shard["write"] <= 4
+    assert shard["read"] <= 14
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_the_engine_bench_completes(model_path: str) -> None:
