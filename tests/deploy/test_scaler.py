@@ -1,5 +1,11 @@
 """The scaler against the fake of RunPod: from no runner to as many as are wanted and back, and what stops it."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +17,7 @@ from runners.runpod_fleets import Jobs, Pods
 from runners.scaler import COOLDOWN_S, Scaler, main, parse
 from runners.scaling import SHARDS_PER_RUNNER
 
+ROOT = Path(__file__).parents[2]
 POD = {"image": "registry.example/acme/batchfile-mistral:1", "gpu": {"id": "NVIDIA GeForce RTX 4090"}}
 
 
@@ -153,3 +160,16 @@ def test_what_can_not_be_used_ends_it_with_2(monkeypatch: pytest.MonkeyPatch, tm
         parse(["mistral", "llama-70b", "--api", "x", "--pods", "pod.json"])
     with pytest.raises(SettingsError):
         Pods(Runpod(KEY), "mistral", POD, -1)
+
+
+def test_an_api_that_does_not_answer_is_waited_for_until_a_signal_ends_it(server: Server, tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "RUNPOD_API_KEY": KEY, "RUNPOD_MANAGEMENT_URL": server.url}
+    command = [sys.executable, "-m", "runners.scaler", "mistral", "--api", "http://127.0.0.1:1", "--look", "0.1"]
+    with subprocess.Popen(command, env=environ, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        told = [json.loads(process.stderr.readline()) for _ in range(2)]
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+    assert [event["event"] for event in told] == ["look.failed", "look.failed"]
+    assert "no answer" in told[0]["error"]
+    assert process.returncode == 0
