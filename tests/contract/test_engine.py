@@ -200,11 +200,10 @@ def raw(prompt: str | tuple[int, ...], **sampling: Any) -> Request:
 
 
 def test_a_raw_prompt_is_gone_on_from(engine: Engine) -> None:
-    done = complete(engine, raw("One two three four", max_tokens=2, num_choices=2))
+    done = complete(engine, raw("One two three four", max_tokens=2, num_choices=2, temperature=1.0))
     assert done.kind == "completion"
     assert len(done.choices) == 2
-    assert done.choices[0] == done.choices[1]
-    assert done.choices[0].stop_reason in {"max_tokens", "end_turn"}
+    assert {choice.stop_reason for choice in done.choices} <= {"max_tokens", "end_turn"}
     assert done.usage.output_tokens <= 4
     assert complete(engine, user("One two", max_tokens=2)).kind == "chat"
 
