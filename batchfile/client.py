@@ -68,13 +68,22 @@ class Client:
     InvalidFile, TooLarge, KeyReused (what was sent is refused); BatchfileError for any other answer.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        on_wait: Callable[[str], None] = lambda message: None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """`on_wait` is told once of each time that the service is away and waited for."""
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise SettingsError(f"{url} is no address of a service; give one such as http://localhost:8000")
         self.url = url.rstrip("/")
         self._has_key = bool(api_key)
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._on_wait = on_wait
         self._patience_s = patience_s
         self._is_direct = parts.hostname in LOOPBACK
         self._has_answered = False
@@ -202,11 +211,17 @@ class Client:
         assert self._session is not None, "the client was not entered"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
         asking = self._session.request(
-            method, self.url + path, params=query, headers=headers, data=body, timeout=timeout
+            method,
+            self.url + path,
+            params=query,
+            headers=headers,
+            data=body,
+            timeout=timeout,
+            allow_redirects=False,  # a redirected post would become a get
         )
         try:
             async with asking as answer:
-                if answer.status >= 400:
+                if answer.status >= 300:
                     raise await self._refusal(answer)
                 self._has_answered = True
                 yield answer
@@ -227,24 +242,30 @@ class Client:
         with suppress(msgspec.DecodeError, UnicodeDecodeError):
             found = msgspec.json.decode(data)
             detail = str(found.get("detail", ""))[:DETAIL_CHARS_MAX] if isinstance(found, dict) else ""
+        self._has_answered = self._has_answered or bool(detail)
         if answer.status in AWAY:
-            self._has_answered = self._has_answered or bool(detail)
             asked = answer.headers.get("retry-after", "")
             return _Away(detail or f"it answered {answer.status}", float(asked) if asked.isdigit() else 0.0)
         if answer.status in {401, 403}:
             return SettingsError(
-                f"{self.url} does not know this API key; " + "check BATCHFILE_API_KEY or --api-key"
+                f"{self.url} does not know this API key; check BATCHFILE_API_KEY or --api-key"
                 if self._has_key
                 else f"{self.url} wants an API key: set BATCHFILE_API_KEY, or give --api-key"
             )
-        if answer.method == "HEAD":
+        if answer.status < 400:
+            where = answer.headers.get("location", "nowhere")
+            return SettingsError(f"{self.url} leads to {where}; give that as --url")
+        return self._what_was_asked(answer, detail)
+
+    def _what_was_asked(self, answer: aiohttp.ClientResponse, detail: str) -> BatchfileError:
+        """What was wrong with it."""
+        if answer.method == "HEAD":  # such answers have no detail
             return InvalidRequest(f"{answer.url.path}: the service answered {answer.status}", type="not_found_error")
         if not detail:
             return self._foreign(answer)
-        self._has_answered = True
-        kinds: dict[int, type[BatchfileError]] = {400: InvalidFile, 413: TooLarge, 415: InvalidFile, 422: KeyReused}
         if answer.status == 404:
             return InvalidRequest(detail, type="not_found_error")
+        kinds: dict[int, type[BatchfileError]] = {400: InvalidFile, 413: TooLarge, 415: InvalidFile, 422: KeyReused}
         return kinds.get(answer.status, BatchfileError)(detail)
 
     def _foreign(self, answer: aiohttp.ClientResponse) -> SettingsError:
@@ -266,12 +287,15 @@ class Client:
     async def _wait(self, away: _Away, since: float | None, num: int = 1) -> float:
         """Since when the service is away, after a pause. Raises: ServiceUnavailable where it has been for too long."""
         now = time.monotonic()
+        is_first = since is None
         since = now if since is None else since
         pause_s = max(away.wait_s, min(BACKOFF_S * 2.0**num, BACKOFF_S_MAX) * random.uniform(0.5, 1.0))
         if not self._has_answered:
             raise ServiceUnavailable(f"{self.url} can not be reached ({away}); is it running, and is --url right?")
         if now + pause_s - since > self._patience_s:
             raise ServiceUnavailable(f"{self.url} does not answer ({away}); run the same command again when it does")
+        if is_first:
+            self._on_wait(f"{self.url} does not answer ({away})")
         await asyncio.sleep(pause_s)
         return since
 

@@ -33,6 +33,7 @@ class Where:
             api_key=self.api_key,
             store=self.store,
             tenant=self.tenant,
+            on_wait=lambda message: click.echo(f"waiting: {message}", err=True),
             name=name,
             writes=writes,
             is_new=is_new,

@@ -24,8 +24,8 @@ T = TypeVar("T")
 class HttpRemote:
     """A batch is named by its id. An event loop of its own, which runs while it is asked for something."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
-        self._client = Client(url, api_key)
+    def __init__(self, url: str, api_key: str | None, on_wait: Callable[[str], None]) -> None:
+        self._client = Client(url, api_key, on_wait=on_wait)
         self._loop = asyncio.Runner()
         self._run(self._client.__aenter__())
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,8 @@ class Shell:
         self.store = store
         self._place = place
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHFILE_", "AWS_"))}
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of tests in the background; processes inherit it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.environ = {**kept, "PYTHONPATH": str(ROOT), **variables}
 
     def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -44,6 +47,7 @@ class Shell:
             out, said = process.communicate(stdin, WAIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.communicate()
             raise
         assert process.returncode == code, (process.args, out[-1000:], said[-2000:])
         return subprocess.CompletedProcess(process.args, process.returncode, out, said)
@@ -71,11 +75,15 @@ def jsonl(*lines: dict[str, Any]) -> bytes:
 
 
 class Wire:
-    """A TCP line to a port. `cut` breaks every connection. `lose`: the answer to what holds these bytes, once."""
+    """A TCP line to a port. `cut` breaks every connection, and while `is_down` new ones break at once.
+
+    `lose`: the answer to what holds these bytes is lost, once.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.lose: bytes | None = None
+        self.is_down = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
@@ -99,6 +107,9 @@ class Wire:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                if self.is_down:
+                    near.close()
+                    continue
                 far = socket.create_connection(("127.0.0.1", self.target))
                 self._open += [near, far]
                 is_lost = threading.Event()

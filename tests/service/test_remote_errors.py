@@ -100,6 +100,21 @@ def test_a_create_whose_answer_is_lost_is_one_batch(shell: Shell, wire: Wire) ->
     assert (len(found), found[0]["batch_id"]) == (before + 1, batch_id)
 
 
+def test_a_service_that_goes_away_for_a_while_is_waited_for(shell: Shell, wire: Wire) -> None:
+    batch_id = shell.id_of("submit", "-", "--stage", "email", stdin=jsonl(line("a")))
+    with shell.begin("watch", batch_id, "--url", wire.url) as watch:
+        assert watch.stderr is not None
+        assert b"0/1 requests" in watch.stderr.readline()
+        wire.is_down = True
+        wire.cut()
+        while b"waiting: http" not in watch.stderr.readline():
+            pass
+        shell.work(batch_id)
+        wire.is_down = False
+        watch.stderr.read()
+    assert watch.returncode == 0
+
+
 def test_a_tail_whose_connection_breaks_gives_each_result_once(shell: Shell, wire: Wire) -> None:
     hints = {"mistral": range(100), "llama-70b": range(100, 200)}
     lines = [{**line(f"r{n}"), "metadata": {"model_hint": pool}} for pool, numbers in hints.items() for n in numbers]
