@@ -50,8 +50,11 @@ def reports(names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], HolderRep
     asked = {name: handle.report.remote() for name, handle in handles.items()}
     if not asked:
         return {}
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S_MAX)
-    return {name: _now(reference) for name, reference in asked.items()}
+    _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S_MAX)
+    found = {name: _now(reference) for name, reference in asked.items()}
+    for reference in silent:
+        ray.cancel(reference)  # or one that waits for a place for weeks collects questions
+    return found
 
 
 def _now(reference: Any) -> HolderReport | None:

@@ -6,6 +6,7 @@ The process ends with its holder: in order if the holder was killed, at once if 
 import os
 import random
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -55,7 +56,8 @@ class Holder:
             self._supervisor.stop()
 
     def _new_supervisor(self) -> Supervisor:
-        return Supervisor([None], lambda slot: list(self._task.command), self._task.grace_s)
+        command = [sys.executable, "-m", "runners", *self._task.arguments]
+        return Supervisor([None], lambda slot: command, self._task.grace_s)
 
     def _hold(self) -> None:
         while True:

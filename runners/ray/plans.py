@@ -1,7 +1,6 @@
 """What is to run on the cluster, and what follows from what does. Pure; knows no Ray."""
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,9 +14,12 @@ HolderState = Literal["running", "waiting", "ended"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One runner's process and what it takes of a node. `on`: a custom resource, of which it takes one."""
+    """One runner's process and what it takes of a node. `on`: a custom resource, of which it takes one.
 
-    command: tuple[str, ...]
+    `arguments`: of `python -m runners`, with whatever Python the node has.
+    """
+
+    arguments: tuple[str, ...]
     num_gpus: int = 0
     on: str | None = None
     grace_s: float = 0.0
@@ -41,9 +43,7 @@ class PoolPlan:
         port = self.first_port and self.first_port + number % PORTS_PER_POOL
         leave = () if number < self.bounds.minimum else ("--idle-exit", f"{self.idle_exit_s:g}")
         told = ("--pool", self.pool, *self.arguments, "--metrics-port", str(port), *leave, "--slot", "0")
-        return Task(
-            command=(sys.executable, "-m", "runners", *told), num_gpus=self.num_gpus, on=self.on, grace_s=self.grace_s
-        )
+        return Task(arguments=told, num_gpus=self.num_gpus, on=self.on, grace_s=self.grace_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

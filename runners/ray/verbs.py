@@ -113,7 +113,7 @@ def render(reports: Sequence[PoolReport]) -> str:
             if holder is None:
                 lines.append(f"  {number}  no answer: it waits for a place, or is being started again")
                 continue
-            port = holder.task.command[holder.task.command.index("--metrics-port") + 1]
+            port = holder.task.arguments[holder.task.arguments.index("--metrics-port") + 1]
             ended = "" if holder.last_code is None else f", ended with {holder.last_code}"
             lines.append(f"  {number}  {holder.state} on {holder.host}, metrics on port {port}{ended}")
     return "\n".join(lines) or "the launcher has not looked yet"

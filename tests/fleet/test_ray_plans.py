@@ -33,14 +33,14 @@ def test_a_pool_that_generates_takes_the_gpus_of_its_settings_and_others_take_no
 
 
 def test_a_runner_above_the_minimum_leaves_when_it_is_idle_and_one_below_stays() -> None:
-    assert "--idle-exit" not in PLAN.task(0).command
-    assert PLAN.task(1).command[-4:] == ("--idle-exit", "60", "--slot", "0")
+    assert "--idle-exit" not in PLAN.task(0).arguments
+    assert PLAN.task(1).arguments[-4:] == ("--idle-exit", "60", "--slot", "0")
 
 
 def test_no_two_runners_of_an_order_share_a_port() -> None:
     plans = order("--pool", "mistral=40", "--pool", "llama-70b=40").plans
-    commands = [plan.task(number).command for plan in plans for number in range(40)]
-    assert len({command[command.index("--metrics-port") + 1] for command in commands}) == 80
+    told = [plan.task(number).arguments for plan in plans for number in range(40)]
+    assert len({words[words.index("--metrics-port") + 1] for words in told}) == 80
 
 
 def test_what_is_relative_here_is_absolute_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
