@@ -5,7 +5,7 @@ from typing import Any
 
 from litestar import Request
 
-from batchfile.settings import Api
+from batchfile.settings_tables import Api
 
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 

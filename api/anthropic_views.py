@@ -10,7 +10,7 @@ from api.shapes import StageCounts
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.stage import stage_counts, timestamp
 from batchfile.records import BatchRecord
-from batchfile.settings import Pool
+from batchfile.settings_tables import Pool
 
 UNKNOWN_TIME = timestamp(0)  # what the format has for a model whose release is not known
 

@@ -18,7 +18,7 @@ from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.webhooks import Event, signed_headers, tell
 from batchfile.records import BatchRecord
-from batchfile.settings import Webhook
+from batchfile.settings_tables import Webhook
 
 log = structlog.get_logger()
 

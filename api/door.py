@@ -26,7 +26,8 @@ from api.dialects import Speech, problem, speech_of
 from api.errors import Refusal
 from api.guard import check_browser, check_reading
 from api.pulse import Pulse
-from batchfile.settings import ApiKey, Settings
+from batchfile.settings import Settings
+from batchfile.settings_tables import ApiKey
 
 log = structlog.get_logger()
 

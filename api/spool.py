@@ -15,7 +15,7 @@ from typing import IO, Self
 from api.errors import Refusal
 from api.unpack import ENCODINGS, Unpacker
 from batchfile.errors import TooLarge
-from batchfile.settings import Api
+from batchfile.settings_tables import Api
 
 FLUSH_BYTES = 1024 * 1024  # collected before a thread writes them: a switch to one costs as much as 50 KB
 BODY_S_MAX = 3600.0  # a body that takes longer than this is given up, however steadily it drips

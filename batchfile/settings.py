@@ -4,7 +4,6 @@ A table that the file has (pools, stages) replaces the default table; a variable
 there: `BATCHFILE_POOLS__MISTRAL__MODEL=...`. Knows no store and no engine.
 """
 
-import base64
 import json
 import os
 import re
@@ -12,16 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
-    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -40,7 +35,8 @@ from batchfile.errors import SettingsError
 from batchfile.layout import is_pool_name
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.runner.fitting import schema_problem
-from batchfile.words import RoutingTable, Task
+from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook
+from batchfile.words import RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
 CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another place for the file
@@ -53,159 +49,6 @@ FOREIGN_LEAVES = ("port", ".engine", ".base_url", ".api_key", ".max_num_seqs")  
 # Settings whose values no message repeats. Who mistakes a key for its hash shall not find it in a log.
 SECRETS = (".api_key", ".secret", ".sha256", "api_keys", ".base_url")
 NO_TABLE = {"model_type", "dict_type"}  # a value in the place of a table: it may be any of the table's
-
-EngineKind = Literal["vllm", "http", "echo"]
-Positive = Annotated[float, Field(gt=0)]
-
-
-def _without_user(url: str) -> str:
-    if "@" in urlsplit(url).netloc:
-        raise ValueError("must be without credentials, which every log would show; set an api_key instead")
-    return url
-
-
-BaseUrl = Annotated[str, AfterValidator(_without_user)]
-
-_STRICT = ConfigDict(extra="forbid", frozen=True)
-
-
-class Pool(BaseModel):
-    """Runners that serve one model. `aliases`: further model names that mean this pool.
-
-    `task`: what the model is for; with "embed" it makes embeddings and no text (an endpoint knows by itself).
-    `tool_parser`, `reasoning_parser`: vLLM's names of what reads the model's calls of tools, and its thinking.
-    """
-
-    model_config = _STRICT
-
-    model: str = Field(min_length=1)
-    aliases: tuple[str, ...] = ()
-    engine: EngineKind = "vllm"
-    task: Task = "generate"
-    base_url: BaseUrl | None = None
-    api_key: SecretStr | None = None
-    max_model_len: int = Field(default=8192, ge=16)
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    tool_parser: str | None = None
-    reasoning_parser: str | None = None
-
-    @model_validator(mode="after")
-    def _has_address(self) -> "Pool":
-        if self.engine == "http" and not self.base_url:
-            raise ValueError("a pool with engine = 'http' needs a base_url")
-        return self
-
-
-class LocalRun(BaseModel):
-    """What `batchfile run` uses where its options do not say. `model` None: the demo model, if it is there."""
-
-    model_config = _STRICT
-
-    engine: EngineKind = "vllm"
-    model: str | None = None
-    base_url: BaseUrl | None = None
-    max_model_len: int | None = Field(default=None, ge=16)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    max_tokens: int = Field(default=2048, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-
-
-class Times(BaseModel):
-    """The protocol's times, in seconds (docs/protocol.md). None: 15 and 90 on a bucket, 1 and 30 in a directory."""
-
-    model_config = _STRICT
-
-    lease_ttl_s: Positive | None = None
-    checkpoint_s: Positive | None = None
-    grace_s: Positive | None = None
-    completion_window_s: Positive | None = None
-    retention_s: Positive | None = None
-
-    @model_validator(mode="after")
-    def _lease_outlives_checkpoints(self) -> "Times":
-        ttl_s, checkpoint_s = self.lease_ttl_s, self.checkpoint_s
-        if ttl_s is not None and checkpoint_s is not None and ttl_s < 3 * checkpoint_s:
-            raise ValueError("lease_ttl_s must be at least three times checkpoint_s, or leases lapse in use")
-        return self
-
-
-class ApiKey(BaseModel):
-    """Whose a key is. `sha256`: of the key, in hex; the key itself is nowhere. `dialect`: what its answers speak."""
-
-    model_config = _STRICT
-
-    tenant: str
-    sha256: str
-    dialect: Literal["stage", "anthropic"] | None = None
-
-    @field_validator("sha256")
-    @classmethod
-    def _is_a_digest(cls, sha256: str) -> str:
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise ValueError(
-                "must be the key's SHA-256 in 64 hex digits, not the key; `batchfile keys new` prints both"
-            )
-        return sha256
-
-    @field_validator("tenant")
-    @classmethod
-    def _fits_a_key(cls, tenant: str) -> str:
-        if not is_pool_name(tenant):
-            raise ValueError(f"{tenant!r} is no tenant name: lower-case letters, digits, dots, dashes; at most 63")
-        return tenant
-
-
-class Webhook(BaseModel):
-    """Where a tenant hears of the ends of its batches. `allow_private`: an address that the internet can not reach."""
-
-    model_config = _STRICT
-
-    url: str = Field(pattern=r"^https?://[^\s/?#@]+(/[^\s#]*)?$")
-    secret: SecretStr
-    allow_private: bool = False
-
-    @field_validator("secret")
-    @classmethod
-    def _is_standard(cls, secret: SecretStr) -> SecretStr:
-        prefix, _, text = secret.get_secret_value().partition("_")
-        try:
-            key = base64.b64decode(text, validate=True)
-        except ValueError:
-            key = b""
-        if prefix != "whsec" or not 16 <= len(key) <= 64:
-            raise ValueError("must be whsec_ and 16 to 64 bytes in base64")
-        return secret
-
-
-class Api(BaseModel):
-    """The HTTP service's limits. `spool_dir` None: the system's directory for temporary files.
-
-    `public_url`: where callers find the service, for links in answers; None: what they sent their request to.
-    `trust_forwarded`: a proxy before it says so in X-Forwarded-Proto and X-Forwarded-Host, and overwrites the caller's.
-    """
-
-    model_config = _STRICT
-
-    body_bytes_max: int = Field(default=256 * 1024 * 1024, ge=1024)  # after unpacking
-    requests_max: int = Field(default=1_000_000, ge=1)  # of one batch
-    file_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1024)
-    in_flight_max: int = Field(default=64, ge=1)  # HTTP requests of one key at a time, in one process
-    open_batches_max: int = Field(default=1_000, ge=1)  # of one tenant
-    body_wait_s: Positive = 60.0  # a body of which nothing arrives for this long is given up
-    spool_dir: Path | None = None
-    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s{}?#]+$")
-    trust_forwarded: bool = False
-
-
-class InboxFiles(BaseModel):
-    """What becomes of dropped files that do not say it beside them. `move_done`: to done/, once they have run."""
-
-    model_config = _STRICT
-
-    move_done: bool = False
-
 
 # Two pools and four stages, so that nothing is needed to start.
 DEFAULT_POOLS: dict[str, Any] = {

@@ -28,7 +28,8 @@ import tiny_llama
 from local import ROOT, SetupError, has_nvidia_gpu, models_dir, say
 
 from batchfile.errors import SettingsError
-from batchfile.settings import CONFIG_VARIABLE, Pool, load_settings
+from batchfile.settings import CONFIG_VARIABLE, load_settings
+from batchfile.settings_tables import Pool
 
 CONFIG = ROOT / "examples" / "service.toml"
 FOLDER = ROOT / "out" / "service"

@@ -3,7 +3,8 @@
 from batchfile.engine.base import EngineFactory
 from batchfile.engine.open import engine_factory
 from batchfile.errors import SettingsError
-from batchfile.settings import EngineKind, Pool, Settings
+from batchfile.settings import Settings
+from batchfile.settings_tables import EngineKind, Pool
 from runners.options import Options
 
 

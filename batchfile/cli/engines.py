@@ -9,7 +9,8 @@ import click
 from batchfile.engine.base import EngineFactory
 from batchfile.engine.open import engine_factory
 from batchfile.errors import SettingsError
-from batchfile.settings import EngineKind, Settings
+from batchfile.settings import Settings
+from batchfile.settings_tables import EngineKind
 from batchfile.words import Task
 
 API_KEY_VARIABLES = ("BATCHFILE_API_KEY", "OPENAI_API_KEY")

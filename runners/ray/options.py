@@ -7,7 +7,8 @@ from typing import get_args
 
 from batchfile.errors import SettingsError
 from batchfile.places import is_local
-from batchfile.settings import CONFIG_VARIABLE, EngineKind, Settings, config_path
+from batchfile.settings import CONFIG_VARIABLE, Settings, config_path
+from batchfile.settings_tables import EngineKind
 from runners.options import METRICS_PORT, Options
 from runners.pools import kind_of, pool_of
 from runners.ray.plans import PORTS_PER_POOL, Order, PoolPlan

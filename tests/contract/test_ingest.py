@@ -24,7 +24,8 @@ from batchfile.ledger.cutter import Planned
 from batchfile.ledger.status import StatusReader
 from batchfile.records import BatchRecord
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import Api, Pool, load_settings
+from batchfile.settings import load_settings
+from batchfile.settings_tables import Api, Pool
 from batchfile.store.base import Store
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore

@@ -15,7 +15,7 @@ from api import posting
 from api.posting import is_public, post
 from batchfile.engine.http import HttpEngine, HttpOptions
 from batchfile.errors import SettingsError
-from batchfile.settings import LocalRun, Pool, Webhook
+from batchfile.settings_tables import LocalRun, Pool, Webhook
 from batchfile.words import Failure, Message, Outcome, Request, Sampling
 from tests.contract import chat_server
 

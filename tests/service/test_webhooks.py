@@ -25,7 +25,8 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.steward import Steward
 from batchfile.records import BatchRecord, FileInput
-from batchfile.settings import Webhook, load_settings
+from batchfile.settings import load_settings
+from batchfile.settings_tables import Webhook
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable

@@ -10,7 +10,8 @@ from unittest.mock import patch
 from batchfile.ledger import cutter
 from batchfile.ledger.base import Limits
 from batchfile.ledger.steward import RELOOK_S
-from batchfile.settings import Pool, Settings
+from batchfile.settings import Settings
+from batchfile.settings_tables import Pool
 from tests.sim import bodies
 from tests.sim.actors import Shape, Stage, seeded_secrets
 from tests.sim.clients import Client, Wishes
