@@ -1,7 +1,7 @@
 """Real processes that kill themselves at a named write; another process goes on, and nothing is lost or done twice.
 
-Nothing between two writes can be seen from outside: right after one is right before the next. Processes that do not know each
-other run side by side, a few at a time.
+Nothing between two writes can be seen from outside: right after one is right before the next. Processes that do not
+know each other run side by side, a few at a time.
 """
 
 import json
