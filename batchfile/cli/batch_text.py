@@ -3,9 +3,8 @@
 from datetime import UTC, datetime
 
 from batchfile.cli.shown import counted, duration
-from batchfile.ledger.status import PoolProgress
 from batchfile.local.identity import OUTPUT
-from batchfile.remote.base import BatchView
+from batchfile.remote.base import BatchView, Share
 
 STRIP_CELLS = 40
 DONE, LEASED, WAITING = "█", "▒", "·"
@@ -63,7 +62,7 @@ def end_line(batch: BatchView) -> str:
     return text
 
 
-def strip(pool: PoolProgress, num_cells: int = STRIP_CELLS) -> str:
+def strip(pool: Share, num_cells: int = STRIP_CELLS) -> str:
     """Shards by how far they are: done, in work, waiting. A cell is a shard, or several of them."""
     cells = min(num_cells, pool.num_shards)
     if not cells:
@@ -75,5 +74,5 @@ def strip(pool: PoolProgress, num_cells: int = STRIP_CELLS) -> str:
     return DONE * done + LEASED * busy + WAITING * (cells - done - busy)
 
 
-def pool_line(name: str, pool: PoolProgress) -> str:
+def pool_line(name: str, pool: Share) -> str:
     return f"{name}  {strip(pool)}  {pool.num_done:,}/{counted(pool.num_shards, 'shard')}, {pool.num_leased:,} in work"

@@ -2,14 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from batchfile.ledger.status import PoolProgress
 from batchfile.records import BatchState, EndReason, PresenceRecord
-from batchfile.remote.upload import Upload
 from batchfile.words import Counts, Dialect, RoutingTable, Usage
 
+if TYPE_CHECKING:  # to look at a batch over HTTP loads neither the line formats nor the ledger
+    from batchfile.remote.upload import Upload
+
 LOOK_AGAIN_S = 1.0  # between two looks at what lands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """How far a pool is with its part of a batch. Done are shards that nobody works on again."""
+
+    num_shards: int
+    num_done: int = 0
+    num_leased: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +43,7 @@ class BatchView:
     dialect: Dialect = "native"
     ended_at: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
-    pools: dict[str, PoolProgress] = field(default_factory=dict)
+    pools: dict[str, Share] = field(default_factory=dict)
 
     @property
     def has_ended(self) -> bool:
@@ -78,7 +88,7 @@ class Remote(Protocol):
         """How a person names it: a URL, a directory."""
         ...
 
-    def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+    def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
         """Make a batch. `on_bytes` hears of each piece of the file that was read. Raises: InvalidFile."""
         ...
 

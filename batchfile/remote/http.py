@@ -3,17 +3,18 @@
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from batchfile.client import Client, FileHead, Pairs
 from batchfile.errors import InvalidRequest, TooLarge
-from batchfile.ledger.status import PoolProgress
 from batchfile.records import BatchState, EndReason, PresenceRecord
-from batchfile.remote.base import BatchView, Download, Wanted
-from batchfile.remote.upload import Upload, repeatable
+from batchfile.remote.base import BatchView, Download, Share, Wanted
 from batchfile.words import Counts, Dialect, RoutingTable, Usage
+
+if TYPE_CHECKING:
+    from batchfile.remote.upload import Upload
 
 BATCHES = "/api/batches"
 PAGE = 100
@@ -33,7 +34,9 @@ class HttpRemote:
     def place(self) -> str:
         return self._client.url
 
-    def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+    def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+        from batchfile.remote.upload import repeatable
+
         self._page(limit=1)  # a wrong address or key is said before anything is sent
         query: Pairs = [("priority", str(wanted.priority)), ("strict", "true" if wanted.is_strict else "false")]
         query += [("stage", wanted.stage)] if wanted.stage else []
@@ -136,12 +139,10 @@ def _path(batch_id: str) -> str:
     return f"{BATCHES}/{batch_id}"
 
 
-class _Share(msgspec.Struct, frozen=True):
+class _PoolShare(msgspec.Struct, frozen=True):
     shards: int
     shards_done: int
     shards_leased: int
-    requests: int
-    requests_finished: int
 
 
 class _Batch(msgspec.Struct, frozen=True):
@@ -166,7 +167,7 @@ class _Batch(msgspec.Struct, frozen=True):
     metadata: dict[str, str]
     priority: int
     dialect: Dialect
-    pools: dict[str, _Share]
+    pools: dict[str, _PoolShare]
 
 
 class _Page(msgspec.Struct, frozen=True):
@@ -200,13 +201,7 @@ def _view(batch: _Batch) -> BatchView:
         ended_at=batch.ended_at,
         metadata=batch.metadata,
         pools={
-            name: PoolProgress(
-                num_shards=share.shards,
-                num_requests=share.requests,
-                num_done=share.shards_done,
-                num_leased=share.shards_leased,
-                num_finished=share.requests_finished,
-            )
+            name: Share(num_shards=share.shards, num_done=share.shards_done, num_leased=share.shards_leased)
             for name, share in batch.pools.items()
         },
     )

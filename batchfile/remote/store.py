@@ -16,7 +16,7 @@ from batchfile.ledger.scale import read_scale
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.places import check_stage, find_batch
 from batchfile.records import BatchRecord, FileRef, PresenceRecord
-from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Wanted
+from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Share, Wanted
 from batchfile.remote.upload import Upload, repeatable
 from batchfile.settings import Settings
 from batchfile.words import Defaults, RoutingTable
@@ -144,5 +144,8 @@ def view_of(status: BatchStatus) -> BatchView:
         updated_at=status.updated_at,
         ended_at=batch.ended_at,
         metadata=batch.metadata,
-        pools=status.pools,
+        pools={
+            name: Share(num_shards=pool.num_shards, num_done=pool.num_done, num_leased=pool.num_leased)
+            for name, pool in status.pools.items()
+        },
     )

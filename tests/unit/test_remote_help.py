@@ -21,3 +21,17 @@ print("LOADED", *{{name.split(".")[0] for name in sys.modules}})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert set(done.stdout.rsplit("LOADED", 1)[1].split()) & HEAVY == set()
+
+
+def test_a_look_over_http_loads_neither_the_ledger_nor_a_store() -> None:
+    code = """
+import sys
+from click.testing import CliRunner
+from batchfile.cli.group import root
+CliRunner().invoke(root, ["ls", "--url", "http://127.0.0.1:9"])
+print("LOADED", *sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.rsplit("LOADED", 1)[1].split())
+    assert "aiohttp" in loaded
+    assert loaded & {"boto3", "pydantic", "batchfile.lines", "batchfile.ledger", "batchfile.store"} == set()

@@ -5,13 +5,12 @@ import pytest
 from batchfile.cli.batch_text import end_line, pool_line, status_line, strip
 from batchfile.cli.following import Follower
 from batchfile.errors import InvalidRequest
-from batchfile.ledger.status import PoolProgress
-from batchfile.remote.base import BatchView
+from batchfile.remote.base import BatchView, Share
 from batchfile.words import Counts, Usage
 
 
-def pool(num_shards: int, num_done: int = 0, num_leased: int = 0) -> PoolProgress:
-    return PoolProgress(num_shards=num_shards, num_requests=0, num_done=num_done, num_leased=num_leased)
+def pool(num_shards: int, num_done: int = 0, num_leased: int = 0) -> Share:
+    return Share(num_shards=num_shards, num_done=num_done, num_leased=num_leased)
 
 
 def batch(**more: object) -> BatchView:
@@ -38,7 +37,7 @@ def batch(**more: object) -> BatchView:
         (pool(0), ""),
     ],
 )
-def test_a_strip_has_a_cell_for_each_shard_or_for_several(progress: PoolProgress, text: str) -> None:
+def test_a_strip_has_a_cell_for_each_shard_or_for_several(progress: Share, text: str) -> None:
     assert strip(progress, 10) == text
 
 
