@@ -172,6 +172,9 @@ def finish(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
         return batch
     if not batch.plan_key:
         return _end_unplanned(ledger, batch_id)
+    # While one process assembles, all the others ask again and again whether every shard is done.
+    if Turn.is_held(ledger, layout.assembly_key(batch_id)):
+        return None
     plan = read_plan(ledger, batch)
     if batch.state == "ending":
         close_all(ledger, batch, plan)

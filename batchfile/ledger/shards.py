@@ -71,13 +71,17 @@ def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: Sha
     if found is None:
         taken = swap(ledger, key, fresh, None)
     else:
-        old = found.record
-        is_dead = old.state == "leased" and ledger.store.is_dead(old.runner)
-        ttl_s = ledger.limits.lease_ttl_s
-        if not lease.is_claimable(old, age_s=found.age_s, ttl_s=ttl_s, is_owner_dead=is_dead):
+        if not is_free(ledger, found):
             return None
-        taken = swap(ledger, key, lease.claimed(old, lease=fresh.lease, runner=fresh.runner), found.etag)
+        taken = swap(ledger, key, lease.claimed(found.record, lease=fresh.lease, runner=fresh.runner), found.etag)
     return None if isinstance(taken, Lost) else taken
+
+
+def is_free(ledger: Ledger, found: Stored[ShardRecord]) -> bool:
+    """May this record be taken over now?"""
+    old = found.record
+    is_dead = old.state == "leased" and ledger.store.is_dead(old.runner)
+    return lease.is_claimable(old, age_s=found.age_s, ttl_s=ledger.limits.lease_ttl_s, is_owner_dead=is_dead)
 
 
 def checkpoint(

@@ -27,6 +27,12 @@ class Turn:
         taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
         return None if taken is None else cls(ledger, key, taken)
 
+    @staticmethod
+    def is_held(ledger: Ledger, key: str) -> bool:
+        """Is it someone's now? One read, for whoever would prepare for long before taking it."""
+        found = load(ledger, key, ShardRecord)
+        return found is not None and not shards.is_free(ledger, found)
+
     def beat(self) -> None:
         """Raises: LeaseLost where it is someone else's now."""
         now = self._ledger.clock.monotonic()

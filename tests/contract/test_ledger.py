@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import structlog
@@ -12,7 +13,7 @@ from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreUnavailable
 from batchfile.layout import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
-from batchfile.ledger import batches, shards
+from batchfile.ledger import batches, lease, shards
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.cutter import Planned
@@ -291,6 +292,28 @@ def test_who_comes_late_to_the_end_of_a_batch_does_not_look_for_its_parts(monkey
     assert late is None
     assert world.batch.state == "ended"
     assert not [event for event in events if event["event"] == "part.lost"]
+
+
+def test_who_finds_the_end_of_a_batch_in_other_hands_reads_no_record_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.create([line(number) for number in range(200)])
+    world.run()
+    fresh = lease.fresh("_assembly", 0, 1, lease="x", runner="busy")
+    world.store.delete(assembly_key(BATCH))
+    swap(world.ledger, assembly_key(BATCH), fresh, None)
+    stored = load(world.ledger, batch_key(BATCH), BatchRecord)
+    assert stored is not None
+    swap(world.ledger, batch_key(BATCH), replace(stored.record, state="open", write_id="again"), stored.etag)
+    asked: list[str] = []
+    get = world.store.get
+
+    def noting(key: str) -> Object | None:
+        asked.append(key)
+        return get(key)
+
+    monkeypatch.setattr(world.store, "get", noting)
+    assert batches.finish(world.ledger, BATCH, runner="r2") is None
+    assert asked == [batch_key(BATCH), assembly_key(BATCH)]
 
 
 def test_a_changed_input_ends_the_batch_and_keeps_what_is_done() -> None:
