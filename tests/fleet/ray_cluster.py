@@ -85,6 +85,13 @@ class Node:
                 command, env=environ, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
             )
         self.process = psutil.Process(self._started.pid)
+        try:
+            self._await_start(log)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _await_start(self, log: Path) -> None:
         deadline = time.monotonic() + START_S_MAX
         while STARTED not in log.read_text(errors="replace"):
             assert self._started.poll() is None, f"Ray did not start: {log.read_text()[-3000:]}"
@@ -102,9 +109,9 @@ class Node:
 class Cluster:
     """A head that holds no runner and makes at most two nodes with the resource `elastic`; more nodes by `add`."""
 
-    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
+    def __init__(self, folder: Path, temp: str, variables: dict[str, str]) -> None:
         self._folder = folder
-        self._temp = tempfile.mkdtemp(prefix="ray-")  # short: Unix sockets lie in it
+        self._temp = temp
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         self.environ = {
@@ -173,12 +180,13 @@ class Cluster:
     def close(self) -> None:
         for node in self._nodes:
             node.kill()
-        subprocess.run(["rm", "-rf", self._temp], check=True)
 
 
 def running(folder: Path, **variables: str) -> Iterator[Cluster]:
-    cluster = Cluster(folder, variables)
-    try:
-        yield cluster
-    finally:
-        cluster.close()
+    # A short path: Unix sockets lie in it.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
+        cluster = Cluster(folder, temp, variables)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
