@@ -3,7 +3,7 @@
 A line that kills its whole process is found by counting lapses. A lapse counts when the holder made no progress
 under its lease; the first always does, later ones only if the holder had said that it would dispatch. From the second
 on, the holder writes `trying` before it dispatches exactly those lines and nothing else, and halves them at each
-lapse. Two lapses with one line alone in flight blame that line.
+lapse. Three lapses with one line alone in flight blame that line: two may be chance, where processes die often.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from batchfile.records import EndReason, PartRef, ShardRecord
 from batchfile.words import Counts, Usage
 
 LAPSES_BEFORE_TRYING = 2
-LAPSES_OF_ONE_LINE = 2
+LAPSES_OF_ONE_LINE = 3
 
 
 def fresh(pool: str, n: int, num_lines: int, *, lease: str, runner: str) -> ShardRecord:
@@ -60,7 +60,7 @@ def is_trial(record: ShardRecord) -> bool:
 
 
 def guilty(record: ShardRecord) -> int | None:
-    """The line that has killed its runner twice, alone: to be errored without another try."""
+    """The line that has killed its runner three times, alone: to be errored without another try."""
     if len(record.trying) == 1 and record.blamed >= LAPSES_OF_ONE_LINE:
         return record.trying[0]
     return None

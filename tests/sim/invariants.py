@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from batchfile import bits
+from batchfile.ledger.lease import LAPSES_OF_ONE_LINE
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import decode_part
 from batchfile.lines.result import decode_result
@@ -239,9 +240,9 @@ class Model:
         return kinds[known.sent.lines[number].kind]
 
     def _may_be_blamed(self, known: Known, number: int, error: str | None) -> bool:
-        """Was it, alone, what its process was about to run at two deaths? Then nobody can tell."""
+        """Was it, alone, what its process was about to run at three deaths? Then nobody can tell."""
         n, place = self._place(known.plan, number)
-        return error == "runner_crash" and self._lapses_alone[known.record.batch_id, n, place] >= 2
+        return error == "runner_crash" and self._lapses_alone[known.record.batch_id, n, place] >= LAPSES_OF_ONE_LINE
 
     @staticmethod
     def _place(plan: Plan | None, number: int) -> tuple[int, int]:
