@@ -1,0 +1,107 @@
+"""What the tests of dropped files share: a store with an inbox, one steward, and who runs its batches."""
+
+import json
+import random
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchfile import layout
+from batchfile.clock import ManualClock
+from batchfile.engine.open import engine_factory
+from batchfile.ledger import batches, inbox
+from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.steward import Steward
+from batchfile.records import BatchRecord
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.store.base import Store
+from batchfile.store.directory import DirectoryStore
+from batchfile.store.memory import MemoryStore
+from batchfile.store.s3 import S3Store
+from batchfile.words import RoutingTable
+
+POOLS = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("org/m",), "llama": ("l",)})
+
+
+class World:
+    def __init__(self, store: Store, clock: ManualClock | None = None) -> None:
+        self.store = store
+        self.clock = clock
+        self.ledger = self.new_ledger(7)
+        self.steward = self.new_steward("s")
+
+    def new_ledger(self, seed: int) -> Ledger:
+        more: dict[str, Any] = {} if self.clock is None else {"clock": self.clock}
+        return Ledger(store=self.store, rng=random.Random(seed), limits=Limits(checkpoint_s=1.0), **more)
+
+    def new_steward(self, name: str, ledger: Ledger | None = None) -> Steward:
+        ledger = ledger or self.ledger
+        return Steward(ledger, runner=name, inbox=Inbox(ledger, POOLS))
+
+    def drop(self, path: str, *rows: Any) -> bytes:
+        data = b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)
+        self.store.put(f"inbox/{path}", data)
+        return data
+
+    def batches(self) -> list[BatchRecord]:
+        ids = [layout.index_batch_id(entry.key) for entry in self.store.list(layout.INDEX_PREFIX)]
+        found = [batches.read_batch(self.ledger, batch_id) for batch_id in ids]
+        return sorted((batch for batch in found if batch is not None), key=lambda batch: batch.created_at)
+
+    def only(self) -> BatchRecord:
+        (batch,) = self.batches()
+        return batch
+
+    def run(self, batch: BatchRecord, pool: str = "mistral") -> BatchRecord:
+        options = RunnerOptions(runner_id=f"r-{uuid.uuid4().hex}", pool=pool, only=batch.batch_id, is_steward=False)
+        ended = Runner(self.ledger, engine_factory("echo", model="echo"), options).run()
+        assert ended is not None
+        return ended
+
+    def out(self, path: str) -> bytes | None:
+        found = self.store.get(f"outbox/{path}")
+        return None if found is None else found.data
+
+    def told(self, path: str) -> Any:
+        data = self.out(path)
+        assert data is not None, path
+        return json.loads(data)
+
+    def outbox(self) -> list[str]:
+        return [entry.key.removeprefix("outbox/") for entry in self.store.list("outbox/")]
+
+
+def native(custom_id: str, text: str = "hello", **more: Any) -> dict[str, Any]:
+    return {
+        "custom_id": custom_id,
+        "params": {"messages": [{"role": "user", "content": text}], "max_tokens": 8},
+        **more,
+    }
+
+
+@pytest.fixture(params=["memory", "directory", "ministack"])
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Each test has a store of its own: an inbox is one for the whole store. Files are whole when they are there."""
+    monkeypatch.setattr(inbox, "QUIET_S", -3600.0)
+    match request.param:
+        case "memory":
+            yield World(MemoryStore())
+        case "directory":
+            yield World(DirectoryStore(tmp_path / "store", fsync=False))
+        case _:
+            url = request.getfixturevalue("ministack_url")
+            store = S3Store("contract", f"inbox-{uuid.uuid4().hex}", endpoint_url=url)
+            store.prove()
+            yield World(store)
+            store.close()
+
+
+@pytest.fixture
+def still() -> World:
+    """In memory, by a clock that only tests move."""
+    clock = ManualClock()
+    return World(MemoryStore(clock), clock)

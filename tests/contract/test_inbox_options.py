@@ -1,0 +1,154 @@
+"""What is written beside a dropped file: the options of its batch, and whether it leaves the inbox."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from batchfile import layout
+from batchfile.ledger import batches, outbox
+from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.steward import Steward
+from batchfile.ledger.webhooks import event_of
+from tests.contract.inbox_kit import POOLS, World, native, still, world
+
+__all__ = ["still", "world"]
+
+
+def test_options_beside_a_file_are_what_its_batch_gets(world: World) -> None:
+    deadline = "2099-01-02T03:04:05Z"
+    options = f'stage = "email"\npriority = 1\nmax_tokens = 3\ntemperature = 0.5\ndeadline = {deadline}\n'
+    world.store.put("inbox/llama/a.batch.toml", options.encode())
+    rows = [{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hello"}]}}]
+    world.drop("llama/a.jsonl", *rows)
+    world.drop("llama/b.jsonl", *rows)
+    world.steward.tick()
+    made = {batch.input.key: batch for batch in world.batches()}
+    batch = made["inbox/llama/a.jsonl"]
+    assert (batch.stage, batch.priority) == ("email", 1)
+    assert (batch.defaults.max_tokens, batch.defaults.temperature) == (3, 0.5)
+    assert batch.expires_at == datetime.fromisoformat(deadline).timestamp()
+    assert list(batches.read_plan(world.ledger, batch).pools) == ["mistral"]
+    other = made["inbox/llama/b.jsonl"]
+    assert (other.stage, other.priority, other.routing.everything) == (None, 5, "llama")
+    assert world.outbox() == ["llama/a.jsonl.status.json", "llama/b.jsonl.status.json"]
+
+
+def test_a_file_leaves_the_inbox_only_when_told_to_and_only_once_it_has_run(world: World) -> None:
+    world.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
+    data = world.drop("mistral/a.jsonl", native("a"))
+    world.steward.tick()
+    assert world.store.head("inbox/mistral/a.jsonl") is not None
+    world.run(world.only())
+    world.steward.tick()
+    assert [entry.key for entry in world.store.list("inbox/")] == ["inbox/mistral/a.batch.toml"]
+    moved = world.store.get("done/mistral/a.jsonl")
+    assert moved is not None
+    assert moved.data == data
+    assert world.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] == "done/mistral/a.jsonl"
+    world.new_steward("t").tick()
+    assert len(world.batches()) == 1
+    ended = world.only()
+    receipt = world.told("mistral/a.jsonl.receipt.json")
+    world.store.delete(layout.outbox_turn_key(ended.batch_id))  # as if it was cut off before its end
+    assert outbox.publish(world.ledger, ended, runner="again")
+    assert world.told("mistral/a.jsonl.receipt.json") == receipt
+
+
+def test_a_file_that_did_not_run_to_its_end_is_not_moved(still: World) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    batches.end(still.ledger, still.only().batch_id, "canceled")
+    still.steward.tick()
+    assert still.told("mistral/a.jsonl.receipt.json")["counts"]["canceled"] == 1
+    assert still.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] is None
+    assert still.store.head("inbox/mistral/a.jsonl") is not None
+
+
+def test_settings_move_what_says_nothing_itself(still: World) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/b.batch.toml", b"move_done = false")
+    for name in "ab":
+        still.drop(f"mistral/{name}.jsonl", native(name))
+    still.clock.sleep(10.0)
+    steward = Steward(still.ledger, runner="s", inbox=Inbox(still.ledger, POOLS, move_done=True))
+    steward.tick()
+    for batch in still.batches():
+        still.run(batch)
+    assert [entry.key for entry in still.store.list("inbox/")] == [
+        "inbox/mistral/b.batch.toml",
+        "inbox/mistral/b.jsonl",
+    ]
+
+
+def test_a_file_that_is_replaced_while_it_is_moved_stays_and_is_a_batch_of_its_own(
+    still: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
+    still.drop("mistral/a.jsonl", native("old"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    stream = still.store.stream
+
+    def replacing(key: str, *args: Any, match: str | None = None, **more: Any) -> Iterator[bytes]:
+        yield from stream(key, *args, match=match, **more)
+        is_moving = still.out("mistral/a.jsonl.results.jsonl") is not None
+        if key == "inbox/mistral/a.jsonl" and is_moving and len(still.batches()) == 1:
+            still.drop("mistral/a.jsonl", native("new"))
+
+    monkeypatch.setattr(still.store, "stream", replacing)
+    still.run(still.only())
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    still.steward.tick()
+    still.run(still.batches()[-1])
+    assert [batch.counts.succeeded for batch in still.batches()] == [1, 1]
+    results = still.out("mistral/a.jsonl.results.jsonl")
+    assert results is not None
+    assert json.loads(results)["custom_id"] == "new"
+
+
+def test_a_callback_is_kept_with_the_batch_and_its_event_names_the_file(still: World) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.batch.toml", b'callback = "https://example.com/done?x=1"')
+    still.drop("mistral/a.jsonl", b"\n")
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    batch = still.only()
+    assert batch.dropped is not None
+    assert batch.dropped.callback == "https://example.com/done?x=1"
+    assert json.loads(event_of(batch).body)["data"] == {"id": batch.batch_id, "path": "inbox/mistral/a.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("prioritie = 1", "unknown field `prioritie`"),
+        ("priority = 10", "`int` <= 9"),
+        ("stage = 'poetry'", "stages are email"),
+        ("results = 'csv'", "Invalid enum value 'csv'"),
+        ("callback = 'ftp://example.com'", "matching regex"),
+        ("move_done = 'yes'", "Expected `bool"),
+        ("deadline = 2099-01-01T00:00:00", "timezone"),
+        ("priority 1", "line 1"),
+        (f"# {'x' * 70_000}", "is larger than"),
+    ],
+)
+def test_wrong_options_hold_their_file_back_until_they_are_mended(still: World, options: str, why: str) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.batch.toml", options.encode())
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    assert still.batches() == []
+    assert why in still.told("mistral/a.jsonl.rejected.json")["message"]
+    still.store.put("inbox/mistral/a.batch.toml", b"priority = 1")
+    still.steward.tick()
+    assert still.only().priority == 1
+    assert still.out("mistral/a.jsonl.rejected.json") is None

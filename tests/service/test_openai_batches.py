@@ -1,0 +1,326 @@
+"""OpenAI's own Python client, unmodified, against a real server: batches, from their lines to their answers."""
+
+import base64
+import json
+import re
+import struct
+import threading
+import time
+from typing import Any
+
+import openai
+import pytest
+from openai.types import Batch, Completion, CreateEmbeddingResponse, FileDeleted, FileObject
+from openai.types.chat import ChatCompletion
+
+from batchfile.engine.open import engine_factory
+from batchfile.ledger import batches
+from batchfile.places import open_service_ledger
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.settings import load_settings
+from tests.service.openai_kit import (
+    CHAT,
+    KEY,
+    OTHER_KEY,
+    client,
+    connect,
+    direct,
+    jsonl,
+    line,
+    rows,
+    served,
+    strict,
+    submit,
+    until,
+    work,
+)
+
+__all__ = ["client", "connect", "served"]
+
+COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
+NUM_PAGED = 200
+
+
+def test_a_file_goes_in_and_its_answers_come_out(served: Any, client: Any) -> None:
+    given = [line(f"r{number}") for number in range(50)] + [line("bad", temperature=9), line("also bad", logprobs=True)]
+    file = strict(FileObject, client.files.create(file=("leads.jsonl", jsonl(*given)), purpose="batch"))
+    assert (file.filename, file.bytes, file.purpose, file.status) == (
+        "leads.jsonl",
+        len(jsonl(*given)),
+        "batch",
+        "processed",
+    )
+    assert file.expires_at == pytest.approx(file.created_at + 30 * 24 * 3600, abs=1)
+    created = client.batches.create(
+        input_file_id=file.id, endpoint=CHAT, completion_window="24h", metadata={"customer": "Jürgen"}
+    )
+    assert re.fullmatch(r"batch_[0-9a-f]{32}", created.id)
+    assert created.status in {"validating", "in_progress"}
+    assert created.output_file_id is None
+
+    batch = work(served, client, created.id)
+
+    assert batch.status == "completed"
+    assert batch.metadata == {"customer": "Jürgen"}
+    assert (batch.endpoint, batch.input_file_id, batch.errors) == (CHAT, file.id, None)
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (52, 50, 2)
+    assert batch.usage.input_tokens > 0
+    assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens
+    assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at < batch.expires_at
+
+    output = rows(client, batch.output_file_id)
+    assert [row["custom_id"] for row in output] == [f"r{number}" for number in range(50)]
+    assert list(output[0]) == ["id", "custom_id", "response", "error"]
+    for row in output:
+        assert (row["error"], row["response"]["status_code"]) == (None, 200)
+        completion = ChatCompletion.model_validate(row["response"]["body"])
+        assert completion.choices[0].message.content
+        assert completion.created == batch.created_at
+    errors = rows(client, batch.error_file_id)
+    assert [(row["custom_id"], row["error"], row["response"]["status_code"]) for row in errors] == [
+        ("bad", None, 400),
+        ("also bad", None, 400),
+    ]
+    assert [list(row["response"]["body"]["error"]) for row in errors] == [["message", "type", "param", "code"]] * 2
+    assert "temperature" in errors[0]["response"]["body"]["error"]["message"]
+    assert "logprobs" in errors[1]["response"]["body"]["error"]["message"]
+
+
+def test_output_files_are_files_of_the_same_bytes_each_time_until_they_are_removed(served: Any, client: Any) -> None:
+    batch = submit(
+        client, line("a"), line("b", temperature=9), output_expires_after={"anchor": "created_at", "seconds": 7200}
+    )
+    batch = work(served, client, batch.id)
+    first, second = (client.files.content(batch.output_file_id).content for _ in range(2))
+    assert first == second
+    about = strict(FileObject, client.files.retrieve(batch.output_file_id))
+    assert (about.bytes, about.purpose) == (len(first), "batch_output")
+    assert about.expires_at == about.created_at + 7200
+    assert strict(FileDeleted, client.files.delete(batch.output_file_id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(batch.output_file_id)
+    assert client.files.retrieve(batch.error_file_id).bytes > 0
+
+
+def test_nothing_failed_means_no_error_file_and_nothing_succeeded_no_output_file(served: Any, client: Any) -> None:
+    good = work(served, client, submit(client, line("a")).id)
+    bad = work(served, client, submit(client, line("a", stop=3)).id)
+    assert (good.error_file_id, bad.output_file_id) == (None, None)
+    assert (bad.status, bad.request_counts.failed) == ("completed", 1)
+
+
+def test_a_wrong_file_makes_a_failed_batch_that_names_its_lines(client: Any) -> None:
+    batch = submit(
+        client,
+        line("a"),
+        b"{not json",
+        b"",
+        line("b", url="/v1/embeddings"),
+        {"method": "POST", "url": CHAT, "body": {}},
+        line("c", model="gpt-none"),
+        line("d") | {"method": "GET"},
+        {"custom_id": "e", "params": {}},
+    )
+    failed = until(client, batch.id, "failed")
+    found = [(error.code, error.line, error.param) for error in failed.errors.data]
+    assert found == [
+        ("invalid_json_line", 2, None),
+        ("url_mismatch", 4, "url"),
+        ("missing_required_parameter", 5, "custom_id"),
+        ("model_not_found", 6, "body.model"),
+        ("invalid_method", 7, "method"),
+        ("invalid_value", 8, None),
+    ]
+    assert failed.errors.object == "list"
+    assert (failed.output_file_id, failed.error_file_id, failed.in_progress_at) == (None, None, None)
+    assert failed.failed_at is not None
+    assert failed.request_counts.total == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "number"),
+    [
+        (jsonl(line("a"), line("b"), line("a")), "duplicate_custom_id", 3),
+        (b"\n \n", "empty_file", None),
+        (b"", "empty_file", None),
+    ],
+)
+def test_a_file_that_can_be_no_batch_fails_with_its_code(client: Any, data: bytes, code: str, number: Any) -> None:
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    failed = until(client, batch.id, "failed")
+    assert [(error.code, error.line) for error in failed.errors.data] == [(code, number)]
+
+
+def test_lines_of_an_endpoint_that_is_not_served_yet_are_errored_one_by_one(served: Any, client: Any) -> None:
+    one = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "mistral", "input": "hi"}}
+    batch = work(served, client, submit(client, one, endpoint="/v1/responses").id)
+    (row,) = rows(client, batch.error_file_id)
+    assert row["response"]["status_code"] == 400
+    assert CHAT in row["response"]["body"]["error"]["message"]
+
+
+def test_a_raw_prompt_is_gone_on_from(served: Any, client: Any) -> None:
+    def one(custom_id: str, **body: Any) -> dict[str, Any]:
+        return {"custom_id": custom_id, "method": "POST", "url": COMPLETIONS, "body": {"model": "mistral"} | body}
+
+    given = [
+        one("text", prompt="one two three", max_tokens=2, n=2),
+        one("stopped", prompt="one two STOP three", stop="STOP"),
+        one("ids", prompt=[1, 2, 3]),
+        one("suffix", prompt="x", suffix="y"),
+        one("many", prompt=["x", "y"]),
+    ]
+    batch = work(served, client, submit(client, *given, endpoint=COMPLETIONS).id)
+    assert batch.endpoint == COMPLETIONS
+    output = {row["custom_id"]: row["response"]["body"] for row in rows(client, batch.output_file_id)}
+    answers = {custom_id: Completion.model_validate(body, strict=True) for custom_id, body in output.items()}
+    assert [(choice.index, choice.text, choice.finish_reason) for choice in answers["text"].choices] == [
+        (0, "one two", "length"),
+        (1, "one two", "length"),
+    ]
+    assert (answers["stopped"].choices[0].text, answers["stopped"].choices[0].finish_reason) == ("one two ", "stop")
+    assert answers["ids"].choices[0].text == "1 2 3"
+    assert all(not set(Completion.model_fields) - body.keys() - {"system_fingerprint"} for body in output.values())
+    errors = {row["custom_id"]: row["response"] for row in rows(client, batch.error_file_id)}
+    assert {custom_id: error["status_code"] for custom_id, error in errors.items()} == {"suffix": 400, "many": 400}
+    assert "body.suffix" in errors["suffix"]["body"]["error"]["message"]
+
+
+def test_texts_become_vectors_on_a_pool_that_embeds(served: Any, client: Any) -> None:
+    def one(custom_id: str, model: str = "vectors", **body: Any) -> dict[str, Any]:
+        return {"custom_id": custom_id, "method": "POST", "url": EMBEDDINGS, "body": {"model": model} | body}
+
+    given = [
+        one("text", input="hello", dimensions=4),
+        one("texts", input=["hello", "there", "hello"]),
+        one("ids", input=[[1, 2], [3]]),
+        one("packed", input="hello", dimensions=4, encoding_format="base64"),
+        one("generating", model="mistral", input="hello"),
+        one("empty", input=""),
+    ]
+    batch = submit(client, *given, endpoint=EMBEDDINGS)
+    until(client, batch.id, "in_progress")
+    served.work(batch.id, "mistral", embedding="vectors")
+    batch = until(client, batch.id, "completed")
+    output = {row["custom_id"]: row["response"]["body"] for row in rows(client, batch.output_file_id)}
+    packed = output.pop("packed")
+    answers = {name: CreateEmbeddingResponse.model_validate(body, strict=True) for name, body in output.items()}
+    assert {name: len(answer.data) for name, answer in answers.items()} == {"text": 1, "texts": 3, "ids": 2}
+    assert [one.index for one in answers["texts"].data] == [0, 1, 2]
+    first, second, third = (one.embedding for one in answers["texts"].data)
+    assert first == third != second
+    (vector,) = (one.embedding for one in answers["text"].data)
+    assert struct.unpack("<4f", base64.b64decode(packed["data"][0]["embedding"])) == pytest.approx(vector)
+    assert answers["text"].usage.total_tokens == answers["text"].usage.prompt_tokens > 0
+    assert (batch.usage.output_tokens, batch.request_counts.failed) == (0, 2)
+    errors = {row["custom_id"]: row["response"] for row in rows(client, batch.error_file_id)}
+    assert "makes embeddings" in errors["generating"]["body"]["error"]["message"]
+    assert "body.input: must not be empty" in errors["empty"]["body"]["error"]["message"]
+    assert {error["status_code"] for error in errors.values()} == {400}
+
+
+def test_a_model_calls_a_tool_and_its_answer_goes_back(
+    served: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHFILE_ECHO_TOOL_INPUT", '{"city": "Bern"}')
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    first = work(served, client, submit(client, line("a", tools=tools)).id)
+    (row,) = rows(client, first.output_file_id)
+    (choice,) = ChatCompletion.model_validate(row["response"]["body"]).choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("look", {"city": "Bern"})
+    messages = [
+        {"role": "user", "content": "Where?"},
+        choice.message.model_dump(mode="json"),
+        {"role": "tool", "tool_call_id": call.id, "content": "Here."},
+    ]
+    second = work(served, client, submit(client, line("a", tools=tools, messages=messages)).id)
+    (row,) = rows(client, second.output_file_id)
+    assert row["response"]["body"]["choices"][0]["message"]["content"] == "Where?"
+
+
+def test_a_cancelled_batch_ends_with_the_rest_in_its_error_file(client: Any) -> None:
+    batch = submit(client, *(line(f"r{number}") for number in range(5)))
+    until(client, batch.id, "in_progress")
+    cancelled = strict(Batch, client.batches.cancel(batch.id))
+    assert cancelled.status in {"cancelling", "cancelled"}
+    assert cancelled.cancelling_at is not None
+    ended = until(client, batch.id, "cancelled")
+    assert ended.cancelled_at is not None
+    assert (ended.request_counts.failed, ended.output_file_id) == (5, None)
+    found = rows(client, ended.error_file_id)
+    assert [(row["custom_id"], row["response"], row["error"]["code"]) for row in found] == [
+        (f"r{number}", None, "batch_cancelled") for number in range(5)
+    ]
+    with pytest.raises(openai.BadRequestError, match="cancelled"):
+        client.batches.cancel(batch.id)
+
+
+def test_an_expired_batch_keeps_what_has_finished_and_says_of_the_rest_that_it_expired(
+    served: Any, client: Any
+) -> None:
+    batch = submit(client, line("a"), line("b", model="llama-70b"))
+    until(client, batch.id, "in_progress")
+    ledger = open_service_ledger(served.store, load_settings())
+    options = RunnerOptions(runner_id="a", pool="mistral", is_steward=False)
+    runner = Runner(ledger, engine_factory("echo", model="echo"), options)
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    while client.batches.retrieve(batch.id).request_counts.completed == 0:
+        time.sleep(0.02)
+    runner.stop_now()
+    thread.join(30)
+    batches.end(ledger, batch.id, "expired")
+    batches.finish(ledger, batch.id, runner="test")
+    expired = until(client, batch.id, "expired")
+    assert expired.expired_at is not None
+    assert [row["custom_id"] for row in rows(client, expired.output_file_id)] == ["a"]
+    (rest,) = rows(client, expired.error_file_id)
+    assert (rest["custom_id"], rest["response"], rest["error"]["code"]) == ("b", None, "batch_expired")
+
+
+def test_pages_of_batches_hold_every_batch_once_newest_first(connect: Any) -> None:
+    client = connect(OTHER_KEY)
+    file = client.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
+    wanted = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
+    made = [client.batches.create(**wanted).id for _ in range(NUM_PAGED)]
+    found = [strict(Batch, batch).id for batch in client.batches.list(limit=70)]
+    assert found == made[::-1]
+    assert [batch.id for batch in client.batches.list(limit=4, after=made[9])] == made[8::-1]
+    assert len(client.batches.list().data) == 20
+    page = client.batches.list(limit=100, after=made[100])
+    assert (page.first_id, page.last_id, page.has_more) == (made[99], made[0], False)  # type: ignore[attr-defined]
+
+
+def test_a_batch_goes_on_when_its_file_is_removed(served: Any, client: Any) -> None:
+    file = client.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    client.files.delete(file.id)
+    assert work(served, client, batch.id).status == "completed"
+    with pytest.raises(openai.BadRequestError, match="input_file_id"):
+        client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+
+
+def test_a_retried_create_is_one_batch(served: Any, client: Any) -> None:
+    file = client.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
+    body = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
+    ids = []
+    for count in ("0", "1", "0"):
+        head = {"authorization": f"Bearer {KEY}", "x-stainless-retry-count": count}
+        ids.append(served.http.post("/v1/batches", json=body, headers=head).json()["id"])
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_create_whose_answer_was_lost_with_the_service_makes_one_batch(start_api: Any, dying_route: Any) -> None:
+    first = start_api()
+    with openai.OpenAI(base_url=f"{first.url}/v1", api_key="x", http_client=direct()) as one:
+        file = one.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
+    route = dying_route(first)
+    with openai.OpenAI(base_url=f"{route.url}/v1", api_key="x", http_client=direct(), max_retries=8) as one:
+        made = one.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        assert [batch.id for batch in one.batches.list()] == [made.id]
+    counts = [head for data in route.heads for head in data.lower().split(b"\r\n") if b"retry-count" in head]
+    assert counts[:2] == [b"x-stainless-retry-count: 0", b"x-stainless-retry-count: 1"]
