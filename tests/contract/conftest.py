@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from batchfile.store.s3 import S3Store
 from tests.chaos import servers
 
 BUCKET = "contract"
+S3RVER = Path(__file__).parents[1] / "s3rver"
 START_TIMEOUT_S = 60.0
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -91,6 +93,22 @@ def rclone_url(s3_credentials: None, tmp_path_factory: pytest.TempPathFactory) -
     (folder / "files").mkdir()
     options = ["--addr", f"127.0.0.1:{port}", "--auth-key", "test,test", "--config", os.devnull, str(folder / "files")]
     yield from serve([servers.program("rclone"), "serve", "s3", *options], port, folder)
+
+
+@pytest.fixture
+def s3rver_url(s3_credentials: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Another one, in Node."""
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        pytest.skip("s3rver needs Node 18 or newer and npm, and they are not on PATH: install Node")
+    if not (S3RVER / "node_modules" / ".bin" / "s3rver").exists():
+        subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=S3RVER, check=True)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "S3RVER")  # the only ones it takes
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # which keeps the ones it saw first
+    port = free_port()
+    command = [node, str(S3RVER / "node_modules" / "s3rver" / "bin" / "s3rver.js"), "--address", "127.0.0.1"]
+    yield from serve([*command, "--port", str(port), "--directory", str(tmp_path / "files")], port, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -235,9 +235,13 @@ def test_a_server_that_ignores_a_condition_is_unfit(store: S3Store, proxy: Any, 
     assert list(store.list("")) == []
 
 
-def test_a_real_server_that_ignores_conditions_is_refused_at_its_opening(rclone_url: str) -> None:
+@pytest.mark.parametrize("server", ["rclone", "s3rver"])
+def test_a_real_server_that_ignores_conditions_is_refused_at_its_opening(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(f"{server}_url")
     with pytest.raises(StoreUnfit, match="work would be lost"):
-        open_store(f"s3://{BUCKET}/x?endpoint={rclone_url}")
+        open_store(f"s3://{BUCKET}/x?endpoint={url}")
 
 
 def test_a_server_that_refuses_every_etag_is_unfit(store: S3Store, proxy: Any) -> None:
