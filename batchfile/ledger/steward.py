@@ -4,8 +4,8 @@ A tick lists the index and looks at what is due. Every verb in it may be cut off
 processes at once; what one remembers only saves it requests.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import structlog
 
@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 LOOKS_MAX = 500  # batches looked at in one tick, those due for the longest time first
 RELOOK_S = 3600.0  # an ended batch may be deleted by its user, a damaged one mended
+STUCK_S = 60.0  # a batch that the store refuses something for
 SWEEP_S = 3600.0  # between two looks at what belongs to no batch
 
 _SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, sweep_expired)
@@ -63,7 +64,8 @@ class Steward:
         store, now = self._ledger.store, self._ledger.clock.now()
         self._queues.clear()
         if self._inbox is not None:
-            self._inbox.look()
+            with _harmless():
+                self._inbox.look()
         index = {layout.index_batch_id(entry.key): entry for entry in store.list(layout.INDEX_PREFIX)}
         self._due = {batch_id: self._due.get(batch_id, now) for batch_id in index}
         self._ended &= index.keys()
@@ -74,11 +76,17 @@ class Steward:
             except BatchDamaged as error:
                 log.error("batch.damaged", batch_id=batch_id, error=str(error))
                 self._due[batch_id] = now + RELOOK_S
+            except StoreUnavailable:
+                raise
+            except StoreError as error:  # of this batch alone, perhaps: the others do not wait for it
+                log.error("batch.stuck", batch_id=batch_id, error=str(error))
+                self._due[batch_id] = now + STUCK_S
         if now - self._swept_at >= SWEEP_S:
             for sweep in _SWEEPS:
                 sweep(self._ledger)
             if self._inbox is not None:
-                self._inbox.sweep()
+                with _harmless():
+                    self._inbox.sweep()
             self._swept_at = now
 
     def _look_at(self, batch_id: str, entry: Entry) -> float:
@@ -184,3 +192,14 @@ class Steward:
         if batches.fence_abandoned(self._ledger, batch_id):
             log.info("create.abandoned", batch_id=batch_id)
             self._ledger.store.delete(entry.key)
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """What others put into the inbox stops nothing else."""
+    try:
+        yield
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        log.error("inbox.failed", error=str(error))

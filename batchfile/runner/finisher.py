@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import structlog
 
-from batchfile.errors import BatchDamaged, StoreFull, StoreUnavailable
+from batchfile.errors import BatchDamaged, StoreError, StoreFull, StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
@@ -62,7 +62,7 @@ class Finisher:
             self._stewarded_at = now
             try:
                 self._steward.tick()
-            except StoreUnavailable as error:
+            except StoreError as error:
                 log.warning("steward.paused", error=str(error))
 
     def _finish(self, batch_id: str) -> None:

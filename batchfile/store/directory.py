@@ -15,11 +15,15 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Self
 
-from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreUnavailable
+import structlog
+
+from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
 from batchfile.store import files, owners
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.files import CHUNK_BYTES, translated
-from batchfile.store.keys import INTERNAL, check_key, is_unicode
+from batchfile.store.keys import INTERNAL, check_key, is_of_others, is_unicode
+
+log = structlog.get_logger()
 
 LEFTOVER_AGE_S = 3600.0  # an unfinished write older than this, whose process is gone, is removed
 _ETAG_HEX_DIGITS = 32
@@ -34,6 +38,7 @@ class DirectoryStore:
         self._lock_path = os.path.join(self._root, INTERNAL, "lock")
         self._owners = os.path.join(self._root, INTERNAL, "owners")
         self._unfinished = os.path.join(self._root, INTERNAL, "unfinished")
+        self._passed_over: set[str] = set()
         with translated(self._root):
             files.make_folders(self._owners, fsync=fsync)
             files.make_folders(self._unfinished, fsync=fsync)
@@ -49,7 +54,7 @@ class DirectoryStore:
     def get(self, key: str) -> Object | None:
         path = self._path(key)
         with translated(path):
-            fd = files.open_file(path)
+            fd = self._open(key, path)
             if fd is None:
                 self._check_alive()
                 return None
@@ -76,7 +81,7 @@ class DirectoryStore:
             return Entry(key=key, size=len(document.data), etag=document.etag, modified_at=document.modified_at)
         path = self._path(key)
         with translated(path):
-            found = files.stat_file(path)
+            found = files.stat_file_below(self._root, key) if is_of_others(key) else files.stat_file(path)
         if found is None:
             self._check_alive()
             return None
@@ -85,7 +90,7 @@ class DirectoryStore:
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
         path = self._path(key)
         with translated(path):
-            fd = files.open_file(path)
+            fd = self._open(key, path)
         if fd is None:
             self._check_alive()
             raise ObjectMissing(f"{key} is not in the store {self._root}")
@@ -120,7 +125,15 @@ class DirectoryStore:
             check_key(folder)
         with translated(os.path.join(self._root, prefix)):
             for key in self._keys(folder, start, after):
-                entry = self.head(key)
+                try:
+                    entry = self.head(key)
+                except StoreUnavailable:
+                    raise
+                except StoreError as error:
+                    if not is_of_others(key):
+                        raise
+                    self._pass_over(key, error)
+                    continue
                 if entry is not None:
                     yield entry
 
@@ -187,6 +200,11 @@ class DirectoryStore:
         except (FileNotFoundError, NotADirectoryError):
             self._check_alive()
             return
+        except PermissionError as error:
+            if not is_of_others(f"{folder}/"):
+                raise
+            self._pass_over(folder, error)
+            return
         names.sort()
         for name in names:
             key = f"{folder}/{name}" if folder else name
@@ -195,6 +213,15 @@ class DirectoryStore:
                     yield key
             elif key != f"{INTERNAL}/" and (key > after or after.startswith(key)):
                 yield from self._keys(key[:-1], "", after)
+
+    def _open(self, key: str, path: str) -> int | None:
+        return files.open_file_below(self._root, key) if is_of_others(key) else files.open_file(path)
+
+    def _pass_over(self, key: str, error: Exception) -> None:
+        """What others put there and we may not read stops nobody else's work. Said once."""
+        if key not in self._passed_over:
+            self._passed_over.add(key)
+            log.warning("store.passed_over", key=key, error=str(error))
 
     def _path(self, key: str) -> str:
         return os.path.join(self._root, check_key(key))

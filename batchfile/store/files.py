@@ -42,6 +42,9 @@ _REFUSED = {
 }
 
 
+_NOTHING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # there is no such file, or a link in its place
+
+
 @contextmanager
 def translated(path: str) -> Iterator[None]:
     """The one place where errors of the operating system become ours."""
@@ -79,6 +82,57 @@ def stat_file(path: str) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found if is_file(found) else None
+
+
+def open_file_below(root: str, key: str) -> int | None:
+    """As `open_file`, of a path that others write: a link anywhere in it is nothing."""
+    folder_fd = _folder_below(root, key)
+    if folder_fd is None:
+        return None
+    try:
+        fd = os.open(os.path.basename(key), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder_fd)
+    except OSError as error:
+        if error.errno in _NOTHING:
+            return None
+        raise
+    finally:
+        os.close(folder_fd)
+    if is_file(os.fstat(fd)):
+        return fd
+    os.close(fd)
+    return None
+
+
+def stat_file_below(root: str, key: str) -> os.stat_result | None:
+    """As `stat_file`, of a path that others write: a link anywhere in it is nothing."""
+    folder_fd = _folder_below(root, key)
+    if folder_fd is None:
+        return None
+    try:
+        found = os.stat(os.path.basename(key), dir_fd=folder_fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NOTHING:
+            return None
+        raise
+    finally:
+        os.close(folder_fd)
+    return found if is_file(found) else None
+
+
+def _folder_below(root: str, key: str) -> int | None:
+    """The folder of `key`, opened segment by segment without following a link; None where there is none."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    for segment in key.split("/")[:-1]:
+        try:
+            below = os.open(segment, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+        except OSError as error:
+            if error.errno in _NOTHING:
+                return None
+            raise
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
 
 
 def read_all(fd: int) -> bytes:

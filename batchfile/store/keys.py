@@ -3,6 +3,7 @@
 from batchfile.errors import StoreError
 
 INTERNAL = ".store"  # the first segment that a store keeps for itself; never an object, never listed
+OTHERS = "inbox"  # the first segment below which others write: in a directory no link is followed there
 _SHOWN_CHARS = 200
 
 
@@ -22,6 +23,10 @@ def check_key(key: str) -> str:
             f"without empty, '.' or '..' segments and not below {INTERNAL}"
         )
     return key
+
+
+def is_of_others(key: str) -> bool:
+    return key.startswith(f"{OTHERS}/")
 
 
 def is_unicode(name: str) -> bool:

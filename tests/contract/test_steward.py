@@ -5,14 +5,17 @@ import random
 
 from batchfile import layout
 from batchfile.clock import ManualClock
+from batchfile.errors import StoreError
 from batchfile.ledger import batches, shards, steward
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.planner import plan_input
 from batchfile.ledger.presence import write_presence
 from batchfile.ledger.shards import Held
 from batchfile.ledger.steward import RELOOK_S, Steward
 from batchfile.lines.part import FinishedLine
 from batchfile.records import BatchRecord, PresenceRecord
+from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
 from batchfile.words import Defaults, RoutingTable
@@ -220,3 +223,40 @@ def test_what_belongs_to_no_batch_is_swept_once_an_hour() -> None:
 
 def _fields(record: PresenceRecord) -> dict[str, object]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+class BrokenInbox(Inbox):
+    """An inbox that the store refuses to read."""
+
+    def look(self) -> None:
+        raise StoreError("inbox/x: permission denied")
+
+    def sweep(self) -> int:
+        raise StoreError("inbox/x: permission denied")
+
+
+def test_an_inbox_that_can_not_be_read_keeps_no_batch_waiting() -> None:
+    world = World()
+    world.steward = Steward(world.ledger, runner="s", inbox=BrokenInbox(world.ledger, POOLS))
+    world.create("a")
+    batches.end(world.ledger, "a", "canceled")
+    world.tick()
+    assert world.state("a") == "ended"
+
+
+def test_a_batch_that_the_store_refuses_something_for_keeps_no_other_waiting() -> None:
+    world = World()
+    for batch_id in ("a", "b"):
+        world.create(batch_id)
+        batches.end(world.ledger, batch_id, "canceled")
+
+    class Refusing(MeteredStore):
+        def get(self, key: str) -> Object | None:
+            if key.startswith("batches/a/plan-"):
+                raise StoreError(f"{key}: permission denied")
+            return super().get(key)
+
+    ledger = Ledger(store=Refusing(world.store), clock=world.clock, rng=random.Random(7))
+    world.steward = Steward(ledger, runner="s")
+    world.tick()
+    assert (world.state("a"), world.state("b")) == ("ending", "ended")

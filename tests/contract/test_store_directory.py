@@ -1,5 +1,6 @@
 """What only a directory store does: processes, file locks, links, and a disk that says no."""
 
+import errno
 import os
 import resource
 import signal
@@ -330,6 +331,44 @@ def test_foreign_folders_links_and_names_do_no_harm(store: DirectoryStore, tmp_p
     assert store.get("inbox") is None
     assert store.get("inbox/pipe") is None
     assert store.head("inbox/empty") is None
+
+
+def test_what_others_can_not_read_is_not_read_for_them(store: DirectoryStore, tmp_path: Path) -> None:
+    """A link in the inbox, to a file or on the way to one, is nothing."""
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "key.jsonl").write_bytes(b"secret")
+    inbox = Path(store.url, "inbox")
+    (inbox / "email").mkdir(parents=True)
+    (inbox / "email" / "steal.jsonl").symlink_to(secrets / "key.jsonl")
+    (inbox / "email" / "loop.jsonl").symlink_to("loop.jsonl")
+    (inbox / "folder").symlink_to(secrets)
+    (inbox / "email" / "work.jsonl").write_bytes(b"{}")
+    assert [entry.key for entry in store.list("inbox/")] == ["inbox/email/work.jsonl"]
+    for key in ("inbox/email/steal.jsonl", "inbox/email/loop.jsonl", "inbox/folder/key.jsonl"):
+        assert store.get(key) is None
+        assert store.head(key) is None
+        with pytest.raises(ObjectMissing):
+            b"".join(store.stream(key))
+    assert b"".join(store.stream("inbox/email/work.jsonl")) == b"{}"
+
+
+def test_a_folder_of_others_that_can_not_be_read_is_passed_over(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("inbox/closed/a.jsonl", "inbox/open/b.jsonl", "batches/c/batch.json"):
+        store.put(name, b"x")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # root may read everything, so the system is asked to say no
+        if path.endswith(("inbox/closed", "batches/c")):
+            raise PermissionError(errno.EACCES, "no", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [entry.key for entry in store.list("inbox/")] == ["inbox/open/b.jsonl"]
+    with pytest.raises(StoreError, match="permission denied"):
+        list(store.list("batches/"))
 
 
 def test_a_key_below_an_object_is_refused_with_what_stands_there(store: DirectoryStore) -> None:
