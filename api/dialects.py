@@ -1,7 +1,7 @@
 """Who speaks what: the dialect of an answer, by the request's path, headers and key; and what an error is in each.
 
 In this order: a `batchfile-dialect` header, what the key is set to, a `stage` in the body (the route sees to that), the
-headers of Anthropic's clients, the batch's id. Pure.
+headers of Anthropic's clients, the batch's id. OpenAI's clients get their own errors on any other path. Pure.
 """
 
 import re
@@ -17,7 +17,9 @@ ANTHROPIC_ID = "msgbatch_"
 HEADER = b"batchfile-dialect"
 
 _OPENAI = re.compile(r"/v1/(models|files|uploads|batches)(/|$)")
+_OPENAI_ONLY = re.compile(r"/v1/(files|uploads)(/|$)")
 _ANTHROPIC_AGENT = re.compile(rb"(Async)?Anthropic/")
+_OPENAI_AGENT = re.compile(rb"(Async)?OpenAI/")
 _ASKED: dict[bytes, Asked] = {b"stage": "stage", b"anthropic": "anthropic"}
 
 # Status -> the type of an error; any other is the request's fault below 500 and ours from there on.
@@ -55,7 +57,13 @@ def speech_of(
         return Speech(dialect=dialect, request_id=request_id, is_asked=asked is not None)
     if path.startswith("/v1/") and _is_anthropic(headers):
         return Speech(dialect="anthropic", request_id=request_id)
-    return Speech(dialect="openai" if _OPENAI.match(path) else "native", request_id=request_id)
+    is_openai = _OPENAI.match(path) or _OPENAI_AGENT.match(headers.get(b"user-agent", b""))
+    return Speech(dialect="openai" if is_openai else "native", request_id=request_id)
+
+
+def misses_dialect(speech: Speech, path: str) -> bool:
+    """Would it be answered in a form that its caller does not read? Anthropic's clients have files of another kind."""
+    return speech.dialect == "anthropic" and _OPENAI_ONLY.match(path) is not None
 
 
 def problem(

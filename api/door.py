@@ -22,7 +22,7 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dialects import Speech, problem, speech_of
+from api.dialects import Speech, misses_dialect, problem, speech_of
 from api.errors import Refusal
 from api.guard import check_browser, check_reading
 from api.pulse import Pulse
@@ -97,6 +97,9 @@ class Door:
         if caller is None:
             detail = "No valid API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`."
             await visit.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
+            return
+        if misses_dialect(visit.speech, visit.path):
+            await visit.refuse(404, "Files are served in OpenAI's form only.", {"Connection": "close"})
             return
         if self.in_flight[caller.key] >= self._in_flight_max:
             detail = f"{self._in_flight_max} requests of this key are being answered already; try again shortly."

@@ -9,7 +9,7 @@ import structlog
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException
 
-from api.dialects import problem
+from api.dialects import Speech, problem
 from batchfile.errors import (
     BatchDamaged,
     BatchfileError,
@@ -118,7 +118,9 @@ def _of_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> Refus
     where = f"{request.scope['method']} {request.url.path}"
     headers = {name.title(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 404:
-        return Refusal(404, f"There is no {where}; {DOCS}.", headers)
+        speech: Speech = request.scope["speech"]  # type: ignore[typeddict-item]
+        is_astray = speech.dialect == "openai" and not request.url.path.startswith("/v1/")
+        return Refusal(404, f"There is no {where}; {'base_url must end in /v1' if is_astray else DOCS}.", headers)
     if error.status_code == 405:
         return Refusal(405, f"There is no {where}; it exists with {headers.get('Allow', 'other methods')}.", headers)
     extra = error.extra if isinstance(error.extra, list) else []

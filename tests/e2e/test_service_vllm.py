@@ -12,10 +12,12 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 LEADS = 4
 CLIENTS = ("sdk-node", "sdk-node-openai")
+BINARIES = {"sdk-node": ("tsc",), "sdk-node-openai": ("tsc", "node")}
 
 
 def build(folder: Path) -> None:
-    if not (folder / "node_modules" / ".bin" / "tsc").exists():
+    binaries = folder / "node_modules" / ".bin"
+    if not all((binaries / name).exists() for name in BINARIES[folder.name]):
         subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True)
     subprocess.run(["npm", "run", "--silent", "build"], cwd=folder, check=True)
 
@@ -23,7 +25,7 @@ def build(folder: Path) -> None:
 def test_leads_go_through_two_models_and_come_back_from_the_right_one(tmp_path: Path, model_dir: Path) -> None:
     compiler = ROOT / "ts" / "node_modules" / ".bin" / "tsc"
     if not shutil.which("node") or not compiler.exists():
-        pytest.skip("the adapter is not installed: run `just adapter`, which needs Node")
+        pytest.fail("the adapter is not installed: run `just adapter`, which needs Node")
     subprocess.run([compiler, "-p", "ts/tsconfig.json"], cwd=ROOT, check=True)
     service = [sys.executable, "deploy/service.py", "--port", "0", "--folder", str(tmp_path)]
     for folder in CLIENTS:
@@ -36,15 +38,16 @@ def test_leads_go_through_two_models_and_come_back_from_the_right_one(tmp_path: 
             python,
             *(f"PYTHONPATH=.cache/sdks/anthropic-{major} {python} anthropic" for major in (0, 1)),
             *(f"node tests/sdk-node/build/onAModel.js {name}" for name in ("current", "old")),
-            "node tests/sdk-node-openai/build/onAModel.js",
+            "tests/sdk-node-openai/node_modules/.bin/node tests/sdk-node-openai/build/onAModel.js current",
+            "node tests/sdk-node-openai/build/onAModel.js old",
         ]
     )
     done = subprocess.run([*service, "--", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    leads, *clients = done.stdout.splitlines()[-8:]
+    leads, *clients = done.stdout.splitlines()[-9:]
     assert leads == "17 requests, every custom_id came back in order and from the right model."
     assert clients == [
         *(f"{name} in Python" for name in ("anthropic 2", "openai 3", "anthropic 0", "anthropic 1")),
-        *(f"{name} in Node" for name in ("anthropic current", "anthropic old", "openai")),
+        *(f"{name} in Node" for name in ("anthropic current", "anthropic old", "openai current", "openai old")),
     ]
     assert f"{model_dir.name} and tiny-random-llama" in done.stdout

@@ -1,14 +1,17 @@
 /**
  * An `openai` client against a service with a real model behind the pool `mistral`: a conversation and a raw prompt.
- * `node onAModel.js`, with LOCAL_BATCH_URL. What a small model says is not checked.
+ * `node onAModel.js current|old`, with LOCAL_BATCH_URL. What a small model says is not checked.
  */
 
 import assert from "node:assert/strict";
 
-import OpenAI, { toFile } from "openai";
+import type OpenAI from "openai-7";
 
 const WAIT_MS = 300_000;
-const client = new OpenAI({ baseURL: `${process.env.LOCAL_BATCH_URL}/v1`, apiKey: "none" });
+const version = process.argv[2] === "old" ? "old" : "current";
+const library = (await (version === "old" ? import("openai") : import("openai-7"))) as typeof import("openai-7");
+const { default: Client, toFile } = library;
+const client = new Client({ baseURL: `${process.env.LOCAL_BATCH_URL}/v1`, apiKey: "none" });
 
 async function answer<T>(endpoint: OpenAI.BatchCreateParams["endpoint"], asked: object): Promise<T> {
   const body = { model: "mistral", max_tokens: 12, ...asked };
@@ -31,4 +34,4 @@ assert.ok(chat.choices[0]?.message.content, JSON.stringify(chat));
 const completion = await answer<OpenAI.Completion>("/v1/completions", { prompt: "Paris, Rome," });
 assert.ok(completion.choices[0]?.text, JSON.stringify(completion));
 assert.ok((completion.usage?.completion_tokens ?? 0) > 0);
-console.log("openai in Node");
+console.log(`openai ${version} in Node`);

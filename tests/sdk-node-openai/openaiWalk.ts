@@ -1,6 +1,7 @@
 /**
  * What an `openai` client does with files, uploads and batches, against a real service that has a runner. Compiled
- * against its types. `node openaiWalk.js FOLDER` (for files of its own), with WALK_URL and WALK_KEY.
+ * against the types of both majors. `node openaiWalk.js current|old FOLDER` (for files of its own), with WALK_URL and
+ * WALK_KEY. The current major needs Node 22.
  */
 
 import assert from "node:assert/strict";
@@ -8,7 +9,8 @@ import { createReadStream, readFileSync, readdirSync, writeFileSync } from "node
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
-import OpenAI, { toFile } from "openai";
+import type Old from "openai";
+import type OpenAI from "openai-7";
 
 type Batch = OpenAI.Batch;
 type Keys<T> = Record<keyof T, true>;
@@ -21,11 +23,14 @@ const NUM_BATCHES = 7; // what the walks before that of the pages make
 const ENDPOINT = "/v1/chat/completions";
 const TOOLS: OpenAI.ChatCompletionTool[] = [{ type: "function", function: { name: "look", parameters: { type: "object" } } }];
 const { WALK_URL: url = "", WALK_KEY: key = "" } = process.env;
-const folder = process.argv[2] ?? ".";
-const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
+const [, , version, folder = "."] = process.argv;
+// The walk is typed by the current client; what it uses of the old one has the same shape, see below.
+const library = (await (version === "old" ? import("openai") : import("openai-7"))) as typeof import("openai-7");
+const { default: Client, toFile } = library;
+const client = new Client({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
 
-// Every key that the client's types declare. A key that a newer client adds fails to compile here.
-const BATCH: Keys<Batch> = {
+// Every key that either client's types declare. A key that a client adds fails to compile here.
+const BATCH: Keys<Batch> & Keys<Old.Batch> = {
   id: true,
   cancelled_at: true,
   cancelling_at: true,
@@ -49,16 +54,16 @@ const BATCH: Keys<Batch> = {
   status: true,
   usage: true,
 };
-const COUNTS: Keys<OpenAI.BatchRequestCounts> = { completed: true, failed: true, total: true };
-const USAGE: Keys<OpenAI.BatchUsage> = {
+const COUNTS: Keys<OpenAI.BatchRequestCounts> & Keys<Old.BatchRequestCounts> = { completed: true, failed: true, total: true };
+const USAGE: Keys<OpenAI.BatchUsage> & Keys<Old.BatchUsage> = {
   input_tokens: true,
   input_tokens_details: true,
   output_tokens: true,
   output_tokens_details: true,
   total_tokens: true,
 };
-const LINE_ERROR: Keys<OpenAI.BatchError> = { code: true, line: true, message: true, param: true };
-const FILE: Keys<OpenAI.FileObject> = {
+const LINE_ERROR: Keys<OpenAI.BatchError> & Keys<Old.BatchError> = { code: true, line: true, message: true, param: true };
+const FILE: Keys<OpenAI.FileObject> & Keys<Old.FileObject> = {
   id: true,
   bytes: true,
   created_at: true,
@@ -69,7 +74,7 @@ const FILE: Keys<OpenAI.FileObject> = {
   status: true,
   status_details: true,
 };
-const UPLOAD: Keys<OpenAI.Upload> = {
+const UPLOAD: Keys<OpenAI.Upload> & Keys<Old.Upload> = {
   id: true,
   bytes: true,
   created_at: true,
@@ -172,7 +177,7 @@ async function answers<T>(text: string, endpoint: Endpoint = ENDPOINT): Promise<
   return (await rows<T>(batch.output_file_id)).map((row) => row.response?.body as T);
 }
 
-async function refused(kind: new (...more: never[]) => Error, call: PromiseLike<unknown>): Promise<InstanceType<typeof OpenAI.APIError>> {
+async function refused(kind: new (...more: never[]) => Error, call: PromiseLike<unknown>): Promise<InstanceType<typeof Client.APIError>> {
   let error: unknown;
   try {
     await call;
@@ -180,7 +185,7 @@ async function refused(kind: new (...more: never[]) => Error, call: PromiseLike<
     error = thrown;
   }
   assert.ok(error instanceof kind, `${kind.name} expected, got ${String(error)}`);
-  assert.ok(error instanceof OpenAI.APIError);
+  assert.ok(error instanceof Client.APIError);
   assert.ok(error.requestID);
   return error;
 }
@@ -252,7 +257,7 @@ async function failedAndCancelled(): Promise<void> {
   assert.ok(["cancelling", "cancelled"].includes(wholeBatch(await client.batches.cancel(open.id)).status));
   const cancelled = await until(open.id, "cancelled");
   assert.deepEqual((await rows(cancelled.error_file_id)).map((row) => (row.error as { code: string }).code), ["batch_cancelled"]);
-  await refused(OpenAI.BadRequestError, client.batches.cancel(open.id));
+  await refused(Client.BadRequestError, client.batches.cancel(open.id));
 }
 
 async function pages(): Promise<void> {
@@ -284,18 +289,18 @@ async function uploads(): Promise<void> {
   assert.equal(done.status, "completed");
   wholeFile(done.file as OpenAI.FileObject);
   assert.equal(await (await client.files.content(done.file?.id ?? "")).text(), "abcdef");
-  await refused(OpenAI.BadRequestError, client.uploads.cancel(upload.id));
+  await refused(Client.BadRequestError, client.uploads.cancel(upload.id));
   const other = await client.uploads.create({ bytes: 1, filename: "g", mime_type: "text/plain", purpose: "batch" });
   assert.equal((await client.uploads.cancel(other.id)).status, "cancelled");
 }
 
 async function errors(): Promise<void> {
-  const stranger = new OpenAI({ baseURL: `${url}/v1`, apiKey: "nobody's", maxRetries: 0 });
-  assert.equal((await refused(OpenAI.AuthenticationError, stranger.batches.list())).code, "invalid_api_key");
-  await refused(OpenAI.NotFoundError, client.batches.retrieve("batch_none"));
-  await refused(OpenAI.NotFoundError, client.files.content("file-none"));
+  const stranger = new Client({ baseURL: `${url}/v1`, apiKey: "nobody's", maxRetries: 0 });
+  assert.equal((await refused(Client.AuthenticationError, stranger.batches.list())).code, "invalid_api_key");
+  await refused(Client.NotFoundError, client.batches.retrieve("batch_none"));
+  await refused(Client.NotFoundError, client.files.content("file-none"));
   const wrong = client.batches.create({ input_file_id: "file-none", endpoint: ENDPOINT, completion_window: "24h" });
-  assert.equal((await refused(OpenAI.BadRequestError, wrong)).param, "input_file_id");
+  assert.equal((await refused(Client.BadRequestError, wrong)).param, "input_file_id");
 }
 
 /** The recorded exchanges have every key that this client's types declare, and it verifies the recorded event. */

@@ -10,8 +10,9 @@ import openai
 import pytest
 from openai.types import Batch, Upload
 
-KEY, OTHER_KEY, NODE_KEY = "key-of-acme", "key-of-other", "key-of-node"
-TENANTS = {"acme": KEY, "other": OTHER_KEY, "node": NODE_KEY}
+KEY, OTHER_KEY = "key-of-acme", "key-of-other"
+NODE_KEYS = {"current": "key-of-node", "old": "key-of-node-old"}  # each walk counts what it made
+TENANTS = {"acme": KEY, "other": OTHER_KEY, **{f"node-{version}": key for version, key in NODE_KEYS.items()}}
 KEYS = ",".join(f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}" for tenant, key in TENANTS.items())
 CHAT = "/v1/chat/completions"
 WAIT_S = 60.0
@@ -49,9 +50,8 @@ def connect(served: Any) -> Iterator[Callable[..., openai.OpenAI]]:
     made: list[openai.OpenAI] = []
 
     def one(key: str = KEY, **more: Any) -> openai.OpenAI:
-        made.append(
-            openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, http_client=direct(), max_retries=0, **more)
-        )
+        more = {"base_url": f"{served.url}/v1", "http_client": direct(), "max_retries": 0, **more}
+        made.append(openai.OpenAI(api_key=key, **more))
         return made[-1]
 
     yield one

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anthropic.types.messages import MessageBatchExpiredResult, MessageBatchIndividualResponse
 
 from batchfile.ledger import batches
 from batchfile.places import open_service_ledger
@@ -140,6 +141,24 @@ def test_expired_requests_say_so(api: Any) -> None:
     after = api.http.get(f"{BATCHES}/{batch_id}", headers=VERSION).json()
     assert after["request_counts"] == {"processing": 0, "succeeded": 0, "errored": 1, "canceled": 0, "expired": 1}
     assert types(api, batch_id) == ["expired", "errored"]
+    lines = api.http.get(f"{BATCHES}/{batch_id}/results", headers=VERSION).text.splitlines()
+    found = [MessageBatchIndividualResponse.model_validate_json(line, strict=True) for line in lines]
+    assert isinstance(found[0].result, MessageBatchExpiredResult)
+
+
+def test_files_are_no_part_of_what_anthropics_clients_get(api: Any) -> None:
+    for method, path in (
+        ("GET", "/v1/files"),
+        ("POST", "/v1/files?beta=true"),
+        ("GET", "/v1/files/file_1/content"),
+        ("POST", "/v1/uploads"),
+    ):
+        answer = api.http.request(method, path, headers=VERSION)
+        assert answer.status_code == 404
+        error = answer.json()
+        assert (error["type"], error["error"]["type"]) == ("error", "not_found_error")
+        assert "OpenAI's form only" in error["error"]["message"]
+    assert api.http.get("/v1/files").status_code == 200
 
 
 def test_results_urls_lead_to_where_the_caller_came_from(api: Any, start_api: Callable[..., Any]) -> None:

@@ -17,7 +17,7 @@ from batchfile.settings import load_settings
 from batchfile.words import Task
 from tests.service.openai_kit import (
     CHAT,
-    NODE_KEY,
+    NODE_KEYS,
     OTHER_KEY,
     begin,
     client,
@@ -63,6 +63,18 @@ def test_every_error_is_the_clients_own_class_with_all_its_fields(connect: Any, 
         with pytest.raises(openai.BadRequestError) as bad:
             client.batches.create(**(right | wrong))
         assert str(bad.value.param).startswith(param), bad.value
+    # What is not served at all, and what misses its place because base_url does not end in /v1.
+    astray = connect(base_url=str(client.base_url).rstrip("/").removesuffix("/v1"))
+    for call, words in (
+        (lambda: client.chat.completions.create(model="mistral", messages=[]), "/docs"),
+        (lambda: client.responses.create(model="mistral", input="x"), "/docs"),
+        (astray.batches.list, "base_url must end in /v1"),
+        (lambda: astray.chat.completions.create(model="mistral", messages=[]), "base_url must end in /v1"),
+    ):
+        with pytest.raises(openai.NotFoundError, match=words) as unserved:
+            call()
+        assert list(unserved.value.body) == ["message", "type", "param", "code"]
+        assert unserved.value.type == "invalid_request_error"
     for more, status in (({"purpose": "fine-tune"}, 400), ({"purpose": "batch", "file": ("f", b"x" * 3_000_001)}, 413)):
         with pytest.raises(openai.APIStatusError) as refused_file:
             client.files.create(**({"file": ("f", b"x")} | more))
@@ -110,23 +122,26 @@ def test_a_service_that_is_full_or_has_no_store_says_so_in_the_clients_own_class
         assert list(refused.body) == ["message", "type", "param", "code"]  # type: ignore[call-overload]
 
 
-@pytest.fixture
-def node_walk() -> list[str]:
-    """The command of the Node client's walk, built."""
+@pytest.fixture(scope="module")
+def node_walks() -> dict[str, list[str]]:
+    """The command of each major's walk, built. The current one needs Node 22, which comes with its packages."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         pytest.fail(
             "the tests of the Node client need Node 20 or newer and npm, and they are not on PATH: install Node"
         )
-    if not (NODE / "node_modules" / ".bin" / "tsc").exists():
+    node_22 = NODE / "node_modules" / ".bin" / "node"
+    if not node_22.exists():
         subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=NODE, check=True)
     built = subprocess.run([npm, "run", "--silent", "build"], cwd=NODE, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout
-    return [node, str(NODE / "build" / "openaiWalk.js")]
+    script = str(NODE / "build" / "openaiWalk.js")
+    return {"current": [str(node_22), script, "current"], "old": [node, script, "old"]}
 
 
-def test_the_node_client_does_all_that_it_can(
-    served: Any, node_walk: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", NODE_KEYS)
+def test_the_node_client_of_every_major_does_all_that_it_can(
+    version: str, served: Any, node_walks: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BATCHFILE_ECHO_TOOL_INPUT", '{"city": "Bern"}')
     ledger = open_service_ledger(served.store, load_settings())
@@ -135,7 +150,7 @@ def test_the_node_client_does_all_that_it_can(
         Runner(
             ledger,
             engine_factory("echo", model="echo", task=task),
-            RunnerOptions(runner_id=f"{pool}-node", pool=pool, is_steward=False),
+            RunnerOptions(runner_id=f"{pool}-{version}", pool=pool, is_steward=False),
         )
         for pool, task in tasks.items()
     ]
@@ -143,8 +158,9 @@ def test_the_node_client_does_all_that_it_can(
     for thread in threads:
         thread.start()
     try:
-        environ = {**os.environ, "WALK_URL": served.url, "WALK_KEY": NODE_KEY}
-        done = subprocess.run([*node_walk, str(tmp_path)], env=environ, capture_output=True, text=True, timeout=120)
+        environ = {**os.environ, "WALK_URL": served.url, "WALK_KEY": NODE_KEYS[version]}
+        walk = [*node_walks[version], str(tmp_path)]
+        done = subprocess.run(walk, env=environ, capture_output=True, text=True, timeout=120)
     finally:
         for runner, thread in zip(runners, threads, strict=True):
             runner.stop_now()

@@ -7,13 +7,19 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import openai
 import pytest
-from openai.types.webhooks import BatchCancelledWebhookEvent, BatchFailedWebhookEvent
+from openai.types.webhooks import (
+    BatchCancelledWebhookEvent,
+    BatchCompletedWebhookEvent,
+    BatchExpiredWebhookEvent,
+    BatchFailedWebhookEvent,
+)
 from pydantic import SecretStr
 
 from api.delivering import Delivering
@@ -24,7 +30,8 @@ from batchfile.ledger import batches, files, planning
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.steward import Steward
-from batchfile.records import BatchRecord, FileInput
+from batchfile.ledger.webhooks import event_of, signed_headers
+from batchfile.records import BatchRecord, EndReason, FileInput
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Webhook
 from batchfile.store.directory import DirectoryStore
@@ -135,6 +142,27 @@ def test_a_batch_that_fails_is_told_and_openais_client_verifies_it(
     assert call.path == "/hook?a=1"
     with pytest.raises(openai.InvalidWebhookSignatureError):
         client.webhooks.unwrap(call.body.replace(b"failed", b"expired"), call.headers)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "name"),
+    [
+        ("completed", BatchCompletedWebhookEvent, "batch.completed"),
+        ("failed", BatchFailedWebhookEvent, "batch.failed"),
+        ("input_changed", BatchFailedWebhookEvent, "batch.failed"),
+        ("expired", BatchExpiredWebhookEvent, "batch.expired"),
+        ("canceled", BatchCancelledWebhookEvent, "batch.cancelled"),
+    ],
+)
+def test_each_event_is_of_its_class_in_openais_client(
+    reason: EndReason, kind: Any, name: str, ledger: Ledger, client: openai.OpenAI
+) -> None:
+    batch = replace(ended(ledger), reason=reason)
+    told = event_of(batch)
+    event = client.webhooks.unwrap(told.body, signed_headers(told, SECRET, time.time()))
+    assert isinstance(event, kind)
+    kind.model_validate_json(told.body, strict=True)
+    assert (event.type, event.data.id, event.id) == (name, batch.batch_id, told.event_id)
 
 
 def test_what_was_not_taken_comes_again_from_another_process_as_the_same_event(
