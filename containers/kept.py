@@ -1,20 +1,30 @@
-"""What is installed, a line each: the constraints under which more is installed. `--check FILE`: is it all still so?"""
+"""What is installed, a line each: the constraints under which more is installed. `--check FILE`: is it all still so?
+
+Only where this Python installs to: what the operating system brings beside it is nobody's constraint.
+"""
 
 import importlib.metadata
+import re
 import sys
+import sysconfig
 from pathlib import Path
 
 
-def installed() -> set[str]:
-    found = ((one.metadata["Name"], one.version) for one in importlib.metadata.distributions())
-    return {f"{name}=={version}" for name, version in found if name}
+def installed(folders: list[str]) -> set[str]:
+    """Of two versions of one name, the one that an import finds: the first."""
+    found: dict[str, str] = {}
+    for one in importlib.metadata.distributions(path=folders):
+        if one.metadata["Name"]:
+            found.setdefault(re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(), one.version)
+    return {f"{name}=={version}" for name, version in found.items()}
 
 
 def main(arguments: list[str]) -> int:
+    here = installed(sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
     if arguments[:1] != ["--check"]:
-        sys.stdout.write("".join(f"{line}\n" for line in sorted(installed())))
+        sys.stdout.write("".join(f"{line}\n" for line in sorted(here)))
         return 0
-    moved = sorted(set(Path(arguments[1]).read_text().split()) - installed())
+    moved = sorted(set(Path(arguments[1]).read_text().split()) - here)
     if moved:
         sys.stderr.write(f"these were moved, and must not be: {', '.join(moved)}\n")
     return 1 if moved else 0

@@ -1,6 +1,8 @@
 """Every file that deploys something is linted or validated, offline: nothing here needs a network or an engine."""
 
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,13 +20,25 @@ DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
 YAMLS = sorted(path for path in DEPLOY.rglob("*.yaml") if path.name != ".yamllint.yaml")
 JSONS = sorted(DEPLOY.rglob("*.json"))
-DOCKERFILES = sorted((ROOT / "containers").glob("*/Dockerfile"))
+IMAGES = sorted((ROOT / "containers").glob("*/Dockerfile"))
+ON_VLLM = [ROOT / "containers/mistral/Dockerfile", ROOT / "containers/llama/Dockerfile", DEPLOY / "ray/Dockerfile"]
+NOT_OURS = {".venv", "node_modules", ".git", ".cache"}
 ENDPOINTS = sorted(DEPLOY.glob("runpod/*-endpoint.json"))
 
 
 def shells() -> list[Path]:
     files = [path for folder in ("deploy", ".ci") for path in (ROOT / folder).rglob("*") if path.is_file()]
     return [path for path in files if path.read_bytes()[:2] == b"#!" and b"sh" in path.read_bytes().split(b"\n")[0]]
+
+
+def dockerfiles() -> list[Path]:
+    found = []
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in NOT_OURS]
+        found += [
+            Path(folder, name) for name in names if re.fullmatch(r"(.+\.)?Dockerfile(\.(?!dockerignore).+)?", name)
+        ]
+    return sorted(found)
 
 
 def passes(*command: str | Path) -> None:
@@ -48,8 +62,9 @@ def test_shell_scripts_are_clean() -> None:
 
 
 def test_dockerfiles_are_clean() -> None:
-    assert len(DOCKERFILES) == 3
-    passes(BIN / "hadolint", "--failure-threshold", "style", *DOCKERFILES)
+    found = dockerfiles()
+    assert {*IMAGES, *ON_VLLM} <= set(found)
+    passes(BIN / "hadolint", "--failure-threshold", "style", *found)
 
 
 def test_json_is_json() -> None:
@@ -61,7 +76,7 @@ def test_the_compose_file_fits_its_schema() -> None:
     passes(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml")
 
 
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
 def test_an_image_is_pinned_has_a_health_check_and_carries_no_weights(path: Path) -> None:
     text = path.read_text()
     (base,) = re.findall(r"^FROM (\S+)$", text, re.M)
@@ -80,13 +95,21 @@ def test_the_api_image_runs_as_a_user_of_its_own() -> None:
     assert re.search(r"^USER \d+$", (ROOT / "containers/api/Dockerfile").read_text(), re.M)
 
 
-def test_runner_images_install_only_under_the_constraints_of_what_is_there() -> None:
-    for name in ("mistral", "llama"):
-        text = (ROOT / "containers" / name / "Dockerfile").read_text()
-        installs = re.findall(r"uv pip install[^\n]*", text)
-        assert len(installs) == 1
-        assert "--constraint /tmp/kept.txt" in installs[0]
-        assert "--check /tmp/kept.txt" in text
+@pytest.mark.parametrize("path", ON_VLLM, ids=lambda path: path.parent.name)
+def test_what_goes_onto_vllms_image_is_installed_only_under_the_constraints_of_what_is_there(path: Path) -> None:
+    text = path.read_text()
+    (install,) = re.findall(r"pip install[^\n]*", text)
+    assert "--constraint /tmp/kept.txt" in install
+    before, after = text.split(install)
+    assert "python3 /opt/kept.py > /tmp/kept.txt" in before
+    assert "python3 /opt/kept.py --check /tmp/kept.txt" in after
+    assert "COPY containers/kept.py /opt/kept.py" in text or path.parent.name == "ray"
+    assert "/opt/kept.py" not in "".join(re.findall(r"\brm .*", text))
+
+
+def test_the_ray_of_the_image_is_the_ray_of_the_cluster() -> None:
+    (ray,) = re.findall(r"^ARG RAY=(\S+)$", (DEPLOY / "ray/Dockerfile").read_text(), re.M)
+    assert f'rayVersion: "{ray}"' in (DEPLOY / "ray/raycluster.yaml").read_text()
 
 
 def test_what_is_installed_is_all_there_and_what_moved_is_named(tmp_path: Path) -> None:
@@ -97,6 +120,34 @@ def test_what_is_installed_is_all_there_and_what_moved_is_named(tmp_path: Path) 
     (tmp_path / "kept").write_text(listed + "torch==0.0.1\n")
     moved = subprocess.run([sys.executable, kept, "--check", tmp_path / "kept"], capture_output=True, text=True)
     assert (moved.returncode, "torch==0.0.1" in moved.stderr) == (1, True)
+
+
+def put_distribution(folder: Path, name: str, version: str) -> str:
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return str(folder)
+
+
+def test_of_two_versions_of_one_name_the_one_that_is_imported_is_kept(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("kept", ROOT / "containers" / "kept.py")
+    assert spec is not None
+    assert spec.loader is not None
+    kept = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kept)
+    first = put_distribution(tmp_path / "first", "Some_Thing", "2.0+cu130")
+    second = put_distribution(tmp_path / "second", "some.thing", "1.0")
+    assert kept.installed([first, second]) == {"some-thing==2.0+cu130"}
+    assert kept.installed([second, first]) == {"some-thing==1.0"}
+
+
+def test_what_lies_elsewhere_on_the_path_is_not_kept(tmp_path: Path) -> None:
+    """As the operating system's packages do."""
+    environ = {**os.environ, "PYTHONPATH": put_distribution(tmp_path, "of-the-system", "1.0")}
+    command = [sys.executable, ROOT / "containers" / "kept.py"]
+    listed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout.split()
+    assert "of-the-system==1.0" not in listed
+    assert len({line.partition("==")[0] for line in listed}) == len(listed) > 1
 
 
 @pytest.mark.parametrize("path", ENDPOINTS, ids=lambda path: path.name)
@@ -136,7 +187,7 @@ def test_the_fake_refuses_fields_and_values_that_runpod_refuses() -> None:
 
 def test_scripts_name_extras_that_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for path in DOCKERFILES:
+    for path in IMAGES:
         for group in re.findall(r'"\.\[([\w,]+)\]"', path.read_text()):
             assert set(group.split(",")) <= set(extras), path
 
