@@ -11,15 +11,18 @@ HOURS_A_MONTH = 730
 def cost_lines(resources: list[Resource], prices_path: Path) -> list[str]:
     prices = json.loads(prices_path.read_text())
     lines, least, most = [], 0.0, 0.0
+    unknown: set[str] = set()
     for resource in resources:
         found = _monthly(resource, prices)
         if found is None:
             if resource.kind.name != "template":
+                unknown.add(resource.kind.name)
                 lines.append(f"  {resource}: its price is not in {prices_path.name}; see RunPod's pricing page")
             continue
         least, most = least + found[0], most + found[1]
         lines.append(f"  {resource}: {_text(*found)}")
-    lines.append(f"  together: {_text(least, most)}")
+    without = "".join(f", without the {name}s" for name in sorted(unknown))
+    lines.append(f"  together{without}: {_text(least, most)}")
     lines.append(f"  (prices of {prices['date']}, {prices['source']}; 730 hours; discounts are not counted)")
     return lines
 

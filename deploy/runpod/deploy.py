@@ -82,6 +82,11 @@ class Deployment:
         body = {"input": {"prefetch": True, "timeout_s": PREFETCH_S}, "policy": {"executionTimeout": PREFETCH_S * 1000}}
         self._runpod.jobs("POST", self.ids[str(resource)], "run", body)
 
+    def is_untouched(self, resource: Resource) -> bool:
+        """Whether the endpoint has had no job yet, as far as RunPod remembers."""
+        jobs: Json = self._runpod.jobs("GET", self.ids[str(resource)], "health")["jobs"]
+        return not any(jobs.values())
+
     def describe(self, resource: Resource) -> str:
         found = self._found.get(str(resource))
         if found is None:
@@ -132,11 +137,18 @@ def apply(deployment: Deployment, resources: list[Resource], args: argparse.Name
     for step in steps:
         deployment.apply(step)
         say(f"{shown(step)}  done")
-    made = [step.resource for step in steps if step.verb == "create" and step.resource.kind.name == "endpoint"]
-    for resource in made:
+    num_done = len(steps) + _fetch_models(deployment, resources)
+    say(f"{num_done} done." if num_done else "Nothing to do.")
+
+
+def _fetch_models(deployment: Deployment, resources: list[Resource]) -> int:
+    """How many were asked for. Every endpoint is looked at: the run that made it may have ended before it asked."""
+    endpoints = [resource for resource in resources if resource.kind.name == "endpoint"]
+    untouched = [resource for resource in endpoints if deployment.is_untouched(resource)]
+    for resource in untouched:
         deployment.prefetch(resource)
         say(f"  fetch  the model of {resource}: asked for")
-    say(f"{len(steps)} done." if steps else "Nothing to do.")
+    return len(untouched)
 
 
 def prefetch(deployment: Deployment, resources: list[Resource], args: argparse.Namespace) -> None:

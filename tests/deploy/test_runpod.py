@@ -59,6 +59,8 @@ def test_a_plan_says_what_it_costs_and_what_is_not_known(deploy: Deploy) -> None
     assert "endpoint batchfile-mistral: $815 a month for what is always on, $8,147 with every worker" in told
     assert "endpoint batchfile-llama-70b: $3,995 a month for what is always on, $11,984 with every worker" in told
     assert "pod batchfile-api: its price is not in prices.json" in told
+    assert "together, without the pods: $4," in told
+    assert "together: $" in deploy("plan", *POOLS).stdout
 
 
 def test_from_nothing_everything_is_made_and_again_nothing_is_done(deploy: Deploy, runpod: FakeRunpod) -> None:
@@ -113,19 +115,32 @@ def test_a_new_version_reaches_the_endpoints_that_copied_their_template(deploy: 
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("path", ["/v2/network-volumes", "/v2/templates", "/v2/serverless"])
+@pytest.mark.parametrize("path", ["/v2/network-volumes", "/v2/templates", "/v2/serverless", "/v2/pods", "/v2/ep3/run"])
 def test_a_run_that_failed_half_way_is_completed_by_the_next(
     deploy: Deploy, runpod: FakeRunpod, path: str, when: str
 ) -> None:
+    """The fake counts what it makes: the endpoint is the third."""
+    only = ["--only", "mistral", "--only", "api"]
     runpod.fail_at = ("POST", path, when)
-    failed = deploy("apply", "--yes", "--only", "mistral")
+    failed = deploy("apply", "--yes", *only)
     assert failed.returncode == 1
     assert "run the same command again" in failed.stdout
     runpod.fail_at = None
-    done = deploy("apply", "--yes", "--only", "mistral")
+    done = deploy("apply", "--yes", *only)
     assert done.returncode == 0, done.stdout
-    assert [len(runpod.things[kind]) for kind in ("network-volumes", "templates", "serverless")] == [1, 1, 1]
+    assert {kind: len(things) for kind, things in runpod.things.items()} == dict.fromkeys(runpod.things, 1)
+    (jobs,) = runpod.jobs.values()
+    assert [job["input"]["prefetch"] for job in jobs] == [True]
     assert runpod.named("serverless", "batchfile-mistral")["networkVolumes"] == list(runpod.things["network-volumes"])
+
+
+def test_a_model_is_asked_for_once_whatever_became_of_the_job(deploy: Deploy, runpod: FakeRunpod) -> None:
+    assert deploy("apply", "--yes", "--only", "mistral").returncode == 0
+    (jobs,) = runpod.jobs.values()
+    for status in ("IN_PROGRESS", "COMPLETED", "FAILED"):
+        jobs[0]["status"] = status
+        assert "Nothing to do." in deploy("apply", "--yes", "--only", "mistral").stdout
+    assert len(jobs) == 1
 
 
 def test_destroy_removes_all_of_it_and_can_keep_the_weights(deploy: Deploy, runpod: FakeRunpod) -> None:
