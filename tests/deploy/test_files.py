@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fake_runpod import KEY, FakeRunpod, Problem
 
 from batchfile.settings import DEFAULT_POOLS
@@ -74,6 +75,14 @@ def test_json_is_json() -> None:
 
 def test_the_compose_file_fits_its_schema() -> None:
     passes(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml")
+
+
+def test_no_service_asks_a_registry_for_our_image_or_reports_to_others() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    ours = {name: one for name, one in services.items() if one["image"] == "batchfile-api"}
+    assert [name for name, one in ours.items() if "build" in one] == ["api"]
+    assert all(one.get("pull_policy") == "never" for name, one in ours.items() if name != "api")
+    assert "-master.telemetry=false" in services["store"]["command"].split()
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
