@@ -4,6 +4,14 @@ from batchfile.errors import InvalidRequest
 from batchfile.words import RoutingTable
 
 
+class NamesNoPool(InvalidRequest):
+    """Nothing says where a request should go, and there is more than one place. `pools`: their names, to be shown."""
+
+    def __init__(self, message: str, pools: str) -> None:
+        super().__init__(message)
+        self.pools = pools
+
+
 def route(table: RoutingTable, *, stage: str | None, hint: str | None, model: str | None) -> str:
     """The pool. First `table.everything`, then the hint, the stage, the model, at last the only pool there is.
 
@@ -22,8 +30,9 @@ def route(table: RoutingTable, *, stage: str | None, hint: str | None, model: st
         return _pool_named(table, model, "model")
     if len(table.pools) == 1:
         return next(iter(table.pools))
-    raise InvalidRequest(
-        f"names no pool: give a stage ({_names(table.stages)}), metadata.model_hint or model ({_names(table.pools)})"
+    pools = _names(table.pools)
+    raise NamesNoPool(
+        f"names no pool: give a stage ({_names(table.stages)}), metadata.model_hint or model ({pools})", pools
     )
 
 

@@ -7,6 +7,7 @@ from batchfile.errors import InvalidRequest
 from batchfile.lines.envelope import Envelope, Unreadable
 from batchfile.lines.findings import short
 from batchfile.records import LineError
+from batchfile.routing import NamesNoPool
 
 NOTED_MAX = 100  # of one file; the rest would only be more of the same
 
@@ -46,6 +47,9 @@ class LineProblems:
 
 def _line_error(row: int, error: InvalidRequest) -> LineError:
     message = str(error)
+    if isinstance(error, NamesNoPool):  # which speaks of other formats' ways to name one
+        message = f"body.model: is missing; name one of {error.pools}"
+        return LineError(code="missing_required_parameter", message=message, line=row, param="body.model")
     if isinstance(error, Unreadable):
         finding = error.findings[0]
         param = finding.where or None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from batchfile.lines.stage import whole_lines
+from batchfile.lines.stage import VECTORS, whole_lines
 
 # What the clients know; an error of another type is our own failure.
 ERROR_TYPES = frozenset(
@@ -76,6 +76,7 @@ class _Line(msgspec.Struct, gc=False):
     model: str | None = None
     usage: _NativeUsage | None = None
     error: _NativeError | None = None
+    kind: str = "chat"
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -136,6 +137,7 @@ _decoder = msgspec.json.Decoder(_Line)
 _encoder = msgspec.json.Encoder()
 _NO_USAGE = _NativeUsage()
 _NO_ERROR = _NativeError("api_error", "")
+_VECTORS = _Errored(_ErrorBody(_NativeError("invalid_request_error", VECTORS)))
 _NO_ID = msgspec.Raw(b'""')  # of a line whose custom_id could not be read; the clients expect a string
 
 
@@ -155,6 +157,8 @@ def anthropic_lines(chunks: Iterable[bytes], batch_id: str) -> Iterator[bytes]:
 
 def _response(line: _Line, message_id: str) -> _Response:
     custom_id = _NO_ID if bytes(line.custom_id) == b"null" else line.custom_id
+    if line.kind == "embedding":
+        return _Response(custom_id, _VECTORS)
     if line.status == "succeeded":
         return _Response(custom_id, _Succeeded(_message(line, message_id)))
     if line.status == "errored":

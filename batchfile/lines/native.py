@@ -70,6 +70,7 @@ class Params(Strict):
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     ignore_eos: bool = False
     output_config: OutputConfig | None = None
+    output_format: JsonSchemaFormat | None = None  # its older place
     thinking: Thinking | None = None
     tools: list[ToolDefinition] | None = None
     tool_choice: ToolChoice | None = None
@@ -86,11 +87,19 @@ class Params(Strict):
     workspace_id: Any = None
 
     # Refused, unless they ask for nothing: see UNSERVED.
+    betas: Any = None
+    compaction: Any = None
+    context_management: Any = None
+    fallbacks: Any = None
     mcp_servers: Any = None
     stream: Any = None
 
 
 UNSERVED: dict[str, Unserved] = {
+    "betas": Unserved((None, []), "beta features are not served; remove it", "Remove it."),
+    "compaction": Unserved((None,), "compaction is not served; remove it", "Remove it."),
+    "context_management": Unserved((None, {}), "context management is not served; remove it", "Remove it."),
+    "fallbacks": Unserved((None, []), "fallbacks are not served; remove it", "Remove it."),
     "mcp_servers": Unserved((None, []), "MCP servers are not served; remove it", "Remove it."),
     "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false", "Set it to false."),
 }
@@ -136,6 +145,7 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
     if temperature is None:
         temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
     output = params.output_config
+    form = params.output_format if output is None or output.format is None else output.format
     return Request(
         custom_id=custom_id,
         messages=join_turns(turns),
@@ -155,6 +165,6 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
             frequency_penalty=params.frequency_penalty,
             repetition_penalty=params.repetition_penalty,
             ignore_eos=params.ignore_eos,
-            json_schema=output.format.schema_ if output is not None and output.format is not None else None,
+            json_schema=None if form is None else form.schema_,
         ),
     )

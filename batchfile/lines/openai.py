@@ -37,7 +37,7 @@ class Turn(Strict):
     content: str | Annotated[list[TextBlock], Field(min_length=1)] | None = None
     name: Any = None
     annotations: Any = None
-    refusal: None = None
+    refusal: str | None = None
     audio: None = None
     function_call: None = None
     reasoning: Any = None
@@ -104,7 +104,7 @@ def is_plain(body: Body) -> bool:
     is_spoken = False
     for turn in body.messages:
         is_spoken |= turn.role not in SYSTEM_ROLES
-        if turn.content is None or turn.tool_calls is not None or turn.role == "tool":
+        if turn.content is None or turn.tool_calls is not None or turn.role == "tool" or turn.refusal is not None:
             return False
     return is_spoken and CHECKED.isdisjoint(body.model_fields_set)
 
@@ -121,8 +121,7 @@ def _tool_problems(body: Body) -> list[Finding]:
 
 
 def _message(turn: Turn) -> Message:
-    content = turn.content
-    text = content if isinstance(content, str) else text_of(content or "")
+    text = text_of(turn.content or turn.refusal or "")
     if turn.tool_calls is None and turn.role != "tool":
         return Message(_ROLES[turn.role], text)
     return Message(_ROLES[turn.role], text, calls_of(turn.tool_calls or []), turn.tool_call_id)

@@ -127,7 +127,7 @@ def _block(path: Path, values: list[Any]) -> Path | None:
 
 
 def _not_text(block: dict[str, Any]) -> tuple[str, str]:
-    return f"blocks of type {shown(block['type'])} are not served, only text is", "Say it in a text block."
+    return f"blocks of type {shown(block['type'])} are not served; say it in text", "Say it in a text block."
 
 
 def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:

@@ -1,5 +1,6 @@
 """Native result lines as OpenAI's output lines. Pure: the same batch gives the same bytes each time."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -14,6 +15,7 @@ CHUNK_BYTES = 256 * 1024
 _FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
 _CODES = {"canceled": "batch_cancelled", "expired": "batch_expired"}
 _INVALID = "invalid_request_error"
+_PLACE = re.compile(r"(?:body\.)?(model|(?<=body\.)[^\s:]+): ")  # which key of the body a message is about
 
 _encoder = msgspec.json.Encoder()
 
@@ -142,5 +144,7 @@ def _error(result: NativeResult) -> tuple[int, dict[str, object]]:
     kind = result.error.type if result.error else "api_error"
     message = result.error.message if result.error else ""
     if kind == _INVALID:
-        return 400, {"error": {"message": message, "type": _INVALID, "param": None, "code": None}}
+        place = _PLACE.match(message)
+        param = place[1] if place else None
+        return 400, {"error": {"message": message, "type": _INVALID, "param": param, "code": None}}
     return 500, {"error": {"message": message, "type": "server_error", "param": None, "code": kind}}

@@ -1,7 +1,7 @@
 """The stage dialect: a batch's status and results in the user's own contract. Pure; exactly these keys, no others.
 
 Its four states, in order: `collected` (not planned yet), `submitted` (visible to runners), `processing` (a runner has
-begun), `ended`. Canceled and expired requests are errored ones with that error type.
+begun), `ended`. Canceled and expired requests are errored ones with that error type, and so is what has no text.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,6 +13,8 @@ import msgspec
 from batchfile.words import Counts
 
 ProcessingStatus = Literal["collected", "submitted", "processing", "ended"]
+
+VECTORS = "the answer is vectors, which have a place in OpenAI's output files only; read them there"
 
 _FAILED = {"canceled", "expired"}
 
@@ -39,10 +41,12 @@ class _Line(msgspec.Struct, gc=False):
     message: msgspec.Raw
     usage: _Usage | None
     error: msgspec.Raw
+    kind: str | msgspec.UnsetType = msgspec.UNSET  # read, never written
 
 
 _decoder = msgspec.json.Decoder(_Line)
 _encoder = msgspec.json.Encoder()
+_VECTORS_ERROR = msgspec.Raw(_encoder.encode({"type": "invalid_request_error", "message": VECTORS}))
 
 
 def timestamp(seconds: float) -> str:
@@ -89,8 +93,17 @@ def _rendered(chunks: Iterable[bytes]) -> Iterator[list[_Line]]:
         for line in lines:
             if line.status in _FAILED:
                 line.status = "errored"
+            if line.kind is not msgspec.UNSET:
+                _settle(line)
         if lines:
             yield lines
+
+
+def _settle(line: _Line) -> None:
+    """A result of another kind than a conversation's: text is taken as it is, vectors have no key here."""
+    if line.kind == "embedding":
+        line.status, line.usage, line.error = "errored", None, _VECTORS_ERROR
+    line.kind = msgspec.UNSET
 
 
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -218,8 +218,10 @@ def call_problems(turns: list[Any], root: str) -> list[Finding]:
             called.update(call.id for call in turn.tool_calls)
             if turn.role != "assistant":
                 findings.append(_misplaced((*place, "tool_calls"), "tool_calls", "the assistant"))
-        elif turn.content is None:
+        elif turn.content is None and not turn.refusal:
             findings.append(Finding((*place, "content"), "is missing", "Add it."))
+        if turn.refusal is not None and turn.role != "assistant":
+            findings.append(_misplaced((*place, "refusal"), "refusal", "the assistant"))
         if turn.role == "tool" and turn.tool_call_id is None:
             findings.append(Finding((*place, "tool_call_id"), "is missing", "Name the call that this answers."))
         elif turn.role == "tool" and turn.tool_call_id not in called:

@@ -121,6 +121,7 @@ def test_a_wrong_file_makes_a_failed_batch_that_names_its_lines(client: Any) -> 
         line("c", model="gpt-none"),
         line("d") | {"method": "GET"},
         {"custom_id": "e", "params": {}},
+        {"custom_id": "f", "method": "POST", "url": CHAT, "body": {"messages": []}},
     )
     failed = until(client, batch.id, "failed")
     found = [(error.code, error.line, error.param) for error in failed.errors.data]
@@ -131,7 +132,9 @@ def test_a_wrong_file_makes_a_failed_batch_that_names_its_lines(client: Any) -> 
         ("model_not_found", 6, "body.model"),
         ("invalid_method", 7, "method"),
         ("invalid_value", 8, None),
+        ("missing_required_parameter", 9, "body.model"),
     ]
+    assert failed.errors.data[-1].message == "body.model: is missing; name one of llama-70b, mistral, vectors"
     assert failed.errors.object == "list"
     assert (failed.output_file_id, failed.error_file_id, failed.in_progress_at) == (None, None, None)
     assert failed.failed_at is not None

@@ -140,10 +140,21 @@ BAD = [
     ),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        'body.messages[0].content[0]: blocks of type "image_url" are not served, only text is',
+        'body.messages[0].content[0]: blocks of type "image_url" are not served; say it in text',
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x", "refusal": "No."}]},
+        "body.messages[0].refusal: refusal belongs in a turn of the assistant",
     ),
     ({"messages": [{"role": "developer", "content": "x"}]}, "body.messages: holds no user turn; add one"),
 ]
+
+
+def test_a_refusal_that_is_sent_back_is_what_the_assistant_said() -> None:
+    asked = {"role": "user", "content": "x"}
+    for turn in ({"refusal": "No."}, {"content": None, "refusal": "No."}, {"content": "No.", "refusal": None}):
+        found = parsed(messages=[asked, {"role": "assistant", **turn}, asked])
+        assert found.messages == (Message("user", "x"), Message("assistant", "No."), Message("user", "x"))
 
 
 @pytest.mark.parametrize(("parts", "message"), BAD, ids=[row[1][:60] for row in BAD])
@@ -205,6 +216,20 @@ def test_an_errored_request_has_an_http_status(kind: str, status: int, error_typ
     assert line["response"]["status_code"] == status
     assert line["response"]["body"] == {"error": {"message": "why", "type": error_type, "param": None, "code": code}}
     assert line["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ("body.messages[0].role: must be x (and 1 more)", "messages[0].role"),
+        ("model: 'x' is no pool, model or alias", "model"),
+        ("line 4: model: 'x' is no pool, model or alias", None),
+        ("url: must be the endpoint", None),
+    ],
+)
+def test_the_place_that_a_message_names_is_the_param(message: str, param: str | None) -> None:
+    line = rendered(Failure(type="invalid_request_error", message=message))
+    assert line["response"]["body"]["error"]["param"] == param
 
 
 @pytest.mark.parametrize(("status", "code"), [("canceled", "batch_cancelled"), ("expired", "batch_expired")])

@@ -159,12 +159,20 @@ def test_an_embedding_is_a_list_of_vectors_as_they_were_asked_for() -> None:
     }
 
 
-def test_the_other_dialects_read_these_results_too() -> None:
-    native = [encode_result("a", VECTORS, "m") + b"\n"]
-    (told,) = (json.loads(one) for one in anthropic_lines(native, "msgbatch_1"))
-    assert (told["result"]["type"], told["result"]["message"]["content"]) == ("succeeded", [])
-    (staged,) = (json.loads(one) for one in stage_lines(native))
-    assert (staged["status"], staged["message"]) == ("succeeded", None)
+def test_the_other_dialects_have_text_and_say_where_vectors_are() -> None:
+    text = Completion(choices=(Choice("t", "end_turn"),), usage=Usage(output_tokens=1), kind="completion")
+    native = [encode_result(custom_id, one, "m") + b"\n" for custom_id, one in (("a", VECTORS), ("b", text))]
+    vectors, told = (json.loads(row)["result"] for row in b"".join(anthropic_lines(native, "msgbatch_1")).splitlines())
+    assert (vectors["type"], vectors["error"]["error"]["type"]) == ("errored", "invalid_request_error")
+    assert "OpenAI's output files" in vectors["error"]["error"]["message"]
+    assert told["message"]["content"][0]["text"] == "t"
+    staged = [json.loads(row) for row in b"".join(stage_lines(native)).splitlines()]
+    assert [(row["status"], row["message"] is None, row["usage"] is None) for row in staged] == [
+        ("errored", True, True),
+        ("succeeded", False, False),
+    ]
+    assert staged[0]["error"] == vectors["error"]["error"]
+    assert {tuple(row) for row in staged} == {("custom_id", "status", "message", "usage", "error")}
 
 
 def test_a_parquet_file_holds_the_vectors_as_json(tmp_path: Path) -> None:

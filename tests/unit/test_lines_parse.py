@@ -98,11 +98,23 @@ def test_keys_of_the_hosted_service_and_keys_that_ask_for_nothing_are_ignored() 
             stream=False,
             tools=[],
             tool_choice={"type": "none"},
+            betas=[],
+            compaction=None,
+            context_management=None,
+            fallbacks=[],
+            output_format=None,
             temperature=None,
             stop_sequences=None,
         )
         == parsed()
     )
+
+
+def test_the_older_place_of_an_output_format_is_read_where_the_newer_one_is_empty() -> None:
+    old, new = ({"type": "json_schema", "schema": {"title": name}} for name in ("old", "new"))
+    assert parsed(output_format=old).sampling.json_schema == {"title": "old"}
+    assert parsed(output_format=old, output_config={"effort": "low"}).sampling.json_schema == {"title": "old"}
+    assert parsed(output_format=old, output_config={"format": new}).sampling.json_schema == {"title": "new"}
 
 
 def test_system_text_leads_and_blocks_are_joined() -> None:
@@ -173,7 +185,7 @@ BAD = [
     ),
     (
         {"messages": turns(("user", [{"type": "image", "source": {"type": "url", "url": "x"}}]))},
-        'params.messages[0].content[0]: blocks of type "image" are not served, only text is',
+        'params.messages[0].content[0]: blocks of type "image" are not served; say it in text',
     ),
     (
         {"messages": turns(("user", [{"type": "text", "txt": "x", "text": "y"}]))},
@@ -181,6 +193,8 @@ BAD = [
     ),
     ({"system": 5}, f"params.system: {STRING_OR_BLOCKS}, got 5"),
     ({"system": [{"type": "text"}]}, "params.system[0].text: is missing"),
+    ({"betas": ["x-2026"]}, "params.betas: beta features are not served; remove it"),
+    ({"fallbacks": [{}]}, "params.fallbacks: fallbacks are not served; remove it"),
     ({"stream": True}, "params.stream: a batch does not stream; remove it or set it to false"),
     (
         {"thinking": {"type": "sometimes"}},

@@ -147,7 +147,7 @@ NATIVE_BAD = [
     ),
     (
         {"messages": turn("user", RESULT | {"content": [{"type": "image", "source": {}}]})},
-        'params.messages[1].content[0].content[0]: blocks of type "image" are not served, only text is',
+        'params.messages[1].content[0].content[0]: blocks of type "image" are not served; say it in text',
     ),
     ({"messages": turn("user", {"text": "x"})}, "params.messages[1].content[0].type: is missing"),
 ]
