@@ -124,7 +124,7 @@ class _FleetCollector(Collector):
             states.add_metric([pool, state], num)
         yield states
         for name in ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s"):
-            text = "Of all live runners, over the last minute."
+            text = "Of all live runners, while each had work in the last minute; 0: none had."
             gauge = GaugeMetricFamily(f"batchfile_runner_{name}", text, labels=["pool"])
             for pool in self._pools:
                 gauge.add_metric([pool], sum(getattr(runner, name) for runner in runners if runner.pool == pool))

@@ -232,9 +232,10 @@ class RunnerTotals:
 class PresenceRecord:
     """One living runner, by its own account: a hint that nothing depends on.
 
-    Rates are of the last minute, latencies of the last 1,000 requests (None: none yet), from the moment a request
-    is given to the engine to its answer. `draining`: it finishes what it holds and ends. `down`: its endpoint
-    takes no work. `shards`: held ones as `batch_id/n`, the first 100. `started_at`: epoch seconds.
+    Rates are of the time with requests in flight in the last minute (0: there was none), latencies of the last 1,000
+    requests (None: none yet), from the moment a request is given to the engine to its answer. `draining`: it finishes
+    what it holds and ends. `down`: its endpoint takes no work. `shards`: held ones as `batch_id/n`, the first 100.
+    `started_at`: epoch seconds.
     """
 
     pool: str

@@ -1,4 +1,4 @@
-"""Rates over the last minute, from a tally that only grows. Pure."""
+"""Rates while there was work in the last minute, from a tally that only grows. Pure."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ WINDOW_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Per second. Requests are those that the engine answered, well or not."""
+    """Per second with requests in flight; 0: there were none. Requests: those that the engine answered, well or not."""
 
     requests: float = 0.0
     input_tokens: float = 0.0
@@ -20,6 +20,7 @@ class Rates:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Point:
     at: float
+    busy_s: float
     requests: int
     input_tokens: int
     output_tokens: int
@@ -35,6 +36,7 @@ class RateMeter:
         points = self._points
         last = _Point(
             at=now,
+            busy_s=tally.busy_s,
             requests=tally.succeeded + tally.failed,
             input_tokens=tally.input_tokens,
             output_tokens=tally.output_tokens,
@@ -43,7 +45,7 @@ class RateMeter:
         while now - points[0].at > WINDOW_S:
             points.popleft()
         first = points[0]
-        span_s = last.at - first.at
+        span_s = last.busy_s - first.busy_s
         if span_s <= 0:
             return Rates()
         return Rates(

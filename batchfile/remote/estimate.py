@@ -13,7 +13,7 @@ from batchfile.remote.sample import Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolTime:
-    """A pool's part of the work. `requests_per_s`: of its runners in the last minute; None: they had nothing to do.
+    """A pool's part of the work. `requests_per_s`: of its runners while they had work in the last minute; None: none.
 
     `output_tokens_each`: what its runners' answers had on average since they began. `waiting`: requests before ours.
     `busy_s`: for ours alone; `until_s`: until ours are done.

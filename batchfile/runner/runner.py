@@ -69,6 +69,7 @@ class Runner:
         self._works: list[ShardWork] = []
         self._window = Window()
         self._in_flight: dict[int, Item] = {}
+        self._busy_until: float | None = None  # up to when `tally.busy_s` counts; None: nothing was in flight
         self._gpu_s_each = 0.0  # seconds of GPUs, shared by those in flight, one share after the other
         self._dropped: list[ShardWork] = []
         self._fills_since: float | None = None
@@ -119,10 +120,13 @@ class Runner:
         self._abort_dropped(engine)
         self._fill(engine)
         if not self._in_flight:
+            self._busy_until = None
             return False
         began_at = self._ledger.clock.monotonic()
         finished_now = engine.step()
         now = self._ledger.clock.monotonic()
+        self.tally.busy_s += now - (began_at if self._busy_until is None else self._busy_until)
+        self._busy_until = now
         self._gpu_s_each += (now - began_at) * engine.info.num_gpus / len(self._in_flight)
         for finished in finished_now:
             item = self._in_flight.get(finished.key)
@@ -367,6 +371,7 @@ class Runner:
         log.error("engine.died", error=str(error), in_flight=len(self._in_flight))
         in_flight = list(self._in_flight.values())
         self._in_flight.clear()
+        self._busy_until = None
         self._seat.bury(engine, error)
         verdicts = crashes.judge(in_flight, was_alone=self._window.is_alone_running)
         for item in verdicts.guilty:

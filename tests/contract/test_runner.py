@@ -119,6 +119,24 @@ def test_the_engine_never_runs_dry_between_shards() -> None:
     assert min(while_fed) >= 16
 
 
+def test_only_time_with_requests_in_flight_counts_as_busy() -> None:
+    ledger = world([f"hello {n}" for n in range(100)])
+    options = RunnerOptions(runner_id="r1", pool="local", is_steward=False)
+    run = Runner(ledger, lambda: EchoEngine(num_slots=8, seconds_per_token=0.1, clock=ledger.clock), options)
+
+    later_at = ledger.clock.monotonic() + 60
+
+    def one_more_after_a_minute() -> bool:
+        if ledger.clock.monotonic() >= later_at and batches.read_batch(ledger, "later") is None:
+            assert run.is_idle
+            planned = plan_input(ledger, "later", input_key(BATCH, "n"), routing=LOCAL)
+            batches.create(ledger, batches.Draft(batch_id="later", routing=LOCAL, defaults=Defaults()), planned)
+        return run.tally.succeeded == 200
+
+    run.run_alone(until=one_more_after_a_minute)
+    assert run.tally.busy_s == pytest.approx(run.tally.num_steps * 0.2, abs=1e-3)  # two tokens each
+
+
 def test_a_stop_finishes_what_is_in_flight_and_gives_back_the_rest() -> None:
     ledger = world([f"hello {n}" for n in range(100)])
     first = runner(ledger, lambda: EchoEngine(num_slots=8, seconds_per_token=0.1, clock=ledger.clock))

@@ -56,8 +56,23 @@ def test_a_draining_runner_ends_with_the_queue_and_any_other_does_not() -> None:
 def test_rates_are_of_the_last_minute() -> None:
     meter, tally = RateMeter(), Tally()
     assert meter.look(tally, 100) == Rates()
-    tally.succeeded, tally.failed, tally.input_tokens, tally.output_tokens = 15, 5, 2_000, 400
+    tally.succeeded, tally.failed, tally.input_tokens, tally.output_tokens, tally.busy_s = 15, 5, 2_000, 400, 10
     assert meter.look(tally, 110) == Rates(requests=2, input_tokens=200, output_tokens=40)
-    tally.succeeded += 60
+    tally.succeeded, tally.busy_s = 75, 70
     assert meter.look(tally, 170).requests == 1
     assert meter.look(tally, 231) == Rates()
+
+
+def test_time_without_work_slows_no_rate() -> None:
+    meter, tally = RateMeter(), Tally()
+    meter.look(tally, 0)
+    tally.succeeded, tally.busy_s = 20, 2
+    assert [meter.look(tally, now).requests for now in (3, 30, 60)] == [10, 10, 10]
+    assert meter.look(tally, 64) == Rates()
+
+
+def test_work_of_which_nothing_finishes_has_no_rate() -> None:
+    meter, tally = RateMeter(), Tally()
+    meter.look(tally, 0)
+    tally.busy_s = 50
+    assert meter.look(tally, 50) == Rates()
