@@ -1,5 +1,6 @@
 """A batch as people and scripts read it: a line, a JSON object, a strip of its shards. Pure."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from batchfile.cli.shown import counted, duration
@@ -7,6 +8,7 @@ from batchfile.local.identity import OUTPUT
 from batchfile.remote.base import BatchView, Share
 
 STRIP_CELLS = 40
+RIGHT = (False, False, False, True, True, False)  # which columns of a list are numbers
 DONE, LEASED, WAITING = "█", "▒", "·"
 
 
@@ -45,12 +47,23 @@ def status_line(batch: BatchView, now: float) -> str:
     )
 
 
-def list_line(batch: BatchView) -> str:
+def list_lines(batches: Sequence[BatchView]) -> list[str]:
+    """A line for each, in columns as wide as what is in them."""
+    rows = [_cells(batch) for batch in batches]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(_aligned, row, widths, RIGHT)).rstrip() for row in rows]
+
+
+def _cells(batch: BatchView) -> tuple[str, ...]:
     created = datetime.fromtimestamp(batch.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     state = batch.state if batch.reason in {None, "completed"} else f"{batch.state}:{batch.reason}"
-    where = batch.metadata.get(OUTPUT, batch.stage or "")
     done = f"{batch.counts.finished:,}/{batch.total:,}"
-    return f"{batch.batch_id:<20} {created}  {state:<16} {done:>17}  {where}".rstrip()
+    where = batch.metadata.get(OUTPUT, batch.stage or "")
+    return batch.batch_id, created, state, done, f"{batch.num_failed:,} failed", where
+
+
+def _aligned(text: str, width: int, is_right: bool) -> str:
+    return text.rjust(width) if is_right else text.ljust(width)
 
 
 def end_line(batch: BatchView) -> str:

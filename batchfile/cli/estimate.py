@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """Say what FILE (- is stdin, or s3://BUCKET/KEY) will take: requests, tokens, time, and what it costs where.
 
-    Nothing runs. Time is by what the pool's runners measured in the last minute, hosted prices are those of the
-    package genai-prices. What is not known is said to be unknown.
+    Nothing runs. Time is by what the pool's runners measured while they had work in the last minute, hosted prices
+    are those of the package genai-prices. What is not known is said to be unknown.
     """
     logs.configure()
     upload = open_upload(file)
@@ -96,7 +96,7 @@ def _lines(made: Estimate) -> Iterator[str]:
     sample = made.sample
     how = f"{made.tokenizer}'s tokenizer" if made.tokenizer else f"characters / {CHARS_PER_TOKEN}"
     over = "over all requests" if sample.is_whole else f"over a sample of {sample.num_looked_at:,} requests"
-    bad = f"; about {sample.num_bad:,.0f} of them can not run" if sample.num_bad else ""
+    bad = f"; about {sample.num_bad:,.0f} of them can not run: `batchfile validate` says why" if sample.num_bad else ""
     yield f"  requests       {sample.num_requests:,}{bad}"
     yield f"  input tokens   about {sample.input_tokens:,.0f} ({how}, {over})"
     likely = made.expected_output_tokens

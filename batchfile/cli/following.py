@@ -37,10 +37,14 @@ class Rate:
 
 
 class Follower:
-    """Follows what `look` finds until all of it has ended."""
+    """Follows what `look` finds until all of it has ended.
 
-    def __init__(self, look: Callable[[], list[BatchView]]) -> None:
+    `on_end` hears of each batch that has ended, once: at once, or after the picture where there is one.
+    """
+
+    def __init__(self, look: Callable[[], list[BatchView]], on_end: Callable[[BatchView], None]) -> None:
         self._look = look
+        self._on_end = on_end
         self._rates: dict[str, Rate] = {}
         self._said: dict[str, tuple[float, str]] = {}  # per batch: when, in which state
 
@@ -55,9 +59,13 @@ class Follower:
                 else:
                     picture("\n".join(self._rows(found)))
                 if all(batch.has_ended for batch in found):
-                    return found
+                    break
                 time.sleep(LOOK_S)
                 found = self._look_patiently()
+        if is_live:
+            for batch in found:
+                self._on_end(batch)
+        return found
 
     def _look_patiently(self) -> list[BatchView]:
         since = time.monotonic()
@@ -100,18 +108,21 @@ class Follower:
             if state == "ended" or (state == batch.state and now - at < PLAIN_S):
                 continue
             self._said[batch.batch_id] = (now, batch.state)
+            if batch.has_ended:
+                self._on_end(batch)
+                continue
             for row in self._rows([batch]):
                 click.echo(row, err=True)
 
 
-def follow_one(remote: Remote, name: str) -> BatchView:
+def follow_one(remote: Remote, name: str, on_end: Callable[[BatchView], None]) -> BatchView:
     """One batch to its end."""
     batch = remote.batch(name)
-    (ended,) = Follower(lambda: [remote.batch(batch.batch_id)]).run()
+    (ended,) = Follower(lambda: [remote.batch(batch.batch_id)], on_end).run()
     return ended
 
 
-def follow_all(remote: Remote) -> list[BatchView]:
+def follow_all(remote: Remote, on_end: Callable[[BatchView], None]) -> list[BatchView]:
     """Every batch that is open now, or is made while one is, until none is open."""
     recent = list(islice(remote.batches(), RECENT_MAX))
     known = {batch.batch_id: batch for batch in recent if not batch.has_ended}
@@ -127,7 +138,7 @@ def follow_all(remote: Remote) -> list[BatchView]:
         known.update({batch.batch_id: batch for batch in made})
         return list(known.values())
 
-    return Follower(look).run() if known else []
+    return Follower(look, on_end).run() if known else []
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from itertools import islice
 
 import click
 
-from batchfile.cli.batch_text import as_json, list_line
+from batchfile.cli.batch_text import as_json, list_lines
 from batchfile.cli.remote import Where, where_options
+
+PAGE = 100  # batches whose columns are as wide
 
 
 @click.command("ls")
@@ -17,9 +19,11 @@ def command(limit: int, is_json: bool, where: Where) -> None:
     """List the batches of a service or a store, newest first."""
     num = 0
     with where.opened() as remote:
-        for batch in islice(remote.batches(), limit):
-            num += 1
-            click.echo(json.dumps(as_json(batch)) if is_json else list_line(batch))
+        found = islice(remote.batches(), limit)
+        while page := list(islice(found, 1 if is_json else PAGE)):
+            num += len(page)
+            for row in [json.dumps(as_json(batch)) for batch in page] if is_json else list_lines(page):
+                click.echo(row)
     if not num and not is_json:
         whose = "of this API key" if where.url else f"of the tenant {where.tenant}; --tenant names another"
         click.echo(f"no batches {whose}", err=True)

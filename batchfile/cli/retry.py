@@ -6,6 +6,7 @@ import click
 
 from batchfile.cli.remote import REMOTE_EXITS, Where, where_options
 from batchfile.cli.saving import check_free
+from batchfile.cli.shown import counted
 from batchfile.cli.submit import finish
 
 
@@ -23,6 +24,6 @@ def command(batch: str, wait: bool, output: str | None, where: Where) -> None:
     with where.opened(batch, writes=True) as remote:
         made = remote.retry(batch)
         click.echo(made.batch_id, err=path == "-")
-        click.echo(f"{made.total:,} requests of {batch} run again", err=True)
+        click.echo(f"it runs {counted(made.total, 'request')} of {batch} again", err=True)
         if wait or path is not None:
             sys.exit(finish(remote, made, path))

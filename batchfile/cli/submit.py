@@ -1,6 +1,8 @@
 """`batchfile submit`: a file becomes a batch of a service, or of a store."""
 
+import json
 import sys
+from itertools import islice
 
 import click
 
@@ -9,6 +11,7 @@ from batchfile.cli.exits import Exit
 from batchfile.cli.following import follow_one
 from batchfile.cli.remote import REMOTE_EXITS, Where, exit_of_batch, where_options
 from batchfile.cli.saving import check_free, save
+from batchfile.cli.shown import counted
 from batchfile.cli.transfer import transfer
 from batchfile.remote.base import BatchView, Remote, Wanted
 from batchfile.remote.upload import Upload, open_upload
@@ -16,6 +19,7 @@ from batchfile.remote.upload import Upload, open_upload
 METADATA_MAX = 16
 NAME_CHARS_MAX = 64
 VALUE_CHARS_MAX = 512
+LOOKS_MAX = 4  # for the first problem, at results as they land
 
 
 @click.command("submit", epilog=REMOTE_EXITS)
@@ -52,6 +56,7 @@ def command(
     with where.opened(writes=True, is_new=True) as remote:
         batch = _submit(remote, upload, wanted)
         click.echo(batch.batch_id, err=path == "-")
+        _say_what_can_not_run(remote, batch)
         _say_who_works(remote, batch)
         if wait or path is not None:
             sys.exit(finish(remote, batch, path))
@@ -60,11 +65,10 @@ def command(
 def finish(remote: Remote, batch: BatchView, path: str | None) -> Exit:
     """Wait for the batch's end, and write its results where a path is given."""
     try:
-        ended = follow_one(remote, batch.batch_id)
+        ended = follow_one(remote, batch.batch_id, lambda one: click.echo(end_line(one), err=True))
     except KeyboardInterrupt:
         click.echo(f"{batch.batch_id} goes on: `batchfile watch {batch.batch_id}` shows it", err=True)
         raise
-    click.echo(end_line(ended), err=True)
     if path is not None and not save(remote, ended, path):
         return Exit.FAILED_REQUESTS
     return exit_of_batch(ended)
@@ -77,6 +81,24 @@ def _submit(remote: Remote, upload: Upload, wanted: Wanted) -> BatchView:
     except KeyboardInterrupt:
         click.echo("interrupted before the batch was confirmed; `batchfile ls` shows whether it is there", err=True)
         raise
+
+
+def _say_what_can_not_run(remote: Remote, batch: BatchView) -> None:
+    """Lines that were rejected as the file was read have their results already."""
+    if not batch.counts.errored:
+        return
+    first = _first_problem(remote, batch)
+    text = f"{batch.counts.errored:,} of {counted(batch.total, 'request')} can not run"
+    click.echo(text if first is None else f"{text}: {first}", err=True)
+
+
+def _first_problem(remote: Remote, batch: BatchView) -> str | None:
+    """None where it is not among the first results."""
+    for lines in islice(remote.live(batch.batch_id), LOOKS_MAX):
+        for result in map(json.loads, lines):
+            if result["status"] == "errored":
+                return str(result["error"]["message"])
+    return None
 
 
 def _say_who_works(remote: Remote, batch: BatchView) -> None:

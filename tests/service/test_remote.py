@@ -70,7 +70,11 @@ def test_a_file_is_submitted_watched_tailed_fetched_and_retried(shell: Shell) ->
     assert rows((shell.folder / "out.jsonl.errors.jsonl").read_bytes()) == [BAD]
     assert b"exists" in shell.run("results", batch_id, "-o", "out.jsonl", code=7).stderr
 
-    again = shell.id_of("retry", batch_id)
+    repeated = shell.run("retry", batch_id)
+    assert f"it runs 1 request of {batch_id} again" in repeated.stderr.decode()
+    again = repeated.stdout.decode().strip()
+    listed = shell.run("ls", "-n", "2").stdout.decode().splitlines()
+    assert [row.split()[5:7] for row in listed] == [["0", "failed"], ["1", "failed"]]
     retried, first = shell.json("ls")[:2]
     assert (retried["batch_id"], first["batch_id"]) == (again, batch_id)
     assert (first["state"], first["succeeded"], first["errored"]) == ("ended", 200, 1)
@@ -103,21 +107,30 @@ def test_waiting_for_a_batch_writes_its_results_and_exits_as_it_went(shell: Shel
     waiting.stdin.close()
     waiting.stdin = None
     shell.work(waiting.stdout.readline().decode().strip())
-    shell.end(waiting)
+    assert shell.end(waiting).stderr.count(b"40 of 40 requests succeeded") == 1
     assert len(rows((shell.folder / "out.jsonl").read_bytes())) == 40
     assert sorted(path.name for path in shell.folder.glob("out*")) == ["out.jsonl"]
 
 
-@over("directory")
+@over("service", "directory")
 def test_a_bad_line_is_an_errored_result_and_refuses_the_file_where_that_is_asked_for(shell: Shell) -> None:
     (shell.folder / "in.jsonl").write_bytes(jsonl(*GOOD[:3]) + b"{rubbish\n" + jsonl(GOOD[0]))
     refused = shell.run("submit", "in.jsonl", "--stage", "email", "--strict", code=4)
     assert b"line 4: is not valid JSON" in refused.stderr
-    batch_id = shell.id_of("submit", "in.jsonl", "--stage", "email")
+    submitted = shell.run("submit", "in.jsonl", "--stage", "email")
+    assert b"2 of 5 requests can not run: line 4: is not valid JSON" in submitted.stderr
+    batch_id = submitted.stdout.decode().strip()
     shell.work(batch_id)
     found = rows(shell.run("results", batch_id, code=3).stdout)
     assert [row["status"] for row in found] == ["succeeded"] * 3 + ["errored"] * 2
     assert "line 5: custom_id: 'r0' was used on line 1" in found[4]["error"]["message"]
+
+
+@over("service", "directory")
+def test_a_file_of_which_no_line_can_run_says_so_as_it_is_submitted(shell: Shell) -> None:
+    submitted = shell.run("submit", "-", "--stage", "email", stdin=b"{rubbish\n{more\n")
+    (said,) = submitted.stderr.decode().splitlines()
+    assert said.startswith("2 of 2 requests can not run: line 1: is not valid JSON")
 
 
 @over("service")

@@ -1,10 +1,13 @@
-"""What an estimate counts, and what it says is unknown. Pure."""
+"""What an estimate counts, and what it says is unknown."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from batchfile.cli.estimate import command
 from batchfile.errors import InvalidFile
 from batchfile.records import PresenceRecord, RunnerTotals
 from batchfile.remote.estimate import Estimate, expected_output_tokens, pool_times
@@ -56,6 +59,13 @@ def test_a_tokenizer_counts_where_it_is_given() -> None:
 def test_a_file_without_a_request_is_refused() -> None:
     with pytest.raises(InvalidFile, match="every line is blank"):
         sampled(b"\n\n")
+
+
+def test_what_can_not_run_is_said_with_the_way_to_learn_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_bytes(rows(2) + b"{rubbish\n")
+    done = CliRunner().invoke(command, ["in.jsonl"])
+    assert "3; about 1 of them can not run: `batchfile validate` says why" in done.output
 
 
 def test_time_is_by_what_the_runners_of_the_pool_measured_and_what_waits_before() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchfile.cli.batch_text import end_line, pool_line, status_line, strip
+from batchfile.cli.batch_text import end_line, list_lines, pool_line, status_line, strip
 from batchfile.cli.following import Follower
 from batchfile.errors import InvalidRequest
 from batchfile.remote.base import BatchView, Share
@@ -52,6 +52,17 @@ def test_lines_say_how_far_a_batch_is_and_how_it_ended() -> None:
     assert end_line(failed).endswith("it ended early (failed: line 3: no)")
 
 
+def test_a_list_has_columns_as_wide_as_what_is_in_them_and_says_what_failed() -> None:
+    dropped = batch(batch_id="batch_" + 32 * "c", state="ended", reason="completed", stage="email")
+    short = batch(total=2_000, counts=Counts(succeeded=990, errored=1_005, expired=5), stage="subject")
+    rows = list_lines([dropped, short])
+    assert rows[0].split()[0] == dropped.batch_id
+    assert rows[0].endswith("ended         5/10      1 failed  email")
+    assert rows[1].endswith("open   2,000/2,000  1,010 failed  subject")
+    assert rows[0].index(" failed") == rows[1].index(" failed")
+    assert list_lines([]) == []
+
+
 def test_only_a_batch_of_which_everything_succeeded_counts_as_such() -> None:
     whole = Counts(succeeded=10)
     assert batch(state="ended", reason="completed", counts=whole).is_all_succeeded
@@ -62,11 +73,22 @@ def test_only_a_batch_of_which_everything_succeeded_counts_as_such() -> None:
 
 def test_a_batch_is_followed_to_its_end_and_a_change_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     looks = iter([batch(), batch(state="ending"), batch(state="ended", reason="completed", ended_at=103.0)])
-    (ended,) = Follower(lambda: [next(looks)]).run()
+    heard: list[BatchView] = []
+    (ended,) = Follower(lambda: [next(looks)], heard.append).run()
     assert ended.has_ended
+    assert heard == [ended]
     said = capsys.readouterr().err.splitlines()
-    assert [row.split()[1] for row in said[:2]] == ["open", "ending"]
-    assert said[2:] == ["batch_a: 4 of 10 requests succeeded in 3.0 s"]
+    assert [row.split()[1] for row in said] == ["open", "ending"]
+
+
+def test_of_several_batches_each_end_is_told_once_and_as_it_comes() -> None:
+    def ended(name: str) -> BatchView:
+        return batch(batch_id=name, state="ended", reason="completed", ended_at=103.0)
+
+    looks = [[ended("a"), batch(batch_id="b")], [ended("a"), ended("b")]]
+    heard: list[tuple[str, int]] = []
+    Follower(lambda: looks.pop(0), lambda one: heard.append((one.batch_id, len(looks)))).run()
+    assert heard == [("a", 1), ("b", 0)]
 
 
 def test_a_batch_that_is_not_there_is_not_waited_for() -> None:
@@ -74,4 +96,4 @@ def test_a_batch_that_is_not_there_is_not_waited_for() -> None:
         raise InvalidRequest("no such batch")
 
     with pytest.raises(InvalidRequest):
-        Follower(look).run()
+        Follower(look, lambda one: None).run()
