@@ -77,7 +77,7 @@ bench-engine *options:
 bench-tail *options:
     {{python}} tests/bench/tail.py {{options}}
 
-# another bench at full size: ingest, results, roundtrip, status or cost of the service
+# another bench at full size: ingest, results, roundtrip, status, inbox or cost of the service
 bench name *options:
     {{python}} tests/bench/{{name}}.py {{options}}
 
