@@ -85,7 +85,15 @@ def seaweedfs(folder: Path, ports: list[int]) -> tuple[list[str], dict[str, str]
     files = folder / "weed"
     files.mkdir()
     options = [f"-{name}={port}" for name, port in zip(places, ports, strict=False)]
-    options += [f"-dir={files}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.port.iceberg=0"]
+    options += [
+        f"-dir={files}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-filer",
+        "-s3",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]
     options += ["-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
     return [program("weed"), "server", *options], KEYS
 
