@@ -259,7 +259,7 @@ def install_node_tools() -> str | None:
     """What builds the adapter and the tests in Node. Without Node only those tests do not run, and they say why."""
     npm = shutil.which("npm")
     if npm is None:
-        return "left out, because npm is not on PATH: the tests of ts/ and of Node clients need Node 18 or newer"
+        return "left out, because npm is not on PATH: the tests of ts/ and of Node clients need Node 20 or newer"
     for folder in NODE_FOLDERS:
         run(
             [npm, "--prefix", folder, "ci", "--no-audit", "--no-fund"],

@@ -90,7 +90,7 @@ def node_walk() -> list[str]:
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         pytest.fail(
-            "the tests of the Node client need Node 18 or newer and npm, and they are not on PATH: install Node"
+            "the tests of the Node client need Node 20 or newer and npm, and they are not on PATH: install Node"
         )
     if not (NODE / "node_modules" / ".bin" / "tsc").exists():
         subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=NODE, check=True)
