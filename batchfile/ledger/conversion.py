@@ -1,12 +1,13 @@
 """A dropped file that is no plain JSONL becomes an input once: unpacked, or its rows written as lines. Streamed."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
 from batchfile import layout
 from batchfile.errors import InvalidFile, StoreError, TooLarge
 from batchfile.ledger.base import Ledger
+from batchfile.lines.chunks import ChunkReader
 from batchfile.lines.formats import CHUNK_BYTES, HEAD_BYTES, detect, open_lines
 from batchfile.records import BatchRecord, InputRef
 from batchfile.store.base import Store
@@ -25,7 +26,7 @@ def readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> st
     kind = detect(pinned.key, head)
     if kind == "jsonl":
         return pinned.key
-    source = _Seekable(store, pinned) if kind == "parquet" else _Sequence(store.stream(pinned.key, match=pinned.etag))
+    source = _Seekable(store, pinned) if kind == "parquet" else ChunkReader(store.stream(pinned.key, match=pinned.etag))
     key = layout.input_key(batch.batch_id, ledger.new_id()[:12])
     size = 0
     with store.writer(key) as writer:
@@ -42,23 +43,6 @@ def readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> st
             raise
         writer.commit()
     return key
-
-
-class _Sequence:
-    """Chunks as a file object for reading, no more."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._left = b""
-
-    def read(self, size: int = -1) -> bytes:
-        self._left = self._left or next(self._chunks, b"")
-        taken = self._left if size < 0 else self._left[:size]
-        self._left = self._left[len(taken) :]
-        return taken
-
-    def close(self) -> None:
-        self._chunks = iter(())
 
 
 class _Seekable(io.BufferedReader):

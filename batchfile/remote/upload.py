@@ -11,6 +11,7 @@ from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from batchfile.errors import InvalidFile
+from batchfile.lines.chunks import ChunkReader
 from batchfile.lines.formats import CHUNK_BYTES, HEAD_BYTES, Format, detect, open_lines
 from batchfile.local.inputs import check_untouched, inspect
 from batchfile.store.open import open_store
@@ -93,7 +94,7 @@ def _of_object(url: str) -> Upload:
     kind = detect(key, b"".join(store.stream(key, 0, min(HEAD_BYTES, entry.size))))
 
     def from_object(on_bytes: OnBytes) -> Iterator[bytes]:
-        stream = _Counted(_Chunks(store.stream(key, match=entry.etag)), on_bytes)
+        stream = _Counted(ChunkReader(store.stream(key, match=entry.etag)), on_bytes)
         if kind != "parquet":
             yield from open_lines(key, kind, cast(BinaryIO, stream))
             return
@@ -117,7 +118,7 @@ def _file_lines(path: str, kind: Format, on_bytes: OnBytes) -> Iterator[bytes]:
 class _Counted:
     """A file object for reading, no more, that tells how much was read. `head` comes first: it was read already."""
 
-    def __init__(self, stream: "BinaryIO | _Chunks", on_bytes: OnBytes, head: bytes = b"") -> None:
+    def __init__(self, stream: "BinaryIO | ChunkReader", on_bytes: OnBytes, head: bytes = b"") -> None:
         self._stream = stream
         self._on_bytes = on_bytes
         self._head = head
@@ -133,20 +134,6 @@ class _Counted:
 
     def close(self) -> None:
         """Whoever opened the stream closes it."""
-
-
-class _Chunks:
-    """Chunks as a file object for reading, no more."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._left = b""
-
-    def read(self, size: int = -1) -> bytes:
-        self._left = self._left or next(self._chunks, b"")
-        taken = self._left if size < 0 else self._left[:size]
-        self._left = self._left[len(taken) :]
-        return taken
 
 
 def _ignore(num_bytes: int) -> None:
