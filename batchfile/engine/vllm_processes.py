@@ -24,11 +24,11 @@ CHILDREN_LOOK_S = 0.2
 def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> Any:
     """Build the LLM so that its processes end neither before this one nor after it.
 
-    Before: the terminal sends a Ctrl-C to the whole process group, and vLLM's processes end on it, with all
-    that is in flight. They inherit the signal mask of the thread that starts them, so one that blocks SIGINT
-    does. The thread that waits for it still hears the signal. The resource tracker is started before, since
-    starting it unblocks SIGINT again (multiprocessing/resource_tracker.py). After: see guard.py; the guard is
-    told of them as they come, since this process may be killed while a model loads.
+    Before: a terminal sends Ctrl-C to the whole process group, systemd and `timeout` do that with SIGTERM, and
+    vLLM's processes end on either, with all that is in flight. They inherit the signal mask of the thread that
+    starts them, so that one blocks both. The thread that waits for it still hears them. The resource tracker is
+    started before, since starting it unblocks them again (multiprocessing/resource_tracker.py). After: see
+    guard.py; the guard is told of them as they come, since this process may be killed while a model loads.
     """
     resource_tracker.ensure_running()
     others = set(multiprocessing.active_children())
@@ -36,7 +36,7 @@ def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> An
     failed: list[BaseException] = []
 
     def work() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             built.append(build())
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits

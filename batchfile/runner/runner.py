@@ -191,8 +191,8 @@ class Runner:
 
     @property
     def is_building(self) -> bool:
-        """There is no engine now: the first one loads, or one died."""
-        return self._seat.is_empty
+        """There is no engine now: the first one loads, or one died and the next one does."""
+        return self._seat.is_empty and not self._stop.is_set()
 
     @property
     def is_stopping(self) -> bool:
@@ -367,12 +367,17 @@ class Runner:
         self._feeder.use(engine.prepare, engine.info.num_slots, engine.info.max_in_flight)
 
     def _replace(self, engine: Engine, error: EngineDead) -> Engine:
-        """Bury a dead engine, build the next, and put its requests where `crashes.judge` says."""
+        """Bury a dead engine, build the next, and put its requests where `crashes.judge` says.
+
+        One that dies while the runner stops may have met what stops the runner: it blames none and has no successor.
+        """
         log.error("engine.died", error=str(error), in_flight=len(self._in_flight))
         in_flight = list(self._in_flight.values())
         self._in_flight.clear()
         self._busy_until = None
         self._seat.bury(engine, error)
+        if self._stop.is_set():
+            return engine
         verdicts = crashes.judge(in_flight, was_alone=self._window.is_alone_running)
         for item in verdicts.guilty:
             self._in_flight[item.key] = item

@@ -68,7 +68,9 @@ class Seat:
         self._num_builds = 0
 
     def count_steps(self, engine: Engine) -> None:
-        """Of an engine that does no more."""
+        """Of an engine that does no more; a second time does nothing."""
+        if self._live is None:
+            return
         self._live = None
         stats = engine.stats()
         self._tally.num_steps += stats.num_steps

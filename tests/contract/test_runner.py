@@ -159,6 +159,37 @@ def test_a_stop_finishes_what_is_in_flight_and_gives_back_the_rest() -> None:
     assert len(results(ledger)) == 100
 
 
+def test_an_engine_that_dies_while_the_runner_stops_is_not_built_again_and_blames_nobody() -> None:
+    """As when one signal reaches them all: systemd ends a whole control group, `timeout` a whole process group."""
+    ledger = world([f"hello {n}" for n in range(100)])
+    built: list[EchoEngine] = []
+
+    class Mortal(EchoEngine):
+        def step(self) -> list[Finished]:
+            if first.is_stopping:
+                raise EngineDead("The engine's process has ended.")
+            return super().step()
+
+    def build() -> EchoEngine:
+        built.append(Mortal(num_slots=8, seconds_per_token=0.1, clock=ledger.clock))
+        return built[-1]
+
+    first = runner(ledger, build)
+
+    def stop_soon() -> bool:
+        if first.tally.succeeded >= 20:
+            first.stop()
+        return False
+
+    first.run_alone(until=stop_soon)
+    assert (len(built), first.num_in_flight, first.is_building) == (1, 0, False)
+    assert first.tally.num_steps == built[0].stats().num_steps
+    second = runner(ledger, lambda: EchoEngine(num_slots=8), "r2")
+    second.run_alone()
+    assert (first.tally.succeeded + second.tally.succeeded, second.tally.failed) == (100, 0)
+    assert [row["status"] for row in results(ledger)] == ["succeeded"] * 100
+
+
 def test_requests_of_one_prefix_start_side_by_side_and_the_longest_first() -> None:
     started: list[str] = []
 

@@ -220,13 +220,15 @@ from batchfile.words import Message, Request, Sampling
 
 if __name__ == "__main__":
     heard = []
-    signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: heard.append(number))
     engine = VllmEngine(VllmOptions(model=sys.argv[1], max_model_len=512))
     for key in range(8):
         one = Request(custom_id="r", messages=(Message("user", "Hi"),), sampling=Sampling(max_tokens=30))
         engine.add(key, engine.prepare(one))
     engine.step()
     os.killpg(0, signal.SIGINT)
+    os.killpg(0, signal.SIGTERM)
     done = 0
     while done < 8:
         done += len(engine.step())
@@ -242,7 +244,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_ctrl_c_stops_no_request_and_a_killed_process_leaves_no_engine_behind(
+def test_a_signal_to_all_stops_no_request_and_a_killed_process_leaves_no_engine_behind(
     model_dir: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "program.py"  # a file, since vLLM's processes import the main module again
@@ -259,7 +261,7 @@ def test_a_ctrl_c_stops_no_request_and_a_killed_process_leaves_no_engine_behind(
     # Nothing of vLLM's is on stdout, which may carry results.
     [line] = done.stdout.splitlines()
     word, num_heard, num_done, *pids = line.split()
-    assert (word, num_heard, num_done) == ("RESULT", "1", "8")
+    assert (word, num_heard, num_done) == ("RESULT", "2", "8")
     deadline = time.monotonic() + 60
     while any(is_running(int(pid)) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
