@@ -1,0 +1,242 @@
+"""The loop: keep the engine full, step it, hand over what finished, and find the request that kills it.
+
+One thread turns it, and nothing here waits for the store: the feeder fills the window before, the keeper commits what
+is settled behind.
+"""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from batchfile.clock import Clock
+from batchfile.engine.base import Engine, EngineInfo, Finished, Prepared
+from batchfile.errors import InvalidRequest
+from batchfile.ledger import lease
+from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import encode_result
+from batchfile.runner import crashes, fitting
+from batchfile.runner.fitting import Fitting
+from batchfile.runner.tally import Tally
+from batchfile.runner.window import Window
+from batchfile.runner.work import Item, ShardWork
+from batchfile.words import Completion, Failure, Outcome, Request, Usage
+
+log = structlog.get_logger()
+
+FILL_WAIT_S_MAX = 0.25  # how long an empty engine waits for its slots to fill
+
+_ENGINE_CRASH = Failure(
+    type="engine_crash",
+    message="This request ended the engine each time it ran, the last time alone; it was not tried again.",
+)
+
+
+class Loop:
+    """Shares the window and its condition `changed` with the feeder, `dropped` (shards that were lost) with the keeper.
+
+    `lease_ttl_s` in seconds. `is_full`: nothing more comes into the window for now. `on_settled`: a shard has
+    something for the keeper. `on_served`: an engine has answered.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        lease_ttl_s: float,
+        window: Window,
+        changed: threading.Condition,
+        dropped: list[ShardWork],
+        tally: Tally,
+        *,
+        is_full: Callable[[], bool],
+        on_settled: Callable[[], None],
+        on_served: Callable[[], None],
+    ) -> None:
+        self.in_flight: dict[int, Item] = {}
+        self.info: EngineInfo | None = None  # of the first engine that was built, then of each next one
+        self.is_stopped = False  # nothing more is started
+        self._clock = clock
+        self._lease_ttl_s = lease_ttl_s
+        self._window = window
+        self._changed = changed
+        self._dropped = dropped
+        self._tally = tally
+        self._is_full = is_full
+        self._on_settled = on_settled
+        self._on_served = on_served
+        self._prepare: Callable[[Request], Prepared]
+        self._busy_until: float | None = None  # up to when `tally.busy_s` counts; None: nothing was in flight
+        self._gpu_s_each = 0.0  # seconds of GPUs, shared by those in flight, one share after the other
+        self._fills_since: float | None = None
+        self._is_held_back = False
+
+    def use(self, engine: Engine) -> None:
+        """From now on this one."""
+        self.info, self._prepare = engine.info, engine.prepare
+
+    def turn(self, engine: Engine) -> bool:
+        """Once around. False: idle. Raises: EngineDead, after which `bereave` is due."""
+        self._abort_dropped(engine)
+        self._fill(engine)
+        if not self.in_flight:
+            self._busy_until = None
+            return False
+        began_at = self._clock.monotonic()
+        finished_now = engine.step()
+        now = self._clock.monotonic()
+        self._tally.busy_s += now - (began_at if self._busy_until is None else self._busy_until)
+        self._busy_until = now
+        self._gpu_s_each += (now - began_at) * engine.info.num_gpus / len(self.in_flight)
+        for finished in finished_now:
+            item = self.in_flight.get(finished.key)
+            if item is not None and isinstance(finished.outcome, Completion):
+                self._tally.request_s.add(now - item.added_at)
+            self._settle(finished)
+        return True
+
+    def bereave(self, *, has_successor: bool) -> None:
+        """The engine died: each request goes where `crashes.judge` says, or nowhere if no other engine follows."""
+        in_flight = list(self.in_flight.values())
+        self.in_flight.clear()
+        self._busy_until = None
+        if not has_successor:
+            return
+        verdicts = crashes.judge(in_flight, was_alone=self._window.is_alone_running)
+        for item in verdicts.guilty:
+            self.in_flight[item.key] = item
+            self._settle(Finished(item.key, _ENGINE_CRASH))
+        with self._changed:
+            self._window.push(verdicts.again)
+            for group in reversed(verdicts.alone):
+                self._window.push_alone(group, is_next=True)
+
+    def wait(self, timeout_s: float) -> None:
+        """After an idle turn, until there may be something to do; at most `timeout_s`."""
+        with self._changed:
+            if not len(self._window) or self._fills_since is not None or self._is_held_back:
+                self._changed.wait(timeout_s)
+
+    def _abort_dropped(self, engine: Engine) -> None:
+        if not self._dropped:
+            return
+        lost = [self._dropped.pop() for _ in range(len(self._dropped))]
+        keys = [key for key, item in self.in_flight.items() if item.shard in lost]
+        engine.abort(keys)
+        for key in keys:
+            del self.in_flight[key]
+        with self._changed:
+            self._window.drop(lambda item: item.shard.is_dropped)
+
+    def _fill(self, engine: Engine) -> None:
+        room = engine.info.max_in_flight - len(self.in_flight)
+        if room <= 0 or self.is_stopped or not len(self._window) or self._waits_to_fill(engine.info.num_slots):
+            return
+        with self._changed:
+            items = self._window.pop(room, len(self.in_flight))
+        now = self._clock.monotonic()
+        held_back: list[Item] = []
+        if self._window.is_alone_running and not all(self._may_dispatch(item.shard, now) for item in items):
+            with self._changed:
+                self._window.push_alone(items, is_next=True)
+            self._is_held_back = True
+            return
+        for item in items:
+            if item.shard.is_dropped:
+                continue
+            if self._may_dispatch(item.shard, now):
+                self.in_flight[item.key] = item
+            else:
+                held_back.append(item)
+        self._is_held_back = bool(held_back)
+        if held_back:
+            with self._changed:
+                self._window.push(held_back)
+        # All of them count as in flight before the first is added: an engine that dies of one loses none.
+        for item in items:
+            if item.key in self.in_flight:
+                self._add(engine, item, now)
+
+    def _add(self, engine: Engine, item: Item, now: float) -> None:
+        item.shard.has_dispatched = True
+        item.added_at = now
+        item.gpu_s_before = self._gpu_s_each
+        if self._tally.first_dispatch_at is None:
+            self._tally.first_dispatch_at = now
+            log.info("engine.fed", after_ms=round((now - (self._tally.engine_ready_at or now)) * 1000, 1))
+        try:
+            engine.add(item.key, item.prepared)
+        except InvalidRequest as error:
+            self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
+
+    def _may_dispatch(self, work: ShardWork, now: float) -> bool:
+        """Not while the lease may be lost, and not before the record says so where it must."""
+        if lease.must_announce(work.held.record):
+            work.wants_to_announce = True
+            self._on_settled()
+            return False
+        return work.held.may_dispatch(now, self._lease_ttl_s)
+
+    def _waits_to_fill(self, num_slots: int) -> bool:
+        """An empty engine starts with full slots: a first step of a few long prompts would hold up all others."""
+        if self.in_flight or self._window.has_ended or len(self._window) >= num_slots or self._is_full():
+            self._fills_since = None
+            return False
+        now = self._clock.monotonic()
+        self._fills_since = now if self._fills_since is None else self._fills_since
+        return now - self._fills_since < FILL_WAIT_S_MAX
+
+    def _settle(self, finished: Finished) -> None:
+        item = self.in_flight.pop(finished.key, None)
+        if item is None or item.shard.is_dropped:
+            return
+        outcome: Outcome | None = finished.outcome
+        if item.request is not None and item.shard.fitting is not None:
+            outcome = self._judge(item, item.shard.fitting, item.request, finished.outcome)
+        if outcome is None:
+            return
+        result = encode_result(item.custom_id, outcome, self.info.model if self.info else "")
+        self._count(outcome)
+        usage = outcome.usage if isinstance(outcome, Completion) else Usage()
+        status = "succeeded" if isinstance(outcome, Completion) else outcome.status
+        if item.shard.settle(FinishedLine(item.line, status, result, usage, self._gpu_s_each - item.gpu_s_before)):
+            self._on_settled()
+
+    def _judge(self, item: Item, checks: Fitting, request: Request, outcome: Outcome) -> Outcome | None:
+        """What is final; None where it goes again, because it does not fit or the engine refuses the guide."""
+        if isinstance(outcome, Failure):
+            if outcome.type != "invalid_request_error" or not checks.is_guided(request):
+                return outcome
+            self._again(item, fitting.unguided(request))
+            return None
+        if checks.fits(request, outcome):
+            return outcome
+        self._count_tokens(outcome.usage)
+        if item.attempt == fitting.ATTEMPTS_MAX:
+            return fitting.MISFIT
+        item.attempt += 1
+        self._again(item, fitting.next_try(request))
+        return None
+
+    def _again(self, item: Item, request: Request) -> None:
+        """Back into the window, among the others; one that ran alone runs alone again."""
+        if item.request is not request:
+            item.request, item.prepared = request, self._prepare(request)
+        with self._changed:
+            if self._window.is_alone_running:
+                self._window.push_alone([item], is_next=True)
+            else:
+                self._window.push([item])
+
+    def _count(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Failure):
+            self._tally.failed += 1
+            return
+        self._on_served()
+        self._tally.succeeded += 1
+        self._count_tokens(outcome.usage)
+
+    def _count_tokens(self, usage: Usage) -> None:
+        """What was spent, also on answers that did not fit. A result's usage is that of its last attempt."""
+        self._tally.input_tokens += usage.input_tokens
+        self._tally.output_tokens += usage.output_tokens
+        self._tally.cached_tokens += usage.cached_tokens
