@@ -1,16 +1,11 @@
 """Request bodies that were packed, unpacked piece by piece as they arrive. Knows no HTTP but the names of encodings."""
 
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from batchfile.errors import InvalidFile
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from batchfile.lines.formats import zstd
 
 PIECE_BYTES = 1024 * 1024  # at most so much comes out at once, whatever goes in
 ZSTD_WINDOW_LOG_MAX = 23  # 8 MiB, as RFC 8878 advises to receivers; `zstd -1` to `-19` need no more

@@ -11,6 +11,13 @@ from typing import Any, BinaryIO, Literal
 
 from batchfile.errors import InvalidFile
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = ["CHUNK_BYTES", "HEAD_BYTES", "Format", "detect", "file_chunks", "open_lines", "zstd"]
+
 Format = Literal["jsonl", "gzip", "zstd", "parquet"]
 
 CHUNK_BYTES = 1024 * 1024
@@ -86,7 +93,7 @@ def _decompressed(kind: Format, source: BinaryIO) -> Any:
 
         return gzip.GzipFile(fileobj=_readable(source))
     if kind == "zstd":
-        return _zstd().ZstdFile(_readable(source), "rb")
+        return zstd.ZstdFile(_readable(source), "rb")
     return source
 
 
@@ -108,17 +115,7 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
-def _zstd() -> Any:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-
-        return zstd
-    from backports import zstd
-
-    return zstd
-
-
 def _damage() -> tuple[type[Exception], ...]:
     import gzip
 
-    return (gzip.BadGzipFile, zlib.error, _zstd().ZstdError)
+    return (gzip.BadGzipFile, zlib.error, zstd.ZstdError)

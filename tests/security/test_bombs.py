@@ -8,10 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from backports import zstd
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.formats import CHUNK_BYTES, detect, open_lines
+from batchfile.lines.formats import CHUNK_BYTES, detect, open_lines, zstd
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.parquet import parquet_lines
 

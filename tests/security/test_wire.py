@@ -5,7 +5,8 @@ import json
 from typing import Any
 
 import pytest
-from backports import zstd
+
+from batchfile.lines.formats import zstd
 
 POST = b"POST /v1/messages/batches?stage=email HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n"
 HOST = b"Host: x\r\n"

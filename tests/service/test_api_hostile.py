@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from backports import zstd
 
 from api.app import create_app
 from batchfile.ledger.base import Ledger
+from batchfile.lines.formats import zstd
 from batchfile.settings import Settings
 from batchfile.store.memory import MemoryStore
 

@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from backports import zstd
+
+from batchfile.lines.formats import zstd
 
 LINES = "application/x-ndjson"
 BATCHES = "/v1/messages/batches"

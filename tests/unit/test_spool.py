@@ -13,8 +13,8 @@ import pytest
 
 from api.errors import Refusal
 from api.spool import SpoolLimits, spool
-from api.unpack import zstd
 from batchfile.errors import InvalidFile, TooLarge
+from batchfile.lines.formats import zstd
 
 LIMITS = SpoolLimits(bytes_max=10_000_000, wait_s=60.0)
 TEXT = b'{"custom_id": "a", "params": {}}\n' * 50_000
