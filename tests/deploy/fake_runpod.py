@@ -16,7 +16,6 @@ from typing import Any
 KEY = "rpa_test"
 CONTAINER = {"image": str, "args": str, "disk": int, "env": dict, "ports": list, "registry": (str, type(None))}
 GPU = {"pools": list, "excludedTypes": list, "count": int, "allowedCudaVersions": list, "minCudaVersion": str}
-POD_GPU = {"id": str, "count": int, "allowedCudaVersions": list, "minCudaVersion": str}
 CPU = {"id": str, "vcpuCount": int}
 WORKERS = {"min": int, "max": int, "idleTimeout": int}
 STARTS = {"startSsh": bool, "startJupyter": bool}

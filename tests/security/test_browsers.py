@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 
-ASK = {"stage": "email", "requests": []}
-
 
 @pytest.mark.parametrize(
     "host",
