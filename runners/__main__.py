@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         log.error("process.failed", error=str(error))
         return FAILED
     except ModuleNotFoundError as error:
-        log.error("process.refused", error=f"{error.name} is not installed here: pip install 'batchfile[fleet]'")
+        log.error("process.refused", error=f"{error.name} is not installed here: pip install '.[fleet]' in a checkout")
         return REFUSED
     except Exception:
         log.exception("process.crashed")

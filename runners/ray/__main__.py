@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> int:
         log.error("order.failed", error=str(error))
         return FAILED
     except ModuleNotFoundError as error:
-        log.error("order.refused", error=f"{error.name} is not installed here: pip install 'batchfile[fleet,ray]'")
+        log.error(
+            "order.refused", error=f"{error.name} is not installed here: pip install '.[fleet,ray]' in a checkout"
+        )
         return REFUSED
 
 
