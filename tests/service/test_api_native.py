@@ -202,6 +202,18 @@ def test_a_tenant_has_a_limit_of_open_batches(start_api: Any, make_request: Any)
     assert api.http.post("/v1/messages/batches", json=document).status_code == 200
 
 
+def test_a_repeated_retry_finds_its_batch_where_there_is_no_room(start_api: Any, make_request: Any) -> None:
+    api = start_api(BATCHFILE_API__OPEN_BATCHES_MAX="1")
+    failed = api.submit("email", [make_request("a") | {"params": {}}])
+    api.work(failed)
+    path, key = f"/api/batches/{failed}/retry", {"idempotency-key": "k"}
+    made = api.http.post(path, headers=key)
+    assert made.status_code == 200
+    assert api.http.post(path, headers=key).json()["id"] == made.json()["id"]
+    for more in ({}, {"idempotency-key": "new"}):
+        assert api.http.post(path, headers=more).status_code == 429
+
+
 def test_without_keys_it_stays_on_this_machine(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "api", "--host", "0.0.0.0", "--port", "0"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
