@@ -12,7 +12,7 @@ from typing import Self
 import structlog
 
 from batchfile import bits, layout
-from batchfile.errors import BatchDamaged, ObjectChanged, ObjectMissing
+from batchfile.errors import BatchDamaged, LeaseLost, ObjectChanged, ObjectMissing
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.lines import custom_id_of
@@ -55,7 +55,7 @@ def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat
     """Write the results file and the errors file (the input lines that did not succeed).
 
     Calls `beat` between ranges so that the caller can renew its lease. Raises: BatchDamaged where a shard is
-    neither done nor closed, or a line would be written twice or never.
+    neither done nor closed, or a line would be written twice or never; LeaseLost where the work is not ours any more.
     """
     counts = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
     usage, gpu_s = Usage(), 0.0
@@ -125,13 +125,19 @@ def _fill(
 
 
 def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> list[PartLine]:
-    """The part's lines; none where it can not be read or is not what its record says: those become errors."""
+    """The part's lines; none where it can not be read or is not what its record says: those become errors.
+
+    Raises: LeaseLost where another has ended the batch meanwhile, and removed its parts.
+    """
     for attempt in range(PART_READS_MAX):
         if attempt:
             ledger.clock.sleep(2.0**attempt)
         found = ledger.store.get(part.key)
         if found is not None and hashlib.sha256(found.data).hexdigest() == part.sha256:
             return decode_part(found.data)
+    now = load(ledger, layout.batch_key(batch.batch_id), BatchRecord)
+    if now is None or now.record.state not in {"open", "ending"}:
+        raise LeaseLost("someone else has ended the batch")
     log.error("part.lost", batch_id=batch.batch_id, key=part.key, found=found is not None)
     return []
 

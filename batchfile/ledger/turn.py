@@ -18,6 +18,7 @@ class Turn:
         self._ledger = ledger
         self._key = key
         self._stored = stored
+        self._seq = stored.record.seq  # of the last write that was tried: two with one number could not be told apart
         self._beaten_at = ledger.clock.monotonic()
 
     @classmethod
@@ -38,9 +39,8 @@ class Turn:
         now = self._ledger.clock.monotonic()
         if now - self._beaten_at < self._ledger.limits.checkpoint_s:
             return
-        record = self._stored.record
         try:
-            written = swap(self._ledger, self._key, replace(record, seq=record.seq + 1), self._stored.etag)
+            written = swap(self._ledger, self._key, self._next(), self._stored.etag)
         except StoreUnavailable:
             return  # the next beat tries again; a lapsed lease costs the work again, never a result
         if isinstance(written, Lost):
@@ -49,11 +49,14 @@ class Turn:
 
     def finish(self) -> None:
         """It is done, and nobody's turn again. Raises: StoreUnavailable."""
-        record = self._stored.record
-        swap(self._ledger, self._key, replace(record, state="done", seq=record.seq + 1), self._stored.etag)
+        swap(self._ledger, self._key, replace(self._next(), state="done"), self._stored.etag)
 
     def give_back(self) -> None:
         """Let the next try begin at once. Best effort: otherwise it waits for the lease to lapse."""
-        record = self._stored.record
+        record = self._next()
         with suppress(StoreUnavailable):
-            swap(self._ledger, self._key, lease.released(record, seq=record.seq + 1), self._stored.etag)
+            swap(self._ledger, self._key, lease.released(record, seq=record.seq), self._stored.etag)
+
+    def _next(self) -> ShardRecord:
+        self._seq += 1
+        return replace(self._stored.record, seq=self._seq)

@@ -24,7 +24,7 @@ RETRY_S = 2.0  # between two looks at a batch that could not end yet
 
 
 class Finisher:
-    """`ended` holds the batches that ended while this process looked; `damaged` what is to be reported."""
+    """Of the batch `only`: `ended` is its record once it has ended, `damaged` says why it never will."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Finisher:
         only: str | None = None,
         inbox: Inbox | None = None,
     ) -> None:
-        self.ended: dict[str, BatchRecord] = {}
-        self.damaged: dict[str, str] = {}
+        self.ended: BatchRecord | None = None
+        self.damaged: str | None = None
         self._ledger = ledger
         self._claims = claims
         self._keeper = keeper
@@ -54,6 +54,7 @@ class Finisher:
         candidates = self._claims.exhausted(self._keeper.is_working)
         if self._only is not None and self._claims.view_of(self._only) is None:
             candidates.append(self._only)  # someone ends it, or ended it, or it is gone
+        self._looked_at = {batch_id: at for batch_id, at in self._looked_at.items() if now - at < RETRY_S}
         for batch_id in candidates:
             if now - self._looked_at.get(batch_id, float("-inf")) >= RETRY_S:
                 self._looked_at[batch_id] = now
@@ -78,13 +79,14 @@ class Finisher:
             return
         except BatchDamaged as error:
             log.error("batch.damaged", batch_id=batch_id, error=str(error))
-            self.damaged[batch_id] = str(error)
+            if batch_id == self._only:
+                self.damaged = str(error)
             return
-        if ended is None and batches.read_batch(self._ledger, batch_id) is None:
-            self.damaged[batch_id] = f"the batch {batch_id} was deleted while it ran"
+        if batch_id == self._only and ended is None and batches.read_batch(self._ledger, batch_id) is None:
+            self.damaged = f"the batch {batch_id} was deleted while it ran"
         if ended is not None and ended.state == "ended":
-            self.ended[batch_id] = ended
+            if batch_id == self._only:
+                self.ended = ended
             self._claims.drop(batch_id)
-            self._looked_at.pop(batch_id, None)
             with suppress(StoreUnavailable):  # retention removes what stays
                 batches.sweep_parts(self._ledger, ended)

@@ -107,7 +107,7 @@ class Runner:
             self._engine.close()
         if self._failure is not None:
             raise self._failure
-        return self._finisher.ended.get(self._options.only or "")
+        return self._finisher.ended
 
     def _work(self) -> None:
         """The loop itself."""
@@ -141,7 +141,7 @@ class Runner:
             self._seat.count_steps(self._engine)
         finally:
             self._engine.close()
-        return self._finisher.ended.get(self._options.only or "")
+        return self._finisher.ended
 
     def stop(self) -> None:
         """Start nothing more, finish what is in flight, checkpoint, release. From any thread or a signal handler."""
@@ -203,7 +203,7 @@ class Runner:
     def _is_over(self) -> bool:
         if self._failure is not None or self._stop_now.is_set():
             return True
-        if self._options.only is not None and self._options.only in self._finisher.ended:
+        if self._finisher.ended is not None:
             return True
         return self._stop.is_set() and (not self._loop.in_flight or self._is_grace_over())
 
@@ -222,8 +222,8 @@ class Runner:
         One that dies while the runner stops may have met what stops the runner: it blames none and has no successor.
         """
         log.error("engine.died", error=str(error), in_flight=self.num_in_flight)
-        is_last = self._stop.is_set()
         self._seat.bury(engine, error)
+        is_last = self._stop.is_set()
         self._loop.bereave(has_successor=not is_last)
         if is_last:
             return engine
@@ -293,6 +293,5 @@ class Runner:
     def _finish_forever(self) -> None:
         while not self._threads_over.wait(FINISHER_WAIT_S):
             self._finisher.tick()
-            damage = self._finisher.damaged.get(self._options.only or "")
-            if damage is not None:
-                raise BatchDamaged(damage)
+            if self._finisher.damaged is not None:
+                raise BatchDamaged(self._finisher.damaged)

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import structlog
@@ -21,6 +22,7 @@ from batchfile.ledger.planner import plan_input
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
+from batchfile.ledger.turn import Turn
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord, ShardRecord
@@ -291,6 +293,59 @@ def test_who_comes_late_to_the_end_of_a_batch_does_not_look_for_its_parts(monkey
         late = batches.finish(world.ledger, BATCH, runner="r1")
     assert late is None
     assert world.batch.state == "ended"
+    assert not [event for event in events if event["event"] == "part.lost"]
+
+
+def test_a_turn_ends_although_the_answer_to_its_last_beat_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.create([line(0)])
+    key = assembly_key(BATCH)
+    turn = Turn.take(world.ledger, key, "_assembly", "r1")
+    assert turn is not None
+    put = world.store.put
+
+    def put_and_fall_silent(*args: Any, **options: Any) -> str:
+        put(*args, **options)
+        monkeypatch.setattr(world.store, "get", lose)
+        raise StoreUnavailable("no answer")
+
+    def lose(key: str) -> Object | None:
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(world.store, "put", put_and_fall_silent)
+    world.clock.sleep(world.ledger.limits.checkpoint_s)
+    turn.beat()
+    monkeypatch.undo()
+    turn.finish()
+    found = load(world.ledger, key, ShardRecord)
+    assert found is not None
+    assert found.record.state == "done"
+
+
+def test_who_assembles_what_another_has_ended_and_swept_says_nothing_of_lost_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.create([line(number) for number in range(5)])
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(n, n) for n in range(5)], has_dispatched=True)
+    get = world.store.get
+
+    def sleep_long(key: str) -> Object | None:
+        """Before the first part is read: paused beyond the lease, while another ends the batch and tidies."""
+        if "/parts/" in key:
+            monkeypatch.setattr(world.store, "get", get)
+            world.clock.sleep(world.ledger.limits.lease_ttl_s + 1)
+            assert batches.finish(world.ledger, BATCH, runner="r2") is not None
+            batches.sweep_parts(world.ledger, world.batch)
+        return get(key)
+
+    monkeypatch.setattr(world.store, "get", sleep_long)
+    with structlog.testing.capture_logs() as events:
+        late = batches.finish(world.ledger, BATCH, runner="r1")
+    assert late is None
+    assert world.batch.counts is not None
+    assert world.batch.counts.succeeded == 5
     assert not [event for event in events if event["event"] == "part.lost"]
 
 

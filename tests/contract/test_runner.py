@@ -190,6 +190,26 @@ def test_an_engine_that_dies_while_the_runner_stops_is_not_built_again_and_blame
     assert [row["status"] for row in results(ledger)] == ["succeeded"] * 100
 
 
+def test_a_stop_that_comes_while_a_dead_engine_is_taken_apart_is_heard() -> None:
+    ledger = world(["hello"])
+    built: list[EchoEngine] = []
+
+    class Mortal(EchoEngine):
+        def step(self) -> list[Finished]:
+            raise EngineDead("The engine's process has ended.")
+
+        def close(self) -> None:
+            first.stop()
+
+    def build() -> EchoEngine:
+        built.append(Mortal(num_slots=8, clock=ledger.clock))
+        return built[-1]
+
+    first = runner(ledger, build)
+    first.run_alone()
+    assert len(built) == 1
+
+
 def test_requests_of_one_prefix_start_side_by_side_and_the_longest_first() -> None:
     started: list[str] = []
 
