@@ -15,7 +15,7 @@ from litestar.types import Receive, Scope, Send
 
 from api.dialects import problem, speech_of
 from batchfile import __version__
-from batchfile.errors import BatchfileError, StoreUnavailable
+from batchfile.errors import StoreUnavailable
 from batchfile.lines.stage import timestamp
 
 log = structlog.get_logger()
@@ -37,7 +37,7 @@ def opened(open_store: Callable[[], T], listener: socket.socket) -> T:
         return open_store()
     except StoreUnavailable as error:
         log.warning("store.awaited", error=str(error), again_in_s=WAIT_S)
-    found: list[T | BatchfileError] = []
+    found: list[T | Exception] = []
     config = uvicorn.Config(_answer, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none")
     server = uvicorn.Server(config)
 
@@ -50,14 +50,14 @@ def opened(open_store: Callable[[], T], listener: socket.socket) -> T:
             except StoreUnavailable as error:
                 wait_s = min(2 * wait_s, WAIT_S_MAX)
                 log.warning("store.awaited", error=str(error), again_in_s=wait_s)
-            except BatchfileError as error:
+            except Exception as error:  # noqa: BLE001 whoever waits raises it
                 found.append(error)
         server.should_exit = True
 
     threading.Thread(target=keep_trying, name="awaiting", daemon=True).start()
     server.run(sockets=[listener.dup()])  # which closes its own
     (result,) = found
-    if isinstance(result, BatchfileError):
+    if isinstance(result, Exception):
         raise result
     log.info("store.found")
     return result

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from api import awaiting
+from batchfile.errors import StoreUnavailable
 from tests.contract.conftest import BUCKET, CREDENTIALS, free_port, moto_url, s3_credentials
 from tests.contract.fault_proxy import FaultProxy, fault_proxy
 
@@ -103,6 +105,18 @@ def test_a_store_that_no_waiting_mends_ends_the_start(bucket: FaultProxy, tmp_pa
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 1
     assert "bucket does not exist" in done.stderr
+
+
+@pytest.mark.timeout(30)
+def test_whatever_ends_the_waiting_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(awaiting, "WAIT_S", 0.01)
+    raised = iter([StoreUnavailable("away"), RuntimeError("a mistake of ours")])
+
+    def open_store() -> None:
+        raise next(raised)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(RuntimeError, match="a mistake of ours"):
+        awaiting.opened(open_store, listener)
 
 
 def test_silent_followers_do_not_hold_up_the_end_and_see_that_they_were_cut_off(
