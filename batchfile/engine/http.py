@@ -249,6 +249,8 @@ class HttpEngine:
             return Down(reason=f"its certificate is not trusted: {error}")
         except aiohttp.ClientConnectorError as error:
             return Down(reason=f"no connection: {error}")
+        except aiohttp.ConnectionTimeoutError:  # packets that go nowhere: a machine that is gone, a firewall
+            return Down(reason=f"no connection within {CONNECT_TIMEOUT_S:g} s")
         except TimeoutError:
             return Failed(f"The endpoint did not answer within {self._options.timeout_s:g} s.")
         except aiohttp.ClientError as error:

@@ -38,7 +38,7 @@ def check_batch(asker: Asker, sent: Sent, outcomes: Counter[str], *, is_echo: bo
             and result["message"]["content"][0]["text"] != sent.texts[result["custom_id"]]
         ):
             problems.append(f"batch {sent.number}: {result['custom_id']} has another request's answer")
-        elif outcome != "succeeded" and not sent.is_cancelled:
+        elif outcome != "succeeded" and not (sent.is_cancelled and outcome == "canceled"):
             problems.append(f"batch {sent.number}: {result['custom_id']} is {outcome}: {result['error']}")
     num_ok = sum(result["status"] == "succeeded" for result in results)
     wanted = {"total": len(results), "succeeded": num_ok, "errored": len(results) - num_ok, "pending": 0}

@@ -6,6 +6,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,25 @@ def test_a_refused_connection_is_waited_out() -> None:
             done = engine.step()
     engine.close()
     assert isinstance(done[0].outcome, Completion)
+
+
+def test_an_endpoint_that_answers_no_connection_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a machine is gone or a firewall drops what comes: nothing refuses, and nothing answers."""
+    monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.2)
+    with ExitStack() as sockets:
+        silent = sockets.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(4):  # its queue is full, and further connections hang
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        engine = HttpEngine(options(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        engine.add(1, engine.prepare(request()))
+        while engine.stats().extra["num_downs"] < 4:
+            assert engine.step() == []
+        assert engine.stats().down_reason.endswith("/v1: no connection within 0.2 s")
+        engine.close()
 
 
 def test_retry_after_is_obeyed_by_all(server: Any, engine: HttpEngine) -> None:

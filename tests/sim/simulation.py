@@ -65,6 +65,7 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
                 _play(world, stage, clients, troubled_s, faults)
             except Exception as raised:
                 error = raised
+            num_deaths = sum(process.is_dead for process in world.processes)  # closing the world ends those that live
             world.close()
     finally:
         gc.enable()
@@ -74,7 +75,7 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
         struck=faults.struck,
         num_calls=world.num_calls,
         num_batches=len(model.batches),
-        num_deaths=sum(process.is_dead for process in world.processes),
+        num_deaths=num_deaths,
         virtual_s=world.now - START,
         trace=world.trace or [],
     )
