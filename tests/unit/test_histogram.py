@@ -1,6 +1,10 @@
 """Latency histograms: every value is counted once, and quantiles are of the last thousand."""
 
-from batchfile.runner.histogram import LAST, Histogram
+from pathlib import Path
+
+import yaml
+
+from batchfile.runner.histogram import CHECKPOINT_BOUNDS_S, LAST, Histogram
 
 
 def test_a_value_counts_in_the_first_bucket_that_reaches_it() -> None:
@@ -19,3 +23,10 @@ def test_quantiles_are_of_the_last_thousand_values() -> None:
     assert seen.quantile(0.5) == LAST / 2
     assert seen.quantile(0.95) == LAST * 0.95
     assert seen.quantile(1.0) == LAST
+
+
+def test_the_alert_on_slow_checkpoints_asks_for_the_edge_of_a_bucket() -> None:
+    """Between two edges a quantile is a guess."""
+    rules = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "monitoring" / "alerts.yaml").read_text())
+    (rule,) = (rule for rule in rules["groups"][0]["rules"] if rule["alert"] == "CheckpointsSlow")
+    assert float(rule["expr"].rpartition(">")[2]) in CHECKPOINT_BOUNDS_S
