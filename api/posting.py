@@ -12,7 +12,7 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 SOCKET_S = 10.0  # for one step
-POST_S = 25.0  # for all of them
+POST_S = 25.0  # for all of them, from the connection on; a name is looked up before, in the resolver's own time
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")  # all that IANA has given out for the internet
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address

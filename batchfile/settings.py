@@ -44,7 +44,6 @@ PREFIX = "BATCHFILE_"
 NESTED = "__"
 # Ours, and no settings.
 OTHER_VARIABLES = {"BATCHFILE_API_KEY", "BATCHFILE_CACHE", "BATCHFILE_CRASH_AT", CONFIG_VARIABLE}
-FOREIGN_LEAVES = ("port", ".engine", ".base_url", ".api_key", ".max_num_seqs")  # what other variables may set
 
 # Settings whose values no message repeats. Who mistakes a key for its hash shall not find it in a log.
 SECRETS = (".api_key", ".secret", ".sha256", "api_keys", ".base_url")
@@ -153,6 +152,7 @@ class Settings(BaseSettings):
         """The protocol's times: the defaults of the kind of store and use, and what is set over them.
 
         A run on one machine keeps its batches for long; a service lets them expire, whatever its store.
+        Raises: SettingsError where leases would lapse between two checkpoints.
         """
         base = LOCAL if is_local else Limits()
         if is_service:
@@ -163,7 +163,19 @@ class Settings(BaseSettings):
                 completion_window_s=of_service.completion_window_s,
                 retention_s=of_service.retention_s,
             )
-        return replace(base, **self.limits.model_dump(exclude_none=True))
+        limits = replace(base, **self.limits.model_dump(exclude_none=True))
+        if limits.lease_ttl_s < 3 * limits.checkpoint_s:
+            place = "in a directory" if is_local else "on a bucket"
+            raise SettingsError(
+                f"limits: lease_ttl_s must be at least three times checkpoint_s, or leases lapse in use; {place} they "
+                f"are {limits.lease_ttl_s:g} and {limits.checkpoint_s:g}, so set both"
+            )
+        return limits
+
+    @property
+    def service_grace_s(self) -> float:
+        """What a runner of a service that stops gives its requests in flight, whatever its store."""
+        return self.limits.grace_s or Limits().grace_s
 
 
 def _read_schema(stage: str, path: Path) -> dict[str, Any]:
@@ -221,12 +233,12 @@ class Setting:
 
 def explain_settings(settings: Settings) -> list[Setting]:
     """Every value of `settings`, in order, with its origin."""
-    path = config_path()
-    file = dict(_leaves(TomlConfigSettingsSource(Settings, path)()))
+    table = _read_file()
+    file, foreign = dict(_leaves(table)), _foreign(table)
     variables = {name.upper(): name for name in os.environ}
     found = []
     for name, value in _leaves(settings.model_dump(mode="json")):
-        found.append(Setting(name, value, _origin(name, variables, file, path)))
+        found.append(Setting(name, value, _origin(name, variables, foreign, file)))
     return found
 
 
@@ -234,16 +246,21 @@ def _read_file() -> dict[str, Any]:
     return TomlConfigSettingsSource(Settings, config_path())()
 
 
-def _origin(name: str, variables: Mapping[str, str], file: Mapping[str, object], path: Path) -> str:
-    if name.endswith(tuple(FOREIGN_LEAVES)) and (foreign := _foreign(_read_file()).get(name)):
+def _origin(
+    name: str,
+    variables: Mapping[str, str],
+    foreign: Mapping[str, tuple[str, str]],
+    file: Mapping[str, object],
+) -> str:
+    if name in foreign:
         by_us = variables.get(PREFIX + name.replace(".", NESTED).upper())
-        return by_us or foreign[0]
+        return by_us or foreign[name][0]
     parts = name.split(".")
     for size in range(len(parts), 0, -1):
         variable = PREFIX + NESTED.join(parts[:size]).upper()
         if variable in variables:
             return variables[variable]
-    return str(path) if name in file else "default"
+    return str(config_path()) if name in file else "default"
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -257,9 +274,10 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, o
 def _problems(error: ValidationError) -> Iterator[str]:
     """Each problem with the setting's name, where it was set, and what is accepted."""
     variables = {name.upper(): name for name in os.environ}
+    foreign = _foreign(_read_file())
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"]) or "settings"
-        origin = _origin(name, variables, {name: None}, config_path())
+        origin = _origin(name, variables, foreign, {name: None})
         if item["type"] == "extra_forbidden":
             yield f"{name} (from {origin}) is not a setting{_nearest(item['loc'])}"
             continue

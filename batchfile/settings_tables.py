@@ -73,7 +73,10 @@ class LocalRun(BaseModel):
 
 
 class Times(BaseModel):
-    """The protocol's times, in seconds (docs/protocol.md). None: 15 and 90 on a bucket, 1 and 30 in a directory."""
+    """The protocol's times, in seconds (docs/protocol.md). None: as the kind of store wants it.
+
+    `lease_ttl_s`, `checkpoint_s`: 90 and 15 on a bucket, 30 and 1 in a directory; a lease is three checkpoints at least.
+    """
 
     model_config = _STRICT
 
@@ -143,7 +146,8 @@ class Api(BaseModel):
     """The HTTP service's limits. `spool_dir` None: the system's directory for temporary files.
 
     `public_url`: where callers find the service, for links in answers; None: what they sent their request to.
-    `trust_forwarded`: a proxy before it says so in X-Forwarded-Proto and X-Forwarded-Host, and overwrites the caller's.
+    `trust_forwarded`: a proxy in front says in X-Forwarded-Proto and X-Forwarded-Host where callers sent their request
+    to, and overwrites what callers say there themselves.
     """
 
     model_config = _STRICT

@@ -146,7 +146,7 @@ def supervise(options: Options) -> int:
     kind = kind_of(pool, options)
     gpus = visible_gpus(os.environ) if kind == "vllm" else []
     gpu_sets = plan_slots(gpus, pool.tensor_parallel_size, options.num_slots)
-    grace_s = settings.ledger_limits(is_local=True, is_service=True).grace_s  # the same on a bucket
+    grace_s = settings.service_grace_s
 
     def command(slot: int) -> list[str]:
         return [sys.executable, "-m", "runners", *options.arguments, "--slot", str(slot)]

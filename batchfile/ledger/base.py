@@ -14,7 +14,7 @@ class Limits:
     """The protocol's times, in seconds. The defaults are for a bucket; `LOCAL` is for one machine."""
 
     lease_ttl_s: float = 90.0  # a record not rewritten for this long may be taken
-    checkpoint_s: float = 15.0  # how often a held record is rewritten
+    checkpoint_s: float = 15.0  # how often what has finished is committed; with no news: a sixth of the lease
     grace_s: float = 20.0  # what a stopping runner gives its requests in flight
     completion_window_s: float = 24 * 3600.0  # an open batch expires
     retention_s: float = 24 * 3600.0  # an ended batch is deleted

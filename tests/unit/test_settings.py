@@ -113,6 +113,29 @@ def test_the_protocols_times_fit_the_store_and_can_be_set() -> None:
     assert (limits.checkpoint_s, limits.lease_ttl_s) == (7.0, 90.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "is_local", "fits"),
+    [
+        ("CHECKPOINT_S", "30", False, True),
+        ("CHECKPOINT_S", "31", False, False),
+        ("CHECKPOINT_S", "11", True, False),
+        ("LEASE_TTL_S", "44", False, False),
+        ("LEASE_TTL_S", "3", True, True),
+    ],
+)
+def test_a_lease_outlives_checkpoints_also_where_one_of_them_is_a_default(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, is_local: bool, fits: bool
+) -> None:
+    monkeypatch.setenv(f"BATCHFILE_LIMITS__{name}", value)
+    settings = load_settings()
+    assert settings.service_grace_s == 20.0
+    if fits:
+        settings.ledger_limits(is_local=is_local)
+        return
+    with pytest.raises(SettingsError, match=f"three times checkpoint_s.*{value}"):
+        settings.ledger_limits(is_local=is_local)
+
+
 def test_the_users_own_variables_make_a_pool_an_http_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setenv("LLAMA_API_KEY", "secret")
