@@ -99,7 +99,7 @@ class Announcer:
             latency_p95_s=tally.request_s.quantile(0.95),
             totals=RunnerTotals(
                 succeeded=tally.succeeded,
-                failed=tally.errored,
+                failed=tally.failed,  # as in the metrics: by the engine
                 input_tokens=tally.input_tokens,
                 output_tokens=tally.output_tokens,
                 cached_tokens=tally.cached_tokens,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from batchfile import layout
 from batchfile.clock import ManualClock
+from batchfile.engine.open import engine_factory
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.presence import (
     PRESENCE_S,
@@ -14,7 +15,9 @@ from batchfile.ledger.presence import (
     write_presence,
 )
 from batchfile.records import PresenceRecord, RunnerTotals
+from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
+from runners.presence import Announcer, Identity
 
 RECORD = PresenceRecord(
     pool="mistral",
@@ -86,3 +89,12 @@ def test_only_what_is_older_than_a_day_is_swept() -> None:
     assert sweep_presence(ledger) == 1
     left = [entry.key for entry in ledger.store.list(layout.presence_prefix())]
     assert left == [layout.presence_key("mistral", "m-1"), layout.presence_key("mistral", "young")]
+
+
+def test_what_the_engine_failed_is_told_and_not_what_never_reached_it() -> None:
+    ledger, _ = world()
+    runner = Runner(ledger, engine_factory("echo", model="org/m"), RunnerOptions(runner_id="m-1", pool="mistral"))
+    runner.tally.succeeded, runner.tally.failed, runner.tally.refused = 5, 2, 1
+    who = Identity(pool="mistral", runner_id="m-1", model="org/m", engine="echo", host="h", started_at=5.0)
+    Announcer(ledger, runner, who).tick()
+    assert read_presence(ledger)[0].totals == RunnerTotals(succeeded=5, failed=2)
