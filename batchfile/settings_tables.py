@@ -75,7 +75,7 @@ class LocalRun(BaseModel):
 class Times(BaseModel):
     """The protocol's times, in seconds (docs/protocol.md). None: as the kind of store wants it.
 
-    `lease_ttl_s`, `checkpoint_s`: 90 and 15 on a bucket, 30 and 1 in a directory; the first is at least thrice the second.
+    `lease_ttl_s`, `checkpoint_s`: 90 and 15 on a bucket, 30 and 1 in a directory; 3 to 1 is the least.
     """
 
     model_config = _STRICT
