@@ -15,7 +15,7 @@ from api.app import create_app
 from api.awaiting import opened
 from api.connections import Connection, raise_file_limit
 from api.door import Door
-from batchfile import places
+from batchfile import logs, places
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
 
@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     if args.config:
         os.environ[CONFIG_VARIABLE] = args.config
-    _log_as_lines()
+    logs.configure()
+    logging.basicConfig(level=logging.WARNING, handlers=[_AsLines()], force=True)
     try:
         settings = load_settings()
         host = _host(args.host, settings)
@@ -103,20 +104,6 @@ class _AsLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say = structlog.get_logger().error if record.levelno >= logging.ERROR else structlog.get_logger().warning
         say("library.warned", library=record.name, message=record.getMessage(), exc_info=record.exc_info)
-
-
-def _log_as_lines() -> None:
-    logging.basicConfig(level=logging.WARNING, handlers=[_AsLines()], force=True)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def _port(text: str) -> int:

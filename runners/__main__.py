@@ -4,8 +4,8 @@ import sys
 
 import structlog
 
+from batchfile import logs
 from batchfile.errors import BatchfileError, SettingsError, StoreError, StoreUnavailable
-from runners import logs
 from runners.options import Options, parse
 
 log = structlog.get_logger()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import structlog
 
+from batchfile import logs
 from batchfile.errors import SettingsError
 from batchfile.settings import load_settings
-from runners import logs
 from runners.pools import pool_of
 
 log = structlog.get_logger()

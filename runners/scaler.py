@@ -20,8 +20,8 @@ from pathlib import Path
 
 import structlog
 
+from batchfile import logs
 from batchfile.errors import SettingsError
-from runners import logs
 from runners.runpod_api import Runpod, RunpodError, call
 from runners.runpod_fleets import Fleet, Jobs, Pods
 from runners.scaling import SHARDS_PER_RUNNER, wanted

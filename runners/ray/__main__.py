@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 import structlog
 
+from batchfile import logs
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.settings import load_settings
-from runners import logs
 from runners.ray.options import RayOptions, order_of, parse, use_config
 
 log = structlog.get_logger()

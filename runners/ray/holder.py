@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 import structlog
 
-from runners import logs
+from batchfile import logs
 from runners.ray.plans import HolderReport, HolderState, Task
 from runners.supervisor import OK, Supervisor
 

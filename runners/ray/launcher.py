@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 import structlog
 
+from batchfile import logs
 from batchfile.errors import StoreError
 from batchfile.ledger.scale import read_scale
 from batchfile.ledger.status import StatusReader
 from batchfile.places import open_service_ledger
 from batchfile.settings import CONFIG_VARIABLE, load_settings
-from runners import logs
 from runners.ray import actors
 from runners.ray.plans import HolderReport, Order, PoolPlan, PoolReport, moves
 from runners.scaling import wanted

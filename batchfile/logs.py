@@ -1,4 +1,4 @@
-"""Logs of a fleet process: structlog to stderr, a line each, JSON unless a person looks. Never prompts or outputs."""
+"""Logs of the service: structlog to stderr, a line each, JSON unless a person looks. Never prompts or outputs."""
 
 import logging
 import os
@@ -23,6 +23,7 @@ def configure(**keys: Any) -> None:
 
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
