@@ -14,7 +14,7 @@ from api.door import Caller
 from api.service import Service
 from batchfile import layout
 from batchfile.ledger.batches import read_batch
-from batchfile.ledger.expiry import expire
+from batchfile.ledger.expiry import remove_after
 from batchfile.lines.render import openai_file
 from batchfile.records import BatchRecord
 
@@ -90,7 +90,8 @@ class OutputFiles:
     def remove(self, caller: Caller, file: OutputFile) -> None:
         """Only this file; the batch stays, and so does its other one."""
         ledger = self._service.ledger
-        expire(ledger, layout.file_prefix(caller.tenant, file.file_id), file.expires_at)
+        left_s = file.expires_at - ledger.clock.now()
+        remove_after(ledger, layout.file_prefix(caller.tenant, file.file_id), left_s)
         ledger.store.put(self._removed_key(caller, file.file_id), b"")
 
     def _removed_key(self, caller: Caller, file_id: str) -> str:

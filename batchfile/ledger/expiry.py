@@ -1,23 +1,59 @@
-"""What is to be removed at a time that is known beforehand: a marker for each, found without reading anything else."""
+"""When time is up: for a batch that runs, for one that has ended, and for what is to be removed at a known time.
+
+A process whose clock is days off must not expire or remove anything. So what the clock here says is only asked for
+first, because that costs nothing; then the store's own clock decides.
+"""
 
 from batchfile import layout
 from batchfile.ledger.base import Ledger
+from batchfile.records import BatchRecord
 
 
-def expire(ledger: Ledger, prefix: str, at: float) -> None:
-    """Everything under `prefix` goes soon after `at` (epoch seconds). Written before what it is for."""
-    ledger.store.put(layout.expiring_key(at, prefix), b"")
+def is_over(ledger: Ledger, batch: BatchRecord) -> bool:
+    """Has the batch reached its end without having ended? Raises: StoreUnavailable.
+
+    The clock of whoever created it may have been wrong too: then its window counts from when its index marker was
+    written, by the store's clock.
+    """
+    if ledger.clock.now() < batch.expires_at:
+        return False
+    marker = ledger.store.get(layout.index_key(batch.tenant, batch.created_at, batch.batch_id))
+    if marker is None or marker.read_at < batch.expires_at:
+        return False
+    return marker.age_s >= batch.expires_at - batch.created_at
 
 
-def sweep_expired(ledger: Ledger) -> int:
+def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
+    """For how many more seconds an ended batch and its results stay; its user may have asked for more than is usual.
+
+    Raises: StoreUnavailable.
+    """
+    kept_s = max(ledger.limits.retention_s, (batch.file and batch.file.output_kept_s) or 0.0)
+    left_s = (batch.ended_at or batch.created_at) + kept_s - ledger.clock.now()
+    if left_s > 0:
+        return left_s
+    found = ledger.store.get(layout.batch_key(batch.batch_id))  # written last when it ended
+    return 0.0 if found is None else max(0.0, kept_s - found.age_s)
+
+
+def remove_after(ledger: Ledger, prefix: str, seconds: float) -> None:
+    """Everything under `prefix` goes soon after `seconds` from now. Written before what it is for."""
+    key = layout.expiring_key(ledger.clock.now() + seconds, prefix)
+    ledger.store.put(key, f"{seconds:.0f}".encode())
+
+
+def sweep(ledger: Ledger) -> int:
     """Remove what is due; how many prefixes. Cut off, it is done again by the next. Raises: StoreUnavailable."""
     now = ledger.clock.now()
     num = 0
-    for marker in list(ledger.store.list(layout.EXPIRING_PREFIX)):
-        if layout.expiring_at(marker.key) > now:
+    for entry in list(ledger.store.list(layout.EXPIRING_PREFIX)):
+        if layout.expiring_at(entry.key) > now:
             break
-        for entry in list(ledger.store.list(layout.expiring_prefix(marker.key))):
-            ledger.store.delete(entry.key)
-        ledger.store.delete(marker.key)
+        marker = ledger.store.get(entry.key)
+        if marker is None or marker.age_s < float(marker.data or 0):
+            continue
+        for expired in list(ledger.store.list(layout.expiring_prefix(entry.key))):
+            ledger.store.delete(expired.key)
+        ledger.store.delete(entry.key)
         num += 1
     return num

@@ -11,7 +11,7 @@ from batchfile import layout
 from batchfile.errors import TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.expiry import expire
+from batchfile.ledger.expiry import remove_after
 from batchfile.records import FileRecord, encode
 
 MARGIN_S = 3600.0  # an expired batch reads its input once more
@@ -46,7 +46,7 @@ def write_data(
     """Store the bytes of a file that does not exist before `publish`."""
     now = ledger.clock.now()
     file_id = layout.new_file_id(now, ledger.new_id())
-    expire(ledger, layout.file_prefix(tenant, file_id), now + kept_s + _in_use_s(ledger))
+    remove_after(ledger, layout.file_prefix(tenant, file_id), kept_s + _in_use_s(ledger))
     key = layout.file_data_key(tenant, file_id, ledger.new_id()[:12])
     digest = hashlib.sha256()
     size = 0
@@ -100,7 +100,7 @@ def remove_file(ledger: Ledger, tenant: str, file_id: str) -> bool:
     """Make a file unreadable at once; its bytes go when no batch can need them. False: there is none."""
     if read_file(ledger, tenant, file_id) is None:
         return False
-    expire(ledger, layout.file_prefix(tenant, file_id), ledger.clock.now() + _in_use_s(ledger))
+    remove_after(ledger, layout.file_prefix(tenant, file_id), _in_use_s(ledger))
     ledger.store.delete(layout.file_key(tenant, file_id))
     return True
 

@@ -20,8 +20,8 @@ from batchfile.errors import (
     StoreUnavailable,
     TooLarge,
 )
-from batchfile.ledger import batches, rejections
-from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger import batches, expiry, rejections
+from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, swap, update_batch
 from batchfile.ledger.conversion import readable
@@ -109,7 +109,7 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
     batch = batches.read_batch(ledger, batch_id)
     if batch is None or batch.state != "planning":
         return batch
-    if ledger.clock.now() >= batch.expires_at:
+    if expiry.is_over(ledger, batch):
         batches.end(ledger, batch_id, "expired")
         return batches.finish(ledger, batch_id, runner=runner)
     turn = Turn.take(ledger, layout.planning_key(batch_id), layout.PLANNING_POOL, runner)
@@ -140,11 +140,6 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
         is_other = batch.dropped is not None and isinstance(error, ObjectChanged | ObjectMissing)
         return _fail(ledger, batch, errors or (_of_file(batch, error),), "input_changed" if is_other else "failed")
     return _open(ledger, batch, planned)
-
-
-def kept_s(batch: BatchRecord, limits: Limits) -> float:
-    """For how long an ended batch and its results stay, at least; its user may have asked for more."""
-    return max(limits.retention_s, (batch.file and batch.file.output_kept_s) or 0.0)
 
 
 def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord | None:

@@ -11,10 +11,9 @@ import structlog
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
-from batchfile.ledger import batches, outbox, planning
+from batchfile.ledger import batches, expiry, outbox, planning
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.expiry import sweep_expired
 from batchfile.ledger.idempotency import sweep_idempotency
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.presence import sweep_presence
@@ -29,7 +28,7 @@ RELOOK_S = 3600.0  # an ended batch may be deleted by its user, a damaged one me
 STUCK_S = 60.0  # a batch that the store refuses something for
 SWEEP_S = 3600.0  # between two looks at what belongs to no batch
 
-_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, sweep_expired)
+_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, expiry.sweep)
 
 
 class Steward:
@@ -37,7 +36,8 @@ class Steward:
 
     With `inbox` it makes batches of what was dropped there. `on_ended` hears once of every ended batch that there is,
     whoever ended it and when. Remembers when each batch of the index is due again: an open one at the next tick, an
-    ended or deleted one when its time comes, and no later than `RELOOK_S`.
+    ended or deleted one when its time comes, and no later than `RELOOK_S`. What can not be undone happens by the
+    store's clock: this one may be wrong, and says only when to look.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Steward:
         self._reader = reader or StatusReader(ledger)
         self._on_ended = on_ended
         self._inbox = inbox
-        self._due: dict[str, float] = {}
+        self._due: dict[str, float] = {}  # monotonic
         self._ended: set[str] = set()  # that were seen to have ended
         self._swept_at = float("-inf")
         self._queues: dict[str, set[str]] = {}  # pool -> its markers, as they were listed in this tick
 
     def tick(self) -> None:
         """Raises: StoreUnavailable; the next tick goes on."""
-        store, now = self._ledger.store, self._ledger.clock.now()
+        store, now = self._ledger.store, self._ledger.clock.monotonic()
         self._queues.clear()
         if self._inbox is not None:
             with _harmless():
@@ -72,7 +72,7 @@ class Steward:
         due = sorted((at, batch_id) for batch_id, at in self._due.items() if at <= now)
         for _, batch_id in due[:LOOKS_MAX]:
             try:
-                self._due[batch_id] = self._look_at(batch_id, index[batch_id])
+                self._due[batch_id] = now + self._look_at(batch_id, index[batch_id])
             except BatchDamaged as error:
                 log.error("batch.damaged", batch_id=batch_id, error=str(error))
                 self._due[batch_id] = now + RELOOK_S
@@ -90,8 +90,7 @@ class Steward:
             self._swept_at = now
 
     def _look_at(self, batch_id: str, entry: Entry) -> float:
-        """Do what is to be done; when to look again."""
-        now, limits = self._ledger.clock.now(), self._ledger.limits
+        """Do what is to be done; in how many seconds to look again."""
         status = self._reader.read(batch_id)
         if status is None:
             return self._look_at_remains(batch_id, entry)
@@ -100,20 +99,17 @@ class Steward:
             ended = self._move_on(status)
             if ended is None or ended.state != "ended":
                 self._tell(ended or batch, status)
-                return now
+                return 0.0
             batch = ended
-        ended_at = batch.ended_at or batch.created_at
         if batch_id not in self._ended:
             self._ended.add(batch_id)
             self._on_ended(batch)
         is_told = self._tell(batch, status)
-        delete_at = ended_at + planning.kept_s(batch, limits)
-        if not is_told and now < delete_at:
-            return now
-        if now < delete_at:
-            return min(delete_at, now + RELOOK_S)
+        left_s = expiry.kept_for_s(self._ledger, batch)
+        if left_s > 0:
+            return min(left_s, RELOOK_S) if is_told else 0.0
         batches.delete(self._ledger, batch_id)
-        return now + limits.download_grace_s
+        return self._ledger.limits.download_grace_s
 
     def _tell(self, batch: BatchRecord, status: BatchStatus) -> bool:
         """Write to the outbox what is news there. False: someone else is at it, and may die."""
@@ -132,7 +128,7 @@ class Steward:
         batch, ledger = status.batch, self._ledger
         if batch.state == "planning":
             return planning.plan(ledger, batch.batch_id, runner=self._runner)
-        if batch.state == "open" and ledger.clock.now() >= batch.expires_at:
+        if batch.state == "open" and expiry.is_over(ledger, batch):
             batches.end(ledger, batch.batch_id, "expired")
         elif batch.state == "open" and outbox.is_replaced(ledger, batch):
             batches.end(ledger, batch.batch_id, "input_changed", "the file in the inbox was replaced or removed")
@@ -165,22 +161,22 @@ class Steward:
     def _look_at_remains(self, batch_id: str, entry: Entry) -> float:
         """Of a batch that was deleted, or of a create that has not (or never) come to its commit.
 
-        Ages are by the store's clock: with a wrong one here, a slow create could outlive the tombstone that fences it.
+        With a wrong clock a slow create could outlive the tombstone that fences it: ages are by the store's.
         """
-        ledger, now, limits = self._ledger, self._ledger.clock.now(), self._ledger.limits
+        ledger, limits = self._ledger, self._ledger.limits
         found = load(ledger, layout.batch_key(batch_id), BatchRecord)
         if found is None:
             self._sweep_abandoned(batch_id, entry)
-            return now
+            return 0.0
         batch = found.record
         if batch.deleted_at is None:  # it was created, or restored, since we looked
-            return now
+            return 0.0
         if found.age_s < limits.download_grace_s:
-            return now + limits.download_grace_s - found.age_s
+            return limits.download_grace_s - found.age_s
         batches.remove_objects(ledger, batch)
         if found.age_s >= limits.tombstone_s:
             batches.remove_tombstone(ledger, batch)
-        return now + max(limits.tombstone_s - found.age_s, 0.0)
+        return max(limits.tombstone_s - found.age_s, 0.0)
 
     def _sweep_abandoned(self, batch_id: str, entry: Entry) -> None:
         """A create that was cut off before its commit: fenced by a tombstone first, then swept with it."""

@@ -12,7 +12,7 @@ from batchfile import layout
 from batchfile.errors import InvalidFile, StoreError, TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
-from batchfile.ledger.expiry import expire
+from batchfile.ledger.expiry import remove_after
 from batchfile.ledger.files import publish, write_data
 from batchfile.records import FileRecord, UploadRecord
 
@@ -37,7 +37,7 @@ def begin(
         file_kept_s=file_kept_s,
         write_id=ledger.new_id(),
     )
-    expire(ledger, layout.upload_prefix(tenant, record.upload_id), now + KEPT_S)
+    remove_after(ledger, layout.upload_prefix(tenant, record.upload_id), KEPT_S)
     swap(ledger, layout.upload_key(tenant, record.upload_id), record, None)
     return record
 

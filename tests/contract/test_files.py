@@ -1,15 +1,15 @@
 """Stored files and uploads in the store: when they exist, when they are gone, and what a crash leaves."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import InvalidFile, TooLarge
-from batchfile.ledger import files, uploads
+from batchfile.ledger import expiry, files, uploads
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.expiry import sweep_expired
 from batchfile.records import FileRecord, UploadRecord
 from batchfile.store.base import Store
 from batchfile.store.memory import MemoryStore
@@ -55,11 +55,19 @@ def test_an_expired_file_is_gone_at_once_and_its_bytes_when_no_batch_can_need_th
     file = world.file()
     world.clock.sleep(DAY_S)
     assert files.read_file(world.ledger, "acme", file.file_id) is None
-    sweep_expired(world.ledger)
+    expiry.sweep(world.ledger)
     assert world.store.head(file.key) is not None
     world.clock.sleep(world.ledger.limits.completion_window_s + files.MARGIN_S)
-    assert sweep_expired(world.ledger) == 1
+    assert expiry.sweep(world.ledger) == 1
     assert world.keys() == []
+
+
+def test_a_clock_that_is_ahead_sweeps_nothing_before_its_time() -> None:
+    world = World()
+    file = world.file()
+    ahead = replace(world.ledger, clock=ManualClock(world.clock.now() + 30 * DAY_S))
+    assert expiry.sweep(ahead) == 0
+    assert world.store.head(file.key) is not None
 
 
 def test_a_removed_files_bytes_stay_for_the_batches_that_were_made_of_it() -> None:
@@ -69,10 +77,10 @@ def test_a_removed_files_bytes_stay_for_the_batches_that_were_made_of_it() -> No
     assert not files.remove_file(world.ledger, "acme", file.file_id)
     assert list(files.list_file_ids(world.ledger, "acme")) == []
     world.clock.sleep(world.ledger.limits.completion_window_s)
-    sweep_expired(world.ledger)
+    expiry.sweep(world.ledger)
     assert world.store.head(file.key) is not None
     world.clock.sleep(files.MARGIN_S + 1)
-    sweep_expired(world.ledger)
+    expiry.sweep(world.ledger)
     assert world.keys("files/") == []
 
 
@@ -84,7 +92,7 @@ def test_a_file_that_is_too_large_or_cut_off_never_exists_and_leaves_nothing_for
         files.store_file(world.ledger, "acme", _cut_off(), filename="f", purpose="batch", kept_s=DAY_S, bytes_max=100)
     assert world.keys("files/") == []
     world.clock.sleep(3 * DAY_S)
-    sweep_expired(world.ledger)
+    expiry.sweep(world.ledger)
     assert world.keys() == []
 
 
@@ -111,7 +119,7 @@ def test_an_upload_can_not_be_completed_after_an_hour_and_is_gone_after_a_day() 
     with pytest.raises(InvalidFile, match="expired"):
         world.part(upload, b"x")
     world.clock.sleep(DAY_S)
-    sweep_expired(world.ledger)
+    expiry.sweep(world.ledger)
     assert world.keys("uploads/") == []
 
 
@@ -170,7 +178,10 @@ def test_files_and_uploads_live_and_go_on_every_store(store: Store, folder: str)
     assert list(files.list_file_ids(ledger, folder)) == ids[::-1]
     assert files.remove_file(ledger, folder, ids[0])
     clock.sleep(100 * DAY_S)
-    sweep_expired(ledger)
+    assert expiry.sweep(ledger) == 0
+    for marker in list(store.list(layout.EXPIRING_PREFIX)):  # no test can move the store's own clock
+        store.put(marker.key, b"0")
+    expiry.sweep(ledger)
     assert list(store.list(layout.files_prefix(folder))) == []
     assert list(store.list(f"uploads/{folder}/")) == []
     assert [entry for entry in store.list(layout.EXPIRING_PREFIX) if folder in entry.key] == []

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 from batchfile import layout
 from batchfile.clock import ManualClock
@@ -128,6 +129,65 @@ def test_a_batch_is_deleted_when_its_retention_is_over_and_then_removed_step_by_
     world.clock.sleep(limits.tombstone_s)
     world.tick()
     assert list(world.store.list("batches/")) == list(world.store.list("index/")) == []
+
+
+class WrongClock:
+    """Of one process: off by so many seconds."""
+
+    def __init__(self, right: ManualClock, off_s: float) -> None:
+        self._right, self._off_s = right, off_s
+        self.monotonic, self.sleep = right.monotonic, right.sleep
+
+    def now(self) -> float:
+        return self._right.now() + self._off_s
+
+
+DAYS_S = 30 * 24 * 3600.0
+
+
+def test_a_steward_whose_clock_is_ahead_expires_and_deletes_nothing_before_its_time() -> None:
+    world = World()
+    wrong = replace(world.ledger, clock=WrongClock(world.clock, DAYS_S))
+    steward = Steward(wrong, runner="wrong")
+    world.create("open")
+    world.create("ended")
+    world.end("ended")
+    steward.tick()
+    world.clock.sleep(RELOOK_S)
+    steward.tick()
+    assert (world.state("open"), world.state("ended")) == ("open", "ended")
+    world.clock.sleep(world.ledger.limits.completion_window_s)
+    steward.tick()
+    assert world.state("open") == "ended"
+    world.clock.sleep(world.ledger.limits.retention_s)
+    steward.tick()
+    assert world.state("ended") is None
+
+
+def test_a_batch_of_a_creator_whose_clock_is_behind_has_its_whole_window() -> None:
+    world = World()
+    right = world.ledger
+    world.ledger = replace(right, clock=WrongClock(world.clock, -DAYS_S))
+    world.create("a")
+    world.ledger = right
+    world.tick()
+    assert world.state("a") == "open"
+    world.clock.sleep(right.limits.completion_window_s)
+    world.tick()
+    assert world.state("a") == "ended"
+
+
+def test_a_steward_whose_clock_is_set_back_goes_on_looking() -> None:
+    world = World()
+    clock = WrongClock(world.clock, 0.0)
+    steward = Steward(replace(world.ledger, clock=clock), runner="s")
+    world.create("a")
+    steward.tick()
+    clock._off_s = -DAYS_S
+    world.answer("a")
+    world.clock.sleep(TICK_S)
+    steward.tick()
+    assert world.state("a") == "ended"
 
 
 def test_a_batch_that_its_user_deletes_early_is_found_within_an_hour() -> None:
