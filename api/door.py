@@ -121,7 +121,7 @@ class Door:
     def _check(self, visit: "_Visit", *, is_probe: bool) -> None:
         """Raises: Refusal."""
         headers = visit.scope["headers"]
-        check_reading(headers, visit.scope["http_version"])  # type: ignore[typeddict-item]
+        check_reading(headers, visit.scope["http_version"])
         if not self._keys and not is_probe:
             check_browser(headers, is_local=self._is_local)
 
