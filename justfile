@@ -30,11 +30,11 @@ adapter:
     test -x ts/node_modules/.bin/tsc || npm --prefix ts ci --no-audit --no-fund
     npm --prefix ts run --silent build
 
-# does a deployment do what it must? --url http://... --api-key KEY
+# does a deployment do what it must? --url http://... --api-key KEY (needs httpx)
 smoke *options:
     {{python}} tests/smoke_test.py {{options}}
 
-# how fast is a deployment, against the targets of tests/test_config.yaml? --url http://... --api-key KEY
+# how fast is a deployment, against the targets of tests/test_config.yaml? The same options (needs httpx, PyYAML)
 load *options:
     {{python}} tests/load_test.py {{options}}
 
@@ -58,7 +58,7 @@ audit:
     {{python}} -m venv {{out}}/audit
     {{out}}/audit/bin/python -m pip install -q pip-audit
     {{out}}/audit/bin/pip-audit --path `{{python}} -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`
-    npm --prefix ts audit --omit dev
+    npm --prefix ts audit
 
 # format the code and mend what the linter can mend
 format:
@@ -93,6 +93,6 @@ chaos *options:
 soak *options:
     {{python}} -m tests.chaos.soak {{options}}
 
-# remove what runs and tests leave behind (not the virtual environment, not the models)
+# remove what runs and tests leave behind, the store of `just serve` too (not the virtual environment, not the models)
 clean:
     rm -rf {{out}} .pytest_cache .mypy_cache .ruff_cache .hypothesis
