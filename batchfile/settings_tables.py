@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from batchfile.layout import is_pool_name
-from batchfile.words import Task
+from batchfile.words import EngineKind, Task
 
-EngineKind = Literal["vllm", "http", "echo"]
 Positive = Annotated[float, Field(gt=0)]
 
 

@@ -14,6 +14,7 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 Status = Literal["succeeded", "errored", "canceled", "expired"]
 Dialect = Literal["native", "openai"]
 Kind = Literal["chat", "completion", "embedding"]
+EngineKind = Literal["vllm", "http", "echo"]
 Task = Literal["generate", "embed"]  # what a model is loaded for
 
 Input = str | tuple[int, ...]  # a text, or token ids

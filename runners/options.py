@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from batchfile.settings import CONFIG_VARIABLE
-from batchfile.settings_tables import EngineKind
+from batchfile.words import EngineKind
 
 METRICS_PORT = 9400
 EXAMPLES = """Everything else is a setting: batchfile.toml, BATCHFILE_* variables, and MISTRAL_BASE_URL and the like

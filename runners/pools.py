@@ -4,7 +4,8 @@ from batchfile.engine.base import EngineFactory
 from batchfile.engine.open import engine_factory
 from batchfile.errors import SettingsError
 from batchfile.settings import Settings
-from batchfile.settings_tables import EngineKind, Pool
+from batchfile.settings_tables import Pool
+from batchfile.words import EngineKind
 from runners.options import Options
 
 

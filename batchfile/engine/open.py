@@ -1,13 +1,10 @@
 """Engines by name. Each is imported when it is built, so that naming one costs nothing."""
 
 from importlib.util import find_spec
-from typing import Literal
 
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.errors import SettingsError
-from batchfile.words import Task
-
-EngineKind = Literal["vllm", "http", "echo"]
+from batchfile.words import EngineKind, Task
 
 
 def engine_factory(
