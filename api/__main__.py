@@ -37,14 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load_settings()
         host = _host(args.host, settings)
         port = settings.port if args.port is None else args.port
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = _listener(host, port)
         ledger = opened(lambda: places.open_service_ledger(args.store, settings), listener)
     except BatchfileError as error:
         sys.stderr.write(f"batchfile api: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1
-    except OSError as error:
-        sys.stderr.write(f"batchfile api: can not listen on {host} port {port}: {error.strerror}; try another\n")
-        return 1
     structlog.get_logger().info("api.started", host=host, port=listener.getsockname()[1], store=ledger.store.url)
     raise_file_limit(CONNECTIONS_MAX)
     door = create_app(ledger, settings)
@@ -75,6 +72,14 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._door.stopping.set()
         await super().shutdown(sockets)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """Raises: BatchfileError where the port can not be had."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise BatchfileError(f"can not listen on {host} port {port}: {error.strerror}; try another") from error
 
 
 def _host(given: str | None, settings: Settings) -> str:
