@@ -32,7 +32,7 @@ class Pool(BaseModel):
     """Runners that serve one model. `aliases`: further model names that mean this pool.
 
     `task`: what the model is for; with "embed" it makes embeddings and no text (an endpoint knows by itself).
-    `tool_parser`, `reasoning_parser`: vLLM's names of what reads the model's calls of tools, and its thinking.
+    `tool_parser`, `reasoning_parser`: vLLM's names of the parsers for tool calls and for thinking.
     """
 
     model_config = _STRICT
