@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from batchfile.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
-from batchfile.store import s3, s3_writer
+from batchfile.store import proof, s3, s3_writer
 from batchfile.store.open import open_store
 from batchfile.store.proof import prove_conditions
 from batchfile.store.s3 import S3Store
@@ -216,7 +217,7 @@ def test_unquoted_etags_are_learnt(store: S3Store, proxy: Any) -> None:
         return "pass"
 
     proxy.fault = only_unquoted
-    assert store.prove(clock=ManualClock()).is_complete
+    assert not store.prove(clock=ManualClock()).unclear
     etag = store.put("a.json", b"1")
     store.put("a.json", b"2", match=etag)
 
@@ -260,15 +261,29 @@ def test_too_many_requests_prove_nothing_and_convict_nobody(store: S3Store, prox
     proxy.fault = lambda method, path, headers: (
         429 if method == "PUT" and {"If-Match", "If-None-Match"} & set(headers) else "pass"
     )
-    proof = prove_conditions(store, clock=ManualClock())
-    assert not proof.is_complete
-    assert {check.verdict for check in proof.checks} == {"unclear"}
+    found = prove_conditions(store, clock=ManualClock())
+    assert found.unclear
+    assert {check.verdict for check in found.checks} == {"unclear"}
+
+
+def test_a_bucket_that_is_too_busy_to_be_proven_is_not_opened_yet(
+    proxy: Any, spoiled: Any, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "LIGHT", replace(proof.LIGHT, budget_s=1.0))
+    url = f"s3://{BUCKET}/{folder}?endpoint={spoiled.url}"
+    proxy.fault = lambda method, path, headers: (
+        429 if method == "PUT" and "If-None-Match" in headers and "proof/" in path else "pass"
+    )
+    with pytest.raises(StoreUnavailable, match=r"too busy to show .*: of several writers that create one object"):
+        open_store(url)
+    proxy.fault = lambda method, path, headers: "pass"
+    open_store(url).close()
 
 
 def test_losers_may_be_answered_500_or_409(store: S3Store, proxy: Any) -> None:
     for status in (500, 409):
         proxy.fault = lambda method, path, headers, status=status: (status, "412") if method == "PUT" else "pass"
-        assert store.prove(clock=ManualClock()).is_complete
+        assert not store.prove(clock=ManualClock()).unclear
 
 
 def test_nobody_there_is_unavailable(s3_credentials: None) -> None:
