@@ -63,6 +63,7 @@ class Stage:
         self.is_night = False  # nobody is started again
         self.store = SharedStore(ProcessClockOfTheStore(world))
         self.store.watcher = model
+        model.limits = shape.limits
         self.runners: dict[str, RunnerProcess] = {}
         self.replicas: list[Replica] = []
         self.supervisor = Process(world, "supervisor")
@@ -125,6 +126,10 @@ class RunnerProcess(Process):
             stage.ledger_of(self), self._engine, RunnerOptions(runner_id=self.name, pool=pool, is_steward=life % 2 == 0)
         )
         stage.world.spawn(self, self._run)
+
+    def term(self) -> None:
+        super().term()
+        self.runner.stop()
 
     def _engine(self) -> SimEngine:
         shape = self._stage.shape

@@ -172,10 +172,12 @@ class Client:
 
     def _delete_at_once(self, batch_id: str) -> None:
         self.stage.world.sleep(10.0 * self.rng.random())
+        self.stage.model.batches[batch_id].is_unwanted = True
         with suppress(Refused):
             self._ask(lambda api, num: api.service.delete(CALLER, batch_id))
 
     def _delete(self, batch_id: str) -> None:
+        self.stage.model.batches[batch_id].is_unwanted = True
         with suppress(Refused):  # an earlier attempt did it
             self._ask(lambda api, num: api.service.delete(CALLER, batch_id))
         try:

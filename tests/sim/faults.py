@@ -11,6 +11,7 @@ from typing import Literal
 Kind = Literal[
     "kill",  # the process dies before the call
     "kill after",  # the process dies after the call happened, before its answer
+    "term",  # the process is asked to end in order, as by SIGTERM
     "pause",  # the process stands still before the call, for `amount` seconds
     "pause after",  # ... after it, before the answer
     "skew",  # the process's clock jumps by `amount` seconds
@@ -27,6 +28,8 @@ Kind = Literal[
 READ_KINDS: tuple[Kind, ...] = ("before", "late", "slow", "old")
 WRITE_KINDS: tuple[Kind, ...] = ("before", "after", "refused", "refused after", "late", "slow", "ghost")
 PROCESS_KINDS: tuple[Kind, ...] = ("kill", "kill after", "pause", "pause after", "skew")
+OLDER_SHARES_OF_TTL = (0.9, 2.0)
+WRONG_DATE_S = 60 * 24 * 3600.0  # how far off a clock may be: longer than anything is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,10 @@ class Drawn:
         kind = rng.choice(kinds)
         if kind == "gaps" and verb != "list":
             return None
-        fault = Fault(process, call, kind, self._amount(kind, rng))
+        amount = self._amount(kind, rng)
+        if kind == "kill" and amount > self._ttl_s:  # of the kills about a quarter
+            kind, amount = "term", 0.0
+        fault = Fault(process, call, kind, amount)
         self.struck.append(fault)
         return fault
 
@@ -99,9 +105,11 @@ class Drawn:
         if kind in {"pause", "pause after"}:
             return rng.choice((0.3, 1.1, 1.5, 3.0)) * ttl_s * (0.8 + 0.4 * rng.random())
         if kind == "skew":
-            return rng.choice((-1, 1)) * rng.choice((1.0, ttl_s, 40 * ttl_s)) * rng.random()
+            sign, scale, share = rng.choice((-1, 1)), rng.choice((1.0, ttl_s, 40 * ttl_s)), rng.random()
+            is_far = scale > ttl_s and share > 0.5
+            return sign * share * (WRONG_DATE_S if is_far else scale)
         if kind == "old":
-            return ttl_s * rng.choice((0.9, 2.0))
+            return ttl_s * rng.choice(OLDER_SHARES_OF_TTL)
         if kind in {"late", "slow"}:
             return rng.choice((1.0, 5.0, 1.2 * ttl_s)) * rng.random()
         return rng.choice((1.0, ttl_s, 3 * ttl_s)) * rng.random()

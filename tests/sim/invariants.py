@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from batchfile import bits
+from batchfile import bits, layout
+from batchfile.ledger.base import Limits
 from batchfile.ledger.lease import LAPSES_OF_ONE_LINE
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import decode_part
@@ -17,6 +18,7 @@ from batchfile.records import BatchRecord, Plan, ShardRecord, decode
 from batchfile.store.base import Object
 from batchfile.words import Counts
 from tests.sim.bodies import Sent
+from tests.sim.faults import OLDER_SHARES_OF_TTL
 from tests.sim.store import SharedStore
 from tests.sim.world import Broken, Process, World
 
@@ -41,16 +43,20 @@ class Known:
     results: bytes | None = None
     is_gone: bool = False
     canceled_at: float | None = None  # when a cancel was acknowledged
+    ended_at: float | None = None  # by the right clock
+    is_unwanted: bool = False  # its client asks for it to be deleted
     shards: dict[str, ShardRecord] = field(default_factory=dict)
 
 
 class Model:
-    """What is known from outside. `store` is set once there is one."""
+    """What is known from outside. `store` and `limits` are set once there is a stage."""
 
     store: SharedStore
+    limits: Limits
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self._begun_at: dict[str, float] = {}  # batch -> when the first trace of its create was written
         self.sent: dict[str, Sent] = {}  # by the digest of the body
         self.batches: dict[str, Known] = {}
         self.calm_since = float("inf")
@@ -68,6 +74,8 @@ class Model:
 
     def put(self, key: str, old: Object | None, data: bytes) -> None:
         place = key.split("/")
+        if place[0] == "index":
+            self._begun_at.setdefault(layout.index_batch_id(key), self.world.now)
         if place[0] != "batches":
             return
         batch_id, known = place[1], self.batches.get(place[1])
@@ -113,10 +121,24 @@ class Model:
             self.fail(3, f"{batch_id} was ending as {old.reason} and is {new.reason} now")
         known = self.batches.get(batch_id)
         if known is not None:
+            self._check_times(known, new, old)
             known.record = new
             self._planned(known)
             if new.state == "ended" and old.state != "ended":
+                known.ended_at = self.world.now
                 self._ended(known)
+
+    def _check_times(self, known: Known, new: BatchRecord, old: BatchRecord) -> None:
+        """However wrong the clocks of the processes are: nothing is over before its time."""
+        now, early_s = self.world.now, OLDER_SHARES_OF_TTL[-1] * self.limits.lease_ttl_s
+        if new.reason == "expired" and old.reason != "expired":
+            open_s = now - self._begun_at[new.batch_id]
+            if open_s < self.limits.completion_window_s - early_s:
+                self.fail(1, f"{new.batch_id} expired after {open_s:.0f} s")
+        if new.state == "deleted" and old.state == "ended" and not known.is_unwanted and known.ended_at is not None:
+            kept_s = now - known.ended_at
+            if kept_s < self.limits.retention_s - early_s:
+                self.fail(3, f"{new.batch_id} was deleted {kept_s:.0f} s after its end")
 
     def _committed_batch(self, batch_id: str, new: BatchRecord) -> None:
         sent = self.sent.get(new.input.sha256)

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from batchfile import bits, layout
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import assemble, batches, cas, idempotency, lease, planning, shards
+from batchfile.ledger import assemble, batches, cas, expiry, idempotency, lease, planning, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load
 from batchfile.ledger.idempotency import Adopted
@@ -247,6 +247,30 @@ def _no_lapse_counts(record: ShardRecord, *, lease: str, runner: str) -> ShardRe
     )
 
 
+def _by_the_clock_of_whoever_looks() -> AbstractContextManager[object]:
+    def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
+        return (batch.ended_at or batch.created_at) + ledger.limits.retention_s - ledger.clock.now()
+
+    return patch.object(expiry, "kept_for_s", kept_for_s)
+
+
+@contextmanager
+def _same_lease() -> Iterator[None]:
+    fresh, claimed = lease.fresh, lease.claimed
+    with (
+        patch.object(lease, "fresh", lambda *place, **who: fresh(*place, **who | {"lease": "x"})),
+        patch.object(lease, "claimed", lambda record, **who: claimed(record, **who | {"lease": "x"})),
+    ):
+        yield
+
+
+def _same_write_id() -> AbstractContextManager[object]:
+    def same(record: Any, **changes: Any) -> Any:
+        return replace(record, **changes | ({"write_id": "w"} if "write_id" in changes else {}))
+
+    return patch.object(cas, "replace", same)
+
+
 def _first_line_is_always_done() -> AbstractContextManager[object]:
     of = bits.of
     return patch.object(bits, "of", lambda lines: of(lines) | 1)
@@ -280,6 +304,12 @@ MUTANTS: dict[str, Mutant] = {
     "a batch that lives can be deleted": _insists(batches, "delete", "ended"),
     "a line that kills its runner is never found": _replaced(lease, "claimed", _no_lapse_counts),
     "the bitmap says more than the parts": _first_line_is_always_done,
+    "every lease has the same id": _same_lease,
+    "two writes have one id": _same_write_id,
+    "a batch expires by the clock of whoever looks": _replaced(
+        expiry, "is_over", lambda ledger, batch: ledger.clock.now() >= batch.expires_at
+    ),
+    "results go by the clock of whoever looks": _by_the_clock_of_whoever_looks,
     # found here once, and mended
     "a done record is written again": _judged(_rewritten_when_done),
     "an abandoned create is not fenced": _abandoned_without_fence,
@@ -303,7 +333,15 @@ HARMLESS: dict[str, Mutant] = {
     "the bell never rings": _replaced(batches, "ring", lambda *_: None),
     # What stays behind is in nobody's way, and retention removes it.
     "nothing is swept after the end": _replaced(batches, "sweep_parts", lambda *_: None),
-    # A shard that waits too long is checkpointed at the next tick; only what is in flight at a death grows.
+    # A batch id has one body, the idempotency record sees to that: what is written over its input is the same bytes.
+    "two uploads write one object": _replaced(
+        layout, "input_key", lambda batch_id, _: f"batches/{batch_id}/input-x.jsonl"
+    ),
+    # What is assembled is the same bytes each time: the key of its own is for the day on which a part is damaged.
+    "two assemblies write one object": _replaced(
+        layout, "results_key", lambda batch_id, _: f"batches/{batch_id}/results-x.jsonl"
+    ),
+    # Its leases lapse instead, and its lines run again.
     "shards are never given back at a stop": _replaced(Keeper, "release_all", lambda self: None),
 }
 

@@ -126,6 +126,8 @@ class ProcessStore:
         process.disturbed_at = world.now
         if kind == "kill":
             self._kill()
+        elif kind == "term":
+            process.term()
         elif kind == "pause":
             process.pause(fault.amount)
         elif kind == "skew":

@@ -195,6 +195,10 @@ class Process:
         for tell in self.on_kill:
             tell()
 
+    def term(self) -> None:
+        """It is asked to end; by itself it takes no notice."""
+        self.world.say(self.name, "is asked to end")
+
     def pause(self, seconds: float) -> None:
         self.world.say(self.name, f"stands still for {seconds:.1f} s")
         self.paused_until = max(self.paused_until, self.world.now + seconds)
