@@ -94,9 +94,8 @@ def _store(url: str | None, settings: Settings) -> Finding:
     if chosen is None:
         return Finding("store", "ok", ".batchfile beside each output; name one to prove it: doctor --store STORE")
     proof = prove_conditions(open_store(chosen, prove=False), heavy=True)
-    if not proof.is_complete:
-        unclear = "; ".join(check.rule for check in proof.checks if check.verdict != "kept")
-        return Finding("store", "warning", f"{chosen} was too busy to tell: {unclear}; try again later")
+    if proof.unclear:
+        return Finding("store", "warning", f"{chosen} was too busy to tell: {proof.unclear}; try again later")
     return Finding("store", "ok", f"{chosen} keeps its conditions ({proof.seconds:.1f} s of racing writers)")
 
 
