@@ -24,7 +24,7 @@ from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
 from batchfile.store.metered import MeteredStore
 from runners.ending import Ending
-from runners.metrics import RunnerCollector, serving
+from runners.metrics import RunnerCollector, counted, serving
 from runners.options import Options
 from runners.pools import factory_of, kind_of, pool_of
 from runners.presence import Announcer, Identity
@@ -119,27 +119,27 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
     settings = load_settings()
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)
-    ledger = _open_patiently(options.store, settings)
-    store = MeteredStore(ledger.store)
-    ledger = replace(ledger, store=store)
-    identity = Identity(
-        pool=options.pool,
-        runner_id=_new_runner_id(options.pool),
-        model=pool.model,
-        engine=kind,
-        host=socket.gethostname(),
-        started_at=time.time(),
-    )
-    log.info("runner.starting", runner_id=identity.runner_id, engine=kind, model=pool.model, store=ledger.store.url)
-    inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
-    wanted = RunnerOptions(runner_id=identity.runner_id, pool=options.pool, inbox=inbox)
-    runner = Runner(ledger, factory_of(pool, kind), wanted)
-    signals.runner = runner
-    ending = Ending(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
     with ExitStack() as stack:
-        if options.metrics_port:
-            collector = RunnerCollector(runner, store, options.pool, pool.model)
-            stack.enter_context(serving(collector, options.metrics_host, options.metrics_port + slot))
+        if options.metrics_port:  # before there is a store: a runner that waits for it is alive
+            stack.enter_context(serving(options.metrics_host, options.metrics_port + slot))
+        ledger = _open_patiently(options.store, settings)
+        store = MeteredStore(ledger.store)
+        ledger = replace(ledger, store=store)
+        identity = Identity(
+            pool=options.pool,
+            runner_id=_new_runner_id(options.pool),
+            model=pool.model,
+            engine=kind,
+            host=socket.gethostname(),
+            started_at=time.time(),
+        )
+        log.info("runner.starting", runner_id=identity.runner_id, engine=kind, model=pool.model, store=store.url)
+        inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
+        wanted = RunnerOptions(runner_id=identity.runner_id, pool=options.pool, inbox=inbox)
+        runner = Runner(ledger, factory_of(pool, kind), wanted)
+        signals.runner = runner
+        ending = Ending(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
+        stack.enter_context(counted(RunnerCollector(runner, store, options.pool, pool.model)))
         stack.enter_context(Watch(runner, Announcer(ledger, runner, identity), ending))
         try:
             runner.run()

@@ -140,22 +140,30 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(collector: RunnerCollector, host: str, port: int) -> Iterator[None]:
-    """While entered, /metrics answers on `port`. A port that can not be had costs the page, not the runner."""
+def counted(collector: RunnerCollector) -> Iterator[None]:
+    """While entered, its figures are on the page."""
+    REGISTRY.register(collector)
+    try:
+        yield
+    finally:
+        REGISTRY.unregister(collector)
+
+
+@contextmanager
+def serving(host: str, port: int) -> Iterator[None]:
+    """While entered, /metrics and /healthz answer on `port`. One that can not be had costs the page, not the runner."""
     try:
         server = _Server((host, port), _Handler)
     except OSError as error:
         log.warning("metrics.not_served", host=host, port=port, error=str(error), what_to_do="give --metrics-port")
         yield
         return
-    REGISTRY.register(collector)
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     log.info("metrics.served", host=host, port=port)
     try:
         yield
     finally:
-        REGISTRY.unregister(collector)
         server.shutdown()
         server.server_close()
         thread.join()

@@ -48,10 +48,10 @@ def parse(arguments: list[str]) -> Options:
     add("--store", metavar="STORE", help="a directory or s3://bucket/prefix (default: the settings', else .batchfile)")
     add("--config", metavar="FILE", help="the settings file (default: batchfile.toml here, if there is one)")
     add("--drain", action="store_true", help="end once no shard of the pool is left to do")
-    add("--idle-exit", type=_seconds, metavar="S", help="end after S seconds without work")
-    add("--slots", type=_positive, metavar="N", help="engines (default: one for each set of GPUs that a model needs)")
+    add("--idle-exit", type=seconds, metavar="S", help="end after S seconds without work")
+    add("--slots", type=positive, metavar="N", help="engines (default: one for each set of GPUs that a model needs)")
     add("--metrics-host", default="127.0.0.1", metavar="H", help="where /metrics and /healthz listen (%(default)s)")
-    add("--metrics-port", type=_port, default=METRICS_PORT, metavar="P", help="of slot 0 (%(default)s); 0: none")
+    add("--metrics-port", type=port, default=METRICS_PORT, metavar="P", help="of slot 0 (%(default)s); 0: none")
     add("--slot", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.config:
@@ -70,21 +70,21 @@ def parse(arguments: list[str]) -> Options:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
 
 
-def _port(text: str) -> int:
+def port(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{number} is no port: give 1 to 65535, or 0 for none")
     return number
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no length of time: give seconds, more than 0")

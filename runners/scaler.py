@@ -22,6 +22,7 @@ import structlog
 
 from batchfile import logs
 from batchfile.errors import SettingsError
+from runners.options import positive, seconds
 from runners.runpod_api import Runpod, RunpodError, call
 from runners.runpod_fleets import Fleet, Jobs, Pods
 from runners.scaling import SHARDS_PER_RUNNER, wanted
@@ -47,8 +48,7 @@ class Scaler:
 
     def look(self, now: float) -> None:
         """Once. `now`: a monotonic clock. Raises: RunpodError where the API or RunPod does not answer."""
-        figures = self._read()
-        found = {name: int(figures[name]) for name in FIGURES}
+        found = _figures(self._read())
         bounds = self._fleet.bounds()
         num_wanted = wanted(**found, bounds=bounds, shards_per_runner=self._shards_per_runner)
         num_found = self._fleet.count()
@@ -66,6 +66,14 @@ class Scaler:
             num = self._fleet.rest(bounds.minimum)
             if num:
                 log.info("runners.given_back", pool=self._pool, num=num)
+
+
+def _figures(answer: dict[str, int]) -> dict[str, int]:
+    """Raises: RunpodError where something else than our API has answered."""
+    try:
+        return {name: int(answer[name]) for name in FIGURES}
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunpodError(f"the answer to --api has no {', '.join(FIGURES)}: {str(answer)[:200]}") from error
 
 
 def scale_reader(url: str, pool: str, key: str | None) -> Callable[[], dict[str, int]]:
@@ -94,11 +102,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("pools", nargs="+", metavar="POOL")
     add("--api", required=True, metavar="URL", help=f"of the API; its key is in {API_KEY_VARIABLE}")
-    add("--shards-per-runner", type=int, default=SHARDS_PER_RUNNER, metavar="N", help="(default: %(default)s)")
-    add("--idle", type=float, default=60.0, metavar="S", help="a job ends after S seconds without work (%(default).0f)")
-    add("--look", type=float, default=LOOK_S, metavar="S", help="between two looks (%(default).0f)")
+    add("--shards-per-runner", type=positive, default=SHARDS_PER_RUNNER, metavar="N", help="(default: %(default)s)")
+    add(
+        "--idle",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="a job ends after S s without work (%(default).0f)",
+    )
+    add("--look", type=seconds, default=LOOK_S, metavar="S", help="between two looks (%(default).0f)")
     add("--pods", type=Path, metavar="FILE", help="start pods with this body instead of jobs, for one pool")
-    add("--most", type=int, default=1, metavar="N", help="pods at a time (%(default)s)")
+    add("--most", type=positive, default=1, metavar="N", help="pods at a time (%(default)s)")
     found = parser.parse_args(arguments)
     if found.pods and len(found.pools) > 1:
         parser.error("--pods is for one pool")

@@ -158,8 +158,17 @@ def test_what_can_not_be_used_ends_it_with_2(monkeypatch: pytest.MonkeyPatch, tm
     assert main(["mistral", "--api", "http://127.0.0.1:1", "--pods", str(tmp_path / "none.json")]) == 2
     with pytest.raises(SystemExit):
         parse(["mistral", "llama-70b", "--api", "x", "--pods", "pod.json"])
+    for option in ("--shards-per-runner", "--idle", "--look", "--most"):
+        with pytest.raises(SystemExit):
+            parse(["mistral", "--api", "x", option, "0"])
     with pytest.raises(SettingsError):
         Pods(Runpod(KEY), "mistral", POD, -1)
+
+
+def test_an_answer_that_is_not_our_apis_is_told_and_ends_nothing(server: Server) -> None:
+    scaler = Scaler("mistral", Jobs(Runpod(KEY, server.url, server.url), "mistral", 60.0), lambda: {"ok": 1}, 4)
+    with pytest.raises(RunpodError, match=r"has no pending_shards.*'ok': 1"):
+        scaler.look(0.0)
 
 
 def test_an_api_that_does_not_answer_is_waited_for_until_a_signal_ends_it(server: Server, tmp_path: Path) -> None:

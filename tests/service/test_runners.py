@@ -234,6 +234,17 @@ def test_an_idle_runner_of_any_pool_is_a_steward(start: Callable[..., Supervisor
     supervisor.until(lambda: batches.read_batch(ledger, "b") is None)
 
 
+def test_a_runner_that_waits_for_its_store_answers_that_it_lives(start: Callable[..., Supervisor]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    away = "s3://bucket/away?endpoint=http://127.0.0.1:9&region=us-east-1"
+    supervisor = start("--pool", "mistral", "--metrics-port", str(port), "--store", away, **CREDENTIALS)
+    supervisor.until(lambda: supervisor.events("store.awaited"))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=WAIT_S) as answer:
+        assert answer.read() == b"ok\n"
+
+
 def test_the_metrics_page_counts_what_was_done(start: Callable[..., Supervisor], ledger: Ledger) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
