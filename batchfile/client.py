@@ -41,6 +41,8 @@ BACKOFF_S_MAX = 10.0
 DETAIL_CHARS_MAX = 500
 AWAY = {429, 502, 503, 504}
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+SAME_AGAIN = "run the same command again later"
+LOOK_FIRST = "the batch may have been made: look with `batchfile ls` later, before the same command makes another"
 
 T = TypeVar("T")
 Pairs = list[tuple[str, str]]
@@ -56,8 +58,9 @@ class FileHead(msgspec.Struct, frozen=True):
 class _Away(Exception):
     """The service did not answer, or said that it can not now. `wait_s`: what it asked for."""
 
-    def __init__(self, message: str, wait_s: float = 0.0) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, wait_s: float = 0.0, *, is_busy: bool = False) -> None:
+        super().__init__(f"{'is busy' if is_busy else 'does not answer'} ({message})")
+        self.message = message
         self.wait_s = wait_s
 
 
@@ -110,7 +113,8 @@ class Client:
     async def post(self, path: str, kind: type[T], *, idempotency_key: str | None = None) -> T:
         """Without a body. Asked again like a get: such posts of this service may be repeated, or have a key."""
         headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
-        return await self._patiently(lambda: self._once("POST", path, kind, headers=headers))
+        advice = LOOK_FIRST if idempotency_key else SAME_AGAIN
+        return await self._patiently(lambda: self._once("POST", path, kind, headers=headers), advice)
 
     async def send_lines(
         self, path: str, kind: type[T], lines: Callable[[], Iterator[bytes]], *, query: Pairs, idempotency_key: str
@@ -131,7 +135,7 @@ class Client:
                     raise body.error from None
                 raise
 
-        return await self._patiently(once)
+        return await self._patiently(once, LOOK_FIRST)
 
     async def head(self, path: str) -> FileHead:
         async def once() -> FileHead:
@@ -245,8 +249,11 @@ class Client:
         self._has_answered = self._has_answered or bool(detail)
         if answer.status in AWAY:
             asked = answer.headers.get("retry-after", "")
-            return _Away(detail or f"it answered {answer.status}", float(asked) if asked.isdigit() else 0.0)
-        if answer.status in {401, 403}:
+            wait_s = float(asked) if asked.isdigit() else 0.0
+            return _Away(detail or f"it answered {answer.status}", wait_s, is_busy=answer.status == 429)
+        if answer.status == 403:
+            return SettingsError(f"{self.url} refuses this: {detail or 'it answered 403'}")
+        if answer.status == 401:
             return SettingsError(
                 f"{self.url} does not know this API key; check BATCHFILE_API_KEY or --api-key"
                 if self._has_key
@@ -274,7 +281,7 @@ class Client:
             f"{answer.url.with_query(None)} answered {what}: that is no batchfile service; check --url"
         )
 
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, ask: Callable[[], Awaitable[T]], advice: str = SAME_AGAIN) -> T:
         away_since: float | None = None
         num = 0
         while True:
@@ -282,20 +289,22 @@ class Client:
                 return await ask()
             except _Away as away:
                 num += 1
-                away_since = await self._wait(away, away_since, num)
+                away_since = await self._wait(away, away_since, num, advice)
 
-    async def _wait(self, away: _Away, since: float | None, num: int = 1) -> float:
+    async def _wait(self, away: _Away, since: float | None, num: int = 1, advice: str = SAME_AGAIN) -> float:
         """Since when the service is away, after a pause. Raises: ServiceUnavailable where it has been for too long."""
         now = time.monotonic()
         is_first = since is None
         since = now if since is None else since
         pause_s = max(away.wait_s, min(BACKOFF_S * 2.0**num, BACKOFF_S_MAX) * random.uniform(0.5, 1.0))
         if not self._has_answered:
-            raise ServiceUnavailable(f"{self.url} can not be reached ({away}); is it running, and is --url right?")
+            raise ServiceUnavailable(
+                f"{self.url} can not be reached ({away.message}); is it running, and is --url right?"
+            )
         if now + pause_s - since > self._patience_s:
-            raise ServiceUnavailable(f"{self.url} does not answer ({away}); run the same command again when it does")
+            raise ServiceUnavailable(f"{self.url} {away}; {advice}")
         if is_first:
-            self._on_wait(f"{self.url} does not answer ({away})")
+            self._on_wait(f"{self.url} {away}")
         await asyncio.sleep(pause_s)
         return since
 

@@ -1,6 +1,7 @@
 """Where a command's batches are: the store it names, the ledger over it, a batch by its id or its output's path."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from batchfile import layout
@@ -11,31 +12,27 @@ from batchfile.ledger.cas import load
 from batchfile.records import BatchRecord, IdempotencyRecord
 from batchfile.settings import Settings
 from batchfile.store.crash import armed
-from batchfile.store.open import open_store
+from batchfile.store.open import local_path, open_store
 
 STORE_FOLDER = ".batchfile"
 
 
-def check_stage(settings: Settings, stage: str) -> None:
-    """Raises: SettingsError where the settings have no such stage."""
-    if stage not in settings.stages:
-        raise SettingsError(f"--stage {stage}: there is no such stage; there are {', '.join(sorted(settings.stages))}")
-
-
-def is_local(url: str) -> bool:
-    return not url.startswith(("s3://", "memory:"))
+def check_stage(stages: Collection[str], stage: str) -> None:
+    """Raises: SettingsError where there is no such stage."""
+    if stage not in stages:
+        raise SettingsError(f"--stage {stage}: there is no such stage; there are {', '.join(sorted(stages))}")
 
 
 def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> Ledger:
     """A bucket is proven fit first, unless nothing will be written with a condition."""
     store = armed(open_store(url, prove=not is_read_only))
-    return Ledger(store=store, limits=settings.ledger_limits(is_local=is_local(url)))
+    return Ledger(store=store, limits=settings.ledger_limits(is_local=local_path(url) is not None))
 
 
 def open_service_ledger(url: str | None, settings: Settings) -> Ledger:
     """The ledger of a service or a runner of one: named, set, or in the current directory."""
     chosen = url or settings.store or STORE_FOLDER
-    limits = settings.ledger_limits(is_local=is_local(chosen), is_service=True)
+    limits = settings.ledger_limits(is_local=local_path(chosen) is not None, is_service=True)
     return Ledger(store=armed(open_store(chosen)), limits=limits)
 
 
@@ -55,7 +52,7 @@ def existing_ledger(
         if not found:
             raise SettingsError(f"there is no {STORE_FOLDER} here; name the store: --store DIR or --store s3://…")
         chosen = str(found[0])
-    elif is_local(chosen) and not Path(chosen).is_dir():
+    elif (path := local_path(chosen)) is not None and not path.is_dir():
         raise SettingsError(f"--store {chosen}: there is no such directory")
     return open_ledger(chosen, settings, is_read_only=is_read_only)
 

@@ -10,10 +10,9 @@ from batchfile.engine.base import EngineFactory
 from batchfile.engine.open import engine_factory
 from batchfile.errors import SettingsError
 from batchfile.settings import Settings
-from batchfile.settings_tables import EngineKind
-from batchfile.words import Task
+from batchfile.words import EngineKind, Task
 
-API_KEY_VARIABLES = ("BATCHFILE_API_KEY", "OPENAI_API_KEY")
+API_KEY_VARIABLE = "OPENAI_API_KEY"  # of the endpoint; BATCHFILE_API_KEY is a service's of ours, and goes nowhere else
 DEMO_MODEL = "SmolLM2-135M-Instruct"
 CACHE_VARIABLE = "BATCHFILE_CACHE"  # as the set-up recipe (`just demo`) has it
 CACHE_FOLDER = "~/.cache/batchfile"
@@ -67,7 +66,7 @@ def choose_engine(
         chosen,
         model=found,
         base_url=url,
-        api_key=next((os.environ[key] for key in API_KEY_VARIABLES if os.environ.get(key)), None),
+        api_key=os.environ.get(API_KEY_VARIABLE) or None,
         max_model_len=max_model_len or settings.run.max_model_len,
         max_num_seqs=max_num_seqs or settings.run.max_num_seqs,
         tool_parser=tool_parser,

@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 
 from batchfile.cli import logs
-from batchfile.cli.remote import Where, where_options
+from batchfile.cli.remote import Where, place_options
 from batchfile.cli.shown import counted, duration
 from batchfile.cli.transfer import transfer
-from batchfile.errors import SettingsError
-from batchfile.places import STORE_FOLDER
+from batchfile.places import STORE_FOLDER, check_stage
 from batchfile.remote.estimate import Estimate, PoolTime, expected_output_tokens, pool_times
 from batchfile.remote.prices import hosted_price
 from batchfile.remote.sample import CHARS_PER_TOKEN, Sample, read_sample
@@ -29,7 +28,7 @@ from batchfile.words import Request, RoutingTable
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="How many GPUs each pool has.")
 @click.option("--against", multiple=True, metavar="MODEL", help="A hosted model, or provider:model; repeatable.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
-@where_options
+@place_options
 def command(
     file: str,
     stage: str | None,
@@ -66,10 +65,8 @@ def _asked(upload: Upload, stage: str | None, tokenizer: str | None, where: Wher
         return _sampled(upload, None, None, tokenizer), []
     with where.opened() as remote:
         routing = remote.routing()
-        if stage is not None and stage not in routing.stages:
-            raise SettingsError(
-                f"--stage {stage}: there is no such stage; there are {', '.join(sorted(routing.stages))}"
-            )
+        if stage is not None:
+            check_stage(routing.stages, stage)
         sample = _sampled(upload, routing, stage, tokenizer)
         return sample, pool_times(sample, remote.runners(), {pool: remote.pending(pool) for pool in sample.pools})
 
@@ -120,7 +117,8 @@ def _time_lines(times: list[PoolTime]) -> Iterator[str]:
     for time in times:
         who = f"{counted(time.num_runners, 'runner')} of {time.pool}"
         if time.busy_s is None or time.until_s is None or time.requests_per_s is None:
-            yield f"  time           unknown: {who} there, and nothing was measured in the last minute"
+            verb = "is" if time.num_runners == 1 else "are"
+            yield f"  time           unknown: {who} {verb} there, and nothing was measured in the last minute"
             continue
         rate = f"{time.requests_per_s:,.1f} requests/s ({who}, last minute)"
         text = f"  time           about {duration(time.busy_s)} at {rate}"

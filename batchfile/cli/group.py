@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
+from typing import NoReturn
 
 import click
 
@@ -81,20 +82,20 @@ def main() -> None:
     """The console script: every expected error is one line on stderr and its exit code."""
     try:
         root.main(prog_name="batchfile", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(Exit.USAGE)
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort as abort:  # click makes it of Ctrl-C, and of an EOFError too, which is an error like any other
+        if isinstance(abort.__cause__, EOFError):
+            _fail(abort.__cause__)
         sys.exit(Exit.INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone: not an error, and nothing is left to write to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.UNEXPECTED)
     except Exception as error:  # noqa: BLE001 the process's top
-        message = explain(error)
-        if message is None or os.environ.get("BATCHFILE_DEBUG"):
-            traceback.print_exc()
-        click.echo(f"batchfile: {message or f'unexpected error: {error!r}'}", err=True)
-        sys.exit(exit_of(error))
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    message = explain(error)
+    if message is None or os.environ.get("BATCHFILE_DEBUG"):
+        traceback.print_exception(error)
+    click.echo(f"batchfile: {message or f'unexpected error: {error!r}'}", err=True)
+    sys.exit(exit_of(error))

@@ -5,7 +5,7 @@ import secrets
 
 import click
 
-from batchfile.layout import is_pool_name
+from batchfile.cli.remote import checked_tenant
 
 PREFIX = "bf_"
 KEY_BYTES = 32  # of chance
@@ -17,7 +17,7 @@ def command() -> None:
 
 
 @command.command("new")
-@click.argument("tenant")
+@click.argument("tenant", callback=checked_tenant)
 @click.option(
     "--dialect",
     type=click.Choice(["stage", "anthropic"]),
@@ -28,10 +28,6 @@ def new(tenant: str, dialect: str | None) -> None:
 
     The key is for the client. The line is for the service: several are joined with commas.
     """
-    if not is_pool_name(tenant):
-        raise click.BadParameter(
-            f"{tenant!r} is no tenant name: lower-case letters, digits, dots, dashes; at most 63", param_hint="TENANT"
-        )
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     known = ":".join([tenant, hashlib.sha256(key.encode()).hexdigest(), *([dialect] if dialect else [])])
     click.echo(f"LOCAL_BATCH_API_KEY={key}")

@@ -19,7 +19,10 @@ def reference() -> str:
 
 
 def _sections(command: click.Command, path: str) -> Iterator[str]:
-    with click.Context(command, info_name=path, max_content_width=WIDTH, terminal_width=WIDTH) as context:
+    names = root.context_settings["help_option_names"]
+    with click.Context(
+        command, info_name=path, max_content_width=WIDTH, terminal_width=WIDTH, help_option_names=names
+    ) as context:
         yield f"## `{path}`\n\n```text\n{command.get_help(context)}\n```\n"
         if isinstance(command, click.Group):
             for name in command.list_commands(context):

@@ -10,7 +10,10 @@ import click
 
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
+from batchfile.layout import is_pool_name
 from batchfile.remote.base import BatchView, Remote
+
+DEFAULT_TENANT = "default"  # of a service without keys, and of local runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +49,36 @@ class Where:
 
 def where_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds --url, --api-key, --store and --tenant, which the command gets as one `where`."""
+    return _URL(_API_KEY(_STORE(_TENANT(_with_where(command)))))
 
+
+def place_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The same for a command that asks for no batch: without --tenant."""
+    return _URL(_API_KEY(_STORE(_with_where(command))))
+
+
+def _with_where(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
-    def with_where(url: str | None, api_key: str | None, store: str | None, tenant: str, **options: Any) -> None:
+    def with_where(
+        url: str | None, api_key: str | None, store: str | None, tenant: str = DEFAULT_TENANT, **options: Any
+    ) -> None:
         if store is not None and click.get_current_context().get_parameter_source("url") != _TYPED:
             url = None  # what is typed stands over what is set
         command(where=Where(url=url, api_key=api_key, store=store, tenant=tenant), **options)
 
-    return _URL(_API_KEY(_STORE(_TENANT(with_where))))
+    return with_where
 
 
-REMOTE_EXITS = """\b
+def checked_tenant(context: click.Context, option: click.Parameter, tenant: str) -> str:
+    """Raises: click.BadParameter for what can be no tenant."""
+    if not is_pool_name(tenant):
+        raise click.BadParameter(
+            f"{tenant!r} is no tenant name: lower-case letters, digits, dots, dashes; at most 63", context, option
+        )
+    return tenant
+
+
+_EXITS = """\b
 Exit codes:
   0    every request succeeded, or is on its way
   1    something unexpected, or the service or the store does not answer
@@ -64,7 +86,11 @@ Exit codes:
   3    ended, and some requests failed; or not ended yet, where an end is needed
   4    the input can not be used
   7    the output is there already
-  130  interrupted (Ctrl-C); the batch goes on, the same command continues"""
+  130  interrupted (Ctrl-C); """
+REMOTE_EXITS = _EXITS + "the batch goes on, the same command continues"
+CREATE_EXITS = (  # each call of these commands makes a batch
+    _EXITS + "the batch goes on: `batchfile watch ID`, `batchfile results ID -o OUT`"
+)
 
 _TYPED = click.core.ParameterSource.COMMANDLINE
 _URL = click.option("--url", envvar="BATCHFILE_URL", metavar="URL", help="A service.  [env: BATCHFILE_URL]")
@@ -75,7 +101,13 @@ _API_KEY = click.option(
     help="With --url; better kept in the environment.  [env: BATCHFILE_API_KEY]",
 )
 _STORE = click.option("--store", metavar="STORE", help="A directory or s3://bucket/prefix.  [default: .batchfile here]")
-_TENANT = click.option("--tenant", default="default", show_default=True, help="With --store: whose batches.")
+_TENANT = click.option(
+    "--tenant",
+    default=DEFAULT_TENANT,
+    show_default=True,
+    callback=checked_tenant,
+    help="With --store: whose batches.",
+)
 
 
 def exit_of_batch(batch: BatchView) -> Exit:

@@ -7,6 +7,7 @@ import click
 from batchfile.cli.exits import Exit
 from batchfile.cli.remote import REMOTE_EXITS, Where, exit_of_batch, where_options
 from batchfile.cli.saving import check_free, save
+from batchfile.local.outputs import STDOUT
 
 
 @click.command("results", epilog=REMOTE_EXITS)
@@ -23,6 +24,8 @@ def command(batch: str, output: str, is_errors: bool, force: bool, where: Where)
     Beside OUT comes OUT.errors.jsonl: the input lines that did not succeed; absent if none. A download that was
     broken off is continued by the same command. Exits with 3 where BATCH has not ended.
     """
+    if is_errors and output != STDOUT:
+        raise click.UsageError("--errors writes to stdout; with -o alone these lines come to OUT.errors.jsonl")
     path = check_free(output, is_forced=force)
     with where.opened(batch) as remote:
         found = remote.batch(batch)

@@ -4,15 +4,15 @@ import sys
 
 import click
 
-from batchfile.cli.remote import REMOTE_EXITS, Where, where_options
+from batchfile.cli.remote import CREATE_EXITS, Where, where_options
 from batchfile.cli.saving import check_free
 from batchfile.cli.shown import counted
 from batchfile.cli.submit import finish
 
 
-@click.command("retry", epilog=REMOTE_EXITS)
+@click.command("retry", epilog=CREATE_EXITS)
 @click.argument("batch")
-@click.option("--wait", is_flag=True, help="Wait for the new batch's end, and exit as it went.")
+@click.option("--wait", is_flag=True, help="Wait for the new batch's end; the exit code says how it went.")
 @click.option("-o", "--output", metavar="OUT", help="Wait, and write its results to OUT (.jsonl or .parquet; -).")
 @where_options
 def command(batch: str, wait: bool, output: str | None, where: Where) -> None:

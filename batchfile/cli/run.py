@@ -98,7 +98,9 @@ class Signals:
 )
 @click.option("--engine", type=click.Choice(["vllm", "http", "echo"]), help="What generates.  [default: vllm]")
 @click.option("--model", help="A model's name or directory.  [default: the demo model, if it is cached]")
-@click.option("--base-url", metavar="URL", help="With --engine http: an OpenAI-compatible endpoint.")
+@click.option(
+    "--base-url", metavar="URL", help="With --engine http: an OpenAI-compatible endpoint. Its key is OPENAI_API_KEY."
+)
 @click.option("--stage", help="The stage whose work this is; kept with the batch.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Run the first N requests only.")
 @click.option("--strict", is_flag=True, help="Refuse the file if one line can not run, before the engine loads.")
@@ -113,8 +115,8 @@ class Signals:
     default="generate",
     help="What the model is for: embed for /v1/embeddings lines.",
 )
-@click.option("--tool-parser", metavar="NAME", help="With vLLM: its name of what reads the model's calls of tools.")
-@click.option("--reasoning-parser", metavar="NAME", help="With vLLM: its name of what reads the model's thinking.")
+@click.option("--tool-parser", metavar="NAME", help="vLLM's name of the parser for tool calls.")
+@click.option("--reasoning-parser", metavar="NAME", help="vLLM's name of the parser for thinking.")
 @click.option("--store", metavar="STORE", help="A directory or s3://bucket/prefix.  [default: .batchfile beside OUT]")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option(
@@ -152,11 +154,11 @@ def command(
     """
     logs.configure(is_verbose=verbose)
     settings = load_settings()
-    is_stdout = output == STDIN
+    is_stdout = output == outputs.STDOUT
     if is_stdout and is_json:
         raise click.UsageError("--json and -o - both want stdout; write the results to a file")
     if stage is not None:
-        check_stage(settings, stage)
+        check_stage(settings.stages, stage)
     voice = Voice(is_quiet=quiet, is_json=is_json)
     signals = Signals(voice)
     with ExitStack() as stack:
@@ -213,7 +215,7 @@ def _run(
     temperature: float | None,
 ) -> Exit:
     source = inspect(input_path)
-    path = None if output == STDIN else outputs.check_output(output, source.path)
+    path = None if output == outputs.STDOUT else outputs.check_output(output, source.path)
     url = store or settings.store
     if url is None and path is not None:
         url = str(Path(path).parent / STORE_FOLDER)
@@ -241,6 +243,7 @@ def _run(
         voice.say(f"{batch.batch_id} ended before; nothing is left to run")
     else:
         ended = _work(ledger, opened, choice, signals, voice)
+        signals.runner = None  # a signal while the files are written has nothing in flight to wait for
         if ended is None:
             return signals.code or Exit.UNEXPECTED
         batch = ended

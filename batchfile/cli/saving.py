@@ -7,19 +7,22 @@ import click
 
 from batchfile.cli.transfer import transfer
 from batchfile.errors import OutputTaken
-from batchfile.local.inputs import STDIN as STDOUT
-from batchfile.local.outputs import check_output
+from batchfile.local.outputs import STDOUT, check_output
 from batchfile.remote.base import BatchView, Remote
 from batchfile.remote.download import in_dialect, save_results
 
 
-def check_free(output: str, *, is_forced: bool = False) -> str:
-    """The path of an output that may be written; `-` stays. Raises: SettingsError, OutputTaken."""
+def check_free(output: str, *, is_forced: bool | None = None) -> str:
+    """The path of an output that may be written; `-` stays. `is_forced` None: the command has no --force.
+
+    Raises: SettingsError, OutputTaken.
+    """
     if output == STDOUT:
         return output
     path = check_output(output, None)
     if os.path.exists(path) and not is_forced:
-        raise OutputTaken(f"{output} exists; choose another output, or add --force to replace it")
+        way_out = "" if is_forced is None else ", or add --force to replace it"
+        raise OutputTaken(f"{output} exists; choose another output{way_out}")
     return path
 
 

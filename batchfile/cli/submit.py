@@ -9,10 +9,11 @@ import click
 from batchfile.cli.batch_text import end_line
 from batchfile.cli.exits import Exit
 from batchfile.cli.following import follow_one
-from batchfile.cli.remote import REMOTE_EXITS, Where, exit_of_batch, where_options
+from batchfile.cli.remote import CREATE_EXITS, Where, exit_of_batch, where_options
 from batchfile.cli.saving import check_free, save
 from batchfile.cli.shown import counted
 from batchfile.cli.transfer import transfer
+from batchfile.errors import BatchfileError
 from batchfile.remote.base import BatchView, Remote, Wanted
 from batchfile.remote.upload import Upload, open_upload
 
@@ -22,14 +23,14 @@ VALUE_CHARS_MAX = 512
 LOOKS_MAX = 4  # for the first problem, at results as they land
 
 
-@click.command("submit", epilog=REMOTE_EXITS)
+@click.command("submit", epilog=CREATE_EXITS)
 @click.argument("file")
-@click.option("--stage", help="The stage whose work this is.  [default: as model_hint or model of each line say]")
+@click.option("--stage", help="The stage whose work this is.  [default: by each line's model_hint or model]")
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="0 is first.")
 @click.option("--metadata", "pairs", multiple=True, metavar="NAME=VALUE", help="Kept with the batch; repeatable.")
 @click.option("--strict", is_flag=True, help="Refuse the file if one line can not run.")
 @click.option("--detach", is_flag=True, help="Do not wait for its end: the default.")
-@click.option("--wait", is_flag=True, help="Wait for its end, and exit as it went.")
+@click.option("--wait", is_flag=True, help="Wait for its end; the exit code says how it went.")
 @click.option("-o", "--output", metavar="OUT", help="Wait, and write the results to OUT (.jsonl or .parquet; -).")
 @where_options
 def command(
@@ -64,14 +65,18 @@ def command(
 
 def finish(remote: Remote, batch: BatchView, path: str | None) -> Exit:
     """Wait for the batch's end, and write its results where a path is given."""
+    batch_id = batch.batch_id
     try:
-        ended = follow_one(remote, batch.batch_id, lambda one: click.echo(end_line(one), err=True))
-    except KeyboardInterrupt:
-        click.echo(f"{batch.batch_id} goes on: `batchfile watch {batch.batch_id}` shows it", err=True)
+        ended = follow_one(remote, batch_id, lambda one: click.echo(end_line(one), err=True))
+    except (KeyboardInterrupt, BatchfileError):
+        click.echo(f"{batch_id} goes on: `batchfile watch {batch_id}` shows it", err=True)
         raise
-    if path is not None and not save(remote, ended, path):
-        return Exit.FAILED_REQUESTS
-    return exit_of_batch(ended)
+    try:
+        is_saved = path is None or save(remote, ended, path)
+    except (KeyboardInterrupt, BatchfileError, OSError):
+        click.echo(f"{batch_id} has ended: `batchfile results {batch_id} -o OUT` fetches its results", err=True)
+        raise
+    return exit_of_batch(ended) if is_saved else Exit.FAILED_REQUESTS
 
 
 def _submit(remote: Remote, upload: Upload, wanted: Wanted) -> BatchView:

@@ -49,7 +49,7 @@ def command(
     settings = load_settings()
     defaults = Defaults(max_tokens=max_tokens or settings.run.max_tokens)
     if stage is not None:
-        check_stage(settings, stage)
+        check_stage(settings.stages, stage)
     rules = Rules(table=settings.routing() if routing or stage else None, stage=stage, defaults=defaults)
     tokens = None if model is None else _Tokens(model, max_model_len)
     is_fine = True

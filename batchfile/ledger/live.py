@@ -14,10 +14,8 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.part import decode_part
+from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.records import BatchRecord, PartRef, ShardRecord, decode
-from batchfile.words import LINE_BYTES_MAX
-
-RESULT_BYTES_MAX = 4 * LINE_BYTES_MAX
 
 
 class LiveLine(NamedTuple):

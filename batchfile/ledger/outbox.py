@@ -27,7 +27,8 @@ from batchfile.ledger.cas import load
 from batchfile.ledger.presence import read_presence
 from batchfile.ledger.turn import Turn
 from batchfile.lines.frame import iter_lines
-from batchfile.lines.render import RESULT_BYTES_MAX, openai_file
+from batchfile.lines.render import openai_file
+from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError, Plan, ShardRecord
 from batchfile.store.base import Writer
 from batchfile.words import Counts, Usage

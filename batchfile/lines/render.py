@@ -6,10 +6,15 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from batchfile.lines.frame import iter_lines
-from batchfile.lines.result import NativeBlock, NativeChoice, NativeMessage, NativeResult, decode_result
-from batchfile.words import LINE_BYTES_MAX
+from batchfile.lines.result import (
+    RESULT_BYTES_MAX,
+    NativeBlock,
+    NativeChoice,
+    NativeMessage,
+    NativeResult,
+    decode_result,
+)
 
-RESULT_BYTES_MAX = 4 * LINE_BYTES_MAX
 CHUNK_BYTES = 256 * 1024
 
 _FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}

@@ -7,6 +7,8 @@ import msgspec
 
 from batchfile.words import Choice, Completion, Failure, Kind, Outcome
 
+RESULT_BYTES_MAX = 512 * 1024 * 1024  # more than any: 2,048 vectors of 8,192 numbers are some 350 MB
+
 _encoder = msgspec.json.Encoder()
 
 

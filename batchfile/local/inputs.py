@@ -56,7 +56,7 @@ def inspect(path: str) -> Source:
     if stat.S_ISDIR(status.st_mode):
         raise InvalidFile(f"{path}: is a directory; name one file of requests")
     if not stat.S_ISREG(status.st_mode):
-        raise InvalidFile(f"{path}: is not a regular file; give it through stdin: `... | batchfile run - -o OUT`")
+        raise InvalidFile(f"{path}: is not a regular file; give it through stdin, as -")
     if status.st_size == 0:
         raise InvalidFile(f"{path}: is empty; it needs at least one request line")
     try:

@@ -14,13 +14,16 @@ from typing import BinaryIO
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import Ledger
 from batchfile.lines.formats import file_chunks
-from batchfile.lines.render import render_openai
+from batchfile.lines.frame import iter_lines
+from batchfile.lines.render import openai_file
+from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local.receipt import FileFacts, Receipt, decode_receipt, encode_receipt, make_receipt
 from batchfile.records import BatchRecord, FileRef
 
 ERRORS_ENDING = ".errors.jsonl"
 RECEIPT_ENDING = ".receipt.json"
 PARQUET_ENDING = ".parquet"
+STDOUT = "-"
 
 # File names end at 255 bytes; what is written beside an output adds up to this many.
 NAME_BYTES_MAX = 220
@@ -92,35 +95,18 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
 def write_results_to(ledger: Ledger, batch: BatchRecord, file: BinaryIO) -> None:
     """The results as JSONL, in the dialect of the input."""
     assert batch.results is not None
-    if batch.input.dialect == "native":
-        for chunk in ledger.store.stream(batch.results.key):
-            file.write(chunk)
-    else:
-        created = int(batch.created_at)
-        for n, line in enumerate(result_lines(ledger, batch)):
-            file.write(render_openai(line, batch_id=batch.batch_id, line=n, created=created) + b"\n")
+    chunks = ledger.store.stream(batch.results.key)
+    if batch.input.dialect != "native":
+        chunks = openai_file(chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=None)
+    for chunk in chunks:
+        file.write(chunk)
 
 
 def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
     """The native result lines, in input order, without newlines."""
     assert batch.results is not None
-    return _lines(ledger, batch.results)
-
-
-def error_bytes(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
-    """The input lines that did not succeed."""
-    assert batch.errors is not None
-    return ledger.store.stream(batch.errors.key)
-
-
-def _lines(ledger: Ledger, ref: FileRef) -> Iterator[bytes]:
-    tail = b""
-    for chunk in ledger.store.stream(ref.key):
-        rows = (tail + chunk).split(b"\n")
-        tail = rows.pop()
-        yield from rows
-    if tail:
-        yield tail
+    for line in iter_lines(ledger.store.stream(batch.results.key), line_bytes_max=RESULT_BYTES_MAX):
+        yield line.data or b""
 
 
 def store_facts(ref: FileRef) -> FileFacts:

@@ -9,7 +9,8 @@ from typing import BinaryIO
 from batchfile.errors import BatchfileError
 from batchfile.lines.formats import file_chunks
 from batchfile.lines.frame import iter_lines
-from batchfile.lines.render import RESULT_BYTES_MAX, openai_file
+from batchfile.lines.render import openai_file
+from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local.outputs import ERRORS_ENDING, PARQUET_ENDING
 from batchfile.remote.base import BatchView, Download, Remote
 

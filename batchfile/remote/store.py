@@ -27,13 +27,14 @@ log = structlog.get_logger()
 
 
 class StoreRemote:
-    """A batch is named by its id, or by the path of a local run's output. `tenant`: whose batches."""
+    """A batch is named by its id, or by the path of a local run's output. `tenant`: whose; any other is not there."""
 
     def __init__(self, ledger: Ledger, settings: Settings, tenant: str) -> None:
         self._ledger = ledger
         self._settings = settings
         self._tenant = tenant
         self._reader = StatusReader(ledger)
+        self._known: set[str] = set()  # ids of batches of this tenant, found before
 
     @property
     def place(self) -> str:
@@ -41,7 +42,7 @@ class StoreRemote:
 
     def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
         if wanted.stage is not None:
-            check_stage(self._settings, wanted.stage)
+            check_stage(self._settings.stages, wanted.stage)
         draft = batches.Draft(
             batch_id=f"batch_{self._ledger.new_id()[:12]}",
             routing=self.routing(),
@@ -63,7 +64,7 @@ class StoreRemote:
         return self.batch(made.batch_id)
 
     def batch(self, name: str) -> BatchView:
-        status = self._reader.read(find_batch(self._ledger, name).batch_id)
+        status = self._reader.read(name if name in self._known else self._find(name).batch_id)
         if status is None:
             raise InvalidRequest(f"{name}: was deleted")
         return view_of(status)
@@ -79,19 +80,19 @@ class StoreRemote:
                 yield view_of(status)
 
     def cancel(self, name: str) -> BatchView:
-        batch_id = find_batch(self._ledger, name).batch_id
+        batch_id = self._find(name).batch_id
         batches.end(self._ledger, batch_id, "canceled")
         batches.finish(self._ledger, batch_id, runner=f"cancel-{self._ledger.new_id()[:12]}")
         return self.batch(batch_id)
 
     def retry(self, name: str) -> BatchView:
-        return self.batch(verbs.retry(self._ledger, find_batch(self._ledger, name)).batch_id)
+        return self.batch(verbs.retry(self._ledger, self._find(name)).batch_id)
 
     def results(self, batch: BatchView) -> Download | None:
-        return self._download(find_batch(self._ledger, batch.batch_id).results)
+        return self._download(self._find(batch.batch_id).results)
 
     def errors(self, batch: BatchView) -> Download | None:
-        return self._download(find_batch(self._ledger, batch.batch_id).errors)
+        return self._download(self._find(batch.batch_id).errors)
 
     def live(self, batch_id: str) -> Iterator[list[bytes]]:
         cursor = Cursor()
@@ -117,6 +118,14 @@ class StoreRemote:
 
     def close(self) -> None:
         """The store needs no end."""
+
+    def _find(self, name: str) -> BatchRecord:
+        batch = find_batch(self._ledger, name)
+        if batch.tenant != self._tenant:
+            whose = f"no batch of the tenant {self._tenant}; --tenant names another"
+            raise InvalidRequest(f"{name}: {whose}", type="not_found_error")
+        self._known.add(batch.batch_id)
+        return batch
 
     def _download(self, file: FileRef | None) -> Download | None:
         if file is None:

@@ -1,5 +1,6 @@
 """From what a person types to a store. Loads only the store that is asked for (boto3 is slow to load)."""
 
+import os
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -13,31 +14,44 @@ _QUERY = {"endpoint", "region"}
 def open_store(url: str, *, prove: bool = True) -> Store:
     """The store that `url` names. A bucket is proven fit (about a second) unless `prove` is False.
 
-    Raises: SettingsError for a URL of no known form; StoreUnfit; StoreUnavailable; StoreError.
+    Raises: SettingsError for a URL of no known form; StoreUnfit; StoreUnavailable, also where it was too busy for its
+    proof; StoreError.
     """
-    scheme, colon, rest = url.partition(":")
     if not url.strip():
         raise SettingsError(f"the store is empty; give {ACCEPTED}")
-    if not colon or "/" in scheme or scheme == ".":
-        return _directory(url)
-    if scheme == "file":
-        return _directory(unquote(urlsplit(url).path) if rest.startswith("//") else rest)
+    path = local_path(url)
+    if path is not None:
+        return _directory(path)
     if url == "memory:":
         from batchfile.store.memory import MemoryStore
 
         return MemoryStore()
     if url.startswith("s3://"):
         return _bucket(url, prove=prove)
+    raise SettingsError(f"{url} is not a store; give {ACCEPTED}")
+
+
+def local_path(url: str) -> Path | None:
+    """The directory that the URL of a store names, with ~ as home; None where it names none."""
+    scheme, colon, rest = url.partition(":")
+    if colon and scheme == "file":
+        return _expanded(unquote(urlsplit(url).path) if rest.startswith("//") else rest)
+    if not colon or "/" in scheme:
+        return _expanded(url)
     if "://" in url or scheme in {"s3", "memory"}:
-        raise SettingsError(f"{url} is not a store; give {ACCEPTED}")
-    return _directory(url)  # a file name may have a colon
+        return None
+    return _expanded(url)  # a file name may have a colon
 
 
-def _directory(path: str) -> Store:
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path))
+
+
+def _directory(path: Path) -> Store:
     from batchfile.store.directory import DirectoryStore
 
     try:
-        return DirectoryStore(Path(path).expanduser())
+        return DirectoryStore(path)
     except StoreUnavailable:
         raise
     except StoreError as error:  # no store can be here, whoever tries
@@ -61,6 +75,6 @@ def _bucket(url: str, *, prove: bool) -> Store:
         endpoint_url=query.get("endpoint") or None,  # without it boto3 reads AWS_ENDPOINT_URL
         region=query.get("region") or None,
     )
-    if prove:
-        store.prove()
+    if prove and (unclear := store.prove().unclear):
+        raise StoreUnavailable(f"{url} is too busy to show that it keeps the conditions of writes: {unclear}")
     return store

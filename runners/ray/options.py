@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import get_args
 
 from batchfile.errors import SettingsError
-from batchfile.places import is_local
 from batchfile.settings import CONFIG_VARIABLE, Settings, config_path
-from batchfile.settings_tables import EngineKind
+from batchfile.store.open import local_path
+from batchfile.words import EngineKind
 from runners.options import METRICS_PORT, Options
 from runners.pools import kind_of, pool_of
 from runners.ray.plans import PORTS_PER_POOL, Order, PoolPlan
@@ -85,8 +85,8 @@ def order_of(options: RayOptions, settings: Settings) -> Order:
             raise SettingsError(f"--gpus or --on names {name}, and no --pool does")
     config = str(config_path().resolve()) if config_path().is_file() else None
     store = options.store or settings.store
-    if store is not None and is_local(store):
-        store = os.path.abspath(store)
+    if store is not None and (path := local_path(store)) is not None:
+        store = os.path.abspath(path)
     plans = [_plan(options, settings, index, config, store) for index in range(len(options.pools))]
     return Order(plans=tuple(plans), store=store, config=config, look_s=options.look_s)
 
@@ -103,7 +103,7 @@ def _plan(options: RayOptions, settings: Settings, index: int, config: str | Non
         on=options.on.get(name),
         first_port=options.metrics_port and options.metrics_port + index * PORTS_PER_POOL,
         idle_exit_s=options.idle_exit_s,
-        grace_s=settings.ledger_limits(is_local=True, is_service=True).grace_s,
+        grace_s=settings.service_grace_s,
         arguments=tuple(word for flag, value in told.items() if value is not None for word in (flag, value)),
     )
 

@@ -32,6 +32,15 @@ def test_a_pool_that_generates_takes_the_gpus_of_its_settings_and_others_take_no
     assert (chosen.num_gpus, chosen.on) == (1, "l40s")
 
 
+@pytest.mark.parametrize(
+    ("given", "store"),
+    [("file:/data/store", "/data/store"), ("~/store", "/home/me/store"), ("s3://bucket/store", "s3://bucket/store")],
+)
+def test_every_node_is_told_the_whole_path_of_a_store(monkeypatch: pytest.MonkeyPatch, given: str, store: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert order("--pool", "mistral=1", "--engine", "echo", "--store", given).store == store
+
+
 def test_a_runner_above_the_minimum_leaves_when_it_is_idle_and_one_below_stays() -> None:
     assert "--idle-exit" not in PLAN.task(0).arguments
     assert PLAN.task(1).arguments[-4:] == ("--idle-exit", "60", "--slot", "0")

@@ -127,7 +127,7 @@ def test_a_receipt_has_no_key_and_no_prompt(tmp_path: Path) -> None:
     with chat_server.running() as endpoint:
         command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "http"]
         command += ["--base-url", endpoint.url, "--model", "m"]
-        environ = {**os.environ, "BATCHFILE_API_KEY": POOL_KEY, "PYTHONPATH": str(ROOT)}
+        environ = {**os.environ, "OPENAI_API_KEY": POOL_KEY, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=WAIT_S)
         assert done.returncode == 0, done.stderr
         assert POOL_KEY in endpoint.seen[0]["headers"]["Authorization"]

@@ -1,19 +1,29 @@
 """The command line itself: its help, its reference, its exit codes. What the commands do is in tests/service."""
 
 import errno
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from batchfile.cli import completion, engines
+from batchfile.cli.estimate import _time_lines
 from batchfile.cli.exits import Exit, exit_of, explain
-from batchfile.cli.group import COMMANDS, LazyGroup, root
+from batchfile.cli.group import COMMANDS, LazyGroup, main, root
 from batchfile.cli.reference import reference
 from batchfile.cli.shown import duration, line
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
+from batchfile.local import outputs
 from batchfile.local.progress import Meter, Snapshot
+from batchfile.remote.estimate import PoolTime
 from batchfile.runner.tally import Tally
+from batchfile.settings import load_settings
 from batchfile.words import Counts, Usage
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -21,6 +31,11 @@ DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
 def test_the_reference_is_current() -> None:
     assert DOCS.read_text() == reference(), "run: python -m batchfile.cli.reference > docs/cli.md"
+
+
+def test_the_reference_has_the_short_option_of_help_too() -> None:
+    text = reference()
+    assert text.count("-h, --help ") == text.count("--help ") > len(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -112,3 +127,103 @@ def test_progress_names_everything_that_is_asked_for() -> None:
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_stray_end_of_file_is_an_error_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(shell: str) -> None:
+        raise EOFError("the stream broke off")
+
+    monkeypatch.setattr(sys, "argv", ["batchfile", "completion", "bash"])
+    monkeypatch.setattr(completion, "get_completion_class", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == Exit.UNEXPECTED
+    assert "unexpected error: EOFError('the stream broke off')" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    near, far = os.pipe()
+    os.close(near)
+    command = [sys.executable, "-m", "batchfile", "completion", "bash"]
+    with open(far, "wb") as stdout:
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (Exit.UNEXPECTED, b"")
+
+
+@pytest.mark.parametrize("name", ["submit", "retry"])
+def test_a_command_that_makes_a_batch_each_time_does_not_advise_to_call_it_again(name: str) -> None:
+    text = CliRunner().invoke(root, [name, "--help"]).output
+    assert "the batch goes on: `batchfile watch ID`" in text
+    assert "same command" not in text
+
+
+@pytest.mark.parametrize("name", ["submit", "retry"])
+def test_a_command_without_force_does_not_advise_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out.jsonl").write_text("{}")
+    with pytest.raises(OutputTaken) as refused:
+        CliRunner().invoke(root, [name, "x", "-o", str(tmp_path / "out.jsonl")], catch_exceptions=False)
+    assert str(refused.value).endswith("out.jsonl exists; choose another output")
+    with pytest.raises(OutputTaken, match="add --force"):
+        CliRunner().invoke(root, ["results", "x", "-o", str(tmp_path / "out.jsonl")], catch_exceptions=False)
+
+
+def test_failed_lines_go_to_stdout_and_to_no_other_output(tmp_path: Path) -> None:
+    done = CliRunner().invoke(root, ["results", "x", "--errors", "-o", str(tmp_path / "out.jsonl")])
+    assert done.exit_code == Exit.USAGE
+    assert "--errors writes to stdout" in done.output
+
+
+@pytest.mark.parametrize("tenant", ["Acme", "A B/..", ""])
+@pytest.mark.parametrize("command", [["submit", "in.jsonl"], ["ls"], ["status", "batch_a"]])
+def test_a_tenant_that_no_key_can_have_is_wrong_usage(command: list[str], tenant: str) -> None:
+    done = CliRunner().invoke(root, [*command, "--tenant", tenant])
+    assert done.exit_code == Exit.USAGE
+    assert "is no tenant name" in done.output
+
+
+def test_an_estimate_is_nobodys_batch() -> None:
+    assert "--tenant" not in CliRunner().invoke(root, ["estimate", "--help"]).output
+
+
+@pytest.mark.parametrize(("num", "text"), [(1, "1 runner of mistral is there"), (2, "2 runners of mistral are there")])
+def test_an_estimate_says_how_many_runners_are_there(num: int, text: str) -> None:
+    time = PoolTime(
+        pool="mistral", num_requests=1, num_runners=num, waiting=0, requests_per_s=None, output_tokens_each=None
+    )
+    assert text in next(_time_lines([time]))
+
+
+def test_the_key_of_a_service_of_ours_is_sent_to_no_other_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str | None] = []
+    monkeypatch.setattr(engines, "engine_factory", lambda kind, api_key, **_: sent.append(api_key))
+    monkeypatch.setenv("BATCHFILE_API_KEY", "bf_ours")
+    for key in ("", "sk-theirs"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        engines.choose_engine(
+            load_settings(), "http", "m", "https://api.example/v1", max_model_len=None, max_num_seqs=None
+        )
+    assert sent == [None, "sk-theirs"]
+
+
+def test_a_signal_while_the_files_are_written_interrupts_and_the_same_command_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"custom_id":"a","params":{"messages":[{"role":"user","content":"hi"}]}}\n')
+    monkeypatch.chdir(tmp_path)
+    command = ["run", "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
+    export = outputs.export
+
+    def interrupted(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return export(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "export", interrupted)
+        stopped = CliRunner().invoke(root, command)
+    assert stopped.exit_code == Exit.INTERRUPTED
+    assert "requests in flight" not in stopped.output
+    assert not (tmp_path / "out.jsonl").exists()
+    assert CliRunner().invoke(root, command).exit_code == Exit.OK
+    assert (tmp_path / "out.jsonl").exists()

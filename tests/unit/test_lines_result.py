@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchfile.lines.render import openai_file
 from batchfile.lines.result import NativeBlock, NativeChoice, NativeMessage, decode_result, encode_result
-from batchfile.words import Choice, Completion, Failure, Usage
+from batchfile.words import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
 
 DONE = Completion(choices=(Choice("yes\n", "end_turn"),), usage=Usage(input_tokens=3, output_tokens=2, cached_tokens=1))
 
@@ -67,3 +68,13 @@ def test_half_a_character_from_an_engine_is_replaced() -> None:
 def test_keys_of_a_later_version_are_ignored_when_read() -> None:
     line = encode_result("a", DONE, "m")[:-1] + b',"later":1}'
     assert decode_result(line) == decode_result(encode_result("a", DONE, "m"))
+
+
+def test_a_result_may_be_longer_than_any_request() -> None:
+    """As that of 2,048 texts that were embedded."""
+    text = "x" * (4 * LINE_BYTES_MAX)
+    completion = Completion(choices=(Choice(text=text, stop_reason="end_turn"),), usage=Usage())
+    line = encode_result("r", completion, "m") + b"\n"
+    chunks = (line[at : at + 2**20] for at in range(0, len(line), 2**20))
+    (row,) = b"".join(openai_file(chunks, batch_id="b", created=1, is_output=True)).splitlines()
+    assert len(row) > len(text)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -54,3 +55,9 @@ def test_a_file_that_is_changed_while_it_is_read_is_refused(tmp_path: Path) -> N
 def test_a_bucket_or_a_folder_of_it_is_no_object(name: str) -> None:
     with pytest.raises(InvalidFile, match="names no object"):
         open_upload(name)
+
+
+def test_a_pipe_by_its_name_is_told_the_way_through_stdin(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidFile, match=r"is not a regular file; give it through stdin, as -$"):
+        open_upload(str(tmp_path / "pipe"))

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from batchfile.errors import SettingsError
+from batchfile.places import existing_ledger
+from batchfile.settings import load_settings
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.memory import MemoryStore
-from batchfile.store.open import open_store
+from batchfile.store.open import local_path, open_store
 
 
 @pytest.mark.parametrize("form", ["{}", "file:{}", "file://{}", "file://localhost{}"])
@@ -49,3 +52,20 @@ def test_opening_a_directory_does_not_load_the_s3_client(tmp_path: Path) -> None
     code = "import sys; from batchfile.store.open import open_store as o; o(sys.argv[1]); print('boto3' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}", "file://{}", "~/a store", "file:~/a store"])
+def test_a_store_that_exists_is_found_by_every_form_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "a store"
+    with pytest.raises(SettingsError, match="there is no such directory"):
+        existing_ledger(form.format(path), load_settings())
+    path.mkdir()
+    assert existing_ledger(form.format(path), load_settings()).store.url == str(path)
+
+
+@pytest.mark.parametrize("url", ["memory:", "s3://bucket/prefix", "s3:bucket", "http://here/there"])
+def test_what_is_no_directory_has_no_local_path(url: str) -> None:
+    assert local_path(url) is None
