@@ -31,13 +31,14 @@ def check_reading(headers: Headers, http_version: str) -> None:
 def check_browser(headers: Headers, *, is_local: bool) -> None:
     """For a service without keys. `is_local`: only this machine is meant to reach it.
 
-    A browser tells where a page is from, and asks for a page by its name: a name that the page's owner has pointed
-    at this machine is still a public one. Raises: Refusal 403.
+    A browser tells where a page is from, or at least that it is from elsewhere, and asks by a name: one that the page's
+    owner has pointed at this machine is still a public one. To follow a link to here is fine. Raises: Refusal 403.
     """
     known = dict(headers)
     host = known.get(b"host", b"").decode("latin-1").lower()
     origin = known.get(b"origin", b"").decode("latin-1").lower()
-    if origin and origin.partition("://")[2] != host:
+    is_embedded = known.get(b"sec-fetch-site") == b"cross-site" and known.get(b"sec-fetch-mode") != b"navigate"
+    if is_embedded or (origin and origin.partition("://")[2] != host):
         raise Refusal(403, "A web page of another place asks this service, which has no API keys: make one for it.")
     if is_local and _is_public_name(host):
         raise Refusal(

@@ -43,6 +43,13 @@ def test_a_page_of_another_place_is_refused(api: Any, origin: str) -> None:
     assert api.http.get("/v1/files").json()["data"] == before
 
 
+def test_a_page_of_another_place_that_names_no_origin_is_refused(api: Any) -> None:
+    """As where it shows what is here as an image or a script; a link to here may be followed."""
+    embedded = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    assert api.http.get("/api/batches", headers=embedded).status_code == 403
+    assert api.http.get("/docs", headers=embedded | {"sec-fetch-mode": "navigate"}).status_code == 200
+
+
 def test_a_page_of_this_service_is_served(api: Any) -> None:
     assert api.http.get("/api/batches", headers={"origin": f"http://127.0.0.1:{api.port}"}).status_code == 200
 
