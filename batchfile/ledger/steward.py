@@ -19,7 +19,6 @@ from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.presence import sweep_presence
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.records import BatchRecord
-from batchfile.store.base import Entry
 
 log = structlog.get_logger()
 
@@ -61,18 +60,15 @@ class Steward:
 
     def tick(self) -> None:
         """Raises: StoreUnavailable; the next tick goes on."""
-        store, now = self._ledger.store, self._ledger.clock.monotonic()
+        now = self._ledger.clock.monotonic()
         self._queues.clear()
         if self._inbox is not None:
             with _harmless():
                 self._inbox.look()
-        index = {layout.index_batch_id(entry.key): entry for entry in store.list(layout.INDEX_PREFIX)}
-        self._due = {batch_id: self._due.get(batch_id, now) for batch_id in index}
-        self._ended &= index.keys()
-        due = sorted((at, batch_id) for batch_id, at in self._due.items() if at <= now)
-        for _, batch_id in due[:LOOKS_MAX]:
+        due = sorted(self._list_due(now))
+        for _, batch_id, key in due[:LOOKS_MAX]:
             try:
-                self._due[batch_id] = now + self._look_at(batch_id, index[batch_id])
+                self._due[batch_id] = now + self._look_at(batch_id, key)
             except BatchDamaged as error:
                 log.error("batch.damaged", batch_id=batch_id, error=str(error))
                 self._due[batch_id] = now + RELOOK_S
@@ -89,11 +85,24 @@ class Steward:
                     self._inbox.sweep()
             self._swept_at = now
 
-    def _look_at(self, batch_id: str, entry: Entry) -> float:
+    def _list_due(self, now: float) -> list[tuple[float, str, str]]:
+        """Since when, which batch, and its key in the index; what has left the index is forgotten."""
+        due: dict[str, float] = {}
+        found = []
+        for entry in self._ledger.store.list(layout.INDEX_PREFIX):
+            batch_id = layout.index_batch_id(entry.key)
+            at = due[batch_id] = self._due.get(batch_id, now)
+            if at <= now:
+                found.append((at, batch_id, entry.key))
+        self._due = due
+        self._ended &= due.keys()
+        return found
+
+    def _look_at(self, batch_id: str, index_key: str) -> float:
         """Do what is to be done; in how many seconds to look again."""
         status = self._reader.read(batch_id)
         if status is None:
-            return self._look_at_remains(batch_id, entry)
+            return self._look_at_remains(batch_id, index_key)
         batch = status.batch
         if batch.state != "ended":
             ended = self._move_on(status)
@@ -158,7 +167,7 @@ class Steward:
             log.warning("marker.healed", batch_id=batch.batch_id, pools=lost)
             batches.ring(self._ledger, lost)
 
-    def _look_at_remains(self, batch_id: str, entry: Entry) -> float:
+    def _look_at_remains(self, batch_id: str, index_key: str) -> float:
         """Of a batch that was deleted, or of a create that has not (or never) come to its commit.
 
         With a wrong clock a slow create could outlive the tombstone that fences it: ages are by the store's.
@@ -166,7 +175,7 @@ class Steward:
         ledger, limits = self._ledger, self._ledger.limits
         found = load(ledger, layout.batch_key(batch_id), BatchRecord)
         if found is None:
-            self._sweep_abandoned(batch_id, entry)
+            self._sweep_abandoned(batch_id, index_key)
             return 0.0
         batch = found.record
         if batch.deleted_at is None:  # it was created, or restored, since we looked
@@ -178,16 +187,16 @@ class Steward:
             batches.remove_tombstone(ledger, batch)
         return max(limits.tombstone_s - found.age_s, 0.0)
 
-    def _sweep_abandoned(self, batch_id: str, entry: Entry) -> None:
+    def _sweep_abandoned(self, batch_id: str, index_key: str) -> None:
         """A create that was cut off before its commit: fenced by a tombstone first, then swept with it."""
-        marker = self._ledger.store.get(entry.key)
+        marker = self._ledger.store.get(index_key)
         if marker is None:
             return  # not abandoned: another steward has just removed the last trace of it
         if marker.age_s < self._ledger.limits.abandoned_s:
             return
         if batches.fence_abandoned(self._ledger, batch_id):
             log.info("create.abandoned", batch_id=batch_id)
-            self._ledger.store.delete(entry.key)
+            self._ledger.store.delete(index_key)
 
 
 @contextmanager
