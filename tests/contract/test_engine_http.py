@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from msgspec.structs import replace
 
 from batchfile.engine import http
@@ -284,18 +285,19 @@ def test_a_refused_request_is_errored_at_once_in_the_servers_words(
     ],
 )
 def test_a_wrong_address_or_key_is_waited_out_and_said_and_fails_no_request(
-    server: Any, engine: HttpEngine, capsys: pytest.CaptureFixture[str], told: dict[str, Any], words: str
+    server: Any, engine: HttpEngine, told: dict[str, Any], words: str
 ) -> None:
     server.script.extend(told for _ in range(http.DOWNS_TOLD + 1))
     engine.add(1, engine.prepare(request()))
     reasons, done = set(), []
-    while not done:
-        reasons.add(engine.stats().down_reason)
-        done = engine.step()
+    with structlog.testing.capture_logs() as events:
+        while not done:
+            reasons.add(engine.stats().down_reason)
+            done = engine.step()
     assert isinstance(done[0].outcome, Completion)
     assert len(server.seen) == http.DOWNS_TOLD + 2
     assert any(words in reason and reason.startswith(f"{server.url}/v1: ") for reason in reasons)
-    assert words in capsys.readouterr().out
+    assert any(event["event"] == "endpoint.down" and words in event["reason"] for event in events)
 
 
 def test_a_key_that_is_taken_away_fails_nothing_but_one_missing_path_does(server: Any, engine: HttpEngine) -> None:
