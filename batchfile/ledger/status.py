@@ -171,8 +171,7 @@ class StatusReader:
         turn = 0 if view is None else view.turn
         batch = read_batch(self.ledger, batch_id)
         if batch is None:
-            with self._lock:
-                self._views.pop(batch_id, None)
+            self._forget(batch_id, view)
             return None
         if batch.state == "ended":
             return self._ended(batch)
@@ -221,6 +220,12 @@ class StatusReader:
             if len(self._views) > BATCHES_MAX:
                 self._views.popitem(last=False)
         return view
+
+    def _forget(self, batch_id: str, view: _View | None) -> None:
+        """It is gone. A view that came while we read stays: we may have read before the batch was made."""
+        with self._lock:
+            if view is not None and self._views.get(batch_id) is view:
+                del self._views[batch_id]
 
     def _look(self, view: _View) -> None:
         view.turn += 1

@@ -120,6 +120,23 @@ def test_what_is_not_planned_yet_counts_nothing(store: HookedStore, ledger: Ledg
     assert (status.batch.total, status.pending, status.counts.finished) == (0, 0, 0)
 
 
+def test_a_read_from_before_the_create_makes_nobody_forget_what_was_seen_since(
+    store: HookedStore, ledger: Ledger
+) -> None:
+    reader = StatusReader(ledger)
+
+    def create_and_look() -> None:
+        shards.checkpoint(ledger, claim(ledger), [FinishedLine(0, "succeeded", b"{}")], has_dispatched=True)
+        reader.read("b")
+
+    store.hooked_key, store.after_read = layout.batch_key("b"), create_and_look
+    assert reader.read("b") is None
+    store.delete(layout.shard_key("b", "local", 0))  # stands for a listing that leaves it out
+    status = reader.read("b")
+    assert status is not None
+    assert status.counts.finished == 1
+
+
 def test_a_create_that_was_only_slow_makes_no_second_batch_of_its_key(ledger: Ledger) -> None:
     slow = adopt(ledger, "one")
     ledger.clock.sleep(ledger.limits.abandoned_s)
