@@ -44,8 +44,8 @@ test:
     {{python}} -m ruff check .
     {{python}} -m ruff format --check .
     {{python}} -m mypy
-    {{python}} -m pytest -q -n 2 --dist loadfile -m "not vllm"
-    {{python}} -m pytest -q -m vllm
+    {{python}} -m pytest -q -n 3 --dist loadfile -m "not vllm"
+    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m vllm
 
 # what the linter and the type checker say
 lint:
