@@ -5,7 +5,7 @@ batch. Knows no HTTP.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, KeyReused
@@ -71,15 +71,18 @@ def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) ->
     found = load(ledger, layout.idempotency_key(kind, f"{tenant}\n{value}"), IdempotencyRecord)
     if found is None or found.record.digest != digest or (kind == "body" and found.age_s >= RETRY_S):
         return None
-    return found.record.batch_id
+    return found.record.batch_id or None
 
 
 def forget(ledger: Ledger, adopted: Adopted) -> None:
-    """A first create was refused: its key stands for nothing. By now it may stand for another, if this took so long."""
+    """A first create was refused: its key stands for nothing. By now it may stand for another, if this took so long.
+
+    Said by a conditional write, not by a delete: one that times out and happens later would take the next one's key.
+    """
     if adopted.key is not None:
         found = load(ledger, adopted.key, IdempotencyRecord)
         if found is not None and found.record.batch_id == adopted.batch_id:
-            ledger.store.delete(adopted.key)
+            swap(ledger, adopted.key, replace(found.record, batch_id=""), found.etag)
 
 
 def sweep_idempotency(ledger: Ledger) -> int:
@@ -98,7 +101,8 @@ def sweep_idempotency(ledger: Ledger) -> int:
             found = load(ledger, entry.key, IdempotencyRecord)
             if found is None or found.age_s < kept_s:
                 continue
-            if load(ledger, layout.batch_key(found.record.batch_id), BatchRecord) is None:
+            batch_id = found.record.batch_id
+            if not batch_id or load(ledger, layout.batch_key(batch_id), BatchRecord) is None:
                 ledger.store.delete(entry.key)
                 num += 1
     return num
@@ -109,8 +113,10 @@ def _adopted(record: IdempotencyRecord, key: str, *, is_first: bool) -> Adopted:
 
 
 def _is_gone(ledger: Ledger, found: Stored[IdempotencyRecord]) -> bool:
-    """Was its batch deleted, or its create abandoned? An abandoned one is fenced: it may only have been slow."""
+    """Was its create refused or abandoned, or its batch deleted? An abandoned one is fenced: it may only be slow."""
     batch_id = found.record.batch_id
+    if not batch_id:
+        return True
     batch = load(ledger, layout.batch_key(batch_id), BatchRecord)
     if batch is not None:
         return batch.record.state == "deleted"
