@@ -1,12 +1,14 @@
 """Real S3 servers that may be killed and come back with what they had acknowledged."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -14,6 +16,7 @@ import boto3
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 BUCKET, PREFIX = "chaos", "service"
 START_S_MAX = 90.0
+PORTS = range(12_000, 32_000)
 SERVERS = ("ministack", "seaweedfs")
 
 
@@ -104,10 +107,12 @@ def program(name: str) -> str:
 
 
 def free_ports(num: int) -> list[int]:
-    probes = [socket.socket() for _ in range(num)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
+    """Below those that the kernel gives to connections: none of them is taken while a server starts."""
+    ports: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == num:
+            break
     return ports

@@ -27,7 +27,7 @@ from tests.chaos import servers
 
 BUCKET = "contract"
 S3RVER = Path(__file__).parents[1] / "s3rver"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
