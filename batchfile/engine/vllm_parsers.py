@@ -63,9 +63,10 @@ class Parsers:
                 tool_parser_name=name if tool_parser or self._why_no_tools is None else None,
                 reasoning_parser_name=reasoning_parser,
                 enable_auto_tools=True,
-                tokenizer=tokenizer,
             )
-        except (KeyError, TypeError) as error:
+            if self._class is not None:
+                self._parser(None, {})  # not every version of vLLM looks whether the tokenizer has what it needs
+        except Exception as error:  # parsers are vLLM's or a plug-in's: they raise what they like
             if tool_parser is None and reasoning_parser is None:
                 self._class, self._why_no_tools = None, f"vLLM's parser {name} does not suit its model"
                 return
