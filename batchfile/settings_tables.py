@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from batchfile.layout import is_pool_name
 from batchfile.words import EngineKind, Task
@@ -33,6 +42,8 @@ class Pool(BaseModel):
 
     `task`: what the model is for; with "embed" it makes embeddings and no text (an endpoint knows by itself).
     `tool_parser`, `reasoning_parser`: vLLM's names of the parsers for tool calls and for thinking.
+    `chat_template`: a file to use instead of the model's own. `engine_args`: more of vLLM's engine arguments, by their
+    names in Python, which stand over ours.
     """
 
     model_config = _STRICT
@@ -49,6 +60,8 @@ class Pool(BaseModel):
     max_num_seqs: int | None = Field(default=None, ge=1)
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    chat_template: str | None = None
+    engine_args: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
     def _has_address(self) -> "Pool":

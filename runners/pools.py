@@ -37,5 +37,7 @@ def factory_of(pool: Pool, kind: EngineKind) -> EngineFactory:
         tensor_parallel_size=pool.tensor_parallel_size,
         tool_parser=pool.tool_parser,
         reasoning_parser=pool.reasoning_parser,
+        chat_template=pool.chat_template,
+        engine_args=pool.engine_args,
         task=pool.task,
     )

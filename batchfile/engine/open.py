@@ -1,6 +1,8 @@
 """Engines by name. Each is imported when it is built, so that naming one costs nothing."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.errors import SettingsError
@@ -19,11 +21,14 @@ def engine_factory(
     tensor_parallel_size: int = 1,
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
+    chat_template: str | None = None,
+    engine_args: Mapping[str, Any] | None = None,
     task: Task = "generate",
 ) -> EngineFactory:
     """What builds the engine, as often as it is asked. `max_num_seqs`: requests at once, whatever the engine.
 
-    `task`: what its model is loaded for; an HTTP endpoint knows that by itself.
+    `task`: what its model is loaded for; an HTTP endpoint knows that by itself. `chat_template`: a file;
+    `engine_args`: more of vLLM's own arguments.
     """
 
     def build() -> Engine:
@@ -43,7 +48,9 @@ def engine_factory(
                     tensor_parallel_size=tensor_parallel_size,
                     tool_parser=tool_parser,
                     reasoning_parser=reasoning_parser,
+                    chat_template=chat_template,
                     task=task,
+                    extra=dict(engine_args or {}),
                 )
             )
         if kind == "http":

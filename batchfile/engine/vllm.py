@@ -35,6 +35,9 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
 CPU_BLOCK_TOKENS = 32  # the smallest that the CPU's fast attention takes
+# What a repository has where transformers can load it, tokenizer and chat template too.
+TRANSFORMERS_FILES = ("config.json", "tokenizer_config.json")
+NOT_FETCHED = ["original/**/*", "consolidated*"]  # the first is vLLM's own default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +262,24 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
     if options.tensor_parallel_size > 1:
         # Left alone, vLLM takes Ray's executor when it finds itself inside a Ray placement group.
         arguments["distributed_executor_backend"] = "mp"
+    if not options.extra.keys() & {"tokenizer_mode", "config_format"} and _has_two_layouts(options):
+        arguments |= {"tokenizer_mode": "hf", "config_format": "hf", "ignore_patterns": NOT_FETCHED}
+        if options.load_format == "auto":
+            arguments["load_format"] = "hf"
     return {name: value for name, value in arguments.items() if value is not None} | options.extra
+
+
+def _has_two_layouts(options: VllmOptions) -> bool:
+    """Mistral's own layout beside that of transformers, as Mistral-7B-Instruct-v0.3 has.
+
+    Left alone, vLLM takes Mistral's: a second copy of the weights, and a tokenizer without a chat template.
+    """
+    from vllm.transformers_utils.repo_utils import file_or_path_exists, is_mistral_model_repo
+
+    revision = options.extra.get("revision")
+    return is_mistral_model_repo(options.model, revision=revision) and all(
+        file_or_path_exists(options.model, name, revision=revision) for name in TRANSFORMERS_FILES
+    )
 
 
 def _display_name(model: str) -> str:
