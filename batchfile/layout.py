@@ -62,12 +62,13 @@ def plan_key(batch_id: str, nonce: str) -> str:
     return f"{batch_prefix(batch_id)}plan-{nonce}.json"
 
 
-def shards_prefix(batch_id: str) -> str:
-    return f"{batch_prefix(batch_id)}shards/"
+def shards_prefix(batch_id: str, pool: str | None = None) -> str:
+    """Of all pools, or of one."""
+    return f"{batch_prefix(batch_id)}shards/" + (f"{pool}/" if pool else "")
 
 
 def shard_key(batch_id: str, pool: str, n: int) -> str:
-    return f"{shards_prefix(batch_id)}{pool}/{n:06d}.json"
+    return f"{shards_prefix(batch_id, pool)}{n:06d}.json"
 
 
 def parts_prefix(batch_id: str) -> str:

@@ -22,6 +22,7 @@ RELIST_S = 5.0  # a batch whose every shard was tried is looked at again after t
 QUEUE_LIST_S = 15.0  # the queue while it has markers
 QUEUE_IDLE_S = 120.0  # the queue while it has none and the bell is silent
 BELL_S = 1.0
+LISTING_IN_READS = 12  # a listing costs as much as so many reads on AWS; with fewer shards it would save nothing
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,13 +128,21 @@ class Claims:
     def _has_todo(self, view: BatchView) -> bool:
         now = self._ledger.clock.monotonic()
         if not view.todo and now - view.looked_at >= RELIST_S:
+            view.todo = self._in_turn(view)
             view.looked_at = now
-            view.todo = view.unsettled
-            if self._in_order:
-                view.todo.reverse()
-            else:
-                self._ledger.rng.shuffle(view.todo)
         return bool(view.todo)
+
+    def _in_turn(self, view: BatchView) -> list[int]:
+        """What is not settled, the next one last: first those that have no record yet, since nobody holds them."""
+        todo = view.unsettled
+        if self._in_order:
+            return todo[::-1]
+        self._ledger.rng.shuffle(todo)
+        if len(todo) >= LISTING_IN_READS:
+            batch_id = view.batch.batch_id
+            held = {entry.key for entry in self._ledger.store.list(layout.shards_prefix(batch_id, self._pool))}
+            todo.sort(key=lambda n: layout.shard_key(batch_id, self._pool, n) not in held)
+        return todo
 
     def _refresh_queue(self) -> None:
         now = self._ledger.clock.monotonic()
