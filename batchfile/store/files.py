@@ -193,6 +193,15 @@ def locked(path: str) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
+        unlock(fd)
+
+
+def unlock(fd: int) -> None:
+    """Let go of the lock and close the file. A forked child may have a copy: only closed here, it would stay locked
+    for as long as that child lives."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
         os.close(fd)
 
 
@@ -209,7 +218,7 @@ def is_unlocked(path: str) -> bool:
     else:
         return True
     finally:
-        os.close(fd)
+        unlock(fd)
 
 
 def remove_unlocked(folder: str, *, older_than: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from batchfile.errors import StoreError
-from batchfile.store.files import is_unlocked, remove_unlocked, translated
+from batchfile.store.files import is_unlocked, remove_unlocked, translated, unlock
 
 FORGET_AFTER_S = 7 * 24 * 3600.0  # a dead owner's file is removed; its leases have lapsed long before
 _HOLD_ATTEMPTS = 50
@@ -45,7 +45,7 @@ def hold(folder: str, owner: str) -> Iterator[None]:
     finally:
         if fd in _held:  # not in a child that was forked inside
             _held.discard(fd)
-            os.close(fd)
+            unlock(fd)
 
 
 def is_dead(folder: str, owner: str) -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -170,6 +171,40 @@ def test_files_of_owners_long_dead_are_swept_and_those_of_the_living_stay(store:
         assert again.is_dead("recent")
         assert not again.is_dead("alive")
         assert len(list(folder.iterdir())) == len(recent)
+
+
+def test_a_child_that_is_forked_during_a_write_keeps_nobody_from_writing(store: DirectoryStore) -> None:
+    """As vLLM starts its engine process, beside threads that write."""
+    code = """
+        import os, sys
+        from batchfile.store import files
+        from batchfile.store.directory import DirectoryStore
+        store, make_folders = DirectoryStore(sys.argv[1]), files.make_folders
+        def forking(*args, **options):  # called under the lock
+            if os.fork() == 0:
+                os.close(1)
+                sys.stdin.read()  # lives on
+                os._exit(0)
+            files.make_folders = make_folders
+            make_folders(*args, **options)
+        files.make_folders = forking
+        store.put("during.json", b"1")
+        store.put("after.json", b"2")
+        print("put", flush=True)
+        """
+    process = start(code, store.url)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    giving_up = threading.Timer(60, process.kill)
+    giving_up.start()
+    try:
+        said = process.stdout.readline()
+    finally:
+        giving_up.cancel()
+        process.kill()
+        process.communicate()
+    assert said == "put\n"
+    assert store.get("after.json") is not None
 
 
 def test_a_link_stands_for_the_file_without_copying_it(store: DirectoryStore, tmp_path: Path) -> None:
