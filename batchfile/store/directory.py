@@ -142,7 +142,8 @@ class DirectoryStore:
         with translated(path), files.locked(self._lock_path):
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(path)
-            files.remove_empty_folders(os.path.dirname(path), self._root)
+            if not is_of_others(key):
+                files.remove_empty_folders(os.path.dirname(path), self._root)
 
     def link(self, key: str, path: str) -> str | None:
         """A symbolic link: its etag changes with the file, and deleting the key leaves the file alone.

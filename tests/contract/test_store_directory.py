@@ -352,6 +352,15 @@ def test_nothing_is_left_of_folders_that_are_empty(store: DirectoryStore) -> Non
     assert [path.name for path in Path(store.url).iterdir()] == [".store"]
 
 
+def test_folders_of_the_inbox_stay_when_they_are_empty(store: DirectoryStore) -> None:
+    """Others made them, to drop the next file there."""
+    Path(store.url, "inbox/email").mkdir(parents=True)
+    Path(store.url, "inbox/email/a.jsonl").write_bytes(b"{}")
+    store.delete("inbox/email/a.jsonl")
+    store.delete("inbox/email/b.jsonl")
+    assert list(Path(store.url, "inbox/email").iterdir()) == []
+
+
 def test_foreign_folders_links_and_names_do_no_harm(store: DirectoryStore, tmp_path: Path) -> None:
     inbox = Path(store.url, "inbox")
     inbox.mkdir()
