@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Literal
 
-from batchfile.errors import BatchDamaged, PreconditionFailed, StoreUnavailable
+from batchfile.errors import BatchDamaged, PreconditionFailed, StoreError, StoreFull, StoreUnavailable
 from batchfile.ledger.base import Ledger
 from batchfile.records import BatchRecord, Record, ShardRecord, decode, encode
 
@@ -49,14 +49,18 @@ def swap(ledger: Ledger, key: str, record: Record, etag: str | None) -> Stored[R
     """Write `record` over the version `etag`, or over nothing where `etag` is None.
 
     Idempotent: the same call after a crash or a lost answer finds its own write. Raises: StoreUnavailable where
-    the outcome can not be learned now; the caller tries again later with a higher seq, never guesses.
+    the outcome can not be learned now; the caller tries again later with a higher seq, never guesses. StoreFull, of it,
+    at once: only a person can help.
     """
     data = encode(record)
+    refusal: StoreError | None = None
     for attempt in range(ATTEMPTS_MAX):
         try:
             return Stored(record, ledger.store.put(key, data, absent=etag is None, match=etag))
-        except (PreconditionFailed, StoreUnavailable):
-            pass  # refused, or the answer was lost: what is there now tells which
+        except StoreFull:
+            raise
+        except (PreconditionFailed, StoreUnavailable) as error:
+            refusal = error  # or only the answer was lost: what is there now tells which
         found = load(ledger, key, type(record))
         if found is None:
             if etag is not None:
@@ -69,7 +73,9 @@ def swap(ledger: Ledger, key: str, record: Record, etag: str | None) -> Stored[R
                 return Lost(found)
             etag = found.etag
         ledger.clock.sleep(PAUSE_S * 2**attempt * (0.5 + ledger.rng.random()))
-    raise StoreUnavailable(f"{key}: a conditional write was refused {ATTEMPTS_MAX} times without another winner")
+    raise StoreUnavailable(
+        f"{key}: a conditional write failed {ATTEMPTS_MAX} times without another winner, at last: {refusal}"
+    ) from refusal
 
 
 def judge(found: Record, ours: Record) -> Verdict:

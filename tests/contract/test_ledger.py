@@ -12,7 +12,7 @@ import structlog
 
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
-from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreUnavailable
+from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreFull, StoreUnavailable
 from batchfile.layout import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
 from batchfile.ledger import batches, lease, shards
 from batchfile.ledger.base import Ledger, Limits
@@ -210,6 +210,22 @@ def test_a_write_whose_answer_was_lost_is_found_or_repeated(phase: str, error: t
     shards.checkpoint(ledger, held, [finished(1, 1)], has_dispatched=True)
     record = world.shard("local", 0)
     assert (record.done, record.counts.succeeded, len(record.parts)) == ("3", 2, 2)
+
+
+@pytest.mark.parametrize("error", [StoreFull, StoreUnavailable])
+def test_a_write_that_fails_again_and_again_says_what_the_store_said(error: type[StoreUnavailable]) -> None:
+    """There is no room: the kind of error stays too, since somebody must make some."""
+    world = World()
+    planned = world.plan([line(1)])
+
+    def refuse(number: int, verb: str, key: str, phase: str) -> None:
+        if key == batch_key(BATCH):
+            raise error("what the store said")
+
+    ledger = Ledger(store=FaultyStore(world.store, on_call=refuse), clock=world.clock)
+    with pytest.raises(StoreUnavailable, match="what the store said") as raised:
+        batches.create(ledger, batches.Draft(batch_id=BATCH, routing=LOCAL, defaults=Defaults()), planned)
+    assert type(raised.value) is error
 
 
 def test_another_writers_record_is_never_taken_for_ours() -> None:
