@@ -93,7 +93,7 @@ def _detail(error: BatchfileError) -> str:
         return "The store can not be used now; the log of this server says why."
     if isinstance(error, BatchDamaged):
         log.error("batch.damaged", error=str(error))
-        return f"The stored documents of this batch contradict each other: {error}"
+        return f"Something is wrong with this batch: {error}"
     return str(error)
 
 

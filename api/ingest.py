@@ -17,7 +17,7 @@ from batchfile.ledger import batches, idempotency
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cutter import Place, by_line, by_number
 from batchfile.ledger.idempotency import Adopted
-from batchfile.ledger.planner import plan_upload
+from batchfile.ledger.submit import submit
 from batchfile.lines.split import iter_requests, read_document
 from batchfile.records import BatchRecord
 from batchfile.routing import route
@@ -131,26 +131,17 @@ def create_batch(
         priority=wishes.priority,
         metadata=wishes.metadata,
     )
-    batches.announce(ledger, draft)
-    try:
-        planned = plan_upload(
-            ledger,
-            draft.batch_id,
-            upload.chunks,
-            size=spooled.size,
-            routing=upload.routing,
-            stage=upload.stage,
-            place=upload.place,
-            requests_max=upload.requests_max(settings),
-            custom_ids=CUSTOM_IDS if upload.is_messages else None,
-            is_strict=wishes.is_strict,
-        )
-    except InvalidFile:
-        if adopted.is_first:  # else it is another attempt's to remove
-            batches.withdraw(ledger, draft)
-            idempotency.forget(ledger, adopted)
-        raise
-    return batches.create(ledger, draft, planned)
+    return submit(
+        ledger,
+        draft,
+        upload.chunks,
+        size=spooled.size,
+        is_strict=wishes.is_strict,
+        is_shared=adopted.is_shared,
+        place=upload.place,
+        requests_max=upload.requests_max(settings),
+        custom_ids=CUSTOM_IDS if upload.is_messages else None,
+    )
 
 
 def adopt(

@@ -192,7 +192,6 @@ class ShardRecord:
 class IdempotencyRecord:
     """Which batch a key, a body or a local output stands for; `digest` is of what was asked.
 
-    `batch_id`: empty where what was asked has been refused.
     `created_at`: the batch's, so that whoever completes a create writes the same markers; 0 of a local output's.
     """
 

@@ -42,7 +42,10 @@ class Draft:
 
 
 def announce(ledger: Ledger, draft: Draft) -> None:
-    """Before anything of a batch is written: the steward will sweep it, should it never be committed."""
+    """Before anything of a batch is written: the steward will sweep it, should it never be committed.
+
+    Again from time to time while that lasts: a create of which nothing was heard for `abandoned_s` is given up.
+    """
     ledger.store.put(_index_key(draft), b"")
 
 
@@ -61,7 +64,7 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
     """Make a planned batch exist. Nothing runs before the last write; a crash before it leaves only garbage.
 
     The same draft again after a lost answer finds its own batch, and one that another writer committed meanwhile
-    stands. Raises: StoreUnavailable; BatchDamaged where a batch of other requests has this id.
+    stands. Raises: StoreUnavailable; BatchDamaged where a batch of other requests has this id, or it was fenced.
     """
     now = ledger.clock.now() if draft.created_at is None else draft.created_at
     record = BatchRecord(
@@ -95,8 +98,15 @@ def _standing(ours: BatchRecord, lost: Lost[BatchRecord]) -> BatchRecord:
     found = None if lost.found is None else lost.found.record
     what = (ours.tenant, ours.stage, ours.created_at, ours.input.sha256)
     if found is None or (found.tenant, found.stage, found.created_at, found.input.sha256) != what:
-        raise BatchDamaged(f"another batch {ours.batch_id} exists already, or did; send this one again")
+        raise taken(ours.batch_id, found)
     return found
+
+
+def taken(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
+    """Why a create can not have its id: what is found there is of no create like it."""
+    if found is not None and _is_fence(found):
+        return BatchDamaged(f"{batch_id} was never made: {found.detail}; send this one again")
+    return BatchDamaged(f"another batch {batch_id} exists already, or did; send this one again")
 
 
 def mark(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
@@ -277,7 +287,16 @@ def remove_objects(ledger: Ledger, batch: BatchRecord) -> None:
 
 
 def fence_abandoned(ledger: Ledger, batch_id: str) -> bool:
-    """Make sure that a create which never committed never will, then free its space. False: it exists."""
+    """As `fence`, of a create that shows no sign of life."""
+    minutes = ledger.limits.abandoned_s / 60
+    return fence(ledger, batch_id, f"nothing was heard of its create for {minutes:.0f} minutes, and it was given up")
+
+
+def fence(ledger: Ledger, batch_id: str, why: str) -> bool:
+    """Make sure that a create which never committed never will, then free its space. False: it exists, or did.
+
+    `why` is what the create is told, should it only have been slow.
+    """
     now = ledger.clock.now()
     tombstone = BatchRecord(
         batch_id=batch_id,
@@ -289,6 +308,7 @@ def fence_abandoned(ledger: Ledger, batch_id: str) -> bool:
         routing=RoutingTable(),
         defaults=Defaults(),
         state="deleted",
+        detail=why,
         deleted_at=now,
         seq=1,
         write_id=ledger.new_id(),
@@ -298,6 +318,10 @@ def fence_abandoned(ledger: Ledger, batch_id: str) -> bool:
     ledger.store.put(layout.index_key(tombstone.tenant, now, batch_id), b"")
     remove_objects(ledger, tombstone)
     return True
+
+
+def _is_fence(record: BatchRecord) -> bool:
+    return record.state == "deleted" and not record.input.key
 
 
 def remove_tombstone(ledger: Ledger, batch: BatchRecord) -> None:

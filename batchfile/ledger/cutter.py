@@ -231,12 +231,12 @@ class Cutter:
         key = layout.part_key(self._batch_id, layout.REJECTED_POOL, first, self._lease, self._num_parts)
         return [shards.write_part(self._ledger, key, rejected)]
 
-    def without_duplicates(self, cuts: list[Cut], key: str, etag: str) -> list[Cut]:
-        """The second pass, if need be: the second and later uses of a custom_id are rejected."""
+    def without_duplicates(self, cuts: list[Cut], chunks: Iterable[bytes]) -> list[Cut]:
+        """The second pass, over the same bytes, if need be: the second and later uses of a custom_id are rejected."""
         suspects = self.duplicates.suspects()
         if not suspects:
             return cuts
-        lines = iter_lines(self._ledger.store.stream(key, match=etag))
+        lines = iter_lines(chunks)
         first_place: dict[str, str] = {}
         return [self._reject_in(cut, lines, suspects, first_place) for cut in cuts]
 

@@ -5,7 +5,7 @@ batch. Knows no HTTP.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, KeyReused
@@ -21,19 +21,19 @@ RETRY_S = 15 * 60.0  # for so long a retry without a key is recognised by its bo
 class Adopted:
     """The batch to create, or to answer with where it exists. `is_first`: nobody asked for it before.
 
-    `key`: of the stored record, None where there is none.
+    `is_shared`: whoever repeats the create finds it too, and may be making it now.
     """
 
     batch_id: str
     created_at: float
     is_first: bool = True
-    key: str | None = None
+    is_shared: bool = False
 
 
 def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> Adopted:
     """The batch that `value` stands for: `batch_id`, unless an earlier create with it gave another.
 
-    A batch that was deleted, or abandoned before its commit, stands for nothing.
+    A batch that was deleted, or refused or abandoned before its commit, stands for nothing.
     Raises: KeyReused where the earlier `digest` was another.
     """
     key = layout.idempotency_key(kind, f"{tenant}\n{value}")
@@ -42,16 +42,16 @@ def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, ba
     while True:
         written = swap(ledger, key, wanted, None if found is None else found.etag)
         if not isinstance(written, Lost):
-            return _adopted(wanted, key, is_first=True)
+            return _adopted(wanted, is_first=True)
         found = written.found
-        if found is None or _is_gone(ledger, found):
+        if found is None or _is_gone(ledger, tenant, found):
             continue
         if found.record.digest != digest:
             raise KeyReused(
                 f"Idempotency-Key: {value[:80]!r} was used for another request (batch {found.record.batch_id}); "
                 "send a new key with a new request"
             )
-        return _adopted(found.record, key, is_first=False)
+        return _adopted(found.record, is_first=False)
 
 
 def adopt_retry(ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_retry: bool) -> Adopted:
@@ -59,11 +59,11 @@ def adopt_retry(ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_r
     key = layout.idempotency_key("body", f"{tenant}\n{digest}")
     if is_retry:
         found = load(ledger, key, IdempotencyRecord)
-        if found is not None and found.age_s < RETRY_S and not _is_gone(ledger, found):
-            return _adopted(found.record, key, is_first=False)
+        if found is not None and found.age_s < RETRY_S and not _is_gone(ledger, tenant, found):
+            return _adopted(found.record, is_first=False)
     wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now())
     ledger.store.put(key, encode(wanted))
-    return _adopted(wanted, key, is_first=True)
+    return _adopted(wanted, is_first=True)
 
 
 def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) -> str | None:
@@ -71,18 +71,7 @@ def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) ->
     found = load(ledger, layout.idempotency_key(kind, f"{tenant}\n{value}"), IdempotencyRecord)
     if found is None or found.record.digest != digest or (kind == "body" and found.age_s >= RETRY_S):
         return None
-    return found.record.batch_id or None
-
-
-def forget(ledger: Ledger, adopted: Adopted) -> None:
-    """A first create was refused: its key stands for nothing. By now it may stand for another, if this took so long.
-
-    Said by a conditional write, not by a delete: one that times out and happens later would take the next one's key.
-    """
-    if adopted.key is not None:
-        found = load(ledger, adopted.key, IdempotencyRecord)
-        if found is not None and found.record.batch_id == adopted.batch_id:
-            swap(ledger, adopted.key, replace(found.record, batch_id=""), found.etag)
+    return found.record.batch_id
 
 
 def sweep_idempotency(ledger: Ledger) -> int:
@@ -101,23 +90,24 @@ def sweep_idempotency(ledger: Ledger) -> int:
             found = load(ledger, entry.key, IdempotencyRecord)
             if found is None or found.age_s < kept_s:
                 continue
-            batch_id = found.record.batch_id
-            if not batch_id or load(ledger, layout.batch_key(batch_id), BatchRecord) is None:
+            if load(ledger, layout.batch_key(found.record.batch_id), BatchRecord) is None:
                 ledger.store.delete(entry.key)
                 num += 1
     return num
 
 
-def _adopted(record: IdempotencyRecord, key: str, *, is_first: bool) -> Adopted:
-    return Adopted(batch_id=record.batch_id, created_at=record.created_at, is_first=is_first, key=key)
+def _adopted(record: IdempotencyRecord, *, is_first: bool) -> Adopted:
+    return Adopted(batch_id=record.batch_id, created_at=record.created_at, is_first=is_first, is_shared=True)
 
 
-def _is_gone(ledger: Ledger, found: Stored[IdempotencyRecord]) -> bool:
+def _is_gone(ledger: Ledger, tenant: str, found: Stored[IdempotencyRecord]) -> bool:
     """Was its create refused or abandoned, or its batch deleted? An abandoned one is fenced: it may only be slow."""
     batch_id = found.record.batch_id
-    if not batch_id:
-        return True
     batch = load(ledger, layout.batch_key(batch_id), BatchRecord)
     if batch is not None:
         return batch.record.state == "deleted"
-    return found.age_s >= ledger.limits.abandoned_s and fence_abandoned(ledger, batch_id)
+    if found.age_s < ledger.limits.abandoned_s:
+        return False
+    marker = ledger.store.get(layout.index_key(tenant, found.record.created_at, batch_id))
+    is_alive = marker is not None and marker.age_s < ledger.limits.abandoned_s
+    return not is_alive and fence_abandoned(ledger, batch_id)

@@ -49,12 +49,11 @@ def plan_input(
         problems=problems,
     )
     digest = hashlib.sha256()
-    chunks = _hashed(_beating(ledger.store.stream(input_key, match=entry.etag), beat), digest)
-    cuts = cutter.read(chunks, entry.size)
+    cuts = cutter.read(_hashed(_stream(ledger, input_key, entry.etag, beat), digest), entry.size)
     if cutter.total == 0:
         raise InvalidFile("the file holds no request: every line is blank")
     if problems is None or not problems.found:
-        cuts = cutter.without_duplicates(cuts, input_key, entry.etag)
+        cuts = cutter.without_duplicates(cuts, _stream(ledger, input_key, entry.etag, beat))
     if problems is not None and problems.found:
         raise InvalidFile(f"the file has lines that can not run, the first is: {problems.found[0].message}")
     pinned = InputRef(
@@ -79,12 +78,14 @@ def plan_upload(
     requests_max: int = REQUESTS_MAX,
     custom_ids: re.Pattern[str] | None = None,
     is_strict: bool = True,
+    beat: Callable[[], None] = lambda: None,
 ) -> Planned:
     """Store JSONL of `params` lines as the input of a batch, and plan it in the same pass. `size`: of it, about.
 
     All envelopes are right or none will run: nothing that is named is left of a refused upload. `custom_ids`: what
     each must match. Where it is a request's own `model` that leads nowhere, that line alone is rejected.
     Not `is_strict`: as in `plan_input`, lines that can not run are rejected one by one, and either format will do.
+    `beat` is called with every chunk, and when the input is read again.
     Raises: RequestRefused, which names the first wrong request by `place`; InvalidFile (no request); TooLarge.
     """
     cutter = Cutter(
@@ -100,12 +101,12 @@ def plan_upload(
     digest = hashlib.sha256()
     stored = _Stored()
     with ledger.store.writer(key) as writer:
-        cuts = cutter.read(stored.copied(_hashed(chunks, digest), writer), size)
+        cuts = cutter.read(stored.copied(_hashed(_beating(chunks, beat), digest), writer), size)
         if cutter.total == 0:
             raise InvalidFile("requests: there is none; send at least one")
         etag = writer.commit()
     try:
-        cuts = cutter.without_duplicates(cuts, key, etag)
+        cuts = cutter.without_duplicates(cuts, _stream(ledger, key, etag, beat))
     except InvalidFile:
         with suppress(StoreError):
             ledger.store.delete(key)
@@ -124,6 +125,10 @@ def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]
     for chunk in chunks:
         digest.update(chunk)
         yield chunk
+
+
+def _stream(ledger: Ledger, key: str, etag: str, beat: Callable[[], None]) -> Iterator[bytes]:
+    yield from _beating(ledger.store.stream(key, match=etag), beat)
 
 
 def _beating(chunks: Iterable[bytes], beat: Callable[[], None]) -> Iterator[bytes]:

@@ -10,7 +10,6 @@ import structlog
 
 from batchfile import layout
 from batchfile.errors import (
-    BatchDamaged,
     BatchfileError,
     InvalidFile,
     LeaseLost,
@@ -93,7 +92,7 @@ def _create(
     # What was planned meanwhile may have another input; what it was made of stays.
     ours, theirs = (_identity(made) for made in (record, found or record))
     if found is None or ours != theirs:
-        raise BatchDamaged(f"another batch {draft.batch_id} exists already, or did; send this one again")
+        raise batches.taken(draft.batch_id, found)
     return found
 
 

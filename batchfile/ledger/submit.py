@@ -1,28 +1,42 @@
 """Requests that stream in become a batch; those of an ended batch that got no answer become one once more."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from batchfile import layout
-from batchfile.errors import InvalidFile, StoreError
+from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
 from batchfile.ledger import batches, idempotency
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
+from batchfile.ledger.cutter import Place, by_line
 from batchfile.ledger.idempotency import Adopted
 from batchfile.ledger.planner import plan_upload
 from batchfile.records import BatchRecord
 from batchfile.words import REQUESTS_MAX
 
+ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a create that lasts is announced again
 RETRY_OF = "retry_of"  # in the metadata of a retry: the batch whose requests it repeats
 
 
 def submit(
-    ledger: Ledger, draft: Draft, chunks: Iterable[bytes], *, size: int, is_strict: bool, is_first: bool = True
+    ledger: Ledger,
+    draft: Draft,
+    chunks: Iterable[bytes],
+    *,
+    size: int,
+    is_strict: bool,
+    is_shared: bool = False,
+    place: Place = by_line,
+    requests_max: int = REQUESTS_MAX,
+    custom_ids: re.Pattern[str] | None = None,
 ) -> BatchRecord:
-    """Store, plan and commit JSONL of `size` bytes, about. `is_strict`: a line that can not run refuses the whole.
+    """Store, plan and commit JSONL of `size` bytes, about: see `plan_upload`. However long that takes.
 
-    Nothing is left of what was refused or broken off, unless it is another attempt's too (`is_first` False).
-    Raises: InvalidFile, of it RequestRefused and TooLarge; StoreUnavailable; whatever `chunks` raises.
+    Nothing is left of what was refused or broken off. `is_shared`: other attempts may be making the same batch now;
+    what one of them has committed stands, and once one was refused no other can commit it.
+    Raises: InvalidFile, of it RequestRefused and TooLarge; BatchDamaged where it was given up, or refused to another
+    attempt; StoreUnavailable; whatever `chunks` raises.
     """
     batches.announce(ledger, draft)
     try:
@@ -33,12 +47,20 @@ def submit(
             size=size,
             routing=draft.routing,
             stage=draft.stage,
-            requests_max=REQUESTS_MAX,
+            place=place,
+            requests_max=requests_max,
+            custom_ids=custom_ids,
             is_strict=is_strict,
+            beat=_announcing(ledger, draft),
         )
-    except (InvalidFile, OSError, KeyboardInterrupt):
-        if is_first:
+    except (InvalidFile, OSError, KeyboardInterrupt) as error:
+        if not is_shared:
             _remove(ledger, draft)
+        elif isinstance(error, InvalidFile):
+            if batches.fence(ledger, draft.batch_id, "another attempt of its create was refused"):
+                batches.withdraw(ledger, draft)
+            elif (standing := batches.read_batch(ledger, draft.batch_id)) is not None:
+                return standing
         raise
     return batches.create(ledger, draft, planned)
 
@@ -72,7 +94,7 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
         created_at=adopted.created_at,
     )
     chunks = ledger.store.stream(errors.key)
-    return submit(ledger, draft, chunks, size=errors.size, is_strict=False, is_first=adopted.is_first)
+    return submit(ledger, draft, chunks, size=errors.size, is_strict=False, is_shared=adopted.is_shared)
 
 
 def _adopt(ledger: Ledger, batch: BatchRecord, key: str | None) -> Adopted:
@@ -85,9 +107,24 @@ def _adopt(ledger: Ledger, batch: BatchRecord, key: str | None) -> Adopted:
     return idempotency.adopt(ledger, kind="key", tenant=batch.tenant, value=key, digest=digest, batch_id=batch_id)
 
 
+def _announcing(ledger: Ledger, draft: Draft) -> Callable[[], None]:
+    """To be called while the create goes on; announces it again when that is due."""
+    announced_at = ledger.clock.monotonic()
+
+    def beat() -> None:
+        nonlocal announced_at
+        now = ledger.clock.monotonic()
+        if now - announced_at >= ledger.limits.abandoned_s * ANNOUNCED_SHARE:
+            with suppress(StoreUnavailable):  # the next beat tries again
+                batches.announce(ledger, draft)
+                announced_at = now
+
+    return beat
+
+
 def _remove(ledger: Ledger, draft: Draft) -> None:
-    """Best effort: a steward sweeps what stays."""
+    """Best effort: a steward sweeps what stays, as long as it is announced."""
     with suppress(StoreError):
         for entry in list(ledger.store.list(layout.batch_prefix(draft.batch_id))):
             ledger.store.delete(entry.key)
-    batches.withdraw(ledger, draft)
+        batches.withdraw(ledger, draft)

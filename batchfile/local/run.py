@@ -36,6 +36,7 @@ FIRST_BYTES = 256 * 1024  # enough for a line or two
 log = structlog.get_logger()
 
 POOL = "local"
+CUT_OFF = "its run was cut off, and another one took its output"
 _SPOOLED_AGAIN = "again"  # stdin of a run that exists: written here to be compared, then removed
 
 
@@ -115,7 +116,7 @@ def open_batch(ledger: Ledger, source: Source, options: RunOptions) -> Opened:
         if batch is not None:
             return _continue(ledger, source, options, batch)
         if not pointer.record.digest:
-            batches.fence_abandoned(ledger, pointer.record.batch_id)  # cut off before its commit
+            batches.fence(ledger, pointer.record.batch_id, CUT_OFF)
     is_ours = pointer is not None and not pointer.record.digest
     if not options.is_restart and not is_ours and _holds_something(options.output):
         raise OutputTaken(
@@ -284,7 +285,7 @@ def _throw_away(ledger: Ledger, batch_id: str) -> None:
 
     found = update_batch(ledger, layout.batch_key(batch_id), decide)
     if found is None:
-        batches.fence_abandoned(ledger, batch_id)
+        batches.fence(ledger, batch_id, CUT_OFF)
         return
     record = found.record
     ledger.store.delete(layout.marker_key(POOL, record.priority, record.created_at, batch_id))

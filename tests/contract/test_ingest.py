@@ -408,10 +408,9 @@ def test_what_a_dead_create_left_is_swept(service: Service) -> None:
 
     store = MemoryStore(service.clock)
     service = Service(store, service.clock)
+    dying = Ledger(store=FaultyStore(store, on_call=cut_off), clock=service.clock)
     with pytest.raises(KeyboardInterrupt):
-        service.post(
-            document([request(1)]), ledger=Ledger(store=FaultyStore(store, on_call=cut_off), clock=service.clock)
-        )
+        service.post(document([request(1)]), ledger=dying, idempotency_key="k")
     assert any("/input-" in key for key in service.keys("batches/"))
     service.clock.sleep(service.ledger.limits.abandoned_s)
     steward.Steward(service.ledger, runner="s").tick()

@@ -181,7 +181,7 @@ class Replica(Process):
         """As a local run does: the input is stored first, and what can not run is rejected line by line."""
         ledger, routing = self.service.ledger, self._stage.settings.routing()
         adopted = idempotency.adopt(
-            ledger, kind="file", tenant="", value=key, digest=key, batch_id=f"file_{ledger.new_id()[:12]}"
+            ledger, kind="file", tenant=CALLER.tenant, value=key, digest=key, batch_id=f"file_{ledger.new_id()[:12]}"
         )
         standing = None if adopted.is_first else batches.read_batch(ledger, adopted.batch_id)
         if standing is not None:
@@ -199,7 +199,12 @@ class Replica(Process):
         """Of a file that was stored before: the batch exists at once and is planned by whoever comes first."""
         ledger = self.service.ledger
         adopted = idempotency.adopt(
-            ledger, kind="stored", tenant="", value=key, digest=key, batch_id=f"stored_{ledger.new_id()[:12]}"
+            ledger,
+            kind="stored",
+            tenant=CALLER.tenant,
+            value=key,
+            digest=key,
+            batch_id=f"stored_{ledger.new_id()[:12]}",
         )
         standing = None if adopted.is_first else batches.read_batch(ledger, adopted.batch_id)
         if standing is not None:

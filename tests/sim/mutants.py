@@ -164,10 +164,10 @@ def _key_after_batch() -> Iterator[None]:
         key = layout.idempotency_key(kind, f"{tenant}\n{value}")
         found = load(ledger, key, IdempotencyRecord)
         if found is not None:
-            return Adopted(batch_id=found.record.batch_id, created_at=found.record.created_at, is_first=False, key=key)
+            return Adopted(batch_id=found.record.batch_id, created_at=found.record.created_at, is_first=False)
         now = ledger.clock.now()
         pending[batch_id] = (key, IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=now))
-        return Adopted(batch_id=batch_id, created_at=now, key=key)
+        return Adopted(batch_id=batch_id, created_at=now)
 
     def create_then_key(ledger: Ledger, draft: Any, planned: Any) -> BatchRecord:
         made = create(ledger, draft, planned)
@@ -181,7 +181,7 @@ def _key_after_batch() -> Iterator[None]:
 
 
 def _abandoned_without_fence() -> AbstractContextManager[object]:
-    def is_gone(ledger: Ledger, found: Stored[IdempotencyRecord]) -> bool:
+    def is_gone(ledger: Ledger, tenant: str, found: Stored[IdempotencyRecord]) -> bool:
         batch = load(ledger, layout.batch_key(found.record.batch_id), BatchRecord)
         return found.age_s >= ledger.limits.abandoned_s if batch is None else batch.record.state == "deleted"
 

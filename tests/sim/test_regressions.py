@@ -2,15 +2,13 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from batchfile import layout
 from batchfile.clock import ManualClock
-from batchfile.errors import BatchDamaged, PreconditionFailed, StoreUnavailable
+from batchfile.errors import BatchDamaged, StoreUnavailable
 from batchfile.ledger import batches, idempotency, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cutter import Planned
@@ -146,50 +144,6 @@ def test_a_create_that_was_only_slow_makes_no_second_batch_of_its_key(ledger: Le
     with pytest.raises(BatchDamaged, match="send this one again"):
         create(ledger, slow.batch_id, slow.created_at)
     create(ledger, "two")
-    assert adopt(ledger, "three").batch_id == "two"
-
-
-def test_a_slow_refusal_does_not_forget_what_its_key_stands_for_by_now(ledger: Ledger) -> None:
-    slow = adopt(ledger, "one")
-    ledger.clock.sleep(ledger.limits.abandoned_s)
-    adopt(ledger, "two")
-    create(ledger, "two")
-    idempotency.forget(ledger, slow)
-    assert adopt(ledger, "three").batch_id == "two"
-
-
-def test_a_refusal_that_times_out_and_happens_later_takes_nobody_elses_key(
-    store: HookedStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    late: list[Callable[[], object]] = []
-
-    def put_later(*args: Any, **options: Any) -> str:
-        late.append(lambda: MemoryStore.put(store, *args, **options))
-        raise StoreUnavailable("no answer")
-
-    def delete_later(key: str) -> None:
-        late.append(lambda: MemoryStore.delete(store, key))
-        raise StoreUnavailable("no answer")
-
-    refused = adopt(ledger, "one")
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "put", put_later)
-        patch.setattr(store, "delete", delete_later)
-        with pytest.raises(StoreUnavailable):
-            idempotency.forget(ledger, refused)
-    ledger.clock.sleep(ledger.limits.abandoned_s)
-    assert adopt(ledger, "two").batch_id == "two"
-    create(ledger, "two")
-    for write in late:
-        with suppress(PreconditionFailed):
-            write()
-    assert adopt(ledger, "three").batch_id == "two"
-
-
-def test_a_key_that_was_refused_is_free_again(ledger: Ledger) -> None:
-    idempotency.forget(ledger, adopt(ledger, "one"))
-    assert idempotency.known(ledger, kind="key", tenant="t", value="K", digest="d") is None
-    assert adopt(ledger, "two").is_first
     assert adopt(ledger, "three").batch_id == "two"
 
 
