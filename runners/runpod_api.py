@@ -9,8 +9,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 
 MANAGEMENT_URL = "https://api.runpod.io"
 JOBS_URL = "https://api.runpod.ai"
@@ -18,16 +19,29 @@ KEY_VARIABLE = "RUNPOD_API_KEY"
 TIMEOUT_S = 30.0
 READ_ATTEMPTS = 3  # of a GET; nothing that changes anything is sent twice
 READ_WAIT_S = 1.0
+HEALTH = ("inQueue", "inProgress", "completed", "failed")
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 class RunpodError(Exception):
-    """RunPod refused, or did not answer (`status` 0). The message holds what it said."""
+    """It refused, did not answer, or answered something else (`status` 0). The message holds what it said."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Of an endpoint. `num_failed`: of the jobs that RunPod remembers. `workers`: how many, by state."""
+
+    num_waiting: int
+    num_at_work: int
+    num_completed: int
+    num_failed: int
+    workers: dict[str, int]
 
 
 class Runpod:
@@ -41,7 +55,7 @@ class Runpod:
     @classmethod
     def from_environment(cls) -> "Runpod":
         """Raises: RunpodError without a key."""
-        key = os.environ.get(KEY_VARIABLE)
+        key = key_of(KEY_VARIABLE)
         if not key:
             raise RunpodError(f"{KEY_VARIABLE} is not set: make a key in RunPod's console under Settings, API Keys")
         management_url = os.environ.get("RUNPOD_MANAGEMENT_URL", MANAGEMENT_URL)
@@ -55,6 +69,50 @@ class Runpod:
         """`verb`: `run`, `health`, `purge-queue`, ... Raises: RunpodError."""
         name = urllib.parse.quote(endpoint_id, safe="")
         return call(method, f"{self._jobs_url}/v2/{name}/{verb}", self._key, body)
+
+    def listed(self, path: str, key: str) -> list[Json]:
+        """The things of a kind, each with a string `id`. Raises: RunpodError."""
+        things = at(self.manage("GET", path), key, kind=list, of=path)
+        for thing in things:
+            at(thing, "id", kind=str, of=f"{path}: {key}")
+        return things
+
+    def health(self, endpoint_id: str) -> Health:
+        """Raises: RunpodError."""
+        found, of = self.jobs("GET", endpoint_id, "health"), f"health of {endpoint_id}"
+        num_of = {name: at(found, "jobs", name, kind=int, of=of) for name in HEALTH}
+        workers = at(found, "workers", kind=dict, of=of)
+        return Health(
+            num_waiting=num_of["inQueue"],
+            num_at_work=num_of["inProgress"],
+            num_completed=num_of["completed"],
+            num_failed=num_of["failed"],
+            workers={name: at(workers, name, kind=int, of=of) for name in workers},
+        )
+
+
+def at(answer: Any, *names: str, kind: type[T], of: str) -> T:
+    """What `answer`, which is that of `of`, holds under these names. Its values, which may be secret, are never told.
+
+    Raises: RunpodError where it is not there or of another kind.
+    """
+    found = answer
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, kind):
+        told = "missing" if found is None else f"a {type(found).__name__}"
+        raise RunpodError(
+            f"{of}: an answer that can not be used: {'.'.join(names)} is {told} and must be a {kind.__name__}"
+        )
+    return found
+
+
+def key_of(variable: str) -> str | None:
+    """Without what surrounds it; None where there is none. Raises: RunpodError, which does not show it."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise RunpodError(f"{variable} holds characters that no key has, a line break for instance: copy it again")
+    return key or None
 
 
 def call(method: str, url: str, key: str | None, body: Json | None = None) -> Json:
@@ -70,6 +128,16 @@ def call(method: str, url: str, key: str | None, body: Json | None = None) -> Js
     raise AssertionError("unreachable")
 
 
+class _Unredirected(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: whoever it leads to would get the key."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_Unredirected)
+
+
 def _once(method: str, url: str, key: str | None, body: Json | None) -> Json:
     headers = {"Accept": "application/json", "User-Agent": "batchfile"}
     if key:
@@ -80,11 +148,13 @@ def _once(method: str, url: str, key: str | None, body: Json | None) -> Json:
         headers["Content-Type"] = "application/json"
     request = urllib.request.Request(url, data=data, headers=headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with _opener.open(request, timeout=TIMEOUT_S) as answer:
             text = answer.read()
     except urllib.error.HTTPError as error:
         with error:
             told = error.read().decode(errors="replace")
+        if "Location" in error.headers:
+            told = f"it redirects to {error.headers['Location']}, which gets no key: give that address if it is right"
         raise RunpodError(f"{method} {url}: {error.code} {_reason(told)}", error.code) from error
     except (OSError, HTTPException) as error:
         raise RunpodError(f"{method} {url}: no answer ({error})") from error

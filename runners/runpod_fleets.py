@@ -5,9 +5,10 @@ Raises everywhere: RunpodError.
 
 import re
 import secrets
+from dataclasses import dataclass
 from typing import Protocol
 
-from runners.runpod_api import Json, Runpod, RunpodError
+from runners.runpod_api import Json, Runpod, RunpodError, at
 from runners.scaling import Bounds
 
 NAME = "batchfile-{pool}"  # of an endpoint, and how the names of a pool's pods begin
@@ -17,12 +18,19 @@ TTL_S_MAX = 7 * 24 * 3600.0
 GONE = ("EXITED", "ERROR", "TERMINATED")  # states of a pod in which nothing runs
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """`num`: runners that are at work, `num_at_work`, or were asked for. `num_failed`: that failed, ever so far."""
+
+    num: int
+    num_at_work: int
+    num_failed: int
+
+
 class Fleet(Protocol):
     def bounds(self) -> Bounds: ...
 
-    def count(self) -> int:
-        """Runners that are at work or were asked for."""
-        ...
+    def count(self) -> Count: ...
 
     def start(self, num: int, *, num_standing: int) -> None:
         """`num_standing` of them stay also without work."""
@@ -35,8 +43,7 @@ class Fleet(Protocol):
 
 def find(runpod: Runpod, path: str, key: str, name: str) -> Json | None:
     """The one of this name in a list. Raises: RunpodError where there are two."""
-    listed: list[Json] = runpod.manage("GET", path).get(key, [])
-    found = [one for one in listed if str(one.get("name", "")).removesuffix(FLASHBOOT_SUFFIX) == name]
+    found = [one for one in runpod.listed(path, key) if str(one.get("name", "")).removesuffix(FLASHBOOT_SUFFIX) == name]
     if len(found) > 1:
         ids = ", ".join(str(one["id"]) for one in found)
         raise RunpodError(f"{path} has {len(found)} that are called {name} ({ids}): delete all but one")
@@ -60,13 +67,14 @@ class Jobs:
         if endpoint is None:
             raise RunpodError(f"there is no endpoint {name}: deploy/runpod/deploy.sh apply makes it")
         self._endpoint_id = str(endpoint["id"])
-        self._timeout_s = endpoint["timeout"] / 1000
-        workers = endpoint["workers"]
-        return Bounds(minimum=min(workers["min"], workers["max"]), maximum=workers["max"])
+        self._timeout_s = at(endpoint, "timeout", kind=int, of=name) / 1000
+        least, most = (at(endpoint, "workers", bound, kind=int, of=name) for bound in ("min", "max"))
+        return Bounds(minimum=min(least, most), maximum=most)
 
-    def count(self) -> int:
-        jobs = self._runpod.jobs("GET", self._endpoint_id, "health")["jobs"]
-        return int(jobs["inQueue"]) + int(jobs["inProgress"])
+    def count(self) -> Count:
+        found = self._runpod.health(self._endpoint_id)
+        num = found.num_waiting + found.num_at_work
+        return Count(num=num, num_at_work=found.num_at_work, num_failed=found.num_failed)
 
     def start(self, num: int, *, num_standing: int) -> None:
         for number in range(num):
@@ -90,19 +98,24 @@ class Pods:
         self._prefix = NAME.format(pool=pool) + "-"
         self._body = body
         self._bounds = Bounds(minimum=0, maximum=num_max)
+        self._num_failed = 0
 
     def bounds(self) -> Bounds:
         return self._bounds
 
-    def count(self) -> int:
-        """Pods that have ended are removed on the way: they cost nothing but their disk, and do nothing."""
+    def count(self) -> Count:
+        """Pods that have ended are removed on the way: they cost nothing but their disk, and do nothing.
+
+        Each is one that failed, because a pod's runner stays until it is given back.
+        """
         live = 0
         for pod in self._listed():
-            if pod["status"] in GONE:
+            if pod.get("status") in GONE:
                 self._delete(pod)
+                self._num_failed += 1
             else:
                 live += 1
-        return live
+        return Count(num=live, num_at_work=live, num_failed=self._num_failed)
 
     def start(self, num: int, *, num_standing: int) -> None:
         for _ in range(num):
@@ -115,9 +128,8 @@ class Pods:
         return len(surplus)
 
     def _listed(self) -> list[Json]:
-        pods: list[Json] = self._runpod.manage("GET", "/pods")["pods"]
         ours = re.compile(re.escape(self._prefix) + "[0-9a-f]{8}")  # another pool's name may begin with ours
-        return [pod for pod in pods if ours.fullmatch(str(pod["name"]))]
+        return [pod for pod in self._runpod.listed("/pods", "pods") if ours.fullmatch(str(pod.get("name")))]
 
     def _delete(self, pod: Json) -> None:
         try:

@@ -10,11 +10,11 @@ A pool's serverless endpoint is `batchfile-POOL`; its least and most workers and
 
 import argparse
 import json
-import os
 import signal
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,15 +23,17 @@ import structlog
 from batchfile import logs
 from batchfile.errors import SettingsError
 from runners.options import positive, seconds
-from runners.runpod_api import Runpod, RunpodError, call
-from runners.runpod_fleets import Fleet, Jobs, Pods
+from runners.runpod_api import Runpod, RunpodError, at, call, key_of
+from runners.runpod_fleets import Count, Fleet, Jobs, Pods
 from runners.scaling import SHARDS_PER_RUNNER, wanted
+from runners.setbacks import Setbacks
 
 log = structlog.get_logger()
 
 LOOK_S = 15.0
 COOLDOWN_S = 300.0  # a pool without work for so long gives its pods back
 API_KEY_VARIABLE = "BATCHFILE_API_KEY"
+WHAT_TO_DO = "read a worker's log in RunPod's console, under batchfile-{pool}; one at a time is tried until one works"
 FIGURES = ("pending_shards", "leased_shards", "live_runners")
 OK, REFUSED = 0, 2
 
@@ -45,39 +47,49 @@ class Scaler:
         self._read = read
         self._shards_per_runner = shards_per_runner
         self._idle_since: float | None = None
+        self._setbacks = Setbacks()
 
     def look(self, now: float) -> None:
-        """Once. `now`: a monotonic clock. Raises: RunpodError where the API or RunPod does not answer."""
-        found = _figures(self._read())
+        """Once. `now`: a monotonic clock. Raises: RunpodError where the API or RunPod does not answer as it should."""
+        found = self._read()
         bounds = self._fleet.bounds()
         num_wanted = wanted(**found, bounds=bounds, shards_per_runner=self._shards_per_runner)
-        num_found = self._fleet.count()
+        count = self._fleet.count()
+        self._note(count, found["leased_shards"], now)
+        num_new = self._setbacks.allowed(num_wanted - count.num, now)
         has_work = found["pending_shards"] + found["leased_shards"] > 0
         if has_work and not bounds.maximum:
             log.error("pool.asleep", pool=self._pool, what_to_do="its most workers are 0: deploy.sh apply raises them")
-        if num_wanted > num_found:
-            self._fleet.start(num_wanted - num_found, num_standing=max(0, bounds.minimum - num_found))
-            log.info("runners.started", pool=self._pool, num=num_wanted - num_found, of=num_wanted, **found)
+        if num_new:
+            self._fleet.start(num_new, num_standing=max(0, bounds.minimum - count.num))
+            log.info("runners.started", pool=self._pool, num=num_new, of=num_wanted, **found)
         if has_work:
             self._idle_since = None
             return
         self._idle_since = now if self._idle_since is None else self._idle_since
-        if num_found > bounds.minimum and now - self._idle_since >= COOLDOWN_S:
+        if count.num > bounds.minimum and now - self._idle_since >= COOLDOWN_S:
             num = self._fleet.rest(bounds.minimum)
             if num:
                 log.info("runners.given_back", pool=self._pool, num=num)
 
-
-def _figures(answer: dict[str, int]) -> dict[str, int]:
-    """Raises: RunpodError where something else than our API has answered."""
-    try:
-        return {name: int(answer[name]) for name in FIGURES}
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunpodError(f"the answer to --api has no {', '.join(FIGURES)}: {str(answer)[:200]}") from error
+    def _note(self, count: Count, leased_shards: int, now: float) -> None:
+        """Runners that fail while nobody works would fail again: say so, and let the next ones wait."""
+        is_working = count.num_at_work > 0 and leased_shards > 0
+        num = self._setbacks.look(num_failed=count.num_failed, is_working=is_working, now=now)
+        if num:
+            told = {"again_in_s": self._setbacks.wait_s, "what_to_do": WHAT_TO_DO.format(pool=self._pool)}
+            log.error("runners.failed", pool=self._pool, num=num, **told)
 
 
 def scale_reader(url: str, pool: str, key: str | None) -> Callable[[], dict[str, int]]:
-    return lambda: call("GET", f"{url.rstrip('/')}/api/pools/{pool}/scale", key)
+    """Raises, when called: RunpodError where it does not answer, or something else than our API does."""
+    place = f"{url.rstrip('/')}/api/pools/{pool}/scale"
+
+    def read() -> dict[str, int]:
+        answer = call("GET", place, key)
+        return {name: at(answer, name, kind=int, of=place) for name in FIGURES}
+
+    return read
 
 
 def run(scalers: list[Scaler], look_s: float) -> int:
@@ -101,7 +113,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("pools", nargs="+", metavar="POOL")
-    add("--api", required=True, metavar="URL", help=f"of the API; its key is in {API_KEY_VARIABLE}")
+    add("--api", type=address, required=True, metavar="URL", help=f"of the API; its key is in {API_KEY_VARIABLE}")
     add("--shards-per-runner", type=positive, default=SHARDS_PER_RUNNER, metavar="N", help="(default: %(default)s)")
     add(
         "--idle",
@@ -119,6 +131,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return found
 
 
+def address(text: str) -> str:
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text} is no address: it begins with https:// or http://")
+    return text
+
+
 def fleet_of(runpod: Runpod, pool: str, args: argparse.Namespace) -> Fleet:
     if args.pods is None:
         return Jobs(runpod, pool, args.idle)
@@ -132,8 +151,8 @@ def fleet_of(runpod: Runpod, pool: str, args: argparse.Namespace) -> Fleet:
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
     logs.configure()
-    key = os.environ.get(API_KEY_VARIABLE)
     try:
+        key = key_of(API_KEY_VARIABLE)
         runpod = Runpod.from_environment()
         scalers = [
             Scaler(pool, fleet_of(runpod, pool, args), scale_reader(args.api, pool, key), args.shards_per_runner)

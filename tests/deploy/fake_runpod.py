@@ -105,12 +105,16 @@ def check_fields(where: str, given: Any, known: dict[str, Any], required: tuple[
 
 @dataclass
 class FakeRunpod:
-    """`calls`: (method, path, body) of everything that changes something. `things`: by kind, by id."""
+    """`calls`: (method, path, body) of everything that changes something. `things`: by kind, by id.
+
+    `odd`: by path, what is answered instead.
+    """
 
     things: dict[str, dict[str, Json]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     jobs: dict[str, list[Json]] = field(default_factory=dict)
     calls: list[tuple[str, str, Json]] = field(default_factory=list)
     fail_at: tuple[str, str, str] | None = None  # method, path, "before" or "after"
+    odd: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -129,6 +133,8 @@ class FakeRunpod:
             is_failing = self.fail_at is not None and self.fail_at[:2] == (method, path)
             if is_failing and self.fail_at and self.fail_at[2] == "before":
                 raise Problem(500, "something broke")
+            if path in self.odd:
+                return 200, self.odd[path]
             found = self._route(method, path.removeprefix("/v2/").split("/"), body)
             if is_failing:
                 raise Problem(500, "something broke, afterwards")

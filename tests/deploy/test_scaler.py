@@ -5,17 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_runpod import KEY, FakeRunpod, Server
+from structlog.testing import capture_logs
 
 from batchfile.errors import SettingsError
 from runners.runpod_api import Runpod, RunpodError
 from runners.runpod_fleets import Jobs, Pods
-from runners.scaler import COOLDOWN_S, Scaler, main, parse
+from runners.scaler import COOLDOWN_S, LOOK_S, Scaler, main, parse, scale_reader
 from runners.scaling import SHARDS_PER_RUNNER
+from runners.setbacks import WAIT_S, WAIT_S_MAX
 
 ROOT = Path(__file__).parents[2]
 POD = {"image": "registry.example/acme/batchfile-mistral:1", "gpu": {"id": "NVIDIA GeForce RTX 4090"}}
@@ -133,6 +136,7 @@ def test_pods_that_have_ended_are_replaced_while_there_is_work(server: Server, r
     (ended,) = runpod.things["pods"].values()
     ended["status"] = "EXITED"
     pool.look()
+    pool.look(now=WAIT_S)
     assert [pod["status"] for pod in runpod.things["pods"].values()] == ["RUNNING"]
     assert ended["id"] not in runpod.things["pods"]
 
@@ -156,19 +160,115 @@ def test_what_can_not_be_used_ends_it_with_2(monkeypatch: pytest.MonkeyPatch, tm
     assert main(["mistral", "--api", "http://127.0.0.1:1"]) == 2
     monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     assert main(["mistral", "--api", "http://127.0.0.1:1", "--pods", str(tmp_path / "none.json")]) == 2
-    with pytest.raises(SystemExit):
-        parse(["mistral", "llama-70b", "--api", "x", "--pods", "pod.json"])
-    for option in ("--shards-per-runner", "--idle", "--look", "--most"):
-        with pytest.raises(SystemExit):
-            parse(["mistral", "--api", "x", option, "0"])
+    api = ["--api", "http://127.0.0.1:1"]
+    wrong = [["llama-70b", "--pods", "pod.json"]]
+    wrong += [[option, "0"] for option in ("--shards-per-runner", "--idle", "--look", "--most")]
+    wrong += [["--api", text] for text in ("batches.example", "ftp://batches.example", "https://", "")]
+    for arguments in wrong:
+        with pytest.raises(SystemExit) as refused:
+            parse(["mistral", *api, *arguments])
+        assert refused.value.code == 2
+    assert parse(["mistral", *api]).api == "http://127.0.0.1:1"
     with pytest.raises(SettingsError):
         Pods(Runpod(KEY), "mistral", POD, -1)
 
 
-def test_an_answer_that_is_not_our_apis_is_told_and_ends_nothing(server: Server) -> None:
-    scaler = Scaler("mistral", Jobs(Runpod(KEY, server.url, server.url), "mistral", 60.0), lambda: {"ok": 1}, 4)
-    with pytest.raises(RunpodError, match=r"has no pending_shards.*'ok': 1"):
-        scaler.look(0.0)
+SCALE = "/api/pools/mistral/scale"
+ENDPOINTS = "/v2/serverless"
+HEALTH = "/v2/ep1/health"
+COUNTS = {"inQueue": 0, "inProgress": 0, "completed": 0, "failed": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        (SCALE, {"ok": 1}),
+        (SCALE, {"pending_shards": "many", "leased_shards": 0, "live_runners": 0}),
+        (SCALE, [1]),
+        (ENDPOINTS, {}),
+        (ENDPOINTS, {"endpoints": None}),
+        (ENDPOINTS, {"endpoints": [None]}),
+        (ENDPOINTS, {"endpoints": [{"name": "batchfile-mistral"}]}),
+        (ENDPOINTS, {"endpoints": [{"name": "batchfile-mistral", "id": "ep1", "timeout": None}]}),
+        (ENDPOINTS, {"endpoints": [{"name": "batchfile-mistral", "id": "ep1", "timeout": 1, "workers": {"min": 0}}]}),
+        (HEALTH, {}),
+        (HEALTH, {"jobs": None, "workers": {}}),
+        (HEALTH, {"jobs": {**COUNTS, "failed": None}, "workers": {}}),
+        (HEALTH, {"jobs": COUNTS, "workers": {"idle": "none"}}),
+    ],
+)
+def test_an_answer_that_can_not_be_used_is_told_and_ends_nothing(
+    server: Server, runpod: FakeRunpod, endpoint: dict[str, Any], path: str, answer: object
+) -> None:
+    runpod.odd = {SCALE: {"pending_shards": 1, "leased_shards": 0, "live_runners": 0}, path: answer}
+    fleet = Jobs(Runpod(KEY, server.url, server.url), "mistral", 60.0)
+    with pytest.raises(RunpodError, match="an answer that can not be used"):
+        Scaler("mistral", fleet, scale_reader(server.url, "mistral", KEY), 4).look(0.0)
+    assert runpod.jobs[endpoint["id"]] == []
+
+
+def test_jobs_that_fail_at_once_are_told_and_tried_one_at_a_time_ever_more_seldom(
+    server: Server, runpod: FakeRunpod, endpoint: dict[str, Any]
+) -> None:
+    pool = Pool(server)
+    jobs = runpod.jobs[endpoint["id"]]
+    starts: list[float] = []
+    with capture_logs() as told:
+        for number in range(400):
+            num_before = len(jobs)
+            pool.look(now=number * LOOK_S, pending_shards=100)
+            starts += [number * LOOK_S] * (len(jobs) - num_before)
+            for job in jobs:
+                job["status"] = "FAILED"
+    assert starts[:10] == [0.0] * 10
+    gaps = [after - before for before, after in pairwise(starts[9:])]
+    assert 5 < len(gaps) < 12
+    assert gaps == sorted(gaps)
+    assert WAIT_S <= gaps[0] < gaps[-1] <= WAIT_S_MAX + 2 * LOOK_S
+    failed = [event for event in told if event["event"] == "runners.failed"]
+    assert [event["num"] for event in failed] == [10, *[1] * len(gaps)]
+    assert "worker's log in RunPod's console, under batchfile-mistral" in failed[0]["what_to_do"]
+
+
+def test_once_a_runner_works_again_the_others_are_started_too(
+    server: Server, runpod: FakeRunpod, endpoint: dict[str, Any]
+) -> None:
+    pool = Pool(server)
+    jobs = runpod.jobs[endpoint["id"]]
+    pool.look(pending_shards=100)
+    for job in jobs:
+        job["status"] = "FAILED"
+    pool.look(now=LOOK_S)
+    pool.look(now=LOOK_S + WAIT_S)
+    assert len(jobs) == 11
+    jobs[-1]["status"] = "IN_PROGRESS"
+    pool.look(now=2 * LOOK_S + WAIT_S)
+    assert len(jobs) == 11
+    pool.look(now=3 * LOOK_S + WAIT_S, leased_shards=1, live_runners=1)
+    assert len(jobs) == 20
+
+
+def test_a_job_that_fails_while_others_work_is_replaced_at_once(
+    server: Server, runpod: FakeRunpod, endpoint: dict[str, Any]
+) -> None:
+    pool = Pool(server)
+    jobs = runpod.jobs[endpoint["id"]]
+    pool.look(pending_shards=8)
+    jobs[0]["status"], jobs[1]["status"] = "FAILED", "IN_PROGRESS"
+    pool.look(now=LOOK_S, pending_shards=4, leased_shards=4, live_runners=1)
+    assert len(jobs) == 3
+
+
+def test_a_key_that_can_not_be_sent_is_refused_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable in ("RUNPOD_API_KEY", "BATCHFILE_API_KEY"):
+        monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+        monkeypatch.setenv(variable, "bf_secret\nkey")
+        assert main(["mistral", "--api", "http://127.0.0.1:1"]) == 2
+        told = "".join(capsys.readouterr())
+        assert f"{variable} holds characters that no key has" in told
+        assert "bf_secret" not in told
 
 
 def test_an_api_that_does_not_answer_is_waited_for_until_a_signal_ends_it(server: Server, tmp_path: Path) -> None:
