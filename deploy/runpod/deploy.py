@@ -17,7 +17,7 @@ from pathlib import Path
 from costs import cost_lines
 from resources import KINDS, DeployError, Json, Resource, Step, compare, pick, read_files, with_ids
 
-from runners.runpod_api import Runpod, RunpodError
+from runners.runpod_api import Runpod, RunpodError, at
 
 FOLDER = Path(__file__).resolve().parent
 OK, FAILED, REFUSED = 0, 1, 2
@@ -38,7 +38,7 @@ class Deployment:
         self.ids, self._found = {}, {}
         for kind in KINDS:
             of_kind = [resource for resource in self._resources if resource.kind is kind]
-            listed = self._runpod.manage("GET", kind.path)[kind.key] if of_kind else []
+            listed = self._runpod.listed(kind.path, kind.key) if of_kind else []
             for resource in of_kind:
                 found = pick(listed, resource)
                 if found is not None:
@@ -61,7 +61,8 @@ class Deployment:
         path = step.resource.kind.path
         if step.verb == "create":
             body = with_ids(step.resource.body, self.ids)
-            self.ids[str(step.resource)] = str(self._runpod.manage("POST", path, body)["id"])
+            made = self._runpod.manage("POST", path, body)
+            self.ids[str(step.resource)] = at(made, "id", kind=str, of=f"POST {path}")
         elif step.verb == "change":
             self._runpod.manage("PATCH", f"{path}/{step.found_id}", with_ids(step.fields, self.ids))
 
@@ -84,25 +85,25 @@ class Deployment:
 
     def is_untouched(self, resource: Resource) -> bool:
         """Whether the endpoint has had no job yet, as far as RunPod remembers."""
-        jobs: Json = self._runpod.jobs("GET", self.ids[str(resource)], "health")["jobs"]
-        return not any(jobs.values())
+        health = self._runpod.health(self.ids[str(resource)])
+        return not (health.num_waiting or health.num_at_work or health.num_completed or health.num_failed)
 
     def describe(self, resource: Resource) -> str:
         found = self._found.get(str(resource))
         if found is None:
             return "is not there"
         if resource.kind.name == "endpoint":
-            health = self._runpod.jobs("GET", found["id"], "health")
-            workers, jobs = found["workers"], health["jobs"]
-            running = ", ".join(f"{num} {state}" for state, num in sorted(health["workers"].items()) if num) or "none"
+            health = self._runpod.health(found["id"])
+            least, most = (at(found, "workers", bound, kind=int, of=str(resource)) for bound in ("min", "max"))
+            running = ", ".join(f"{num} {state}" for state, num in sorted(health.workers.items()) if num) or "none"
             return (
-                f"{found['id']}: {workers['min']} to {workers['max']} workers ({running}), "
-                f"{jobs['inProgress']} jobs at work, {jobs['inQueue']} waiting"
+                f"{found['id']}: {least} to {most} workers ({running}), {health.num_at_work} jobs at work, "
+                f"{health.num_waiting} waiting, {health.num_failed} failed"
             )
         if resource.kind.name == "pod":
             ports = [str(port).partition("/")[0] for port in found.get("ports") or [] if str(port).endswith("/http")]
             urls = "".join(f", https://{found['id']}-{port}.proxy.runpod.net" for port in ports)
-            return f"{found['id']}: {found['status']}{urls}"
+            return f"{found['id']}: {found.get('status')}{urls}"
         return str(found["id"])
 
 
@@ -113,9 +114,13 @@ def say(text: str) -> None:
 
 def shown(step: Step) -> str:
     """Values of env may be secrets: only their names are told."""
-    told = []
-    for key, value in step.fields.items():
-        told.append(f"env ({', '.join(value)})" if key == "env" else f"{key} = {value}")
+    told = [f"{key} = {value}" for key, value in step.fields.items() if key != "env"]
+    for what, names in (
+        ("env", step.env.changed),
+        ("as set there", step.env.kept),
+        ("in no file and left", step.env.extra),
+    ):
+        told += [f"{what} ({', '.join(names)})"] if names else []
     return f"  {step.verb:<7}{step.resource}" + (f": {'; '.join(told)}" if told else "")
 
 
@@ -201,6 +206,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
+    try:
+        return run(args)
+    except BrokenPipeError:  # whoever read this has gone, `| head` for instance
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written on the way out
+        return FAILED
+
+
+def run(args: argparse.Namespace) -> int:
     try:
         resources = read_files(args.folder, args.only, os.environ)
         deployment = Deployment(Runpod.from_environment(), resources)

@@ -12,6 +12,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from envs import Env, compare_env
+
+from runners.runpod_api import at
 from runners.runpod_fleets import FLASHBOOT_SUFFIX
 
 Json = dict[str, Any]
@@ -57,12 +60,13 @@ class Resource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """`verb`: create, change or keep. `fields`: of a change, with the values that shall be."""
+    """`verb`: create, change or keep. `fields`: of a change, with the values that shall be; `env`: how that differs."""
 
     verb: str
     resource: Resource
     found_id: str | None = None
     fields: Json = field(default_factory=dict)
+    env: Env = field(default_factory=Env)
 
 
 def read_files(folder: Path, labels: list[str], environ: Mapping[str, str]) -> list[Resource]:
@@ -113,23 +117,27 @@ def pick(listed: list[Json], resource: Resource) -> Json | None:
 def compare(resource: Resource, found: Json | None, container: Json, ids: Mapping[str, str]) -> Step:
     """`container`: of an endpoint, what its template says, because an endpoint keeps a copy of its own.
 
-    `ids`: of `kind name`, as far as they are known. Only what the file names is compared: the rest is RunPod's.
+    `ids`: of `kind name`, as far as they are known. Only what the files name is compared: the rest is RunPod's. Raises:
+    DeployError where it can not be changed to this.
     """
     if found is None:
         return Step(verb="create", resource=resource)
-    wanted = with_ids(resource.body, ids)
+    wanted = {key: value for key, value in container.items() if key in CONTAINER} | with_ids(resource.body, ids)
+    env = compare_env({**container.get("env", {}), **resource.body.get("env", {})}, found.get("env") or {})
+    wanted = {key: value for key, value in wanted.items() if key not in {"name", "templateId", "env"}}
     differing = {key: value for key, value in wanted.items() if not is_within(value, found.get(key))}
-    differing.pop("name", None)
-    differing.pop("templateId", None)
-    if any(not is_within(value, found.get(key)) for key, value in container.items() if key in CONTAINER):
-        differing["templateId"] = wanted["templateId"]
+    if env.changed:
+        differing["env"] = dict(env.values)
     fixed = [key for key in differing if key in resource.kind.fixed and key in found]
     if fixed:
         raise DeployError(f"{fixed[0]} of {resource} can not be changed: destroy --only {resource.label}, then apply")
-    if resource.kind.name == "volume" and "size" in differing and differing["size"] < found["size"]:
-        raise DeployError(f"{resource} has {found['size']} GB and can only grow: raise size in its file")
+    if resource.kind.name == "volume" and "size" in differing:
+        num_gb = at(found, "size", kind=int, of=str(resource))
+        if differing["size"] < num_gb:
+            raise DeployError(f"{resource} has {num_gb} GB and can only grow: raise size in its file")
     differing = {key: value for key, value in differing.items() if key not in resource.kind.fixed}
-    return Step(verb="change" if differing else "keep", resource=resource, found_id=str(found["id"]), fields=differing)
+    verb = "change" if differing else "keep"
+    return Step(verb=verb, resource=resource, found_id=str(found["id"]), fields=differing, env=env)
 
 
 def is_within(wanted: Any, found: Any) -> bool:

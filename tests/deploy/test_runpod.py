@@ -33,11 +33,11 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def deploy(server: Server, files: Path) -> Deploy:
-    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, stdout: Any = subprocess.PIPE, **variables: str) -> subprocess.CompletedProcess[str]:
         urls = {"RUNPOD_MANAGEMENT_URL": server.url, "RUNPOD_JOBS_URL": server.url}
         environ = {**os.environ, **VARIABLES, **urls, "PYTHON": sys.executable, **variables}
         command = [str(FOLDER / "deploy.sh"), *arguments, "--folder", str(files)]
-        return subprocess.run(command, env=environ, capture_output=True, text=True)
+        return subprocess.run(command, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
     return run
 
@@ -163,11 +163,99 @@ def test_destroy_that_failed_half_way_is_completed_by_the_next(deploy: Deploy, r
     assert not any(runpod.things.values())
 
 
+def hand_set(runpod: FakeRunpod, kind: str, **values: str) -> dict[str, str]:
+    """As somebody does in the console: the variables that the thing called batchfile-mistral has then."""
+    thing = runpod.named(kind, "batchfile-mistral")
+    thing["env"] = {**thing["env"], **values}
+    return dict(thing["env"])
+
+
+def test_a_value_that_was_set_by_hand_for_a_secret_is_left_alone(deploy: Deploy, runpod: FakeRunpod) -> None:
+    only = ["--only", "mistral"]
+    assert deploy("apply", "--yes", *only).returncode == 0
+    runpod.calls.clear()
+    env = hand_set(runpod, "serverless", AWS_ACCESS_KEY_ID="AKIA_mine", AWS_SECRET_ACCESS_KEY="mine")
+    told = deploy("plan", *only).stdout
+    line = "keep   endpoint batchfile-mistral: as set there (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+    assert line in told
+    assert "Nothing to do." in deploy("apply", "--yes", *only).stdout
+    assert runpod.calls == []
+    done = deploy("apply", "--yes", *only, BATCHFILE_VERSION="1.2.4", BATCHFILE_STORE="s3://other/place")
+    assert done.returncode == 0, done.stdout
+    endpoint = runpod.named("serverless", "batchfile-mistral")
+    assert endpoint["env"] == {**env, "BATCHFILE_STORE": "s3://other/place"}
+    assert endpoint["image"].endswith(":1.2.4")
+    assert "; env (BATCHFILE_STORE); as set there (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)  done" in done.stdout
+    for value in ("AKIA_mine", "mine)", "s3://other"):
+        assert value not in told + done.stdout
+
+
+def test_a_secret_or_a_value_that_the_file_renames_is_changed(deploy: Deploy, runpod: FakeRunpod, files: Path) -> None:
+    only = ["--only", "mistral"]
+    assert deploy("apply", "--yes", *only).returncode == 0
+    path = files / "runpod-mistral-template.json"
+    env = json.loads(path.read_text())["env"]
+    change(path, env={**env, "HF_TOKEN": "{{ RUNPOD_SECRET_another }}", "HF_HOME": "/elsewhere"})
+    assert deploy("apply", "--yes", *only).returncode == 0
+    for kind in ("templates", "serverless"):
+        found = runpod.named(kind, "batchfile-mistral")["env"]
+        assert (found["HF_TOKEN"], found["HF_HOME"]) == ("{{ RUNPOD_SECRET_another }}", "/elsewhere")
+
+
+def test_variables_that_no_file_names_are_left_and_told(deploy: Deploy, runpod: FakeRunpod, files: Path) -> None:
+    only = ["--only", "mistral"]
+    path = files / "runpod-mistral-template.json"
+    env = json.loads(path.read_text())["env"]
+    change(path, env={**env, "BATCHFILE_WEIRD": "1"})
+    assert deploy("apply", "--yes", *only).returncode == 0
+    change(path, env=env)
+    hand_set(runpod, "serverless", MINE="2")
+    told = deploy("plan", *only).stdout
+    assert "keep   template batchfile-mistral: in no file and left (BATCHFILE_WEIRD)" in told
+    assert "keep   endpoint batchfile-mistral: in no file and left (BATCHFILE_WEIRD, MINE)" in told
+    assert deploy("apply", "--yes", *only, BATCHFILE_STORE="s3://other/place").returncode == 0
+    assert runpod.named("serverless", "batchfile-mistral")["env"]["MINE"] == "2"
+
+
 def test_status_tells_workers_jobs_and_addresses(deploy: Deploy, runpod: FakeRunpod) -> None:
     assert deploy("apply", "--yes").returncode == 0
     told = deploy("status").stdout
     assert "1 to 10 workers (none), 0 jobs at work, 1 waiting" in told
     assert f"https://{runpod.named('pods', 'batchfile-api')['id']}-8000.proxy.runpod.net" in told
+
+
+def test_a_fetch_that_failed_is_told(deploy: Deploy, runpod: FakeRunpod) -> None:
+    assert deploy("apply", "--yes", "--only", "mistral").returncode == 0
+    ((job,),) = runpod.jobs.values()
+    job["status"] = "FAILED"
+    assert "0 jobs at work, 0 waiting, 1 failed" in deploy("status", "--only", "mistral").stdout
+
+
+@pytest.mark.parametrize("answer", [{}, {"endpoints": None}, {"endpoints": [{"name": "batchfile-mistral"}]}, []])
+def test_an_answer_that_can_not_be_used_stops_it_with_a_word(
+    deploy: Deploy, runpod: FakeRunpod, answer: object
+) -> None:
+    runpod.odd = {"/v2/serverless": answer}
+    stopped = deploy("apply", "--yes", "--only", "mistral")
+    assert (stopped.returncode, stopped.stderr) == (1, "")
+    assert "Stopped: /serverless" in stopped.stdout
+    assert runpod.calls == []
+
+
+def test_a_reader_that_goes_away_is_no_error(deploy: Deploy) -> None:
+    """As `| head -1` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        assert deploy("plan", stdout=gone).stderr == ""
+
+
+def test_it_needs_python_and_nothing_else(deploy: Deploy, tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    done = deploy("apply", "--yes", "--only", "mistral", PYTHON=str(bare))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_two_of_one_name_are_refused_by_id(deploy: Deploy, runpod: FakeRunpod) -> None:
@@ -204,11 +292,15 @@ def test_a_missing_key_or_variable_is_named(deploy: Deploy) -> None:
     assert b"needs the variable" in told.stdout
     wrong = deploy("plan", RUNPOD_API_KEY="rpa_wrong")
     assert (wrong.returncode, "401" in wrong.stdout) == (1, True)
+    broken = deploy("plan", RUNPOD_API_KEY="rpa_\nwrong")
+    assert (broken.returncode, broken.stderr) == (1, "")
+    assert "RUNPOD_API_KEY holds characters that no key has" in broken.stdout
+    assert deploy("plan", RUNPOD_API_KEY=f"{KEY}\n").returncode == 0
 
 
 def test_no_value_of_env_is_printed(deploy: Deploy, runpod: FakeRunpod, files: Path) -> None:
     assert deploy("apply", "--yes", "--only", "mistral").returncode == 0
     change(files / "runpod-mistral-template.json", env={"POOL": "mistral", "HF_TOKEN": "hf_secret"})
     told = deploy("plan", "--only", "mistral").stdout
-    assert "change template batchfile-mistral: env (POOL, HF_TOKEN)" in told
+    assert "change template batchfile-mistral: env (HF_TOKEN)" in told
     assert "hf_secret" not in told
