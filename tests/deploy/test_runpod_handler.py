@@ -24,6 +24,7 @@ from runners.runpod_handler import Job, read_job
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 50.0
+JOB_S_MAX = 200.0
 FOR_EVER = {"BATCHFILE_ECHO_LATENCY_S": "3600"}
 Start = Callable[..., "Worker"]
 
@@ -48,7 +49,7 @@ class Worker:
         with self.log.open("wb") as file:
             command = [sys.executable, "-m", "runners.runpod_handler", *options]
             self.process = subprocess.Popen(command, cwd=folder, env=environ, stdout=file, stderr=file)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S, trust_env=False)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=JOB_S_MAX, trust_env=False)
         if not is_on_platform:
             self.until(self._answers)
 
@@ -112,12 +113,16 @@ def test_a_job_ends_before_its_timeout_and_gives_back_what_it_holds(
 ) -> None:
     create(3)
     worker = start(**FOR_EVER)
-    job = worker.run(timeout_s=20, idle_s=None)
-    assert job["status"] == "COMPLETED", job
-    assert job["output"]["ended"] == "time"
-    assert job["output"]["seconds"] < 20
-    record = shard(ledger)
-    assert record is None or record.state == "open"  # None: a machine too busy to have claimed it
+    for timeout_s in (20, 60, 180):  # a busy machine may claim nothing within the first
+        job = worker.run(timeout_s=timeout_s, idle_s=None)
+        assert job["status"] == "COMPLETED", job
+        assert job["output"]["ended"] == "time"
+        assert job["output"]["seconds"] < timeout_s
+        record = shard(ledger)
+        if record is not None:
+            break
+    assert record is not None
+    assert (record.state, record.epoch) == ("open", 1)
 
 
 def test_a_worker_that_the_platform_stops_gives_back_what_it_holds_and_says_so(
