@@ -24,6 +24,7 @@ JSONS = sorted(DEPLOY.rglob("*.json"))
 IMAGES = sorted((ROOT / "containers").glob("*/Dockerfile"))
 ON_VLLM = [ROOT / "containers/mistral/Dockerfile", ROOT / "containers/llama/Dockerfile", DEPLOY / "ray/Dockerfile"]
 NOT_OURS = {".venv", "node_modules", ".git", ".cache"}
+DAY_MS = 24 * 3600 * 1000
 ENDPOINTS = sorted(DEPLOY.glob("runpod/*-endpoint.json"))
 
 
@@ -169,6 +170,7 @@ def test_an_endpoint_has_its_template_and_volume_and_fits_its_pool(path: Path) -
     pool = template["env"]["POOL"]
     assert endpoint["name"] == f"batchfile-{pool}"
     assert endpoint["gpu"]["count"] == DEFAULT_POOLS[pool].get("tensor_parallel_size", 1)
+    assert not endpoint["workers"]["min"] or endpoint["timeout"] == DAY_MS, "a standing job's end reloads the model"
     assert all("SECRET" in value for name, value in template["env"].items() if "TOKEN" in name or "ACCESS" in name)
 
 

@@ -259,16 +259,14 @@ def test_a_job_that_fails_while_others_work_is_replaced_at_once(
     assert len(jobs) == 3
 
 
-def test_a_key_that_can_not_be_sent_is_refused_and_never_shown(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for variable in ("RUNPOD_API_KEY", "BATCHFILE_API_KEY"):
-        monkeypatch.setenv("RUNPOD_API_KEY", KEY)
-        monkeypatch.setenv(variable, "bf_secret\nkey")
-        assert main(["mistral", "--api", "http://127.0.0.1:1"]) == 2
-        told = "".join(capsys.readouterr())
-        assert f"{variable} holds characters that no key has" in told
-        assert "bf_secret" not in told
+@pytest.mark.parametrize("variable", ["RUNPOD_API_KEY", "BATCHFILE_API_KEY"])
+def test_a_key_that_can_not_be_sent_is_refused_and_never_shown(tmp_path: Path, variable: str) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "RUNPOD_API_KEY": KEY, variable: "bf_secret\nkey"}
+    command = [sys.executable, "-m", "runners.scaler", "mistral", "--api", "http://127.0.0.1:1"]
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{variable} holds characters that no key has" in done.stderr
+    assert "bf_secret" not in done.stdout + done.stderr
 
 
 def test_an_api_that_does_not_answer_is_waited_for_until_a_signal_ends_it(server: Server, tmp_path: Path) -> None:
