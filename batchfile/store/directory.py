@@ -15,15 +15,12 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Self
 
-import structlog
-
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
 from batchfile.store import files, owners
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.files import CHUNK_BYTES, translated
 from batchfile.store.keys import INTERNAL, check_key, is_of_others, is_unicode
-
-log = structlog.get_logger()
+from batchfile.store.passed_over import PassedOver
 
 LEFTOVER_AGE_S = 3600.0  # an unfinished write older than this, whose process is gone, is removed
 _ETAG_HEX_DIGITS = 32
@@ -38,7 +35,7 @@ class DirectoryStore:
         self._lock_path = os.path.join(self._root, INTERNAL, "lock")
         self._owners = os.path.join(self._root, INTERNAL, "owners")
         self._unfinished = os.path.join(self._root, INTERNAL, "unfinished")
-        self._passed_over: set[str] = set()
+        self._passed_over = PassedOver()
         with translated(self._root):
             files.make_folders(self._owners, fsync=fsync)
             files.make_folders(self._unfinished, fsync=fsync)
@@ -132,10 +129,12 @@ class DirectoryStore:
                 except StoreError as error:
                     if not is_of_others(key):
                         raise
-                    self._pass_over(key, error)
+                    self._passed_over.say(key, str(error))
                     continue
                 if entry is not None:
                     yield entry
+                elif is_of_others(key) and os.path.lexists(self._path(key)):
+                    self._passed_over.say(key, "a link, below a link, or no regular file: copy the file itself there")
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -196,7 +195,7 @@ class DirectoryStore:
                 names = [
                     e.name + "/" if e.is_dir(follow_symlinks=False) else e.name
                     for e in found
-                    if e.name.startswith(start) and is_unicode(e.name)
+                    if e.name.startswith(start) and self._is_readable(folder, e.name)
                 ]
         except (FileNotFoundError, NotADirectoryError):
             self._check_alive()
@@ -204,7 +203,7 @@ class DirectoryStore:
         except PermissionError as error:
             if not is_of_others(f"{folder}/"):
                 raise
-            self._pass_over(folder, error)
+            self._passed_over.say(folder, str(error))
             return
         names.sort()
         for name in names:
@@ -215,14 +214,15 @@ class DirectoryStore:
             elif key != f"{INTERNAL}/" and (key > after or after.startswith(key)):
                 yield from self._keys(key[:-1], "", after)
 
+    def _is_readable(self, folder: str, name: str) -> bool:
+        if is_unicode(name):
+            return True
+        if is_of_others(f"{folder}/"):
+            self._passed_over.say(f"{folder}/{name}", "the name is not UTF-8: rename it")
+        return False
+
     def _open(self, key: str, path: str) -> int | None:
         return files.open_file_below(self._root, key) if is_of_others(key) else files.open_file(path)
-
-    def _pass_over(self, key: str, error: Exception) -> None:
-        """What others put there and we may not read stops nobody else's work. Said once."""
-        if key not in self._passed_over:
-            self._passed_over.add(key)
-            log.warning("store.passed_over", key=key, error=str(error))
 
     def _path(self, key: str) -> str:
         return os.path.join(self._root, check_key(key))

@@ -23,6 +23,7 @@ from batchfile.clock import Clock
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreUnavailable, StoreUnfit
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.keys import check_key, is_key
+from batchfile.store.passed_over import PassedOver
 from batchfile.store.proof import FIT_STORES, Proof, prove_conditions
 from batchfile.store.proof import PREFIX as PROOF_PREFIX
 from batchfile.store.s3_answers import NotModified, PastTheEnd
@@ -57,6 +58,7 @@ class S3Store:
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._has_quotes = True
+        self._passed_over = PassedOver()
         query = {name: value for name, value in {"endpoint": endpoint_url, "region": region}.items() if value}
         self._url = f"s3://{bucket}/{self._prefix}".rstrip("/") + ("?" + urlencode(query, safe=":/") if query else "")
         with translated(self._url):
@@ -176,14 +178,17 @@ class S3Store:
                 return
             for item in page.get("Contents", ()):
                 key = item["Key"][len(self._prefix) :]
-                # What a console makes to show an empty folder is no object of ours.
-                if key > after and is_key(key):
+                if key <= after:
+                    continue
+                if is_key(key):
                     yield Entry(
                         key=key,
                         size=item["Size"],
                         etag=bare(item["ETag"]),
                         modified_at=item["LastModified"].timestamp(),
                     )
+                elif item["Size"] or not key.endswith("/"):  # not what a console makes to show an empty folder
+                    self._passed_over.say(key, "the name can not be used: no empty, '.' or '..' segment, no backslash")
 
     def delete(self, key: str) -> None:
         try:

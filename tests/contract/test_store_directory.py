@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import structlog
 
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
 from batchfile.store.directory import LEFTOVER_AGE_S, DirectoryStore
@@ -375,6 +376,26 @@ def test_foreign_folders_links_and_names_do_no_harm(store: DirectoryStore, tmp_p
     assert store.get("inbox") is None
     assert store.get("inbox/pipe") is None
     assert store.head("inbox/empty") is None
+
+
+def test_what_is_passed_over_in_the_inbox_is_said_once(store: DirectoryStore, tmp_path: Path) -> None:
+    email = Path(store.url, "inbox", "email")
+    email.mkdir(parents=True)
+    (tmp_path / "elsewhere.jsonl").write_bytes(b"{}")
+    (email / "link.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    (email / "back\\slash.jsonl").write_bytes(b"{}")
+    said = {"inbox/email/link.jsonl", "inbox/email/back\\slash.jsonl"}
+    with suppress(OSError):  # some file systems allow Unicode only
+        Path(os.fsdecode(os.fsencode(email) + b"/\xff.jsonl")).write_bytes(b"{}")
+        said.add("inbox/email/\\udcff.jsonl")
+    (email / "work.jsonl").write_bytes(b"{}")
+    store.put("batches/b/batch.json", b"{}")
+    store.link("batches/b/input.jsonl", str(tmp_path / "elsewhere.jsonl"))
+    with structlog.testing.capture_logs() as events:
+        for _ in range(2):
+            assert [entry.key for entry in store.list("inbox/")] == ["inbox/email/work.jsonl"]
+        assert len(list(store.list("batches/"))) == 2
+    assert sorted(event["key"] for event in events if event["event"] == "store.passed_over") == sorted(said)
 
 
 def test_what_others_can_not_read_is_not_read_for_them(store: DirectoryStore, tmp_path: Path) -> None:

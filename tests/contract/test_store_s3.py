@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import structlog
 
 from batchfile.clock import ManualClock
 from batchfile.errors import (
@@ -330,6 +331,17 @@ def test_the_endpoint_may_come_from_the_environment(
     store.put("a", b"1")
     assert [entry.key for entry in store.list("")] == ["a"]
     store.close()  # type: ignore[attr-defined]
+
+
+def test_a_name_that_can_be_no_key_is_passed_over_and_said_once(moto: S3Store, folder: str) -> None:
+    names = {f"{folder}//a.jsonl", f"{folder}/b\\c.jsonl", f"{folder}/d.jsonl/"}
+    for name in (*names, f"{folder}/", f"{folder}/e//", f"{folder}/good.jsonl"):
+        moto._data.put_object(Bucket=BUCKET, Key=f"some/prefix/{name}", Body=b"" if name.endswith("//") else b"x")
+    moto._data.put_object(Bucket=BUCKET, Key=f"some/prefix/{folder}/", Body=b"")
+    with structlog.testing.capture_logs() as events:
+        for _ in range(2):
+            assert [entry.key for entry in moto.list(f"{folder}/")] == [f"{folder}/good.jsonl"]
+    assert sorted(event["key"] for event in events if event["event"] == "store.passed_over") == sorted(names)
 
 
 def test_what_a_console_leaves_for_an_empty_folder_is_no_object(moto: S3Store, folder: str) -> None:
