@@ -1,5 +1,6 @@
 """What a person may ask for beside a dropped file: `name.batch.toml` for `name.jsonl`. Pure."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -7,10 +8,12 @@ import msgspec
 from msgspec import Meta
 
 from batchfile.errors import InvalidFile
+from batchfile.lines.chat import TOKENS_MAX
 
 OPTIONS_ENDING = ".batch.toml"
 OPTIONS_BYTES_MAX = 64 * 1024
-CALLBACK = r"^https?://[^\s/?#@]+(/[^\s#]*)?$"
+CALLBACK_CHARS_MAX = 2048
+_CALLBACK = re.compile(r"https?://[^\s/?#@]+(/[^\s#]*)?")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,20 +23,25 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     instead. `callback`: who is told of the end. `move_done` None: what the settings say.
     """
 
-    stage: str | None = None
+    stage: Annotated[str, Meta(min_length=1)] | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] = 5
     deadline: Annotated[datetime, Meta(tz=True)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] = 2048
+    max_tokens: Annotated[int, Meta(ge=1, le=TOKENS_MAX)] = 2048
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     results: Literal["jsonl", "parquet"] = "jsonl"
-    callback: Annotated[str, Meta(pattern=CALLBACK, max_length=2048)] | None = None
+    callback: Annotated[str, Meta(max_length=CALLBACK_CHARS_MAX)] | None = None
     move_done: bool | None = None
 
 
 def read_options(name: str, data: bytes) -> Options:
     """Raises: InvalidFile."""
     try:
-        return msgspec.toml.decode(data, type=Options)
+        options = msgspec.toml.decode(data, type=Options)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         known = ", ".join(Options.__struct_fields__)
         raise InvalidFile(f"{name}: can not be used: {error}; options are {known}") from None
+    if options.callback is not None and not _CALLBACK.fullmatch(options.callback):
+        raise InvalidFile(
+            f"{name}: callback must be an http:// or https:// URL without a user and without #, with a / before any ?"
+        )
+    return options
