@@ -139,18 +139,21 @@ class Inbox:
     def _take(self, file: _File) -> bool:
         """False: it changes under our eyes; look again."""
         entry = file.entry
+        wish: _Wish | InvalidFile
         try:
             wish = self._wish(file)
         except InvalidFile as error:
-            # Who knows other pools may have taken it.
-            if self._ledger.store.head(layout.claim_key(entry.key, entry.etag, entry.modified_at)) is None:
-                outbox.refuse(self._ledger, entry.key, entry.etag, str(error))
-            return True
+            wish = error
         found = self._ledger.store.head(entry.key)
         if found is None or (found.etag, found.size) != (entry.etag, entry.size):
             return False
-        self._claim(found, wish)
-        return True
+        if isinstance(wish, _Wish):
+            self._claim(found, wish)
+            return True
+        # Who knows other pools may have taken it.
+        if self._ledger.store.head(layout.claim_key(found.key, found.etag, found.modified_at)) is not None:
+            return True
+        return outbox.refuse(self._ledger, found.key, found.etag, str(wish))
 
     def _claim(self, entry: Entry, wish: _Wish) -> None:
         key = layout.claim_key(entry.key, entry.etag, entry.modified_at)
@@ -164,14 +167,14 @@ class Inbox:
             if claim.is_made:
                 return
             try:
-                planning.create_of_dropped(
+                batch = planning.create_of_dropped(
                     self._ledger, self._draft(claim, wish), self._dropped(claim, wish), entry.size
                 )
             except BatchDamaged:
                 # Its create was given up an hour ago and fenced since, and it never existed.
                 wanted = self._new_claim(entry)
             else:
-                outbox.accept(self._ledger, entry.key)
+                outbox.accept(self._ledger, batch)
                 wanted = replace(claim, is_made=True)
             written = swap(self._ledger, key, wanted, found.etag)
             found = written.found if isinstance(written, Lost) else written

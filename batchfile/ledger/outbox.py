@@ -1,6 +1,9 @@
 """What came of a dropped file: beside its path under `outbox/`, its full name kept. Of its newest version only.
 
-Results and errors are a pure function of the ended batch, so that writing them twice gives the same bytes.
+Results and errors are a pure function of the ended batch, so that writing them twice gives the same bytes. The last
+word, a receipt or a rejection, is put over what lay there when the turn began and over nothing else: a process that
+slept can not have it after a newer version. Removals and large files have no condition; whose the outbox is, is asked
+right before each.
 """
 
 import hashlib
@@ -30,7 +33,7 @@ from batchfile.lines.frame import iter_lines
 from batchfile.lines.render import openai_file
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError, Plan, ShardRecord
-from batchfile.store.base import Writer
+from batchfile.store.base import Entry, Object, Writer
 from batchfile.words import Counts, Usage
 
 log = structlog.get_logger()
@@ -43,6 +46,7 @@ ERRORS = "errors.jsonl"
 STATUS = "status.json"
 RECEIPT = "receipt.json"
 REJECTED = "rejected.json"
+_KINDS = (RESULTS, RESULTS_PARQUET, ERRORS, STATUS, RECEIPT, REJECTED)
 
 _STATES: tuple[BatchState, ...] = ("planning", "open", "ending", "ended")
 
@@ -54,33 +58,44 @@ def is_replaced(ledger: Ledger, batch: BatchRecord) -> bool:
     entry = ledger.store.head(batch.dropped.key)
     if entry is None:
         return batch.input.key == batch.dropped.key
-    return entry.etag != batch.dropped.etag
+    return not _is_version(entry, batch.dropped)
 
 
-def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
-    """Is this version the one in the inbox, or was it the last one there?"""
+def is_newest(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile) -> bool:
+    """Is this version the one in the inbox? Once none is there, the outbox tells whether a later one was."""
     entry = ledger.store.head(dropped.key)
-    if entry is None:
-        return True
+    if entry is not None:
+        return _is_version(entry, dropped)
+    found = ledger.store.get(layout.outbox_key(dropped.key, STATUS))
+    known = None if found is None else documents.read(found.data, documents.Status)
+    return known is None or known.created_at <= batch.created_at
+
+
+def _is_version(entry: Entry, dropped: DroppedFile) -> bool:
+    """As claims tell versions: the same bytes may have the same etag, put there again."""
     return (entry.etag, int(entry.modified_at)) == (dropped.etag, int(dropped.modified_at))
 
 
 def report(ledger: Ledger, batch: BatchRecord, counts: Counts, usage: Usage) -> None:
     """Write how far a batch is, where that is news; counts never go back. Raises: StoreUnavailable."""
-    dropped = batch.dropped
-    if dropped is None or not is_newest(ledger, dropped):
-        return
+    if batch.dropped is not None:
+        with suppress(PreconditionFailed):  # someone else has just told
+            _report(ledger, batch, batch.dropped, counts, usage)
+
+
+def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage) -> None:
     key = layout.outbox_key(dropped.key, STATUS)
-    found = ledger.store.get(key)
-    known = None if found is None else documents.read_status(found.data)
+    found = ledger.store.get(key)  # before it is asked who is the newest: who comes after that is not written over
+    if not is_newest(ledger, batch, dropped):
+        return
+    known = None if found is None else documents.read(found.data, documents.Status)
     if found is not None and known is not None and known.batch_id == batch.batch_id:
         ours = (_STATES.index(batch.state), counts.finished)
         theirs = (_STATES.index(known.state), known.counts.finished)
         if ours <= theirs or (ours[0] == theirs[0] and found.age_s < STATUS_S):
             return
-    data = documents.encode(documents.status_of(batch, dropped, counts, usage, ledger.clock.now()))
-    with suppress(PreconditionFailed):  # someone else has just told
-        ledger.store.put(key, data, absent=found is None, match=None if found is None else found.etag)
+    document = documents.status_of(batch, dropped, counts, usage, ledger.clock.now())
+    _put_over(ledger, found, key, document)
 
 
 def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
@@ -99,9 +114,10 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
     if turn is None:
         return False
     try:
-        is_written = is_newest(ledger, dropped) and _write(ledger, batch, dropped, turn.beat)
+        is_written = _write(ledger, batch, dropped, turn.beat)
         turn.finish()
-    except LeaseLost:
+    except (LeaseLost, PreconditionFailed):
+        turn.give_back()  # where it is still ours, the next try finds out whose the outbox is
         return False
     except BatchfileError:
         turn.give_back()
@@ -111,32 +127,65 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
     return True
 
 
-def refuse(ledger: Ledger, key: str, etag: str, message: str) -> None:
-    """Say why the file `key` is not looked into. The same again writes nothing."""
+def refuse(ledger: Ledger, key: str, etag: str, message: str) -> bool:
+    """Say why the file `key` is not looked into; what was told of earlier versions goes. The same again does nothing.
+
+    False: something else has just been said of it; look again. Raises: StoreError.
+    """
     rejected = documents.Rejected(
         batch_id=None,
         input=documents.Input(path=key, etag=etag),
         message=message,
         errors=(LineError(code="not_accepted", message=message),),
     )
-    place, data = layout.outbox_key(key, REJECTED), documents.encode(rejected)
+    place = layout.outbox_key(key, REJECTED)
     found = ledger.store.get(place)
-    if found is None or found.data != data:
-        ledger.store.put(place, data)
-        log.warning("inbox.rejected", key=key, error=message)
+    if found is not None and found.data == documents.encode(rejected):
+        return True
+    for kind in _KINDS:
+        if kind != REJECTED:
+            ledger.store.delete(layout.outbox_key(key, kind))
+    try:
+        _put_over(ledger, found, place, rejected)
+    except PreconditionFailed:
+        return False
+    log.warning("inbox.rejected", key=key, error=message)
+    return True
 
 
-def accept(ledger: Ledger, key: str) -> None:
-    """The file `key` has become a batch: what was said against it before holds no more. Raises: StoreUnavailable."""
-    ledger.store.delete(layout.outbox_key(key, REJECTED))
+def accept(ledger: Ledger, batch: BatchRecord) -> None:
+    """A file has become `batch`: what was said against it or an earlier version holds no more.
+
+    What was said meanwhile of the batch itself stays. Raises: StoreUnavailable.
+    """
+    assert batch.dropped is not None, "only what was dropped is in the outbox"
+    place = layout.outbox_key(batch.dropped.key, REJECTED)
+    found = ledger.store.get(place)
+    if found is None:
+        return
+    said = documents.read(found.data, documents.Rejected)
+    is_of_batch = said is not None and said.batch_id == batch.batch_id
+    if not is_of_batch and is_newest(ledger, batch, batch.dropped):
+        ledger.store.delete(place)
 
 
 def _write(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None]) -> bool:
-    """False: another version came meanwhile."""
-    written = _write_files(ledger, batch, dropped, beat)
-    if written is None:
+    """False, and nothing written: a newer version is there.
+
+    Raises: LeaseLost, PreconditionFailed where a newer version or another holder came meanwhile.
+    """
+
+    def check() -> None:
+        beat()
+        if not is_newest(ledger, batch, dropped):
+            raise LeaseLost(f"{dropped.key}: a newer version has the outbox now")
+
+    is_rejected = batch.reason == "failed" and batch.results is None
+    last = layout.outbox_key(dropped.key, REJECTED if is_rejected else RECEIPT)
+    before = ledger.store.head(last)
+    if not is_newest(ledger, batch, dropped):
         return False
-    is_rejected = batch.reason == "failed" and written.results is None
+    written = _write_files(ledger, batch, dropped, beat, check)
     is_there = {
         RESULTS: written.results is not None,
         RESULTS_PARQUET: written.results_parquet is not None,
@@ -146,41 +195,41 @@ def _write(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Calla
     }
     for kind, stays in is_there.items():
         if not stays:  # of an earlier version
+            check()
             ledger.store.delete(layout.outbox_key(dropped.key, kind))
-    report(ledger, batch, batch.counts, batch.usage)
+    check()
+    _report(ledger, batch, dropped, batch.counts, batch.usage)
+    document: documents.Document
     if is_rejected:
-        last = documents.Rejected(
-            batch_id=batch.batch_id,
-            input=documents.input_of(batch, dropped),
-            message=batch.detail or "the file can not be read",
-            errors=dropped.errors,
-        )
-        ledger.store.put(layout.outbox_key(dropped.key, REJECTED), documents.encode(last))
-        return True
-    moves = dropped.move_done and batch.reason == "completed"
-    moved_to = _move(ledger, dropped, beat) if moves else None
-    receipt = documents.receipt_of(batch, dropped, _pools(ledger, batch), written, moved_to)
-    ledger.store.put(layout.outbox_key(dropped.key, RECEIPT), documents.encode(receipt))
+        document = documents.rejected_of(batch, dropped)
+    else:
+        moves = dropped.move_done and batch.reason == "completed"
+        moved_to = _move(ledger, dropped, beat, check) if moves else None
+        document = documents.receipt_of(batch, dropped, _pools(ledger, batch), written, moved_to)
+    check()
+    _put_over(ledger, before, last, document)
     return True
 
 
+def _put_over(ledger: Ledger, before: Object | Entry | None, key: str, document: documents.Document) -> None:
+    """Raises: PreconditionFailed where something else is there now than was before."""
+    etag = None if before is None else before.etag
+    ledger.store.put(key, documents.encode(document), absent=etag is None, match=etag)
+
+
 def _write_files(
-    ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None]
-) -> documents.Written | None:
-    """None: another version came meanwhile."""
+    ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None], check: Callable[[], None]
+) -> documents.Written:
     results = parquet = errors = None
     if batch.results is not None:
-        results = _copy(ledger, dropped, RESULTS, _in_dialect(ledger, batch), beat)
-        if results is None:
-            return None
+        results = _copy(ledger, layout.outbox_key(dropped.key, RESULTS), _in_dialect(ledger, batch), beat, check)
         if dropped.wants_parquet:
-            parquet = _write_parquet(ledger, dropped, batch.results, beat)
-            if parquet is None:
-                return None
+            parquet = _write_parquet(
+                ledger, layout.outbox_key(dropped.key, RESULTS_PARQUET), batch.results, beat, check
+            )
     if batch.errors is not None and batch.errors.num_lines:
-        errors = _copy(ledger, dropped, ERRORS, ledger.store.stream(batch.errors.key), beat)
-        if errors is None:
-            return None
+        chunks = ledger.store.stream(batch.errors.key)
+        errors = _copy(ledger, layout.outbox_key(dropped.key, ERRORS), chunks, beat, check)
     return documents.Written(results=results, results_parquet=parquet, errors=errors)
 
 
@@ -209,10 +258,9 @@ def _in_dialect(ledger: Ledger, batch: BatchRecord) -> Iterable[bytes]:
 
 
 def _copy(
-    ledger: Ledger, dropped: DroppedFile, kind: str, chunks: Iterable[bytes], beat: Callable[[], None]
-) -> FileRef | None:
-    """None, and nothing written, where another version came meanwhile."""
-    key = layout.outbox_key(dropped.key, kind)
+    ledger: Ledger, key: str, chunks: Iterable[bytes], beat: Callable[[], None], check: Callable[[], None]
+) -> FileRef:
+    """`check` is called right before it becomes visible."""
     with ledger.store.writer(key) as writer:
         sink = _Sink(writer)
         num_lines = 0
@@ -220,13 +268,14 @@ def _copy(
             beat()
             sink.write(chunk)
             num_lines += chunk.count(b"\n")
-        if not is_newest(ledger, dropped):
-            return None
+        check()
         writer.commit()
     return FileRef(key=key, size=sink.size, sha256=sink.digest.hexdigest(), num_lines=num_lines)
 
 
-def _write_parquet(ledger: Ledger, dropped: DroppedFile, results: FileRef, beat: Callable[[], None]) -> FileRef | None:
+def _write_parquet(
+    ledger: Ledger, key: str, results: FileRef, beat: Callable[[], None], check: Callable[[], None]
+) -> FileRef:
     """As `_copy`; a row for each result."""
     from batchfile.lines.parquet import write_results
 
@@ -235,33 +284,26 @@ def _write_parquet(ledger: Ledger, dropped: DroppedFile, results: FileRef, beat:
             beat()
             yield line.data or b""
 
-    key = layout.outbox_key(dropped.key, RESULTS_PARQUET)
     with ledger.store.writer(key) as writer:
         sink = _Sink(writer)
         write_results(lines(), cast(BinaryIO, sink))
-        if not is_newest(ledger, dropped):
-            return None
+        check()
         writer.commit()
     return FileRef(key=key, size=sink.size, sha256=sink.digest.hexdigest(), num_lines=results.num_lines)
 
 
-def _move(ledger: Ledger, dropped: DroppedFile, beat: Callable[[], None]) -> str | None:
+def _move(ledger: Ledger, dropped: DroppedFile, beat: Callable[[], None], check: Callable[[], None]) -> str | None:
     """Copy the file out of the inbox, then remove it there; where it is now. One that was replaced meanwhile stays."""
     target = layout.done_key(dropped.key)
     try:
-        with ledger.store.writer(target) as writer:
-            for chunk in ledger.store.stream(dropped.key, match=dropped.etag):
-                beat()
-                writer.write(chunk)
-            writer.commit()
-        entry = ledger.store.head(dropped.key)
-        if entry is None or entry.etag != dropped.etag:
-            return None
+        try:
+            _copy(ledger, target, ledger.store.stream(dropped.key, match=dropped.etag), beat, check)
+        except ObjectMissing:  # whoever was cut off here had moved it, or its owner took it away
+            return None if ledger.store.head(target) is None else target
+        check()
         ledger.store.delete(dropped.key)
     except ObjectChanged:
         return None
-    except ObjectMissing:  # whoever was cut off here had moved it, or its owner took it away
-        return None if ledger.store.head(target) is None else target
     except StoreUnavailable:
         raise
     except StoreError as error:  # not allowed, say

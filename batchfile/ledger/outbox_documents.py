@@ -1,12 +1,15 @@
 """The documents that tell what came of a dropped file: how far it is, what it came to, why it came to nothing. Pure."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
 from batchfile import __version__
 from batchfile.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError
 from batchfile.words import Counts, Usage
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,9 @@ class Rejected:
     errors: tuple[LineError, ...]
 
 
+Document = Status | Receipt | Rejected
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """The files that were written of an ended batch. None: there is none of this kind."""
@@ -139,6 +145,15 @@ def receipt_of(
     )
 
 
+def rejected_of(batch: BatchRecord, dropped: DroppedFile) -> Rejected:
+    return Rejected(
+        batch_id=batch.batch_id,
+        input=input_of(batch, dropped),
+        message=batch.detail or "the file can not be read",
+        errors=dropped.errors,
+    )
+
+
 def input_of(batch: BatchRecord, dropped: DroppedFile, moved_to: str | None = None) -> Input:
     is_planned = bool(batch.plan_key)
     return Input(
@@ -150,14 +165,14 @@ def input_of(batch: BatchRecord, dropped: DroppedFile, moved_to: str | None = No
     )
 
 
-def encode(document: Status | Receipt | Rejected) -> bytes:
+def encode(document: Document) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
-def read_status(data: bytes) -> Status | None:
+def read(data: bytes, kind: type[Kind]) -> Kind | None:
     """None where it is none of ours."""
     try:
-        return msgspec.json.decode(data, type=Status)
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -14,19 +14,20 @@ from batchfile.records import ShardRecord
 class Turn:
     """`beat` renews it when a checkpoint is due. A lost turn costs the work again; the commits decide by themselves."""
 
-    def __init__(self, ledger: Ledger, key: str, stored: Stored[ShardRecord]) -> None:
+    def __init__(self, ledger: Ledger, key: str, stored: Stored[ShardRecord], *, sent_at: float) -> None:
         self._ledger = ledger
         self._key = key
         self._stored = stored
         self._seq = stored.record.seq  # of the last write that was tried: two with one number could not be told apart
-        self._beaten_at = ledger.clock.monotonic()
+        self._beaten_at = sent_at  # by our clock, from before the last write that succeeded was sent
 
     @classmethod
     def take(cls, ledger: Ledger, key: str, pool: str, runner: str) -> Self | None:
         """None: it is someone else's. `pool`: the pseudo-pool's name."""
+        sent_at = ledger.clock.monotonic()
         fresh = lease.fresh(pool, 0, 1, lease=ledger.new_id(), runner=runner)
         taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
-        return None if taken is None else cls(ledger, key, taken)
+        return None if taken is None else cls(ledger, key, taken, sent_at=sent_at)
 
     @staticmethod
     def is_held(ledger: Ledger, key: str) -> bool:

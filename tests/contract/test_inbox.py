@@ -4,10 +4,12 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import random
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.steward import Steward
 from batchfile.records import ClaimRecord, decode, encode
+from batchfile.store.directory import DirectoryStore
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from tests.contract.inbox_kit import POOLS, World, native, still, world
@@ -278,6 +281,81 @@ def test_a_create_that_was_given_up_before_it_came_to_be_is_made_again(still: Wo
     still.steward.tick()
     assert still.only().state == "open"
     assert still.only().batch_id != "batch_lost"
+
+
+@pytest.mark.parametrize(("how", "data", "options"), [("empty", [], b""), ("wrong options", [native("b")], b"x = 1")])
+def test_a_version_that_is_refused_unread_leaves_nothing_of_the_version_before(
+    world: World, how: str, data: list[Any], options: bytes
+) -> None:
+    world.drop("mistral/a.jsonl", native("a"), b"rubbish\n")
+    world.steward.tick()
+    world.run(world.only())
+    world.steward.tick()
+    assert len(world.outbox()) == 4
+    world.store.put("inbox/mistral/a.batch.toml", options)
+    world.drop("mistral/a.jsonl", *data)
+    for _ in range(2):
+        world.steward.tick()
+    assert world.outbox() == ["mistral/a.jsonl.rejected.json"]
+
+
+def test_options_that_are_broken_after_a_file_has_run_change_nothing(world: World) -> None:
+    world.drop("mistral/a.jsonl", native("a"))
+    world.steward.tick()
+    world.run(world.only())
+    world.steward.tick()
+    told = world.outbox()
+    world.store.put("inbox/mistral/a.batch.toml", b"x = 1")
+    for steward in (world.steward, world.new_steward("t")):
+        steward.tick()
+    assert world.outbox() == told
+
+
+def test_the_same_bytes_put_there_again_end_the_batch_that_runs(still: World) -> None:
+    """In memory as in a bucket their etag is the same."""
+    assert still.clock is not None
+    data = still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    still.store.put("inbox/mistral/a.jsonl", data)
+    still.clock.sleep(10.0)
+    for _ in range(2):
+        still.steward.tick()
+    first, second = still.batches()
+    assert (first.state, first.reason, second.state) == ("ended", "input_changed", "open")
+    assert still.told("mistral/a.jsonl.status.json")["batch_id"] == second.batch_id
+
+
+def test_the_same_bytes_put_there_again_are_a_new_version(world: World) -> None:
+    data = world.drop("mistral/a.jsonl", native("a"))
+    world.steward.tick()
+    world.run(world.only())
+    first = entry = world.store.head("inbox/mistral/a.jsonl")
+    while first is not None and entry is not None and int(entry.modified_at) == int(first.modified_at):
+        world.store.put("inbox/mistral/a.jsonl", data)
+        entry = world.store.head("inbox/mistral/a.jsonl")
+    world.steward.tick()
+    assert len(world.batches()) == 2
+
+
+@pytest.mark.parametrize("is_touched", [True, False])
+def test_a_file_that_is_moved_out_and_back_is_a_new_version_only_where_it_was_touched(
+    tmp_path: Path, is_touched: bool
+) -> None:
+    world, away = World(DirectoryStore(tmp_path / "store", fsync=False)), tmp_path / "a.jsonl"
+    world.drop("mistral/a.jsonl", native("a"))
+    place = tmp_path / "store" / "inbox" / "mistral" / "a.jsonl"
+    os.utime(place, (1.0, 1.0))
+    world.steward.tick()
+    world.run(world.only())
+    place.rename(away)
+    world.steward.tick()
+    if is_touched:
+        os.utime(away, (2.0, 2.0))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    away.rename(place)
+    world.steward.tick()
+    assert len(world.batches()) == (2 if is_touched else 1)
 
 
 def parquet(num: int, **columns: list[Any]) -> bytes:

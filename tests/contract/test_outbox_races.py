@@ -1,0 +1,180 @@
+"""A process that sleeps, or comes late, leaves the outbox to the newest version of a file."""
+
+import hashlib
+import random
+from collections.abc import Callable
+
+import pytest
+
+from batchfile import layout
+from batchfile.clock import ManualClock
+from batchfile.ledger import batches, outbox
+from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.steward import Steward
+from batchfile.records import BatchRecord
+from batchfile.store.faulty import FaultyStore, Phase
+from batchfile.store.memory import MemoryStore
+from tests.contract.inbox_kit import POOLS, World, native, still
+
+__all__ = ["still"]
+
+PATH = "mistral/a.jsonl"
+RUBBISH = b"rubbish\n"
+
+
+def tend(world: World, name: str = "other") -> None:
+    """Others take up what is there, run it and tell of it; leases of sleepers have lapsed."""
+    assert world.clock is not None
+    steward = world.new_steward(name, world.new_ledger(5))
+    world.clock.sleep(world.ledger.limits.lease_ttl_s)
+    for _ in range(2):
+        steward.tick()
+    for batch in world.batches():
+        if batch.state == "open":
+            world.run(batch)
+    for _ in range(2):
+        steward.tick()
+
+
+def replaced(world: World) -> None:
+    world.drop(PATH, native("new-1"), native("new-2"), RUBBISH)
+    tend(world)
+
+
+def replaced_and_moved(world: World) -> None:
+    world.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
+    replaced(world)
+    assert world.store.head(f"inbox/{PATH}") is None
+
+
+def taken_away(world: World) -> None:
+    tend(world)
+    for name in world.outbox():
+        world.store.delete(f"outbox/{name}")
+
+
+def rejected(world: World) -> None:
+    world.drop(PATH, RUBBISH)
+    tend(world)
+
+
+def refused(world: World) -> None:
+    world.drop(PATH)
+    tend(world)
+
+
+def ended_and_not_told(clock: ManualClock) -> tuple[World, BatchRecord]:
+    world = World(MemoryStore(clock), clock)
+    world.drop(PATH, native("old"), RUBBISH)
+    clock.sleep(10.0)
+    world.steward.tick()
+    ended = world.run(world.only())
+    world.store.delete(layout.outbox_turn_key(ended.batch_id))
+    for name in world.outbox():
+        world.store.delete(f"outbox/{name}")
+    return world, ended
+
+
+def outbox_after(meanwhile: Callable[[World], None], sleep_at: int, *, is_word_spared: bool) -> dict[str, bytes] | None:
+    """What lies there once whoever told of the old version has slept through `meanwhile`. None: it never slept.
+
+    It sleeps before its puts, and after all that it writes: what has no condition can not be called back on its way.
+    """
+    clock = ManualClock()
+    world, ended = ended_and_not_told(clock)
+    slept, num = False, 0
+
+    def sleep(number: int, verb: str, key: str, phase: Phase) -> None:
+        nonlocal slept, num
+        if phase == "before" and (verb != "put" or (is_word_spared and key.startswith(layout.OUTBOX_PREFIX))):
+            return
+        num += 1
+        if num == sleep_at:
+            slept = True
+            meanwhile(world)
+
+    store = FaultyStore(world.store, on_call=sleep)
+    sleeper = Ledger(store=store, clock=clock, rng=random.Random(1), limits=Limits(checkpoint_s=1.0))
+    outbox.publish(sleeper, ended, runner="sleeper")
+    if not slept:
+        return None
+    for _ in range(2):
+        tend(world, "later")
+    found = {name: world.out(name) for name in world.outbox()}
+    return {name: data for name, data in found.items() if data is not None}
+
+
+@pytest.mark.parametrize("meanwhile", [replaced, replaced_and_moved, rejected, refused, taken_away])
+def test_who_sleeps_while_it_tells_of_an_old_version_leaves_the_outbox_to_the_newer(
+    meanwhile: Callable[[World], None],
+) -> None:
+    """Only where the newer left nothing of a name, a write of that name on its way finds nothing to refuse it."""
+    is_word_spared = meanwhile in {rejected, refused, taken_away}
+    world, _ = ended_and_not_told(ManualClock())
+    meanwhile(world)
+    kinds = sorted(world.outbox())
+    sleep_at = 1
+    while (found := outbox_after(meanwhile, sleep_at, is_word_spared=is_word_spared)) is not None:
+        assert sorted(found) == kinds, sleep_at
+        results = found.get(f"{PATH}.{outbox.RESULTS}")
+        if results is not None:
+            assert results.startswith(b'{"custom_id":"new-1"'), sleep_at
+            assert hashlib.sha256(results).hexdigest().encode() in found[f"{PATH}.{outbox.RECEIPT}"], sleep_at
+        sleep_at += 1
+    assert sleep_at > 8
+
+
+def test_a_version_that_ends_after_a_newer_one_was_moved_tells_nothing(still: World) -> None:
+    assert still.clock is not None
+    still.drop(PATH, native("old"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    old = still.only()
+    batches.end(still.ledger, old.batch_id, "input_changed", "replaced")
+    still.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
+    still.drop(PATH, native("new"))
+    still.clock.sleep(10.0)
+    Inbox(still.ledger, POOLS).look()
+    new = still.batches()[-1]
+    outbox.report(still.ledger, new, new.counts, new.usage)
+    still.store.delete(f"inbox/{PATH}")
+    tend(still)
+    assert {batch.state for batch in still.batches()} == {"ended"}
+    assert still.told(f"{PATH}.receipt.json")["batch_id"] == new.batch_id
+    assert still.told(f"{PATH}.status.json")["batch_id"] == new.batch_id
+
+
+def test_who_made_the_batch_and_slept_does_not_remove_what_was_said_of_it_since(still: World) -> None:
+    assert still.clock is not None
+    still.drop(PATH, RUBBISH)
+    still.clock.sleep(10.0)
+    has_slept = []
+
+    def sleep(number: int, verb: str, key: str, phase: Phase) -> None:
+        if phase == "after" and key.endswith("/batch.json") and not has_slept:
+            has_slept.append(key)
+            tend(still)
+            assert f"{PATH}.rejected.json" in still.outbox()
+
+    ledger = Ledger(store=FaultyStore(still.store, on_call=sleep), clock=still.clock, rng=random.Random(1))
+    Steward(ledger, runner="sleeper", inbox=Inbox(ledger, POOLS)).tick()
+    assert has_slept
+    assert still.told(f"{PATH}.rejected.json")["batch_id"] == still.only().batch_id
+
+
+def test_progress_that_comes_between_is_no_reason_to_leave_the_end_untold(still: World) -> None:
+    assert still.clock is not None
+    clock = still.clock
+    world, ended = ended_and_not_told(clock)
+    has_come = []
+
+    def interfere(number: int, verb: str, key: str, phase: Phase) -> None:
+        if (verb, phase) == ("put", "before") and key.endswith(outbox.STATUS) and not has_come:
+            has_come.append(key)
+            world.store.put(key, b"{}")
+
+    ledger = Ledger(store=FaultyStore(world.store, on_call=interfere), clock=clock, rng=random.Random(1))
+    assert not outbox.publish(ledger, ended, runner="r")
+    assert outbox.publish(ledger, ended, runner="r")
+    assert world.told(f"{PATH}.status.json")["state"] == "ended"
