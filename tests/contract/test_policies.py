@@ -2,10 +2,11 @@
 is allowed. Each role's real code runs over a store that refuses what its policy does not allow.
 """
 
+import gzip
 import inspect
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,43 @@ def test_nothing_leaves_the_inbox_without_the_policy_that_lets_it(role: str) -> 
         assert ("inbox/mistral/a.jsonl" in world.names()) == is_left
         assert ("done/mistral/a.jsonl" in world.names()) == (not is_left)
         assert "outbox/mistral/a.jsonl.receipt.json" in world.names()
+
+
+class Killed(BaseException):
+    """Where a process died."""
+
+
+@pytest.mark.parametrize("roles", [("api",), ("runner",), ("api", "move-done"), ("runner", "move-done")])
+def test_a_receipt_is_written_however_the_file_left_the_inbox(
+    roles: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one of ours, killed right after it; or by its owner, once all was read."""
+    for is_owner in (False, True):
+        world = World(*roles)
+        world.bucket.put("inbox/mistral/a.batch.toml", b"move_done = true")
+        world.bucket.put("inbox/mistral/a.jsonl.gz", gzip.compress(request("a")))
+        world.tend()
+        if is_owner:
+            world.bucket.delete("inbox/mistral/a.jsonl.gz")
+        with monkeypatch.context() as patched:
+            patched.setattr(world.bucket, "put", dying_at_receipts(world.bucket.put))
+            with pytest.raises(Killed):
+                world.run()
+        world.clock.sleep(world.ledger.limits.lease_ttl_s)
+        world.tend()
+        found = world.bucket.get("outbox/mistral/a.jsonl.gz.receipt.json")
+        assert found is not None
+        is_moved = "move-done" in roles and not is_owner
+        assert json.loads(found.data)["input"]["moved_to"] == ("done/mistral/a.jsonl.gz" if is_moved else None)
+
+
+def dying_at_receipts(put: Callable[..., str]) -> Callable[..., str]:
+    def dying(key: str, data: bytes, **more: Any) -> str:
+        if key.endswith("receipt.json"):
+            raise Killed
+        return put(key, data, **more)
+
+    return dying
 
 
 def test_who_drops_files_sees_nothing_and_who_collects_changes_nothing() -> None:
