@@ -18,7 +18,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, load, swap
 from batchfile.ledger.inbox_options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
-from batchfile.records import ClaimRecord, DroppedFile
+from batchfile.records import BatchRecord, ClaimRecord, DroppedFile
 from batchfile.store.base import Entry
 from batchfile.words import Defaults, RoutingTable
 
@@ -171,13 +171,19 @@ class Inbox:
                     self._ledger, self._draft(claim, wish), self._dropped(claim, wish), entry.size
                 )
             except BatchDamaged:
-                # Its create was given up an hour ago and fenced since, and it never existed.
+                if not self._is_fenced(claim.batch_id):
+                    raise
                 wanted = self._new_claim(entry)
             else:
                 outbox.accept(self._ledger, batch)
                 wanted = replace(claim, is_made=True)
             written = swap(self._ledger, key, wanted, found.etag)
             found = written.found if isinstance(written, Lost) else written
+
+    def _is_fenced(self, batch_id: str) -> bool:
+        """Was its create given up an hour ago, so that it never existed? Raises: BatchDamaged where nobody can tell."""
+        found = load(self._ledger, layout.batch_key(batch_id), BatchRecord)
+        return found is not None and found.record.state == "deleted"
 
     def _new_claim(self, entry: Entry) -> ClaimRecord:
         return ClaimRecord(

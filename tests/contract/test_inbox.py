@@ -283,6 +283,25 @@ def test_a_create_that_was_given_up_before_it_came_to_be_is_made_again(still: Wo
     assert still.only().batch_id != "batch_lost"
 
 
+def test_a_batch_that_can_not_be_read_is_not_made_again(still: World) -> None:
+    """A newer version of ours wrote it, say, and was cut off before its claim said that it was made."""
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+
+    def die(number: int, verb: str, key: str, phase: str) -> None:
+        if phase == "after" and key.endswith("/batch.json"):
+            raise Killed
+
+    faulty = Ledger(store=FaultyStore(still.store, on_call=die), clock=still.clock, rng=random.Random(3))
+    with pytest.raises(Killed):
+        Inbox(faulty, POOLS).look()
+    (batch,) = (entry.key for entry in still.store.list("batches/"))
+    still.store.put(batch, b'{"version": 99}')
+    still.new_steward("older").tick()
+    assert [entry.key for entry in still.store.list("batches/")] == [batch]
+
+
 @pytest.mark.parametrize(("how", "data", "options"), [("empty", [], b""), ("wrong options", [native("b")], b"x = 1")])
 def test_a_version_that_is_refused_unread_leaves_nothing_of_the_version_before(
     world: World, how: str, data: list[Any], options: bytes
