@@ -28,6 +28,8 @@ QUIET_S = 5.0  # a file that was written to so lately may not be whole yet (in a
 LOOKS_MAX = 500  # files taken up in one look, the newest first
 CLAIM_KEPT_S = 7 * 24 * 3600.0  # a claim outlives its file for so long: the file may only be out of sight
 
+NAME_BYTES_MAX = 239  # of 255 that a file system allows, without `.results.parquet`
+PATH_BYTES_MAX = 900  # below inbox/; of 1,024 that S3 allows, without what comes before and after
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 # What others name a file until it is whole.
 _UNFINISHED = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "~")
@@ -225,6 +227,11 @@ class Inbox:
         """Raises: InvalidFile that says what is wrong with the name or the options."""
         key = file.entry.key
         path = key.removeprefix(layout.INBOX_PREFIX)
+        if len(path.rpartition("/")[2].encode()) > NAME_BYTES_MAX or len(path.encode()) > PATH_BYTES_MAX:
+            raise InvalidFile(
+                f"{key}: is too long a name for what comes of it; rename it: at most {NAME_BYTES_MAX} bytes, "
+                f"and {PATH_BYTES_MAX} with its folders"
+            )
         if not path.endswith(ENDINGS):
             raise InvalidFile(f"{key}: is no file of requests; its name must end with {' or '.join(ENDINGS)}")
         if file.entry.size == 0:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import structlog
 
 from batchfile import layout
 from batchfile.clock import ManualClock
@@ -328,6 +329,35 @@ def test_options_that_are_broken_after_a_file_has_run_change_nothing(world: Worl
     for steward in (world.steward, world.new_steward("t")):
         steward.tick()
     assert world.outbox() == told
+
+
+@pytest.mark.parametrize(
+    ("path", "fits"), [(f"mistral/{'n' * 233}.jsonl", True), (f"mistral/{'n' * 234}.jsonl", False)]
+)
+def test_a_name_that_leaves_no_room_for_what_comes_of_it_does_not_run(world: World, path: str, fits: bool) -> None:
+    world.store.put(f"inbox/{path.removesuffix('.jsonl')}.batch.toml", b'results = "parquet"')
+    world.drop(path, native("a"))
+    world.steward.tick()
+    if not fits:
+        assert world.batches() == []
+        assert "at most 239 bytes" in world.told(f"{path}.rejected.json")["message"]
+        return
+    world.run(world.only())
+    world.steward.tick()
+    assert world.out(f"{path}.results.parquet") is not None
+    assert world.out(f"{path}.receipt.json") is not None
+
+
+def test_a_name_for_which_not_even_a_rejection_fits_does_not_run(tmp_path: Path) -> None:
+    world = World(DirectoryStore(tmp_path / "store", fsync=False))
+    path = f"mistral/{'n' * 245}.jsonl"
+    world.drop(path, native("a"))
+    os.utime(tmp_path / "store" / "inbox" / path, (1.0, 1.0))
+    with structlog.testing.capture_logs() as events:
+        for _ in range(2):
+            world.steward.tick()
+    assert world.batches() == []
+    assert [event["key"] for event in events if event["event"] == "inbox.failed"] == [f"inbox/{path}"]
 
 
 def test_the_same_bytes_put_there_again_end_the_batch_that_runs(still: World) -> None:
