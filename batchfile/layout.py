@@ -213,6 +213,11 @@ def upload_key(tenant: str, upload_id: str) -> str:
     return f"{upload_prefix(tenant, upload_id)}/upload.json"
 
 
+def upload_published_key(tenant: str, upload_id: str) -> str:
+    """Says that the document of the file was written: it is gone only if it was removed."""
+    return f"{upload_prefix(tenant, upload_id)}/published"
+
+
 def upload_part_key(tenant: str, upload_id: str, part_id: str) -> str:
     return f"{upload_prefix(tenant, upload_id)}/{part_id}"
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from batchfile import layout
-from batchfile.errors import InvalidFile, StoreError, TooLarge
+from batchfile.errors import InvalidFile, ObjectMissing, StoreError, TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.expiry import remove_after
@@ -70,7 +70,7 @@ def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, b
 
 
 def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None) -> UploadRecord:
-    """The parts, in this order, become a file. The same again finds the same file.
+    """The parts, in this order, become a file. The same again, also at the same time, finds the same file.
 
     Raises: InvalidFile where the parts are not what was announced, or the upload is over.
     """
@@ -80,14 +80,21 @@ def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, m
     if found.record.state == "completed" and found.record.part_ids == tuple(part_ids):
         return _published(ledger, found.record)
     _check_pending(ledger, found.record)
-    file = _join(ledger, upload, part_ids, md5=md5)
+    try:
+        file = _join(ledger, upload, part_ids, md5=md5)
+    except (InvalidFile, ObjectMissing):
+        now = _find(ledger, upload.tenant, upload.upload_id)
+        if now is None or now.etag == found.etag:
+            raise
+        return complete(ledger, upload, part_ids, md5=md5)  # it was decided meanwhile, and then its parts went
     wanted = replace(found.record, state="completed", part_ids=tuple(part_ids), file=file, write_id=ledger.new_id())
     written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found.etag)
     if isinstance(written, Lost):
         ledger.store.delete(file.key)
         return complete(ledger, upload, part_ids, md5=md5)
+    _published(ledger, wanted)
     _remove_parts(ledger, upload)
-    return _published(ledger, wanted)
+    return wanted
 
 
 def cancel(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
@@ -162,10 +169,11 @@ def _hashed(ledger: Ledger, keys: Iterable[str], digest: "hashlib._Hash") -> Ite
 
 
 def _published(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
-    """Whoever completed it may have been cut off before its file's document."""
-    file = upload.file
-    if file is not None and ledger.store.head(layout.file_key(file.tenant, file.file_id)) is None:
-        publish(ledger, file)
+    """Whoever completed it may have been cut off before its file's document. One that was removed stays so."""
+    published = layout.upload_published_key(upload.tenant, upload.upload_id)
+    if upload.file is not None and ledger.store.head(published) is None:
+        publish(ledger, upload.file)
+        ledger.store.put(published, b"")
     return upload
 
 

@@ -1,6 +1,7 @@
 """Stored files and uploads in the store: when they exist, when they are gone, and what a crash leaves."""
 
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from batchfile.errors import InvalidFile, TooLarge
 from batchfile.ledger import expiry, files, uploads
 from batchfile.ledger.base import Ledger
 from batchfile.records import FileRecord, UploadRecord
-from batchfile.store.base import Store
+from batchfile.store.base import Entry, Store
+from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 
 DAY_S = 24 * 3600.0
@@ -37,8 +39,28 @@ class World:
     def part(self, upload: UploadRecord, data: bytes) -> str:
         return uploads.add_part(self.ledger, upload, [data], bytes_max=100)
 
+    def over(self, store: Store) -> Ledger:
+        """Another process's, which sees the same objects through `store`."""
+        return Ledger(store=store, clock=self.clock, rng=random.Random(8))
+
     def keys(self, prefix: str = "") -> list[str]:
         return [entry.key for entry in self.store.list(prefix)]
+
+
+class Raced(MemoryStore):
+    """Over the objects of another; `on_read` comes before each head and each stream."""
+
+    def __init__(self, inner: MemoryStore, on_read: Callable[[str, str], None]) -> None:
+        self.__dict__.update(inner.__dict__)
+        self._on_read = on_read
+
+    def head(self, key: str) -> Entry | None:
+        self._on_read("head", key)
+        return super().head(key)
+
+    def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
+        self._on_read("stream", key)
+        return super().stream(key, start, end, match=match)
 
 
 def test_files_list_newest_first_and_each_tenant_sees_its_own() -> None:
@@ -127,31 +149,68 @@ def test_who_completes_again_after_a_crash_finds_the_file_that_was_committed() -
     world = World()
     upload = world.upload()
     parts = [world.part(upload, b"abc"), world.part(upload, b"def")]
+
+    def die(number: int, verb: str, key: str, phase: str) -> None:
+        if key.startswith("files/") and key.endswith(".json"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        uploads.complete(world.over(FaultyStore(world.store, on_call=die)), upload, parts, md5=None)
+    assert list(files.list_file_ids(world.ledger, "acme")) == []
+    committed = uploads.read_upload(world.ledger, "acme", upload.upload_id)
+    again = uploads.complete(world.ledger, upload, parts, md5=None)
+    assert again == committed
+    assert again.file is not None
+    assert files.read_file(world.ledger, "acme", again.file.file_id) == again.file
+
+
+def test_a_removed_file_does_not_come_back_with_a_complete_that_is_repeated() -> None:
+    world = World()
+    upload = world.upload()
+    parts = [world.part(upload, b"abc"), world.part(upload, b"def")]
     done = uploads.complete(world.ledger, upload, parts, md5=None)
     assert done.file is not None
-    document = layout.file_key("acme", done.file.file_id)
-    world.store.delete(document)  # as if the process had died before it
-    again = uploads.complete(world.ledger, upload, parts, md5=None)
-    assert again == done
-    assert files.read_file(world.ledger, "acme", done.file.file_id) == done.file
+    assert files.remove_file(world.ledger, "acme", done.file.file_id)
+    assert uploads.complete(world.ledger, upload, parts, md5=None) == done
+    assert files.read_file(world.ledger, "acme", done.file.file_id) is None
+    assert list(files.list_file_ids(world.ledger, "acme")) == []
+
+
+@pytest.mark.parametrize("verb", ["head", "stream"])
+def test_who_completes_while_another_does_finds_the_other_ones_file(verb: str) -> None:
+    """Whose parts go once it is done, be it while this one looks for them or while it reads them."""
+    world = World()
+    upload = world.upload()
+    parts = [world.part(upload, b"abc"), world.part(upload, b"def")]
+    done: list[UploadRecord] = []
+
+    def race(called: str, key: str) -> None:
+        if called == verb and key.endswith(parts[1]):
+            done.append(uploads.complete(world.ledger, upload, parts, md5=None))
+
+    again = uploads.complete(world.over(Raced(world.store, race)), upload, parts, md5=None)
+    assert [again] == done
+    assert again.file is not None
+    assert list(files.list_file_ids(world.ledger, "acme")) == [again.file.file_id]
+    assert [key for key in world.keys("files/") if ".data-" in key] == [again.file.key]
     assert [key for key in world.keys("uploads/") if "part_" in key] == []
 
 
-def test_cancel_and_complete_at_the_same_time_have_one_winner() -> None:
+@pytest.mark.parametrize("verb", ["head", "stream", "commit"])
+def test_cancel_and_complete_at_the_same_time_have_one_winner(verb: str) -> None:
     world = World()
     upload = world.upload(3)
     part = world.part(upload, b"abc")
 
-    class Racing(MemoryStore):
-        """Cancels while the parts are joined."""
-
-        def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None):  # type: ignore[no-untyped-def]
+    def race(called: str, key: str) -> None:
+        if called == verb:
             uploads.cancel(world.ledger, upload)
-            yield b"abc"
 
-    racing = Racing(world.clock)
-    racing.__dict__.update(world.store.__dict__)  # over the same objects
-    slow = Ledger(store=racing, clock=world.clock, rng=random.Random(8))
+    def race_write(number: int, called: str, key: str, phase: str) -> None:
+        if verb == "commit" and key.startswith("files/"):
+            uploads.cancel(world.ledger, upload)
+
+    slow = world.over(FaultyStore(Raced(world.store, race), on_call=race_write))
     with pytest.raises(InvalidFile, match="cancelled"):
         uploads.complete(slow, upload, [part], md5=None)
     assert list(files.list_file_ids(world.ledger, "acme")) == []
