@@ -6,9 +6,10 @@ a batch may run that was made of it.
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from batchfile import layout
-from batchfile.errors import TooLarge
+from batchfile.errors import StoreError, TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.expiry import remove_after
@@ -97,11 +98,15 @@ def list_file_ids(ledger: Ledger, tenant: str, *, after: str | None = None) -> I
 
 
 def remove_file(ledger: Ledger, tenant: str, file_id: str) -> bool:
-    """Make a file unreadable at once; its bytes go when no batch can need them. False: there is none."""
+    """Make a file unreadable at once; its bytes go when no batch can need them. False: there is none.
+
+    A file that can be read keeps its bytes, so that they are given up last, and where that fails go in their own time.
+    """
     if read_file(ledger, tenant, file_id) is None:
         return False
-    remove_after(ledger, layout.file_prefix(tenant, file_id), _in_use_s(ledger))
     ledger.store.delete(layout.file_key(tenant, file_id))
+    with suppress(StoreError):
+        remove_after(ledger, layout.file_prefix(tenant, file_id), _in_use_s(ledger))
     return True
 
 

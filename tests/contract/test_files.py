@@ -8,7 +8,7 @@ import pytest
 
 from batchfile import layout
 from batchfile.clock import ManualClock
-from batchfile.errors import InvalidFile, TooLarge
+from batchfile.errors import InvalidFile, StoreUnavailable, TooLarge
 from batchfile.ledger import expiry, files, uploads
 from batchfile.ledger.base import Ledger
 from batchfile.records import FileRecord, UploadRecord
@@ -104,6 +104,37 @@ def test_a_removed_files_bytes_stay_for_the_batches_that_were_made_of_it() -> No
     world.clock.sleep(files.MARGIN_S + 1)
     expiry.sweep(world.ledger)
     assert world.keys("files/") == []
+
+
+def test_a_file_whose_removal_failed_keeps_its_bytes() -> None:
+    world = World()
+    file = world.file(kept_s=30 * DAY_S)
+
+    def refuse(number: int, verb: str, key: str, phase: str) -> None:
+        if verb == "delete":
+            raise StoreUnavailable("503")
+
+    with pytest.raises(StoreUnavailable):
+        files.remove_file(world.over(FaultyStore(world.store, on_call=refuse)), "acme", file.file_id)
+    world.clock.sleep(3 * DAY_S)
+    expiry.sweep(world.ledger)
+    assert files.read_file(world.ledger, "acme", file.file_id) == file
+    assert world.store.head(file.key) is not None
+
+
+def test_a_removed_files_bytes_go_in_the_end_if_nothing_could_be_said_of_them() -> None:
+    world = World()
+    file = world.file()
+
+    def refuse(number: int, verb: str, key: str, phase: str) -> None:
+        if verb == "put":
+            raise StoreUnavailable("503")
+
+    assert files.remove_file(world.over(FaultyStore(world.store, on_call=refuse)), "acme", file.file_id)
+    assert files.read_file(world.ledger, "acme", file.file_id) is None
+    world.clock.sleep(3 * DAY_S)
+    expiry.sweep(world.ledger)
+    assert world.keys() == []
 
 
 def test_a_file_that_is_too_large_or_cut_off_never_exists_and_leaves_nothing_for_good() -> None:
