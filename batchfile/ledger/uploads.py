@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from batchfile import layout
-from batchfile.errors import InvalidFile, ObjectMissing, StoreError, TooLarge
+from batchfile.errors import InvalidFile, ObjectChanged, ObjectMissing, StoreError, TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.expiry import remove_after
@@ -82,7 +82,7 @@ def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, m
     _check_pending(ledger, found.record)
     try:
         file = _join(ledger, upload, part_ids, md5=md5)
-    except (InvalidFile, ObjectMissing):
+    except (InvalidFile, ObjectMissing, ObjectChanged):
         now = _find(ledger, upload.tenant, upload.upload_id)
         if now is None or now.etag == found.etag:
             raise

@@ -8,7 +8,7 @@ import pytest
 
 from batchfile import layout
 from batchfile.clock import ManualClock
-from batchfile.errors import InvalidFile, StoreUnavailable, TooLarge
+from batchfile.errors import InvalidFile, ObjectChanged, StoreUnavailable, TooLarge
 from batchfile.ledger import expiry, files, uploads
 from batchfile.ledger.base import Ledger
 from batchfile.records import FileRecord, UploadRecord
@@ -207,8 +207,10 @@ def test_a_removed_file_does_not_come_back_with_a_complete_that_is_repeated() ->
     assert list(files.list_file_ids(world.ledger, "acme")) == []
 
 
-@pytest.mark.parametrize("verb", ["head", "stream"])
-def test_who_completes_while_another_does_finds_the_other_ones_file(verb: str) -> None:
+@pytest.mark.parametrize(
+    ("verb", "problem"), [("head", None), ("stream", None), ("stream", ObjectChanged("what a bucket may say as well"))]
+)
+def test_who_completes_while_another_does_finds_the_other_ones_file(verb: str, problem: Exception | None) -> None:
     """Whose parts go once it is done, be it while this one looks for them or while it reads them."""
     world = World()
     upload = world.upload()
@@ -218,6 +220,8 @@ def test_who_completes_while_another_does_finds_the_other_ones_file(verb: str) -
     def race(called: str, key: str) -> None:
         if called == verb and key.endswith(parts[1]):
             done.append(uploads.complete(world.ledger, upload, parts, md5=None))
+            if problem is not None:
+                raise problem
 
     again = uploads.complete(world.over(Raced(world.store, race)), upload, parts, md5=None)
     assert [again] == done
