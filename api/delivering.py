@@ -1,13 +1,18 @@
 """The sender of webhooks of an API process: hears which batches have ended, and tells their tenants' servers.
 
-What is done stands in the store; this process only remembers what it must look at again, and when.
+What is done stands in the store; this process only remembers what it must look at again, and when. What is due for
+one receiver is told two at a time, so that one that hangs holds up nobody else; only many that hang at once do, for
+as long as an attempt lasts.
 """
 
 import heapq
 import queue
 import threading
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +27,8 @@ from batchfile.settings_tables import Webhook
 
 log = structlog.get_logger()
 
-AT_ONCE = 4  # so that one server that hangs holds up no other
+AT_ONCE = 16
+AT_RECEIVER = 2  # of them
 LOOK_S = 0.5
 RETRY_S = 15.0  # where the store does not answer
 
@@ -34,47 +40,90 @@ class _Due(NamedTuple):
     callback: str
 
 
+class _Receiver(NamedTuple):
+    """A tenant's own, because two tenants of one server do not wait for each other. `host` may have a port."""
+
+    tenant: str
+    host: str
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What is due for one receiver, in that order, and how many attempts are in work there."""
+
+    waiting: deque[_Due] = field(default_factory=deque)
+    num_busy: int = 0
+
+
 class Delivering:
     """`hooks`: by tenant. A batch's own callback stands over its tenant's address, and is signed with its secret."""
 
     def __init__(self, ledger: Ledger, hooks: Mapping[str, Webhook]) -> None:
         self._ledger = ledger
         self._hooks = hooks
-        self._heard: queue.SimpleQueue[_Due] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[_Due | _Receiver] = queue.SimpleQueue()  # a receiver: one attempt there is over
 
     def hear(self, batch: BatchRecord) -> None:
         """Of an ended batch, perhaps not for the first time."""
         callback = (batch.dropped and batch.dropped.callback) or ""
         if callback or batch.tenant in self._hooks:
-            self._heard.put(_Due(0.0, batch.batch_id, batch.tenant, callback))
+            self._news.put(_Due(0.0, batch.batch_id, batch.tenant, callback))
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. Attempts in work then are made again by another process."""
-        waiting: list[_Due] = []
+        later: list[_Due] = []  # a heap
+        lanes: defaultdict[_Receiver, _Lane] = defaultdict(_Lane)
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook") as senders:
-            while not stop.wait(LOOK_S):
-                while not self._heard.empty():
-                    heapq.heappush(waiting, self._heard.get())
-                while waiting and waiting[0].at <= self._ledger.clock.now():
-                    senders.submit(self._tell, heapq.heappop(waiting))
+            while not stop.is_set():
+                while later and later[0].at <= self._ledger.clock.now():
+                    due = heapq.heappop(later)
+                    lanes[self._receiver(due)].waiting.append(due)
+                for receiver, lane in list(lanes.items()):
+                    while lane.waiting and lane.num_busy < AT_RECEIVER:
+                        lane.num_busy += 1
+                        senders.submit(self._tell, receiver, lane.waiting.popleft())
+                    if lane.num_busy == 0:
+                        del lanes[receiver]
+                for news in self._hear_news():
+                    if isinstance(news, _Due):
+                        heapq.heappush(later, news)
+                    else:
+                        lanes[news].num_busy -= 1
             senders.shutdown(wait=False, cancel_futures=True)
 
-    def _tell(self, due: _Due) -> None:
-        again: float | None
+    def _hear_news(self) -> Iterator[_Due | _Receiver]:
+        """All there is; the first of it is waited for."""
+        with suppress(queue.Empty):
+            yield self._news.get(timeout=LOOK_S)
+            while True:
+                yield self._news.get_nowait()
+
+    def _tell(self, receiver: _Receiver, due: _Due) -> None:
+        again = self._attempt(due)
+        if again is not None:
+            self._news.put(due._replace(at=again))
+        self._news.put(receiver)
+
+    def _attempt(self, due: _Due) -> float | None:
+        """When to come again, if at all."""
         try:
-            again = tell(self._ledger, due.batch_id, partial(self._send, due))
+            return tell(self._ledger, due.batch_id, partial(self._send, due))
         except (StoreError, BatchDamaged) as error:
             log.warning("webhook.paused", batch_id=due.batch_id, error=str(error))
-            again = self._ledger.clock.now() + RETRY_S
+            return self._ledger.clock.now() + RETRY_S
         except Exception:  # the top of this thread
             log.exception("webhook.crashed", batch_id=due.batch_id)
-            return
-        if again is not None:
-            self._heard.put(due._replace(at=again))
+            return None
+
+    def _receiver(self, due: _Due) -> _Receiver:
+        return _Receiver(due.tenant, self._url(due).split("/", 3)[2].lower())
+
+    def _url(self, due: _Due) -> str:
+        hook = self._hooks.get(due.tenant)
+        return due.callback or (hook.url if hook else "")
 
     def _send(self, due: _Due, event: Event) -> str | None:
         hook = self._hooks.get(due.tenant)
         secret = None if hook is None else hook.secret.get_secret_value()
         headers = signed_headers(event, secret, self._ledger.clock.now())
-        url = due.callback or (hook.url if hook else "")
-        return posting.post(url, event.body, headers, allow_private=hook is not None and hook.allow_private)
+        return posting.post(self._url(due), event.body, headers, allow_private=hook is not None and hook.allow_private)

@@ -21,11 +21,11 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bool) -> str | None:
-    """None where the server answered 2xx; else what went wrong. Raises nothing of the network."""
-    parts = urlsplit(url)
-    is_tls = parts.scheme == "https"
-    host = parts.hostname or ""
+    """None where the server answered 2xx; else what went wrong. Raises nothing of the network or of the address."""
     try:
+        parts = urlsplit(url)
+        is_tls = parts.scheme == "https"
+        host = parts.hostname or ""
         port = parts.port or (443 if is_tls else 80)
         address = _address(host, port, allow_private=allow_private)
         if address is None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +23,7 @@ from openai.types.webhooks import (
 )
 from pydantic import SecretStr
 
-from api.delivering import Delivering
+from api.delivering import AT_ONCE, Delivering
 from api.posting import post
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
@@ -31,7 +32,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.steward import Steward
 from batchfile.ledger.webhooks import event_of, signed_headers
-from batchfile.records import BatchRecord, EndReason, FileInput
+from batchfile.records import BatchRecord, DroppedFile, EndReason, FileInput
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Webhook
 from batchfile.store.directory import DirectoryStore
@@ -50,16 +51,19 @@ class Call(NamedTuple):
 
 
 class Receiver:
-    """Answers with the statuses in `answers`, then with 200."""
+    """Answers with the statuses in `answers`, then with 200; while `may_answer` is not set it hangs."""
 
     def __init__(self) -> None:
         self.calls: queue.Queue[Call] = queue.Queue()
         self.answers: list[int] = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
+                receiver.may_answer.wait()
                 status = receiver.answers.pop(0) if receiver.answers else 200
                 self.send_response(status)
                 self.send_header("location", "/elsewhere")
@@ -77,10 +81,19 @@ class Receiver:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
+    with receiving() as one:
+        yield one
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
     one = Receiver()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
+    try:
+        yield one
+    finally:
+        one.may_answer.set()
+        one.server.shutdown()
+        one.server.server_close()
 
 
 @pytest.fixture
@@ -92,8 +105,8 @@ def client() -> Iterator[openai.OpenAI]:
 class Process:
     """What an API process does about webhooks, with time in the test's hands."""
 
-    def __init__(self, ledger: Ledger, hook: Webhook) -> None:
-        self.delivering = Delivering(ledger, {"acme": hook})
+    def __init__(self, ledger: Ledger, hook: Webhook, **others: Webhook) -> None:
+        self.delivering = Delivering(ledger, {"acme": hook, **others})
         self.steward = Steward(ledger, runner="s", on_ended=self.delivering.hear)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.delivering.run, args=(self.stop,))
@@ -199,6 +212,27 @@ def test_one_process_comes_again_by_itself(ledger: Ledger, receiver: Receiver) -
     process.close()
 
 
+@pytest.mark.parametrize("is_callback", [False, True])
+def test_a_receiver_that_hangs_holds_up_no_other(ledger: Ledger, receiver: Receiver, is_callback: bool) -> None:
+    """Neither another tenant's, nor the same tenant's where only the callbacks of dropped files hang."""
+    with receiving() as hanging:
+        hanging.may_answer.clear()
+        ours, theirs = (
+            Webhook(url=url, secret=SecretStr(SECRET), allow_private=True) for url in (receiver.url, hanging.url)
+        )
+        dropped = DroppedFile(key="inbox/m/a.jsonl", etag="e", modified_at=0.0, callback=hanging.url)
+        with closing(Process(ledger, ours, other=theirs)) as process:
+            for n in range(5 * AT_ONCE):
+                batch = ended(ledger, f"batch_{n}")
+                process.delivering.hear(
+                    replace(batch, dropped=dropped) if is_callback else replace(batch, tenant="other")
+                )
+            last = ended(ledger, "batch_last")
+            process.delivering.hear(last)
+            assert receiver.calls.get(timeout=WAIT_S).body == event_of(last).body
+            hanging.may_answer.set()
+
+
 @pytest.mark.parametrize("has_secret", [True, False])
 def test_who_dropped_a_file_is_told_where_it_asked_to_be(
     receiver: Receiver, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, has_secret: bool
@@ -234,7 +268,8 @@ def test_a_private_address_is_refused_unless_it_is_allowed(receiver: Receiver) -
 
 
 def test_a_server_that_is_not_there_or_speaks_no_http_is_a_problem_and_no_crash(receiver: Receiver) -> None:
-    assert post("http://no.such.host.invalid/", b"", {}, allow_private=True) is not None
+    for url in ("http://no.such.host.invalid/", "http://[no-address/", "http://host:port/"):
+        assert post(url, b"", {}, allow_private=True) is not None
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
