@@ -17,13 +17,17 @@ import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.http_wire import (
+    MODELS_PATH,
     PATHS,
     Answer,
     Down,
     Failed,
+    Said,
     Wanted,
     api_root,
+    is_endpoints_own,
     is_max_tokens_complaint,
+    may_be_a_proxys,
     read_answer,
     request_body,
     wanted_of,
@@ -234,17 +238,11 @@ class HttpEngine:
 
     async def _attempt(self, body: bytes, wanted: Wanted) -> Answer:
         try:
-            url = self._root + PATHS[wanted.kind]
-            async with self._session.post(url, data=body, allow_redirects=False) as response:
-                data = b""
-                while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
-                    data += more
-                if self._key and response.status != 200:  # some repeat it, and what they say is shown to callers
-                    data = data.replace(self._key.encode(), b"***")
-                is_proven = self._is_proven or wanted.kind != "chat"  # not every endpoint has the other paths
-                return read_answer(
-                    response.status, response.headers, data, RESPONSE_BYTES_MAX, wanted, is_proven=is_proven
-                )
+            said = await self._ask("POST", PATHS[wanted.kind], body)
+            is_proven = self._is_proven or wanted.kind != "chat"  # not every endpoint has the other paths
+            if is_proven and may_be_a_proxys(said):
+                is_proven = is_endpoints_own(await self._ask("GET", MODELS_PATH))
+            return read_answer(said, RESPONSE_BYTES_MAX, wanted, is_proven=is_proven)
         except aiohttp.ClientConnectorCertificateError as error:
             return Down(reason=f"its certificate is not trusted: {error}")
         except aiohttp.ClientConnectorError as error:
@@ -255,6 +253,15 @@ class HttpEngine:
             return Failed(f"The endpoint did not answer within {self._options.timeout_s:g} s.")
         except aiohttp.ClientError as error:
             return Failed(f"The connection to the endpoint broke: {error}")
+
+    async def _ask(self, method: str, path: str, body: bytes | None = None) -> Said:
+        async with self._session.request(method, self._root + path, data=body, allow_redirects=False) as response:
+            data = b""
+            while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
+                data += more
+            if self._key and response.status != 200:  # some repeat it, and what they say is shown to callers
+                data = data.replace(self._key.encode(), b"***")
+            return Said(response.status, response.headers, data)
 
     async def _until_resumed(self) -> None:
         while (wait_s := self._resume_at - self._loop.time()) > 0:

@@ -16,8 +16,9 @@ from batchfile.engine.tool_wire import call_stem, made_calls, wire_tools, wire_t
 from batchfile.errors import SettingsError
 from batchfile.words import Choice, Completion, Failure, Kind, Message, Outcome, Raw, Request, Tools, Usage
 
-# The pool is down, not failing: pause, spend no attempt.
-DOWN_STATUSES = frozenset({429, 502, 503, 504})
+# The pool is down, not failing: pause, spend no attempt. From 520 on: what Cloudflare says of a server it can not
+# reach (not 524: that one took the request and was too slow).
+DOWN_STATUSES = frozenset({429, 502, 503, 504, 520, 521, 522, 523, 525, 526, 530})
 # What is wrong is the address or the key, whatever the request: nothing of a batch is spent on that.
 MISPLACED_STATUSES = frozenset({301, 302, 303, 307, 308, 401})
 # As long as nothing was answered well it is most likely the same; after that it can be about one request.
@@ -25,6 +26,15 @@ UNPROVEN_STATUSES = frozenset({403, 404})
 # How much of a foreign error text is passed on.
 MESSAGE_CHARS_MAX = 2_000
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A response as it came. `data` may be cut a little after the longest that is read."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,7 @@ class Wanted:
 
 TEXT_ALONE = Wanted()
 PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
+MODELS_PATH = "/models"  # what every endpoint answers, whatever the requests are like
 Answer = Outcome | Down | Failed
 
 _NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
@@ -111,18 +122,11 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
     return json.dumps(body).encode()
 
 
-def read_answer(
-    status: int,
-    headers: Mapping[str, str],
-    data: bytes,
-    bytes_max: int,
-    wanted: Wanted = TEXT_ALONE,
-    *,
-    is_proven: bool = True,
-) -> Answer:
-    """What a response means. `data` may be cut a little after `bytes_max`. `is_proven`: one was answered well."""
-    retry_after_s = _retry_after_s(headers.get("Retry-After"))
-    if (reason := _down_reason(status, headers, data, is_proven=is_proven)) is not None:
+def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_proven: bool = True) -> Answer:
+    """What a response means. `is_proven`: it is known that the endpoint itself can be reached."""
+    status, data = said.status, said.data
+    retry_after_s = _retry_after_s(said.headers.get("Retry-After"))
+    if (reason := _down_reason(said, is_proven=is_proven)) is not None:
         return Down(retry_after_s, reason)
     if len(data) > bytes_max:
         return Failure(
@@ -135,22 +139,32 @@ def read_answer(
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return Failed(f"The endpoint's response is no {_NAMES[wanted.kind]}: {error!r}", retry_after_s)
     message = f"The endpoint answered {status}: {_message(data)}"
-    if status >= 500 or status == 408:
+    if status >= 500 or status == 408 or may_be_a_proxys(said):
         return Failed(message, retry_after_s)
     return Failure(type=ERROR_TYPES.get(status, "invalid_request_error"), message=message)
 
 
-def _down_reason(status: int, headers: Mapping[str, str], data: bytes, *, is_proven: bool) -> str | None:
+def may_be_a_proxys(said: Said) -> bool:
+    """Whether a proxy may have said it because what is behind it is gone: a 403 or 404 that is not in JSON."""
+    return said.status in UNPROVEN_STATUSES and not _is_json(said.data)
+
+
+def is_endpoints_own(said: Said) -> bool:
+    """Whether it was the endpoint that answered on MODELS_PATH, be it only that it has no such path."""
+    return _is_json(said.data) and _down_reason(said, is_proven=True) is None
+
+
+def _down_reason(said: Said, *, is_proven: bool) -> str | None:
     """Why it takes no work, whatever the request; None where it does."""
-    if status in DOWN_STATUSES:
-        return f"it answered {status}"
-    is_page = headers.get("Content-Type", "").lower().startswith("text/html")
-    is_misplaced = status in MISPLACED_STATUSES or (status in UNPROVEN_STATUSES and not is_proven)
-    if not is_misplaced and not (status == 200 and is_page):
+    if said.status in DOWN_STATUSES:
+        return f"it answered {said.status}"
+    is_page = said.headers.get("Content-Type", "").lower().startswith("text/html")
+    is_misplaced = said.status in MISPLACED_STATUSES or (said.status in UNPROVEN_STATUSES and not is_proven)
+    if not is_misplaced and not (said.status == 200 and is_page):
         return None
-    where = f" and points to {headers['Location']}" if "Location" in headers else ""
-    told = "a web page" if is_page else _message(data)
-    return f"it answered {status}{where}: {told}; check its base URL, API key and model"
+    where = f" and points to {said.headers['Location']}" if "Location" in said.headers else ""
+    told = "a web page" if is_page else _message(said.data)
+    return f"it answered {said.status}{where}: {told}; check its base URL, API key and model"
 
 
 def is_max_tokens_complaint(answer: Outcome) -> bool:
@@ -236,6 +250,13 @@ def _tools(tools: Tools) -> dict[str, Any]:
         "tool_choice": {"auto": "auto", "any": "required", "named": named}[tools.choice],
         "parallel_tool_calls": None if tools.is_parallel else False,
     }
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        return isinstance(json.loads(data), dict)
+    except ValueError:
+        return False
 
 
 def _message(data: bytes) -> str:

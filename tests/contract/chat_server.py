@@ -13,10 +13,14 @@ from aiohttp import web
 
 @dataclass
 class ChatServer:
-    """`script`: what the next requests get, in order: a response's arguments, or seconds to stay silent."""
+    """`script`: what the next requests get, in order: a response's arguments, or seconds to stay silent.
+
+    `models`: what whoever asks for the models gets.
+    """
 
     port: int = 0
     script: deque[dict[str, Any] | float] = field(default_factory=deque)
+    models: dict[str, Any] = field(default_factory=lambda: {"text": '{"object": "list", "data": []}'})
     seen: list[dict[str, Any]] = field(default_factory=list)
     most_at_once: int = 0
     num_now: int = 0
@@ -40,6 +44,9 @@ class ChatServer:
             return web.json_response(ANSWERS[request.path](body))
         finally:
             self.num_now -= 1
+
+    async def tell_models(self, request: web.Request) -> web.Response:
+        return web.Response(**self.models)
 
 
 def complete(body: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +106,7 @@ def running(port: int = 0) -> Iterator[ChatServer]:
         app = web.Application()
         for path in ANSWERS:
             app.router.add_post(path, server.handle)
+        app.router.add_get("/v1/models", server.tell_models)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", port)

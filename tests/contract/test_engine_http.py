@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from batchfile.engine import http
 from batchfile.engine.http import HttpEngine, HttpOptions
-from batchfile.engine.http_wire import Down, api_root, read_answer
+from batchfile.engine.http_wire import Down, Failed, Said, api_root, read_answer
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.words import Choice, Completion, Failure, Message, Outcome, Raw, Request, Sampling, Tool, ToolCall, Tools
 
@@ -181,7 +181,7 @@ def test_a_second_attempt_may_succeed(server: Any, engine: HttpEngine) -> None:
     assert len(server.seen) == 3
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 502, 503, 504, 520, 521, 522, 523, 525, 526, 530])
 def test_a_pool_that_is_down_costs_no_attempt(server: Any, engine: HttpEngine, status: int) -> None:
     server.script.extend({"status": status} for _ in range(5))
     [outcome] = run(engine, request())
@@ -236,12 +236,16 @@ def test_retry_after_is_obeyed_by_all(server: Any, engine: HttpEngine) -> None:
 
 
 def test_a_retry_after_may_be_a_date_or_nonsense() -> None:
-    past = read_answer(503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b"", 10)
+    past = read_answer(Said(503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b""), 10)
     assert past == Down(0.0, "it answered 503")
-    future = read_answer(503, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, b"", 10)
+    future = read_answer(Said(503, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, b""), 10)
     assert isinstance(future, Down)
     assert future.retry_after_s > 1e6
-    assert read_answer(503, {"Retry-After": "soon"}, b"", 10) == Down(0.0, "it answered 503")
+    assert read_answer(Said(503, {"Retry-After": "soon"}, b""), 10) == Down(0.0, "it answered 503")
+
+
+def test_a_request_that_cloudflare_gave_up_waiting_for_spends_an_attempt() -> None:
+    assert isinstance(read_answer(Said(524, {}, b""), 10), Failed)
 
 
 def test_a_timeout_spends_an_attempt(server: Any) -> None:
@@ -258,7 +262,7 @@ def test_a_timeout_spends_an_attempt(server: Any) -> None:
         (400, '{"error": {"message": "temperature is wrong"}}', "invalid_request_error", "temperature is wrong"),
         (422, '{"detail": "no such thing"}', "invalid_request_error", "no such thing"),
         (403, '{"error": "not this one"}', "permission_error", "not this one"),
-        (404, "plain words", "not_found_error", "plain words"),
+        (404, '{"message": "no such model"}', "not_found_error", "no such model"),
         (418, "", "invalid_request_error", "(no message)"),
     ],
 )
@@ -300,8 +304,45 @@ def test_a_wrong_address_or_key_is_waited_out_and_said_and_fails_no_request(
     assert any(event["event"] == "endpoint.down" and words in event["reason"] for event in events)
 
 
+GONE = [
+    {"status": 404, "text": "<html>Not Found", "content_type": "text/html"},
+    {"status": 403, "text": "<html>Forbidden", "content_type": "text/html"},
+    {"status": 404, "text": "404 page not found"},
+    {"status": 404},
+    {"status": 200, "text": "<html>Welcome", "content_type": "text/html"},
+]
+
+
+@pytest.mark.parametrize("told", GONE)
+@pytest.mark.parametrize("kind", ["chat", "embedding"])
+def test_a_proxy_that_has_lost_its_endpoint_is_waited_out_and_fails_no_request(
+    server: Any, engine: HttpEngine, told: dict[str, Any], kind: str
+) -> None:
+    one = request() if kind == "chat" else raw_request("embedding", "a")
+    run(engine, one)
+    server.models = told
+    server.script.extend(told for _ in range(5))
+    [outcome] = run(engine, one)
+    assert isinstance(outcome, Completion)
+    assert len(server.seen) == 7
+
+
+@pytest.mark.parametrize("told", GONE[:-1])
+def test_what_a_firewall_refuses_is_that_requests_own_after_three_attempts(
+    server: Any, engine: HttpEngine, told: dict[str, Any]
+) -> None:
+    """The endpoint itself can be reached: waiting for it would hold up every other request, and for ever."""
+    run(engine, request())
+    server.script.extend(told for _ in range(3))
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Failure)
+    assert outcome.message.startswith(f"The endpoint answered {told['status']}: ")
+    assert outcome.message.endswith("(3 attempts)")
+    assert len(server.seen) == 4
+
+
 def test_a_key_that_is_taken_away_fails_nothing_but_one_missing_path_does(server: Any, engine: HttpEngine) -> None:
-    server.script.append({"status": 404, "text": "no embeddings here"})
+    server.script.append({"status": 404, "text": '{"detail": "no embeddings here"}'})
     [outcome] = run(engine, raw_request("embedding", "a"))
     assert isinstance(outcome, Failure)
     run(engine, request())
