@@ -28,9 +28,10 @@ export function readSwitches(env: Record<string, string | undefined> = process.e
   return { useLocal: ON.has(use), canaryPercent };
 }
 
-/** `metadata.leadId`, else the middle of `lead_{leadId}_{stage}`, else the whole custom_id. */
+/** `metadata.leadId` (the number 12 is the lead "12"), else the middle of `lead_{leadId}_{stage}`, else the whole custom_id. */
 export function leadIdOf(request: BatchRequest, stage: Stage): string {
-  if (request.metadata?.leadId) return request.metadata.leadId;
+  const lead: unknown = request.metadata?.leadId;
+  if (typeof lead === 'number' || (typeof lead === 'string' && lead)) return String(lead);
   const [head, tail] = ['lead_', `_${stage}`];
   const id = request.custom_id;
   const isUsual = id.startsWith(head) && id.endsWith(tail) && id.length > head.length + tail.length;

@@ -36,7 +36,7 @@ export interface BatchParams {
 /** `model_hint` wins over the stage's own pool. Other keys are carried for the caller. */
 export interface BatchMetadata {
   model_hint?: ModelHint;
-  leadId?: string;
+  leadId?: string | number;
   accountId?: string;
   [key: string]: unknown;
 }

@@ -1,7 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { isInCanary, leadIdOf, readSwitches } from '../llmAdapter.js';
+import {
+  createBatchRouter,
+  isInCanary,
+  leadIdOf,
+  readSwitches,
+  type BatchClient,
+  type BatchRequest,
+} from '../llmAdapter.js';
 
 const LEADS = Array.from({ length: 10_000 }, (_, num) => `lead${num}`);
 
@@ -29,6 +36,24 @@ test('the lead id is that of the metadata, else of the custom_id, else the custo
   assert.equal(leadIdOf({ custom_id: 'lead_a_b_sales_intel', params }, 'sales_intel'), 'a_b');
   assert.equal(leadIdOf({ custom_id: 'lead_abc_subject', params }, 'email'), 'lead_abc_subject');
   assert.equal(leadIdOf({ custom_id: 'lead__subject', params }, 'subject'), 'lead__subject');
+});
+
+test('a lead has the same id and side whether its id is a number or a string', () => {
+  const request = (leadId: unknown): BatchRequest =>
+    ({ custom_id: 'x', params: { messages: [] }, metadata: { leadId } }) as BatchRequest;
+  for (const [given, id] of [[12345, '12345'], ['12345', '12345'], [0, '0'], ['', 'x'], [null, 'x'], [{}, 'x']]) {
+    assert.equal(leadIdOf(request(given), 'subject'), id);
+  }
+  const client = {} as BatchClient;
+  const router = createBatchRouter({
+    local: client,
+    hosted: client,
+    switches: () => ({ useLocal: true, canaryPercent: 50 }),
+  });
+  for (let lead = 0; lead < 100; lead++) {
+    const sides = router.split('subject', [request(lead), request(String(lead))]);
+    assert.equal(sides.local.length % 2, 0);
+  }
 });
 
 test('the switch is off where unset, takes the usual words, and refuses others by name', () => {
