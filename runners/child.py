@@ -120,8 +120,8 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)
     with ExitStack() as stack:
-        if options.metrics_port:  # before there is a store: a runner that waits for it is alive
-            stack.enter_context(serving(options.metrics_host, options.metrics_port + slot))
+        if ports := options.metrics_ports(slot):  # before there is a store: a runner that waits for it is alive
+            stack.enter_context(serving(options.metrics_host, ports))
         ledger = _open_patiently(options.store, settings)
         store = MeteredStore(ledger.store)
         ledger = replace(ledger, store=store)

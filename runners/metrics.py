@@ -3,8 +3,9 @@
 No batch id is a label. The same port answers /healthz while the process lives.
 """
 
+import errno
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
@@ -124,12 +125,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, "text/plain", b"here are /metrics and /healthz\n")
 
+    do_HEAD = do_GET  # load balancers ask so
+
     def _answer(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """A scrape is no event."""
@@ -150,20 +154,33 @@ def counted(collector: RunnerCollector) -> Iterator[None]:
 
 
 @contextmanager
-def serving(host: str, port: int) -> Iterator[None]:
-    """While entered, /metrics and /healthz answer on `port`. One that can not be had costs the page, not the runner."""
+def serving(host: str, ports: Sequence[int]) -> Iterator[None]:
+    """While entered, /metrics and /healthz answer on the first of `ports` that is free.
+
+    If none can be had, that costs the page, not the runner.
+    """
     try:
-        server = _Server((host, port), _Handler)
-    except OSError as error:
-        log.warning("metrics.not_served", host=host, port=port, error=str(error), what_to_do="give --metrics-port")
+        server = _listening(host, ports)
+    except (OSError, OverflowError) as error:  # OverflowError: there is no such port
+        log.warning("metrics.not_served", host=host, port=ports[0], error=str(error), what_to_do="give --metrics-port")
         yield
         return
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
-    log.info("metrics.served", host=host, port=port)
+    log.info("metrics.served", host=host, port=server.server_port)
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _listening(host: str, ports: Sequence[int]) -> _Server:
+    for port in ports[:-1]:
+        try:
+            return _Server((host, port), _Handler)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _Server((host, ports[-1]), _Handler)

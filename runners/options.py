@@ -9,6 +9,7 @@ from batchfile.settings import CONFIG_VARIABLE
 from batchfile.words import EngineKind
 
 METRICS_PORT = 9400
+METRICS_PORTS = 100  # from there on; a runner takes the first that is free
 EXAMPLES = """Everything else is a setting: batchfile.toml, BATCHFILE_* variables, and MISTRAL_BASE_URL and the like
 for pools behind an HTTP endpoint. SIGTERM or Ctrl-C finishes what is in flight and gives the rest back; a second
 one does not wait."""
@@ -16,7 +17,8 @@ one does not wait."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`metrics_port`: of the first slot, the next has the next; 0: no metrics. `slot` None: the supervisor.
+    """`metrics_port`: of the first slot, the next has the next; 0: no metrics; None: any that is free from
+    METRICS_PORT on. `slot` None: the supervisor.
 
     `arguments`: all of this as it was given, to be passed on.
     """
@@ -28,9 +30,16 @@ class Options:
     idle_exit_s: float | None = None
     num_slots: int | None = None
     metrics_host: str = "127.0.0.1"
-    metrics_port: int = METRICS_PORT
+    metrics_port: int | None = None
     slot: int | None = None
     arguments: tuple[str, ...] = ()
+
+    def metrics_ports(self, slot: int) -> range:
+        """Those that the runner of `slot` may take, the best first."""
+        if self.metrics_port is None:
+            return range(METRICS_PORT + slot, METRICS_PORT + slot + METRICS_PORTS)
+        first = self.metrics_port + slot
+        return range(first, first + 1) if self.metrics_port else range(0)
 
     @property
     def log_keys(self) -> dict[str, str | int]:
@@ -51,7 +60,8 @@ def parse(arguments: list[str]) -> Options:
     add("--idle-exit", type=seconds, metavar="S", help="end after S seconds without work")
     add("--slots", type=positive, metavar="N", help="engines (default: one for each set of GPUs that a model needs)")
     add("--metrics-host", default="127.0.0.1", metavar="H", help="where /metrics and /healthz listen (%(default)s)")
-    add("--metrics-port", type=port, default=METRICS_PORT, metavar="P", help="of slot 0 (%(default)s); 0: none")
+    which = f"of slot 0 (default: {METRICS_PORT} or the next that is free); 0: none"
+    add("--metrics-port", type=port, metavar="P", help=which)
     add("--slot", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.config:

@@ -11,12 +11,13 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import structlog
 
 from batchfile import layout
 from batchfile.ledger import batches
@@ -29,6 +30,8 @@ from batchfile.settings import DEFAULT_POOLS, load_settings
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.open import open_store
 from batchfile.words import Defaults
+from runners.metrics import serving
+from runners.options import parse
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 50.0
@@ -243,6 +246,38 @@ def test_a_runner_that_waits_for_its_store_answers_that_it_lives(start: Callable
     supervisor.until(lambda: supervisor.events("store.awaited"))
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=WAIT_S) as answer:
         assert answer.read() == b"ok\n"
+
+
+def test_a_runner_takes_the_next_port_for_its_page_where_another_has_the_first() -> None:
+    with ExitStack() as stack:
+        other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        events = stack.enter_context(structlog.testing.capture_logs())
+        stack.enter_context(serving("127.0.0.1", [other.getsockname()[1], 0]))
+        [event] = events
+        with urllib.request.urlopen(f"http://127.0.0.1:{event['port']}/healthz", timeout=WAIT_S) as answer:
+            assert answer.read() == b"ok\n"
+    assert event["event"] == "metrics.served"
+
+
+def test_a_port_that_was_given_is_the_only_one_tried() -> None:
+    assert list(parse(["--pool", "mistral"]).metrics_ports(1))[:2] == [9401, 9402]
+    assert list(parse(["--pool", "mistral", "--metrics-port", "9500"]).metrics_ports(1)) == [9501]
+    assert list(parse(["--pool", "mistral", "--metrics-port", "0"]).metrics_ports(1)) == []
+
+
+def test_a_page_that_can_not_be_had_costs_no_runner(start: Callable[..., Supervisor], ledger: Ledger) -> None:
+    """The second slot's port would be 65536."""
+    supervisor = start("--pool", "mistral", "--slots", "2", "--metrics-port", "65535")
+    supervisor.until(lambda: len(read_presence(ledger)) == 2)
+    assert supervisor.events("child.died") == []
+    assert 65536 in [event["port"] for event in supervisor.events("metrics.not_served")]
+
+
+def test_the_health_of_a_runner_answers_head_too() -> None:
+    with structlog.testing.capture_logs() as events, serving("127.0.0.1", [0]):
+        asked = urllib.request.Request(f"http://127.0.0.1:{events[0]['port']}/healthz", method="HEAD")
+        with urllib.request.urlopen(asked, timeout=WAIT_S) as answer:
+            assert (answer.status, answer.headers["Content-Length"], answer.read()) == (200, "3", b"")
 
 
 def test_the_metrics_page_counts_what_was_done(start: Callable[..., Supervisor], ledger: Ledger) -> None:
