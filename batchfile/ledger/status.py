@@ -46,9 +46,10 @@ class PoolProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatus:
-    """A batch and how far it is. `num_leased` shards are being worked on now; times in epoch seconds.
+    """A batch and how far it is. `num_records`: of shards that a runner has begun, or that were closed.
 
-    `pools` is empty once the batch has ended, and never names the rejected lines.
+    `pools` is empty once the batch has ended. Neither it nor `num_records` has the rejected lines. Times in epoch
+    seconds.
     """
 
     batch: BatchRecord
@@ -56,8 +57,6 @@ class BatchStatus:
     usage: Usage
     updated_at: float
     num_records: int = 0
-    num_done: int = 0
-    num_leased: int = 0
     pools: dict[str, PoolProgress] = field(default_factory=dict)
 
     @property
@@ -144,9 +143,7 @@ class _View:
             counts=whole.counts,
             usage=whole.usage,
             updated_at=self.updated_at,
-            num_records=whole.num_records,
-            num_done=whole.num_done,
-            num_leased=whole.num_leased,
+            num_records=sum(self.totals.get(pool, _NONE).num_records for pool in self.shares),
             pools={pool: _progress(share, self.totals.get(pool, _NONE)) for pool, share in self.shares.items()},
         )
 

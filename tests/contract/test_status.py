@@ -19,6 +19,7 @@ from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus, PoolProgress, StatusReader
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
+from batchfile.lines.stage import processing_status
 from batchfile.records import BatchRecord, PresenceRecord
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
@@ -87,6 +88,25 @@ def test_a_batch_tells_how_far_each_of_its_pools_is() -> None:
     assert found.pools["mistral"].num_pending_shards == 2
     assert (found.counts.succeeded, found.counts.errored, found.pending) == (4, 2, 12)
     assert found.usage == Usage(input_tokens=8, output_tokens=4)
+
+
+def test_a_batch_is_in_work_from_the_first_claim_on_whatever_its_planner_rejected() -> None:
+    world = World()
+    world.create("b", 4, num_bad=2)
+    found = world.look()
+    assert (processing_status(found.batch.state, found.num_records), found.counts.errored) == ("submitted", 2)
+    world.claim("b", "mistral", 0)
+    found = world.look()
+    assert processing_status(found.batch.state, found.num_records) == "processing"
+
+
+def test_a_batch_whose_lines_were_all_rejected_is_submitted_until_it_has_ended() -> None:
+    world = World()
+    world.create("b", 0, num_bad=2)
+    found = world.look()
+    assert processing_status(found.batch.state, found.num_records) == "submitted"
+    batches.finish(world.ledger, "b", runner="r")
+    assert world.look().batch.state == "ended"
 
 
 def test_a_second_look_costs_the_batch_a_listing_and_what_changed() -> None:
