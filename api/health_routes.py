@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from litestar import MediaType, Request, Response, get
+from litestar import MediaType, Request, Response, get, route
 from litestar.di import NamedDependency
+from litestar.enums import HttpMethod
 
 from api import shapes
 from api.answers import problems
@@ -24,10 +25,12 @@ from batchfile.lines.stage import timestamp
 # Of their own: threads that are all busy with uploads must not make the service look dead.
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="probe")
 
+PROBES = [HttpMethod.GET, HttpMethod.HEAD]  # load balancers ask with either
+
 T = TypeVar("T")
 
 
-@get("/healthz", responses=problems((), 405, 500), tags=["health"], summary="Is it well?")
+@route("/healthz", http_method=PROBES, responses=problems((), 405, 500), tags=["health"], summary="Is it well?")
 async def healthz(pulse: NamedDependency[Pulse], fleet: NamedDependency[Fleet]) -> shapes.Health:
     """Always 200 while the process lives: `degraded` where the store does not answer."""
     is_well = await pulse.look()
@@ -37,7 +40,7 @@ async def healthz(pulse: NamedDependency[Pulse], fleet: NamedDependency[Fleet]) 
     )
 
 
-@get("/ready", responses=problems((), 405, 500, 503), tags=["health"], summary="May it be asked?")
+@route("/ready", http_method=PROBES, responses=problems((), 405, 500, 503), tags=["health"], summary="May it be asked?")
 async def ready(pulse: NamedDependency[Pulse]) -> shapes.Ready:
     if not await pulse.look():
         raise Refusal(503, "The store does not answer now.", {"Retry-After": "5"})

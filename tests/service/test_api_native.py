@@ -144,6 +144,8 @@ def test_pools_say_what_is_pending_and_who_is_there(start_api: Any, make_request
     assert (health["status"], health["storage"]) == ("healthy", True)
     assert health["pools"]["mistral"] == {"status": "down", "runners": 0}
     assert api.http.get("/ready").json() == {"ready": True}
+    probes = [api.http.head(path) for path in ("/healthz", "/ready")]  # as some load balancers ask
+    assert [(probe.status_code, probe.content) for probe in probes] == [(200, b""), (200, b"")]
     page = api.http.get("/metrics").text
     assert 'batchfile_pending_requests{pool="mistral"} 71.0' in page
     assert "batch_id" not in page
