@@ -112,10 +112,9 @@ class _AsLines(logging.Handler):
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is no port: give 1 to 65535, or 0 for any that is free")
-    return number
+    if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give 1 to 65535, or 0 for any that is free")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:

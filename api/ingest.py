@@ -185,7 +185,7 @@ def _open(
     if media_type in LINE_TYPES:
         stage = None
         if stage_query is not None or (needs_stage and not is_native):
-            stage = _known_stage(routing, stage_query, "give it in the query, as ?stage=")
+            stage = _known_stage(routing, stage_query, "give it in the query, as ?stage=NAME, one of")
         chunks = _slices(spooled.view(), settings.api.requests_max)
         return _Upload(is_native=is_native, stage=stage, routing=routing, chunks=chunks, place=by_line)
     if media_type != "application/json" and not media_type.endswith("+json"):

@@ -38,7 +38,7 @@ _REFUSED = {
     errno.ENOTEMPTY: "a folder stands where an object should be: remove or rename it",
     errno.ENOLCK: "the file system has no locks: choose a local directory",
     errno.ENOTSUP: "the file system has no locks or links: choose a local directory",
-    errno.ENOENT: "the store's directory is gone: restore it or choose another",
+    errno.ENOENT: "the store's directory is gone, or can not be made there: restore it or choose another",
 }
 
 

@@ -212,7 +212,7 @@ def test_a_refusal_knows_which_request_it_is_about(service: Service) -> None:
 
 
 def test_lines_need_their_stage_in_the_query(service: Service) -> None:
-    with pytest.raises(InvalidFile, match=r"stage: is missing; give it in the query, as \?stage="):
+    with pytest.raises(InvalidFile, match=r"stage: is missing; give it in the query, as \?stage=NAME, one of email, "):
         service.post(lines([request(1)]), LINES)
 
 

@@ -519,6 +519,12 @@ def test_a_store_whose_directory_is_gone_says_so(store: DirectoryStore) -> None:
         store.put("a.json", b"1")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /proc")
+def test_a_store_that_can_not_be_made_where_it_was_asked_for_says_so() -> None:
+    with pytest.raises(StoreError, match=r"/proc/here: .* can not be made there: .* choose another"):
+        DirectoryStore("/proc/here")
+
+
 def test_a_store_that_is_gone_is_unavailable_and_not_empty(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "store")
     store.put("a/b", b"x")

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from api import awaiting
+from api.__main__ import main
 from batchfile.errors import StoreUnavailable
 from tests.contract.conftest import BUCKET, CREDENTIALS, free_port, moto_url, s3_credentials
 from tests.contract.fault_proxy import FaultProxy, fault_proxy
@@ -105,6 +106,14 @@ def test_a_store_that_no_waiting_mends_ends_the_start(bucket: FaultProxy, tmp_pa
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 1
     assert "bucket does not exist" in done.stderr
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "1.5"])
+def test_a_port_that_is_none_is_refused_with_what_is_taken(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([f"--port={port}"])
+    assert ended.value.code == 2
+    assert f"argument --port: '{port}' is no port: give 1 to 65535, or 0 for any" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(30)
