@@ -81,6 +81,14 @@ class Deployment:
         return found
 
 
+def text_of(message: Json) -> str:
+    """What a message of the stage contract says; a pool that thinks says its thoughts before. Raises: Failed."""
+    *thoughts, last = message["content"]
+    require(list(last) == ["type", "text"] and last["type"] == "text", "type and text", last)
+    require(all(block["type"] == "thinking" for block in thoughts), "nothing but thoughts before the text", thoughts)
+    return str(last["text"])
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that say which deployment."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

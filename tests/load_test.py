@@ -3,7 +3,7 @@
     python tests/load_test.py --url https://batch.example.com --api-key KEY [--config FILE] [--leads N] [--strict]
 
 Prints a table and, last, one JSON line. Exit status 1: a result is missing, misplaced or errored; with --strict
-also where a target is missed. Deletes the batches that it made.
+also where a target is missed. 2: a config that can not be used. Deletes the batches that it made.
 """
 
 import json
@@ -19,8 +19,8 @@ from statistics import median
 from typing import Any
 
 import httpx
-import yaml
-from deployment import Deployment, Failed, Json, parser, require
+from deployment import Deployment, Failed, Json, parser, require, text_of
+from load_config import Config, Sizes, Unusable, read_config
 
 CONFIG = Path(__file__).with_name("test_config.yaml")
 LEADS_OF_TARGETS = 100
@@ -59,7 +59,7 @@ class Measure:
 
 
 class Load:
-    def __init__(self, deployment: Deployment, config: Json) -> None:
+    def __init__(self, deployment: Deployment, config: Config) -> None:
         self._deployment = deployment
         self._config = config
         self._nonce = secrets.token_hex(3)
@@ -68,31 +68,30 @@ class Load:
         self._done_before = done_by_pool(deployment.live_runners())
 
     def run(self) -> list[StageRun]:
-        leads = [f"{self._nonce}{number:06d}" for number in range(self._config["leads"])]
+        leads = [f"{self._nonce}{number:06d}" for number in range(self._config.leads)]
         runs = []
         drafts: dict[str, str] = {}
-        for stage, sizes in self._config["stages"].items():
+        for stage, sizes in self._config.stages.items():
             require(stage in self._pool_of, f"a stage of {sorted(self._pool_of)}", stage)
             texts = drafts if stage == "polish" else dict.fromkeys(leads, "")
             if texts:
                 runs.append(self._stage(stage, sizes, texts))
                 say(f"{stage}: {runs[-1].requests} requests in {runs[-1].seconds:.1f} s")
             if stage == "email":
-                num = round(self._config["polish_share"] * len(leads))
+                num = round(self._config.polish_share * len(leads))
                 drafts = {name.split("_")[1]: text for name, text in list(runs[-1].answers.items())[:num]}
         return runs
 
-    def _stage(self, stage: str, sizes: Json, texts: dict[str, str]) -> StageRun:
+    def _stage(self, stage: str, sizes: Sizes, texts: dict[str, str]) -> StageRun:
         """`texts`: lead -> what its prompt is about; made up where it is empty."""
-        shared = self._text(self._config["shared_tokens"])
+        shared = self._text(self._config.shared_tokens)
         requests = [self._request(stage, sizes, lead, shared, text) for lead, text in texts.items()]
-        size = self._config["batch_requests_max"]
+        size = self._config.batch_requests_max
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
         started = time.monotonic()
-        with ThreadPoolExecutor(self._config["concurrency"]) as threads:
+        with ThreadPoolExecutor(self._config.concurrency) as threads:
             found = list(threads.map(lambda part: self._batch(stage, part), parts))
         results = [result for results, _ in found for result in results]
-        target_s = sizes.get("target_s")
         good = [result for result in results if result["status"] == "succeeded"]
         return StageRun(
             stage=stage,
@@ -100,10 +99,10 @@ class Load:
             requests=len(requests),
             errored=len(results) - len(good),
             seconds=max(ended for _, ended in found) - started,
-            target_s=target_s and target_s * max(1.0, len(requests) / LEADS_OF_TARGETS),
+            target_s=sizes.target_s and sizes.target_s * max(1.0, len(requests) / LEADS_OF_TARGETS),
             input_tokens=sum(result["usage"]["input_tokens"] for result in good),
             output_tokens=sum(result["usage"]["output_tokens"] for result in good),
-            answers={result["custom_id"]: result["message"]["content"][0]["text"] for result in good},
+            answers={result["custom_id"]: text_of(result["message"]) for result in good},
         )
 
     def _batch(self, stage: str, requests: list[Json]) -> tuple[list[Json], float]:
@@ -118,14 +117,14 @@ class Load:
         self._deployment.http.delete(f"/api/batches/{batch_id}")
         return results, ended
 
-    def _request(self, stage: str, sizes: Json, lead: str, shared: str, text: str) -> Json:
-        own = max(1, self._config["prompt_tokens"] - self._config["shared_tokens"])
+    def _request(self, stage: str, sizes: Sizes, lead: str, shared: str, text: str) -> Json:
+        own = max(1, self._config.prompt_tokens - self._config.shared_tokens)
         content = " ".join(text.split()[:own]) if text else self._text(own)
         params = {
             "system": shared,
             "messages": [{"role": "user", "content": content or "-"}],
-            "max_tokens": sizes["output_tokens"],
-        } | ({"ignore_eos": True} if self._config["ignore_eos"] else {})
+            "max_tokens": sizes.output_tokens,
+        } | ({"ignore_eos": True} if self._config.ignore_eos else {})
         return {"custom_id": f"lead_{lead}_{stage}", "params": params, "metadata": {"leadId": lead}}
 
     def _text(self, num_tokens: int) -> str:
@@ -135,7 +134,7 @@ class Load:
         """Of each pool that worked: the median runner's median, the slowest runner's P95, and its throughput."""
         runners = self._settled(runs)
         found = []
-        for pool, targets in self._config["pools"].items():
+        for pool, targets in self._config.pools.items():
             own = [run for run in runs if run.pool == pool]
             if not own:
                 continue
@@ -150,7 +149,7 @@ class Load:
                 RATE: rate,
             }
             for name, value in values.items():
-                target = targets.get(name)
+                target = getattr(targets, name)
                 is_met = None
                 if value is not None and target is not None:
                     is_met = value >= target if name == RATE else value <= target
@@ -230,9 +229,11 @@ def main() -> int:
     options.add_argument("--leads", type=int, help="instead of what the config says")
     options.add_argument("--strict", action="store_true", help="fail where a target is missed")
     args = options.parse_args()
-    config = yaml.safe_load(args.config.read_text())
-    if args.leads is not None:
-        config["leads"] = args.leads
+    try:
+        config = read_config(args.config, args.leads)
+    except Unusable as error:
+        print(error, file=sys.stderr)
+        return 2
     try:
         load = Load(Deployment(args.url, args.api_key, args.timeout), config)
         runs = load.run()

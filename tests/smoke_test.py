@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 import httpx
-from deployment import BATCHES, PAGE, RESULT_KEYS, STATES, Deployment, Failed, Json, parser, require
+from deployment import BATCHES, PAGE, RESULT_KEYS, STATES, Deployment, Failed, Json, parser, require, text_of
 
 REQUESTS = 4  # of a small batch
 REQUESTS_CANCELED = 400
@@ -211,8 +211,7 @@ class Smoke:
             require(list(result) == RESULT_KEYS, f"the keys {RESULT_KEYS}", list(result))
             if result["status"] == "succeeded":
                 require(list(result["message"]) == ["content"], "content alone", result["message"])
-                [block] = result["message"]["content"]
-                require(list(block) == ["type", "text"], "type and text", block)
+                text_of(result["message"])
                 require(list(result["usage"]) == ["input_tokens", "output_tokens"], "two counts", result["usage"])
                 require(result["error"] is None, "no error", result["error"])
             else:

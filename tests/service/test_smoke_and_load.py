@@ -1,5 +1,6 @@
 """One command starts the whole service; the smoke test, the load test and the Node example find it well."""
 
+import importlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 START_S = 60.0
@@ -125,6 +127,48 @@ def test_the_load_test_measures_every_stage_and_pool_against_its_targets(url: st
     for pool in ("mistral", "llama-70b"):
         assert found["pools"][pool]["latency_p95_s"] is not None
     assert run(*command, "--strict").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{leads: 0}", "leads: Input should be greater than 0"),
+        ("{stages: null}", "stages: "),
+        ("{stages: {}}", "stages: "),
+        ("{stages: {email: {}}}", "stages.email.output_tokens: Field required"),
+        ("{stages: {polish: {output_tokens: 4}}}", "polish takes what email wrote: name email before it"),
+        ("{pools: {mistral: {latency_p50: 3}}}", "pools.mistral.latency_p50: "),
+        ("{leads: [", "is no YAML: "),
+        ("", "is no table of keys"),
+    ],
+)
+def test_a_load_that_can_not_be_sent_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    config = tmp_path / "config.yaml"
+    if text.endswith("}"):  # keys that stand in for those of the whole file
+        whole = yaml.safe_load((ROOT / "tests" / "test_config.yaml").read_text())
+        text = yaml.safe_dump(whole | yaml.safe_load(text))
+    config.write_text(text)
+    refused = run(sys.executable, "tests/load_test.py", "--url", "http://127.0.0.1:1", "--config", str(config))
+    [line] = refused.stderr.splitlines()
+    assert refused.returncode == 2
+    assert line.startswith(f"{config}: {words}")
+
+
+def test_a_load_of_no_leads_or_from_no_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    for arguments in (["--leads", "0"], ["--config", str(tmp_path / "none")]):
+        refused = run(sys.executable, "tests/load_test.py", *arguments)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_the_text_of_an_answer_is_found_behind_its_thoughts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    deployment = importlib.import_module("deployment")
+    text, thought = {"type": "text", "text": "yes"}, {"type": "thinking", "thinking": "hm", "signature": ""}
+    assert deployment.text_of({"content": [text]}) == "yes"
+    assert deployment.text_of({"content": [thought, text]}) == "yes"
+    for content in ([text, thought], [text, text], [thought]):
+        with pytest.raises(deployment.Failed):
+            deployment.text_of({"content": content})
 
 
 def test_the_node_example_gets_every_result_from_the_right_model(url: str) -> None:
