@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.errors import InvalidFile
+from batchfile.errors import InvalidFile, InvalidRequest
+from batchfile.lines import parse_request
 from batchfile.lines.formats import detect, open_lines
 from batchfile.lines.parquet import RESULT_COLUMNS, write_results
 from batchfile.lines.result import encode_result
 from batchfile.local.inputs import bring_in, first_requests, inspect
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Choice, Completion, Failure, Usage
+from batchfile.words import Choice, Completion, Defaults, Failure, Usage
 
 try:
     from compression import zstd
@@ -164,6 +166,11 @@ def test_parquet_rows_with_prompts_become_requests(tmp_path: Path) -> None:
     ]
 
 
+def _turns_with(kind: pa.DataType, value: object) -> pa.Array:
+    fields = [("role", pa.string()), ("content", pa.string()), ("x", kind)]
+    return pa.array([[{"role": "user", "content": "hi", "x": value}]], pa.list_(pa.struct(fields)))
+
+
 @pytest.mark.parametrize("as_text", [True, False])
 def test_parquet_messages_may_be_structs_or_json_text(tmp_path: Path, as_text: bool) -> None:
     turns = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so"}]]
@@ -191,12 +198,62 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
             "column max_tokens is string",
         ),
         ({"custom_id": ["a"], "prompt": ["x"], "max_token": [7]}, "did you mean max_tokens"),
-        ({"custom_id": ["a"], "messages": ["nope"]}, "row 1: messages is not valid JSON"),
+        (
+            {"custom_id": ["a"], "messages": _turns_with(pa.timestamp("ns"), 1_700_000_000_123_456_789)},
+            r"column messages.x is timestamp\[ns\]; cast it to text, or drop it",
+        ),
+        ({"custom_id": ["a"], "messages": _turns_with(pa.time64("ns"), 1)}, r"column messages.x is time64"),
+        ({"custom_id": ["a"], "messages": _turns_with(pa.timestamp("ms"), 2**60)}, r"column messages.x is timestamp"),
+        ({"custom_id": ["a"], "messages": _turns_with(pa.binary(), b"x")}, r"column messages.x is binary"),
     ],
 )
 def test_a_column_that_is_missing_or_wrong_is_named(tmp_path: Path, columns: dict, words: str) -> None:
     with pytest.raises(InvalidFile, match=words):
         _read(_table(tmp_path / "a.parquet", **columns))
+
+
+def test_two_columns_or_two_fields_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([["a"], ["b"], ["x"]], names=["custom_id", "custom_id", "prompt"]), path)
+    with pytest.raises(InvalidFile, match="has 2 columns custom_id; keep one of them"):
+        _read(path)
+    turn = pa.struct([("role", pa.string()), ("content", pa.string()), ("content", pa.string())])
+    with pytest.raises(InvalidFile, match="messages has 2 fields content; keep one of them"):
+        _read(_table(path, custom_id=["a"], messages=pa.array([None], pa.list_(turn))))
+
+
+@pytest.mark.parametrize("text", ["bad json", "[" * 100_000, '[{"role":'])
+def test_a_row_whose_messages_are_no_json_is_a_bad_line_and_the_others_run(tmp_path: Path, text: str) -> None:
+    good = '[\n {"role": "user", "content": "hi"}\n]'
+    first, second = _rows(_table(tmp_path / "a.parquet", custom_id=["a", "b"], messages=[text, good]))
+    assert first == {"custom_id": "a", "params": {"messages": text}}
+    assert second == {"custom_id": "b", "params": {"messages": [{"role": "user", "content": "hi"}]}}
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string_view(), pa.json_(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_text_is_text_however_a_column_keeps_it(tmp_path: Path, kind: pa.DataType) -> None:
+    turns = '[{"role":"user","content":"hi"}]'
+    plain = pa.array([turns], getattr(kind, "storage_type", pa.string()))
+    packed = plain.dictionary_encode() if pa.types.is_dictionary(kind) else plain.cast(kind)
+    path = _table(tmp_path / "a.parquet", custom_id=["a"], messages=packed)
+    assert _rows(path) == [{"custom_id": "a", "params": {"messages": json.loads(turns)}}]
+
+
+def test_a_decimal_is_a_number_and_an_infinite_one_is_no_default(tmp_path: Path) -> None:
+    path = _table(
+        tmp_path / "a.parquet",
+        custom_id=["a", "b"],
+        prompt=["x", "y"],
+        temperature=[0.5, float("inf")],
+        top_p=[Decimal("0.90"), Decimal("1.00")],
+        max_tokens=[Decimal("7.0"), Decimal("8.0")],
+    )
+    first, second = (line["params"] for line in _rows(path))
+    assert (first["temperature"], first["top_p"], repr(first["max_tokens"])) == (0.5, 0.9, "7")
+    with pytest.raises(InvalidRequest, match=r'params\.temperature: must be a number, got "inf"'):
+        parse_request(json.dumps({"custom_id": "b", "params": second}).encode(), Defaults())
 
 
 def test_damaged_parquet_is_refused(tmp_path: Path) -> None:

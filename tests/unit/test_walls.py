@@ -38,7 +38,7 @@ ALLOWED = {
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/",),
     "genai_prices": ("batchfile/remote/prices.py",),
-    "pyarrow": ("batchfile/lines/parquet.py",),
+    "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/parquet_columns.py"),
     "ray": ("runners/ray/",),
 }
 
