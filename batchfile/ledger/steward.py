@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
+from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.ledger import batches, expiry, outbox, planning
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 LOOKS_MAX = 500  # batches looked at in one tick, those due for the longest time first
 RELOOK_S = 3600.0  # an ended batch may be deleted by its user, a damaged one mended
-STUCK_S = 60.0  # a batch that the store refuses something for
+STUCK_S = 60.0  # a batch that the store refuses something for, or that nobody expected
 SWEEP_S = 3600.0  # between two looks at what belongs to no batch
 
 _SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, expiry.sweep)
@@ -59,11 +59,13 @@ class Steward:
         self._queues: dict[str, set[str]] = {}  # pool -> its markers, as they were listed in this tick
 
     def tick(self) -> None:
-        """Raises: StoreUnavailable; the next tick goes on."""
+        """What nobody expects of one batch is logged, and holds up no other. Raises: StoreUnavailable; the next tick
+        goes on.
+        """
         now = self._ledger.clock.monotonic()
         self._queues.clear()
         if self._inbox is not None:
-            with _harmless():
+            with _harmless("inbox.failed"):
                 self._inbox.look()
         due = sorted(self._list_due(now))
         for _, batch_id, key in due[:LOOKS_MAX]:
@@ -77,11 +79,15 @@ class Steward:
             except StoreError as error:  # of this batch alone, perhaps: the others do not wait for it
                 log.error("batch.stuck", batch_id=batch_id, error=str(error))
                 self._due[batch_id] = now + STUCK_S
+            except Exception:  # a file of a kind that no code foresaw, say: it must not end every runner in turn
+                log.exception("batch.stuck", batch_id=batch_id)
+                self._due[batch_id] = now + STUCK_S
         if now - self._swept_at >= SWEEP_S:
             for sweep in _SWEEPS:
-                sweep(self._ledger)
+                with _harmless("sweep.failed"):
+                    sweep(self._ledger)
             if self._inbox is not None:
-                with _harmless():
+                with _harmless("inbox.failed"):
                     self._inbox.sweep()
             self._swept_at = now
 
@@ -200,11 +206,13 @@ class Steward:
 
 
 @contextmanager
-def _harmless() -> Iterator[None]:
-    """What others put into the inbox stops nothing else."""
+def _harmless(event: str) -> Iterator[None]:
+    """What others put into the store stops nothing else."""
     try:
         yield
     except StoreUnavailable:
         raise
-    except StoreError as error:
-        log.error("inbox.failed", error=str(error))
+    except BatchfileError as error:
+        log.error(event, error=str(error))
+    except Exception:
+        log.exception(event)

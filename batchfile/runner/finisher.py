@@ -65,6 +65,8 @@ class Finisher:
                 self._steward.tick()
             except StoreError as error:
                 log.warning("steward.paused", error=str(error))
+            except Exception:  # tidying is no reason to stop working
+                log.exception("steward.failed")
 
     def _finish(self, batch_id: str) -> None:
         try:

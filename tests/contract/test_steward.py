@@ -4,6 +4,9 @@ import json
 import random
 from dataclasses import replace
 
+import pytest
+import structlog
+
 from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreError
@@ -320,3 +323,60 @@ def test_a_batch_that_the_store_refuses_something_for_keeps_no_other_waiting() -
     world.steward = Steward(ledger, runner="s")
     world.tick()
     assert (world.state("a"), world.state("b")) == ("ending", "ended")
+
+
+class Odd(MeteredStore):
+    """A store in which what is read of `key` is nothing that anybody foresaw."""
+
+    def __init__(self, store: MeteredStore, key: str, error: BaseException) -> None:
+        super().__init__(store)
+        self.key, self.error = key, error
+
+    def get(self, key: str) -> Object | None:
+        if key.startswith(self.key):
+            raise self.error
+        return super().get(key)
+
+
+def test_what_nobody_expects_of_one_batch_stops_no_other_and_is_tried_again() -> None:
+    world = World()
+    for batch_id in ("a", "b"):
+        world.create(batch_id)
+        batches.end(world.ledger, batch_id, "canceled")
+    odd = Odd(world.store, "batches/a/plan-", KeyError("Column custom_id does not exist in schema"))
+    world.steward = Steward(Ledger(store=odd, clock=world.clock, rng=random.Random(7)), runner="s")
+    with structlog.testing.capture_logs() as events:
+        world.tick()
+    assert (world.state("a"), world.state("b")) == ("ending", "ended")
+    (stuck,) = [event for event in events if event["event"] == "batch.stuck"]
+    assert (stuck["batch_id"], stuck["log_level"], stuck["exc_info"]) == ("a", "error", True)
+    odd.key = "nothing"
+    world.tick()
+    assert world.state("a") == "ending"
+    world.clock.sleep(steward.STUCK_S)
+    world.tick()
+    assert world.state("a") == "ended"
+
+
+def test_a_process_that_is_killed_while_it_stewards_does_nothing_more() -> None:
+    class Gone(BaseException):
+        pass
+
+    world = World()
+    for batch_id in ("a", "b"):
+        world.create(batch_id)
+        batches.end(world.ledger, batch_id, "canceled")
+    odd = Odd(world.store, "batches/a/plan-", Gone())
+    world.steward = Steward(Ledger(store=odd, clock=world.clock, rng=random.Random(7)), runner="s")
+    with pytest.raises(Gone):
+        world.tick()
+
+
+def test_a_sweep_that_fails_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(ledger: Ledger) -> None:
+        raise KeyError("x")
+
+    world, swept = World(), list[Ledger]()
+    monkeypatch.setattr(steward, "_SWEEPS", (failing, swept.append))
+    world.tick()
+    assert swept == [world.ledger]
