@@ -14,6 +14,7 @@ from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.planner import plan_input
+from batchfile.ledger.steward import Steward
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
 from batchfile.store.faulty import FaultyStore
@@ -61,6 +62,16 @@ def test_a_line_that_kills_the_engine_is_errored_and_all_others_succeed(place: i
     errors = {n: row["error"]["type"] for n, row in enumerate(results(ledger)) if row["error"]}
     assert errors == {place: "engine_crash"}
     assert run.tally.num_engine_deaths >= 3
+
+
+def test_tidying_that_fails_does_not_end_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(steward: Steward) -> None:
+        raise KeyError("nobody foresaw this")
+
+    monkeypatch.setattr(Steward, "tick", failing)
+    ledger = world([f"hello {n}" for n in range(40)])
+    Runner(ledger, EchoEngine, RunnerOptions(runner_id="r1", pool="local", only=BATCH)).run_alone()
+    assert len(results(ledger)) == 40
 
 
 def test_two_poison_lines_are_both_found() -> None:
