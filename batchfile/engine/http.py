@@ -212,7 +212,11 @@ class HttpEngine:
 
     async def _answer(self, key: int, serial: int, prepared: HttpPrepared) -> None:
         async with self._slots:
-            outcome = await self._outcome(prepared)
+            try:
+                outcome = await self._outcome(prepared)
+            except Exception as error:  # the top of this task: a request without an outcome holds its batch for good
+                log.exception("request.failed", url=self._root)
+                outcome = Failure(type="model_error", message=f"The request to the endpoint failed: {error!r}")
         self._finished.put((key, serial, outcome))
 
     async def _outcome(self, prepared: HttpPrepared) -> Outcome:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from math import isfinite
 from time import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ MISPLACED_STATUSES = frozenset({301, 302, 303, 307, 308, 401})
 UNPROVEN_STATUSES = frozenset({403, 404})
 # How much of a foreign error text is passed on.
 MESSAGE_CHARS_MAX = 2_000
+TOKENS_MAX = 2**31  # that one request can have used; no number above it was counted
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
 
@@ -136,7 +138,7 @@ def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_p
     if status == 200:
         try:
             return (_vectors if wanted.num_vectors else _completion)(json.loads(data), wanted)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             return Failed(f"The endpoint's response is no {_NAMES[wanted.kind]}: {error!r}", retry_after_s)
     message = f"The endpoint answered {status}: {_message(data)}"
     if status >= 500 or status == 408 or may_be_a_proxys(said):
@@ -207,6 +209,8 @@ def _vectors(body: dict[str, Any], wanted: Wanted) -> Completion:
     vectors = tuple(
         given if isinstance(given, str) else tuple(map(float, given)) for given in (one["embedding"] for one in found)
     )
+    if not all(isfinite(number) for vector in vectors if not isinstance(vector, str) for number in vector):
+        raise ValueError("it has a vector with a number that is not finite")
     return Completion(choices=(), usage=_usage(body), kind="embedding", vectors=vectors)
 
 
@@ -214,17 +218,32 @@ def _usage(body: dict[str, Any]) -> Usage:
     usage = body.get("usage") or {}
     details = usage.get("prompt_tokens_details") or {}
     return Usage(
-        input_tokens=int(usage.get("prompt_tokens") or 0),
-        output_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=int(details.get("cached_tokens") or 0),
+        input_tokens=_count(usage.get("prompt_tokens")),
+        output_tokens=_count(usage.get("completion_tokens")),
+        cached_tokens=_count(details.get("cached_tokens")),
     )
+
+
+def _count(given: object) -> int:
+    """What is no count says as little as none."""
+    return int(given) if isinstance(given, int | float) and 0 <= given <= TOKENS_MAX else 0
+
+
+def _text(given: object) -> str:
+    """Of a content, which may come in parts. Raises: ValueError, KeyError, TypeError for what is no text."""
+    if given is None or isinstance(given, str):
+        return given or ""
+    if not isinstance(given, list) or not all(isinstance(part["text"], str) for part in given):
+        raise ValueError("its content is no text")
+    return "".join(part["text"] for part in given)
 
 
 def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
     matched = choice.get("stop_reason")
     message = choice["message"] if wanted.kind == "chat" else {"content": choice["text"]}
-    text = message.get("content") or ""
-    thinking = (message.get("reasoning_content") or message.get("reasoning")) if wanted.is_thinking else None
+    text = _text(message.get("content"))
+    thought = (message.get("reasoning_content") or message.get("reasoning")) if wanted.is_thinking else None
+    thinking = None if thought is None else _text(thought)
     asked = [call["function"] for call in message.get("tool_calls") or ()] if wanted.stem else []
     calls = made_calls(wanted.stem, index, ((call["name"], json.loads(call["arguments"] or "{}")) for call in asked))
     if choice.get("finish_reason") == "length":
@@ -266,7 +285,7 @@ def _message(data: bytes) -> str:
         body = json.loads(text)
         error = body.get("error", body)
         text = error if isinstance(error, str) else str(error.get("message") or error.get("detail") or text)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         pass
     return text.strip()[:MESSAGE_CHARS_MAX] or "(no message)"
 

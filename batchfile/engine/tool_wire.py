@@ -16,6 +16,9 @@ NO_TOOLS = "Tools are not served by this pool: {why}. Remove tools, or name anot
 NO_THINKING = "Thinking is not served by this pool: {why}. Remove thinking, or name another model."
 
 
+INPUT_DEPTH_MAX = 200  # of what a model writes: whatever writes and reads results recurses
+
+
 def wire_tools(tools: Tools) -> list[dict[str, Any]]:
     return [
         {
@@ -47,10 +50,19 @@ def call_stem(request: Request) -> str:
 
 
 def made_calls(stem: str, choice: int, found: Iterable[tuple[str, Any]]) -> tuple[ToolCall, ...]:
-    """Names and inputs, in order, as calls. Raises: ValueError for an input that is no object."""
+    """Names and inputs, in order, as calls. Raises: ValueError for what can be none (an input that is no object)."""
     calls = []
     for number, (name, given) in enumerate(found):
+        if not isinstance(name, str):
+            raise ValueError("the name of a tool that is called is no text")
         if not isinstance(given, dict):
             raise ValueError(f"the input of the tool {name} is no JSON object")
+        if _is_deeper(given, INPUT_DEPTH_MAX):
+            raise ValueError(f"the input of the tool {name} is nested more than {INPUT_DEPTH_MAX} deep")
         calls.append(ToolCall(f"{stem}{choice:02x}{number:02x}", name, given))
     return tuple(calls)
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth == 0 or any(_is_deeper(item, depth - 1) for item in inside)

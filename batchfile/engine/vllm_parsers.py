@@ -107,7 +107,7 @@ class Parsers:
         try:
             calls = [(call.name, msgspec.json.decode(call.arguments or "{}")) for call in found or ()]
             made = made_calls(reading.stem, index, calls)
-        except ValueError:
+        except (ValueError, RecursionError):
             return Choice(choice.text, choice.stop_reason, choice.stop_sequence)  # no calls that anyone could answer
         if reading.tools is not None and not reading.tools.is_parallel:
             made = made[:1]

@@ -18,7 +18,21 @@ from batchfile.engine import http
 from batchfile.engine.http import HttpEngine, HttpOptions
 from batchfile.engine.http_wire import Down, Failed, Said, api_root, read_answer
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.words import Choice, Completion, Failure, Message, Outcome, Raw, Request, Sampling, Tool, ToolCall, Tools
+from batchfile.lines.result import decode_result, encode_result
+from batchfile.words import (
+    Choice,
+    Completion,
+    Failure,
+    Message,
+    Outcome,
+    Raw,
+    Request,
+    Sampling,
+    Tool,
+    ToolCall,
+    Tools,
+    Usage,
+)
 
 _path = Path(__file__).with_name("chat_server.py")
 _spec = importlib.util.spec_from_file_location("chat_server", _path)
@@ -142,6 +156,90 @@ def test_calls_that_no_one_could_answer_spend_an_attempt(server: Any, engine: Ht
     [outcome] = run(engine, replace(request(), tools=TOOLS))
     assert isinstance(outcome, Completion)
     assert [call.input for call in outcome.choices[0].calls] == [{}]
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"status": 200, "text": DEEP},
+        {"status": 200, "text": '{"choices": [{"message": {"content": "x", "extra": ' + DEEP},
+        calling(("look", DEEP)),
+        calling(("look", '{"a":' * 300 + "1" + "}" * 300)),
+        {"status": 500, "text": DEEP},
+    ],
+)
+def test_an_answer_that_is_nested_too_deeply_spends_an_attempt(
+    server: Any, engine: HttpEngine, told: dict[str, Any]
+) -> None:
+    server.script.extend([told, calling(("look", "{}"))])
+    [outcome] = run(engine, replace(request(), tools=TOOLS))
+    assert isinstance(outcome, Completion)
+    assert len(server.seen) == 2
+
+
+def test_a_refusal_that_is_nested_too_deeply_is_a_refusal(server: Any, engine: HttpEngine) -> None:
+    server.script.append({"status": 400, "text": DEEP})
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Failure)
+    assert outcome.type == "invalid_request_error"
+
+
+def test_whatever_happens_to_a_request_it_has_an_outcome_and_the_others_run(
+    server: Any, engine: HttpEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, faults = http.read_answer, iter([True])
+
+    def broken(*args: Any, **more: Any) -> Any:
+        if next(faults, False):
+            raise LookupError("nobody foresaw this")
+        return read(*args, **more)
+
+    monkeypatch.setattr(http, "read_answer", broken)
+    outcomes = run(engine, *[request() for _ in range(3)])
+    (failure,) = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    assert (failure.type, "nobody foresaw this" in failure.message) == ("model_error", True)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(None, ""), ("hi", "hi"), ([], ""), ([{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], "hi")],
+)
+def test_content_in_parts_is_their_text(server: Any, engine: HttpEngine, content: Any, text: str) -> None:
+    server.script.append(calling(content=content, tool_calls=None))
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Completion)
+    assert outcome.choices == (Choice(text, "end_turn"),)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, 7, ["hi"], [{"type": "image_url"}], [{"text": 7}], [None]])
+def test_content_that_is_no_text_spends_an_attempt(server: Any, engine: HttpEngine, content: Any) -> None:
+    server.script.extend(calling(content=content, tool_calls=None) for _ in range(3))
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Failure)
+    assert "is no chat completion" in outcome.message
+
+
+@pytest.mark.parametrize("count", [-3, 2**70, 1e308, None, "many", [1]])
+def test_a_usage_that_is_none_counts_for_nothing(server: Any, engine: HttpEngine, count: Any) -> None:
+    usage = {"prompt_tokens": count, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": count}}
+    choice = {"message": {"content": "hi"}, "finish_reason": "stop"}
+    server.script.append({"status": 200, "text": json.dumps({"choices": [choice], "usage": usage})})
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Completion)
+    assert outcome.usage == Usage(input_tokens=0, output_tokens=2, cached_tokens=0)
+
+
+def test_whatever_an_endpoint_answers_has_a_result_line_that_can_be_read(server: Any, engine: HttpEngine) -> None:
+    odd = json.dumps({"\ud800": "\ud800", "n": 2**70})
+    server.script.append(calling(("look", odd), content=[{"text": "\ud800"}]))
+    [outcome] = run(engine, replace(request(), tools=TOOLS))
+    decode_result(encode_result("r", outcome, "m"))
+    server.script.append({"status": 200, "text": json.dumps({"data": [{"index": 0, "embedding": "\ud800"}]})})
+    [outcome] = run(engine, raw_request("embedding", "a"))
+    decode_result(encode_result("r", outcome, "m"))
 
 
 @pytest.mark.parametrize(("is_asked", "thinking"), [(True, "hm"), (None, None)])
