@@ -42,8 +42,9 @@ def check_output(output: str, input_path: str | None) -> str:
         raise SettingsError(f"{output}: is a directory; name a file in it: {os.path.join(output, 'results.jsonl')}")
     if os.path.exists(path) and not os.path.isfile(path):
         raise SettingsError(f"{output}: is not a regular file; `-o -` writes the results to stdout")
-    if input_path is not None and os.path.exists(path) and os.path.samefile(path, input_path):
-        raise SettingsError(f"{output}: is the input itself; choose another output")
+    for ending in ("", ERRORS_ENDING, RECEIPT_ENDING):
+        if input_path is not None and os.path.exists(path + ending) and os.path.samefile(path + ending, input_path):
+            raise SettingsError(f"{output}{ending}: is the input itself; choose another output")
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise SettingsError(f"{output}: there is no directory {folder}; make it first")
