@@ -53,11 +53,11 @@ class Scan:
         self._max_tokens = (defaults or Defaults()).max_tokens
         self._routes: dict[tuple[str | None, str | None], str | None] = {}  # what was routed, and why not
 
-    def problems(self, chunks: Iterable[bytes]) -> Iterator[Problem]:
-        """In the order of the lines and, within a line, of the columns."""
+    def problems(self, chunks: Iterable[bytes], start: int = 0) -> Iterator[Problem]:
+        """In the order of the lines and, within a line, of the columns. `start`: where in the file the chunks begin."""
         summary = self.summary
         line: Line | None = None
-        for line in iter_lines(chunks):
+        for line in iter_lines(chunks, start):
             summary.num_requests += 1
             findings = self._check(line)
             if findings:
@@ -130,7 +130,7 @@ def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Proble
 def _late(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
     """What only the whole file shows."""
     if scan.summary.num_requests == 0:
-        yield _of_file("holds no request: every line is blank", "Write one request on each line.")
+        yield _of_file("holds no request: it is empty, or every line is blank", "Write one request on each line.")
     if scan.summary.num_requests > REQUESTS_MAX:
         yield _of_file(f"holds more than {REQUESTS_MAX:,} requests", "Split it.")
     suspects = scan.duplicates.suspects()

@@ -61,10 +61,10 @@ class Check:
         """In file order; repeated custom_ids last. Raises: InvalidFile where the file can not be read as a whole."""
         path = self._source.path
         num_processes = os.cpu_count() or 1
-        is_plain = path is not None and self._source.format == "jsonl"
         can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
-        if is_plain and can_fork and num_processes > 1 and os.path.getsize(path or "") >= BIG_BYTES:
-            yield from self._in_processes(path or "", num_processes)
+        is_plain = self._source.format == "jsonl"
+        if path is not None and is_plain and can_fork and num_processes > 1 and os.path.getsize(path) >= BIG_BYTES:
+            yield from self._in_processes(path, num_processes)
             return
         scan = _new_scan(self._rules)
         yield from validate(lambda: read(self._source), scan)
@@ -87,7 +87,7 @@ class Check:
         self.summary.dialect = dialect
         self.summary.size_bytes = os.path.getsize(path)
         if self.summary.num_requests == 0:
-            raise InvalidFile(f"{path}: holds no request: every line is blank")
+            raise InvalidFile(f"{path}: holds no request: it is empty, or every line is blank")
         if self.summary.num_requests > REQUESTS_MAX:
             raise InvalidFile(f"{path}: holds more than {REQUESTS_MAX:,} requests; split it")
         suspects = total.duplicates.suspects()
@@ -141,7 +141,7 @@ def _scan_piece(piece: _Piece) -> _Scanned:
                 num_rows += chunk.count(b"\n")
                 yield chunk
 
-    problems = list(scan.problems(chunks()))
+    problems = list(scan.problems(chunks(), piece.start))
     return _Scanned(problems, scan, num_rows)
 
 

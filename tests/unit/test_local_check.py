@@ -1,6 +1,7 @@
 """The check of a file: many processes say what one says."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,17 @@ def test_processes_find_what_one_process_finds(tmp_path: Path, monkeypatch: pyte
     together = Check(inspect(str(path)), Rules())
     assert list(together.problems()) == want
     assert together.summary == alone.summary
+
+
+def test_a_byte_order_mark_is_one_at_the_start_of_the_file_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join("\ufeff" + GOOD % (n, "x", 1) + "\n" for n in range(50)))
+    monkeypatch.setattr(check_module, "PIECE_BYTES", 1_000)
+    monkeypatch.setattr(check_module, "BIG_BYTES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert [problem.line for problem in Check(inspect(str(path)), Rules()).problems()] == [*range(2, 51)]
 
 
 def test_a_request_that_does_not_fit_the_model_is_found_with_its_line(tmp_path: Path) -> None:
