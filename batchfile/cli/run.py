@@ -74,9 +74,8 @@ class Signals:
             raise Interrupted(self.code)
         if self.num == 1:
             runner.stop()
-            self.voice.say(
-                f"stopping: finishing {runner.num_in_flight:,} requests in flight; press Ctrl-C again to stop now"
-            )
+            left = counted(runner.num_in_flight, "request")
+            self.voice.say(f"stopping: finishing {left} in flight; press Ctrl-C again to stop now")
         else:
             runner.stop_now()
 
@@ -298,8 +297,16 @@ def _summary(receipt: Receipt, path: str | None) -> str:
     if path is not None:
         text += f": {path}"
         if num_failed:
-            text += f"; {num_failed:,} did not: mend and run {path}{outputs.ERRORS_ENDING}"
+            text += f"; {num_failed:,} did not: {_what_to_do(receipt, num_failed)}"
     return text
+
+
+def _what_to_do(receipt: Receipt, num_failed: int) -> str:
+    """The errors file has no line that is too long, or is not there any more."""
+    errors = receipt.errors
+    if errors is None:
+        return "their results say why"
+    return f"mend and run {errors.path}" + (f" ({errors.lines:,} of them)" if errors.lines < num_failed else "")
 
 
 def _say_how_to_resume(*, is_stdout: bool, is_stdin: bool) -> None:

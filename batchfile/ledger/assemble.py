@@ -59,6 +59,7 @@ def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat
     """
     counts = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
     usage, gpu_s = Usage(), 0.0
+    requests = _Requests(ledger, batch)
     results_key = layout.results_key(batch.batch_id, nonce)
     errors_key = layout.errors_key(batch.batch_id, nonce)
     with _HashingWriter(ledger, results_key) as results, _HashingWriter(ledger, errors_key) as errors:
@@ -68,12 +69,12 @@ def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat
             for record in records:
                 usage += record.usage
                 gpu_s += record.gpu_s
-            lines = _range_lines(ledger, batch, span, records)
+            lines = _range_lines(ledger, batch, span, records, requests)
             for item in lines:
                 counts[item.status] += 1
             results.write_lines([item.result for item in lines])
             if any(item.status != "succeeded" for item in lines):
-                raw = _raw_lines(ledger, batch, span)
+                raw = requests.of(span)
                 if raw is not None:
                     failed = [raw[item.line] for item in lines if item.status != "succeeded"]
                     errors.write_lines([line for line in failed if line is not None])
@@ -94,7 +95,9 @@ def _records(ledger: Ledger, batch: BatchRecord, plan: Plan, n: int) -> Iterator
         yield found.record
 
 
-def _range_lines(ledger: Ledger, batch: BatchRecord, span: Range, records: list[ShardRecord]) -> list[PartLine]:
+def _range_lines(
+    ledger: Ledger, batch: BatchRecord, span: Range, records: list[ShardRecord], requests: "_Requests"
+) -> list[PartLine]:
     """Every line of the range, once, in order."""
     by_line: dict[int, PartLine] = {}
     for record in records:
@@ -104,7 +107,7 @@ def _range_lines(ledger: Ledger, batch: BatchRecord, span: Range, records: list[
                     raise BatchDamaged(f"{batch.batch_id}: line {span.first + item.line} has two results")
                 by_line[item.line] = item
     if len(by_line) < span.num_lines:
-        _fill(by_line, records, span, _raw_lines(ledger, batch, span))
+        _fill(by_line, records, span, requests.of(span))
     return [by_line[line] for line in range(span.num_lines)]
 
 
@@ -142,17 +145,26 @@ def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> list[PartLi
     return []
 
 
-def _raw_lines(ledger: Ledger, batch: BatchRecord, span: Range) -> list[bytes | None] | None:
-    """The requests of a range as they came in; None where the input is not the pinned one any more.
+class _Requests:
+    """The requests as they came in. None of them once the input is not the pinned one any more."""
 
-    A line over the limit is None: no run will ever take it.
-    """
-    chunks = ledger.store.stream(batch.input.key, span.start, span.end, match=batch.input.etag)
-    try:
-        return [line.data for line in iter_lines(chunks, span.start)]
-    except (ObjectChanged, ObjectMissing) as error:
-        log.warning("input.changed", batch_id=batch.batch_id, error=str(error))
-        return None
+    def __init__(self, ledger: Ledger, batch: BatchRecord) -> None:
+        self._ledger = ledger
+        self._batch = batch
+        self._is_gone = False
+
+    def of(self, span: Range) -> list[bytes | None] | None:
+        """A line over the limit is None: no run will ever take it."""
+        if self._is_gone:
+            return None
+        pinned = self._batch.input
+        try:
+            chunks = self._ledger.store.stream(pinned.key, span.start, span.end, match=pinned.etag)
+            return [line.data for line in iter_lines(chunks, span.start)]
+        except (ObjectChanged, ObjectMissing) as error:
+            self._is_gone = True
+            log.warning("input.changed", batch_id=self._batch.batch_id, error=str(error))
+            return None
 
 
 class _HashingWriter:

@@ -14,7 +14,7 @@ from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreFull, StoreUnavailable
 from batchfile.layout import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
-from batchfile.ledger import batches, lease, shards
+from batchfile.ledger import batches, cutter, lease, shards
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.cutter import Planned
@@ -400,6 +400,21 @@ def test_a_changed_input_ends_the_batch_and_keeps_what_is_done() -> None:
     rows = world.results()
     assert [row["status"] for row in rows] == ["succeeded"] * 32 + ["errored"] * 8
     assert rows[-1]["error"]["type"] == "input_changed"  # type: ignore[index]
+
+
+def test_of_a_changed_input_an_assembly_tells_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutter, "RANGE_LINES_MIN", 4)
+    world = World()
+    planned = world.create([line(number) for number in range(40)])
+    assert len(planned.plan.ranges) == 10
+    world.store.put(input_key(BATCH, "n"), b"something else")
+    batches.end(world.ledger, BATCH, "input_changed")
+    with structlog.testing.capture_logs() as events:
+        batches.finish(world.ledger, BATCH, runner="r")
+    assert [event["event"] for event in events].count("input.changed") == 1
+    batch = world.batch
+    assert batch.errors is not None
+    assert (batch.state, batch.total, batch.errors.num_lines) == ("ended", 40, 0)
 
 
 def test_a_part_that_is_lost_makes_its_lines_storage_errors() -> None:
