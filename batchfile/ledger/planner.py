@@ -30,8 +30,9 @@ def plan_input(
     requests_max: int = REQUESTS_MAX,
     problems: LineProblems | None = None,
     beat: Callable[[], None] = lambda: None,
+    name: str = "the file",
 ) -> Planned:
-    """Plan the object `input_key`. `lines_per_range` None: what `range_lines` says.
+    """Plan the object `input_key`, which words call `name`. `lines_per_range` None: what `range_lines` says.
 
     With `problems`, a line that can not run refuses the whole, and all such lines are noted there. `beat` is called
     every MiB or so. Raises: InvalidFile (no request in it, too many, refused), ObjectChanged, ObjectMissing.
@@ -51,7 +52,7 @@ def plan_input(
     digest = hashlib.sha256()
     cuts = cutter.read(_hashed(_stream(ledger, input_key, entry.etag, beat), digest), entry.size)
     if cutter.total == 0:
-        raise InvalidFile("the file holds no request: every line is blank")
+        raise InvalidFile(f"{name} holds no request: it is empty, or every line is blank")
     if problems is None or not problems.found:
         cuts = cutter.without_duplicates(cuts, _stream(ledger, input_key, entry.etag, beat))
     if problems is not None and problems.found:

@@ -126,6 +126,7 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
             requests_max=REQUESTS_MAX if batch.file is None else batch.file.requests_max,
             problems=problems,
             beat=turn.beat,
+            name="the file" if batch.dropped is None else f"{batch.dropped.key}:",
         )
         if key == batch.input.key and planned.input.etag != batch.input.etag:
             raise ObjectChanged(f"{batch.input.key} is another than the batch was made of")

@@ -33,7 +33,7 @@ class Unserved(NamedTuple):
 
     harmless: tuple[Any, ...]
     message: str
-    fix: str
+    fix: str = ""
 
 
 def without_user(turns: Iterable[Any], root: str) -> list[Finding]:

@@ -96,12 +96,12 @@ class Params(Strict):
 
 
 UNSERVED: dict[str, Unserved] = {
-    "betas": Unserved((None, []), "beta features are not served; remove it", "Remove it."),
-    "compaction": Unserved((None,), "compaction is not served; remove it", "Remove it."),
-    "context_management": Unserved((None, {}), "context management is not served; remove it", "Remove it."),
-    "fallbacks": Unserved((None, []), "fallbacks are not served; remove it", "Remove it."),
-    "mcp_servers": Unserved((None, []), "MCP servers are not served; remove it", "Remove it."),
-    "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false", "Set it to false."),
+    "betas": Unserved((None, []), "beta features are not served; remove it"),
+    "compaction": Unserved((None,), "compaction is not served; remove it"),
+    "context_management": Unserved((None, {}), "context management is not served; remove it"),
+    "fallbacks": Unserved((None, []), "fallbacks are not served; remove it"),
+    "mcp_servers": Unserved((None, []), "MCP servers are not served; remove it"),
+    "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false"),
 }
 
 

@@ -79,12 +79,12 @@ _TOOLS = "is an old form that is not served; use tools"
 _TOOLS_FIX = "Use tools and tool_choice."
 
 UNSERVED: dict[str, Unserved] = UNSERVED_SAMPLING | {
-    "audio": Unserved((None,), "audio is not served; remove it", "Remove it."),
+    "audio": Unserved((None,), "audio is not served; remove it"),
     "function_call": Unserved((None, "none", "auto"), _TOOLS, _TOOLS_FIX),
     "functions": Unserved((None, []), _TOOLS, _TOOLS_FIX),
     "modalities": Unserved((None, ["text"]), 'only ["text"] is served; remove it', "Remove it."),
-    "top_logprobs": Unserved((None, 0), "logprobs are not served; remove it", "Remove it."),
-    "web_search_options": Unserved((None,), "web search is not served; remove it", "Remove it."),
+    "top_logprobs": Unserved((None, 0), "logprobs are not served; remove it"),
+    "web_search_options": Unserved((None,), "web search is not served; remove it"),
 }
 
 _ROLES: dict[str, Role] = {

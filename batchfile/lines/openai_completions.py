@@ -33,9 +33,9 @@ class Body(Sampled):
 
 
 UNSERVED: dict[str, Unserved] = UNSERVED_SAMPLING | {
-    "best_of": Unserved((None, 1), "best_of is not served; use n", "Use n."),
-    "logprobs": Unserved((None,), "logprobs are not served; remove it", "Remove it."),
-    "echo": Unserved((None, False), "echo is not served; remove it or set it to false", "Set it to false."),
+    "best_of": Unserved((None, 1), "best_of is not served; use n"),
+    "logprobs": Unserved((None,), "logprobs are not served; remove it"),
+    "echo": Unserved((None, False), "echo is not served; remove it or set it to false"),
     "suffix": Unserved((None, ""), "suffix is not served: text is only written behind the prompt", "Remove it."),
 }
 _CHECKED = frozenset(UNSERVED)

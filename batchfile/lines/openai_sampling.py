@@ -75,9 +75,9 @@ _SCHEMA_FIX = "Put the schema into response_format.json_schema.schema."
 
 UNSERVED_SAMPLING: dict[str, Unserved] = {
     "guided_json": Unserved((None,), "use response_format of type json_schema instead", _SCHEMA_FIX),
-    "logit_bias": Unserved((None, {}), "logit_bias is not served; remove it", "Remove it."),
-    "logprobs": Unserved((None, False), "logprobs are not served; remove it or set it to false", "Remove it."),
-    "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false", "Set it to false."),
+    "logit_bias": Unserved((None, {}), "logit_bias is not served; remove it"),
+    "logprobs": Unserved((None, False), "logprobs are not served; remove it or set it to false"),
+    "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false"),
 }
 
 

@@ -150,7 +150,7 @@ def _unknown(place: Path, keys: list[str]) -> Finding:
     near = [_OTHER_NAMES[key]] if _OTHER_NAMES.get(key) in keys else get_close_matches(key.lower(), keys, 1)
     if near:
         return Finding(place, f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.", at_key=True)
-    return Finding(place, "unknown key; remove it", "Remove it.", at_key=True)
+    return Finding(place, "unknown key; remove it", at_key=True)
 
 
 def _expected(kind: str, context: Mapping[str, Any], path: Path) -> str:

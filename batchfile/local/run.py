@@ -233,9 +233,10 @@ def _plan_and_commit(ledger: Ledger, source: Source, options: RunOptions, batch_
     if options.is_strict:
         check_every_line(ledger.store, key, source.name)
     routing = RoutingTable(everything=POOL)
-    planned = plan_input(ledger, batch_id, key, routing=routing, stage=options.stage)
+    planned = plan_input(ledger, batch_id, key, routing=routing, stage=options.stage, name=f"{source.name}:")
     if options.is_strict and planned.num_rejected:
-        raise InvalidFile(f"{source.name}: {planned.first_problem}; {planned.num_rejected:,} such lines (--strict)")
+        more = f" ({planned.num_rejected:,} such lines)" if planned.num_rejected > 1 else ""
+        raise InvalidFile(f"{source.name}: {planned.first_problem}{more}; nothing ran (--strict)")
     is_own_bytes = is_linked or source.path is None
     inputs.check_untouched(source)
     digest = planned.input.sha256 if is_own_bytes else inputs.digest_of(source)
@@ -259,12 +260,12 @@ def _plan_and_commit(ledger: Ledger, source: Source, options: RunOptions, batch_
 
 def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
     if planned.num_hints:
-        yield f"{planned.num_hints:,} requests have a model_hint; a local run sends every request to its one engine"
+        yield f"requests with a model_hint: {planned.num_hints:,}; a local run sends every request to its one engine"
     if named not in {None, model, Path(model).name}:
         yield f"the first request names the model {named!r}; a local run sends every request to its one engine"
     if planned.num_rejected:
         first = planned.first_problem
-        yield f"{planned.num_rejected:,} lines can not run and become errored results; the first: {first}"
+        yield f"rejected lines: {planned.num_rejected:,}, each an errored result; the first: {first}"
 
 
 def _first_model(ledger: Ledger, planned: Planned) -> str | None:

@@ -83,6 +83,20 @@ def test_a_line_over_the_limit_is_an_errored_result(tmp_path: Path) -> None:
     assert "16 MiB" in lines[1]["error"]["message"]
 
 
+def test_the_summary_names_an_errors_file_only_where_there_is_one(tmp_path: Path) -> None:
+    huge = b'{"custom_id":"huge","params":{"messages":[{"role":"user","content":"' + b"x" * 17 * 2**20 + b'"}]}}\n'
+    (tmp_path / "in.jsonl").write_bytes(GOOD + huge)
+    said = run(tmp_path, "in.jsonl", "-o", "out.jsonl").stderr
+    assert b"rejected lines: 1, each an errored result; the first: line 2: the line is longer than 16 MiB" in said
+    assert b"1 of 2 requests succeeded" in said
+    assert b"; 1 did not: their results say why" in said
+    assert not (tmp_path / "out.jsonl.errors.jsonl").exists()
+    (tmp_path / "in.jsonl").write_bytes(GOOD + huge + b"bad\n")
+    said = run(tmp_path, "in.jsonl", "-o", "out.jsonl", "--restart").stderr
+    assert b"; 2 did not: mend and run " in said
+    assert b"out.jsonl.errors.jsonl (1 of them)" in said
+
+
 def test_blank_lines_a_bom_crlf_and_a_missing_last_newline_are_fine(tmp_path: Path) -> None:
     last = GOOD.replace(b'"good"', b'"last"').strip()
     (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + GOOD.replace(b"\n", b"\r\n") + b"\r\n  \n\n" + last)
@@ -166,6 +180,20 @@ def test_an_output_that_can_not_be_written_is_refused_first(tmp_path: Path, outp
     assert words.encode() in done.stderr
     assert (tmp_path / "in.jsonl").read_bytes() == GOOD
     assert not (tmp_path / ".batchfile").exists()
+
+
+@pytest.mark.parametrize("ending", [".errors.jsonl", ".receipt.json"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_run_writes_over_no_input_beside_its_output(tmp_path: Path, ending: str, is_link: bool) -> None:
+    given = tmp_path / f"out.jsonl{ending}"
+    given.write_bytes(GOOD)
+    if is_link:
+        os.link(given, tmp_path / "mended.jsonl")
+        given = tmp_path / "mended.jsonl"
+    done = run(tmp_path, given.name, "-o", "out.jsonl", "--restart")
+    assert done.returncode == 2, done.stderr
+    assert f"out.jsonl{ending}: is the input itself".encode() in done.stderr
+    assert given.read_bytes() == GOOD
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

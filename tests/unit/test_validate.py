@@ -63,6 +63,13 @@ def test_every_problem_of_every_line_is_told_with_its_column() -> None:
     assert all(problem.fix for problem in found)
 
 
+@pytest.mark.parametrize("params", [{"qqq": 1}, {"betas": ["x"]}, {"stream": True}])
+def test_what_a_message_says_is_not_said_again(params: dict[str, Any]) -> None:
+    (problem,) = check(line(**params))
+    assert "remove it" in problem.message
+    assert problem.fix == ""
+
+
 def test_columns_count_characters() -> None:
     bad = json.dumps({"custom_id": "😀é", "params": {"messages": [], "zz": 1}}, ensure_ascii=False)
     assert [problem.column for problem in check(bad)] == [bad.index("[]") + 1, bad.index('"zz"') + 1]
@@ -125,7 +132,7 @@ def test_a_bad_line_is_told_its_routing_too() -> None:
 def test_a_file_without_a_request_is_a_problem(data: bytes) -> None:
     scan = Scan()
     (problem,) = validate(lambda: [data], scan)
-    assert problem.message == "holds no request: every line is blank"
+    assert problem.message == "holds no request: it is empty, or every line is blank"
     assert scan.summary.num_problems == 1
 
 
