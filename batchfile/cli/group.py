@@ -80,6 +80,7 @@ def root() -> None:
 
 def main() -> None:
     """The console script: every expected error is one line on stderr and its exit code."""
+    _open_closed_streams()
     try:
         root.main(prog_name="batchfile", standalone_mode=False)
     except click.ClickException as error:
@@ -91,6 +92,13 @@ def main() -> None:
         sys.exit(Exit.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 the process's top
         _fail(error)
+
+
+def _open_closed_streams() -> None:
+    """Whoever starts a command may have closed some, as daemons do. A file of ours would else get their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 open as long as the process
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -115,7 +115,10 @@ def _spooled(name: str) -> Iterator[Source]:
         with path.open("wb") as file:
             file.write(source.head)
             shutil.copyfileobj(sys.stdin.buffer, file)
-        yield inspect(os.fspath(path))
+        try:
+            yield inspect(os.fspath(path))
+        except InvalidFile as error:
+            raise InvalidFile(str(error).replace(os.fspath(path), "stdin")) from error
 
 
 def _show(name: str, problem: Problem, *, is_json: bool) -> None:

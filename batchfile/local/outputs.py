@@ -43,6 +43,8 @@ def check_output(output: str, input_path: str | None) -> str:
     if os.path.exists(path) and not os.path.isfile(path):
         raise SettingsError(f"{output}: is not a regular file; `-o -` writes the results to stdout")
     for ending in ("", ERRORS_ENDING, RECEIPT_ENDING):
+        if os.path.exists(path + ending) and not os.path.isfile(path + ending):
+            raise SettingsError(f"{output}{ending}: is no regular file and would be written; choose another output")
         if input_path is not None and os.path.exists(path + ending) and os.path.samefile(path + ending, input_path):
             raise SettingsError(f"{output}{ending}: is the input itself; choose another output")
     folder = os.path.dirname(path)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,19 @@ def test_a_run_writes_over_no_input_beside_its_output(tmp_path: Path, ending: st
     assert done.returncode == 2, done.stderr
     assert f"out.jsonl{ending}: is the input itself".encode() in done.stderr
     assert given.read_bytes() == GOOD
+
+
+@pytest.mark.parametrize("ending", [".errors.jsonl", ".receipt.json"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_can_not_be_replaced_beside_the_output_is_said_before_anything_runs(
+    tmp_path: Path, ending: str, make: Callable[[Path], None]
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(GOOD)
+    make(tmp_path / f"out.jsonl{ending}")
+    done = run(tmp_path, "in.jsonl", "-o", "out.jsonl")
+    assert done.returncode == 2, done.stderr
+    assert f"out.jsonl{ending}: is no regular file".encode() in done.stderr
+    assert not (tmp_path / ".batchfile").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

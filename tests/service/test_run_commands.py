@@ -2,9 +2,12 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 WAIT_S = 60
 GOOD = '{"custom_id":"good","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
@@ -49,6 +52,22 @@ def test_several_files_and_stdin_are_checked_and_a_bad_file_does_not_stop_the_re
     done = batchfile(tmp_path, "validate", "none.jsonl", "in.jsonl", "-", stdin=GOOD.encode())
     assert done.returncode == 4
     assert [line.split(":")[0] for line in done.stdout.decode().splitlines()] == ["none.jsonl", "in.jsonl", "-"]
+
+
+def test_damage_in_stdin_is_said_of_stdin(tmp_path: Path) -> None:
+    done = batchfile(tmp_path, "validate", "-", stdin=b"\x1f\x8b")
+    assert done.returncode == 4
+    assert done.stdout.startswith(b"stdin: the gzip data ends in the middle")
+
+
+@pytest.mark.parametrize(("closed", "code"), [("<&-", 4), (">&-", 0), ("2>&-", 0)])
+def test_a_closed_stream_is_an_empty_one(tmp_path: Path, closed: str, code: int) -> None:
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    name = "-" if closed == "<&-" else "in.jsonl"
+    command = f"{shlex.quote(sys.executable)} -m batchfile run --engine echo {name} -o out.jsonl {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=WAIT_S, check=False)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_routing_is_checked_where_it_is_asked_for(tmp_path: Path) -> None:

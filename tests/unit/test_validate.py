@@ -179,3 +179,9 @@ def test_locate_finds_every_value(value: Any, ascii_only: bool, indent: int | No
             at_key = locate(text, path, at_key=True)
             assert at_key is not None
             assert decoder.raw_decode(text, at_key - 1)[0] == path[-1]
+
+
+def test_half_a_surrogate_pair_is_shown_escaped() -> None:
+    whole, inside = check('"\\ud800"', '{"custom_id":"a","params":{},"metadata":"\\udfff"}')
+    assert whole.message.endswith(r'got "\ud800"')
+    assert inside.message.endswith(r'got "\udfff"')
