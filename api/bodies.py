@@ -65,6 +65,7 @@ async def create_from(
 ) -> BatchRecord:
     """Raises: what `api.errors` has answers for."""
     headers = request.headers
+    arrived_at = service.ledger.clock.monotonic()
     full = None
     try:
         await asyncio.to_thread(service.check_room, caller)
@@ -92,6 +93,7 @@ async def create_from(
                 tenant=caller.tenant,
                 idempotency_key=headers.get("idempotency-key"),
                 retry_count=retry_count(request),
+                arrived_at=arrived_at,
                 full=full,
                 wishes=wishes,
             )

@@ -98,13 +98,15 @@ def create_batch(
     tenant: str,
     idempotency_key: str | None,
     retry_count: int | None,
+    arrived_at: float,
     full: Refusal | None = None,
     wishes: Wishes | None = None,
 ) -> BatchRecord:
     """The batch of a body: a new one, or for a repeated create the one that it made before.
 
     One without a stage, which `needs_stage` does not allow, goes by Anthropic's rules; lines that come with `wishes`
-    need none and go by our own. `full`: why there can be no new one, if so.
+    need none and go by our own. `arrived_at`: when the request did, by the ledger's monotonic clock. `full`: why there
+    can be no new one, if so.
     Raises: InvalidFile, of it RequestRefused and TooLarge; KeyReused; Refusal 415; `full`; StoreUnavailable (the same
     again completes it). After any but the last nothing was made.
     """
@@ -116,7 +118,7 @@ def create_batch(
         if made is None:
             raise full
         return made
-    adopted = adopt(ledger, upload.new_batch_id(), digest, tenant, idempotency_key, retry_count)
+    adopted = adopt(ledger, upload.new_batch_id(), digest, tenant, idempotency_key, retry_count, arrived_at)
     if not adopted.is_first:
         standing = batches.read_batch(ledger, adopted.batch_id)
         if standing is not None:
@@ -145,7 +147,13 @@ def create_batch(
 
 
 def adopt(
-    ledger: Ledger, batch_id: str, digest: str, tenant: str, idempotency_key: str | None, retry_count: int | None
+    ledger: Ledger,
+    batch_id: str,
+    digest: str,
+    tenant: str,
+    idempotency_key: str | None,
+    retry_count: int | None,
+    arrived_at: float,
 ) -> Adopted:
     """The batch that a create makes, or made before. `digest`: of what was asked. Raises: InvalidFile, KeyReused."""
     if idempotency_key:
@@ -156,7 +164,9 @@ def adopt(
         )
     if retry_count is None:
         return Adopted(batch_id=batch_id, created_at=ledger.clock.now())
-    return idempotency.adopt_retry(ledger, tenant=tenant, digest=digest, batch_id=batch_id, is_retry=retry_count > 0)
+    return idempotency.adopt_retry(
+        ledger, tenant=tenant, digest=digest, batch_id=batch_id, is_retry=retry_count > 0, arrived_at=arrived_at
+    )
 
 
 def made_before(

@@ -47,9 +47,10 @@ async def create(
 ) -> shapes.Batch:
     """Its file is read and checked after the answer: a batch of a wrong file turns `failed` and says why."""
     key, retries = request.headers.get("idempotency-key"), retry_count(request)
+    arrived_at = service.ledger.clock.monotonic()
 
     def act() -> BatchStatus:
-        batch_id = _create(service, caller, data, key, retries)
+        batch_id = _create(service, caller, data, key, retries, arrived_at)
         tending.wake(batch_id)
         return service.status(caller, batch_id)
 
@@ -112,7 +113,14 @@ async def cancel(
     return views.batch(await asyncio.to_thread(act))
 
 
-def _create(service: Service, caller: Caller, data: shapes.CreateBatch, key: str | None, retries: int | None) -> str:
+def _create(
+    service: Service,
+    caller: Caller,
+    data: shapes.CreateBatch,
+    key: str | None,
+    retries: int | None,
+    arrived_at: float,
+) -> str:
     """The id of the batch: a new one, or for a repeated create the one that it made before."""
     ledger, settings = service.ledger, service.settings
     digest = hashlib.sha256(data.model_dump_json().encode()).hexdigest()
@@ -124,7 +132,7 @@ def _create(service: Service, caller: Caller, data: shapes.CreateBatch, key: str
     if file is None:
         detail = f"input_file_id: there is no file {data.input_file_id[:80]!r}; upload it with purpose 'batch' first"
         raise Refusal(400, detail, param="input_file_id")
-    adopted = adopt(ledger, f"batch_{secrets.token_hex(16)}", digest, caller.tenant, key, retries)
+    adopted = adopt(ledger, f"batch_{secrets.token_hex(16)}", digest, caller.tenant, key, retries, arrived_at)
     if not adopted.is_first and batches.read_batch(ledger, adopted.batch_id) is not None:
         return adopted.batch_id
     draft = batches.Draft(

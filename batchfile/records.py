@@ -193,11 +193,13 @@ class IdempotencyRecord:
     """Which batch a key, a body or a local output stands for; `digest` is of what was asked.
 
     `created_at`: the batch's, so that whoever completes a create writes the same markers; 0 of a local output's.
+    `is_retry`: of a body, whose first attempt had not written it down.
     """
 
     batch_id: str
     digest: str
     created_at: float = 0.0
+    is_retry: bool = False
     version: int = VERSION
 
 

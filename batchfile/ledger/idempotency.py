@@ -4,6 +4,7 @@ A record is written before the commit, so whoever repeats a create after a lost 
 batch. Knows no HTTP.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from batchfile.errors import BatchDamaged, KeyReused
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import fence_abandoned
 from batchfile.ledger.cas import Lost, Stored, load, swap
-from batchfile.records import BatchRecord, IdempotencyRecord, encode
+from batchfile.records import BatchRecord, IdempotencyRecord
 
 RETRY_S = 15 * 60.0  # for so long a retry without a key is recognised by its body
 
@@ -37,33 +38,38 @@ def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, ba
     Raises: KeyReused where the earlier `digest` was another.
     """
     key = layout.idempotency_key(kind, f"{tenant}\n{value}")
-    wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now())
-    found: Stored[IdempotencyRecord] | None = None
-    while True:
-        written = swap(ledger, key, wanted, None if found is None else found.etag)
-        if not isinstance(written, Lost):
-            return _adopted(wanted, is_first=True)
-        found = written.found
-        if found is None or _is_gone(ledger, tenant, found):
-            continue
+
+    def is_it(found: Stored[IdempotencyRecord]) -> bool:
+        if _is_gone(ledger, tenant, found):
+            return False
         if found.record.digest != digest:
             raise KeyReused(
                 f"Idempotency-Key: {value[:80]!r} was used for another request (batch {found.record.batch_id}); "
                 "send a new key with a new request"
             )
-        return _adopted(found.record, is_first=False)
+        return True
 
-
-def adopt_retry(ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_retry: bool) -> Adopted:
-    """The batch of a body without a key: what a first attempt writes down, a retry soon after it adopts."""
-    key = layout.idempotency_key("body", f"{tenant}\n{digest}")
-    if is_retry:
-        found = load(ledger, key, IdempotencyRecord)
-        if found is not None and found.age_s < RETRY_S and not _is_gone(ledger, tenant, found):
-            return _adopted(found.record, is_first=False)
     wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now())
-    ledger.store.put(key, encode(wanted))
-    return _adopted(wanted, is_first=True)
+    return _write_or_adopt(ledger, key, wanted, is_it)
+
+
+def adopt_retry(
+    ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_retry: bool, arrived_at: float
+) -> Adopted:
+    """The batch of a body without a key, which several attempts of one create give the same.
+
+    A retry adopts what any attempt wrote down lately. A first attempt is a create of its own, unless its own retry was
+    faster: what a retry wrote down since the first attempt arrived. `arrived_at`: by the ledger's monotonic clock.
+    """
+
+    def is_it(found: Stored[IdempotencyRecord]) -> bool:
+        waited_s = ledger.clock.monotonic() - arrived_at
+        younger_than_s = RETRY_S if is_retry else waited_s if found.record.is_retry else 0.0
+        return found.age_s < younger_than_s and not _is_gone(ledger, tenant, found)
+
+    key = layout.idempotency_key("body", f"{tenant}\n{digest}")
+    wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now(), is_retry=is_retry)
+    return _write_or_adopt(ledger, key, wanted, is_it)
 
 
 def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) -> str | None:
@@ -94,6 +100,20 @@ def sweep_idempotency(ledger: Ledger) -> int:
                 ledger.store.delete(entry.key)
                 num += 1
     return num
+
+
+def _write_or_adopt(
+    ledger: Ledger, key: str, wanted: IdempotencyRecord, is_it: Callable[[Stored[IdempotencyRecord]], bool]
+) -> Adopted:
+    """`is_it`: does what was found stand for the same create?"""
+    found: Stored[IdempotencyRecord] | None = None
+    while True:
+        written = swap(ledger, key, wanted, None if found is None else found.etag)
+        if not isinstance(written, Lost):
+            return _adopted(wanted, is_first=True)
+        found = written.found
+        if found is not None and is_it(found):
+            return _adopted(found.record, is_first=False)
 
 
 def _adopted(record: IdempotencyRecord, *, is_first: bool) -> Adopted:

@@ -69,7 +69,13 @@ class Service:
     def post(
         self, body: bytes, content_type: str | None = JSON, *, ledger: Ledger | None = None, **more: Any
     ) -> BatchRecord:
-        given: dict[str, Any] = {"stage_query": None, "tenant": "t", "idempotency_key": None, "retry_count": None}
+        given: dict[str, Any] = {
+            "stage_query": None,
+            "tenant": "t",
+            "idempotency_key": None,
+            "retry_count": None,
+            "arrived_at": self.clock.monotonic(),
+        }
 
         async def chunks() -> AsyncIterator[bytes]:
             yield body
@@ -349,6 +355,39 @@ def test_a_retry_without_a_key_is_recognised_by_its_body(service: Service) -> No
     assert second.batch_id != first.batch_id, "a first attempt is a new batch, whatever was sent before"
     assert service.post(body, retry_count=1) == second
     assert service.post(document([request(2)]), retry_count=1).batch_id not in {first.batch_id, second.batch_id}
+
+
+def test_a_first_attempt_that_waited_adopts_the_batch_of_its_own_retry() -> None:
+    """Its client had given it up, and another replica was faster."""
+    clock = ManualClock()
+    service = Service(MemoryStore(clock), clock)
+    body, arrived_at = document([request(1)]), clock.monotonic()
+    clock.sleep(5)
+    retried = service.post(body, retry_count=1)
+    clock.sleep(30)
+    assert service.post(body, retry_count=2) == retried
+    assert service.post(body, retry_count=0, arrived_at=arrived_at) == retried
+    again = service.post(body, retry_count=0)
+    assert again.batch_id != retried.batch_id, "what arrives after a retry is a create of its own"
+    assert service.post(body, retry_count=0, arrived_at=arrived_at).batch_id != again.batch_id, "so is a first attempt"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_attempts_of_one_create_at_once_make_one_batch(when: str) -> None:
+    """The retry overtakes just before, or just after, the first attempt writes down its batch."""
+    clock = ManualClock()
+    service = Service(MemoryStore(clock), clock)
+    body, arrived_at = document([request(1)]), clock.monotonic()
+    clock.sleep(1)
+    retried: list[BatchRecord] = []
+
+    def overtake(number: int, verb: str, key: str, phase: str) -> None:
+        if key.startswith(layout.IDEMPOTENCY_PREFIX) and phase == when and not retried:
+            with ThreadPoolExecutor(1) as replica:
+                retried.append(replica.submit(service.post, body, retry_count=1).result())
+
+    slow = Ledger(store=FaultyStore(service.store, on_call=overtake), clock=clock)
+    assert [service.post(body, ledger=slow, retry_count=0, arrived_at=arrived_at)] == retried
 
 
 def test_a_late_retry_is_a_new_batch() -> None:

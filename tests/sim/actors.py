@@ -155,6 +155,7 @@ class Replica(Process):
         self.role, self.life = role, life
         self._stage = stage
         self._calls: list[Call] = []
+        self.arrived_at = 0.0  # the call that begins just now
         self.service = Service(stage.ledger_of(self), stage.settings, self.name)
         stewarding = Stewarding(self.service.ledger, self.name, self.service.reader, lambda batch: None)
         stage.world.spawn(self, stewarding.run, Event())
@@ -165,7 +166,11 @@ class Replica(Process):
         """Is a request under way? The first strand is the steward's."""
         return any(not strand.is_over for strand in self.strands[1:])
 
-    def create(self, body: bytes, key: str, retry_count: int) -> BatchRecord:
+    def create(self, body: bytes, key: str | None, retry_count: int, *, waits_s: float = 0.0) -> BatchRecord:
+        """`waits_s`: for others whose bodies become batches."""
+        arrived_at = self.arrived_at
+        if waits_s:
+            self.world.sleep(waits_s)
         return ingest.create_batch(
             self.service.ledger,
             self._stage.settings,
@@ -175,6 +180,7 @@ class Replica(Process):
             tenant=CALLER.tenant,
             idempotency_key=key,
             retry_count=retry_count,
+            arrived_at=arrived_at,
         )
 
     def create_from_file(self, body: bytes, key: str, lines_per_range: int) -> BatchRecord:
@@ -256,7 +262,7 @@ class Call(Generic[T]):
         self._error: Exception = NoAnswer()
         self._has_answer = False
         self._do = do
-        replica.world.spawn(replica, self._serve, replica)
+        replica.world.spawn(replica, self._serve, replica, replica.clock.monotonic())
 
     def wait(self, patience_s: float) -> T:
         self.done.wait(patience_s)
@@ -264,7 +270,8 @@ class Call(Generic[T]):
             raise self._error
         return self._answer  # type: ignore[return-value]
 
-    def _serve(self, replica: Replica) -> None:
+    def _serve(self, replica: Replica, arrived_at: float) -> None:
+        replica.arrived_at = arrived_at
         try:
             self._answer = self._do(replica)
             self._has_answer = True

@@ -27,6 +27,7 @@ class Wishes:
     begins_after_s: float = 0.0
     refusable: Sent | None = None  # is sent first, under the same key
     way: Way = "upload"
+    has_key: bool = True  # else its attempts are numbered, as the official SDKs do
     lines_per_range: int = 2
     has_twin: bool = False  # the same create at the same time, by another replica
     hangs_up: float = 0.0  # how often it does not wait for an answer
@@ -104,7 +105,8 @@ class Client:
                 return api.create_of_stored(sent.data, sent.key).batch_id
             if wishes.way == "local":
                 return api.create_from_file(sent.data, sent.key, wishes.lines_per_range).batch_id
-            return api.create(sent.data, sent.key, num).batch_id
+            key, waits_s = sent.key if wishes.has_key else None, 20.0 * self.rng.random()
+            return api.create(sent.data, key, num, waits_s=0.0 if wishes.has_key else waits_s).batch_id
 
         try:
             batch_id = self._ask(create)

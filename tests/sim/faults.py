@@ -75,6 +75,11 @@ class Drawn:
         self._deeds = _some(rng, PROCESS_KINDS, share)
         self.struck: list[Fault] = []
 
+    @property
+    def is_age_known(self) -> bool:
+        """Is the store's clock right?"""
+        return "old" not in self._reads
+
     def at(self, process: str, call: int, verb: str, now: float) -> Fault | None:
         if now >= self._ends_at:
             return None

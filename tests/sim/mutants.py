@@ -180,6 +180,16 @@ def _key_after_batch() -> Iterator[None]:
         yield
 
 
+def _first_attempt_overwrites() -> AbstractContextManager[object]:
+    """Whatever a retry wrote down before it."""
+    adopt_retry = idempotency.adopt_retry
+
+    def never_late(ledger: Ledger, **asked: Any) -> Adopted:
+        return adopt_retry(ledger, **asked | {"arrived_at": ledger.clock.monotonic()})
+
+    return patch.object(idempotency, "adopt_retry", never_late)
+
+
 def _abandoned_without_fence() -> AbstractContextManager[object]:
     def is_gone(ledger: Ledger, tenant: str, found: Stored[IdempotencyRecord]) -> bool:
         batch = load(ledger, layout.batch_key(found.record.batch_id), BatchRecord)
@@ -313,6 +323,7 @@ MUTANTS: dict[str, Mutant] = {
     # found here once, and mended
     "a done record is written again": _judged(_rewritten_when_done),
     "an abandoned create is not fenced": _abandoned_without_fence,
+    "a first attempt takes its retry's place": _first_attempt_overwrites,
 }
 
 

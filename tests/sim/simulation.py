@@ -50,7 +50,8 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
     rng = Random(f"{seed}/scene")
     world = World(seed, is_traced=is_traced)
     troubled_s = rng.choice((40.0, 90.0, 200.0))
-    faults = Drawn(seed, ttl_s=TTL_S, ends_at=START + troubled_s) if given is None else Given(given)
+    drawn = Drawn(seed, ttl_s=TTL_S, ends_at=START + troubled_s)
+    faults = drawn if given is None else Given(given)
     model = Model(world)
     error: BaseException | None = None
     gc.disable()  # a collection would end dead strands at any moment
@@ -60,7 +61,8 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
             stack.enter_context(patch.object(cutter, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
             stage = Stage(world, _shape(rng), SETTINGS, faults, model)
             model.store = stage.store
-            clients = [_client(rng, stage, number) for number in range(rng.choice((1, 1, 2, 3)))]
+            num_clients, needs_key = rng.choice((1, 1, 2, 3)), not drawn.is_age_known
+            clients = [_client(rng, stage, number, needs_key=needs_key) for number in range(num_clients)]
             try:
                 _play(world, stage, clients, troubled_s, faults)
             except Exception as raised:
@@ -141,21 +143,24 @@ def _shape(rng: Random) -> Shape:
     )
 
 
-def _client(rng: Random, stage: Stage, number: int) -> Client:
+def _client(rng: Random, stage: Stage, number: int, *, needs_key: bool) -> Client:
+    """`needs_key`: a create without one can not tell its own retry from one that came before it."""
     key, way = f"k{number}", rng.choice(WAYS)
     odd = rng.choice((0.0, 0.0, 0.0, 0.0, 0.1))
     pools, num_lines = POOLS[: rng.choice((1, 2, 2))], rng.randrange(2, 9)
     sent = bodies.draw(rng, key, pools, num_lines=num_lines, way=way, odd=odd)
-    may_refuse = way == "upload" and rng.random() < 0.2
+    has_key = way != "upload" or rng.random() < 0.5 or needs_key
+    may_refuse = way == "upload" and has_key and rng.random() < 0.2
     wishes = Wishes(
         begins_after_s=rng.random() * rng.choice((1.0, 30.0)),
         refusable=bodies.refusable(key, POOLS) if may_refuse else None,
         way=way,
         lines_per_range=rng.choice((1, 2, 3)),
-        has_twin=rng.random() < 0.2,
+        has_key=has_key,
+        has_twin=has_key and rng.random() < 0.2,
         hangs_up=rng.choice((0.0, 0.0, 0.3)),
         cancels_after_s=rng.random() * 40.0 if rng.random() < 0.3 else None,
-        repeats=rng.random() < 0.3,
+        repeats=has_key and rng.random() < 0.3,
         reads_live=rng.random() < 0.2,
         num_watchers=rng.choice((0,) * 19 + (2,)),
         deletes=rng.random() < 0.05,
