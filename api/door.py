@@ -35,6 +35,7 @@ OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 RETRY_AFTER_S = 1
 LOST_RETRY_S = 10
+LEFT = 499  # of a client that hung up before its request was whole; as nginx counts them
 ENDLESS = "endless"  # a route sets it in the scope of its request
 ANYONE = "default"  # the tenant of a service without keys, and of local runs
 
@@ -157,15 +158,15 @@ class Door:
     def _caller(self, headers: Headers) -> Caller | None:
         if not self._keys:
             return Caller(tenant=ANYONE, key=ANYONE)
-        key = _key_in(headers)
-        return None if key is None else _owner(self._keys, key)
+        owners = [_owner(self._keys, key) for key in _keys_in(headers)]
+        return next((owner for owner in owners if owner is not None), None)
 
 
-def _key_in(headers: Headers) -> bytes | None:
+def _keys_in(headers: Headers) -> list[bytes]:
+    """Clients that know two services send the key of the other one beside ours. The first of ours counts."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer" and token.strip():
-        return token.strip()
-    return headers.get(b"x-api-key") or None
+    given = (token.strip() if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b""))
+    return [key for key in given if key]
 
 
 def _owner(keys: tuple[ApiKey, ...], given: bytes) -> Caller | None:
@@ -189,6 +190,7 @@ class _Visit:
         self._is_head = scope["method"] == "HEAD"  # type: ignore[typeddict-item]
         self._status = 0
         self._bytes = 0
+        self._has_left = False  # the client, before its request was whole
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         self.speech = Speech(dialect="native", request_id=self.id)
@@ -207,7 +209,7 @@ class _Visit:
         started_at = time.monotonic()
         structlog.contextvars.bind_contextvars(request_id=self.id)
         try:
-            await door.admit(self, receive)
+            await door.admit(self, self._hearing(receive))
         finally:
             structlog.contextvars.clear_contextvars()
             door.count_answer(self.scope["method"], self._status)  # type: ignore[typeddict-item]
@@ -221,9 +223,17 @@ class _Visit:
                 ms=round((time.monotonic() - started_at) * 1000, 1),
             )
 
+    def _hearing(self, receive: Receive) -> Receive:
+        async def hear() -> Any:
+            message = await receive()
+            self._has_left |= message["type"] == "http.disconnect"
+            return message
+
+        return hear
+
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self._status = LEFT if self._has_left else message["status"]  # nobody hears this answer, an error of ours
             name = self.id.encode()
             extra = [(b"x-request-id", name), (b"request-id", name), (b"cache-control", b"no-store")]
             message["headers"] = [*message.get("headers", []), *extra]

@@ -138,7 +138,7 @@ def test_no_spelling_of_a_path_comes_in_without_a_key(both: Any, raw: Any, path:
     assert posted.status in {400, 401, 404, 405}
 
 
-def test_a_key_is_taken_from_one_place_and_exactly(both: Any) -> None:
+def test_a_key_is_taken_from_its_headers_and_exactly(both: Any) -> None:
     good = KEYS["acme"]
     digest = hashlib.sha256(good.encode()).hexdigest()
     refused: list[dict[str, str]] = [
@@ -150,7 +150,8 @@ def test_a_key_is_taken_from_one_place_and_exactly(both: Any) -> None:
         {"authorization": f"Bearer {good}x"},
         {"authorization": f"Bearer {good.upper()}"},
         {"authorization": f"Bearer {good},{good}"},
-        {"authorization": "Bearer wrong", "x-api-key": good},
+        {"authorization": "Bearer wrong", "x-api-key": "wrong"},
+        {"authorization": f"Basic {good}", "x-api-key": "wrong"},
         {"x-api-key": digest},
         {"x-api-key": ""},
         {"cookie": f"x-api-key={good}"},
@@ -161,6 +162,7 @@ def test_a_key_is_taken_from_one_place_and_exactly(both: Any) -> None:
     for headers in (
         {"authorization": f"bearer {good}"},
         {"authorization": f"Bearer {good}", "x-api-key": "wrong"},
+        {"authorization": "Bearer of-another-service", "x-api-key": good},
         {"authorization": "Basic eDp5", "x-api-key": good},
     ):
         assert both.http.get("/api/batches", headers=headers).status_code == 200, headers

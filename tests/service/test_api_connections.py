@@ -126,6 +126,12 @@ def test_a_body_that_is_cut_off_creates_nothing_and_leaves_nothing(start_api: An
         assert batches(api) == []
     assert threads[1] <= max(threads[0], 64 + 16)
     assert not api.events("request.failed")
+    assert becomes(lambda: len(posts(api)) == 60), len(posts(api))
+    assert {event["status"] for event in posts(api)} == {499}, "who hangs up meets no error of ours"
+
+
+def posts(api: Any) -> list[dict[str, Any]]:
+    return [event for event in api.events("request.answered") if event["method"] == "POST"]
 
 
 @pytest.mark.parametrize(
