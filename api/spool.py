@@ -49,6 +49,12 @@ class Spooled:
             return memoryview(b"")
         return memoryview(mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ))
 
+    def scratch(self) -> memoryview:
+        """The same, to be written on: memory holds what is."""
+        if not self.size:
+            return memoryview(bytearray())
+        return memoryview(mmap.mmap(self.fd, self.size, access=mmap.ACCESS_COPY))
+
 
 @asynccontextmanager
 async def spool(

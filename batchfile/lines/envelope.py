@@ -3,12 +3,17 @@
 msgspec frames the bytes; the carried object stays raw.
 """
 
+from contextlib import suppress
+
 import msgspec
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines import explain
 from batchfile.lines.findings import Finding
+from batchfile.lines.halves import without_halves
 from batchfile.words import Dialect
+
+REPLACED = "\ufffd"  # what a half of a character is read as
 
 
 class Unreadable(InvalidRequest):
@@ -35,10 +40,15 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
         """Read on demand, because most routing never asks. None where it is absent or no string."""
         if b'"model"' not in self.carried:
             return None
-        try:
-            return _model.decode(self.carried).model
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            return None  # the request's own parser says what is wrong
+        carried: bytes | None = self.carried
+        while carried is not None:  # the request's own parser says what is wrong
+            try:
+                return _model.decode(carried).model
+            except msgspec.ValidationError:
+                return None
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+                carried = without_halves(carried)
+        return None
 
 
 class _Metadata(msgspec.Struct, gc=False):
@@ -64,13 +74,26 @@ _UNSET = msgspec.UNSET
 
 
 def decode_envelope(line: bytes) -> Envelope:
-    """Raises: Unreadable (an InvalidRequest) that says what is wrong and how to mend it."""
+    """What is wrong inside of what it carries is left to the request's own parser, half of a character too.
+
+    Raises: Unreadable (an InvalidRequest) that says what is wrong and how to mend it.
+    """
     try:
         if not line.isascii():
             line.decode()  # msgspec does not look into what it skips
         wire = _wire.decode(line)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise _unreadable(line, str(error)) from None
+        envelope = _around_halves(line)
+        if envelope is None:
+            raise _unreadable(line, str(error)) from None
+        return envelope
+    envelope = _envelope(wire)
+    if envelope is None:
+        raise _unreadable(line, "is not a request")
+    return envelope
+
+
+def _envelope(wire: _Wire) -> Envelope | None:
     if wire.params is not _UNSET:
         params = bytes(wire.params)
         is_alone = wire.body is _UNSET and wire.method is _UNSET and wire.url is _UNSET
@@ -81,7 +104,21 @@ def decode_envelope(line: bytes) -> Envelope:
         body = bytes(wire.body)
         if wire.custom_id and body[:1] == b"{" and wire.metadata is None:
             return Envelope(wire.custom_id, "openai", body, None, wire.method or None, wire.url or None)
-    raise _unreadable(line, "is not a request")
+    return None
+
+
+def _around_halves(line: bytes) -> Envelope | None:
+    """The envelope of a line whose only fault are halves of characters, and these in what it carries or in metadata."""
+    whole = without_halves(line)
+    if whole is None:
+        return None
+    with suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        whole.decode()
+        found = _envelope(_wire.decode(whole))
+        if found is not None and REPLACED not in found.custom_id + (found.hint or ""):
+            start = whole.rindex(found.carried)
+            return msgspec.structs.replace(found, carried=line[start : start + len(found.carried)])
+    return None
 
 
 def custom_id_of(line: bytes) -> str | None:

@@ -11,15 +11,14 @@ from typing import Any, NoReturn
 import msgspec
 
 from batchfile.lines.findings import Finding, shown
+from batchfile.lines.halves import FIX as HALF_FIX
+from batchfile.lines.halves import find_half
 
 KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
 _EXAMPLE = '{"custom_id": "a", "params": {...}}'
 _DEEP = Finding((), "is nested too deeply", "Flatten the request; no model needs such a depth.")
 
 _NOT_A_NUMBER = re.compile(r'"(?:[^"\\]++|\\.)*+"|(NaN|-?Infinity)', re.DOTALL)
-_HALF_PAIR = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
-)
 _LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+")')
 
 
@@ -116,13 +115,13 @@ def _malformed(text: str, error: json.JSONDecodeError) -> Finding:
 
 
 def _half_pair(text: str) -> list[Finding]:
-    """JSON that msgspec refuses and Python reads: half of a surrogate pair, which no UTF-8 can carry."""
-    for match in _HALF_PAIR.finditer(text):
-        if match[1]:
-            column = match.start() + 1
-            fix = "Cut strings between characters; an emoji is two units in JavaScript."
-            return [_not_json(f"{match[1]} is half of a character", column, fix)]
-    return []
+    """JSON that msgspec refuses and Python reads."""
+    data = text.encode()
+    at = find_half(data)
+    if at is None:
+        return []
+    column = len(data[:at].decode()) + 1
+    return [_not_json(f"{data[at : at + 6].decode()} is half of a character", column, HALF_FIX)]
 
 
 def _structure(found: dict[str, Any]) -> list[Finding]:

@@ -12,6 +12,8 @@ from batchfile.lines import native, openai, openai_completions, openai_embedding
 from batchfile.lines.chat import Unserved
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.findings import Finding, shown
+from batchfile.lines.halves import FIX as HALF_FIX
+from batchfile.lines.halves import STAND_IN, find_half
 from batchfile.words import Defaults, Request
 
 METHOD = "POST"
@@ -126,6 +128,10 @@ def _inside(carried: bytes, root: str, form: _Format) -> list[Finding]:
     try:
         valid = form.model.model_validate_json(carried)
     except ValidationError as error:
+        at = find_half(carried)
+        if at is not None:
+            half = carried[at : at + len(STAND_IN)].decode()
+            return [Finding((root,), f"{half} is half of a character; cut strings between characters", HALF_FIX)]
         return problems.from_pydantic(error, root, form.model, data) + findings
     return findings + form.more_problems(valid)
 

@@ -6,6 +6,7 @@ where it ends.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NamedTuple
@@ -15,10 +16,13 @@ import msgspec
 from batchfile.errors import InvalidFile, RequestRefused
 from batchfile.lines.findings import short
 from batchfile.lines.frame import BOM
+from batchfile.lines.halves import replace_halves
 from batchfile.words import LINE_BYTES_MAX
 
 WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an element of it
 BESIDE_BYTES_MAX = 64 * 1024  # of a document without its requests: its names are built as strings
+HALVES_MAX = 10_000  # of a body: each may cost a page of memory
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _COUNT_BYTES = 1024 * 1024
 _EXAMPLE = '{"stage": "email", "requests": [...]}'
 
@@ -51,44 +55,81 @@ _elements = msgspec.json.Decoder(list[msgspec.Raw])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What a posted batch says of itself. `requests`: its array, brackets included, known to be valid JSON."""
+    """What a posted batch says of itself. `requests`: its array, brackets included, known to be valid JSON.
+
+    `framed`: the same, with a stand-in for each half of a character; without one the same object.
+    """
 
     stage: str | None
     model_hint: str | None
     requests: memoryview
+    framed: memoryview
 
 
-def read_document(body: memoryview) -> Document:
-    """Raises: InvalidFile naming the place, in bytes from 0 and as line and column from 1."""
-    start = len(BOM) if body[: len(BOM)] == BOM else 0
+def read_document(body: memoryview, scratch: memoryview | None = None) -> Document:
+    """`scratch`: the same bytes once more, to be written on; without it, half of a character refuses the whole.
+
+    Raises: InvalidFile naming the place, in bytes from 0 and as line and column from 1.
+    """
     try:
-        outline = _outline.decode(body[start:])
+        return _read(body, body)
+    except _UNREADABLE as error:
+        if scratch is not None and replace_halves(scratch, HALVES_MAX):
+            with suppress(*_UNREADABLE):
+                return _read(scratch, body)
+        raise InvalidFile(_malformed(body, _start(body), error)) from None
+
+
+def _read(framed: memoryview, body: memoryview) -> Document:
+    start = _start(body)
+    try:
+        outline = _outline.decode(framed[start:])
         found = outline.requests
         beside = len(body) - (0 if isinstance(found, msgspec.UnsetType) else len(memoryview(found)))
         if beside > BESIDE_BYTES_MAX:
             raise InvalidFile(f"the body has {beside:,} bytes beside its requests; a batch is {_EXAMPLE}, no more keys")
-        wire = _wire.decode(body[start:])
+        wire = _wire.decode(framed[start:])
     except msgspec.ValidationError as error:
         raise InvalidFile(_misfit(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidFile(_malformed(body, start, error)) from None
     if isinstance(wire.requests, msgspec.UnsetType):
         raise InvalidFile(f"requests: is missing; a batch is {_EXAMPLE}")
-    requests = memoryview(wire.requests)
-    if requests[0] != b"["[0]:
-        raise InvalidFile(f"requests: must be a list of requests, got {_kind(requests[0])}")
-    return Document(stage=wire.stage, model_hint=wire.model_hint, requests=requests)
+    array = memoryview(wire.requests)
+    if array[0] != b"["[0]:
+        raise InvalidFile(f"requests: must be a list of requests, got {_kind(array[0])}")
+    requests = array
+    if framed is not body:
+        at = _place_in(framed, array)
+        requests = body[at : at + len(array)]
+    return Document(stage=wire.stage, model_hint=wire.model_hint, requests=requests, framed=array)
 
 
-def iter_requests(array: memoryview) -> Iterator[bytes]:
-    """The elements of a valid array as JSONL, in chunks of whole lines; line breaks within an element become spaces.
+def _place_in(whole: memoryview, part: memoryview) -> int:
+    """Of a view of the same memory, which can be written on: where a change shows in both."""
+    for at in range(len(whole)):
+        before, whole[at] = whole[at], 0
+        is_there, whole[at] = not part[0], before
+        if is_there:
+            return at
+    raise AssertionError("it is a part")
 
+
+def _start(body: memoryview) -> int:
+    return len(BOM) if body[: len(BOM)] == BOM else 0
+
+
+def iter_requests(array: memoryview, framed: memoryview | None = None) -> Iterator[bytes]:
+    """The elements of an array as JSONL, in chunks of whole lines; line breaks within an element become spaces.
+
+    `framed`: the same array as valid JSON, where it is none itself.
     Raises: RequestRefused for an element over LINE_BYTES_MAX.
     """
     at, end = 1, len(array) - 1
     index, boundary = 0, b""
     while (at := _gap_end(array, at, end)) < end:
-        found = _guess(array, at, end, boundary) or _step(array, at, end, index)
+        if framed is None or framed is array:
+            found = _guess(array, at, end, boundary) or _step(array, array, at, end, index)
+        else:
+            found = _step(array, framed, at, end, index)
         index, at = index + found.num, at + found.length
         yield found.lines
         del found  # the lines of a chunk are not held while the next is made
@@ -128,12 +169,12 @@ def _guess(array: memoryview, at: int, end: int, boundary: bytes) -> _Found | No
     return _Found(len(elements), length, b"\n".join([*elements, b""]))
 
 
-def _step(array: memoryview, at: int, end: int, index: int) -> _Found:
+def _step(array: memoryview, framed: memoryview, at: int, end: int, index: int) -> _Found:
     """The next elements one by one, each found by reading it: about half a window, at least one."""
     lines: list[bytes] = []
     start, stop = at, at
     while not lines or (at < end and at - start < WINDOW_BYTES // 2):
-        stop = _end_of_element(array, at, end)
+        stop = _end_of_element(framed, at, end)
         if stop - at > LINE_BYTES_MAX:
             index += len(lines)
             limit = LINE_BYTES_MAX // 2**20

@@ -158,6 +158,24 @@ def test_what_is_wrong_inside_params_refuses_nothing(service: Service) -> None:
     assert service.pools(batch) == {"mistral": 2}
 
 
+@pytest.mark.parametrize("content_type", [JSON, LINES])
+def test_half_of_a_character_is_an_error_of_its_request_alone(service: Service, content_type: str) -> None:
+    """As JavaScript sends a string that was cut inside an emoji."""
+    cut = {"custom_id": "cut", "params": {"messages": [{"role": "user", "content": "Hi \ud83d"}]}}
+    requests = [request(1), cut, request(2)]
+    body = document(requests) if content_type == JSON else lines(requests)
+    batch = service.post(body, content_type, stage_query="email")
+    assert service.input(batch) == requests, "as it was sent"
+    options = RunnerOptions(runner_id="r", pool="mistral", only=batch.batch_id, is_steward=False)
+    Runner(service.ledger, EchoEngine, options).run_alone(until=lambda: finished(service, batch) == 3)
+    ended = batches.finish(service.ledger, batch.batch_id, runner="end")
+    assert ended is not None
+    assert ended.results is not None
+    rows = [json.loads(row) for row in b"".join(service.store.stream(ended.results.key)).splitlines()]
+    assert [row["status"] for row in rows] == ["succeeded", "errored", "succeeded"]
+    assert rows[1]["error"]["message"] == r"params: \ud83d is half of a character; cut strings between characters"
+
+
 # -- what is refused, and where it says the error is
 
 
@@ -174,6 +192,7 @@ def test_what_is_wrong_inside_params_refuses_nothing(service: Service) -> None:
         (document([request(1), {"params": {}}]), r"requests\[1\].custom_id: is missing"),
         (document([{"custom_id": "", "params": {}}]), r"requests\[0\].custom_id: is empty"),
         (document([{"custom_id": 7, "params": {}}]), r"requests\[0\].custom_id: must be a string, got 7"),
+        (document([request(1), {"custom_id": "a\ud83d", "params": {}}]), r"requests\[1\]: .*\\ud83d is half of a char"),
         (document([{"custom_id": "a"}]), r"requests\[0\].params: is missing"),
         (document([{"custom_id": "a", "params": []}]), r"requests\[0\].params: must be an object, got a list"),
         (document([{"custom_id": "a", "body": {}}]), r"requests\[0\].params: is missing"),

@@ -22,6 +22,7 @@ VALUE = st.recursive(
 REQUESTS = st.lists(VALUE) | st.lists(
     st.dictionaries(st.sampled_from(["custom_id", "params", "metadata"]) | TEXT, VALUE, max_size=4)
 )
+HALVES = [r"\ud83d", r"\uDE00", r"\\", r"\n", r"\"", "u", "d83d", r"\ud83d\ude00", r"\u00e9", r"\ufffd", "é"]
 INDENT: list[dict[str, Any]] = [{}, {"indent": 2}, {"separators": (",", ":")}, {"indent": "\t", "ensure_ascii": False}]
 
 
@@ -120,6 +121,23 @@ def test_millions_of_empty_requests_come_in_small_chunks() -> None:
 def test_a_wrong_document_is_refused_with_its_place(body: bytes, message: str) -> None:
     with pytest.raises(InvalidFile, match=message):
         read_document(memoryview(body))
+
+
+@given(st.lists(st.lists(st.sampled_from(HALVES), max_size=6), min_size=1), st.sampled_from([b"", b"\xef\xbb\xbf"]))
+def test_half_of_a_character_leaves_every_request_as_it_was(contents: list[list[str]], mark: bytes) -> None:
+    """And the document is read around it."""
+    rows = [f'{{"custom_id":"{n}","params":{{"a":"{"".join(some)}"}}}}'.encode() for n, some in enumerate(contents)]
+    body = mark + b'{"requests": [' + b" ,\n".join(rows) + b'], "stage": "email"}'
+    document = read_document(memoryview(body), memoryview(bytearray(body)))
+    assert document.stage == "email"
+    lines = b"".join(iter_requests(document.requests, document.framed)).splitlines()
+    assert [line.rstrip() for line in lines] == rows
+
+
+def test_more_halves_than_the_limit_refuse_the_document() -> None:
+    body = b'{"requests": ["%b"]}' % (b"\\ud83d" * (split.HALVES_MAX + 1))
+    with pytest.raises(InvalidFile, match="half of a character"):
+        read_document(memoryview(body), memoryview(bytearray(body)))
 
 
 def test_a_byte_order_mark_is_skipped() -> None:

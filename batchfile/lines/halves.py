@@ -1,0 +1,45 @@
+"""Halves of surrogate pairs, as JavaScript writes them where a string was cut inside an emoji: `\\ud83d` alone.
+
+Any JSON may have them and no UTF-8 can carry them, so that no parser of ours reads the string around one. Pure.
+"""
+
+import re
+
+PIECE_BYTES = 256 * 1024  # looked at in one go, which nothing else runs beside
+STAND_IN = b"\\ufffd"  # as long as a half
+FIX = "Cut strings between characters; an emoji is two units in JavaScript."
+
+_ESCAPE_BYTES_MAX = 12  # of a pair
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SOUND = re.compile(
+    rb"(?:[^\\]++|\\[^u]|\\u(?:[dD][0-7]|[0-9abcefABCEF][0-9a-fA-F])[0-9a-fA-F]{2}"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*+"
+)
+
+
+def find_half(data: bytes | bytearray | memoryview, start: int = 0) -> int | None:
+    """Where the first half begins, from `start` on, which is inside no escape; None where there is none."""
+    at, end = start, len(data)
+    while at < end:
+        stop = min(at + PIECE_BYTES, end)
+        found = _SOUND.match(data, at, stop)
+        at = found.end() if found else at
+        if at == end or (stop < end and at > stop - _ESCAPE_BYTES_MAX):
+            continue  # the piece ends here, maybe inside an escape
+        return at if _HALF.match(data, at) else None
+    return None
+
+
+def replace_halves(data: bytearray | memoryview, num_max: int) -> bool:
+    """A stand-in of the same length for each half, in place. False where there is none, or more than `num_max`."""
+    num, at = 0, find_half(data)
+    while at is not None and num < num_max:
+        data[at : at + len(STAND_IN)] = STAND_IN
+        num, at = num + 1, find_half(data, at + len(STAND_IN))
+    return num > 0 and at is None
+
+
+def without_halves(line: bytes) -> bytes | None:
+    """The line with a stand-in for each half; None where it has none."""
+    data = bytearray(line)
+    return bytes(data) if replace_halves(data, len(data)) else None
