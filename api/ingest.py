@@ -18,7 +18,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cutter import Place, by_line, by_number
 from batchfile.ledger.idempotency import Adopted
 from batchfile.ledger.submit import submit
-from batchfile.lines.split import iter_requests, read_document
+from batchfile.lines.split import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
 from batchfile.records import BatchRecord
 from batchfile.routing import route
 from batchfile.settings import Settings
@@ -201,9 +201,10 @@ def _open(
     if media_type != "application/json" and not media_type.endswith("+json"):
         detail = f"Content-Type: {media_type[:80]!r} is not read here; send application/json or application/x-ndjson."
         raise Refusal(415, detail)
+    example = STAGE_EXAMPLE if needs_stage else EXAMPLE
     if not spooled.size:
-        raise InvalidFile('the body is empty; send an object such as {"stage": "email", "requests": [...]}')
-    document = read_document(spooled.view(), spooled.scratch())
+        raise InvalidFile(f"the body is empty; send an object such as {example}")
+    document = read_document(spooled.view(), spooled.scratch(), example=example)
     if document.stage is None and stage_query is None and not needs_stage:
         if document.model_hint is not None:
             raise InvalidFile("model_hint: goes with a stage; name the model in the params of each request")

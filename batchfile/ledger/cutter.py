@@ -158,7 +158,7 @@ class Cutter:
         try:
             if line.data is None:
                 raise InvalidRequest(f"the line is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
-            envelope = decode_envelope(line.data)
+            envelope = decode_envelope(line.data, "native" if self._problems is None else "openai")
             custom_id, hint = envelope.custom_id, envelope.hint
             if envelope.dialect != self.dialect:
                 self._check_dialect(envelope.dialect)

@@ -73,9 +73,10 @@ _model = msgspec.json.Decoder(_Model)
 _UNSET = msgspec.UNSET
 
 
-def decode_envelope(line: bytes) -> Envelope:
+def decode_envelope(line: bytes, expected: Dialect = "native") -> Envelope:
     """What is wrong inside of what it carries is left to the request's own parser, half of a character too.
 
+    `expected`: of which format a refusal speaks where the line is of neither.
     Raises: Unreadable (an InvalidRequest) that says what is wrong and how to mend it.
     """
     try:
@@ -85,11 +86,11 @@ def decode_envelope(line: bytes) -> Envelope:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         envelope = _around_halves(line)
         if envelope is None:
-            raise _unreadable(line, str(error)) from None
+            raise _unreadable(line, str(error), expected) from None
         return envelope
     envelope = _envelope(wire)
     if envelope is None:
-        raise _unreadable(line, "is not a request")
+        raise _unreadable(line, "is not a request", expected)
     return envelope
 
 
@@ -126,5 +127,5 @@ def custom_id_of(line: bytes) -> str | None:
     return explain.custom_id_of(line)
 
 
-def _unreadable(line: bytes, error: str) -> Unreadable:
-    return Unreadable(explain.explain(line) or [Finding((), error)], explain.custom_id_of(line))
+def _unreadable(line: bytes, error: str, expected: Dialect) -> Unreadable:
+    return Unreadable(explain.explain(line, expected) or [Finding((), error)], explain.custom_id_of(line))

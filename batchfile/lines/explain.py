@@ -13,9 +13,14 @@ import msgspec
 from batchfile.lines.findings import Finding, shown
 from batchfile.lines.halves import FIX as HALF_FIX
 from batchfile.lines.halves import find_half
+from batchfile.words import Dialect
 
 KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
-_EXAMPLE = '{"custom_id": "a", "params": {...}}'
+OPENAI_KEYS = ("custom_id", "method", "url", "body")
+_EXAMPLES: dict[Dialect, str] = {
+    "native": '{"custom_id": "a", "params": {...}}',
+    "openai": '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}',
+}
 _DEEP = Finding((), "is nested too deeply", "Flatten the request; no model needs such a depth.")
 
 _NOT_A_NUMBER = re.compile(r'"(?:[^"\\]++|\\.)*+"|(NaN|-?Infinity)', re.DOTALL)
@@ -53,8 +58,8 @@ def custom_id_of(line: bytes) -> str | None:
         return None
 
 
-def explain(line: bytes) -> list[Finding]:
-    """What is wrong, most telling first; empty where nothing is found."""
+def explain(line: bytes, expected: Dialect) -> list[Finding]:
+    """What is wrong, most telling first; empty where nothing is found. `expected`: where the line does not tell."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -64,8 +69,8 @@ def explain(line: bytes) -> list[Finding]:
     except (ValueError, RecursionError) as error:
         return [_no_json(text, error)]
     if not isinstance(found, dict):
-        return [Finding((), f"must be an object such as {_EXAMPLE}, got {shown(found)}", column=1)]
-    return _structure(found) or _half_pair(text)
+        return [Finding((), f"must be an object such as {_EXAMPLES[expected]}, got {shown(found)}", column=1)]
+    return _structure(found, expected) or _half_pair(text)
 
 
 def _no_json(text: str, error: Exception) -> Finding:
@@ -124,8 +129,9 @@ def _half_pair(text: str) -> list[Finding]:
     return [_not_json(f"{data[at : at + 6].decode()} is half of a character", column, HALF_FIX)]
 
 
-def _structure(found: dict[str, Any]) -> list[Finding]:
-    findings = [_unknown(key) for key in found if key not in KEYS]
+def _structure(found: dict[str, Any], expected: Dialect) -> list[Finding]:
+    is_openai = "params" not in found and (expected == "openai" or not found.keys().isdisjoint(OPENAI_KEYS[1:]))
+    findings = [_unknown(key, is_openai=is_openai) for key in found if key not in KEYS]
     if "custom_id" not in found:
         findings.append(Finding(("custom_id",), "is missing; give every request a name of its own"))
     elif not isinstance(found["custom_id"], str):
@@ -139,6 +145,8 @@ def _structure(found: dict[str, Any]) -> list[Finding]:
             for key in ("body", "method", "url")
             if key in found
         ]
+    elif "body" not in found and is_openai:
+        findings.append(Finding(("body",), "is missing; put model and messages there"))
     elif "body" not in found:
         findings.append(Finding(("params",), "is missing; put messages and max_tokens there"))
     for key in ("params", "body"):
@@ -147,10 +155,12 @@ def _structure(found: dict[str, Any]) -> list[Finding]:
     return findings + _metadata(found) + _strings(found)
 
 
-def _unknown(key: str) -> Finding:
-    near = get_close_matches(key.lower(), KEYS, 1)
+def _unknown(key: str, *, is_openai: bool) -> Finding:
+    near = get_close_matches(key.lower(), OPENAI_KEYS if is_openai else KEYS, 1)
     if near:
         return Finding((key,), f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.", at_key=True)
+    if is_openai:
+        return Finding((key,), "unknown key; what is yours belongs in body.metadata", "Remove it.", at_key=True)
     fix = "Remove it, or move it to metadata."
     return Finding((key,), "unknown key; what is yours belongs in metadata", fix, at_key=True)
 

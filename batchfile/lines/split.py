@@ -24,7 +24,8 @@ BESIDE_BYTES_MAX = 64 * 1024  # of a document without its requests: its names ar
 HALVES_MAX = 10_000  # of a body: each may cost a page of memory
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _COUNT_BYTES = 1024 * 1024
-_EXAMPLE = '{"stage": "email", "requests": [...]}'
+STAGE_EXAMPLE = '{"stage": "email", "requests": [...]}'
+EXAMPLE = '{"requests": [{"custom_id": "a", "params": {...}}]}'
 
 _GAP = re.compile(rb"[ \t\r\n,]*")
 # How one element ends and the next begins, up to its first key: what the last boundary of a window looks like.
@@ -66,33 +67,34 @@ class Document:
     framed: memoryview
 
 
-def read_document(body: memoryview, scratch: memoryview | None = None) -> Document:
+def read_document(body: memoryview, scratch: memoryview | None = None, *, example: str = STAGE_EXAMPLE) -> Document:
     """`scratch`: the same bytes once more, to be written on; without it, half of a character refuses the whole.
 
+    `example`: what the caller should have sent.
     Raises: InvalidFile naming the place, in bytes from 0 and as line and column from 1.
     """
     try:
-        return _read(body, body)
+        return _read(body, body, example)
     except _UNREADABLE as error:
         if scratch is not None and replace_halves(scratch, HALVES_MAX):
             with suppress(*_UNREADABLE):
-                return _read(scratch, body)
+                return _read(scratch, body, example)
         raise InvalidFile(_malformed(body, _start(body), error)) from None
 
 
-def _read(framed: memoryview, body: memoryview) -> Document:
+def _read(framed: memoryview, body: memoryview, example: str) -> Document:
     start = _start(body)
     try:
         outline = _outline.decode(framed[start:])
         found = outline.requests
         beside = len(body) - (0 if isinstance(found, msgspec.UnsetType) else len(memoryview(found)))
         if beside > BESIDE_BYTES_MAX:
-            raise InvalidFile(f"the body has {beside:,} bytes beside its requests; a batch is {_EXAMPLE}, no more keys")
+            raise InvalidFile(f"the body has {beside:,} bytes beside its requests; a batch is {example}, no more keys")
         wire = _wire.decode(framed[start:])
     except msgspec.ValidationError as error:
-        raise InvalidFile(_misfit(str(error))) from None
+        raise InvalidFile(_misfit(str(error), example)) from None
     if isinstance(wire.requests, msgspec.UnsetType):
-        raise InvalidFile(f"requests: is missing; a batch is {_EXAMPLE}")
+        raise InvalidFile(f"requests: is missing; a batch is {example}")
     array = memoryview(wire.requests)
     if array[0] != b"["[0]:
         raise InvalidFile(f"requests: must be a list of requests, got {_kind(array[0])}")
@@ -202,7 +204,7 @@ def _gap_end(array: memoryview, at: int, end: int) -> int:
     return found.end() if found else at
 
 
-def _misfit(error: str) -> str:
+def _misfit(error: str, example: str) -> str:
     """The document is JSON and not a batch."""
     unknown, wrong = _UNKNOWN_KEY.search(error), _WRONG_TYPE.search(error)
     if unknown:
@@ -211,7 +213,7 @@ def _misfit(error: str) -> str:
         return f"{short(unknown[1])}: unknown key; " + (f"did you mean {near[0]}?" if near else f"there are {names}")
     if wrong:
         return f"{wrong[2]}: must be a string, got {_article(wrong[1])}"
-    return f"the body must be an object such as {_EXAMPLE}; send one request per line as application/x-ndjson"
+    return f"the body must be an object such as {example}; send one request per line as application/x-ndjson"
 
 
 def _malformed(body: memoryview, start: int, error: Exception) -> str:

@@ -122,6 +122,8 @@ def test_a_wrong_file_makes_a_failed_batch_that_names_its_lines(client: Any) -> 
         line("d") | {"method": "GET"},
         {"custom_id": "e", "params": {}},
         {"custom_id": "f", "method": "POST", "url": CHAT, "body": {"messages": []}},
+        {"custom_id": "g", "method": "POST", "url": CHAT},
+        7,
     )
     failed = until(client, batch.id, "failed")
     found = [(error.code, error.line, error.param) for error in failed.errors.data]
@@ -133,8 +135,11 @@ def test_a_wrong_file_makes_a_failed_batch_that_names_its_lines(client: Any) -> 
         ("invalid_method", 7, "method"),
         ("invalid_value", 8, None),
         ("missing_required_parameter", 9, "body.model"),
+        ("missing_required_parameter", 10, "body"),
+        ("invalid_json_line", 11, None),
     ]
-    assert failed.errors.data[-1].message == "body.model: is missing; name one of llama-70b, mistral, vectors"
+    assert failed.errors.data[-3].message == "body.model: is missing; name one of llama-70b, mistral, vectors"
+    assert not any("params" in error.message for error in failed.errors.data[-3:]), "that is another format"
     assert failed.errors.object == "list"
     assert (failed.output_file_id, failed.error_file_id, failed.in_progress_at) == (None, None, None)
     assert failed.failed_at is not None

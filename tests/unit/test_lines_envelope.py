@@ -76,6 +76,11 @@ BAD = [
     ('{"custom_id":"","params":{}}', None, "custom_id: is empty; give every request a name of its own"),
     ('{"custom_id":7,"params":{}}', None, "custom_id: must be a string, got 7"),
     ('{"custom_id":"a"}', "a", "params: is missing; put messages and max_tokens there"),
+    (
+        '{"custom_id":"a","method":"POST","url":"/v1/chat/completions"}',
+        "a",
+        "body: is missing; put model and messages there",
+    ),
     ('{"custom_id":"a","params":[]}', "a", "params: must be an object, got a list"),
     ('{"custom_id":"a","body":"x"}', "a", 'body: must be an object, got "x"'),
     ('{"custom_id":"a","params":null}', "a", "params: must be an object, got null"),
@@ -94,6 +99,20 @@ BAD = [
     (DEEP_PARAMS, "a", "is nested too deeply"),
     (DEEP_METADATA, "a", "is nested too deeply"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("5", 'must be an object such as {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body":'),
+        ('{"custom_id": "a"}', "body: is missing; put model and messages there"),
+        ('{"custom_id": "a", "name": 1}', "name: unknown key; what is yours belongs in body.metadata"),
+    ],
+)
+def test_whose_file_is_openais_is_told_of_openais_format(line: str, message: str) -> None:
+    with pytest.raises(Unreadable) as refused:
+        decode_envelope(line.encode(), "openai")
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(("line", "custom_id", "message"), BAD, ids=[row[2][:60] for row in BAD])
