@@ -26,6 +26,7 @@ class TextBlock(Strict):
     text: str
     cache_control: Any = None
     citations: Any = None
+    prompt_cache_breakpoint: Any = None  # OpenAI's
 
 
 class Unserved(NamedTuple):

@@ -59,6 +59,7 @@ class Body(Sampled):
     metadata: Any = None
     prediction: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
     safety_identifier: Any = None
@@ -71,6 +72,7 @@ class Body(Sampled):
     function_call: Any = None
     functions: Any = None
     modalities: Any = None
+    moderation: Any = None
     top_logprobs: Any = None
     web_search_options: Any = None
 
@@ -83,6 +85,7 @@ UNSERVED: dict[str, Unserved] = UNSERVED_SAMPLING | {
     "function_call": Unserved((None, "none", "auto"), _TOOLS, _TOOLS_FIX),
     "functions": Unserved((None, []), _TOOLS, _TOOLS_FIX),
     "modalities": Unserved((None, ["text"]), 'only ["text"] is served; remove it', "Remove it."),
+    "moderation": Unserved((None,), "moderation is not served; remove it"),
     "top_logprobs": Unserved((None, 0), "logprobs are not served; remove it"),
     "web_search_options": Unserved((None,), "web search is not served; remove it"),
 }

@@ -59,6 +59,7 @@ class ToolResultBlock(Strict):
     content: str | list[TextBlock] | None = None
     is_error: bool | None = None
     cache_control: Any = None
+    toolset_name: Any = None
 
     @property
     def text(self) -> str:
