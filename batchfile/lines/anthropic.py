@@ -1,7 +1,7 @@
 """Native result lines as Anthropic's Message Batches results. Pure: the same batch gives the same bytes each time.
 
-Every key that the format knows is there, null where nothing is known. One line a result, `\\n` after each and nothing
-else between them: the official clients stumble over a blank line.
+Every key that the format or its beta knows is there, null where nothing is known. One line a result, `\\n` after each
+and nothing else between them: the official clients stumble over a blank line.
 """
 
 from collections.abc import Iterable, Iterator
@@ -85,7 +85,9 @@ class _Usage(msgspec.Struct, gc=False):
     cache_read_input_tokens: int
     cache_creation_input_tokens: int = 0
     cache_creation: None = None
+    fallback_credit: None = None
     inference_geo: None = None
+    iterations: None = None
     output_tokens_details: None = None
     server_tool_use: None = None
     service_tier: str = "batch"
@@ -102,7 +104,9 @@ class _Message(msgspec.Struct, gc=False):
     type: str = "message"
     role: str = "assistant"
     container: None = None
+    context_management: None = None
     diagnostics: None = None
+    input_transformations: None = None
     stop_details: None = None
 
 

@@ -67,6 +67,16 @@ const USAGE: Keys<Current.Usage> & Keys<Old.Usage> = {
   service_tier: true,
   speed: true,
 };
+const BETA_MESSAGE: Keys<Current.Beta.BetaMessage> & Keys<Old.Beta.BetaMessage> = {
+  ...MESSAGE,
+  context_management: true,
+  input_transformations: true,
+};
+const BETA_USAGE: Keys<Current.Beta.BetaUsage> & Keys<Old.Beta.BetaUsage> = {
+  ...USAGE,
+  fallback_credit: true,
+  iterations: true,
+};
 const TEXT: Keys<Current.TextBlock> & Keys<Old.TextBlock> = { citations: true, text: true, type: true };
 const THINKING: Keys<Current.ThinkingBlock> & Keys<Old.ThinkingBlock> = { signature: true, thinking: true, type: true };
 type ToolUse = Omit<Current.ToolUseBlock, "toolset_name">; // which is optional
@@ -109,6 +119,8 @@ function wholeResult(line: Current.Messages.MessageBatchIndividualResponse): voi
   if (result.type === "succeeded") {
     complete(result.message, MESSAGE);
     complete(result.message.usage, USAGE);
+    complete<object>(result.message, BETA_MESSAGE); // the beta's results are the same ones
+    complete<object>(result.message.usage, BETA_USAGE);
     for (const block of result.message.content) {
       if (block.type === "text") complete(block, TEXT);
       else if (block.type === "thinking") complete(block, THINKING);

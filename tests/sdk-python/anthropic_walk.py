@@ -17,6 +17,7 @@ from typing import Any
 
 import anthropic
 from anthropic.types import ModelInfo
+from anthropic.types.beta.messages import BetaMessageBatch, BetaMessageBatchIndividualResponse
 from anthropic.types.messages import DeletedMessageBatch, MessageBatch, MessageBatchIndividualResponse
 
 URL, KEY, PAGES_KEY = (os.environ.get(name, "") for name in ("WALK_URL", "WALK_KEY", "WALK_PAGES_KEY"))
@@ -75,10 +76,10 @@ def lines_of(batch: Any) -> list[bytes]:
     return lines
 
 
-def results_of(batch: Any) -> dict[str, Any]:
+def results_of(batch: Any, kind: Any = MessageBatchIndividualResponse) -> dict[str, Any]:
     """Each through the client, and each strictly."""
     for line in lines_of(batch)[:500]:
-        strict = MessageBatchIndividualResponse.model_validate_json(line, strict=True)
+        strict = kind.model_validate_json(line, strict=True)
         if strict.result.type == "succeeded":
             message = json.loads(line)["result"]["message"]
             assert not set(type(strict.result.message).model_fields) - message.keys()
@@ -311,9 +312,10 @@ def walk_deletes() -> None:
 def walk_beta() -> None:
     """The older namespace, with its own header and query."""
     beta = client.beta.messages.batches
-    batch_id = beta.create(requests=[request("a")]).id  # type: ignore[list-item]
-    ended(batch_id)
-    assert beta.retrieve(batch_id).processing_status == "ended"
+    batch_id = checked(beta.with_raw_response.create(requests=[request("a")]), BetaMessageBatch).id  # type: ignore[list-item]
+    batch = ended(batch_id)
+    assert checked(beta.with_raw_response.retrieve(batch_id), BetaMessageBatch).processing_status == "ended"
+    results_of(batch, BetaMessageBatchIndividualResponse)
     assert [line.result.type for line in beta.results(batch_id)] == ["succeeded"]
     assert batch_id in [batch.id for batch in beta.list()]
     beta.delete(batch_id)
