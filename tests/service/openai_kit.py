@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 from openai.types import Batch, Upload
+from pydantic import BaseModel
 
 KEY, OTHER_KEY = "key-of-acme", "key-of-other"
 NODE_KEYS = {"current": "key-of-node", "old": "key-of-node-old"}  # each walk counts what it made
@@ -65,9 +66,21 @@ def client(connect: Any) -> Any:
 
 
 def strict(model: Any, found: Any) -> Any:
-    """What came over the wire, validated for once: the client itself only constructs."""
-    model.model_validate(found.to_dict(mode="json"), strict=False)
+    """What came over the wire has every key and fits strictly: the client itself keeps whatever came, unchecked."""
+    assert isinstance(found, model)
+    model.model_validate_json(json.dumps(found.to_dict()), strict=True)
+    assert missing_in(found) == set()
     return found
+
+
+def missing_in(found: Any) -> set[str]:
+    """Keys of the client's models, at any depth, that did not come."""
+    if isinstance(found, list):
+        return set[str]().union(*map(missing_in, found))
+    if not isinstance(found, BaseModel):
+        return set()
+    own = {f"{type(found).__name__}.{name}" for name in type(found).model_fields.keys() - found.model_fields_set}
+    return own.union(*(missing_in(getattr(found, name)) for name in found.model_fields_set))
 
 
 def submit(client: Any, *lines: Any, **more: Any) -> Any:
