@@ -25,6 +25,7 @@ from batchfile.errors import (
 log = structlog.get_logger()
 
 RETRY_AFTER_S = 5
+_WHOLE_BODY = {None, "", "data"}  # what Litestar calls the body itself
 DOCS = "/docs lists what there is"
 
 
@@ -114,6 +115,14 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[s
     )
 
 
+def _with_keys(request: Request[Any, Any, Any]) -> str:
+    """The keys that the route's body needs."""
+    field = request.route_handler.parsed_data_field
+    fields = getattr(None if field is None else field.annotation, "model_fields", {})
+    names = [name for name, one in fields.items() if one.is_required()]
+    return f" with {', '.join(names)}" if names else ""
+
+
 def _of_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> Refusal:
     where = f"{request.scope['method']} {request.url.path}"
     headers = {name.title(): value for name, value in (error.headers or {}).items()}
@@ -124,6 +133,8 @@ def _of_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> Refus
     if error.status_code == 405:
         return Refusal(405, f"There is no {where}; it exists with {headers.get('Allow', 'other methods')}.", headers)
     extra = error.extra if isinstance(error.extra, list) else []
+    if any(isinstance(item, dict) and item.get("key") in _WHOLE_BODY for item in extra):
+        return Refusal(error.status_code, f"The body must be a JSON object{_with_keys(request)}.", headers)
     places = [f"{item.get('key', '')}: {item.get('message', '')}" for item in extra if isinstance(item, dict)]
     param = extra[0].get("key") if extra and isinstance(extra[0], dict) else None
     return Refusal(error.status_code, "; ".join(places) or error.detail, headers, param=param)

@@ -161,6 +161,14 @@ def test_a_file_that_can_be_no_batch_fails_with_its_code(client: Any, data: byte
     assert [(error.code, error.line) for error in failed.errors.data] == [(code, number)]
 
 
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"data"'])
+def test_a_body_that_is_no_object_is_told_what_it_must_be(served: Any, body: bytes) -> None:
+    answer = served.http.post("/v1/batches", content=body, headers={"authorization": f"Bearer {KEY}"})
+    assert answer.status_code == 400
+    wanted = "The body must be a JSON object with input_file_id, endpoint, completion_window."
+    assert answer.json()["error"]["message"] == wanted
+
+
 def test_lines_of_an_endpoint_that_is_not_served_yet_are_errored_one_by_one(served: Any, client: Any) -> None:
     one = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "mistral", "input": "hi"}}
     batch = work(served, client, submit(client, one, endpoint="/v1/responses").id)
