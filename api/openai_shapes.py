@@ -87,7 +87,7 @@ class Upload(BaseModel):
     expires_at: int
     filename: str
     purpose: str
-    status: Literal["pending", "completed", "cancelled", "expired"]
+    status: Literal["pending", "completed", "cancelled"]
     file: File | None = None
 
 

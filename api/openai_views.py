@@ -23,7 +23,7 @@ def file(record: FileRecord) -> shapes.File:
     )
 
 
-def upload(record: UploadRecord, *, is_expired: bool = False) -> shapes.Upload:
+def upload(record: UploadRecord) -> shapes.Upload:
     return shapes.Upload(
         id=record.upload_id,
         bytes=record.size,
@@ -31,7 +31,7 @@ def upload(record: UploadRecord, *, is_expired: bool = False) -> shapes.Upload:
         expires_at=int(record.expires_at),
         filename=record.filename,
         purpose=record.purpose,
-        status="expired" if is_expired else record.state,
+        status=record.state,
         file=None if record.file is None else file(record.file),
     )
 
