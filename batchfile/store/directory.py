@@ -8,6 +8,7 @@ for `.json` documents and (inode, size, mtime in ns) for all else. Locks and unf
 import fcntl
 import hashlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from batchfile.store.passed_over import PassedOver
 
 LEFTOVER_AGE_S = 3600.0  # an unfinished write older than this, whose process is gone, is removed
 _ETAG_HEX_DIGITS = 32
+# What macOS, NFS and FUSE put beside files.
+_STRAY = re.compile(r"\.DS_Store|\._.*|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+")
 
 
 class DirectoryStore:
@@ -195,7 +198,7 @@ class DirectoryStore:
                 names = [
                     e.name + "/" if e.is_dir(follow_symlinks=False) else e.name
                     for e in found
-                    if e.name.startswith(start) and self._is_readable(folder, e.name)
+                    if e.name.startswith(start) and self._is_listed(folder, e.name)
                 ]
         except (FileNotFoundError, NotADirectoryError):
             self._check_alive()
@@ -214,9 +217,10 @@ class DirectoryStore:
             elif key != f"{INTERNAL}/" and (key > after or after.startswith(key)):
                 yield from self._keys(key[:-1], "", after)
 
-    def _is_readable(self, folder: str, name: str) -> bool:
+    def _is_listed(self, folder: str, name: str) -> bool:
+        """Not what a system keeps beside the files."""
         if is_unicode(name):
-            return True
+            return _STRAY.fullmatch(name) is None
         if is_of_others(f"{folder}/"):
             self._passed_over.say(f"{folder}/{name}", "the name is not UTF-8: rename it")
         return False

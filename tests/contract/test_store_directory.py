@@ -353,6 +353,14 @@ def test_nothing_is_left_of_folders_that_are_empty(store: DirectoryStore) -> Non
     assert [path.name for path in Path(store.url).iterdir()] == [".store"]
 
 
+def test_files_that_a_desktop_leaves_in_folders_are_no_objects(store: DirectoryStore) -> None:
+    store.put("queue/mistral/5-1-b", b"")
+    for name in (".DS_Store", "queue/.DS_Store", "queue/mistral/.DS_Store"):
+        Path(store.url, name).write_bytes(b"x")
+    assert [entry.key for entry in store.list("")] == ["queue/mistral/5-1-b"]
+    assert [entry.key for entry in store.list("queue/mistral/")] == ["queue/mistral/5-1-b"]
+
+
 def test_folders_of_the_inbox_stay_when_they_are_empty(store: DirectoryStore) -> None:
     """Others made them, to drop the next file there."""
     Path(store.url, "inbox/email").mkdir(parents=True)
