@@ -73,7 +73,7 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
     errors = batch.errors
     if batch.state != "ended":
         raise InvalidFile(f"{batch.batch_id} has not ended: wait for its end, or cancel it first")
-    if batch.routing.everything is not None:
+    if not batch.routing.pools:  # one engine took everything, and no service has a pool for it
         raise InvalidFile(f"{batch.batch_id} was run on one machine: give its errors file to `batchfile run`")
     if errors is None:
         raise InvalidFile(f"{batch.batch_id} ended before its file was read; mend the file and submit it again")
