@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import islice, takewhile
+from itertools import islice
 
 import click
 
@@ -126,16 +126,15 @@ def follow_all(remote: Remote, on_end: Callable[[BatchView], None]) -> list[Batc
     """Every batch that is open now, or is made while one is, until none is open."""
     recent = list(islice(remote.batches(), RECENT_MAX))
     known = {batch.batch_id: batch for batch in recent if not batch.has_ended}
-    newest = max((batch.created_at for batch in recent), default=0.0)
+    seen = {batch.batch_id for batch in recent}
 
     def look() -> list[BatchView]:
-        nonlocal newest
-        made = list(takewhile(lambda batch: batch.created_at > newest, remote.batches()))
-        newest = max([newest, *(batch.created_at for batch in made)])
+        made = list(remote.new_batches(seen))
         for batch_id, batch in known.items():
             if not batch.has_ended:
                 known[batch_id] = remote.batch(batch_id)
         known.update({batch.batch_id: batch for batch in made})
+        seen.update(batch.batch_id for batch in made)
         return list(known.values())
 
     return Follower(look, on_end).run() if known else []

@@ -1,6 +1,6 @@
 """The seam to batches somewhere else, and its nouns. Synchronous; knows no HTTP, no store and no terminal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # to look at a batch over HTTP loads neither the line formats
     from batchfile.remote.upload import Upload
 
 LOOK_AGAIN_S = 1.0  # between two looks at what lands
+OLD_PLACES_MAX = 100  # of a list that are passed in a row in search of new ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,13 @@ class Remote(Protocol):
         """Newest first."""
         ...
 
+    def new_batches(self, seen: Container[str]) -> Iterator[BatchView]:
+        """Those whose id is not among `seen`, newest first.
+
+        A batch has the time at which its create began, so a new one may come below others that were seen.
+        """
+        ...
+
     def cancel(self, name: str) -> BatchView:
         """An ended batch stays what it is."""
         ...
@@ -129,3 +137,14 @@ class Remote(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def until_old(places: Iterable[BatchView | None]) -> Iterator[BatchView]:
+    """What is new in a list, newest first; None: nothing in this place. Where nothing was for long, nothing will be."""
+    num_old = 0
+    for batch in places:
+        if batch is not None:
+            num_old = 0
+            yield batch
+        elif (num_old := num_old + 1) == OLD_PLACES_MAX:
+            return

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from batchfile.client import Client, FileHead, Pairs
 from batchfile.errors import InvalidRequest, TooLarge
 from batchfile.records import BatchState, EndReason, PresenceRecord
-from batchfile.remote.base import BatchView, Download, Share, Wanted
+from batchfile.remote.base import BatchView, Download, Share, Wanted, until_old
 from batchfile.words import Counts, Dialect, RoutingTable, Usage
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ class HttpRemote:
             if not page.has_more:
                 return
             after = page.data[-1].id
+
+    def new_batches(self, seen: Container[str]) -> Iterator[BatchView]:
+        return until_old(None if batch.batch_id in seen else batch for batch in self.batches())
 
     def cancel(self, name: str) -> BatchView:
         return _view(self._of(name, self._client.post(f"{_path(name)}/cancel", _Batch)))

@@ -1,7 +1,7 @@
 """Batches in a store, reached without any service: the ledger's own verbs behind the seam."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import structlog
 
@@ -16,7 +16,7 @@ from batchfile.ledger.scale import read_scale
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.places import check_stage, find_batch
 from batchfile.records import BatchRecord, FileRef, PresenceRecord
-from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Share, Wanted
+from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Share, Wanted, until_old
 from batchfile.remote.upload import Upload, repeatable
 from batchfile.settings import Settings
 from batchfile.words import Defaults, RoutingTable
@@ -43,17 +43,17 @@ class StoreRemote:
     def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
         if wanted.stage is not None:
             check_stage(self._settings.stages, wanted.stage)
-        draft = batches.Draft(
-            batch_id=f"batch_{self._ledger.new_id()[:12]}",
-            routing=self.routing(),
-            defaults=Defaults(output_schema=self._settings.schema_of(wanted.stage)),
-            stage=wanted.stage,
-            priority=wanted.priority,
-            tenant=self._tenant,
-            metadata=wanted.metadata,
-            created_at=self._ledger.clock.now(),
-        )
         with repeatable(upload) as source:  # how large a shard becomes depends on the size of all
+            draft = batches.Draft(
+                batch_id=f"batch_{self._ledger.new_id()[:12]}",
+                routing=self.routing(),
+                defaults=Defaults(output_schema=self._settings.schema_of(wanted.stage)),
+                stage=wanted.stage,
+                priority=wanted.priority,
+                tenant=self._tenant,
+                metadata=wanted.metadata,
+                created_at=self._ledger.clock.now(),  # not before all of it is here: its time to run begins now
+            )
             made = verbs.submit(
                 self._ledger,
                 draft,
@@ -70,14 +70,10 @@ class StoreRemote:
         return view_of(status)
 
     def batches(self) -> Iterator[BatchView]:
-        for entry in self._ledger.store.list(layout.index_prefix(self._tenant)):
-            try:
-                status = self._reader.read(layout.index_batch_id(entry.key))
-            except BatchDamaged as error:
-                log.error("batch.damaged", error=str(error))
-                continue
-            if status is not None:
-                yield view_of(status)
+        return (batch for batch in map(self._look_at, self._ids()) if batch is not None)
+
+    def new_batches(self, seen: Container[str]) -> Iterator[BatchView]:
+        return until_old(None if batch_id in seen else self._look_at(batch_id) for batch_id in self._ids())
 
     def cancel(self, name: str) -> BatchView:
         batch_id = self._find(name).batch_id
@@ -118,6 +114,19 @@ class StoreRemote:
 
     def close(self) -> None:
         """The store needs no end."""
+
+    def _ids(self) -> Iterator[str]:
+        """Newest first; of some there is no batch: not yet, or not any more."""
+        entries = self._ledger.store.list(layout.index_prefix(self._tenant))
+        return (layout.index_batch_id(entry.key) for entry in entries)
+
+    def _look_at(self, batch_id: str) -> BatchView | None:
+        try:
+            status = self._reader.read(batch_id)
+        except BatchDamaged as error:
+            log.error("batch.damaged", error=str(error))
+            return None
+        return None if status is None else view_of(status)
 
     def _find(self, name: str) -> BatchRecord:
         batch = find_batch(self._ledger, name)

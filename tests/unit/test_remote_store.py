@@ -1,17 +1,28 @@
-"""Batches in a store: whose they are, and how often they are looked up."""
+"""Batches in a store: whose they are, when they began, and how often they are looked up."""
 
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from batchfile.cli import following
+from batchfile.clock import ManualClock
 from batchfile.errors import InvalidRequest
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.planner import plan_upload
+from batchfile.ledger.status import StatusReader
 from batchfile.places import find_batch, open_service_ledger
-from batchfile.remote import store
+from batchfile.remote import base, store
 from batchfile.remote.base import BatchView, Wanted
 from batchfile.remote.store import StoreRemote
-from batchfile.remote.upload import open_upload
+from batchfile.remote.upload import Upload, open_upload
 from batchfile.settings import load_settings
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults
 
 LINE = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 8}}'
 
@@ -55,3 +66,74 @@ def test_a_batch_that_is_watched_is_found_once(
     assert found == [batch.batch_id]
     watching.cancel(batch.batch_id)
     assert watching.batch(batch.batch_id).has_ended
+
+
+@pytest.fixture
+def still() -> StoreRemote:
+    """In memory, by a clock that only tests move."""
+    clock = ManualClock()
+    return StoreRemote(Ledger(store=MemoryStore(clock), clock=clock), load_settings(), "acme")
+
+
+def create(remote: StoreRemote, name: str, created_at: float) -> None:
+    """A batch whose create began at `created_at`."""
+    ledger, routing = remote._ledger, remote.routing()
+    draft = batches.Draft(
+        batch_id=name, routing=routing, defaults=Defaults(), stage="email", tenant="acme", created_at=created_at
+    )
+    line = [LINE.encode()]
+    planned = plan_upload(ledger, name, line, size=100, routing=routing, stage="email", requests_max=1, is_strict=True)
+    batches.create(ledger, draft, planned)
+
+
+def test_the_time_that_a_batch_has_begins_when_all_of_a_slow_input_is_here(still: StoreRemote) -> None:
+    clock = still._ledger.clock
+
+    def slow(on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+        clock.sleep(3600)
+        yield LINE.encode()
+
+    began_at = clock.now()
+    piped = Upload(name="stdin", size=None, format="jsonl", chunks=slow, is_repeatable=False)
+    assert still.submit(piped, Wanted(stage="email"), lambda num: None).created_at == began_at + 3600
+
+
+def test_a_batch_whose_create_took_longer_than_that_of_others_is_new_all_the_same(still: StoreRemote) -> None:
+    create(still, "quick", 200.0)
+    assert [found.batch_id for found in still.new_batches(set())] == ["quick"]
+    create(still, "slow", 100.0)
+    assert [found.batch_id for found in still.new_batches({"quick"})] == ["slow"]
+
+
+def test_a_look_for_new_batches_passes_a_page_of_old_ones_and_reads_none_of_them(
+    still: StoreRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "OLD_PLACES_MAX", 3)
+    for number in range(6):
+        create(still, f"b{number}", 100.0 - number)
+    read: list[str] = []
+
+    def counted(batch_id: str) -> Any:
+        read.append(batch_id)
+        return StatusReader.read(still._reader, batch_id)
+
+    monkeypatch.setattr(still._reader, "read", counted)
+    assert [found.batch_id for found in still.new_batches({"b0", "b1", "b3", "b4", "b5"})] == ["b2"]
+    assert list(still.new_batches({"b0", "b1", "b2", "b3"})) == []
+    assert read == ["b2"]
+
+
+def test_whoever_watches_all_batches_sees_also_those_whose_create_had_begun_before(
+    still: StoreRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(still, "quick", 200.0)
+    between: list[Callable[[], object]] = [
+        lambda: create(still, "slow", 100.0),
+        lambda: still.cancel("quick"),
+        lambda: still.cancel("slow"),
+    ]
+    clock = SimpleNamespace(sleep=lambda seconds: between.pop(0)(), monotonic=time.monotonic, time=time.time)
+    monkeypatch.setattr(following, "time", clock)
+    heard: list[str] = []
+    following.follow_all(still, lambda ended: heard.append(ended.batch_id))
+    assert heard == ["quick", "slow"]
