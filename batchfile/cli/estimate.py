@@ -51,18 +51,20 @@ def command(
         sample=sample,
         tokenizer=tokenizer,
         times=times,
-        expected_output_tokens=expected_output_tokens(sample, times),
+        expected_output_tokens=expected_output_tokens(sample, times or []),
         gpu_hour=gpu_hour,
         gpus=gpus,
         hosted=[hosted_price(name, round(sample.input_tokens), round(sample.max_output_tokens)) for name in against],
     )
-    click.echo(json.dumps(_as_json(made)) if is_json else "\n".join([upload.name, *_lines(made)]))
+    click.echo(json.dumps(_as_json(made)) if is_json else "\n".join([upload.name, *_lines(made, stage)]))
 
 
-def _asked(upload: Upload, stage: str | None, tokenizer: str | None, where: Where) -> tuple[Sample, list[PoolTime]]:
+def _asked(
+    upload: Upload, stage: str | None, tokenizer: str | None, where: Where
+) -> tuple[Sample, list[PoolTime] | None]:
     """The file's sample, and its pools where there is a service or a store to ask."""
     if where.url is None and where.store is None and not _has_store():
-        return _sampled(upload, None, None, tokenizer), []
+        return _sampled(upload, None, None, tokenizer), None
     with where.opened() as remote:
         routing = remote.routing()
         if stage is not None:
@@ -89,12 +91,14 @@ def _has_store() -> bool:
     return load_settings().store is not None or Path(STORE_FOLDER).is_dir()
 
 
-def _lines(made: Estimate) -> Iterator[str]:
+def _lines(made: Estimate, stage: str | None) -> Iterator[str]:
     sample = made.sample
     how = f"{made.tokenizer}'s tokenizer" if made.tokenizer else f"characters / {CHARS_PER_TOKEN}"
     over = "over all requests" if sample.is_whole else f"over a sample of {sample.num_looked_at:,} requests"
     bad = f"; about {sample.num_bad:,.0f} of them can not run: `batchfile validate` says why" if sample.num_bad else ""
     yield f"  requests       {sample.num_requests:,}{bad}"
+    if sample.num_unrouted:
+        yield f"                 {_unrouted(sample, stage)}"
     yield f"  input tokens   about {sample.input_tokens:,.0f} ({how}, {over})"
     likely = made.expected_output_tokens
     text = "how many is unknown" if likely is None else f"about {likely:,} if answers are as long as the pools' so far"
@@ -111,10 +115,19 @@ def _lines(made: Estimate) -> Iterator[str]:
         yield "  hosted         not asked: --against MODEL"
 
 
-def _time_lines(times: list[PoolTime]) -> Iterator[str]:
-    if not times:
+def _unrouted(sample: Sample, stage: str | None) -> str:
+    text = f"no pool for about {sample.num_unrouted:,.0f} of them"
+    if stage is None:
+        return f"{text}: name their stage (--stage), or see `batchfile validate --routing`"
+    return f"{text}: `batchfile validate --stage {stage}` says why"
+
+
+def _time_lines(times: list[PoolTime] | None) -> Iterator[str]:
+    if times is None:
         yield "  time           unknown: no pool was asked; name a service or a store (--url, --store)"
-    for time in times:
+    elif not times:
+        yield "  time           unknown: no request leads to a pool"
+    for time in times or []:
         who = f"{counted(time.num_runners, 'runner')} of {time.pool}"
         if time.busy_s is None or time.until_s is None or time.requests_per_s is None:
             verb = "is" if time.num_runners == 1 else "are"
@@ -141,11 +154,12 @@ def _as_json(made: Estimate) -> dict[str, object]:
         "requests": sample.num_requests,
         "looked_at": sample.num_looked_at,
         "bad": round(sample.num_bad),
+        "unrouted": round(sample.num_unrouted),
         "input_tokens": round(sample.input_tokens),
         "counted_by": made.tokenizer or f"characters / {CHARS_PER_TOKEN}",
         "max_output_tokens": round(sample.max_output_tokens),
         "expected_output_tokens": made.expected_output_tokens,
-        "pools": [asdict(time) | {"busy_s": time.busy_s, "until_s": time.until_s} for time in made.times],
+        "pools": [asdict(time) | {"busy_s": time.busy_s, "until_s": time.until_s} for time in made.times or []],
         "gpu_usd": made.gpu_usd,
         "hosted": [asdict(price) for price in made.hosted],
     }

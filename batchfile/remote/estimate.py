@@ -37,14 +37,14 @@ class PoolTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """`tokenizer` None: tokens were counted by characters. `times` is empty where no pool could be asked.
+    """`tokenizer` None: tokens were counted by characters. `times`: of the pools that they lead to; None: not asked.
 
     `gpus` each pool has, at `gpu_hour` dollars. `gpu_usd`: for ours alone; None where something is unknown.
     """
 
     sample: Sample
     tokenizer: str | None
-    times: list[PoolTime]
+    times: list[PoolTime] | None
     expected_output_tokens: int | None
     gpu_hour: float | None
     gpus: int | None
@@ -52,8 +52,9 @@ class Estimate:
 
     @property
     def gpu_usd(self) -> float | None:
-        busy = [time.busy_s for time in self.times if time.busy_s is not None]
-        if not busy or len(busy) < len(self.times) or self.gpu_hour is None or self.gpus is None:
+        times = self.times or []
+        busy = [time.busy_s for time in times if time.busy_s is not None]
+        if not busy or len(busy) < len(times) or self.gpu_hour is None or self.gpus is None:
             return None
         return sum(busy) / 3600 * self.gpu_hour * self.gpus
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines.envelope import Envelope, decode_envelope
+from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.parse import parse_request
 from batchfile.routing import route
@@ -24,7 +24,8 @@ FULL_MAX_TOKENIZED = 1_000  # a tokenizer takes about a millisecond a request
 class Sample:
     """`num_requests` is exact. The rest is of `num_looked_at` requests, and scaled to all.
 
-    `pools`: requests by pool, where routing is known. `max_output_tokens`: what they allow at most.
+    `num_bad` can not be read, and no other figure holds them. `pools`: requests by pool, where routing is known;
+    `num_unrouted` lead to none. `max_output_tokens`: what they allow at most.
     """
 
     num_requests: int = 0
@@ -32,6 +33,7 @@ class Sample:
     size_bytes: int = 0
     dialect: Dialect | None = None
     num_bad: float = 0
+    num_unrouted: float = 0
     input_tokens: float = 0
     max_output_tokens: float = 0
     pools: Counter[str] = field(default_factory=Counter)
@@ -78,7 +80,6 @@ def _add(
     try:
         envelope = decode_envelope(line)
         request = parse_request(envelope, Defaults())
-        pool = _pool(envelope, routing, stage)
         tokens = count(request)
     except InvalidRequest:
         found.num_bad += weight
@@ -87,12 +88,14 @@ def _add(
     found.input_tokens += weight * tokens
     if request.kind != "embedding":
         found.max_output_tokens += weight * request.sampling.max_tokens * request.sampling.num_choices
-    if pool is not None:
+    if routing is None:
+        return
+    try:
+        pool = route(routing, stage=stage, hint=envelope.hint, model=envelope.model)
+    except InvalidRequest:
+        found.num_unrouted += weight
+    else:
         found.pools[pool] += weight
-
-
-def _pool(envelope: Envelope, routing: RoutingTable | None, stage: str | None) -> str | None:
-    return None if routing is None else route(routing, stage=stage, hint=envelope.hint, model=envelope.model)
 
 
 def _by_characters(request: Request) -> int:
@@ -106,6 +109,7 @@ def _by_characters(request: Request) -> int:
 
 def _scaled(found: Sample, factor: float) -> Sample:
     found.num_bad *= factor
+    found.num_unrouted *= factor
     found.input_tokens *= factor
     found.max_output_tokens *= factor
     found.pools = Counter({pool: round(num * factor) for pool, num in found.pools.items()})

@@ -68,6 +68,32 @@ def test_what_can_not_run_is_said_with_the_way_to_learn_why(tmp_path: Path, monk
     assert "3; about 1 of them can not run: `batchfile validate` says why" in done.output
 
 
+def test_requests_that_lead_to_no_pool_are_counted_like_any_other() -> None:
+    found = sampled(rows(20) + rows(5, metadata={"model_hint": "mistral"}) + b"{rubbish\n", stage=None)
+    assert (found.num_unrouted, found.num_bad, found.pools) == (20, 1, {"mistral": 5})
+    assert (found.input_tokens, found.max_output_tokens) == (25 * 10, 25 * 20)
+    large = sampled(rows(25_000), stage=None, full_max=100)
+    assert large.num_unrouted == pytest.approx(25_000)
+
+
+def test_a_file_without_a_stage_is_told_to_name_one_and_not_that_no_pool_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_bytes(rows(2))
+    Path("st").mkdir()
+    done = CliRunner().invoke(command, ["in.jsonl", "--store", "st"])
+    assert "no pool for about 2 of them: name their stage (--stage), or see `batchfile validate --rout" in done.output
+    assert "input tokens   about 20 " in done.output
+    assert "unknown: no request leads to a pool" in done.output
+    assert "can not run" not in done.output
+    Path("in.jsonl").write_bytes(rows(2, metadata={"model_hint": "nonesuch"}))
+    done = CliRunner().invoke(command, ["in.jsonl", "--store", "st", "--stage", "email"])
+    assert "no pool for about 2 of them: `batchfile validate --stage email` says why" in done.output
+    done = CliRunner().invoke(command, ["in.jsonl"])
+    assert "unknown: no pool was asked; name a service or a store (--url, --store)" in done.output
+
+
 def test_time_is_by_what_the_runners_of_the_pool_measured_and_what_waits_before() -> None:
     sample = sampled(rows(100))
     runners = [runner(requests_per_s=1.5), runner(requests_per_s=0.5), runner("llama-70b", requests_per_s=100.0)]
