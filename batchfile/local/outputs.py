@@ -23,6 +23,8 @@ from batchfile.records import BatchRecord, FileRef
 ERRORS_ENDING = ".errors.jsonl"
 RECEIPT_ENDING = ".receipt.json"
 PARQUET_ENDING = ".parquet"
+# What would promise another format than the one that is written.
+_OTHER_FORMATS = frozenset({".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".gz", ".zst", ".zip"})
 STDOUT = "-"
 
 # File names end at 255 bytes; what is written beside an output adds up to this many.
@@ -47,6 +49,8 @@ def check_output(output: str, input_path: str | None) -> str:
             raise SettingsError(f"{output}{ending}: is no regular file and would be written; choose another output")
         if input_path is not None and os.path.exists(path + ending) and os.path.samefile(path + ending, input_path):
             raise SettingsError(f"{output}{ending}: is the input itself; choose another output")
+    if Path(path).suffix.lower() in _OTHER_FORMATS:
+        raise SettingsError(f"{output}: the results are JSONL or Parquet; let its name end with .jsonl or .parquet")
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise SettingsError(f"{output}: there is no directory {folder}; make it first")

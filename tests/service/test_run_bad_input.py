@@ -170,6 +170,7 @@ def test_a_bad_file_is_refused_and_leaves_nothing_behind(tmp_path: Path, kind: s
         ("in.jsonl", "is the input itself"),
         ("link.jsonl", "is the input itself"),
         ("/dev/null", "`-o -`"),
+        ("out.csv", "let its name end with .jsonl or .parquet"),
     ],
 )
 def test_an_output_that_can_not_be_written_is_refused_first(tmp_path: Path, output: str, words: str) -> None:

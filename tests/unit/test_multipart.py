@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from api import multipart
@@ -39,7 +39,8 @@ def spooled(tmp_path: Path, body: bytes) -> Iterator[Spooled]:
 def test_the_file_is_what_was_sent_however_the_chunks_fall(
     tmp_path: Path, data: list[bytes], size: int, is_file_first: bool
 ) -> None:
-    content = b"".join(data).replace(b"\r\n--edge", b"")
+    content = b"".join(data)
+    assume(b"\r\n--edge" not in b"\r\n" + content)  # a client takes another boundary then
     parts = [part("file", content, "a.jsonl"), part("purpose", b"batch")]
     body = b"".join(parts if is_file_first else parts[::-1]) + END
     with pytest.MonkeyPatch.context() as patch, spooled(tmp_path, body) as whole:
