@@ -35,9 +35,12 @@ class HttpRemote:
         return self._client.url
 
     def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+        from batchfile.places import check_stage
         from batchfile.remote.upload import repeatable
 
-        self._page(limit=1)  # a wrong address or key is said before anything is sent
+        stages = self.routing().stages  # a wrong address or key is said before anything is sent, as a wrong stage is
+        if wanted.stage is not None:
+            check_stage(stages, wanted.stage)
         query: Pairs = [("priority", str(wanted.priority)), ("strict", "true" if wanted.is_strict else "false")]
         query += [("stage", wanted.stage)] if wanted.stage else []
         query += [("metadata", f"{name}={value}") for name, value in wanted.metadata.items()]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
-from batchfile.errors import InvalidFile
+from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
 from batchfile.lines.chunks import ChunkReader
 from batchfile.lines.formats import CHUNK_BYTES, HEAD_BYTES, Format, detect, open_lines
 from batchfile.local.inputs import check_untouched, inspect
@@ -86,9 +86,15 @@ def _of_object(url: str) -> Upload:
     if not key or key.endswith("/"):
         raise InvalidFile(f"{url}: names no object; give s3://BUCKET/PATH/NAME.jsonl")
     store = open_store(f"s3://{parts.netloc}" + (f"?{parts.query}" if parts.query else ""), prove=False)
-    entry = store.head(key)
-    if entry is None:
-        raise InvalidFile(f"{url}: there is no such object")
+    try:
+        entry = store.head(key)
+        if entry is None:
+            store.get(key)  # which says, as a head can not, where there is not even the bucket
+            raise InvalidFile(f"{url}: there is no such object")
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        raise InvalidFile(f"{url}: {error}") from error
     if entry.size == 0:
         raise InvalidFile(f"{url}: is empty; it needs at least one request line")
     kind = detect(key, b"".join(store.stream(key, 0, min(HEAD_BYTES, entry.size))))

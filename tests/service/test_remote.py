@@ -159,3 +159,5 @@ def test_an_object_of_a_bucket_is_submitted_whatever_its_format(shell: Shell, tm
     assert [row["custom_id"] for row in found] == ["a", "b"]
     missing = shell.run("submit", f"{bucket}/some/other.jsonl?{query}", code=4)
     assert b"there is no such object" in missing.stderr
+    nowhere = shell.run("submit", f"s3://nobucket/some/other.jsonl?{query}", code=4)
+    assert b"some/other.jsonl: the bucket does not exist: create it or correct its name" in nowhere.stderr
