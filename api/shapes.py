@@ -93,7 +93,8 @@ class Share(BaseModel):
 class Batch(BaseModel):
     """A batch as the service sees it. Times are epoch seconds. `pools` are those that work on it; none after its end.
 
-    `dialect`: the format of its input, which is `openai` where it has a `body` and a `url` in each line.
+    `dialect`: the format of its input, which is `openai` where it has a `body` and a `url` in each line. `inbox_path`:
+    the key of the dropped file that it was made of.
     """
 
     id: str
@@ -117,6 +118,7 @@ class Batch(BaseModel):
     metadata: dict[str, str]
     priority: int
     dialect: Literal["native", "openai"]
+    inbox_path: str | None
     pools: dict[str, Share]
 
 

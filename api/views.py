@@ -44,6 +44,7 @@ def batch(status: BatchStatus) -> shapes.Batch:
         metadata=record.metadata,
         priority=record.priority,
         dialect=record.input.dialect,
+        inbox_path=None if record.dropped is None else record.dropped.key,
         pools={
             name: shapes.Share(
                 shards=pool.num_shards,

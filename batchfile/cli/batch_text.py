@@ -33,6 +33,7 @@ def as_json(batch: BatchView) -> dict[str, object]:
         "updated_at": batch.updated_at,
         "ended_at": batch.ended_at,
         "stage": batch.stage,
+        "inbox_path": batch.inbox_path,
         "metadata": batch.metadata,
     }
 
@@ -58,8 +59,13 @@ def _cells(batch: BatchView) -> tuple[str, ...]:
     created = datetime.fromtimestamp(batch.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     state = batch.state if batch.reason in {None, "completed"} else f"{batch.state}:{batch.reason}"
     done = f"{batch.counts.finished:,}/{batch.total:,}"
-    where = batch.metadata.get(OUTPUT, batch.stage or "")
-    return batch.batch_id, created, state, done, f"{batch.num_failed:,} failed", where
+    where = batch.inbox_path or batch.metadata.get(OUTPUT, batch.stage or "")
+    return batch.batch_id, created, state, done, f"{batch.num_failed:,} failed", _printable(where)
+
+
+def _printable(name: str) -> str:
+    """A file's name may have anything in it, what moves a terminal's cursor too."""
+    return "".join(char if char.isprintable() else "?" for char in name)
 
 
 def _aligned(text: str, width: int, is_right: bool) -> str:

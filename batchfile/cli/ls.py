@@ -16,7 +16,10 @@ PAGE = 100  # batches whose columns are as wide
 @click.option("--json", "is_json", is_flag=True, help="One JSON line for each batch.")
 @where_options
 def command(limit: int, is_json: bool, where: Where) -> None:
-    """List the batches of a service or a store, newest first."""
+    """List the batches of a service or a store, newest first.
+
+    Each with its id, when it was made, its state, how far it is, what failed, and the file or the stage it is of.
+    """
     num = 0
     with where.opened() as remote:
         found = islice(remote.batches(), limit)

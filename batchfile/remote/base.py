@@ -27,7 +27,8 @@ class Share:
 class BatchView:
     """A batch as it was seen. Times in epoch seconds; `pools` is empty once it has ended.
 
-    `dialect`: the format of its input, in which its results are written for people.
+    `dialect`: the format of its input, in which its results are written for people. `inbox_path`: the key of the
+    dropped file that it was made of.
     """
 
     batch_id: str
@@ -42,6 +43,7 @@ class BatchView:
     stage: str | None = None
     priority: int = 5
     dialect: Dialect = "native"
+    inbox_path: str | None = None
     ended_at: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     pools: dict[str, Share] = field(default_factory=dict)

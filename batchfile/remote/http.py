@@ -173,6 +173,7 @@ class _Batch(msgspec.Struct, frozen=True):
     metadata: dict[str, str]
     priority: int
     dialect: Dialect
+    inbox_path: str | None
     pools: dict[str, _PoolShare]
 
 
@@ -197,6 +198,7 @@ def _view(batch: _Batch) -> BatchView:
         stage=batch.stage,
         priority=batch.priority,
         dialect=batch.dialect,
+        inbox_path=batch.inbox_path,
         total=batch.total,
         counts=Counts(succeeded=batch.succeeded, errored=batch.errored, canceled=batch.canceled, expired=batch.expired),
         usage=Usage(

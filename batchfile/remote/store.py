@@ -155,6 +155,7 @@ def view_of(status: BatchStatus) -> BatchView:
         stage=batch.stage,
         priority=batch.priority,
         dialect=batch.input.dialect,
+        inbox_path=None if batch.dropped is None else batch.dropped.key,
         total=batch.total,
         counts=status.counts,
         usage=status.usage,

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.steward import Steward
+from batchfile.places import open_service_ledger
+from batchfile.settings import load_settings
 from batchfile.store.open import open_store
 from tests.chaos.servers import BUCKET, KEYS, Server
 from tests.service.remote_kit import Shell, jsonl, line
@@ -110,6 +115,26 @@ def test_waiting_for_a_batch_writes_its_results_and_exits_as_it_went(shell: Shel
     assert shell.end(waiting).stderr.count(b"40 of 40 requests succeeded") == 1
     assert len(rows((shell.folder / "out.jsonl").read_bytes())) == 40
     assert sorted(path.name for path in shell.folder.glob("out*")) == ["out.jsonl"]
+
+
+@over("service", "directory")
+def test_a_dropped_file_is_listed_by_its_path_and_can_be_retried(shell: Shell) -> None:
+    dropped = Path(shell.store, "inbox/mistral/leads/a.jsonl")
+    dropped.parent.mkdir(parents=True)
+    dropped.write_bytes(jsonl(GOOD[0], BAD))
+    os.utime(dropped, (1e9, 1e9))  # it has been whole for long
+    settings = load_settings()
+    ledger = open_service_ledger(shell.store, settings)
+    Steward(ledger, runner="test", inbox=Inbox(ledger, settings.routing())).tick()
+    listed = next(row for row in shell.json("ls") if row["inbox_path"] == "inbox/mistral/leads/a.jsonl")
+    batch_id = listed["batch_id"]
+    (row,) = [row for row in shell.run("ls").stdout.decode().splitlines() if row.startswith(batch_id)]
+    assert row.endswith("  inbox/mistral/leads/a.jsonl")
+    shell.work(batch_id)
+    again = shell.id_of("retry", batch_id)
+    shell.work(again)
+    (result,) = rows(shell.run("results", again, code=3).stdout)
+    assert (result["custom_id"], result["status"]) == ("bad", "errored")
 
 
 @over("service", "directory")

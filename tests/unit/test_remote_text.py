@@ -53,14 +53,18 @@ def test_lines_say_how_far_a_batch_is_and_how_it_ended() -> None:
 
 
 def test_a_list_has_columns_as_wide_as_what_is_in_them_and_says_what_failed() -> None:
-    dropped = batch(batch_id="batch_" + 32 * "c", state="ended", reason="completed", stage="email")
+    dropped = batch(
+        batch_id="batch_" + 32 * "c", state="ended", reason="completed", stage="email", inbox_path="inbox/email/a.jsonl"
+    )
     short = batch(total=2_000, counts=Counts(succeeded=990, errored=1_005, expired=5), stage="subject")
     rows = list_lines([dropped, short])
     assert rows[0].split()[0] == dropped.batch_id
-    assert rows[0].endswith("ended         5/10      1 failed  email")
+    assert rows[0].endswith("ended         5/10      1 failed  inbox/email/a.jsonl")
     assert rows[1].endswith("open   2,000/2,000  1,010 failed  subject")
     assert rows[0].index(" failed") == rows[1].index(" failed")
     assert list_lines([]) == []
+    odd = batch(inbox_path="inbox/email/\x1b[2Jb\nc é.jsonl")
+    assert list_lines([odd])[0].endswith("  inbox/email/?[2Jb?c é.jsonl")
 
 
 def test_only_a_batch_of_which_everything_succeeded_counts_as_such() -> None:
