@@ -51,6 +51,7 @@ class Announcer:
         self._meter = RateMeter()
         self._state: RunnerState | None = None
         self._written_at = float("-inf")
+        self._is_written = False
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -60,11 +61,15 @@ class Announcer:
         self._log_change(before, state)
         if state != before or now - self._written_at >= WRITE_S:
             self._written_at = now
+            self._is_written = False
             with suppress(StoreError):  # a hint: the next one comes soon
                 write_presence(self._ledger, self._record(state, rates))
+                self._is_written = True
 
     def leave(self) -> None:
-        remove_presence(self._ledger, self._identity.pool, self._identity.runner_id)
+        """Not where the last write failed, or is not over: a store that is away holds up no end. Presence lapses."""
+        if self._is_written:
+            remove_presence(self._ledger, self._identity.pool, self._identity.runner_id)
 
     def _log_change(self, before: RunnerState | None, state: RunnerState) -> None:
         if state == "down" and before != "down":

@@ -19,6 +19,7 @@ from batchfile.runner.work import ShardWork
 log = structlog.get_logger()
 
 PART_BYTES = 4 * 1024 * 1024  # finished results of this size are checkpointed before their time
+AWAY_S_MAX = 10.0  # at an end: then what is held lapses, as it would if this process were killed
 HEARTBEAT_SHARE_OF_TTL = 1 / 6  # a shard without news is rewritten this often: every 15 s of 90
 
 
@@ -39,30 +40,57 @@ class Keeper:
         self._tally = tally
         self._on_dropped = on_dropped
         self._checkpointed_at: dict[int, float] = {}
+        self._away_since: float | None = None  # monotonic: when the first of the writes in a row that failed was begun
+        self.is_ending = False
         self.wake = threading.Event()
 
     def tick(self, *, everything: bool = False) -> None:
-        """Checkpoint each shard that is due; all of them with `everything`."""
+        """Checkpoint each shard that is due; all of them with `everything`. None more once `is_ending`."""
         for work in list(self._works):
+            if self.is_ending:
+                return
             if work.is_dropped:
                 self._drop(work)
             elif everything or self._is_due(work):
                 self._checkpoint(work)
 
     def release_all(self) -> None:
-        """Commit what is finished and put every shard back. Best effort: what fails lapses by itself."""
+        """Commit what is finished and put every shard back. Best effort: what fails lapses by itself.
+
+        So does the rest where the store stays away.
+        """
         for work in list(self._works):
             if not work.is_dropped:
                 with suppress(StoreFull):
                     self._checkpoint(work)
             if work.left > 0 and not work.is_dropped and not work.finished:
-                with work.lock:
-                    try:
-                        shards.release(self._ledger, work.held)
-                    except (LeaseLost, StoreUnavailable) as error:
-                        log.warning("shard.not_released", shard=work.held.record.n, error=str(error))
+                self._release(work)
             if work in self._works:
                 self._works.remove(work)
+            if self.is_store_away and self._works:
+                log.warning("shards.left_to_lapse", shards=len(self._works))
+                self._works.clear()
+                return
+
+    def _release(self, work: ShardWork) -> None:
+        started_at = self._ledger.clock.monotonic()
+        with work.lock:
+            try:
+                shards.release(self._ledger, work.held)
+            except (LeaseLost, StoreUnavailable) as error:
+                self._saw_store(started_at, is_there=isinstance(error, LeaseLost))
+                log.warning("shard.not_released", shard=work.held.record.n, error=str(error))
+
+    @property
+    def is_store_away(self) -> bool:
+        """It has answered no write for so long that a process that ends waits no more."""
+        return self._away_since is not None and self._ledger.clock.monotonic() - self._away_since >= AWAY_S_MAX
+
+    def _saw_store(self, started_at: float, *, is_there: bool) -> None:
+        if is_there:
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = started_at
 
     def is_working(self, batch_id: str) -> bool:
         return any(work.held.batch.batch_id == batch_id for work in self._works)
@@ -90,8 +118,10 @@ class Keeper:
             except StoreFull:
                 raise
             except StoreUnavailable as error:
+                self._saw_store(started_at, is_there=False)
                 log.warning("checkpoint.failed", shard=work.held.record.n, error=str(error))
                 return
+            self._saw_store(started_at, is_there=True)
             work.forget(len(finished))
         self._tally.checkpoint_s.add(self._ledger.clock.monotonic() - started_at)
         if work.held.record.state == "done":

@@ -32,6 +32,7 @@ IDLE_WAIT_S = 0.05  # how long the loop sleeps where nothing is in flight and no
 KEEPER_WAIT_S = 0.2
 FINISHER_WAIT_S = 0.1
 STORE_RETRY_S = 1.0
+FEEDER_JOIN_S_MAX = 10.0  # at the end: it may be reading from a store that is away, and touches nothing that is kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,14 +232,17 @@ class Runner:
 
     def _wind_down(self, threads: list[threading.Thread]) -> None:
         """Stop the threads, commit what is finished, put back the rest."""
-        self._feeder.is_stopped = True
+        self._feeder.is_stopped = self._keeper.is_ending = True
         self._threads_over.set()
         self._keeper.wake.set()
         with self._changed:
             self._changed.notify_all()
-        for thread in threads:
-            thread.join()
+        feeder, keeper, finisher = threads
+        feeder.join(FEEDER_JOIN_S_MAX)
+        keeper.join()
         self._keeper.release_all()
+        if not self._keeper.is_store_away:
+            finisher.join()
         self._seat.count_steps(self._engine)
         tally = self.tally
         log.info(

@@ -98,9 +98,9 @@ class Thread:
         assert world.strand is not None
         self._strand = world.spawn(world.strand.process, self._run)
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> None:
         assert self._strand is not None
-        World.current.join(self._strand)
+        World.current.join(self._strand, timeout)
 
 
 GREEN = SimpleNamespace(Lock=Lock, Condition=Condition, Event=Event, Thread=Thread)

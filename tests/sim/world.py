@@ -76,12 +76,18 @@ class World:
         if not strand.is_over:
             self._push(self.now, strand)
 
-    def join(self, strand: Strand) -> None:
-        if not strand.is_over:
-            assert self.strand is not None
-            strand.waiters.append(self.strand)
-            while not strand.is_over:
-                self.park(None)
+    def join(self, strand: Strand, seconds: float | None = None) -> None:
+        """Wait until it is over, or for `seconds`."""
+        me = self.strand
+        assert me is not None
+        ends_at = None if seconds is None else self.now + seconds
+        strand.waiters.append(me)
+        try:
+            while not strand.is_over and (ends_at is None or self.now < ends_at):
+                self.park(None if ends_at is None else ends_at - self.now)
+        finally:
+            if me in strand.waiters:  # else it would be woken out of a later wait
+                strand.waiters.remove(me)
 
     def say(self, who: str, what: str) -> None:
         if self.trace is not None:
