@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchfile.errors import InvalidFile
+from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines.formats import CHUNK_BYTES, detect, open_lines, zstd
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.parquet import parquet_lines
+from batchfile.lines.parse import parse_request
+from batchfile.words import Defaults
 
 MIB = 1024 * 1024
 # In a process of its own, so that nothing but this is measured: MiB at the most, beyond what it had before.
@@ -96,11 +98,14 @@ def test_a_packed_file_may_not_ask_for_a_huge_window(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("messages", ["[" * 100_000, "[" * 995 + "]" * 995, '{"a":' * 50_000, "9" * 5000, "NaN"])
-def test_rows_of_hostile_json_are_said_to_be_such(tmp_path: Path, messages: str) -> None:
+def test_rows_of_hostile_json_are_refused_one_by_one(tmp_path: Path, messages: str) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"custom_id": ["good", "bad"], "messages": ["[]", messages]}), path)
-    with pytest.raises(InvalidFile, match="row 2"):
-        list(parquet_lines(str(path)))
+    good = '[{"role": "user", "content": "x"}]'
+    pq.write_table(pa.table({"custom_id": ["good", "bad"], "messages": [good, messages]}), path)
+    first, second = b"".join(parquet_lines(str(path))).splitlines()
+    assert parse_request(first, Defaults()).custom_id == "good"
+    with pytest.raises(InvalidRequest, match="messages"):
+        parse_request(second, Defaults())
 
 
 def test_text_in_parquet_that_is_no_utf8_is_said_to_be_such(tmp_path: Path) -> None:
