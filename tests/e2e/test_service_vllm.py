@@ -1,4 +1,6 @@
-"""The whole service on one machine with real vLLM: two models behind two pools, the Node example, the official SDKs."""
+"""The whole service on one machine with real vLLM: two models behind two pools, the Node example, the adapter's own
+live tests, the official SDKs.
+"""
 
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 LEADS = 4
+ADAPTER_TESTS = 6  # and one that needs a service with keys
 WAIT_FOR_ALL = 'for pid in $pids; do wait "$pid" || exit 1; done;'
 CLIENTS = ("sdk-node", "sdk-node-openai")
 BINARIES = {"sdk-node": ("tsc",), "sdk-node-openai": ("tsc", "node")}
@@ -27,7 +30,8 @@ def test_leads_go_through_two_models_and_come_back_from_the_right_one(tmp_path: 
     compiler = ROOT / "ts" / "node_modules" / ".bin" / "tsc"
     if not shutil.which("node") or not compiler.exists():
         pytest.fail("the adapter is not installed: run `just adapter`, which needs Node")
-    subprocess.run([compiler, "-p", "ts/tsconfig.json"], cwd=ROOT, check=True)
+    for project in ("tsconfig.json", "tsconfig.test.json"):
+        subprocess.run([compiler, "-p", f"ts/{project}"], cwd=ROOT, check=True)
     service = [sys.executable, "deploy/service.py", "--port", "0", "--folder", str(tmp_path)]
     for folder in CLIENTS:
         build(ROOT / "tests" / folder)
@@ -41,11 +45,13 @@ def test_leads_go_through_two_models_and_come_back_from_the_right_one(tmp_path: 
         "node tests/sdk-node-openai/build/onAModel.js old",
     ]
     at_once = " ".join(f'{walk} & pids="$pids $!";' for walk in walks)
-    script = f"node examples/node/leads.mjs --leads {LEADS} && {{ {at_once} {WAIT_FOR_ALL} }}"
+    adapter = f"LIVE_LEADS={LEADS} node --test --test-reporter=tap ts/build/test/live/stages.test.js"
+    script = f"node examples/node/leads.mjs --leads {LEADS} && {adapter} && {{ {at_once} {WAIT_FOR_ALL} }}"
     done = subprocess.run([*service, "--", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    leads, *clients = done.stdout.splitlines()[-9:]
-    assert leads == "17 requests, every custom_id came back in order and from the right model."
+    clients = done.stdout.splitlines()[-8:]
+    assert "17 requests, every custom_id came back in order and from the right model.\n" in done.stdout
+    assert f"# pass {ADAPTER_TESTS}\n# fail 0\n" in done.stdout
     assert sorted(clients) == sorted(
         [
             *(f"{name} in Python" for name in ("anthropic 2", "openai 3", "anthropic 0", "anthropic 1")),
