@@ -97,18 +97,18 @@ class Parsers:
         return Reading(asked=asked, template_arguments=template_arguments, stem=stem, tools=request.tools)
 
     def read(self, reading: Reading, choice: Choice, token_ids: list[int], index: int) -> Choice:
-        """The answer with its calls and its thinking told apart from its text."""
+        """The answer with its calls and its thinking told apart from its text. What can not be read stays text."""
         parser = self._parser(reading.tools, reading.template_arguments)
-        thinking, text, found = parser.parse(
-            choice.text, reading.asked, enable_auto_tools=True, model_output_token_ids=token_ids
-        )
-        if reading.template_arguments.get("enable_thinking") is False and not text and not found:
-            thinking, text = None, choice.text  # it did not think, so nothing ends its thoughts
         try:
+            thinking, text, found = parser.parse(
+                choice.text, reading.asked, enable_auto_tools=True, model_output_token_ids=token_ids
+            )
             calls = [(call.name, msgspec.json.decode(call.arguments or "{}")) for call in found or ()]
             made = made_calls(reading.stem, index, calls)
-        except (ValueError, RecursionError):
-            return Choice(choice.text, choice.stop_reason, choice.stop_sequence)  # no calls that anyone could answer
+        except Exception:  # noqa: BLE001 parsers are vLLM's or a plug-in's: they raise what they like
+            return Choice(choice.text, choice.stop_reason, choice.stop_sequence)
+        if reading.template_arguments.get("enable_thinking") is False and not text and not made:
+            thinking, text = None, choice.text  # it did not think, so nothing ends its thoughts
         if reading.tools is not None and not reading.tools.is_parallel:
             made = made[:1]
         reason: StopReason = "tool_use" if made and choice.stop_reason != "max_tokens" else choice.stop_reason

@@ -119,6 +119,16 @@ def test_what_can_not_be_read_as_calls_stays_text(tokenizer: Any) -> None:
         assert read(found, request(), text, "max_tokens") == Choice(text, "max_tokens")
 
 
+def test_an_answer_over_which_a_parser_stumbles_stays_text(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug of the parser's")
+
+    found = parsers(tokenizer)
+    monkeypatch.setattr(found._class, "parse", stumble)
+    text = CALL % "Bern"
+    assert read(found, request(), text) == Choice(text, "end_turn")
+
+
 def test_tools_and_a_schema_exclude_each_other(tokenizer: Any) -> None:
     with pytest.raises(InvalidRequest, match="exclude each other"):
         parsers(tokenizer).reading(request(sampling=Sampling(max_tokens=9, json_schema={})))
