@@ -2,6 +2,7 @@
 
 Its four states, in order: `collected` (not planned yet), `submitted` (visible to runners), `processing` (a runner has
 begun), `ended`. Canceled and expired requests are errored ones with that error type, and so is what has no text.
+What a model thought is left out, as in OpenAI's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,7 +45,15 @@ class _Line(msgspec.Struct, gc=False):
     kind: str | msgspec.UnsetType = msgspec.UNSET  # read, never written
 
 
+class _Message(msgspec.Struct, gc=False):
+    content: list[msgspec.Raw]
+
+
+# How a message begins whose model thought: that block is the first (lines/result.py), which callers take for the text.
+_THOUGHTFUL = b'{"content":[{"type":"thinking",'
+
 _decoder = msgspec.json.Decoder(_Line)
+_message_decoder = msgspec.json.Decoder(_Message)
 _encoder = msgspec.json.Encoder()
 _VECTORS_ERROR = msgspec.Raw(_encoder.encode({"type": "invalid_request_error", "message": VECTORS}))
 
@@ -90,9 +99,13 @@ def stage_document(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _rendered(chunks: Iterable[bytes]) -> Iterator[list[_Line]]:
     for whole in whole_lines(chunks):
         lines = _decoder.decode_lines(whole)
+        has_thoughts = _THOUGHTFUL in whole
         for line in lines:
             if line.status in _FAILED:
                 line.status = "errored"
+            if has_thoughts and bytes(line.message).startswith(_THOUGHTFUL):
+                message = _message_decoder.decode(line.message)
+                line.message = msgspec.Raw(_encoder.encode(_Message(message.content[1:])))
             if line.kind is not msgspec.UNSET:
                 _settle(line)
         if lines:

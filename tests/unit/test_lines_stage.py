@@ -62,6 +62,16 @@ def test_the_document_holds_every_result_in_order_whatever_the_chunks(
     assert [json.loads(line) for line in lines] == document["results"]
 
 
+def test_what_a_model_thought_is_left_out_and_text_comes_first() -> None:
+    thoughtful = Completion(choices=(Choice("yes", "end_turn", thinking='"hm"'),), usage=Usage(output_tokens=3))
+    cut = Completion(choices=(Choice("", "max_tokens", thinking="hm"),), usage=Usage())
+    plain = Completion(choices=(Choice('{"content":[{"type":"thinking",', "end_turn"),), usage=Usage())
+    whole = native([("a", thoughtful), ("b", cut), ("c", plain)])
+    lines = [json.loads(line) for line in b"".join(stage_lines([whole])).splitlines()]
+    texts = ["yes", "", '{"content":[{"type":"thinking",']
+    assert [line["message"] for line in lines] == [{"content": [{"type": "text", "text": text}]} for text in texts]
+
+
 def test_a_batch_without_results_is_an_empty_list() -> None:
     assert b"".join(stage_document([])) == b'{"results":[]}'
 

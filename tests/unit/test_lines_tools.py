@@ -221,9 +221,9 @@ def test_calls_without_a_word_have_no_text_block() -> None:
     assert body["choices"][0]["message"]["content"] is None
 
 
-def test_the_stage_dialect_carries_the_blocks_as_they_are() -> None:
+def test_the_stage_dialect_carries_text_and_calls_as_they_are() -> None:
     (found,) = stage_lines([LINE + b"\n"])
-    assert json.loads(found)["message"] == {"content": BLOCKS}
+    assert json.loads(found)["message"] == {"content": BLOCKS[1:]}
 
 
 def test_anthropics_blocks_have_every_key() -> None:
