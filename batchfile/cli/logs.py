@@ -19,5 +19,6 @@ def configure(*, is_verbose: bool = False) -> None:
             structlog.dev.ConsoleRenderer(colors=colors),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Looked up each time: a live display puts itself in its place, and writes each message above itself.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )

@@ -19,7 +19,8 @@ import msgspec
 from batchfile.cli import logs
 from batchfile.cli.engines import EngineChoice, choose_engine
 from batchfile.cli.exits import EXIT_HELP, Exit
-from batchfile.cli.shown import ProgressLine, counted, duration
+from batchfile.cli.progress import Progress
+from batchfile.cli.shown import counted, duration
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
@@ -259,7 +260,15 @@ def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals
 
     def look() -> Snapshot | None:
         runner = signals.runner
-        return None if runner is None else meter.look(runner.tally, time.monotonic(), runner.down_s)
+        if runner is None:
+            return None
+        return meter.look(
+            runner.tally,
+            time.monotonic(),
+            runner.down_s,
+            runner.engine_stats(),
+            is_loading=runner.info is None or runner.is_building,
+        )
 
     def on_runner(runner: Runner) -> None:
         signals.runner = runner
@@ -268,7 +277,7 @@ def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals
     runner_id = f"local-{ledger.new_id()[:12]}"
     with ExitStack() as stack:
         if not voice.is_quiet:
-            stack.enter_context(ProgressLine(look, is_json=voice.is_json))
+            stack.enter_context(Progress(look, is_json=voice.is_json))
         return work(ledger, batch, choice.factory, runner_id, on_runner)
 
 

@@ -47,12 +47,19 @@ class Finished:
 class EngineStats:
     """Since the engine was built. A step is *full* if all slots run or a request waits inside.
 
+    `prompt_tokens`: of prompts whose computation is complete, those found in a prefix cache included. `output_tokens`:
+    generated, also for requests that are not finished. Both only grow; an engine that learns of tokens when a request
+    finishes counts them then. `num_running`: requests that are generated now; `num_waiting`: added, not yet running.
     `down_s`: for how long what generates has taken no work; 0 while it does, and for engines that die instead.
     `down_reason`: then where it is, and what it says.
     """
 
     num_steps: int = 0
     num_full_steps: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
     down_s: float = 0.0
     down_reason: str = ""
     extra: dict[str, float] = field(default_factory=dict)

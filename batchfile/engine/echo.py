@@ -90,6 +90,9 @@ class EchoEngine:
         self._running: list[tuple[float, int, EchoPrepared]] = []
         self._num_steps = 0
         self._num_full_steps = 0
+        self._num_prompt_tokens = 0  # of what has finished
+        self._num_output_tokens = 0
+        self._seen = (0, 0)  # what `stats` said last: prompt tokens, output tokens
         self._is_dead = False
 
     @classmethod
@@ -155,6 +158,10 @@ class EchoEngine:
         while self._running and self._running[0][0] <= now:
             _, key, prepared = heapq.heappop(self._running)
             done.append(Finished(key, prepared.completion))
+        for finished in done:
+            if isinstance(finished.outcome, Completion):
+                self._num_prompt_tokens += finished.outcome.usage.input_tokens
+                self._num_output_tokens += finished.outcome.usage.output_tokens
         return done
 
     def abort(self, keys: Iterable[int]) -> None:
@@ -164,7 +171,23 @@ class EchoEngine:
         heapq.heapify(self._running)
 
     def stats(self) -> EngineStats:
-        return EngineStats(num_steps=self._num_steps, num_full_steps=self._num_full_steps)
+        running, now = list(self._running), self._clock.monotonic()
+        num_prompt, num_output = self._num_prompt_tokens, self._num_output_tokens
+        for finish_at, _, prepared in running:
+            usage, computing_s = prepared.completion.usage, now - (finish_at - prepared.work_s) - self._latency_s
+            if computing_s > 0:  # the latency stands for the prompt
+                num_prompt += usage.input_tokens
+                share = min(1.0, computing_s / max(prepared.work_s - self._latency_s, 1e-9))
+                num_output += int(share * usage.output_tokens)
+        self._seen = (max(self._seen[0], num_prompt), max(self._seen[1], num_output))
+        return EngineStats(
+            num_steps=self._num_steps,
+            num_full_steps=self._num_full_steps,
+            prompt_tokens=self._seen[0],
+            output_tokens=self._seen[1],
+            num_running=len(running),
+            num_waiting=len(self._waiting),
+        )
 
     def close(self) -> None:
         self._is_dead = True

@@ -96,6 +96,8 @@ class HttpEngine:
         )
         self._num_steps = 0
         self._num_full_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
         # The owner's side. A serial tells an aborted request's late answer from that of its successor.
         self._in_flight: dict[int, int] = {}
         self._serial = 0
@@ -152,11 +154,16 @@ class HttpEngine:
                 self._loop.call_soon_threadsafe(self._cancel, serial)
 
     def stats(self) -> EngineStats:
-        """`num_downs`: pauses since the endpoint last answered; 0 while it is up."""
+        """`num_downs`: pauses since the endpoint last answered; 0 while it is up. Tokens count when a request ends."""
+        num_running = min(len(self._in_flight), self.info.num_slots)
         since = self._down_since if self._in_flight else None  # without requests nobody knows
         return EngineStats(
             num_steps=self._num_steps,
             num_full_steps=self._num_full_steps,
+            prompt_tokens=self._num_prompt_tokens,
+            output_tokens=self._num_output_tokens,
+            num_running=num_running,
+            num_waiting=len(self._in_flight) - num_running,
             down_s=0.0 if since is None else max(0.0, self._loop.time() - since),
             down_reason="" if since is None else f"{self._root}: {self._down_reason}",
             extra={"num_downs": float(self._num_downs)},
@@ -176,6 +183,9 @@ class HttpEngine:
     def _take(self, done: list[Finished], key: int, serial: int, outcome: Outcome) -> None:
         if self._in_flight.get(key) == serial:
             del self._in_flight[key]
+            if isinstance(outcome, Completion):
+                self._num_prompt_tokens += outcome.usage.input_tokens
+                self._num_output_tokens += outcome.usage.output_tokens
             done.append(Finished(key, outcome))
 
     # From here on: the loop's thread.

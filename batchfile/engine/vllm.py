@@ -19,9 +19,10 @@ from batchfile.engine.guard import ProcessGuard
 from batchfile.engine.vllm_embedding import Embedding
 from batchfile.engine.vllm_generating import Generating
 from batchfile.engine.vllm_processes import CLOSE_S, built_apart, close_sockets, descendants, processes
+from batchfile.engine.vllm_steps import OutputWait, StepCounter
 from batchfile.engine.vllm_work import VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest
-from batchfile.words import Request, Task
+from batchfile.words import Completion, Request, Task
 
 # Set before vllm is imported, unless the user has set them. vLLM and its processes say only what went wrong,
 # and never on stdout, which may carry results. Nothing is reported home. 2 GiB of KV cache are plenty for a
@@ -34,6 +35,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
+STEP_WAIT_S_MAX = 0.25  # a step of a large model on a CPU takes a minute; the caller looks around this often
 CPU_BLOCK_TOKENS = 32  # the smallest that the CPU's fast attention takes
 # What a repository has where transformers can load it, tokenizer and chat template too.
 TRANSFORMERS_FILES = ("config.json", "tokenizer_config.json")
@@ -99,6 +101,9 @@ class VllmEngine:
         self._engine: Any = self._llm.llm_engine
         self._processes = processes(self._engine)
         self._watch_processes()
+        self._wait = OutputWait(self._engine.engine_core)
+        self._counter = StepCounter()
+        self._counter.attach(self._engine.engine_core)
         config = self._engine.vllm_config
         num_slots = config.scheduler_config.max_num_seqs
         self.info = EngineInfo(
@@ -132,6 +137,7 @@ class VllmEngine:
             for number, token_ids in enumerate(prepared.prompts):
                 self._engine.add_request(f"{key}.{number}", {"prompt_token_ids": token_ids}, prepared.params)
                 names.append(f"{key}.{number}")
+                self._counter.added(names[-1], len(token_ids))
         except refusals() as error:
             self._forget(names)
             raise InvalidRequest(str(error)) from error
@@ -142,7 +148,7 @@ class VllmEngine:
 
     def step(self) -> list[Finished]:
         self._check_alive()
-        if not self._in_flight:
+        if not self._in_flight or not self._wait.is_over(STEP_WAIT_S_MAX):
             return []
         self._num_steps += 1
         self._num_full_steps += self._num_sequences >= self.info.num_slots
@@ -159,14 +165,27 @@ class VllmEngine:
                 continue
             ours.outputs[output.request_id] = output
             if len(ours.outputs) == len(ours.names):
-                done.append(Finished(key, self._work.outcome(self._take(key).in_order(), ours.prepared)))
+                finished = Finished(key, self._work.outcome(self._take(key).in_order(), ours.prepared))
+                num_tokens = finished.outcome.usage.output_tokens if isinstance(finished.outcome, Completion) else 0
+                self._counter.finished(ours.names, num_tokens)
+                done.append(finished)
         return done
 
     def abort(self, keys: Iterable[int]) -> None:
         self._forget([name for key in keys if key in self._in_flight for name in self._take(key).names])
 
     def stats(self) -> EngineStats:
-        return EngineStats(num_steps=self._num_steps, num_full_steps=self._num_full_steps)
+        counter, num_sequences = self._counter, self._num_sequences
+        # The scheduler says 0 until the first step after a pause is done.
+        num_running = min(num_sequences, counter.num_running or self.info.num_slots)
+        return EngineStats(
+            num_steps=self._num_steps,
+            num_full_steps=self._num_full_steps,
+            prompt_tokens=counter.prompt_tokens,
+            output_tokens=counter.output_tokens,
+            num_running=num_running,
+            num_waiting=num_sequences - num_running,
+        )
 
     def close(self) -> None:
         """Ends the engine's processes and frees their memory. A second call does nothing."""
@@ -198,6 +217,7 @@ class VllmEngine:
         return ours
 
     def _forget(self, names: list[str]) -> None:
+        self._counter.forget(names)
         try:
             self._engine.abort_request(names)
         except Exception as error:

@@ -2,16 +2,33 @@
 
 from collections import deque
 from dataclasses import dataclass
+from math import exp
 
+from batchfile.engine.base import EngineStats
 from batchfile.runner.tally import Tally
 from batchfile.words import Counts, Usage
 
-RATE_WINDOW_S = 30.0  # rates are of the last so many seconds
+RATE_WINDOW_S = 10.0  # rates are of the last so many seconds, or of the last two steps where these are further apart
+ETA_RATE_S = 120.0  # the rate behind the ETA forgets what is this old
+ETA_DELAY_S_MIN, ETA_DELAY_S_MAX = 2.0, 30.0  # how fast the ETA follows what is measured
+ETA_DELAY_SHARE = 0.2  # of the ETA, between these two
+ETA_CHANGE_MAX = 0.4  # in a second, of the ETA; at least ETA_CHANGE_S_MIN
+ETA_CHANGE_S_MIN = 4.0
+# The work of a prompt token in output tokens. About 0.02 on a GPU and 0.3 on a CPU; it matters only until the first
+# requests have finished.
+PROMPT_TOKEN_WORK = 0.1
+# Before so many requests have finished there is no ETA: one in a hundred, at least 1 and at most 10.
+FINISHED_SHARE_MIN, FINISHED_MAX = 100, 10
+ACTIVE_S_MIN = 2.0  # and not before this time, without loading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """`eta_s` None: not known yet. Rates are tokens per second; `cache_hit_rate` 0 to 1."""
+    """`eta_s` None: not known yet. Rates are tokens per second; `cache_hit_rate` and `share` (of the work) 0 to 1.
+
+    `input_tokens`, `output_tokens`: computed and generated so far, for unfinished requests too, where the engine tells.
+    `quiet_s`: for how long a working engine has reported no new token: it is in a long step.
+    """
 
     total: int
     done: int
@@ -23,63 +40,141 @@ class Snapshot:
     cache_hit_rate: float
     elapsed_s: float
     eta_s: float | None
+    num_running: int = 0
+    num_waiting: int = 0
+    share: float | None = None
+    quiet_s: float = 0.0
     is_loading: bool = False  # the engine is not ready yet
     down_s: float = 0.0  # for how long the endpoint has taken no work
 
 
 @dataclass(frozen=True, slots=True)
 class _Point:
+    """`at`: seconds with an engine that could work."""
+
     at: float
     tokens_in: int
     tokens_out: int
 
+    @property
+    def work(self) -> float:
+        return _work(self.tokens_in, self.tokens_out)
+
 
 class Meter:
-    """Turns a growing tally into snapshots. `now`: a monotonic clock."""
+    """Turns growing counts into snapshots; look about every quarter of a second. `now`: a monotonic clock."""
 
     def __init__(self, total: int, before: Counts, usage_before: Usage, started_at: float) -> None:
         self._total = total
         self._before = before
         self._usage_before = usage_before
         self._started_at = started_at
-        self._points: deque[_Point] = deque([_Point(started_at, 0, 0)])
+        self._looked_at = started_at
+        self._active_s = 0.0  # while an engine was ready and its endpoint up
+        self._points: deque[_Point] = deque([_Point(0.0, 0, 0)])
+        self._recent_work = 0.0  # decaying, as the seconds in which it was done
+        self._recent_s = 0.0
+        self._finish_at: float | None = None  # in active seconds
+        self._share = 0.0
 
-    def look(self, tally: Tally, now: float, down_s: float = 0.0) -> Snapshot:
-        points = self._points
-        if tally.engine_ready_at is not None and tally.engine_ready_at > points[0].at:
-            points.clear()  # loading the engine is no slowness of it
-            points.append(_Point(tally.engine_ready_at, 0, 0))
-        points.append(_Point(now, tally.input_tokens, tally.output_tokens))
-        while len(points) > 2 and now - points[0].at > RATE_WINDOW_S:
-            points.popleft()
-        first = points[0]
-        span_s = max(now - first.at, 1e-6)
-        input_rate = (tally.input_tokens - first.tokens_in) / span_s
-        output_rate = (tally.output_tokens - first.tokens_out) / span_s
+    def look(
+        self,
+        tally: Tally,
+        now: float,
+        down_s: float = 0.0,
+        stats: EngineStats | None = None,
+        *,
+        is_loading: bool | None = None,
+    ) -> Snapshot:
+        """`stats`: of the engines since the start. `is_loading` None: until the first engine is ready."""
+        stats = EngineStats() if stats is None else stats
+        is_loading = tally.engine_ready_at is None if is_loading is None else is_loading
+        step_s = self._advance(tally, now, is_waiting=is_loading or down_s > 0)
+        last = self._measure(tally, stats)
+        first = self._points[0]
+        span_s = last.at - first.at
         done = min(self._total, self._before.finished + tally.succeeded + tally.errored)
-        usage = self._usage_before + Usage(
-            input_tokens=tally.input_tokens, output_tokens=tally.output_tokens, cached_tokens=tally.cached_tokens
-        )
+        work_left = self._work_left(tally, stats, self._total - done)
+        if work_left is not None:
+            self._share = max(self._share, 1 - work_left[0] / max(work_left[1], 1e-9))
+        usage = self._usage_before + Usage(input_tokens=tally.input_tokens, cached_tokens=tally.cached_tokens)
         return Snapshot(
             total=self._total,
             done=done,
             failed=self._before.finished - self._before.succeeded + tally.errored,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            input_rate=input_rate,
-            output_rate=output_rate,
+            input_tokens=self._usage_before.input_tokens + last.tokens_in,
+            output_tokens=self._usage_before.output_tokens + last.tokens_out,
+            input_rate=(last.tokens_in - first.tokens_in) / span_s if span_s > 0 else 0.0,
+            output_rate=(last.tokens_out - first.tokens_out) / span_s if span_s > 0 else 0.0,
             cache_hit_rate=usage.cached_tokens / max(1, usage.input_tokens),
             elapsed_s=now - self._started_at,
-            eta_s=_eta_s(self._total - done, tally.succeeded, tally.output_tokens, output_rate),
-            is_loading=tally.engine_ready_at is None,
+            eta_s=0.0 if done == self._total else self._eta_s(None if work_left is None else work_left[0], step_s),
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            share=None if work_left is None else max(self._share, done / max(1, self._total)),
+            quiet_s=self._active_s - last.at if stats.num_running else 0.0,
+            is_loading=is_loading,
             down_s=down_s,
         )
 
+    def _advance(self, tally: Tally, now: float, *, is_waiting: bool) -> float:
+        """Loading an engine or waiting for an endpoint is no slowness of it. Returns the seconds that count."""
+        since, self._looked_at = self._looked_at, now
+        if is_waiting:
+            return 0.0
+        step_s = max(0.0, now - max(since, tally.engine_ready_at or since))
+        self._active_s += step_s
+        return step_s
 
-def _eta_s(num_left: int, num_succeeded: int, output_tokens: int, output_rate: float) -> float | None:
-    """The tokens that the rest will likely have, at the rate of now."""
-    if num_left == 0:
-        return 0.0
-    if not num_succeeded or output_rate <= 0:
-        return None
-    return num_left * (output_tokens / num_succeeded) / output_rate
+    def _measure(self, tally: Tally, stats: EngineStats) -> _Point:
+        """The last point at which something had changed."""
+        points = self._points
+        last = points[-1]
+        # An engine that tells nothing before the end of a request is known by what has finished.
+        tokens_in = max(last.tokens_in, stats.prompt_tokens, tally.input_tokens)
+        tokens_out = max(last.tokens_out, stats.output_tokens, tally.output_tokens)
+        if (tokens_in, tokens_out) == (last.tokens_in, last.tokens_out) or self._active_s <= last.at:
+            return last
+        point = _Point(self._active_s, tokens_in, tokens_out)
+        points.append(point)
+        while len(points) > 2 and point.at - points[1].at >= RATE_WINDOW_S:
+            points.popleft()
+        kept = exp((last.at - point.at) / ETA_RATE_S)
+        self._recent_work = self._recent_work * kept + point.work - last.work
+        self._recent_s = self._recent_s * kept + point.at - last.at
+        return point
+
+    def _work_left(self, tally: Tally, stats: EngineStats, num_left: int) -> tuple[float, float] | None:
+        """The work that is left and that of the whole run, in output tokens; None while too little has finished."""
+        num_now = tally.succeeded + tally.failed
+        num_finished = num_now + self._before.succeeded
+        if num_finished < min(FINISHED_MAX, max(1, self._total // FINISHED_SHARE_MIN)):
+            return None
+        work_now = _work(tally.input_tokens, tally.output_tokens)
+        work_before = _work(self._usage_before.input_tokens, self._usage_before.output_tokens)
+        num_running = min(num_left, stats.num_running)
+        in_flight = max(0.0, self._points[-1].work - work_now)
+        each = (work_now + work_before) / num_finished
+        if num_running:  # those that finish first are the short ones
+            each = max(each, (work_now + work_before + 1.25 * in_flight) / (num_finished + num_running))
+        each_running = max(each - in_flight / num_running, each / 4) if num_running else 0.0
+        return (num_left - num_running) * each + num_running * each_running, self._total * each
+
+    def _eta_s(self, work_left: float | None, step_s: float) -> float | None:
+        """When the rest will be done at the rate of the last minutes; follows a change slowly."""
+        if work_left is None or self._recent_work <= 0 or self._active_s < ACTIVE_S_MIN:
+            return None
+        if step_s > 0:
+            target = self._points[-1].at + work_left * self._recent_s / self._recent_work
+            if self._finish_at is None:
+                self._finish_at = target
+            shown_s = self._finish_at - self._active_s
+            delay_s = min(ETA_DELAY_S_MAX, max(ETA_DELAY_S_MIN, ETA_DELAY_SHARE * shown_s))
+            change_s = (target - self._finish_at) * (1 - exp(-step_s / delay_s))
+            change_s_max = step_s * max(ETA_CHANGE_S_MIN, ETA_CHANGE_MAX * shown_s)
+            self._finish_at += max(-change_s_max, min(change_s_max, change_s))
+        return None if self._finish_at is None else max(0.0, self._finish_at - self._active_s)
+
+
+def _work(tokens_in: int, tokens_out: int) -> float:
+    return tokens_out + PROMPT_TOKEN_WORK * tokens_in

@@ -170,7 +170,7 @@ class Runner:
     @property
     def is_building(self) -> bool:
         """There is no engine now: the first one loads, or one died and the next one does."""
-        return self._seat.is_empty and not self._stop.is_set()
+        return self._seat.is_empty and not self._stop.is_set() and self._finisher.ended is None
 
     @property
     def is_stopping(self) -> bool:

@@ -1,6 +1,7 @@
 """The engine that a runner has, and the next one when it dies. Knows no request."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
@@ -75,19 +76,19 @@ class Seat:
         stats = engine.stats()
         self._tally.num_steps += stats.num_steps
         self._tally.num_full_steps += stats.num_full_steps
+        self._tally.prompt_tokens_computed += stats.prompt_tokens
+        self._tally.output_tokens_generated += stats.output_tokens
 
     def stats(self) -> EngineStats:
-        """Steps since the start, over all engines; `extra` of the one that lives. From any thread, a moment old."""
+        """Steps and tokens over all engines so far, the rest of the living one. From any thread, a moment old."""
         live, tally = self._live, self._tally
-        if live is None:
-            return EngineStats(num_steps=tally.num_steps, num_full_steps=tally.num_full_steps)
-        stats = live.stats()
-        return EngineStats(
+        stats = EngineStats() if live is None else live.stats()
+        return replace(
+            stats,
             num_steps=tally.num_steps + stats.num_steps,
             num_full_steps=tally.num_full_steps + stats.num_full_steps,
-            down_s=stats.down_s,
-            down_reason=stats.down_reason,
-            extra=stats.extra,
+            prompt_tokens=tally.prompt_tokens_computed + stats.prompt_tokens,
+            output_tokens=tally.output_tokens_generated + stats.output_tokens,
         )
 
     @property

@@ -20,6 +20,8 @@ class Tally:
     num_leases_lost: int = 0
     num_steps: int = 0
     num_full_steps: int = 0
+    prompt_tokens_computed: int = 0  # by engines that are gone, also for requests that did not finish
+    output_tokens_generated: int = 0  # the same
     first_dispatch_at: float | None = None
     engine_ready_at: float | None = None
     request_s: Histogram = field(default_factory=lambda: Histogram(REQUEST_BOUNDS_S))  # completions, from add to finish

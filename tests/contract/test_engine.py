@@ -86,6 +86,23 @@ def test_every_key_comes_back_exactly_once(engine: Engine) -> None:
     assert engine.step() == []
 
 
+def test_tokens_are_counted_once_and_what_is_inside_runs_or_waits(engine: Engine) -> None:
+    before = engine.stats()
+    requests = {key: user(f"Say the number {key}", max_tokens=1 + key % 5) for key in range(60)}
+    for key, one in requests.items():
+        engine.add(key, engine.prepare(one))
+    done: list[Finished] = []
+    while len(done) < len(requests):
+        done += engine.step()
+        now = engine.stats()
+        assert now.num_running + now.num_waiting == len(requests) - len(done)
+        assert (now.prompt_tokens, now.output_tokens) >= (before.prompt_tokens, before.output_tokens)
+        assert now.num_running <= engine.info.num_slots
+    usages = [finished.outcome.usage for finished in done if isinstance(finished.outcome, Completion)]
+    assert now.prompt_tokens - before.prompt_tokens == sum(usage.input_tokens for usage in usages)
+    assert now.output_tokens - before.output_tokens == sum(usage.output_tokens for usage in usages)
+
+
 def test_a_step_with_nothing_to_do_returns_at_once(engine: Engine) -> None:
     assert engine.step() == []
 

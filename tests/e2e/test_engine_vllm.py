@@ -155,6 +155,20 @@ def test_a_shared_prefix_is_served_from_the_cache(engine: VllmEngine) -> None:
     assert second.usage.cached_tokens >= 128
 
 
+def test_tokens_are_counted_from_the_first_step_on(engine: VllmEngine) -> None:
+    before = engine.stats()
+    engine.add(1, engine.prepare(request("Write about the sea.", max_tokens=40, num_choices=2, ignore_eos=True)))
+    seen = []
+    while not engine.step():
+        now = engine.stats()
+        seen.append((now.prompt_tokens - before.prompt_tokens, now.output_tokens - before.output_tokens))
+    assert len({tokens for _, tokens in seen}) > 10, "the tokens came all at once"
+    assert {prompt for prompt, tokens in seen if tokens} == {max(prompt for prompt, _ in seen)}
+    assert seen == sorted(seen)
+    assert engine.stats().output_tokens - before.output_tokens == 80
+    assert engine.stats().num_running == engine.stats().num_waiting == 0
+
+
 def test_a_request_that_can_not_fit_names_both_numbers(engine: VllmEngine) -> None:
     with pytest.raises(InvalidRequest, match=r"prompt of \d+ tokens plus max_tokens 1000 .*max_model_len 1024"):
         engine.prepare(request("Hello", max_tokens=1000))

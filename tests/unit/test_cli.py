@@ -17,14 +17,11 @@ from batchfile.cli.estimate import _time_lines
 from batchfile.cli.exits import Exit, exit_of, explain
 from batchfile.cli.group import COMMANDS, LazyGroup, main, root
 from batchfile.cli.reference import reference
-from batchfile.cli.shown import duration, line
+from batchfile.cli.shown import duration
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
 from batchfile.local import outputs
-from batchfile.local.progress import Meter, Snapshot
 from batchfile.remote.estimate import PoolTime
-from batchfile.runner.tally import Tally
 from batchfile.settings import load_settings
-from batchfile.words import Counts, Usage
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -86,40 +83,6 @@ def test_what_was_raised_decides_the_exit_code(error: Exception, code: int) -> N
 def test_a_full_disk_is_explained_and_a_bug_is_not() -> None:
     assert "free some space" in (explain(OSError(errno.ENOSPC, "No space left")) or "")
     assert explain(KeyError("x")) is None
-
-
-def test_the_eta_is_the_tokens_left_at_the_rate_of_now() -> None:
-    meter = Meter(100, Counts(succeeded=20), Usage(input_tokens=200, output_tokens=400), started_at=0.0)
-    tally = Tally(succeeded=10, failed=2, input_tokens=100, output_tokens=200, cached_tokens=150)
-    snap = meter.look(tally, now=10.0)
-    assert (snap.done, snap.failed, snap.input_rate, snap.output_rate) == (32, 2, 10.0, 20.0)
-    assert snap.cache_hit_rate == 0.5
-    assert snap.eta_s == 68 * 20 / 20.0
-
-
-def test_loading_the_engine_does_not_count_as_slow() -> None:
-    meter = Meter(100, Counts(), Usage(), started_at=0.0)
-    meter.look(Tally(), now=30.0)
-    tally = Tally(succeeded=10, output_tokens=100, engine_ready_at=60.0)
-    assert meter.look(tally, now=70.0).output_rate == 10.0
-
-
-def test_progress_names_everything_that_is_asked_for() -> None:
-    snap = Snapshot(
-        total=2000,
-        done=1000,
-        failed=3,
-        input_tokens=0,
-        output_tokens=0,
-        input_rate=1234.5,
-        output_rate=99.9,
-        cache_hit_rate=0.61,
-        elapsed_s=75,
-        eta_s=7300,
-    )
-    assert line(snap) == (
-        "1,000/2,000 requests (50 %), 3 failed, 1,234 tok/s in, 100 tok/s out, 61 % cached, 1 min 15 s, ETA 2 h 01 min"
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,29 @@
 """What the line of progress says."""
 
-from batchfile.cli.shown import line
-from batchfile.local.progress import Meter
+from dataclasses import replace
+
+import pytest
+
+from batchfile.cli.shown import about, line
+from batchfile.local.progress import Meter, Snapshot
 from batchfile.runner.tally import Tally
 from batchfile.words import Counts, Usage
+
+SNAP = Snapshot(
+    total=2000,
+    done=1000,
+    failed=3,
+    input_tokens=181_200,
+    output_tokens=23_456,
+    input_rate=1234.5,
+    output_rate=9.9,
+    cache_hit_rate=0.61,
+    elapsed_s=75,
+    eta_s=7300,
+    num_running=61,
+    num_waiting=16,
+    quiet_s=12,
+)
 
 
 def test_a_run_whose_endpoint_is_down_says_that_it_waits() -> None:
@@ -13,3 +33,36 @@ def test_a_run_whose_endpoint_is_down_says_that_it_waits() -> None:
         "the endpoint has been down for 12 s, waiting for it; 3/10 requests are done"
     )
     assert line(meter.look(tally, 101.0)).startswith("3/10 requests (30 %)")
+
+
+def test_progress_names_everything_that_is_asked_for() -> None:
+    assert line(SNAP) == (
+        "1,000/2,000 requests (50 %), 3 failed, 61 running, 16 waiting, 181,200 tokens in (1,234 tok/s), "
+        "23,456 tokens out (9.9 tok/s), 61 % cached, in one step for 12 s, 1 min 15 s, about 2 h 02 min left"
+    )
+
+
+def test_nothing_is_said_of_what_is_not_known_or_zero() -> None:
+    snap = replace(SNAP, done=0, failed=0, input_tokens=0, output_tokens=0, input_rate=0, output_rate=0)
+    snap = replace(snap, cache_hit_rate=0, eta_s=None)
+    assert line(snap) == "0/2,000 requests (0 %), 61 running, 16 waiting, in one step for 12 s, 1 min 15 s"
+
+
+def test_while_the_model_loads_the_time_and_what_is_done_are_shown() -> None:
+    snap = Meter(100, Counts(succeeded=7), Usage(), 0.0).look(Tally(), 34.0)
+    assert line(snap) == "loading the model, 34 s; 7/100 requests are done"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2, "less than 5 s"),
+        (38, "about 40 s"),
+        (58, "about 1 min"),
+        (700, "about 12 min"),
+        (3580, "about 1 h 00 min"),
+        (7300, "about 2 h 02 min"),
+    ],
+)
+def test_an_estimate_has_no_false_precision(seconds: float, text: str) -> None:
+    assert about(seconds) == text
