@@ -1,6 +1,7 @@
 """Which engine a command means: options over settings. The engine itself is not loaded here."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,15 @@ CACHE_FOLDER = "~/.cache/batchfile"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
-    """`model` as the run's identity keeps it; `label` for people."""
+    """`model` as the run's identity keeps it; `label` for people.
+
+    `check`: before a file is planned. Raises: SettingsError where it is plain that the engine cannot serve it.
+    """
 
     kind: EngineKind
     model: str
     factory: EngineFactory
+    check: Callable[[], None] = lambda: None
 
     @property
     def label(self) -> str:
@@ -42,6 +47,7 @@ def choose_engine(
     task: Task = "generate",
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
+    wait_for_endpoint: bool = False,
 ) -> EngineChoice:
     """Raises: click.UsageError, SettingsError where something that the engine needs is missing."""
     chosen: EngineKind = kind or settings.run.engine  # type: ignore[assignment]  # click checked it
@@ -50,6 +56,8 @@ def choose_engine(
         raise click.UsageError("--engine http needs --base-url, such as http://127.0.0.1:8000/v1")
     if base_url and chosen != "http":
         raise click.UsageError(f"--base-url is for --engine http, not for {chosen}")
+    if wait_for_endpoint and chosen != "http":
+        raise click.UsageError(f"--wait-for-endpoint is for --engine http, not for {chosen}")
     for option, value in (("--tool-parser", tool_parser), ("--reasoning-parser", reasoning_parser)):
         if value and chosen != "vllm":
             raise click.UsageError(f"{option} is for --engine vllm, not for {chosen}")
@@ -62,18 +70,32 @@ def choose_engine(
     if chosen == "vllm" and found.startswith(("/", "./", "../", "~")) and not Path(found).expanduser().exists():
         raise click.UsageError(f"--model {found}: there is no such directory")
 
+    api_key = os.environ.get(API_KEY_VARIABLE) or None
     factory = engine_factory(
         chosen,
         model=found,
         base_url=url,
-        api_key=os.environ.get(API_KEY_VARIABLE) or None,
+        api_key=api_key,
         max_model_len=max_model_len or settings.run.max_model_len,
         max_num_seqs=max_num_seqs or settings.run.max_num_seqs,
         tool_parser=tool_parser,
         reasoning_parser=reasoning_parser,
         task=task,
+        wait_for_endpoint=wait_for_endpoint,
     )
+    if chosen == "http" and url and not wait_for_endpoint:
+        check = _endpoint_check(url, found, api_key)
+        return EngineChoice(kind=chosen, model=found, factory=factory, check=check)
     return EngineChoice(kind=chosen, model=found, factory=factory)
+
+
+def _endpoint_check(url: str, model: str, api_key: str | None) -> Callable[[], None]:
+    def check() -> None:
+        from batchfile.engine.http import HttpOptions, check_endpoint
+
+        check_endpoint(HttpOptions(base_url=url, model=model, api_key=api_key))
+
+    return check
 
 
 def demo_model() -> Path:

@@ -101,6 +101,12 @@ class Signals:
 @click.option(
     "--base-url", metavar="URL", help="With --engine http: an OpenAI-compatible endpoint. Its key is OPENAI_API_KEY."
 )
+@click.option(
+    "--wait-for-endpoint",
+    is_flag=True,
+    help="With --engine http: wait where the endpoint is not available, or refuses the key or the model, instead of "
+    "ending the run.",
+)
 @click.option("--stage", help="The stage whose work this is; kept with the batch.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Run the first N requests only.")
 @click.option("--strict", is_flag=True, help="Refuse the file if one line can not run, before the engine loads.")
@@ -129,6 +135,7 @@ def command(
     engine: str | None,
     model: str | None,
     base_url: str | None,
+    wait_for_endpoint: bool,
     stage: str | None,
     limit: int | None,
     strict: bool,
@@ -179,6 +186,7 @@ def command(
                     task=task,
                     tool_parser=tool_parser,
                     reasoning_parser=reasoning_parser,
+                    wait_for_endpoint=wait_for_endpoint,
                 ),
                 input_path=input_path,
                 output=output,
@@ -235,7 +243,7 @@ def _run(
         is_strict=is_strict,
         is_restart=is_restart,
     )
-    opened = open_batch(ledger, source, options)
+    opened = open_batch(ledger, source, options, before_plan=choice.check)
     for note in opened.notes:
         voice.say(note)
     batch = opened.batch

@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint as an engine. An event loop of its own, in a thread of its own.
 
-The only engine that knows aiohttp. Knows nothing of files, stores and shards. What it says and hears is in
-http_wire.py.
+Knows nothing of files, stores and shards. What it says and hears is in http_wire.py, the connection in
+http_connection.py.
 """
 
 import asyncio
@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import aiohttp
 import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
+from batchfile.engine.http_check import CHECK_TIMEOUT_S, Subject, check, is_refusal
+from batchfile.engine.http_connection import RESPONSE_BYTES_MAX, Connection, NoAnswer
 from batchfile.engine.http_wire import (
     MODELS_PATH,
     PATHS,
@@ -39,9 +40,7 @@ from batchfile.words import Completion, Failure, Outcome, Request
 log = structlog.get_logger()
 
 STEP_WAIT_S_MAX = 0.05
-CONNECT_TIMEOUT_S = 10.0
 CLOSE_S = 10.0
-RESPONSE_BYTES_MAX = 16 * 1024 * 1024
 ATTEMPTS_MAX = 3
 # Waits double from the first value to the second, each cut by up to half at random.
 BACKOFF_S = 1.0
@@ -56,6 +55,7 @@ class HttpOptions:
     """`base_url` may lack its /v1. `model`: the name that the endpoint serves. `concurrency`: requests at once.
 
     `timeout_s`: for one attempt, from the connection to the last byte. `backoff_s`: the first wait.
+    `wait_for_endpoint`: also for one that has answered nothing well yet; else a wrong address, key or model ends it.
     """
 
     base_url: str
@@ -64,6 +64,7 @@ class HttpOptions:
     concurrency: int = 32
     timeout_s: float = 600.0
     backoff_s: float = BACKOFF_S
+    wait_for_endpoint: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +76,42 @@ class HttpPrepared(Prepared):
     wanted: Wanted
 
 
+def check_endpoint(options: HttpOptions) -> None:
+    """Before any work: blocks until the endpoint is known to be usable, or not known to be unusable.
+
+    Raises: SettingsError with what is wrong with its address, the key or the model.
+    """
+    root, key = api_root(options.base_url), _header_key(options)
+
+    async def ask_all() -> str | None:
+        async with Connection(root, key, concurrency=1, timeout_s=CHECK_TIMEOUT_S) as connection:
+            subject = Subject(root=root, model=options.model, has_key=bool(key), is_planned=False)
+            return (await check(connection.ask, subject, is_listing_enough=True)).problem
+
+    problem = asyncio.run(ask_all())
+    if problem is not None:
+        raise SettingsError(problem)
+
+
+def _header_key(options: HttpOptions) -> str:
+    """Empty where there is none. Raises: SettingsError."""
+    key = (options.api_key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError("The API key of the HTTP engine has characters that no header can carry; set it anew.")
+    return key
+
+
 class HttpEngine:
-    """While the endpoint is down, requests wait inside and spend no attempt. Raises: SettingsError."""
+    """While the endpoint is down, requests wait inside and spend no attempt.
+
+    Raises: SettingsError, also from `step` where it shall not wait for an endpoint that serves no request.
+    """
 
     def __init__(self, options: HttpOptions, rng: random.Random | None = None) -> None:
         self._root = api_root(options.base_url)
         if options.concurrency < 1:
             raise SettingsError(f"The concurrency of an HTTP engine is {options.concurrency}; set at least 1.")
-        self._key = (options.api_key or "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise SettingsError("The API key of the HTTP engine has characters that no header can carry; set it anew.")
+        self._key = _header_key(options)
         self._options = options
         self._rng = rng or random.Random()
         self.info = EngineInfo(
@@ -109,6 +136,7 @@ class HttpEngine:
         self._down_since: float | None = None
         self._down_reason = ""
         self._is_proven = False  # something was answered well
+        self._problem: str | None = None  # why no request can succeed; for the owner's side
         self._loop = asyncio.new_event_loop()
         self._is_ready = threading.Event()
         self._thread = threading.Thread(target=self._run_loop, name="http-engine", daemon=True)
@@ -136,6 +164,8 @@ class HttpEngine:
 
     def step(self) -> list[Finished]:
         self._check_alive()
+        if self._problem is not None:
+            raise SettingsError(self._problem)
         if not self._in_flight:
             return []
         self._num_steps += 1
@@ -197,12 +227,11 @@ class HttpEngine:
     async def _serve(self) -> None:
         self._closing = asyncio.Event()
         self._slots = asyncio.Semaphore(self._options.concurrency)
-        key = self._key
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._options.concurrency),
-            timeout=aiohttp.ClientTimeout(total=self._options.timeout_s, sock_connect=CONNECT_TIMEOUT_S),
-            headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
-        ) as self._session:
+        self._checking = asyncio.Lock()
+        options = self._options
+        async with Connection(
+            self._root, self._key, concurrency=options.concurrency, timeout_s=options.timeout_s
+        ) as self._connection:
             self._is_ready.set()
             await self._closing.wait()
             tasks = list(self._tasks.values())
@@ -251,31 +280,36 @@ class HttpEngine:
             await asyncio.sleep(max(answer.retry_after_s, self._backoff_s(num_failures)))
 
     async def _attempt(self, body: bytes, wanted: Wanted) -> Answer:
-        try:
-            said = await self._ask("POST", PATHS[wanted.kind], body)
-            is_proven = self._is_proven or wanted.kind != "chat"  # not every endpoint has the other paths
-            if is_proven and may_be_a_proxys(said):
-                is_proven = is_endpoints_own(await self._ask("GET", MODELS_PATH))
-            return read_answer(said, RESPONSE_BYTES_MAX, wanted, is_proven=is_proven)
-        except aiohttp.ClientConnectorCertificateError as error:
-            return Down(reason=f"its certificate is not trusted: {error}")
-        except aiohttp.ClientConnectorError as error:
-            return Down(reason=f"no connection: {error}")
-        except aiohttp.ConnectionTimeoutError:  # packets that go nowhere: a machine that is gone, a firewall
-            return Down(reason=f"no connection within {CONNECT_TIMEOUT_S:g} s")
-        except TimeoutError:
-            return Failed(f"The endpoint did not answer within {self._options.timeout_s:g} s.")
-        except aiohttp.ClientError as error:
-            return Failed(f"The connection to the endpoint broke: {error}")
+        said = await self._connection.ask("POST", PATHS[wanted.kind], body)
+        if not (self._is_proven or self._options.wait_for_endpoint):
+            await self._check(said)
+        if isinstance(said, NoAnswer):
+            match said.kind:
+                case "unreachable" | "untrusted":
+                    return Down(reason=said.reason)
+                case "late":
+                    return Failed(f"The endpoint did not answer within {self._options.timeout_s:g} s.")
+                case "broken":
+                    return Failed(f"The connection to the endpoint broke: {said.reason}")
+        is_proven = self._is_proven or wanted.kind != "chat"  # not every endpoint has the other paths
+        if is_proven and may_be_a_proxys(said):
+            listed = await self._connection.ask("GET", MODELS_PATH)
+            is_proven = not isinstance(listed, NoAnswer) and is_endpoints_own(listed)
+        return read_answer(said, RESPONSE_BYTES_MAX, wanted, is_proven=is_proven)
 
-    async def _ask(self, method: str, path: str, body: bytes | None = None) -> Said:
-        async with self._session.request(method, self._root + path, data=body, allow_redirects=False) as response:
-            data = b""
-            while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
-                data += more
-            if self._key and response.status != 200:  # some repeat it, and what they say is shown to callers
-                data = data.replace(self._key.encode(), b"***")
-            return Said(response.status, response.headers, data)
+    async def _check(self, said: Said | NoAnswer) -> None:
+        """Nothing was answered well yet, and this was not either: is it the endpoint, or the request alone?"""
+        if said.kind == "late" if isinstance(said, NoAnswer) else not is_refusal(said):
+            return
+        async with self._checking:  # one for all requests that met it
+            if self._is_proven or self._problem is not None:
+                return
+            subject = Subject(root=self._root, model=self._options.model, has_key=bool(self._key), is_planned=True)
+            async with Connection(self._root, self._key, concurrency=1, timeout_s=CHECK_TIMEOUT_S) as connection:
+                checked = await check(connection.ask, subject, is_listing_enough=False)
+            self._is_proven = self._is_proven or checked.is_proven
+            if not self._is_proven:
+                self._problem = checked.problem
 
     async def _until_resumed(self) -> None:
         while (wait_s := self._resume_at - self._loop.time()) > 0:

@@ -140,7 +140,7 @@ def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_p
             return (_vectors if wanted.num_vectors else _completion)(json.loads(data), wanted)
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             return Failed(f"The endpoint's response is no {_NAMES[wanted.kind]}: {error!r}", retry_after_s)
-    message = f"The endpoint answered {status}: {_message(data)}"
+    message = f"The endpoint answered {status}: {endpoints_words(data)}"
     if status >= 500 or status == 408 or may_be_a_proxys(said):
         return Failed(message, retry_after_s)
     return Failure(type=ERROR_TYPES.get(status, "invalid_request_error"), message=message)
@@ -148,12 +148,12 @@ def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_p
 
 def may_be_a_proxys(said: Said) -> bool:
     """Whether a proxy may have said it because what is behind it is gone: a 403 or 404 that is not in JSON."""
-    return said.status in UNPROVEN_STATUSES and not _is_json(said.data)
+    return said.status in UNPROVEN_STATUSES and not is_json(said.data)
 
 
 def is_endpoints_own(said: Said) -> bool:
     """Whether it was the endpoint that answered on MODELS_PATH, be it only that it has no such path."""
-    return _is_json(said.data) and _down_reason(said, is_proven=True) is None
+    return is_json(said.data) and _down_reason(said, is_proven=True) is None
 
 
 def _down_reason(said: Said, *, is_proven: bool) -> str | None:
@@ -165,7 +165,7 @@ def _down_reason(said: Said, *, is_proven: bool) -> str | None:
     if not is_misplaced and not (said.status == 200 and is_page):
         return None
     where = f" and points to {said.headers['Location']}" if "Location" in said.headers else ""
-    told = "a web page" if is_page else _message(said.data)
+    told = "a web page" if is_page else endpoints_words(said.data)
     return f"it answered {said.status}{where}: {told}; check its base URL, API key and model"
 
 
@@ -271,14 +271,14 @@ def _tools(tools: Tools) -> dict[str, Any]:
     }
 
 
-def _is_json(data: bytes) -> bool:
+def is_json(data: bytes) -> bool:
     try:
         return isinstance(json.loads(data), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
-def _message(data: bytes) -> str:
+def endpoints_words(data: bytes) -> str:
     """The endpoint's own words, in whichever of the usual places they are."""
     text = data.decode("utf-8", "replace")
     try:

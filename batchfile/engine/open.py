@@ -24,11 +24,12 @@ def engine_factory(
     chat_template: str | None = None,
     engine_args: Mapping[str, Any] | None = None,
     task: Task = "generate",
+    wait_for_endpoint: bool = True,
 ) -> EngineFactory:
     """What builds the engine, as often as it is asked. `max_num_seqs`: requests at once, whatever the engine.
 
     `task`: what its model is loaded for; an HTTP endpoint knows that by itself. `chat_template`: a file;
-    `engine_args`: more of vLLM's own arguments.
+    `engine_args`: more of vLLM's own arguments. `wait_for_endpoint`: also for one that was never available.
     """
 
     def build() -> Engine:
@@ -58,7 +59,13 @@ def engine_factory(
 
             assert base_url is not None, "an HTTP engine needs a base URL"
             return HttpEngine(
-                HttpOptions(base_url=base_url, model=model, api_key=api_key, concurrency=max_num_seqs or 32)
+                HttpOptions(
+                    base_url=base_url,
+                    model=model,
+                    api_key=api_key,
+                    concurrency=max_num_seqs or 32,
+                    wait_for_endpoint=wait_for_endpoint,
+                )
             )
         from batchfile.engine.echo import EchoEngine
         from batchfile.engine.echo_options import EchoOptions

@@ -97,17 +97,22 @@ def lock_output(output: str | None, store_url: str) -> Iterator[None]:
         lock.release()
 
 
-def open_batch(ledger: Ledger, source: Source, options: RunOptions) -> Opened:
+def open_batch(
+    ledger: Ledger, source: Source, options: RunOptions, before_plan: Callable[[], None] = lambda: None
+) -> Opened:
     """The output's batch: the one that is there if it asks for the same, else a new one.
 
-    Raises: OutputTaken, InvalidFile; then nothing of a new batch is left.
+    `before_plan` is called before a new one is made, and may raise. Raises: OutputTaken, InvalidFile; then nothing of
+    a new batch is left.
     """
     if options.output is None:
+        before_plan()
         return _create(ledger, source, options, None)
     key = layout.idempotency_key("output", options.output)
     pointer = load(ledger, key, IdempotencyRecord)
     if pointer is not None and options.is_restart:
         # The old run goes only when the new one exists: a new input that is refused costs nothing.
+        before_plan()
         opened = _create(ledger, source, options, pointer)
         _throw_away(ledger, pointer.record.batch_id)
         return opened
@@ -123,6 +128,7 @@ def open_batch(ledger: Ledger, source: Source, options: RunOptions) -> Opened:
             f"{options.output} exists and is not known as a run of this store; "
             "choose another output, or add --restart to replace it"
         )
+    before_plan()
     return _create(ledger, source, options, pointer)
 
 

@@ -14,7 +14,7 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from batchfile.engine import http
+from batchfile.engine import http, http_connection
 from batchfile.engine.http import HttpEngine, HttpOptions
 from batchfile.engine.http_wire import Down, Failed, Said, api_root, read_answer
 from batchfile.errors import EngineDead, SettingsError
@@ -308,7 +308,7 @@ def test_a_refused_connection_is_waited_out() -> None:
 
 def test_an_endpoint_that_answers_no_connection_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a machine is gone or a firewall drops what comes: nothing refuses, and nothing answers."""
-    monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_connection, "CONNECT_TIMEOUT_S", 0.2)
     with ExitStack() as sockets:
         silent = sockets.enter_context(socket.socket())
         silent.bind(("127.0.0.1", 0))
@@ -446,6 +446,37 @@ def test_a_key_that_is_taken_away_fails_nothing_but_one_missing_path_does(server
     run(engine, request())
     server.script.append({"status": 401})
     [outcome] = run(engine, request())
+    assert isinstance(outcome, Completion)
+
+
+def hasty(url: str) -> HttpEngine:
+    return HttpEngine(options(url, wait_for_endpoint=False), random.Random(1))
+
+
+def test_an_endpoint_that_never_answered_well_ends_an_engine_that_shall_not_wait(server: Any) -> None:
+    server.script.extend({"status": 401, "text": '{"error": "who are you"}'} for _ in range(50))
+    engine = hasty(server.url)
+    with pytest.raises(SettingsError, match=r"requires an API key \(401: who are you\): set OPENAI_API_KEY"):
+        run(engine, *[request() for _ in range(8)])
+    engine.close()
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504, 530])
+def test_an_endpoint_that_is_busy_is_waited_for_whatever_it_answered_before(server: Any, status: int) -> None:
+    server.script.extend({"status": status, "text": "<html>soon"} for _ in range(4))
+    engine = hasty(server.url)
+    [outcome] = run(engine, request())
+    engine.close()
+    assert isinstance(outcome, Completion)
+
+
+@pytest.mark.parametrize("told", [{"status": 401}, {"status": 302}, {"status": 200, "content_type": "text/html"}])
+def test_after_one_good_answer_a_wrong_address_or_key_is_waited_out(server: Any, told: dict[str, Any]) -> None:
+    engine = hasty(server.url)
+    run(engine, request())
+    server.script.extend(told for _ in range(4))
+    [outcome] = run(engine, request())
+    engine.close()
     assert isinstance(outcome, Completion)
 
 

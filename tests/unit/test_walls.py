@@ -31,7 +31,7 @@ ALLOWED = {
     "vllm": ("batchfile/engine/vllm.py",),
     "torch": ("batchfile/engine/vllm.py",),
     "transformers": ("batchfile/engine/vllm.py", "batchfile/engine/tokens.py"),
-    "aiohttp": ("batchfile/engine/http.py", "batchfile/client.py"),
+    "aiohttp": ("batchfile/engine/http_connection.py", "batchfile/client.py"),
     "backports": ("batchfile/lines/formats.py", "batchfile/client.py"),
     "jsonschema_rs": ("batchfile/runner/fitting.py",),
     "litestar": ("api/",),

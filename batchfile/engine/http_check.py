@@ -1,0 +1,165 @@
+"""Whether an endpoint can serve a run at all: its address, the key, the model. What is wrong is one sentence.
+
+Asks for the models and, where those do not tell, for one token. Knows no connection and no batch.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from batchfile.engine.http_connection import Ask, NoAnswer
+from batchfile.engine.http_wire import MISPLACED_STATUSES, MODELS_PATH, PATHS, Said, endpoints_words, is_json
+from batchfile.words import Kind
+
+NAMES_SHOWN_MAX = 5
+WORDS_CHARS_MAX = 200
+CHECK_TIMEOUT_S = 30.0  # for one question; an endpoint that is slower is not judged
+
+# What speaks of one kind of request and not of the endpoint: it may have some of the paths only.
+_REFUSALS = MISPLACED_STATUSES | {403, 404}
+# A refusal in JSON that proves the rest: the endpoint has read the request, so its address and the key are right.
+_READ = frozenset({400, 422})
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """`problem`: why no request can succeed; None where that is not known. `is_proven`: it serves requests."""
+
+    problem: str | None = None
+    is_proven: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is checked. `is_planned`: a run of this model exists already, and another one needs --restart."""
+
+    root: str
+    model: str
+    has_key: bool
+    is_planned: bool
+
+
+async def check(ask: Ask, subject: Subject, *, is_listing_enough: bool) -> Checked:
+    """`is_listing_enough`: nothing is generated where the endpoint lists the model. It may list it to anyone."""
+    listed = await ask("GET", MODELS_PATH, None)
+    if isinstance(listed, NoAnswer):
+        return Checked(no_answer_problem(listed, subject))
+    names = model_names(listed)
+    if is_listing_enough and subject.model in names:
+        return Checked()
+    return await _check_paths(ask, subject, names)
+
+
+async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> Checked:
+    """One token of each kind, until one is answered: only where all are refused, the endpoint cannot be used."""
+    refused: Said | None = None
+    is_unclear = False
+    for kind, path in PATHS.items():
+        said = await ask("POST", path, _smallest_body(kind, subject.model))
+        if isinstance(said, NoAnswer):
+            return Checked(no_answer_problem(said, subject))
+        if _has_read(said):
+            return Checked(is_proven=True)
+        if not is_refusal(said):
+            is_unclear = True
+        elif refused is None:
+            refused = said
+    if is_unclear or refused is None:
+        return Checked()
+    return Checked(_problem(refused, subject, names))
+
+
+def _has_read(said: Said) -> bool:
+    """Whether the endpoint took the request for one of its own, be it a bad one."""
+    with suppress(ValueError, RecursionError):
+        body = json.loads(said.data)
+        return isinstance(body, dict) and (said.status in _READ or (said.status == 200 and "error" not in body))
+    return False
+
+
+def is_refusal(said: Said) -> bool:
+    """Whether it tells of a wrong address, key or model: a status of these, or no JSON where an API has JSON."""
+    if said.status in _REFUSALS:
+        return True
+    is_final = said.status < 500 or said.status == 501  # others, 408 and 429 may be over in a moment
+    return is_final and said.status not in {408, 429} and not is_json(said.data)
+
+
+def model_names(listed: Said) -> tuple[str, ...]:
+    """The names in an answer to GET /v1/models; none where it holds none."""
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        if listed.status == 200:
+            return tuple(one["id"] for one in json.loads(listed.data)["data"] if isinstance(one["id"], str))
+    return ()
+
+
+def no_answer_problem(none: NoAnswer, subject: Subject) -> str | None:
+    """None for an endpoint that is only slow."""
+    root = subject.root
+    match none.kind:
+        case "unreachable":
+            return (
+                f"the endpoint {root} cannot be reached ({none.reason}): start it, check --base-url, "
+                "or add --wait-for-endpoint to wait until it answers"
+            )
+        case "untrusted":
+            return (
+                f"the endpoint {root} cannot be used ({none.reason}): check --base-url, "
+                "or name its certificate authority with SSL_CERT_FILE"
+            )
+        case "broken":
+            return (
+                f"the endpoint {root} closes the connection without an answer ({none.reason}): check --base-url, "
+                "and whether it begins with http:// or https://"
+            )
+    return None
+
+
+def _problem(said: Said, subject: Subject, names: Sequence[str]) -> str:
+    root, told = subject.root, f"{said.status}: {_line(endpoints_words(said.data))}"
+    if 300 <= said.status < 400:
+        where = _line(said.headers.get("Location", "another address"))
+        return f"the endpoint {root} redirects to {where} ({said.status}): give --base-url the address it redirects to"
+    if said.status == 401 and not subject.has_key:
+        return f"the endpoint {root} requires an API key ({told}): set OPENAI_API_KEY"
+    if said.status == 401:
+        return f"the endpoint {root} rejected the API key ({told}): check OPENAI_API_KEY"
+    if not is_json(said.data):
+        is_page = said.headers.get("Content-Type", "").lower().startswith("text/html")
+        found = f"a web page, status {said.status}" if is_page else told
+        return (
+            f"the endpoint {root} does not answer as an OpenAI-compatible API ({found}): check --base-url, "
+            "the part of the address before /chat/completions"
+        )
+    if said.status == 403:
+        return (
+            f"the endpoint {root} denied access to the model {subject.model!r} ({told}): "
+            "check OPENAI_API_KEY and --model"
+        )
+    again = " and add --restart" if subject.is_planned else ""
+    served = f"; it serves {_listed(names)}" if names else ""
+    return (
+        f"the endpoint {root} does not serve the model {subject.model!r} ({told}): "
+        f"name another with --model{again}{served or ', or check --base-url'}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(_line(name) for name in names[:NAMES_SHOWN_MAX])
+    return f"{shown} and {len(names) - NAMES_SHOWN_MAX:,} more" if len(names) > NAMES_SHOWN_MAX else shown
+
+
+def _line(text: str) -> str:
+    """One short line that is safe on a terminal."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= WORDS_CHARS_MAX else line[: WORDS_CHARS_MAX - 3] + "..."
+
+
+def _smallest_body(kind: Kind, model: str) -> bytes:
+    about: dict[Kind, dict[str, object]] = {
+        "chat": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
+        "completion": {"prompt": "Hi", "max_tokens": 1},
+        "embedding": {"input": ["Hi"]},
+    }
+    return json.dumps({"model": model, **about[kind]}).encode()

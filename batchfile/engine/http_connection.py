@@ -1,0 +1,90 @@
+"""The connection to an OpenAI-compatible endpoint: one question, one answer. The only engine file that knows aiohttp.
+
+Whatever aiohttp raises becomes a `NoAnswer` here. Knows no request, no retry and no meaning of an answer.
+"""
+
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+import aiohttp
+
+from batchfile.engine.http_wire import Said
+
+CONNECT_TIMEOUT_S = 10.0
+RESPONSE_BYTES_MAX = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """Why there is no response. `unreachable`, `untrusted`: no request was sent. `late`, `broken`: one may have been.
+
+    `reason`: a few words for people.
+    """
+
+    kind: Literal["unreachable", "untrusted", "late", "broken"]
+    reason: str
+
+
+Ask = Callable[[str, str, bytes | None], Awaitable[Said | NoAnswer]]
+
+
+class Connection:
+    """An async context manager. `root` ends in /v1; `key`: empty where there is none; `timeout_s`: for one question."""
+
+    def __init__(self, root: str, key: str, *, concurrency: int, timeout_s: float) -> None:
+        self._root = root
+        self._key = key
+        self._concurrency = concurrency
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._concurrency),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+            headers={"Content-Type": "application/json"} | authorization,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def ask(self, method: str, path: str, body: bytes | None = None) -> Said | NoAnswer:
+        """The response, followed nowhere and cut a little after RESPONSE_BYTES_MAX."""
+        try:
+            return await self._ask(method, path, body)
+        except aiohttp.ClientConnectorCertificateError as error:
+            return NoAnswer("untrusted", f"its certificate is not trusted: {error.certificate_error}")
+        except aiohttp.ClientConnectorError as error:
+            return NoAnswer("unreachable", f"no connection: {_words(error)}")
+        except aiohttp.ConnectionTimeoutError:  # packets that go nowhere: a machine that is gone, a firewall
+            return NoAnswer("unreachable", f"no connection within {CONNECT_TIMEOUT_S:g} s")
+        except TimeoutError:
+            return NoAnswer("late", f"no answer within {self._timeout_s:g} s")
+        except aiohttp.ClientError as error:
+            return NoAnswer("broken", str(error) or type(error).__name__)
+
+    async def _ask(self, method: str, path: str, body: bytes | None) -> Said:
+        async with self._session.request(method, self._root + path, data=body, allow_redirects=False) as response:
+            data = b""
+            while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
+                data += more
+            if self._key and response.status != 200:  # some repeat it, and what they say is shown to callers
+                data = data.replace(self._key.encode(), b"***")
+            return Said(response.status, response.headers, data)
+
+
+def _words(error: aiohttp.ClientConnectorError) -> str:
+    """The system's words for it, where there are some: `Connection refused`."""
+    cause = error.os_error
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(cause, socket.gaierror):
+        return f"the host name {error.host!r} cannot be resolved"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return f"TLS failed: {cause}"
+    return os.strerror(cause.errno) if cause.errno else str(error)
