@@ -71,7 +71,10 @@ class Pool(BaseModel):
 
 
 class LocalRun(BaseModel):
-    """What `batchfile run` uses where its options do not say. `model` None: the demo model, if it is there."""
+    """What `batchfile run` uses where its options do not say. `model` None: the demo model, if it is there.
+
+    `grace_s`: what a run that is stopped gives its requests in flight; None: `limits.grace_s`, or 30 without it.
+    """
 
     model_config = _STRICT
 
@@ -82,6 +85,7 @@ class LocalRun(BaseModel):
     max_num_seqs: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=2048, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
+    grace_s: float | None = Field(default=None, ge=0)
 
 
 class Times(BaseModel):

@@ -1,7 +1,11 @@
 """The exit codes, and the one table from what was raised to what the process answers. Knows no command."""
 
 import errno
+import os
+import sys
+from contextlib import suppress
 from enum import IntEnum
+from typing import NoReturn
 
 from batchfile.errors import (
     BatchfileError,
@@ -66,3 +70,13 @@ def explain(error: BaseException) -> str | None:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}"
     return None
+
+
+def end_process(code: int) -> NoReturn:
+    """Without the interpreter's own end, which the threads of a library may block or crash.
+
+    What stdout still holds is part of an unfinished file, and its reader may not read.
+    """
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code)

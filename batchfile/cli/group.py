@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from batchfile import __version__
-from batchfile.cli.exits import Exit, exit_of, explain
+from batchfile.cli.exits import Exit, end_process, exit_of, explain
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,10 @@ def main() -> None:
         if isinstance(abort.__cause__, EOFError):
             _fail(abort.__cause__)
         sys.exit(Exit.INTERRUPTED)
+    except SystemExit as stop:
+        if stop.code in {Exit.INTERRUPTED, Exit.TERMINATED}:
+            end_process(int(stop.code or 0))
+        raise
     except Exception as error:  # noqa: BLE001 the process's top
         _fail(error)
 

@@ -1,17 +1,13 @@
 """`batchfile run`: options, signals and words around `batchfile.local`. The exit codes are in `exits.py`."""
 
 import json
-import os
 import shlex
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import click
 import msgspec
@@ -21,7 +17,8 @@ from batchfile.cli.engines import EngineChoice, choose_engine
 from batchfile.cli.exits import EXIT_HELP, Exit
 from batchfile.cli.progress import Progress
 from batchfile.cli.shown import counted, duration
-from batchfile.ledger.base import Ledger
+from batchfile.cli.stopping import Interrupted, Signals
+from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.inputs import STDIN, inspect
@@ -46,49 +43,6 @@ class Voice:
         if self.is_quiet:
             return
         click.echo(json.dumps({"event": "note", "message": text}) if self.is_json else text, err=True)
-
-
-class Interrupted(BaseException):
-    """A signal came while nothing was in flight. BaseException: no library may swallow it."""
-
-    def __init__(self, code: Exit) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-@dataclass(slots=True)
-class Signals:
-    """First signal: finish what is in flight. Second: stop now. Third: end on the spot; the ledger allows it."""
-
-    voice: Voice
-    runner: Runner | None = None
-    code: Exit | None = None
-    num: int = field(default=0)
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        self.code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
-        self.num += 1
-        runner = self.runner
-        if self.num >= 3:
-            os._exit(self.code)
-        if runner is None or runner.info is None:
-            raise Interrupted(self.code)
-        if self.num == 1:
-            runner.stop()
-            left = counted(runner.num_in_flight, "request")
-            self.voice.say(f"stopping: finishing {left} in flight; press Ctrl-C again to stop now")
-        else:
-            runner.stop_now()
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        old = {number: signal.signal(number, self.handle) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
 
 @click.command("run", epilog=EXIT_HELP)
@@ -123,6 +77,13 @@ class Signals:
 )
 @click.option("--tool-parser", metavar="NAME", help="vLLM's name of the parser for tool calls.")
 @click.option("--reasoning-parser", metavar="NAME", help="vLLM's name of the parser for thinking.")
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long Ctrl-C or SIGTERM lets requests finish that are being generated.  [default: 30]",
+)
 @click.option("--store", metavar="STORE", help="A directory or s3://bucket/prefix.  [default: .batchfile beside OUT]")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option(
@@ -147,6 +108,7 @@ def command(
     task: Task,
     tool_parser: str | None,
     reasoning_parser: str | None,
+    grace_s: float | None,
     store: str | None,
     quiet: bool,
     is_json: bool,
@@ -157,7 +119,8 @@ def command(
     IN is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. Beside OUT come
     OUT.errors.jsonl (the input lines that failed, ready to run again; absent if none) and OUT.receipt.json.
 
-    The same command again continues where the last one stopped, whatever ended it.
+    The same command again continues where the last one stopped, whatever ended it. Ctrl-C finishes what is being
+    generated, for the time of --grace; a second Ctrl-C stops at once.
     """
     logs.configure(is_verbose=verbose)
     settings = load_settings()
@@ -167,10 +130,14 @@ def command(
     if stage is not None:
         check_stage(settings.stages, stage)
     voice = Voice(is_quiet=quiet, is_json=is_json)
-    signals = Signals(voice)
-    with ExitStack() as stack:
-        stack.enter_context(signals.caught())
-        try:
+    signals = Signals(
+        say=voice.say,
+        on_end=lambda: _say_how_to_resume(is_stdout=is_stdout, is_stdin=input_path == STDIN),
+        grace_s=_grace_s(settings, grace_s),
+    )
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(signals.caught())
             code = _run(
                 stack,
                 signals,
@@ -198,11 +165,18 @@ def command(
                 max_tokens=max_tokens,
                 temperature=temperature,
             )
-        except Interrupted as stop:
-            code = stop.code
-        if code in {Exit.INTERRUPTED, Exit.TERMINATED}:
-            _say_how_to_resume(is_stdout=is_stdout, is_stdin=input_path == STDIN)
+    except Interrupted as stop:
+        code = stop.code
+    if code in {Exit.INTERRUPTED, Exit.TERMINATED}:
+        signals.say_end()
     sys.exit(code)
+
+
+def _grace_s(settings: Settings, option: float | None) -> float:
+    for given in (option, settings.run.grace_s, settings.limits.grace_s):
+        if given is not None:
+            return given
+    return LOCAL.grace_s
 
 
 def _run(
@@ -251,9 +225,14 @@ def _run(
         voice.say(f"{batch.batch_id} ended before; nothing is left to run")
     else:
         ended = _work(ledger, opened, choice, signals, voice)
+        if signals.code is not None and signals.runner is not None and signals.runner.num_in_flight:
+            left = counted(signals.runner.num_in_flight, "request")
+            voice.say(f"gave up on {left} in flight; what had finished is kept")
         signals.runner = None  # a signal while the files are written has nothing in flight to wait for
+        if signals.code is not None:
+            return signals.code
         if ended is None:
-            return signals.code or Exit.UNEXPECTED
+            return Exit.UNEXPECTED
         batch = ended
     return _finish(ledger, batch, path, voice)
 
@@ -270,13 +249,14 @@ def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals
         runner = signals.runner
         if runner is None:
             return None
-        return meter.look(
+        signals.seen = meter.look(
             runner.tally,
             time.monotonic(),
             runner.down_s,
             runner.engine_stats(),
             is_loading=runner.info is None or runner.is_building,
         )
+        return signals.seen
 
     def on_runner(runner: Runner) -> None:
         signals.runner = runner
@@ -286,7 +266,7 @@ def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals
     with ExitStack() as stack:
         if not voice.is_quiet:
             stack.enter_context(Progress(look, is_json=voice.is_json))
-        return work(ledger, batch, choice.factory, runner_id, on_runner)
+        return work(ledger, batch, choice.factory, runner_id, on_runner, grace_s=signals.grace_s)
 
 
 def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) -> Exit:

@@ -26,7 +26,7 @@ class Limits:
 LOCAL = Limits(
     checkpoint_s=1.0,
     lease_ttl_s=30.0,
-    grace_s=300.0,
+    grace_s=30.0,
     retention_s=30 * 24 * 3600.0,
     completion_window_s=3650 * 24 * 3600.0,
 )

@@ -3,7 +3,7 @@
 `create` commits with one conditional write, last. `end` and `finish` are done by whoever comes first.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -172,10 +172,17 @@ def is_complete(ledger: Ledger, batch: BatchRecord, plan: Plan) -> bool:
     return True
 
 
-def finish(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
+class _Stopped(Exception):
+    """The process that assembles is to end."""
+
+
+def finish(
+    ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
+) -> BatchRecord | None:
     """End a batch whose shards are all done, or that is ending: close, assemble, commit, tidy.
 
-    Returns the ended record; None where it can not end yet or someone else is at it. Raises: BatchDamaged.
+    Returns the ended record; None where it can not end yet, someone else is at it, or it was stopped in the middle,
+    which is looked for between ranges. Raises: BatchDamaged.
     """
     batch = read_batch(ledger, batch_id)
     if batch is None or batch.state == "ended":
@@ -191,7 +198,7 @@ def finish(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
     elif not is_complete(ledger, batch, plan):
         return None
     turn = Turn.take(ledger, layout.assembly_key(batch_id), layout.ASSEMBLY_POOL, runner)
-    made = None if turn is None else _assemble(ledger, batch, plan, turn)
+    made = None if turn is None else _assemble(ledger, batch, plan, turn, is_stopped)
     if made is None:
         return None
     ended = _commit_end(ledger, batch, plan, made)
@@ -201,14 +208,25 @@ def finish(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
     return ended
 
 
-def _assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, turn: Turn) -> Assembled | None:
+def _assemble(
+    ledger: Ledger, batch: BatchRecord, plan: Plan, turn: Turn, is_stopped: Callable[[], bool]
+) -> Assembled | None:
     """None where someone else does it, or has done it while we looked at the shards: the parts may be gone by now."""
+
+    def beat() -> None:
+        if is_stopped():
+            raise _Stopped
+        turn.beat()
+
     try:
         now = read_batch(ledger, batch.batch_id)
         if now is None or now.state == "ended":
             return None
-        return assemble(ledger, batch, plan, nonce=ledger.new_id()[:12], beat=turn.beat)
+        return assemble(ledger, batch, plan, nonce=ledger.new_id()[:12], beat=beat)
     except LeaseLost:
+        return None
+    except _Stopped:
+        turn.give_back()
         return None
     except BatchfileError:
         turn.give_back()

@@ -27,6 +27,7 @@ class Snapshot:
     """`eta_s` None: not known yet. Rates are tokens per second; `cache_hit_rate` and `share` (of the work) 0 to 1.
 
     `input_tokens`, `output_tokens`: computed and generated so far, for unfinished requests too, where the engine tells.
+    `in_flight_s`: what the requests that the engine has will likely take, if no more are added; None: not known.
     `quiet_s`: for how long a working engine has reported no new token: it is in a long step.
     """
 
@@ -43,6 +44,7 @@ class Snapshot:
     num_running: int = 0
     num_waiting: int = 0
     share: float | None = None
+    in_flight_s: float | None = None
     quiet_s: float = 0.0
     is_loading: bool = False  # the engine is not ready yet
     down_s: float = 0.0  # for how long the endpoint has taken no work
@@ -95,8 +97,10 @@ class Meter:
         span_s = last.at - first.at
         done = min(self._total, self._before.finished + tally.succeeded + tally.errored)
         work_left = self._work_left(tally, stats, self._total - done)
+        in_flight_s = None
         if work_left is not None:
             self._share = max(self._share, 1 - work_left[0] / max(work_left[1], 1e-9))
+            in_flight_s = self._in_flight_s(work_left[1] / max(1, self._total), stats)
         usage = self._usage_before + Usage(input_tokens=tally.input_tokens, cached_tokens=tally.cached_tokens)
         return Snapshot(
             total=self._total,
@@ -112,6 +116,7 @@ class Meter:
             num_running=stats.num_running,
             num_waiting=stats.num_waiting,
             share=None if work_left is None else max(self._share, done / max(1, self._total)),
+            in_flight_s=in_flight_s,
             quiet_s=self._active_s - last.at if stats.num_running else 0.0,
             is_loading=is_loading,
             down_s=down_s,
@@ -159,6 +164,13 @@ class Meter:
             each = max(each, (work_now + work_before + 1.25 * in_flight) / (num_finished + num_running))
         each_running = max(each - in_flight / num_running, each / 4) if num_running else 0.0
         return (num_left - num_running) * each + num_running * each_running, self._total * each
+
+    def _in_flight_s(self, work_each: float, stats: EngineStats) -> float | None:
+        """At this rate and with this many running, a request takes `each_s`; those that wait begin as others end."""
+        if self._recent_work <= 0 or not stats.num_running:
+            return None
+        each_s = work_each * stats.num_running * self._recent_s / self._recent_work
+        return each_s * (1 + stats.num_waiting / stats.num_running)
 
     def _eta_s(self, work_left: float | None, step_s: float) -> float | None:
         """When the rest will be done at the rate of the last minutes; follows a change slowly."""

@@ -133,7 +133,13 @@ def open_batch(
 
 
 def work(
-    ledger: Ledger, batch: BatchRecord, factory: EngineFactory, runner_id: str, on_runner: Callable[[Runner], None]
+    ledger: Ledger,
+    batch: BatchRecord,
+    factory: EngineFactory,
+    runner_id: str,
+    on_runner: Callable[[Runner], None],
+    *,
+    grace_s: float | None = None,
 ) -> BatchRecord | None:
     """Run what is left of the batch; the ended record, or None where it was stopped before.
 
@@ -150,7 +156,7 @@ def work(
         _remember_engine(ledger, batch.batch_id, engine.info.version)
         return engine
 
-    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=batch.batch_id)
+    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=batch.batch_id, grace_s=grace_s)
     runner = Runner(ledger, build, options)
     on_runner(runner)
     return runner.run()

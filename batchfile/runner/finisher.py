@@ -3,6 +3,7 @@
 `tick` does what is due; a thread repeats it. Harmless in any number of processes.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
@@ -24,7 +25,10 @@ RETRY_S = 2.0  # between two looks at a batch that could not end yet
 
 
 class Finisher:
-    """Of the batch `only`: `ended` is its record once it has ended, `damaged` says why it never will."""
+    """Of the batch `only`: `ended` is its record once it has ended, `damaged` says why it never will.
+
+    Once `is_stopped`, an assembly is left at the next range; any process does it again.
+    """
 
     def __init__(
         self,
@@ -36,7 +40,10 @@ class Finisher:
         is_steward: bool,
         only: str | None = None,
         inbox: Inbox | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.is_assembling = False
+        self._is_stopped = is_stopped
         self.ended: BatchRecord | None = None
         self.damaged: str | None = None
         self._ledger = ledger
@@ -73,7 +80,8 @@ class Finisher:
             status = self._reader.read(batch_id)
             if status is not None and status.batch.state == "open" and status.pending > 0:
                 return  # another runner or pool is not done yet; to see that must not cost a read of every record
-            ended = batches.finish(self._ledger, batch_id, runner=self._runner_id)
+            self.is_assembling = True
+            ended = batches.finish(self._ledger, batch_id, runner=self._runner_id, is_stopped=self._is_stopped)
         except StoreFull:
             raise
         except StoreUnavailable as error:
@@ -84,6 +92,8 @@ class Finisher:
             if batch_id == self._only:
                 self.damaged = str(error)
             return
+        finally:
+            self.is_assembling = False
         if batch_id == self._only and ended is None and batches.read_batch(self._ledger, batch_id) is None:
             self.damaged = f"the batch {batch_id} was deleted while it ran"
         if ended is not None and ended.state == "ended":

@@ -42,6 +42,7 @@ class Keeper:
         self._checkpointed_at: dict[int, float] = {}
         self._away_since: float | None = None  # monotonic: when the first of the writes in a row that failed was begun
         self.is_ending = False
+        self.is_urgent = False  # the process ends in a moment: what is finished is due now
         self.wake = threading.Event()
 
     def tick(self, *, everything: bool = False) -> None:
@@ -100,6 +101,8 @@ class Keeper:
         if work.wants_to_announce and lease.must_announce(work.held.record):
             return True
         if work.left == 0 or work.finished_bytes >= PART_BYTES:
+            return True
+        if work.finished and self.is_urgent:
             return True
         if work.finished:
             return now - self._checkpointed_at.get(id(work), work.held.written_at) >= self._ledger.limits.checkpoint_s

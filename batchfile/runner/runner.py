@@ -32,18 +32,23 @@ IDLE_WAIT_S = 0.05  # how long the loop sleeps where nothing is in flight and no
 KEEPER_WAIT_S = 0.2
 FINISHER_WAIT_S = 0.1
 STORE_RETRY_S = 1.0
+FINISHER_JOIN_S_MAX = 10.0  # when stopped: what it does may be cut off anywhere and is done again
 FEEDER_JOIN_S_MAX = 10.0  # at the end: it may be reading from a store that is away, and touches nothing that is kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerOptions:
-    """`only`: work on this batch alone, claim in order, and return when it has ended. `inbox`: for its steward."""
+    """`only`: work on this batch alone, claim in order, and return when it has ended. `inbox`: for its steward.
+
+    `grace_s`: what a stopping runner gives its requests in flight; None: as the ledger's limits say.
+    """
 
     runner_id: str
     pool: str
     only: str | None = None
     is_steward: bool = True
     inbox: Inbox | None = None
+    grace_s: float | None = None
 
 
 class Runner:
@@ -88,6 +93,7 @@ class Runner:
             is_steward=options.is_steward,
             only=options.only,
             inbox=options.inbox,
+            is_stopped=self._stop.is_set,
         )
 
     def run(self) -> BatchRecord | None:
@@ -150,9 +156,11 @@ class Runner:
         self._stop.set()
 
     def stop_now(self) -> None:
-        """Do not even finish what is in flight."""
+        """Do not even finish what is in flight. What is finished is committed at once, even while a step lasts."""
         self.stop()
         self._stop_now.set()
+        self._keeper.is_urgent = True
+        self._keeper.wake.set()
 
     @property
     def info(self) -> EngineInfo | None:
@@ -171,6 +179,11 @@ class Runner:
     def is_building(self) -> bool:
         """There is no engine now: the first one loads, or one died and the next one does."""
         return self._seat.is_empty and not self._stop.is_set() and self._finisher.ended is None
+
+    @property
+    def is_assembling(self) -> bool:
+        """The results file of a batch is being written in the store."""
+        return self._finisher.is_assembling
 
     @property
     def is_stopping(self) -> bool:
@@ -211,7 +224,9 @@ class Runner:
     def _is_grace_over(self) -> bool:
         now = self._ledger.clock.monotonic()
         self._stopped_at = now if self._stopped_at is None else self._stopped_at
-        return now - self._stopped_at >= self._ledger.limits.grace_s or self.down_s > 0
+        grace_s = self._options.grace_s
+        grace_s = self._ledger.limits.grace_s if grace_s is None else grace_s
+        return now - self._stopped_at >= grace_s or self.down_s > 0
 
     def _use(self, engine: Engine) -> None:
         self._loop.use(engine)
@@ -242,7 +257,7 @@ class Runner:
         keeper.join()
         self._keeper.release_all()
         if not self._keeper.is_store_away:
-            finisher.join()
+            finisher.join(FINISHER_JOIN_S_MAX if self._stop.is_set() else None)
         self._seat.count_steps(self._engine)
         tally = self.tally
         log.info(

@@ -269,6 +269,20 @@ def test_ending_keeps_what_is_committed_and_answers_the_rest(reason: str, status
         shards.checkpoint(world.ledger, held, [finished(1, 1)], has_dispatched=True)
 
 
+def test_an_assembly_that_is_stopped_leaves_nothing_and_any_process_does_it_again_at_once() -> None:
+    world = World()
+    world.create([line(number) for number in range(5)])
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(number, number) for number in range(5)], has_dispatched=True)
+    before = {entry.key for entry in world.store.list("")}
+    assert batches.finish(world.ledger, BATCH, runner="r2", is_stopped=lambda: True) is None
+    assert {entry.key for entry in world.store.list("")} - before == {assembly_key(BATCH)}
+    assert world.batch.state == "open"
+    ended = batches.finish(world.ledger, BATCH, runner="r3")
+    assert ended is not None
+    assert [row["status"] for row in world.results()] == ["succeeded"] * 5
+
+
 def test_a_claim_that_races_with_a_cancel_is_closed() -> None:
     world = World()
     world.create([line(1)])

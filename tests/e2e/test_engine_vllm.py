@@ -157,7 +157,10 @@ def test_a_shared_prefix_is_served_from_the_cache(engine: VllmEngine) -> None:
 
 def test_tokens_are_counted_from_the_first_step_on(engine: VllmEngine) -> None:
     before = engine.stats()
-    engine.add(1, engine.prepare(request("Write about the sea.", max_tokens=40, num_choices=2, ignore_eos=True)))
+    engine.add(
+        1,
+        engine.prepare(request("Write about the sea.", max_tokens=40, num_choices=2, ignore_eos=True, temperature=1.0)),
+    )
     seen = []
     while not engine.step():
         now = engine.stats()

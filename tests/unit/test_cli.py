@@ -186,7 +186,7 @@ def test_a_signal_while_the_files_are_written_interrupts_and_the_same_command_co
         patch.setattr(outputs, "export", interrupted)
         stopped = CliRunner().invoke(root, command)
     assert stopped.exit_code == Exit.INTERRUPTED
-    assert "requests in flight" not in stopped.output
+    assert "stopping:" not in stopped.output
     assert not (tmp_path / "out.jsonl").exists()
     assert CliRunner().invoke(root, command).exit_code == Exit.OK
     assert (tmp_path / "out.jsonl").exists()

@@ -1,0 +1,227 @@
+"""Ctrl-C and SIGTERM at every moment of `batchfile run`: what is said, that the process ends, and that nothing is lost.
+
+What cannot be had with the echo engine's own options (a step that hangs, a batch so large that its assembly takes
+for ever) is put into the process by a few lines that run before the command.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+IN_OUT = ["run", "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
+WAIT_S = 60
+NUM = 40
+# Blocks the thread in C for minutes, without the GIL: no signal handler runs meanwhile.
+HANG = "__import__('hashlib').pbkdf2_hmac('sha512', b'x', b'y', 2**31 - 1)"
+
+HANGS_IN_A_STEP = f"""
+from batchfile.engine.echo import EchoEngine
+step = EchoEngine.step
+def hang(self):
+    done = step(self)
+    if self._num_steps == 4:
+        print("there", flush=True)
+        {HANG}
+    return done
+EchoEngine.step = hang
+"""
+NEVER_LOADS = """
+import time
+from batchfile.engine.echo import EchoEngine
+def load(*args, **more):
+    print("there", flush=True)
+    time.sleep(600)
+EchoEngine.from_options = load
+"""
+ASSEMBLES_FOR_EVER = """
+import time
+from batchfile.ledger import batches
+def assemble(*args, beat, **more):
+    print("there", flush=True)
+    while True:
+        beat()
+        time.sleep(0.05)
+batches.assemble = assemble
+"""
+WRITES_FOR_EVER = """
+import time
+from batchfile.local import outputs
+def write(ledger, batch, file):
+    file.write(b"half a li")
+    print("there", flush=True)
+    time.sleep(600)
+outputs.write_results_to = write
+"""
+
+
+def env(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHFILE_", "AWS_"))}
+    return {**kept, **more}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    lines = [
+        {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": f"say {n}"}]}} for n in range(NUM)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def executed(folder: Path) -> int:
+    path = folder / "executed"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def start(folder: Path, *arguments: str, before: str = "", **variables: str) -> subprocess.Popen[str]:
+    program = f"{before}\nimport sys\nfrom batchfile.cli.group import main\nsys.argv[0] = 'batchfile'\nmain()\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *(arguments or IN_OUT)],
+        cwd=folder,
+        env=env(BATCHFILE_ECHO_EXECUTIONS=str(folder / "executed"), **variables),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def ended(process: subprocess.Popen[str], code: int) -> str:
+    """What it said on stderr."""
+    try:
+        _, said = process.communicate(timeout=WAIT_S)
+    finally:
+        process.kill()
+    assert process.returncode == code, said
+    assert "Traceback" not in said, said
+    assert said.endswith("\n"), said
+    return said
+
+
+def completes(folder: Path, num_again: int = 0) -> None:
+    """The same command completes the run, and repeats no more than `num_again` requests."""
+    done = start(folder)
+    ended(done, 0)
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
+    assert [row["custom_id"] for row in rows] == [f"r{n}" for n in range(NUM)]
+    assert {row["status"] for row in rows} == {"succeeded"}
+    assert NUM <= executed(folder) <= NUM + num_again
+
+
+def test_the_first_signal_says_how_many_how_long_and_when_it_gives_up(folder: Path) -> None:
+    process = start(folder, BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.8")
+    wait_for(lambda: executed(folder) >= 16)  # 12 have finished: there is an estimate
+    process.send_signal(signal.SIGINT)
+    said = ended(process, 130)
+    assert "stopping: finishing 20 requests takes" in said
+    assert "giving up after 30 s; press Ctrl-C again to stop now" in said
+    assert "gave up" not in said
+    completes(folder)
+
+
+@pytest.mark.parametrize("way", ["option", "setting"])
+def test_a_run_gives_up_after_its_grace_and_keeps_what_has_finished(folder: Path, way: str) -> None:
+    arguments = [*IN_OUT, "--grace", "0.5"] if way == "option" else IN_OUT
+    if way == "setting":
+        (folder / "batchfile.toml").write_text("[run]\ngrace_s = 0.5\n")
+    slow = {"BATCHFILE_ECHO_SLOTS": "4", "BATCHFILE_ECHO_SECONDS_PER_TOKEN": "60"}
+    first = start(folder, *IN_OUT, BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.1")
+    wait_for(lambda: executed(folder) >= 12)
+    first.send_signal(signal.SIGTERM)
+    ended(first, 143)
+    num_before = executed(folder)
+    process = start(folder, *arguments, **slow)
+    wait_for(lambda: executed(folder) == num_before + 4)
+    process.send_signal(signal.SIGTERM)
+    said = ended(process, 143)
+    assert "0.5 s" in said
+    assert "send another signal to stop now" in said
+    assert "gave up on" in said
+    completes(folder, num_again=4)
+
+
+def test_a_second_signal_stops_at_once(folder: Path) -> None:
+    process = start(folder, BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="600")
+    wait_for(lambda: executed(folder) == 4)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    said = ended(process, 130)
+    assert "stopping now" in said
+    assert "batchfile run --engine echo in.jsonl -o out.jsonl" in said
+    completes(folder, num_again=4)
+
+
+def test_a_second_signal_ends_a_process_whose_engine_hangs_and_what_had_finished_is_kept(folder: Path) -> None:
+    process = start(folder, before=HANGS_IN_A_STEP, BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.1")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    num_begun = executed(folder)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    said = ended(process, 130)
+    assert "interrupted; this continues" in said
+    assert num_begun >= 8
+    completes(folder, num_again=8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_a_run_whose_engine_loads(folder: Path, number: signal.Signals) -> None:
+    process = start(folder, before=NEVER_LOADS)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(number)
+    assert "interrupted; this continues" in ended(process, 128 + number)
+    completes(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_a_run_that_reads_its_input(folder: Path, number: signal.Signals) -> None:
+    process = start(folder, "run", "--engine", "echo", "-", "-o", "out.jsonl")
+    assert process.stdin is not None
+    process.stdin.write((folder / "in.jsonl").read_text())
+    process.stdin.flush()
+    wait_for((folder / ".batchfile").exists)
+    time.sleep(0.3)
+    process.send_signal(number)
+    assert "with the same input on stdin" in ended(process, 128 + number)
+    completes(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_a_run_that_assembles_and_the_next_run_does_that(folder: Path, number: signal.Signals) -> None:
+    process = start(folder, before=ASSEMBLES_FOR_EVER)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(number)
+    said = ended(process, 128 + number)
+    assert "stopping: every request is done, and the results are written by the next run of this command" in said
+    completes(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_a_run_that_writes_its_files_and_leaves_no_half_of_one(
+    folder: Path, number: signal.Signals
+) -> None:
+    process = start(folder, before=WRITES_FOR_EVER)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(number)
+    assert "interrupted; this continues" in ended(process, 128 + number)
+    assert {path.name for path in folder.iterdir()} == {"in.jsonl", ".batchfile", "executed"}
+    completes(folder)
