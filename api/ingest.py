@@ -208,7 +208,7 @@ def _open(
     if document.stage is None and stage_query is None and not needs_stage:
         if document.model_hint is not None:
             raise InvalidFile("model_hint: goes with a stage; name the model in the params of each request")
-        chunks = iter_requests(document.requests, document.framed)
+        chunks = iter_requests(document.requests)
         return _Upload(is_native=False, stage=None, routing=routing, chunks=chunks, place=by_number)
     stage = _known_stage(routing, document.stage or stage_query, "give one of")
     if stage_query not in {None, stage}:
@@ -216,7 +216,7 @@ def _open(
     if document.model_hint is not None:
         # The hint of the whole is where the stage leads for this batch: what a request says itself still comes first.
         routing = replace(routing, stages={stage: _pool_of(routing, document.model_hint)})
-    chunks = iter_requests(document.requests, document.framed)
+    chunks = iter_requests(document.requests)
     return _Upload(is_native=is_native, stage=stage, routing=routing, chunks=chunks, place=by_number)
 
 

@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 
 from batchfile.errors import (
+    UNREADABLE,
     BatchfileError,
     InvalidFile,
     InvalidRequest,
@@ -197,7 +198,7 @@ class Client:
             data = await answer.read()
             try:
                 return msgspec.json.decode(data, type=kind)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except UNREADABLE:
                 raise self._foreign(answer) from None
 
     @asynccontextmanager
@@ -243,7 +244,7 @@ class Client:
     async def _refusal(self, answer: aiohttp.ClientResponse) -> Exception:
         data = await answer.read()
         detail = ""
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        with suppress(*UNREADABLE):
             found = msgspec.json.decode(data)
             detail = str(found.get("detail", ""))[:DETAIL_CHARS_MAX] if isinstance(found, dict) else ""
         self._has_answered = self._has_answered or bool(detail)

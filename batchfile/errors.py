@@ -23,6 +23,10 @@
 A class exists only where a caller acts differently. A message says what happened and what to do.
 """
 
+# What a JSON decoder raises for bytes that it cannot read: every msgspec error and UnicodeDecodeError is a ValueError.
+# Which of them comes for what differs between versions, so nothing asks.
+UNREADABLE = (ValueError, RecursionError)
+
 
 class BatchfileError(Exception):
     """The root: nothing else is raised on purpose."""

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from batchfile.errors import BatchDamaged
+from batchfile.errors import UNREADABLE, BatchDamaged
 from batchfile.words import Counts, Defaults, Dialect, RoutingTable, Usage
 
 VERSION = 1
@@ -347,7 +347,7 @@ def decode(data: bytes, kind: type[Record]) -> Record:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
         record = decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise BatchDamaged(f"a stored {kind.__name__} can not be read: {error}") from error
     assert isinstance(record, kind)
     if record.version > VERSION:

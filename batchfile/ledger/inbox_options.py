@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from batchfile.errors import InvalidFile
+from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.chat import TOKENS_MAX
 
 OPTIONS_ENDING = ".batch.toml"
@@ -37,7 +37,7 @@ def read_options(name: str, data: bytes) -> Options:
     """Raises: InvalidFile."""
     try:
         options = msgspec.toml.decode(data, type=Options)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         known = ", ".join(Options.__struct_fields__)
         raise InvalidFile(f"{name}: can not be used: {error}; options are {known}") from None
     if options.callback is not None and not _CALLBACK.fullmatch(options.callback):

@@ -6,6 +6,7 @@ from typing import TypeVar
 import msgspec
 
 from batchfile import __version__
+from batchfile.errors import UNREADABLE
 from batchfile.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError
 from batchfile.words import Counts, Usage
 
@@ -173,7 +174,7 @@ def read(data: bytes, kind: type[Kind]) -> Kind | None:
     """None where it is none of ours."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import msgspec
 
-from batchfile.errors import InvalidRequest
+from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import explain
 from batchfile.lines.findings import Finding
 from batchfile.lines.halves import without_halves
@@ -44,9 +44,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
         while carried is not None:  # the request's own parser says what is wrong
             try:
                 return _model.decode(carried).model
-            except msgspec.ValidationError:
-                return None
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            except UNREADABLE:
                 carried = without_halves(carried)
         return None
 
@@ -83,10 +81,11 @@ def decode_envelope(line: bytes, expected: Dialect = "native") -> Envelope:
         if not line.isascii():
             line.decode()  # msgspec does not look into what it skips
         wire = _wire.decode(line)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         envelope = _around_halves(line)
         if envelope is None:
-            raise _unreadable(line, str(error), expected) from None
+            reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise _unreadable(line, reason, expected) from None
         return envelope
     envelope = _envelope(wire)
     if envelope is None:
@@ -113,7 +112,7 @@ def _around_halves(line: bytes) -> Envelope | None:
     whole = without_halves(line)
     if whole is None:
         return None
-    with suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    with suppress(*UNREADABLE):
         whole.decode()
         found = _envelope(_wire.decode(whole))
         if found is not None and REPLACED not in found.custom_id + (found.hint or ""):
@@ -127,5 +126,5 @@ def custom_id_of(line: bytes) -> str | None:
     return explain.custom_id_of(line)
 
 
-def _unreadable(line: bytes, error: str, expected: Dialect) -> Unreadable:
-    return Unreadable(explain.explain(line, expected) or [Finding((), error)], explain.custom_id_of(line))
+def _unreadable(line: bytes, reason: str, expected: Dialect) -> Unreadable:
+    return Unreadable(explain.explain(line, expected) or [Finding((), reason)], explain.custom_id_of(line))

@@ -1,18 +1,17 @@
-"""Why a line is no envelope: everything that is wrong with it, in words. Slow, and run for bad lines only.
-
-The standard library's parser is used here: unlike msgspec it tells the place of an error in characters.
-"""
+"""Why a line is no envelope: everything that is wrong with it, in words. Slow, and run for bad lines only."""
 
 import json
 import re
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
+from batchfile.errors import UNREADABLE
 from batchfile.lines.findings import Finding, shown
 from batchfile.lines.halves import FIX as HALF_FIX
 from batchfile.lines.halves import find_half
+from batchfile.lines.scan import find_fault
 from batchfile.words import Dialect
 
 KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
@@ -23,16 +22,11 @@ _EXAMPLES: dict[Dialect, str] = {
 }
 _DEEP = Finding((), "is nested too deeply", "Flatten the request; no model needs such a depth.")
 
-_NOT_A_NUMBER = re.compile(r'"(?:[^"\\]++|\\.)*+"|(NaN|-?Infinity)', re.DOTALL)
 _LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+")')
 
 
 class _CustomId(msgspec.Struct):
     custom_id: str
-
-
-class _NotANumber(ValueError):
-    pass
 
 
 _custom_id = msgspec.json.Decoder(_CustomId)
@@ -43,18 +37,18 @@ def custom_id_of(line: bytes) -> str | None:
     """The custom_id where it can be read: from the whole object, or where the line is broken behind it."""
     try:
         return _custom_id.decode(line).custom_id or None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except UNREADABLE:
         pass
     try:
         found = json.loads(line.decode())
         custom_id = found.get("custom_id") if isinstance(found, dict) else None
         return custom_id if isinstance(custom_id, str) and custom_id.encode() else None
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         pass
     leading = _LEADING_ID.match(line)
     try:
         return _string.decode(leading[1]) or None if leading else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
 
 
@@ -64,36 +58,24 @@ def explain(line: bytes, expected: Dialect) -> list[Finding]:
         text = line.decode()
     except UnicodeDecodeError as error:
         return [_not_utf8(line, error.start)]
+    fault = find_fault(line)
+    if fault is not None:
+        return [_not_json(fault.reason, _column(line, fault.at), fault.fix)]
     try:
-        found = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        return [_no_json(text, error)]
+        found = json.loads(text)
+    except RecursionError:
+        return [_DEEP]
+    except ValueError:  # of valid JSON: Python's bound on the digits of an integer
+        return [_not_json("a number has too many digits", None, "Write a shorter number.")]
     if not isinstance(found, dict):
         return [Finding((), f"must be an object such as {_EXAMPLES[expected]}, got {shown(found)}", column=1)]
-    return _structure(found, expected) or _half_pair(text)
-
-
-def _no_json(text: str, error: Exception) -> Finding:
-    if isinstance(error, _NotANumber):
-        match = next((match for match in _NOT_A_NUMBER.finditer(text) if match[1]), None)
-        column = match.start() + 1 if match else None
-        return _not_json(f"{error} is not JSON, found", column, "Write a number or null.")
-    if isinstance(error, json.JSONDecodeError):
-        return _malformed(text, error)
-    if isinstance(error, RecursionError):
-        return _DEEP
-    # What is left is Python's bound on the digits of an integer.
-    return _not_json("a number has too many digits", None, "Write a shorter number.")
-
-
-def _refuse(name: str) -> NoReturn:
-    raise _NotANumber(name)
+    return _structure(found, expected) or _half_pair(line)
 
 
 def _not_utf8(line: bytes, at: int) -> Finding:
     if b"\0" in line[:4] or line[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         return Finding((), "is not UTF-8, it looks like UTF-16", "Save the file as UTF-8.", 1)
-    column = len(line[:at].decode()) + 1
+    column = _column(line, at)
     return Finding(
         (), f"is not valid UTF-8: byte 0x{line[at]:02x} at column {column}", "Save the file as UTF-8.", column
     )
@@ -104,29 +86,17 @@ def _not_json(reason: str, column: int | None, fix: str) -> Finding:
     return Finding((), f"is not valid JSON: {reason}{at}", fix, column)
 
 
-def _malformed(text: str, error: json.JSONDecodeError) -> Finding:
-    rest = text[error.pos :]
-    rules = (
-        (error.msg.startswith("Unterminated string"), "a string is not closed, it starts", 'Close it with a ".'),
-        (not rest.strip(), "the line ends too early,", "Close what is open; keep a request on one line."),
-        (error.msg.startswith("Extra data"), "something follows the object", "Put one request on a line."),
-        (rest[:1] == "'", "a single quote", 'Put keys and strings in double quotes (").'),
-        (rest[:1] < " ", "a control character", r"Write it as \n, \t or \u00XX."),
-        (rest.startswith(("True", "False", "None")), "a Python word", "JSON has true, false and null."),
-        (rest[:1] in {"}", "]", ","}, f"unexpected {rest[:1]!r}", "Remove a comma, or add what is missing."),
-        (True, f"unexpected {rest[:1]!r}", "Write the line with a JSON library."),
-    )
-    return next(_not_json(reason, error.pos + 1, fix) for holds, reason, fix in rules if holds)
+def _column(line: bytes, at: int) -> int:
+    """In characters, from 1."""
+    return len(line[:at].decode()) + 1
 
 
-def _half_pair(text: str) -> list[Finding]:
+def _half_pair(line: bytes) -> list[Finding]:
     """JSON that msgspec refuses and Python reads."""
-    data = text.encode()
-    at = find_half(data)
+    at = find_half(line)
     if at is None:
         return []
-    column = len(data[:at].decode()) + 1
-    return [_not_json(f"{data[at : at + 6].decode()} is half of a character", column, HALF_FIX)]
+    return [_not_json(f"{line[at : at + 6].decode()} is half of a character", _column(line, at), HALF_FIX)]
 
 
 def _structure(found: dict[str, Any], expected: Dialect) -> list[Finding]:

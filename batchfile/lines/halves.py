@@ -30,13 +30,18 @@ def find_half(data: bytes | bytearray | memoryview, start: int = 0) -> int | Non
     return None
 
 
-def replace_halves(data: bytearray | memoryview, num_max: int) -> bool:
-    """A stand-in of the same length for each half, in place. False where there is none, or more than `num_max`."""
-    num, at = 0, find_half(data)
-    while at is not None and num < num_max:
+def replace_halves(data: bytearray | memoryview, num_max: int) -> dict[int, bytes]:
+    """A stand-in of the same length for each half, in place.
+
+    Returns: what was where. Empty where there is none, or more than `num_max`.
+    """
+    replaced: dict[int, bytes] = {}
+    at = find_half(data)
+    while at is not None and len(replaced) < num_max:
+        replaced[at] = bytes(data[at : at + len(STAND_IN)])
         data[at : at + len(STAND_IN)] = STAND_IN
-        num, at = num + 1, find_half(data, at + len(STAND_IN))
-    return num > 0 and at is None
+        at = find_half(data, at + len(STAND_IN))
+    return replaced if at is None else {}
 
 
 def without_halves(line: bytes) -> bytes | None:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from batchfile.errors import InvalidFile
+from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.parquet_columns import INTEGERS, SAMPLING, wanted_columns
 from batchfile.lines.result import NativeResult, decode_result
 
@@ -140,7 +140,7 @@ def _turns(value: Any) -> Any:
         return value and [turn and {key: item for key, item in turn.items() if item is not None} for turn in value]
     try:
         return msgspec.Raw(_encoder.encode(msgspec.json.decode(value)))  # on one line, whatever it was written on
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return value
 
 

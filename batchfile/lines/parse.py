@@ -7,7 +7,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from batchfile.errors import InvalidRequest
+from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import native, openai, openai_completions, openai_embeddings, problems
 from batchfile.lines.chat import Unserved
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
@@ -102,7 +102,7 @@ def _carried_problems(line: bytes | Envelope) -> list[Finding]:
     assert isinstance(line, bytes)  # an Envelope is readable
     try:
         wire = _carried.decode(line)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return []
     body = _OPENAI.get(wire.url, _CHAT) if isinstance(wire.url, str) else _CHAT
     for root, raw, form in (("params", wire.params, _NATIVE), ("body", wire.body, body)):

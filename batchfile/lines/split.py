@@ -4,42 +4,33 @@ Works on a file that is mapped into memory and holds one window of it at a time.
 where it ends.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NamedTuple
 
 import msgspec
 
-from batchfile.errors import InvalidFile, RequestRefused
+from batchfile.errors import UNREADABLE, InvalidFile, RequestRefused
 from batchfile.lines.findings import short
 from batchfile.lines.frame import BOM
-from batchfile.lines.halves import replace_halves
+from batchfile.lines.halves import STAND_IN, find_half, replace_halves
+from batchfile.lines.scan import find_fault, value_end
 from batchfile.words import LINE_BYTES_MAX
 
 WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an element of it
 BESIDE_BYTES_MAX = 64 * 1024  # of a document without its requests: its names are built as strings
 HALVES_MAX = 10_000  # of a body: each may cost a page of memory
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_COUNT_BYTES = 1024 * 1024
+_LOOK_BYTES = 1024 * 1024
 STAGE_EXAMPLE = '{"stage": "email", "requests": [...]}'
 EXAMPLE = '{"requests": [{"custom_id": "a", "params": {...}}]}'
+_NAMES = ("stage", "model_hint", "requests")
 
 _GAP = re.compile(rb"[ \t\r\n,]*")
 # How one element ends and the next begins, up to its first key: what the last boundary of a window looks like.
 _BOUNDARY = re.compile(rb'\}[ \t\r\n]*,[ \t\r\n]*\{[ \t\r\n]*(?:"[^"\\]{0,64}")?')
-_AT_BYTE = re.compile(r" \(byte (\d+)\)")
-_UNKNOWN_KEY = re.compile(r"unknown field `(.*)`", re.DOTALL)
-_WRONG_TYPE = re.compile(r"Expected `.*`, got `(\w+)` - at `\$\.(\w+)`")
-_HALF_PAIR = re.compile(rb"(\\u[dD][89a-fA-F][0-9a-fA-F]{2})[^\\]{0,5}\Z")
-
-
-class _Wire(msgspec.Struct, forbid_unknown_fields=True):
-    stage: str | None = None
-    model_hint: str | None = None
-    requests: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Outline(msgspec.Struct):
@@ -49,22 +40,20 @@ class _Outline(msgspec.Struct):
 
 
 _outline = msgspec.json.Decoder(_Outline)
-_wire = msgspec.json.Decoder(_Wire)
-_element = msgspec.json.Decoder(msgspec.Raw)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text = msgspec.json.Decoder(str)
 _elements = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What a posted batch says of itself. `requests`: its array, brackets included, known to be valid JSON.
-
-    `framed`: the same, with a stand-in for each half of a character; without one the same object.
+    """What a posted batch says of itself. `requests`: its array as it was posted, brackets included; it is valid JSON
+    but for halves of characters.
     """
 
     stage: str | None
     model_hint: str | None
     requests: memoryview
-    framed: memoryview
 
 
 def read_document(body: memoryview, scratch: memoryview | None = None, *, example: str = STAGE_EXAMPLE) -> Document:
@@ -74,64 +63,63 @@ def read_document(body: memoryview, scratch: memoryview | None = None, *, exampl
     Raises: InvalidFile naming the place, in bytes from 0 and as line and column from 1.
     """
     try:
-        return _read(body, body, example)
-    except _UNREADABLE as error:
-        if scratch is not None and replace_halves(scratch, HALVES_MAX):
-            with suppress(*_UNREADABLE):
-                return _read(scratch, body, example)
-        raise InvalidFile(_malformed(body, _start(body), error)) from None
-
-
-def _read(framed: memoryview, body: memoryview, example: str) -> Document:
-    start = _start(body)
+        return _read(body, example)
+    except UNREADABLE as error:
+        replaced = {} if scratch is None else replace_halves(scratch, HALVES_MAX)
+        if scratch is None or not replaced:
+            raise InvalidFile(_malformed(body, error, example)) from None
     try:
-        outline = _outline.decode(framed[start:])
-        found = outline.requests
-        beside = len(body) - (0 if isinstance(found, msgspec.UnsetType) else len(memoryview(found)))
-        if beside > BESIDE_BYTES_MAX:
-            raise InvalidFile(f"the body has {beside:,} bytes beside its requests; a batch is {example}, no more keys")
-        wire = _wire.decode(framed[start:])
-    except msgspec.ValidationError as error:
-        raise InvalidFile(_misfit(str(error), example)) from None
-    if isinstance(wire.requests, msgspec.UnsetType):
+        document = _read(scratch, example)
+    except UNREADABLE as error:
+        raise InvalidFile(_malformed(body, error, example)) from None
+    for at, half in replaced.items():  # `requests` is a view of it
+        scratch[at : at + len(half)] = half
+    return document
+
+
+def _read(body: memoryview, example: str) -> Document:
+    """Raises: InvalidFile; UNREADABLE where it is not JSON, or not an object."""
+    start = _start(body)
+    found = _outline.decode(body[start:]).requests
+    beside = len(body) - (0 if isinstance(found, msgspec.UnsetType) else len(memoryview(found)))
+    if beside > BESIDE_BYTES_MAX:
+        raise InvalidFile(f"the body has {beside:,} bytes beside its requests; a batch is {example}, no more keys")
+    members = {name: memoryview(value) for name, value in _members.decode(body[start:]).items()}
+    for name in members:
+        if name not in _NAMES:
+            near = get_close_matches(name.lower(), _NAMES, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_NAMES)}"
+            raise InvalidFile(f"{short(name)}: unknown key; {hint}")
+    stage, model_hint = (_string(name, members.get(name)) for name in _NAMES[:2])
+    if "requests" not in members:
         raise InvalidFile(f"requests: is missing; a batch is {example}")
-    array = memoryview(wire.requests)
+    array = members["requests"]
     if array[0] != b"["[0]:
         raise InvalidFile(f"requests: must be a list of requests, got {_kind(array[0])}")
-    requests = array
-    if framed is not body:
-        at = _place_in(framed, array)
-        requests = body[at : at + len(array)]
-    return Document(stage=wire.stage, model_hint=wire.model_hint, requests=requests, framed=array)
+    return Document(stage=stage, model_hint=model_hint, requests=array)
 
 
-def _place_in(whole: memoryview, part: memoryview) -> int:
-    """Of a view of the same memory, which can be written on: where a change shows in both."""
-    for at in range(len(whole)):
-        before, whole[at] = whole[at], 0
-        is_there, whole[at] = not part[0], before
-        if is_there:
-            return at
-    raise AssertionError("it is a part")
+def _string(name: str, value: memoryview | None) -> str | None:
+    if value is None or value[0] == b"n"[0]:
+        return None
+    if value[0] != b'"'[0]:
+        raise InvalidFile(f"{name}: must be a string, got {_kind(value[0])}")
+    return _text.decode(value)
 
 
 def _start(body: memoryview) -> int:
     return len(BOM) if body[: len(BOM)] == BOM else 0
 
 
-def iter_requests(array: memoryview, framed: memoryview | None = None) -> Iterator[bytes]:
+def iter_requests(array: memoryview) -> Iterator[bytes]:
     """The elements of an array as JSONL, in chunks of whole lines; line breaks within an element become spaces.
 
-    `framed`: the same array as valid JSON, where it is none itself.
     Raises: RequestRefused for an element over LINE_BYTES_MAX.
     """
     at, end = 1, len(array) - 1
     index, boundary = 0, b""
     while (at := _gap_end(array, at, end)) < end:
-        if framed is None or framed is array:
-            found = _guess(array, at, end, boundary) or _step(array, array, at, end, index)
-        else:
-            found = _step(array, framed, at, end, index)
+        found = _guess(array, at, end, boundary) or _step(array, at, end, index)
         index, at = index + found.num, at + found.length
         yield found.lines
         del found  # the lines of a chunk are not held while the next is made
@@ -166,17 +154,17 @@ def _guess(array: memoryview, at: int, end: int, boundary: bytes) -> _Found | No
     window[length + 1 :] = b"]"
     try:
         elements = _elements.decode(window)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return None
     return _Found(len(elements), length, b"\n".join([*elements, b""]))
 
 
-def _step(array: memoryview, framed: memoryview, at: int, end: int, index: int) -> _Found:
+def _step(array: memoryview, at: int, end: int, index: int) -> _Found:
     """The next elements one by one, each found by reading it: about half a window, at least one."""
     lines: list[bytes] = []
     start, stop = at, at
     while not lines or (at < end and at - start < WINDOW_BYTES // 2):
-        stop = _end_of_element(framed, at, end)
+        stop = value_end(array, at, min(end, at + LINE_BYTES_MAX + 1))
         if stop - at > LINE_BYTES_MAX:
             index += len(lines)
             limit = LINE_BYTES_MAX // 2**20
@@ -186,61 +174,57 @@ def _step(array: memoryview, framed: memoryview, at: int, end: int, index: int) 
     return _Found(len(lines), stop - start, b"\n".join([*lines, b""]))
 
 
-def _end_of_element(array: memoryview, at: int, end: int) -> int:
-    """The decoder reads one value and then complains of what follows, which is a comma, by its place."""
-    try:
-        _element.decode(array[at:end])
-    except msgspec.DecodeError as error:
-        found = _AT_BYTE.search(str(error))
-        stop = at + int(found[1]) - 1 if found else at
-        if array[stop] != b","[0]:
-            raise
-        return stop
-    return end
-
-
 def _gap_end(array: memoryview, at: int, end: int) -> int:
     found = _GAP.match(array, at, end)
     return found.end() if found else at
 
 
-def _misfit(error: str, example: str) -> str:
-    """The document is JSON and not a batch."""
-    unknown, wrong = _UNKNOWN_KEY.search(error), _WRONG_TYPE.search(error)
-    if unknown:
-        near = get_close_matches(unknown[1].lower(), _Wire.__struct_fields__, 1)
-        names = ", ".join(_Wire.__struct_fields__)
-        return f"{short(unknown[1])}: unknown key; " + (f"did you mean {near[0]}?" if near else f"there are {names}")
-    if wrong:
-        return f"{wrong[2]}: must be a string, got {_article(wrong[1])}"
-    return f"the body must be an object such as {example}; send one request per line as application/x-ndjson"
-
-
-def _malformed(body: memoryview, start: int, error: Exception) -> str:
+def _malformed(body: memoryview, error: Exception, example: str) -> str:
+    """Why `body` cannot be read, in words that do not depend on those of `error`."""
     if isinstance(error, RecursionError):
         return "the body is nested too deeply; flatten it, no model needs such a depth"
-    if isinstance(error, UnicodeDecodeError):
-        return "the body is not valid UTF-8; send UTF-8"
-    found = _AT_BYTE.search(str(error))
-    at = start + int(found[1]) if found else len(body)
-    reason = str(error).removeprefix("JSON is malformed: ").partition(" (byte")[0]
-    if reason == "trailing characters":
-        at -= 1  # it is counted after the first of them
-    if not found:
-        reason = "it ends too early; send it whole"
-    half = _HALF_PAIR.search(body, max(0, at - 11), at)
-    if half and ("hex escape" in reason or "surrogate" in reason or not found):
-        at = half.start(1)
-        reason = f"{half[1].decode()} is half of a character; cut strings between characters"
+    start = _start(body)
+    fault, foreign = find_fault(body, start), _find_foreign(body)
+    if foreign is not None and (fault is None or foreign <= fault.at):
+        return f"the body is not valid UTF-8: byte 0x{body[foreign]:02x}, at {_where(body, foreign)}; send UTF-8"
+    if fault is not None:
+        told = f"{fault.reason} at {_where(body, fault.at)}"
+        if fault.is_cut:
+            told = f"it ends too early, at {_where(body, len(body))}; send it whole"
+        return f"the body is not valid JSON: {told}"
+    half = find_half(body)
+    if half is not None:
+        shown = bytes(body[half : half + len(STAND_IN)]).decode()
+        reason = f"{shown} is half of a character; cut strings between characters"
+        return f"the body is not valid JSON: {reason}, at {_where(body, half)}"
+    if body[_gap_end(body, start, len(body))] != b"{"[0]:
+        return f"the body must be an object such as {example}; send one request per line as application/x-ndjson"
+    return f"the body cannot be read: {error}"
+
+
+def _find_foreign(body: memoryview) -> int | None:
+    """Where the first byte is that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body) + 1, _LOOK_BYTES):
+        piece = body[start : start + _LOOK_BYTES]
+        kept = len(decoder.getstate()[0])
+        try:
+            decoder.decode(piece, final=start + _LOOK_BYTES > len(body))
+        except UnicodeDecodeError as error:
+            return start - kept + error.start
+    return None
+
+
+def _where(body: memoryview, at: int) -> str:
     line, column = _place(body, at)
-    return f"the body is not valid JSON: {reason}, at byte {at} (line {line}, column {column})"
+    return f"byte {at} (line {line}, column {column})"
 
 
 def _place(body: memoryview, at: int) -> tuple[int, int]:
     """Line and column (in bytes), from 1."""
     line, line_start = 1, 0
-    for start in range(0, at, _COUNT_BYTES):
-        piece = bytes(body[start : min(start + _COUNT_BYTES, at)])
+    for start in range(0, at, _LOOK_BYTES):
+        piece = bytes(body[start : min(start + _LOOK_BYTES, at)])
         breaks = piece.count(b"\n")
         if breaks:
             line, line_start = line + breaks, start + piece.rfind(b"\n") + 1
@@ -251,8 +235,3 @@ def _kind(first: int) -> str:
     """What a value is, by its first byte."""
     kinds = {b"{"[0]: "an object", b"["[0]: "a list", b'"'[0]: "a string", b"n"[0]: "null"}
     return kinds.get(first, "true or false" if first in b"tf" else "a number")
-
-
-def _article(kind: str) -> str:
-    names = {"int": "a number", "float": "a number", "bool": "true or false", "array": "a list", "object": "an object"}
-    return names.get(kind, kind)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 
 from batchfile import __version__
+from batchfile.errors import UNREADABLE
 from batchfile.local import identity
 from batchfile.records import BatchRecord
 from batchfile.words import Counts, Usage
@@ -110,5 +111,5 @@ def decode_receipt(data: bytes) -> Receipt | None:
     """None where the bytes are no receipt of ours."""
     try:
         return msgspec.json.decode(data, type=Receipt)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from typing import Any
 
 import pytest
@@ -98,15 +99,22 @@ def test_millions_of_empty_requests_come_in_small_chunks() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "not valid JSON: it ends too early; send it whole, at byte 0"),
+        (b"", r"not valid JSON: it ends too early, at byte 0 \(line 1, column 1\); send it whole"),
         (b'{"stage": "a",\n "requests": [\n  {"a": 1},\n  {"a": x}]}', r"at byte 50 \(line 4, column 9\)"),
         (b'{"requests": [{}] ', "ends too early"),
-        (b'{"requests": []} x', "trailing characters, at byte 17"),
+        (b'{"requests": [{"a": "b', "ends too early, at byte 22"),
+        (b'{"stage": "a", "requests": [{"a": 1,}]}', "unexpected '}' at byte 36"),
+        (b'{"requests": [NaN]}', "NaN is not JSON, found at byte 14"),
+        (b"\xff\xfe{\x00", r"not valid UTF-8: byte 0xff, at byte 0 \(line 1, column 1\); send UTF-8"),
+        (b'{"st\xe9": 1, "requests": []}', "not valid UTF-8: byte 0xe9, at byte 4"),
+        (b'{"requests": ["\xff" x]}', "not valid UTF-8: byte 0xff, at byte 15"),
+        (b'{"requests": [x "\xff"]}', "unexpected 'x' at byte 14"),
+        (b'{"requests": []} x', "something follows the object at byte 17"),
         (b'{"requests": [{"a": "b\\ud83d"}, {"a": "long enough"}]}', r"\\ud83d is half of a character.*at byte 22"),
         (b'{"requests": ["\\ud83d"]}', r"\\ud83d is half of a character.*at byte 15"),
         (b'{"requests": ["\\ude00 and more"]}', r"\\ude00 is half of a character.*at byte 15"),
         (b'{"requests": [' + b"[" * 100_000 + b"]" * 100_000 + b"]}", "nested too deeply"),
-        (b'{"stage": "\xff", "requests": []}', "not valid UTF-8"),
+        (b'{"stage": "\xff", "requests": []}', "not valid UTF-8: byte 0xff, at byte 11"),
         (b"[]", "must be an object such as"),
         (b'"text"', "must be an object such as"),
         (b'{"stage": "a"}', "requests: is missing"),
@@ -123,6 +131,42 @@ def test_a_wrong_document_is_refused_with_its_place(body: bytes, message: str) -
         read_document(memoryview(body))
 
 
+MARKS = st.sampled_from(
+    [b"", b"\xff", b"\xc3", b"\xed\xa0\xbd", b"\\ud83d", b"\x00", b'"', b"}", b",", b" x", b"[" * 3_000]
+)
+PLACE = r"at byte \d+ \(line \d+, column \d+\)"
+REFUSED = re.compile(
+    rf"the body is not valid (JSON: .* {PLACE}(; send it whole)?|UTF-8: byte 0x\w\w, {PLACE}; send UTF-8)"
+    r"|the body is nested too deeply; .*|the body must be an object such as .*"
+    r"|.*: (unknown key|is missing|must be)\b.*",
+    re.DOTALL,
+)
+
+
+@given(REQUESTS, st.sampled_from(INDENT), st.data(), MARKS, st.integers(1, 200))
+def test_a_damaged_document_is_read_as_a_parser_reads_it_or_refused_in_our_words(
+    requests: list[Any], style: dict[str, Any], data: st.DataObject, mark: bytes, window: int
+) -> None:
+    """Cut at any place, or with bytes that do not belong there. What no UTF-8 can carry stays in its request."""
+    body = json.dumps({"stage": "email", "requests": requests, "model_hint": "a"}, **style).encode()
+    at = data.draw(st.integers(0, len(body)))
+    body = body[:at] + mark + body[at if mark else len(body) :]
+    refused = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split, "WINDOW_BYTES", window)
+        try:
+            document = read_document(memoryview(body), memoryview(bytearray(body)))
+            rows = b"".join(iter_requests(document.requests)).split(b"\n")[:-1]
+        except InvalidFile as error:
+            refused = str(error)
+    if refused:
+        assert REFUSED.fullmatch(refused), refused
+        return
+    expected = json.loads(body.decode(errors="surrogateescape"))
+    assert [json.loads(row.decode(errors="surrogateescape")) for row in rows] == expected["requests"]
+    assert (document.stage, document.model_hint) == (expected["stage"], expected["model_hint"])
+
+
 @given(st.lists(st.lists(st.sampled_from(HALVES), max_size=6), min_size=1), st.sampled_from([b"", b"\xef\xbb\xbf"]))
 def test_half_of_a_character_leaves_every_request_as_it_was(contents: list[list[str]], mark: bytes) -> None:
     """And the document is read around it."""
@@ -130,7 +174,7 @@ def test_half_of_a_character_leaves_every_request_as_it_was(contents: list[list[
     body = mark + b'{"requests": [' + b" ,\n".join(rows) + b'], "stage": "email"}'
     document = read_document(memoryview(body), memoryview(bytearray(body)))
     assert document.stage == "email"
-    lines = b"".join(iter_requests(document.requests, document.framed)).splitlines()
+    lines = b"".join(iter_requests(document.requests)).splitlines()
     assert [line.rstrip() for line in lines] == rows
 
 

@@ -1,0 +1,186 @@
+"""JSON as RFC 8259 has it, on bytes: where a value ends, and where and why a text is not valid. Builds nothing. Pure.
+
+Parsers say this in words that change with their versions, and some not at all. Halves of surrogate pairs pass here
+(see halves.py), and so do bytes in strings that are not UTF-8.
+"""
+
+import re
+from functools import cache
+from typing import Any
+
+PIECE_BYTES = 256 * 1024  # looked at in one go, which nothing else runs beside
+STEPS_MAX = 1_000_000  # a few seconds: containers that are entered one by one to find a fault
+_CHECKED_DEPTH = 3  # of a turn with blocks; each level doubles the pattern
+_BALANCED_DEPTH = 8
+
+_GAP = rb"[ \t\r\n]*+"
+_INSIDE = rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
+_STRING = b'"' + _INSIDE + b'"'
+_SCALAR = _STRING + rb"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null"
+_PLAIN = rb'[^"\[\]{}]++|"(?:[^"\\]++|\\[\s\S])*+"'  # of JSON that is known to be valid
+_MEMBER = _STRING + _GAP + b":" + _GAP
+
+
+def _checked(depth: int) -> bytes:
+    """A value with at most so many containers in one another."""
+    if depth == 0:
+        return b"(?:" + _SCALAR + b")"
+    inner = _checked(depth - 1) + _GAP
+    array = rb"\[%b(?:%b(?:,%b(?!\])|(?=\])))*+\]" % (_GAP, inner, _GAP)
+    mapping = rb"\{%b(?:%b(?:,%b(?!\})|(?=\})))*+\}" % (_GAP, _MEMBER + inner, _GAP)
+    return b"(?:" + b"|".join([_SCALAR, array, mapping]) + b")"
+
+
+@cache  # takes 10 ms and is needed by few
+def _runs() -> dict[int, re.Pattern[bytes]]:
+    """As many items of a container as are not the last, by what closes it."""
+    item = _checked(_CHECKED_DEPTH) + _GAP + b"," + _GAP
+    return {
+        b"]"[0]: re.compile(rb"(?:%b(?!\]))*+" % item),
+        b"}"[0]: re.compile(rb"(?:%b(?!\}))*+" % (_MEMBER + item)),
+    }
+
+
+def _balanced(depth: int) -> bytes:
+    inner = b"|" + _balanced(depth - 1) if depth else b""
+    return rb"[\[{](?:" + _PLAIN + inner + rb")*+[\]}]"
+
+
+_gap = re.compile(_GAP)
+_scalar = re.compile(_SCALAR)
+_key = re.compile(_MEMBER)
+_string = re.compile(_STRING + _GAP)
+_open_string = re.compile(b'"' + _INSIDE)
+_cut_escape = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
+_cut_token = re.compile(rb"(?:t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?|-|\.|[eE][+-]?)\Z")
+_word = re.compile(rb"-?[A-Za-z]+")
+_whole = re.compile(_balanced(_BALANCED_DEPTH) + rb'|[^"\[\]{},\s]++|"(?:[^"\\]++|\\[\s\S])*+"')
+_to_bracket = re.compile(b"(?:" + _PLAIN + rb")*+(?:([\[{])|[\]}])")
+_digits = re.compile(_STRING + rb"|[0-9]++")
+
+_CLOSERS = {b"{"[0]: b"}"[0], b"["[0]: b"]"[0]}
+_COMMA = b","[0]
+
+
+class Fault(ValueError):
+    """`at`: in bytes from 0. `reason` reads on with "at column 5". `is_cut`: the text ends too early."""
+
+    def __init__(self, at: int, reason: str, fix: str, *, is_cut: bool = False) -> None:
+        super().__init__(f"{reason} at byte {at}")
+        self.at, self.reason, self.fix, self.is_cut = at, reason, fix, is_cut
+
+
+def find_fault(data: Any, start: int = 0) -> Fault | None:
+    """The first place at which `data`, from `start` on, is not one JSON value with space around it."""
+    end = len(data)
+    try:
+        at = _skip(data, _checked_end(data, _skip(data, start, end), end), end)
+    except Fault as fault:
+        return fault
+    return Fault(at, "something follows the object", "Put one request on a line.") if at < end else None
+
+
+def value_end(data: Any, at: int, end: int) -> int:
+    """Where the value ends that begins at `at`, of valid JSON; `end` if not before."""
+    found = _whole.match(data, at, end)
+    depth = 0
+    while found is None or depth:  # it is nested deeply, or cut
+        found = _to_bracket.match(data, at, end)
+        if found is None:
+            return end
+        depth, at = depth + (1 if found[1] else -1), found.end()
+    return found.end()
+
+
+def _checked_end(data: Any, at: int, end: int) -> int:
+    """Where the value ends that begins at `at`. Raises: Fault."""
+    closers, runs = bytearray(), _runs()
+    for _ in range(STEPS_MAX):
+        found = _scalar.match(data, at, end)
+        if found is not None:
+            at = _after(data, found.end(), end, closers)
+        elif at < end and data[at] in _CLOSERS:
+            closers.append(_CLOSERS[data[at]])
+            at = _skip(data, at + 1, end)
+            if at < end and data[at] == closers[-1]:
+                at = _after(data, at, end, closers)
+        else:
+            raise _fault(data, at, end)
+        if not closers:
+            return at
+        run = runs[closers[-1]].match(data, at, min(end, at + PIECE_BYTES))
+        at = _skip(data, run.end() if run else at, end)
+        if closers[-1] == b"}"[0]:
+            at = _key_end(data, at, end)
+    raise Fault(at, "it has too many lists and objects to look behind what begins", "Flatten the request.")
+
+
+def _after(data: Any, at: int, end: int, closers: bytearray) -> int:
+    """From the end of a value to where the next begins, or its key: past a comma, and what closes before it."""
+    while closers:
+        at = _skip(data, at, end)
+        if at < end and data[at] == closers[-1]:
+            closers.pop()
+            at += 1
+        elif at < end and data[at] == _COMMA:
+            return _skip(data, at + 1, end)
+        else:
+            raise _fault(data, at, end)
+    return at
+
+
+def _key_end(data: Any, at: int, end: int) -> int:
+    found = _key.match(data, at, end)
+    if found is None:
+        string = _string.match(data, at, end)
+        raise _fault(data, at if string is None else string.end(), end)
+    return found.end()
+
+
+def _skip(data: Any, at: int, end: int) -> int:
+    found = _gap.match(data, at, end)
+    assert found is not None, "it may be empty"
+    return found.end()
+
+
+def _fault(data: Any, at: int, end: int) -> Fault:
+    """What is wrong at `at`, where a token begins that cannot be there."""
+    if at >= end or _cut_token.match(data, at, end):
+        return Fault(at, "the line ends too early,", "Close what is open; keep a request on one line.", is_cut=True)
+    if data[at] == b'"'[0]:
+        found = _open_string.match(data, at, end)
+        stop = end if found is None else found.end()
+        if stop == end or _cut_escape.match(data, stop, end):
+            return Fault(at, "a string is not closed, it starts", 'Close it with a ".', is_cut=True)
+        if data[stop] == b"\\"[0]:
+            return Fault(stop, "an escape that JSON does not have", r"Write a backslash as \\.")
+        at = at if data[stop] == b'"'[0] else stop
+    rest = bytes(data[at : at + 16])
+    found = _word.match(rest)
+    word = found[0].decode() if found else ""
+    if word in {"NaN", "Infinity", "-Infinity"}:
+        return Fault(at, f"{word} is not JSON, found", "Write a number or null.")
+    first = rest.decode(errors="replace")[0]
+    shown = f"byte 0x{rest[0]:02x}" if first == "\ufffd" else repr(first)
+    rules = (
+        (rest[:1] == b"'", "a single quote", 'Put keys and strings in double quotes (").'),
+        (rest[0] < 0x20, "a control character", r"Write it as \n, \t or \u00XX."),
+        (rest.startswith((b"True", b"False", b"None")), "a Python word", "JSON has true, false and null."),
+        (rest[:1] in b"}],", f"unexpected {shown}", "Remove a comma, or add what is missing."),
+        (True, f"unexpected {shown}", "Write the line with a JSON library."),
+    )
+    return next(Fault(at, reason, fix) for holds, reason, fix in rules if holds)
+
+
+def nesting(data: Any) -> int:
+    """How many containers are open at once, at most, in valid JSON."""
+    most = depth = at = 0
+    while (found := _to_bracket.match(data, at)) is not None:
+        depth, at = depth + (1 if found[1] else -1), found.end()
+        most = max(most, depth)
+    return most
+
+
+def longest_number(data: Any) -> int:
+    """How many digits stand in a row, at most, outside of strings."""
+    return max((len(found[0]) for found in _digits.finditer(data) if found[0][:1] != b'"'), default=0)
