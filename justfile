@@ -2,6 +2,7 @@
 python := ".venv/bin/python"
 model := `.venv/bin/python deploy/local.py --print-model`
 out := "out"
+newest := ".cache/newest"
 
 # lint, types and the fast tests: what a change needs, in under 30 seconds
 check: lint
@@ -17,12 +18,16 @@ demo: setup
     .venv/bin/batchfile run examples/leads.jsonl -o {{out}}/results.jsonl --model {{model}} --max-model-len 2048
     .venv/bin/python examples/show.py {{out}}/results.jsonl
 
+# what `serve` and `demo-service` need besides
+setup-service:
+    {{python}} deploy/local.py --service
+
 # set up and start the whole service on this machine: the API and two pools with real vLLM; Ctrl-C stops it
-serve *options: setup
+serve *options: setup-service
     {{python}} deploy/service.py {{options}}
 
 # set up and start the service for as long as a Node script sends 100 leads through its stages; --engine echo needs no model
-demo-service *options: setup adapter
+demo-service *options: setup-service adapter
     {{python}} deploy/service.py --port 0 {{options}} -- node examples/node/leads.mjs
 
 # build the Node adapter, which needs Node 18 or newer
@@ -39,13 +44,29 @@ load *options:
     {{python}} tests/load_test.py {{options}}
 
 # set up and run every check: lint, types, and all tests, real vLLM and small benches included
-test:
+test: setup-test all-tests
+
+# what `test` needs; at once when nothing changed
+setup-test:
     {{python}} deploy/local.py --test
-    {{python}} -m ruff check .
-    {{python}} -m ruff format --check .
-    {{python}} -m mypy
+
+# every check, with what is installed
+all-tests: lint
     {{python}} -m pytest -q -n 3 --dist loadfile -m "not vllm"
     {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m vllm
+
+# every check with the newest versions, without the constraints, in an environment of its own
+test-newest:
+    {{python}} -m venv --clear {{newest}}
+    {{newest}}/bin/python deploy/local.py --test --newest
+    {{just_executable()}} python={{newest}}/bin/python all-tests
+
+# renew the constraints with the newest versions that pyproject.toml allows, install these, and run every check
+update:
+    {{python}} -m venv --clear {{newest}}
+    {{newest}}/bin/python deploy/local.py --test --newest
+    {{newest}}/bin/python deploy/local.py --write-constraints
+    {{just_executable()}} test
 
 # the tests of the engine on another vLLM with the same torch, on a CPU: `just test-vllm 0.27.1`
 test-vllm version:

@@ -1,5 +1,7 @@
 """What is installed, a line each: the constraints under which more is installed. `--check FILE`: is it all still so?
 
+`--lacks FILE`: those lines of a constraints file whose distributions are not installed.
+
 Only where this Python installs to: what the operating system brings beside it is nobody's constraint.
 """
 
@@ -19,8 +21,17 @@ def installed(folders: list[str]) -> set[str]:
     return {f"{name}=={version}" for name, version in found.items()}
 
 
+def lacking(constraints: str, here: set[str]) -> list[str]:
+    names = {one.partition("==")[0] for one in here}
+    lines = [line.strip() for line in constraints.splitlines()]
+    return [line for line in lines if line and not line.startswith("#") and line.partition("==")[0] not in names]
+
+
 def main(arguments: list[str]) -> int:
     here = installed(sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+    if arguments[:1] == ["--lacks"]:
+        sys.stdout.write("".join(f"{line}\n" for line in lacking(Path(arguments[1]).read_text(), here)))
+        return 0
     if arguments[:1] != ["--check"]:
         sys.stdout.write("".join(f"{line}\n" for line in sorted(here)))
         return 0

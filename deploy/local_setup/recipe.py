@@ -1,0 +1,124 @@
+"""The steps of set-up in their order, and whether there is anything to do."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import SetupError
+from .for_tests import NODE_FOLDERS, has_node_tools, has_sdk_majors, install_node_tools, install_sdk_majors
+from .install import Installer, Plan, forget_incomplete, vllm_version
+from .lock import locked
+from .machine import environment_problem, problem_with, this_machine
+from .model import MODEL_NAME, fetch_model, has_model
+from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, environment_dir, models_dir, packages_dir, scratch_dir
+from .process import require_space
+from .progress import Progress, bytes_in, say
+
+STAMP_NAME = "batchfile-setup.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """Written last, removed first: while it is there, the environment is as this recipe makes it."""
+
+    recipe: str
+    vllm: str | None
+    extras: tuple[str, ...]
+
+    def text(self) -> str:
+        return json.dumps({"recipe": self.recipe, "vllm": self.vllm, "extras": sorted(self.extras)}) + "\n"
+
+
+def stamp_path() -> Path:
+    return environment_dir() / STAMP_NAME
+
+
+def read_stamp() -> Stamp | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        stamp = json.loads(stamp_path().read_text())
+        return Stamp(recipe=stamp["recipe"], vllm=stamp["vllm"], extras=tuple(stamp["extras"]))
+    return None
+
+
+def recipe_digest(*, is_newest: bool) -> str:
+    """What the installed state depends on: the declared dependencies, the constraints, this recipe, the interpreter."""
+    digest = hashlib.sha256(f"{sys.version} {is_newest}".encode())
+    locks = [ROOT / folder / "package-lock.json" for folder in NODE_FOLDERS]
+    constraints = [] if is_newest else [CONSTRAINTS, CONSTRAINTS_CPU]
+    recipe = sorted(Path(__file__).parent.glob("*.py"))
+    for path in (ROOT / "pyproject.toml", *constraints, *locks, *recipe):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def is_up_to_date(extras: tuple[str, ...], *, is_newest: bool) -> bool:
+    stamp = read_stamp()
+    return (
+        stamp is not None
+        and stamp.recipe == recipe_digest(is_newest=is_newest)
+        and stamp.vllm == vllm_version() is not None
+        and set(extras) <= set(stamp.extras)
+        and has_model()
+        and ("test" not in extras or (has_sdk_majors() and (has_node_tools() or shutil.which("npm") is None)))
+    )
+
+
+def check_machine() -> bool:
+    """Stops where set-up cannot work. Returns whether there is a GPU."""
+    machine = this_machine()
+    problem = problem_with(machine) or environment_problem()
+    if problem:
+        raise SetupError(problem)
+    return machine.has_gpu
+
+
+def set_up(extras: tuple[str, ...], *, is_newest: bool = False) -> None:
+    if is_up_to_date(extras, is_newest=is_newest):
+        return
+    has_gpu = check_machine()
+    with locked(models_dir(), "models"):
+        pass  # can it be written to? Before anything is downloaded
+    with locked(environment_dir(), "environment") as lock:
+        if is_up_to_date(extras, is_newest=is_newest):
+            return  # the set-up that was waited for did it
+        stamp = read_stamp()
+        plan = Plan(extras=extras, has_gpu=has_gpu, is_newest=is_newest)
+        try:
+            work(plan, Installer(progress=Progress(), lock=lock), was_interrupted=stamp is None)
+        finally:
+            shutil.rmtree(scratch_dir(), ignore_errors=True)
+        digest = recipe_digest(is_newest=is_newest)
+        stamp_path().write_text(Stamp(recipe=digest, vllm=vllm_version(), extras=extras).text())
+
+
+def resolve(into: list[str], installer: Installer, plan: Plan) -> str:
+    into += installer.resolve(plan)
+    return f"{len(into)} to install" if into else "all there"
+
+
+def work(plan: Plan, installer: Installer, *, was_interrupted: bool) -> None:
+    say("Setting up batchfile (the first time takes a few minutes, later runs start at once):")
+    stamp_path().unlink(missing_ok=True)
+    shutil.rmtree(scratch_dir(), ignore_errors=True)
+    step = installer.progress.step
+    if was_interrupted:
+        for name in forget_incomplete(packages_dir()):
+            say(f"  {name} was not completely installed; it is installed again")
+    kind = "vLLM for NVIDIA GPUs" if plan.has_gpu else "vLLM for CPUs"
+    exact: list[str] = []
+    step(f"versions of {kind} and of batchfile's dependencies", lambda: resolve(exact, installer, plan))
+    if exact:
+        needed = plan.sizes().fetched + plan.sizes().installed
+        needed -= min(bytes_in(packages_dir()), plan.sizes().installed)
+        require_space(environment_dir(), needed, "Installing vLLM")
+        step(f"{len(exact)} packages", lambda: installer.install(plan, exact))
+    step("batchfile", lambda: installer.install_project(plan))
+    step("packages that do not fit this machine", lambda: installer.remove_unused(plan))
+    step(f"model {MODEL_NAME}", lambda: fetch_model(installer, plan))
+    if "test" in plan.extras:
+        step("older majors of the official clients", lambda: install_sdk_majors(installer))
+        step("what the tests in Node need", lambda: install_node_tools(installer))
