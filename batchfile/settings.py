@@ -287,7 +287,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
             and item["type"] not in NO_TABLE
         )
         shown = f" = {item['input']!r}" if is_shown else ""
-        message = item["msg"].removeprefix("Value error, ")
+        is_ours = item["type"] == "value_error"  # a validator of ours raised it; pydantic's message wraps it
+        message = str(item["ctx"]["error"]) if is_ours else item["msg"]
         yield f"{name}{shown} (from {origin}): {message[:1].lower()}{message[1:]}"
 
 

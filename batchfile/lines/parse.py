@@ -132,7 +132,7 @@ def _inside(carried: bytes, root: str, form: _Format) -> list[Finding]:
         if at is not None:
             half = carried[at : at + len(STAND_IN)].decode()
             return [Finding((root,), f"{half} is half of a character; cut strings between characters", HALF_FIX)]
-        return problems.from_pydantic(error, root, form.model, data) + findings
+        return problems.from_pydantic(error, root, form.model, data, carried) + findings
     return findings + form.more_problems(valid)
 
 

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from batchfile.lines.chat import TextBlock, Unserved
 from batchfile.lines.findings import Finding, Path, shown
 from batchfile.lines.openai import Body
+from batchfile.lines.scan import find_fault, longest_number, nesting
 from batchfile.lines.tools import Function, ToolChoice, ToolDefinition, ToolResultBlock, ToolUseBlock
 
 _MISSING: Any = object()
@@ -24,11 +25,8 @@ _OTHER_NAMES = {
     "prompt": "messages",
     "messages": "prompt",
 }
-_BRANCHES = {"str", "constrained-str"}  # pydantic's names for the string branch of a union
-_WHOLE = {
-    "recursion limit exceeded": ("is nested too deeply", "Flatten the request; no model needs such a depth."),
-    "number out of range": ("a number has too many digits", "Write a shorter number."),
-}
+_DEPTH_SAFE = 100  # containers in one another, and digits of a number, that pydantic always reads
+_DIGITS_SAFE = 1000
 _KINDS = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -43,13 +41,19 @@ _KINDS = {
 }
 
 
-def from_pydantic(error: ValidationError, root: str, model: type[BaseModel], data: Any) -> list[Finding]:
-    """`data` is what was validated; `root` the key that carries it."""
+def from_pydantic(
+    error: ValidationError, root: str, model: type[BaseModel], data: Any, carried: bytes
+) -> list[Finding]:
+    """`data` is what was validated, and `carried` its JSON; `root` the key that carries it."""
     findings: dict[Path, Finding] = {}
     for detail in error.errors(include_url=False):
-        if detail["type"] == "string_type" and isinstance(detail["input"], list) and detail["loc"][-1] in _BRANCHES:
+        if detail["type"] == "json_invalid":
+            return [_whole(carried, root)]
+        path, values = _walk(detail, data)
+        is_of_branch = path[-1:] != detail["loc"][-1:]  # its last step is a name of pydantic's for a part of a union
+        if detail["type"] == "string_type" and isinstance(detail["input"], list) and is_of_branch:
             continue  # a list where a string would do as well: what is wrong is inside
-        finding = _finding(detail, root, model, data)
+        finding = _finding(detail, path, values, root, model, data)
         findings.setdefault(finding.path, finding)
     return list(findings.values())
 
@@ -63,11 +67,10 @@ def unserved(given: Mapping[str, Any], table: Mapping[str, Unserved], root: str)
     ]
 
 
-def _finding(detail: ErrorDetails, root: str, model: type[BaseModel], data: Any) -> Finding:
+def _finding(
+    detail: ErrorDetails, path: Path, values: list[Any], root: str, model: type[BaseModel], data: Any
+) -> Finding:
     kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "json_invalid":
-        return _whole(str(context.get("error", "")), root)
-    path, values = _walk(detail, data)
     block = _block(path, values)
     if block is not None:
         return Finding((root, *block), *_not_text(values[len(block) - 1]))
@@ -80,7 +83,7 @@ def _finding(detail: ErrorDetails, root: str, model: type[BaseModel], data: Any)
         return Finding((*place, "type"), "is missing", "Add it.")
     plain = {
         "missing": ("is missing", "Add it."),
-        "value_error": (detail["msg"].removeprefix("Value error, "), ""),
+        "value_error": (str(context.get("error", "")), ""),
         "too_short": ("must not be empty", "Remove it or put something in."),
         "string_too_short": ("must not be empty", "Remove it or put something in."),
     }
@@ -88,11 +91,16 @@ def _finding(detail: ErrorDetails, root: str, model: type[BaseModel], data: Any)
     return Finding(place, *plain.get(kind, wrong))
 
 
-def _whole(reason: str, root: str) -> Finding:
-    for known, words in _WHOLE.items():
-        if reason.startswith(known):
-            return Finding((root,), *words)
-    return Finding((root,), f"is not valid JSON: {reason}")
+def _whole(carried: bytes, root: str) -> Finding:
+    """Why pydantic does not read it at all."""
+    fault = find_fault(carried)
+    if fault is not None:
+        return Finding((root,), f"is not valid JSON: {fault}", fault.fix)
+    if nesting(carried) > _DEPTH_SAFE:
+        return Finding((root,), "is nested too deeply", "Flatten the request; no model needs such a depth.")
+    if longest_number(carried) > _DIGITS_SAFE:
+        return Finding((root,), "a number has too many digits", "Write a shorter number.")
+    return Finding((root,), "cannot be read as JSON", "Write the line with a JSON library.")
 
 
 def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
