@@ -93,13 +93,11 @@ class VllmEngine:
         import vllm
 
         self._guard = ProcessGuard()
-        try:
-            self._llm: Any = built_apart(lambda: vllm.LLM(**_arguments(options)), options.model, self._guard)
-        except BaseException:
-            self._guard.close()
-            raise
+        self._llm: Any = built_apart(lambda: vllm.LLM(**_arguments(options)), options.model, self._guard)
         self._engine: Any = self._llm.llm_engine
         self._processes = processes(self._engine)
+        for process in descendants(self._processes):  # should one lose its parent, the guard still knows it
+            self._guard.watch(process.pid)
         self._watch_processes()
         self._wait = OutputWait(self._engine.engine_core)
         self._counter = StepCounter()

@@ -4,10 +4,10 @@ Imports no vllm; it is handed vLLM's own objects and looks at the few attributes
 """
 
 import contextlib
-import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -17,41 +17,67 @@ from batchfile.errors import EngineDead, SettingsError
 # What the processes of an engine get to end by themselves before they are killed. On a CPU they take five
 # seconds to take themselves apart; killing frees the same memory at once.
 CLOSE_S = 1.0
-# While a model loads: how often to look for processes that have been started.
-CHILDREN_LOOK_S = 0.2
+# While a model loads: a thread that waits without end would hear no signal.
+JOIN_S = 0.2
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """With these variables set, for the processes that start meanwhile; afterwards as before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> Any:
-    """Build the LLM so that its processes end neither before this one nor after it.
+    """Build the LLM so that its processes end neither before this one nor after it. Raises: SettingsError, EngineDead.
 
     Before: a terminal sends Ctrl-C to the whole process group, systemd and `timeout` do that with SIGTERM, and
     vLLM's processes end on either, with all that is in flight. They inherit the signal mask of the thread that
     starts them, so that one blocks both. The thread that waits for it still hears them. The resource tracker is
     started before, since starting it unblocks them again (multiprocessing/resource_tracker.py). After: see
-    guard.py; the guard is told of them as they come, since this process may be killed while a model loads.
+    guard.py; the guard knows them by their environment, or by their fork, from their first moment on, since this
+    process may be killed while a model loads. Where that is interrupted, what it still starts is ended too.
     """
     resource_tracker.ensure_running()
-    others = set(multiprocessing.active_children())
     built: list[Any] = []
     failed: list[BaseException] = []
 
     def work() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            built.append(build())
+            with environment(guard.environ), guard.hearing_forks():
+                built.append(build())
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
             failed.append(error)
 
     thread = threading.Thread(target=work, name="vllm-build", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(CHILDREN_LOOK_S)
-        for child in set(multiprocessing.active_children()) - others:
-            if child.pid is not None:
-                guard.watch(child.pid)
+    try:
+        while thread.is_alive():
+            thread.join(JOIN_S)
+    except BaseException:
+        threading.Thread(target=_end, args=(thread, guard), name="vllm-end", daemon=True).start()
+        raise
     if failed:
+        guard.close()
         raise _not_built(failed[0], model) from failed[0]
     return built[0]
+
+
+def _end(thread: threading.Thread, guard: ProcessGuard) -> None:
+    """Nobody wants any more what the thread builds."""
+    while thread.is_alive():
+        guard.kill()
+        thread.join(JOIN_S)
+    guard.close()
 
 
 def _not_built(error: BaseException, model: str) -> BaseException:
