@@ -103,7 +103,7 @@ bench-engine *options:
 bench-tail *options:
     {{python}} tests/bench/tail.py {{options}}
 
-# another bench at full size: ingest, results, roundtrip, status, inbox or cost of the service
+# another bench at full size: ingest, results, roundtrip, status, inbox or cost of the service; `just bench cpu --model DIR`
 bench name *options:
     {{python}} tests/bench/{{name}}.py {{options}}
 

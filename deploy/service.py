@@ -27,6 +27,8 @@ from types import FrameType
 import tiny_llama
 from local import ROOT, SetupError, has_nvidia_gpu, models_dir, say
 
+from batchfile.engine.cpu import BIND, core_shares
+from batchfile.engine.machine import read_cpu
 from batchfile.errors import SettingsError
 from batchfile.settings import CONFIG_VARIABLE, load_settings
 from batchfile.settings_tables import Pool
@@ -172,17 +174,15 @@ def pool_environ(pools: dict[str, Pool]) -> dict[str, dict[str, str]]:
 
     vLLM puts every engine of a machine without a GPU on the same cores.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    share = len(cores) // len(pools)
+    shares = core_shares(read_cpu().cores, len(pools))
     found: dict[str, dict[str, str]] = {}
-    for number, (name, pool) in enumerate(pools.items()):
+    for (name, pool), share in zip(pools.items(), shares, strict=True):
         found[name] = {"VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB}
         model = tiny_llama.make() if pool.model == tiny_llama.NAME else models_dir() / pool.model
         if model.is_dir():
             found[name][f"BATCHFILE_POOLS__{name.upper()}__MODEL"] = str(model)
-        if share:
-            own = cores[number * share : (number + 1) * share]
-            found[name]["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, own))
+        if share is not None and pool.tensor_parallel_size == 1 and BIND not in os.environ:
+            found[name][BIND] = share
     return found
 
 

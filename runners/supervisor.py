@@ -16,6 +16,8 @@ from types import FrameType
 
 import structlog
 
+from batchfile.engine.cpu import BIND, core_shares
+from batchfile.engine.machine import read_cpu
 from batchfile.settings import load_settings
 from runners.options import Options
 from runners.pools import kind_of, pool_of
@@ -36,10 +38,14 @@ _STOPPED_EARLY = -signal.SIGTERM  # before it could catch the signal
 
 @dataclass(slots=True, kw_only=True)
 class Slot:
-    """`gpus`: its CUDA_VISIBLE_DEVICES. `code`: how it ended for good; None while it runs or waits to start again."""
+    """`gpus`: its CUDA_VISIBLE_DEVICES. `cores`: on a CPU, those of its engine; None: vLLM's choice.
+
+    `code`: how it ended for good; None while it runs or waits to start again.
+    """
 
     number: int
     gpus: str | None
+    cores: str | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     start_at: float = 0.0
@@ -49,10 +55,23 @@ class Slot:
 
 
 class Supervisor:
-    """`command`: of the runner of a slot. `grace_s`: what a stopping runner may take for its requests in flight."""
+    """`command`: of the runner of a slot. `grace_s`: what a stopping runner may take for its requests in flight.
 
-    def __init__(self, gpu_sets: list[str | None], command: Callable[[int], list[str]], grace_s: float) -> None:
-        self._slots = [Slot(number=number, gpus=gpus) for number, gpus in enumerate(gpu_sets)]
+    `core_sets`: for each slot its engine's cores on a CPU; empty: vLLM chooses.
+    """
+
+    def __init__(
+        self,
+        gpu_sets: list[str | None],
+        command: Callable[[int], list[str]],
+        grace_s: float,
+        core_sets: list[str | None] | None = None,
+    ) -> None:
+        cores = core_sets or [None] * len(gpu_sets)
+        self._slots = [
+            Slot(number=number, gpus=gpus, cores=own)
+            for number, (gpus, own) in enumerate(zip(gpu_sets, cores, strict=True))
+        ]
         self._command = command
         self._stop_s_max = grace_s + STOP_MARGIN_S
         self._rng = random.Random()
@@ -114,7 +133,11 @@ class Supervisor:
             self._bury(slot, slot.process, code)
 
     def _start(self, slot: Slot) -> None:
-        environ = dict(os.environ) if slot.gpus is None else {**os.environ, VISIBLE: slot.gpus}
+        environ = dict(os.environ)
+        if slot.gpus is not None:
+            environ[VISIBLE] = slot.gpus
+        if slot.cores is not None:
+            environ.setdefault(BIND, slot.cores)
         slot.num_starts += 1
         slot.started_at = time.monotonic()
         slot.process = subprocess.Popen(
@@ -151,4 +174,6 @@ def supervise(options: Options) -> int:
     def command(slot: int) -> list[str]:
         return [sys.executable, "-m", "runners", *options.arguments, "--slot", str(slot)]
 
-    return Supervisor(gpu_sets, command, grace_s).run()
+    is_on_cpu = kind == "vllm" and not gpus and pool.tensor_parallel_size == 1
+    core_sets = core_shares(read_cpu().cores, len(gpu_sets)) if is_on_cpu else None
+    return Supervisor(gpu_sets, command, grace_s, core_sets).run()

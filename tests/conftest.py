@@ -10,6 +10,9 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from batchfile.engine.cpu import BIND, core_shares
+from batchfile.engine.machine import read_cpu
+
 # No test depends on a timing: a busy machine makes none of them fail.
 settings.register_profile("batchfile", deadline=None)
 settings.load_profile("batchfile")
@@ -23,6 +26,15 @@ def _bare_environment() -> None:
     """For the whole session, and so for the processes that tests start."""
     for name in [name for name in os.environ if name.startswith(_OURS) and name not in _KEPT]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cores() -> None:
+    """Of tests that run side by side: two engines with all cores each would mostly wait for each other."""
+    num = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = core_shares(read_cpu().cores, num)[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])]
+    if share is not None:
+        os.environ.setdefault(BIND, share)
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from batchfile.engine.base import EngineFactory
+from batchfile.engine.base import Engine, EngineFactory
 from batchfile.engine.open import engine_factory
+from batchfile.engine.preflight import check_vllm
 from batchfile.errors import SettingsError
 from batchfile.settings import Settings
 from batchfile.words import EngineKind, Task
@@ -34,6 +35,19 @@ class EngineChoice:
     @property
     def label(self) -> str:
         return self.kind if self.kind == "echo" else f"{self.kind} with {self.model}"
+
+    def noted(self, say: Callable[[str], None]) -> EngineFactory:
+        """The factory, which says in one line what an engine has chosen by itself; the same line is said once."""
+        said: set[str] = set()
+
+        def build() -> Engine:
+            engine = self.factory()
+            if engine.info.note and engine.info.note not in said:
+                said.add(engine.info.note)
+                say(engine.info.note)
+            return engine
+
+        return build
 
 
 def choose_engine(
@@ -67,8 +81,8 @@ def choose_engine(
     elif name is None and chosen == "http":
         raise click.UsageError("--engine http needs --model: the name that the endpoint serves")
     found = name or str(demo_model())
-    if chosen == "vllm" and found.startswith(("/", "./", "../", "~")) and not Path(found).expanduser().exists():
-        raise click.UsageError(f"--model {found}: there is no such directory")
+    if chosen == "vllm":
+        check_vllm(found)  # before a large file is read
 
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     factory = engine_factory(

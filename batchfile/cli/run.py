@@ -266,7 +266,7 @@ def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals
     with ExitStack() as stack:
         if not voice.is_quiet:
             stack.enter_context(Progress(look, is_json=voice.is_json))
-        return work(ledger, batch, choice.factory, runner_id, on_runner, grace_s=signals.grace_s)
+        return work(ledger, batch, choice.noted(voice.say), runner_id, on_runner, grace_s=signals.grace_s)
 
 
 def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) -> Exit:

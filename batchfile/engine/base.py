@@ -14,6 +14,7 @@ class EngineInfo:
     `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many should have
     been added at once to keep the slots full without a gap (slots plus a margin that waits inside).
     `max_model_len` is in tokens; None where the engine does not know. `num_gpus` is 0 where it works on none of ours.
+    `note`: one line for people about what the engine chose by itself; empty where it chose nothing.
     """
 
     name: str
@@ -23,6 +24,7 @@ class EngineInfo:
     max_in_flight: int
     max_model_len: int | None = None
     num_gpus: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,9 @@
 """Engines by name. Each is imported when it is built, so that naming one costs nothing."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from batchfile.engine.base import Engine, EngineFactory
-from batchfile.errors import SettingsError
 from batchfile.words import EngineKind, Task
 
 
@@ -34,10 +32,6 @@ def engine_factory(
 
     def build() -> Engine:
         if kind == "vllm":
-            if find_spec("vllm") is None:
-                raise SettingsError(
-                    "vLLM is not installed here: install it (pip install vllm), or choose another engine, http or echo"
-                )
             from batchfile.engine.vllm import VllmEngine, VllmOptions
 
             return VllmEngine(

@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
+from batchfile.engine.cpu import GIB, CpuChoice, choose, kv_cache_gib
 from batchfile.engine.guard import ProcessGuard
+from batchfile.engine.machine import read_cpu
+from batchfile.engine.model_files import model_facts
+from batchfile.engine.preflight import check_vllm
 from batchfile.engine.vllm_embedding import Embedding
 from batchfile.engine.vllm_generating import Generating
-from batchfile.engine.vllm_processes import CLOSE_S, built_apart, close_sockets, descendants, processes
+from batchfile.engine.vllm_processes import CLOSE_S, built_apart, close_sockets, descendants, environment, processes
 from batchfile.engine.vllm_steps import OutputWait, StepCounter
 from batchfile.engine.vllm_work import VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest
@@ -46,8 +50,9 @@ NOT_FETCHED = ["original/**/*", "consolidated*"]  # the first is vLLM's own defa
 class VllmOptions:
     """What the LLM is built with; None leaves the choice to vLLM.
 
-    `model`: a folder or a hub id. `enforce_eager` None: eager on a CPU, where compiling costs more start-up
-    than a small batch can win back. `chat_template`: a file to use instead of the model's own.
+    `model`: a folder or a hub id. `dtype` "auto": the model's own, and on a CPU without
+    instructions for that float32. `enforce_eager` None: eager on a CPU, where compiling costs more start-up than a
+    small batch can win back. `chat_template`: a file to use instead of the model's own.
     `tool_parser`, `reasoning_parser`: vLLM's names of those; None: by the chat template, and none.
     `task`: what the model is loaded for; with "embed" it makes vectors and no text.
     `extra`: further arguments of vLLM's engine, as they are.
@@ -90,10 +95,16 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+        check_vllm(options.model, is_hub_asked=False)
         import vllm
 
+        arguments = _arguments(options)
+        choice = _choose_on_cpu(options, arguments) if vllm.platforms.current_platform.is_cpu() else None
+        if choice is not None:
+            arguments["dtype"] = choice.dtype
         self._guard = ProcessGuard()
-        self._llm: Any = built_apart(lambda: vllm.LLM(**_arguments(options)), options.model, self._guard)
+        with environment({} if choice is None else choice.environ):
+            self._llm: Any = built_apart(lambda: vllm.LLM(**arguments), options.model, self._guard)
         self._engine: Any = self._llm.llm_engine
         self._processes = processes(self._engine)
         for process in descendants(self._processes):  # should one lose its parent, the guard still knows it
@@ -111,7 +122,8 @@ class VllmEngine:
             num_slots=num_slots,
             max_in_flight=in_flight_for(num_slots),
             max_model_len=config.model_config.max_model_len,
-            num_gpus=0 if vllm.platforms.current_platform.is_cpu() else config.parallel_config.world_size,
+            num_gpus=0 if choice is not None else config.parallel_config.world_size,
+            note="" if choice is None else choice.note,
         )
         self._in_flight: dict[int, _InFlight] = {}
         self._death: str | None = None
@@ -249,6 +261,20 @@ def _work(llm: Any, options: VllmOptions) -> Work:
         chat_template=options.chat_template,
         tool_parser=options.tool_parser,
         reasoning_parser=options.reasoning_parser,
+    )
+
+
+def _choose_on_cpu(options: VllmOptions, arguments: dict[str, Any]) -> CpuChoice:
+    """Raises: SettingsError where the memory does not hold the model."""
+    given = arguments.get("kv_cache_memory_bytes")
+    kv_gib = given / GIB if isinstance(given, int) else kv_cache_gib(os.environ)
+    return choose(
+        read_cpu(),
+        model_facts(options.model, revision=options.extra.get("revision")),
+        dtype=str(arguments["dtype"]).removeprefix("torch."),
+        is_embedding=options.task == "embed",
+        environ=os.environ,
+        kv_gib=kv_gib,
     )
 
 

@@ -40,7 +40,9 @@ class Seat:
         self._live = engine
         self._tally.engine_ready_at = self._clock.monotonic()
         self._on_ready(engine)
-        log.info("engine.ready", engine=engine.info.name, model=engine.info.model, slots=engine.info.num_slots)
+        info = engine.info
+        about = {"note": info.note} if info.note else {}
+        log.info("engine.ready", engine=info.name, model=info.model, slots=info.num_slots, **about)
         return engine
 
     def bury(self, engine: Engine, error: EngineDead) -> None:

@@ -1,0 +1,162 @@
+"""A model's files, without loading it: is it there and may we read it, and what do they say of it?
+
+A model is a directory, one file, or an id of a model hub: then its small config.json is fetched, which loading would
+fetch too.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batchfile.engine.cpu import ModelFacts
+from batchfile.errors import SettingsError
+
+CONFIG = "config.json"
+CONFIG_BYTES_MAX = 16 * 1024 * 1024
+HUB_S_MAX = 10.0  # for one answer of a model hub
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+# Mistral's second copy of the weights, and what is no weights; see NOT_FETCHED in vllm.py.
+NOT_WEIGHTS = ("consolidated", "training_args", "optimizer", "scheduler")
+TOKEN_HINT = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def is_local(model: str) -> bool:
+    """A path, rather than an id of a hub."""
+    return model.startswith(("/", "./", "../", "~")) or Path(model).exists()
+
+
+def check_model(model: str, *, revision: str | None = None) -> None:
+    """Raises: SettingsError where the model cannot be loaded by that name, here and now."""
+    if "://" in model or _is_other_hub():
+        return  # vLLM's other loaders know
+    path = Path(model).expanduser()
+    if not is_local(model):
+        _check_hub(model, revision)
+    elif not path.exists():
+        raise SettingsError(f"model {model!r}: there is no such directory")
+    elif path.is_dir():
+        _check_folder(model, path)
+
+
+def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
+    """What is known without fetching more than config.json. Raises nothing: what is not known is None."""
+    if "://" in model or _is_other_hub():
+        return ModelFacts()
+    path = Path(model).expanduser()
+    if path.is_file():
+        return ModelFacts(is_quantized=path.suffix == ".gguf", weight_bytes=path.stat().st_size)
+    if path.is_dir():
+        folder, found = path, path / CONFIG
+    else:
+        cached = _cached_config(model, revision)
+        if cached is None:
+            return ModelFacts()
+        folder, found = cached.parent, cached
+    try:
+        config = _read_config(found)
+    except (OSError, ValueError):
+        config = {}
+    text = config.get("text_config")  # of a model for pictures too
+    text = text if isinstance(text, dict) else {}
+    dtype = next((part[name] for part in (config, text) for name in ("dtype", "torch_dtype") if part.get(name)), None)
+    return ModelFacts(
+        dtype=dtype.removeprefix("torch.") if isinstance(dtype, str) else None,
+        is_quantized=bool(config.get("quantization_config") or text.get("quantization_config")),
+        weight_bytes=_weight_bytes(folder),
+    )
+
+
+def _is_other_hub() -> bool:
+    return os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in {"1", "true"}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Raises: OSError, ValueError."""
+    if path.stat().st_size > CONFIG_BYTES_MAX:
+        raise ValueError(f"it is larger than {CONFIG_BYTES_MAX} bytes")
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+
+
+def _check_folder(model: str, path: Path) -> None:
+    if not (path / CONFIG).exists() and not (path / "params.json").exists():
+        raise SettingsError(
+            f"model {model!r}: the directory has no {CONFIG}, so it is not a model that vLLM can load; "
+            "name the directory with the model's files"
+        )
+    if not (path / CONFIG).exists():
+        return  # Mistral's own layout
+    try:
+        _read_config(path / CONFIG)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"model {model!r}: {path / CONFIG} cannot be read: {error}; fetch the model again"
+        ) from error
+
+
+def _weight_bytes(folder: Path) -> int | None:
+    """Of the first kind of file that is there. None: no weights, as of a model that is still to be fetched."""
+    for pattern in WEIGHTS:
+        files = [path for path in folder.glob(pattern) if not path.name.startswith(NOT_WEIGHTS)]
+        if files:
+            with suppress(OSError):
+                return sum(path.stat().st_size for path in files)
+    return None
+
+
+def _cached_config(model: str, revision: str | None) -> Path | None:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(model, CONFIG, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _check_hub(model: str, revision: str | None) -> None:
+    """One small file is asked for: with the same permissions as the weights, and needed first."""
+    try:
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+    except ImportError:
+        return  # vLLM, which needs it, is not here either
+    if _cached_config(model, revision) is not None:
+        return  # it has been fetched before, and may be used while the hub is unavailable
+    try:
+        get_hf_file_metadata(hf_hub_url(model, CONFIG, revision=revision), timeout=HUB_S_MAX)
+    except errors.HFValidationError as error:
+        raise SettingsError(
+            f"model {model!r} is neither a directory here nor a name such as owner/model of a model hub"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise SettingsError(
+            f"model {model!r} is gated: accept its terms on its page of the model hub, and {TOKEN_HINT} of the "
+            "account that did"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise SettingsError(
+            f"model {model!r}: the model hub has no such model, or it is private; check the name, or {TOKEN_HINT}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise SettingsError(f"model {model!r} has no revision {revision!r} on the model hub") from error
+    except errors.EntryNotFoundError:
+        return  # a model in another layout (Mistral's, GGUF), of which vLLM knows more
+    except errors.HfHubHTTPError as error:
+        raise SettingsError(_hub_answer(model, error.response.status_code)) from error
+    except Exception as error:  # the library under the hub's own raises what it likes
+        raise SettingsError(_hub_answer(model, None)) from error
+
+
+def _hub_answer(model: str, status: int | None) -> str:
+    if status in {401, 403}:
+        return f"model {model!r}: the model hub answered {status}; {TOKEN_HINT} of an account that may read it"
+    why = "cannot be reached" if status is None else f"answered {status}"
+    return (
+        f"model {model!r} is not on this machine and the model hub {why}: try again later, or name a directory "
+        "with the model's files"
+    )

@@ -1,0 +1,162 @@
+"""Is a model there, and may we read it? Against a model hub on this machine that answers as the real one does."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from batchfile.engine.model_files import check_model, model_facts
+from batchfile.errors import SettingsError
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
+CHECK = """
+import sys
+from batchfile.engine.model_files import check_model
+from batchfile.errors import SettingsError
+try:
+    check_model(sys.argv[1])
+    print("found")
+except SettingsError as error:
+    print(error)
+"""
+FETCH = "import sys, huggingface_hub; huggingface_hub.hf_hub_download(sys.argv[1], 'config.json')"
+needs_hub = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="comes with vLLM")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """`/OWNER/NAME/resolve/main/config.json`: the owner's name says what is answered."""
+
+    def do_HEAD(self) -> None:
+        owner = self.path.split("/")[1]
+        status, code = {
+            "gated": (403, "GatedRepo"),
+            "nobody": (401, "RepoNotFound"),
+            "mistral": (404, "EntryNotFound"),
+            "secret": (403, ""),
+            "broken": (500, ""),
+        }.get(owner, (200, ""))
+        body = json.dumps(CONFIG).encode()
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        if status == 200:
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(len(body) if status == 200 else 0))
+        self.end_headers()
+        if self.command == "GET" and status == 200:
+            self.wfile.write(body)
+
+    do_GET = do_HEAD
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def environ(hub: str, folder: Path) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "hub"), "HOME": str(folder), "PATH": "/usr/bin:/bin"} | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "no_proxy": "127.0.0.1",
+    }
+
+
+def check(model: str, hub: str, folder: Path, program: str = CHECK) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, model],
+        env=environ(hub, folder),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return done.stdout.strip()
+
+
+@needs_hub
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("good/model", "found"),
+        ("mistral/model", "found"),
+        ("gated/model", "model 'gated/model' is gated: accept its terms"),
+        ("nobody/model", "model 'nobody/model': the model hub has no such model, or it is private"),
+        ("secret/model", "model 'secret/model': the model hub answered 403; log in"),
+        ("broken/model", "model 'broken/model' is not on this machine and the model hub answered 500: try again later"),
+        ("not a name", "model 'not a name' is neither a directory here nor a name such as owner/model"),
+    ],
+)
+def test_each_answer_of_a_hub_is_one_sentence(model: str, said: str, hub: str, tmp_path: Path) -> None:
+    told = check(model, hub, tmp_path)
+    assert told.startswith(said)
+    assert "\n" not in told
+
+
+@needs_hub
+def test_a_model_that_was_fetched_before_needs_no_hub(hub: str, tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    assert "the model hub cannot be reached" in check("good/model", nowhere, tmp_path)
+    check("good/model", hub, tmp_path, FETCH)
+    assert check("good/model", nowhere, tmp_path) == "found"
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="without vLLM that is what is said")
+def test_a_run_with_a_wrong_model_ends_before_it_reads_its_file(hub: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("not JSON\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--model", "nobody/model"],
+        cwd=tmp_path,
+        env=environ(hub, tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "the model hub has no such model" in done.stderr
+    assert not (tmp_path / ".batchfile").exists()
+
+
+def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no such directory"):
+        check_model(str(tmp_path / "nowhere"))
+    with pytest.raises(SettingsError, match=r"has no config\.json"):
+        check_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"cut off')
+    with pytest.raises(SettingsError, match=r"config\.json cannot be read"):
+        check_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    check_model(str(tmp_path))
+
+
+def test_a_model_under_an_address_is_left_to_vllm() -> None:
+    check_model("s3://bucket/model")
+
+
+def test_what_the_files_say_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "a.safetensors").write_bytes(b"x" * 10)
+    (tmp_path / "b.safetensors").write_bytes(b"x" * 20)
+    (tmp_path / "consolidated.safetensors").write_bytes(b"x" * 30)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 40)
+    found = model_facts(str(tmp_path))
+    assert (found.dtype, found.is_quantized, found.weight_bytes) == ("bfloat16", False, 30)
+    nested = {"text_config": {"dtype": "float16"}, "quantization_config": {"quant_method": "awq"}}
+    (tmp_path / "config.json").write_text(json.dumps(nested))
+    found = model_facts(str(tmp_path))
+    assert (found.dtype, found.is_quantized) == ("float16", True)
+    assert model_facts("owner/never-fetched").weight_bytes is None
