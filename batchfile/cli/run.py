@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -40,8 +40,10 @@ class Voice:
     is_json: bool
 
     def say(self, text: str) -> None:
-        if self.is_quiet:
-            return
+        if not self.is_quiet:
+            self.say_always(text)
+
+    def say_always(self, text: str) -> None:
         click.echo(json.dumps({"event": "note", "message": text}) if self.is_json else text, err=True)
 
 
@@ -132,7 +134,7 @@ def command(
     voice = Voice(is_quiet=quiet, is_json=is_json)
     signals = Signals(
         say=voice.say,
-        on_end=lambda: _say_how_to_resume(is_stdout=is_stdout, is_stdin=input_path == STDIN),
+        on_end=lambda: voice.say_always(_how_to_resume(is_stdout=is_stdout, is_stdin=input_path == STDIN)),
         grace_s=_grace_s(settings, grace_s),
     )
     try:
@@ -256,6 +258,8 @@ def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals
             runner.engine_stats(),
             is_loading=runner.info is None or runner.is_building,
         )
+        if runner.is_stopping:  # the rest is not run now
+            return replace(signals.seen, eta_s=None)
         return signals.seen
 
     def on_runner(runner: Runner) -> None:
@@ -306,10 +310,9 @@ def _what_to_do(receipt: Receipt, num_failed: int) -> str:
     return f"mend and run {errors.path}" + (f" ({errors.lines:,} of them)" if errors.lines < num_failed else "")
 
 
-def _say_how_to_resume(*, is_stdout: bool, is_stdin: bool) -> None:
+def _how_to_resume(*, is_stdout: bool, is_stdin: bool) -> str:
     if is_stdout:
-        click.echo("interrupted", err=True)
-        return
+        return "interrupted"
     arguments = [argument for argument in sys.argv[1:] if argument != "--restart"]
     same = " (with the same input on stdin)" if is_stdin else ""
-    click.echo(f"interrupted; this continues{same}:\n  batchfile {shlex.join(arguments)}", err=True)
+    return f"interrupted; this continues{same}:\n  batchfile {shlex.join(arguments)}"

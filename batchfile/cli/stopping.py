@@ -138,6 +138,8 @@ def _first_words(runner: Runner, seen: Snapshot | None, grace_s: float, again: s
     num = runner.num_in_flight
     if runner.is_assembling:
         return "stopping: every request is done, and the results are written by the next run of this command"
+    if runner.down_s > 0:
+        return f"stopping: the endpoint is down, so {counted(num, 'request')} in flight cannot finish"
     if not num:
         return "stopping: nothing is in flight"
     requests, grace = counted(num, "request"), _exactly(grace_s)

@@ -133,6 +133,17 @@ def test_the_first_signal_says_how_many_how_long_and_when_it_gives_up(folder: Pa
     completes(folder)
 
 
+def test_with_json_every_line_is_json_also_at_a_stop_and_no_time_left_is_promised(folder: Path) -> None:
+    process = start(folder, *IN_OUT, "--json", BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.8")
+    wait_for(lambda: executed(folder) >= 16)
+    process.send_signal(signal.SIGINT)
+    events = [json.loads(line) for line in ended(process, 130).splitlines()]
+    notes = [event["message"] for event in events if event["event"] == "note"]
+    assert notes[-1] == "interrupted; this continues:\n  batchfile run --engine echo in.jsonl -o out.jsonl --json"
+    assert [event["eta_s"] for event in events if event["event"] == "progress"][-1] is None
+    completes(folder)
+
+
 @pytest.mark.parametrize("way", ["option", "setting"])
 def test_a_run_gives_up_after_its_grace_and_keeps_what_has_finished(folder: Path, way: str) -> None:
     arguments = [*IN_OUT, "--grace", "0.5"] if way == "option" else IN_OUT
