@@ -13,7 +13,7 @@ import uvicorn
 
 from api.app import create_app
 from api.awaiting import opened
-from api.connections import Connection, raise_file_limit
+from api.connections import Connection, Connections, raise_file_limit
 from api.door import Door
 from batchfile import logs, places
 from batchfile.errors import BatchfileError, SettingsError
@@ -45,9 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
     structlog.get_logger().info("api.started", host=host, port=listener.getsockname()[1], store=ledger.store.url)
     raise_file_limit(CONNECTIONS_MAX)
     door = create_app(ledger, settings)
+    limits = Connections(connections_max=CONNECTIONS_MAX, idle_bytes_max=HEADER_BYTES_MAX, wait_s=KEEP_ALIVE_S)
     config = uvicorn.Config(
         door,
-        http=partial(Connection, waiting={}),  # type: ignore[arg-type]  # it is only called
+        http=partial(Connection, all_of_them=limits),  # type: ignore[arg-type]  # it is only called
         ws="none",
         log_config=None,
         access_log=False,
@@ -55,8 +56,6 @@ def main(arguments: list[str] | None = None) -> int:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=SHUTDOWN_S,
-        limit_concurrency=CONNECTIONS_MAX,
-        h11_max_incomplete_event_size=HEADER_BYTES_MAX,
     )
     _Server(config, door).run(sockets=[listener])
     return 0

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import socket
 import threading
 import time
@@ -19,8 +20,10 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.connections import Connection
+from api import connections
+from api.connections import Connection, Connections
 
 BATCHES = "/api/batches"
 POST = b"POST /v1/messages/batches?stage=email HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
@@ -310,6 +313,12 @@ def test_followers_that_leave_are_forgotten(start_api: Any, make_request: Any) -
         assert becomes(lambda: httpx.get(f"{api.url}{BATCHES}").status_code == 200)
 
 
+def test_a_uvicorn_that_is_built_in_another_way_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(HttpToolsProtocol, "on_response_complete")
+    with pytest.raises(ImportError, match=r"has no on_response_complete.*; install one"):
+        runpy.run_path(connections.__file__)
+
+
 @contextmanager
 def served(wait_s: float) -> Iterator[int]:
     """A small application behind our connections, with the wait for a head cut short; its port."""
@@ -320,9 +329,10 @@ def served(wait_s: float) -> Iterator[int]:
             await send({"type": "http.response.body", "body": b"ok"})
 
     listener = socket.create_server(("127.0.0.1", 0))
+    limits = Connections(connections_max=100, idle_bytes_max=64 * 1024, wait_s=wait_s)
     config = uvicorn.Config(
         app,
-        http=partial(Connection, waiting={}),  # type: ignore[arg-type]
+        http=partial(Connection, all_of_them=limits),  # type: ignore[arg-type]
         lifespan="off",
         log_config=None,
         timeout_keep_alive=wait_s,  # type: ignore[arg-type]
