@@ -47,9 +47,11 @@ LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """In a child, before it becomes its program: the death of this process, however it comes, asks it to end."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
 
 
 class Stopped(Exception):
@@ -87,7 +89,7 @@ class Machine:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # here is one thread
+                preexec_fn=partial(end_with_parent, os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509  # here is one thread
             )
         self._parts.append(Part(name=name, process=process, log=log))
 

@@ -16,7 +16,8 @@ import threading
 from collections.abc import Iterator
 from typing import IO
 
-MARK = "BATCHFILE_GUARDED_BY"
+# With a number of its own for each guard: a process can have several, of which one is started within the other's.
+MARK = "GUARDED_BY_BATCHFILE_"
 # How often the guard looks whether its parent is still there, where the system has no pidfd to wait for. It cannot wait
 # for the pipe to close: a child that was forked holds that open too.
 LOOK_S = 0.5
@@ -121,7 +122,7 @@ class ProcessGuard:
     """
 
     def __init__(self) -> None:
-        self._mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self._mark = f"{MARK}{os.getpid()}_{secrets.token_hex(8)}"
         self._watched: dict[int, str] = {}
         self._lock = threading.Lock()
         self._is_closed = False
@@ -130,7 +131,7 @@ class ProcessGuard:
 
     @property
     def environ(self) -> dict[str, str]:
-        return {MARK: self._mark}
+        return {self._mark: "1"}
 
     @property
     def pid(self) -> int:
@@ -173,7 +174,7 @@ class ProcessGuard:
             self._process.wait()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        arguments = [str(os.getpid()), f"{MARK}={self._mark}", str(LOOK_S)]
+        arguments = [str(os.getpid()), f"{self._mark}=1", str(LOOK_S)]
         # A session of its own keeps a kill of the process group from ending it; of blocked signals a child hears
         # nothing from its first moment on.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)

@@ -30,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from batchfile.engine.guard import ProcessGuard
+
 BOUND_GENERATE = 1.0
 BOUND_RUN_BATCH = 1.1
 BOUND_FULL = 0.995
@@ -71,10 +73,11 @@ class Steps:
 class Worker:
     """A process that has loaded one engine and runs a way when told to: JSON lines in, JSON lines out."""
 
-    def __init__(self, way: str, args: argparse.Namespace) -> None:
+    def __init__(self, way: str, args: argparse.Namespace, guard: ProcessGuard) -> None:
         command = [sys.executable, __file__, "--worker", way, *forwarded(args)]
+        environ = {**os.environ, **guard.environ}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environ
         )
         self.ask({"ready": True})
 
@@ -99,7 +102,7 @@ class Worker:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait()
 
 
 def forwarded(args: argparse.Namespace) -> list[str]:
@@ -260,13 +263,23 @@ def interval(ratios: list[float]) -> str:
 
 
 def compare(args: argparse.Namespace) -> int:
+    # A worker that is paused cannot notice this process's end, and vLLM's own processes would not.
+    guard = ProcessGuard()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        return measure(args, guard)
+    finally:
+        guard.close()
+
+
+def measure(args: argparse.Namespace, guard: ProcessGuard) -> int:
     with tempfile.TemporaryDirectory(prefix="batchfile-bench-") as name:
         folder = Path(name)
         source = folder / "in.jsonl"
         write_requests(source, args.requests)
-        own = Worker("ours", args)
+        own = Worker("ours", args, guard)
         own.pause()
-        peer = Worker("run_batch", args)
+        peer = Worker("run_batch", args, guard)
         peer.pause()
         rounds = []
         for number in range(args.rounds):

@@ -5,29 +5,67 @@ What a checkpoint held is not generated again: the last process answers exactly 
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from batchfile.store.directory import DirectoryStore
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "leads.jsonl"
-NUM_REQUESTS = 60
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "leads.jsonl"
+BENCH = ROOT / "tests" / "bench" / "engine.py"
+NUM_REQUESTS = 40
+MAX_TOKENS = 12
 NUM_KILLS = 3
-RUN_TIMEOUT_S = 400
+MARK = "BATCHFILE_TEST_KILL"
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.vllm
+
+
+def write_input(folder: Path) -> list[str]:
+    """Short answers, two at a time: far more checkpoints than kills on any machine. The ids, in order."""
+    rows = [json.loads(line) for line in EXAMPLE.read_bytes().splitlines()[:NUM_REQUESTS]]
+    for row in rows:
+        row["params"]["max_tokens"] = MAX_TOKENS
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [row["custom_id"] for row in rows]
 
 
 def command(model: str) -> list[str]:
-    base = [sys.executable, "-m", "batchfile", "run", str(EXAMPLE), "-o", "out.jsonl", "-v"]
-    return [*base, "--limit", str(NUM_REQUESTS), "--model", model, "--max-model-len", "1024", "--max-num-seqs", "8"]
+    base = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "-v"]
+    return [*base, "--model", model, "--max-model-len", "1024", "--max-num-seqs", "2"]
+
+
+def marked(mark: str) -> list[int]:
+    """Every process that was started with this mark in its environment."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if f"{MARK}={mark}".encode() in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                found.append(int(name))
+    return found
+
+
+def engine_processes(mark: str) -> list[int]:
+    found = []
+    for pid in marked(mark):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"VLLM::"):
+                found.append(pid)
+    return found
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    """However long it takes: the suite has a limit for what hangs."""
+    while not is_so():
+        time.sleep(0.05)
 
 
 def committed(folder: Path) -> int:
@@ -39,34 +77,54 @@ def committed(folder: Path) -> int:
     return sum(json.loads(record.data)["counts"]["succeeded"] for record in records if record is not None)
 
 
-def kill_after_progress(folder: Path, model: str, seed: int) -> None:
-    """Start, wait until more is committed than before, a random moment longer, kill the process and its engine."""
-    before, deadline = committed(folder), time.monotonic() + RUN_TIMEOUT_S
+def kill_after_progress(folder: Path, model: str, mark: str) -> None:
+    """Start, wait until more is committed than before, kill the process: its engine ends too."""
+    before = committed(folder)
     process = subprocess.Popen(
-        command(model), cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        command(model),
+        cwd=folder,
+        env={**os.environ, MARK: mark},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    while committed(folder) <= before and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(random.Random(seed).uniform(0, 2))
+    wait_until(lambda: committed(folder) > before or process.poll() is not None)
     assert process.poll() is None, "the run ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    wait_until(lambda: not marked(mark))
     assert committed(folder) > before
 
 
 def test_three_kills_lose_nothing_and_repeat_nothing_committed(tmp_path: Path, model_path: str) -> None:
-    for seed in range(NUM_KILLS):
-        kill_after_progress(tmp_path, model_path, seed)
+    wanted = write_input(tmp_path)
+    for number in range(NUM_KILLS):
+        kill_after_progress(tmp_path, model_path, f"{os.getpid()}-{number}")
     left = NUM_REQUESTS - committed(tmp_path)
     assert left > 0
-    done = subprocess.run(
-        command(model_path), cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=RUN_TIMEOUT_S, check=False
-    )
+    done = subprocess.run(command(model_path), cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     ended = re.search(r"runner\.ended.*succeeded=(\d+)", done.stderr)
     assert ended is not None, done.stderr[-4000:]
     assert int(ended[1]) == left
-    wanted = [json.loads(line)["custom_id"] for line in EXAMPLE.read_bytes().splitlines()[:NUM_REQUESTS]]
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
     assert [row["custom_id"] for row in rows] == wanted
     assert {row["status"] for row in rows} == {"succeeded"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_bench_that_is_ended_leaves_no_engine_behind(number: signal.Signals, model_path: str) -> None:
+    """In the midst of the second engine's start, while the first one is stopped and cannot end by itself."""
+    mark = f"{os.getpid()}-{number.name}"
+    process = subprocess.Popen(
+        [sys.executable, str(BENCH), "--model", model_path, "--enforce-eager", "--requests", "8", "--rounds", "1"],
+        env={**os.environ, MARK: mark},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_until(lambda: len(engine_processes(mark)) > 2 or process.poll() is not None)
+    assert process.poll() is None
+    process.send_signal(number)
+    process.wait()
+    wait_until(lambda: not marked(mark))

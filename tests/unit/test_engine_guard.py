@@ -101,7 +101,10 @@ def guards_of(parent: int) -> list[int]:
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as stat, open(f"/proc/{name}/cmdline") as command:
-                if int(stat.read().rsplit(")", 1)[1].split()[1]) == parent and "BATCHFILE_GUARDED_BY" in command.read():
+                if (
+                    int(stat.read().rsplit(")", 1)[1].split()[1]) == parent
+                    and "GUARDED_BY_BATCHFILE_" in command.read()
+                ):
                     found.append(int(name))
         except OSError:
             continue
