@@ -12,10 +12,10 @@ check: lint
 setup:
     {{python}} deploy/local.py
 
-# set up, run 100 sales leads through real vLLM, and show what came out
+# set up, run 32 requests for sales leads (all four stages) through real vLLM, and show what came out
 demo: setup
     mkdir -p {{out}}
-    .venv/bin/batchfile run examples/leads.jsonl -o {{out}}/results.jsonl --model {{model}} --max-model-len 2048
+    .venv/bin/batchfile run examples/leads.jsonl -o {{out}}/results.jsonl --model {{model}} --max-model-len 2048 --limit 32
     .venv/bin/python examples/show.py {{out}}/results.jsonl
 
 # what `serve` and `demo-service` need besides
@@ -26,9 +26,9 @@ setup-service:
 serve *options: setup-service
     {{python}} deploy/service.py {{options}}
 
-# set up and start the service for as long as a Node script sends 100 leads through its stages; --engine echo needs no model
+# set up and start the service for as long as a Node script sends leads through its stages; --engine echo needs no model
 demo-service *options: setup-service adapter
-    {{python}} deploy/service.py --port 0 {{options}} -- node examples/node/leads.mjs
+    {{python}} deploy/service.py --port 0 {{options}} -- node examples/node/leads.mjs --leads 6
 
 # build the Node adapter, which needs Node 18 or newer
 adapter:

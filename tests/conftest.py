@@ -17,8 +17,17 @@ from batchfile.engine.machine import read_cpu
 settings.register_profile("batchfile", deadline=None)
 settings.load_profile("batchfile")
 
+# With a real model no time is right for every machine: this is for what hangs.
+VLLM_HANG_S = 2 * 3600
+
 _OURS = ("BATCHFILE_", "AWS_")
 _KEPT = ("BATCHFILE_CACHE",)  # where the real model is
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("vllm") is not None:
+            item.add_marker(pytest.mark.timeout(VLLM_HANG_S), append=False)
 
 
 @pytest.fixture(autouse=True, scope="session")

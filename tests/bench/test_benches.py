@@ -56,14 +56,12 @@ def test_the_cost_bench_completes_and_a_shard_costs_no_more_than_promised() -> N
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(0)
 def test_the_engine_bench_completes(model_path: str) -> None:
     row = run("engine.py", "--model", model_path, "--enforce-eager", "--requests", "8", "--rounds", "1")
     assert row["requests"] == 8
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(0)
 def test_the_cpu_bench_completes(model_path: str) -> None:
     row = run("cpu.py", "--model", model_path, "--cases", "chosen", "--requests", "2", "--max-tokens", "4")
     rows = row["rows"]

@@ -14,7 +14,7 @@ from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
 from batchfile.words import Completion, Message, Raw, Request, Sampling
 
-pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).parents[2]
 NUM_DIMENSIONS = 128

@@ -271,7 +271,6 @@ def test_a_signal_to_all_stops_no_request_and_a_killed_process_leaves_no_engine_
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        timeout=250,
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
@@ -279,7 +278,5 @@ def test_a_signal_to_all_stops_no_request_and_a_killed_process_leaves_no_engine_
     [line] = done.stdout.splitlines()
     word, num_heard, num_done, *pids = line.split()
     assert (word, num_heard, num_done) == ("RESULT", "2", "8")
-    deadline = time.monotonic() + 60
-    while any(is_running(int(pid)) for pid in pids) and time.monotonic() < deadline:
+    while any(is_running(int(pid)) for pid in pids):  # if one stays, the suite's limit for what hangs says so
         time.sleep(0.1)
-    assert not any(is_running(int(pid)) for pid in pids)
