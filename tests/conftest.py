@@ -11,6 +11,7 @@ import structlog
 from hypothesis import settings
 
 from batchfile.engine.cpu import BIND, core_shares
+from batchfile.engine.guard import ProcessGuard
 from batchfile.engine.machine import read_cpu
 
 # No test depends on a timing: a busy machine makes none of them fail.
@@ -35,6 +36,15 @@ def _bare_environment() -> None:
     """For the whole session, and so for the processes that tests start."""
     for name in [name for name in os.environ if name.startswith(_OURS) and name not in _KEPT]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_left_behind() -> Iterator[None]:
+    """Whatever a test starts ends with this process, however that ends: services and fleets would run for ever."""
+    guard = ProcessGuard()
+    os.environ.update(guard.environ)
+    yield
+    guard.close()
 
 
 @pytest.fixture(autouse=True, scope="session")
