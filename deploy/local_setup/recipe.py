@@ -95,6 +95,13 @@ def set_up(extras: tuple[str, ...], *, is_newest: bool = False) -> None:
         stamp_path().write_text(Stamp(recipe=digest, vllm=vllm_version(), extras=extras).text())
 
 
+def require_space_for(plan: Plan) -> None:
+    """For what is not there yet, roughly. Resolving may download too, where an index does not serve metadata alone."""
+    sizes = plan.sizes()
+    needed = sizes.fetched + sizes.installed - min(bytes_in(packages_dir()), sizes.installed)
+    require_space(environment_dir(), needed, "Installing vLLM")
+
+
 def resolve(into: list[str], installer: Installer, plan: Plan) -> str:
     into += installer.resolve(plan)
     return f"{len(into)} to install" if into else "all there"
@@ -109,15 +116,13 @@ def work(plan: Plan, installer: Installer, *, was_interrupted: bool) -> None:
         for name in forget_incomplete(packages_dir()):
             say(f"  {name} was not completely installed; it is installed again")
     kind = "vLLM for NVIDIA GPUs" if plan.has_gpu else "vLLM for CPUs"
+    require_space_for(plan)
     exact: list[str] = []
     step(f"versions of {kind} and of batchfile's dependencies", lambda: resolve(exact, installer, plan))
     if exact:
-        needed = plan.sizes().fetched + plan.sizes().installed
-        needed -= min(bytes_in(packages_dir()), plan.sizes().installed)
-        require_space(environment_dir(), needed, "Installing vLLM")
         step(f"{len(exact)} packages", lambda: installer.install(plan, exact))
     step("batchfile", lambda: installer.install_project(plan))
-    step("packages that do not fit this machine", lambda: installer.remove_unused(plan))
+    step("packages that do not fit this machine", lambda: installer.remove_broken(plan))
     step(f"model {MODEL_NAME}", lambda: fetch_model(installer, plan))
     if "test" in plan.extras:
         step("older majors of the official clients", lambda: install_sdk_majors(installer))
