@@ -13,18 +13,28 @@ from tempfile import TemporaryFile
 from typing import IO, Self
 
 from api.errors import Refusal
-from api.unpack import ENCODINGS, Unpacker
 from batchfile.errors import TooLarge
+from batchfile.lines.unpack import Packing, Unpacker
 from batchfile.settings_tables import Api
 
 FLUSH_BYTES = 1024 * 1024  # collected before a thread writes them: a switch to one costs as much as 50 KB
 BODY_S_MAX = 3600.0  # a body that takes longer than this is given up, however steadily it drips
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ENCODINGS: dict[str, Packing | None] = {
+    "": None,
+    "identity": None,
+    "gzip": "gzip",
+    "x-gzip": "gzip",
+    "zstd": "zstd",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolLimits:
-    """`bytes_max`: of a body, after unpacking. `wait_s`: for the next byte. `folder` None: the system's own."""
+    """`bytes_max`: of a body, as it arrives and after unpacking. `wait_s`: for the next byte.
+
+    `folder` None: the system's own.
+    """
 
     bytes_max: int
     wait_s: float
@@ -69,12 +79,12 @@ async def spool(
     Raises: Refusal (408, 415, 503), TooLarge, InvalidFile (what is packed is damaged), and what `stream` raises.
     """
     encoding = (content_encoding or "").strip().lower()
-    if encoding not in ENCODINGS:
+    if encoding not in _ENCODINGS:
         raise Refusal(415, f"Content-Encoding: {encoding[:40]!r} is not read here; send gzip, zstd or the plain body.")
     if content_length is not None and content_length > limits.bytes_max:
         raise _too_large(limits.bytes_max)
     with _unnamed_file(limits) as file:
-        sink = _Sink(file.fileno(), ENCODINGS[encoding](), limits)
+        sink = _Sink(file.fileno(), _ENCODINGS[encoding], limits)
         await _receive(stream, sink, limits.wait_s)
         yield Spooled(fd=file.fileno(), size=sink.size, sha256=sink.digest.hexdigest())
 
@@ -105,15 +115,20 @@ async def _receive(stream: AsyncIterable[bytes], sink: "_Sink", wait_s: float) -
 class _Sink:
     """Where the bytes go. Its methods block, and are called from one thread at a time."""
 
-    def __init__(self, fd: int, unpacker: Unpacker, limits: SpoolLimits) -> None:
+    def __init__(self, fd: int, packing: Packing | None, limits: SpoolLimits) -> None:
         self.size = 0
         self.digest = hashlib.sha256()
+        self._num_received = 0
         self._fd = fd
-        self._unpacker = unpacker
+        self._unpacker = None if packing is None else Unpacker(packing, "the body", "pack and send it again")
         self._limits = limits
 
     def write(self, chunks: list[bytes]) -> None:
-        for piece in self._unpacker.unpack(b"".join(chunks)):
+        data = b"".join(chunks)
+        self._num_received += len(data)
+        if self._num_received > self._limits.bytes_max:
+            raise _too_large(self._limits.bytes_max)
+        for piece in (data,) if self._unpacker is None else self._unpacker.unpack(data):
             self.size += len(piece)
             if self.size > self._limits.bytes_max:
                 raise _too_large(self._limits.bytes_max)
@@ -127,7 +142,8 @@ class _Sink:
 
     def finish(self, chunks: list[bytes]) -> None:
         self.write(chunks)
-        self._unpacker.finish()
+        if self._unpacker is not None:
+            self._unpacker.finish()
 
 
 def _unnamed_file(limits: SpoolLimits) -> IO[bytes]:

@@ -3,20 +3,11 @@
 Streams in bounded memory. What is damaged is an InvalidFile that says where. Knows no store and no request.
 """
 
-import io
-import sys
-import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from batchfile.errors import InvalidFile
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-__all__ = ["CHUNK_BYTES", "HEAD_BYTES", "Format", "detect", "file_chunks", "open_lines", "zstd"]
+from batchfile.lines.unpack import Unpacker
 
 Format = Literal["jsonl", "gzip", "zstd", "parquet"]
 
@@ -66,56 +57,17 @@ def file_chunks(path: str) -> Iterator[bytes]:
             yield chunk
 
 
-def _text_chunks(path: str | None, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
+def _text_chunks(path: str | None, kind: Literal["jsonl", "gzip", "zstd"], stream: BinaryIO | None) -> Iterator[bytes]:
     name = path or "stdin"
     source = open(name, "rb") if stream is None else stream  # noqa: SIM115 closed below
-    done = 0
     try:
-        plain = _decompressed(kind, source)
-        while chunk := plain.read(CHUNK_BYTES):
-            done += len(chunk)
-            yield chunk
-    except EOFError:
-        raise InvalidFile(
-            f"{name}: the {kind} data ends in the middle, after {done:,} bytes of text; copy the file again"
-        ) from None
-    except _damage() as error:
-        raise InvalidFile(
-            f"{name}: the {kind} data is damaged after {done:,} bytes of text ({error}); copy the file again"
-        ) from None
+        if kind == "jsonl":
+            while chunk := source.read(CHUNK_BYTES):
+                yield chunk
+            return
+        unpacker = Unpacker(kind, name, "copy the file again")
+        while chunk := source.read(CHUNK_BYTES):
+            yield from unpacker.unpack(chunk)
+        unpacker.finish()
     finally:
         source.close()
-
-
-def _decompressed(kind: Format, source: BinaryIO) -> Any:
-    if kind == "gzip":
-        import gzip
-
-        return gzip.GzipFile(fileobj=_readable(source))
-    if kind == "zstd":
-        return zstd.ZstdFile(_readable(source), "rb")
-    return source
-
-
-def _readable(source: BinaryIO) -> BinaryIO:
-    """As a buffered stream, whatever its read method alone can do."""
-    return source if isinstance(source, io.IOBase) else io.BufferedReader(_Raw(source), CHUNK_BYTES)
-
-
-class _Raw(io.RawIOBase):
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._source.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _damage() -> tuple[type[Exception], ...]:
-    import gzip
-
-    return (gzip.BadGzipFile, zlib.error, zstd.ZstdError)

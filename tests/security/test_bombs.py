@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines.formats import CHUNK_BYTES, detect, open_lines, zstd
+from batchfile.lines.formats import CHUNK_BYTES, detect, open_lines
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.parquet import parquet_lines
 from batchfile.lines.parse import parse_request
+from batchfile.lines.unpack import zstd
 from batchfile.words import Defaults
 
 MIB = 1024 * 1024

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.lines.formats import zstd
+from batchfile.lines.unpack import zstd
 
 LINES = "application/x-ndjson"
 BATCHES = "/v1/messages/batches"

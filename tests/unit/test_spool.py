@@ -8,13 +8,14 @@ import os
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from api.errors import Refusal
 from api.spool import SpoolLimits, spool
 from batchfile.errors import InvalidFile, TooLarge
-from batchfile.lines.formats import zstd
+from batchfile.lines.unpack import FEED_BYTES, Unpacker, zstd
 
 LIMITS = SpoolLimits(bytes_max=10_000_000, wait_s=60.0)
 TEXT = b'{"custom_id": "a", "params": {}}\n' * 50_000
@@ -102,7 +103,7 @@ def test_packed_data_that_ends_early_is_refused(encoding: str, cut: int) -> None
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 def test_what_is_not_packed_as_it_says_is_refused(encoding: str) -> None:
-    with pytest.raises(InvalidFile, match=f"is no {encoding} data"):
+    with pytest.raises(InvalidFile, match=f"is not {encoding} data"):
         spooled(b'{"stage": "email"}', encoding)
 
 
@@ -170,3 +171,56 @@ def test_a_full_disk_is_503_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         spooled(b"x")
     assert refused.value.status == 503
     assert refused.value.headers["Retry-After"]
+
+
+EMPTY_MEMBERS = {
+    "gzip": gzip.compress(b"", mtime=0),
+    "zstd": zstd.compress(b""),
+    "skipped": b"\x50\x2a\x4d\x18\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("member", EMPTY_MEMBERS.values(), ids=EMPTY_MEMBERS)
+def test_members_that_hold_nothing_are_rejected_after_a_bounded_number(member: bytes) -> None:
+    """Each costs as much as a thousand bytes, and none counts against the size limit."""
+    encoding = "gzip" if member[:2] == b"\x1f\x8b" else "zstd"
+    with pytest.raises(InvalidFile, match=r"over 10,000 (members|frames) that hold next to nothing"):
+        spooled(member * 50_000, encoding)
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("zstd", zstd.compress)])
+def test_many_members_that_hold_text_are_one_body(encoding: str, pack: object) -> None:
+    """As bgzip and log shippers write them."""
+    assert spooled(pack(b"x" * 1100) * 11_000, encoding, limits=SpoolLimits(bytes_max=2**24, wait_s=60.0))  # type: ignore[operator]
+
+
+def test_unpacking_copies_no_more_than_a_few_bytes_for_each_that_comes_in() -> None:
+    """What a member leaves unused is copied once for each member: only ever the rest of a small piece."""
+    packed = EMPTY_MEMBERS["gzip"] * 9_000
+    copied = []
+
+    class Counting:
+        def __init__(self) -> None:
+            self._one = zlib.decompressobj(31)
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            copied.append(len(data))
+            return self._one.decompress(data, most)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._one, name)
+
+    with patch.dict("batchfile.lines.unpack._NEW", {"gzip": Counting}):
+        unpacker = Unpacker("gzip", "the body", "send it again")
+        assert b"".join(unpacker.unpack(packed)) == b""
+        unpacker.finish()
+    assert max(copied) <= FEED_BYTES
+
+
+def test_packed_bytes_count_against_the_limit_too() -> None:
+    """A stream of empty blocks unpacks to nothing at all."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    packed = b"".join(packer.flush(zlib.Z_SYNC_FLUSH) for _ in range(3))
+    body = packed[:10] + b"\0\0\0\xff\xff" * 30_000
+    with pytest.raises(TooLarge, match="100,000 bytes"):
+        spooled(body, "gzip", limits=SpoolLimits(bytes_max=100_000, wait_s=60.0))
