@@ -25,6 +25,7 @@ from api import (
 )
 from api.delivering import Delivering
 from api.dialects import Speech
+from api.docs import Pages
 from api.document import StrictSchemas, document_config
 from api.door import Caller, Door
 from api.fleet import Fleet
@@ -40,7 +41,7 @@ from batchfile.records import BatchRecord
 from batchfile.settings import Settings
 from batchfile.store.metered import MeteredStore
 
-THREADS = 64  # the store is asked in threads; this many at once
+THREADS_SPARE = 32  # beyond what the requests of one key can take: the store is asked in threads
 
 ROUTES = [
     messages_routes.create,
@@ -108,7 +109,8 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
 
     @asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="store"))
+        threads = ThreadPoolExecutor(settings.api.in_flight_max + THREADS_SPARE, thread_name_prefix="store")
+        asyncio.get_running_loop().set_default_executor(threads)
         beating = asyncio.create_task(pulse.beat())
         stop = threading.Event()
         if stewarding is not None:
@@ -128,6 +130,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
             "fleet": Provide(lambda: fleet, sync_to_thread=False),
             "metrics": Provide(lambda: metrics, sync_to_thread=False),
             "pulse": Provide(lambda: pulse, sync_to_thread=False),
+            "pages": Provide(lambda: pages, sync_to_thread=False),
             "output_files": Provide(lambda: output_files, sync_to_thread=False),
             "tending": Provide(lambda: tending, sync_to_thread=False),
             "caller": Provide(_caller, sync_to_thread=False),
@@ -140,6 +143,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
         openapi_config=document_config(settings),
         logging_config=None,
     )
+    pages = Pages.of(app.openapi_schema.to_schema())
     return Door(app, settings, pulse, metrics.count_answer)
 
 

@@ -1,17 +1,14 @@
-"""The OpenAPI document as one HTML page, rendered here: no script, no style and no font comes from elsewhere."""
+"""The OpenAPI document, as JSON and as one HTML page: built once, with no script, style or font from elsewhere."""
 
+import base64
+import hashlib
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from jinja2 import Environment
 
-_PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-    """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ info.title }}</title>
-<style>
+_STYLE = """
   body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
   h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
   summary { cursor: pointer; padding: .35rem 0; }
@@ -20,7 +17,17 @@ _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
   td { padding: .1rem .8rem .1rem 0; vertical-align: top; }
   .method { display: inline-block; width: 4.2rem; font-weight: 600; text-transform: uppercase; }
   .quiet { color: #666; }
-</style>
+"""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+PAGE_POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; frame-ancestors 'none'"
+
+_PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ info.title }}</title>
+<style>{{ style | safe }}</style>
 <h1>{{ info.title }} <span class="quiet">{{ info.version }}</span></h1>
 <p>{{ info.description }}</p>
 <p><a href="/openapi.json">openapi.json</a> · <a href="/healthz">healthz</a> · <a href="/metrics">metrics</a></p>
@@ -60,14 +67,42 @@ _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
 )
 
 
-def render(document: dict[str, Any]) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A document that never changes while the process lives. `etag`: with its quotes."""
+
+    body: bytes
+    media_type: str
+    etag: str
+
+    @classmethod
+    def of(cls, body: bytes, media_type: str) -> Self:
+        return cls(body=body, media_type=media_type, etag=f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pages:
+    """Anyone may ask for these, so that each costs one copy of its bytes."""
+
+    docs: Page
+    openapi: Page
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Self:
+        return cls(
+            docs=Page.of(_render(document).encode(), "text/html; charset=utf-8"),
+            openapi=Page.of(json.dumps(document, separators=(",", ":")).encode(), "application/json"),
+        )
+
+
+def _render(document: dict[str, Any]) -> str:
     groups: dict[str, list[dict[str, Any]]] = {}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             groups.setdefault(operation.get("tags", ["other"])[0], []).append(_shown(path, method, operation))
     schemas = document.get("components", {}).get("schemas", {})
     shown = {name: json.dumps(schema, indent=2) for name, schema in sorted(schemas.items())}
-    return _PAGE.render(info=document["info"], groups=groups, schemas=shown)
+    return _PAGE.render(style=_STYLE, info=document["info"], groups=groups, schemas=shown)
 
 
 def _shown(path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,12 @@ RETRY_AFTER_S = 1
 LOST_RETRY_S = 10
 LEFT = 499  # of a client that hung up before its request was whole; as nginx counts them
 ENDLESS = "endless"  # a route sets it in the scope of its request
+# Unless a route says otherwise. Nothing here is a page of somebody's: a browser runs and embeds none of it.
+DEFAULT_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
 ANYONE = "default"  # the tenant of a service without keys, and of local runs
 
 Headers = dict[bytes, bytes]
@@ -235,8 +241,9 @@ class _Visit:
         if message["type"] == "http.response.start":
             self._status = LEFT if self._has_left else message["status"]  # nobody hears this answer, an error of ours
             name = self.id.encode()
-            extra = [(b"x-request-id", name), (b"request-id", name), (b"cache-control", b"no-store")]
-            message["headers"] = [*message.get("headers", []), *extra]
+            headers = [*message.get("headers", []), (b"x-request-id", name), (b"request-id", name)]
+            given = {key.lower() for key, _ in headers}
+            message["headers"] = headers + [(key, value) for key, value in DEFAULT_HEADERS if key not in given]
         elif message["type"] == "http.response.body":
             if self._is_head:
                 message["body"] = b""

@@ -7,17 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from litestar import MediaType, Request, Response, get, route
+from litestar import Request, Response, get, route
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 
 from api import shapes
 from api.answers import problems
-from api.docs import render
+from api.docs import PAGE_POLICY, Page, Pages
 from api.errors import Refusal
 from api.fleet import Fleet
 from api.metrics import CONTENT_TYPE, Metrics
 from api.pulse import Pulse
+from api.streams import names_any
 from batchfile import __version__
 from batchfile.errors import StoreError
 from batchfile.lines.stage import timestamp
@@ -63,15 +64,22 @@ async def metrics(metrics: NamedDependency[Metrics], pulse: NamedDependency[Puls
     )
 
 
-@get("/docs", include_in_schema=False, sync_to_thread=False)
-def docs(request: Request[Any, Any, Any]) -> Response[str]:
+@route("/docs", http_method=PROBES, include_in_schema=False, sync_to_thread=False)
+def docs(request: Request[Any, Any, Any], pages: NamedDependency[Pages]) -> Response[bytes]:
     """The OpenAPI document as a page: nothing is loaded from elsewhere."""
-    return Response(render(request.app.openapi_schema.to_schema()), media_type=MediaType.HTML)
+    return _page(request, pages.docs, {"Content-Security-Policy": PAGE_POLICY})
 
 
-@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
-def openapi(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    return request.app.openapi_schema.to_schema()
+@route("/openapi.json", http_method=PROBES, include_in_schema=False, sync_to_thread=False)
+def openapi(request: Request[Any, Any, Any], pages: NamedDependency[Pages]) -> Response[bytes]:
+    return _page(request, pages.openapi, {})
+
+
+def _page(request: Request[Any, Any, Any], page: Page, headers: dict[str, str]) -> Response[bytes]:
+    headers |= {"ETag": page.etag, "Cache-Control": "no-cache"}
+    if names_any(request.headers.get("if-none-match", ""), {page.etag}):
+        return Response(b"", status_code=304, headers=headers)
+    return Response(page.body, media_type=page.media_type, headers=headers)
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

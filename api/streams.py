@@ -61,7 +61,7 @@ async def serve_file(
     span = None if if_range not in {None, etag} else asked_range(request.headers.get("range"), file.size)
     is_gzip = span is None and _wants_gzip(request)
     headers = {"ETag": packed_etag if is_gzip else etag, "Vary": "Accept, Accept-Encoding, Authorization"}
-    if _names_any(request.headers.get("if-none-match", ""), {etag, packed_etag}):
+    if names_any(request.headers.get("if-none-match", ""), {etag, packed_etag}):
         return Response(None, status_code=304, headers=headers)
     if not is_gzip:
         headers["Accept-Ranges"] = "bytes"
@@ -123,7 +123,7 @@ def asked_range(header: str | None, size: int) -> Span | None:
     return Span(start, min(end, size))
 
 
-def _names_any(if_none_match: str, etags: set[str]) -> bool:
+def names_any(if_none_match: str, etags: set[str]) -> bool:
     """A list of ETags, any of them weak, or `*` for whatever there is."""
     named = {item.strip().removeprefix("W/") for item in if_none_match.split(",")}
     return "*" in named or not named.isdisjoint(etags)

@@ -1,5 +1,8 @@
 """A service without keys is for its machine: no web page that a browser there shows can use it."""
 
+import base64
+import hashlib
+import re
 from typing import Any
 
 import pytest
@@ -65,3 +68,20 @@ def test_no_answer_lets_another_page_read_it(api: Any) -> None:
     for method in ("GET", "OPTIONS", "POST"):
         answer = api.http.request(method, "/api/batches", headers=asked)
         assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("path", ["/api/batches", "/v1/batches", "/healthz", "/docs", "/nothing", "/metrics"])
+def test_a_browser_runs_and_embeds_nothing_that_is_served(api: Any, path: str) -> None:
+    headers = api.http.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+def test_the_page_carries_the_one_style_that_its_policy_allows(api: Any) -> None:
+    answer = api.http.get("/docs")
+    style = re.search(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in answer.headers["content-security-policy"]

@@ -9,13 +9,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
 
 from api.app import create_app
 from batchfile.ledger.base import Ledger
-from batchfile.lines.formats import zstd
+from batchfile.lines.unpack import zstd
 from batchfile.settings import Settings
 from batchfile.store.memory import MemoryStore
 
@@ -409,3 +410,19 @@ def test_head_and_options_of_every_path_are_answered_without_a_body(api: Any, ma
         assert (options.status, options.body) == (204, b"")
         for method in document["paths"].get(path, {}):
             assert method.upper().encode() in options.head
+
+
+def test_what_anyone_may_read_is_rendered_before_the_first_request() -> None:
+    """However many ask, each request only copies bytes."""
+    app = create_app(Ledger(store=MemoryStore()), Settings(), is_steward=False)
+
+    async def read(path: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.get(path)
+
+    with (
+        patch("api.docs._render", side_effect=AssertionError("the page was rendered again")),
+        patch("json.dumps", side_effect=AssertionError("the document was written again")),
+    ):
+        for path in ("/docs", "/openapi.json"):
+            assert asyncio.run(read(path)).status_code == 200

@@ -162,6 +162,17 @@ def test_the_document_and_its_page_need_nothing_from_elsewhere(api: Any) -> None
     assert "<script" not in page
 
 
+def test_the_document_and_its_page_are_built_once_and_not_sent_again_to_who_has_them(api: Any) -> None:
+    for path in ("/docs", "/openapi.json"):
+        first = api.http.get(path)
+        assert api.http.get(path).content == first.content
+        again = api.http.get(path, headers={"if-none-match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert first.headers["cache-control"] == "no-cache"
+        head = api.http.head(path)
+        assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", first.headers["etag"])
+
+
 def test_a_tenant_sees_its_own_batches_only(start_api: Any, make_request: Any) -> None:
     api = start_api(BATCHFILE_API_KEYS=PAIRS)
     batch_id = api.submit("email", [make_request("a")], **bearer("acme"))
