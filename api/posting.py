@@ -17,6 +17,13 @@ POST_S = 25.0  # for all of them, from the connection on; a name is looked up be
 _UNICAST = ipaddress.IPv6Network("2000::/3")  # all that IANA has given out for the internet
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
+# Not for the internet, whatever Python's own tables say: some do in later versions only, one is a public address.
+_RESERVED = (
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure's virtual machines reach their host's agent there
+    ipaddress.ip_network("192.0.0.0/24"),  # RFC 6890, but for two addresses that answer nobody's webhook either
+    ipaddress.ip_network("3fff::/20"),  # RFC 9637, for documentation
+)
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -49,6 +56,8 @@ def is_public(address: IPAddress) -> bool:
     """Can anyone on the internet have it? An IPv4 address in an IPv6 one is looked at as itself."""
     inner = _inner(address) if isinstance(address, ipaddress.IPv6Address) else address
     if isinstance(inner, ipaddress.IPv6Address) and inner not in _UNICAST:
+        return False
+    if any(inner in network for network in _RESERVED):
         return False
     return inner.is_global and not inner.is_multicast
 
