@@ -67,9 +67,12 @@ class Fleet:
         return [self.pool(name) for name in sorted(self._settings.pools)]
 
     def runners(self, pool: str | None) -> list[shapes.Runner]:
+        """Without the batches they work on, which belong to other tenants too, and the machines' names, which are the
+        operator's: a service with keys does not show them.
+        """
         found = [runner for runner in self.presence() if pool in {None, runner.pool}]
-        # Not the batches they work on: these are of other tenants too.
-        return [shapes.Runner(**asdict(replace(runner, shards=()))) for runner in found]
+        hidden = {"shards": (), "host": ""} if self._settings.api_keys else {"shards": ()}
+        return [shapes.Runner(**asdict(replace(runner, **hidden))) for runner in found]
 
     def health(self) -> dict[str, shapes.PoolHealth]:
         """Up is a pool with a runner that can answer: `loading` can not yet, `down` has lost its endpoint."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -119,6 +120,7 @@ def test_a_presence_record_tells_of_no_request_and_no_address(said: Said) -> Non
     assert runner["engine"] == "http"
     assert not runner.get("shards")
     assert "127.0.0.1" not in json.dumps(runner)
+    assert socket.gethostname() not in json.dumps(runner), "the machines are the operator's"
 
 
 def test_a_receipt_has_no_key_and_no_prompt(tmp_path: Path) -> None:
