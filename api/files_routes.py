@@ -87,7 +87,7 @@ async def retrieve(
     def look() -> shapes.File | None:
         output = output_files.find(caller, file_id)
         if output is not None:
-            return output_files.view(output)
+            return output_files.view(caller, output)
         record = files.read_file(service.ledger, caller.tenant, file_id)
         return None if record is None else views.file(record)
 

@@ -4,6 +4,7 @@ The batch never changes, so they are the same bytes each time.
 """
 
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,11 +47,12 @@ def output_file_id(batch: BatchRecord, kind: Kind) -> str | None:
 
 
 class OutputFiles:
-    """Finds, reads and forgets them; remembers how long they are, because only reading one tells."""
+    """Finds, reads and forgets them. How long one is only rendering it tells: that is done once and written down."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._rendering = threading.Lock()  # one at a time, whatever is asked for how often
 
     def find(self, caller: Caller, file_id: str) -> OutputFile | None:
         match = _ID.fullmatch(file_id)
@@ -77,10 +79,10 @@ class OutputFiles:
             is_output=file.kind == "output",
         )
 
-    def view(self, file: OutputFile) -> shapes.File:
+    def view(self, caller: Caller, file: OutputFile) -> shapes.File:
         return shapes.File(
             id=file.file_id,
-            bytes=self._size(file),
+            bytes=self._size(caller, file),
             created_at=int(file.batch.ended_at or 0),
             expires_at=int(file.expires_at),
             filename=f"{file.batch.batch_id}_{_NAMES[file.kind]}",
@@ -97,9 +99,21 @@ class OutputFiles:
     def _removed_key(self, caller: Caller, file_id: str) -> str:
         return f"{layout.file_prefix(caller.tenant, file_id)}.removed"
 
-    def _size(self, file: OutputFile) -> int:
+    def _size(self, caller: Caller, file: OutputFile) -> int:
         if file.file_id not in self._sizes:
-            self._sizes[file.file_id] = sum(map(len, self.chunks(file)))
+            with self._rendering:
+                self._sizes[file.file_id] = self._stored_size(caller, file)
             if len(self._sizes) > SIZES_MAX:
                 self._sizes.popitem(last=False)
         return self._sizes[file.file_id]
+
+    def _stored_size(self, caller: Caller, file: OutputFile) -> int:
+        ledger = self._service.ledger
+        prefix = layout.file_prefix(caller.tenant, file.file_id)
+        found = ledger.store.get(f"{prefix}.size")
+        if found is not None and found.data.isdigit():
+            return int(found.data)
+        size = sum(map(len, self.chunks(file)))
+        remove_after(ledger, prefix, file.expires_at - ledger.clock.now())
+        ledger.store.put(f"{prefix}.size", str(size).encode())
+        return size

@@ -6,6 +6,7 @@ import re
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -96,6 +97,8 @@ def test_output_files_are_files_of_the_same_bytes_each_time_until_they_are_remov
     assert first == second
     about = strict(FileObject, client.files.retrieve(batch.output_file_id))
     assert (about.bytes, about.purpose) == (len(first), "batch_output")
+    (written,) = Path(served.store).rglob(f"*{batch.output_file_id}.size")
+    assert written.read_text() == str(len(first)), "a file is rendered once for its size, not by each process"
     assert about.expires_at == about.created_at + 7200
     assert strict(FileDeleted, client.files.delete(batch.output_file_id)).deleted
     with pytest.raises(openai.NotFoundError):
