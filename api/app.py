@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
@@ -89,7 +90,7 @@ ROUTES = [
 def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -> Door:
     """An ASGI application over a ledger. Any number of processes may serve the same store."""
     store = MeteredStore(ledger.store)
-    ledger = Ledger(store=store, clock=ledger.clock, rng=ledger.rng, limits=ledger.limits)
+    ledger = replace(ledger, store=store)
     service = Service(ledger, settings, f"api-{socket.gethostname()}-{secrets.token_hex(4)}")
     fleet = Fleet(ledger, settings, service.reader)
     metrics = Metrics(fleet, store, sorted(settings.pools))

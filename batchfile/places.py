@@ -6,7 +6,7 @@ from pathlib import Path
 
 from batchfile import layout
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.ledger.base import Ledger
+from batchfile.ledger.base import IN_FLIGHT, Ledger
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
 from batchfile.records import BatchRecord, IdempotencyRecord
@@ -26,14 +26,15 @@ def check_stage(stages: Collection[str], stage: str) -> None:
 def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> Ledger:
     """A bucket is proven fit first, unless nothing will be written with a condition."""
     store = armed(open_store(url, prove=not is_read_only))
-    return Ledger(store=store, limits=settings.ledger_limits(is_local=local_path(url) is not None))
+    limits = settings.ledger_limits(is_local=local_path(url) is not None)
+    return Ledger(store=store, limits=limits, num_in_flight=IN_FLIGHT)
 
 
 def open_service_ledger(url: str | None, settings: Settings) -> Ledger:
     """The ledger of a service or a runner of one: named, set, or in the current directory."""
     chosen = url or settings.store or STORE_FOLDER
     limits = settings.ledger_limits(is_local=local_path(chosen) is not None, is_service=True)
-    return Ledger(store=armed(open_store(chosen)), limits=limits)
+    return Ledger(store=armed(open_store(chosen)), limits=limits, num_in_flight=IN_FLIGHT)
 
 
 def existing_ledger(

@@ -32,14 +32,21 @@ LOCAL = Limits(
 )
 
 
+IN_FLIGHT = 16  # calls of the store that one verb of a process makes at once
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """The world as the verbs see it. Everything they touch is in here, so that a test can own all of it."""
+    """The world as the verbs see it. Everything they touch is in here, so that a test can own all of it.
+
+    `num_in_flight`: the most calls of the store that one verb makes at once, on threads of its own if more than one.
+    """
 
     store: Store
     clock: Clock = field(default_factory=SystemClock)
     rng: Random = field(default_factory=Random)
     limits: Limits = field(default_factory=Limits)
+    num_in_flight: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def new_id(self) -> str:

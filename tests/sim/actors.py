@@ -52,6 +52,7 @@ class Shape:
     num_slots: int = 2
     token_s: float = 2.0
     restart_s_max: float = 40.0
+    num_in_flight: int = 1  # calls of the store that one verb makes at once
     knows_the_dead: bool = False  # as a directory does: a killed runner's leases are free at once
 
 
@@ -96,7 +97,9 @@ class Stage:
     def ledger_of(self, process: Process) -> Ledger:
         store = ProcessStore(process, self.store, self.faults)
         rng = Random(f"{self.world.seed}/{process.name}/ledger")
-        return Ledger(store=store, clock=process.clock, rng=rng, limits=self.shape.limits)
+        return Ledger(
+            store=store, clock=process.clock, rng=rng, limits=self.shape.limits, num_in_flight=self.shape.num_in_flight
+        )
 
 
 class ProcessClockOfTheStore:

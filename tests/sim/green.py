@@ -105,6 +105,13 @@ class Thread:
 
 GREEN = SimpleNamespace(Lock=Lock, Condition=Condition, Event=Event, Thread=Thread)
 
+THREADED = (
+    "batchfile.runner.runner",
+    "batchfile.runner.keeper",
+    "batchfile.ledger.status",
+    "batchfile.ledger.parallel",
+)
+
 # Polls of a runner that has nothing to do, in virtual seconds: seldom enough that idle runners cost little.
 WAITS = {
     "batchfile.runner.runner.IDLE_WAIT_S": 2.0,
@@ -116,8 +123,8 @@ WAITS = {
 
 
 @contextmanager
-def installed() -> Iterator[None]:
-    """The library's threads are strands, its log goes to the trace, its polls are few."""
+def installed(*, is_patient: bool = True) -> Iterator[None]:
+    """The library's threads are strands, its log goes to the trace; its polls are few if `is_patient`."""
     from batchfile.runner import feeder
     from batchfile.runner.work import ShardWork
 
@@ -127,7 +134,12 @@ def installed() -> Iterator[None]:
     before = structlog.get_config()
     structlog.configure(wrapper_class=_ToTrace, processors=[])
     with ExitStack() as stack:
-        for module in ("batchfile.runner.runner", "batchfile.runner.keeper", "batchfile.ledger.status"):
+        for module in (
+            "batchfile.runner.runner",
+            "batchfile.runner.keeper",
+            "batchfile.ledger.status",
+            "batchfile.ledger.parallel",
+        ):
             stack.enter_context(patch(f"{module}.threading", GREEN))
         for name, value in WAITS.items():
             stack.enter_context(patch(name, value))

@@ -139,6 +139,7 @@ def _shape(rng: Random) -> Shape:
         runners_per_pool=rng.choice((1, 2, 2, 3)),
         num_slots=rng.choice((1, 2, 4)),
         token_s=rng.choice((0.5, 2.0, 6.0)),
+        num_in_flight=rng.choice((1, 4)),
         knows_the_dead=rng.random() < 0.3,
     )
 
