@@ -1,33 +1,46 @@
 """Which shard to claim next: the pool's open batches, and what is known of their shards.
 
-Everything here is a hint that saves requests; whether a claim holds is decided by the conditional write alone.
+Everything here is a hint that saves requests; whether a claim holds is decided by the conditional write alone. A batch
+is read once, when its marker is new in the queue; a shard that another holds is not read again before that can matter.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, StoreUnavailable
+from batchfile.errors import BatchDamaged, BatchfileError, StoreUnavailable
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
-from batchfile.ledger.shards import Held, claim
-from batchfile.records import BatchRecord, Plan
+from batchfile.ledger.cas import Stored, load
+from batchfile.ledger.parallel import in_order
+from batchfile.ledger.shards import Held, claim, is_free
+from batchfile.records import BatchRecord, Plan, ShardRecord, ShardState
 from batchfile.store.base import Entry
 
 log = structlog.get_logger()
 
-RELIST_S = 5.0  # a batch whose every shard was tried is looked at again after this
+RELIST_S = 5.0  # a batch of which nothing was free is looked at again after this
 QUEUE_LIST_S = 15.0  # the queue while it has markers
 QUEUE_IDLE_S = 120.0  # the queue while it has none and the bell is silent
 BELL_S = 1.0
 LISTING_IN_READS = 12  # a listing costs as much as so many reads on AWS; with fewer shards it would save nothing
+TRIES_MAX = 8  # batches that one call looks for a shard in
+TRIES_ELSEWHERE_MAX = 2  # after so many in vain, those go first of which a shard is known to be nobody's
+NEW_AT_ONCE = 16  # new batches that are read before one more shard is claimed
+HELD_ELSEWHERE_SHARE_OF_TTL = 1 / 6  # a shard that another holds is read again after this: its record is rewritten then
 
 
 @dataclass(slots=True, kw_only=True)
 class BatchView:
-    """One open batch as this runner knows it. `settled`: shards known done, closed or held by us."""
+    """One open batch as this runner knows it. Times are monotonic.
+
+    `settled`: shards known done, closed or held by us. `elsewhere`: those that others hold, and when to read each
+    again. `todo`: what to try next, the first one last. `look_at`: when there may be something to try again.
+    `has_held`: we held a shard of it. `is_ending`: a shard of it was found closed.
+    """
 
     batch: BatchRecord
     plan: Plan
@@ -35,11 +48,38 @@ class BatchView:
     priority: int
     todo: list[int] = field(default_factory=list)
     settled: set[int] = field(default_factory=set)
-    looked_at: float = float("-inf")
+    elsewhere: dict[int, float] = field(default_factory=dict)
+    look_at: float = float("-inf")
+    has_held: bool = False
+    is_ending: bool = False
 
     @property
-    def unsettled(self) -> list[int]:
-        return [n for n in self.plan.pools.get(self.pool, {}) if n not in self.settled]
+    def num_unsettled(self) -> int:
+        return len(self.plan.pools.get(self.pool, {})) - len(self.settled)
+
+    @property
+    def num_unclaimed(self) -> int:
+        """Shards of which nobody is known to hold them."""
+        return self.num_unsettled - len(self.elsewhere)
+
+    def untried(self, now: float) -> list[int]:
+        """What could be claimed now, as far as is known."""
+        members = self.plan.pools.get(self.pool, {})
+        return [n for n in members if n not in self.settled and self.elsewhere.get(n, now) <= now]
+
+    def settle(self, n: int) -> None:
+        self.settled.add(n)
+        self.elsewhere.pop(n, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What was found of a marker's batch. `plan`: where it is open."""
+
+    marker: Entry
+    batch: BatchRecord | None = None
+    plan: Plan | None = None
+    error: BatchfileError | None = None
 
 
 class Claims:
@@ -54,8 +94,10 @@ class Claims:
         self._only = only
         self._in_order = in_order
         self._views: dict[str, BatchView] = {}
+        self._new: deque[Entry] = deque()  # markers whose batches are to be looked at, in the order of the queue
+        self._unread: set[str] = set()  # batches that could not be read at the last look
         self._damaged: set[str] = set()
-        self._listed_at = float("-inf")
+        self._list_at = float("-inf")  # when the queue is to be listed again, unless the bell rings before
         self._bell_asked_at = float("-inf")
         self._bell = ""
         self._has_listed = False
@@ -63,23 +105,30 @@ class Claims:
     @property
     def is_settled(self) -> bool:
         """Was every shard of the batches in the queue done, closed or held by us at the last look?"""
-        return self._has_listed and not any(view.unsettled for view in list(self._views.values()))
+        if not self._has_listed or self._new or self._unread:
+            return False
+        return not any(view.num_unsettled for view in list(self._views.values()))
+
+    @property
+    def has_more(self) -> bool:
+        """Is there something that the next claim would look at, new batches or shards that may be free by now?"""
+        return bool(self._new or self._candidates())
 
     def next(self) -> Held | None:
-        """One more shard, or None where nothing is free now. Raises: StoreUnavailable, BatchDamaged."""
+        """One more shard, or None where none was found free. Raises: StoreUnavailable, BatchDamaged.
+
+        A call does a bounded amount of work: it reads a few of the new batches and looks for a shard in a few of all.
+        So the first shard is claimed while most of a long queue is still unread.
+        """
         self._refresh_queue()
-        candidates = [view for view in list(self._views.values()) if self._has_todo(view)]
-        while candidates:
-            weights = [10 - view.priority for view in candidates]
-            view = self._ledger.rng.choices(candidates, weights)[0]
-            try:
-                held = self._claim_in(view)
-            except BatchDamaged as error:
-                self._give_up(view.batch.batch_id, error)
-                held = None
+        self._look_at_new()
+        for num_tried in range(TRIES_MAX):
+            view = self._choose(is_unclaimed=num_tried >= TRIES_ELSEWHERE_MAX)
+            if view is None:
+                return None
+            held = self._try(view)
             if held is not None:
                 return held
-            candidates.remove(view)
         return None
 
     def view_of(self, batch_id: str) -> BatchView | None:
@@ -90,31 +139,102 @@ class Claims:
         view = self._views.get(batch_id)
         if view is not None:
             view.settled.discard(n)
-        self.look_again()
+            view.look_at = float("-inf")
 
     def look_again(self) -> None:
-        """Something changed: the next claim looks at the batches first."""
-        self._listed_at = float("-inf")
+        """Something changed: the next claim lists the queue first."""
+        self._list_at = float("-inf")
 
     def exhausted(self, is_working: Callable[[str], bool]) -> list[str]:
-        """Batches of which no shard of this pool is left to claim or in work here: they may be complete."""
+        """Batches of which, as far as is known, this pool has no shard left that is free or in work here.
+
+        They may be complete. Where others hold the rest, only those that we had a part in: the last of us ends it.
+        """
         return [
-            batch_id for batch_id, view in list(self._views.items()) if not view.unsettled and not is_working(batch_id)
+            batch_id
+            for batch_id, view in list(self._views.items())
+            if (view.num_unsettled == 0 or (view.has_held and view.num_unclaimed == 0)) and not is_working(batch_id)
         ]
 
     def drop(self, batch_id: str) -> None:
         self._views.pop(batch_id, None)
+
+    def _candidates(self) -> list[BatchView]:
+        now = self._ledger.clock.monotonic()
+        return [
+            view for view in list(self._views.values()) if view.todo or (view.num_unsettled and view.look_at <= now)
+        ]
+
+    def _choose(self, *, is_unclaimed: bool) -> BatchView | None:
+        """A batch to look in, by chance, those of a higher priority more often.
+
+        With `is_unclaimed` one with a shard that nobody is known to hold, if there is one.
+        """
+        candidates = self._candidates()
+        if is_unclaimed:
+            candidates = [view for view in candidates if view.num_unclaimed] or candidates
+        if not candidates:
+            return None
+        weights = [10 - view.priority for view in candidates]
+        return self._ledger.rng.choices(candidates, weights)[0]
+
+    def _try(self, view: BatchView) -> Held | None:
+        try:
+            if not view.todo:
+                now = self._ledger.clock.monotonic()
+                view.look_at = now + RELIST_S
+                view.todo = self._in_turn(view, now)
+            return self._claim_in(view)
+        except BatchDamaged as error:
+            self._give_up(view.batch.batch_id, error)
+            return None
 
     def _claim_in(self, view: BatchView) -> Held | None:
         while view.todo:
             n = view.todo.pop()
             held = claim(self._ledger, view.batch, view.plan, self._pool, n, runner=self._runner_id)
             if isinstance(held, Held):
-                view.settled.add(n)
+                view.settle(n)
+                view.has_held = True
                 return held
-            if held in {"done", "closed"}:
-                view.settled.add(n)
+            self._note(view, n, held)
         return None
+
+    def _in_turn(self, view: BatchView, now: float) -> list[int]:
+        """What may be free, the next one last. Those that have no record yet, since nobody holds them, go first."""
+        todo = view.untried(now)
+        if self._in_order:
+            return todo[::-1]
+        self._ledger.rng.shuffle(todo)
+        if len(todo) < LISTING_IN_READS:
+            return todo
+        batch_id = view.batch.batch_id
+        keys = [layout.shard_key(batch_id, self._pool, n) for n in todo]
+        begun = {entry.key for entry in self._ledger.store.list(layout.shards_prefix(batch_id, self._pool))}
+        new = [n for n, key in zip(todo, keys, strict=True) if key not in begun]
+        if new:
+            return new
+        records = in_order(self._ledger, lambda key: load(self._ledger, key, ShardRecord), keys)
+        return [n for n, found in zip(todo, records, strict=True) if self._may_be_free(view, n, found)]
+
+    def _may_be_free(self, view: BatchView, n: int, found: Stored[ShardRecord] | None) -> bool:
+        if found is None or is_free(self._ledger, found):
+            return True
+        self._note(view, n, found.record.state)
+        return False
+
+    def _note(self, view: BatchView, n: int, state: ShardState) -> None:
+        """Shard `n` was found in this state, and not free."""
+        if state in {"done", "closed"}:
+            view.settle(n)
+        else:
+            again_s = self._ledger.limits.lease_ttl_s * HELD_ELSEWHERE_SHARE_OF_TTL
+            view.elsewhere[n] = self._ledger.clock.monotonic() + again_s
+        if state == "closed" and not view.is_ending:
+            view.is_ending = True
+            view.todo.clear()
+            if not self._is_open(view.batch.batch_id):
+                self.drop(view.batch.batch_id)
 
     def _give_up(self, batch_id: str, error: BatchDamaged) -> None:
         """A batch that contradicts itself is left alone; it must not stop the others."""
@@ -125,64 +245,87 @@ class Claims:
         self._damaged.add(batch_id)
         self.drop(batch_id)
 
-    def _has_todo(self, view: BatchView) -> bool:
-        now = self._ledger.clock.monotonic()
-        if not view.todo and now - view.looked_at >= RELIST_S:
-            view.todo = self._in_turn(view)
-            view.looked_at = now
-        return bool(view.todo)
-
-    def _in_turn(self, view: BatchView) -> list[int]:
-        """What is not settled, the next one last: first those that have no record yet, since nobody holds them."""
-        todo = view.unsettled
-        if self._in_order:
-            return todo[::-1]
-        self._ledger.rng.shuffle(todo)
-        if len(todo) >= LISTING_IN_READS:
-            batch_id = view.batch.batch_id
-            held = {entry.key for entry in self._ledger.store.list(layout.shards_prefix(batch_id, self._pool))}
-            todo.sort(key=lambda n: layout.shard_key(batch_id, self._pool, n) not in held)
-        return todo
+    def _is_open(self, batch_id: str) -> bool:
+        batch = read_batch(self._ledger, batch_id)
+        return batch is not None and batch.state == "open"
 
     def _refresh_queue(self) -> None:
         now = self._ledger.clock.monotonic()
-        rang = self._did_bell_ring(now)
-        interval = QUEUE_LIST_S if self._views else QUEUE_IDLE_S
-        if not rang and now - self._listed_at < interval:
+        if not self._did_bell_ring(now) and now < self._list_at:
             return
-        self._listed_at = now
-        try:
-            self._list_queue()
-        except StoreUnavailable:
-            self.look_again()
-            raise
+        self.look_again()  # until it was listed
+        self._list_queue()
+        self._list_at = now + (QUEUE_LIST_S if self._views or self._new else QUEUE_IDLE_S)
 
     def _list_queue(self) -> None:
         if self._only is not None:
-            self._look_at(self._only, 0)
+            self._look_at_only(self._only)
             return
-        seen = set()
-        for entry in self._ledger.store.list(layout.queue_prefix(self._pool)):
-            batch_id = layout.marker_batch_id(entry.key)
-            seen.add(batch_id)
-            try:
-                self._look_at(batch_id, layout.marker_priority(entry.key))
-                self._heal(entry)
-            except BatchDamaged as error:
-                self._give_up(batch_id, error)
-        for batch_id in self._views.keys() - seen:
-            self.drop(batch_id)
+        markers = {layout.marker_batch_id(entry.key): entry for entry in self._ledger.store.list(self._queue)}
+        for batch_id in list(self._views):
+            if batch_id not in markers:
+                self.drop(batch_id)
+        known = {*list(self._views), *self._damaged}
+        self._new = deque(marker for batch_id, marker in markers.items() if batch_id not in known)
+        self._unread.clear()
         self._has_listed = True
 
-    def _heal(self, marker: Entry) -> None:
-        """Remove the marker of a batch that has ended, or that was never committed."""
+    @property
+    def _queue(self) -> str:
+        return layout.queue_prefix(self._pool)
+
+    def _look_at_only(self, batch_id: str) -> None:
+        if batch_id not in self._views:
+            batch = read_batch(self._ledger, batch_id)
+            if batch is not None and batch.state == "open":
+                self._views[batch_id] = self._view(batch, read_plan(self._ledger, batch), 0)
+        elif not self._is_open(batch_id):
+            self.drop(batch_id)
+
+    def _look_at_new(self) -> None:
+        """Read some of the batches that are new in the queue, several at once."""
+        some = [self._new.popleft() for _ in range(min(NEW_AT_ONCE, len(self._new)))]
+        for look in in_order(self._ledger, self._read, some):
+            batch_id = layout.marker_batch_id(look.marker.key)
+            try:
+                self._take(batch_id, look)
+            except BatchDamaged as error:
+                self._give_up(batch_id, error)
+            except StoreUnavailable as error:
+                log.warning("batch.unread", batch_id=batch_id, error=str(error))
+                self._unread.add(batch_id)
+                self._list_at = min(self._list_at, self._ledger.clock.monotonic() + RELIST_S)
+
+    def _read(self, marker: Entry) -> _Look:
         batch_id = layout.marker_batch_id(marker.key)
-        if batch_id in self._views:
+        try:
+            batch = read_batch(self._ledger, batch_id)
+            plan = read_plan(self._ledger, batch) if batch is not None and batch.state == "open" else None
+        except (BatchDamaged, StoreUnavailable) as error:
+            return _Look(marker=marker, error=error)
+        return _Look(marker=marker, batch=batch, plan=plan)
+
+    def _take(self, batch_id: str, look: _Look) -> None:
+        """Begin to work on a batch that is open; remove the marker of one that has ended or was never committed.
+
+        A marker without its batch may be a create in progress; one that is ending is the steward's. Raises: what the
+        look met.
+        """
+        batch, marker = look.batch, look.marker
+        if look.error is not None:
+            raise look.error
+        if batch is not None and look.plan is not None:
+            self._views[batch_id] = self._view(batch, look.plan, layout.marker_priority(marker.key))
             return
-        batch = read_batch(self._ledger, batch_id)
         is_old = self._ledger.clock.now() - marker.modified_at >= self._ledger.limits.abandoned_s
-        if batch.state == "ended" if batch is not None else is_old:
+        if is_old if batch is None else batch.state == "ended":
             self._ledger.store.delete(marker.key)
+
+    def _view(self, batch: BatchRecord, plan: Plan, priority: int) -> BatchView:
+        """Raises: BatchDamaged."""
+        if self._pool not in plan.pools and set(plan.pools) - {layout.REJECTED_POOL}:
+            raise BatchDamaged(f"{batch.batch_id}: its plan has no pool {self._pool}, its marker says so")
+        return BatchView(batch=batch, plan=plan, pool=self._pool, priority=priority)
 
     def _did_bell_ring(self, now: float) -> bool:
         if now - self._bell_asked_at < BELL_S:
@@ -193,17 +336,3 @@ class Claims:
             return False
         self._bell = found.etag
         return True
-
-    def _look_at(self, batch_id: str, priority: int) -> None:
-        """Begin to work on a batch that is open; forget one that is not."""
-        if batch_id in self._damaged:
-            return
-        batch = read_batch(self._ledger, batch_id)
-        if batch is None or batch.state != "open":
-            # A marker without its batch is a create in progress, or garbage; an ending one is the steward's.
-            self.drop(batch_id)
-        elif batch_id not in self._views:
-            plan = read_plan(self._ledger, batch)
-            if self._pool not in plan.pools and set(plan.pools) - {layout.REJECTED_POOL}:
-                raise BatchDamaged(f"{batch_id}: its plan has no pool {self._pool}, its marker says so")
-            self._views[batch_id] = BatchView(batch=batch, plan=plan, pool=self._pool, priority=priority)

@@ -82,7 +82,7 @@ class Feeder:
         return sum(work.finished_bytes for work in list(self._works)) >= BACKLOG_BYTES_MAX
 
     def tick(self) -> bool:
-        """Claim one shard and feed it, or continue a trial; False where there was nothing to do."""
+        """Claim one shard and feed it, or continue a trial; False where there is nothing to do now."""
         if self._prepare is None or self.is_stopped:
             return False
         if self._continue_trials():
@@ -92,14 +92,15 @@ class Feeder:
         self.is_claiming = True
         try:
             held = self._claims.next()
+            has_more = held is not None or self._claims.has_more
             with self._changed:
-                self._window.set_ended(held is None)
+                self._window.set_ended(not has_more)
                 self._changed.notify_all()
             if held is not None:
                 self._feed(held)
         finally:
             self.is_claiming = False
-        return held is not None
+        return has_more
 
     def _feed(self, held: Held) -> None:
         record = held.record
@@ -247,6 +248,7 @@ class Feeder:
         log.error("input.changed", batch_id=batch.batch_id, error=str(error))
         work.is_dropped = True
         batches.end(self._ledger, batch.batch_id, "input_changed", str(error))
+        self._claims.drop(batch.batch_id)
         self._claims.look_again()
 
 

@@ -21,7 +21,8 @@ from batchfile.runner.keeper import Keeper
 log = structlog.get_logger()
 
 STEWARD_S = 15.0
-RETRY_S = 2.0  # between two looks at a batch that could not end yet
+RETRY_S = 2.0  # before the second look at a batch that could not end yet; doubles
+RETRY_S_MAX = 15.0
 
 
 class Finisher:
@@ -53,7 +54,7 @@ class Finisher:
         self._reader = StatusReader(ledger)
         self._steward = Steward(ledger, runner=runner_id, reader=self._reader, inbox=inbox) if is_steward else None
         self._only = only
-        self._looked_at: dict[str, float] = {}
+        self._looks: dict[str, tuple[float, float]] = {}  # batch -> when to look again, and how long that was waited
         self._stewarded_at = float("-inf")
 
     def tick(self) -> None:
@@ -61,11 +62,14 @@ class Finisher:
         candidates = self._claims.exhausted(self._keeper.is_working)
         if self._only is not None and self._claims.view_of(self._only) is None:
             candidates.append(self._only)  # someone ends it, or ended it, or it is gone
-        self._looked_at = {batch_id: at for batch_id, at in self._looked_at.items() if now - at < RETRY_S}
+        looks, self._looks = self._looks, {}
         for batch_id in candidates:
-            if now - self._looked_at.get(batch_id, float("-inf")) >= RETRY_S:
-                self._looked_at[batch_id] = now
+            at, wait_s = looks.get(batch_id, (now, RETRY_S / 2))
+            if at <= now:
+                wait_s = min(2 * wait_s, RETRY_S_MAX)
+                at = now + wait_s
                 self._finish(batch_id)
+            self._looks[batch_id] = (at, wait_s)
         if self._steward is not None and now - self._stewarded_at >= STEWARD_S:
             self._stewarded_at = now
             try:

@@ -41,6 +41,11 @@ def test_the_tail_of_a_batch_comes_close_to_the_ideal() -> None:
     assert run("tail.py", "--seeds", "5", timeout_s=200)["bench"] == "tail"
 
 
+def test_a_runner_is_fed_however_many_batches_are_open() -> None:
+    """Virtual time: the same on every machine, so it is judged here too."""
+    assert run("claims.py", "--batches", "100", "500", timeout_s=200)["bench"] == "claims"
+
+
 def test_the_status_of_a_batch_costs_no_more_requests_than_promised() -> None:
     """Requests are the same on every machine, so they are judged here too."""
     assert run("status.py", "--shards", "40", timeout_s=200)["shards"] == 40

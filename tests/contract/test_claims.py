@@ -2,38 +2,218 @@
 
 import json
 import random
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 
+import pytest
+
+from batchfile import layout
 from batchfile.clock import ManualClock
+from batchfile.errors import StoreUnavailable
 from batchfile.layout import input_key
-from batchfile.ledger import batches
+from batchfile.ledger import batches, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.cutter import Planned
 from batchfile.ledger.planner import plan_input
-from batchfile.runner.claims import Claims
+from batchfile.ledger.shards import Held
+from batchfile.runner.claims import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
+from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
 from batchfile.words import Defaults, RoutingTable
 
-BATCH, POOL, NUM_SHARDS = "b", "one", 100
+POOL, NUM_SHARDS = "one", 100
 POOLS = RoutingTable(pools={POOL: ("m",)})
 
 
-def test_a_runner_that_comes_late_claims_what_nobody_holds_first() -> None:
-    clock = ManualClock()
-    store = MeteredStore(MemoryStore(clock))
-    ledger = Ledger(store=store, clock=clock, rng=random.Random(3))
-    rows = [{"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": "hello"}]}} for n in range(200)]
-    store.put(input_key(BATCH, "n"), "\n".join(map(json.dumps, rows)).encode())
-    planned = plan_input(ledger, BATCH, input_key(BATCH, "n"), routing=POOLS, lines_per_range=2)
-    batches.create(ledger, batches.Draft(batch_id=BATCH, routing=POOLS, defaults=Defaults()), planned)
-    early = Claims(ledger, POOL, "early")
-    held = [early.next() for _ in range(NUM_SHARDS - 3)]
-    assert all(held)
+class World:
+    """Open batches that share one input and one plan."""
 
-    late = Claims(ledger, POOL, "late")
-    before = sum(figure.num for figure in store.figures().values())
+    def __init__(self, num_shards: int) -> None:
+        self.clock = ManualClock()
+        self.inner = MemoryStore(self.clock)
+        self.store = MeteredStore(self.inner)
+        self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(3))
+        rows = [
+            {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": "hello"}]}}
+            for n in range(2 * num_shards)
+        ]
+        self.store.put(input_key("shared", "n"), "\n".join(map(json.dumps, rows)).encode())
+        self.planned: Planned = plan_input(
+            self.ledger, "shared", input_key("shared", "n"), routing=POOLS, lines_per_range=2
+        )
+
+    def create(self, *batch_ids: str, priority: int = 5) -> None:
+        for batch_id in batch_ids:
+            draft = batches.Draft(batch_id=batch_id, routing=POOLS, defaults=Defaults(), priority=priority)
+            batches.create(self.ledger, draft, self.planned)
+
+    def claims(self, runner_id: str = "r") -> Claims:
+        return Claims(self.ledger, POOL, runner_id)
+
+    def num_requests(self, verb: str | None = None) -> int:
+        return sum(figure.num for call, figure in self.store.figures().items() if verb in {None, call.verb})
+
+
+def every(claims: Claims) -> Iterator[Held]:
+    """All that is free now."""
+    while True:
+        held = claims.next()
+        if held is not None:
+            yield held
+        elif not claims.has_more:
+            return
+
+
+def test_a_runner_that_comes_late_claims_what_nobody_holds_first() -> None:
+    world = World(NUM_SHARDS)
+    world.create("b")
+    assert len(list(islice(every(world.claims("early")), NUM_SHARDS - 3))) == NUM_SHARDS - 3
+
+    late = world.claims("late")
+    before = world.num_requests()
     assert late.next() is not None
-    spent = sum(figure.num for figure in store.figures().values()) - before
+    spent = world.num_requests() - before
     assert spent < 12, "requests for the one claim, of a hundred shards of which three are free"
-    assert late.next() is not None
-    assert late.next() is not None
-    assert late.next() is None
+    assert len(list(every(late))) == 2
+
+
+def test_the_first_shard_of_many_batches_is_claimed_before_most_of_them_are_read() -> None:
+    world = World(num_shards=3)
+    world.create(*(f"b{n:03}" for n in range(500)))
+    before = world.num_requests()
+    assert world.claims().next() is not None
+    assert world.num_requests() - before <= 2 * NEW_AT_ONCE + 8
+
+
+def test_every_open_batch_is_read_and_gets_its_turn() -> None:
+    world = World(num_shards=3)
+    world.create(*(f"b{n:03}" for n in range(200)))
+    held = Counter(held.batch.batch_id for held in every(world.claims()))
+    assert len(held) == 200
+    assert set(held.values()) == {3}
+
+
+def test_a_batch_that_is_known_is_not_read_again() -> None:
+    world = World(num_shards=3)
+    world.create(*(f"b{n:03}" for n in range(100)))
+    claims = world.claims()
+    assert len(list(every(claims))) == 300
+    before = world.num_requests()
+    for _ in range(20):
+        world.clock.sleep(QUEUE_LIST_S)
+        assert claims.next() is None
+    assert world.num_requests() - before == 40, "the bell and the queue"
+
+
+def test_the_queue_is_read_from_its_head() -> None:
+    world = World(num_shards=1)
+    world.create(*(f"late{n:03}" for n in range(100)))
+    world.create("first", priority=0)
+    claims = world.claims()
+    assert claims.next() is not None
+    assert claims.view_of("first") is not None
+    assert claims.view_of("late099") is None
+
+
+def test_a_batch_of_a_higher_priority_is_chosen_more_often() -> None:
+    world = World(NUM_SHARDS)
+    world.create("urgent", priority=0)
+    world.create("patient", priority=9)
+    held = Counter(one.batch.batch_id for one in islice(every(world.claims()), 60))
+    assert held["urgent"] > 4 * held["patient"]
+
+
+def test_a_new_batch_does_not_wait_for_a_look_at_all_that_others_hold() -> None:
+    world = World(num_shards=20)
+    world.create(*(f"b{n:03}" for n in range(300)))
+    assert sum(1 for _ in every(world.claims("other"))) == 6000
+    claims = world.claims("late")
+    assert list(every(claims)) == []
+    world.clock.sleep(world.ledger.limits.lease_ttl_s / 2)
+    world.create("new")
+    before = world.num_requests()
+    held = next(every(claims))
+    assert held.batch.batch_id == "new"
+    assert world.num_requests() - before < 100
+
+
+def test_what_others_hold_is_not_read_at_every_look() -> None:
+    world = World(NUM_SHARDS)
+    world.create("b")
+    other, claims = world.claims("other"), world.claims()
+    assert len(list(every(other))) == NUM_SHARDS
+    assert list(every(claims)) == []
+    before = world.num_requests("get")
+    for _ in range(2):
+        world.clock.sleep(RELIST_S)
+        assert list(every(claims)) == []
+    assert world.num_requests("get") - before == 2, "the bell"
+
+
+def test_a_shard_that_was_given_back_or_whose_lease_expired_is_claimed_again() -> None:
+    world = World(num_shards=2)
+    world.create("b")
+    given_back, kept = every(world.claims("other"))
+    claims = world.claims()
+    assert list(every(claims)) == []
+    shards.release(world.ledger, given_back)
+    world.clock.sleep(world.ledger.limits.lease_ttl_s / 6)
+    assert [held.record.n for held in every(claims)] == [given_back.record.n]
+    world.clock.sleep(world.ledger.limits.lease_ttl_s)
+    assert kept.record.n in {held.record.n for held in every(claims)}
+
+
+def test_of_a_batch_that_ends_nothing_more_is_claimed_or_read() -> None:
+    world = World(num_shards=5)
+    world.create("b", "other")
+    claims = world.claims()
+    assert claims.next() is not None
+    ending = batches.end(world.ledger, "b", "canceled")
+    assert ending is not None
+    batches.close_all(world.ledger, ending, world.planned.plan)
+    assert {held.batch.batch_id for held in every(claims)} == {"other"}
+    assert claims.view_of("b") is None
+    assert batches.finish(world.ledger, "b", runner="r") is not None
+    world.clock.sleep(QUEUE_LIST_S)
+    assert list(every(claims)) == []
+    assert [layout.marker_batch_id(entry.key) for entry in world.inner.list(layout.QUEUE_PREFIX)] == ["other"]
+
+
+def test_a_batch_is_perhaps_complete_once_nothing_of_it_is_free_or_in_work_here() -> None:
+    world = World(num_shards=3)
+    world.create("mine", "shared", "theirs")
+    other, claims = world.claims("other"), world.claims()
+    held = list(every(other))
+    assert {one.batch.batch_id for one in held} == {"mine", "shared", "theirs"}
+    for one in held:
+        if one.batch.batch_id == "mine" or (one.batch.batch_id == "shared" and one.record.n == 0):
+            shards.release(world.ledger, one)
+    ours = list(every(claims))
+    assert len(ours) == 4
+    assert claims.exhausted(lambda batch_id: True) == []
+    assert sorted(claims.exhausted(lambda batch_id: False)) == ["mine", "shared"]
+    claims.forget("shared", 0)
+    assert claims.exhausted(lambda batch_id: False) == ["mine"]
+
+
+def test_a_batch_that_can_not_be_read_now_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(num_shards=1)
+    world.create("bad", priority=0)
+    world.create(*(f"b{n}" for n in range(5)))
+    get = world.inner.get
+
+    def refuse(key: str) -> Object | None:
+        if key == layout.batch_key("bad"):
+            raise StoreUnavailable("500, always")
+        return get(key)
+
+    monkeypatch.setattr(world.inner, "get", refuse)
+    claims = world.claims()
+    assert {held.batch.batch_id for held in every(claims)} == {f"b{n}" for n in range(5)}
+    assert not claims.is_settled
+    monkeypatch.undo()
+    world.clock.sleep(RELIST_S)
+    assert {held.batch.batch_id for held in every(claims)} == {"bad"}
+    assert claims.is_settled
