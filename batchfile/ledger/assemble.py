@@ -1,11 +1,14 @@
 """Parts into one results file, in input order: a pure function of the input, the plan and the shard records.
 
-Every line exactly once, or nothing. Memory is bounded by one range. Knows no dialect: it writes native lines.
+Every line exactly once, or nothing. Memory is bounded by the records, one range and some parts ahead of it. Knows no
+dialect: it writes native lines.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +18,7 @@ from batchfile import bits, layout
 from batchfile.errors import BatchDamaged, LeaseLost, ObjectChanged, ObjectMissing
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.parallel import in_order
 from batchfile.lines import custom_id_of
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.part import PartLine, decode_part
@@ -26,6 +30,11 @@ from batchfile.words import Counts, Failure, Usage
 log = structlog.get_logger()
 
 PART_READS_MAX = 3
+PARTS_AHEAD_BYTES = 32 * 1024 * 1024
+SKIP_BYTES_MAX = 4 * 1024 * 1024  # of the input, rather than another request
+
+Shard = tuple[str, int]  # a pool, and the number of a range
+Records = dict[Shard, ShardRecord]
 
 _REASONS: dict[EndReason, Failure] = {
     "canceled": Failure(status="canceled", type="canceled", message="The batch was canceled."),
@@ -51,25 +60,39 @@ class Assembled:
     gpu_s: float
 
 
-def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat: Callable[[], None]) -> Assembled:
+def assemble(
+    ledger: Ledger, batch: BatchRecord, plan: Plan, records: Records, *, nonce: str, beat: Callable[[], None]
+) -> Assembled:
     """Write the results file and the errors file (the input lines that did not succeed).
 
-    Calls `beat` between ranges so that the caller can renew its lease. Raises: BatchDamaged where a shard is
-    neither done nor closed, or a line would be written twice or never; LeaseLost where the work is not ours any more.
+    Reads each part once, several at a time. Calls `beat` between ranges so that the caller can renew its lease.
+    Raises: BatchDamaged where a shard is neither done nor closed, or a line would be written twice or never; LeaseLost
+    where the work is not ours any more.
     """
     counts = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
     usage, gpu_s = Usage(), 0.0
     requests = _Requests(ledger, batch)
     results_key = layout.results_key(batch.batch_id, nonce)
     errors_key = layout.errors_key(batch.batch_id, nonce)
-    with _HashingWriter(ledger, results_key) as results, _HashingWriter(ledger, errors_key) as errors:
-        for n, span in enumerate(plan.ranges):
+    by_range = [list(_records_of(batch, plan, n, records)) for n in range(len(plan.ranges))]
+    parts = in_order(
+        ledger,
+        lambda part: _read_part(ledger, batch, part),
+        (part for found in by_range for record in found for part in record.parts),
+        size_of=lambda part: part.size,
+        size_max=PARTS_AHEAD_BYTES,
+    )
+    with (
+        closing(parts),
+        _HashingWriter(ledger, results_key) as results,
+        _HashingWriter(ledger, errors_key) as errors,
+    ):
+        for span, found in zip(plan.ranges, by_range, strict=True):
             beat()
-            records = list(_records(ledger, batch, plan, n))
-            for record in records:
+            for record in found:
                 usage += record.usage
                 gpu_s += record.gpu_s
-            lines = _range_lines(ledger, batch, span, records, requests)
+            lines = _range_lines(batch, span, found, parts, requests)
             for item in lines:
                 counts[item.status] += 1
             results.write_lines([item.result for item in lines])
@@ -84,25 +107,29 @@ def assemble(ledger: Ledger, batch: BatchRecord, plan: Plan, *, nonce: str, beat
         return Assembled(**made, counts=Counts(**counts), usage=usage, gpu_s=round(gpu_s, 3))
 
 
-def _records(ledger: Ledger, batch: BatchRecord, plan: Plan, n: int) -> Iterator[ShardRecord]:
+def _records_of(batch: BatchRecord, plan: Plan, n: int, records: Records) -> Iterator[ShardRecord]:
     for pool, shards in plan.pools.items():
         if n not in shards:
             continue
-        found = load(ledger, layout.shard_key(batch.batch_id, pool, n), ShardRecord)
-        if found is None or found.record.state not in {"done", "closed"}:
-            state = "missing" if found is None else found.record.state
+        record = records.get((pool, n))
+        if record is None or record.state not in {"done", "closed"}:
+            state = "missing" if record is None else record.state
             raise BatchDamaged(f"{batch.batch_id}: shard {pool}/{n} is {state} while the batch is assembled")
-        yield found.record
+        yield record
 
 
 def _range_lines(
-    ledger: Ledger, batch: BatchRecord, span: Range, records: list[ShardRecord], requests: "_Requests"
+    batch: BatchRecord,
+    span: Range,
+    records: list[ShardRecord],
+    parts: Iterator[bytes | None],
+    requests: "_Requests",
 ) -> list[PartLine]:
-    """Every line of the range, once, in order."""
+    """Every line of the range, once, in order. `parts`: those of the records, in their order; None: it is lost."""
     by_line: dict[int, PartLine] = {}
     for record in records:
-        for part in record.parts:
-            for item in _read_part(ledger, batch, part):
+        for data in islice(parts, len(record.parts)):
+            for item in () if data is None else decode_part(data):
                 if item.line in by_line or not 0 <= item.line < span.num_lines:
                     raise BatchDamaged(f"{batch.batch_id}: line {span.first + item.line} has two results")
                 by_line[item.line] = item
@@ -127,8 +154,8 @@ def _fill(
             by_line[line] = PartLine(line, failure.status, encode_result(custom_id, failure, ""))
 
 
-def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> list[PartLine]:
-    """The part's lines; none where it can not be read or is not what its record says: those become errors.
+def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> bytes | None:
+    """The part; None where it can not be read or is not what its record says: its lines become errors.
 
     Raises: LeaseLost where another has ended the batch meanwhile, and removed its parts.
     """
@@ -137,34 +164,58 @@ def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> list[PartLi
             ledger.clock.sleep(2.0**attempt)
         found = ledger.store.get(part.key)
         if found is not None and hashlib.sha256(found.data).hexdigest() == part.sha256:
-            return decode_part(found.data)
+            return found.data
     now = load(ledger, layout.batch_key(batch.batch_id), BatchRecord)
     if now is None or now.record.state not in {"open", "ending"}:
         raise LeaseLost("someone else has ended the batch")
     log.error("part.lost", batch_id=batch.batch_id, key=part.key, found=found is not None)
-    return []
+    return None
 
 
 class _Requests:
-    """The requests as they came in. None of them once the input is not the pinned one any more."""
+    """The requests as they came in, read in one stream while ranges in demand lie close to each other.
+
+    None of them once the input is not the pinned one any more.
+    """
 
     def __init__(self, ledger: Ledger, batch: BatchRecord) -> None:
         self._ledger = ledger
         self._batch = batch
         self._is_gone = False
+        self._chunks: Iterator[bytes] = iter(())
+        self._rest = b""  # what was read of the stream beyond `_at`
+        self._at = -1  # where in the input the stream is; before its start there is none
+        self._last: tuple[int, list[bytes | None]] = (-1, [])  # a range's start, and its lines
 
     def of(self, span: Range) -> list[bytes | None] | None:
-        """A line over the limit is None: no run will ever take it."""
+        """A line over the limit is None: no run will ever take it. Ranges must be asked for in their order."""
+        if self._last[0] == span.start:
+            return self._last[1]
         if self._is_gone:
             return None
-        pinned = self._batch.input
         try:
-            chunks = self._ledger.store.stream(pinned.key, span.start, span.end, match=pinned.etag)
-            return [line.data for line in iter_lines(chunks, span.start)]
+            if not 0 <= span.start - self._at <= SKIP_BYTES_MAX or self._at < 0:
+                pinned = self._batch.input
+                self._chunks = self._ledger.store.stream(pinned.key, span.start, match=pinned.etag)
+                self._rest, self._at = b"", span.start
+            for _ in self._up_to(span.start):
+                pass
+            self._last = span.start, [line.data for line in iter_lines(self._up_to(span.end), span.start)]
+            return self._last[1]
         except (ObjectChanged, ObjectMissing) as error:
             self._is_gone = True
             log.warning("input.changed", batch_id=self._batch.batch_id, error=str(error))
             return None
+
+    def _up_to(self, end: int) -> Iterator[bytes]:
+        """The bytes of the stream from where it is."""
+        while self._at < end:
+            chunk = self._rest or next(self._chunks, b"")
+            if not chunk:
+                return
+            piece, self._rest = chunk[: end - self._at], chunk[end - self._at :]
+            self._at += len(piece)
+            yield piece
 
 
 class _HashingWriter:

@@ -12,10 +12,11 @@ import structlog
 from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, StoreError
 from batchfile.ledger import outbox, shards
-from batchfile.ledger.assemble import Assembled, assemble
+from batchfile.ledger.assemble import Assembled, Records, Shard, assemble
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, load, swap, update_batch
+from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.cutter import Planned
+from batchfile.ledger.parallel import in_order
 from batchfile.ledger.turn import Turn
 from batchfile.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord, decode
 from batchfile.words import Defaults, RoutingTable
@@ -154,22 +155,53 @@ def end(ledger: Ledger, batch_id: str, reason: EndReason, detail: str | None = N
     return found.record
 
 
-def close_all(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
-    """Fence every shard of an ending batch, also those that nobody ever held."""
+def close_all(ledger: Ledger, batch: BatchRecord, plan: Plan, beat: Callable[[], None] = lambda: None) -> Records:
+    """Fence every shard of an ending batch, also those that nobody ever held: one write each. Their records.
+
+    Calls `beat` between them.
+    """
     reason = batch.reason or "failed"
-    for pool, members in plan.pools.items():
-        for n in members:
-            shards.close(ledger, batch.batch_id, plan, pool, n, reason=reason)
+    begun = {entry.key for entry in ledger.store.list(layout.shards_prefix(batch.batch_id))}
+
+    def close(shard: Shard) -> ShardRecord:
+        is_new = layout.shard_key(batch.batch_id, *shard) not in begun
+        return shards.close(ledger, batch.batch_id, plan, *shard, reason=reason, is_new=is_new)
+
+    records: Records = {}
+    members = list(_shards_of(plan))
+    for shard, record in zip(members, in_order(ledger, close, members), strict=True):
+        beat()
+        records[shard] = record
+    return records
 
 
-def is_complete(ledger: Ledger, batch: BatchRecord, plan: Plan) -> bool:
-    """Is every shard done or closed? Reads each record once."""
-    for pool, members in plan.pools.items():
-        for n in members:
-            found = load(ledger, layout.shard_key(batch.batch_id, pool, n), ShardRecord)
-            if found is None or found.record.state not in {"done", "closed"}:
-                return False
-    return True
+def final_records(
+    ledger: Ledger, batch: BatchRecord, plan: Plan, beat: Callable[[], None] = lambda: None
+) -> Records | None:
+    """Each shard's record, which no one writes again; None where one is not done yet. Calls `beat` between them."""
+
+    def read(shard: Shard) -> Stored[ShardRecord] | None:
+        return load(ledger, layout.shard_key(batch.batch_id, *shard), ShardRecord)
+
+    records: Records = {}
+    members = list(_shards_of(plan))
+    for shard, found in zip(members, in_order(ledger, read, members), strict=True):
+        beat()
+        if found is None or found.record.state not in {"done", "closed"}:
+            return None
+        records[shard] = found.record
+    return records
+
+
+def _is_begun(ledger: Ledger, batch: BatchRecord, plan: Plan) -> bool:
+    """Has every shard a record? Costs a listing, before anything is written for a batch that is not complete."""
+    begun = sum(1 for _ in ledger.store.list(layout.shards_prefix(batch.batch_id)))
+    return begun >= sum(1 for _ in _shards_of(plan))
+
+
+def _shards_of(plan: Plan) -> Iterator[Shard]:
+    """In the order of the input, as they are assembled."""
+    return ((pool, n) for n in range(len(plan.ranges)) for pool, members in plan.pools.items() if n in members)
 
 
 class _Stopped(Exception):
@@ -189,29 +221,34 @@ def finish(
         return batch
     if not batch.plan_key:
         return _end_unplanned(ledger, batch_id)
-    # While one process assembles, all the others ask again and again whether every shard is done.
+    # While one process ends it, all the others ask again and again whether it has ended: that must cost little.
     if Turn.is_held(ledger, layout.assembly_key(batch_id)):
         return None
     plan = read_plan(ledger, batch)
-    if batch.state == "ending":
-        close_all(ledger, batch, plan)
-    elif not is_complete(ledger, batch, plan):
+    if batch.state == "open" and not _is_begun(ledger, batch, plan):
         return None
     turn = Turn.take(ledger, layout.assembly_key(batch_id), layout.ASSEMBLY_POOL, runner)
-    made = None if turn is None else _assemble(ledger, batch, plan, turn, is_stopped)
-    if made is None:
-        return None
+    made = None if turn is None else _assemble(ledger, batch_id, plan, turn, is_stopped)
+    return None if made is None else _conclude(ledger, batch, plan, made, runner)
+
+
+def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled, runner: str) -> BatchRecord | None:
+    """Commit the end; who does that alone tidies up behind it."""
     ended = _commit_end(ledger, batch, plan, made)
-    if ended is not None:
-        with suppress(StoreError):  # a steward does it too
-            outbox.publish(ledger, ended, runner=runner)
+    if ended is None or ended.results != made.results:
+        _discard(ledger, made)
+        return ended
+    with suppress(StoreError):  # a steward does it too
+        outbox.publish(ledger, ended, runner=runner)
+    with suppress(StoreError):  # retention removes what stays
+        sweep_parts(ledger, ended)
     return ended
 
 
 def _assemble(
-    ledger: Ledger, batch: BatchRecord, plan: Plan, turn: Turn, is_stopped: Callable[[], bool]
+    ledger: Ledger, batch_id: str, plan: Plan, turn: Turn, is_stopped: Callable[[], bool]
 ) -> Assembled | None:
-    """None where someone else does it, or has done it while we looked at the shards: the parts may be gone by now."""
+    """None where a shard is not done yet, where someone else has the turn now, or has ended the batch before."""
 
     def beat() -> None:
         if is_stopped():
@@ -219,10 +256,15 @@ def _assemble(
         turn.beat()
 
     try:
-        now = read_batch(ledger, batch.batch_id)
-        if now is None or now.state == "ended":
+        batch = read_batch(ledger, batch_id)  # as it is now that it is our turn
+        if batch is None or batch.state == "ended":
             return None
-        return assemble(ledger, batch, plan, nonce=ledger.new_id()[:12], beat=beat)
+        if batch.state == "ending":
+            records: Records | None = close_all(ledger, batch, plan, beat)
+        else:
+            records = final_records(ledger, batch, plan, beat)
+        if records is not None:
+            return assemble(ledger, batch, plan, records, nonce=ledger.new_id()[:12], beat=beat)
     except LeaseLost:
         return None
     except _Stopped:
@@ -231,6 +273,14 @@ def _assemble(
     except BatchfileError:
         turn.give_back()
         raise
+    turn.give_back()
+    return None
+
+
+def _discard(ledger: Ledger, made: Assembled) -> None:
+    """Files that no record names, because another's do, or the batch is gone. Best effort."""
+    with suppress(StoreError):
+        ledger.store.delete_many([made.results.key, made.errors.key])
 
 
 def _end_unplanned(ledger: Ledger, batch_id: str) -> BatchRecord | None:
@@ -268,8 +318,7 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
     ended = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
     if ended is None:
         return None
-    for key in _markers(batch, plan):
-        ledger.store.delete(key)
+    ledger.store.delete_many(list(_markers(batch, plan)))
     log.info("batch.ended", batch_id=batch.batch_id, reason=ended.record.reason, total=batch.total)
     return ended.record
 
@@ -277,12 +326,10 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
 def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
     """Remove what an ended batch does not name: parts, and assemblies that lost."""
     keep = {ref.key for ref in (batch.results, batch.errors) if ref is not None}
-    for entry in list(ledger.store.list(layout.parts_prefix(batch.batch_id))):
-        ledger.store.delete(entry.key)
+    keys = [entry.key for entry in ledger.store.list(layout.parts_prefix(batch.batch_id))]
     for stem in ("results-", "errors-"):
-        for entry in list(ledger.store.list(layout.batch_prefix(batch.batch_id) + stem)):
-            if entry.key not in keep:
-                ledger.store.delete(entry.key)
+        keys += [entry.key for entry in ledger.store.list(layout.batch_prefix(batch.batch_id) + stem)]
+    ledger.store.delete_many([key for key in keys if key not in keep])
 
 
 def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:
@@ -299,9 +346,8 @@ def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 def remove_objects(ledger: Ledger, batch: BatchRecord) -> None:
     """Everything of a deleted batch but its tombstone."""
     tombstone = layout.batch_key(batch.batch_id)
-    for entry in list(ledger.store.list(layout.batch_prefix(batch.batch_id))):
-        if entry.key != tombstone:
-            ledger.store.delete(entry.key)
+    keys = [entry.key for entry in ledger.store.list(layout.batch_prefix(batch.batch_id))]
+    ledger.store.delete_many([key for key in keys if key != tombstone])
 
 
 def fence_abandoned(ledger: Ledger, batch_id: str) -> bool:

@@ -52,8 +52,8 @@ def sweep(ledger: Ledger) -> int:
         marker = ledger.store.get(entry.key)
         if marker is None or marker.age_s < float(marker.data or 0):
             continue
-        for expired in list(ledger.store.list(layout.expiring_prefix(entry.key))):
-            ledger.store.delete(expired.key)
+        expired = [found.key for found in ledger.store.list(layout.expiring_prefix(entry.key))]
+        ledger.store.delete_many(expired)
         ledger.store.delete(entry.key)
         num += 1
     return num

@@ -6,7 +6,7 @@ tests and simulations in virtual time.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -25,7 +25,7 @@ def in_order(
     *,
     size_of: Callable[[Given], int] = lambda item: 0,
     size_max: int = 0,
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """`do` of each item, in the order of the items, at most `ledger.num_in_flight` at once.
 
     `size_of` the items that are under way or wait to be taken is at most `size_max` together, or one item's. `items` is

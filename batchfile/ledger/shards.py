@@ -124,20 +124,24 @@ def release(ledger: Ledger, held: Held) -> None:
     _rewrite(ledger, held, lease.released(held.record, seq=held.seq))
 
 
-def close(ledger: Ledger, batch_id: str, plan: Plan, pool: str, n: int, *, reason: EndReason) -> None:
-    """Fence a shard for good, whoever holds it; a done or closed one stays as it is."""
+def close(
+    ledger: Ledger, batch_id: str, plan: Plan, pool: str, n: int, *, reason: EndReason, is_new: bool = False
+) -> ShardRecord:
+    """Fence a shard for good, whoever holds it; a done or closed one stays as it is. The record as it stands.
+
+    `is_new`: it seems to have no record, so that one is written without a look.
+    """
     key = layout.shard_key(batch_id, pool, n)
-    while True:
-        found = load(ledger, key, ShardRecord)
-        if found is not None and found.record.state in {"done", "closed"}:
-            return
+    found = None if is_new else load(ledger, key, ShardRecord)
+    while found is None or found.record.state not in {"done", "closed"}:
         lease_id = ledger.new_id()
         if found is None:
             wanted = lease.born_closed(pool, n, plan.pools[pool][n], lease=lease_id, reason=reason)
         else:
             wanted = lease.closed(found.record, lease=lease_id, reason=reason)
-        if isinstance(swap(ledger, key, wanted, None if found is None else found.etag), Stored):
-            return
+        written = swap(ledger, key, wanted, None if found is None else found.etag)
+        found = written.found if isinstance(written, Lost) else written
+    return found.record
 
 
 def put_done(

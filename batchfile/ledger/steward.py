@@ -5,7 +5,7 @@ processes at once; what one remembers only saves it requests.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import structlog
 
@@ -150,11 +150,7 @@ class Steward:
         elif batch.state == "open" and status.pending > 0:
             self._heal_markers(status)
             return None
-        ended = batches.finish(ledger, batch.batch_id, runner=self._runner)
-        if ended is not None and ended.state == "ended":
-            with suppress(StoreUnavailable):  # retention removes what stays
-                batches.sweep_parts(ledger, ended)
-        return ended
+        return batches.finish(ledger, batch.batch_id, runner=self._runner)
 
     def _heal_markers(self, status: BatchStatus) -> None:
         """A pool that has work left and no marker of it would never begin."""

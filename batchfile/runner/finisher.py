@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import structlog
 
@@ -104,5 +103,3 @@ class Finisher:
             if batch_id == self._only:
                 self.ended = ended
             self._claims.drop(batch_id)
-            with suppress(StoreUnavailable):  # retention removes what stays
-                batches.sweep_parts(self._ledger, ended)

@@ -5,7 +5,7 @@ Axioms that every implementation keeps: an acknowledged put is durable; a get of
 a conditional put of one key is linearisable. Listings, ages and clocks are hints.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -100,6 +100,10 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; no error where there is none."""
+        ...
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """As `delete` of each, in as few requests as the store knows, in any order. Cut off, some are left."""
         ...
 
     def link(self, key: str, path: str) -> str | None:

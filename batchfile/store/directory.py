@@ -11,7 +11,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Self
@@ -146,6 +146,10 @@ class DirectoryStore:
                 os.unlink(path)
             if not is_of_others(key):
                 files.remove_empty_folders(os.path.dirname(path), self._root)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.delete(key)
 
     def link(self, key: str, path: str) -> str | None:
         """A symbolic link: its etag changes with the file, and deleting the key leaves the file alone.

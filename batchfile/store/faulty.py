@@ -6,7 +6,7 @@ happen (`before`) or has happened (`after`); what it raises is what the caller g
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -103,6 +103,11 @@ class FaultyStore:
 
     def delete(self, key: str) -> None:
         self._write("delete", key, lambda: self._inner.delete(key))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Each is a write of its own, so that it can be cut off in the middle."""
+        for key in keys:
+            self.delete(key)
 
     def link(self, key: str, path: str) -> str | None:
         return self._write("link", key, lambda: self._inner.link(key, path))

@@ -7,7 +7,7 @@ did not hold), `unavailable`, `failed`.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -74,6 +74,9 @@ class MeteredStore:
 
     def delete(self, key: str) -> None:
         return self._timed("delete", lambda: self._inner.delete(key))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        return self._timed("delete", lambda: self._inner.delete_many(keys))
 
     def link(self, key: str, path: str) -> str | None:
         return self._timed("link", lambda: self._inner.link(key, path))

@@ -5,7 +5,7 @@ attempt; `data` does. Etags are passed around without their quotes; `prove` lear
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,7 +20,7 @@ from botocore.config import Config
 from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
 
 from batchfile.clock import Clock
-from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreUnavailable, StoreUnfit
+from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.keys import check_key, is_key
 from batchfile.store.passed_over import PassedOver
@@ -31,6 +31,7 @@ from batchfile.store.s3_errors import bare, translated
 from batchfile.store.s3_writer import S3Writer
 
 CHUNK_BYTES = 1024 * 1024
+DELETES_MAX = 1000  # of one request
 READ_ATTEMPTS = 5  # of a get or a stream, in a row without a byte of progress
 READ_PAUSE_S = 0.1  # before the second attempt; doubles, jittered
 CONNECTIONS = 32  # per client: as many threads as may use one store at once without waiting
@@ -58,6 +59,7 @@ class S3Store:
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._has_quotes = True
+        self._has_batch_delete = True
         self._passed_over = PassedOver()
         query = {name: value for name, value in {"endpoint": endpoint_url, "region": region}.items() if value}
         self._url = f"s3://{bucket}/{self._prefix}".rstrip("/") + ("?" + urlencode(query, safe=":/") if query else "")
@@ -196,6 +198,25 @@ class S3Store:
                 self._data.delete_object(**self._at(key))
         except ObjectMissing:
             return
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        for at in range(0, len(keys), DELETES_MAX):
+            some = keys[at : at + DELETES_MAX]
+            for key in some if len(some) == 1 or not self._has_batch_delete else self._delete_at_once(some):
+                self.delete(key)
+
+    def _delete_at_once(self, keys: Sequence[str]) -> Sequence[str]:
+        """One request for all; which of them are left, to be deleted one by one and their errors raised."""
+        wanted = {"Quiet": True, "Objects": [{"Key": self._at(key)["Key"]} for key in keys]}
+        try:
+            with translated(f"{self._url}: delete {len(keys)} objects"):
+                answer = self._data.delete_objects(Bucket=self._bucket, Delete=wanted)
+        except StoreUnavailable:
+            raise
+        except StoreError:  # a server that does not know it
+            self._has_batch_delete = False
+            return keys
+        return [error["Key"][len(self._prefix) :] for error in answer.get("Errors", ())]
 
     def link(self, key: str, path: str) -> str | None:
         return None

@@ -1,7 +1,7 @@
 """A store whose every call takes a while, in virtual time, for benches: the same on every machine."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,10 @@ class LatentStore:
     def delete(self, key: str) -> None:
         self._wait()
         self._inner.delete(key)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        self._wait()
+        self._inner.delete_many(keys)
 
     def link(self, key: str, path: str) -> str | None:
         return self._inner.link(key, path)

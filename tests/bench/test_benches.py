@@ -46,6 +46,15 @@ def test_a_runner_is_fed_however_many_batches_are_open() -> None:
     assert run("claims.py", "--batches", "100", "500", timeout_s=200)["bench"] == "claims"
 
 
+def test_the_end_of_a_large_batch_costs_no_more_than_promised() -> None:
+    """Virtual time and requests: the same on every machine, so they are judged here too."""
+    row = run("ending.py", "--shards", "970", timeout_s=200)
+    requests = {kind["kind"]: kind["requests"] for kind in row["rows"]}  # type: ignore[attr-defined]
+    assert requests["complete"]["get"] <= 2 * 970 + 50  # each record and each part once
+    assert requests["untouched"]["put"] <= 970 + 10  # each shard is closed once
+    assert requests["untouched"]["stream"] == 1
+
+
 def test_the_status_of_a_batch_costs_no_more_requests_than_promised() -> None:
     """Requests are the same on every machine, so they are judged here too."""
     assert run("status.py", "--shards", "40", timeout_s=200)["shards"] == 40

@@ -6,7 +6,7 @@ import gzip
 import inspect
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,10 @@ class Guarded:
     def delete(self, key: str) -> None:
         self._check("s3:DeleteObject", key)
         self._inner.delete(key)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.delete(key)
 
 
 class World:

@@ -359,6 +359,17 @@ def test_delete_removes_and_is_silent_where_nothing_is(store: Store, folder: str
     assert read(store, f"{folder}/a") == b"where a folder was"
 
 
+def test_many_are_deleted_together_those_that_are_not_there_included(store: Store, folder: str) -> None:
+    keys = [f"{folder}/{name}" for name in (*UNUSUAL_NAMES, *map(str, range(20)))]
+    for key in keys:
+        store.put(key, b"x")
+    store.put(f"{folder}/kept", b"x")
+    store.delete_many([*keys, f"{folder}/absent"])
+    assert keys_of(store, f"{folder}/") == [f"{folder}/kept"]
+    store.delete_many(keys)
+    store.delete_many([])
+
+
 @pytest.mark.parametrize("name", UNUSUAL_NAMES)
 def test_unusual_keys_are_keys(store: Store, folder: str, name: str) -> None:
     key = f"{folder}/{name}"

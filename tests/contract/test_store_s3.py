@@ -163,6 +163,35 @@ def test_an_unconditional_write_is_tried_again(store: S3Store, proxy: Any) -> No
     assert read(store, "a") == b"data"
 
 
+def test_a_thousand_are_deleted_with_each_request(store: S3Store, proxy: Any) -> None:
+    store.put("kept", b"x")
+    store.put("a", b"x")
+    proxy.requests.clear()
+    store.delete_many([*(f"absent-{n}" for n in range(1500)), "a"])
+    assert proxy.requests == ["POST", "POST"]
+    assert [entry.key for entry in store.list("")] == ["kept"]
+
+
+@pytest.mark.parametrize("status", [400, 403, 405])
+def test_a_server_that_deletes_only_one_by_one_is_asked_to(store: S3Store, proxy: Any, status: int) -> None:
+    for name in ("a", "b", "c", "d"):
+        store.put(name, b"x")
+    proxy.fault = lambda method, path, headers: status if method == "POST" else "pass"
+    proxy.requests.clear()
+    store.delete_many(["a", "b"])
+    store.delete_many(["c", "d"])
+    assert list(store.list("")) == []
+    assert proxy.requests.count("POST") == 1
+    assert proxy.requests.count("DELETE") == 4
+
+
+def test_a_delete_of_many_that_is_not_answered_is_sent_again(store: S3Store, proxy: Any) -> None:
+    store.put("a", b"x")
+    proxy.fault = Once("POST", 503, "drop")
+    store.delete_many(["a", "b"])
+    assert list(store.list("")) == []
+
+
 def test_a_completed_upload_whose_answer_was_lost_is_a_success(store: S3Store, proxy: Any) -> None:
     with store.writer("large") as writer:
         writer.write(b"x" * (PART_BYTES + 10))

@@ -15,6 +15,7 @@ from unittest.mock import patch
 from batchfile import bits, layout
 from batchfile.errors import StoreUnavailable
 from batchfile.ledger import assemble, batches, cas, expiry, idempotency, lease, planning, shards
+from batchfile.ledger.assemble import Records
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load
 from batchfile.ledger.idempotency import Adopted
@@ -97,16 +98,19 @@ def _claimed_without(**lost: Any) -> Mutant:
 
 @contextmanager
 def _assembled_too_early() -> Iterator[None]:
-    def records(ledger: Ledger, batch: BatchRecord, plan: Any, n: int) -> Iterator[ShardRecord]:
-        for pool, members in plan.pools.items():
-            found = load(ledger, layout.shard_key(batch.batch_id, pool, n), ShardRecord) if n in members else None
-            if found is not None:
-                yield found.record
+    def as_they_are(ledger: Ledger, batch: BatchRecord, plan: Any, beat: Any = None) -> Records:
+        members = [(pool, n) for pool, members in plan.pools.items() for n in members]
+        found = {shard: load(ledger, layout.shard_key(batch.batch_id, *shard), ShardRecord) for shard in members}
+        return {shard: replace(one.record, state="done") for shard, one in found.items() if one is not None}
+
+    def of_those_there_are(batch: BatchRecord, plan: Any, n: int, records: Records) -> Iterator[ShardRecord]:
+        yield from (records[pool, n] for pool in plan.pools if (pool, n) in records)
 
     with (
         patch.object(BatchStatus, "pending", property(lambda _: 0)),
-        patch.object(batches, "is_complete", lambda *_: True),
-        patch.object(assemble, "_records", records),
+        patch.object(batches, "_is_begun", lambda *_: True),
+        patch.object(batches, "final_records", as_they_are),
+        patch.object(assemble, "_records_of", of_those_there_are),
     ):
         yield
 
@@ -145,12 +149,17 @@ def _counted_before_commit() -> AbstractContextManager[object]:
     return patch.object(shards, "checkpoint", forgetful)
 
 
-def _closes_only_known() -> AbstractContextManager[object]:
+def _closes(*, known: bool) -> AbstractContextManager[object]:
+    """None of the shards, or only those that were claimed before."""
     close = shards.close
 
-    def lazy(ledger: Ledger, batch_id: str, plan: Any, pool: str, n: int, **why: Any) -> None:
-        if ledger.store.get(layout.shard_key(batch_id, pool, n)) is not None:
-            close(ledger, batch_id, plan, pool, n, **why)
+    def lazy(ledger: Ledger, batch_id: str, plan: Any, pool: str, n: int, *, reason: Any, **_: Any) -> ShardRecord:
+        found = load(ledger, layout.shard_key(batch_id, pool, n), ShardRecord)
+        if found is None:
+            return lease.born_closed(pool, n, plan.pools[pool][n], lease="x", reason=reason)
+        if known or found.record.state == "done":
+            return close(ledger, batch_id, plan, pool, n, reason=reason)
+        return lease.closed(found.record, lease="x", reason=reason)
 
     return patch.object(shards, "close", lazy)
 
@@ -302,8 +311,8 @@ MUTANTS: dict[str, Mutant] = {
     "a batch is committed before its input": _late("commit", "/input-"),
     "a batch is committed before its plan": _late("put", "/plan-"),
     "a batch ends before its results are written": _late("commit", "/results-"),
-    "a cancel closes nothing": _replaced(batches, "close_all", lambda *_: None),
-    "a cancel closes only what was claimed": _closes_only_known,
+    "a cancel closes nothing": lambda: _closes(known=False),
+    "a cancel closes only what was claimed": lambda: _closes(known=True),
     "the idempotency record comes after the batch": _key_after_batch,
     "lines that are done run again": _replaced(Held, "missing", property(_every_line)),
     "a zombie goes on writing": _zombie_writes_on,

@@ -3,7 +3,7 @@
 `SharedStore` is the truth that all processes share; it tells the model of every change.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from random import Random
@@ -92,6 +92,9 @@ class ProcessStore:
 
     def delete(self, key: str) -> None:
         self._call("delete", key, lambda: self._inner.delete(key))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        self._call("delete", f"{len(keys)} keys", lambda: self._inner.delete_many(keys))
 
     def link(self, key: str, path: str) -> str | None:
         return None
