@@ -38,10 +38,12 @@ from api.stewarding import Stewarding
 from api.tending import Tending
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.long_work import LongWork
 from batchfile.records import BatchRecord
 from batchfile.settings import Settings
 from batchfile.store.metered import MeteredStore
 
+LONG_THREADS = 2  # plan large files, and as many end large batches
 THREADS_SPARE = 32  # beyond what the requests of one key can take: the store is asked in threads
 
 ROUTES = [
@@ -97,7 +99,8 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     pulse = Pulse(store)
     output_files = OutputFiles(service)
     delivering = Delivering(ledger, settings.webhooks)
-    tending = Tending(ledger, service.name, delivering.hear)
+    long_work = LongWork(ledger, service.name, num_threads=LONG_THREADS, on_ended=delivering.hear)
+    tending = Tending(ledger, service.name, delivering.hear, long_work.take)
     began_at = ledger.clock.now()
 
     def on_ended(batch: BatchRecord) -> None:
@@ -106,7 +109,9 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
             metrics.observe_ended(batch)
 
     inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
-    stewarding = Stewarding(ledger, service.name, service.reader, on_ended, inbox) if is_steward else None
+    stewarding = None
+    if is_steward:
+        stewarding = Stewarding(ledger, service.name, service.reader, on_ended, inbox, long_work.take)
 
     @asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:

@@ -18,7 +18,10 @@ TICK_S = 15.0
 
 
 class Stewarding:
-    """`on_ended` hears once of every ended batch, also of those that ended before this process began."""
+    """`on_ended` hears once of every ended batch, also of those that ended before this process began.
+
+    `defer` takes over what would take long.
+    """
 
     def __init__(
         self,
@@ -27,10 +30,11 @@ class Stewarding:
         reader: StatusReader,
         on_ended: Callable[[BatchRecord], None],
         inbox: Inbox | None = None,
+        defer: Callable[[BatchRecord], bool] = lambda batch: False,
     ) -> None:
         self._ledger = ledger
         self._name = name
-        self._steward = Steward(ledger, runner=name, reader=reader, on_ended=on_ended, inbox=inbox)
+        self._steward = Steward(ledger, runner=name, reader=reader, on_ended=on_ended, inbox=inbox, defer=defer)
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. A store that is down is waited for."""

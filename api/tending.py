@@ -20,12 +20,22 @@ THREADS = 2
 
 
 class Tending:
-    """`runner`: the name of this process. Its threads die with it. `on_ended` hears of the batches that end here."""
+    """`runner`: the name of this process. Its threads die with it. `on_ended` hears of the batches that end here.
 
-    def __init__(self, ledger: Ledger, runner: str, on_ended: Callable[[BatchRecord], None]) -> None:
+    `defer` takes over what would take long: a small batch that is canceled never waits for a large one to be planned.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        runner: str,
+        on_ended: Callable[[BatchRecord], None],
+        defer: Callable[[BatchRecord], bool] = lambda batch: False,
+    ) -> None:
         self._ledger = ledger
         self._runner = runner
         self._on_ended = on_ended
+        self._defer = defer
         self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -43,7 +53,11 @@ class Tending:
     def _run(self) -> None:
         while (batch_id := self._wanted.get()) is not None:
             try:
-                batch = planning.plan(self._ledger, batch_id, runner=self._runner)
+                batch = batches.read_batch(self._ledger, batch_id)
+                if batch is not None and batch.state in {"planning", "ending"} and self._defer(batch):
+                    continue
+                if batch is not None and batch.state == "planning":
+                    batch = planning.plan(self._ledger, batch_id, runner=self._runner)
                 if batch is not None and batch.state == "ending":
                     batch = batches.finish(self._ledger, batch_id, runner=self._runner)
                 if batch is not None and batch.state == "ended":

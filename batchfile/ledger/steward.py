@@ -34,9 +34,10 @@ class Steward:
     """For one thread. `runner` names this process where it assembles; `reader` may be shared with others.
 
     With `inbox` it makes batches of what was dropped there. `on_ended` hears once of every ended batch that there is,
-    whoever ended it and when. Remembers when each batch of the index is due again: an open one at the next tick, an
-    ended or deleted one when its time comes, and no later than `RELOOK_S`. What can not be undone happens by the
-    store's clock: this one may be wrong, and says only when to look.
+    whoever ended it and when. `defer` may take over what would take long: planning or ending a large batch. Remembers
+    when each batch of the index is due again: an open one at the next tick, an ended or deleted one when its time
+    comes, and no later than `RELOOK_S`. What can not be undone happens by the store's clock: this one may be wrong, and
+    says only when to look.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Steward:
         runner: str,
         reader: StatusReader | None = None,
         on_ended: Callable[[BatchRecord], None] = lambda batch: None,
+        defer: Callable[[BatchRecord], bool] = lambda batch: False,
         inbox: Inbox | None = None,
     ) -> None:
         self._ledger = ledger
         self._runner = runner
         self._reader = reader or StatusReader(ledger)
         self._on_ended = on_ended
+        self._defer = defer
         self._inbox = inbox
         self._due: dict[str, float] = {}  # monotonic
         self._ended: set[str] = set()  # that were seen to have ended
@@ -142,6 +145,8 @@ class Steward:
         """Plan it, expire it or end it where that is due; the record if it ended. Else see that runners find it."""
         batch, ledger = status.batch, self._ledger
         if batch.state == "planning":
+            if self._defer(batch):
+                return None
             return planning.plan(ledger, batch.batch_id, runner=self._runner)
         if batch.state == "open" and expiry.is_over(ledger, batch):
             batches.end(ledger, batch.batch_id, "expired")
@@ -150,7 +155,7 @@ class Steward:
         elif batch.state == "open" and status.pending > 0:
             self._heal_markers(status)
             return None
-        return batches.finish(ledger, batch.batch_id, runner=self._runner)
+        return None if self._defer(batch) else batches.finish(ledger, batch.batch_id, runner=self._runner)
 
     def _heal_markers(self, status: BatchStatus) -> None:
         """A pool that has work left and no marker of it would never begin."""

@@ -11,6 +11,7 @@ from batchfile.errors import BatchDamaged, StoreError, StoreFull, StoreUnavailab
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.long_work import LongWork
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
 from batchfile.records import BatchRecord
@@ -27,7 +28,8 @@ RETRY_S_MAX = 15.0
 class Finisher:
     """Of the batch `only`: `ended` is its record once it has ended, `damaged` says why it never will.
 
-    Once `is_stopped`, an assembly is left at the next range; any process does it again.
+    `long_work` takes over what would hold up the end of other batches; not where there is no other. Once `is_stopped`,
+    an assembly is left at the next range; any process does it again.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Finisher:
         claims: Claims,
         keeper: Keeper,
         runner_id: str,
+        long_work: LongWork,
         *,
         is_steward: bool,
         only: str | None = None,
@@ -51,7 +54,10 @@ class Finisher:
         self._keeper = keeper
         self._runner_id = runner_id
         self._reader = StatusReader(ledger)
-        self._steward = Steward(ledger, runner=runner_id, reader=self._reader, inbox=inbox) if is_steward else None
+        self._long_work = long_work
+        self._steward = None
+        if is_steward:
+            self._steward = Steward(ledger, runner=runner_id, reader=self._reader, defer=long_work.take, inbox=inbox)
         self._only = only
         self._looks: dict[str, tuple[float, float]] = {}  # batch -> when to look again, and how long that was waited
         self._stewarded_at = float("-inf")
@@ -65,10 +71,14 @@ class Finisher:
         for batch_id in candidates:
             at, wait_s = looks.get(batch_id, (now, RETRY_S / 2))
             if at <= now:
-                wait_s = min(2 * wait_s, RETRY_S_MAX)
+                wait_s = RETRY_S if self._only is not None else min(2 * wait_s, RETRY_S_MAX)
                 at = now + wait_s
                 self._finish(batch_id)
             self._looks[batch_id] = (at, wait_s)
+
+    def steward(self) -> None:
+        """What is due of the steward's work. Takes long where many batches are open: on a thread of its own."""
+        now = self._ledger.clock.monotonic()
         if self._steward is not None and now - self._stewarded_at >= STEWARD_S:
             self._stewarded_at = now
             try:
@@ -83,6 +93,8 @@ class Finisher:
             status = self._reader.read(batch_id)
             if status is not None and status.batch.state == "open" and status.pending > 0:
                 return  # another runner or pool is not done yet; to see that must not cost a read of every record
+            if status is not None and status.batch.state != "ended" and self._long_work.take(status.batch):
+                return
             self.is_assembling = True
             ended = batches.finish(self._ledger, batch_id, runner=self._runner_id, is_stopped=self._is_stopped)
         except StoreFull:

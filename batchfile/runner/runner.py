@@ -1,7 +1,7 @@
 """The runner: one process, one engine, one loop, from its first engine to its last checkpoint.
 
-Three threads work around the loop (`loop.py`) and share a few lists with it: the feeder (claims, prefetch), the keeper
-(checkpoints) and the finisher (assembly, stewarding). The engine never waits for the store and never drains
+Four threads work around the loop (`loop.py`): the feeder (claims, prefetch), the keeper (checkpoints) and the finisher
+(ends batches) share a few lists with it, and the steward tidies. The engine never waits for the store and never drains
 between shards.
 """
 
@@ -15,6 +15,7 @@ from batchfile.engine.base import Engine, EngineFactory, EngineInfo, EngineStats
 from batchfile.errors import BatchDamaged, EngineDead, StoreFull, StoreUnavailable
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.long_work import LongWork
 from batchfile.records import BatchRecord
 from batchfile.runner.claims import Claims
 from batchfile.runner.feeder import Feeder
@@ -32,8 +33,9 @@ IDLE_WAIT_S = 0.05  # how long the loop sleeps where nothing is in flight and no
 KEEPER_WAIT_S = 0.2
 FINISHER_WAIT_S = 0.1
 STORE_RETRY_S = 1.0
-FINISHER_JOIN_S_MAX = 10.0  # when stopped: what it does may be cut off anywhere and is done again
-FEEDER_JOIN_S_MAX = 10.0  # at the end: it may be reading from a store that is away, and touches nothing that is kept
+# At the end, of the feeder, the steward and a stopped finisher: the store may be unavailable, and nothing that they do
+# must be done.
+JOIN_S_MAX = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +87,14 @@ class Runner:
             on_settled=self._keeper.wake.set,
             on_served=self._seat.has_served,
         )
+        # Where there is one batch alone, nothing waits for it.
+        self._long_work = LongWork(ledger, options.runner_id, num_threads=0 if options.only is not None else 1)
         self._finisher = Finisher(
             ledger,
             self._claims,
             self._keeper,
             options.runner_id,
+            self._long_work,
             is_steward=options.is_steward,
             only=options.only,
             inbox=options.inbox,
@@ -129,6 +134,7 @@ class Runner:
 
     def run_alone(self, until: Callable[[], bool] = lambda: False) -> BatchRecord | None:
         """`run` without a thread: everything in turn, on the ledger's clock. For simulations and virtual time."""
+        self._long_work.num_threads = 0
         self._engine = self._seat.build()
         try:
             while not self._is_over() and not until():
@@ -139,6 +145,7 @@ class Runner:
                         self._ledger.clock.sleep(IDLE_WAIT_S)
                     self._keeper.tick()
                     self._finisher.tick()
+                    self._finisher.steward()
                 except EngineDead as error:
                     self._engine = self._replace(self._engine, error)
                 except StoreUnavailable as error:
@@ -252,12 +259,14 @@ class Runner:
         self._keeper.wake.set()
         with self._changed:
             self._changed.notify_all()
-        feeder, keeper, finisher = threads
-        feeder.join(FEEDER_JOIN_S_MAX)
+        feeder, keeper, finisher, steward = threads
+        feeder.join(JOIN_S_MAX)
         keeper.join()
         self._keeper.release_all()
         if not self._keeper.is_store_away:
-            finisher.join(FINISHER_JOIN_S_MAX if self._stop.is_set() else None)
+            finisher.join(JOIN_S_MAX if self._stop.is_set() else None)
+            self._long_work.stop()
+        steward.join(JOIN_S_MAX if not self._keeper.is_store_away else 0)
         self._seat.count_steps(self._engine)
         tally = self.tally
         log.info(
@@ -275,6 +284,7 @@ class Runner:
             ("feeder", self._feed_forever),
             ("keeper", self._keep_forever),
             ("finisher", self._finish_forever),
+            ("steward", self._steward_forever),
         ]
         threads = [threading.Thread(target=self._guarded, args=(job,), name=name, daemon=True) for name, job in jobs]
         for thread in threads:
@@ -308,6 +318,10 @@ class Runner:
             self._keeper.wake.wait(KEEPER_WAIT_S)
             self._keeper.wake.clear()
             self._keeper.tick()
+
+    def _steward_forever(self) -> None:
+        while not self._threads_over.wait(FINISHER_WAIT_S):
+            self._finisher.steward()
 
     def _finish_forever(self) -> None:
         while not self._threads_over.wait(FINISHER_WAIT_S):

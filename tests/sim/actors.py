@@ -21,6 +21,7 @@ from batchfile import layout
 from batchfile.errors import BatchfileError
 from batchfile.ledger import batches, idempotency, planning
 from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger.long_work import LongWork
 from batchfile.ledger.planner import plan_input
 from batchfile.lines.openai import URL
 from batchfile.records import BatchRecord, FileInput, FileRecord
@@ -160,7 +161,9 @@ class Replica(Process):
         self._calls: list[Call] = []
         self.arrived_at = 0.0  # the call that begins just now
         self.service = Service(stage.ledger_of(self), stage.settings, self.name)
-        stewarding = Stewarding(self.service.ledger, self.name, self.service.reader, lambda batch: None)
+        ledger = self.service.ledger
+        long_work = LongWork(ledger, self.name)
+        stewarding = Stewarding(ledger, self.name, self.service.reader, lambda batch: None, defer=long_work.take)
         stage.world.spawn(self, stewarding.run, Event())
         self.on_kill.append(self._hang_up)
 

@@ -110,6 +110,7 @@ THREADED = (
     "batchfile.runner.keeper",
     "batchfile.ledger.status",
     "batchfile.ledger.parallel",
+    "batchfile.ledger.long_work",
 )
 
 # Polls of a runner that has nothing to do, in virtual seconds: seldom enough that idle runners cost little.
@@ -134,14 +135,9 @@ def installed(*, is_patient: bool = True) -> Iterator[None]:
     before = structlog.get_config()
     structlog.configure(wrapper_class=_ToTrace, processors=[])
     with ExitStack() as stack:
-        for module in (
-            "batchfile.runner.runner",
-            "batchfile.runner.keeper",
-            "batchfile.ledger.status",
-            "batchfile.ledger.parallel",
-        ):
+        for module in THREADED:
             stack.enter_context(patch(f"{module}.threading", GREEN))
-        for name, value in WAITS.items():
+        for name, value in WAITS.items() if is_patient else ():
             stack.enter_context(patch(name, value))
         stack.enter_context(patch.object(feeder, "ShardWork", shard_work))
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from unittest.mock import patch
 
-from batchfile.ledger import cutter
+from batchfile.ledger import cutter, long_work
 from batchfile.ledger.base import Limits
 from batchfile.ledger.steward import RELOOK_S
 from batchfile.settings import Settings
@@ -59,6 +59,7 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
         with ExitStack() as stack:
             stack.enter_context(seeded_secrets(seed))
             stack.enter_context(patch.object(cutter, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
+            stack.enter_context(patch.object(long_work, "LONG_BYTES", rng.choice((0, long_work.LONG_BYTES))))
             stage = Stage(world, _shape(rng), SETTINGS, faults, model)
             model.store = stage.store
             num_clients, needs_key = rng.choice((1, 1, 2, 3)), not drawn.is_age_known

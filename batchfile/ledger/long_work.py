@@ -1,0 +1,113 @@
+"""Planning and ending large batches on threads of their own: short work of the same process never waits for it.
+
+Bounded: what comes while all threads of its kind are busy waits in line. Knows neither API nor runner.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from batchfile.errors import BatchDamaged, StoreError
+from batchfile.ledger import batches, planning
+from batchfile.ledger.base import Ledger
+from batchfile.records import BatchRecord
+
+log = structlog.get_logger()
+
+LONG_BYTES = 64 * 1024 * 1024  # a larger input takes seconds to be planned, and its results to be assembled
+LONG_LINES = 100_000
+PLAIN = ".jsonl"  # what else is dropped may unpack to anything
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One kind of work: the batches that wait, and how many threads are at it."""
+
+    do: Callable[[str], BatchRecord | None]
+    waiting: deque[str] = field(default_factory=deque)
+    num_threads: int = 0
+
+
+class LongWork:
+    """`runner`: the name of this process. `num_threads`: of each kind; 0: it takes nothing. `on_ended` hears of what
+    ends here.
+
+    The threads die with the process: any other does the work again.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        runner: str,
+        *,
+        num_threads: int = 1,
+        on_ended: Callable[[BatchRecord], None] = lambda batch: None,
+    ) -> None:
+        self.num_threads = num_threads
+        self._on_ended = on_ended
+        self._changed = threading.Condition()
+        self._under_way: set[str] = set()
+        self._is_stopped = False
+        self._planning = _Lane(lambda batch_id: planning.plan(ledger, batch_id, runner=runner))
+        self._ending = _Lane(lambda batch_id: batches.finish(ledger, batch_id, runner=runner))
+
+    def take(self, batch: BatchRecord) -> bool:
+        """Plan or end this batch on a thread here, if that takes long. False: it is short, the caller does it.
+
+        `batch` as it was read: planning, or ending, or open and complete. It is begun once, however often it is given.
+        """
+        if self.num_threads == 0 or not is_long(batch):
+            return False
+        lane = self._planning if batch.state == "planning" else self._ending
+        with self._changed:
+            if self._is_stopped or batch.batch_id in self._under_way:
+                return True
+            self._under_way.add(batch.batch_id)
+            lane.waiting.append(batch.batch_id)
+            is_short = lane.num_threads < self.num_threads
+            lane.num_threads += is_short
+        if is_short:
+            threading.Thread(target=self._work, args=(lane,), name="long-work", daemon=True).start()
+        return True
+
+    def stop(self) -> None:
+        """Begin nothing more, and wait for what is being ended. What is being planned is left to others."""
+        with self._changed:
+            self._is_stopped = True
+            self._planning.waiting.clear()
+            self._ending.waiting.clear()
+            while self._ending.num_threads:
+                self._changed.wait()
+
+    def _work(self, lane: _Lane) -> None:
+        while (batch_id := self._next(lane)) is not None:
+            try:
+                batch = lane.do(batch_id)
+                if batch is not None and batch.state == "ended":
+                    self._on_ended(batch)
+            except (StoreError, BatchDamaged) as error:
+                log.warning("long_work.left_to_steward", batch_id=batch_id, error=str(error))
+            except Exception:  # the top of this thread
+                log.exception("long_work.failed", batch_id=batch_id)
+            with self._changed:
+                self._under_way.discard(batch_id)
+
+    def _next(self, lane: _Lane) -> str | None:
+        """None: nothing waits, and this thread is over."""
+        with self._changed:
+            if lane.waiting:
+                return lane.waiting.popleft()
+            lane.num_threads -= 1
+            self._changed.notify_all()
+            return None
+
+
+def is_long(batch: BatchRecord) -> bool:
+    """Does it take more than a moment to plan or to end it?"""
+    if batch.state == "planning":
+        is_plain = batch.dropped is None or batch.dropped.key.endswith(PLAIN)
+        return batch.input.size > LONG_BYTES or not is_plain
+    return bool(batch.plan_key) and (batch.input.size > LONG_BYTES or batch.total > LONG_LINES)

@@ -1,0 +1,262 @@
+"""Long work is done aside: a large file that is planned, or a large batch that is ended, holds up nothing short."""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+
+from api.tending import Tending
+from batchfile import layout
+from batchfile.engine.echo import EchoEngine
+from batchfile.errors import StoreUnavailable
+from batchfile.ledger import batches, long_work, planning, shards
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.long_work import LongWork, is_long
+from batchfile.ledger.planner import plan_input
+from batchfile.ledger.shards import Held
+from batchfile.ledger.steward import Steward
+from batchfile.lines.openai import URL
+from batchfile.lines.part import FinishedLine
+from batchfile.records import BatchRecord, FileInput, FileRecord
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.store.base import Entry
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults, RoutingTable, Usage
+
+POOL = "one"
+ROUTING = RoutingTable(pools={POOL: ("m",)})
+LARGE = 50  # requests; 10 are few
+WAIT_S = 30.0
+
+
+class Slow(MemoryStore):
+    """A stream of what is named here waits until it is let go. So does a listing of `slow_list`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow: set[str] = set()
+        self.slow_list = ""
+        self.let_go = threading.Event()
+        self.num_waiting = 0
+
+    def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
+        if key in self.slow:
+            self._wait()
+        return super().stream(key, start, end, match=match)
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+        if prefix == self.slow_list:
+            self._wait()
+        return super().list(prefix, after=after)
+
+    def _wait(self) -> None:
+        self.num_waiting += 1
+        assert self.let_go.wait(WAIT_S)
+
+
+class World:
+    def __init__(self) -> None:
+        self.store = Slow()
+        self.ledger = Ledger(store=self.store, rng=random.Random(3))
+
+    def create(self, batch_id: str, num_requests: int = 10) -> BatchRecord:
+        """Open, and no shard of it is begun."""
+        key = layout.input_key(batch_id, "n")
+        self.store.put(key, body(num_requests))
+        planned = plan_input(self.ledger, batch_id, key, routing=ROUTING)
+        draft = batches.Draft(batch_id=batch_id, routing=ROUTING, defaults=Defaults())
+        return batches.create(self.ledger, draft, planned)
+
+    def store_file(self, batch_id: str, num_requests: int = LARGE) -> BatchRecord:
+        """Planning, and its file is slow to read."""
+        data = body(num_requests)
+        self.store.put(f"files/{batch_id}", data)
+        self.store.slow.add(f"files/{batch_id}")
+        file = FileRecord(
+            file_id=batch_id,
+            tenant="default",
+            filename="f",
+            purpose="batch",
+            key=f"files/{batch_id}",
+            size=len(data),
+            sha256="",
+            created_at=0.0,
+            expires_at=0.0,
+        )
+        draft = batches.Draft(batch_id=batch_id, routing=ROUTING, defaults=Defaults(), created_at=time.time())
+        return planning.create(self.ledger, draft, file, FileInput(file_id=batch_id, endpoint=URL, requests_max=100))
+
+    def work(self, batch: BatchRecord) -> None:
+        plan = batches.read_plan(self.ledger, batch)
+        for n in range(len(plan.ranges)):
+            held = shards.claim(self.ledger, batch, plan, POOL, n, runner="r")
+            assert isinstance(held, Held)
+            lines = [FinishedLine(line, "succeeded", b"{}", Usage()) for line in range(held.range.num_lines)]
+            shards.checkpoint(self.ledger, held, lines, has_dispatched=True)
+
+    def state(self, batch_id: str) -> str:
+        batch = batches.read_batch(self.ledger, batch_id)
+        return "" if batch is None else batch.state
+
+
+def body(num_requests: int) -> bytes:
+    params = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    rows = ({"custom_id": f"r{n}", "method": "POST", "url": URL, "body": params} for n in range(num_requests))
+    return "\n".join(map(json.dumps, rows)).encode()
+
+
+def wait_for(is_true: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + WAIT_S
+    while not is_true():
+        assert time.monotonic() < ends_at, "it took too long"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(long_work, "LONG_BYTES", len(body(LARGE)) - 1)
+    found = World()
+    yield found
+    found.store.let_go.set()
+
+
+def test_large_files_that_are_planned_hold_up_no_cancel(world: World) -> None:
+    ended: list[str] = []
+    long = LongWork(world.ledger, "api", num_threads=2)
+    tending = Tending(world.ledger, "api", lambda batch: ended.append(batch.batch_id), long.take)
+    tending.start()
+    for batch_id in ("file1", "file2", "file3"):
+        world.store_file(batch_id)
+        tending.wake(batch_id)
+    wait_for(lambda: world.store.num_waiting == 2)
+    world.create("small")
+    batches.end(world.ledger, "small", "canceled")
+    tending.wake("small")
+    wait_for(lambda: ended == ["small"])
+    assert [world.state(batch_id) for batch_id in ("file1", "file2", "file3")] == ["planning"] * 3
+    world.store.let_go.set()
+    wait_for(lambda: all(world.state(batch_id) == "open" for batch_id in ("file1", "file2", "file3")))
+    tending.stop()
+
+
+def test_a_large_batch_that_is_ended_holds_up_no_other_end(world: World) -> None:
+    ended: list[str] = []
+    long = LongWork(world.ledger, "api", on_ended=lambda batch: ended.append(batch.batch_id))
+    tending = Tending(world.ledger, "api", lambda batch: ended.append(batch.batch_id), long.take)
+    tending.start()
+    large = [world.create(f"large{n}", LARGE) for n in range(3)]
+    for batch in large:
+        world.store.slow.add(batch.input.key)
+        batches.end(world.ledger, batch.batch_id, "canceled")
+        tending.wake(batch.batch_id)
+    wait_for(lambda: world.store.num_waiting == 1)
+    world.create("small")
+    batches.end(world.ledger, "small", "canceled")
+    tending.wake("small")
+    wait_for(lambda: ended == ["small"])
+    world.store.let_go.set()
+    wait_for(lambda: sorted(ended) == ["large0", "large1", "large2", "small"])
+    tending.stop()
+
+
+def test_a_steward_goes_on_while_a_large_file_is_planned(world: World) -> None:
+    world.store_file("file")
+    world.work(world.create("complete"))
+    long = LongWork(world.ledger, "s")
+    steward = Steward(world.ledger, runner="s", defer=long.take)
+    steward.tick()
+    wait_for(lambda: world.store.num_waiting == 1)
+    assert world.state("complete") == "ended"
+    steward.tick()
+    world.store.let_go.set()
+    wait_for(lambda: world.state("file") == "open")
+    assert world.store.num_waiting in {1, 2}, "it was planned once: read twice at most"
+
+
+def test_a_runner_ends_batches_while_its_steward_is_held_up(world: World) -> None:
+    world.store.slow_list = layout.INDEX_PREFIX
+    world.create("small")
+    runner = Runner(world.ledger, lambda: EchoEngine(num_slots=4), RunnerOptions(runner_id="r", pool=POOL))
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    wait_for(lambda: world.store.num_waiting == 1)
+    wait_for(lambda: world.state("small") == "ended")
+    world.store.let_go.set()
+    runner.stop()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+def test_a_runner_ends_short_batches_while_it_ends_a_large_one(world: World) -> None:
+    world.work(world.create("large", LARGE))
+    get = world.store.get
+
+    def slowly(key: str):  # type: ignore[no-untyped-def]
+        if "large/parts/" in key:
+            world.store._wait()
+        return get(key)
+
+    world.store.get = slowly  # type: ignore[method-assign]
+    runner = Runner(world.ledger, lambda: EchoEngine(num_slots=4), RunnerOptions(runner_id="r", pool=POOL))
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    wait_for(lambda: world.store.num_waiting == 1)
+    world.create("small")
+    wait_for(lambda: world.state("small") == "ended")
+    runner.stop()
+    thread.join(0.2)
+    assert thread.is_alive(), "it waits for the end that it has begun"
+    world.store.let_go.set()
+    thread.join(WAIT_S)
+    assert world.state("large") == "ended"
+
+
+def test_a_batch_is_begun_once_however_often_it_is_given(world: World) -> None:
+    long = LongWork(world.ledger, "s", num_threads=4)
+    batch = world.store_file("file")
+    assert all(long.take(batch) for _ in range(5))
+    wait_for(lambda: world.store.num_waiting == 1)
+    assert long.take(batch)
+    world.store.let_go.set()
+    wait_for(lambda: world.state("file") == "open")
+
+
+def test_what_failed_is_taken_again_when_it_is_given_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = world.store_file("file")
+    world.store.let_go.set()
+    long = LongWork(world.ledger, "s")
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreUnavailable("500")
+
+    monkeypatch.setattr(planning, "plan", fail)
+    with structlog.testing.capture_logs() as events:
+        assert long.take(batch)
+        wait_for(lambda: any(event["event"] == "long_work.left_to_steward" for event in events))
+    monkeypatch.undo()
+    monkeypatch.setattr(long_work, "LONG_BYTES", 0)
+    wait_for(lambda: long.take(batch) and world.state("file") == "open")
+
+
+def test_who_stops_leaves_what_is_planned_to_others(world: World) -> None:
+    long = LongWork(world.ledger, "s")
+    assert long.take(world.store_file("file"))
+    wait_for(lambda: world.store.num_waiting == 1)
+    long.stop()
+    assert long.take(world.store_file("other"))
+    world.store.let_go.set()
+    wait_for(lambda: world.state("file") == "open")
+    assert world.state("other") == "planning"
+
+
+def test_long_is_what_is_large_or_may_unpack_to_anything(world: World) -> None:
+    small, large = world.create("small"), world.create("large", LARGE)
+    assert (is_long(small), is_long(large)) == (False, True)
+    assert not LongWork(world.ledger, "s").take(small)
+    assert not LongWork(world.ledger, "s", num_threads=0).take(large)
+    assert is_long(world.store_file("file"))
+    assert not is_long(world.store_file("few", 10))
