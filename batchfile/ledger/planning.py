@@ -4,6 +4,7 @@ comes first.
 It opens, or it fails with what is wrong in the file; one conditional write decides, however many try.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -164,7 +165,9 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
 
     batches.mark(ledger, batch, planned.plan)
     opened = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
-    if opened is None:
+    if opened is None:  # it was canceled, and all of it removed, while this process slept
+        with suppress(StoreError):
+            batches.remove_objects(ledger, batch)
         return None
     batches.ring(ledger, planned.plan.pools)
     log.info("batch.planned", batch_id=batch.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))

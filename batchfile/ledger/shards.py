@@ -5,10 +5,11 @@ Knows no engine and no thread. A holder that loses a write has lost the shard an
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from batchfile import bits, layout
-from batchfile.errors import LeaseLost
+from batchfile.errors import LeaseLost, StoreError
 from batchfile.ledger import lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
@@ -60,8 +61,11 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
     if found is None:
         # Whoever ends the batch may have looked at this shard before it had a record.
         now = load(ledger, layout.batch_key(batch.batch_id), BatchRecord)
-        if now is None or now.record.state != "open":
-            close(ledger, batch.batch_id, plan, pool, n, reason=(now and now.record.reason) or "failed")
+        if now is None:  # its tombstone is gone too: nobody would ever remove what is written for it
+            _remove(ledger, key)
+            return "closed"
+        if now.record.state != "open":
+            close(ledger, batch.batch_id, plan, pool, n, reason=now.record.reason or "failed")
             return "closed"
     return held
 
@@ -115,7 +119,7 @@ def checkpoint(
         trying=trying,
         gpu_s=sum(item.gpu_s for item in finished),
     )
-    _rewrite(ledger, held, wanted)
+    _rewrite(ledger, held, wanted, part)
 
 
 def release(ledger: Ledger, held: Held) -> None:
@@ -179,6 +183,12 @@ def _write_part(ledger: Ledger, held: Held, finished: Sequence[FinishedLine]) ->
     return write_part(ledger, key, finished)
 
 
+def _remove(ledger: Ledger, key: str) -> None:
+    """What no record names. Best effort."""
+    with suppress(StoreError):
+        ledger.store.delete(key)
+
+
 def _totals(lines: Sequence[FinishedLine]) -> tuple[Counts, Usage]:
     by_status = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
     tokens_in = tokens_out = cached = 0
@@ -191,10 +201,13 @@ def _totals(lines: Sequence[FinishedLine]) -> tuple[Counts, Usage]:
     return Counts(**by_status), usage
 
 
-def _rewrite(ledger: Ledger, held: Held, wanted: ShardRecord) -> None:
+def _rewrite(ledger: Ledger, held: Held, wanted: ShardRecord, part: PartRef | None = None) -> None:
+    """`part`: what was written for it."""
     sent_at = ledger.clock.monotonic()
     written = swap(ledger, held.key, wanted, held.stored.etag)
     if isinstance(written, Lost):
+        if written.found is None and part is not None:  # the batch was removed while this process slept
+            _remove(ledger, part.key)
         raise LeaseLost(f"shard {wanted.pool}/{wanted.n} of {held.batch.batch_id} is not ours any more")
     held.stored = written
     held.written_at = sent_at

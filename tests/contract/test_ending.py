@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -272,3 +273,70 @@ def test_a_sweep_that_is_cut_off_is_no_fault_of_the_end() -> None:
     ended = batches.read_batch(world.ledger, BATCH)
     assert ended is not None
     assert (ended.state, ended.counts.finished) == ("ended", LINES_A_SHARD * NUM_SHARDS)
+
+
+# -- long after the end
+
+
+def left(world: World) -> list[str]:
+    return [entry.key for entry in world.inner.list("") if not entry.key.startswith("bell/")]
+
+
+def removed(world: World) -> None:
+    """The batch was deleted, its objects were removed, and at last its tombstone."""
+    world.finish()
+    deleted = batches.delete(world.ledger, BATCH)
+    assert deleted is not None
+    batches.remove_objects(world.ledger, deleted)
+    batches.remove_tombstone(world.ledger, deleted)
+    assert left(world) == []
+
+
+def test_a_holder_that_wakes_when_all_is_removed_leaves_nothing() -> None:
+    world = World()
+    held = shards.claim(world.ledger, world.batch, world.plan, POOL, 0, runner="r")
+    assert isinstance(held, Held)
+    batches.end(world.ledger, BATCH, "canceled")
+    removed(world)
+    with pytest.raises(LeaseLost):
+        shards.checkpoint(world.ledger, held, [result(0, 0, None)], has_dispatched=True)
+    assert left(world) == []
+
+
+def test_a_claim_of_what_was_removed_leaves_nothing() -> None:
+    world = World()
+    batches.end(world.ledger, BATCH, "canceled")
+    removed(world)
+    assert shards.claim(world.ledger, world.batch, world.plan, POOL, 0, runner="r") == "closed"
+    assert left(world) == []
+
+
+def test_an_end_of_what_was_removed_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    batches.end(world.ledger, BATCH, "canceled")
+    commit = batches._commit_end
+
+    def late(ledger: Ledger, *given: object) -> BatchRecord | None:
+        monkeypatch.undo()
+        world.clock.sleep(ledger.limits.lease_ttl_s + 1)
+        removed(world)
+        return commit(ledger, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batches, "_commit_end", late)
+    assert batches.finish(world.ledger, BATCH, runner="r") is None
+    assert left(world) == []
+
+
+def test_a_part_that_a_later_owner_s_record_names_stays() -> None:
+    """The answer to its checkpoint was lost, the shard went to another: the lease is lost, and the part is not."""
+    world = World()
+    held = shards.claim(world.ledger, world.batch, world.plan, POOL, 0, runner="r")
+    assert isinstance(held, Held)
+    stale = replace(held)  # as it is before its checkpoint
+    shards.checkpoint(world.ledger, held, [result(0, 0, None)], has_dispatched=True)
+    world.clock.sleep(world.ledger.limits.lease_ttl_s)
+    other = shards.claim(world.ledger, world.batch, world.plan, POOL, 0, runner="other")
+    assert isinstance(other, Held)
+    with pytest.raises(LeaseLost):
+        shards.checkpoint(world.ledger, stale, [result(0, 0, None)], has_dispatched=True)
+    assert world.inner.get(other.record.parts[0].key) is not None
