@@ -27,7 +27,19 @@ RELOOK_S = 3600.0  # an ended batch may be deleted by its user, a damaged one me
 STUCK_S = 60.0  # a batch that the store refuses something for, or that nobody expected
 SWEEP_S = 3600.0  # between two looks at what belongs to no batch
 
-_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, expiry.sweep)
+UPLOAD_S = 48 * 3600.0  # no writer of ours takes so long for one object
+UPLOADED = ("batches/", "files/", "uploads/", layout.OUTBOX_PREFIX)  # where this service writes large objects
+
+
+def _abort_uploads(ledger: Ledger) -> None:
+    """What killed processes left of objects that they were writing: it is paid for, and no listing shows it."""
+    for prefix in UPLOADED:
+        num = ledger.store.abort_uploads(prefix, older_s=UPLOAD_S)
+        if num:
+            log.info("uploads.aborted", prefix=prefix, num=num)
+
+
+_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, expiry.sweep, _abort_uploads)
 
 
 class Steward:

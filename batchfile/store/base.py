@@ -106,6 +106,10 @@ class Store(Protocol):
         """As `delete` of each, in as few requests as the store knows, in any order. Cut off, some are left."""
         ...
 
+    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
+        """Free what killed writers left of objects under `prefix`, begun so long ago; how many. Best effort."""
+        ...
+
     def link(self, key: str, path: str) -> str | None:
         """Let `key` stand for the file at `path` without copying it; its etag, or None: can not, copy it."""
         ...

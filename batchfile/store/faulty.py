@@ -109,6 +109,9 @@ class FaultyStore:
         for key in keys:
             self.delete(key)
 
+    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
+        return self._inner.abort_uploads(prefix, older_s=older_s)
+
     def link(self, key: str, path: str) -> str | None:
         return self._write("link", key, lambda: self._inner.link(key, path))
 

@@ -84,6 +84,9 @@ class MemoryStore:
         for key in keys:
             self.delete(key)
 
+    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
+        return 0
+
     def link(self, key: str, path: str) -> str | None:
         return None
 

@@ -78,6 +78,9 @@ class MeteredStore:
     def delete_many(self, keys: Sequence[str]) -> None:
         return self._timed("delete", lambda: self._inner.delete_many(keys))
 
+    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
+        return self._timed("list", lambda: self._inner.abort_uploads(prefix, older_s=older_s))
+
     def link(self, key: str, path: str) -> str | None:
         return self._timed("link", lambda: self._inner.link(key, path))
 

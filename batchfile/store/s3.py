@@ -218,6 +218,32 @@ class S3Store:
             return keys
         return [error["Key"][len(self._prefix) :] for error in answer.get("Errors", ())]
 
+    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
+        pages = self._data.get_paginator("list_multipart_uploads").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
+        num, iterator = 0, iter(pages)
+        while True:
+            with translated(f"{self._url}: list unfinished uploads"):
+                page = next(iterator, None)
+            if page is None:
+                return num
+            now = _date_of(page)
+            for upload in page.get("Uploads", ()):
+                if now - upload["Initiated"].timestamp() >= older_s:
+                    num += self._abort(upload["Key"], upload["UploadId"])
+
+    def _abort(self, full_key: str, upload_id: str) -> bool:
+        """False: it is gone by now, or we may not."""
+        try:
+            with translated(full_key):
+                self._data.abort_multipart_upload(Bucket=self._bucket, Key=full_key, UploadId=upload_id)
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            return False
+        return True
+
     def link(self, key: str, path: str) -> str | None:
         return None
 

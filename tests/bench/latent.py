@@ -60,6 +60,10 @@ class LatentStore:
         self._wait()
         self._inner.delete_many(keys)
 
+    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
+        self._wait()
+        return self._inner.abort_uploads(prefix, older_s=older_s)
+
     def link(self, key: str, path: str) -> str | None:
         return self._inner.link(key, path)
 

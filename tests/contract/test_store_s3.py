@@ -192,6 +192,23 @@ def test_a_delete_of_many_that_is_not_answered_is_sent_again(store: S3Store, pro
     assert list(store.list("")) == []
 
 
+def test_what_a_killed_writer_left_is_freed_once_it_is_old(store: S3Store, folder: str) -> None:
+    killed = store.writer("batches/a")
+    killed.write(b"x" * (PART_BYTES + 10))
+    others = store.writer("inbox/b")
+    others.write(b"x" * (PART_BYTES + 10))
+
+    def unfinished() -> list[str]:
+        found = store._data.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{folder}/")
+        return [upload["Key"].removeprefix(f"{folder}/") for upload in found.get("Uploads", ())]
+
+    assert store.abort_uploads("batches/", older_s=100 * 365 * 24 * 3600.0) == 0  # moto says of each that it is of 2010
+    assert sorted(unfinished()) == ["batches/a", "inbox/b"]
+    assert store.abort_uploads("batches/", older_s=0.0) == 1
+    assert unfinished() == ["inbox/b"]
+    others.__exit__(None, None, None)
+
+
 def test_a_completed_upload_whose_answer_was_lost_is_a_success(store: S3Store, proxy: Any) -> None:
     with store.writer("large") as writer:
         writer.write(b"x" * (PART_BYTES + 10))

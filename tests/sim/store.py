@@ -96,6 +96,9 @@ class ProcessStore:
     def delete_many(self, keys: Sequence[str]) -> None:
         self._call("delete", f"{len(keys)} keys", lambda: self._inner.delete_many(keys))
 
+    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
+        return 0
+
     def link(self, key: str, path: str) -> str | None:
         return None
 
