@@ -4,6 +4,7 @@
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
@@ -66,6 +67,7 @@ class Feeder:
         self._tally = tally
         self._changed = changed
         self._keys = count(1)
+        self._again: deque[tuple[Item, Request]] = deque()
         self._prepare: Callable[[Request], Prepared] | None = None
         self._low_water = 1
         self.is_stopped = False
@@ -81,11 +83,17 @@ class Feeder:
             return True
         return sum(work.finished_bytes for work in list(self._works)) >= BACKLOG_BYTES_MAX
 
+    def prepare_again(self, item: Item, request: Request) -> None:
+        """Another attempt at `item`, with this request, goes into the window soon. From the loop's thread."""
+        with self._changed:
+            self._again.append((item, request))
+            self._changed.notify_all()
+
     def tick(self) -> bool:
         """Claim one shard and feed it, or continue a trial; False where there is nothing to do now."""
         if self._prepare is None or self.is_stopped:
             return False
-        if self._continue_trials():
+        if self._prepare_next_attempts() or self._continue_trials():
             return True
         if self.is_full():
             return False
@@ -101,6 +109,25 @@ class Feeder:
         finally:
             self.is_claiming = False
         return has_more
+
+    def _prepare_next_attempts(self) -> bool:
+        """False: there was none."""
+        assert self._prepare is not None
+        items: list[Item] = []
+        while self._again and len(items) < PUSH_CHUNK:
+            item, request = self._again.popleft()
+            if item.shard.is_dropped:
+                continue
+            try:
+                item.request, item.prepared = request, self._prepare(request)
+            except InvalidRequest as error:
+                failure = Failure(type=error.type, message=str(error))
+                self._fail(item.shard, item.line, item.custom_id, failure)
+                continue
+            items.append(item)
+        if items:
+            self._queue(items, new_generation=False)
+        return bool(items)
 
     def _feed(self, held: Held) -> None:
         record = held.record

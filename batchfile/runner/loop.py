@@ -36,7 +36,8 @@ class Loop:
     """Shares the window and its condition `changed` with the feeder, `dropped` (shards that were lost) with the keeper.
 
     `lease_ttl_s` in seconds. `is_full`: nothing more comes into the window for now. `on_settled`: a shard has
-    something for the keeper. `on_served`: an engine has answered.
+    something for the keeper. `on_served`: an engine has answered. `prepare_again`: another attempt at an item is to be
+    prepared and put into the window by another thread.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Loop:
         is_full: Callable[[], bool],
         on_settled: Callable[[], None],
         on_served: Callable[[], None],
+        prepare_again: Callable[[Item, Request], None],
     ) -> None:
         self.in_flight: dict[int, Item] = {}
         self.info: EngineInfo | None = None  # of the first engine that was built, then of each next one
@@ -64,6 +66,7 @@ class Loop:
         self._is_full = is_full
         self._on_settled = on_settled
         self._on_served = on_served
+        self._prepare_again = prepare_again
         self._prepare: Callable[[Request], Prepared]
         self._busy_until: float | None = None  # up to when `tally.busy_s` counts; None: nothing was in flight
         self._gpu_s_each = 0.0  # seconds of GPUs, shared by those in flight, one share after the other
@@ -218,11 +221,19 @@ class Loop:
         return None
 
     def _again(self, item: Item, request: Request) -> None:
-        """Back into the window, among the others; one that ran alone runs alone again."""
+        """Back into the window, among the others; one that ran alone runs alone again.
+
+        The feeder prepares what differs: a long prompt takes long, and the engine would wait. Only where it ran alone
+        this thread does it, since nothing else may run before it.
+        """
+        is_alone = self._window.is_alone_running
         if item.request is not request:
+            if not is_alone:
+                self._prepare_again(item, request)
+                return
             item.request, item.prepared = request, self._prepare(request)
         with self._changed:
-            if self._window.is_alone_running:
+            if is_alone:
                 self._window.push_alone([item], is_next=True)
             else:
                 self._window.push([item])

@@ -86,6 +86,7 @@ class Runner:
             is_full=self._feeder.is_full,
             on_settled=self._keeper.wake.set,
             on_served=self._seat.has_served,
+            prepare_again=self._feeder.prepare_again,
         )
         # Where there is one batch alone, nothing waits for it.
         self._long_work = LongWork(ledger, options.runner_id, num_threads=0 if options.only is not None else 1)

@@ -2,12 +2,13 @@
 
 import json
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile.clock import Clock, ManualClock, SystemClock
 from batchfile.engine.base import Finished, Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.engine.echo_options import EchoFaults
@@ -18,7 +19,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, Failure, RoutingTable
+from batchfile.words import Defaults, Failure, Request, RoutingTable
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")
@@ -31,6 +32,19 @@ def answers(
 ) -> tuple[Runner, list[dict[str, Any]]]:
     """Run a batch of these texts to its end; its runner and its result lines."""
     clock = ManualClock()
+    ledger = ledger_of(texts, clock, schema=schema, **params)
+    runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", only=BATCH, is_steward=False))
+    ended = runner.run_alone()
+    assert ended is not None
+    assert ended.results is not None
+    return runner, [json.loads(row) for row in b"".join(ledger.store.stream(ended.results.key)).splitlines()]
+
+
+def ledger_of(
+    texts: list[str], clock: Clock | None = None, *, schema: dict[str, Any] | None = SCHEMA, **params: object
+) -> Ledger:
+    """With an open batch of these texts."""
+    clock = clock or SystemClock()
     ledger = Ledger(store=MemoryStore(clock), clock=clock, rng=random.Random(3))
     rows = [
         {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": text}], "max_tokens": 9, **params}}
@@ -40,11 +54,7 @@ def answers(
     planned = plan_input(ledger, BATCH, input_key(BATCH, "n"), routing=LOCAL)
     defaults = Defaults(output_schema=schema)
     batches.create(ledger, batches.Draft(batch_id=BATCH, routing=LOCAL, defaults=defaults), planned)
-    runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", only=BATCH, is_steward=False))
-    ended = runner.run_alone()
-    assert ended is not None
-    assert ended.results is not None
-    return runner, [json.loads(row) for row in b"".join(ledger.store.stream(ended.results.key)).splitlines()]
+    return ledger
 
 
 class Recorder(EchoEngine):
@@ -158,3 +168,22 @@ def test_a_poison_line_is_found_among_others_that_are_tried_again() -> None:
     _, rows = answers(texts, lambda: EchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
     errors = [row["error"] and row["error"]["type"] for row in rows]
     assert errors == ["engine_crash" if n == 11 else "model_error" if n % 2 else None for n in range(40)]
+
+
+def test_another_attempt_is_prepared_on_no_thread_that_turns_the_engine() -> None:
+    """Preparing a long prompt takes long: the engine must not wait for it."""
+    prepared_by: set[int] = set()
+
+    class Noting(EchoEngine):
+        def prepare(self, request: Request) -> EchoPrepared:
+            prepared_by.add(threading.get_ident())
+            return super().prepare(request)
+
+    ledger = ledger_of(["hello"] * 40)
+    options = RunnerOptions(runner_id="r", pool="local", only=BATCH, is_steward=False)
+    runner = Runner(ledger, lambda: Noting(num_slots=4, guided=GOOD, misfits=2), options)
+    ended = runner.run()
+    assert ended is not None
+    assert ended.counts.succeeded == 40
+    assert len(prepared_by) == 1
+    assert threading.get_ident() not in prepared_by
