@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PYTHON_MIN = (3, 11)
+from . import PYTHON_MIN
+
 PYTHON_MAX = (3, 14)
 GLIBC_MIN = (2, 31)
 MEMORY_MB_MIN = 4_000  # the demo at its peak, and the system around it
@@ -64,11 +65,6 @@ def problem_with(machine: Machine) -> str | None:
     """Why vLLM cannot be set up here and what to do, or None."""
     found = ".".join(map(str, machine.python))
     low, high = (".".join(map(str, one)) for one in (PYTHON_MIN, PYTHON_MAX))
-    if machine.python < PYTHON_MIN:
-        return (
-            f"Python {found} is too old: {low} or newer is needed. Make the virtual environment again with a newer "
-            "one, for example `python3.12 -m venv --clear .venv`."
-        )
     if machine.system != "Linux":
         advice = " On Windows, use a Linux distribution in WSL 2." if machine.system == "Windows" else ""
         return f"vLLM has no build for {machine.system}, only for Linux.{advice} {WITHOUT_VLLM}"

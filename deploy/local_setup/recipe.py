@@ -19,6 +19,7 @@ from .process import require_space
 from .progress import Progress, bytes_in, say
 
 STAMP_NAME = "batchfile-setup.json"
+BLOCKS = 1.2  # what files take on a disk, to their bytes: many are small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,7 @@ def set_up(extras: tuple[str, ...], *, is_newest: bool = False) -> None:
 def require_space_for(plan: Plan) -> None:
     """For what is not there yet, roughly. Resolving may download too, where an index does not serve metadata alone."""
     sizes = plan.sizes()
-    needed = sizes.fetched + sizes.installed - min(bytes_in(packages_dir()), sizes.installed)
+    needed = sizes.fetched + int(BLOCKS * (sizes.installed - min(bytes_in(packages_dir()), sizes.installed)))
     require_space(environment_dir(), needed, "Installing vLLM")
 
 

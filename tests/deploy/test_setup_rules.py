@@ -1,5 +1,6 @@
 """What set-up decides: can this machine run vLLM, what is missing, what is whole, and how far is it?"""
 
+import importlib
 import io
 import itertools
 import json
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import local_setup
 import pytest
 from local_setup.errors import SetupError
 from local_setup.install import Plan, forget_incomplete, is_whole, missing
@@ -52,7 +54,6 @@ def test_a_machine_that_vllm_runs_on_has_no_problem(changed: dict[str, Any]) -> 
         ({"system": "Darwin", "architecture": "arm64", "glibc": None}, "no build for Darwin", "--engine echo"),
         ({"architecture": "riscv64"}, "architecture riscv64", "--engine http"),
         ({"python": (3, 15)}, "3.15 is too new", "python3.14 -m venv --clear .venv"),
-        ({"python": (3, 10)}, "3.10 is too old", "python3.12 -m venv --clear .venv"),
         ({"glibc": None}, "no glibc", "not Alpine"),
         ({"glibc": (2, 17)}, "glibc 2.17", "2.31"),
         ({"memory_mb": 2_000}, "2,000 MB of memory", "4,000 MB"),
@@ -66,6 +67,12 @@ def test_a_machine_that_it_does_not_run_on_is_told_why_and_what_to_do(
     assert problem is not None
     assert told in problem
     assert advice in problem
+
+
+def test_a_python_that_is_too_old_is_told_before_it_reads_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
+    with pytest.raises(SystemExit, match=r"Python 3\.10 is too old: .* `python3\.12 -m venv --clear \.venv`"):
+        importlib.reload(local_setup)
 
 
 def test_flags_are_those_of_the_first_processor() -> None:
