@@ -62,10 +62,13 @@ def find():
         try:
             with open("/proc/" + name + "/stat", "rb") as file:
                 state, ppid = file.read().rpartition(b")")[2].split()[:2]
+        except OSError:
+            continue
+        try:
             with open("/proc/" + name + "/environ", "rb") as file:
                 is_marked = mark in file.read().split(b"\\0")
         except OSError:
-            continue
+            is_marked = False
         if state in (b"Z", b"X") or int(name) in (parent, os.getpid()):
             continue
         parents[int(name)] = int(ppid)
@@ -147,7 +150,8 @@ class ProcessGuard:
     @contextlib.contextmanager
     def hearing_forks(self) -> Iterator[None]:
         """Meanwhile every child that this thread forks reports itself before it does anything else."""
-        _forking[threading.get_ident()] = self._pipe().fileno()
+        with self._lock:
+            _forking[threading.get_ident()] = self._pipe().fileno()
         try:
             yield
         finally:
@@ -205,7 +209,7 @@ class ProcessGuard:
             pause.wait(AGAIN_S)
 
     def _tell(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # the guard ended a moment ago; the next one will be told
             self._pipe().write(data)
             self._pipe().flush()
 
