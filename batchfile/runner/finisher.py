@@ -57,7 +57,7 @@ class Finisher:
         self._long_work = long_work
         self._steward = None
         if is_steward:
-            self._steward = Steward(ledger, runner=runner_id, reader=self._reader, defer=long_work.take, inbox=inbox)
+            self._steward = Steward(ledger, runner=runner_id, reader=self._reader, defer=self._defer, inbox=inbox)
         self._only = only
         self._looks: dict[str, tuple[float, float]] = {}  # batch -> when to look again, and how long that was waited
         self._stewarded_at = float("-inf")
@@ -87,6 +87,10 @@ class Finisher:
                 log.warning("steward.paused", error=str(error))
             except Exception:  # tidying is no reason to stop working
                 log.exception("steward.failed")
+
+    def _defer(self, batch: BatchRecord) -> bool:
+        """Is this batch ended elsewhere in this process: here, where that can be stopped, or by `long_work`?"""
+        return batch.batch_id == self._only or self._long_work.take(batch)
 
     def _finish(self, batch_id: str) -> None:
         try:

@@ -44,11 +44,11 @@ class Executions:
 class CountingEcho(EchoEngine):
     def __init__(self, executions: Executions) -> None:
         super().__init__(num_slots=8)
-        self._seen = executions
+        self._executions = executions
 
     def add(self, key: int, prepared: Prepared) -> None:
         assert isinstance(prepared, EchoPrepared)
-        self._seen.started[prepared.request.custom_id] += 1
+        self._executions.started[prepared.request.custom_id] += 1
         super().add(key, prepared)
 
 
