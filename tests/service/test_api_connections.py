@@ -334,6 +334,7 @@ def served(wait_s: float) -> Iterator[int]:
         app,
         http=partial(Connection, all_of_them=limits),  # type: ignore[arg-type]
         lifespan="off",
+        ws="none",
         log_config=None,
         timeout_keep_alive=wait_s,  # type: ignore[arg-type]
     )
