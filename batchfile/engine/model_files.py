@@ -140,7 +140,8 @@ def _check_hub(model: str, revision: str | None) -> None:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise SettingsError(
-            f"model {model!r}: the model hub has no such model, or it is private; check the name, or {TOKEN_HINT}"
+            f"model {model!r}: there is no such directory here, and the model hub has no such model, or it is private; "
+            f"check the name, or {TOKEN_HINT}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise SettingsError(f"model {model!r} has no revision {revision!r} on the model hub") from error

@@ -94,7 +94,10 @@ def check(model: str, hub: str, folder: Path, program: str = CHECK) -> str:
         ("good/model", "found"),
         ("mistral/model", "found"),
         ("gated/model", "model 'gated/model' is gated: accept its terms"),
-        ("nobody/model", "model 'nobody/model': the model hub has no such model, or it is private"),
+        (
+            "nobody/model",
+            "model 'nobody/model': there is no such directory here, and the model hub has no such model, or",
+        ),
         ("secret/model", "model 'secret/model': the model hub answered 403; log in"),
         ("broken/model", "model 'broken/model' is not on this machine and the model hub answered 500: try again later"),
         ("not a name", "model 'not a name' is neither a directory here nor a name such as owner/model"),
