@@ -51,11 +51,16 @@ def closure(roots: Iterable[str], found: Mapping[str, importlib.metadata.Distrib
     return {name for name, _ in seen}
 
 
-def marker(requires_python: str | None) -> str:
+def requires_python(one: importlib.metadata.Distribution) -> str | None:
+    told = one.metadata.json.get("requires_python")
+    return told if isinstance(told, str) else None
+
+
+def marker(requires: str | None) -> str:
     """For a version that not all of our Pythons may have: the ones that may."""
     from packaging.specifiers import SpecifierSet
 
-    allowed = SpecifierSet(requires_python or "")
+    allowed = SpecifierSet(requires or "")
     may = [one for one in PYTHONS if allowed.contains(f"{one}.{PATCH_ANY}")]
     if len(may) == len(PYTHONS):
         return ""
@@ -66,7 +71,7 @@ def marker(requires_python: str | None) -> str:
 
 
 def lines(names: Iterable[str], found: Mapping[str, importlib.metadata.Distribution]) -> list[str]:
-    return [f"{name}=={found[name].version}{marker(found[name].metadata.get('Requires-Python'))}" for name in names]
+    return [f"{name}=={found[name].version}{marker(requires_python(found[name]))}" for name in names]
 
 
 def text(header: str, listed: Iterable[str]) -> str:

@@ -65,7 +65,7 @@ def has_weights(path: Path) -> bool:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, 100_000_000)))
         ends = [one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"]
-        return path.stat().st_size == 8 + length + max(ends)
+        return bool(path.stat().st_size == 8 + length + max(ends))
     return False
 
 
