@@ -99,12 +99,17 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     pulse = Pulse(store)
     output_files = OutputFiles(service)
     delivering = Delivering(ledger, settings.webhooks)
-    long_work = LongWork(ledger, service.name, num_threads=LONG_THREADS, on_ended=delivering.hear)
-    tending = Tending(ledger, service.name, delivering.hear, long_work.take)
     began_at = ledger.clock.now()
 
-    def on_ended(batch: BatchRecord) -> None:
+    def hear(batch: BatchRecord) -> None:
+        service.room.hear(batch)
         delivering.hear(batch)
+
+    long_work = LongWork(ledger, service.name, num_threads=LONG_THREADS, on_ended=hear)
+    tending = Tending(ledger, service.name, hear, long_work.take)
+
+    def on_ended(batch: BatchRecord) -> None:
+        hear(batch)
         if (batch.ended_at or 0.0) >= began_at:
             metrics.observe_ended(batch)
 

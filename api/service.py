@@ -12,6 +12,7 @@ from itertools import islice, takewhile
 
 from api.door import Caller
 from api.errors import Refusal, not_found
+from api.room import Room
 from batchfile import layout
 from batchfile.errors import InvalidRequest
 from batchfile.ledger import batches
@@ -52,6 +53,7 @@ class Service:
         self.settings = settings
         self.name = name
         self.reader = StatusReader(ledger)
+        self.room = Room(ledger, settings.api.open_batches_max)
         self.creating = asyncio.Semaphore(CREATES_AT_ONCE)
         self._files: dict[tuple[str, str], FileRecord] = {}
         self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="status")
@@ -126,18 +128,8 @@ class Service:
             raise Refusal(400, "Batch not yet complete; cancel it first, it can be deleted when it has ended")
 
     def check_room(self, caller: Caller) -> None:
-        """Raises: Refusal 429 where the tenant has its share of open batches. Markers are hints; so is this limit."""
-        limit = self.settings.api.open_batches_max
-        queued = {layout.marker_batch_id(entry.key) for entry in self.ledger.store.list(layout.QUEUE_PREFIX)}
-        if len(queued) < limit:
-            return
-        num_open = sum(1 for batch_id in self._ids(caller.tenant, "") if batch_id in queued)
-        if num_open >= limit:
-            raise Refusal(
-                429,
-                f"{num_open} batches are open already and {limit} is the limit; wait for one to end",
-                {"Retry-After": "30"},
-            )
+        """Raises: Refusal 429 where the tenant has its share of open batches."""
+        self.room.check(caller.tenant)
 
     def files(self, caller: Caller, file_ids: list[str]) -> list[FileRecord]:
         """Those of the files that can be read, in this order. They never change, so that they are remembered."""
