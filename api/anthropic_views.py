@@ -29,7 +29,7 @@ def message_batch(status: BatchStatus, own_url: str) -> shapes.MessageBatch:
         ended_at=_time(batch.ended_at),
         cancel_initiated_at=_time(batch.ending_at) if batch.reason == "canceled" else None,
         archived_at=None,
-        results_url=f"{own_url}{BATCHES}/{batch.batch_id}/results" if has_ended else None,
+        results_url=f"{own_url}{BATCHES}/{batch.batch_id}/results" if has_ended and status.is_known else None,
         counts=StageCounts(
             total=counts.total, succeeded=counts.succeeded, errored=counts.errored, pending=counts.pending
         ),

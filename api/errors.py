@@ -16,11 +16,15 @@ from batchfile.errors import (
     InvalidFile,
     InvalidRequest,
     KeyReused,
+    RecordDamaged,
+    RecordNewer,
     StoreError,
     StoreFull,
     StoreUnavailable,
     TooLarge,
 )
+from batchfile.ledger.damage import DAMAGED
+from batchfile.ledger.status import NEWER
 
 log = structlog.get_logger()
 
@@ -80,6 +84,7 @@ _TABLE: list[tuple[type[BatchfileError], int, dict[str, str]]] = [
     (InvalidFile, 400, {}),
     (InvalidRequest, 400, {}),
     (KeyReused, 422, {}),
+    (RecordNewer, 503, {"Retry-After": "60"}),  # another replica may be upgraded already
     (BatchDamaged, 500, {}),
 ]
 
@@ -92,6 +97,9 @@ def _detail(error: BatchfileError) -> str:
     if isinstance(error, StoreError):
         log.error("store.unusable", error=str(error))
         return "The store can not be used now; the log of this server says why."
+    if isinstance(error, RecordNewer | RecordDamaged):  # the key is the operator's alone
+        log.error("batch.unreadable", error=str(error))
+        return (NEWER if isinstance(error, RecordNewer) else DAMAGED).capitalize() + "."
     if isinstance(error, BatchDamaged):
         log.error("batch.damaged", error=str(error))
         return f"Something is wrong with this batch: {error}"

@@ -81,9 +81,9 @@ async def status(
     speech: NamedDependency[Speech],
 ) -> shapes.StageStatus | anthropic_shapes.MessageBatch:
     """Counts are live and only ever grow."""
-    found = await asyncio.to_thread(service.status, caller, batch_id)
     if speech.dialect == "stage":
-        return views.stage_status(found)
+        return views.stage_status(await asyncio.to_thread(service.status, caller, batch_id))
+    found = await asyncio.to_thread(service.seen, caller, batch_id)
     return anthropic_views.message_batch(found, own_url(request, service.settings.api))
 
 
@@ -131,7 +131,8 @@ async def cancel(
     tending: NamedDependency[Tending],
 ) -> anthropic_shapes.MessageBatch:
     """No further request starts; finished ones keep their results. A batch that has ended can not be canceled."""
-    if (await asyncio.to_thread(service.record, caller, batch_id)).state == "ended":
+    before = await asyncio.to_thread(service.seen, caller, batch_id)
+    if before.batch.state == "ended" and before.is_known:
         raise Refusal(400, "The batch has ended already; its results are final")
     found = await asyncio.to_thread(service.cancel, caller, batch_id)
     tending.wake(batch_id)

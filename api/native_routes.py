@@ -71,7 +71,7 @@ async def list_batches(
 async def status(
     batch_id: FromPath[str], service: NamedDependency[Service], caller: NamedDependency[Caller]
 ) -> shapes.Batch:
-    return views.batch(await asyncio.to_thread(service.status, caller, batch_id))
+    return views.batch(await asyncio.to_thread(service.seen, caller, batch_id))
 
 
 @post(

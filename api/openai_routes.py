@@ -104,7 +104,7 @@ async def cancel(
 
     def act() -> BatchStatus:
         before = _status(service, caller, batch_id)
-        if before.batch.state == "ended":
+        if before.batch.state == "ended" and before.is_known:
             raise Refusal(400, f"Cannot cancel a batch with status '{views.batch(before).status}'.")
         after = service.cancel(caller, batch_id)
         tending.wake(batch_id)
@@ -155,7 +155,7 @@ def _create(
 def _status(service: Service, caller: Caller, batch_id: str) -> BatchStatus:
     if not BATCH_ID.fullmatch(batch_id):
         raise not_found()
-    status = service.status(caller, batch_id)
+    status = service.seen(caller, batch_id)
     if status.batch.file is None:
         raise not_found()
     return status

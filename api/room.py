@@ -4,9 +4,11 @@ What has ended is remembered, so that only the records of batches that may be op
 """
 
 import threading
+from contextlib import suppress
 
 from api.errors import Refusal
 from batchfile import layout
+from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
@@ -68,5 +70,8 @@ class Room:
         return num_open
 
     def _read(self, batch_id: str) -> BatchRecord | None:
-        found = load(self._ledger, layout.batch_key(batch_id), BatchRecord)
-        return None if found is None else found.record
+        """None: there is none, or it cannot be read, which must not keep its tenant from creating others."""
+        with suppress(BatchDamaged, StoreError):
+            found = load(self._ledger, layout.batch_key(batch_id), BatchRecord)
+            return None if found is None else found.record
+        return None

@@ -14,8 +14,8 @@ from api.door import Caller
 from api.errors import Refusal, not_found
 from api.room import Room
 from batchfile import layout
-from batchfile.errors import InvalidRequest
-from batchfile.ledger import batches
+from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged, StoreError
+from batchfile.ledger import batches, damage
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.files import read_file
@@ -59,17 +59,36 @@ class Service:
         self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="status")
 
     def record(self, caller: Caller, batch_id: str) -> BatchRecord:
-        """Raises: Refusal 404; StoreUnavailable."""
-        batch = batches.read_batch(self.ledger, known_id(batch_id))
+        """Raises: Refusal 404; StoreUnavailable; BatchDamaged, of a batch of this tenant."""
+        try:
+            batch = batches.read_batch(self.ledger, known_id(batch_id))
+        except BatchDamaged:
+            self._place_of_damaged(caller, batch_id)
+            raise
         if batch is None or batch.tenant != caller.tenant:
             raise not_found()
         return batch
 
     def status(self, caller: Caller, batch_id: str) -> BatchStatus:
-        status = self.reader.read(known_id(batch_id))
+        """Raises: as `record`."""
+        try:
+            status = self.reader.read(known_id(batch_id))
+        except BatchDamaged:
+            self._place_of_damaged(caller, batch_id)
+            raise
         if status is None or status.batch.tenant != caller.tenant:
             raise not_found()
         return status
+
+    def seen(self, caller: Caller, batch_id: str) -> BatchStatus:
+        """As `status`; also of a damaged batch, as the listings show it."""
+        try:
+            return self.status(caller, batch_id)
+        except BatchDamaged:
+            status = self.reader.look(self._place_of_damaged(caller, batch_id))
+            if status is None:
+                raise not_found() from None
+            return status
 
     def page(
         self,
@@ -82,20 +101,24 @@ class Service:
     ) -> Page:
         """At most `limit` batches: the next older ones than `after`, or the next newer ones than `before`.
 
-        `ids_like`: none with other ids. Either cursor may have been deleted within the last day.
-        Raises: Refusal 404; StoreUnavailable.
+        `ids_like`: none with other ids. Either cursor may have been deleted within the last day. A batch that cannot be
+        read hides no other (see `StatusReader.look`). Raises: Refusal 404; StoreUnavailable where none can be read.
         """
-        ids = self._ids(caller.tenant, "" if after is None else self._place(caller, after))
+        places = self._places(caller.tenant, "" if after is None else self._place(caller, after))
         if before is not None:
-            ids = reversed(self._newer(caller, before))
+            places = reversed(self._newer(caller, before))
         if ids_like is not None:
-            ids = filter(ids_like.fullmatch, ids)
+            like = ids_like
+            places = (place for place in places if like.fullmatch(layout.index_batch_id(place)))
         found: list[BatchStatus] = []
         while len(found) <= limit:
-            some = list(islice(ids, limit + 1 - len(found)))
+            some = list(islice(places, limit + 1 - len(found)))
             if not some:
                 break
-            found += [status for status in self._readers.map(self.reader.read, some) if status is not None]
+            found += [status for status in self._readers.map(self.reader.look, some) if status is not None]
+        refusals = [status.problem for status in found if isinstance(status.problem, StoreError)]
+        if refusals and len(refusals) == len(found):
+            raise refusals[0]
         data = found[:limit] if before is None else found[:limit][::-1]
         return Page(data, has_more=len(found) > limit)
 
@@ -115,15 +138,21 @@ class Service:
         return self.ledger.store.stream(file.key)
 
     def cancel(self, caller: Caller, batch_id: str) -> BatchStatus:
-        """An ended batch stays what it is."""
-        self.record(caller, batch_id)
-        batches.end(self.ledger, batch_id, "canceled")
+        """An ended batch stays what it is. Raises: RecordNewer, and as `record`."""
+        try:
+            self.record(caller, batch_id)
+            batches.end(self.ledger, batch_id, "canceled")
+        except RecordDamaged as error:
+            damage.cancel(self.ledger, error, self._place_of_damaged(caller, batch_id))
         return self.status(caller, batch_id)
 
     def delete(self, caller: Caller, batch_id: str) -> None:
-        """Raises: Refusal 400 where it has not ended."""
-        self.record(caller, batch_id)
-        standing = batches.delete(self.ledger, batch_id)
+        """Raises: Refusal 400 where it has not ended; a damaged one needs no end. RecordNewer, and as `record`."""
+        try:
+            self.record(caller, batch_id)
+            standing = batches.delete(self.ledger, batch_id)
+        except RecordDamaged as error:
+            standing = damage.delete(self.ledger, error, self._place_of_damaged(caller, batch_id))
         if standing is not None and standing.state != "deleted":
             raise Refusal(400, "Batch not yet complete; cancel it first, it can be deleted when it has ended")
 
@@ -148,7 +177,10 @@ class Service:
 
     def _place(self, caller: Caller, batch_id: str) -> str:
         """The batch's key in the index."""
-        found = load(self.ledger, layout.batch_key(known_id(batch_id)), BatchRecord)
+        try:
+            found = load(self.ledger, layout.batch_key(known_id(batch_id)), BatchRecord)
+        except BatchDamaged:
+            return self._place_of_damaged(caller, batch_id)
         if found is None or found.record.tenant != caller.tenant:
             raise not_found()
         return layout.index_key(caller.tenant, found.record.created_at, batch_id)
@@ -156,8 +188,16 @@ class Service:
     def _newer(self, caller: Caller, batch_id: str) -> list[str]:
         place = self._place(caller, batch_id)
         entries = self.ledger.store.list(layout.index_prefix(caller.tenant))
-        return [layout.index_batch_id(entry.key) for entry in takewhile(lambda entry: entry.key < place, entries)]
+        return [entry.key for entry in takewhile(lambda entry: entry.key < place, entries)]
 
-    def _ids(self, tenant: str, after: str) -> Iterator[str]:
+    def _place_of_damaged(self, caller: Caller, batch_id: str) -> str:
+        """Whose it is, its record does not say any more; the index does."""
+        place = damage.place_of(self.ledger, caller.tenant, batch_id)
+        if place is None:
+            raise not_found() from None
+        return place
+
+    def _places(self, tenant: str, after: str) -> Iterator[str]:
+        """Of the tenant's batches in the index, newest first."""
         for entry in self.ledger.store.list(layout.index_prefix(tenant), after=after):
-            yield layout.index_batch_id(entry.key)
+            yield entry.key

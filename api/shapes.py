@@ -93,12 +93,15 @@ class Share(BaseModel):
 class Batch(BaseModel):
     """A batch as the service sees it. Times are epoch seconds. `pools` are those that work on it; none after its end.
 
+    `state`: `damaged` is a batch whose stored record is lost: cancel or delete it, or ask the operator to restore the
+    record. `unreadable`: it cannot be read now, and will be. Of both, only the id and `created_at` are known.
+
     `dialect`: the format of its input, which is `openai` where it has a `body` and a `url` in each line. `inbox_path`:
     the key of the dropped file that it was made of.
     """
 
     id: str
-    state: Literal["planning", "open", "ending", "ended"]
+    state: Literal["planning", "open", "ending", "ended", "damaged", "unreadable"]
     reason: str | None
     detail: str | None
     stage: str | None

@@ -4,6 +4,8 @@ from api import shapes
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.stage import processing_status, stage_counts, timestamp
 
+PARTLY = "a stored record of this batch cannot be read now: its counts may lack some results"
+
 
 def stage_status(status: BatchStatus) -> shapes.StageStatus:
     batch = status.batch
@@ -24,9 +26,9 @@ def batch(status: BatchStatus) -> shapes.Batch:
     assert record.state != "deleted", "a deleted batch is read as none"
     return shapes.Batch(
         id=record.batch_id,
-        state=record.state,
-        reason=record.reason,
-        detail=record.detail,
+        state=record.state if status.is_known else "damaged" if record.state == "ended" else "unreadable",
+        reason=record.reason if status.is_known else None,
+        detail=record.detail or (None if status.problem is None else PARTLY),
         stage=record.stage,
         total=record.total,
         succeeded=counts.succeeded,
@@ -39,7 +41,7 @@ def batch(status: BatchStatus) -> shapes.Batch:
         cached_tokens=usage.cached_tokens,
         created_at=record.created_at,
         updated_at=status.updated_at,
-        ended_at=record.ended_at,
+        ended_at=record.ended_at if status.is_known else None,
         expires_at=record.expires_at,
         metadata=record.metadata,
         priority=record.priority,

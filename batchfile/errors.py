@@ -18,6 +18,8 @@
     ├── LeaseLost            a shard is someone else's now; drop it at once, write nothing
     ├── ServiceUnavailable   a service does not answer; wait and try again
     ├── BatchDamaged         the stored documents of a batch contradict each other; stop and report
+    │   ├── RecordDamaged        a stored record cannot be read; a cancel, a delete or a restart may replace it
+    │   └── RecordNewer          a newer version wrote a record; never write, cancel or delete it
     └── EngineDead           the engine can not go on; build another one
 
 A class exists only where a caller acts differently. A message says what happened and what to do.
@@ -109,6 +111,22 @@ class ServiceUnavailable(BatchfileError):
 
 class BatchDamaged(BatchfileError):
     """Stored documents contradict each other. The caller stops and reports; nothing is guessed."""
+
+
+class RecordDamaged(BatchDamaged):
+    """A stored record cannot be read, however often. The caller leaves it alone, or replaces it on demand.
+
+    `key` and `etag`: of the object, so that exactly these bytes are replaced and nothing that is restored meanwhile.
+    """
+
+    def __init__(self, message: str, *, key: str, etag: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.etag = etag
+
+
+class RecordNewer(BatchDamaged):
+    """A newer version of batchfile wrote a record. The caller leaves it alone: what it does not know would be lost."""
 
 
 class EngineDead(BatchfileError):

@@ -144,6 +144,16 @@ def index_batch_id(key: str) -> str:
     return key.rsplit("/", 1)[1].split("-", 1)[1]
 
 
+def index_tenant(key: str) -> str:
+    return key.split("/", 2)[1]
+
+
+def index_created_at(key: str) -> float:
+    """Epoch seconds that make the same key again: the middle of its millisecond, which no rounding leaves."""
+    millis: int = _NEWEST_FIRST - int(key.rsplit("/", 1)[1].split("-", 1)[0])
+    return (millis + 0.5) / 1000
+
+
 IDEMPOTENCY_PREFIX = "idempotency/"
 
 

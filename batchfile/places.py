@@ -58,13 +58,17 @@ def existing_ledger(
     return open_ledger(chosen, settings, is_read_only=is_read_only)
 
 
-def find_batch(ledger: Ledger, name: str) -> BatchRecord:
-    """A batch by its id or by the path of its output. Raises: InvalidRequest where there is none."""
+def find_batch_id(ledger: Ledger, name: str) -> str:
+    """The id that `name` is, or that the path of an output stands for."""
     path = os.path.realpath(name)
     pointer = load(ledger, layout.idempotency_key("output", path), IdempotencyRecord)
-    batch_id = name if pointer is None else pointer.record.batch_id
+    return name if pointer is None else pointer.record.batch_id
+
+
+def find_batch(ledger: Ledger, name: str) -> BatchRecord:
+    """A batch by its id or by the path of its output. Raises: InvalidRequest where there is none; BatchDamaged."""
     try:
-        batch = read_batch(ledger, batch_id)
+        batch = read_batch(ledger, find_batch_id(ledger, name))
     except InvalidRequest:
         batch = None
     if batch is None:

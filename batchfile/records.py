@@ -1,16 +1,20 @@
 """The stored documents, and how they become bytes. Knows no store.
 
-Each is versioned: a reader ignores keys that it does not know and refuses a higher version.
+Each is versioned. A reader ignores fields that it does not know and refuses a higher version. A writer refuses both:
+rewritten here, a record would lose the fields that a newer version has put into it. So a new field needs no new
+version; a new value of a Literal, or another meaning of a known field, does.
 """
 
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, TypeVar
 
 import msgspec
+from msgspec import inspect
 
-from batchfile.errors import UNREADABLE, BatchDamaged
+from batchfile.errors import UNREADABLE, BatchDamaged, RecordNewer
 from batchfile.words import Counts, Defaults, Dialect, RoutingTable, Usage
 
 VERSION = 1
@@ -340,21 +344,76 @@ def encode(record: AnyRecord) -> bytes:
     return _encoder.encode(record)
 
 
+class _Versioned(msgspec.Struct):
+    """What every version of every record has."""
+
+    version: int = 1
+
+
+_versioned = msgspec.json.Decoder(_Versioned)
+
+
 def decode(data: bytes, kind: type[Record]) -> Record:
-    """Raises: BatchDamaged where the bytes are no such document, or one of a newer version."""
+    """Raises: BatchDamaged where the bytes are not such a document; RecordNewer where a newer version wrote it."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
         record = decoder.decode(data)
     except UNREADABLE as error:
-        raise BatchDamaged(f"a stored {kind.__name__} can not be read: {error}") from error
+        _check_version(data, kind)  # a newer version may have changed what a field holds
+        raise BatchDamaged(f"a stored {kind.__name__} cannot be read: {error}") from error
     assert isinstance(record, kind)
     if record.version > VERSION:
-        raise BatchDamaged(
-            f"a stored {kind.__name__} has version {record.version}, this batchfile knows {VERSION}: upgrade it"
-        )
+        raise _newer(kind, f"has version {record.version}, this process knows {VERSION}")
     return record
+
+
+def unknown_fields(data: bytes, record: AnyRecord) -> tuple[str, ...]:
+    """The paths in `data` that `record`, decoded from it, does not have. Cheap for what this version wrote."""
+    if encode(record) == data:
+        return ()
+    return tuple(_unknown(msgspec.json.decode(data), inspect.type_info(type(record)), ""))
+
+
+def check_known(data: bytes, record: AnyRecord) -> None:
+    """Raises: RecordNewer where a rewrite of `record`, which was decoded from `data`, would lose fields."""
+    unknown = unknown_fields(data, record)
+    if unknown:
+        raise _newer(type(record), f"has fields that this process does not know ({', '.join(unknown[:5])})")
+
+
+def _check_version(data: bytes, kind: type[Record]) -> None:
+    try:
+        version = _versioned.decode(data).version
+    except UNREADABLE:
+        return
+    if version > VERSION:
+        raise _newer(kind, f"has version {version}, this process knows {VERSION}")
+
+
+def _newer(kind: type[AnyRecord], why: str) -> RecordNewer:
+    return RecordNewer(f"a stored {kind.__name__} {why}: a newer batchfile wrote it; upgrade this process")
+
+
+def _unknown(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
+    """Depth first: the paths of the keys of objects that `kind` has no fields for."""
+    if isinstance(kind, inspect.UnionType):
+        shape = inspect.DataclassType if isinstance(value, dict) else inspect.VarTupleType
+        kind = next((one for one in kind.types if isinstance(one, shape)), kind)
+    if isinstance(value, dict) and isinstance(kind, inspect.DataclassType | inspect.StructType):
+        known = {one.encode_name: one.type for one in kind.fields}
+        for name, inner in value.items():
+            if name in known:
+                yield from _unknown(inner, known[name], f"{path}{name}.")
+            else:
+                yield f"{path}{name}"
+    elif isinstance(value, list) and isinstance(kind, inspect.VarTupleType):
+        for inner in value:
+            yield from _unknown(inner, kind.item_type, path)
+    elif isinstance(value, dict) and isinstance(kind, inspect.DictType):
+        for inner in value.values():
+            yield from _unknown(inner, kind.value_type, path)
 
 
 def new_id(rng: Random) -> str:

@@ -18,6 +18,7 @@ def as_json(batch: BatchView) -> dict[str, object]:
         "batch_id": batch.batch_id,
         "state": batch.state,
         "reason": batch.reason,
+        "detail": batch.detail,
         "total": batch.total,
         "succeeded": counts.succeeded,
         "errored": counts.errored,
@@ -60,6 +61,8 @@ def _cells(batch: BatchView) -> tuple[str, ...]:
     state = batch.state if batch.reason in {None, "completed"} else f"{batch.state}:{batch.reason}"
     done = f"{batch.counts.finished:,}/{batch.total:,}"
     where = batch.inbox_path or batch.metadata.get(OUTPUT, batch.stage or "")
+    if batch.state in {"damaged", "unreadable"}:
+        where = batch.detail or ""
     return batch.batch_id, created, state, done, f"{batch.num_failed:,} failed", _printable(where)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, StoreError
+from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, RecordNewer, StoreError
 from batchfile.ledger import outbox, shards
 from batchfile.ledger.assemble import Assembled, Records, Shard, assemble
 from batchfile.ledger.base import Ledger
@@ -18,7 +18,7 @@ from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.cutter import Planned
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.turn import Turn
-from batchfile.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord, decode
+from batchfile.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord
 from batchfile.words import Defaults, RoutingTable
 
 log = structlog.get_logger()
@@ -130,10 +130,10 @@ def read_batch(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 
 
 def read_plan(ledger: Ledger, batch: BatchRecord) -> Plan:
-    found = ledger.store.get(batch.plan_key)
+    found = load(ledger, batch.plan_key, Plan)
     if found is None:
         raise BatchDamaged(f"{batch.batch_id}: its plan is gone; cancel it and submit the file again")
-    return decode(found.data, Plan)
+    return found.record
 
 
 def end(ledger: Ledger, batch_id: str, reason: EndReason, detail: str | None = None) -> BatchRecord | None:
@@ -224,7 +224,10 @@ def finish(
     # While one process ends it, all the others ask again and again whether it has ended: that must cost little.
     if Turn.is_held(ledger, layout.assembly_key(batch_id)):
         return None
-    plan = read_plan(ledger, batch)
+    try:
+        plan = read_plan(ledger, batch)
+    except BatchDamaged as error:
+        return _end_without_plan(ledger, batch, error)
     if batch.state == "open" and not _is_begun(ledger, batch, plan):
         return None
     turn = Turn.take(ledger, layout.assembly_key(batch_id), layout.ASSEMBLY_POOL, runner)
@@ -295,6 +298,23 @@ def _end_unplanned(ledger: Ledger, batch_id: str) -> BatchRecord | None:
         return None
     log.info("batch.ended", batch_id=batch_id, reason=ended.record.reason, total=0)
     return ended.record
+
+
+def _end_without_plan(ledger: Ledger, batch: BatchRecord, error: BatchDamaged) -> BatchRecord | None:
+    """Nobody can tell any more which lines it has: one that is ending ends without results. Raises: `error` else."""
+    if batch.state != "ending" or isinstance(error, RecordNewer):
+        raise error
+    log.error("plan.lost", batch_id=batch.batch_id, error=str(error))
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        if record.state != "ending":
+            return None
+        detail = "the stored plan of this batch is lost, and its results"
+        return replace(record, state="ended", ended_at=now, detail=detail)
+
+    ended = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
+    return None if ended is None or ended.record.state != "ended" else ended.record
 
 
 def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -> BatchRecord | None:

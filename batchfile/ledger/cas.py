@@ -8,21 +8,36 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Literal
 
-from batchfile.errors import BatchDamaged, PreconditionFailed, StoreError, StoreFull, StoreUnavailable
+from batchfile.errors import (
+    BatchDamaged,
+    PreconditionFailed,
+    RecordDamaged,
+    RecordNewer,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from batchfile.ledger.base import Ledger
-from batchfile.records import BatchRecord, Record, ShardRecord, decode, encode
+from batchfile.records import BatchRecord, Record, ShardRecord, check_known, decode, encode
+from batchfile.store.base import Object
 
 ATTEMPTS_MAX = 5
 PAUSE_S = 0.05  # doubled with each attempt, jittered
+READS_MAX = 3  # of a record that cannot be read, before that is believed
+READ_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Stored(Generic[Record]):
-    """A record and the etag that it had when it was read or written. `age_s`: by the store's own clock."""
+    """A record and the etag that it had when it was read or written. `age_s`: by the store's own clock.
+
+    `newer`: why this process must not rewrite it, if it must not.
+    """
 
     record: Record
     etag: str
     age_s: float = 0.0
+    newer: RecordNewer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +51,63 @@ Verdict = Literal["won", "again", "lost"]
 
 
 def load(ledger: Ledger, key: str, kind: type[Record]) -> Stored[Record] | None:
+    """Raises: RecordDamaged, RecordNewer, StoreError."""
     found = ledger.store.get(key)
-    if found is None:
-        return None
+    return None if found is None else parse(ledger, key, found, kind)
+
+
+def parse(ledger: Ledger, key: str, found: Object, kind: type[Record]) -> Stored[Record] | None:
+    """The record in `found`. What cannot be read is read again: a store or its proxy may answer nonsense once.
+
+    None where it is gone by then. Raises: as `load`.
+    """
+    for num_reads in range(1, READS_MAX + 1):
+        try:
+            return _stored(found, decode(found.data, kind))
+        except RecordNewer as error:
+            raise RecordNewer(f"{_place(ledger, key)}: {error}") from error
+        except BatchDamaged as error:
+            damage = RecordDamaged(f"{_place(ledger, key)}: {error}", key=key, etag=found.etag)
+        if num_reads < READS_MAX:
+            ledger.clock.sleep(READ_PAUSE_S)
+            again = ledger.store.get(key)
+            if again is None:
+                return None
+            found = again
+    raise damage
+
+
+def must_know(ledger: Ledger, key: str, found: Stored[Record]) -> None:
+    """To be called before `found` is rewritten or removed. Raises: RecordNewer."""
+    if found.newer is not None:
+        raise RecordNewer(f"{_place(ledger, key)}: {found.newer}") from found.newer
+
+
+def _stored(found: Object, record: Record) -> Stored[Record]:
+    newer = None
     try:
-        return Stored(decode(found.data, kind), found.etag, found.age_s)
-    except BatchDamaged as error:
-        raise BatchDamaged(f"{key} in {ledger.store.url}: {error}; remove the batch, or restore the object") from error
+        check_known(found.data, record)
+    except RecordNewer as error:
+        newer = error
+    return Stored(record, found.etag, found.age_s, newer)
 
 
-def swap(ledger: Ledger, key: str, record: Record, etag: str | None) -> Stored[Record] | Lost[Record]:
-    """Write `record` over the version `etag`, or over nothing where `etag` is None.
+def _place(ledger: Ledger, key: str) -> str:
+    return f"{key} in {ledger.store.url}"
+
+
+def swap(
+    ledger: Ledger, key: str, record: Record, over: Stored[Record] | RecordDamaged | None
+) -> Stored[Record] | Lost[Record]:
+    """Write `record` over the version `over`, over exactly these damaged bytes, or over nothing where `over` is None.
 
     Idempotent: the same call after a crash or a lost answer finds its own write. Raises: StoreUnavailable where
-    the outcome can not be learned now; the caller tries again later with a higher seq, never guesses. StoreFull, of it,
-    at once: only a person can help.
+    the outcome cannot be learned now; the caller tries again later with a higher seq, never guesses. StoreFull, of it,
+    at once: only a person can help. RecordNewer where this process must not rewrite what is there.
     """
+    if isinstance(over, Stored):
+        must_know(ledger, key, over)
+    etag = None if over is None else over.etag
     data = encode(record)
     refusal: StoreError | None = None
     for attempt in range(ATTEMPTS_MAX):
@@ -61,17 +117,22 @@ def swap(ledger: Ledger, key: str, record: Record, etag: str | None) -> Stored[R
             raise
         except (PreconditionFailed, StoreUnavailable) as error:
             refusal = error  # or only the answer was lost: what is there now tells which
-        found = load(ledger, key, type(record))
-        if found is None:
-            if etag is not None:
-                return Lost(None)
+        try:
+            found = load(ledger, key, type(record))
+        except RecordDamaged as damage:
+            if damage.etag != etag:
+                raise
         else:
-            verdict = judge(found.record, record)
-            if verdict == "won":
-                return found
-            if verdict == "lost" and found.etag != etag:
-                return Lost(found)
-            etag = found.etag
+            if found is None:
+                if etag is not None:
+                    return Lost(None)
+            else:
+                verdict = judge(found.record, record)
+                if verdict == "won":
+                    return found
+                if verdict == "lost" and found.etag != etag:
+                    return Lost(found)
+                etag = found.etag
         ledger.clock.sleep(PAUSE_S * 2**attempt * (0.5 + ledger.rng.random()))
     raise StoreUnavailable(
         f"{key}: a conditional write failed {ATTEMPTS_MAX} times without another winner, at last: {refusal}"
@@ -107,7 +168,7 @@ def update_batch(
         if wanted is None:
             return found
         wanted = replace(wanted, seq=found.record.seq + 1, write_id=ledger.new_id())
-        written = swap(ledger, key, wanted, found.etag)
+        written = swap(ledger, key, wanted, found)
         if isinstance(written, Stored):
             return written
         ledger.clock.sleep(PAUSE_S * ledger.rng.random())

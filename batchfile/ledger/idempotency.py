@@ -12,7 +12,7 @@ from batchfile import layout
 from batchfile.errors import BatchDamaged, KeyReused
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import fence_abandoned
-from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.ledger.cas import Lost, Stored, load, must_know, swap
 from batchfile.records import BatchRecord, IdempotencyRecord
 
 RETRY_S = 15 * 60.0  # for so long a retry without a key is recognised by its body
@@ -97,6 +97,7 @@ def sweep_idempotency(ledger: Ledger) -> int:
             if found is None or found.age_s < kept_s:
                 continue
             if load(ledger, layout.batch_key(found.record.batch_id), BatchRecord) is None:
+                must_know(ledger, entry.key, found)
                 ledger.store.delete(entry.key)
                 num += 1
     return num
@@ -108,7 +109,7 @@ def _write_or_adopt(
     """`is_it`: does what was found stand for the same create?"""
     found: Stored[IdempotencyRecord] | None = None
     while True:
-        written = swap(ledger, key, wanted, None if found is None else found.etag)
+        written = swap(ledger, key, wanted, found)
         if not isinstance(written, Lost):
             return _adopted(wanted, is_first=True)
         found = written.found

@@ -16,7 +16,7 @@ from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavail
 from batchfile.ledger import outbox, planning
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.cas import Lost, load, swap
+from batchfile.ledger.cas import Lost, load, must_know, swap
 from batchfile.ledger.inbox_options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
 from batchfile.records import BatchRecord, ClaimRecord, DroppedFile
 from batchfile.store.base import Entry
@@ -120,6 +120,7 @@ class Inbox:
             with suppress(BatchDamaged):  # an unknown claim stays
                 found = load(self._ledger, entry.key, ClaimRecord)
                 if found is not None and not self._is_there(found.record):
+                    must_know(self._ledger, entry.key, found)
                     store.delete(entry.key)
                     num += 1
         return num
@@ -179,7 +180,7 @@ class Inbox:
             else:
                 outbox.accept(self._ledger, batch)
                 wanted = replace(claim, is_made=True)
-            written = swap(self._ledger, key, wanted, found.etag)
+            written = swap(self._ledger, key, wanted, found)
             found = written.found if isinstance(written, Lost) else written
 
     def _is_fenced(self, batch_id: str) -> bool:

@@ -9,7 +9,7 @@ lapse. Three lapses with one line alone in flight blame that line: two may be ch
 from dataclasses import replace
 
 from batchfile import bits
-from batchfile.records import EndReason, PartRef, ShardRecord
+from batchfile.records import EndReason, PartRef, Range, ShardRecord
 from batchfile.words import Counts, Usage
 
 LAPSES_BEFORE_TRYING = 2
@@ -125,3 +125,14 @@ def closed(record: ShardRecord, *, lease: str, reason: EndReason) -> ShardRecord
 def born_closed(pool: str, n: int, num_lines: int, *, lease: str, reason: EndReason) -> ShardRecord:
     """For a shard that nobody ever held."""
     return ShardRecord(pool=pool, n=n, num_lines=num_lines, state="closed", lease=lease, runner="", reason=reason)
+
+
+def lost(record: ShardRecord, span: Range) -> ShardRecord:
+    """`record`, born closed in place of one that could not be read: its results were stored and are lost.
+
+    With other pools in the same range, which of its lines were this pool's is known to nobody here.
+    """
+    rejected = bits.parse(span.rejected)
+    if record.num_lines != span.num_lines - rejected.bit_count():
+        return record
+    return replace(record, done=bits.render(((1 << span.num_lines) - 1) & ~rejected))

@@ -9,13 +9,19 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import structlog
+
 from batchfile import layout
+from batchfile.errors import RecordDamaged
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
+from batchfile.ledger.cas import parse
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.part import decode_part
 from batchfile.lines.result import RESULT_BYTES_MAX
-from batchfile.records import BatchRecord, PartRef, ShardRecord, decode
+from batchfile.records import BatchRecord, PartRef, ShardRecord
+
+log = structlog.get_logger()
 
 
 class LiveLine(NamedTuple):
@@ -67,7 +73,14 @@ def _from_parts(ledger: Ledger, batch: BatchRecord, cursor: Cursor) -> Generator
         found = ledger.store.get(entry.key)
         if found is None:
             continue
-        record = decode(found.data, ShardRecord)
+        try:
+            stored = parse(ledger, entry.key, found, ShardRecord)
+        except RecordDamaged as error:  # what it named comes with the results file, or never
+            log.error("batch.damaged", batch_id=batch.batch_id, error=str(error))
+            stored = None
+        if stored is None:
+            continue
+        record = stored.record
         for part in record.parts[cursor.num_parts.get(entry.key, 0) :]:
             data = _read(ledger, part)
             if data is None:
@@ -77,7 +90,7 @@ def _from_parts(ledger: Ledger, batch: BatchRecord, cursor: Cursor) -> Generator
             yield from _not_given(batch, cursor, ((first + item.line, item.result) for item in decode_part(data)))
             cursor.num_parts[entry.key] = cursor.num_parts.get(entry.key, 0) + 1
         else:
-            cursor.etags[entry.key] = found.etag
+            cursor.etags[entry.key] = stored.etag
     return is_whole
 
 

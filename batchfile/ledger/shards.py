@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import structlog
+
 from batchfile import bits, layout
-from batchfile.errors import LeaseLost, StoreError
+from batchfile.errors import LeaseLost, RecordDamaged, StoreError
 from batchfile.ledger import lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.lines.part import FinishedLine, encode_part
 from batchfile.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
 from batchfile.words import Counts, Usage
+
+log = structlog.get_logger()
 
 DISPATCH_SHARE_OF_TTL = 2 / 3  # a holder that could not write for this long stops dispatching
 
@@ -77,7 +81,7 @@ def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: Sha
     else:
         if not is_free(ledger, found):
             return None
-        taken = swap(ledger, key, lease.claimed(found.record, lease=fresh.lease, runner=fresh.runner), found.etag)
+        taken = swap(ledger, key, lease.claimed(found.record, lease=fresh.lease, runner=fresh.runner), found)
     return None if isinstance(taken, Lost) else taken
 
 
@@ -133,19 +137,30 @@ def close(
 ) -> ShardRecord:
     """Fence a shard for good, whoever holds it; a done or closed one stays as it is. The record as it stands.
 
-    `is_new`: it seems to have no record, so that one is written without a look.
+    A record that cannot be read is replaced: nobody can hold it, and what it named is lost. `is_new`: it seems to have
+    no record, so that one is written without a look.
     """
     key = layout.shard_key(batch_id, pool, n)
-    found = None if is_new else load(ledger, key, ShardRecord)
-    while found is None or found.record.state not in {"done", "closed"}:
+    found = None if is_new else _load_or_damage(ledger, key)
+    while not isinstance(found, Stored) or found.record.state not in {"done", "closed"}:
         lease_id = ledger.new_id()
-        if found is None:
-            wanted = lease.born_closed(pool, n, plan.pools[pool][n], lease=lease_id, reason=reason)
-        else:
+        if isinstance(found, Stored):
             wanted = lease.closed(found.record, lease=lease_id, reason=reason)
-        written = swap(ledger, key, wanted, None if found is None else found.etag)
+        else:
+            wanted = lease.born_closed(pool, n, plan.pools[pool][n], lease=lease_id, reason=reason)
+            if found is not None:
+                log.error("shard.lost", batch_id=batch_id, shard=f"{pool}/{n}", error=str(found))
+                wanted = lease.lost(wanted, plan.ranges[n])
+        written = swap(ledger, key, wanted, found)
         found = written.found if isinstance(written, Lost) else written
     return found.record
+
+
+def _load_or_damage(ledger: Ledger, key: str) -> Stored[ShardRecord] | RecordDamaged | None:
+    try:
+        return load(ledger, key, ShardRecord)
+    except RecordDamaged as damage:
+        return damage
 
 
 def put_done(
@@ -204,7 +219,7 @@ def _totals(lines: Sequence[FinishedLine]) -> tuple[Counts, Usage]:
 def _rewrite(ledger: Ledger, held: Held, wanted: ShardRecord, part: PartRef | None = None) -> None:
     """`part`: what was written for it."""
     sent_at = ledger.clock.monotonic()
-    written = swap(ledger, held.key, wanted, held.stored.etag)
+    written = swap(ledger, held.key, wanted, held.stored)
     if isinstance(written, Lost):
         if written.found is None and part is not None:  # the batch was removed while this process slept
             _remove(ledger, part.key)

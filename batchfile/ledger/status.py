@@ -9,23 +9,33 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
 
+import structlog
+
 from batchfile import layout
-from batchfile.errors import BatchDamaged
+from batchfile.errors import BatchDamaged, BatchfileError, RecordDamaged, RecordNewer, StoreError
+from batchfile.ledger import damage
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
-from batchfile.records import BatchRecord, Plan, ShardRecord, decode
-from batchfile.store.base import Object
+from batchfile.ledger.cas import Stored, load
+from batchfile.ledger.damage import DAMAGED
+from batchfile.records import BatchRecord, Plan, ShardRecord
 from batchfile.words import Counts, Usage
+
+log = structlog.get_logger()
 
 BATCHES_MAX = 1_000  # that a reader remembers; the one looked at longest ago is forgotten first
 RECORDS_MAX = 1_000_000  # over all of these; about 500 bytes each
 READ_THREADS = 16  # read the records of a first look
 BATCH_THREADS = 8  # look at several batches
 READ_IN_TURN_MAX = 32  # so few are read without threads
+TELL_S = 600.0  # between two log lines of one batch that cannot be read
+
+NEWER = "a newer version of this service wrote the record of this batch; upgrade this process"
+UNREADABLE = "the store does not give the record of this batch now; ask again later"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +59,7 @@ class BatchStatus:
     """A batch and how far it is. `num_records`: of shards that a runner has begun, or that were closed.
 
     `pools` is empty once the batch has ended. Neither it nor `num_records` has the rejected lines. Times in epoch
-    seconds.
+    seconds. `problem`: what of it cannot be read, for the operator; `is_known` False: `batch` is only a stand-in.
     """
 
     batch: BatchRecord
@@ -58,6 +68,8 @@ class BatchStatus:
     updated_at: float
     num_records: int = 0
     pools: dict[str, PoolProgress] = field(default_factory=dict)
+    problem: BatchfileError | None = None
+    is_known: bool = True
 
     @property
     def pending(self) -> int:
@@ -114,6 +126,7 @@ class _View:
         self.totals: dict[str, _Figures] = {}
         self.shares: dict[str, PoolProgress] = {}
         self.is_planned = False
+        self.problem: BatchDamaged | None = None  # of its plan or a shard record, at the last look
         self.is_whole = False  # the last look came to its end
 
     def use_plan(self, plan: Plan) -> None:
@@ -124,8 +137,8 @@ class _View:
         }
         self.is_planned = True
 
-    def take(self, key: str, found: Object) -> None:
-        record = decode(found.data, ShardRecord)
+    def take(self, key: str, found: Stored[ShardRecord]) -> None:
+        record = found.record
         known = self.rows.get(key)
         if known is not None and (record.epoch, record.seq) < (known.epoch, known.seq):
             return
@@ -145,6 +158,7 @@ class _View:
             updated_at=self.updated_at,
             num_records=sum(self.totals.get(pool, _NONE).num_records for pool in self.shares),
             pools={pool: _progress(share, self.totals.get(pool, _NONE)) for pool, share in self.shares.items()},
+            problem=self.problem,
         )
 
 
@@ -158,6 +172,7 @@ class StatusReader:
         self.ledger = ledger
         self._lock = threading.Lock()
         self._views: OrderedDict[str, _View] = OrderedDict()
+        self._told: dict[str, float] = {}  # batches of which something is unreadable, and when that was logged
         self._record_readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="records")
         self._batch_readers = ThreadPoolExecutor(BATCH_THREADS, thread_name_prefix="status")
 
@@ -184,6 +199,52 @@ class StatusReader:
             if not has_ended:
                 return view.status()
         return self._ended(view.batch)
+
+    def look(self, place: str) -> BatchStatus | None:
+        """As `read`, of the batch at this place in the index, for listings: what is ill of one batch hides no other.
+
+        What cannot be read has a `problem`, and a stand-in where nothing of it was known.
+        """
+        batch_id = layout.index_batch_id(place)
+        try:
+            return self.read(batch_id)
+        except RecordDamaged as error:
+            return self._ill(damage.stand_in(place), error)
+        except (BatchDamaged, StoreError) as error:
+            with self._lock:
+                view = self._views.get(batch_id)
+            if view is not None:
+                self._tell(batch_id, error)
+                with view.lock:
+                    return replace(view.status(), problem=error)
+            detail = DAMAGED
+            if not isinstance(error, BatchDamaged):
+                detail = UNREADABLE
+            elif isinstance(error, RecordNewer):
+                detail = NEWER
+            unknown = replace(damage.stand_in(place, detail), state="planning", reason=None, ended_at=None)
+            return self._ill(unknown, error)
+
+    def _ill(self, stand_in: BatchRecord, error: BatchfileError) -> BatchStatus:
+        self._tell(stand_in.batch_id, error)
+        return BatchStatus(
+            batch=stand_in,
+            counts=Counts(),
+            usage=Usage(),
+            updated_at=stand_in.created_at,
+            problem=error,
+            is_known=False,
+        )
+
+    def _tell(self, batch_id: str, error: BatchfileError) -> None:
+        """The operator, once in a while."""
+        now = self.ledger.clock.monotonic()
+        with self._lock:
+            told_at = self._told.get(batch_id, float("-inf"))
+            if now - told_at < TELL_S:
+                return
+            self._told = {known: at for known, at in self._told.items() if now - at < TELL_S} | {batch_id: now}
+        log.error("batch.unreadable", batch_id=batch_id, error=str(error))
 
     def read_many(self, batch_ids: Iterable[str]) -> Iterator[BatchStatus]:
         """Several at a time, in order. Left out: those that are not there, or damaged. Raises: StoreUnavailable."""
@@ -227,8 +288,14 @@ class StatusReader:
     def _look(self, view: _View) -> None:
         view.turn += 1
         view.is_whole = False
+        view.problem = None
         if not view.is_planned:
-            view.use_plan(read_plan(self.ledger, view.batch))
+            try:
+                view.use_plan(read_plan(self.ledger, view.batch))
+            except RecordNewer:
+                raise
+            except BatchDamaged as error:  # a batch can be canceled, and expires, without its plan
+                self._note(view, error)
         changed = []
         for entry in self.ledger.store.list(layout.shards_prefix(view.batch.batch_id)):
             view.updated_at = max(view.updated_at, entry.modified_at)
@@ -237,15 +304,27 @@ class StatusReader:
                 changed.append(entry.key)
         num_known = len(view.rows)
         for key, found in zip(changed, self._get_all(changed), strict=True):
-            if found is not None:
+            if isinstance(found, RecordDamaged):
+                self._note(view, found)
+            elif found is not None:
                 view.take(key, found)
         view.is_whole = True
         if len(view.rows) > num_known:
             self._forget_some()
 
-    def _get_all(self, keys: Sequence[str]) -> Iterable[Object | None]:
-        get = self.ledger.store.get
+    def _note(self, view: _View, error: BatchDamaged) -> None:
+        view.problem = error
+        self._tell(view.batch.batch_id, error)
+
+    def _get_all(self, keys: Sequence[str]) -> Iterable[Stored[ShardRecord] | RecordDamaged | None]:
+        get = self._get
         return map(get, keys) if len(keys) <= READ_IN_TURN_MAX else self._record_readers.map(get, keys)
+
+    def _get(self, key: str) -> Stored[ShardRecord] | RecordDamaged | None:
+        try:
+            return load(self.ledger, key, ShardRecord)
+        except RecordDamaged as error:  # of one shard: the others count
+            return error
 
     def _forget_some(self) -> None:
         with self._lock:

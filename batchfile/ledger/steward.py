@@ -13,7 +13,7 @@ from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.ledger import batches, expiry, outbox, planning
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import load
+from batchfile.ledger.cas import load, must_know
 from batchfile.ledger.idempotency import sweep_idempotency
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.presence import sweep_presence
@@ -201,6 +201,7 @@ class Steward:
             return 0.0
         if found.age_s < limits.download_grace_s:
             return limits.download_grace_s - found.age_s
+        must_know(ledger, layout.batch_key(batch_id), found)
         batches.remove_objects(ledger, batch)
         if found.age_s >= limits.tombstone_s:
             batches.remove_tombstone(ledger, batch)

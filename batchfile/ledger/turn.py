@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Self
 
-from batchfile.errors import LeaseLost, StoreUnavailable
+from batchfile.errors import LeaseLost, RecordDamaged, StoreUnavailable
 from batchfile.ledger import lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
@@ -26,14 +26,20 @@ class Turn:
         """None: it is someone else's. `pool`: the pseudo-pool's name."""
         sent_at = ledger.clock.monotonic()
         fresh = lease.fresh(pool, 0, 1, lease=ledger.new_id(), runner=runner)
-        taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
+        try:
+            taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
+        except RecordDamaged as damage:  # it only says whose turn it is: nothing is lost with it
+            written = swap(ledger, key, fresh, damage)
+            taken = None if isinstance(written, Lost) else written
         return None if taken is None else cls(ledger, key, taken, sent_at=sent_at)
 
     @staticmethod
     def is_held(ledger: Ledger, key: str) -> bool:
         """Is it someone's now? One read, for whoever would prepare for long before taking it."""
-        found = load(ledger, key, ShardRecord)
-        return found is not None and not shards.is_free(ledger, found)
+        with suppress(RecordDamaged):
+            found = load(ledger, key, ShardRecord)
+            return found is not None and not shards.is_free(ledger, found)
+        return False
 
     def beat(self) -> None:
         """Raises: LeaseLost where it is someone else's now."""
@@ -41,7 +47,7 @@ class Turn:
         if now - self._beaten_at < self._ledger.limits.checkpoint_s:
             return
         try:
-            written = swap(self._ledger, self._key, self._next(), self._stored.etag)
+            written = swap(self._ledger, self._key, self._next(), self._stored)
         except StoreUnavailable:
             return  # the next beat tries again; a lapsed lease costs the work again, never a result
         if isinstance(written, Lost):
@@ -50,13 +56,13 @@ class Turn:
 
     def finish(self) -> None:
         """It is done, and nobody's turn again. Raises: StoreUnavailable."""
-        swap(self._ledger, self._key, replace(self._next(), state="done"), self._stored.etag)
+        swap(self._ledger, self._key, replace(self._next(), state="done"), self._stored)
 
     def give_back(self) -> None:
         """Let the next try begin at once. Best effort: otherwise it waits for the lease to lapse."""
         record = self._next()
         with suppress(StoreUnavailable):
-            swap(self._ledger, self._key, lease.released(record, seq=record.seq), self._stored.etag)
+            swap(self._ledger, self._key, lease.released(record, seq=record.seq), self._stored)
 
     def _next(self) -> ShardRecord:
         self._seq += 1

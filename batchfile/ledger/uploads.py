@@ -88,7 +88,7 @@ def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, m
             raise
         return complete(ledger, upload, part_ids, md5=md5)  # it was decided meanwhile, and then its parts went
     wanted = replace(found.record, state="completed", part_ids=tuple(part_ids), file=file, write_id=ledger.new_id())
-    written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found.etag)
+    written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found)
     if isinstance(written, Lost):
         ledger.store.delete(file.key)
         return complete(ledger, upload, part_ids, md5=md5)
@@ -104,7 +104,7 @@ def cancel(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
         return upload if found is None else found.record
     _check_pending(ledger, found.record)
     wanted = replace(found.record, state="cancelled", write_id=ledger.new_id())
-    written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found.etag)
+    written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found)
     if isinstance(written, Lost):
         return cancel(ledger, upload)
     _remove_parts(ledger, upload)

@@ -81,21 +81,20 @@ def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> 
         return None
     key = layout.webhook_key(batch_id)
     found = load(ledger, key, WebhookRecord)
-    etag = None if found is None else found.etag
     now = ledger.clock.now()
     known = WebhookRecord(num_attempts=0, next_at=now) if found is None else found.record
     if known.state != "pending" or known.next_at > now:
         return known.next_at if known.state == "pending" else None
     if known.num_attempts == len(BACKOFF_S):
         log.error("webhook.given_up", batch_id=batch_id, attempts=known.num_attempts)
-        swap(ledger, key, replace(known, state="given_up", write_id=ledger.new_id()), etag)
+        swap(ledger, key, replace(known, state="given_up", write_id=ledger.new_id()), found)
         return None
     begun = WebhookRecord(
         num_attempts=known.num_attempts + 1,
         next_at=now + BACKOFF_S[known.num_attempts],
         write_id=ledger.new_id(),
     )
-    claimed = swap(ledger, key, begun, etag)
+    claimed = swap(ledger, key, begun, found)
     if isinstance(claimed, Lost):
         return None if claimed.found is None else claimed.found.record.next_at
     event = event_of(batch)
@@ -103,6 +102,6 @@ def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> 
     if problem is not None:
         log.warning("webhook.failed", batch_id=batch_id, event_id=event.event_id, error=problem)
         return begun.next_at
-    swap(ledger, key, replace(begun, state="delivered", write_id=ledger.new_id()), claimed.etag)
+    swap(ledger, key, replace(begun, state="delivered", write_id=ledger.new_id()), claimed)
     log.info("webhook.delivered", batch_id=batch_id, event_id=event.event_id, type=event.type)
     return None

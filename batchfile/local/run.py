@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 
 from batchfile import layout
 from batchfile.engine.base import Engine, EngineFactory
-from batchfile.errors import InvalidFile, InvalidRequest, OutputTaken
-from batchfile.ledger import batches
+from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, OutputTaken, RecordDamaged
+from batchfile.ledger import batches, damage
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
+from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_batch
 from batchfile.ledger.cutter import Planned
 from batchfile.ledger.planner import plan_input
 from batchfile.lines.envelope import decode_envelope
@@ -36,6 +36,7 @@ FIRST_BYTES = 256 * 1024  # enough for a line or two
 log = structlog.get_logger()
 
 POOL = "local"
+TENANT = "default"
 CUT_OFF = "its run was cut off, and another one took its output"
 _SPOOLED_AGAIN = "again"  # stdin of a run that exists: written here to be compared, then removed
 
@@ -109,15 +110,24 @@ def open_batch(
         before_plan()
         return _create(ledger, source, options, None)
     key = layout.idempotency_key("output", options.output)
-    pointer = load(ledger, key, IdempotencyRecord)
+    try:
+        pointer = load(ledger, key, IdempotencyRecord)
+    except RecordDamaged as error:
+        if not options.is_restart:
+            raise _restart_instead(options.output, error) from error
+        return _create(ledger, source, options, error)  # which batch it stood for is lost with it
     if pointer is not None and options.is_restart:
+        _check_replaceable(ledger, pointer.record.batch_id)
         # The old run goes only when the new one exists: a new input that is refused costs nothing.
         before_plan()
         opened = _create(ledger, source, options, pointer)
         _throw_away(ledger, pointer.record.batch_id)
         return opened
     if pointer is not None:
-        batch = batches.read_batch(ledger, pointer.record.batch_id)
+        try:
+            batch = batches.read_batch(ledger, pointer.record.batch_id)
+        except RecordDamaged as error:
+            raise _restart_instead(options.output, error) from error
         if batch is not None:
             return _continue(ledger, source, options, batch)
         if not pointer.record.digest:
@@ -130,6 +140,19 @@ def open_batch(
         )
     before_plan()
     return _create(ledger, source, options, pointer)
+
+
+def _restart_instead(output: str, error: RecordDamaged) -> BatchDamaged:
+    return BatchDamaged(f"{error}; restore that object, or add --restart to run {output} anew")
+
+
+def _check_replaceable(ledger: Ledger, batch_id: str) -> None:
+    """Raises: RecordNewer where a newer version of batchfile runs this batch."""
+    key = layout.batch_key(batch_id)
+    with suppress(RecordDamaged):
+        found = load(ledger, key, BatchRecord)
+        if found is not None:
+            must_know(ledger, key, found)
 
 
 def work(
@@ -215,27 +238,32 @@ def _spool_again(ledger: Ledger, source: Source, batch_id: str, limit: int | Non
         ledger.store.delete(key)
 
 
-def _create(ledger: Ledger, source: Source, options: RunOptions, previous: Stored[IdempotencyRecord] | None) -> Opened:
+def _create(
+    ledger: Ledger,
+    source: Source,
+    options: RunOptions,
+    previous: Stored[IdempotencyRecord] | RecordDamaged | None,
+) -> Opened:
     batch_id = f"batch_{ledger.new_id()[:12]}"
     pointer_key = None if options.output is None else layout.idempotency_key("output", options.output)
     pointer = IdempotencyRecord(batch_id=batch_id, digest="")
-    pointer_etag: str | None = None
+    ours: Stored[IdempotencyRecord] | None = None
     if pointer_key is not None:
-        written = swap(ledger, pointer_key, pointer, None if previous is None else previous.etag)
+        written = swap(ledger, pointer_key, pointer, previous)
         if isinstance(written, Lost):
             raise OutputTaken(f"{options.output}: another process began a run of it at this moment; try again")
-        pointer_etag = written.etag
+        ours = written
     try:
         opened = _plan_and_commit(ledger, source, options, batch_id)
     except InvalidFile:
         _remove_unborn(ledger, batch_id)
-        if pointer_key is not None and previous is not None and previous.record.digest:
-            swap(ledger, pointer_key, previous.record, pointer_etag)
+        if pointer_key is not None and isinstance(previous, Stored) and previous.record.digest:
+            swap(ledger, pointer_key, previous.record, ours)
         elif pointer_key is not None:
             ledger.store.delete(pointer_key)
         raise
     if pointer_key is not None:
-        swap(ledger, pointer_key, replace(pointer, digest=opened.batch.input.sha256), pointer_etag)
+        swap(ledger, pointer_key, replace(pointer, digest=opened.batch.input.sha256), ours)
     return opened
 
 
@@ -296,7 +324,11 @@ def _throw_away(ledger: Ledger, batch_id: str) -> None:
     def decide(record: BatchRecord) -> BatchRecord | None:
         return None if record.state == "deleted" else replace(record, state="deleted", deleted_at=now)
 
-    found = update_batch(ledger, layout.batch_key(batch_id), decide)
+    try:
+        found = update_batch(ledger, layout.batch_key(batch_id), decide)
+    except RecordDamaged:
+        _remove_damaged(ledger, batch_id)
+        return
     if found is None:
         batches.fence(ledger, batch_id, CUT_OFF)
         return
@@ -304,6 +336,17 @@ def _throw_away(ledger: Ledger, batch_id: str) -> None:
     ledger.store.delete(layout.marker_key(POOL, record.priority, record.created_at, batch_id))
     batches.remove_objects(ledger, record)
     batches.remove_tombstone(ledger, record)
+
+
+def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
+    """Its record says nothing any more; its id is in the keys of its markers."""
+    for entry in list(ledger.store.list(layout.queue_prefix(POOL))):
+        if layout.marker_batch_id(entry.key) == batch_id:
+            ledger.store.delete(entry.key)
+    _remove_unborn(ledger, batch_id)
+    place = damage.place_of(ledger, TENANT, batch_id)
+    if place is not None:
+        ledger.store.delete(place)
 
 
 def _remove_unborn(ledger: Ledger, batch_id: str) -> None:

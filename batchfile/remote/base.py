@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchfile.records import BatchState, EndReason, PresenceRecord
 from batchfile.words import Counts, Dialect, RoutingTable, Usage
@@ -12,6 +12,10 @@ if TYPE_CHECKING:  # to look at a batch over HTTP loads neither the line formats
 
 LOOK_AGAIN_S = 1.0  # between two looks at what lands
 OLD_PLACES_MAX = 100  # of a list that are passed in a row in search of new ones
+
+
+# `damaged`: its stored record is lost; `unreadable`: it cannot be read now.
+ShownState = BatchState | Literal["damaged", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +36,7 @@ class BatchView:
     """
 
     batch_id: str
-    state: BatchState
+    state: ShownState
     total: int
     counts: Counts
     usage: Usage

@@ -9,8 +9,8 @@ import msgspec
 
 from batchfile.client import Client, FileHead, Pairs
 from batchfile.errors import InvalidRequest, TooLarge
-from batchfile.records import BatchState, EndReason, PresenceRecord
-from batchfile.remote.base import BatchView, Download, Share, Wanted, until_old
+from batchfile.records import EndReason, PresenceRecord
+from batchfile.remote.base import BatchView, Download, Share, ShownState, Wanted, until_old
 from batchfile.words import Counts, Dialect, RoutingTable, Usage
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class _Batch(msgspec.Struct, frozen=True):
     """As the service answers it."""
 
     id: str
-    state: BatchState
+    state: ShownState
     reason: EndReason | None
     detail: str | None
     stage: str | None

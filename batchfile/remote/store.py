@@ -6,17 +6,17 @@ from collections.abc import Callable, Container, Iterator
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, InvalidRequest
-from batchfile.ledger import batches
+from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged
+from batchfile.ledger import batches, damage
 from batchfile.ledger import submit as verbs
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.live import Cursor, iter_live
 from batchfile.ledger.presence import read_presence
 from batchfile.ledger.scale import read_scale
 from batchfile.ledger.status import BatchStatus, StatusReader
-from batchfile.places import check_stage, find_batch
+from batchfile.places import check_stage, find_batch, find_batch_id
 from batchfile.records import BatchRecord, FileRef, PresenceRecord
-from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Share, Wanted, until_old
+from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Share, ShownState, Wanted, until_old
 from batchfile.remote.upload import Upload, repeatable
 from batchfile.settings import Settings
 from batchfile.words import Defaults, RoutingTable
@@ -64,20 +64,30 @@ class StoreRemote:
         return self.batch(made.batch_id)
 
     def batch(self, name: str) -> BatchView:
-        status = self._reader.read(name if name in self._known else self._find(name).batch_id)
+        try:
+            status = self._reader.read(name if name in self._known else self._find(name).batch_id)
+        except BatchDamaged as error:
+            status = self._reader.look(self._place_of_damaged(name, error))
         if status is None:
             raise InvalidRequest(f"{name}: was deleted")
         return view_of(status)
 
     def batches(self) -> Iterator[BatchView]:
-        return (batch for batch in map(self._look_at, self._ids()) if batch is not None)
+        return (batch for batch in map(self._look_at, self._places()) if batch is not None)
 
     def new_batches(self, seen: Container[str]) -> Iterator[BatchView]:
-        return until_old(None if batch_id in seen else self._look_at(batch_id) for batch_id in self._ids())
+        return until_old(
+            None if layout.index_batch_id(place) in seen else self._look_at(place) for place in self._places()
+        )
 
     def cancel(self, name: str) -> BatchView:
-        batch_id = self._find(name).batch_id
-        batches.end(self._ledger, batch_id, "canceled")
+        try:
+            batch_id = self._find(name).batch_id
+            batches.end(self._ledger, batch_id, "canceled")
+        except RecordDamaged as error:
+            place = self._place_of_damaged(name, error)
+            damage.cancel(self._ledger, error, place)
+            batch_id = layout.index_batch_id(place)
         batches.finish(self._ledger, batch_id, runner=f"cancel-{self._ledger.new_id()[:12]}")
         return self.batch(batch_id)
 
@@ -115,18 +125,24 @@ class StoreRemote:
     def close(self) -> None:
         """The store needs no end."""
 
-    def _ids(self) -> Iterator[str]:
-        """Newest first; of some there is no batch: not yet, or not any more."""
-        entries = self._ledger.store.list(layout.index_prefix(self._tenant))
-        return (layout.index_batch_id(entry.key) for entry in entries)
+    def _places(self) -> Iterator[str]:
+        """In the index, newest first; in some there is no batch: not yet, or not any more."""
+        return (entry.key for entry in self._ledger.store.list(layout.index_prefix(self._tenant)))
 
-    def _look_at(self, batch_id: str) -> BatchView | None:
-        try:
-            status = self._reader.read(batch_id)
-        except BatchDamaged as error:
-            log.error("batch.damaged", error=str(error))
-            return None
+    def _look_at(self, place: str) -> BatchView | None:
+        status = self._reader.look(place)
         return None if status is None else view_of(status)
+
+    def _place_of_damaged(self, name: str, error: BatchDamaged) -> str:
+        """Whose it is, its record does not say any more; the index does. Raises: `error` where that is unreadable."""
+        try:
+            batch_id = find_batch_id(self._ledger, name)
+        except BatchDamaged:
+            raise error from None
+        place = damage.place_of(self._ledger, self._tenant, batch_id)
+        if place is None:
+            raise error
+        return place
 
     def _find(self, name: str) -> BatchRecord:
         batch = find_batch(self._ledger, name)
@@ -146,12 +162,16 @@ class StoreRemote:
 
 
 def view_of(status: BatchStatus) -> BatchView:
+    """For an operator: it names the object that cannot be read."""
     batch: BatchRecord = status.batch
+    state: ShownState = batch.state
+    if not status.is_known:
+        state = "damaged" if batch.state == "ended" else "unreadable"
     return BatchView(
         batch_id=batch.batch_id,
-        state=batch.state,
-        reason=batch.reason,
-        detail=batch.detail,
+        state=state,
+        reason=batch.reason if status.is_known else None,
+        detail=batch.detail if status.problem is None else str(status.problem),
         stage=batch.stage,
         priority=batch.priority,
         dialect=batch.input.dialect,
@@ -161,7 +181,7 @@ def view_of(status: BatchStatus) -> BatchView:
         usage=status.usage,
         created_at=batch.created_at,
         updated_at=status.updated_at,
-        ended_at=batch.ended_at,
+        ended_at=batch.ended_at if status.is_known else None,
         metadata=batch.metadata,
         pools={
             name: Share(num_shards=pool.num_shards, num_done=pool.num_done, num_leased=pool.num_leased)

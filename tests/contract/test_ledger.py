@@ -234,7 +234,7 @@ def test_another_writers_record_is_never_taken_for_ours() -> None:
     held = world.claim()
     world.clock.sleep(91)
     world.claim(runner="r2")
-    lost = swap(world.ledger, held.key, held.record, held.stored.etag)
+    lost = swap(world.ledger, held.key, held.record, held.stored)
     assert isinstance(lost, Lost)
     assert lost.found is not None
     assert lost.found.record.runner == "r2"
@@ -388,7 +388,7 @@ def test_who_finds_the_end_of_a_batch_in_other_hands_reads_no_record_of_it(monke
     swap(world.ledger, assembly_key(BATCH), fresh, None)
     stored = load(world.ledger, batch_key(BATCH), BatchRecord)
     assert stored is not None
-    swap(world.ledger, batch_key(BATCH), replace(stored.record, state="open", write_id="again"), stored.etag)
+    swap(world.ledger, batch_key(BATCH), replace(stored.record, state="open", write_id="again"), stored)
     asked: list[str] = []
     get = world.store.get
 

@@ -79,13 +79,14 @@ def _rewritten_when_done(found: Any, ours: Any, verdict: str) -> str:
 def _timeout_is_success() -> Iterator[None]:
     swap = cas.swap
 
-    def hopeful(ledger: Ledger, key: str, record: Any, etag: str | None) -> Any:
+    def hopeful(ledger: Ledger, key: str, record: Any, over: Any) -> Any:
+        etag = None if over is None else over.etag
         try:
             return Stored(record, ledger.store.put(key, encode(record), absent=etag is None, match=etag))
         except StoreUnavailable:
             return Stored(record, hashlib.sha256(encode(record)).hexdigest()[:32])
         except Exception:
-            return swap(ledger, key, record, etag)
+            return swap(ledger, key, record, over)
 
     with patch.object(shards, "swap", hopeful):
         yield
@@ -219,10 +220,10 @@ def _abandoned_without_fence() -> AbstractContextManager[object]:
 def _zombie_writes_on() -> AbstractContextManager[object]:
     swap = shards.swap
 
-    def stubborn(ledger: Ledger, key: str, record: Any, etag: str | None) -> Any:
-        written = swap(ledger, key, record, etag)
+    def stubborn(ledger: Ledger, key: str, record: Any, over: Any) -> Any:
+        written = swap(ledger, key, record, over)
         if isinstance(written, Lost) and written.found is not None and record.seq > 1:
-            return swap(ledger, key, record, written.found.etag)
+            return swap(ledger, key, record, written.found)
         return written
 
     return patch.object(shards, "swap", stubborn)

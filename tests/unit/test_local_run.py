@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batchfile import layout
-from batchfile.errors import InvalidFile, OutputTaken
+from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, RecordNewer
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
@@ -104,6 +104,48 @@ def test_a_restart_removes_the_old_batch_whatever_its_state(ledger: Ledger, opti
     assert [layout.index_batch_id(entry.key) for entry in ledger.store.list(layout.INDEX_PREFIX)] == [new]
     queue = ledger.store.list(layout.queue_prefix(local_run.POOL))
     assert [layout.marker_batch_id(entry.key) for entry in queue] == [new]
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 99, b'{"batch_id": "b'])
+def test_a_restart_replaces_a_damaged_batch_and_nothing_else_does(
+    ledger: Ledger, options: RunOptions, data: bytes
+) -> None:
+    old = _open(ledger, options).batch.batch_id
+    ledger.store.put(layout.batch_key(old), data)
+    with pytest.raises(
+        BatchDamaged, match=r"batch\.json.*restore that object, or add --restart to run .*out\.jsonl anew"
+    ):
+        _open(ledger, options)
+    new = _open(ledger, replace(options, is_restart=True)).batch.batch_id
+    assert list(ledger.store.list(layout.batch_prefix(old))) == []
+    assert [layout.index_batch_id(entry.key) for entry in ledger.store.list(layout.INDEX_PREFIX)] == [new]
+    queue = ledger.store.list(layout.queue_prefix(local_run.POOL))
+    assert [layout.marker_batch_id(entry.key) for entry in queue] == [new]
+    assert _open(ledger, options).batch.batch_id == new
+
+
+def test_a_restart_replaces_a_damaged_pointer(ledger: Ledger, options: RunOptions) -> None:
+    _open(ledger, options)
+    ledger.store.put(layout.idempotency_key("output", options.output or ""), b"\0" * 9)
+    with pytest.raises(BatchDamaged, match="add --restart"):
+        _open(ledger, options)
+    new = _open(ledger, replace(options, is_restart=True)).batch.batch_id
+    assert _open(ledger, options).batch.batch_id == new
+
+
+@pytest.mark.parametrize("newer", [b'"version":2}', b'"fold":1,"version":1}'])
+def test_a_restart_never_replaces_a_batch_of_a_newer_version(ledger: Ledger, options: RunOptions, newer: bytes) -> None:
+    old = _open(ledger, options).batch.batch_id
+    found = ledger.store.get(layout.batch_key(old))
+    assert found is not None
+    data = found.data.replace(b'"version":1}', newer)
+    ledger.store.put(layout.batch_key(old), data)
+    with pytest.raises(RecordNewer, match="upgrade this process"):
+        _open(ledger, replace(options, is_restart=True))
+    found = ledger.store.get(layout.batch_key(old))
+    assert found is not None
+    assert found.data == data
+    assert _pointer(ledger, options).batch_id == old
 
 
 def test_a_refused_file_leaves_nothing(ledger: Ledger, options: RunOptions) -> None:

@@ -1,0 +1,92 @@
+"""What is known of a batch whose `batch.json` cannot be read, and what its owner may still do: cancel it, delete it.
+
+Its place in the index says whose it is and when it was made. The write replaces exactly the bytes that could not be
+read: an object that is restored meanwhile stands. A record of a newer version is not damaged, and never replaced.
+"""
+
+from contextlib import suppress
+from dataclasses import replace
+
+import structlog
+
+from batchfile import layout
+from batchfile.errors import RecordDamaged
+from batchfile.ledger import lease
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, load, swap
+from batchfile.records import BatchRecord, FileInput, InputRef, LineError, ShardRecord
+from batchfile.words import Defaults, RoutingTable
+
+log = structlog.get_logger()
+
+DAMAGED = "the stored record of this batch is damaged; cancel or delete it, or ask the operator to restore it"
+CANCELED = "the stored record of this batch was damaged when it was canceled: it has no results; submit the file again"
+_OPENAI_ID_CHARS = len("batch_") + 32
+
+
+def place_of(ledger: Ledger, tenant: str, batch_id: str) -> str | None:
+    """Its key in the index, if it is a batch of this tenant. Costs a listing of the tenant's batches."""
+    for entry in ledger.store.list(layout.index_prefix(tenant)):
+        if layout.index_batch_id(entry.key) == batch_id:
+            return entry.key
+    return None
+
+
+def stand_in(place: str, detail: str = DAMAGED) -> BatchRecord:
+    """What a listing shows in place of a record that cannot be read: an end without results. `place`: in the index."""
+    batch_id, created_at = layout.index_batch_id(place), layout.index_created_at(place)
+    error = LineError(code="damaged", message=detail)
+    # The form of the id tells which of them were made of a stored file.
+    file = FileInput(file_id="", endpoint="", requests_max=0, errors=(error,))
+    return BatchRecord(
+        batch_id=batch_id,
+        created_at=created_at,
+        expires_at=created_at,
+        input=InputRef(key="", etag="", size=0, sha256="", dialect="native"),
+        plan_key="",
+        total=0,
+        routing=RoutingTable(),
+        defaults=Defaults(),
+        state="ended",
+        reason="failed",
+        detail=detail,
+        tenant=layout.index_tenant(place),
+        file=file if len(batch_id) == _OPENAI_ID_CHARS else None,
+        ended_at=created_at,
+        seq=1,
+    )
+
+
+def cancel(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | None:
+    """End the batch, without results, and fence its shards. None: someone else has replaced or removed the record."""
+    now = ledger.clock.now()
+    ended = replace(stand_in(place, CANCELED), reason="canceled", ending_at=now, ended_at=now, write_id=ledger.new_id())
+    written = swap(ledger, layout.batch_key(ended.batch_id), ended, damage)
+    if isinstance(written, Lost):
+        return None
+    log.warning("batch.damaged_canceled", batch_id=ended.batch_id, key=damage.key)
+    _fence(ledger, ended.batch_id)
+    return written.record
+
+
+def delete(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | None:
+    """Make the batch unreadable; a steward frees its space later. None: as `cancel`."""
+    now = ledger.clock.now()
+    gone = replace(stand_in(place), state="deleted", reason=None, deleted_at=now, write_id=ledger.new_id())
+    written = swap(ledger, layout.batch_key(gone.batch_id), gone, damage)
+    if isinstance(written, Lost):
+        return None
+    log.warning("batch.damaged_deleted", batch_id=gone.batch_id, key=damage.key)
+    _fence(ledger, gone.batch_id)
+    return written.record
+
+
+def _fence(ledger: Ledger, batch_id: str) -> None:
+    """Close what is in work: its holders notice at their next checkpoint. A new claim reads `batch.json` by itself."""
+    for entry in list(ledger.store.list(layout.shards_prefix(batch_id))):
+        with suppress(RecordDamaged):  # nobody can hold it
+            found = load(ledger, entry.key, ShardRecord)
+            while found is not None and found.record.state not in {"done", "closed"}:
+                wanted = lease.closed(found.record, lease=ledger.new_id(), reason="canceled")
+                written = swap(ledger, entry.key, wanted, found)
+                found = written.found if isinstance(written, Lost) else None
