@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from api import shapes
 from api.errors import Refusal
@@ -71,7 +71,9 @@ class Fleet:
         operator's: a service with keys does not show them.
         """
         found = [runner for runner in self.presence() if pool in {None, runner.pool}]
-        hidden = {"shards": (), "host": ""} if self._settings.api_keys else {"shards": ()}
+        hidden: dict[str, Any] = {"shards": (), "set_aside": {}}
+        if self._settings.api_keys:
+            hidden["host"] = ""
         return [shapes.Runner(**asdict(replace(runner, **hidden))) for runner in found]
 
     def health(self) -> dict[str, shapes.PoolHealth]:

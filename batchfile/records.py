@@ -241,7 +241,8 @@ class PresenceRecord:
     Rates are of the time with requests in flight in the last minute (0: there was none), latencies of the last 1,000
     requests (None: none yet), from the moment a request is given to the engine to its answer. `draining`: it finishes
     what it holds and ends. `down`: its endpoint takes no work. `shards`: held ones as `batch_id/n`, the first 100.
-    `started_at`: epoch seconds.
+    `set_aside`: batches that it leaves alone because something of them cannot be read or written, and why, the first
+    20. `started_at`: epoch seconds.
     """
 
     pool: str
@@ -262,6 +263,7 @@ class PresenceRecord:
     latency_p95_s: float | None = None
     totals: RunnerTotals = field(default_factory=RunnerTotals)
     shards: tuple[str, ...] = ()
+    set_aside: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
 
 

@@ -14,7 +14,7 @@ from typing import Self
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, BatchfileError, StoreUnavailable
+from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
@@ -166,9 +166,9 @@ def _open_patiently(url: str | None, settings: Settings) -> Ledger:
 
 def _end_what_is_complete(ledger: Ledger, pool: str, runner_id: str) -> None:
     """The last shard may be done for less time than its batch takes to end, and nobody may come after us."""
-    with suppress(StoreUnavailable), ledger.store.hold(runner_id):
+    with suppress(StoreError), ledger.store.hold(runner_id):
         for marker in list(ledger.store.list(layout.queue_prefix(pool))):
-            with suppress(BatchDamaged):  # the runner has said so
+            with suppress(BatchDamaged, StoreError):  # the runner has said so
                 batches.finish(ledger, layout.marker_batch_id(marker.key), runner=runner_id)
 
 

@@ -62,6 +62,11 @@ class RunnerCollector(Collector):
             "state", "1 for the state that it is in", "state", {s: float(s == state) for s in get_args(RunnerState)}
         )
         yield self._now("shards_held", "Shards in work", len(runner.shards_held(SHARDS_COUNTED_MAX)))
+        yield self._now(
+            "batches_set_aside",
+            "Batches left alone because the store refuses something of them",
+            len(runner.set_aside()),
+        )
         yield self._now("requests_in_flight", "Requests inside the engine", runner.num_in_flight)
         yield self._now("requests_prefetched", "Requests that are ready for the engine", runner.num_prefetched)
         yield self._histogram("request_seconds", "From the engine's taking a request to its answer", tally.request_s)

@@ -3,6 +3,7 @@
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import structlog
 
@@ -17,6 +18,7 @@ log = structlog.get_logger()
 
 WRITE_S = 10.0  # and at each change of state
 SHARDS_SHOWN_MAX = 100
+SET_ASIDE_SHOWN_MAX = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,4 +112,5 @@ class Announcer:
                 cached_tokens=tally.cached_tokens,
             ),
             shards=runner.shards_held(SHARDS_SHOWN_MAX),
+            set_aside=dict(islice(runner.set_aside().items(), SET_ASIDE_SHOWN_MAX)),
         )

@@ -8,7 +8,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
@@ -247,18 +246,26 @@ class StatusReader:
         log.error("batch.unreadable", batch_id=batch_id, error=str(error))
 
     def read_many(self, batch_ids: Iterable[str]) -> Iterator[BatchStatus]:
-        """Several at a time, in order. Left out: those that are not there, or damaged. Raises: StoreUnavailable."""
+        """Several at a time, in order. Left out: those that are not there, or cannot be read.
+
+        Raises: StoreError where none of them can be read.
+        """
         ids = iter(batch_ids)
         while some := list(islice(ids, BATCH_THREADS * 8)):
-            found = (
-                map(self._read_if_whole, some) if len(some) == 1 else self._batch_readers.map(self._read_if_whole, some)
-            )
-            yield from (status for status in found if status is not None)
+            read = self._read_or_refusal
+            found = list(map(read, some) if len(some) == 1 else self._batch_readers.map(read, some))
+            refusals = [one for one in found if isinstance(one, StoreError)]
+            if refusals and not any(isinstance(one, BatchStatus) for one in found):
+                raise refusals[0]
+            yield from (one for one in found if isinstance(one, BatchStatus))
 
-    def _read_if_whole(self, batch_id: str) -> BatchStatus | None:
-        with suppress(BatchDamaged):  # whoever works on it says so
+    def _read_or_refusal(self, batch_id: str) -> BatchStatus | StoreError | None:
+        try:
             return self.read(batch_id)
-        return None
+        except BatchDamaged:  # whoever works on it says so
+            return None
+        except StoreError as error:
+            return error
 
     def _ended(self, batch: BatchRecord) -> BatchStatus:
         updated_at = batch.ended_at or batch.created_at

@@ -12,6 +12,7 @@ import structlog
 from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.ledger import batches, expiry, outbox, planning
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load, must_know
 from batchfile.ledger.idempotency import sweep_idempotency
@@ -23,8 +24,10 @@ from batchfile.records import BatchRecord
 log = structlog.get_logger()
 
 LOOKS_MAX = 500  # batches looked at in one tick, those due for the longest time first
-RELOOK_S = 3600.0  # an ended batch may be deleted by its user, a damaged one mended
-STUCK_S = 60.0  # a batch that the store refuses something for, or that nobody expected
+RELOOK_S = 3600.0  # an ended batch may be deleted by its user
+DAMAGED_S = 600.0  # a damaged one may be restored
+STUCK_S = 60.0  # a batch with something that nobody expected
+UNANSWERED_MAX = 3  # batches in a row for which the store does not answer: then it answers nobody, and the tick is over
 SWEEP_S = 3600.0  # between two looks at what belongs to no batch
 
 UPLOAD_S = 48 * 3600.0  # no writer of ours takes so long for one object
@@ -61,8 +64,10 @@ class Steward:
         on_ended: Callable[[BatchRecord], None] = lambda batch: None,
         defer: Callable[[BatchRecord], bool] = lambda batch: False,
         inbox: Inbox | None = None,
+        aside: Aside | None = None,
     ) -> None:
         self._ledger = ledger
+        self._aside = aside or Aside(ledger)
         self._runner = runner
         self._reader = reader or StatusReader(ledger)
         self._on_ended = on_ended
@@ -74,8 +79,9 @@ class Steward:
         self._queues: dict[str, set[str]] = {}  # pool -> its markers, as they were listed in this tick
 
     def tick(self) -> None:
-        """What nobody expects of one batch is logged, and holds up no other. Raises: StoreUnavailable; the next tick
-        goes on.
+        """What nobody expects of one batch is logged, and holds up no other, nor does what the store refuses for one.
+
+        Raises: StoreError where the store answers nobody; the next tick goes on.
         """
         now = self._ledger.clock.monotonic()
         self._queues.clear()
@@ -83,17 +89,20 @@ class Steward:
             with _harmless("inbox.failed"):
                 self._inbox.look()
         due = sorted(self._list_due(now))
+        num_unanswered = 0
         for _, batch_id, key in due[:LOOKS_MAX]:
             try:
                 self._due[batch_id] = now + self._look_at(batch_id, key)
+                self._aside.worked(batch_id, "end")
+                num_unanswered = 0
             except BatchDamaged as error:
                 log.error("batch.damaged", batch_id=batch_id, error=str(error))
-                self._due[batch_id] = now + RELOOK_S
-            except StoreUnavailable:
-                raise
+                self._due[batch_id] = now + DAMAGED_S
             except StoreError as error:  # of this batch alone, perhaps: the others do not wait for it
-                log.error("batch.stuck", batch_id=batch_id, error=str(error))
-                self._due[batch_id] = now + STUCK_S
+                self._due[batch_id] = now + self._aside.put(batch_id, "end", error)
+                num_unanswered = num_unanswered + 1 if isinstance(error, StoreUnavailable) else 0
+                if num_unanswered == UNANSWERED_MAX:
+                    raise
             except Exception:  # a file of a kind that no code foresaw, say: it must not end every runner in turn
                 log.exception("batch.stuck", batch_id=batch_id)
                 self._due[batch_id] = now + STUCK_S

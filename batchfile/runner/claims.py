@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, BatchfileError, StoreUnavailable
+from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
+from batchfile.ledger.aside import PAUSE_S_MAX, Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
@@ -83,12 +84,23 @@ class _Look:
 
 
 class Claims:
-    """Claims for one pool, or of one batch alone (`only`), in order when this runner is the only one."""
+    """Claims for one pool, or of one batch alone (`only`), in order when this runner is the only one.
+
+    A batch that cannot be read or claimed from is set aside, and the others go on.
+    """
 
     def __init__(
-        self, ledger: Ledger, pool: str, runner_id: str, *, only: str | None = None, in_order: bool = False
+        self,
+        ledger: Ledger,
+        pool: str,
+        runner_id: str,
+        *,
+        only: str | None = None,
+        in_order: bool = False,
+        aside: Aside | None = None,
     ) -> None:
         self._ledger = ledger
+        self._aside = aside or Aside(ledger, only=only)
         self._pool = pool
         self._runner_id = runner_id
         self._only = only
@@ -96,11 +108,11 @@ class Claims:
         self._views: dict[str, BatchView] = {}
         self._new: deque[Entry] = deque()  # markers whose batches are to be looked at, in the order of the queue
         self._unread: set[str] = set()  # batches that could not be read at the last look
-        self._damaged: set[str] = set()
         self._list_at = float("-inf")  # when the queue is to be listed again, unless the bell rings before
         self._bell_asked_at = float("-inf")
         self._bell = ""
         self._has_listed = False
+        self._is_store_doubtful = False  # it did not answer for one batch: perhaps it answers for none
 
     @property
     def is_settled(self) -> bool:
@@ -115,11 +127,14 @@ class Claims:
         return bool(self._new or self._candidates())
 
     def next(self) -> Held | None:
-        """One more shard, or None where none was found free. Raises: StoreUnavailable, BatchDamaged.
+        """One more shard, or None where none was found free.
+
+        Raises: StoreError where the queue cannot be listed; BatchDamaged and StoreError of the batch `only`.
 
         A call does a bounded amount of work: it reads a few of the new batches and looks for a shard in a few of all.
         So the first shard is claimed while most of a long queue is still unread.
         """
+        self._is_store_doubtful = False
         self._refresh_queue()
         self._look_at_new()
         for num_tried in range(TRIES_MAX):
@@ -129,6 +144,8 @@ class Claims:
             held = self._try(view)
             if held is not None:
                 return held
+            if self._is_store_doubtful:
+                break  # the next call asks the store for something else first
         return None
 
     def view_of(self, batch_id: str) -> BatchView | None:
@@ -162,7 +179,10 @@ class Claims:
     def _candidates(self) -> list[BatchView]:
         now = self._ledger.clock.monotonic()
         return [
-            view for view in list(self._views.values()) if view.todo or (view.num_unsettled and view.look_at <= now)
+            view
+            for view in list(self._views.values())
+            if (view.todo or (view.num_unsettled and view.look_at <= now))
+            and not self._aside.left_s(view.batch.batch_id)
         ]
 
     def _choose(self, *, is_unclaimed: bool) -> BatchView | None:
@@ -186,13 +206,33 @@ class Claims:
                 view.todo = self._in_turn(view, now)
             return self._claim_in(view)
         except BatchDamaged as error:
-            self._give_up(view.batch.batch_id, error)
+            self.drop(view.batch.batch_id)  # it is read anew
+            self._set_aside(view.batch.batch_id, error)
             return None
+        except StoreError as error:
+            self._set_aside(view.batch.batch_id, error)
+            return None
+
+    def _set_aside(self, batch_id: str, error: BatchfileError) -> None:
+        """Raises: `error` where this is the batch `only`, and waiting is no use."""
+        pause_s = self._aside.put(batch_id, "claim", error)
+        self._is_store_doubtful = isinstance(error, StoreUnavailable)
+        if batch_id not in self._views:
+            self._unread.add(batch_id)
+            self._list_at = min(self._list_at, self._ledger.clock.monotonic() + pause_s)
 
     def _claim_in(self, view: BatchView) -> Held | None:
         while view.todo:
             n = view.todo.pop()
-            held = claim(self._ledger, view.batch, view.plan, self._pool, n, runner=self._runner_id)
+            try:
+                held = claim(self._ledger, view.batch, view.plan, self._pool, n, runner=self._runner_id)
+            except BatchfileError as error:  # of this shard, perhaps: the others go first
+                again_s = RELIST_S if self._only is not None else PAUSE_S_MAX
+                view.elsewhere[n] = self._ledger.clock.monotonic() + again_s
+                if not isinstance(error, BatchDamaged) or self._only is not None:
+                    raise
+                log.error("shard.unreadable", batch_id=view.batch.batch_id, shard=n, error=str(error))
+                continue
             if isinstance(held, Held):
                 view.settle(n)
                 view.has_held = True
@@ -214,12 +254,18 @@ class Claims:
         new = [n for n, key in zip(todo, keys, strict=True) if key not in begun]
         if new:
             return new
-        records = in_order(self._ledger, lambda key: load(self._ledger, key, ShardRecord), keys)
+        records = in_order(self._ledger, self._load, keys)
         return [n for n, found in zip(todo, records, strict=True) if self._may_be_free(view, n, found)]
 
-    def _may_be_free(self, view: BatchView, n: int, found: Stored[ShardRecord] | None) -> bool:
-        if found is None or is_free(self._ledger, found):
-            return True
+    def _load(self, key: str) -> Stored[ShardRecord] | BatchDamaged | None:
+        try:
+            return load(self._ledger, key, ShardRecord)
+        except BatchDamaged as error:
+            return error
+
+    def _may_be_free(self, view: BatchView, n: int, found: Stored[ShardRecord] | BatchDamaged | None) -> bool:
+        if found is None or isinstance(found, BatchDamaged) or is_free(self._ledger, found):
+            return True  # or damaged: the claim says so
         self._note(view, n, found.record.state)
         return False
 
@@ -236,15 +282,6 @@ class Claims:
             if not self._is_open(view.batch.batch_id):
                 self.drop(view.batch.batch_id)
 
-    def _give_up(self, batch_id: str, error: BatchDamaged) -> None:
-        """A batch that contradicts itself is left alone; it must not stop the others."""
-        if batch_id == self._only:
-            raise error
-        if batch_id not in self._damaged:
-            log.error("batch.damaged", batch_id=batch_id, error=str(error))
-        self._damaged.add(batch_id)
-        self.drop(batch_id)
-
     def _is_open(self, batch_id: str) -> bool:
         batch = read_batch(self._ledger, batch_id)
         return batch is not None and batch.state == "open"
@@ -254,8 +291,15 @@ class Claims:
         if not self._did_bell_ring(now) and now < self._list_at:
             return
         self.look_again()  # until it was listed
-        self._list_queue()
-        self._list_at = now + (QUEUE_LIST_S if self._views or self._new else QUEUE_IDLE_S)
+        try:
+            self._list_queue()
+        except StoreError as error:
+            self._list_at = now + RELIST_S  # meanwhile what is known can be worked on
+            if isinstance(error, StoreUnavailable):
+                self._aside.clear_unavailable()
+            raise
+        interval_s = QUEUE_LIST_S if self._views or self._new else QUEUE_IDLE_S
+        self._list_at = now + min([interval_s, *map(self._aside.left_s, self._unread)])
 
     def _list_queue(self) -> None:
         if self._only is not None:
@@ -265,9 +309,9 @@ class Claims:
         for batch_id in list(self._views):
             if batch_id not in markers:
                 self.drop(batch_id)
-        known = {*list(self._views), *self._damaged}
-        self._new = deque(marker for batch_id, marker in markers.items() if batch_id not in known)
-        self._unread.clear()
+        new = [(batch_id, marker) for batch_id, marker in markers.items() if batch_id not in self._views]
+        self._unread = {batch_id for batch_id, _ in new if self._aside.left_s(batch_id)}
+        self._new = deque(marker for batch_id, marker in new if batch_id not in self._unread)
         self._has_listed = True
 
     @property
@@ -289,19 +333,15 @@ class Claims:
             batch_id = layout.marker_batch_id(look.marker.key)
             try:
                 self._take(batch_id, look)
-            except BatchDamaged as error:
-                self._give_up(batch_id, error)
-            except StoreUnavailable as error:
-                log.warning("batch.unread", batch_id=batch_id, error=str(error))
-                self._unread.add(batch_id)
-                self._list_at = min(self._list_at, self._ledger.clock.monotonic() + RELIST_S)
+            except (BatchDamaged, StoreError) as error:
+                self._set_aside(batch_id, error)
 
     def _read(self, marker: Entry) -> _Look:
         batch_id = layout.marker_batch_id(marker.key)
         try:
             batch = read_batch(self._ledger, batch_id)
             plan = read_plan(self._ledger, batch) if batch is not None and batch.state == "open" else None
-        except (BatchDamaged, StoreUnavailable) as error:
+        except (BatchDamaged, StoreError) as error:
             return _Look(marker=marker, error=error)
         return _Look(marker=marker, batch=batch, plan=plan)
 
@@ -331,7 +371,16 @@ class Claims:
         if now - self._bell_asked_at < BELL_S:
             return False
         self._bell_asked_at = now
-        found = self._ledger.store.get_if_changed(layout.bell_key(self._pool), self._bell)
+        try:
+            found = self._ledger.store.get_if_changed(layout.bell_key(self._pool), self._bell)
+        except StoreUnavailable:
+            self._bell_asked_at = now + BELL_S  # the next call tries without it
+            self._aside.clear_unavailable()
+            raise
+        except StoreError as error:  # it is only a hint
+            log.warning("bell.refused", pool=self._pool, error=str(error))
+            self._bell_asked_at = now + QUEUE_LIST_S
+            return False
         if found is None or found == "unchanged":
             return False
         self._bell = found.etag

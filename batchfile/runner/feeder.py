@@ -13,8 +13,9 @@ import structlog
 
 from batchfile import bits
 from batchfile.engine.base import Prepared
-from batchfile.errors import InvalidRequest, LeaseLost, ObjectChanged, ObjectMissing, StoreFull, StoreUnavailable
+from batchfile.errors import InvalidRequest, LeaseLost, ObjectChanged, ObjectMissing, StoreError
 from batchfile.ledger import batches, lease, shards
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.shards import Held
 from batchfile.lines import custom_id_of, parse_request
@@ -36,7 +37,6 @@ log = structlog.get_logger()
 WINDOW_SLOTS = 4  # the window is refilled below this many times the engine's slots
 WINDOW_BYTES_MAX = 64 * 1024 * 1024
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
-STORE_RETRY_S = 1.0
 PUSH_CHUNK = 64  # requests that become visible to the loop at once
 
 
@@ -59,9 +59,14 @@ class Feeder:
         works: list[ShardWork],
         tally: Tally,
         changed: threading.Condition,
+        aside: Aside,
+        on_return: Callable[[], None],
     ) -> None:
+        """`on_return`: a shard is to be put back."""
         self._ledger = ledger
         self._claims = claims
+        self._aside = aside
+        self._on_return = on_return
         self._window = window
         self._works = works
         self._tally = tally
@@ -81,7 +86,8 @@ class Feeder:
     def is_full(self) -> bool:
         if len(self._window) >= self._low_water or self._window.size_bytes >= WINDOW_BYTES_MAX:
             return True
-        return sum(work.finished_bytes for work in list(self._works)) >= BACKLOG_BYTES_MAX
+        # What cannot be committed holds up no other: its batch is set aside, so there is little of it.
+        return sum(work.finished_bytes for work in list(self._works) if not work.num_failures) >= BACKLOG_BYTES_MAX
 
     def prepare_again(self, item: Item, request: Request) -> None:
         """Another attempt at `item`, with this request, goes into the window soon. From the loop's thread."""
@@ -146,22 +152,30 @@ class Feeder:
             self._start(work)
 
     def _start(self, work: ShardWork) -> None:
-        """Queue the shard's lines, or the next of its trial. Patient: a store that is away costs time only."""
-        while not self.is_stopped and not work.is_dropped:
-            try:
-                if work.is_trial:
-                    return self._start_trial(work)
-                return self._push(work, work.held.missing)
-            except LeaseLost:
-                work.is_dropped = True
-            except (ObjectChanged, ObjectMissing) as error:
-                return self._end_changed(work, error)
-            except StoreFull:
-                raise
-            except StoreUnavailable as error:
-                log.warning("shard.waits", shard=work.held.record.n, error=str(error))
-                self._ledger.clock.sleep(STORE_RETRY_S)
-        return None
+        """Queue the shard's lines, or the next of its trial. Where they cannot be read, the shard is put back."""
+        batch_id = work.held.batch.batch_id
+        try:
+            if work.is_trial:
+                self._start_trial(work)
+            else:
+                self._push(work, work.held.missing)
+            self._aside.worked(batch_id, "claim")
+        except LeaseLost:
+            work.is_dropped = True
+        except (ObjectChanged, ObjectMissing) as error:
+            self._end_changed(work, error)
+        except StoreError as error:
+            self._put_back(work, error)
+
+    def _put_back(self, work: ShardWork, error: StoreError) -> None:
+        """Another runner may have more luck with the shard, and this one goes on with other batches.
+
+        Raises: `error` where there are none.
+        """
+        log.warning("shard.put_back", batch_id=work.held.batch.batch_id, shard=work.held.record.n, error=str(error))
+        work.is_to_return = True
+        self._on_return()
+        self._aside.put(work.held.batch.batch_id, "claim", error)
 
     def _push(self, work: ShardWork, wanted: int, *, is_alone: bool = False) -> None:
         """Read the shard's range, prepare the wanted lines that are this pool's, and queue them."""
@@ -263,18 +277,31 @@ class Feeder:
 
     def _continue_trials(self) -> bool:
         """One trial at a time: a death then speaks against its lines, and against nobody else's."""
-        trials = [work for work in self._works if work.is_trial and work.left > 0 and not work.is_dropped]
+        trials = [
+            work
+            for work in self._works
+            if work.is_trial and work.left > 0 and not (work.is_dropped or work.is_to_return)
+        ]
         if not trials or any(work.trial_left > 0 for work in trials):
             return False
         self._start(trials[0])
         return True
 
-    def _end_changed(self, work: ShardWork, error: Exception) -> None:
-        """The pinned input is not there any more: the batch ends, what is committed stays."""
+    def _end_changed(self, work: ShardWork, error: StoreError) -> None:
+        """The pinned input is not there any more: the batch ends, what is committed stays.
+
+        Only if the store says so twice, in two ways: a batch never ends for an answer that may be a refusal.
+        """
         batch = work.held.batch
-        log.error("input.changed", batch_id=batch.batch_id, error=str(error))
+        try:
+            entry = self._ledger.store.head(batch.input.key)
+            if entry is not None and entry.etag == batch.input.etag:
+                return self._put_back(work, error)
+            log.error("input.changed", batch_id=batch.batch_id, error=str(error))
+            batches.end(self._ledger, batch.batch_id, "input_changed", str(error))
+        except StoreError as refusal:
+            return self._put_back(work, refusal)
         work.is_dropped = True
-        batches.end(self._ledger, batch.batch_id, "input_changed", str(error))
         self._claims.drop(batch.batch_id)
         self._claims.look_again()
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import structlog
 
-from batchfile.errors import BatchDamaged, StoreError, StoreFull, StoreUnavailable
+from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger import batches
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.long_work import LongWork
@@ -44,6 +45,7 @@ class Finisher:
         only: str | None = None,
         inbox: Inbox | None = None,
         is_stopped: Callable[[], bool] = lambda: False,
+        aside: Aside,
     ) -> None:
         self.is_assembling = False
         self._is_stopped = is_stopped
@@ -55,9 +57,12 @@ class Finisher:
         self._runner_id = runner_id
         self._reader = StatusReader(ledger)
         self._long_work = long_work
+        self._aside = aside
         self._steward = None
         if is_steward:
-            self._steward = Steward(ledger, runner=runner_id, reader=self._reader, defer=self._defer, inbox=inbox)
+            self._steward = Steward(
+                ledger, runner=runner_id, reader=self._reader, defer=self._defer, inbox=inbox, aside=aside
+            )
         self._only = only
         self._looks: dict[str, tuple[float, float]] = {}  # batch -> when to look again, and how long that was waited
         self._stewarded_at = float("-inf")
@@ -101,18 +106,19 @@ class Finisher:
                 return
             self.is_assembling = True
             ended = batches.finish(self._ledger, batch_id, runner=self._runner_id, is_stopped=self._is_stopped)
-        except StoreFull:
-            raise
-        except StoreUnavailable as error:
-            log.warning("finish.paused", batch_id=batch_id, error=str(error))
-            return
         except BatchDamaged as error:
-            log.error("batch.damaged", batch_id=batch_id, error=str(error))
             if batch_id == self._only:
                 self.damaged = str(error)
+            else:
+                self._aside.put(batch_id, "end", error)
+            return
+        except StoreError as error:
+            log.warning("finish.paused", batch_id=batch_id, error=str(error))
+            self._aside.put(batch_id, "end", error)
             return
         finally:
             self.is_assembling = False
+        self._aside.worked(batch_id, "end")
         if batch_id == self._only and ended is None and batches.read_batch(self._ledger, batch_id) is None:
             self.damaged = f"the batch {batch_id} was deleted while it ran"
         if ended is not None and ended.state == "ended":

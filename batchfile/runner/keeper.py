@@ -9,8 +9,9 @@ from contextlib import suppress
 
 import structlog
 
-from batchfile.errors import LeaseLost, StoreFull, StoreUnavailable
+from batchfile.errors import LeaseLost, StoreError, StoreFull
 from batchfile.ledger import lease, shards
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.runner.claims import Claims
 from batchfile.runner.tally import Tally
@@ -20,6 +21,9 @@ log = structlog.get_logger()
 
 PART_BYTES = 4 * 1024 * 1024  # finished results of this size are checkpointed before their time
 AWAY_S_MAX = 10.0  # at an end: then what is held lapses, as it would if this process were killed
+RETRY_S = 1.0  # before a commit that failed is tried again; doubles
+RETRY_S_MAX = 5.0
+FAILURES_BEFORE_ASIDE = 2  # commits of one shard that fail in a row, each tried several times: then no more is claimed
 HEARTBEAT_SHARE_OF_TTL = 1 / 6  # a shard without news is rewritten this often: every 15 s of 90
 
 
@@ -33,8 +37,10 @@ class Keeper:
         works: list[ShardWork],
         tally: Tally,
         on_dropped: Callable[[ShardWork], None],
+        aside: Aside,
     ) -> None:
         self._ledger = ledger
+        self._aside = aside
         self._claims = claims
         self._works = works
         self._tally = tally
@@ -52,6 +58,8 @@ class Keeper:
                 return
             if work.is_dropped:
                 self._drop(work)
+            elif work.is_to_return:
+                self._put_back(work)
             elif everything or self._is_due(work):
                 self._checkpoint(work)
 
@@ -73,14 +81,32 @@ class Keeper:
                 self._works.clear()
                 return
 
-    def _release(self, work: ShardWork) -> None:
+    def _put_back(self, work: ShardWork) -> None:
+        """Nothing of it waits to be dispatched: commit what there is, and let anyone claim it. Again until it works."""
+        if self._ledger.clock.monotonic() < work.retry_at:
+            return
+        if work.finished:
+            self._checkpoint(work)
+            if work.finished or work not in self._works:
+                return
+        if self._release(work):
+            self._retire(work)
+            self._claims.forget(work.held.batch.batch_id, work.held.record.n)
+
+    def _release(self, work: ShardWork) -> bool:
+        """Is it given back, or lost anyway?"""
         started_at = self._ledger.clock.monotonic()
         with work.lock:
             try:
                 shards.release(self._ledger, work.held)
-            except (LeaseLost, StoreUnavailable) as error:
-                self._saw_store(started_at, is_there=isinstance(error, LeaseLost))
+            except LeaseLost:
+                self._saw_store(started_at, is_there=True)
+            except StoreError as error:
+                self._saw_store(started_at, is_there=False)
+                work.retry_at = started_at + RETRY_S
                 log.warning("shard.not_released", shard=work.held.record.n, error=str(error))
+                return False
+        return True
 
     @property
     def is_store_away(self) -> bool:
@@ -98,6 +124,8 @@ class Keeper:
 
     def _is_due(self, work: ShardWork) -> bool:
         now = self._ledger.clock.monotonic()
+        if now < work.retry_at:
+            return False
         if work.wants_to_announce and lease.must_announce(work.held.record):
             return True
         if work.left == 0 or work.finished_bytes >= PART_BYTES:
@@ -120,12 +148,16 @@ class Keeper:
                 return
             except StoreFull:
                 raise
-            except StoreUnavailable as error:
+            except StoreError as error:
                 self._saw_store(started_at, is_there=False)
                 log.warning("checkpoint.failed", shard=work.held.record.n, error=str(error))
+                self._set_back(work, error)
                 return
             self._saw_store(started_at, is_there=True)
             work.forget(len(finished))
+        if work.num_failures:
+            work.num_failures, work.retry_at = 0, float("-inf")
+            self._aside.worked(work.held.batch.batch_id, "commit")
         self._tally.checkpoint_s.add(self._ledger.clock.monotonic() - started_at)
         if work.held.record.state == "done":
             self._retire(work)
@@ -138,6 +170,15 @@ class Keeper:
                 succeeded=counts.succeeded,
                 errored=counts.errored,
             )
+
+    def _set_back(self, work: ShardWork, error: StoreError) -> None:
+        """Try again soon, while the lease lasts and after: the write decides. Raises: as `Aside.put`."""
+        work.num_failures += 1
+        longest_s = min(RETRY_S_MAX, self._ledger.limits.lease_ttl_s * HEARTBEAT_SHARE_OF_TTL)
+        pause_s = min(RETRY_S * 2.0 ** min(work.num_failures - 1, 16), longest_s)
+        work.retry_at = self._ledger.clock.monotonic() + pause_s
+        if work.num_failures >= FAILURES_BEFORE_ASIDE and not self.is_ending:
+            self._aside.put(work.held.batch.batch_id, "commit", error)
 
     def _drop(self, work: ShardWork) -> None:
         work.is_dropped = True

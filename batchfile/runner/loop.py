@@ -6,6 +6,7 @@ is settled behind.
 
 import threading
 from collections.abc import Callable
+from itertools import chain
 
 import structlog
 
@@ -71,7 +72,8 @@ class Loop:
         self._busy_until: float | None = None  # up to when `tally.busy_s` counts; None: nothing was in flight
         self._gpu_s_each = 0.0  # seconds of GPUs, shared by those in flight, one share after the other
         self._fills_since: float | None = None
-        self._is_held_back = False
+        self._parked: list[Item] = []  # whose lease may be lost, or must say first that they go: they hold up no other
+        self._parked_alone: list[list[Item]] = []
 
     def use(self, engine: Engine) -> None:
         """From now on this one."""
@@ -80,6 +82,7 @@ class Loop:
     def turn(self, engine: Engine) -> bool:
         """Once around. False: idle. Raises: EngineDead, after which `bereave` is due."""
         self._abort_dropped(engine)
+        self._unpark()
         self._fill(engine)
         if not self.in_flight:
             self._busy_until = None
@@ -116,7 +119,7 @@ class Loop:
     def wait(self, timeout_s: float) -> None:
         """After an idle turn, until there may be something to do; at most `timeout_s`."""
         with self._changed:
-            if not len(self._window) or self._fills_since is not None or self._is_held_back:
+            if not len(self._window) or self._fills_since is not None or self.num_parked:
                 self._changed.wait(timeout_s)
 
     def _abort_dropped(self, engine: Engine) -> None:
@@ -130,6 +133,31 @@ class Loop:
         with self._changed:
             self._window.drop(lambda item: item.shard.is_dropped)
 
+    @property
+    def num_parked(self) -> int:
+        return len(self._parked) + sum(map(len, self._parked_alone))
+
+    def _unpark(self) -> None:
+        """What may be dispatched again goes back into the window; what was lost is forgotten."""
+        if not self._parked and not self._parked_alone:
+            return
+        now = self._clock.monotonic()
+        self._parked = [item for item in self._parked if not item.shard.is_dropped]
+        groups = ([item for item in group if not item.shard.is_dropped] for group in self._parked_alone)
+        self._parked_alone = [group for group in groups if group]
+        works = {item.shard for item in (*self._parked, *chain.from_iterable(self._parked_alone))}
+        free = {work for work in works if self._may_dispatch(work, now)}
+        if not free:
+            return
+        ready = [item for item in self._parked if item.shard in free]
+        ready_alone = [group for group in self._parked_alone if all(item.shard in free for item in group)]
+        self._parked = [item for item in self._parked if item.shard not in free]
+        self._parked_alone = [group for group in self._parked_alone if group not in ready_alone]
+        with self._changed:
+            self._window.push(ready)
+            for group in ready_alone:
+                self._window.push_alone(group, is_next=True)
+
     def _fill(self, engine: Engine) -> None:
         room = engine.info.max_in_flight - len(self.in_flight)
         if room <= 0 or self.is_stopped or not len(self._window) or self._waits_to_fill(engine.info.num_slots):
@@ -137,11 +165,8 @@ class Loop:
         with self._changed:
             items = self._window.pop(room, len(self.in_flight))
         now = self._clock.monotonic()
-        held_back: list[Item] = []
         if self._window.is_alone_running and not all(self._may_dispatch(item.shard, now) for item in items):
-            with self._changed:
-                self._window.push_alone(items, is_next=True)
-            self._is_held_back = True
+            self._parked_alone.append(items)
             return
         for item in items:
             if item.shard.is_dropped:
@@ -149,11 +174,7 @@ class Loop:
             if self._may_dispatch(item.shard, now):
                 self.in_flight[item.key] = item
             else:
-                held_back.append(item)
-        self._is_held_back = bool(held_back)
-        if held_back:
-            with self._changed:
-                self._window.push(held_back)
+                self._parked.append(item)
         # All of them count as in flight before the first is added: an engine that dies of one loses none.
         for item in items:
             if item.key in self.in_flight:

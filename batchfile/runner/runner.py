@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import structlog
 
 from batchfile.engine.base import Engine, EngineFactory, EngineInfo, EngineStats
-from batchfile.errors import BatchDamaged, EngineDead, StoreFull, StoreUnavailable
+from batchfile.errors import BatchDamaged, EngineDead, StoreError
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.long_work import LongWork
@@ -22,6 +23,7 @@ from batchfile.runner.feeder import Feeder
 from batchfile.runner.finisher import Finisher
 from batchfile.runner.keeper import Keeper
 from batchfile.runner.loop import Loop
+from batchfile.runner.refusals import Refusals
 from batchfile.runner.seat import Seat
 from batchfile.runner.tally import Tally
 from batchfile.runner.window import Window
@@ -32,7 +34,6 @@ log = structlog.get_logger()
 IDLE_WAIT_S = 0.05  # how long the loop sleeps where nothing is in flight and nobody wakes it
 KEEPER_WAIT_S = 0.2
 FINISHER_WAIT_S = 0.1
-STORE_RETRY_S = 1.0
 # At the end, of the feeder, the steward and a stopped finisher: the store may be unavailable, and nothing that they do
 # must be done.
 JOIN_S_MAX = 10.0
@@ -69,13 +70,25 @@ class Runner:
         self._stop_now = threading.Event()
         self._threads_over = threading.Event()
         self._failure: BaseException | None = None
+        is_alone = options.only is not None
+        self._aside = Aside(ledger, only=options.only)
         self._claims = Claims(
-            ledger, options.pool, options.runner_id, only=options.only, in_order=options.only is not None
+            ledger, options.pool, options.runner_id, only=options.only, in_order=is_alone, aside=self._aside
         )
-        self._feeder = Feeder(ledger, self._claims, self._window, self._works, self.tally, self._changed)
         self._seat = Seat(engine_factory, ledger.clock, self.tally, self._use)
         dropped: list[ShardWork] = []
-        self._keeper = Keeper(ledger, self._claims, self._works, self.tally, dropped.append)
+        self._keeper = Keeper(ledger, self._claims, self._works, self.tally, dropped.append, self._aside)
+        self._feeder = Feeder(
+            ledger,
+            self._claims,
+            self._window,
+            self._works,
+            self.tally,
+            self._changed,
+            self._aside,
+            on_return=self._keeper.wake.set,
+        )
+        self._refusals = Refusals(ledger.clock, is_local=is_alone)
         self._loop = Loop(
             ledger.clock,
             ledger.limits.lease_ttl_s,
@@ -100,6 +113,7 @@ class Runner:
             only=options.only,
             inbox=options.inbox,
             is_stopped=self._stop.is_set,
+            aside=self._aside,
         )
 
     def run(self) -> BatchRecord | None:
@@ -149,9 +163,8 @@ class Runner:
                     self._finisher.steward()
                 except EngineDead as error:
                     self._engine = self._replace(self._engine, error)
-                except StoreUnavailable as error:
-                    log.warning("store.unavailable", error=str(error))
-                    self._ledger.clock.sleep(STORE_RETRY_S)
+                except StoreError as error:
+                    self._ledger.clock.sleep(self._refusals.pause_s("runner", error))
             self._keeper.release_all()
             self._seat.count_steps(self._engine)
         finally:
@@ -212,6 +225,10 @@ class Runner:
         """As `batch_id/n`."""
         works = list(self._works)[:num_max]
         return tuple(f"{work.held.batch.batch_id}/{work.held.record.n}" for work in works)
+
+    def set_aside(self) -> dict[str, str]:
+        """The batches that are left alone because something of them cannot be read or written, and why."""
+        return self._aside.reasons()
 
     def engine_stats(self) -> EngineStats:
         """Over all engines since the start. From any thread, a moment old."""
@@ -287,22 +304,25 @@ class Runner:
             ("finisher", self._finish_forever),
             ("steward", self._steward_forever),
         ]
-        threads = [threading.Thread(target=self._guarded, args=(job,), name=name, daemon=True) for name, job in jobs]
+        threads = [
+            threading.Thread(target=self._guarded, args=(name, job), name=name, daemon=True) for name, job in jobs
+        ]
         for thread in threads:
             thread.start()
         return threads
 
-    def _guarded(self, job: Callable[[], None]) -> None:
+    def _guarded(self, name: str, job: Callable[[], None]) -> None:
         """The top of each thread: what is not expected ends the run, with its cause."""
         while not self._threads_over.is_set():
             try:
                 return job()
-            except StoreUnavailable as error:
-                if isinstance(error, StoreFull) and self._options.only is not None:
-                    self._failure = error
+            except StoreError as error:
+                try:
+                    pause_s = self._refusals.pause_s(name, error)
+                except StoreError as last:
+                    self._failure = last
                     return None
-                log.warning("store.unavailable", error=str(error))
-                self._threads_over.wait(STORE_RETRY_S)
+                self._threads_over.wait(pause_s)
             except BaseException as error:  # noqa: BLE001 the run re-raises it
                 self._failure = error
                 return None

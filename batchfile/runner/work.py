@@ -17,7 +17,8 @@ class ShardWork:
     The loop appends to `finished` (results of `finished_bytes`); whoever checkpoints holds `lock`, commits a prefix of
     it and removes that. `left` counts this pool's lines without an outcome. Counts change under `count_lock`.
     `wants_to_announce`: the loop would dispatch, and the record must say so first (see `ledger/lease.py`).
-    `fitting`: what every answer must fit, if anything.
+    `fitting`: what every answer must fit, if anything. `is_to_return`: its input cannot be read now; whoever commits
+    puts it back. `retry_at`: monotonic; its results could not be committed, and are tried again then.
     """
 
     held: Held
@@ -32,6 +33,9 @@ class ShardWork:
     finished_bytes: int = 0
     is_trial: bool = False
     trial_left: int = 0
+    is_to_return: bool = False
+    num_failures: int = 0  # of commits, in a row
+    retry_at: float = float("-inf")
 
     def settle(self, line: FinishedLine) -> bool:
         """Take an outcome; True with the shard's last one."""

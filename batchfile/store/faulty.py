@@ -1,7 +1,8 @@
 """A store that fails on purpose, around one that does not: for tests and simulations.
 
-Two ways to fail. `on_call` sees every write: its number from 1, the verb, the key, and whether the write is about to
+Three ways to fail. `on_call` sees every write: its number from 1, the verb, the key, and whether the write is about to
 happen (`before`) or has happened (`after`); what it raises is what the caller gets. `faults` fails by seeded chance.
+`ills` stick to keys: each call of such a key gets the same answer.
 """
 
 import random
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
@@ -36,6 +38,33 @@ class Faults:
     ghost_s: float = 300.0  # a ghost comes within this time, with a later call, or when released
 
 
+# What a store answers to a call of an ill key.
+Answer = Literal["500", "400", "403", "405", "501", "EIO", "EACCES", "nonsense"]
+_UNAVAILABLE = {"500", "EIO"}
+NONSENSE = b"<html><body>Please wait a moment</body></html>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ill:
+    """A fault that sticks to the keys that match `pattern`, which is a shell's (`batches/*/plan-*`).
+
+    `nonsense` is an answer of status 200 with something else in it, to reads alone. `is_read`, `is_write`: what fails;
+    listings are reads of their prefix.
+    """
+
+    pattern: str
+    answer: Answer
+    is_read: bool = True
+    is_write: bool = True
+
+    def strikes(self, key: str, *, is_write: bool) -> bool:
+        return (self.is_write if is_write else self.is_read) and fnmatchcase(key, self.pattern)
+
+    def error(self, key: str) -> StoreError:
+        kind = StoreUnavailable if self.answer in _UNAVAILABLE else StoreError
+        return kind(f"{key}: {self.answer} on purpose")
+
+
 @dataclass(frozen=True, slots=True)
 class _Ghost:
     due: float
@@ -43,7 +72,10 @@ class _Ghost:
 
 
 class FaultyStore:
-    """Without `on_call` and `faults` it is its inner store. While `is_down`, every call is answered 503."""
+    """Without `on_call`, `faults` and `ills` it is its inner store. While `is_down`, every call is answered 503.
+
+    `ills` may be changed at any time.
+    """
 
     def __init__(
         self,
@@ -63,17 +95,18 @@ class FaultyStore:
         self._ghosts: list[_Ghost] = []
         self._num_writes = 0
         self.is_down = False
+        self.ills: list[Ill] = []
 
     @property
     def url(self) -> str:
         return self._inner.url
 
     def get(self, key: str) -> Object | None:
-        self._read(key)
-        return self._inner.get(key)
+        return self._spoilt(self._inner.get(key)) if self._read(key) else self._inner.get(key)
 
     def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
-        self._read(key)
+        if self._read(key):
+            return self._spoilt(self._inner.get(key))
         return self._inner.get_if_changed(key, etag)
 
     def head(self, key: str) -> Entry | None:
@@ -81,7 +114,8 @@ class FaultyStore:
         return self._inner.head(key)
 
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
-        self._read(key)
+        if self._read(key):
+            return iter([NONSENSE])
         return self._inner.stream(key, start, end, match=match)
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
@@ -128,10 +162,21 @@ class FaultyStore:
     def commit(self, key: str, inner: Writer) -> str:
         return self._write("commit", key, inner.commit)
 
-    def _read(self, key: str) -> None:
+    def _read(self, key: str) -> bool:
+        """True: the answer is to be nonsense."""
         self._begin(key)
         if self._chance() < self._faults.read:
             raise StoreUnavailable(f"{key}: 503 on purpose")
+        for ill in list(self.ills):
+            if ill.strikes(key, is_write=False):
+                if ill.answer == "nonsense":
+                    return True
+                raise ill.error(key)
+        return False
+
+    @staticmethod
+    def _spoilt(found: Object | None) -> Object | None:
+        return found and Object(data=NONSENSE, etag="nonsense", modified_at=found.modified_at, read_at=found.read_at)
 
     def _write(self, verb: str, key: str, write: Callable[[], T], *, is_conditional: bool = False) -> T:
         with self._lock:
@@ -140,6 +185,9 @@ class FaultyStore:
         if self._on_call is not None:
             self._on_call(number, verb, key, "before")
         self._begin(key)
+        for ill in list(self.ills):
+            if ill.answer != "nonsense" and ill.strikes(key, is_write=True):
+                raise ill.error(key)
         fault = self._draw()
         if fault == "ghost" and verb != "commit":  # a commit's bytes are gone once its writer is left
             self._ghosts.append(_Ghost(self._clock.monotonic() + self._chance() * self._faults.ghost_s, write))

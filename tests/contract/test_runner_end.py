@@ -10,6 +10,7 @@ from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
 from batchfile.errors import StoreUnavailable
 from batchfile.ledger import batches, shards
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.planner import plan_input
@@ -81,7 +82,7 @@ def keeper(ledger: Ledger) -> Keeper:
         held = shards.claim(ledger, batch, planned.plan, "local", n, runner="r")
         assert isinstance(held, shards.Held)
         works.append(ShardWork(held=held, left=32))
-    return Keeper(ledger, Claims(ledger, "local", "r"), works, Tally(), lambda work: None)
+    return Keeper(ledger, Claims(ledger, "local", "r"), works, Tally(), lambda work: None, Aside(ledger))
 
 
 def states(ledger: Ledger) -> set[str]:

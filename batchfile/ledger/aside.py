@@ -1,0 +1,96 @@
+"""Batches that a process leaves alone for a while, because the store refuses or does not give something of them.
+
+One batch's trouble is not the store's: the others go on, and nothing is ever ended for it. Each failure in a row
+doubles the pause. While the store answers nobody, no batch is to blame: `clear_unavailable`.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+
+from batchfile.errors import BatchfileError, StoreFull, StoreUnavailable
+from batchfile.ledger.base import Ledger
+
+log = structlog.get_logger()
+
+PAUSE_S = 1.0  # after the first failure; doubles
+PAUSE_S_MAX = 60.0
+TELL_S = 600.0  # between two log lines of one batch that stays as it is
+KEPT_S = 3600.0  # what did not fail again for this long after its pause is forgotten
+
+# What failed: to claim a shard and read its input, to commit its results, to end the batch or look after it.
+Work = Literal["claim", "commit", "end"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setback:
+    """`until` and `told_at` are monotonic."""
+
+    error: BatchfileError
+    pause_s: float
+    until: float
+    told_at: float
+
+
+class Aside:
+    """For any number of threads. `only`: the one batch that the process is for; there is nothing else to go on with."""
+
+    def __init__(self, ledger: Ledger, *, only: str | None = None) -> None:
+        self._clock = ledger.clock
+        self._only = only
+        self._lock = threading.Lock()
+        self._setbacks: dict[tuple[str, Work], _Setback] = {}
+
+    def put(self, batch_id: str, work: Work, error: BatchfileError) -> float:
+        """Leave the batch alone; for how many seconds.
+
+        Raises: `error` itself where there is no room, which no batch is to blame for; and of the batch `only`, unless
+        it only has to wait for the store.
+        """
+        if isinstance(error, StoreFull) or (batch_id == self._only and not isinstance(error, StoreUnavailable)):
+            raise error
+        now = self._clock.monotonic()
+        with self._lock:
+            before = self._setbacks.get((batch_id, work))
+            pause_s = PAUSE_S if before is None else min(PAUSE_S_MAX, before.pause_s * 2)
+            told_at = float("-inf") if before is None else before.told_at
+            is_news = now - told_at >= TELL_S
+            self._setbacks[batch_id, work] = _Setback(
+                error=error, pause_s=pause_s, until=now + pause_s, told_at=now if is_news else told_at
+            )
+        if is_news:
+            log.error("batch.set_aside", batch_id=batch_id, work=work, error=str(error), again_in_s=pause_s)
+        return pause_s
+
+    def worked(self, batch_id: str, work: Work) -> None:
+        """What had failed is possible again."""
+        if (batch_id, work) not in self._setbacks:
+            return
+        with self._lock:
+            self._setbacks.pop((batch_id, work), None)
+        log.info("batch.taken_up", batch_id=batch_id, work=work)
+
+    def left_s(self, batch_id: str) -> float:
+        """For how many more seconds to leave the batch alone; 0: it may be worked on."""
+        if not self._setbacks:
+            return 0.0
+        now = self._clock.monotonic()
+        with self._lock:
+            untils = [found.until for (name, _), found in self._setbacks.items() if name == batch_id]
+        return max(0.0, max(untils, default=now) - now)
+
+    def clear_unavailable(self) -> None:
+        """The store itself was unavailable, to everybody: no batch is to blame, and none is to wait when it is back."""
+        with self._lock:
+            self._setbacks = {
+                key: found for key, found in self._setbacks.items() if not isinstance(found.error, StoreUnavailable)
+            }
+
+    def reasons(self) -> dict[str, str]:
+        """The batches that were set aside and have not worked since, each with the last error."""
+        now = self._clock.monotonic()
+        with self._lock:
+            self._setbacks = {key: found for key, found in self._setbacks.items() if now < found.until + KEPT_S}
+            return {batch_id: str(found.error) for (batch_id, _), found in self._setbacks.items()}

@@ -1,0 +1,357 @@
+"""One ill batch among healthy ones, in virtual time: what a store always refuses of it holds up no other."""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from api import views
+from api.door import Caller
+from api.service import Service
+from batchfile import layout
+from batchfile.clock import ManualClock, SystemClock
+from batchfile.engine.echo import EchoEngine
+from batchfile.errors import ObjectChanged, StoreError, StoreUnavailable
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.planner import plan_input
+from batchfile.ledger.scale import read_scale
+from batchfile.ledger.status import StatusReader
+from batchfile.ledger.steward import UNANSWERED_MAX, Steward
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.settings import Settings
+from batchfile.store.faulty import Answer, FaultyStore, Ill
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults, RoutingTable
+
+POOL = RoutingTable(everything="local")
+HEALTHY = ["b0", "b1", "b3", "b4", "b5"]
+ILL = "b2"
+NUM_REQUESTS = 8
+ENDS_WITHIN_S = 75.0
+PHASE_S_MAX = 7200.0
+WELL_AGAIN_WITHIN_S = 90.0  # the longest pause, and a steward's or a finisher's next look
+
+REFUSALS: list[Answer] = ["400", "403", "405", "501", "EACCES"]
+UNANSWERED: list[Answer] = ["500", "EIO"]
+READ_KEYS = ["batch.json", "input-*", "plan-*"]
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = FaultyStore(MemoryStore(self.clock), clock=self.clock)
+        self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(5))
+        for name in sorted([*HEALTHY, ILL]):
+            self.create(name)
+
+    def create(self, batch_id: str) -> None:
+        params = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+        rows = [json.dumps({"custom_id": f"{batch_id}-{n}", "params": params}) for n in range(NUM_REQUESTS)]
+        key = layout.input_key(batch_id, "n")
+        self.store.put(key, "\n".join(rows).encode())
+        planned = plan_input(self.ledger, batch_id, key, routing=POOL, lines_per_range=4)
+        draft = batches.Draft(batch_id=batch_id, routing=POOL, defaults=Defaults())
+        batches.create(self.ledger, draft, planned)
+
+    def fall_ill(self, name: str, answer: Answer, **more: bool) -> None:
+        self.store.ills = [Ill(pattern=f"batches/{ILL}/{name}", answer=answer, **more)]
+
+    def runner(self, name: str = "r1") -> Runner:
+        options = RunnerOptions(runner_id=name, pool="local")
+        return Runner(self.ledger, lambda: EchoEngine(num_slots=8), options)
+
+    def num_ended(self) -> int:
+        """Of the healthy ones, past the faults."""
+        return sum(self.has_ended(name) for name in HEALTHY)
+
+    def has_ended(self, batch_id: str) -> bool:
+        ills, self.store.ills = self.store.ills, []
+        try:
+            batch = batches.read_batch(self.ledger, batch_id)
+        finally:
+            self.store.ills = ills
+        return batch is not None and batch.state == "ended" and batch.counts.succeeded == NUM_REQUESTS
+
+    def run(self, runner: Runner, *phases: Callable[[], bool]) -> list[float]:
+        """One run. A phase is asked at each turn, and over once it says so; how many seconds each took."""
+        left, took = list(phases), []
+        began_at = self.clock.monotonic()
+
+        def is_over() -> bool:
+            nonlocal began_at
+            now = self.clock.monotonic()
+            assert now - began_at < PHASE_S_MAX, f"phase {len(took) + 1} lasts"
+            if left[0]():
+                left.pop(0)
+                took.append(now - began_at)
+                began_at = now
+            return not left
+
+        runner.run_alone(is_over)
+        return took
+
+    def after(self, seconds: float) -> Callable[[], bool]:
+        """A phase that lasts so long."""
+        ends_at: list[float] = []
+
+        def is_over() -> bool:
+            ends_at.append(self.clock.monotonic() + seconds)
+            return self.clock.monotonic() >= ends_at[0]
+
+        return is_over
+
+    def have_all_ended(self) -> bool:
+        return self.num_ended() == len(HEALTHY)
+
+    def get_well(self) -> bool:
+        """A phase of its own: whatever the ill batch has come to, it was not ended."""
+        self.store.ills = []
+        batch = batches.read_batch(self.ledger, ILL)
+        assert batch is not None
+        assert batch.state == "open" or batch.counts.succeeded == NUM_REQUESTS
+        return True
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED, "nonsense"])
+@pytest.mark.parametrize("name", [*READ_KEYS, "shards/*", "parts/*", "assembly.json", "results-*", "*"])
+def test_healthy_batches_end_although_one_is_ill_and_it_ends_when_it_is_well(name: str, answer: Answer) -> None:
+    """Within a minute and a quarter, and within a minute and a half."""
+    world = World()
+    world.fall_ill(name, answer)
+    if answer == "nonsense" and name in {"input-*", "parts/*"}:
+        world.run(world.runner(), world.have_all_ended)
+        return  # these are told from what was stored by their etag or digest, which such a proxy does not change
+    took = world.run(
+        world.runner(), world.have_all_ended, world.after(300.0), world.get_well, lambda: world.has_ended(ILL)
+    )
+    assert took[0] < ENDS_WITHIN_S
+    assert took[-1] < WELL_AGAIN_WITHIN_S
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
+@pytest.mark.parametrize("pattern", ["queue/*", "bell/*", "index/*", "*"])
+def test_a_refusal_of_what_belongs_to_no_batch_ends_no_runner(pattern: str, answer: Answer) -> None:
+    """However long it lasts, the runner waits with its engine loaded, and goes on soon after."""
+    world = World()
+    world.store.ills = [Ill(pattern=pattern, answer=answer)]
+    took = world.run(world.runner(), world.after(1800.0), world.get_well, world.have_all_ended)
+    assert took[-1] < 60.0
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
+@pytest.mark.parametrize("pattern", ["bell/*", "index/*", "runners/*", "idempotency/*"])
+def test_batches_end_without_what_is_only_a_hint(pattern: str, answer: Answer) -> None:
+    world = World()
+    world.store.ills = [Ill(pattern=pattern, answer=answer)]
+    assert world.run(world.runner(), world.have_all_ended)[0] < ENDS_WITHIN_S
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
+def test_batches_that_are_known_end_while_the_queue_cannot_be_listed(answer: Answer) -> None:
+    world = World()
+    runner = world.runner()
+
+    def queue_falls_ill() -> bool:
+        if not runner.shards_held(1):
+            return False
+        world.store.ills = [Ill(pattern="queue/*", answer=answer)]
+        return True
+
+    assert world.run(runner, queue_falls_ill, world.have_all_ended)[-1] < ENDS_WITHIN_S
+
+
+def test_a_store_that_was_away_costs_no_batch_a_long_pause() -> None:
+    world = World()
+    world.store.is_down = True
+
+    def is_back() -> bool:
+        world.store.is_down = False
+        return True
+
+    took = world.run(world.runner(), world.after(1800.0), is_back, world.have_all_ended)
+    assert took[-1] < 10.0
+
+
+def test_an_ill_batch_costs_less_and_less() -> None:
+    world = World()
+    asked = 0
+
+    class Counted(Ill):
+        __slots__ = ()
+
+        def error(self, key: str) -> StoreError:
+            nonlocal asked
+            asked += 1
+            return super().error(key)
+
+    world.store.ills = [Counted(pattern=f"batches/{ILL}/input-*", answer="500")]
+    world.run(world.runner(), world.have_all_ended, world.after(3600.0))
+    assert asked <= 80, "one try a minute, once it lasts"
+
+
+def test_what_is_set_aside_can_be_seen_with_its_reason_until_it_works_again() -> None:
+    world = World()
+    world.fall_ill("input-*", "403")
+    runner = world.runner()
+    seen: list[dict[str, str]] = []
+
+    def look() -> bool:
+        seen.append(runner.set_aside())
+        return world.have_all_ended()
+
+    world.run(runner, look, world.get_well, lambda: world.has_ended(ILL))
+    assert seen[-1] == {ILL: f"batches/{ILL}/input-n.jsonl: 403 on purpose"}
+    assert runner.set_aside() == {}
+
+
+def test_the_input_that_a_store_denies_to_have_in_one_way_only_ends_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+
+    class Denied(Ill):
+        __slots__ = ()
+
+        def error(self, key: str) -> StoreError:
+            return ObjectChanged(f"{key}: 412 on purpose")
+
+    world.store.ills = [Denied(pattern=f"batches/{ILL}/input-*", answer="400")]
+    head = world.store.head
+    monkeypatch.setattr(world.store, "head", lambda key: world.store._inner.head(key) if "input-" in key else head(key))
+    world.run(world.runner(), world.have_all_ended, world.get_well, lambda: world.has_ended(ILL))
+    batch = batches.read_batch(world.ledger, ILL)
+    assert batch is not None
+    assert batch.reason == "completed"
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
+@pytest.mark.parametrize("name", [*READ_KEYS, "shards/*", "*"])
+def test_a_steward_looks_after_the_others(name: str, answer: Answer) -> None:
+    world = World()
+    steward = Steward(world.ledger, runner="s")
+    for batch_id in [*HEALTHY, ILL]:
+        batches.end(world.ledger, batch_id, "canceled")
+    world.fall_ill(name, answer)
+    for _ in range(4):
+        steward.tick()
+        world.clock.sleep(15.0)
+    world.store.ills = []
+    states = {batch_id: found.state for batch_id in HEALTHY if (found := batches.read_batch(world.ledger, batch_id))}
+    assert set(states.values()) == {"ended"}
+    assert len(states) == len(HEALTHY)
+    world.clock.sleep(60.0)
+    steward.tick()
+    ill = batches.read_batch(world.ledger, ILL)
+    assert ill is not None
+    assert ill.state == "ended"
+
+
+def test_a_steward_does_not_ask_for_each_batch_where_the_store_answers_nobody() -> None:
+    world = World()
+    steward = Steward(world.ledger, runner="s")
+    asked = 0
+
+    class Counted(Ill):
+        __slots__ = ()
+
+        def error(self, key: str) -> StoreError:
+            nonlocal asked
+            asked += 1
+            return super().error(key)
+
+    world.store.ills = [Counted(pattern="batches/*", answer="500")]
+    with pytest.raises(StoreUnavailable):
+        steward.tick()
+    assert asked == UNANSWERED_MAX
+    world.store.ills = []
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
+def test_a_listing_shows_the_others_and_what_was_last_known_of_the_ill_one(answer: Answer) -> None:
+    world = World()
+    reader = StatusReader(world.ledger)
+    places = [entry.key for entry in world.store.list(layout.index_prefix("default"))]
+    known = {place: reader.look(place) for place in places}
+    world.fall_ill("*", answer)
+    for again, is_remembered in ((reader, True), (StatusReader(world.ledger), False)):
+        seen = {layout.index_batch_id(place): again.look(place) for place in places}
+        assert {name for name, found in seen.items() if found is not None and found.problem is None} == set(HEALTHY)
+        ill = seen[ILL]
+        assert ill is not None
+        assert ill.is_known == is_remembered
+        assert ill.batch.state == ("open" if is_remembered else "planning"), "nothing final"
+    assert all(found is not None and found.problem is None for found in known.values())
+
+
+def test_a_pool_is_scaled_by_the_batches_that_can_be_read() -> None:
+    world = World()
+    world.fall_ill("batch.json", "500")
+    assert read_scale(StatusReader(world.ledger), "local").pending_requests == NUM_REQUESTS * len(HEALTHY)
+    world.store.ills = [Ill(pattern="batches/*", answer="500")]
+    with pytest.raises(StoreUnavailable):
+        read_scale(StatusReader(world.ledger), "local")
+
+
+def test_a_run_of_one_batch_ends_and_says_why_where_the_store_keeps_refusing() -> None:
+    """A person waits for it and can do something: so not at the first refusal, and not after hours."""
+    world = World()
+    world.fall_ill("shards/*", "EACCES")
+    options = RunnerOptions(runner_id="r", pool="local", only=ILL, is_steward=False)
+    began_at = world.clock.monotonic()
+    with pytest.raises(StoreError, match="EACCES on purpose"):
+        Runner(world.ledger, lambda: EchoEngine(num_slots=8), options).run_alone()
+    assert 30.0 < world.clock.monotonic() - began_at < 120.0
+
+
+def test_a_run_of_one_batch_outlasts_a_few_refusals() -> None:
+    world = World()
+    world.fall_ill("*", "403")
+    options = RunnerOptions(runner_id="r", pool="local", only=ILL, is_steward=False)
+    runner = Runner(world.ledger, lambda: EchoEngine(num_slots=8), options)
+    world.run(runner, world.after(5.0), world.get_well, lambda: world.has_ended(ILL))
+
+
+@pytest.mark.parametrize("answer", ["403", "500", "nonsense"])
+def test_the_threads_of_a_runner_outlive_what_a_store_answers(answer: Answer) -> None:
+    clock = SystemClock()
+    store = FaultyStore(MemoryStore(clock), clock=clock)
+    world = World()
+    for entry in world.store.list(""):
+        found = world.store.get(entry.key)
+        assert found is not None
+        store.put(entry.key, found.data)
+    world.store, world.ledger = store, Ledger(store=store, clock=clock)
+    runner = Runner(world.ledger, lambda: EchoEngine(num_slots=8), RunnerOptions(runner_id="r", pool="local"))
+    store.ills = [Ill(pattern="*", answer=answer)]
+    thread = threading.Thread(target=runner.run, daemon=True)
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    store.ills = [Ill(pattern=f"batches/{ILL}/*", answer=answer)]
+    deadline = time.monotonic() + 60.0
+    while not world.have_all_ended():
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    runner.stop()
+    thread.join(60.0)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
+def test_the_service_lists_the_batches_that_can_be_read(answer: Answer) -> None:
+    world = World()
+    service = Service(world.ledger, Settings(), "api")
+    caller = Caller(tenant="default", key="k")
+    world.fall_ill("batch.json", answer)
+    page = service.page(caller, limit=10)
+    assert {status.batch.batch_id: views.batch(status).state for status in page.data} == {
+        **dict.fromkeys(HEALTHY, "open"),
+        ILL: "unreadable",
+    }
+    assert ILL not in "".join(views.batch(status).detail or "" for status in page.data), "no key for a tenant"
+    world.store.ills = [Ill(pattern="batches/*", answer=answer)]
+    with pytest.raises(StoreError):
+        service.page(caller, limit=10)
