@@ -6,12 +6,13 @@ from typing import Any
 
 from batchfile.engine.chat_prompt import ChatPrompts
 from batchfile.engine.embedding import check_task
+from batchfile.engine.loading import why_unavailable
 from batchfile.engine.one_decode import OneDecode
 from batchfile.engine.raw_prompt import RawPrompts, prefix_of_ids
 from batchfile.engine.tokens import fitting_max_tokens
 from batchfile.engine.vllm_parsers import Parsers
 from batchfile.engine.vllm_work import VllmPrepared, refusals
-from batchfile.errors import InvalidRequest, SettingsError
+from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.words import Choice, Completion, Failure, Outcome, Request, Sampling, Usage
 
 
@@ -143,4 +144,6 @@ def _read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise SettingsError(f"chat_template {path!r} can not be read: {error.strerror}. Name a file.") from error
+        if why := why_unavailable(error, path):
+            raise EngineDead(f"chat_template {path!r} is unavailable now ({why})") from error
+        raise SettingsError(f"chat_template {path!r} cannot be read: {error.strerror}. Name a file.") from error

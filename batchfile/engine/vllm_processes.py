@@ -12,7 +12,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 from batchfile.engine.guard import ProcessGuard
-from batchfile.errors import EngineDead, SettingsError
+from batchfile.engine.loading import not_loaded
 
 # What the processes of an engine get to end by themselves before they are killed. On a CPU they take five
 # seconds to take themselves apart; killing frees the same memory at once.
@@ -68,7 +68,7 @@ def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> An
         raise
     if failed:
         guard.close()
-        raise _not_built(failed[0], model) from failed[0]
+        raise not_loaded(failed[0], model) from failed[0]
     return built[0]
 
 
@@ -78,14 +78,6 @@ def _end(thread: threading.Thread, guard: ProcessGuard) -> None:
         guard.kill()
         thread.join(JOIN_S)
     guard.close()
-
-
-def _not_built(error: BaseException, model: str) -> BaseException:
-    if isinstance(error, ValueError | OSError | TypeError | ImportError):
-        return SettingsError(f"vLLM can not load the model {model!r}: {error}")
-    if isinstance(error, Exception):
-        return EngineDead(f"vLLM did not start with the model {model!r}: {error}")
-    return error
 
 
 def close_sockets(core: Any) -> None:
