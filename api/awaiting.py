@@ -14,6 +14,7 @@ import uvicorn
 from litestar.types import Receive, Scope, Send
 
 from api.dialects import problem, speech_of
+from api.pulse import SILENT
 from batchfile import __version__
 from batchfile.errors import StoreUnavailable
 from batchfile.lines.stage import timestamp
@@ -67,7 +68,8 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
     path = scope["path"].rstrip("/")
     status, body = 503, {}
     if path == "/healthz":
-        status, body = 200, {"status": "degraded", "storage": False, "pools": {}, "timestamp": timestamp(time.time())}
+        degraded = {"status": "degraded", "storage": False, "pools": {}, "timestamp": timestamp(time.time())}
+        status, body = 200, {**degraded, "reason": SILENT}
     elif path == "/version":
         status, body = 200, {"version": __version__}
     else:

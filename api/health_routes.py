@@ -17,7 +17,7 @@ from api.docs import PAGE_POLICY, Page, Pages
 from api.errors import Refusal
 from api.fleet import Fleet
 from api.metrics import CONTENT_TYPE, Metrics
-from api.pulse import Pulse
+from api.pulse import SILENT, Pulse
 from api.streams import names_any
 from batchfile import __version__
 from batchfile.errors import StoreError
@@ -32,18 +32,17 @@ T = TypeVar("T")
 
 
 @route("/healthz", http_method=PROBES, responses=problems((), 405, 500), tags=["health"], summary="Is it well?")
-async def healthz(pulse: NamedDependency[Pulse], fleet: NamedDependency[Fleet]) -> shapes.Health:
-    """Always 200 while the process lives: `degraded` where the store does not answer."""
-    is_well = await pulse.look()
-    pools = await _pools(fleet) if is_well else {}
-    return shapes.Health(
-        status="healthy" if is_well else "degraded", storage=is_well, pools=pools, timestamp=timestamp(time.time())
-    )
+async def healthz(pulse: NamedDependency[Pulse], fleet: NamedDependency[Fleet]) -> shapes.Health | shapes.Degraded:
+    """Always 200 while the process lives: `degraded` where the store does not answer, or a lock of it is stuck."""
+    now, reason = timestamp(time.time()), await pulse.look()
+    if reason is not None:
+        return shapes.Degraded(status="degraded", storage=False, reason=reason, pools={}, timestamp=now)
+    return shapes.Health(status="healthy", storage=True, pools=await _pools(fleet), timestamp=now)
 
 
 @route("/ready", http_method=PROBES, responses=problems((), 405, 500, 503), tags=["health"], summary="May it be asked?")
 async def ready(pulse: NamedDependency[Pulse]) -> shapes.Ready:
-    if not await pulse.look():
+    if await pulse.look() == SILENT:  # with a lock stuck, most of the service works
         raise Refusal(503, "The store does not answer now.", {"Retry-After": "5"})
     return shapes.Ready()
 

@@ -21,6 +21,10 @@ BEAT_S = 2.0
 LOST_S = 10.0
 
 
+SILENT = "The store does not answer."
+STUCK = "A process that does not move on has a lock of the store; the log of this service names it."
+
+
 class Pulse:
     """For one event loop. `lost` is set while the store has not answered for `LOST_S`."""
 
@@ -29,19 +33,24 @@ class Pulse:
         self._store = store
         # A thread of its own: the others may all be waiting for the store.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pulse")
-        self._question: asyncio.Future[bool] | None = None
+        self._question: asyncio.Future[str | None] | None = None
         self._answered_at = time.monotonic()
+        self._is_stuck = False
 
-    async def look(self) -> bool:
-        """Does it answer now? Whoever asks while a question is open shares its answer. At most `PROBE_WAIT_S`."""
+    async def look(self) -> str | None:
+        """What is wrong with it now, None: nothing. At most `PROBE_WAIT_S`.
+
+        Whoever asks while a question is open shares its answer. Where only a lock is stuck, reads and most writes work,
+        so the store is not lost.
+        """
         if self._question is None or self._question.done():
             self._question = asyncio.get_running_loop().run_in_executor(self._thread, self._ask)
         try:
-            is_well = await asyncio.wait_for(asyncio.shield(self._question), PROBE_WAIT_S)
+            trouble = await asyncio.wait_for(asyncio.shield(self._question), PROBE_WAIT_S)
         except TimeoutError:
-            is_well = False
-        self._note(is_well)
-        return is_well
+            trouble = SILENT
+        self._note(has_answered=trouble != SILENT)
+        return trouble
 
     async def beat(self) -> None:
         """For ever."""
@@ -49,16 +58,26 @@ class Pulse:
             await self.look()
             await asyncio.sleep(BEAT_S)
 
-    def _ask(self) -> bool:
+    def _ask(self) -> str | None:
         try:
             self._store.head(PROBE_KEY)
         except StoreError:
-            return False
-        return True
+            return SILENT
+        try:
+            self._store.check_locks()
+        except StoreError as error:
+            if not self._is_stuck:
+                log.error("store.stuck", error=str(error))
+            self._is_stuck = True
+            return STUCK
+        if self._is_stuck:
+            log.info("store.unstuck")
+        self._is_stuck = False
+        return None
 
-    def _note(self, is_well: bool) -> None:
+    def _note(self, *, has_answered: bool) -> None:
         now = time.monotonic()
-        if is_well:
+        if has_answered:
             self._answered_at = now
             if self.lost.is_set():
                 log.info("store.found")

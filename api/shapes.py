@@ -176,12 +176,16 @@ class PoolHealth(BaseModel):
 
 
 class Health(BaseModel):
-    """`degraded`: the store does not answer. A pool without a live runner is `down`; its batches wait."""
+    """`degraded`: the store cannot be used in full. A pool without a live runner is `down`; its batches wait."""
 
     status: Literal["healthy", "degraded"]
     storage: bool
     pools: dict[str, PoolHealth]
     timestamp: str
+
+
+class Degraded(Health):
+    reason: str
 
 
 class Ready(BaseModel):

@@ -121,3 +121,9 @@ class Store(Protocol):
     def is_dead(self, owner: str) -> bool:
         """True only where the store knows for sure that `owner` no longer lives; False is no answer."""
         ...
+
+    def check_locks(self) -> None:
+        """For a health check, every few seconds. Raises: StoreUnavailable where a process that does not move on has a
+        lock that writes need.
+        """
+        ...

@@ -1,8 +1,9 @@
 """A directory as a store: the embedded default. Several processes of one machine may use it at once.
 
 An object is a file; a write is a temporary file, synced, and an atomic rename, synced too, before it is acknowledged.
-Names change only under one file lock, so conditions hold across threads and processes. Etags are a hash of the content
-for `.json` documents and (inode, size, mtime in ns) for all else. Locks and unfinished writes live below `.store/`.
+A name changes only under the file lock of its key, so conditions hold across threads and processes. Etags are a hash of
+the content for `.json` documents and (inode, size, mtime in ns) for all else. Locks and unfinished writes live below
+`.store/`.
 """
 
 import fcntl
@@ -21,6 +22,7 @@ from batchfile.store import files, owners
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.files import CHUNK_BYTES, translated
 from batchfile.store.keys import INTERNAL, check_key, is_of_others, is_unicode
+from batchfile.store.locks import Locks
 from batchfile.store.passed_over import PassedOver
 
 LEFTOVER_AGE_S = 3600.0  # an unfinished write older than this, whose process is gone, is removed
@@ -35,14 +37,16 @@ class DirectoryStore:
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool = True) -> None:
         self._root = os.path.abspath(path)
         self._fsync = fsync
-        self._lock_path = os.path.join(self._root, INTERNAL, "lock")
+        self._locks_folder = os.path.join(self._root, INTERNAL, "locks")
+        self._locks = Locks(self._locks_folder)
         self._owners = os.path.join(self._root, INTERNAL, "owners")
         self._unfinished = os.path.join(self._root, INTERNAL, "unfinished")
         self._passed_over = PassedOver()
         with translated(self._root):
             files.make_folders(self._owners, fsync=fsync)
             files.make_folders(self._unfinished, fsync=fsync)
-            os.close(os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644))
+            files.make_folders(self._locks_folder, fsync=fsync)
+            self._locks.make()
             now = time.time()
             files.remove_unlocked(self._unfinished, older_than=now - LEFTOVER_AGE_S)
             owners.forget_old(self._owners, now)
@@ -141,7 +145,7 @@ class DirectoryStore:
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with translated(path), files.locked(self._lock_path):
+        with translated(path), self._locks.held(key):
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(path)
             if not is_of_others(key):
@@ -177,15 +181,18 @@ class DirectoryStore:
     def is_dead(self, owner: str) -> bool:
         return owners.is_dead(self._owners, owner)
 
+    def check_locks(self) -> None:
+        with translated(self._locks_folder):
+            self._locks.check()
+
     def publish(self, temporary: str, key: str, holds: Callable[[], bool] | None) -> None:
         """Let a finished file become the object `key`, if `holds` says so under the lock."""
         path = self._path(key)
         folder = os.path.dirname(path)
-        with files.locked(self._lock_path):
+        with self._locks.held(key):
             if holds is not None and not holds():
                 raise PreconditionFailed(f"{key}: the condition of the write does not hold")
-            files.make_folders(folder, fsync=self._fsync)
-            os.rename(temporary, path)
+            files.rename(temporary, path, fsync=self._fsync)
             # Whoever sees a record acts on it, so it is durable before anyone can see the next one.
             if self._fsync and holds is not None:
                 files.sync_folder(folder)
@@ -194,7 +201,7 @@ class DirectoryStore:
 
     def _check_alive(self) -> None:
         """Is an object missing, or the whole store (unmounted, moved)? Raises: StoreUnavailable."""
-        if not os.path.lexists(self._lock_path):
+        if not os.path.lexists(self._locks_folder):
             raise StoreUnavailable(f"{self._root}: the store's directory is gone: bring it back, or start again")
 
     def _keys(self, folder: str, start: str, after: str) -> Iterator[str]:

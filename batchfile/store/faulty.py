@@ -155,6 +155,9 @@ class FaultyStore:
     def is_dead(self, owner: str) -> bool:
         return self._inner.is_dead(owner)
 
+    def check_locks(self) -> None:
+        self._inner.check_locks()
+
     def release_ghosts(self) -> None:
         """Let every write that is still on its way happen now."""
         self._let_happen(float("inf"))

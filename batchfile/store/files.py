@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from batchfile.errors import StoreError, StoreFull, StoreUnavailable
 
 CHUNK_BYTES = 1024 * 1024
+_RENAME_ATTEMPTS = 100  # each lost to another process that has just removed the folder
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
 _FULL = {
@@ -175,6 +176,23 @@ def make_folders(folder: str, *, fsync: bool) -> None:
             sync_folder(os.path.dirname(made))
 
 
+def rename(temporary: str, path: str, *, fsync: bool) -> None:
+    """Give a finished file its name, in a folder that is made where it is missing.
+
+    Another process may remove a folder as empty in the meantime; then it is made again. A folder that is there may not
+    be durable in the one above yet, where another process is making it: file systems write such changes in order, so
+    it is once a name in it is.
+    """
+    for _ in range(_RENAME_ATTEMPTS):
+        with suppress(FileNotFoundError):
+            make_folders(os.path.dirname(path), fsync=fsync)
+            os.rename(temporary, path)
+            return
+        if not os.path.lexists(temporary):
+            break
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
 def remove_empty_folders(folder: str, root: str) -> None:
     """The folder and those above it, below `root`, as far as nothing is in them."""
     while len(folder) > len(root):
@@ -185,20 +203,33 @@ def remove_empty_folders(folder: str, root: str) -> None:
         folder = os.path.dirname(folder)
 
 
-@contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Alone with this file. Each time on a descriptor of its own, so that threads exclude each other too."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        unlock(fd)
+_locked: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked child shares its parent's locks and would keep those of a dead parent: it closes its copies."""
+    for fd in _locked:
+        with suppress(OSError):
+            os.close(fd)
+    _locked.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def close_in_children(fd: int) -> None:
+    """Until `unlock`, a forked child closes its copy of this file."""
+    _locked.add(fd)
 
 
 def unlock(fd: int) -> None:
-    """Let go of the lock and close the file. A forked child may have a copy: only closed here, it would stay locked
-    for as long as that child lives."""
+    """Let go of the lock and close the file; nothing in a child that was forked in the meantime.
+
+    Only closed, it would stay locked for as long as another copy of the descriptor is open.
+    """
+    if fd not in _locked:
+        return
+    _locked.discard(fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
@@ -211,6 +242,7 @@ def is_unlocked(path: str) -> bool:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return False
+    close_in_children(fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

@@ -90,6 +90,9 @@ class MeteredStore:
     def is_dead(self, owner: str) -> bool:
         return self._inner.is_dead(owner)
 
+    def check_locks(self) -> None:
+        self._inner.check_locks()
+
     def count(self, verb: str, outcome: str, seconds: float) -> None:
         call = Call(verb, outcome)
         with self._lock:

@@ -8,27 +8,14 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from batchfile.errors import StoreError
-from batchfile.store.files import is_unlocked, remove_unlocked, translated, unlock
+from batchfile.store.files import close_in_children, is_unlocked, remove_unlocked, translated, unlock
 
 FORGET_AFTER_S = 7 * 24 * 3600.0  # a dead owner's file is removed; its leases have lapsed long before
 _HOLD_ATTEMPTS = 50
 _HOLD_PAUSE_S = 0.02
-
-_held: set[int] = set()
-
-
-def _let_go_in_child() -> None:
-    """A forked child shares its parent's lock and would keep a dead parent alive: it closes its copies."""
-    for fd in _held:
-        with suppress(OSError):
-            os.close(fd)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
@@ -38,14 +25,12 @@ def hold(folder: str, owner: str) -> Iterator[None]:
     with translated(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         os.utime(path)
-    _held.add(fd)
+    close_in_children(fd)
     try:
         _lock(fd, owner)
         yield
     finally:
-        if fd in _held:  # not in a child that was forked inside
-            _held.discard(fd)
-            unlock(fd)
+        unlock(fd)
 
 
 def is_dead(folder: str, owner: str) -> bool:

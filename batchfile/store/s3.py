@@ -253,6 +253,9 @@ class S3Store:
     def is_dead(self, owner: str) -> bool:
         return False
 
+    def check_locks(self) -> None:
+        """There are none."""
+
     def _get(self, key: str, condition: dict[str, str]) -> Object | Unchanged | None:
         def read() -> Object | Unchanged | None:
             try:

@@ -108,6 +108,9 @@ class ProcessStore:
     def is_dead(self, owner: str) -> bool:
         return self._inner.is_dead(owner)
 
+    def check_locks(self) -> None:
+        self._inner.check_locks()
+
     def _call(self, verb: str, key: str, do: Callable[[], T], *, is_conditional: bool = False) -> T:
         process, world = self._process, self._process.world
         if process.is_dead:
