@@ -5,7 +5,7 @@ attempt; `data` does. Etags are passed around without their quotes; `prove` lear
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,12 +27,13 @@ from batchfile.store.passed_over import PassedOver
 from batchfile.store.proof import FIT_STORES, Proof, prove_conditions
 from batchfile.store.proof import PREFIX as PROOF_PREFIX
 from batchfile.store.s3_answers import NotModified, PastTheEnd
+from batchfile.store.s3_body import STREAM_BYTES_MIN, TooSlow, extent, read_chunks, read_record
 from batchfile.store.s3_errors import bare, translated
 from batchfile.store.s3_writer import S3Writer
 
-CHUNK_BYTES = 1024 * 1024
 DELETES_MAX = 1000  # of one request
 READ_ATTEMPTS = 5  # of a get or a stream, in a row without a byte of progress
+SLOW_ATTEMPTS = 2  # of a stream that is too slow, in a row
 READ_PAUSE_S = 0.1  # before the second attempt; doubles, jittered
 CONNECTIONS = 32  # per client: as many threads as may use one store at once without waiting
 
@@ -110,50 +111,38 @@ class S3Store:
         return "unchanged" if isinstance(found, Object) and found.etag == etag else found
 
     def head(self, key: str) -> Entry | None:
-        def read() -> Entry | None:
-            try:
-                with translated(key):
-                    answer = self._control.head_object(**self._at(key))
-            except ObjectMissing:
-                return None
-            return Entry(
-                key=key,
-                size=answer["ContentLength"],
-                etag=bare(answer["ETag"]),
-                modified_at=answer["LastModified"].timestamp(),
-            )
-
-        return _persist(read)
+        found = _persist(lambda: self._head(key))
+        return None if found is None else _entry(key, found)
 
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
-        at, pinned, num_failures = start, match, 0
+        at, pinned = start, match
+        num_failures, num_slow, slow_at = 0, 0, start
         while end is None or at < end:
             try:
-                with translated(key):
-                    answer = self._data.get_object(**self._at(key), **self._range(at, end), **self._pin(pinned))
-                    # Also after a break: the rest must come from the object that the first bytes came from.
-                    if pinned is not None and bare(answer["ETag"]) != pinned:
-                        answer["Body"].close()
-                        raise ObjectChanged(f"{key} is not the object that was pinned any more")
-                    pinned = bare(answer["ETag"])
-                    is_too_much = at > 0 or (end is not None and answer["ContentLength"] > end)
-                    if is_too_much and "ContentRange" not in answer:
-                        answer["Body"].close()
-                        raise StoreUnfit(f"{self._url} ignores ranges of a read. {FIT_STORES}")
-                with closing(_chunks(key, answer)) as chunks:
+                # After a break too: the rest must come from the object that the first bytes came from.
+                answer = self._get_range(key, at, end, pinned)
+                pinned = bare(answer["ETag"])
+                found = extent(self._url, answer, at, end)
+                with closing(read_chunks(key, answer, None if found.end is None else found.end - at)) as chunks:
                     for chunk in chunks:
                         at, num_failures = at + len(chunk), 0
                         yield chunk
-            except StoreUnavailable:
+                if found.wanted_end is None or at >= found.wanted_end:
+                    return
+                raise StoreUnavailable(f"{key}: the answer ended {found.wanted_end - at:,} bytes early")
+            except TooSlow:
+                num_slow = num_slow + 1 if at - slow_at < STREAM_BYTES_MIN else 1
+                slow_at = at
+                if num_slow >= SLOW_ATTEMPTS:
+                    raise
+            except (StoreUnavailable, PastTheEnd) as error:
+                if isinstance(error, PastTheEnd) and self._size_of(key, pinned) <= at:
+                    return
                 num_failures += 1
                 if num_failures >= READ_ATTEMPTS:
-                    raise
+                    raise StoreUnavailable(str(error)) from error
                 _pause(num_failures)
-            except PastTheEnd:
-                break
-            else:
-                return
-        self._check_pin(key, match)  # nothing was read, and the pin still holds or it is said
+        self._size_of(key, match)  # nothing was read, and the pin still holds or it is said
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
         if not absent and match is None:
@@ -260,12 +249,19 @@ class S3Store:
         def read() -> Object | Unchanged | None:
             try:
                 with translated(key):
-                    answer = self._control.get_object(**self._at(key), **condition)
-                data = b"".join(_chunks(key, answer))
+                    answer = self._control.get_object(**self._at(key), Range="bytes=0-", **condition)
+                data = read_record(key, answer, extent(self._url, answer, 0, None))
             except ObjectMissing:
                 return None
             except NotModified:
                 return "unchanged"
+            except PastTheEnd:  # an empty object has no range
+                found = self._head(key)
+                if found is None:
+                    return None
+                if found["ContentLength"]:
+                    raise StoreUnavailable(f"{key} was changed while it was read") from None
+                answer, data = found, b""
             return Object(
                 data=data,
                 etag=bare(answer["ETag"]),
@@ -275,12 +271,34 @@ class S3Store:
 
         return _persist(read)
 
-    def _check_pin(self, key: str, match: str | None) -> None:
+    def _head(self, key: str) -> Any | None:
+        try:
+            with translated(key):
+                return self._control.head_object(**self._at(key))
+        except ObjectMissing:
+            return None
+
+    def _get_range(self, key: str, start: int, end: int | None, pinned: str | None) -> Any:
+        """Always a range, of the whole object too: its answer tells how long the object is, however much of it comes.
+
+        Raises: PastTheEnd, also of an object that is empty; ObjectMissing; ObjectChanged; StoreUnavailable.
+        """
+        asked = f"bytes={start}-{'' if end is None else end - 1}"
+        condition = {} if pinned is None else {"IfMatch": self._spelt(pinned)}
+        with translated(key):
+            answer = self._data.get_object(**self._at(key), Range=asked, **condition)
+        if pinned is not None and bare(answer["ETag"]) != pinned:
+            answer["Body"].close()
+            raise ObjectChanged(f"{key} is not the object that was pinned any more")
+        return answer
+
+    def _size_of(self, key: str, pinned: str | None) -> int:
         entry = self.head(key)
         if entry is None:
             raise ObjectMissing(f"{key} is not in {self._url}")
-        if match is not None and entry.etag != match:
+        if pinned is not None and entry.etag != pinned:
             raise ObjectChanged(f"{key} is not the object that was pinned any more")
+        return entry.size
 
     def _spelt(self, etag: str) -> str:
         return f'"{etag}"' if self._has_quotes else etag
@@ -288,13 +306,14 @@ class S3Store:
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
 
-    def _range(self, start: int, end: int | None) -> dict[str, str]:
-        if start == 0 and end is None:
-            return {}  # an empty object has no range
-        return {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
 
-    def _pin(self, etag: str | None) -> dict[str, str]:
-        return {} if etag is None else {"IfMatch": self._spelt(etag)}
+def _entry(key: str, found: Any) -> Entry:
+    return Entry(
+        key=key,
+        size=found["ContentLength"],
+        etag=bare(found["ETag"]),
+        modified_at=found["LastModified"].timestamp(),
+    )
 
 
 def _new_session() -> Any:
@@ -327,24 +346,6 @@ def _persist(read: Callable[[], T]) -> T:
 
 def _pause(num_failures: int) -> None:
     time.sleep(READ_PAUSE_S * 2**num_failures * uniform(0.5, 1.0))
-
-
-def _chunks(key: str, answer: Any) -> Generator[bytes, None, None]:
-    """The body in chunks. Raises: StoreUnavailable where it ends before the length that was promised."""
-    left = answer["ContentLength"]
-    body = answer["Body"]
-    try:
-        while left > 0:
-            with translated(key):
-                chunk = body.read(min(CHUNK_BYTES, left))
-            if not chunk:
-                raise StoreUnavailable(f"{key}: the answer ended {left} bytes early")
-            left -= len(chunk)
-            yield chunk
-        with translated(key):
-            body.read()  # to the end of the answer, so that the connection can be used again
-    finally:
-        body.close()
 
 
 def _date_of(answer: Any) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import botocore.exceptions as boto_errors
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as Urllib3Error
 
 from batchfile.errors import StoreError, StoreUnavailable
@@ -21,6 +22,7 @@ _BY_TYPE: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
     (boto_errors.HTTPClientError, StoreUnavailable, "the connection broke"),
     (boto_errors.ConnectionError, StoreUnavailable, "no connection to the store"),
     (boto_errors.IncompleteReadError, StoreUnavailable, "the answer was cut short"),
+    (ResponseParserError, StoreUnavailable, "the answer cannot be read"),
     (Urllib3Error, StoreUnavailable, "the connection broke"),
     (boto_errors.BotoCoreError, StoreError, "the client could not make the request"),
     (ValueError, StoreError, "the store's address can not be used"),

@@ -5,14 +5,18 @@
 
 import http.client
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+SLOW_PAUSE_S = 0.02
+
 # pass: untouched. reset: not done, the connection closes. drop: done, but the connection closes instead of an answer.
-# cut: half the body, then closed. whole: a Range is ignored. An int: answered with that status and not done.
+# cut: half the body, then closed. short: half the body, as if that were all. slow: the body byte by byte, with pauses.
+# whole: a Range is ignored. An int: answered with that status and not done.
 # (int, "done"): done, answered with it.
 # (int, "412"): passed on, and where the answer is 412 it becomes that status.
 Fault = str | int | tuple[int, str]
@@ -57,9 +61,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if isinstance(fault, tuple) and fault[1] in {"done", str(status)}:
             status, answer, fields = fault[0], b"", {}
-        self.answer(status, fields, answer, is_cut=fault == "cut")
+        if fault == "short" and found.status in {200, 206}:
+            answer = answer[: len(answer) // 2]
+        self.answer(status, fields, answer, is_cut=fault == "cut", is_slow=fault == "slow")
 
-    def answer(self, status: int, fields: Headers, body: bytes, *, is_cut: bool = False) -> None:
+    def answer(self, status: int, fields: Headers, body: bytes, *, is_cut: bool = False, is_slow: bool = False) -> None:
         self.send_response_only(status)
         length = fields.get("Content-Length") if self.command == "HEAD" else None
         for name, value in fields.items():
@@ -70,6 +76,11 @@ class _Handler(BaseHTTPRequestHandler):
         if is_cut:
             body = body[: len(body) // 2]
             self.close_connection = True
+        if is_slow:
+            for at in range(len(body)):
+                self.wfile.write(body[at : at + 1])
+                time.sleep(SLOW_PAUSE_S)
+            return
         self.wfile.write(body)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward

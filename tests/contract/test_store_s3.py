@@ -20,7 +20,7 @@ from batchfile.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
-from batchfile.store import proof, s3, s3_writer
+from batchfile.store import proof, s3, s3_body, s3_writer
 from batchfile.store.open import open_store
 from batchfile.store.proof import prove_conditions
 from batchfile.store.s3 import S3Store
@@ -60,7 +60,7 @@ def read(store: S3Store, key: str, start: int = 0, end: int | None = None, match
     return b"".join(store.stream(key, start, end, match=match))
 
 
-@pytest.mark.parametrize("fault", ["cut", "drop", 503])
+@pytest.mark.parametrize("fault", ["cut", "drop", "short", 503])
 def test_a_read_that_broke_is_read_again(store: S3Store, proxy: Any, fault: object) -> None:
     data = os.urandom(300_000)
     etag = store.put("a", data)
@@ -84,9 +84,103 @@ def test_a_stream_goes_on_where_it_broke(store: S3Store, proxy: Any) -> None:
 
     proxy.fault = cut
     assert read(store, "a") == data
-    assert ranges[0] == ""
+    assert ranges[0] == "bytes=0-"
     assert ranges[1].startswith("bytes=2")
     assert len(ranges) == 3
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, None), (0, 56), (10, None), (10, 50)])
+def test_a_body_that_is_always_too_short_is_never_taken_for_the_end(
+    store: S3Store, proxy: Any, start: int, end: int | None
+) -> None:
+    """46 of 56 bytes, and nothing in the answer's own length says so."""
+    store.put("a", b"x" * 56)
+    proxy.fault = lambda method, path, headers: "short"
+    with pytest.raises(StoreUnavailable, match="ended 1 bytes early"):  # each attempt brings half of what is left
+        read(store, "a", start, end)
+    with pytest.raises(StoreUnavailable, match="ended 28 bytes early"):
+        store.get("a")
+
+
+def test_a_listing_that_is_cut_short_is_not_taken_for_a_whole_one(store: S3Store, proxy: Any) -> None:
+    store.put("a", b"1")
+    proxy.fault = Once("GET", "short")
+    assert [entry.key for entry in store.list("")] == ["a"]
+    proxy.fault = lambda method, path, headers: "short"
+    with pytest.raises(StoreUnavailable):
+        list(store.list(""))
+
+
+def test_an_answer_past_the_end_of_an_object_that_is_longer_is_not_its_end(store: S3Store, proxy: Any) -> None:
+    store.put("a", b"x" * 56)
+    proxy.fault = Once("GET", 416)
+    assert read(store, "a") == b"x" * 56
+    proxy.fault = lambda method, path, headers: 416 if method == "GET" else "pass"
+    for ask in (lambda: read(store, "a"), lambda: store.get("a")):
+        with pytest.raises(StoreUnavailable):
+            ask()
+
+
+def test_another_range_than_was_asked_for_is_refused(store: S3Store, proxy: Any) -> None:
+    def shift(method: str, path: str, headers: dict[str, str]) -> str:
+        if "Range" in headers:
+            headers["Range"] = "bytes=0-6"
+        return "pass"
+
+    store.put("a", b"0123456789")
+    proxy.fault = shift
+    for start, end in ((5, 7), (5, None), (0, 6)):
+        with pytest.raises(StoreUnfit, match="ignores ranges"):
+            read(store, "a", start, end)
+
+
+def test_a_record_that_comes_byte_by_byte_is_given_up(
+    store: S3Store, proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "READ_ATTEMPTS", 2)
+    store.put("a.json", b"x" * 200)
+    proxy.fault = lambda method, path, headers: "slow" if method == "GET" else "pass"
+    monkeypatch.setattr(s3_body, "RECORD_S", 0.1)
+    with pytest.raises(StoreUnavailable, match=r"a.json: only \d+ bytes came in 0 s"):
+        store.get("a.json")
+    monkeypatch.setattr(s3_body, "RECORD_S", 600.0)
+    found = store.get("a.json")
+    assert found is not None
+    assert found.data == b"x" * 200
+
+
+def test_a_stream_that_comes_byte_by_byte_is_read_again_and_then_given_up(
+    store: S3Store, proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(200)
+    store.put("a", data)
+    monkeypatch.setattr(s3_body, "STREAM_WINDOW_S", 0.1)
+    proxy.fault = Once("GET", "slow")
+    assert read(store, "a") == data
+    proxy.requests.clear()
+    proxy.fault = lambda method, path, headers: "slow"
+    with pytest.raises(StoreUnavailable, match=r"only \d+ bytes came in 0 s"):
+        read(store, "a")
+    assert proxy.requests == ["GET"] * s3.SLOW_ATTEMPTS
+    monkeypatch.setattr(s3_body, "STREAM_BYTES_MIN", 1)  # slow as the server is, it is fast enough
+    assert read(store, "a") == data
+
+
+def test_a_reader_that_takes_its_time_is_not_taken_for_a_slow_store(
+    store: S3Store, proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(3 * 1024 * 1024)
+    store.put("a", data)
+    monkeypatch.setattr(s3_body, "STREAM_WINDOW_S", 60.0)
+    clock = ManualClock()
+    monkeypatch.setattr(s3_body, "time", clock)
+    proxy.requests.clear()
+    found = []
+    for chunk in store.stream("a"):
+        found.append(chunk)
+        clock.sleep(3600.0)
+    assert b"".join(found) == data
+    assert proxy.requests == ["GET"]
 
 
 def test_a_stream_that_broke_never_goes_on_in_another_version(store: S3Store, proxy: Any) -> None:
