@@ -17,6 +17,7 @@
     │   └── StoreUnfit           the store ignores conditions; refuse to use it
     ├── LeaseLost            a shard is someone else's now; drop it at once, write nothing
     ├── ServiceUnavailable   a service does not answer; wait and try again
+    ├── ConverterKilled      the process that converts a file was killed from outside; try again, a few times
     ├── BatchDamaged         the stored documents of a batch contradict each other; stop and report
     │   ├── RecordDamaged        a stored record cannot be read; a cancel, a delete or a restart may replace it
     │   └── RecordNewer          a newer version wrote a record; never write, cancel or delete it
@@ -107,6 +108,10 @@ class LeaseLost(BatchfileError):
 
 class ServiceUnavailable(BatchfileError):
     """A service over HTTP did not answer, or said that it can not now. The outcome is unknown. Wait, ask again."""
+
+
+class ConverterKilled(BatchfileError):
+    """The process that reads a file was killed, for want of memory perhaps. The caller counts it as its own death."""
 
 
 class BatchDamaged(BatchfileError):

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
 from batchfile import layout
-from batchfile.errors import InvalidFile, StoreError, TooLarge
+from batchfile.errors import TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.lines.chunks import ChunkReader
-from batchfile.lines.formats import CHUNK_BYTES, HEAD_BYTES, detect, open_lines
+from batchfile.lines.converter import convert
+from batchfile.lines.formats import CHUNK_BYTES, HEAD_BYTES, detect
 from batchfile.records import BatchRecord, InputRef
 from batchfile.store.base import Store
 
@@ -18,48 +19,36 @@ UNPACKED_BYTES_MAX = 256 * 1024**3  # a small file may unpack to anything
 def readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> str:
     """The key of the requests as plain lines: of the dropped object itself, or of what was made of it.
 
-    `beat` is called every MiB or so. Raises: InvalidFile (damaged data, a column that is missing), ObjectChanged,
-    ObjectMissing, StoreUnavailable.
+    `beat` is called every MiB or so. Raises: InvalidFile (damaged data, a column that is missing, too much for
+    one process), ConverterKilled, ObjectChanged, ObjectMissing, StoreUnavailable.
     """
     store, pinned = ledger.store, batch.input
     head = b"".join(store.stream(pinned.key, 0, min(HEAD_BYTES, pinned.size), match=pinned.etag))
     kind = detect(pinned.key, head)
     if kind == "jsonl":
         return pinned.key
-    source = _Seekable(store, pinned) if kind == "parquet" else ChunkReader(store.stream(pinned.key, match=pinned.etag))
+    source = (
+        io.BufferedReader(_Ranges(store, pinned), CHUNK_BYTES)
+        if kind == "parquet"
+        else ChunkReader(store.stream(pinned.key, match=pinned.etag))
+    )
     key = layout.input_key(batch.batch_id, ledger.new_id()[:12])
     size = 0
     with store.writer(key) as writer:
-        try:
-            for chunk in open_lines(pinned.key, kind, cast(BinaryIO, source)):
-                beat()
-                size += len(chunk)
-                if size > UNPACKED_BYTES_MAX:
-                    raise TooLarge(f"{pinned.key}: unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
-                writer.write(chunk)
-        except InvalidFile:
-            if isinstance(source, _Seekable) and source.error is not None:
-                raise source.error from None  # what looks like damage is the store's
-            raise
+        # In a process of its own: this one may hold an engine, or be a service.
+        for chunk in convert(pinned.key, kind, cast(BinaryIO, source), beat=beat):
+            size += len(chunk)
+            if size > UNPACKED_BYTES_MAX:
+                raise TooLarge(f"{pinned.key}: unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
+            writer.write(chunk)
         writer.commit()
     return key
 
 
-class _Seekable(io.BufferedReader):
-    """A pinned object as a file that can be read anywhere. `error`: what the store raised while it was read."""
-
-    def __init__(self, store: Store, pinned: InputRef) -> None:
-        self._ranges = _Ranges(store, pinned)
-        super().__init__(self._ranges, CHUNK_BYTES)
-
-    @property
-    def error(self) -> StoreError | None:
-        return self._ranges.error
-
-
 class _Ranges(io.RawIOBase):
+    """A pinned object as a file that can be read anywhere."""
+
     def __init__(self, store: Store, pinned: InputRef) -> None:
-        self.error: StoreError | None = None
         self._store = store
         self._pinned = pinned
         self._at = 0
@@ -79,12 +68,8 @@ class _Ranges(io.RawIOBase):
         start, end = self._at, min(self._at + len(buffer), self._pinned.size)
         if start >= end:
             return 0
-        try:
-            for chunk in self._store.stream(self._pinned.key, start, end, match=self._pinned.etag):
-                at = self._at - start
-                buffer[at : at + len(chunk)] = chunk
-                self._at += len(chunk)
-        except StoreError as error:
-            self.error = error
-            raise
+        for chunk in self._store.stream(self._pinned.key, start, end, match=self._pinned.etag):
+            at = self._at - start
+            buffer[at : at + len(chunk)] = chunk
+            self._at += len(chunk)
         return self._at - start

@@ -12,6 +12,7 @@ import structlog
 from batchfile import layout
 from batchfile.errors import (
     BatchfileError,
+    ConverterKilled,
     InvalidFile,
     LeaseLost,
     ObjectChanged,
@@ -33,6 +34,8 @@ from batchfile.records import BatchRecord, DroppedFile, EndReason, FileInput, Fi
 from batchfile.words import REQUESTS_MAX
 
 log = structlog.get_logger()
+
+LAPSES_MAX = 3  # of the planning of one file: then it is the file that ends the processes that read it
 
 
 def create(ledger: Ledger, draft: Draft, file: FileRecord, wanted: FileInput) -> BatchRecord:
@@ -115,23 +118,19 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
     turn = Turn.take(ledger, layout.planning_key(batch_id), layout.PLANNING_POOL, runner)
     if turn is None:
         return None
+    if turn.lapses >= LAPSES_MAX:
+        return _fail(ledger, batch, (_poison(batch, turn.lapses),), "failed")
+    return _plan_held(ledger, batch, turn)
+
+
+def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Turn) -> BatchRecord | None:
     problems = None if batch.file is None else LineProblems(batch.file.endpoint)
     try:
-        key = batch.input.key if batch.dropped is None else readable(ledger, batch, turn.beat)
-        planned = plan_input(
-            ledger,
-            batch_id,
-            key,
-            routing=batch.routing,
-            stage=batch.stage,
-            requests_max=REQUESTS_MAX if batch.file is None else batch.file.requests_max,
-            problems=problems,
-            beat=turn.beat,
-            name="the file" if batch.dropped is None else f"{batch.dropped.key}:",
-        )
-        if key == batch.input.key and planned.input.etag != batch.input.etag:
-            raise ObjectChanged(f"{batch.input.key} is another than the batch was made of")
+        planned = _read(ledger, batch, problems, turn)
     except LeaseLost:
+        return None
+    except ConverterKilled as error:  # not given back: it counts as a lapse, and the next try waits for that
+        log.error("planning.killed", batch_id=batch.batch_id, error=str(error))
         return None
     except BatchfileError as error:
         if not _is_fault(batch, error):
@@ -140,7 +139,30 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
         errors = () if problems is None else tuple(problems.found)
         is_other = batch.dropped is not None and isinstance(error, ObjectChanged | ObjectMissing)
         return _fail(ledger, batch, errors or (_of_file(batch, error),), "input_changed" if is_other else "failed")
-    return _open(ledger, batch, planned)
+    try:
+        return _open(ledger, batch, planned)
+    except StoreError:
+        turn.give_back()  # only an end of this process may count against the file
+        raise
+
+
+def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, turn: Turn) -> Planned:
+    """Convert the file where it is no plain JSONL, and plan it."""
+    key = batch.input.key if batch.dropped is None else readable(ledger, batch, turn.beat)
+    planned = plan_input(
+        ledger,
+        batch.batch_id,
+        key,
+        routing=batch.routing,
+        stage=batch.stage,
+        requests_max=REQUESTS_MAX if batch.file is None else batch.file.requests_max,
+        problems=problems,
+        beat=turn.beat,
+        name="the file" if batch.dropped is None else f"{batch.dropped.key}:",
+    )
+    if key == batch.input.key and planned.input.etag != batch.input.etag:
+        raise ObjectChanged(f"{batch.input.key} is another than the batch was made of")
+    return planned
 
 
 def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord | None:
@@ -202,6 +224,15 @@ def _is_fault(batch: BatchRecord, error: BatchfileError) -> bool:
     if isinstance(error, InvalidFile | ObjectChanged | ObjectMissing):
         return True
     return batch.dropped is not None and isinstance(error, StoreError) and not isinstance(error, StoreUnavailable)
+
+
+def _poison(batch: BatchRecord, lapses: int) -> LineError:
+    name = "the file" if batch.dropped is None else batch.dropped.key
+    message = (
+        f"{name}: {lapses} processes that read it ended, one after another, before they were done. It may take more "
+        "memory than they have: split it, or write it again as JSONL"
+    )
+    return LineError(code="invalid_file", message=message)
 
 
 def _of_file(batch: BatchRecord, error: Exception) -> LineError:

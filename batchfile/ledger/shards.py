@@ -6,7 +6,7 @@ Knows no engine and no thread. A holder that loses a write has lost the shard an
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -75,13 +75,17 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
 
 
 def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: ShardRecord) -> Stored[ShardRecord] | None:
-    """Put `fresh` where nothing was found; else take over what was found, if the rules allow it and we win."""
+    """Put `fresh` where nothing was found; else take over what was found, if the rules allow it and we win.
+
+    `fresh.has_dispatched`: everything is tried at once, so a lapse of this lease counts, whatever was before it.
+    """
     if found is None:
         taken = swap(ledger, key, fresh, None)
     else:
         if not is_free(ledger, found):
             return None
-        taken = swap(ledger, key, lease.claimed(found.record, lease=fresh.lease, runner=fresh.runner), found)
+        claimed = lease.claimed(found.record, lease=fresh.lease, runner=fresh.runner)
+        taken = swap(ledger, key, replace(claimed, has_dispatched=fresh.has_dispatched), found)
     return None if isinstance(taken, Lost) else taken
 
 

@@ -25,13 +25,18 @@ class Turn:
     def take(cls, ledger: Ledger, key: str, pool: str, runner: str) -> Self | None:
         """None: it is someone else's. `pool`: the pseudo-pool's name."""
         sent_at = ledger.clock.monotonic()
-        fresh = lease.fresh(pool, 0, 1, lease=ledger.new_id(), runner=runner)
+        fresh = replace(lease.fresh(pool, 0, 1, lease=ledger.new_id(), runner=runner), has_dispatched=True)
         try:
             taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
         except RecordDamaged as damage:  # it only says whose turn it is: nothing is lost with it
             written = swap(ledger, key, fresh, damage)
             taken = None if isinstance(written, Lost) else written
         return None if taken is None else cls(ledger, key, taken, sent_at=sent_at)
+
+    @property
+    def lapses(self) -> int:
+        """How many holders were gone before they were done, or had given it back."""
+        return self._stored.record.lapses
 
     @staticmethod
     def is_held(ledger: Ledger, key: str) -> bool:

@@ -40,15 +40,24 @@ def detect(name: str, head: bytes) -> Format:
 def open_lines(path: str | None, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
     """The JSONL in the file `path`, or in `stream`, as chunks. `path` then only names it; None means stdin.
 
-    Parquet is read from a stream that can seek. Raises: InvalidFile, and whatever the stream raises.
+    Parquet is read from a stream that can seek, by a process of its own. Raises: InvalidFile, ConverterKilled, and
+    whatever the stream raises.
     """
     if kind == "parquet":
-        from batchfile.lines.parquet import parquet_lines
-
         if path is None:
             raise InvalidFile("stdin: Parquet can not be read from a pipe; name the file")
-        return parquet_lines(path, stream)
-    return _text_chunks(path, kind, stream)
+        return _converted(path, kind, stream)
+    return open_text(path, kind, stream)
+
+
+def _converted(path: str, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
+    from batchfile.lines.converter import convert
+
+    if stream is not None:
+        yield from convert(path, kind, stream)
+        return
+    with open(path, "rb") as file:
+        yield from convert(path, kind, file)
 
 
 def file_chunks(path: str) -> Iterator[bytes]:
@@ -57,7 +66,8 @@ def file_chunks(path: str) -> Iterator[bytes]:
             yield chunk
 
 
-def _text_chunks(path: str | None, kind: Literal["jsonl", "gzip", "zstd"], stream: BinaryIO | None) -> Iterator[bytes]:
+def open_text(path: str | None, kind: Literal["jsonl", "gzip", "zstd"], stream: BinaryIO | None) -> Iterator[bytes]:
+    """As `open_lines`, of any format but Parquet, and always in this process."""
     name = path or "stdin"
     source = open(name, "rb") if stream is None else stream  # noqa: SIM115 closed below
     try:

@@ -14,8 +14,12 @@ import msgspec
 from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.parquet_columns import INTEGERS, SAMPLING, wanted_columns
 from batchfile.lines.result import NativeResult, decode_result
+from batchfile.words import LINE_BYTES_MAX
 
 BATCH_ROWS = 32  # a few bytes of a file may be many MiB of each row
+BATCH_BYTES = 64 * 1024 * 1024  # fewer rows where the footer says that they are large
+ROW_BYTES_MAX = 8 * LINE_BYTES_MAX  # of one column: by the footer, on average over a row group
+BUFFER_BYTES = 1024 * 1024  # read at a time, instead of a column of a whole row group
 SLICE_BYTES = 4 * 1024 * 1024  # so much of it becomes Python's objects at once, which take ten times as much
 ROW_GROUP_ROWS = 10_000
 
@@ -39,7 +43,8 @@ _encoder = msgspec.json.Encoder(decimal_format="number")
 def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
     """Each row as a `params` line, many rows to a chunk. With `stream`, `path` only names what is read from it.
 
-    Raises: InvalidFile naming the column, or after which row.
+    To be called in a process that may die of the file: see `converter`.
+    Raises: InvalidFile naming the column, or after which row; MemoryError.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -47,13 +52,17 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
     row = 0
     try:
         # Not mapped and not prefetched: memory stays at one batch of one row group.
-        with pq.ParquetFile(stream or path, memory_map=False, pre_buffer=False) as file:
+        with pq.ParquetFile(stream or path, memory_map=False, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             columns = wanted_columns(path, file.schema_arrow)
             for group in range(file.num_row_groups):
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+                row_bytes = _row_bytes(path, file.metadata.row_group(group), columns, group)
+                rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, row_bytes)))
+                for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
                     for part in _slices(batch):
                         yield b"".join(map(_line, part.to_pylist()))
                         row += part.num_rows
+    except MemoryError:  # of Arrow too, which would be damage
+        raise
     except pa.ArrowException as error:
         raise InvalidFile(_damaged(path, error)) from None
     except UnicodeDecodeError as error:
@@ -62,6 +71,28 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
         if error.errno is not None:
             raise
         raise InvalidFile(_damaged(path, error)) from None
+
+
+def load() -> None:
+    """What takes long to load, before it is needed."""
+    import pyarrow.parquet  # noqa: F401
+
+
+def _row_bytes(path: str, group: Any, columns: list[str], number: int) -> int:
+    """How many bytes a row has by the footer, which may lie. Raises: InvalidFile where no request is as large."""
+    sizes = dict.fromkeys(columns, 0)
+    for n in range(group.num_columns):
+        column = group.column(n)
+        name = column.path_in_schema.partition(".")[0]
+        if name in sizes:
+            sizes[name] += column.total_uncompressed_size
+    for name, size in sizes.items():
+        if size > ROW_BYTES_MAX * group.num_rows:
+            raise InvalidFile(
+                f"{path}: column {name} has {size:,} bytes in the {group.num_rows:,} rows of row group {number}; "
+                f"a request may have {LINE_BYTES_MAX // 2**20} MiB"
+            )
+    return sum(sizes.values()) // max(1, int(group.num_rows))
 
 
 def _damaged(path: str, error: Exception) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ import structlog
 from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches, inbox
+from batchfile.ledger import batches, inbox, planning
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.steward import Steward
+from batchfile.lines import converter
 from batchfile.records import ClaimRecord, decode, encode
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.faulty import FaultyStore
@@ -456,6 +458,84 @@ def test_a_file_that_can_not_be_read_is_rejected_with_the_reason(
     assert why in told["message"]
     assert told["message"].startswith(f"inbox/mistral/{name}: ")
     assert still.only().reason == "failed"
+
+
+def converter_that_dies(monkeypatch: pytest.MonkeyPatch, by: signal.Signals) -> None:
+    command = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {by.value})"]
+    monkeypatch.setattr(converter, "_command", lambda *args: command)
+
+
+def test_a_file_that_ends_what_reads_it_is_rejected_at_once(still: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert still.clock is not None
+    converter_that_dies(monkeypatch, signal.SIGSEGV)
+    still.store.put("inbox/mistral/a.parquet", parquet(3))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    assert "ended the process that read it (signal 11)" in still.told("mistral/a.parquet.rejected.json")["message"]
+    assert still.only().reason == "failed"
+
+
+def test_a_file_whose_converter_is_killed_is_tried_three_times(still: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a machine that has no memory left: it may be the file, or not."""
+    assert still.clock is not None
+    converter_that_dies(monkeypatch, signal.SIGKILL)
+    still.store.put("inbox/mistral/a.parquet", parquet(3))
+    still.clock.sleep(10.0)
+    for _ in range(3):
+        still.steward.tick()
+        assert still.only().state == "planning"
+        still.steward.tick()  # nobody tries before the lease is over
+        still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
+    still.steward.tick()
+    told = still.told("mistral/a.parquet.rejected.json")
+    assert told["message"].startswith("inbox/mistral/a.parquet: 3 processes that read it ended, one after another")
+    assert still.only().reason == "failed"
+
+
+def test_a_file_that_kills_three_processes_is_rejected_by_the_fourth(
+    still: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert still.clock is not None
+    deaths: list[str] = []
+
+    def die(*args: Any, **more: Any) -> Any:
+        deaths.append("died")
+        raise KeyboardInterrupt  # as far from an answer as a process can be here
+
+    still.store.put("inbox/mistral/a.jsonl", json.dumps(native("a")).encode())
+    still.clock.sleep(10.0)
+    monkeypatch.setattr(planning, "plan_input", die)
+    for n in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            still.new_steward(f"s{n}", still.new_ledger(n)).tick()
+        still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
+    still.steward.tick()
+    assert len(deaths) == 3
+    assert "3 processes that read it ended" in still.told("mistral/a.jsonl.rejected.json")["message"]
+
+
+def test_two_deaths_are_chance_and_a_planning_that_was_given_back_is_none(
+    still: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.jsonl", json.dumps(native("a")).encode())
+    still.clock.sleep(10.0)
+    plan_input = planning.plan_input
+    ends = iter([KeyboardInterrupt, StoreUnavailable, StoreUnavailable, KeyboardInterrupt, StoreUnavailable, None])
+
+    def fail(*args: Any, **more: Any) -> Any:
+        error = next(ends)
+        if error is None:
+            return plan_input(*args, **more)
+        raise error
+
+    monkeypatch.setattr(planning, "plan_input", fail)
+    for _ in range(5):
+        with pytest.raises((KeyboardInterrupt, StoreUnavailable)):
+            still.steward.tick()
+        still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
+    still.steward.tick()
+    assert (still.only().state, still.only().total) == ("open", 1)
 
 
 def test_a_store_that_fails_while_parquet_is_read_rejects_nothing(

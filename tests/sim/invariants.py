@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from batchfile import bits, layout
+from batchfile.ledger import planning
 from batchfile.ledger.base import Limits
 from batchfile.ledger.lease import LAPSES_OF_ONE_LINE
 from batchfile.ledger.shards import Held
@@ -225,9 +226,15 @@ class Model:
     def _ended_unplanned(self, known: Known) -> None:
         record = known.record
         is_refusable = any(line.kind == "rejected" for line in known.sent.lines)
-        if record.results is not None or (record.reason == "failed" and not is_refusable):
+        is_failed = record.reason == "failed" and not is_refusable and not self._may_be_poison(record.batch_id)
+        if record.results is not None or is_failed:
             self.fail(1, f"{record.batch_id} was never planned, and ended as {record.reason} with {record.results}")
         known.results = b""
+
+    def _may_be_poison(self, batch_id: str) -> bool:
+        """Did three processes die while they planned it? Then nobody can tell whether it was the file."""
+        found = self.store.peek(layout.planning_key(batch_id))
+        return found is not None and decode(found, ShardRecord).lapses >= planning.LAPSES_MAX
 
     def _result(self, known: Known, number: int, row: bytes) -> str:
         record, line, result = known.record, known.sent.lines[number], decode_result(row)

@@ -1,0 +1,160 @@
+"""Conversion in a process of its own: what a file does to its reader ends that one alone, never a service or an engine.
+
+The child has limits on memory and on time (see `converter_child`) and no secrets of this process. It asks for the bytes
+of the file over a pipe, so it opens nothing and knows no store. A frame is one letter, a length and that many bytes.
+"""
+
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from batchfile.errors import ConverterKilled, InvalidFile
+from batchfile.lines.formats import CHUNK_BYTES, Format
+
+MEMORY_BYTES_MAX = 2 * 1024**3  # beyond what the child needs to start; at most half of a container's limit
+SILENT_S_MAX = 600.0  # of a child that is neither done nor asks for anything; its CPU time has a limit of its own
+BEAT_S = 1.0
+FRAME = struct.Struct(">cQ")
+ASK = struct.Struct(">QQ")  # an offset and a number of bytes
+READ, LINES, INVALID, NO_MEMORY, END = b"R", b"L", b"E", b"M", b"."
+
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME")
+# One thread and one arena: otherwise address space says nothing of memory.
+_THRIFTY = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "ARROW_IO_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_NUM_THREADS": "1",
+}
+_CGROUP_LIMIT = "/sys/fs/cgroup/memory.max"
+# What the system does to a process that asks for too much; anything else that ends it is the file's own doing.
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+def convert(name: str, kind: Format, stream: BinaryIO, *, beat: Callable[[], None] = lambda: None) -> Iterator[bytes]:
+    """The file as JSONL, in chunks of at most 1 MiB. `name` is for messages; Parquet needs a stream that can seek.
+
+    `beat` is called every second or so, also while nothing comes.
+    Raises: InvalidFile, also where the file takes too much memory or time, or ends its reader; ConverterKilled; and
+    whatever the stream or `beat` raises.
+    """
+    size = stream.seek(0, os.SEEK_END) if kind == "parquet" else 0
+    child = subprocess.Popen(
+        _command(name, kind, size),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        env=_environment(),
+        start_new_session=True,  # Ctrl-C is for this process
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        while True:
+            letter, data = _frame(name, child.stdout.fileno(), beat)
+            beat()
+            if letter == LINES:
+                yield data
+            elif letter == READ:
+                answer = _read(stream, kind, *ASK.unpack(data))
+                with suppress(BrokenPipeError):  # its end is noticed when it is read
+                    _write(child.stdin.fileno(), FRAME.pack(READ, len(answer)) + answer)
+            elif letter == INVALID:
+                raise InvalidFile(data.decode())
+            elif letter == NO_MEMORY:
+                raise InvalidFile(_too_large(name))
+            elif letter == END:
+                return
+            else:
+                raise _ended(name, child.wait())
+    finally:
+        child.kill()
+        child.stdin.close()
+        child.stdout.close()
+        child.wait()
+
+
+def _command(name: str, kind: Format, size: int) -> list[str]:
+    arguments = (name, kind, str(size), str(_memory_bytes()))
+    return [sys.executable, "-P", "-m", "batchfile.lines.converter_child", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    kept = {variable: os.environ[variable] for variable in _KEPT if variable in os.environ}
+    here = str(Path(__file__).parents[2])
+    return {**kept, **_THRIFTY, "PYTHONPATH": os.pathsep.join(filter(None, (here, kept.get("PYTHONPATH"))))}
+
+
+def _memory_bytes() -> int:
+    try:
+        return min(MEMORY_BYTES_MAX, int(Path(_CGROUP_LIMIT).read_text()) // 2)
+    except (OSError, ValueError):  # no limit, or no such system
+        return MEMORY_BYTES_MAX
+
+
+def _read(stream: BinaryIO, kind: Format, offset: int, size: int) -> bytes:
+    if kind == "parquet":
+        stream.seek(offset)
+    return stream.read(min(size, CHUNK_BYTES))
+
+
+def _frame(name: str, fd: int, beat: Callable[[], None]) -> tuple[bytes, bytes]:
+    """The next frame; an empty letter where the child has ended."""
+    head = _receive(name, fd, FRAME.size, beat)
+    if len(head) < FRAME.size:
+        return b"", b""
+    letter, size = FRAME.unpack(head)
+    data = _receive(name, fd, min(size, CHUNK_BYTES), beat)
+    return (letter, data) if len(data) == size else (b"", b"")
+
+
+def _receive(name: str, fd: int, size: int, beat: Callable[[], None]) -> bytes:
+    received = bytearray()
+    deadline = time.monotonic() + SILENT_S_MAX
+    while len(received) < size:
+        if not select.select([fd], [], [], BEAT_S)[0]:
+            if time.monotonic() >= deadline:
+                raise InvalidFile(f"{name}: nothing more could be read from it in {SILENT_S_MAX:.0f} s; write it again")
+            beat()
+            continue
+        data = os.read(fd, size - len(received))
+        if not data:
+            break
+        received += data
+    return bytes(received)
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _too_large(name: str) -> str:
+    return (
+        f"{name}: takes more than {_memory_bytes() // 2**20:,} MiB of memory to read: a value, a page or a dictionary "
+        "in it is too large; write it again in smaller pages or row groups, or as JSONL"
+    )
+
+
+def _ended(name: str, code: int) -> Exception:
+    if -code in _FROM_OUTSIDE:
+        return ConverterKilled(
+            f"{name}: the process that read it was killed (signal {-code}), perhaps because this machine has too "
+            "little memory for it; try again, or split the file"
+        )
+    if code == -signal.SIGXCPU:
+        return InvalidFile(f"{name}: takes too much time to read; write it again in smaller row groups, or as JSONL")
+    if code == -signal.SIGABRT:
+        return InvalidFile(_too_large(name))
+    how = f"signal {-code}" if code < 0 else f"exit status {code}"
+    return InvalidFile(f"{name}: ended the process that read it ({how}); the file is damaged: write it again")
