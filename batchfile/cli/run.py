@@ -22,9 +22,10 @@ from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.inputs import STDIN, inspect
+from batchfile.local.output_lock import lock_output
 from batchfile.local.progress import Meter, Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
-from batchfile.local.run import Opened, RunOptions, lock_output, open_batch, work
+from batchfile.local.run import Opened, RunOptions, open_batch, work
 from batchfile.places import STORE_FOLDER, check_stage, open_ledger
 from batchfile.records import BatchRecord
 from batchfile.runner.runner import Runner
@@ -206,8 +207,8 @@ def _run(
     elif url is None:
         url = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-"))
         voice.say(f"results go to stdout at the end; until then they are in {url}, and an interrupted run is lost")
+    stack.enter_context(lock_output(path))
     ledger = open_ledger(url, settings)
-    stack.enter_context(lock_output(path, ledger.store.url))
     options = RunOptions(
         output=path,
         engine=choice.kind,

@@ -4,14 +4,12 @@ The same command continues the batch of its output. Knows no terminal and no out
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from tempfile import gettempdir
 
 import structlog
-from filelock import FileLock, Timeout
 
 from batchfile import layout
 from batchfile.engine.base import Engine, EngineFactory
@@ -74,28 +72,6 @@ class Opened:
     batch: BatchRecord
     is_new: bool
     notes: tuple[str, ...] = ()
-
-
-@contextmanager
-def lock_output(output: str | None, store_url: str) -> Iterator[None]:
-    """One process per output. Raises: OutputTaken where another one is at it."""
-    if output is None:
-        yield
-        return
-    # Beside the store's objects a lock would be one of them; a bucket can not hold one at all.
-    name = sha256(f"{store_url}\n{output}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    folder = Path(store_url) / ".store" if Path(store_url).is_dir() else Path(gettempdir())
-    lock = FileLock(folder / f"batchfile-run-{name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise OutputTaken(
-            f"another batchfile process is writing {output} right now; wait for it, or choose another output"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def open_batch(

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, RecordNewer
+from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, RecordNewer, SettingsError
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.local import run as local_run
 from batchfile.local.inputs import inspect
-from batchfile.local.run import Opened, RunOptions, lock_output, open_batch
+from batchfile.local.output_lock import lock_output, lock_path
+from batchfile.local.run import Opened, RunOptions, open_batch
 from batchfile.records import IdempotencyRecord, encode
 from batchfile.store.directory import DirectoryStore
 
@@ -163,12 +164,26 @@ def test_everything_that_changed_is_said(ledger: Ledger, options: RunOptions) ->
         assert words in str(caught.value)
 
 
-def test_an_output_is_locked_while_it_is_worked_on(ledger: Ledger, options: RunOptions) -> None:
-    with (
-        lock_output(options.output, ledger.store.url),
-        pytest.raises(OutputTaken, match="another batchfile process"),
-        lock_output(options.output, ledger.store.url),
-    ):
+def test_an_output_is_locked_while_it_is_worked_on_whatever_the_store(tmp_path: Path) -> None:
+    output = str(tmp_path / "out.jsonl")
+    with lock_output(output), pytest.raises(OutputTaken, match="another batchfile process"), lock_output(output):
         pass
-    with lock_output(options.output, ledger.store.url):
+    with lock_output(output), lock_output(str(tmp_path / "other.jsonl")):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_a_killed_run_left_is_taken_and_removed(tmp_path: Path) -> None:
+    output = str(tmp_path / "out.jsonl")
+    Path(lock_path(output)).touch()
+    with lock_output(output):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_stands_where_the_lock_goes_is_not_followed(tmp_path: Path) -> None:
+    output = str(tmp_path / "out.jsonl")
+    Path(lock_path(output)).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SettingsError, match=r"its lock .*\.out\.jsonl\.lock cannot be opened"), lock_output(output):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
