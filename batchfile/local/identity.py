@@ -14,6 +14,7 @@ SHA256 = "run.sha256"
 STAMP = "run.stamp"  # the input file as it was last seen; equal means untouched
 INPUT = "run.input"
 OUTPUT = "run.output"
+REPLACES = "run.replaces"  # the batch whose receipt was at the output when this one was made
 LINKED = "run.linked"  # the store refers to the input file itself
 ENGINE_VERSION = "run.engine_version"
 

@@ -11,12 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from batchfile.errors import SettingsError
+from batchfile.errors import OutputTaken, SettingsError
 from batchfile.ledger.base import Ledger
 from batchfile.lines.formats import file_chunks
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.render import openai_file
 from batchfile.lines.result import RESULT_BYTES_MAX
+from batchfile.local import identity
 from batchfile.local.receipt import FileFacts, Receipt, decode_receipt, encode_receipt, make_receipt
 from batchfile.records import BatchRecord, FileRef
 
@@ -66,11 +67,17 @@ def check_output(output: str, input_path: str | None) -> str:
 def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     """Write the files of an ended batch beside each other, the receipt last. Repeating it changes nothing.
 
-    Raises: OSError where the disk is full: then each file is whole or as it was.
+    Raises: OSError where the disk is full: then each file is whole or as it was; OutputTaken where another run has
+    written there since this one began.
     """
     assert batch.results is not None
     assert batch.errors is not None
     old = _read_receipt(output)
+    if old is not None and old.batch_id not in {batch.batch_id, batch.metadata.get(identity.REPLACES)}:
+        raise OutputTaken(
+            f"{output} was written by another run ({old.batch_id}) since this one began; the results of this one are "
+            f"kept: `batchfile results {batch.batch_id} -o OTHER --store {ledger.store.url}` writes them elsewhere"
+        )
     if old is not None and old.batch_id == batch.batch_id and _is_there(old):
         return old
     if output.endswith(PARQUET_ENDING):
@@ -97,6 +104,12 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     with _replaced(output + RECEIPT_ENDING) as temporary:
         Path(temporary).write_bytes(encode_receipt(receipt))
     return receipt
+
+
+def batch_at(output: str) -> str | None:
+    """The batch whose results are at `output` now, by their receipt."""
+    found = _read_receipt(output)
+    return None if found is None else found.batch_id
 
 
 def write_results_to(ledger: Ledger, batch: BatchRecord, file: BinaryIO) -> None:

@@ -21,7 +21,7 @@ from batchfile.ledger.cutter import Planned
 from batchfile.ledger.planner import plan_input
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.frame import iter_lines
-from batchfile.local import identity, inputs
+from batchfile.local import identity, inputs, outputs
 from batchfile.local.identity import Identity
 from batchfile.local.inputs import Source
 from batchfile.local.strict import check_every_line
@@ -259,6 +259,8 @@ def _plan_and_commit(ledger: Ledger, source: Source, options: RunOptions, batch_
     metadata = options.identity(digest).to_metadata()
     metadata[identity.INPUT] = source.name
     metadata[identity.OUTPUT] = options.output or "-"
+    if options.output is not None and (replaced := outputs.batch_at(options.output)) is not None:
+        metadata[identity.REPLACES] = replaced
     if source.stamp:
         metadata[identity.STAMP] = f"{source.stamp} {source.path}"
     if is_linked:

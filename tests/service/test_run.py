@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchfile.cli.exits import Exit
+
 try:
     from compression import zstd
 except ImportError:
@@ -374,3 +376,24 @@ def test_a_batch_is_seen_by_its_output_and_by_its_id(folder: Path) -> None:
 def test_no_lock_outlives_its_process(folder: Path) -> None:
     run(folder, "in.jsonl", "-o", "out.jsonl")
     assert list(folder.glob(".*.lock")) == []
+
+
+def test_a_run_in_another_store_does_not_overwrite_what_was_written_meanwhile(folder: Path) -> None:
+    log = folder / "executed"
+    slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.15")
+    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl", "--store", "first"]
+    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    wait_for(lambda: num_executed(log) >= 8)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end while the others start
+    at_once = run(folder, "in.jsonl", "-o", "out.jsonl", "--store", "second")
+    assert (at_once.returncode, b"another batchfile process" in at_once.stderr) == (Exit.OUTPUT_TAKEN, True)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=WAIT_S)
+    assert run(folder, "in.jsonl", "-o", "out.jsonl", "--store", "second").returncode == 0
+    written = (folder / "out.jsonl.receipt.json").read_bytes()
+    late = run(folder, "in.jsonl", "-o", "out.jsonl", "--store", "first")
+    assert late.returncode == Exit.OUTPUT_TAKEN
+    assert b"was written by another run" in late.stderr
+    assert (folder / "out.jsonl.receipt.json").read_bytes() == written
+    assert run(folder, "in.jsonl", "-o", "out.jsonl", "--store", "first", "--restart").returncode == 0
