@@ -120,8 +120,10 @@ def _frame(name: str, fd: int, beat: Callable[[], None]) -> tuple[bytes, bytes]:
 def _receive(name: str, fd: int, size: int, beat: Callable[[], None]) -> bytes:
     received = bytearray()
     deadline = time.monotonic() + SILENT_S_MAX
+    readable = select.poll()  # unlike select, it knows descriptors above 1,023
+    readable.register(fd, select.POLLIN)
     while len(received) < size:
-        if not select.select([fd], [], [], BEAT_S)[0]:
+        if not readable.poll(BEAT_S * 1000):
             if time.monotonic() >= deadline:
                 raise InvalidFile(f"{name}: nothing more could be read from it in {SILENT_S_MAX:.0f} s; write it again")
             beat()
