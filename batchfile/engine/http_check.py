@@ -56,10 +56,10 @@ async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> Chec
     refused: Said | None = None
     is_unclear = False
     for kind, path in PATHS.items():
-        said = await ask("POST", path, _smallest_body(kind, subject.model))
+        said = await ask("POST", path, smallest_body(kind, subject.model))
         if isinstance(said, NoAnswer):
             return Checked(no_answer_problem(said, subject))
-        if _has_read(said):
+        if has_read(said):
             return Checked(is_proven=True)
         if not is_refusal(said):
             is_unclear = True
@@ -70,7 +70,7 @@ async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> Chec
     return Checked(_problem(refused, subject, names))
 
 
-def _has_read(said: Said) -> bool:
+def has_read(said: Said) -> bool:
     """Whether the endpoint took the request for one of its own, be it a bad one."""
     with suppress(ValueError, RecursionError):
         body = json.loads(said.data)
@@ -156,7 +156,8 @@ def _line(text: str) -> str:
     return line if len(line) <= WORDS_CHARS_MAX else line[: WORDS_CHARS_MAX - 3] + "..."
 
 
-def _smallest_body(kind: Kind, model: str) -> bytes:
+def smallest_body(kind: Kind, model: str) -> bytes:
+    """Of a request that costs one token at most."""
     about: dict[Kind, dict[str, object]] = {
         "chat": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
         "completion": {"prompt": "Hi", "max_tokens": 1},

@@ -33,18 +33,22 @@ Ask = Callable[[str, str, bytes | None], Awaitable[Said | NoAnswer]]
 
 
 class Connection:
-    """An async context manager. `root` ends in /v1; `key`: empty where there is none; `timeout_s`: for one question."""
+    """An async context manager. `root` ends in /v1; `key`: empty where there is none; `timeout_s`: for one question.
 
-    def __init__(self, root: str, key: str, *, concurrency: int, timeout_s: float) -> None:
+    `concurrency`: questions at once. `is_kept`: whether a connection is used again for the next question.
+    """
+
+    def __init__(self, root: str, key: str, *, concurrency: int, timeout_s: float, is_kept: bool = True) -> None:
         self._root = root
         self._key = key
         self._concurrency = concurrency
         self._timeout_s = timeout_s
+        self._is_kept = is_kept
 
     async def __aenter__(self) -> Self:
         authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._concurrency),
+            connector=aiohttp.TCPConnector(limit=self._concurrency, force_close=not self._is_kept),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=CONNECT_TIMEOUT_S),
             headers={"Content-Type": "application/json"} | authorization,
         )
@@ -66,7 +70,7 @@ class Connection:
         except aiohttp.ConnectionTimeoutError:  # packets that go nowhere: a machine that is gone, a firewall
             return NoAnswer("unreachable", f"no connection within {CONNECT_TIMEOUT_S:g} s")
         except TimeoutError:
-            return NoAnswer("late", f"no answer within {self._timeout_s:g} s")
+            return NoAnswer("late", f"within {self._timeout_s:g} s")
         except aiohttp.ClientError as error:
             return NoAnswer("broken", str(error) or type(error).__name__)
 

@@ -5,6 +5,7 @@ continue_final_message, stop_reason), and only where a request asks for them.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -17,15 +18,19 @@ from batchfile.engine.tool_wire import call_stem, made_calls, wire_tools, wire_t
 from batchfile.errors import SettingsError
 from batchfile.words import Choice, Completion, Failure, Kind, Message, Outcome, Raw, Request, Tools, Usage
 
-# The pool is down, not failing: pause, spend no attempt. From 520 on: what Cloudflare says of a server it can not
-# reach (not 524: that one took the request and was too slow).
-DOWN_STATUSES = frozenset({429, 502, 503, 504, 520, 521, 522, 523, 525, 526, 530})
-# What is wrong is the address or the key, whatever the request: nothing of a batch is spent on that.
+# A proxy's answers while what is behind it restarts or is gone. From 520 on: Cloudflare's (not 524: that one took the
+# request and was too slow).
+UNSERVED_STATUSES = frozenset({502, 503, 504, 520, 521, 522, 523, 525, 526, 530})
+# Most likely the address or the key is wrong, whatever the request.
 MISPLACED_STATUSES = frozenset({301, 302, 303, 307, 308, 401})
 # As long as nothing was answered well it is most likely the same; after that it can be about one request.
 UNPROVEN_STATUSES = frozenset({403, 404})
+# What an endpoint may ask for with Retry-After.
+RETRY_AFTER_S_MAX = 600.0
 # How much of a foreign error text is passed on.
 MESSAGE_CHARS_MAX = 2_000
+PAGE_CHARS_MAX = 4_000  # of a web page, what is searched for its text
+NO_WORDS = "(no message)"
 TOKENS_MAX = 2**31  # that one request can have used; no number above it was counted
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
@@ -40,19 +45,35 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Down:
-    """The endpoint takes no work now: wait, without spending an attempt. `reason`: for whoever can mend it."""
+class Unserved:
+    """The request was not worked on: because of the endpoint, or because of what it does to it (http_retry.py).
 
+    `reason`: for the operator; `message`: for the caller, should it be the request. `is_sent`: it may be.
+    """
+
+    reason: str
+    message: str
     retry_after_s: float = 0.0
-    reason: str = ""
+    is_sent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """429. `is_too_large`: the request alone is over a limit, so that waiting is no use. The rest as in Unserved."""
+
+    reason: str
+    message: str
+    retry_after_s: float = 0.0
+    is_too_large: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """One attempt is spent."""
+    """The request was worked on, and one attempt is spent. `is_late`: it may still be."""
 
     message: str
     retry_after_s: float = 0.0
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +91,12 @@ class Wanted:
 TEXT_ALONE = Wanted()
 PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
 MODELS_PATH = "/models"  # what every endpoint answers, whatever the requests are like
-Answer = Outcome | Down | Failed
+Answer = Outcome | Unserved | Throttled | Failed
 
+_TAG = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
+_LIMIT_AND_REQUESTED = re.compile(
+    r"\blimit:?\s*(\d[\d,]{0,14})\b.{0,100}?\brequested:?\s*(\d[\d,]{0,14})\b", re.DOTALL | re.IGNORECASE
+)
 _NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
 
 
@@ -125,48 +150,60 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
 
 
 def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_proven: bool = True) -> Answer:
-    """What a response means. `is_proven`: it is known that the endpoint itself can be reached."""
+    """What a response means. `is_proven`: the endpoint has served a request, so that 403 and 404 are its own word."""
     status, data = said.status, said.data
     retry_after_s = _retry_after_s(said.headers.get("Retry-After"))
-    if (reason := _down_reason(said, is_proven=is_proven)) is not None:
-        return Down(retry_after_s, reason)
+    message = f"The endpoint answered {status}: {endpoints_words(data)}"
+    if status == 429:
+        return Throttled(_reason(said), message, retry_after_s, _is_too_large(endpoints_words(data)))
+    if (reason := _unserved_reason(said, is_proven=is_proven)) is not None:
+        return Unserved(reason, message, retry_after_s)
     if len(data) > bytes_max:
         return Failure(
             type="model_error",
             message=f"The endpoint's response is longer than {bytes_max} bytes. Lower max_tokens.",
         )
     if status == 200:
-        try:
-            return (_vectors if wanted.num_vectors else _completion)(json.loads(data), wanted)
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            return Failed(f"The endpoint's response is no {_NAMES[wanted.kind]}: {error!r}", retry_after_s)
-    message = f"The endpoint answered {status}: {endpoints_words(data)}"
-    if status >= 500 or status == 408 or may_be_a_proxys(said):
+        return _read_good(data, wanted, retry_after_s)
+    if status >= 500 or status == 408:
         return Failed(message, retry_after_s)
     return Failure(type=ERROR_TYPES.get(status, "invalid_request_error"), message=message)
 
 
-def may_be_a_proxys(said: Said) -> bool:
-    """Whether a proxy may have said it because what is behind it is gone: a 403 or 404 that is not in JSON."""
-    return said.status in UNPROVEN_STATUSES and not is_json(said.data)
+def _read_good(data: bytes, wanted: Wanted, retry_after_s: float) -> Completion | Failed:
+    try:
+        return (_vectors if wanted.num_vectors else _completion)(json.loads(data), wanted)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        return Failed(f"The endpoint's response is no {_NAMES[wanted.kind]}: {error!r}", retry_after_s)
 
 
-def is_endpoints_own(said: Said) -> bool:
-    """Whether it was the endpoint that answered on MODELS_PATH, be it only that it has no such path."""
-    return is_json(said.data) and _down_reason(said, is_proven=True) is None
-
-
-def _down_reason(said: Said, *, is_proven: bool) -> str | None:
-    """Why it takes no work, whatever the request; None where it does."""
-    if said.status in DOWN_STATUSES:
-        return f"it answered {said.status}"
+def _unserved_reason(said: Said, *, is_proven: bool) -> str | None:
+    """Why it did not work on the request, as far as that may be the endpoint; None where it did."""
+    if said.status in UNSERVED_STATUSES:
+        return _reason(said)
     is_page = said.headers.get("Content-Type", "").lower().startswith("text/html")
-    is_misplaced = said.status in MISPLACED_STATUSES or (said.status in UNPROVEN_STATUSES and not is_proven)
+    # A 403 or 404 that is not in JSON may be a proxy's whose endpoint is gone, or a firewall's that dislikes a prompt.
+    is_misplaced = said.status in MISPLACED_STATUSES or (
+        said.status in UNPROVEN_STATUSES and not (is_proven and is_json(said.data))
+    )
     if not is_misplaced and not (said.status == 200 and is_page):
         return None
     where = f" and points to {said.headers['Location']}" if "Location" in said.headers else ""
     told = "a web page" if is_page else endpoints_words(said.data)
     return f"it answered {said.status}{where}: {told}; check its base URL, API key and model"
+
+
+def _reason(said: Said) -> str:
+    return f"it answered {said.status}" + (f": {endpoints_words(said.data)}" if said.data.strip() else "")
+
+
+def _is_too_large(words: str) -> bool:
+    """Whether a 429 says that the request alone is over a limit, as OpenAI's and Groq's do for tokens per minute."""
+    bounds = _LIMIT_AND_REQUESTED.search(words)
+    if bounds is not None:
+        limit, requested = (int(number.replace(",", "")) for number in bounds.groups())
+        return requested > limit
+    return "request too large" in words.lower()
 
 
 def is_max_tokens_complaint(answer: Outcome) -> bool:
@@ -279,26 +316,26 @@ def is_json(data: bytes) -> bool:
 
 
 def endpoints_words(data: bytes) -> str:
-    """The endpoint's own words, in whichever of the usual places they are."""
+    """The endpoint's own words, in whichever of the usual places they are; of a page its text."""
     text = data.decode("utf-8", "replace")
     try:
         body = json.loads(text)
         error = body.get("error", body)
         text = error if isinstance(error, str) else str(error.get("message") or error.get("detail") or text)
     except (ValueError, AttributeError, RecursionError):
-        pass
-    return text.strip()[:MESSAGE_CHARS_MAX] or "(no message)"
+        if text.lstrip().startswith("<"):
+            text = " ".join(_TAG.sub(" ", text[:PAGE_CHARS_MAX]).split())
+    return text.strip()[:MESSAGE_CHARS_MAX] or NO_WORDS
 
 
 def _retry_after_s(value: str | None) -> float:
-    """Seconds, or a date (RFC 9110, section 10.2.3); anything else is ignored."""
+    """Seconds, or a date (RFC 9110, section 10.2.3), at most RETRY_AFTER_S_MAX; anything else is ignored."""
     if not value:
         return 0.0
+    if value.strip().isdecimal():
+        return min(float(value[:20]), RETRY_AFTER_S_MAX) if len(value) < 20 else RETRY_AFTER_S_MAX
     try:
-        return max(0.0, float(int(value)))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except ValueError:
+        wait_s = parsedate_to_datetime(value).timestamp() - time()
+    except (ValueError, TypeError, OverflowError, OSError):
         return 0.0
+    return min(max(0.0, wait_s), RETRY_AFTER_S_MAX)

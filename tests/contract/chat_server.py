@@ -10,18 +10,29 @@ from typing import Any
 
 from aiohttp import web
 
+BREAK = "break"
+PROBES = ("Hi", ["Hi"], [{"role": "user", "content": "Hi"}])
+
 
 @dataclass
 class ChatServer:
-    """`script`: what the next requests get, in order: a response's arguments, or seconds to stay silent.
+    """`script`: what the next requests get, in order: a response's arguments, seconds to stay silent, or BREAK, an
+    answer that breaks off. `always`: what all of them get instead, while it is set.
 
-    `models`: what whoever asks for the models gets.
+    `are_probes_scripted`: the engine's own small requests get of the script too, as where the endpoint itself is ill;
+    else they are answered well. They are counted, and not among `seen`. `models`: what GET /v1/models answers.
+    `poison`: a prompt's text, and what it gets each time; `num_poison`: how often.
     """
 
     port: int = 0
-    script: deque[dict[str, Any] | float] = field(default_factory=deque)
+    always: dict[str, Any] | None = None
+    script: deque[dict[str, Any] | float | str] = field(default_factory=deque)
     models: dict[str, Any] = field(default_factory=lambda: {"text": '{"object": "list", "data": []}'})
     seen: list[dict[str, Any]] = field(default_factory=list)
+    are_probes_scripted: bool = False
+    num_probes: int = 0
+    poison: tuple[str, dict[str, Any]] | None = None
+    num_poison: int = 0
     most_at_once: int = 0
     num_now: int = 0
 
@@ -31,14 +42,24 @@ class ChatServer:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        self.seen.append({"body": body, "headers": dict(request.headers), "path": request.path})
+        is_probe = any(body.get(name) in PROBES for name in ("messages", "prompt", "input"))
+        self.num_probes += is_probe
+        if not is_probe:
+            self.seen.append({"body": body, "headers": dict(request.headers), "path": request.path})
         self.num_now += 1
         self.most_at_once = max(self.most_at_once, self.num_now)
         try:
-            if self.script:
+            if self.poison is not None and body["messages"][-1]["content"] == self.poison[0]:
+                self.num_poison += 1
+                return web.Response(**self.poison[1])
+            if self.always is not None:
+                return web.Response(**self.always)
+            if self.script and (self.are_probes_scripted or not is_probe):
                 told = self.script.popleft()
                 if isinstance(told, dict):
                     return web.Response(**told)
+                if isinstance(told, str):
+                    return await broken(request)
                 await asyncio.sleep(told)
             await asyncio.sleep(0.001)
             return web.json_response(ANSWERS[request.path](body))
@@ -47,6 +68,17 @@ class ChatServer:
 
     async def tell_models(self, request: web.Request) -> web.Response:
         return web.Response(**self.models)
+
+
+async def broken(request: web.Request) -> web.StreamResponse:
+    """The first of 100 bytes, and then a reset."""
+    response = web.StreamResponse(headers={"Content-Length": "100", "Content-Type": "application/json"})
+    await response.prepare(request)
+    await response.write(b"{")
+    await asyncio.sleep(0.01)
+    assert request.transport is not None
+    request.transport.abort()
+    return response
 
 
 def complete(body: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +94,7 @@ def embed(body: dict[str, Any]) -> dict[str, Any]:
     """Vectors of the length of each input, the last one first."""
     found = [[float(len(given))] * body.get("dimensions", 3) for given in body["input"]]
     data = [
-        {"index": index, "embedding": f"base64 of {vector}" if body["encoding_format"] == "base64" else vector}
+        {"index": index, "embedding": f"base64 of {vector}" if body.get("encoding_format") == "base64" else vector}
         for index, vector in enumerate(found)
     ]
     return {"data": data[::-1], "usage": {"prompt_tokens": len(found), "total_tokens": len(found)}}

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from batchfile.engine import http, http_connection
+from batchfile.engine import http_connection, http_dispatch
+from batchfile.engine.base import Finished
 from batchfile.engine.http import HttpEngine, HttpOptions
-from batchfile.engine.http_wire import Down, Failed, Said, api_root, read_answer
+from batchfile.engine.http_wire import Failed, Said, Throttled, Unserved, api_root, read_answer
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.lines.result import decode_result, encode_result
 from batchfile.words import (
@@ -190,14 +192,14 @@ def test_a_refusal_that_is_nested_too_deeply_is_a_refusal(server: Any, engine: H
 def test_whatever_happens_to_a_request_it_has_an_outcome_and_the_others_run(
     server: Any, engine: HttpEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, faults = http.read_answer, iter([True])
+    read, faults = http_dispatch.read_answer, iter([True])
 
     def broken(*args: Any, **more: Any) -> Any:
         if next(faults, False):
             raise LookupError("nobody foresaw this")
         return read(*args, **more)
 
-    monkeypatch.setattr(http, "read_answer", broken)
+    monkeypatch.setattr(http_dispatch, "read_answer", broken)
     outcomes = run(engine, *[request() for _ in range(3)])
     (failure,) = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     assert (failure.type, "nobody foresaw this" in failure.message) == ("model_error", True)
@@ -280,12 +282,12 @@ def test_a_second_attempt_may_succeed(server: Any, engine: HttpEngine) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504, 520, 521, 522, 523, 525, 526, 530])
-def test_a_pool_that_is_down_costs_no_attempt(server: Any, engine: HttpEngine, status: int) -> None:
-    server.script.extend({"status": status} for _ in range(5))
-    [outcome] = run(engine, request())
-    assert isinstance(outcome, Completion)
-    assert len(server.seen) == 6
-    assert engine.stats().extra["num_downs"] == 0
+def test_an_endpoint_that_is_down_fails_no_request(server: Any, engine: HttpEngine, status: int) -> None:
+    server.are_probes_scripted = True
+    server.script.extend({"status": status} for _ in range(12))
+    outcomes = run(engine, *[request() for _ in range(3)])
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert engine.stats().extra["num_unserved"] == 0
     assert engine.stats().down_s == 0
 
 
@@ -295,9 +297,8 @@ def test_a_refused_connection_is_waited_out() -> None:
         port = probe.getsockname()[1]
     engine = HttpEngine(options(f"http://127.0.0.1:{port}"))
     engine.add(1, engine.prepare(request()))
-    while engine.stats().extra["num_downs"] < 5:
+    while engine.stats().extra["num_unserved"] < 5 or not engine.stats().down_s:
         assert engine.step() == []
-    assert engine.stats().down_s > 0
     with chat_server.running(port):
         done = []
         while not done:
@@ -319,31 +320,92 @@ def test_an_endpoint_that_answers_no_connection_is_waited_out(monkeypatch: pytes
             waiting.connect_ex(silent.getsockname())
         engine = HttpEngine(options(f"http://127.0.0.1:{silent.getsockname()[1]}"))
         engine.add(1, engine.prepare(request()))
-        while engine.stats().extra["num_downs"] < 4:
+        while not engine.stats().down_s:
             assert engine.step() == []
         assert engine.stats().down_reason.endswith("/v1: no connection within 0.2 s")
         engine.close()
 
 
-def test_retry_after_is_obeyed_by_all(server: Any, engine: HttpEngine) -> None:
-    server.script.append({"status": 429, "headers": {"Retry-After": "1"}})
-    started = time.monotonic()
-    run(engine, request())
-    run(engine, request())
-    assert time.monotonic() - started >= 1
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_obeyed_by_its_request_and_holds_up_no_other(
+    server: Any, engine: HttpEngine, status: int
+) -> None:
+    server.script.append({"status": status, "headers": {"Retry-After": "1"}})
+    engine.add(0, engine.prepare(request("first")))
+    while not server.seen:
+        engine.step()
+    started, done = time.monotonic(), []
+    for key in range(1, 4):
+        engine.add(key, engine.prepare(request("later")))
+    while len(done) < 4:
+        done += engine.step()
+    assert [finished.key for finished in done][-1] == 0
+    assert time.monotonic() - started >= 0.9
 
 
-def test_a_retry_after_may_be_a_date_or_nonsense() -> None:
-    past = read_answer(Said(503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b""), 10)
-    assert past == Down(0.0, "it answered 503")
-    future = read_answer(Said(503, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, b""), 10)
-    assert isinstance(future, Down)
-    assert future.retry_after_s > 1e6
-    assert read_answer(Said(503, {"Retry-After": "soon"}, b""), 10) == Down(0.0, "it answered 503")
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [
+        ("7", 7, 7),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", 600, 600),
+        ("86400", 600, 600),
+        ("9" * 5000, 600, 600),
+        ("Wed, 21 Oct 99999999 07:28:00 GMT", 0, 0),
+        *((value, 0, 0) for value in ("", "soon", "-5", "1e9", "inf", "nan", "0", "\ud800", "1;2", "Wed, 99 Foo 2099")),
+    ],
+)
+def test_a_retry_after_is_seconds_or_a_date_and_bounded(value: str, low: float, high: float) -> None:
+    for status in (429, 503):
+        answer = read_answer(Said(status, {"Retry-After": value}, b""), 10)
+        assert isinstance(answer, Throttled | Unserved)
+        assert low <= answer.retry_after_s <= high
+
+
+def test_a_retry_after_that_is_a_date_is_that_far_from_now() -> None:
+    soon = formatdate(time.time() + 100, usegmt=True)
+    answer = read_answer(Said(429, {"Retry-After": soon}, b""), 10)
+    assert isinstance(answer, Throttled)
+    assert 90 < answer.retry_after_s <= 100
+
+
+@pytest.mark.parametrize(
+    ("words", "is_too_large"),
+    [
+        ("Request too large for m on tokens per min (TPM): Limit 30000, Requested 35000. Reduce it.", True),
+        ("Request too large for model `m`: Limit: 6,000, Requested: 12,000", True),
+        ("Request too large", True),
+        ("Rate limit reached for m on tokens per min (TPM): Limit 10000, Used 9000, Requested 4000.", False),
+        ("Rate limit reached. Limit 3 / min. Please try again in 20s.", False),
+        ("You exceeded your current quota", False),
+        ("", False),
+    ],
+)
+def test_a_429_that_says_that_the_request_is_over_a_limit_is_told_apart(words: str, is_too_large: bool) -> None:
+    for data in (json.dumps({"error": {"message": words}}), words):
+        answer = read_answer(Said(429, {}, data.encode()), 10)
+        assert isinstance(answer, Throttled)
+        assert answer.is_too_large is is_too_large
+
+
+def test_a_request_that_is_too_large_for_a_rate_limit_fails_at_once(server: Any, engine: HttpEngine) -> None:
+    told = "Request too large for m on tokens per min (TPM): Limit 30000, Requested 35000."
+    server.script.append({"status": 429, "text": json.dumps({"error": {"message": told}})})
+    [outcome] = run(engine, request())
+    assert outcome == Failure(type="rate_limit_error", message=f"The endpoint answered 429: {told}")
+    assert len(server.seen) == 1
 
 
 def test_a_request_that_cloudflare_gave_up_waiting_for_spends_an_attempt() -> None:
     assert isinstance(read_answer(Said(524, {}, b""), 10), Failed)
+
+
+def test_a_server_that_breaks_the_connection_of_one_request_each_time_fails_it(server: Any, engine: HttpEngine) -> None:
+    server.script.extend(chat_server.BREAK for _ in range(3))
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Failure)
+    assert outcome.message.startswith("The endpoint's connection broke: ")
+    assert outcome.message.endswith("(3 attempts)")
 
 
 def test_a_timeout_spends_an_attempt(server: Any) -> None:
@@ -389,17 +451,19 @@ def test_a_refused_request_is_errored_at_once_in_the_servers_words(
 def test_a_wrong_address_or_key_is_waited_out_and_said_and_fails_no_request(
     server: Any, engine: HttpEngine, told: dict[str, Any], words: str
 ) -> None:
-    server.script.extend(told for _ in range(http.DOWNS_TOLD + 1))
+    server.always = told
     engine.add(1, engine.prepare(request()))
-    reasons, done = set(), []
     with structlog.testing.capture_logs() as events:
-        while not done:
-            reasons.add(engine.stats().down_reason)
-            done = engine.step()
+        while not (events and engine.stats().down_reason):
+            assert engine.step() == []
+    assert engine.stats().down_reason.startswith(f"{server.url}/v1: {words}")
+    assert [event["event"] for event in events] == ["endpoint.down"]
+    assert words in events[0]["reason"]
+    server.always = None
+    done: list[Finished] = []
+    while not done:
+        done = engine.step()
     assert isinstance(done[0].outcome, Completion)
-    assert len(server.seen) == http.DOWNS_TOLD + 2
-    assert any(words in reason and reason.startswith(f"{server.url}/v1: ") for reason in reasons)
-    assert any(event["event"] == "endpoint.down" and words in event["reason"] for event in events)
 
 
 GONE = [
@@ -418,14 +482,22 @@ def test_a_proxy_that_has_lost_its_endpoint_is_waited_out_and_fails_no_request(
 ) -> None:
     one = request() if kind == "chat" else raw_request("embedding", "a")
     run(engine, one)
-    server.models = told
-    server.script.extend(told for _ in range(5))
+    server.are_probes_scripted = True
+    server.script.extend(told for _ in range(12))
     [outcome] = run(engine, one)
     assert isinstance(outcome, Completion)
-    assert len(server.seen) == 7
 
 
-@pytest.mark.parametrize("told", GONE[:-1])
+@pytest.mark.parametrize(
+    "told",
+    [
+        *GONE,
+        {"status": 401, "text": "who are you"},
+        {"status": 302, "headers": {"Location": "/captcha"}, "text": "found"},
+        {"status": 502, "text": "<html><head><style>x</style></head><body>Bad\n Gateway", "content_type": "text/html"},
+        {"status": 520},
+    ],
+)
 def test_what_a_firewall_refuses_is_that_requests_own_after_three_attempts(
     server: Any, engine: HttpEngine, told: dict[str, Any]
 ) -> None:
@@ -449,11 +521,19 @@ def test_a_key_that_is_taken_away_fails_nothing_but_one_missing_path_does(server
     assert isinstance(outcome, Completion)
 
 
+def test_an_endpoint_that_breaks_every_connection_fails_no_request(server: Any, engine: HttpEngine) -> None:
+    server.are_probes_scripted = True
+    server.script.extend(chat_server.BREAK for _ in range(8))
+    [outcome] = run(engine, request())
+    assert isinstance(outcome, Completion)
+
+
 def hasty(url: str) -> HttpEngine:
     return HttpEngine(options(url, wait_for_endpoint=False), random.Random(1))
 
 
 def test_an_endpoint_that_never_answered_well_ends_an_engine_that_shall_not_wait(server: Any) -> None:
+    server.are_probes_scripted = True
     server.script.extend({"status": 401, "text": '{"error": "who are you"}'} for _ in range(50))
     engine = hasty(server.url)
     with pytest.raises(SettingsError, match=r"requires an API key \(401: who are you\): set OPENAI_API_KEY"):
@@ -463,7 +543,8 @@ def test_an_endpoint_that_never_answered_well_ends_an_engine_that_shall_not_wait
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504, 530])
 def test_an_endpoint_that_is_busy_is_waited_for_whatever_it_answered_before(server: Any, status: int) -> None:
-    server.script.extend({"status": status, "text": "<html>soon"} for _ in range(4))
+    server.are_probes_scripted = True
+    server.script.extend({"status": status, "text": "<html>soon"} for _ in range(12))
     engine = hasty(server.url)
     [outcome] = run(engine, request())
     engine.close()
@@ -474,7 +555,8 @@ def test_an_endpoint_that_is_busy_is_waited_for_whatever_it_answered_before(serv
 def test_after_one_good_answer_a_wrong_address_or_key_is_waited_out(server: Any, told: dict[str, Any]) -> None:
     engine = hasty(server.url)
     run(engine, request())
-    server.script.extend(told for _ in range(4))
+    server.are_probes_scripted = True
+    server.script.extend(told for _ in range(12))
     [outcome] = run(engine, request())
     engine.close()
     assert isinstance(outcome, Completion)
@@ -490,7 +572,8 @@ def test_a_max_tokens_that_nobody_asked_for_is_left_out_where_it_does_not_fit(se
 def test_a_response_that_is_too_long_is_refused(
     server: Any, engine: HttpEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "RESPONSE_BYTES_MAX", 1000)
+    monkeypatch.setattr(http_dispatch, "RESPONSE_BYTES_MAX", 1000)
+    monkeypatch.setattr(http_connection, "RESPONSE_BYTES_MAX", 1000)
     [outcome] = run(engine, request(text="word " * 2000, max_tokens=2000))
     assert isinstance(outcome, Failure)
     assert "longer than 1000 bytes" in outcome.message

@@ -314,3 +314,29 @@ def test_a_run_that_has_ended_needs_no_endpoint_and_a_restart_that_fails_keeps_i
     done = run(folder, endpoint.url)
     assert done.returncode == 0
     assert "nothing is left to run" in done.stderr
+
+
+def test_one_request_that_always_meets_502_fails_alone_and_the_run_ends(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = Path(__file__).parents[1] / "cases" / "http-one-poison.py"
+    endpoint = subprocess.Popen([sys.executable, script, str(port), "p502", "in.jsonl"], cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            assert time.monotonic() < deadline, "the endpoint does not start"
+            with socket.socket() as caller:
+                if not caller.connect_ex(("127.0.0.1", port)):
+                    break
+            time.sleep(0.05)
+        done = run(tmp_path, f"http://127.0.0.1:{port}", "--max-num-seqs", "4")
+    finally:
+        endpoint.kill()
+        endpoint.wait()
+    assert done.returncode == 3, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    failed = [row for row in rows if row["response"]["status_code"] != 200]
+    assert [row["custom_id"] for row in failed] == ["poison"]
+    message = failed[0]["response"]["body"]["error"]["message"]
+    assert message == "The endpoint answered 502: 502 Bad Gateway (3 attempts)"
