@@ -20,8 +20,11 @@ PAUSE_S_MAX = 60.0
 TELL_S = 600.0  # between two log lines of one batch that stays as it is
 KEPT_S = 3600.0  # what did not fail again for this long after its pause is forgotten
 
-# What failed: to claim a shard and read its input, to commit its results, to end the batch or look after it.
-Work = Literal["claim", "commit", "end"]
+UNANSWERED_MAX = 3  # in a row, each of another batch or file: then the store answers nobody
+
+# What failed: to make a batch of a file in the inbox (then its key stands for the batch), to claim a shard and read its
+# input, to commit its results, to end the batch or look after it.
+Work = Literal["plan", "claim", "commit", "end"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

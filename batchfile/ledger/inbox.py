@@ -14,6 +14,7 @@ import structlog
 from batchfile import layout
 from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavailable
 from batchfile.ledger import outbox, planning
+from batchfile.ledger.aside import UNANSWERED_MAX, Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, load, must_know, swap
@@ -78,11 +79,15 @@ class Inbox:
         self._move_done = move_done
         self._routing = routing
         self._schema_of = schema_of
+        self._aside = Aside(ledger)
         self._known: dict[str, str] = {}  # key -> the version that was dealt with
         self._waiting: dict[str, tuple[str, float]] = {}  # key -> a version that may not be whole, and since when
 
     def look(self) -> None:
-        """Make a batch of everything new. Raises: StoreUnavailable; the next look goes on."""
+        """Make a batch of everything new. What the store refuses of one file holds up no other.
+
+        Raises: StoreError where the inbox cannot be listed, or no file is answered for; the next look goes on.
+        """
         known, waiting, new = dict[str, str](), dict[str, tuple[str, float]](), list[_File]()
         options = dict[str, Entry]()  # in the order of a listing they come before their file
         for entry in self._ledger.store.list(layout.INBOX_PREFIX):
@@ -94,20 +99,25 @@ class Inbox:
             file = _File(entry, options.get(_stem(entry.key) + OPTIONS_ENDING))
             if self._known.get(entry.key) == file.stamp:
                 known[entry.key] = file.stamp
-            elif self._is_quiet(file, waiting):
+            elif self._is_quiet(file, waiting) and not self._aside.left_s(entry.key):
                 new.append(file)
         self._known, self._waiting = known, waiting
         new.sort(key=lambda file: -file.entry.modified_at)
+        num_unanswered = 0
         for file in new[:LOOKS_MAX]:
+            key = file.entry.key
             try:
-                is_done = self._take(file)
-            except StoreUnavailable:
-                raise
-            except (StoreError, BatchDamaged) as error:  # of this file alone: a name too long, say
-                log.error("inbox.failed", key=file.entry.key, error=str(error))
-                is_done = True
-            if is_done:
-                self._known[file.entry.key] = file.stamp
+                if self._take(file):
+                    self._known[key] = file.stamp
+                num_unanswered = 0
+                self._aside.worked(key, "plan")
+            except (StoreError, BatchDamaged) as error:  # of this file alone, perhaps: a name too long, say
+                if key not in self._aside.reasons():
+                    log.error("inbox.failed", key=key, error=str(error))
+                self._aside.put(key, "plan", error)
+                num_unanswered = num_unanswered + 1 if isinstance(error, StoreUnavailable) else 0
+                if num_unanswered == UNANSWERED_MAX:
+                    raise
 
     def sweep(self) -> int:
         """Remove old claims of what is gone from the inbox; how many. For once an hour or so."""

@@ -18,7 +18,6 @@ from batchfile.errors import (
     ObjectChanged,
     ObjectMissing,
     StoreError,
-    StoreUnavailable,
     TooLarge,
 )
 from batchfile.ledger import batches, expiry, rejections
@@ -133,7 +132,7 @@ def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Turn) -> BatchRecord | 
         log.error("planning.killed", batch_id=batch.batch_id, error=str(error))
         return None
     except BatchfileError as error:
-        if not _is_fault(batch, error):
+        if not _is_fault(ledger, batch, error):
             turn.give_back()
             raise
         errors = () if problems is None else tuple(problems.found)
@@ -219,11 +218,15 @@ def _fail(ledger: Ledger, batch: BatchRecord, errors: tuple[LineError, ...], rea
     return failed.record
 
 
-def _is_fault(batch: BatchRecord, error: BatchfileError) -> bool:
-    """Is it the file's own, and would be there again? Of a dropped file also that we may not read it."""
-    if isinstance(error, InvalidFile | ObjectChanged | ObjectMissing):
-        return True
-    return batch.dropped is not None and isinstance(error, StoreError) and not isinstance(error, StoreUnavailable)
+def _is_fault(ledger: Ledger, batch: BatchRecord, error: BatchfileError) -> bool:
+    """Is it the file's own, for good? That it is gone or another, the store must say twice, in two ways.
+
+    Raises: StoreError where it says nothing.
+    """
+    if not isinstance(error, ObjectChanged | ObjectMissing):
+        return isinstance(error, InvalidFile)
+    entry = ledger.store.head(batch.input.key)
+    return entry is None or entry.etag != batch.input.etag
 
 
 def _poison(batch: BatchRecord, lapses: int) -> LineError:
@@ -240,6 +243,4 @@ def _of_file(batch: BatchRecord, error: Exception) -> LineError:
         return LineError(code="too_many_tasks", message=str(error))
     if isinstance(error, InvalidFile):
         return LineError(code="empty_file" if batch.dropped is None else "invalid_file", message=str(error))
-    if not isinstance(error, ObjectChanged | ObjectMissing):
-        return LineError(code="unreadable", message=str(error))
     return LineError(code="input_file_missing", message="The input file was removed or replaced before it was read.")

@@ -12,7 +12,7 @@ import structlog
 from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.ledger import batches, expiry, outbox, planning
-from batchfile.ledger.aside import Aside
+from batchfile.ledger.aside import UNANSWERED_MAX, Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load, must_know
 from batchfile.ledger.idempotency import sweep_idempotency
@@ -27,7 +27,6 @@ LOOKS_MAX = 500  # batches looked at in one tick, those due for the longest time
 RELOOK_S = 3600.0  # an ended batch may be deleted by its user
 DAMAGED_S = 600.0  # a damaged one may be restored
 STUCK_S = 60.0  # a batch with something that nobody expected
-UNANSWERED_MAX = 3  # batches in a row for which the store does not answer: then it answers nobody, and the tick is over
 SWEEP_S = 3600.0  # between two looks at what belongs to no batch
 
 UPLOAD_S = 48 * 3600.0  # no writer of ours takes so long for one object
@@ -230,11 +229,9 @@ class Steward:
 
 @contextmanager
 def _harmless(event: str) -> Iterator[None]:
-    """What others put into the store stops nothing else."""
+    """What others put into the store stops nothing else, nor does what it refuses of that."""
     try:
         yield
-    except StoreUnavailable:
-        raise
     except BatchfileError as error:
         log.error(event, error=str(error))
     except Exception:

@@ -16,11 +16,13 @@ from batchfile.clock import ManualClock, SystemClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import ObjectChanged, StoreError, StoreUnavailable
 from batchfile.ledger import batches
+from batchfile.ledger.aside import UNANSWERED_MAX
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.planner import plan_input
 from batchfile.ledger.scale import read_scale
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.steward import UNANSWERED_MAX, Steward
+from batchfile.ledger.steward import Steward
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
 from batchfile.store.faulty import Answer, FaultyStore, Ill
@@ -37,6 +39,7 @@ WELL_AGAIN_WITHIN_S = 90.0  # the longest pause, and a steward's or a finisher's
 
 REFUSALS: list[Answer] = ["400", "403", "405", "501", "EACCES"]
 UNANSWERED: list[Answer] = ["500", "EIO"]
+LINE = b'{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}}'
 READ_KEYS = ["batch.json", "input-*", "plan-*"]
 
 
@@ -355,3 +358,37 @@ def test_the_service_lists_the_batches_that_can_be_read(answer: Answer) -> None:
     world.store.ills = [Ill(pattern="batches/*", answer=answer)]
     with pytest.raises(StoreError):
         service.page(caller, limit=10)
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
+@pytest.mark.parametrize("pattern", ["inbox/local/b1.jsonl", "inbox/", "inbox-claims/*"])
+def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern: str, answer: Answer) -> None:
+    clock = ManualClock()
+    store = FaultyStore(MemoryStore(clock), clock=clock)
+    ledger = Ledger(store=store, clock=clock, rng=random.Random(5))
+    steward = Steward(ledger, runner="s", inbox=Inbox(ledger, RoutingTable(pools={"local": ("m",)})))
+    for name in ("b0", "b1", "b2"):
+        store.put(f"inbox/local/{name}.jsonl", LINE)
+    clock.sleep(60.0)
+    key = layout.input_key("c", "n")
+    store.put(key, LINE)
+    planned = plan_input(ledger, "c", key, routing=POOL)
+    batches.create(ledger, batches.Draft(batch_id="c", routing=POOL, defaults=Defaults()), planned)
+    batches.end(ledger, "c", "canceled")
+    store.ills = [Ill(pattern=pattern, answer=answer)]
+    for _ in range(4):
+        steward.tick()
+        clock.sleep(15.0)
+    store.ills = []
+    canceled = batches.read_batch(ledger, "c")
+    assert canceled is not None
+    assert canceled.state == "ended", "what was not dropped does not wait for the inbox"
+    clock.sleep(60.0)
+    for _ in range(2):
+        steward.tick()
+        clock.sleep(15.0)
+    dropped = [batches.read_batch(ledger, layout.index_batch_id(entry.key)) for entry in store.list("index/")]
+    assert sorted(batch.dropped.key for batch in dropped if batch is not None and batch.dropped is not None) == [
+        f"inbox/local/{name}.jsonl" for name in ("b0", "b1", "b2")
+    ]
+    assert {batch.state for batch in dropped if batch is not None and batch.dropped is not None} == {"open"}
