@@ -212,6 +212,50 @@ def test_a_write_whose_answer_was_lost_is_found_or_repeated(phase: str, error: t
     assert (record.done, record.counts.succeeded, len(record.parts)) == ("3", 2, 2)
 
 
+class LateStore(MemoryStore):
+    """The next conditional write times out and arrives with `arrive`; so does the look at what came of it."""
+
+    is_late = False
+    is_unreachable = False
+    arrive: Callable[[], object] = staticmethod(lambda: None)
+
+    def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
+        if self.is_late and match is not None:
+            self.is_late, self.is_unreachable = False, True
+            self.arrive = lambda: MemoryStore.put(self, key, data, match=match)
+            raise StoreUnavailable("no answer")
+        return super().put(key, data, absent=absent, match=match)
+
+    def get(self, key: str) -> Object | None:
+        if self.is_unreachable:
+            self.is_unreachable = False
+            raise StoreUnavailable("no answer")
+        return super().get(key)
+
+
+@pytest.mark.parametrize("has_news", [True, False], ids=["with-another-line", "with-the-same-line"])
+@pytest.mark.parametrize("has_beaten", [True, False], ids=["after-a-checkpoint", "the-first"])
+def test_a_checkpoint_that_is_repeated_commits_its_lines_although_the_first_try_arrives_late(
+    has_news: bool, has_beaten: bool
+) -> None:
+    world = World()
+    world.store = store = LateStore(world.clock)
+    world.ledger = replace(world.ledger, store=store)
+    world.create([line(number) for number in range(3)])
+    held = world.claim()
+    if has_beaten:
+        shards.checkpoint(world.ledger, held, has_dispatched=True)
+    store.is_late = True
+    with pytest.raises(StoreUnavailable):
+        shards.checkpoint(world.ledger, held, [finished(0, 0)], has_dispatched=True)
+    store.arrive()
+    assert world.shard("local", 0).done == "1"
+    lines = [finished(0, 0), finished(1, 1)] if has_news else [finished(0, 0)]
+    shards.checkpoint(world.ledger, held, lines, has_dispatched=True)
+    for record in (held.record, world.shard("local", 0)):
+        assert (record.done, record.counts.succeeded) == (("3", 2) if has_news else ("1", 1))
+
+
 @pytest.mark.parametrize("error", [StoreFull, StoreUnavailable])
 def test_a_write_that_fails_again_and_again_says_what_the_store_said(error: type[StoreUnavailable]) -> None:
     """There is no room: the kind of error stays too, since somebody must make some."""

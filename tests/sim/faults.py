@@ -22,12 +22,14 @@ Kind = Literal[
     "late",  # the call takes `amount` seconds on its way there
     "slow",  # the call happens at once and its answer takes `amount` seconds
     "ghost",  # a timeout, and the write happens `amount` seconds later
+    "cut off",  # from here on the process reaches nothing for `amount` seconds; a write on its way may still arrive
     "gaps",  # a listing leaves out some of its entries
     "old",  # the store's clock says that the object is `amount` seconds older
 ]
-READ_KINDS: tuple[Kind, ...] = ("before", "late", "slow", "old")
-WRITE_KINDS: tuple[Kind, ...] = ("before", "after", "refused", "refused after", "late", "slow", "ghost")
+READ_KINDS: tuple[Kind, ...] = ("before", "late", "slow", "old", "cut off")
+WRITE_KINDS: tuple[Kind, ...] = ("before", "after", "refused", "refused after", "late", "slow", "ghost", "cut off")
 PROCESS_KINDS: tuple[Kind, ...] = ("kill", "kill after", "pause", "pause after", "skew")
+CUT_OFF_SHARE = 0.1  # of the schedules: nothing else goes wrong with their writes
 OLDER_SHARES_OF_TTL = (0.9, 2.0)
 WRONG_DATE_S = 60 * 24 * 3600.0  # how far off a clock may be: longer than anything is kept
 
@@ -66,13 +68,15 @@ class Drawn:
         self._ttl_s = ttl_s
         self._ends_at = ends_at
         self._rngs: dict[str, Random] = {}
-        # Two mixes of every five are all kinds; the others a few, often: what each makes possible is then tried alone.
+        # A third of the mixes are all kinds; most others a few, often: what each makes possible is then tried alone.
         self._store_rate = rng.choice((0.0, 0.01, 0.03, 0.08, 0.2))
         self._process_rate = rng.choice((0.0, 0.005, 0.01, 0.03))
         share = rng.choice((0.3, 0.6, 1.0))
         self._reads = _some(rng, (*READ_KINDS, "gaps"), share)
         self._writes = _some(rng, WRITE_KINDS, share)
         self._deeds = _some(rng, PROCESS_KINDS, share)
+        if rng.random() < CUT_OFF_SHARE:  # what is repeated behind a write that is still on its way is rare else
+            self._store_rate, self._writes, self._reads = 0.05, ["cut off"], []
         self.struck: list[Fault] = []
 
     @property
@@ -115,6 +119,8 @@ class Drawn:
             return sign * share * (WRONG_DATE_S if is_far else scale)
         if kind == "old":
             return ttl_s * rng.choice(OLDER_SHARES_OF_TTL)
+        if kind == "cut off":
+            return ttl_s * rng.choice((0.2, 0.5, 1.2)) * rng.random()
         if kind in {"late", "slow"}:
             return rng.choice((1.0, 5.0, 1.2 * ttl_s)) * rng.random()
         return rng.choice((1.0, ttl_s, 3 * ttl_s)) * rng.random()

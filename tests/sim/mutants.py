@@ -137,6 +137,19 @@ def _record_before_part() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _repeat_with_the_same_seq() -> Iterator[None]:
+    """A checkpoint numbers its write by the record that it last saw, not by what it last tried."""
+    checkpoint = shards.checkpoint
+
+    def forgetful(ledger: Ledger, held: Held, finished: Any = (), **how: Any) -> None:
+        held.seq = held.record.seq
+        checkpoint(ledger, held, finished, **how)
+
+    with patch.object(shards, "checkpoint", forgetful):
+        yield
+
+
 def _counted_before_commit() -> AbstractContextManager[object]:
     """A failed checkpoint is taken for done: its lines are forgotten."""
     checkpoint = shards.checkpoint
@@ -318,6 +331,7 @@ MUTANTS: dict[str, Mutant] = {
     "a batch is assembled before all is done": _assembled_too_early,
     "a record names a part before it is written": _record_before_part,
     "lines are counted before they are committed": _counted_before_commit,
+    "a repeated checkpoint reuses its seq": _repeat_with_the_same_seq,
     "a batch is committed before its input": _late("commit", "/input-"),
     "a batch is committed before its plan": _late("put", "/plan-"),
     "a batch ends before its results are written": _late("commit", "/results-"),

@@ -117,6 +117,10 @@ class ProcessStore:
             raise Gone
         process.num_calls += 1
         world.num_calls += 1
+        if world.now < process.cut_off_until:
+            world.say(process.name, f"{process.num_calls:4d} {verb} {key}   !! unreachable")
+            world.sleep(process.rng.random() * ANSWER_S_MAX)
+            raise StoreUnavailable(f"{process.name} is cut off from the store")
         fault = self._faults.at(process.name, process.num_calls, verb, world.now)
         if world.trace is not None:
             world.say(process.name, f"{process.num_calls:4d} {verb} {key}" + (f"   !! {fault.kind}" if fault else ""))
@@ -144,9 +148,11 @@ class ProcessStore:
         travel_s = process.rng.random() * ANSWER_S_MAX
         world.sleep(fault.amount if kind == "late" else travel_s)
         is_write = verb in {"put", "commit", "delete"}
-        if kind == "ghost" and is_write:
+        if kind == "cut off":
+            process.cut_off_until = process.disturbed_at = max(process.cut_off_until, world.now + fault.amount)
+        if kind in {"ghost", "cut off"} and is_write:
             world.at(fault.amount, lambda: self._haunt(do))
-        if kind in {"before", "ghost"}:
+        if kind in {"before", "ghost", "cut off"}:
             raise StoreUnavailable(f"{fault}: nothing happened")
         refusal = PreconditionFailed if is_conditional else StoreUnavailable
         if kind == "refused":

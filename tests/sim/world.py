@@ -185,6 +185,7 @@ class Process:
         self.num_calls = 0
         self.is_dead = False
         self.paused_until = 0.0
+        self.cut_off_until = 0.0  # its calls of the store reach nothing
         self.disturbed_at = world.now  # when it was last held up
         self.strands: list[Strand] = []
         self.clock = ProcessClock(self)
