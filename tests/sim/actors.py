@@ -18,7 +18,7 @@ from api.errors import Refusal
 from api.service import Service
 from api.stewarding import Stewarding
 from batchfile import layout
-from batchfile.errors import BatchfileError
+from batchfile.errors import BatchfileError, StoreError
 from batchfile.ledger import batches, idempotency, planning
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.long_work import LongWork
@@ -146,6 +146,8 @@ class RunnerProcess(Process):
     def _run(self) -> None:
         try:
             self.runner.run()
+        except StoreError as error:
+            self._stage.model.fail(9, f"{self.name} ended with {error!r}")
         except BatchfileError as error:
             self.world.say(self.name, f"ended with {error!r}")
         self.kill()

@@ -22,6 +22,10 @@ class SentLine:
     text: str
     raw: bytes
 
+    @property
+    def num_words(self) -> int:
+        return len(self.text.split())
+
 
 @dataclass(slots=True, kw_only=True)
 class Sent:

@@ -89,7 +89,10 @@ class Event:
 
 
 class Thread:
-    def __init__(self, *, target: Callable[..., object], args: tuple[Any, ...] = (), **_: object) -> None:
+    def __init__(
+        self, *, target: Callable[..., object], args: tuple[Any, ...] = (), name: str = "", **_: object
+    ) -> None:
+        self.name = name
         self._run = lambda: target(*args)
         self._strand: Strand | None = None
 
@@ -97,13 +100,20 @@ class Thread:
         world = World.current
         assert world.strand is not None
         self._strand = world.spawn(world.strand.process, self._run)
+        self._strand.thread = self
 
     def join(self, timeout: float | None = None) -> None:
         assert self._strand is not None
         World.current.join(self._strand, timeout)
 
 
-GREEN = SimpleNamespace(Lock=Lock, Condition=Condition, Event=Event, Thread=Thread)
+def current_thread() -> object:
+    """What the strand that runs was started as."""
+    strand = World.current.strand
+    return strand.thread if strand is not None and strand.thread is not None else SimpleNamespace(name="main")
+
+
+GREEN = SimpleNamespace(Lock=Lock, Condition=Condition, Event=Event, Thread=Thread, current_thread=current_thread)
 
 THREADED = (
     "batchfile.runner.runner",

@@ -13,8 +13,9 @@ from typing import Any
 from unittest.mock import patch
 
 from batchfile import bits, layout
-from batchfile.errors import StoreUnavailable
+from batchfile.errors import BatchfileError, StoreUnavailable
 from batchfile.ledger import assemble, batches, cas, expiry, idempotency, lease, planning, shards
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.assemble import Records
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load
@@ -306,6 +307,13 @@ def _same_lease() -> Iterator[None]:
         yield
 
 
+def _one_refusal_stops_all() -> AbstractContextManager[object]:
+    def put(self: Aside, batch_id: str, work: Any, error: BatchfileError) -> float:
+        raise error
+
+    return patch.object(Aside, "put", put)
+
+
 def _same_write_id() -> AbstractContextManager[object]:
     def same(record: Any, **changes: Any) -> Any:
         return replace(record, **changes | ({"write_id": "w"} if "write_id" in changes else {}))
@@ -353,6 +361,10 @@ MUTANTS: dict[str, Mutant] = {
         expiry, "is_over", lambda ledger, batch: ledger.clock.now() >= batch.expires_at
     ),
     "results go by the clock of whoever looks": _by_the_clock_of_whoever_looks,
+    "what is refused of one batch stops the others": _one_refusal_stops_all,
+    "a batch that was set aside is left alone for ever": _replaced(
+        Aside, "left_s", lambda self, batch_id: 1e9 if batch_id in self.reasons() else 0.0
+    ),
     # found here once, and mended
     "a done record is written again": _judged(_rewritten_when_done),
     "an abandoned create is not fenced": _abandoned_without_fence,

@@ -12,11 +12,12 @@ from batchfile.ledger.base import Limits
 from batchfile.ledger.steward import RELOOK_S
 from batchfile.settings import Settings
 from batchfile.settings_tables import Pool
-from tests.sim import bodies
+from tests.sim import bodies, illness
 from tests.sim.actors import Shape, Stage, seeded_secrets
 from tests.sim.clients import Client, Wishes
 from tests.sim.faults import Drawn, Fault, Given
-from tests.sim.invariants import Model
+from tests.sim.illness import Illness
+from tests.sim.invariants import HEALTHY_S_MAX, Model
 from tests.sim.world import START, World
 
 TTL_S = 30.0
@@ -64,6 +65,7 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
             model.store = stage.store
             num_clients, needs_key = rng.choice((1, 1, 2, 3)), not drawn.is_age_known
             clients = [_client(rng, stage, number, needs_key=needs_key) for number in range(num_clients)]
+            stage.store.illness = illness.draw(rng, [client.sent for client in clients])
             try:
                 _play(world, stage, clients, troubled_s, faults)
             except Exception as raised:
@@ -94,6 +96,8 @@ def _play(world: World, stage: Stage, clients: list[Client], troubled_s: float, 
 
     if not world.run(is_over, for_s=troubled_s):
         model.calm_since = world.now + GHOST_S_MAX
+        if stage.store.illness is not None:
+            _end_all_but_the_ill(world, stage, clients, stage.store.illness)
         if not world.run(is_over, for_s=CALM_S_MAX):
             model.check_rest(is_quiet=False)
             waiting = [client.sent.key for client in clients if not client.is_done]
@@ -103,6 +107,22 @@ def _play(world: World, stage: Stage, clients: list[Client], troubled_s: float, 
     gone = [batch_id for batch_id, known in model.batches.items() if known.record.state == "deleted"]
     if gone:
         _sleep_over_it(world, stage, gone)
+
+
+def _end_all_but_the_ill(world: World, stage: Stage, clients: list[Client], illness: Illness) -> None:
+    """While one of its objects stays ill. Then it gets well."""
+    model = stage.model
+
+    def is_over() -> bool:
+        is_done = all(client.is_done for client in clients if client.sent is not illness.sent)
+        return is_done and model.is_settled(but=illness.sent)
+
+    num_words = sum(line.num_words for client in clients for line in client.sent.lines)
+    if not world.run(is_over, for_s=HEALTHY_S_MAX + num_words * stage.shape.token_s):
+        model.check_rest(is_quiet=False, but=illness.sent)
+        model.fail(9, f"a client waits, because of {illness}")
+    illness.is_over = True
+    world.say("", "the store is well")
 
 
 def _sleep_over_it(world: World, stage: Stage, gone: list[str]) -> None:

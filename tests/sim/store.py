@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from random import Random
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from batchfile.errors import PreconditionFailed, StoreError, StoreUnavailable
 from batchfile.store.base import Entry, Object, Unchanged
+from batchfile.store.faulty import NONSENSE, Ill
 from batchfile.store.memory import MemoryStore
 from tests.sim.faults import Fault
+from tests.sim.illness import Illness
 from tests.sim.world import ANSWER_S_MAX, Gone, Process
 
 T = TypeVar("T")
+WRITES = frozenset({"put", "commit", "delete"})
 
 
 class Watcher(Protocol):
@@ -31,7 +34,10 @@ class Faults(Protocol):
 
 
 class SharedStore(MemoryStore):
+    """`illness`: what is wrong with one of its objects, whoever asks for it."""
+
     watcher: Watcher
+    illness: Illness | None = None
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
         old = self._objects.get(key)
@@ -94,7 +100,15 @@ class ProcessStore:
         self._call("delete", key, lambda: self._inner.delete(key))
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        self._call("delete", f"{len(keys)} keys", lambda: self._inner.delete_many(keys))
+        """One request: what is refused of it is said once the rest is gone."""
+
+        def delete() -> None:
+            ills = {key: ill for key in keys if (ill := self._illness(key, "delete")) is not None}
+            self._inner.delete_many([key for key in keys if key not in ills])
+            for key, ill in ills.items():
+                raise ill.error(key)
+
+        self._call("delete", f"{len(keys)} keys", delete)
 
     def abort_uploads(self, prefix: str, *, older_s: float) -> int:
         return 0
@@ -121,9 +135,17 @@ class ProcessStore:
             world.say(process.name, f"{process.num_calls:4d} {verb} {key}   !! unreachable")
             world.sleep(process.rng.random() * ANSWER_S_MAX)
             raise StoreUnavailable(f"{process.name} is cut off from the store")
+        ill = self._illness(key, verb)
+        if ill is not None:
+            do = self._sick(ill, verb, key, do)
         fault = self._faults.at(process.name, process.num_calls, verb, world.now)
         if world.trace is not None:
-            world.say(process.name, f"{process.num_calls:4d} {verb} {key}" + (f"   !! {fault.kind}" if fault else ""))
+            world.say(
+                process.name,
+                f"{process.num_calls:4d} {verb} {key}"
+                + (f"   !! {fault.kind}" if fault else "")
+                + (f"   !! {ill.answer}" if ill else ""),
+            )
         if fault is None:
             travel = process.rng.random()
             if travel < 0.5:  # the way there is the long one
@@ -133,6 +155,26 @@ class ProcessStore:
             world.sleep(travel * ANSWER_S_MAX)
             return done
         return self._strike(fault, verb, do, is_conditional=is_conditional)
+
+    def _illness(self, key: str, verb: str) -> Ill | None:
+        illness = self._inner.illness
+        is_write = verb in WRITES
+        return None if illness is None else illness.of(key, self._process.world.now, is_write=is_write)
+
+    def _sick(self, ill: Ill, verb: str, key: str, do: Callable[[], T]) -> Callable[[], T]:
+        """The call as it is answered while the object is ill."""
+
+        def refuse() -> T:
+            raise ill.error(key)
+
+        def talk_nonsense() -> T:
+            done: Any = do()
+            if verb == "stream":
+                return [NONSENSE]  # type: ignore[return-value]
+            is_body = isinstance(done, Object) or done == "unchanged"
+            return replace(self._inner.get(key) or done, data=NONSENSE, etag="nonsense") if is_body else done  # type: ignore[no-any-return]
+
+        return talk_nonsense if ill.answer == "nonsense" else refuse
 
     def _strike(self, fault: Fault, verb: str, do: Callable[[], T], *, is_conditional: bool) -> T:
         process, world, kind = self._process, self._process.world, fault.kind
@@ -147,7 +189,7 @@ class ProcessStore:
             process.clock.skew_s += fault.amount
         travel_s = process.rng.random() * ANSWER_S_MAX
         world.sleep(fault.amount if kind == "late" else travel_s)
-        is_write = verb in {"put", "commit", "delete"}
+        is_write = verb in WRITES
         if kind == "cut off":
             process.cut_off_until = process.disturbed_at = max(process.cut_off_until, world.now + fault.amount)
         if kind in {"ghost", "cut off"} and is_write:

@@ -31,6 +31,7 @@ class Strand:
     greenlet: greenlet
     turn: int = 0
     is_over: bool = False
+    thread: object = None  # the library's own, if it is one
     waiters: list["Strand"] = field(default_factory=list)
 
 
