@@ -7,12 +7,12 @@ Knows nothing of files, stores and shards. Written for vllm >= 0.26.
 import contextlib
 import logging
 import os
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.cpu import GIB, CpuChoice, choose, kv_cache_gib
@@ -22,11 +22,21 @@ from batchfile.engine.model_files import model_facts
 from batchfile.engine.preflight import check_vllm
 from batchfile.engine.vllm_embedding import Embedding
 from batchfile.engine.vllm_generating import Generating
-from batchfile.engine.vllm_processes import CLOSE_S, built_apart, close_sockets, descendants, environment, processes
-from batchfile.engine.vllm_steps import OutputWait, StepCounter
+from batchfile.engine.vllm_processes import (
+    CLOSE_S,
+    built_apart,
+    children,
+    close_sockets,
+    descendants,
+    ended,
+    environment,
+)
+from batchfile.engine.vllm_steps import OutputWait, StepCounter, lacking
 from batchfile.engine.vllm_work import VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest
 from batchfile.words import Completion, Request, Task
+
+log = structlog.get_logger()
 
 # Set before vllm is imported, unless the user has set them. vLLM and its processes say only what went wrong,
 # and never on stdout, which may carry results. Nothing is reported home. 2 GiB of KV cache are plenty for a
@@ -103,13 +113,15 @@ class VllmEngine:
         if choice is not None:
             arguments["dtype"] = choice.dtype
         self._guard = ProcessGuard()
+        before = children()
         with environment({} if choice is None else choice.environ):
             self._llm: Any = built_apart(lambda: vllm.LLM(**arguments), options.model, self._guard)
         self._engine: Any = self._llm.llm_engine
-        self._processes = processes(self._engine)
+        self._processes = children() - before
         for process in descendants(self._processes):  # should one lose its parent, the guard still knows it
             self._guard.watch(process.pid)
-        self._watch_processes()
+        for name, loss in lacking(self._engine.engine_core).items():
+            log.warning("vllm.lacks", name=name, version=vllm.__version__, loss=loss)
         self._wait = OutputWait(self._engine.engine_core)
         self._counter = StepCounter()
         self._counter.attach(self._engine.engine_core)
@@ -158,7 +170,13 @@ class VllmEngine:
 
     def step(self) -> list[Finished]:
         self._check_alive()
-        if not self._in_flight or not self._wait.is_over(STEP_WAIT_S_MAX):
+        if not self._in_flight:
+            return []
+        if not self._wait.is_over(STEP_WAIT_S_MAX):
+            # vLLM notices that its engine process has gone, but would leave a waiting step waiting.
+            if how := ended(self._processes):
+                self._death = f"vLLM's engine process {how}."
+                raise EngineDead(self._death)
             return []
         self._num_steps += 1
         self._num_full_steps += self._num_sequences >= self.info.num_slots
@@ -209,7 +227,7 @@ class VllmEngine:
             with contextlib.suppress(Exception):
                 process.kill()
                 process.wait()
-        self._processes = []
+        self._processes = frozenset()
         self._guard.close()
 
     def _check_alive(self) -> None:
@@ -232,23 +250,6 @@ class VllmEngine:
             self._engine.abort_request(names)
         except Exception as error:
             raise self._died(error) from error
-
-    def _watch_processes(self) -> None:
-        """Wake a step that waits for an answer that can no longer come.
-
-        vLLM notices that its engine process has gone, but leaves a waiting `step` waiting; and closes nothing
-        it does not know of.
-        """
-        answers = getattr(self._engine.engine_core, "outputs_queue", None)
-        sentinels = [process.sentinel for process in self._processes]
-        if answers is None or not sentinels:
-            return
-
-        def wait() -> None:
-            connection.wait(sentinels)
-            answers.put_nowait(RuntimeError("vLLM's engine process has ended."))
-
-        threading.Thread(target=wait, name="vllm-watch", daemon=True).start()
 
 
 def _work(llm: Any, options: VllmOptions) -> Work:

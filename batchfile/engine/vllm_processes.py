@@ -1,14 +1,16 @@
 """The processes that vLLM starts: begun, watched and ended so that none dies too soon or lives too long.
 
-Imports no vllm; it is handed vLLM's own objects and looks at the few attributes of theirs that it needs.
+Imports no vllm. Which processes vLLM started is what Python's multiprocessing says, not what vLLM's objects do.
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from batchfile.engine.guard import ProcessGuard
@@ -81,14 +83,16 @@ def _end(thread: threading.Thread, guard: ProcessGuard) -> None:
 
 
 def close_sockets(core: Any) -> None:
-    """vLLM leaves its socket context open, and Python warns of that."""
-    reader = core.output_queue_thread
+    """vLLM leaves its socket context open, and Python warns of that; where a version has none, there is nothing."""
+    reader, context = getattr(core, "output_queue_thread", None), getattr(core, "ctx", None)
+    if reader is None or context is None:
+        return
     reader.join(CLOSE_S)
     if not reader.is_alive():
-        core.ctx.destroy(linger=0)
+        context.destroy(linger=0)
 
 
-def descendants(processes: list[Any]) -> list[Any]:
+def descendants(processes: Iterable[BaseProcess]) -> list[Any]:
     """These processes and all that they started."""
     import psutil  # type: ignore[import-untyped]  # vllm needs it too
 
@@ -100,6 +104,22 @@ def descendants(processes: list[Any]) -> list[Any]:
     return found
 
 
-def processes(engine: Any) -> list[Any]:
-    resources = getattr(engine.engine_core, "resources", None)
-    return list(getattr(getattr(resources, "engine_manager", None), "processes", []))
+def children() -> frozenset[BaseProcess]:
+    """The processes that this one has started with multiprocessing, as vLLM does, and that live."""
+    return frozenset(multiprocessing.active_children())
+
+
+def ended(processes: Iterable[BaseProcess]) -> str | None:
+    """How one of them ended, in words; None while all live."""
+    for process in processes:
+        if not process.is_alive():
+            return _how(process.exitcode)
+    return None
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is None or exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    if exit_code == -signal.SIGKILL:
+        return "was killed by signal 9, as the system does when memory runs out"
+    return f"was killed by signal {-exit_code}"

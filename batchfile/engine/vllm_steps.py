@@ -1,15 +1,33 @@
 """What vLLM has done so far, counted from the outputs that its engine sends after each step.
 
 Imports no vllm. vLLM's own statistics know the same and cost several times as much per token. What is looked at here
-is not documented: where a version lacks it, requests count when they finish, and `step` waits as long as vLLM does.
+is not documented; `lacking` says what a version of vLLM does not have, and what that costs.
 """
 
 import queue
 import re
 from typing import Any
 
+# What is read of vLLM's engine client although it is not documented: what is lost where a version lacks it.
+UNDOCUMENTED = {
+    "get_output": "tokens are counted when a request finishes, not while it runs",
+    "outputs_queue": "a step waits as long as vLLM does, also where the engine process has been killed",
+}
+
 # vLLM adds a random suffix to a request's name, and a prefix to that of each further choice.
 _NAME = re.compile(r"(?:\d+_)?(\d+\.\d+)(?:-.*)?")
+
+
+def lacking(core: Any) -> dict[str, str]:
+    """Of UNDOCUMENTED, what this engine client does not have."""
+    has = {"get_output": callable(getattr(core, "get_output", None)), "outputs_queue": _queue_of(core) is not None}
+    return {name: loss for name, loss in UNDOCUMENTED.items() if not has[name]}
+
+
+def _queue_of(core: Any) -> "queue.Queue[Any] | None":
+    answers = getattr(core, "outputs_queue", None)
+    is_known = isinstance(answers, queue.Queue) and hasattr(answers, "not_empty") and hasattr(answers, "queue")
+    return answers if is_known else None
 
 
 class StepCounter:
@@ -35,7 +53,11 @@ class StepCounter:
 
         def get_output() -> Any:
             outputs = receive()
-            self._count(outputs)
+            if self._is_attached:
+                try:
+                    self._count(outputs)
+                except (AttributeError, TypeError):  # outputs of another shape: counted when requests finish
+                    self._is_attached = False
             return outputs
 
         core.get_output = get_output
@@ -79,9 +101,7 @@ class OutputWait:
     """Waits for the next outputs with a limit, so that a slow step keeps its caller from nothing else."""
 
     def __init__(self, core: Any) -> None:
-        answers = getattr(core, "outputs_queue", None)
-        is_known = isinstance(answers, queue.Queue) and hasattr(answers, "not_empty") and hasattr(answers, "queue")
-        self._answers: queue.Queue[Any] | None = answers if is_known else None
+        self._answers = _queue_of(core)
 
     def is_over(self, timeout_s: float) -> bool:
         """True where a step would return at once, and where that cannot be known."""

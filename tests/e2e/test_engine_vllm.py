@@ -18,6 +18,7 @@ import pytest
 from batchfile.engine.chat_prompt import ChatPrompts, fold_system
 from batchfile.engine.one_decode import OneDecode
 from batchfile.engine.vllm import VllmEngine, VllmOptions
+from batchfile.engine.vllm_steps import lacking
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.words import Completion, Message, Outcome, Request, Sampling
 
@@ -155,6 +156,12 @@ def test_a_shared_prefix_is_served_from_the_cache(engine: VllmEngine) -> None:
     assert second.usage.cached_tokens >= 128
 
 
+def test_this_vllm_has_what_is_looked_at_although_it_is_not_documented(engine: VllmEngine) -> None:
+    assert lacking(engine._engine.engine_core) == {}
+    assert engine._counter._is_attached, "its outputs have another shape"
+    assert len(engine._processes) == 1
+
+
 def test_tokens_are_counted_from_the_first_step_on(engine: VllmEngine) -> None:
     before = engine.stats()
     engine.add(
@@ -215,7 +222,7 @@ def test_a_killed_engine_process_is_a_dead_engine_even_while_a_step_waits(engine
         while True:
             engine.step()
 
-    with pytest.raises(EngineDead):
+    with pytest.raises(EngineDead, match="engine"):
         steps()
     with pytest.raises(EngineDead):
         engine.add(2, prepared)
@@ -233,6 +240,7 @@ def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
 PROGRAM = """
 import os, signal, sys
 from batchfile.engine.vllm import VllmEngine, VllmOptions
+from batchfile.engine.vllm_steps import lacking
 from batchfile.words import Message, Request, Sampling
 
 if __name__ == "__main__":

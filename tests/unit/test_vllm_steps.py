@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.vllm_steps import OutputWait, StepCounter
+from batchfile.engine.vllm_steps import UNDOCUMENTED, OutputWait, StepCounter, lacking
 
 
 def outputs(*given: tuple[str, int], running: int | None = None) -> SimpleNamespace:
@@ -66,3 +66,19 @@ def test_a_wait_ends_with_the_next_output_and_without_one_at_its_limit() -> None
 def test_what_cannot_be_waited_for_is_never_waited_for() -> None:
     assert OutputWait(SimpleNamespace()).is_over(60)
     assert OutputWait(SimpleNamespace(outputs_queue=object())).is_over(60)
+
+
+def test_what_a_version_of_vllm_lacks_is_named_with_what_that_costs() -> None:
+    assert lacking(SimpleNamespace(get_output=lambda: None, outputs_queue=queue.Queue())) == {}
+    assert lacking(SimpleNamespace(get_output=lambda: None)) == {"outputs_queue": UNDOCUMENTED["outputs_queue"]}
+    assert lacking(SimpleNamespace()) == UNDOCUMENTED
+
+
+def test_outputs_of_another_shape_are_handed_on_and_requests_count_when_they_finish() -> None:
+    core = SimpleNamespace(get_output=lambda: SimpleNamespace(outputs=[SimpleNamespace(tokens=[1, 2])]))
+    counter = StepCounter()
+    counter.attach(core)
+    counter.added("1.0", 50)
+    assert core.get_output().outputs[0].tokens == [1, 2]
+    counter.finished(["1.0"], 2)
+    assert (counter.prompt_tokens, counter.output_tokens) == (50, 2)
