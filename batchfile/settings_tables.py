@@ -34,7 +34,7 @@ def _without_user(url: str) -> str:
 
 BaseUrl = Annotated[str, AfterValidator(_without_user)]
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Pool(BaseModel):

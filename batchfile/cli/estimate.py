@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from batchfile.cli import logs
+from batchfile.cli.numbers import Finite
 from batchfile.cli.remote import Where, place_options
 from batchfile.cli.shown import counted, duration
 from batchfile.cli.transfer import transfer
@@ -24,7 +25,7 @@ from batchfile.words import Request, RoutingTable
 @click.argument("file")
 @click.option("--stage", help="The stage whose work this is.")
 @click.option("--tokens", "tokenizer", metavar="MODEL", help="Count with MODEL's tokenizer.  [default: characters / 4]")
-@click.option("--gpu-hour", type=click.FloatRange(min=0), metavar="USD", help="What a GPU costs an hour.")
+@click.option("--gpu-hour", type=Finite(min=0), metavar="USD", help="What a GPU costs an hour.")
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="How many GPUs each pool has.")
 @click.option("--against", multiple=True, metavar="MODEL", help="A hosted model, or provider:model; repeatable.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")

@@ -15,6 +15,7 @@ import msgspec
 from batchfile.cli import logs
 from batchfile.cli.engines import EngineChoice, choose_engine
 from batchfile.cli.exits import EXIT_HELP, Exit
+from batchfile.cli.numbers import Finite
 from batchfile.cli.progress import Progress
 from batchfile.cli.shown import counted, duration
 from batchfile.cli.stopping import Interrupted, Signals
@@ -69,7 +70,7 @@ class Voice:
 @click.option("--strict", is_flag=True, help="Refuse the file if one line can not run, before the engine loads.")
 @click.option("--restart", is_flag=True, help="Throw away the run that this output belongs to, and begin anew.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Where a request does not say.  [default: 2048]")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="Where a request does not say.")
+@click.option("--temperature", type=Finite(0, 2), help="Where a request does not say.")
 @click.option("--max-model-len", type=click.IntRange(min=16), help="Tokens of prompt and answer together.")
 @click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that are generated at the same time.")
 @click.option(
@@ -83,7 +84,7 @@ class Voice:
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     metavar="SECONDS",
     help="How long Ctrl-C or SIGTERM lets requests finish that are being generated.  [default: 30]",
 )

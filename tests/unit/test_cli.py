@@ -190,3 +190,15 @@ def test_a_signal_while_the_files_are_written_interrupts_and_the_same_command_co
     assert not (tmp_path / "out.jsonl").exists()
     assert CliRunner().invoke(root, command).exit_code == Exit.OK
     assert (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "in", "-o", "out", "--grace"], ["run", "in", "-o", "out", "--temperature"]],
+    ids=lambda x: x[-1],
+)
+def test_a_number_that_is_none_is_refused(arguments: list[str], value: str) -> None:
+    said = CliRunner().invoke(root, [*arguments, value])
+    assert said.exit_code == Exit.USAGE
+    assert "Invalid value" in said.output

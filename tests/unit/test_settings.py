@@ -67,6 +67,7 @@ def test_a_variable_changes_one_value_of_a_default_pool(monkeypatch: pytest.Monk
     [
         ("[run]\nengine = 'vlm'\n", ["run.engine", "'vlm'", "batchfile.toml", "'vllm', 'http' or 'echo'"]),
         ("[run]\nmax_tokens = 0\n", ["run.max_tokens", "0", "greater than or equal to 1"]),
+        ("[run]\ngrace_s = inf\n", ["run.grace_s", "inf", "finite"]),
         ("[limits]\nchekpoint_s = 3\n", ["limits.chekpoint_s", "did you mean checkpoint_s"]),
         ("[limits]\ncheckpoint_s = 10\nlease_ttl_s = 20\n", ["limits", "three times checkpoint_s"]),
         ("[stages]\nwrite = 'big'\n", ["stages.write", "'big'", "mistral"]),
