@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 REQUEST_BYTES = 1024
 ROUNDS = 5
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 600.0
 MB_S_MIN = 100.0
 RATIO_MIN = 0.2
 ANON_MIB_MAX = 100.0

@@ -21,7 +21,7 @@ from ingest import ROOT, free_port, server
 
 MEDIAN_S_MAX = 1.5
 ASK_S = 0.02
-WAIT_S = 60.0
+WAIT_S = 600.0
 
 
 def one(http: httpx.Client, number: int) -> float:

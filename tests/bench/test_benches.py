@@ -10,45 +10,45 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
-def run(name: str, *options: str, timeout_s: float | None = None) -> dict[str, object]:
-    """The bench's last line. `timeout_s` None: with a real model no time is right for every machine."""
+def run(name: str, *options: str) -> dict[str, object]:
+    """The bench's last line."""
     command = [sys.executable, str(FOLDER / name), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     row: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return row
 
 
 def test_the_host_bench_completes() -> None:
-    assert run("host.py", "--requests", "20000", timeout_s=200)["requests"] == 20000
+    assert run("host.py", "--requests", "20000")["requests"] == 20000
 
 
 def test_the_ingest_bench_completes() -> None:
-    assert run("ingest.py", "--mib", "8", "--rounds", "1", timeout_s=200)["bench"] == "ingest"
+    assert run("ingest.py", "--mib", "8", "--rounds", "1")["bench"] == "ingest"
 
 
 def test_the_results_bench_completes() -> None:
-    row = run("results.py", "--results", "20000", "--rounds", "1", "--core", "0", timeout_s=200)
+    row = run("results.py", "--results", "20000", "--rounds", "1", "--core", "0")
     assert row["results"] == 20000
 
 
 def test_the_roundtrip_bench_completes() -> None:
-    assert run("roundtrip.py", "--batches", "3", timeout_s=200)["batches"] == 3
+    assert run("roundtrip.py", "--batches", "3")["batches"] == 3
 
 
 def test_the_tail_of_a_batch_comes_close_to_the_ideal() -> None:
     """Virtual time: the same on every machine, so it is judged here too."""
-    assert run("tail.py", "--seeds", "5", timeout_s=200)["bench"] == "tail"
+    assert run("tail.py", "--seeds", "5")["bench"] == "tail"
 
 
 def test_a_runner_is_fed_however_many_batches_are_open() -> None:
     """Virtual time: the same on every machine, so it is judged here too."""
-    assert run("claims.py", "--batches", "100", "500", timeout_s=200)["bench"] == "claims"
+    assert run("claims.py", "--batches", "100", "500")["bench"] == "claims"
 
 
 def test_the_end_of_a_large_batch_costs_no_more_than_promised() -> None:
     """Virtual time and requests: the same on every machine, so they are judged here too."""
-    row = run("ending.py", "--shards", "970", timeout_s=200)
+    row = run("ending.py", "--shards", "970")
     requests = {kind["kind"]: kind["requests"] for kind in row["rows"]}  # type: ignore[attr-defined]
     assert requests["complete"]["get"] <= 2 * 970 + 50  # each record and each part once
     assert requests["untouched"]["put"] <= 970 + 10  # each shard is closed once
@@ -57,12 +57,12 @@ def test_the_end_of_a_large_batch_costs_no_more_than_promised() -> None:
 
 def test_the_status_of_a_batch_costs_no_more_requests_than_promised() -> None:
     """Requests are the same on every machine, so they are judged here too."""
-    assert run("status.py", "--shards", "40", timeout_s=200)["shards"] == 40
+    assert run("status.py", "--shards", "40")["shards"] == 40
 
 
 def test_the_cost_bench_completes_and_a_shard_costs_no_more_than_promised() -> None:
     """docs/reliability.md says what the bucket costs."""
-    row = run("cost.py", "--warm=2", "--idle=5", "--look=3", "--small=320", "--large=3200", timeout_s=200)
+    row = run("cost.py", "--warm=2", "--idle=5", "--look=3", "--small=320", "--large=3200")
     shard = row["shard"]
     assert isinstance(shard, dict)
     assert shard["write"] <= 4

@@ -31,7 +31,7 @@ from tests.chaos.servers import free_ports
 ROOT = Path(__file__).parents[2]
 NUM_REQUESTS = 90  # three shards
 NUM_AT_ONCE = 3
-WAIT_S = 60.0
+WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 BATCHES = "/v1/messages/batches"
 
 # A run creates as the API does and works as a runner does: of these, where it is alone.
@@ -78,21 +78,18 @@ def test_points_are_named_after_what_is_written() -> None:
     assert [kind_of(key) for key in ("queue/p/1-2-b", "runners/p/r.json")] == ["queue", "runners"]
 
 
-@pytest.mark.timeout(240)
 def test_a_run_killed_at_any_point_is_finished_by_the_same_command(tmp_path: Path) -> None:
     with ThreadPoolExecutor(NUM_AT_ONCE) as threads:
         problems = list(threads.map(lambda point: killed_run(tmp_path / point.replace(":", "-"), point), RUN))
     assert [problem for problem in problems if problem] == []
 
 
-@pytest.mark.timeout(240)
 def test_a_runner_killed_at_any_point_is_followed_by_another(tmp_path: Path) -> None:
     with ThreadPoolExecutor(NUM_AT_ONCE) as threads:
         problems = list(threads.map(lambda point: killed_runner(tmp_path / point.replace(":", "-"), point), RUNNER))
     assert [problem for problem in problems if problem] == []
 
 
-@pytest.mark.timeout(240)
 def test_a_create_cut_off_at_any_point_is_completed_by_its_repetition_at_another_replica(tmp_path: Path) -> None:
     store, whole = tmp_path / "store", tmp_path / "whole"
     store.mkdir()

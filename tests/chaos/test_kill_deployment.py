@@ -10,11 +10,10 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WAIT_S = 90.0
+WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
-@pytest.mark.timeout(240)
 def test_a_killed_deployment_leaves_no_process(tmp_path: Path) -> None:
     command = [
         sys.executable,

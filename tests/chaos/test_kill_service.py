@@ -14,7 +14,7 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.servers import BUCKET, PREFIX, Server
 
 NUM_REQUESTS = 5_000
-WAIT_S = 150.0
+WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 NAMES = ("api-a", "api-b", "runner-a", "runner-b", "runner-c")
 # A runner has 16 slots and a request takes up to 0.6 s: half a minute and more for three runners.
 ECHO = {"BATCHFILE_ECHO_SLOTS": "16", "BATCHFILE_ECHO_SECONDS_PER_TOKEN": "0.02"}
@@ -42,7 +42,6 @@ def requests() -> Iterator[bytes]:
         yield json.dumps({"custom_id": f"lead_{number}_email", "params": params}).encode() + b"\n"
 
 
-@pytest.mark.timeout(280)
 def test_every_process_may_be_killed_and_the_batch_ends_with_one_result_each(fleet: Fleet) -> None:
     for name in NAMES:
         fleet.start(name)

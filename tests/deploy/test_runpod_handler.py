@@ -23,7 +23,7 @@ from batchfile.records import ShardRecord
 from runners.runpod_handler import Job, read_job
 
 ROOT = Path(__file__).parents[2]
-WAIT_S = 50.0
+WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 JOB_S_MAX = 200.0
 FOR_EVER = {"BATCHFILE_ECHO_LATENCY_S": "3600"}
 Start = Callable[..., "Worker"]

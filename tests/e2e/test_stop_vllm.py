@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
-WAIT_S = 300
+WAIT_S = 3600  # only against a hang
 
 
 @pytest.fixture

@@ -26,9 +26,8 @@ from batchfile.words import Defaults
 sys.path.insert(0, str(Path(__file__).parent))
 from ray_cluster import Cluster, Node, running
 
-pytestmark = pytest.mark.timeout(500)
 NUM_REQUESTS = 5_000
-WAIT_S = 200.0
+WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 POOLS = ("mistral", "llama-70b")
 # 32 at a time and 0.2 s each: nothing is over before it can be killed.
 SLOW = {"BATCHFILE_ECHO_SLOTS": "32", "BATCHFILE_ECHO_LATENCY_S": "0.2", "BATCHFILE_LIMITS__GRACE_S": "3"}

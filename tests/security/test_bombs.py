@@ -40,7 +40,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 def grown_mib(path: Path, num_lines: int) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", READ, str(path), str(num_lines)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", READ, str(path), str(num_lines)], capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)

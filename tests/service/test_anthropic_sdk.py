@@ -39,7 +39,7 @@ SETTINGS = {
     "BATCHFILE_API__BODY_BYTES_MAX": "4000000",
     "BATCHFILE_API__OPEN_BATCHES_MAX": str(NUM_PAGED),
 }
-FINISH_S = 240.0
+FINISH_S = 1200.0  # only against a hang: no test depends on a machine's speed
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,6 @@ def python(*names: str) -> list[str]:
     return [sys.executable, str(PYTHON_WALK), *names]
 
 
-@pytest.mark.timeout(FINISH_S)
 def test_every_client_of_every_major_does_all_that_it_can(
     api: Any, python_paths: dict[str, str], node_walk: list[str]
 ) -> None:

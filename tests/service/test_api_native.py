@@ -234,7 +234,7 @@ def test_a_repeated_retry_finds_its_batch_where_there_is_no_room(start_api: Any,
 def test_without_keys_it_stays_on_this_machine(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "api", "--host", "0.0.0.0", "--port", "0"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
     assert refused.returncode == 2
     assert "batchfile keys new" in refused.stderr
     assert "BATCHFILE_ALLOW_ANONYMOUS" in refused.stderr
@@ -243,7 +243,7 @@ def test_without_keys_it_stays_on_this_machine(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_said(api: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "api", "--port", str(api.port)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
     assert refused.returncode == 1
     assert f"port {api.port}" in refused.stderr
 
@@ -251,7 +251,7 @@ def test_a_port_that_is_taken_is_said(api: Any, tmp_path: Path) -> None:
 def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "api", "--port", "65536"]
-    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
     assert refused.returncode == 2
     assert "'65536' is no port" in refused.stderr
 

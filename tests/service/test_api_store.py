@@ -64,7 +64,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     found.process.wait()
 
 
-@pytest.mark.timeout(200)
 def test_a_store_that_goes_silent_is_503_for_everybody_until_it_answers_again(
     start_api: Any, make_request: Any, server: Server
 ) -> None:

@@ -98,7 +98,6 @@ def test_the_package_needs_no_other_and_its_lock_names_no_address(node: str) -> 
     assert [name for name, one in locked.items() if "resolved" in one] == []
 
 
-@pytest.mark.timeout(300)
 def test_the_stages_run_through_both_pools(
     node: str, start_api: Callable[..., Any], start_runner: Callable[[str, str], None]
 ) -> None:
@@ -108,7 +107,6 @@ def test_the_stages_run_through_both_pools(
     run([node, "--test", *files_in("test/live")], LOCAL_BATCH_URL=api.url, LOCAL_BATCH_API_KEY=KEY)
 
 
-@pytest.mark.timeout(180)
 def test_a_wait_survives_a_killed_api(
     node: str,
     start_api: Callable[..., Any],

@@ -160,7 +160,7 @@ def test_the_node_client_of_every_major_does_all_that_it_can(
     try:
         environ = {**os.environ, "WALK_URL": served.url, "WALK_KEY": NODE_KEYS[version]}
         walk = [*node_walks[version], str(tmp_path)]
-        done = subprocess.run(walk, env=environ, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(walk, env=environ, capture_output=True, text=True, timeout=1200)
     finally:
         for runner, thread in zip(runners, threads, strict=True):
             runner.stop_now()

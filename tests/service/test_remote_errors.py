@@ -148,7 +148,7 @@ def test_a_full_disk_keeps_what_arrived_and_the_same_command_goes_on(shell: Shel
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
     full = subprocess.run(
-        command, cwd=shell.folder, env=shell.environ, capture_output=True, preexec_fn=limit, check=False, timeout=60
+        command, cwd=shell.folder, env=shell.environ, capture_output=True, preexec_fn=limit, check=False, timeout=1200
     )
     assert full.returncode == 1
     assert b"the disk is full; what was done is kept" in full.stderr

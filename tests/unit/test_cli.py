@@ -111,7 +111,7 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
     os.close(near)
     command = [sys.executable, "-m", "batchfile", "completion", "bash"]
     with open(far, "wb") as stdout:
-        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=60)
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=1200)
     assert (done.returncode, done.stderr) == (Exit.UNEXPECTED, b"")
 
 

@@ -82,7 +82,7 @@ def check(model: str, hub: str, folder: Path, program: str = CHECK) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=1200,
     )
     return done.stdout.strip()
 
@@ -127,7 +127,7 @@ def test_a_run_with_a_wrong_model_ends_before_it_reads_its_file(hub: str, tmp_pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=1200,
     )
     assert done.returncode == 2
     assert "the model hub has no such model" in done.stderr

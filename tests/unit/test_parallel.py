@@ -9,7 +9,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.parallel import AHEAD, in_order
 from batchfile.store.memory import MemoryStore
 
-WAIT_S = 10.0
+WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 
 
 def ledger(num_in_flight: int) -> Ledger:
