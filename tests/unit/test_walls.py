@@ -32,7 +32,7 @@ ALLOWED = {
     "torch": ("batchfile/engine/vllm.py",),
     "transformers": ("batchfile/engine/vllm.py", "batchfile/engine/tokens.py"),
     "aiohttp": ("batchfile/engine/http_connection.py", "batchfile/client.py"),
-    "backports": ("batchfile/lines/formats.py", "batchfile/client.py"),
+    "backports": ("batchfile/lines/unpack.py", "batchfile/client.py"),
     "jsonschema_rs": ("batchfile/runner/fitting.py",),
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
