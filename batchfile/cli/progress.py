@@ -58,7 +58,7 @@ class Progress:
             while True:
                 is_over = self._over.wait(LOOK_S)
                 snap = self._look()
-                if snap is not None:
+                if snap is not None and not (is_over and snap.is_loading):
                     live.update(picture(snap), refresh=True)
                 if is_over:
                     return
@@ -71,7 +71,9 @@ class Progress:
             if time.monotonic() - shown_at >= PLAIN_S:
                 shown_at = time.monotonic()
                 self._print(snap)
-        self._print(self._look())
+        snap = self._look()
+        if snap is not None and not snap.is_loading:  # it loads nothing any more: it ended before there was an engine
+            self._print(snap)
 
     def _print(self, snap: Snapshot | None) -> None:
         if snap is not None:

@@ -247,7 +247,9 @@ def test_a_key_that_only_requests_need_ends_the_run_and_the_same_command_resumes
         return good(body) if key == f"Bearer {KEY}" else (401, said("bad key"))
 
     with serving(Endpoint(answer=answer)) as endpoint:
-        fails(run(folder, endpoint.url, key="sk-wrong"), "rejected the API key (401: bad key)")
+        refused = run(folder, endpoint.url, key="sk-wrong")
+        fails(refused, "rejected the API key (401: bad key)")
+        assert "loading the model" not in refused.stderr
         [batch] = batches(folder)
         done = run(folder, endpoint.url)
     assert done.returncode == 0
