@@ -92,15 +92,15 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds_and_one_at_the_end
     lines = done.stderr.splitlines()
     if is_json:
         events = [event for event in map(json.loads, lines) if event["event"] == "progress"]
-        assert len(events) == 2
+        assert len(events) >= 2, events  # more on a slow machine
         assert (events[0]["total"], events[0]["num_running"]) == (48, 16)
         assert events[0]["output_tokens"] > events[0]["done"] * 20
         assert events[0]["eta_s"] > 0
-        assert (events[1]["done"], events[1]["output_tokens"]) == (48, 960)
+        assert (events[-1]["done"], events[-1]["output_tokens"]) == (48, 960)
     else:
         shown = [line for line in lines if "requests (" in line]
-        assert len(shown) == 2
+        assert len(shown) >= 2, shown
         assert re.match(
-            r"\d+/48 requests \(\d+ %\), 16 running, \d+ waiting, .* tokens out \(.* tok/s\), 1\ds?.*left", shown[0]
+            r"\d+/48 requests \(\d+ %\), 16 running, \d+ waiting, .* tokens out \(.* tok/s\), \d\d s.*left", shown[0]
         )
-        assert shown[1].startswith("48/48 requests (100 %), 960 tokens in, 960 tokens out")
+        assert shown[-1].startswith("48/48 requests (100 %), 960 tokens in, 960 tokens out")
