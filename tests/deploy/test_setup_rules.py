@@ -14,10 +14,13 @@ import local_setup
 import pytest
 from local_setup.errors import SetupError
 from local_setup.install import Plan, forget_incomplete, is_whole, missing
-from local_setup.machine import Machine, flags_of, memory_mb_of, problem_with
-from local_setup.model import has_model, has_weights
+from local_setup.machine import MEMORY_MB_MIN, Machine, flags_of, memory_mb_of, problem_with
+from local_setup.model import MODEL_BYTES, has_model, has_weights
 from local_setup.process import Done, attempt, require_space, short
 from local_setup.progress import Growth, Progress, bytes_in, elapsed, size
+
+from batchfile.engine.cpu import KV_CACHE, Cpu, ModelFacts, choose
+from batchfile.engine.vllm import ENVIRONMENT
 
 GOOD: dict[str, Any] = {
     "system": "Linux",
@@ -27,6 +30,7 @@ GOOD: dict[str, Any] = {
     "memory_mb": 8_000,
     "glibc": (2, 36),
 }
+SYSTEM_BYTES = 600_000_000  # what a system without a desktop takes
 GPU = {"has_gpu": True, "memory_mb": 64_000}
 
 
@@ -56,7 +60,7 @@ def test_a_machine_that_vllm_runs_on_has_no_problem(changed: dict[str, Any]) -> 
         ({"python": (3, 15)}, "3.15 is too new", "python3.14 -m venv --clear .venv"),
         ({"glibc": None}, "no glibc", "not Alpine"),
         ({"glibc": (2, 17)}, "glibc 2.17", "2.31"),
-        ({"memory_mb": 2_000}, "2,000 MB of memory", "4,000 MB"),
+        ({"memory_mb": 2_000}, "2,000 MB of memory", "5,000 MB"),
         ({**GPU, "has_compiler": False}, "No C compiler", "build-essential"),
     ],
 )
@@ -67,6 +71,19 @@ def test_a_machine_that_it_does_not_run_on_is_told_why_and_what_to_do(
     assert problem is not None
     assert told in problem
     assert advice in problem
+
+
+def test_where_set_up_goes_on_the_demo_finds_memory_for_its_model() -> None:
+    left = MEMORY_MB_MIN * 1_000_000 - SYSTEM_BYTES
+    choice = choose(
+        Cpu(machine="x86_64", flags=GOOD["cpu_flags"], cores=(0, 1), memory_bytes=left),
+        ModelFacts(dtype="bfloat16", weight_bytes=MODEL_BYTES),
+        dtype="auto",
+        is_embedding=False,
+        environ={},
+        kv_gib=float(ENVIRONMENT[KV_CACHE]),
+    )
+    assert choice.dtype == "float32"
 
 
 def test_a_python_that_is_too_old_is_told_before_it_reads_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
