@@ -59,6 +59,7 @@ def choose_engine(
     max_model_len: int | None,
     max_num_seqs: int | None,
     task: Task = "generate",
+    dtype: str | None = None,
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
     wait_for_endpoint: bool = False,
@@ -72,7 +73,11 @@ def choose_engine(
         raise click.UsageError(f"--base-url is for --engine http, not for {chosen}")
     if wait_for_endpoint and chosen != "http":
         raise click.UsageError(f"--wait-for-endpoint is for --engine http, not for {chosen}")
-    for option, value in (("--tool-parser", tool_parser), ("--reasoning-parser", reasoning_parser)):
+    for option, value in (
+        ("--dtype", dtype),
+        ("--tool-parser", tool_parser),
+        ("--reasoning-parser", reasoning_parser),
+    ):
         if value and chosen != "vllm":
             raise click.UsageError(f"{option} is for --engine vllm, not for {chosen}")
     name = model or settings.run.model
@@ -94,6 +99,7 @@ def choose_engine(
         max_num_seqs=max_num_seqs or settings.run.max_num_seqs,
         tool_parser=tool_parser,
         reasoning_parser=reasoning_parser,
+        engine_args={} if dtype is None else {"dtype": dtype},
         task=task,
         wait_for_endpoint=wait_for_endpoint,
     )

@@ -79,6 +79,13 @@ class Voice:
     default="generate",
     help="What the model is for: embed for /v1/embeddings lines.",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    metavar="TYPE",
+    help="What vLLM computes with: bfloat16, float16, float32, or auto: the model's own, or float32 where the CPU "
+    "would emulate that.  [default: auto]",
+)
 @click.option("--tool-parser", metavar="NAME", help="vLLM's name of the parser for tool calls.")
 @click.option("--reasoning-parser", metavar="NAME", help="vLLM's name of the parser for thinking.")
 @click.option(
@@ -110,6 +117,7 @@ def command(
     max_model_len: int | None,
     max_num_seqs: int | None,
     task: Task,
+    dtype: str | None,
     tool_parser: str | None,
     reasoning_parser: str | None,
     grace_s: float | None,
@@ -155,6 +163,7 @@ def command(
                     max_model_len=max_model_len,
                     max_num_seqs=max_num_seqs,
                     task=task,
+                    dtype=dtype,
                     tool_parser=tool_parser,
                     reasoning_parser=reasoning_parser,
                     wait_for_endpoint=wait_for_endpoint,

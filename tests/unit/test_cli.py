@@ -170,6 +170,17 @@ def test_the_key_of_a_service_of_ours_is_sent_to_no_other_endpoint(monkeypatch: 
     assert sent == [None, "sk-theirs"]
 
 
+def test_the_data_type_of_a_run_is_vllms_argument_and_no_other_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(engines, "engine_factory", lambda kind, engine_args, **_: given.append(engine_args))
+    monkeypatch.setattr(engines, "check_vllm", lambda model: None)
+    for dtype in (None, "float32"):
+        engines.choose_engine(load_settings(), "vllm", "m", None, max_model_len=None, max_num_seqs=None, dtype=dtype)
+    assert given == [{}, {"dtype": "float32"}]
+    with pytest.raises(click.UsageError, match="--dtype is for --engine vllm, not for echo"):
+        engines.choose_engine(load_settings(), "echo", None, None, max_model_len=None, max_num_seqs=None, dtype="auto")
+
+
 def test_a_signal_while_the_files_are_written_interrupts_and_the_same_command_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
