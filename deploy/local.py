@@ -19,16 +19,12 @@ import argparse
 import sys
 
 from local_setup.errors import SetupError
-from local_setup.machine import has_nvidia_gpu
 from local_setup.model import model_dir
-from local_setup.places import ROOT, models_dir
 from local_setup.progress import say
 from local_setup.recipe import set_up
 
 EXTRAS_SERVICE = ("api", "fleet")
 EXTRAS_TEST = ("test", "api", "fleet", "prices", "ray", "runpod")
-
-__all__ = ["ROOT", "SetupError", "has_nvidia_gpu", "models_dir", "say"]  # for deploy/service.py
 
 
 def parse() -> argparse.Namespace:

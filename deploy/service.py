@@ -25,9 +25,12 @@ from pathlib import Path
 from types import FrameType
 
 import tiny_llama
-from local import ROOT, SetupError, has_nvidia_gpu, models_dir, say
+from local_setup.errors import SetupError
+from local_setup.machine import has_nvidia_gpu
+from local_setup.places import ROOT, models_dir
+from local_setup.progress import say
 
-from batchfile.engine.cpu import BIND, core_shares
+from batchfile.engine.cpu import BIND, KV_CACHE, core_shares
 from batchfile.engine.machine import read_cpu
 from batchfile.errors import SettingsError
 from batchfile.settings import CONFIG_VARIABLE, load_settings
@@ -179,7 +182,7 @@ def pool_environ(pools: dict[str, Pool]) -> dict[str, dict[str, str]]:
     shares = core_shares(read_cpu().cores, len(pools))
     found: dict[str, dict[str, str]] = {}
     for (name, pool), share in zip(pools.items(), shares, strict=True):
-        found[name] = {"VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB}
+        found[name] = {} if KV_CACHE in os.environ else {KV_CACHE: KV_CACHE_GIB}
         model = tiny_llama.make() if pool.model == tiny_llama.NAME else models_dir() / pool.model
         if model.is_dir():
             found[name][f"BATCHFILE_POOLS__{name.upper()}__MODEL"] = str(model)

@@ -10,7 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from local import NETWORK_HINT, SetupError, model_dir, models_dir, run, say
+from local_setup.errors import SetupError
+from local_setup.model import model_dir
+from local_setup.places import models_dir
+from local_setup.process import run
+from local_setup.progress import Progress, say
 
 NAME = "tiny-random-llama"
 
@@ -45,10 +49,12 @@ def make() -> Path:
         return target
     if not model_dir().is_dir():
         raise SetupError(f"There is no model in {model_dir()} to take the tokenizer from: run `just setup` once.")
-    say(f"  making {target} ...")
+    progress = Progress()
     with tempfile.TemporaryDirectory(prefix=".make-", dir=models_dir()) as scratch:
         made = Path(scratch, NAME)
-        run([sys.executable, "-c", MAKE, str(model_dir()), str(made)], NETWORK_HINT)
+        command = [sys.executable, "-c", MAKE, str(model_dir()), str(made)]
+        hint = f"The model {NAME} could not be made. Run the same command again."
+        progress.step(f"model {NAME}", lambda: run(command, progress, disk=models_dir(), hint=hint))
         if not target.is_dir():  # another process may have been faster
             shutil.move(made, target)
     return target
