@@ -121,7 +121,7 @@ def work(plan: Plan, installer: Installer, *, was_interrupted: bool) -> None:
     exact: list[str] = []
     step(f"versions of {kind} and of batchfile's dependencies", lambda: resolve(exact, installer, plan))
     if exact:
-        step(f"{len(exact)} packages", lambda: installer.install(plan, exact))
+        step(f"{len(exact)} package{'' if len(exact) == 1 else 's'}", lambda: installer.install(plan, exact))
     step("batchfile", lambda: installer.install_project(plan))
     step("packages that do not fit this machine", lambda: installer.remove_broken(plan))
     step(f"model {MODEL_NAME}", lambda: fetch_model(installer, plan))
