@@ -24,6 +24,7 @@ NEEDED_FLAG = dict.fromkeys(X86, "avx2") | dict.fromkeys(ARM, "asimd")
 
 BIND, RESERVED, THREADS = "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU", "OMP_NUM_THREADS"
 KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+KV_CACHE_GIB_MIN = 1  # vLLM reads a whole number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,12 +142,12 @@ def _threads(cpu: Cpu, environ: Mapping[str, str]) -> tuple[dict[str, str], str]
         return {}, f"cores {bound} ({BIND})"
     if threads := environ.get(THREADS):  # vLLM would put its own number in its place
         return {BIND: "nobind"}, f"{threads} threads ({THREADS})"
+    if reserved := environ.get(RESERVED):
+        return {}, f"all but {reserved} of {_counted(num)} ({RESERVED})"
     if cpu.quota is not None and cpu.quota < num:
         allowed = max(1, int(cpu.quota))
         # Which cores is for the system to say: another container has as good a claim to the first ones.
         return {BIND: "nobind", THREADS: str(allowed)}, f"{_counted(allowed)} (the container's limit; {num} are there)"
-    if reserved := environ.get(RESERVED):
-        return {}, f"all but {reserved} of {_counted(num)} ({RESERVED})"
     return {RESERVED: "0"}, f"{'all ' if num > 1 else ''}{_counted(num)}"
 
 
@@ -164,8 +165,10 @@ def _needed_bytes(model: ModelFacts, dtype: str, kv_gib: float) -> int | None:
 
 
 def _too_little(needed: int, available: int, kv_gib: float) -> str:
+    advice = ["end other programs", "raise the container's limit", "use a smaller model"]
+    if kv_gib > KV_CACHE_GIB_MIN:
+        advice.append(f"set {KV_CACHE}={KV_CACHE_GIB_MIN} for less KV cache")
     return (
         f"the model needs {needed / GIB:.1f} GiB of memory (weights, {kv_gib:g} GiB of KV cache, and vLLM itself) and "
-        f"{available / GIB:.1f} GiB are available: end other programs, raise the container's limit, use a smaller "
-        f"model, or set {KV_CACHE}=1 for less KV cache"
+        f"{available / GIB:.1f} GiB are available: {', '.join(advice[:-1])}, or {advice[-1]}"
     )

@@ -93,6 +93,7 @@ def test_an_embedding_model_in_float32_would_become_float16() -> None:
         (cpu(AVX2, num=64, quota=0.5), {}, {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}),
         (cpu(AVX2, num=4, quota=8.0), {}, {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}),
         (cpu(AVX2, num=64, quota=2.0), {"VLLM_CPU_OMP_THREADS_BIND": "0-3"}, {}),
+        (cpu(AVX2, num=64, quota=2.0), {"VLLM_CPU_NUM_OF_RESERVED_CPU": "60"}, {}),
     ],
 )
 def test_all_cores_that_this_process_may_use_unless_the_user_says_otherwise(
@@ -104,6 +105,13 @@ def test_all_cores_that_this_process_may_use_unless_the_user_says_otherwise(
 def test_too_little_memory_is_said_before_loading() -> None:
     with pytest.raises(SettingsError, match=r"needs 4\.5 GiB .* 4\.0 GiB are available: .*VLLM_CPU_KVCACHE_SPACE=1"):
         chosen(cpu(ZEN4, gib=4))
+
+
+def test_less_kv_cache_is_advised_only_where_there_is_more_than_the_least() -> None:
+    facts = ModelFacts(dtype="bfloat16", weight_bytes=GIB)
+    with pytest.raises(SettingsError) as told:
+        choose(cpu(ZEN4, gib=2), facts, dtype="auto", is_embedding=False, environ={}, kv_gib=1)
+    assert str(told.value).endswith("raise the container's limit, or use a smaller model")
 
 
 def test_where_float32_does_not_fit_the_smaller_type_is_kept_and_said_to_be_slow() -> None:
