@@ -72,7 +72,9 @@ def _header_key(options: HttpOptions) -> str:
     """Empty where there is none. Raises: SettingsError."""
     key = (options.api_key or "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise SettingsError("The API key of the HTTP engine has characters that no header can carry; set it anew.")
+        raise SettingsError(
+            "the API key of the endpoint has characters that an HTTP header cannot carry: check it for line breaks"
+        )
     return key
 
 

@@ -101,12 +101,16 @@ _NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion"
 
 
 def api_root(base_url: str) -> str:
-    """The address up to and with /v1. Raises: SettingsError if it is none."""
-    parts = urlsplit(base_url)
-    if "@" in parts.netloc:
+    """The address up to and with /v1. Raises: SettingsError where it is not valid."""
+    if "@" in base_url.partition("//")[2].partition("/")[0]:
         raise SettingsError("The base URL has credentials in it, which every log would show. Give an API key instead.")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise SettingsError(f"The base URL {base_url!r} is no address. Give one such as http://127.0.0.1:8000/v1.")
+    try:
+        parts = urlsplit(base_url)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets, or a port that is not a number from 0 to 65535
+        is_valid = False
+    if not is_valid:
+        raise SettingsError(f"the base URL {base_url!r} is not valid: give one such as http://127.0.0.1:8000/v1")
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path if path.endswith('/v1') else path + '/v1'}"
 

@@ -602,10 +602,30 @@ def test_v1_is_added_where_it_is_missing() -> None:
     assert api_root("https://h/openai") == "https://h/openai/v1"
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://x",
+        "http://",
+        "http:///v1",
+        "http://[::1",
+        "http://h:99999",
+        "http://h:port/v1",
+        "http://h:0",
+    ],
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="base URL"):
         api_root(url)
+
+
+@pytest.mark.parametrize("url", ["http://user:secret@h/v1", "http://user:secret@[h", "http://user:secret@h:port"])
+def test_an_address_with_credentials_is_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(SettingsError, match="credentials") as told:
+        api_root(url)
+    assert "secret" not in str(told.value)
 
 
 def raw_request(kind: Any, *inputs: Any, sampling: Sampling | None = None, **more: Any) -> Request:
