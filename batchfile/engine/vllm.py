@@ -99,7 +99,7 @@ class _InFlight:
 
 
 class VllmEngine:
-    """The model is loaded when this returns. Raises: SettingsError if it can not be; EngineDead."""
+    """The model is loaded when this returns. Raises: SettingsError where it cannot be; EngineDead."""
 
     def __init__(self, options: VllmOptions) -> None:
         for name, value in ENVIRONMENT.items():
@@ -236,7 +236,7 @@ class VllmEngine:
 
     def _died(self, error: Exception) -> EngineDead:
         """vLLM notices a death only where it looks; from now on every call says so."""
-        self._death = f"vLLM's engine can not go on: {type(error).__name__}: {error}"
+        self._death = f"vLLM's engine cannot continue: {type(error).__name__}: {error}"
         return EngineDead(self._death)
 
     def _take(self, key: int) -> "_InFlight":

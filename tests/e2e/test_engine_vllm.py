@@ -233,7 +233,7 @@ def test_a_killed_engine_process_is_a_dead_engine_even_while_a_step_waits(engine
 
 def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(SettingsError, match="can not load the model"):
+    with pytest.raises(SettingsError, match="cannot load the model"):
         VllmEngine(VllmOptions(model=str(tmp_path)))
 
 
