@@ -92,11 +92,11 @@ def choose(
 
 
 def kv_cache_gib(environ: Mapping[str, str]) -> float:
-    """0 where vLLM takes what it finds, or will say itself that the value is wrong."""
-    try:
-        return float(environ.get(KV_CACHE) or 0)
-    except ValueError:
-        return 0.0
+    """0 where vLLM takes what it finds. Raises: SettingsError for what vLLM cannot read: it takes whole GiB."""
+    text = environ.get(KV_CACHE) or "0"
+    if not (text.isascii() and text.isdigit()):
+        raise SettingsError(f"{KV_CACHE}={text} is not a whole number of GiB; set 1 or more, or unset it")
+    return float(text)
 
 
 def core_shares(cores: Sequence[int], num: int) -> list[str | None]:

@@ -18,6 +18,7 @@ from . import PYTHON_MIN
 
 PYTHON_MAX = (3, 14)
 GLIBC_MIN = (2, 31)
+GPU_TIMEOUT_S = 10.0
 MEMORY_MB_MIN = 5_000  # what `batchfile run` wants free for the demo's model in float32, and the system around it
 ARCHITECTURES = ("x86_64", "aarch64")
 COMPILERS = ("cc", "gcc", "clang")
@@ -129,7 +130,10 @@ def has_nvidia_gpu() -> bool:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return False
-    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, timeout=GPU_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs serves no model
+        return False
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 

@@ -4,6 +4,7 @@ import importlib
 import io
 import itertools
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import local_setup
 import pytest
+from local_setup import machine
 from local_setup.errors import SetupError
 from local_setup.install import Plan, forget_incomplete, is_whole, missing
 from local_setup.machine import MEMORY_MB_MIN, Machine, flags_of, memory_mb_of, problem_with
@@ -263,3 +265,12 @@ def test_the_recipe_needs_nothing_but_the_standard_library() -> None:
     recipe = Path(__file__).parents[2] / "deploy" / "local.py"
     done = subprocess.run([sys.executable, "-S", recipe, "--print-model"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.endswith("SmolLM2-135M-Instruct\n")) == (0, True), done.stderr
+
+
+def test_a_driver_that_hangs_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 600\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine, "GPU_TIMEOUT_S", 0.2)
+    assert not machine.has_nvidia_gpu()

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.engine.cpu import GIB, Cpu, CpuChoice, ModelFacts, check_usable, choose, core_shares
+from batchfile.engine.cpu import (
+    GIB,
+    KV_CACHE,
+    Cpu,
+    CpuChoice,
+    ModelFacts,
+    check_usable,
+    choose,
+    core_shares,
+    kv_cache_gib,
+)
 from batchfile.engine.machine import flags_of, read_cpu
 from batchfile.errors import SettingsError
 
@@ -191,3 +201,14 @@ def test_a_machine_that_tells_nothing_limits_nothing(tmp_path: Path) -> None:
     found = read_cpu(tmp_path)
     assert (found.flags, found.quota, found.memory_bytes) == (None, None, None)
     assert found.cores
+
+
+@pytest.mark.parametrize(("text", "gib"), [("", 0.0), ("2", 2.0), ("12", 12.0)])
+def test_the_kv_cache_is_a_whole_number_of_gib(text: str, gib: float) -> None:
+    assert kv_cache_gib({KV_CACHE: text}) == gib
+
+
+@pytest.mark.parametrize("text", ["0.5", "-1", "two", "1 GiB"])
+def test_a_kv_cache_that_vllm_cannot_read_is_named(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"VLLM_CPU_KVCACHE_SPACE=.* is not a whole number of GiB"):
+        kv_cache_gib({KV_CACHE: text})
