@@ -22,6 +22,7 @@ from batchfile.engine.model_files import model_facts
 from batchfile.engine.preflight import check_vllm
 from batchfile.engine.vllm_embedding import Embedding
 from batchfile.engine.vllm_generating import Generating
+from batchfile.engine.vllm_guides import Guides
 from batchfile.engine.vllm_processes import (
     CLOSE_S,
     built_apart,
@@ -142,8 +143,9 @@ class VllmEngine:
         self._num_sequences = 0
         self._num_steps = 0
         self._num_full_steps = 0
+        self._guides = Guides(self._llm, self._guard)
         try:
-            self._work: Work = _work(self._llm, options)
+            self._work: Work = _work(self._llm, options, self._guides)
         except BaseException:
             self.close()
             raise
@@ -219,6 +221,7 @@ class VllmEngine:
         """Ends the engine's processes and frees their memory. A second call does nothing."""
         self._death = self._death or "The engine was closed. Build another one."
         self._in_flight.clear()
+        self._guides.close()
         ending = descendants(self._processes)
         with contextlib.suppress(Exception):  # it may be dead already, in ways of its own
             self._engine.engine_core.shutdown(timeout=CLOSE_S)
@@ -252,13 +255,14 @@ class VllmEngine:
             raise self._died(error) from error
 
 
-def _work(llm: Any, options: VllmOptions) -> Work:
+def _work(llm: Any, options: VllmOptions, guides: Guides) -> Work:
     """Raises: SettingsError."""
     if options.task == "embed":
         return Embedding(llm, options.model)
     return Generating(
         llm,
         options.model,
+        guides=guides,
         chat_template=options.chat_template,
         tool_parser=options.tool_parser,
         reasoning_parser=options.reasoning_parser,

@@ -10,6 +10,7 @@ from batchfile.engine.loading import why_unavailable
 from batchfile.engine.one_decode import OneDecode
 from batchfile.engine.raw_prompt import RawPrompts, prefix_of_ids
 from batchfile.engine.tokens import fitting_max_tokens
+from batchfile.engine.vllm_guides import Guides
 from batchfile.engine.vllm_parsers import Parsers
 from batchfile.engine.vllm_work import VllmPrepared, refusals
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
@@ -17,13 +18,24 @@ from batchfile.words import Choice, Completion, Failure, Outcome, Request, Sampl
 
 
 class Generating:
-    """Of an LLM. `chat_template`: a file; `tool_parser`, `reasoning_parser`: vLLM's names. Raises: SettingsError."""
+    """Of an LLM. `guides`: what checks its guides. `chat_template`: a file.
+
+    `tool_parser`, `reasoning_parser`: vLLM's names. Raises: SettingsError.
+    """
 
     def __init__(
-        self, llm: Any, model: str, *, chat_template: str | None, tool_parser: str | None, reasoning_parser: str | None
+        self,
+        llm: Any,
+        model: str,
+        *,
+        guides: Guides,
+        chat_template: str | None,
+        tool_parser: str | None,
+        reasoning_parser: str | None,
     ) -> None:
         config = llm.llm_engine.vllm_config.model_config
         self._max_model_len: int = config.max_model_len
+        self._guides = guides
         self._defaults: dict[str, Any] = config.get_diff_sampling_param()
         tokenizer = copy.deepcopy(llm.get_tokenizer())
         if chat_template is not None:
@@ -90,7 +102,6 @@ class Generating:
 
         Raises: InvalidRequest if vLLM does not accept them.
         """
-        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         asked = {
@@ -112,7 +123,8 @@ class Generating:
             )
             if read is not None and read.structured_outputs is not None:
                 guide = read.structured_outputs
-            params = SamplingParams(
+            guide, kind = self._guides.checked(guide)
+            params = kind(
                 **{name: value for name, value in given.items() if value is not None},
                 n=sampling.num_choices,
                 temperature=sampling.temperature,

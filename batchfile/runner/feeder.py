@@ -26,7 +26,7 @@ from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord
 from batchfile.routing import route
 from batchfile.runner.claims import Claims
-from batchfile.runner.fitting import fitting_of
+from batchfile.runner.fitting import Fitting, fitting_of, unguided
 from batchfile.runner.tally import Tally
 from batchfile.runner.window import Window
 from batchfile.runner.work import Item, ShardWork
@@ -221,9 +221,10 @@ class Feeder:
         assert self._prepare is not None
         try:
             request = parse_request(line.data, work.held.batch.defaults)
-            if work.fitting is not None:
-                request = work.fitting.guide(request)
-            prepared = self._prepare(request)
+            if work.fitting is None:
+                prepared = self._prepare(request)
+            else:
+                request, prepared = self._guided(work.fitting.guide(request), work.fitting)
         except InvalidRequest as error:
             self._fail(work, line.number, custom_id_of(line.data), Failure(type=error.type, message=str(error)))
             return None
@@ -236,6 +237,19 @@ class Feeder:
             size=len(line.data),
             request=request if work.fitting is not None else None,
         )
+
+    def _guided(self, request: Request, checks: Fitting) -> tuple[Request, Prepared]:
+        """Ready for the engine; not guided where it refuses the batch's schema. Raises: InvalidRequest."""
+        assert self._prepare is not None
+        try:
+            return request, self._prepare(request)
+        except InvalidRequest as error:
+            if not checks.is_guided(request):
+                raise
+            request = unguided(request)
+            prepared = self._prepare(request)  # raises where something else is wrong with it
+            checks.stop_guiding(str(error))
+            return request, prepared
 
     def _fail(self, work: ShardWork, line: int, custom_id: str | None, failure: Failure) -> None:
         self._tally.refused += 1

@@ -17,6 +17,9 @@ log = structlog.get_logger()
 
 ATTEMPTS_MAX = 3  # of one request, the first included
 SCHEMAS_KEPT = 64  # compiled ones, in one process
+# Of one `pattern` on one string, about 10 ms; a string that takes more does not fit. The library's own limit is ten
+# times that, and an answer may hold thousands of strings.
+BACKTRACKS_MAX = 100_000
 
 MISFIT = Failure(type="model_error", message="Output validation failed")
 
@@ -51,16 +54,17 @@ class Fitting:
     def fits(self, request: Request, completion: Completion) -> bool:
         """Every choice is JSON that fits, or calls; that of a continuation together with the text it goes on from."""
         if request.sampling.json_schema is None and not _is_free(request):
-            self._stop_guiding()  # it was guided when it came in, and answered when it was not
+            # It was guided when it came in, and answered when it was not.
+            self.stop_guiding("an answer came only without it")
         if self._validator is None:
             return False
         begun = request.messages[-1].content if request.is_continuation else ""
         return all(bool(choice.calls) or self._is_fit(begun + choice.text) for choice in completion.choices)
 
-    def _stop_guiding(self) -> None:
+    def stop_guiding(self, reason: str) -> None:
         """The engine refuses this schema: from now on answers are only checked."""
         if self._is_guiding:
-            log.warning("schema.not_guiding", reason="the engine refuses it; answers are only checked")
+            log.warning("schema.not_guiding", reason=f"the engine refuses it; answers are only checked: {reason}")
         self._is_guiding = False
 
     def _is_fit(self, text: str) -> bool:
@@ -111,7 +115,8 @@ def _compiled(schema: dict[str, Any]) -> Any:
     """Raises: ValueError."""
     import jsonschema_rs  # takes 10 ms and is needed by few
 
-    return jsonschema_rs.validator_for(schema, retriever=_refuse)
+    bounded = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS_MAX)
+    return jsonschema_rs.validator_for(schema, retriever=_refuse, pattern_options=bounded)
 
 
 def _refuse(uri: str) -> Any:

@@ -230,19 +230,17 @@ class Loop:
         if isinstance(outcome, Failure):
             if outcome.type != "invalid_request_error" or not checks.is_guided(request):
                 return outcome
-            self._again(item, fitting.unguided(request))
-            return None
+            return self._again(item, fitting.unguided(request))
         if checks.fits(request, outcome):
             return outcome
         self._count_tokens(outcome.usage)
         if item.attempt == fitting.ATTEMPTS_MAX:
             return fitting.MISFIT
         item.attempt += 1
-        self._again(item, fitting.next_try(request))
-        return None
+        return self._again(item, fitting.next_try(request))
 
-    def _again(self, item: Item, request: Request) -> None:
-        """Back into the window, among the others; one that ran alone runs alone again.
+    def _again(self, item: Item, request: Request) -> Outcome | None:
+        """Back into the window, among the others; one that ran alone runs alone again. What it is refused with.
 
         The feeder prepares what differs: a long prompt takes long, and the engine would wait. Only where it ran alone
         this thread does it, since nothing else may run before it.
@@ -251,13 +249,17 @@ class Loop:
         if item.request is not request:
             if not is_alone:
                 self._prepare_again(item, request)
-                return
-            item.request, item.prepared = request, self._prepare(request)
+                return None
+            try:
+                item.request, item.prepared = request, self._prepare(request)
+            except InvalidRequest as error:
+                return Failure(type=error.type, message=str(error))
         with self._changed:
             if is_alone:
                 self._window.push_alone([item], is_next=True)
             else:
                 self._window.push([item])
+        return None
 
     def _count(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):

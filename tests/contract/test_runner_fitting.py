@@ -130,7 +130,16 @@ class RefusesLater(Recorder):
         return [Finished(one.key, refused if one.key in guided else one.outcome) for one in super().step()]
 
 
-@pytest.mark.parametrize("kind", [RefusesAtOnce, RefusesLater])
+class RefusesAhead(Recorder):
+    """As vLLM does with a schema that costs too much to compile."""
+
+    def prepare(self, request: Request) -> EchoPrepared:
+        if request.sampling.json_schema is not None:
+            raise InvalidRequest(REFUSED)
+        return super().prepare(request)
+
+
+@pytest.mark.parametrize("kind", [RefusesAhead, RefusesAtOnce, RefusesLater])
 def test_an_engine_that_refuses_the_schema_answers_without_it_and_is_checked(kind: type[Recorder]) -> None:
     engine = kind(num_slots=4)
     schema = SCHEMA | {"title": f"a schema of this test alone: {kind.__name__}"}

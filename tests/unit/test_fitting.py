@@ -119,3 +119,10 @@ def test_what_is_no_schema_is_told_in_one_line(schema: dict[str, Any], why: str)
 
 def test_with_a_schema_that_can_not_be_compiled_no_answer_fits() -> None:
     assert not Fitting({"type": "objct"}).fits(request(), answer("{}"))
+
+
+def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
+    """The first is within the bound, the second is not, though it fits after a while."""
+    fitting = Fitting({"type": "string", "pattern": r"^(a+)(a+)\1b|^a+$"})
+    assert fitting.fits(request(), answer(f'"{"a" * 200}"'))
+    assert not fitting.fits(request(), answer(f'"{"a" * 800}"'))

@@ -1,0 +1,197 @@
+"""Compiles schemas ahead of the engine, in a process that may be killed, with bounds on time and memory.
+
+A schema that costs too much is then found before an engine's own thread compiles it, which cannot be interrupted. The
+process starts with the first schema (schema_worker.py); it knows the engine's compiler, this module knows only bytes.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
+
+import structlog
+
+from batchfile.engine import schema_worker
+from batchfile.engine.guard import FOR_SERVICES, ProcessGuard
+
+log = structlog.get_logger()
+
+TIME_S_MAX = 10.0  # for one schema
+MEMORY_MAX = 2 * 1024**3  # bytes that one schema may take in addition to what the process has
+# Many schemas that reach the bound would hold up all other requests: after this many in this time the next get less.
+SLOW_MAX = 3
+SLOW_WINDOW_S = 600.0
+TIME_S_HURRIED = 1.0
+VERDICTS_KEPT = 4096
+START_S_MAX = 300.0  # to import and to load a tokenizer
+STARTS_MAX = 3  # that fail one after the other
+ANSWER_TICK_S = 0.25
+
+Bound = Literal["time", "memory"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """`answer`: the compiler's, in bytes; None where a bound was met: then `bound` is which, `limit` in words."""
+
+    answer: bytes | None = None
+    bound: Bound | None = None
+    limit: str = ""
+
+
+class SchemaCheck:
+    """Judges schemas by `module.load(payload)`. Any thread may call it, several at once; one schema at a time."""
+
+    def __init__(self, module: str, payload: bytes, guard: ProcessGuard | None = None) -> None:
+        self._module = module
+        self._payload = payload
+        self._guard = guard
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._slow_at: deque[float] = deque(maxlen=SLOW_MAX)
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._num_failed_starts = 0
+        self._is_closed = False
+        self._turn = threading.Lock()  # whose request the worker has
+        self._lock = threading.Lock()  # of the verdicts, and of whether it is closed; held for no time
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None while there is none."""
+        worker = self._worker
+        return None if worker is None else worker.pid
+
+    def check(self, schema: bytes) -> Verdict | None:
+        """At most about a minute, and once for each schema. None: it cannot be checked here."""
+        digest = blake2b(schema, digest_size=16).digest()
+        found = self._known(digest)
+        if found is not None:
+            return found
+        with self._turn:
+            found = self._known(digest)
+            if found is not None:
+                return found
+            verdict = self._judged(schema)
+        if verdict is not None:
+            with self._lock:
+                self._verdicts[digest] = verdict
+                while len(self._verdicts) > VERDICTS_KEPT:
+                    self._verdicts.popitem(last=False)
+        return verdict
+
+    def close(self) -> None:
+        """Ends the process; a check that waits for it returns None. A second call does nothing."""
+        with self._lock:
+            self._is_closed = True
+            worker = self._worker
+        if worker is not None:
+            self._end(worker)
+
+    def _known(self, digest: bytes) -> Verdict | None:
+        with self._lock:
+            found = self._verdicts.get(digest)
+            if found is not None:
+                self._verdicts.move_to_end(digest)
+            return found
+
+    def _judged(self, schema: bytes) -> Verdict | None:
+        worker = self._started()
+        if worker is None:
+            return None
+        time_s = self._time_s()
+        try:
+            assert worker.stdin is not None
+            frame = (str(time_s).encode(), str(MEMORY_MAX).encode(), schema)
+            schema_worker.write(worker.stdin.fileno(), *frame)
+            kind, answer = self._answer(worker, 2 * schema_worker.STARVED * time_s)
+        except (OSError, EOFError, TimeoutError, ValueError) as error:
+            self._end(worker)
+            if not self._is_closed:
+                log.warning("schema.not_checked", reason=f"its process ended: {type(error).__name__}: {error}")
+            return None
+        if kind == schema_worker.TOO_SLOW:
+            self._slow_at.append(time.monotonic())
+            return Verdict(bound="time", limit=f"{time_s:g} s")
+        if kind == schema_worker.DIED:
+            return Verdict(bound="memory", limit=f"{MEMORY_MAX >> 30} GiB")
+        return Verdict(answer=answer)
+
+    def _time_s(self) -> float:
+        """The bound for the next one."""
+        is_hurried = len(self._slow_at) == SLOW_MAX and time.monotonic() - self._slow_at[0] < SLOW_WINDOW_S
+        return TIME_S_HURRIED if is_hurried else TIME_S_MAX
+
+    def _started(self) -> "subprocess.Popen[bytes] | None":
+        """The process, ready; None where it does not start."""
+        worker = self._worker
+        if worker is not None and worker.poll() is None:
+            return worker
+        while self._num_failed_starts < STARTS_MAX:
+            with self._lock:
+                if self._is_closed:
+                    return None
+                worker = self._worker = self._start()
+            try:
+                assert worker.stdin is not None
+                schema_worker.write(worker.stdin.fileno(), self._payload)
+                kind, reason = self._answer(worker, START_S_MAX)
+            except (OSError, EOFError, TimeoutError, ValueError) as error:
+                kind, reason = schema_worker.BROKEN, f"{type(error).__name__}: {error}".encode()
+            if kind == schema_worker.READY:
+                self._num_failed_starts = 0
+                log.info("schema.checker_ready", after_s=float(reason))
+                return worker
+            self._end(worker)
+            if self._is_closed:
+                return None
+            self._num_failed_starts += 1
+            log.warning("schema.checker_failed", reason=reason.decode("utf-8", "replace"))
+        return None
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        environ = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+        if self._guard is not None:
+            environ |= self._guard.environ
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
+        try:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", schema_worker.__name__, self._module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environ,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if self._guard is not None:
+            self._guard.watch(worker.pid)
+        return worker
+
+    def _answer(self, worker: "subprocess.Popen[bytes]", timeout_s: float) -> list[bytes]:
+        """Raises: EOFError, TimeoutError. Ticks are counted: time in which this process is stopped is no time."""
+        assert worker.stdout is not None
+        fd = worker.stdout.fileno()
+        for _ in range(int(timeout_s / ANSWER_TICK_S) + 1):
+            if select.select([fd], [], [], ANSWER_TICK_S)[0]:
+                return schema_worker.read(fd)
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+
+    def _end(self, worker: "subprocess.Popen[bytes]") -> None:
+        """With a fork that it may have: they are a process group."""
+        try:
+            os.killpg(worker.pid, signal.SIGKILL)
+        except OSError:
+            worker.kill()
+        worker.wait()
+        if self._worker is worker:
+            self._worker = None
+        if not self._is_closed:  # a thread may be reading
+            for pipe in (worker.stdin, worker.stdout):
+                if pipe is not None:
+                    pipe.close()

@@ -1,0 +1,147 @@
+"""The process that compiles schemas: it loads once, then each schema is compiled in a fork of it, with bounds.
+
+Started by schema_check.py, with `MODULE` as its argument: `MODULE.load(payload)` gives the function that judges one
+schema, bytes to bytes. It is alone in its process group and ends when its standard input closes. A fork costs
+milliseconds where loading costs seconds, and gives back whatever a compiler took. Imports only the standard library.
+"""
+
+import contextlib
+import importlib
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+TICK_S = 0.05
+# A schema fails when both its time and its processor time reach the bound, so that a busy machine fails none; time
+# alone counts from this many times the bound on.
+STARVED = 6
+READY, ANSWER, TOO_SLOW, DIED, BROKEN = b"READY", b"ANSWER", b"TOO_SLOW", b"DIED", b"BROKEN"
+
+Judge = Callable[[bytes], bytes]
+
+
+def write(fd: int, *parts: bytes) -> None:
+    """A frame: the number of parts, their sizes, the parts."""
+    data = b"".join([struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)), *parts])
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def read(fd: int) -> list[bytes]:
+    """Raises: EOFError."""
+    (num,) = struct.unpack("<I", _exactly(fd, 4))
+    sizes = struct.unpack(f"<{num}Q", _exactly(fd, 8 * num))
+    return [_exactly(fd, size) for size in sizes]
+
+
+def _exactly(fd: int, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        chunk = os.read(fd, min(size - len(data), 1 << 20))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return bytes(data)
+
+
+def serve(judge: Judge, requests: int, answers: int) -> None:
+    """Until `requests` closes. A request: the time bound in seconds, the memory bound in bytes, the schema."""
+    while True:
+        try:
+            time_s, memory, schema = read(requests)
+        except EOFError:
+            return
+        write(answers, *_judged(judge, schema, float(time_s), int(memory), requests))
+
+
+def _judged(judge: Judge, schema: bytes, time_s: float, memory: int, requests: int) -> tuple[bytes, bytes]:
+    near, far = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(near)
+        _judge_and_end(judge, schema, memory, far)
+    os.close(far)
+    answer = bytearray()
+    try:
+        waited_s = 0.0
+        while True:
+            ready = select.select([near, requests], [], [], TICK_S)[0]
+            if near in ready:
+                chunk = os.read(near, 1 << 20)
+                if not chunk:
+                    break
+                answer += chunk
+                continue
+            if requests in ready:  # nobody sends a request before the answer: it was closed
+                os.kill(pid, signal.SIGKILL)
+                raise SystemExit(0)
+            # Ticks are counted, not the clock looked at: time in which this process was stopped is no time.
+            waited_s += TICK_S
+            if waited_s >= time_s and (_cpu_s(pid, waited_s) >= time_s or waited_s >= STARVED * time_s):
+                os.kill(pid, signal.SIGKILL)
+                return TOO_SLOW, b""
+    finally:
+        os.close(near)
+        status = os.waitpid(pid, 0)[1]
+    code = os.waitstatus_to_exitcode(status)
+    return (ANSWER, bytes(answer)) if code == 0 else (DIED, str(code).encode())
+
+
+def _judge_and_end(judge: Judge, schema: bytes, memory: int, far: int) -> NoReturn:
+    """In the fork. It ends without the interpreter's own end, which belongs to the process that was forked."""
+    code = 1
+    try:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + memory, hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        view = memoryview(judge(schema))
+        while view:
+            view = view[os.write(far, view) :]
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _address_space() -> int:
+    """In bytes; 0 where the system does not tell, which leaves the bound absolute."""
+    with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[0]) * resource.getpagesize()
+    return 0
+
+
+def _cpu_s(pid: int, otherwise: float) -> float:
+    """What the process has computed for, over all its threads."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return otherwise
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are meant for the owner, which may have work to finish
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what a library prints must not get in between
+    try:
+        [payload] = read(0)
+    except EOFError:
+        return
+    started = time.monotonic()
+    try:
+        judge: Judge = importlib.import_module(sys.argv[1]).load(payload)
+    except Exception as error:  # noqa: BLE001 libraries raise what they like; the owner says it
+        write(answers, BROKEN, f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
+        return
+    write(answers, READY, f"{time.monotonic() - started:.1f}".encode())
+    serve(judge, 0, answers)
+
+
+if __name__ == "__main__":
+    main()

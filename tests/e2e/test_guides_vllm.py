@@ -1,0 +1,125 @@
+"""Schemas that cost vLLM too much to compile, among good ones; and that what is used of vLLM to check them is there."""
+
+import dataclasses
+import json
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from batchfile.engine.vllm import VllmEngine, VllmOptions
+from batchfile.engine.vllm_guides import checked_params
+from batchfile.layout import input_key
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.planner import plan_input
+from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults, RoutingTable
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+LOCAL = RoutingTable(everything="local")
+POISON = {
+    "type": "object",
+    "properties": {"a": {"type": "string", "pattern": "^[a-z]{1,50000}$"}},
+    "required": ["a"],
+}
+GOOD = {
+    "type": "object",
+    "properties": {"a": {"enum": ["yes", "no"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+WAIT_S = 900
+
+
+def line(name: str, schema: dict[str, Any] | None) -> str:
+    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Say yes or no."}], "max_tokens": 24}
+    body["temperature"] = 0
+    if schema is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body})
+
+
+def create(ledger: Ledger, batch_id: str, lines: list[str], schema: dict[str, Any] | None = None) -> None:
+    key = input_key(batch_id, "n")
+    ledger.store.put(key, "\n".join(lines).encode())
+    planned = plan_input(ledger, batch_id, key, routing=LOCAL)
+    batches.create(
+        ledger, batches.Draft(batch_id=batch_id, routing=LOCAL, defaults=Defaults(output_schema=schema)), planned
+    )
+
+
+def read_ended(ledger: Ledger, batch_id: str) -> dict[str, Any]:
+    """Its result lines by their custom_id, once it has ended."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        found = batches.read_batch(ledger, batch_id)
+        assert found is not None
+        if found.results is not None:
+            rows = [json.loads(row) for row in b"".join(ledger.store.stream(found.results.key)).splitlines()]
+            return {row["custom_id"]: row for row in rows}
+        assert time.monotonic() < deadline, "the batch did not end"
+        time.sleep(0.1)
+
+
+def test_a_schema_that_takes_minutes_to_compile_fails_alone_and_the_engine_compiles_none_on_our_thread(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vllm.v1.structured_output.backend_xgrammar as xgrammar
+
+    def compile_here(params: Any) -> None:
+        raise AssertionError("compiled in this process")
+
+    monkeypatch.setattr(xgrammar, "validate_xgrammar_grammar", compile_here)
+    ledger = Ledger(store=MemoryStore(), rng=random.Random(3))
+    lines = [line(f"r{n}", POISON if n == 9 else GOOD | {"title": f"schema {n // 4}"}) for n in range(17)]
+    create(ledger, "own", lines)
+    create(ledger, "stage", [line(f"r{n}", None) for n in range(2)], schema=POISON)
+    runner = Runner(
+        ledger,
+        lambda: VllmEngine(VllmOptions(model=str(model_dir), max_model_len=512, max_num_seqs=16)),
+        RunnerOptions(runner_id="r", pool="local"),
+    )
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+        own, stage = read_ended(ledger, "own"), read_ended(ledger, "stage")
+    finally:
+        runner.stop_now()
+        thread.join(60)
+    assert len(own) == 17
+    texts = [row["message"]["content"][0]["text"] for name, row in own.items() if name != "r9"]
+    assert [text.lstrip()[:1] for text in texts] == ["{"] * 16, "guided: the model itself would begin with a word"
+    error = own["r9"]["error"]
+    assert error["type"] == "invalid_request_error"
+    assert 'Compiling the JSON schema {"type":"object"' in error["message"]
+    assert "takes more than 10 s. Make it simpler" in error["message"]
+    # A stage's schema of this kind guides nothing; its answers are checked all the same.
+    assert [row["error"]["message"] for row in stage.values()] == ["Output validation failed"] * 2
+    assert runner.tally.num_engine_deaths == 0
+
+
+def test_checked_parameters_are_vllms_own_on_the_wire_and_are_not_checked_again() -> None:
+    """Fails where a version of vLLM has another name for what is overridden: guides would be compiled twice."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    def made(kind: Any) -> Any:
+        guide = StructuredOutputsParams(json={"type": "object"})
+        guide._backend, guide._backend_was_auto = "xgrammar", True
+        return kind(n=2, temperature=0.5, stop=["x"], seed=3, structured_outputs=guide)
+
+    assert checked_params() is not SamplingParams
+    checked = made(checked_params())
+    assert isinstance(checked, SamplingParams)
+    for params in (checked, checked.clone()):
+        encoded = msgspec.msgpack.encode(params, enc_hook=dataclasses.asdict)
+        assert encoded == msgspec.msgpack.encode(made(SamplingParams), enc_hook=dataclasses.asdict)
+        params._validate_structured_outputs(None, object(), None)  # vLLM's own would fail with these
+    assert callable(getattr(SamplingParams, "verify", None))
