@@ -6,15 +6,16 @@ import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import structlog
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
+from batchfile.hearing import hearing
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
@@ -33,6 +34,9 @@ log = structlog.get_logger()
 OK, FAILED = 0, 1
 WATCH_S = 0.5
 WATCH_JOIN_S_MAX = 10.0
+# Once the grace is over: to commit, to release and to close the engine. Less than the supervisor's margin.
+END_S_MAX = 45.0
+END_NOW_S_MAX = 15.0  # the same after a second signal
 # Between two tries to open a store that is down.
 STORE_WAIT_S = 1.0
 STORE_WAIT_S_MAX = 15.0
@@ -42,16 +46,21 @@ class Stopped(BaseException):
     """A signal came while there was no engine. BaseException: no library may swallow it."""
 
 
+@dataclass(slots=True)
 class Signals:
-    """The first: finish what is in flight, give back the rest. The second: do not wait for it."""
+    """The first: finish what is in flight, give back the rest. The second: do not wait for it.
 
-    def __init__(self) -> None:
-        self.runner: Runner | None = None
-        self._num = 0
+    The process ends by itself in time, whatever the engine does (batchfile/hearing.py). `grace_s`: for what is in
+    flight.
+    """
 
-    def catch(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+    grace_s: float = 0.0
+    runner: Runner | None = None
+    _num: int = 0
+
+    def caught(self) -> AbstractContextManager[None]:
+        """Call it in the main thread."""
+        return hearing(self._handle, self._patience_s, _end)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._num += 1
@@ -62,6 +71,19 @@ class Signals:
             runner.stop()
         else:
             runner.stop_now()
+
+    def _patience_s(self, num: int) -> float:
+        runner = self.runner
+        if num == 1:
+            return (0.0 if runner is None else self.grace_s) + END_S_MAX
+        if runner is not None:
+            runner.stop_now()
+        return END_NOW_S_MAX
+
+
+def _end(number: int) -> NoReturn:
+    log.error("runner.ended_by_force", reason="the main thread did not respond to the signal", signal=number)
+    os._exit(128 + number)
 
 
 class Watch:
@@ -106,9 +128,9 @@ def run_slot(options: Options, slot: int) -> int:
     """0 where it was stopped or ran out of work. Raises: BatchfileError where it never got an engine."""
     signals = Signals()
     try:
-        signals.catch()
-        _end_with_parent()
-        return _run(options, slot, signals)
+        with signals.caught():
+            _end_with_parent()
+            return _run(options, slot, signals)
     except Stopped:
         log.info("runner.stopped_before_it_ran")
         return OK
@@ -136,7 +158,7 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
         inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
         wanted = RunnerOptions(runner_id=identity.runner_id, pool=options.pool, inbox=inbox)
         runner = Runner(ledger, factory_of(pool, kind), wanted)
-        signals.runner = runner
+        signals.runner, signals.grace_s = runner, ledger.limits.grace_s
         ending = Ending(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
         stack.enter_context(counted(RunnerCollector(runner, store, options.pool, pool.model)))
         stack.enter_context(Watch(runner, Announcer(ledger, runner, identity), ending))

@@ -1,16 +1,7 @@
-"""Ctrl-C and SIGTERM while a file runs: what the first does, what the second does, and that the process does end.
+"""Ctrl-C and SIGTERM while a file runs: what the first does, what the second does, and that the process does end."""
 
-The handlers run in the main thread, between two of its instructions. A call that blocks for long (a step of an engine
-in this process, an import) would keep them waiting, so a thread hears of each signal too and ends the process where
-the main thread does not. That is safe at any moment: results are committed by conditional writes, and a guard kills
-the engine's processes (engine/guard.py).
-"""
-
-import os
-import select
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,13 +10,12 @@ from typing import NoReturn
 
 from batchfile.cli.exits import Exit, end_process
 from batchfile.cli.shown import about, counted
+from batchfile.hearing import hearing
 from batchfile.local.progress import Snapshot
 from batchfile.runner.runner import Runner
 
 END_S_MAX = 15.0  # to commit, to release and to close the engine, once the grace is over
 END_NOW_S_MAX = 3.0  # the same after a second signal
-_OVER = b"\0"  # no signal has this number
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
@@ -88,46 +78,16 @@ class Signals:
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Call it in the main thread."""
-        near, far = os.pipe()
-        for end in (near, far):
-            os.set_blocking(end, False)
-        old = {number: signal.signal(number, self.handle) for number in _NUMBERS}
-        old_fd = signal.set_wakeup_fd(far, warn_on_full_buffer=False)
-        watch = threading.Thread(target=self._watch, args=(near,), name="signals", daemon=True)
-        watch.start()
-        try:
+        with hearing(self.handle, self._patience_s, lambda number: self.end(_code_of(number))):
             yield
-        finally:
-            signal.set_wakeup_fd(old_fd)
-            for number, handler in old.items():
-                signal.signal(number, handler)
-            os.write(far, _OVER)
-            watch.join()
-            os.close(near)
-            os.close(far)
 
-    def _watch(self, near: int) -> None:
-        """A thread's: after each signal the main thread has a while to end the process."""
-        num, code, deadline = 0, Exit.INTERRUPTED, float("inf")
-        while True:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                self.end(code)
-            if not select.select([near], [], [], min(left_s, 3600.0))[0]:
-                continue
-            heard = os.read(near, 64)
-            if _OVER in heard:
-                return
-            for number in heard:
-                if number in _NUMBERS:
-                    num, code = num + 1, _code_of(number)
-            runner = self.runner
-            if num == 1:
-                deadline = time.monotonic() + (0.0 if runner is None else self.grace_s) + END_S_MAX
-            elif num > 1:
-                deadline = min(deadline, time.monotonic() + END_NOW_S_MAX)
-                if runner is not None:
-                    runner.stop_now()
+    def _patience_s(self, num: int) -> float:
+        runner = self.runner
+        if num == 1:
+            return (0.0 if runner is None else self.grace_s) + END_S_MAX
+        if runner is not None:
+            runner.stop_now()
+        return END_NOW_S_MAX
 
 
 def _code_of(number: int) -> Exit:

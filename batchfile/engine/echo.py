@@ -13,7 +13,7 @@ import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from hashlib import shake_128
+from hashlib import pbkdf2_hmac, shake_128
 from math import hypot, inf
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ class EchoPrepared(Prepared):
     request: Request
     completion: Completion
     work_s: float
-    fault: Literal["poison", "kill"] | None = None
+    fault: Literal["poison", "hang", "kill"] | None = None
     misfit: Completion | None = None  # what it is answered the first times, where `completion` is the guided one
 
 
@@ -217,10 +217,12 @@ class EchoEngine:
     def _fail(self, prepared: EchoPrepared) -> None:
         if prepared.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if prepared.fault == "hang":
+            pbkdf2_hmac("sha512", b"", b"", 2**31 - 1)  # hours in C, without the GIL: no signal handler runs meanwhile
         self._is_dead = True
         raise EngineDead("The echo engine died of a request with the poison marker. Build another one.")
 
-    def _fault_of(self, request: Request) -> Literal["poison", "kill"] | None:
+    def _fault_of(self, request: Request) -> Literal["poison", "hang", "kill"] | None:
         texts = [message.content for message in request.messages]
         if request.raw is not None:
             texts = [_text(given) for given in request.raw.inputs]
@@ -229,6 +231,8 @@ class EchoEngine:
             raise InvalidRequest(f"The text holds the marker {faults.refuse!r}, which this engine refuses.")
         if faults.kill and any(faults.kill in text for text in texts):
             return "kill"
+        if faults.hang and any(faults.hang in text for text in texts):
+            return "hang"
         if faults.poison and any(faults.poison in text for text in texts):
             return "poison"
         return None

@@ -19,18 +19,20 @@ class EchoFaults:
     """A request whose text holds a marker meets its fault when it starts to run (`refuse`: when prepared).
 
     `poison`: the engine dies. `kill`: the process is killed with SIGKILL. `refuse`: InvalidRequest.
+    `hang`: its step never returns, and no signal handler runs meanwhile.
     `executions_path`: a file that gets one line with the custom_id for each request that starts to run,
     handed to the operating system before anything else happens to it (line breaks in it become \\n).
     """
 
     poison: str | None = None
+    hang: str | None = None
     kill: str | None = None
     refuse: str | None = None
     executions_path: str | None = None
 
     @property
     def has_markers(self) -> bool:
-        return bool(self.poison or self.kill or self.refuse)
+        return bool(self.poison or self.hang or self.kill or self.refuse)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ class EchoOptions:
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> "EchoOptions":
         """BATCHFILE_ECHO_SLOTS, _SECONDS_PER_TOKEN, _LATENCY_S, _GUIDED, _MISFITS, _TOOL_INPUT, _THINKING,
-        _POISON, _KILL, _REFUSE, _EXECUTIONS.
+        _POISON, _HANG, _KILL, _REFUSE, _EXECUTIONS.
 
         Raises: SettingsError.
         """
@@ -69,6 +71,7 @@ class EchoOptions:
             thinking=env.get(PREFIX + "THINKING") or None,
             faults=EchoFaults(
                 poison=env.get(PREFIX + "POISON") or None,
+                hang=env.get(PREFIX + "HANG") or None,
                 kill=env.get(PREFIX + "KILL") or None,
                 refuse=env.get(PREFIX + "REFUSE") or None,
                 executions_path=env.get(PREFIX + "EXECUTIONS") or None,

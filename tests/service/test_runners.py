@@ -202,6 +202,22 @@ def test_a_second_signal_does_not_wait_for_what_is_in_flight(start: Callable[...
     assert {record.state for record in shards(ledger)} == {"open"}
 
 
+def test_signals_end_a_runner_whose_engine_does_not_return(start: Callable[..., Supervisor], ledger: Ledger) -> None:
+    """And what it holds is not given back: the death counts for the line that the engine hangs on."""
+    create(ledger, ["mistral"] * 4)
+    supervisor = start("--pool", "mistral", BATCHFILE_ECHO_HANG="hello 3", BATCHFILE_LIMITS__GRACE_S="0.1")
+    supervisor.until(lambda: any(presence.in_flight for presence in read_presence(ledger)))
+    [child] = supervisor.children()
+    for num in (1, 2):
+        supervisor.process.terminate()
+        supervisor.until(lambda num=num: len(supervisor.events("fleet.stopping")) == num)
+    assert supervisor.ended() == 1
+    assert not is_alive(child)
+    assert supervisor.events("runner.ended_by_force")[0]["signal"] == signal.SIGTERM
+    assert [event["is_killed"] for event in supervisor.events("fleet.stopping")] == [False, False]
+    assert {record.state for record in shards(ledger)} == {"leased"}
+
+
 def test_no_child_outlives_a_supervisor_that_was_killed(start: Callable[..., Supervisor], ledger: Ledger) -> None:
     create(ledger, ["mistral"] * 40)
     supervisor = start("--pool", "mistral", "--slots", "2", BATCHFILE_LIMITS__GRACE_S="0.1", **FOR_EVER)
