@@ -92,6 +92,8 @@ class Times(BaseModel):
     """The protocol's times, in seconds (docs/protocol.md). None: as the kind of store wants it.
 
     `lease_ttl_s`, `checkpoint_s`: 90 and 15 on a bucket, 30 and 1 in a directory; 3 to 1 is the least.
+    `engine_stall_s`: an engine that does nothing for this long, with requests in it, counts as dead; 600. Three times
+    that before its first answer.
     """
 
     model_config = _STRICT
@@ -99,6 +101,7 @@ class Times(BaseModel):
     lease_ttl_s: Positive | None = None
     checkpoint_s: Positive | None = None
     grace_s: Positive | None = None
+    engine_stall_s: Positive | None = None
     completion_window_s: Positive | None = None
     retention_s: Positive | None = None
 

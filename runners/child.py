@@ -157,7 +157,7 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
         log.info("runner.starting", runner_id=identity.runner_id, engine=kind, model=pool.model, store=store.url)
         inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
         wanted = RunnerOptions(runner_id=identity.runner_id, pool=options.pool, inbox=inbox)
-        runner = Runner(ledger, factory_of(pool, kind), wanted)
+        runner = Runner(ledger, factory_of(pool, kind, ledger.limits.engine_stall_s), wanted)
         signals.runner, signals.grace_s = runner, ledger.limits.grace_s
         ending = Ending(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
         stack.enter_context(counted(RunnerCollector(runner, store, options.pool, pool.model)))

@@ -25,7 +25,7 @@ def kind_of(pool: Pool, options: Options) -> EngineKind:
     return kind
 
 
-def factory_of(pool: Pool, kind: EngineKind) -> EngineFactory:
+def factory_of(pool: Pool, kind: EngineKind, stall_s: float = 600.0) -> EngineFactory:
     return engine_factory(
         kind,
         model=pool.model,
@@ -40,4 +40,5 @@ def factory_of(pool: Pool, kind: EngineKind) -> EngineFactory:
         chat_template=pool.chat_template,
         engine_args=pool.engine_args,
         task=pool.task,
+        stall_s=stall_s,
     )

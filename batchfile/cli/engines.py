@@ -11,6 +11,7 @@ from batchfile.engine.base import Engine, EngineFactory
 from batchfile.engine.open import engine_factory
 from batchfile.engine.preflight import check_vllm
 from batchfile.errors import SettingsError
+from batchfile.ledger.base import Limits
 from batchfile.settings import Settings
 from batchfile.words import EngineKind, Task
 
@@ -102,6 +103,7 @@ def choose_engine(
         engine_args={} if dtype is None else {"dtype": dtype},
         task=task,
         wait_for_endpoint=wait_for_endpoint,
+        stall_s=settings.limits.engine_stall_s or Limits().engine_stall_s,
     )
     if chosen == "http" and url and not wait_for_endpoint:
         check = _endpoint_check(url, found, api_key)

@@ -16,6 +16,7 @@ from batchfile.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
+from batchfile.runner.watchdog import STUCK_CODE
 
 
 class Exit(IntEnum):
@@ -27,6 +28,7 @@ class Exit(IntEnum):
     FAILED_REQUESTS = 3
     INVALID_INPUT = 4
     OUTPUT_TAKEN = 7
+    STUCK = STUCK_CODE
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -39,6 +41,7 @@ Exit codes:
   3    finished, and some requests failed
   4    the input can not be used
   7    the output belongs to another run
+  75   the engine did not return from a call; the same command continues
   130  interrupted (Ctrl-C); the same command continues
   143  terminated (SIGTERM); the same command continues"""
 

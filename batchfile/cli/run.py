@@ -275,6 +275,7 @@ def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals
 
     def on_runner(runner: Runner) -> None:
         signals.runner = runner
+        runner.on_stuck = signals.end_stuck
         voice.say(f"{counted(batch.total, 'request')}; loading {choice.label}")
 
     runner_id = f"local-{ledger.new_id()[:12]}"

@@ -75,6 +75,15 @@ class Signals:
             self.say_end()
         end_process(code)
 
+    def end_stuck(self, reason: str) -> NoReturn:
+        """A call of the engine does not return."""
+        with suppress(OSError, ValueError):
+            self.say(
+                f"{reason}, so this process ends; what had finished is kept, and a request that does this each "
+                "time it runs is found and fails alone"
+            )
+        self.end(Exit.STUCK)
+
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Call it in the main thread."""

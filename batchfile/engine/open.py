@@ -23,11 +23,13 @@ def engine_factory(
     engine_args: Mapping[str, Any] | None = None,
     task: Task = "generate",
     wait_for_endpoint: bool = True,
+    stall_s: float = 600.0,
 ) -> EngineFactory:
     """What builds the engine, as often as it is asked. `max_num_seqs`: requests at once, whatever the engine.
 
     `task`: what its model is loaded for; an HTTP endpoint knows that by itself. `chat_template`: a file;
     `engine_args`: more of vLLM's own arguments. `wait_for_endpoint`: also for one that was never available.
+    `stall_s`: without progress for this long vLLM counts as dead.
     """
 
     def build() -> Engine:
@@ -45,6 +47,7 @@ def engine_factory(
                     reasoning_parser=reasoning_parser,
                     chat_template=chat_template,
                     task=task,
+                    stall_s=stall_s,
                     extra=dict(engine_args or {}),
                 )
             )

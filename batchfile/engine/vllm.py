@@ -7,6 +7,7 @@ Knows nothing of files, stores and shards. Written for vllm >= 0.26.
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from batchfile.engine.vllm_processes import (
     ended,
     environment,
 )
-from batchfile.engine.vllm_steps import OutputWait, StepCounter, lacking
+from batchfile.engine.vllm_steps import OutputWait, Stall, StepCounter, lacking
 from batchfile.engine.vllm_work import VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest
 from batchfile.words import Completion, Request, Task
@@ -66,6 +67,7 @@ class VllmOptions:
     small batch can win back. `chat_template`: a file to use instead of the model's own.
     `tool_parser`, `reasoning_parser`: vLLM's names of those; None: by the chat template, and none.
     `task`: what the model is loaded for; with "embed" it makes vectors and no text.
+    `stall_s`: with requests in it and no progress for this long, the engine counts as dead.
     `extra`: further arguments of vLLM's engine, as they are.
     """
 
@@ -84,6 +86,7 @@ class VllmOptions:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     task: Task = "generate"
+    stall_s: float = 600.0
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -126,6 +129,7 @@ class VllmEngine:
         self._wait = OutputWait(self._engine.engine_core)
         self._counter = StepCounter()
         self._counter.attach(self._engine.engine_core)
+        self._stall = Stall(options.stall_s)
         config = self._engine.vllm_config
         num_slots = config.scheduler_config.max_num_seqs
         self.info = EngineInfo(
@@ -173,12 +177,14 @@ class VllmEngine:
     def step(self) -> list[Finished]:
         self._check_alive()
         if not self._in_flight:
+            self._stall.reset()
             return []
         if not self._wait.is_over(STEP_WAIT_S_MAX):
             # vLLM notices that its engine process has gone, but would leave a waiting step waiting.
             if how := ended(self._processes):
                 self._death = f"vLLM's engine process {how}."
                 raise EngineDead(self._death)
+            self._check_progress(has_stepped=False)
             return []
         self._num_steps += 1
         self._num_full_steps += self._num_sequences >= self.info.num_slots
@@ -199,6 +205,8 @@ class VllmEngine:
                 num_tokens = finished.outcome.usage.output_tokens if isinstance(finished.outcome, Completion) else 0
                 self._counter.finished(ours.names, num_tokens)
                 done.append(finished)
+        self._stall.is_warm = self._stall.is_warm or bool(done)
+        self._check_progress(has_stepped=bool(done) or self._counter.num_running > 0)
         return done
 
     def abort(self, keys: Iterable[int]) -> None:
@@ -232,6 +240,16 @@ class VllmEngine:
                 process.wait()
         self._processes = frozenset()
         self._guard.close()
+
+    def _check_progress(self, *, has_stepped: bool) -> None:
+        """`has_stepped`: the scheduler had something to run. Raises: EngineDead where nothing moves any more."""
+        seen = (self._counter.prompt_tokens, self._counter.output_tokens)
+        if not self._stall.is_over(time.monotonic(), seen, has_stepped=has_stepped):
+            return
+        for process in descendants(self._processes):
+            with contextlib.suppress(Exception):
+                process.kill()
+        raise self._died(TimeoutError(f"no step and no token for {self._stall.bound_s:g} s with requests in it"))
 
     def _check_alive(self) -> None:
         if self._death is not None:

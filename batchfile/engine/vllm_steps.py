@@ -111,3 +111,33 @@ class OutputWait:
         # Looked at under the lock: outputs that come in between would not wake us.
         with answers.not_empty:
             return bool(answers.queue) or (answers.not_empty.wait(timeout_s) and bool(answers.queue))
+
+
+STALL_LOOK_S_MAX = 1.0  # what one look may add: a longer pause is one of this process, which was stopped or busy
+COLD = 3  # before the first answer, when kernels may still be compiled: times the bound
+
+
+class Stall:
+    """For how long nothing has moved, between looks that come several times a second. Pure."""
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self.is_warm = False
+        self.reset()
+
+    def reset(self) -> None:
+        self._still_s = 0.0
+        self._looked_at: float | None = None
+        self._seen: object = None
+
+    @property
+    def bound_s(self) -> float:
+        return self._stall_s if self.is_warm else COLD * self._stall_s
+
+    def is_over(self, now: float, seen: object, *, has_stepped: bool) -> bool:
+        """`now`: a monotonic clock, in seconds. `seen`: something that changes with each progress."""
+        passed_s = 0.0 if self._looked_at is None else min(now - self._looked_at, STALL_LOOK_S_MAX)
+        has_moved = has_stepped or seen != self._seen
+        self._still_s = 0.0 if has_moved else self._still_s + passed_s
+        self._looked_at, self._seen = now, seen
+        return self._still_s >= self.bound_s

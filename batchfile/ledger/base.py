@@ -16,6 +16,7 @@ class Limits:
     lease_ttl_s: float = 90.0  # a record not rewritten for this long may be taken
     checkpoint_s: float = 15.0  # how often what has finished is committed; with no news: a sixth of the lease
     grace_s: float = 20.0  # what a stopping runner gives its requests in flight
+    engine_stall_s: float = 600.0  # a call of the engine that takes longer counts as its death
     completion_window_s: float = 24 * 3600.0  # an open batch expires
     retention_s: float = 24 * 3600.0  # an ended batch is deleted
     abandoned_s: float = 3600.0  # a create that never committed is swept

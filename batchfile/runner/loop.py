@@ -19,6 +19,7 @@ from batchfile.lines.result import encode_result
 from batchfile.runner import crashes, fitting
 from batchfile.runner.fitting import Fitting
 from batchfile.runner.tally import Tally
+from batchfile.runner.watchdog import Calls
 from batchfile.runner.window import Window
 from batchfile.runner.work import Item, ShardWork
 from batchfile.words import Completion, Failure, Outcome, Request, Usage
@@ -58,6 +59,7 @@ class Loop:
         self.in_flight: dict[int, Item] = {}
         self.info: EngineInfo | None = None  # of the first engine that was built, then of each next one
         self.is_stopped = False  # nothing more is started
+        self.calls = Calls()
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
         self._window = window
@@ -78,6 +80,7 @@ class Loop:
     def use(self, engine: Engine) -> None:
         """From now on this one."""
         self.info, self._prepare = engine.info, engine.prepare
+        self.calls.is_warm = False
 
     def turn(self, engine: Engine) -> bool:
         """Once around. False: idle. Raises: EngineDead, after which `bereave` is due."""
@@ -88,7 +91,12 @@ class Loop:
             self._busy_until = None
             return False
         began_at = self._clock.monotonic()
-        finished_now = engine.step()
+        self.calls.enter("step")
+        try:
+            finished_now = engine.step()
+        finally:
+            self.calls.leave()
+        self.calls.is_warm = self.calls.is_warm or bool(finished_now)
         now = self._clock.monotonic()
         self._tally.busy_s += now - (began_at if self._busy_until is None else self._busy_until)
         self._busy_until = now
@@ -187,10 +195,13 @@ class Loop:
         if self._tally.first_dispatch_at is None:
             self._tally.first_dispatch_at = now
             log.info("engine.fed", after_ms=round((now - (self._tally.engine_ready_at or now)) * 1000, 1))
+        self.calls.enter("add")
         try:
             engine.add(item.key, item.prepared)
         except InvalidRequest as error:
             self._settle(Finished(item.key, Failure(type=error.type, message=str(error))))
+        finally:
+            self.calls.leave()
 
     def _may_dispatch(self, work: ShardWork, now: float) -> bool:
         """Not while the lease may be lost, and not before the record says so where it must."""

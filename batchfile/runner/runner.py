@@ -8,6 +8,7 @@ between shards.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import structlog
 
@@ -26,6 +27,7 @@ from batchfile.runner.loop import Loop
 from batchfile.runner.refusals import Refusals
 from batchfile.runner.seat import Seat
 from batchfile.runner.tally import Tally
+from batchfile.runner.watchdog import Watchdog, end_stuck
 from batchfile.runner.window import Window
 from batchfile.runner.work import ShardWork
 
@@ -55,10 +57,14 @@ class RunnerOptions:
 
 
 class Runner:
-    """`run` returns when it was stopped, or when the batch of `only` has ended. Made for one run."""
+    """`run` returns when it was stopped, or when the batch of `only` has ended. Made for one run.
+
+    `on_stuck`: ends the process, because a call of the engine does not return; it is given the reason.
+    """
 
     def __init__(self, ledger: Ledger, engine_factory: EngineFactory, options: RunnerOptions) -> None:
         self.tally = Tally()
+        self.on_stuck: Callable[[str], NoReturn] = end_stuck
         self._ledger = ledger
         self._options = options
         self._engine: Engine
@@ -103,6 +109,13 @@ class Runner:
         )
         # Where there is one batch alone, nothing waits for it.
         self._long_work = LongWork(ledger, options.runner_id, num_threads=0 if options.only is not None else 1)
+        self._watchdog = Watchdog(
+            self._loop.calls,
+            ledger.limits.engine_stall_s,
+            on_commit=self._commit_soon,
+            is_committed=lambda: not any(work.finished for work in list(self._works)),
+            on_stuck=self._end_stuck,
+        )
         self._finisher = Finisher(
             ledger,
             self._claims,
@@ -125,9 +138,12 @@ class Runner:
         try:
             with self._ledger.store.hold(self._options.runner_id):
                 threads = self._start_threads()
+                over = threading.Event()
+                threading.Thread(target=self._watchdog.run, args=(over,), name="watchdog", daemon=True).start()
                 try:
                     self._work()
                 finally:
+                    over.set()
                     self._wind_down(threads)
         finally:
             self._threads_over.set()
@@ -180,8 +196,17 @@ class Runner:
         """Do not even finish what is in flight. What is finished is committed at once, even while a step lasts."""
         self.stop()
         self._stop_now.set()
+        self._commit_soon()
+
+    def _commit_soon(self) -> None:
+        """What is finished is due now, and in this process from now on."""
         self._keeper.is_urgent = True
         self._keeper.wake.set()
+
+    def _end_stuck(self, reason: str) -> None:
+        """The record of each shard tells the next runner of this death, as of any other; bisection finds the line."""
+        log.error("engine.stuck", reason=reason, in_flight=self.num_in_flight)
+        self.on_stuck(reason)
 
     @property
     def info(self) -> EngineInfo | None:

@@ -18,7 +18,7 @@ import pytest
 from batchfile.engine.chat_prompt import ChatPrompts, fold_system
 from batchfile.engine.one_decode import OneDecode
 from batchfile.engine.vllm import VllmEngine, VllmOptions
-from batchfile.engine.vllm_steps import lacking
+from batchfile.engine.vllm_steps import Stall, lacking
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.words import Completion, Message, Outcome, Request, Sampling
 
@@ -229,6 +229,28 @@ def test_a_killed_engine_process_is_a_dead_engine_even_while_a_step_waits(engine
     engine.close()
     engine.close()
     assert not process.is_alive()
+
+
+def test_an_engine_process_that_does_nothing_more_is_a_dead_engine(model_dir: Path) -> None:
+    built = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024, stall_s=3600))
+    try:
+        [process] = built._processes
+        run(built, request("Hello"))
+        built._stall = Stall(5.0)
+        built._stall.is_warm = True
+        built.add(1, built.prepare(request("Tell a long story.", max_tokens=400)))
+        os.kill(process.pid, signal.SIGSTOP)
+
+        def steps() -> None:
+            while True:
+                built.step()
+
+        with pytest.raises(EngineDead, match="no step and no token for 5 s"):
+            steps()
+        process.join(60)
+        assert not process.is_alive()
+    finally:
+        built.close()
 
 
 def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:

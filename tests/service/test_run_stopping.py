@@ -32,6 +32,19 @@ def hang(self):
     return done
 EchoEngine.step = hang
 """
+STEPS_FOR_LONG = """
+import time
+from batchfile.engine.echo import EchoEngine
+step = EchoEngine.step
+def slow(self):
+    done = step(self)
+    if self._num_steps == 4:
+        print("there", flush=True)
+        for _ in range(6):
+            time.sleep(0.1)  # each ends at once after a stop
+    return done
+EchoEngine.step = slow
+"""
 NEVER_LOADS = """
 import time
 from batchfile.engine.echo import EchoEngine
@@ -235,4 +248,42 @@ def test_one_signal_ends_a_run_that_writes_its_files_and_leaves_no_half_of_one(
     process.send_signal(number)
     assert "interrupted; this continues" in ended(process, 128 + number)
     assert {path.name for path in folder.iterdir()} == {"in.jsonl", ".batchfile", "executed"}
+    completes(folder)
+
+
+HANGS = {"BATCHFILE_ECHO_HANG": "say 17", "BATCHFILE_ECHO_SLOTS": "4"}
+
+
+def test_an_engine_that_does_not_return_ends_the_process_and_its_request_is_found_and_fails_alone(
+    folder: Path,
+) -> None:
+    (folder / "batchfile.toml").write_text("[limits]\nengine_stall_s = 0.5\n")
+    codes = []
+    for _ in range(20):
+        process = start(folder, **HANGS)
+        _, said = process.communicate(timeout=WAIT_S)
+        codes.append(process.returncode)
+        if process.returncode != 75:
+            break
+        assert "the engine's step has not returned for" in said
+        assert "this continues:\n  batchfile run --engine echo in.jsonl -o out.jsonl" in said
+    assert codes[-1] == 3
+    assert codes[:-1] == [75] * len(codes[:-1])
+    assert len(codes) > 1
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
+    assert [row["custom_id"] for row in rows if row["status"] != "succeeded"] == ["r17"]
+    assert len(rows) == NUM
+    assert rows[17]["error"]["type"] == "runner_crash"
+
+
+def test_a_process_that_was_stopped_is_not_taken_for_one_that_is_stuck(folder: Path) -> None:
+    """Stopped for many times the bound while its engine is in a step."""
+    (folder / "batchfile.toml").write_text("[limits]\nengine_stall_s = 4\n")
+    process = start(folder, before=STEPS_FOR_LONG, BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.01")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(10)
+    process.send_signal(signal.SIGCONT)
+    ended(process, 0)
     completes(folder)
