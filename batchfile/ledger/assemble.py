@@ -226,7 +226,7 @@ class _HashingWriter:
         self._key = key
         self._size = 0
         self._hash = hashlib.sha256()
-        self._writer: Writer = ledger.store.writer(key)
+        self._writer: Writer = ledger.store.writer(key, is_new=True)
 
     def write_lines(self, lines: list[bytes]) -> None:
         data = b"\n".join([*lines, b""]) if lines else b""

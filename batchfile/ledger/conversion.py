@@ -34,7 +34,7 @@ def readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> st
     )
     key = layout.input_key(batch.batch_id, ledger.new_id()[:12])
     size = 0
-    with store.writer(key) as writer:
+    with store.writer(key, is_new=True) as writer:
         # In a process of its own: this one may hold an engine, or be a service.
         for chunk in convert(pinned.key, kind, cast(BinaryIO, source), beat=beat):
             size += len(chunk)

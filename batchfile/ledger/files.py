@@ -51,7 +51,7 @@ def write_data(
     key = layout.file_data_key(tenant, file_id, ledger.new_id()[:12])
     digest = hashlib.sha256()
     size = 0
-    with ledger.store.writer(key) as writer:
+    with ledger.store.writer(key, is_new=True) as writer:
         for chunk in chunks:
             size += len(chunk)
             if size > bytes_max:

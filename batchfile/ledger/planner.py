@@ -101,7 +101,7 @@ def plan_upload(
     key = layout.input_key(batch_id, ledger.new_id()[:12])
     digest = hashlib.sha256()
     stored = _Stored()
-    with ledger.store.writer(key) as writer:
+    with ledger.store.writer(key, is_new=True) as writer:
         cuts = cutter.read(stored.copied(_hashed(_beating(chunks, beat), digest), writer), size)
         if cutter.total == 0:
             raise InvalidFile("requests: there is none; send at least one")

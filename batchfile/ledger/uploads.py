@@ -57,7 +57,7 @@ def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, b
     _check_room(ledger, upload)
     part_id = f"part_{ledger.new_id()}"
     size = 0
-    with ledger.store.writer(layout.upload_part_key(upload.tenant, upload.upload_id, part_id)) as writer:
+    with ledger.store.writer(layout.upload_part_key(upload.tenant, upload.upload_id, part_id), is_new=True) as writer:
         for chunk in chunks:
             size += len(chunk)
             if size > bytes_max:

@@ -100,7 +100,7 @@ def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None
         lines = open_lines(source.path, source.format, _stdin_chunks(source))
     if limit is not None:
         lines = first_requests(lines, limit)
-    with store.writer(key) as writer:
+    with store.writer(key, is_new=True) as writer:
         for chunk in lines:
             writer.write(chunk)
         check_untouched(source)

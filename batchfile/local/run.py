@@ -203,7 +203,7 @@ def _repin(ledger: Ledger, source: Source, batch: BatchRecord) -> BatchRecord:
 
 def _spool_again(ledger: Ledger, source: Source, batch_id: str, limit: int | None) -> str:
     """The digest of what stdin holds."""
-    key = layout.input_key(batch_id, _SPOOLED_AGAIN)
+    key = layout.input_key(batch_id, f"{_SPOOLED_AGAIN}-{ledger.new_id()[:12]}")
     try:
         inputs.bring_in(ledger.store, source, key, limit=limit)
         digest = sha256()

@@ -92,7 +92,11 @@ class Store(Protocol):
         """
         ...
 
-    def writer(self, key: str) -> Writer: ...
+    def writer(self, key: str, *, is_new: bool = False) -> Writer:
+        """`is_new`: nothing else ever writes this key. The object and its etag then stay as `commit` found them, even
+        where the store takes a request of this writer twice, or long after its time.
+        """
+        ...
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         """Every object whose key starts with `prefix` and sorts after `after`, in byte order of the keys."""

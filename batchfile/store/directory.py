@@ -120,7 +120,7 @@ class DirectoryStore:
             unfinished.write(data)
             return unfinished.commit(absent=absent, match=match)
 
-    def writer(self, key: str) -> "_DirectoryWriter":
+    def writer(self, key: str, *, is_new: bool = False) -> "_DirectoryWriter":
         return _DirectoryWriter(self, key, self._path(key), self._unfinished_path(), fsync=self._fsync)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:

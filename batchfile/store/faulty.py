@@ -128,8 +128,8 @@ class FaultyStore:
             is_conditional=is_conditional,
         )
 
-    def writer(self, key: str) -> "_FaultyWriter":
-        return _FaultyWriter(self, key, self._inner.writer(key))
+    def writer(self, key: str, *, is_new: bool = False) -> "_FaultyWriter":
+        return _FaultyWriter(self, key, self._inner.writer(key, is_new=is_new))
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         self._read(prefix)

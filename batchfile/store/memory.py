@@ -66,7 +66,7 @@ class MemoryStore:
             self._objects[key] = Object(data=data, etag=etag, modified_at=now, read_at=now)
         return etag
 
-    def writer(self, key: str) -> "_MemoryWriter":
+    def writer(self, key: str, *, is_new: bool = False) -> "_MemoryWriter":
         return _MemoryWriter(self, key)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:

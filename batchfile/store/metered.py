@@ -66,8 +66,8 @@ class MeteredStore:
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
         return self._timed("put", lambda: self._inner.put(key, data, absent=absent, match=match))
 
-    def writer(self, key: str) -> "_MeteredWriter":
-        return _MeteredWriter(self, self._inner.writer(key))
+    def writer(self, key: str, *, is_new: bool = False) -> "_MeteredWriter":
+        return _MeteredWriter(self, self._inner.writer(key, is_new=is_new))
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         return self._drawn("list", lambda: self._inner.list(prefix, after=after))

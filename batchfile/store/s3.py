@@ -152,8 +152,30 @@ class S3Store:
         with translated(key, is_conditional=True):
             return bare(self._control.put_object(**self._at(key), Body=data, **condition)["ETag"])
 
-    def writer(self, key: str) -> "S3Writer":
-        return S3Writer(self._data, key, self._at(key), put=self.put, head=self.head)
+    def writer(self, key: str, *, is_new: bool = False) -> "S3Writer":
+        put = self._put_new if is_new else self.put
+        return S3Writer(self._data, key, self._at(key), put=put, head=self.head)
+
+    def _put_new(self, key: str, data: bytes) -> str:
+        """Write what nothing else writes, once: with SSE-KMS the same bytes get another etag when they come again.
+
+        Raises: PreconditionFailed where something else is there; StoreUnavailable.
+        """
+        for num_failures in range(1, READ_ATTEMPTS + 1):
+            try:
+                # This client repeats a request, which may refuse its own first attempt: then what is there is ours.
+                with translated(key, is_conditional=True):
+                    return bare(self._data.put_object(**self._at(key), Body=data, IfNoneMatch="*")["ETag"])
+            except PreconditionFailed as error:
+                refusal = error
+            found = self.get(key)
+            if found is not None:
+                if found.data != data:
+                    raise refusal
+                return found.etag
+            if num_failures < READ_ATTEMPTS:
+                _pause(num_failures)
+        raise StoreUnavailable(f"{key}: a write failed {READ_ATTEMPTS} times, at last: {refusal}") from refusal
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         pages = self._data.get_paginator("list_objects_v2").paginate(

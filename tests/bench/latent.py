@@ -45,8 +45,8 @@ class LatentStore:
         self._wait()
         return self._inner.put(key, data, absent=absent, match=match)
 
-    def writer(self, key: str) -> "_LatentWriter":
-        return _LatentWriter(self, self._inner.writer(key))
+    def writer(self, key: str, *, is_new: bool = False) -> "_LatentWriter":
+        return _LatentWriter(self, self._inner.writer(key, is_new=is_new))
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         self._wait()

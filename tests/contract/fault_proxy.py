@@ -16,6 +16,7 @@ SLOW_PAUSE_S = 0.02
 
 # pass: untouched. reset: not done, the connection closes. drop: done, but the connection closes instead of an answer.
 # cut: half the body, then closed. short: half the body, as if that were all. slow: the body byte by byte, with pauses.
+# late: kept for `send_late`, and the connection closes. twice: `drop`, and kept as well.
 # whole: a Range is ignored. An int: answered with that status and not done.
 # (int, "done"): done, answered with it.
 # (int, "412"): passed on, and where the answer is 412 it becomes that status.
@@ -30,6 +31,20 @@ class FaultProxy:
         self.upstream = urlsplit(upstream).netloc
         self.fault: OnRequest = lambda method, path, headers: "pass"
         self.requests: list[str] = []  # the methods, in order
+        self.late: list[tuple[str, str, bytes, Headers]] = []
+
+    def send_late(self) -> list[int]:
+        """What was kept arrives now, when nobody waits for it any more; the statuses of the answers."""
+        kept, self.late = self.late, []
+        return [self.pass_on(*request)[0] for request in kept]
+
+    def pass_on(self, method: str, path: str, body: bytes, headers: Headers) -> tuple[int, bytes, Headers]:
+        upstream = http.client.HTTPConnection(self.upstream, timeout=30)
+        upstream.request(method, path, body, headers)
+        found = upstream.getresponse()
+        answer = found.status, found.read(), dict(found.getheaders())
+        upstream.close()
+        return answer
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -46,22 +61,20 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             self.answer(fault, {}, b"")
             return
-        if fault == "reset":
+        if fault in {"late", "twice"}:
+            self.proxy.late.append((self.command, self.path, body, headers))
+        if fault in {"reset", "late"}:
             self.close_connection = True
             return
         if fault == "whole":
             headers.pop("Range", None)
-        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=30)
-        upstream.request(self.command, self.path, body, headers)
-        found = upstream.getresponse()
-        answer, status, fields = found.read(), found.status, dict(found.getheaders())
-        upstream.close()
-        if fault == "drop":
+        status, answer, fields = self.proxy.pass_on(self.command, self.path, body, headers)
+        if fault in {"drop", "twice"}:
             self.close_connection = True
             return
         if isinstance(fault, tuple) and fault[1] in {"done", str(status)}:
             status, answer, fields = fault[0], b"", {}
-        if fault == "short" and found.status in {200, 206}:
+        if fault == "short" and status in {200, 206}:
             answer = answer[: len(answer) // 2]
         self.answer(status, fields, answer, is_cut=fault == "cut", is_slow=fault == "slow")
 

@@ -106,10 +106,10 @@ class Guarded:
         self._check("s3:PutObject", key)
         return self._inner.put(key, data, absent=absent, match=match)
 
-    def writer(self, key: str) -> Writer:
+    def writer(self, key: str, *, is_new: bool = False) -> Writer:
         self._check("s3:PutObject", key)
         self._check("s3:AbortMultipartUpload", key)
-        return self._inner.writer(key)
+        return self._inner.writer(key, is_new=is_new)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         self._check("s3:ListBucket", prefix)

@@ -87,7 +87,7 @@ class ProcessStore:
         write = lambda: self._inner.put(key, data, absent=absent, match=match)  # noqa: E731
         return self._call("put", key, write, is_conditional=is_conditional)
 
-    def writer(self, key: str) -> "ProcessWriter":
+    def writer(self, key: str, *, is_new: bool = False) -> "ProcessWriter":
         return ProcessWriter(self, key)
 
     def commit(self, key: str, data: bytes) -> str:
