@@ -132,6 +132,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
         beating.cancel()
         stop.set()
         tending.stop()
+        await asyncio.to_thread(long_work.stop, leaves_ends=True)
         service.close()
 
     app = Litestar(

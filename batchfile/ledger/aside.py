@@ -23,8 +23,8 @@ KEPT_S = 3600.0  # what did not fail again for this long after its pause is forg
 UNANSWERED_MAX = 3  # in a row, each of another batch or file: then the store answers nobody
 
 # What failed: to make a batch of a file in the inbox (then its key stands for the batch), to claim a shard and read its
-# input, to commit its results, to end the batch or look after it.
-Work = Literal["plan", "claim", "commit", "end"]
+# input, to commit its results, to end the batch or look after it, to plan or end a large one.
+Work = Literal["plan", "claim", "commit", "end", "long"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +75,15 @@ class Aside:
             self._setbacks.pop((batch_id, work), None)
         log.info("batch.taken_up", batch_id=batch_id, work=work)
 
-    def left_s(self, batch_id: str) -> float:
-        """For how many more seconds to leave the batch alone; 0: it may be worked on."""
+    def left_s(self, batch_id: str, work: Work | None = None) -> float:
+        """For how many more seconds to leave the batch alone, or this work of it; 0: it may be worked on."""
         if not self._setbacks:
             return 0.0
         now = self._clock.monotonic()
         with self._lock:
-            untils = [found.until for (name, _), found in self._setbacks.items() if name == batch_id]
+            untils = [
+                found.until for (name, of), found in self._setbacks.items() if name == batch_id and work in {None, of}
+            ]
         return max(0.0, max(untils, default=now) - now)
 
     def clear_unavailable(self) -> None:

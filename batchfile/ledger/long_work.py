@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from batchfile.errors import BatchDamaged, StoreError
+from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.ledger import batches, planning
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.records import BatchRecord
 
@@ -20,6 +21,7 @@ log = structlog.get_logger()
 LONG_BYTES = 64 * 1024 * 1024  # a larger input takes seconds to be planned, and its results to be assembled
 LONG_LINES = 100_000
 PLAIN = ".jsonl"  # what else is dropped may unpack to anything
+STOP_S = 5.0  # what is left in the middle is given back within this time, or its lease expires
 
 
 @dataclass(slots=True)
@@ -33,7 +35,7 @@ class _Lane:
 
 class LongWork:
     """`runner`: the name of this process. `num_threads`: of each kind; 0: it takes nothing. `on_ended` hears of what
-    ends here.
+    ends here. What fails is set aside: until its pause is over, it is taken and not begun.
 
     The threads die with the process: any other does the work again.
     """
@@ -45,14 +47,22 @@ class LongWork:
         *,
         num_threads: int = 1,
         on_ended: Callable[[BatchRecord], None] = lambda batch: None,
+        aside: Aside | None = None,
     ) -> None:
         self.num_threads = num_threads
+        self._clock = ledger.clock
+        self._aside = aside or Aside(ledger)
         self._on_ended = on_ended
         self._changed = threading.Condition()
         self._under_way: set[str] = set()
         self._is_stopped = False
-        self._planning = _Lane(lambda batch_id: planning.plan(ledger, batch_id, runner=runner))
-        self._ending = _Lane(lambda batch_id: batches.finish(ledger, batch_id, runner=runner))
+        self._leaves_ends = False
+        self._planning = _Lane(
+            lambda batch_id: planning.plan(ledger, batch_id, runner=runner, is_stopped=lambda: self._is_stopped)
+        )
+        self._ending = _Lane(
+            lambda batch_id: batches.finish(ledger, batch_id, runner=runner, is_stopped=lambda: self._leaves_ends)
+        )
 
     def take(self, batch: BatchRecord) -> bool:
         """Plan or end this batch on a thread here, if that takes long. False: it is short, the caller does it.
@@ -61,6 +71,8 @@ class LongWork:
         """
         if self.num_threads == 0 or not is_long(batch):
             return False
+        if self._aside.left_s(batch.batch_id, "long"):
+            return True
         lane = self._planning if batch.state == "planning" else self._ending
         with self._changed:
             if self._is_stopped or batch.batch_id in self._under_way:
@@ -73,14 +85,23 @@ class LongWork:
             threading.Thread(target=self._work, args=(lane,), name="long-work", daemon=True).start()
         return True
 
-    def stop(self) -> None:
-        """Begin nothing more, and wait for what is being ended. What is being planned is left to others."""
+    def stop(self, *, leaves_ends: bool = False) -> None:
+        """Begin nothing more, and wait for what is being ended; with `leaves_ends` that too is left to others.
+
+        What is being planned is given back, so that the end of this process does not count against the file.
+        """
         with self._changed:
-            self._is_stopped = True
+            self._is_stopped, self._leaves_ends = True, leaves_ends
             self._planning.waiting.clear()
             self._ending.waiting.clear()
-            while self._ending.num_threads:
+            while self._ending.num_threads and not leaves_ends:
                 self._changed.wait()
+            ends_at = self._clock.monotonic() + STOP_S
+            while self._planning.num_threads + self._ending.num_threads:
+                left_s = ends_at - self._clock.monotonic()
+                if left_s <= 0:
+                    return
+                self._changed.wait(left_s)
 
     def _work(self, lane: _Lane) -> None:
         while (batch_id := self._next(lane)) is not None:
@@ -88,12 +109,20 @@ class LongWork:
                 batch = lane.do(batch_id)
                 if batch is not None and batch.state == "ended":
                     self._on_ended(batch)
+                self._aside.worked(batch_id, "long")
             except (StoreError, BatchDamaged) as error:
-                log.warning("long_work.left_to_steward", batch_id=batch_id, error=str(error))
-            except Exception:  # the top of this thread
+                self._set_aside(batch_id, error)
+            except Exception as error:  # the top of this thread
                 log.exception("long_work.failed", batch_id=batch_id)
+                self._set_aside(batch_id, BatchDamaged(f"{batch_id}: {error!r}"))
             with self._changed:
                 self._under_way.discard(batch_id)
+
+    def _set_aside(self, batch_id: str, error: BatchfileError) -> None:
+        try:
+            self._aside.put(batch_id, "long", error)
+        except BatchfileError:  # there is no room, for any batch
+            log.warning("long_work.left_to_steward", batch_id=batch_id, error=str(error))
 
     def _next(self, lane: _Lane) -> str | None:
         """None: nothing waits, and this thread is over."""

@@ -4,6 +4,7 @@ comes first.
 It opens, or it fails with what is wrong in the file; one conditional write decides, however many try.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -103,8 +104,15 @@ def _identity(batch: BatchRecord) -> tuple[str, float, str]:
     return batch.tenant, batch.created_at, batch.input.key if batch.dropped is None else batch.dropped.key
 
 
-def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
-    """Open a batch that is planning, or let it fail or expire. The record as it stands; None: someone else is at it.
+class _Stopped(Exception):
+    """The process that plans is to end."""
+
+
+def plan(
+    ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
+) -> BatchRecord | None:
+    """Open a batch that is planning, or let it fail or expire. The record as it stands; None: someone else is at it,
+    or it was stopped in the middle, which is looked for every MiB or so.
 
     Raises: StoreUnavailable, BatchDamaged.
     """
@@ -119,14 +127,23 @@ def plan(ledger: Ledger, batch_id: str, *, runner: str) -> BatchRecord | None:
         return None
     if turn.lapses >= LAPSES_MAX:
         return _fail(ledger, batch, (_poison(batch, turn.lapses),), "failed")
-    return _plan_held(ledger, batch, turn)
+    return _plan_held(ledger, batch, turn, is_stopped)
 
 
-def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Turn) -> BatchRecord | None:
+def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Turn, is_stopped: Callable[[], bool]) -> BatchRecord | None:
     problems = None if batch.file is None else LineProblems(batch.file.endpoint)
+
+    def beat() -> None:
+        if is_stopped():
+            raise _Stopped
+        turn.beat()
+
     try:
-        planned = _read(ledger, batch, problems, turn)
+        planned = _read(ledger, batch, problems, beat)
     except LeaseLost:
+        return None
+    except _Stopped:  # given back: the end of this process says nothing about the file
+        turn.give_back()
         return None
     except ConverterKilled as error:  # not given back: it counts as a lapse, and the next try waits for that
         log.error("planning.killed", batch_id=batch.batch_id, error=str(error))
@@ -145,9 +162,9 @@ def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Turn) -> BatchRecord | 
         raise
 
 
-def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, turn: Turn) -> Planned:
+def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, beat: Callable[[], None]) -> Planned:
     """Convert the file where it is no plain JSONL, and plan it."""
-    key = batch.input.key if batch.dropped is None else readable(ledger, batch, turn.beat)
+    key = batch.input.key if batch.dropped is None else readable(ledger, batch, beat)
     planned = plan_input(
         ledger,
         batch.batch_id,
@@ -156,7 +173,7 @@ def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, tur
         stage=batch.stage,
         requests_max=REQUESTS_MAX if batch.file is None else batch.file.requests_max,
         problems=problems,
-        beat=turn.beat,
+        beat=beat,
         name="the file" if batch.dropped is None else f"{batch.dropped.key}:",
     )
     if key == batch.input.key and planned.input.etag != batch.input.etag:

@@ -108,7 +108,8 @@ class Runner:
             prepare_again=self._feeder.prepare_again,
         )
         # Where there is one batch alone, nothing waits for it.
-        self._long_work = LongWork(ledger, options.runner_id, num_threads=0 if options.only is not None else 1)
+        num_threads = 0 if options.only is not None else 1
+        self._long_work = LongWork(ledger, options.runner_id, num_threads=num_threads, aside=self._aside)
         self._watchdog = Watchdog(
             self._loop.calls,
             ledger.limits.engine_stall_s,

@@ -5,15 +5,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
-import structlog
 
 from api.tending import Tending
 from batchfile import layout
+from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
-from batchfile.errors import StoreUnavailable
+from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
 from batchfile.ledger import batches, long_work, planning, shards
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.long_work import LongWork, is_long
 from batchfile.ledger.planner import plan_input
@@ -225,32 +227,91 @@ def test_a_batch_is_begun_once_however_often_it_is_given(world: World) -> None:
     wait_for(lambda: world.state("file") == "open")
 
 
-def test_what_failed_is_taken_again_when_it_is_given_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("500"), StoreError("403"), BatchDamaged("torn"), ValueError("ours")]
+)
+def test_what_failed_is_set_aside_and_taken_again_after_its_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    clock = ManualClock()
+    world.ledger = replace(world.ledger, clock=clock)
     batch = world.store_file("file")
     world.store.let_go.set()
-    long = LongWork(world.ledger, "s")
+    aside = Aside(world.ledger)
+    long = LongWork(world.ledger, "s", aside=aside)
+    num_tries = 0
 
     def fail(*_: object, **__: object) -> None:
-        raise StoreUnavailable("500")
+        nonlocal num_tries
+        num_tries += 1
+        raise error
 
     monkeypatch.setattr(planning, "plan", fail)
-    with structlog.testing.capture_logs() as events:
-        assert long.take(batch)
-        wait_for(lambda: any(event["event"] == "long_work.left_to_steward" for event in events))
+    steward = Steward(world.ledger, runner="s", defer=long.take, aside=aside)
+    steward.tick()
+    wait_for(lambda: str(error) in aside.reasons().get("file", ""))
+    wait_for(lambda: not long._under_way)
+    for _ in range(5):
+        steward.tick()
+    assert num_tries == 1
+    assert 0 < aside.left_s("file", "long") <= aside.left_s("file")
     monkeypatch.undo()
     monkeypatch.setattr(long_work, "LONG_BYTES", 0)
+    clock.sleep(1.0)
     wait_for(lambda: long.take(batch) and world.state("file") == "open")
+    wait_for(lambda: aside.reasons() == {})
 
 
-def test_who_stops_leaves_what_is_planned_to_others(world: World) -> None:
+def test_who_stops_gives_back_what_is_planned_and_that_counts_against_no_file(world: World) -> None:
+    file, other = world.store_file("file"), world.store_file("other")
+
+    def begin_and_stop() -> None:
+        world.store.num_waiting = 0
+        world.store.let_go.clear()
+        long = LongWork(world.ledger, "s")
+        assert long.take(file)
+        wait_for(lambda: world.store.num_waiting == 1)
+        stopping = threading.Thread(target=long.stop)
+        stopping.start()
+        wait_for(lambda: long._is_stopped)
+        assert long.take(other)
+        world.store.let_go.set()
+        stopping.join(WAIT_S)
+        assert world.state("file") == world.state("other") == "planning"
+
+    for _ in range(planning.LAPSES_MAX + 1):
+        begin_and_stop()
+    planned = planning.plan(world.ledger, "file", runner="next")
+    assert planned is not None
+    assert planned.state == "open"
+
+
+def test_who_leaves_an_end_gives_it_back(world: World) -> None:
+    large = world.create("large", LARGE)
+    world.work(large)
+    world.store.slow.add(large.input.key)
+    batches.end(world.ledger, "large", "canceled")
+    get, has_begun = world.store.get, threading.Event()
+
+    def slowly(key: str):  # type: ignore[no-untyped-def]
+        if "large/parts/" in key:
+            has_begun.set()
+            assert world.store.let_go.wait(WAIT_S)
+        return get(key)
+
+    world.store.get = slowly  # type: ignore[method-assign]
     long = LongWork(world.ledger, "s")
-    assert long.take(world.store_file("file"))
-    wait_for(lambda: world.store.num_waiting == 1)
-    long.stop()
-    assert long.take(world.store_file("other"))
+    assert long.take(large)
+    assert has_begun.wait(WAIT_S)
+    stopping = threading.Thread(target=lambda: long.stop(leaves_ends=True))
+    stopping.start()
+    wait_for(lambda: long._leaves_ends)
     world.store.let_go.set()
-    wait_for(lambda: world.state("file") == "open")
-    assert world.state("other") == "planning"
+    stopping.join(WAIT_S)
+    assert world.state("large") == "ending"
+    ended = batches.finish(world.ledger, "large", runner="next")
+    assert ended is not None, "its lease was given back"
+    assert ended.state == "ended"
 
 
 def test_long_is_what_is_large_or_may_unpack_to_anything(world: World) -> None:
