@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Self
 
-from batchfile.errors import LeaseLost, RecordDamaged, StoreUnavailable
+from batchfile.errors import LeaseLost, RecordDamaged, StoreError, StoreUnavailable
 from batchfile.ledger import lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
@@ -66,7 +66,7 @@ class Turn:
     def give_back(self) -> None:
         """Let the next try begin at once. Best effort: otherwise it waits for the lease to lapse."""
         record = self._next()
-        with suppress(StoreUnavailable):
+        with suppress(StoreError, RecordDamaged):
             swap(self._ledger, self._key, lease.released(record, seq=record.seq), self._stored)
 
     def _next(self) -> ShardRecord:

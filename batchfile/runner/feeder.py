@@ -13,7 +13,15 @@ import structlog
 
 from batchfile import bits
 from batchfile.engine.base import Prepared
-from batchfile.errors import InvalidRequest, LeaseLost, ObjectChanged, ObjectMissing, StoreError
+from batchfile.errors import (
+    BatchDamaged,
+    BatchfileError,
+    InvalidRequest,
+    LeaseLost,
+    ObjectChanged,
+    ObjectMissing,
+    StoreError,
+)
 from batchfile.ledger import batches, lease, shards
 from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
@@ -164,10 +172,10 @@ class Feeder:
             work.is_dropped = True
         except (ObjectChanged, ObjectMissing) as error:
             self._end_changed(work, error)
-        except StoreError as error:
+        except (StoreError, BatchDamaged) as error:
             self._put_back(work, error)
 
-    def _put_back(self, work: ShardWork, error: StoreError) -> None:
+    def _put_back(self, work: ShardWork, error: BatchfileError) -> None:
         """Another runner may have more luck with the shard, and this one goes on with other batches.
 
         Raises: `error` where there are none.
@@ -313,7 +321,7 @@ class Feeder:
                 return self._put_back(work, error)
             log.error("input.changed", batch_id=batch.batch_id, error=str(error))
             batches.end(self._ledger, batch.batch_id, "input_changed", str(error))
-        except StoreError as refusal:
+        except (StoreError, BatchDamaged) as refusal:
             return self._put_back(work, refusal)
         work.is_dropped = True
         self._claims.drop(batch.batch_id)

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import structlog
 
-from batchfile.errors import LeaseLost, StoreError, StoreFull
+from batchfile.errors import BatchDamaged, LeaseLost, StoreError, StoreFull
 from batchfile.ledger import lease, shards
 from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
@@ -99,7 +99,7 @@ class Keeper:
         with work.lock:
             try:
                 shards.release(self._ledger, work.held)
-            except LeaseLost:
+            except (LeaseLost, BatchDamaged):
                 self._saw_store(started_at, is_there=True)
             except StoreError as error:
                 self._saw_store(started_at, is_there=False)
@@ -144,6 +144,12 @@ class Keeper:
                 is_dispatching = work.has_dispatched or work.wants_to_announce
                 shards.checkpoint(self._ledger, work.held, finished, has_dispatched=is_dispatching)
             except LeaseLost:
+                self._drop(work)
+                return
+            except BatchDamaged as error:  # nobody can tell whose it is now; the other shards go on
+                log.error(
+                    "shard.unreadable", batch_id=work.held.batch.batch_id, shard=work.held.record.n, error=str(error)
+                )
                 self._drop(work)
                 return
             except StoreFull:

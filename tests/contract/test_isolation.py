@@ -97,6 +97,11 @@ class World:
         runner.run_alone(is_over)
         return took
 
+    def read(self, key: str) -> bytes:
+        found = self.store.get(key)
+        assert found is not None
+        return found.data
+
     def after(self, seconds: float) -> Callable[[], bool]:
         """A phase that lasts so long."""
         ends_at: list[float] = []
@@ -133,6 +138,39 @@ def test_healthy_batches_end_although_one_is_ill_and_it_ends_when_it_is_well(nam
     )
     assert took[0] < ENDS_WITHIN_S
     assert took[-1] < WELL_AGAIN_WITHIN_S
+
+
+@pytest.mark.parametrize("more", [None, {"version": 2}, {"fingerprint": "of a newer version"}])
+def test_a_shard_record_that_is_damaged_while_it_is_held_ends_no_runner(more: dict[str, object] | None) -> None:
+    world = World()
+    runner = world.runner()
+    kept: dict[str, bytes] = {}
+
+    def damage() -> bool:
+        held = [work.held for work in runner._works if work.held.batch.batch_id == ILL]
+        if held:
+            kept[held[0].key] = data = world.read(held[0].key)
+            world.store.put(held[0].key, b"\0" if more is None else json.dumps({**json.loads(data), **more}).encode())
+        return bool(held)
+
+    def restore() -> bool:
+        for key, data in kept.items():
+            world.store.put(key, data)
+        return True
+
+    world.run(runner, damage, world.have_all_ended, restore, lambda: world.has_ended(ILL))
+
+
+def test_an_input_that_is_gone_from_a_batch_that_a_newer_version_wrote_ends_no_runner() -> None:
+    world = World()
+    key = layout.batch_key(ILL)
+    data = json.dumps({**json.loads(world.read(key)), "fingerprint": "of a newer version"}).encode()
+    world.store.put(key, data)
+    world.store.delete(layout.input_key(ILL, "n"))
+    runner = world.runner()
+    world.run(runner, world.have_all_ended, world.after(300.0))
+    assert "upgrade this process" in runner.set_aside()[ILL]
+    assert world.read(key) == data
 
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
