@@ -12,8 +12,10 @@ from random import Random
 from typing import Generic, TypeVar
 from unittest.mock import patch
 
+from pydantic import SecretStr
+
 from api import ingest
-from api.door import Caller
+from api.delivering import Delivering
 from api.errors import Refusal
 from api.service import Service
 from api.stewarding import Stewarding
@@ -21,12 +23,14 @@ from batchfile import layout
 from batchfile.errors import BatchfileError, StoreError
 from batchfile.ledger import batches, idempotency, planning
 from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.long_work import LongWork
 from batchfile.ledger.planner import plan_input
 from batchfile.lines.openai import URL
 from batchfile.records import BatchRecord, FileInput, FileRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
+from batchfile.settings_tables import Webhook
 from batchfile.words import Defaults
 from tests.sim.engine import SimEngine
 from tests.sim.green import Event
@@ -35,7 +39,10 @@ from tests.sim.store import Faults, ProcessStore, SharedStore
 from tests.sim.world import Process, World
 
 T = TypeVar("T")
-CALLER = Caller(tenant="default", key="k")
+TENANT = "default"
+HOOKS = {
+    TENANT: Webhook(url="https://receiver.example/hook", secret=SecretStr("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"))
+}
 
 
 class NoAnswer(Exception):
@@ -55,6 +62,8 @@ class Shape:
     restart_s_max: float = 40.0
     num_in_flight: int = 1  # calls of the store that one verb makes at once
     knows_the_dead: bool = False  # as a directory does: a killed runner's leases are free at once
+    has_inbox: bool = False
+    has_webhooks: bool = False
 
 
 class Stage:
@@ -102,6 +111,9 @@ class Stage:
             store=store, clock=process.clock, rng=rng, limits=self.shape.limits, num_in_flight=self.shape.num_in_flight
         )
 
+    def inbox_of(self, ledger: Ledger) -> Inbox | None:
+        return Inbox(ledger, self.settings.routing()) if self.shape.has_inbox else None
+
 
 class ProcessClockOfTheStore:
     """The store's own clock: right."""
@@ -126,9 +138,9 @@ class RunnerProcess(Process):
         super().__init__(stage.world, f"{role}.{life}")
         self.role, self.pool, self.life = role, pool, life
         self._stage = stage
-        self.runner = Runner(
-            stage.ledger_of(self), self._engine, RunnerOptions(runner_id=self.name, pool=pool, is_steward=life % 2 == 0)
-        )
+        ledger = stage.ledger_of(self)
+        options = RunnerOptions(runner_id=self.name, pool=pool, is_steward=life % 2 == 0, inbox=stage.inbox_of(ledger))
+        self.runner = Runner(ledger, self._engine, options)
         stage.world.spawn(self, self._run)
 
     def term(self) -> None:
@@ -165,16 +177,28 @@ class Replica(Process):
         self.service = Service(stage.ledger_of(self), stage.settings, self.name)
         ledger = self.service.ledger
         long_work = LongWork(ledger, self.name)
-        stewarding = Stewarding(ledger, self.name, self.service.reader, lambda batch: None, defer=long_work.take)
-        stage.world.spawn(self, stewarding.run, Event())
+        delivering = Delivering(ledger, HOOKS if stage.shape.has_webhooks else {})
+        stewarding = Stewarding(
+            ledger,
+            self.name,
+            self.service.reader,
+            delivering.hear,
+            inbox=stage.inbox_of(ledger),
+            defer=long_work.take,
+        )
+        self._background = [stage.world.spawn(self, stewarding.run, Event())]
+        if stage.shape.has_webhooks:
+            self._background.append(stage.world.spawn(self, delivering.run, Event()))
         self.on_kill.append(self._hang_up)
 
     @property
     def is_serving(self) -> bool:
-        """Is a request under way? The first strand is the steward's."""
-        return any(not strand.is_over for strand in self.strands[1:])
+        """Is a request under way, or an attempt to tell somebody?"""
+        return any(not strand.is_over and strand not in self._background for strand in self.strands)
 
-    def create(self, body: bytes, key: str | None, retry_count: int, *, waits_s: float = 0.0) -> BatchRecord:
+    def create(
+        self, body: bytes, key: str | None, retry_count: int, *, tenant: str, waits_s: float = 0.0
+    ) -> BatchRecord:
         """`waits_s`: for others whose bodies become batches."""
         arrived_at = self.arrived_at
         if waits_s:
@@ -185,7 +209,7 @@ class Replica(Process):
             Body(body),  # type: ignore[arg-type]  # what is asked of a spooled body
             content_type="application/x-ndjson",
             stage_query="work",
-            tenant=CALLER.tenant,
+            tenant=tenant,
             idempotency_key=key,
             retry_count=retry_count,
             arrived_at=arrived_at,
@@ -195,7 +219,7 @@ class Replica(Process):
         """As a local run does: the input is stored first, and what can not run is rejected line by line."""
         ledger, routing = self.service.ledger, self._stage.settings.routing()
         adopted = idempotency.adopt(
-            ledger, kind="file", tenant=CALLER.tenant, value=key, digest=key, batch_id=f"file_{ledger.new_id()[:12]}"
+            ledger, kind="file", tenant=TENANT, value=key, digest=key, batch_id=f"file_{ledger.new_id()[:12]}"
         )
         standing = None if adopted.is_first else batches.read_batch(ledger, adopted.batch_id)
         if standing is not None:
@@ -215,7 +239,7 @@ class Replica(Process):
         adopted = idempotency.adopt(
             ledger,
             kind="stored",
-            tenant=CALLER.tenant,
+            tenant=TENANT,
             value=key,
             digest=key,
             batch_id=f"stored_{ledger.new_id()[:12]}",
@@ -225,7 +249,7 @@ class Replica(Process):
             return standing
         file = FileRecord(
             file_id=key,
-            tenant=CALLER.tenant,
+            tenant=TENANT,
             filename=key,
             purpose="batch",
             key=f"files/{key}",

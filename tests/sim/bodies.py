@@ -27,7 +27,7 @@ class SentLine:
         return len(self.text.split())
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Sent:
     """A body under a key. `is_refused`: it was answered with 4xx, or must be."""
 

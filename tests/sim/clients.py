@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
+from api.door import Caller
 from api.errors import Refusal
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, StoreError
 from batchfile.ledger.live import Cursor, iter_live
-from tests.sim.actors import CALLER, NoAnswer, Replica, Stage
+from tests.sim.actors import TENANT, NoAnswer, Replica, Stage
 from tests.sim.bodies import Sent, Way
 from tests.sim.world import Process
 
@@ -37,6 +38,7 @@ class Wishes:
     num_watchers: int = 0  # further ones that ask for the status all the time
     deletes: bool = False
     deletes_at_once: bool = False  # which is refused until it has ended
+    tenant: str = TENANT  # of uploads; all others are of this one
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -48,6 +50,10 @@ class Client:
     num_asking: int = 0  # also for a twin, say, after it is done itself
     rng: Random = field(init=False)
     process: Process = field(init=False)
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(tenant=self.wishes.tenant, key="k")
 
     def __post_init__(self) -> None:
         self.process = Process(self.stage.world, f"client-{self.sent.key}")
@@ -90,7 +96,7 @@ class Client:
     def _send_refusable(self, body: Sent) -> None:
         self.stage.model.sent[body.sha256] = body
         try:
-            self._ask(lambda api, num: api.create(body.data, body.key, num))
+            self._ask(lambda api, num: api.create(body.data, body.key, num, tenant=self.wishes.tenant))
         except Refused:
             self.stage.model.refused(body)
         else:
@@ -106,7 +112,8 @@ class Client:
             if wishes.way == "local":
                 return api.create_from_file(sent.data, sent.key, wishes.lines_per_range).batch_id
             key, waits_s = sent.key if wishes.has_key else None, 20.0 * self.rng.random()
-            return api.create(sent.data, key, num, waits_s=0.0 if wishes.has_key else waits_s).batch_id
+            waits_s = 0.0 if wishes.has_key else waits_s
+            return api.create(sent.data, key, num, tenant=wishes.tenant, waits_s=waits_s).batch_id
 
         try:
             batch_id = self._ask(create)
@@ -126,7 +133,7 @@ class Client:
         while True:
             if not is_canceled and world.now - since >= (wishes.cancels_after_s or 0.0):
                 is_canceled = True
-                self._ask(lambda api, num: api.service.cancel(CALLER, batch_id))
+                self._ask(lambda api, num: api.service.cancel(self.caller, batch_id))
                 self.stage.model.batches[batch_id].canceled_at = world.now
                 world.say(self.process.name, f"canceled {batch_id}")
             if self._status(batch_id, self.process.name):
@@ -140,7 +147,7 @@ class Client:
 
     def _status(self, batch_id: str, watcher: str) -> bool:
         def look(api: Replica, num: int) -> tuple[str, object]:
-            return api.name, api.service.status(CALLER, batch_id)
+            return api.name, api.service.status(self.caller, batch_id)
 
         replica, status = self._ask(look)
         counts, batch = status.counts, status.batch  # type: ignore[attr-defined]
@@ -151,7 +158,7 @@ class Client:
 
     def _read(self, batch_id: str) -> None:
         for _ in range(2):
-            data = self._ask(lambda api, num: b"".join(api.service.results(CALLER, batch_id)))
+            data = self._ask(lambda api, num: b"".join(api.service.results(self.caller, batch_id)))
             self.stage.model.read(batch_id, data)
 
     def _read_live(self, batch_id: str) -> None:
@@ -176,14 +183,14 @@ class Client:
         self.stage.world.sleep(10.0 * self.rng.random())
         self.stage.model.batches[batch_id].is_unwanted = True
         with suppress(Refused):
-            self._ask(lambda api, num: api.service.delete(CALLER, batch_id))
+            self._ask(lambda api, num: api.service.delete(self.caller, batch_id))
 
     def _delete(self, batch_id: str) -> None:
         self.stage.model.batches[batch_id].is_unwanted = True
         with suppress(Refused):  # an earlier attempt did it
-            self._ask(lambda api, num: api.service.delete(CALLER, batch_id))
+            self._ask(lambda api, num: api.service.delete(self.caller, batch_id))
         try:
-            self._ask(lambda api, num: api.service.status(CALLER, batch_id))
+            self._ask(lambda api, num: api.service.status(self.caller, batch_id))
         except Refused:
             return
         self.stage.model.fail(3, f"{batch_id} was deleted and is there")

@@ -3,7 +3,9 @@
 Put in place of the module where real threads would wait for each other (see `installed`).
 """
 
+import queue
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -107,6 +109,48 @@ class Thread:
         World.current.join(self._strand, timeout)
 
 
+class SimpleQueue:
+    def __init__(self) -> None:
+        self._items: deque[object] = deque()
+        self._changed = Condition()
+
+    def put(self, item: object) -> None:
+        self._items.append(item)
+        self._changed.notify_all()
+
+    def get(self, timeout: float) -> object:
+        """Raises: queue.Empty."""
+        if not self._items:
+            self._changed.wait(timeout)
+        return self.get_nowait()
+
+    def get_nowait(self) -> object:
+        if not self._items:
+            raise queue.Empty
+        return self._items.popleft()
+
+
+class ThreadPoolExecutor:
+    """A strand for each call. Its callers see to it that these are few."""
+
+    def __init__(self, num_threads: int, **_: object) -> None:
+        pass
+
+    def submit(self, do: Callable[..., object], *args: object) -> None:
+        world = World.current
+        assert world.strand is not None
+        world.spawn(world.strand.process, do, *args)
+
+    def shutdown(self, **_: object) -> None:
+        pass
+
+    def __enter__(self) -> "ThreadPoolExecutor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def current_thread() -> object:
     """What the strand that runs was started as."""
     strand = World.current.strand
@@ -130,6 +174,7 @@ WAITS = {
     "batchfile.runner.runner.FINISHER_WAIT_S": 3.0,
     "batchfile.runner.claims.BELL_S": 3.0,
     "batchfile.runner.claims.QUEUE_IDLE_S": 30.0,
+    "api.delivering.LOOK_S": 3.0,
 }
 
 
@@ -145,6 +190,8 @@ def installed(*, is_patient: bool = True) -> Iterator[None]:
     before = structlog.get_config()
     structlog.configure(wrapper_class=_ToTrace, processors=[])
     with ExitStack() as stack:
+        stack.enter_context(patch("api.delivering.queue", SimpleNamespace(SimpleQueue=SimpleQueue, Empty=queue.Empty)))
+        stack.enter_context(patch("api.delivering.ThreadPoolExecutor", ThreadPoolExecutor))
         for module in THREADED:
             stack.enter_context(patch(f"{module}.threading", GREEN))
         for name, value in WAITS.items() if is_patient else ():

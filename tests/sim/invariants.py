@@ -5,6 +5,7 @@ The numbers are those of docs/reliability.md. Knows no fault: what it refuses mu
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -19,7 +20,9 @@ from batchfile.records import BatchRecord, Plan, ShardRecord, decode
 from batchfile.store.base import Object
 from batchfile.words import Counts
 from tests.sim.bodies import Sent
+from tests.sim.dropped import Files, Version
 from tests.sim.faults import OLDER_SHARES_OF_TTL
+from tests.sim.receiver import Receiver
 from tests.sim.store import SharedStore
 from tests.sim.world import Broken, Process, World
 
@@ -53,10 +56,12 @@ class Known:
 
 
 class Model:
-    """What is known from outside. `store` and `limits` are set once there is a stage."""
+    """What is known from outside. All without a default are set once there is a stage."""
 
     store: SharedStore
     limits: Limits
+    files: Files | None = None
+    receiver: Receiver | None = None
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -71,11 +76,10 @@ class Model:
         self._parts: dict[str, dict[int, bytes]] = {}  # that a record names
         self._seen: dict[tuple[str, str], Counts] = {}
 
-    def is_settled(self, *, but: Sent | None = None) -> bool:
-        """Has every batch ended? `but`: its own do not matter."""
-        return all(
-            known.record.state in {"ended", "deleted"} for known in self.batches.values() if known.sent is not but
-        )
+    def is_settled(self, *, but: Sequence[Sent] = ()) -> bool:
+        """Has every batch ended that is not of one of these?"""
+        living = (known for known in self.batches.values() if known.record.state not in {"ended", "deleted"})
+        return all(known.sent in but for known in living)
 
     # -- the store changes
 
@@ -83,6 +87,9 @@ class Model:
         place = key.split("/")
         if place[0] == "index":
             self._begun_at.setdefault(layout.index_batch_id(key), self.world.now)
+        if place[0] == "outbox" and self.files is not None:
+            states: dict[str, str] = {batch_id: known.record.state for batch_id, known in self.batches.items()}
+            self.files.put(key, old, data, states)
         if place[0] != "batches":
             return
         batch_id, known = place[1], self.batches.get(place[1])
@@ -148,8 +155,8 @@ class Model:
                 self.fail(3, f"{new.batch_id} was deleted {kept_s:.0f} s after its end")
 
     def _committed_batch(self, batch_id: str, new: BatchRecord) -> None:
-        sent = self.sent.get(new.input.sha256)
-        if sent is None or self.store.peek(new.input.key) != sent.data:
+        sent = self._sent_of(new)
+        if sent is None or (new.dropped is None and self.store.peek(new.input.key) != sent.data):
             self.fail(1, f"{batch_id} was committed with an input that nobody sent, or before it")
         if sent.is_refused:
             self.fail(4, f"{batch_id} was committed, and its create was refused")
@@ -160,6 +167,19 @@ class Model:
         if self.store.illness is not None:
             self.store.illness.begin(sent, batch_id, self.world.now)
         self._planned(known)
+
+    def _sent_of(self, new: BatchRecord) -> Sent | None:
+        if new.dropped is None or self.files is None:
+            return self.sent.get(new.input.sha256)
+        return self.files.made(new).sent
+
+    def _version(self, known: Known) -> Version | None:
+        return None if self.files is None else self.files.of(known.record)
+
+    def _is_changed(self, known: Known) -> bool:
+        """Was it made of a file that was replaced or removed meanwhile?"""
+        version = self._version(known)
+        return version is not None and version.is_gone
 
     def _planned(self, known: Known) -> None:
         """Its plan is there as soon as the record names it."""
@@ -227,15 +247,19 @@ class Model:
         ):
             self.fail(2, f"{record.batch_id}: the counts are {record.counts} and the results {dict(counts)}")
         failed = [line.raw for line, row in zip(sent.lines, rows, strict=True) if b'"status":"succeeded"' not in row]
-        if errors.splitlines() != failed:
+        if errors.splitlines() != failed and not self._is_changed(known):  # what is gone can not be copied
             self.fail(1, f"{record.batch_id}: its errors file is not the input lines that did not succeed")
         known.results = results
 
     def _ended_unplanned(self, known: Known) -> None:
         record = known.record
         is_refusable = any(line.kind == "rejected" for line in known.sent.lines)
+        version = self._version(known)
+        is_killer = version is not None and version.kind == "killer"
+        is_refusable = is_refusable or is_killer
         is_failed = record.reason == "failed" and not is_refusable and not self._may_be_poison(record.batch_id)
-        if record.results is not None or is_failed:
+        is_unchanged = record.reason == "input_changed" and not self._is_changed(known)
+        if record.results is not None or is_failed or is_unchanged:
             self.fail(1, f"{record.batch_id} was never planned, and ended as {record.reason} with {record.results}")
         known.results = b""
 
@@ -249,6 +273,10 @@ class Model:
         what = f"{record.batch_id} line {number} ({line.kind})"
         n, place = self._place(known.plan, number)
         committed = self._committed.get((record.batch_id, n, place))
+        if record.reason == "input_changed" and committed is None and line.kind != "rejected":
+            if not self._is_changed(known) or result.error is None or result.error.type != "input_changed":
+                self.fail(7, f"{what} ended as {result.error} in a batch whose input changed")
+            return result.status
         if line.kind != "rejected" and result.custom_id != line.custom_id:
             self.fail(1, f"{what}: the result is of {result.custom_id}")
         if committed is not None and committed != row and line.kind != "rejected":
@@ -351,19 +379,30 @@ class Model:
 
     # -- at the end
 
-    def check_rest(self, *, is_quiet: bool, but: Sent | None = None) -> None:
-        """After everything has ended. `is_quiet`: nothing went wrong, so nothing may have run twice. `but`: is ill."""
+    def check_rest(self, *, is_quiet: bool) -> None:
+        """After everything has ended. `is_quiet`: nothing went wrong, so nothing may have run twice."""
         for batch_id, known in self.batches.items():
             record = known.record
-            if known.sent is but:
-                continue
             if record.state not in {"ended", "deleted"}:
-                self.fail(6 if but is None else 9, f"{batch_id} never ended; its shards are {self._states(known)}")
+                self.fail(6, f"{batch_id} never ended; its shards are {self._states(known)}")
             results = None if record.results is None else self.store.peek(record.results.key)
             if record.state == "ended" and record.results is not None and results != known.results:
                 self.fail(3, f"{batch_id}: its results are other bytes than when it ended")
             if record.state == "ended" and record.reason == "completed":
                 self._check_starts(batch_id, known, is_quiet=is_quiet)
+        if self.files is not None:
+            results = {batch_id: known.results for batch_id, known in self.batches.items()}
+            self.files.check_rest(results, is_quiet=is_quiet)
+        if self.receiver is not None:
+            records = {batch_id: known.record for batch_id, known in self.batches.items()}
+            self.receiver.check(records)
+
+    def is_told(self) -> bool:
+        """Has the tenant's server heard of every batch that has ended and is there?"""
+        if self.receiver is None:
+            return True
+        ended = [key for key, known in self.batches.items() if known.record.state == "ended" and not known.is_unwanted]
+        return all(self.receiver.is_told(self.store, key) for key in ended)
 
     def _check_starts(self, batch_id: str, known: Known, *, is_quiet: bool) -> None:
         has_odd = any(line.kind in {"poison", "killer"} for other in self.batches.values() for line in other.sent.lines)

@@ -5,6 +5,7 @@ a result: that nothing is found there is by design, and the reason stands beside
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -14,7 +15,18 @@ from unittest.mock import patch
 
 from batchfile import bits, layout
 from batchfile.errors import BatchfileError, StoreUnavailable
-from batchfile.ledger import assemble, batches, cas, expiry, idempotency, lease, planning, shards
+from batchfile.ledger import (
+    assemble,
+    batches,
+    cas,
+    expiry,
+    idempotency,
+    lease,
+    outbox,
+    planning,
+    shards,
+    webhooks,
+)
 from batchfile.ledger.aside import Aside
 from batchfile.ledger.assemble import Records
 from batchfile.ledger.base import Ledger
@@ -23,7 +35,7 @@ from batchfile.ledger.idempotency import Adopted
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.part import encode_part
-from batchfile.records import BatchRecord, BatchState, IdempotencyRecord, PartRef, ShardRecord, encode
+from batchfile.records import BatchRecord, BatchState, IdempotencyRecord, PartRef, ShardRecord, WebhookRecord, encode
 from batchfile.runner.keeper import Keeper
 from batchfile.words import Counts
 from tests.sim.store import ProcessStore
@@ -314,6 +326,32 @@ def _one_refusal_stops_all() -> AbstractContextManager[object]:
     return patch.object(Aside, "put", put)
 
 
+def _an_id_for_each_attempt() -> AbstractContextManager[object]:
+    event_of = webhooks.event_of
+    num = itertools.count()
+
+    def named_anew(batch: BatchRecord) -> webhooks.Event:
+        return replace(event_of(batch), event_id=f"evt_{next(num)}")
+
+    return patch.object(webhooks, "event_of", named_anew)
+
+
+@contextmanager
+def _told_before_it_is_sent() -> Iterator[None]:
+    """The attempt is written down as the delivery."""
+    record = webhooks.WebhookRecord
+
+    def delivered(**known: Any) -> WebhookRecord:
+        return record(**known | ({"state": "delivered"} if known["num_attempts"] else {}))
+
+    with patch.object(webhooks, "WebhookRecord", delivered), patch.object(webhooks, "load", _load_hook(record)):
+        yield
+
+
+def _load_hook(record: type[WebhookRecord]) -> Callable[..., Any]:
+    return lambda ledger, key, kind: load(ledger, key, record)
+
+
 def _same_write_id() -> AbstractContextManager[object]:
     def same(record: Any, **changes: Any) -> Any:
         return replace(record, **changes | ({"write_id": "w"} if "write_id" in changes else {}))
@@ -365,6 +403,11 @@ MUTANTS: dict[str, Mutant] = {
     "a batch that was set aside is left alone for ever": _replaced(
         Aside, "left_s", lambda self, batch_id: 1e9 if batch_id in self.reasons() else 0.0
     ),
+    "a file in the inbox is claimed without a condition": _unconditional(layout.CLAIMS_PREFIX),
+    "what came of an older version is told too": _replaced(outbox, "is_newest", lambda *_: True),
+    "a webhook counts as told before it is sent": _told_before_it_is_sent,
+    "each attempt at a webhook has an id of its own": _an_id_for_each_attempt,
+    "a file that kills its planners is never found": _replaced(planning, "LAPSES_MAX", 10**6),
     # found here once, and mended
     "a done record is written again": _judged(_rewritten_when_done),
     "an abandoned create is not fenced": _abandoned_without_fence,

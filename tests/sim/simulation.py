@@ -4,7 +4,9 @@ import gc
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
+from typing import Literal
 from unittest.mock import patch
 
 from batchfile.ledger import cutter, long_work
@@ -12,12 +14,15 @@ from batchfile.ledger.base import Limits
 from batchfile.ledger.steward import RELOOK_S
 from batchfile.settings import Settings
 from batchfile.settings_tables import Pool
-from tests.sim import bodies, illness
+from tests.sim import bodies, dropped, illness, receiver
 from tests.sim.actors import Shape, Stage, seeded_secrets
+from tests.sim.bodies import Sent
 from tests.sim.clients import Client, Wishes
+from tests.sim.dropped import Dropper, Files
 from tests.sim.faults import Drawn, Fault, Given
-from tests.sim.illness import Illness
+from tests.sim.flood import OPEN, Flood
 from tests.sim.invariants import HEALTHY_S_MAX, Model
+from tests.sim.receiver import Receiver
 from tests.sim.world import START, World
 
 TTL_S = 30.0
@@ -26,6 +31,8 @@ GHOST_S_MAX = 3 * TTL_S
 CALM_S_MAX = 3000.0  # in which everything must have ended; a line that kills its process takes the longest
 
 POOLS = ("one", "two")
+SceneKind = Literal["calls", "inbox", "flood"]
+SCENES: tuple[SceneKind, ...] = ("calls",) * 14 + ("inbox",) * 5 + ("flood",)
 WAYS: tuple[bodies.Way, ...] = ("upload", "upload", "upload", "local", "stored")
 SETTINGS = Settings.model_construct(
     pools={name: Pool(model=f"model-{name}", engine="echo") for name in POOLS},
@@ -46,6 +53,39 @@ class Outcome:
     trace: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True, kw_only=True)
+class Scene:
+    """Who takes part in a schedule besides the processes of the service. `quiet`: all clients but a flood's."""
+
+    world: World
+    stage: Stage
+    clients: list[Client]
+    quiet: tuple[Client, ...]
+    droppers: list[Dropper] = field(default_factory=list)
+    flood: Flood | None = None
+
+    def is_over(self) -> bool:
+        model = self.stage.model
+        if not all(client.is_done and client.num_asking == 0 for client in self.clients):
+            return False
+        if not all(dropper.is_done for dropper in self.droppers) or not model.is_settled() or not model.is_told():
+            return False
+        # A create that nobody waits for, say.
+        return not any(replica.is_serving for replica in self.stage.replicas)
+
+    def is_over_but(self, others: list[Sent]) -> bool:
+        """For all whose batches are not of `others`."""
+        return not self._waiting(others) and self.stage.model.is_settled(but=others)
+
+    def waiting(self) -> list[str]:
+        return self._waiting([])
+
+    def _waiting(self, others: list[Sent]) -> list[str]:
+        clients = [client.sent.key for client in self.clients if not client.is_done and client.sent not in others]
+        files = [one.key for one in self.droppers if not one.is_done and not any(sent in others for sent in one.sent)]
+        return clients + files
+
+
 def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: bool = False) -> Outcome:
     """`given`: exactly these faults, in the world of this seed; None: those that the seed draws."""
     rng = Random(f"{seed}/scene")
@@ -61,13 +101,20 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
             stack.enter_context(seeded_secrets(seed))
             stack.enter_context(patch.object(cutter, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
             stack.enter_context(patch.object(long_work, "LONG_BYTES", rng.choice((0, long_work.LONG_BYTES))))
-            stage = Stage(world, _shape(rng), SETTINGS, faults, model)
+            kind = rng.choice(SCENES)
+            stage = Stage(world, _shape(rng, kind), SETTINGS, faults, model)
             model.store = stage.store
             num_clients, needs_key = rng.choice((1, 1, 2, 3)), not drawn.is_age_known
             clients = [_client(rng, stage, number, needs_key=needs_key) for number in range(num_clients)]
-            stage.store.illness = illness.draw(rng, [client.sent for client in clients])
+            scene = Scene(world=world, stage=stage, clients=clients, quiet=tuple(clients))
+            if kind == "flood":
+                scene.flood = Flood(stage, clients, POOLS[0])
+            elif num_clients > 1:
+                stage.store.illness = illness.draw(rng, [client.sent for client in clients])
+            if kind == "inbox":
+                _add_inbox(rng, scene, stack, ends_at=START + troubled_s)
             try:
-                _play(world, stage, clients, troubled_s, faults)
+                _play(scene, troubled_s, faults)
             except Exception as raised:
                 error = raised
             num_deaths = sum(process.is_dead for process in world.processes)  # closing the world ends those that live
@@ -86,43 +133,55 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
     )
 
 
-def _play(world: World, stage: Stage, clients: list[Client], troubled_s: float, faults: Drawn | Given) -> None:
-    model = stage.model
+def _add_inbox(rng: Random, scene: Scene, stack: ExitStack, *, ends_at: float) -> None:
+    """Files are dropped too, and a tenant's server is told of every end."""
+    world, model = scene.world, scene.stage.model
+    model.files = Files(world, scene.stage.store, partial(model.fail, 10))
+    for number in range(rng.choice((1, 1, 2))):
+        scene.droppers.append(Dropper(world, model.files, f"d{number}", dropped.habits(rng), POOLS))
+    trouble = rng.choice((0.0, 0.3, 0.8))
+    model.receiver = Receiver(world, partial(model.fail, 8), trouble=trouble, is_well_at=ends_at)
+    for patched in receiver.installed(model.receiver.post):
+        stack.enter_context(patched)
 
-    def is_over() -> bool:
-        if not all(client.is_done and client.num_asking == 0 for client in clients) or not model.is_settled():
-            return False
-        return not any(replica.is_serving for replica in stage.replicas)  # a create that nobody waits for, say
 
-    if not world.run(is_over, for_s=troubled_s):
+def _play(scene: Scene, troubled_s: float, faults: Drawn | Given) -> None:
+    world, stage, model = scene.world, scene.stage, scene.stage.model
+    if not world.run(scene.is_over, for_s=troubled_s):
         model.calm_since = world.now + GHOST_S_MAX
-        if stage.store.illness is not None:
-            _end_all_but_the_ill(world, stage, clients, stage.store.illness)
-        if not world.run(is_over, for_s=CALM_S_MAX):
+        _serve_the_healthy(scene)
+        if not world.run(scene.is_over, for_s=CALM_S_MAX):
             model.check_rest(is_quiet=False)
-            waiting = [client.sent.key for client in clients if not client.is_done]
-            model.fail(6, f"the clients of {waiting} wait for ever")
-    is_quiet = not faults.struck and not any(client.wishes.hangs_up for client in clients)
+            model.is_told()
+            model.fail(6, f"those wait for ever: {scene.waiting()}")
+    if stage.store.illness is not None:
+        stage.store.illness.is_over = True
+    is_quiet = not faults.struck and not any(client.wishes.hangs_up for client in scene.clients)
     model.check_rest(is_quiet=is_quiet)
     gone = [batch_id for batch_id, known in model.batches.items() if known.record.state == "deleted"]
     if gone:
         _sleep_over_it(world, stage, gone)
 
 
-def _end_all_but_the_ill(world: World, stage: Stage, clients: list[Client], illness: Illness) -> None:
-    """While one of its objects stays ill. Then it gets well."""
-    model = stage.model
-
-    def is_over() -> bool:
-        is_done = all(client.is_done for client in clients if client.sent is not illness.sent)
-        return is_done and model.is_settled(but=illness.sent)
-
-    num_words = sum(line.num_words for client in clients for line in client.sent.lines)
-    if not world.run(is_over, for_s=HEALTHY_S_MAX + num_words * stage.shape.token_s):
-        model.check_rest(is_quiet=False, but=illness.sent)
-        model.fail(9, f"a client waits, because of {illness}")
-    illness.is_over = True
-    world.say("", "the store is well")
+def _serve_the_healthy(scene: Scene) -> None:
+    """While something of another batch stays ill, a file kills what reads it, or another tenant floods their pool."""
+    ill, flood, token_s = scene.stage.store.illness, scene.flood, scene.stage.shape.token_s
+    others = [] if flood is None else flood.sent  # which grows
+    others += [sent for dropper in scene.droppers if dropper.is_killer for sent in dropper.sent]
+    others += [ill.sent] if ill is not None and ill.sent is not None else []
+    if not others and ill is None:
+        return
+    num_words = sum(line.num_words for client in scene.quiet for line in client.sent.lines)
+    share = 1 if flood is None else 3 * (OPEN + 1)  # by chance: three times what is theirs on average
+    wait_s = HEALTHY_S_MAX + num_words * token_s * share
+    if not scene.world.run(lambda: scene.is_over_but(others), for_s=wait_s):
+        what = ill or flood or "a file that kills"
+        scene.stage.model.fail(9, f"after {wait_s:.0f} s those still wait: {scene.waiting()}, because of {what}")
+    if ill is not None:
+        ill.is_over = True
+    if flood is not None:
+        flood.is_over = True
+    scene.world.say("", "nothing is ill any more")
 
 
 def _sleep_over_it(world: World, stage: Stage, gone: list[str]) -> None:
@@ -152,16 +211,19 @@ def limits(*, completion_window_s: float, abandoned_s: float) -> Limits:
     )
 
 
-def _shape(rng: Random) -> Shape:
+def _shape(rng: Random, kind: SceneKind) -> Shape:
     window_s, abandoned_s = rng.choice((24 * 3600.0,) * 9 + (60.0,)), rng.choice((45.0, 3600.0))
+    is_small = kind == "flood"  # so that there is always too much to do
     return Shape(
         limits=limits(completion_window_s=window_s, abandoned_s=abandoned_s),
         pools=POOLS,
-        runners_per_pool=rng.choice((1, 2, 2, 3)),
-        num_slots=rng.choice((1, 2, 4)),
+        runners_per_pool=1 if is_small else rng.choice((1, 2, 2, 3)),
+        num_slots=1 if is_small else rng.choice((1, 2, 4)),
         token_s=rng.choice((0.5, 2.0, 6.0)),
         num_in_flight=rng.choice((1, 4)),
         knows_the_dead=rng.random() < 0.3,
+        has_inbox=kind == "inbox",
+        has_webhooks=kind == "inbox",
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Protocol, Self, TypeVar
 
+from batchfile.clock import Clock
 from batchfile.errors import PreconditionFailed, StoreError, StoreUnavailable
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.faulty import NONSENSE, Ill
@@ -34,10 +35,14 @@ class Faults(Protocol):
 
 
 class SharedStore(MemoryStore):
-    """`illness`: what is wrong with one of its objects, whoever asks for it."""
+    """`illness`: what is wrong with one of its objects, no matter who asks for it."""
 
     watcher: Watcher
     illness: Illness | None = None
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.killers: set[bytes] = set()  # files whose reader dies
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
         old = self._objects.get(key)
@@ -79,7 +84,10 @@ class ProcessStore:
         return self._call("head", key, lambda: self._inner.head(key))
 
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
-        yield from self._call("stream", key, lambda: list(self._inner.stream(key, start, end, match=match)))
+        chunks = self._call("stream", key, lambda: list(self._inner.stream(key, start, end, match=match)))
+        if self._inner.killers and b"".join(chunks) in self._inner.killers:
+            self._kill()
+        yield from chunks
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
         data = bytes(data)
