@@ -28,7 +28,7 @@ from batchfile.store.proof import FIT_STORES, Proof, prove_conditions
 from batchfile.store.proof import PREFIX as PROOF_PREFIX
 from batchfile.store.s3_answers import NotModified, PastTheEnd
 from batchfile.store.s3_body import STREAM_BYTES_MIN, TooSlow, extent, read_chunks, read_record
-from batchfile.store.s3_errors import bare, translated
+from batchfile.store.s3_errors import bare, must_be_an_answer, translated
 from batchfile.store.s3_writer import S3Writer
 
 DELETES_MAX = 1000  # of one request
@@ -69,6 +69,8 @@ class S3Store:
             place = {"endpoint_url": endpoint_url, "region_name": region or session.region_name or _DEFAULT_REGION}
             self._control = session.client("s3", config=Config(**_CONTROL, **_BOTH), **place)
             self._data = session.client("s3", config=Config(**_DATA, **_BOTH), **place)
+            for client in (self._control, self._data):
+                client.meta.events.register("after-call.s3", must_be_an_answer)
 
     @property
     def url(self) -> str:

@@ -1,7 +1,8 @@
 """What boto3 raises, as errors of ours: one table, and the answers of `s3_answers`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import botocore.exceptions as boto_errors
 from botocore.parsers import ResponseParserError
@@ -40,6 +41,30 @@ def translated(what: str, *, is_conditional: bool = False) -> Iterator[None]:
     except tuple(row[0] for row in _BY_TYPE) as error:
         kind, advice = next(row[1:] for row in _BY_TYPE if isinstance(error, row[0]))
         raise kind(f"{what}: {advice} ({error})") from error
+
+
+# One of these is in each answer with a status of 2xx. Without it, something else has answered: a proxy on the way, a
+# login page.
+_WITNESSES: dict[str, tuple[str, ...]] = {
+    "GetObject": ("ETag",),
+    "HeadObject": ("ETag",),
+    "PutObject": ("ETag",),
+    "ListObjectsV2": ("Name", "KeyCount", "IsTruncated", "Contents"),
+    "CreateMultipartUpload": ("UploadId",),
+    "UploadPart": ("ETag",),
+    "CompleteMultipartUpload": ("ETag",),
+}
+
+
+def must_be_an_answer(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: Any) -> None:
+    """A hook of botocore's, after each call. Raises: StoreUnavailable where it was not a store that answered."""
+    witnesses = _WITNESSES.get(model.name, ())
+    if witnesses and 200 <= http_response.status_code < 300 and not any(name in parsed for name in witnesses):
+        kind = http_response.headers.get("Content-Type", "no content type")
+        raise StoreUnavailable(
+            f"{model.name} was answered {http_response.status_code} by something that is not an S3 store: "
+            f"no {witnesses[0]}, {kind}. Look for a proxy or a login page between this process and the store"
+        )
 
 
 def bare(etag: str) -> str:

@@ -13,11 +13,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 SLOW_PAUSE_S = 0.02
+PAGE = b"<html><body>Please wait a moment</body></html>"
 
 # pass: untouched. reset: not done, the connection closes. drop: done, but the connection closes instead of an answer.
 # cut: half the body, then closed. short: half the body, as if that were all. slow: the body byte by byte, with pauses.
 # late: kept for `send_late`, and the connection closes. twice: `drop`, and kept as well.
-# whole: a Range is ignored. An int: answered with that status and not done.
+# whole: a Range is ignored. page: a web page of a proxy on the way, with status 200; not done. foreign: done, and the
+# page in the place of the body, with the fields of the answer. An int: answered with that status and not done.
 # (int, "done"): done, answered with it.
 # (int, "412"): passed on, and where the answer is 412 it becomes that status.
 Fault = str | int | tuple[int, str]
@@ -61,6 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             self.answer(fault, {}, b"")
             return
+        if fault == "page":
+            self.answer(200, {"Content-Type": "text/html"}, PAGE)
+            return
         if fault in {"late", "twice"}:
             self.proxy.late.append((self.command, self.path, body, headers))
         if fault in {"reset", "late"}:
@@ -76,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer, fields = fault[0], b"", {}
         if fault == "short" and status in {200, 206}:
             answer = answer[: len(answer) // 2]
+        if fault == "foreign" and status in {200, 206}:
+            answer = PAGE
         self.answer(status, fields, answer, is_cut=fault == "cut", is_slow=fault == "slow")
 
     def answer(self, status: int, fields: Headers, body: bytes, *, is_cut: bool = False, is_slow: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -551,3 +551,47 @@ def test_a_url_of_no_known_form_is_refused_with_what_is_accepted(url: str, said:
 )
 def test_a_time_is_read_however_a_server_spells_it(spelling: str) -> None:
     assert s3._parse_time(spelling).timestamp() == datetime(2026, 11, 23, 22, 30, tzinfo=UTC).timestamp()
+
+
+VERBS: dict[str, Callable[[S3Store], object]] = {
+    "get": lambda store: store.get("a"),
+    "get-if-changed": lambda store: store.get_if_changed("a", "other"),
+    "head": lambda store: store.head("a"),
+    "stream": lambda store: read(store, "a"),
+    "pinned-stream": lambda store: read(store, "a", match="other"),
+    "range": lambda store: read(store, "a", 2, 4),
+    "put": lambda store: store.put("a", b"2"),
+    "conditional-put": lambda store: store.put("b", b"2", absent=True),
+    "list": lambda store: list(store.list("")),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_web_page_in_the_place_of_an_answer_is_no_answer(
+    store: S3Store, proxy: Any, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy on the way says it with status 200; nothing is taken from it."""
+    monkeypatch.setattr(s3, "READ_PAUSE_S", 0.0)
+    store.put("a", b"12345")
+    proxy.fault = lambda method, path, headers: "page"
+    with pytest.raises(StoreUnavailable):
+        VERBS[verb](store)
+    proxy.fault = lambda method, path, headers: "pass"
+    assert read(store, "a") == b"12345"
+
+
+@pytest.mark.parametrize("fault", ["page", (503, "done")])
+def test_a_large_object_is_not_there_before_a_store_has_answered_for_each_part(
+    store: S3Store, proxy: Any, fault: object
+) -> None:
+    proxy.fault = lambda method, path, headers: fault if "uploadId" in path and method == "PUT" else "pass"
+
+    def write() -> None:
+        with store.writer("large") as writer:
+            writer.write(bytes(PART_BYTES + 1))
+            writer.commit()
+
+    with pytest.raises(StoreUnavailable):
+        write()
+    proxy.fault = lambda method, path, headers: "pass"
+    assert store.head("large") is None
