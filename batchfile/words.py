@@ -10,6 +10,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 Role = Literal["system", "user", "assistant", "tool"]
+LimitKey = Literal["max_tokens", "max_completion_tokens"]
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 Status = Literal["succeeded", "errored", "canceled", "expired"]
 Dialect = Literal["native", "openai"]
@@ -36,13 +37,15 @@ class ToolCall(Struct, frozen=True):
 class Message(Struct, frozen=True):
     """One turn. `content` is plain text; blocks were joined by the parser.
 
-    `calls` only in turns of the assistant; `call_id` only in those of a tool: which call it answers.
+    `calls` only in turns of the assistant; `call_id` only in those of a tool: which call it answers. `name`: of the
+    speaker, where one is given.
     """
 
     role: Role
     content: str
     calls: tuple[ToolCall, ...] = ()
     call_id: str | None = None
+    name: str | None = None
 
 
 class Tool(Struct, frozen=True):
@@ -51,6 +54,7 @@ class Tool(Struct, frozen=True):
     name: str
     description: str | None
     input_schema: dict[str, Any]
+    is_strict: bool | None = None  # as the request says it, for endpoints
 
 
 class Tools(Struct, frozen=True, kw_only=True):
@@ -78,6 +82,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
 
     max_tokens: int
     is_max_tokens_given: bool = True
+    limit_key: LimitKey = "max_tokens"  # what an endpoint is sent it as
     temperature: float = 1.0
     top_p: float | None = None
     top_k: int | None = None
@@ -88,6 +93,9 @@ class Sampling(Struct, frozen=True, kw_only=True):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     json_schema: dict[str, Any] | None = None  # the output must fit it; {} means any JSON object
+    schema_form: dict[str, Any] | None = (
+        None  # json_schema with its name and strict, as the request has it, for endpoints
+    )
     num_choices: int = 1
     ignore_eos: bool = False  # generate max_tokens whatever the model says: for benches
 
@@ -109,7 +117,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """One request line, whatever format it came in.
 
     `messages`: normalised: at least one turn; system text (if any) is the first turn and the only one of
-    its role; no two consecutive turns of one role, save those of tools. A last turn of role assistant is to be
+    its role; no two consecutive turns of one role and name, save those of tools. A last turn of role assistant is to be
     continued. `tools` None: the model is shown none. `is_thinking` None: as the model does by itself.
     `raw`: where it is no conversation; there are no messages then.
     """

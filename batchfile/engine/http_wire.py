@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from batchfile.engine.tool_wire import call_stem, made_calls, wire_tools, wire_turn
 from batchfile.errors import SettingsError
-from batchfile.words import Choice, Completion, Failure, Kind, Message, Outcome, Raw, Request, Tools, Usage
+from batchfile.words import Choice, Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools, Usage
 
 # A proxy's answers while what is behind it restarts or is gone. From 520 on: Cloudflare's (not 524: that one took the
 # request and was too slow).
@@ -128,7 +128,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         return _embedding_body(request.raw, model)
     sampling = request.sampling
     optional = {
-        "max_tokens": max_tokens,
+        sampling.limit_key: max_tokens,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
@@ -138,7 +138,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         "frequency_penalty": sampling.frequency_penalty,
         "repetition_penalty": sampling.repetition_penalty,
         "n": sampling.num_choices if sampling.num_choices > 1 else None,
-        "response_format": _response_format(sampling.json_schema),
+        "response_format": _response_format(sampling),
     }
     if request.tools is not None:
         optional |= _tools(request.tools)
@@ -217,9 +217,12 @@ def is_max_tokens_complaint(answer: Outcome) -> bool:
     return any(word in answer.message for word in ("max_tokens", "max_completion_tokens", "context length"))
 
 
-def _response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+def _response_format(sampling: Sampling) -> dict[str, Any] | None:
+    schema = sampling.json_schema
     if schema is None:
         return None
+    if sampling.schema_form is not None:
+        return {"type": "json_schema", "json_schema": {"name": "answer", **sampling.schema_form}}
     if not schema:
         return {"type": "json_object"}
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
@@ -306,7 +309,10 @@ def _turn(turn: Message) -> dict[str, Any]:
 def _tools(tools: Tools) -> dict[str, Any]:
     named = {"type": "function", "function": {"name": tools.name}}
     return {
-        "tools": wire_tools(tools),
+        "tools": [
+            wired if tool.is_strict is None else wired | {"function": wired["function"] | {"strict": tool.is_strict}}
+            for wired, tool in zip(wire_tools(tools), tools.offered, strict=True)
+        ],
         "tool_choice": {"auto": "auto", "any": "required", "named": named}[tools.choice],
         "parallel_tool_calls": None if tools.is_parallel else False,
     }

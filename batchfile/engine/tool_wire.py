@@ -32,21 +32,27 @@ def wire_tools(tools: Tools) -> list[dict[str, Any]]:
 
 def wire_turn(turn: Message) -> dict[str, Any]:
     """`arguments` as an object, as templates take them; endpoints want it as a string."""
+    name = {} if turn.name is None else {"name": turn.name}
     if turn.call_id is not None:
-        return {"role": "tool", "tool_call_id": turn.call_id, "content": turn.content}
+        return {"role": "tool", "tool_call_id": turn.call_id, "content": turn.content, **name}
     if not turn.calls:
-        return {"role": turn.role, "content": turn.content}
+        return {"role": turn.role, "content": turn.content, **name}
     calls = [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.input}}
         for call in turn.calls
     ]
-    return {"role": turn.role, "content": turn.content, "tool_calls": calls}
+    return {"role": turn.role, "content": turn.content, "tool_calls": calls, **name}
 
 
 def call_stem(request: Request) -> str:
     """What the ids of all calls in the answer to this request begin with."""
-    asked = msgspec.json.encode((request.custom_id, request.messages))
+    asked = msgspec.json.encode((request.custom_id, [_told(turn) for turn in request.messages]))
     return "toolu_" + blake2b(asked, digest_size=10).hexdigest()
+
+
+def _told(turn: Message) -> dict[str, Any]:
+    told = {"role": turn.role, "content": turn.content, "calls": turn.calls, "call_id": turn.call_id}
+    return told if turn.name is None else told | {"name": turn.name}
 
 
 def made_calls(stem: str, choice: int, found: Iterable[tuple[str, Any]]) -> tuple[ToolCall, ...]:

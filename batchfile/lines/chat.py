@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from batchfile.lines.findings import Finding
 from batchfile.words import Message
@@ -37,6 +37,17 @@ class Unserved(NamedTuple):
     fix: str = ""
 
 
+def never(message: str, *harmless: Any) -> AfterValidator:
+    """Of a key inside of another that is not served. `harmless`: the values, besides null, that ask for nothing."""
+
+    def is_harmless(value: Any) -> Any:
+        if value is not None and value not in harmless:
+            raise ValueError(message)
+        return value
+
+    return AfterValidator(is_harmless)
+
+
 def without_user(turns: Iterable[Any], root: str) -> list[Finding]:
     """The problem of a conversation in which nobody but the system speaks."""
     if not all(turn.role in SYSTEM_ROLES for turn in turns):
@@ -49,17 +60,21 @@ def text_of(content: str | list[TextBlock]) -> str:
 
 
 def join_turns(turns: Iterable[Message]) -> tuple[Message, ...]:
-    """System turns, wherever they stood, joined into one that leads; neighbours of one role, save tools', joined."""
+    """System turns, wherever they stood, joined into one that leads; neighbours of one role and name, save tools',
+    joined.
+    """
     system: list[str] = []
+    system_name: str | None = None
     joined: list[Message] = []
     for turn in turns:
         if turn.role == "system":
             if turn.content:
                 system.append(turn.content)
-        elif joined and joined[-1].role == turn.role != "tool":
+                system_name = turn.name
+        elif joined and joined[-1].role == turn.role != "tool" and joined[-1].name == turn.name:
             last = joined[-1]
             content = JOINT.join(filter(None, (last.content, turn.content)))
-            joined[-1] = Message(turn.role, content, last.calls + turn.calls)
+            joined[-1] = Message(turn.role, content, last.calls + turn.calls, name=turn.name)
         else:
             joined.append(turn)
-    return (Message("system", JOINT.join(system)), *joined) if system else tuple(joined)
+    return (Message("system", JOINT.join(system), name=system_name), *joined) if system else tuple(joined)

@@ -11,6 +11,7 @@ from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import explain
 from batchfile.lines.findings import Finding
 from batchfile.lines.halves import without_halves
+from batchfile.lines.repeats import has_repeats
 from batchfile.words import Dialect
 
 REPLACED = "\ufffd"  # what a half of a character is read as
@@ -90,7 +91,20 @@ def decode_envelope(line: bytes, expected: Dialect = "native") -> Envelope:
     envelope = _envelope(wire)
     if envelope is None:
         raise _unreadable(line, "is not a request", expected)
+    if _has_repeats(line, envelope, wire):
+        raise _unreadable(line, "has a key twice", expected)
     return envelope
+
+
+def _has_repeats(line: bytes, envelope: Envelope, wire: _Wire) -> bool:
+    """Whether a key of the line stands twice. Nearly always the quotes before what is carried, which ends the line, are
+    just those of the keys that were found and of their values.
+    """
+    start = len(line) - 1 - len(envelope.carried)
+    if not line.startswith(envelope.carried, start):
+        return has_repeats(line)
+    num_strings = 3 + 2 * ((wire.method is not _UNSET) + (wire.url is not _UNSET))
+    return line[:start].count(b'"') != 2 * num_strings and has_repeats(line[:start] + b"0}")
 
 
 def _envelope(wire: _Wire) -> Envelope | None:
@@ -115,7 +129,7 @@ def _around_halves(line: bytes) -> Envelope | None:
     with suppress(*UNREADABLE):
         whole.decode()
         found = _envelope(_wire.decode(whole))
-        if found is not None and REPLACED not in found.custom_id + (found.hint or ""):
+        if found is not None and not has_repeats(whole) and REPLACED not in found.custom_id + (found.hint or ""):
             start = whole.rindex(found.carried)
             return msgspec.structs.replace(found, carried=line[start : start + len(found.carried)])
     return None

@@ -11,6 +11,7 @@ from batchfile.errors import UNREADABLE
 from batchfile.lines.findings import Finding, shown
 from batchfile.lines.halves import FIX as HALF_FIX
 from batchfile.lines.halves import find_half
+from batchfile.lines.repeats import find_repeats, repeats
 from batchfile.lines.scan import find_fault
 from batchfile.words import Dialect
 
@@ -69,7 +70,7 @@ def explain(line: bytes, expected: Dialect) -> list[Finding]:
         return [_not_json("a number has too many digits", None, "Write a shorter number.")]
     if not isinstance(found, dict):
         return [Finding((), f"must be an object such as {_EXAMPLES[expected]}, got {shown(found)}", column=1)]
-    return _structure(found, expected) or _half_pair(line)
+    return repeats(find_repeats(line, depth_max=1)) + _structure(found, expected) or _half_pair(line)
 
 
 def _not_utf8(line: bytes, at: int) -> Finding:

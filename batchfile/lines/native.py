@@ -13,6 +13,7 @@ from batchfile.lines.chat import (
     TextBlock,
     Unserved,
     join_turns,
+    never,
     text_of,
     without_user,
 )
@@ -27,6 +28,8 @@ from batchfile.lines.tools import (
     turns_of_blocks,
 )
 from batchfile.words import Defaults, Message, Request, Sampling
+
+_BUDGET = "a bound on thinking alone is not served; remove it, max_tokens bounds thinking and answer together"
 
 TEMPERATURE = 0.2  # the stage contract: where a `params` line says none
 
@@ -43,13 +46,13 @@ class JsonSchemaFormat(Strict):
 
 class OutputConfig(Strict):
     format: JsonSchemaFormat | None = None
-    effort: Any = None
+    effort: Annotated[Any, never("reasoning effort is not served; remove it")] = None
 
 
 class Thinking(Strict):
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
-    budget_tokens: Any = None
-    display: Any = None
+    budget_tokens: Annotated[Any, never(_BUDGET)] = None
+    display: Annotated[Any, never('only "summarized" is served; remove it', "summarized")] = None
 
 
 class Params(Strict):

@@ -35,7 +35,7 @@ class Turn(Strict):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextBlock], Field(min_length=1)] | None = None
-    name: Any = None
+    name: Annotated[str, Field(min_length=1)] | None = None
     annotations: Any = None
     refusal: str | None = None
     audio: None = None
@@ -61,11 +61,9 @@ class Body(Sampled):
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
-    reasoning_effort: Any = None
     safety_identifier: Any = None
     service_tier: Any = None
     store: Any = None
-    verbosity: Any = None
 
     # Refused, unless they ask for nothing: see UNSERVED.
     audio: Any = None
@@ -73,7 +71,9 @@ class Body(Sampled):
     functions: Any = None
     modalities: Any = None
     moderation: Any = None
+    reasoning_effort: Any = None
     top_logprobs: Any = None
+    verbosity: Any = None
     web_search_options: Any = None
 
 
@@ -86,7 +86,9 @@ UNSERVED: dict[str, Unserved] = UNSERVED_SAMPLING | {
     "functions": Unserved((None, []), _TOOLS, _TOOLS_FIX),
     "modalities": Unserved((None, ["text"]), 'only ["text"] is served; remove it', "Remove it."),
     "moderation": Unserved((None,), "moderation is not served; remove it"),
+    "reasoning_effort": Unserved((None,), "reasoning effort is not served; remove it"),
     "top_logprobs": Unserved((None, 0), "logprobs are not served; remove it"),
+    "verbosity": Unserved((None,), "verbosity is not served; remove it and say in the prompt how long to write"),
     "web_search_options": Unserved((None,), "web search is not served; remove it"),
 }
 
@@ -109,12 +111,21 @@ def is_plain(body: Body) -> bool:
         is_spoken |= turn.role not in SYSTEM_ROLES
         if turn.content is None or turn.tool_calls is not None or turn.role == "tool" or turn.refusal is not None:
             return False
+        if turn.name is not None and turn.role in SYSTEM_ROLES:
+            return False
     return is_spoken and CHECKED.isdisjoint(body.model_fields_set)
 
 
 def more_problems(body: Body) -> list[Finding]:
     """What a model of each key alone can not say."""
-    return without_user(body.messages, "body") + _tool_problems(body)
+    return without_user(body.messages, "body") + _system_names(body) + _tool_problems(body)
+
+
+def _system_names(body: Body) -> list[Finding]:
+    """System turns become one, which has one name at most."""
+    named = [(number, turn.name) for number, turn in enumerate(body.messages) if turn.role in SYSTEM_ROLES]
+    message = "system turns with different names are not served, they become one; give them one name, or none"
+    return [Finding(("body", "messages", number, "name"), message) for number, name in named if name != named[0][1]][:1]
 
 
 def _tool_problems(body: Body) -> list[Finding]:
@@ -126,8 +137,8 @@ def _tool_problems(body: Body) -> list[Finding]:
 def _message(turn: Turn) -> Message:
     text = text_of(turn.content or turn.refusal or "")
     if turn.tool_calls is None and turn.role != "tool":
-        return Message(_ROLES[turn.role], text)
-    return Message(_ROLES[turn.role], text, calls_of(turn.tool_calls or []), turn.tool_call_id)
+        return Message(_ROLES[turn.role], text, name=turn.name)
+    return Message(_ROLES[turn.role], text, calls_of(turn.tool_calls or []), turn.tool_call_id, turn.name)
 
 
 def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
@@ -138,5 +149,11 @@ def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
         messages=join_turns([_message(turn) for turn in body.messages]),
         model=body.model or defaults.model,
         tools=None if body.tools is None else openai_tools(body.tools, body.tool_choice, body.parallel_tool_calls),
-        sampling=sampling_of(body, defaults, max_tokens, defaults.max_tokens),
+        sampling=sampling_of(
+            body,
+            defaults,
+            max_tokens,
+            defaults.max_tokens,
+            "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
+        ),
     )

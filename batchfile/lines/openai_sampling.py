@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, Unserved
-from batchfile.words import Defaults, Sampling
+from batchfile.words import Defaults, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's own, where a body says none
 CHOICES_MAX = 128  # OpenAI's own
@@ -81,13 +81,20 @@ UNSERVED_SAMPLING: dict[str, Unserved] = {
 }
 
 
-def sampling_of(body: Sampled, defaults: Defaults, max_tokens: int | None, max_tokens_else: int) -> Sampling:
+def sampling_of(
+    body: Sampled,
+    defaults: Defaults,
+    max_tokens: int | None,
+    max_tokens_else: int,
+    limit_key: LimitKey = "max_tokens",
+) -> Sampling:
     temperature = body.temperature
     if temperature is None:
         temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
     return Sampling(
         max_tokens=max_tokens_else if max_tokens is None else max_tokens,
         is_max_tokens_given=max_tokens is not None,
+        limit_key=limit_key,
         temperature=temperature,
         top_p=body.top_p,
         top_k=None if body.top_k in {-1, 0} else body.top_k,  # both mean: all tokens
@@ -99,6 +106,7 @@ def sampling_of(body: Sampled, defaults: Defaults, max_tokens: int | None, max_t
         repetition_penalty=body.repetition_penalty,
         ignore_eos=body.ignore_eos,
         json_schema=_schema(body),
+        schema_form=_schema_form(body),
         num_choices=body.n or 1,
     )
 
@@ -107,3 +115,10 @@ def _schema(body: Sampled) -> dict[str, Any] | None:
     if body.structured_outputs is not None:
         return body.structured_outputs.json_
     return None if body.response_format is None else body.response_format.schema_or_none
+
+
+def _schema_form(body: Sampled) -> dict[str, Any] | None:
+    asked = body.response_format
+    if body.structured_outputs is not None or asked is None or asked.type != "json_schema" or not asked.json_schema:
+        return None
+    return asked.json_schema.model_dump(by_alias=True, exclude_unset=True)

@@ -1,7 +1,8 @@
 """Parquet in and out: rows of requests to JSONL, result lines to rows. A few hundred rows in memory at a time.
 
 Columns in: `custom_id` and either `messages` (a list of structs, or JSON text) or `prompt` with an optional `system`,
-besides any sampling column. Other columns are left out. Knows no store.
+besides any sampling column. A column named like another key of a request rejects the file; others are left out.
+Knows no store.
 """
 
 import math

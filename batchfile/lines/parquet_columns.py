@@ -11,6 +11,20 @@ INTEGERS = ("max_tokens", "top_k", "seed")
 NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 SAMPLING = (*INTEGERS, *NUMBERS, "stop_sequences", "model")
 COLUMNS = ("custom_id", "messages", "system", "prompt", *SAMPLING)
+# Keys of a request that would change its answer and that no column is read as. Those that are accepted and ignored in
+# `params` are left out, as any other column is.
+# fmt: off
+REQUEST_KEYS = frozenset({
+    "add_generation_prompt", "allowed_token_ids", "audio", "bad_words", "best_of", "betas", "chat_template",
+    "chat_template_kwargs", "compaction", "context_management", "continue_final_message", "fallbacks",
+    "function_call", "functions", "guided_choice", "guided_grammar", "guided_json", "guided_regex", "ignore_eos",
+    "include_stop_str_in_output", "length_penalty", "logit_bias", "logprobs", "max_completion_tokens",
+    "mcp_servers", "metadata", "min_tokens", "modalities", "moderation", "n", "output_config", "output_format",
+    "parallel_tool_calls", "prompt_logprobs", "reasoning", "reasoning_effort", "response_format",
+    "skip_special_tokens", "stop", "stop_token_ids", "stream", "structured_outputs", "thinking", "tool_choice",
+    "tools", "top_logprobs", "truncate_prompt_tokens", "verbosity", "web_search_options",
+})
+# fmt: on
 _NEAR = 0.8  # how alike a column's name must be to count as a misspelling
 
 
@@ -25,6 +39,8 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
     if "messages" not in names and "prompt" not in names:
         raise InvalidFile(f"{path}: needs a column messages or prompt; there are {shown}")
     for name in names:
+        if name in REQUEST_KEYS and not _is_nothing(schema.field(schema.get_all_field_indices(name)[0]).type):
+            raise InvalidFile(f"{path}: column {name}: {_unread(name)}, or rename it if it is data")
         near = get_close_matches(name, COLUMNS, n=1, cutoff=_NEAR) if name not in COLUMNS else []
         if near and near[0] not in names:
             raise InvalidFile(f"{path}: column {name}: did you mean {near[0]}? Rename it, or drop it")
@@ -54,6 +70,20 @@ def _bare(kind: Any) -> Any:
             kind = kind.value_type
         else:
             return kind
+
+
+def _unread(name: str) -> str:
+    if name == "stop":
+        return "is read as stop_sequences; rename it"
+    if name == "max_completion_tokens":
+        return "is read as max_tokens; rename it"
+    return f"{name} is not read from Parquet; drop it, write the requests as JSONL"
+
+
+def _is_nothing(kind: Any) -> bool:
+    import pyarrow.types as is_
+
+    return bool(is_.is_null(_bare(kind)))
 
 
 def _is_text(kind: Any) -> bool:

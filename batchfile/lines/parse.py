@@ -14,6 +14,7 @@ from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.findings import Finding, shown
 from batchfile.lines.halves import FIX as HALF_FIX
 from batchfile.lines.halves import STAND_IN, find_half
+from batchfile.lines.repeats import find_repeats, has_repeats, repeats
 from batchfile.words import Defaults, Request
 
 METHOD = "POST"
@@ -71,7 +72,7 @@ def read_carried(envelope: Envelope) -> Carried:
     except ValidationError:
         raise _refused(find_problems(envelope)) from None
     is_addressed = envelope.dialect == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
-    if not (is_addressed and form.is_plain(carried)):
+    if not (is_addressed and form.is_plain(carried)) or has_repeats(envelope.carried):
         findings = find_problems(envelope)
         if findings:
             raise _refused(findings)
@@ -124,7 +125,7 @@ def _outside(envelope: Envelope) -> list[Finding]:
 
 def _inside(carried: bytes, root: str, form: _Format) -> list[Finding]:
     data = _data(carried)
-    findings = problems.unserved(data, form.unserved, root)
+    findings = repeats(find_repeats(carried, depth_max=1), (root,)) + problems.unserved(data, form.unserved, root)
     try:
         valid = form.model.model_validate_json(carried)
     except ValidationError as error:

@@ -27,7 +27,7 @@ class ToolDefinition(Strict):
     defer_loading: Any = None
     eager_input_streaming: Any = None
     input_examples: Any = None
-    strict: Any = None
+    strict: bool | None = None
 
     @field_validator("type", mode="before")
     @classmethod
@@ -90,7 +90,7 @@ class Function(Strict):
     name: _Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Any = None
+    strict: bool | None = None
 
 
 class FunctionTool(Strict):
@@ -136,7 +136,7 @@ def anthropic_tools(given: list[ToolDefinition] | None, choice: ToolChoice | Non
     """None where there are none, or none may be called."""
     if not given or (choice is not None and choice.type == "none"):
         return None
-    offered = tuple(Tool(tool.name, tool.description, tool.input_schema) for tool in given)
+    offered = tuple(Tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in given)
     if choice is None:
         return Tools(offered=offered)
     return Tools(
@@ -155,8 +155,8 @@ def openai_tools(
     is_named = isinstance(choice, FunctionChoice)
     return Tools(
         offered=tuple(
-            Tool(tool.function.name, tool.function.description, tool.function.parameters or {"type": "object"})
-            for tool in given
+            Tool(called.name, called.description, called.parameters or {"type": "object"}, called.strict)
+            for called in (tool.function for tool in given)
         ),
         choice="named" if is_named else "any" if choice == "required" else "auto",
         name=choice.function.name if isinstance(choice, FunctionChoice) else None,

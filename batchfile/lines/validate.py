@@ -1,6 +1,7 @@
 """Every problem of every line, with its place and how to mend it, and a summary. Runs nothing, stores nothing.
 
-A line is refused here for exactly what would refuse it in a run, because the same functions read it.
+A line is rejected here for exactly what would reject it in a run, because the same functions read it; and for a key
+that is given twice at any depth, of which a run knows those at the top level of a line, `params` and `body` alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from batchfile.lines.findings import Finding, short
 from batchfile.lines.frame import Line, iter_lines
 from batchfile.lines.locate import locate
 from batchfile.lines.parse import Carried, find_problems, read_carried
+from batchfile.lines.repeats import find_any_repeats, repeats
 from batchfile.lines.summary import Kind, Summary
 from batchfile.routing import route
 from batchfile.words import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, RoutingTable
@@ -60,6 +62,7 @@ class Scan:
         for line in iter_lines(chunks, start):
             summary.num_requests += 1
             findings = self._check(line)
+            findings += _repeats_inside(line.data, findings)
             if findings:
                 summary.num_bad += 1
                 summary.num_problems += len(findings)
@@ -113,6 +116,11 @@ class Scan:
         self.summary.prompt_chars += asks.prompt_chars
         kind = Kind(envelope.hint, carried.model, asks.max_tokens)
         self.summary.kinds[kind] = self.summary.kinds.get(kind, 0) + 1
+
+
+def _repeats_inside(data: bytes | None, findings: list[Finding]) -> list[Finding]:
+    known = {finding.path for finding in findings}
+    return repeats([path for path in find_any_repeats(data or b"") if path not in known])
 
 
 def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:

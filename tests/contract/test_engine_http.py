@@ -20,10 +20,12 @@ from batchfile.engine.base import Finished
 from batchfile.engine.http import HttpEngine, HttpOptions
 from batchfile.engine.http_wire import Failed, Said, Throttled, Unserved, api_root, read_answer
 from batchfile.errors import EngineDead, SettingsError
+from batchfile.lines import parse_request
 from batchfile.lines.result import decode_result, encode_result
 from batchfile.words import (
     Choice,
     Completion,
+    Defaults,
     Failure,
     Message,
     Outcome,
@@ -94,6 +96,27 @@ def test_it_sends_the_models_name_the_key_and_only_what_was_asked(server: Any) -
         "top_k": 3,
         "stop": ["x"],
     }
+
+
+def test_what_only_an_endpoint_understands_is_sent_as_the_request_has_it(server: Any, engine: HttpEngine) -> None:
+    form = {"name": "lead", "strict": False, "schema": {"type": "object"}}
+    body = {
+        "messages": [
+            {"role": "user", "name": "ann", "content": "a"},
+            {"role": "user", "name": "bob", "content": "b"},
+        ],
+        "max_completion_tokens": 8,
+        "response_format": {"type": "json_schema", "json_schema": form},
+        "tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}, "strict": True}}],
+    }
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    run(engine, parse_request(json.dumps(line).encode(), Defaults()))
+    seen = server.seen[0]["body"]
+    assert {key: seen[key] for key in body} == {
+        **body,
+        "messages": [{"role": "user", "content": text, "name": name} for text, name in (("a", "ann"), ("b", "bob"))],
+    }
+    assert "max_tokens" not in seen
 
 
 TOOLS = Tools(offered=(Tool("look", "Look.", {"type": "object"}), Tool("find", None, {"type": "object"})))

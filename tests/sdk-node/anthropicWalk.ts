@@ -209,7 +209,7 @@ async function walkCancel(): Promise<void> {
 async function walkTools(): Promise<void> {
   const tools = [{ name: "look", input_schema: { type: "object" as const } }];
   const asked = request("a");
-  const thinking = { type: "enabled" as const, budget_tokens: 1024 };
+  const thinking = { type: "adaptive" as const };
   const made = await batches.create({ requests: [{ ...asked, params: { ...asked.params, tools, thinking } }] });
   await ended(made.id);
   const first = (await resultsOf(made.id))[0]?.result;

@@ -181,7 +181,7 @@ def walk_contents() -> None:
 def walk_tools() -> None:
     """A model that thinks, then calls a tool; the answer of the tool goes back with both, as they came."""
     tools = [{"name": name, "description": "Look.", "input_schema": {"type": "object"}} for name in ("look", "find")]
-    asked: dict[str, Any] = {"tools": tools, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    asked: dict[str, Any] = {"tools": tools, "thinking": {"type": "adaptive"}}
     named = {"type": "tool", "name": "find", "disable_parallel_tool_use": True}
     first = created(
         request("auto", **asked),

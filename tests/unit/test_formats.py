@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines import parse_request
+from batchfile.lines import native, openai, parse_request
 from batchfile.lines.formats import detect, open_lines
 from batchfile.lines.parquet import RESULT_COLUMNS, write_results
+from batchfile.lines.parquet_columns import COLUMNS, REQUEST_KEYS
 from batchfile.lines.result import encode_result
 from batchfile.local.inputs import bring_in, first_requests, inspect
 from batchfile.store.memory import MemoryStore
@@ -198,6 +199,14 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
             "column max_tokens is string",
         ),
         ({"custom_id": ["a"], "prompt": ["x"], "max_token": [7]}, "did you mean max_tokens"),
+        *[
+            (
+                {"custom_id": ["a"], "prompt": ["x"], key: ["{}"]},
+                f"column {key}: {key} is not read from Parquet; drop it",
+            )
+            for key in ("response_format", "tools", "n", "logprobs", "metadata", "min_tokens", "thinking")
+        ],
+        ({"custom_id": ["a"], "prompt": ["x"], "stop": ["."]}, "column stop: is read as stop_sequences; rename it"),
         (
             {"custom_id": ["a"], "messages": _turns_with(pa.timestamp("ns"), 1_700_000_000_123_456_789)},
             r"column messages.x is timestamp\[ns\]; cast it to text, or drop it",
@@ -210,6 +219,22 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
 def test_a_column_that_is_missing_or_wrong_is_named(tmp_path: Path, columns: dict, words: str) -> None:
     with pytest.raises(InvalidFile, match=words):
         _read(_table(tmp_path / "a.parquet", **columns))
+
+
+def test_a_column_of_a_request_key_without_values_asks_for_nothing(tmp_path: Path) -> None:
+    table = _table(tmp_path / "a.parquet", custom_id=["a"], prompt=["x"], tools=pa.nulls(1))
+    assert [list(row["params"]) for row in _rows(table)] == [["messages"]]
+
+
+def test_every_key_of_a_request_is_a_column_or_rejected_or_changes_no_answer() -> None:
+    ignored = {
+        *("cache_control", "container", "diagnostics", "inference_geo", "service_tier", "speed", "user_profile_id"),
+        *("workspace_id", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+        *("safety_identifier", "store", "stream_options", "user"),
+    }
+    keys = native.Params.model_fields.keys() | openai.Body.model_fields.keys()
+    assert keys - ignored <= REQUEST_KEYS | set(COLUMNS)
+    assert not ignored & REQUEST_KEYS
 
 
 def test_two_columns_or_two_fields_of_one_name_are_refused(tmp_path: Path) -> None:

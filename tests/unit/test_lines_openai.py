@@ -55,6 +55,7 @@ def test_every_sampling_key_arrives() -> None:
     )
     assert request.sampling == Sampling(
         max_tokens=5,
+        limit_key="max_completion_tokens",
         temperature=0.0,
         top_p=0.5,
         top_k=40,
@@ -99,6 +100,42 @@ SCHEMA = {"type": "object"}
 )
 def test_a_response_format_becomes_a_schema(body: dict[str, Any], schema: Any) -> None:
     assert parsed(**body).sampling.json_schema == schema
+
+
+def test_an_endpoint_gets_a_schema_with_its_name_and_strict_as_the_request_has_them() -> None:
+    named = {"name": "lead", "strict": False, "description": "d", "schema": SCHEMA}
+    for form in (named, {"name": "lead", "schema": SCHEMA}, {"name": "lead"}):
+        asked = {"type": "json_schema", "json_schema": form}
+        assert parsed(response_format=asked).sampling.schema_form == form
+    assert parsed(response_format={"type": "json_object"}).sampling.schema_form is None
+
+
+def test_turns_of_speakers_with_different_names_stay_apart() -> None:
+    request = parsed(
+        messages=[
+            {"role": "system", "name": "boss", "content": "s"},
+            {"role": "user", "name": "ann", "content": "a"},
+            {"role": "user", "name": "ann", "content": "b"},
+            {"role": "user", "name": "bob", "content": "c"},
+        ]
+    )
+    assert request.messages == (
+        Message("system", "s", name="boss"),
+        Message("user", "a\n\nb", name="ann"),
+        Message("user", "c", name="bob"),
+    )
+
+
+def test_system_turns_with_different_names_are_rejected() -> None:
+    named = [{"role": "system", "name": name, "content": "s"} for name in ("a", "b")]
+    message = "body.messages[1].name: system turns with different names are not served"
+    assert refusal(line(model="m", messages=[*named, *HI])).startswith(message)
+
+
+@pytest.mark.parametrize(("key", "value"), [("reasoning_effort", "low"), ("verbosity", "high")])
+def test_a_key_that_would_change_the_answer_is_rejected_by_name(key: str, value: str) -> None:
+    assert refusal(line(model="m", messages=HI, **{key: value})).startswith(f"body.{key}: ")
+    assert parsed(**{key: None}) == parsed()
 
 
 def test_keys_that_ask_for_nothing_are_ignored() -> None:

@@ -67,7 +67,7 @@ def test_every_sampling_key_arrives() -> None:
         presence_penalty=-2,
         frequency_penalty=2,
         repetition_penalty=1.1,
-        output_config={"format": {"type": "json_schema", "schema": schema}, "effort": "low"},
+        output_config={"format": {"type": "json_schema", "schema": schema}, "effort": None},
     )
     assert request.sampling == Sampling(
         max_tokens=5,
@@ -110,10 +110,28 @@ def test_keys_of_the_hosted_service_and_keys_that_ask_for_nothing_are_ignored() 
     )
 
 
+@pytest.mark.parametrize(
+    ("params", "place"),
+    [
+        ({"output_config": {"effort": "low"}}, "params.output_config.effort: "),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "params.thinking.budget_tokens: "),
+        ({"thinking": {"type": "enabled", "display": "omitted"}}, "params.thinking.display: "),
+    ],
+)
+def test_a_key_that_would_change_the_answer_is_rejected_by_name(params: dict[str, Any], place: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{place}"):
+        parsed(**params)
+
+
+def test_thinking_without_a_bound_of_its_own_is_served() -> None:
+    assert parsed(thinking={"type": "enabled", "display": "summarized"}).is_thinking is True
+    assert parsed(thinking={"type": "adaptive", "budget_tokens": None}).is_thinking is True
+
+
 def test_the_older_place_of_an_output_format_is_read_where_the_newer_one_is_empty() -> None:
     old, new = ({"type": "json_schema", "schema": {"title": name}} for name in ("old", "new"))
     assert parsed(output_format=old).sampling.json_schema == {"title": "old"}
-    assert parsed(output_format=old, output_config={"effort": "low"}).sampling.json_schema == {"title": "old"}
+    assert parsed(output_format=old, output_config={"effort": None}).sampling.json_schema == {"title": "old"}
     assert parsed(output_format=old, output_config={"format": new}).sampling.json_schema == {"title": "new"}
 
 

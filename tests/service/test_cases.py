@@ -1,0 +1,70 @@
+"""Files from bug reports, in every entry point: `run`, `validate`, creates over HTTP, `/v1/files` and the inbox."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from batchfile.clock import ManualClock
+from batchfile.store.memory import MemoryStore
+from tests.contract.inbox_kit import World
+from tests.service.openai_kit import CHAT, KEY, client, connect, served, until, work
+from tests.service.test_run_commands import batchfile
+
+__all__ = ["client", "connect", "served"]
+
+CASES = Path(__file__).parents[1] / "cases"
+HEADERS = {"authorization": f"Bearer {KEY}", "content-type": "application/x-ndjson"}
+TWICE = "is given twice; keep one of them"
+INSIDE = (
+    b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"mistral","messages":[{"role":"user",'
+    b'"content":"A"}],"messages":[{"role":"user","content":"B"}]}}\n'
+)
+
+
+def command(folder: Path, data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    (folder / "in.jsonl").write_bytes(data)
+    return batchfile(folder, arguments[0], "in.jsonl", *arguments[1:])
+
+
+def ran(folder: Path, data: bytes) -> list[dict[str, Any]]:
+    done = command(folder, data, "run", "-o", "out.jsonl", "--engine", "echo", "--restart")
+    assert done.returncode in {0, 3}, done.stderr
+    return [json.loads(line) for line in (folder / "out.jsonl").read_bytes().split(b"\n")[:-1]]
+
+
+def uploaded(client: Any, data: bytes, name: str = "in.jsonl") -> Any:
+    file = client.files.create(file=(name, data), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+
+
+def dropped(path: str, data: bytes) -> World:
+    """A file in the inbox, planned and run to its end."""
+    clock = ManualClock()
+    world = World(MemoryStore(clock), clock)
+    world.drop(path, data)
+    for _ in range(4):
+        world.steward.tick()
+        clock.sleep(30.0)
+    for batch in world.batches():
+        world.run(batch)
+    world.steward.tick()
+    return world
+
+
+def test_keys_given_twice_are_rejected_in_every_entry_point(tmp_path: Path, served: Any, client: Any) -> None:
+    data = (CASES / "json-duplicate-keys.jsonl").read_bytes()
+    messages = [line["response"]["body"]["error"]["message"] for line in ran(tmp_path, data + INSIDE)]
+    places = ["custom_id", "body", "body.messages"]
+    assert [f"{place}: {TWICE}" in message for place, message in zip(places, messages, strict=True)] == [True] * 3
+    checked = command(tmp_path, data + INSIDE, "validate")
+    assert (checked.returncode, checked.stdout.decode().count(TWICE)) == (4, 4)
+
+    posted = served.http.post("/api/batches", content=data, headers=HEADERS)
+    assert (posted.status_code, TWICE in posted.text) == (400, True)
+    failed = until(client, uploaded(client, data).id, "failed")
+    assert [(error.line, TWICE in error.message) for error in failed.errors.data] == [(1, True), (2, True)]
+    batch = work(served, client, uploaded(client, INSIDE).id)
+    assert "body.messages: " + TWICE in client.files.content(batch.error_file_id).text
+    results = (dropped("email/in.jsonl", data + INSIDE).out("email/in.jsonl.results.jsonl") or b"").decode()
+    assert [TWICE in line for line in results.splitlines()] == [True] * 3
