@@ -17,7 +17,7 @@ from api.bodies import retry_count
 from api.door import Caller
 from api.errors import Refusal, not_found
 from api.ingest import adopt, made_before
-from api.service import Service
+from api.service import Service, Shown
 from api.shapes import OpenAIProblem
 from api.tending import Tending
 from batchfile.ledger import batches, files, planning
@@ -27,6 +27,7 @@ from batchfile.words import Defaults
 
 BATCHES = "/v1/batches"
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
+OF_FILES = Shown(ids_like=BATCH_ID, has=lambda status: status.batch.file is not None)
 BODY_BYTES_MAX = 1024 * 1024
 
 
@@ -65,8 +66,8 @@ async def list_batches(
     after: Annotated[str | None, QueryParameter(description="The last id of the page before.")] = None,
 ) -> shapes.BatchPage:
     """Newest first."""
-    page = await asyncio.to_thread(lambda: service.page(caller, limit=limit, after=after, ids_like=BATCH_ID))
-    data = [views.batch(status) for status in page.data if status.batch.file is not None]
+    page = await asyncio.to_thread(lambda: service.page(caller, limit=limit, after=after, shown=OF_FILES))
+    data = [views.batch(status) for status in page.data]
     return shapes.BatchPage(
         data=data,
         first_id=data[0].id if data else None,

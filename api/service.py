@@ -5,7 +5,7 @@ Stateless but for caches: any number of processes over one store, each of which 
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, takewhile
@@ -35,6 +35,14 @@ class Page:
 
     data: list[BatchStatus]
     has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Which batches a listing has. `ids_like` rules most others out without a read; `has` decides."""
+
+    ids_like: re.Pattern[str]
+    has: Callable[[BatchStatus], bool]
 
 
 def known_id(batch_id: str) -> str:
@@ -97,25 +105,28 @@ class Service:
         limit: int,
         after: str | None = None,
         before: str | None = None,
-        ids_like: re.Pattern[str] | None = None,
+        shown: Shown | None = None,
     ) -> Page:
         """At most `limit` batches: the next older ones than `after`, or the next newer ones than `before`.
 
-        `ids_like`: none with other ids. Either cursor may have been deleted within the last day. A batch that cannot be
-        read hides no other (see `StatusReader.look`). Raises: Refusal 404; StoreUnavailable where none can be read.
+        `shown`: which batches the listing has; the page is cut from these alone. Either cursor may be a batch that it
+        does not have, or one that was deleted within the last day. A batch that cannot be read hides no other (see
+        `StatusReader.look`). Raises: Refusal 404; StoreUnavailable where none can be read.
         """
         places = self._places(caller.tenant, "" if after is None else self._place(caller, after))
         if before is not None:
             places = reversed(self._newer(caller, before))
-        if ids_like is not None:
-            like = ids_like
+        if shown is not None:
+            like = shown.ids_like
             places = (place for place in places if like.fullmatch(layout.index_batch_id(place)))
         found: list[BatchStatus] = []
         while len(found) <= limit:
-            some = list(islice(places, limit + 1 - len(found)))
+            # Reading a few too many costs less than reading them one after the other.
+            some = list(islice(places, max(limit + 1 - len(found), READS_AT_ONCE if shown else 1)))
             if not some:
                 break
-            found += [status for status in self._readers.map(self.reader.look, some) if status is not None]
+            looked = [status for status in self._readers.map(self.reader.look, some) if status is not None]
+            found += looked if shown is None else filter(shown.has, looked)
         refusals = [status.problem for status in found if isinstance(status.problem, StoreError)]
         if refusals and len(refusals) == len(found):
             raise refusals[0]

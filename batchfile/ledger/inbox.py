@@ -26,6 +26,7 @@ from batchfile.words import Defaults, RoutingTable
 log = structlog.get_logger()
 
 QUIET_S = 5.0  # a file that was written to so lately may not be whole yet (in a directory; objects are)
+ID_DIGITS = 24  # of a batch id, in hex
 LOOKS_MAX = 500  # files taken up in one look, the newest first
 CLAIM_KEPT_S = 7 * 24 * 3600.0  # a claim outlives its file for so long: the file may only be out of sight
 
@@ -203,7 +204,8 @@ class Inbox:
             key=entry.key,
             etag=entry.etag,
             modified_at=entry.modified_at,
-            batch_id=f"batch_{self._ledger.new_id()}",
+            # Shorter than the ids of batches of uploaded files, so that listings of those need not read it.
+            batch_id=f"batch_{self._ledger.new_id()[:ID_DIGITS]}",
             created_at=self._ledger.clock.now(),
         )
 
