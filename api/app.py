@@ -12,6 +12,8 @@ from dataclasses import replace
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.enums import HttpMethod
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.spec import OpenAPI
 
 from api import (
     errors,
@@ -33,6 +35,7 @@ from api.fleet import Fleet
 from api.metrics import Metrics
 from api.output_files import OutputFiles
 from api.pulse import Pulse
+from api.queries import Parameters, check_query, known_parameters
 from api.service import Service
 from api.stewarding import Stewarding
 from api.tending import Tending
@@ -135,8 +138,16 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
         await asyncio.to_thread(long_work.stop, leaves_ends=True)
         service.close()
 
+    known: dict[tuple[str, str], Parameters] = {}
+
+    async def before(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
+        """Before any route: see that the query holds nothing that would be ignored."""
+        path = request.scope["path_template"]
+        check_query(known, request.method, path, request.query_params.multi_items(), request.scope["speech"])  # type: ignore[typeddict-item]
+        return _name_methods(request)
+
     app = Litestar(
-        route_handlers=ROUTES,
+        route_handlers=[_with_head(handler) for handler in ROUTES],
         dependencies={
             "service": Provide(lambda: service, sync_to_thread=False),
             "fleet": Provide(lambda: fleet, sync_to_thread=False),
@@ -149,13 +160,15 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
             "speech": Provide(_speech, sync_to_thread=False),
         },
         exception_handlers={Exception: errors.answer},
-        before_request=_name_methods,
+        before_request=before,
         lifespan=[life],
         plugins=[StrictSchemas()],
         openapi_config=document_config(settings),
         logging_config=None,
     )
-    pages = Pages.of(app.openapi_schema.to_schema())
+    document = _without_head(app.openapi_schema).to_schema()
+    known.update(known_parameters(document))
+    pages = Pages.of(document)
     return Door(app, settings, pulse, metrics.count_answer)
 
 
@@ -169,7 +182,21 @@ def _speech(request: Request) -> Speech:  # type: ignore[type-arg]  # Litestar r
     return speech
 
 
-async def _name_methods(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
+def _with_head(handler: HTTPRouteHandler) -> HTTPRouteHandler:
+    """HEAD wherever there is GET, as HTTP wants it; the door strips the bodies."""
+    if HttpMethod.GET in handler.http_methods:
+        handler.http_methods.add("HEAD")
+    return handler
+
+
+def _without_head(document: OpenAPI) -> OpenAPI:
+    """Every GET has one, so that naming them tells nothing."""
+    for item in (document.paths or {}).values():
+        item.head = None
+    return document
+
+
+def _name_methods(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
     """Answers OPTIONS: Litestar's own answer forgets the methods of a path's second handler."""
     if request.method != HttpMethod.OPTIONS:
         return None

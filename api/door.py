@@ -242,6 +242,8 @@ class _Visit:
             self._status = LEFT if self._has_left else message["status"]  # nobody hears this answer, an error of ours
             name = self.id.encode()
             headers = [*message.get("headers", []), (b"x-request-id", name), (b"request-id", name)]
+            if self._is_head:  # of the empty body that a route sends in place of the one that GET would have
+                headers = [(key, value) for key, value in headers if (key.lower(), value) != (b"content-length", b"0")]
             given = {key.lower() for key, _ in headers}
             message["headers"] = headers + [(key, value) for key, value in DEFAULT_HEADERS if key not in given]
         elif message["type"] == "http.response.body":

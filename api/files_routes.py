@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
-from litestar import Request, Response, delete, get, post, route
+from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
@@ -17,7 +17,6 @@ from api.door import Caller
 from api.errors import Refusal
 from api.forms import FILE_FORM, received_form
 from api.multipart import Form
-from api.native_routes import FILE_METHODS
 from api.output_files import OutputFiles
 from api.service import Service
 from api.shapes import OpenAIProblem
@@ -120,9 +119,8 @@ async def remove(
     return shapes.FileDeleted(id=file_id)
 
 
-@route(
+@get(
     FILES + "/{file_id:str}/content",
-    http_method=FILE_METHODS,
     responses=problems(READ, 416, shape=OpenAIProblem) | FILE,
     tags=["files"],
     summary="The bytes of a file",

@@ -21,6 +21,8 @@ def check_reading(headers: Headers, http_version: str) -> None:
     for name in SAID_ONCE:
         if names.count(name) > 1:
             raise Refusal(400, f"{name.decode()}: comes twice; send it once")
+    if not dict(headers).get(b"idempotency-key", b"-").strip():
+        raise Refusal(400, "Idempotency-Key: is empty; send a UUID, or leave the header out")
     if http_version == "1.1" and b"host" not in names:
         raise Refusal(400, "host: is missing; HTTP/1.1 needs it")
     coding = dict(headers).get(b"transfer-encoding", b"chunked").strip().lower()

@@ -4,7 +4,7 @@ import asyncio
 import re
 from typing import Annotated, Any
 
-from litestar import Request, Response, delete, get, post, route
+from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
@@ -24,7 +24,6 @@ from batchfile.records import FileRef
 
 BATCHES = "/api/batches"
 POOLS = "/api/pools"
-FILE_METHODS = [HttpMethod.GET, HttpMethod.HEAD]
 METADATA_MAX = 16  # pairs
 METADATA_PAIR = re.compile(r"([^=]{1,64})=(.{0,512})", re.DOTALL)
 
@@ -67,7 +66,7 @@ async def list_batches(
     return shapes.BatchPage(data=[views.batch(item) for item in page.data], has_more=page.has_more)
 
 
-@get(BATCHES + "/{batch_id:str}", responses=problems(READ), tags=["batches"], summary="One batch")
+@get(BATCHES + "/{batch_id:str}", responses=problems(READ, 400), tags=["batches"], summary="One batch")
 async def status(
     batch_id: FromPath[str], service: NamedDependency[Service], caller: NamedDependency[Caller]
 ) -> shapes.Batch:
@@ -75,7 +74,11 @@ async def status(
 
 
 @post(
-    BATCHES + "/{batch_id:str}/cancel", status_code=200, responses=problems(READ), tags=["batches"], summary="End early"
+    BATCHES + "/{batch_id:str}/cancel",
+    status_code=200,
+    responses=problems(READ, 400),
+    tags=["batches"],
+    summary="End early",
 )
 async def cancel(
     batch_id: FromPath[str],
@@ -98,9 +101,8 @@ async def remove(
     return shapes.Deleted(id=batch_id)
 
 
-@route(
+@get(
     BATCHES + "/{batch_id:str}/results",
-    http_method=FILE_METHODS,
     responses=problems(READ, 400, 416) | FILE,
     tags=["batches"],
     summary="Native result lines",
@@ -125,9 +127,8 @@ async def results(
     return await _file(request, service, batch.results)
 
 
-@route(
+@get(
     BATCHES + "/{batch_id:str}/errors",
-    http_method=FILE_METHODS,
     responses=problems(READ, 400, 416) | FILE,
     tags=["batches"],
     summary="The requests that did not succeed",
@@ -143,17 +144,17 @@ async def errors(
     return await _file(request, service, batch.errors)
 
 
-@get(POOLS, responses=problems(READ), tags=["pools"], summary="All pools")
+@get(POOLS, responses=problems(READ, 400), tags=["pools"], summary="All pools")
 async def list_pools(fleet: NamedDependency[Fleet]) -> list[shapes.Pool]:
     return await asyncio.to_thread(fleet.pools)
 
 
-@get(POOLS + "/{pool:str}", responses=problems(READ), tags=["pools"], summary="One pool")
+@get(POOLS + "/{pool:str}", responses=problems(READ, 400), tags=["pools"], summary="One pool")
 async def one_pool(pool: FromPath[str], fleet: NamedDependency[Fleet]) -> shapes.Pool:
     return await asyncio.to_thread(fleet.pool, pool)
 
 
-@get(POOLS + "/{pool:str}/scale", responses=problems(READ), tags=["pools"], summary="What an autoscaler needs")
+@get(POOLS + "/{pool:str}/scale", responses=problems(READ, 400), tags=["pools"], summary="What an autoscaler needs")
 async def scale(pool: FromPath[str], fleet: NamedDependency[Fleet]) -> shapes.Scale:
     return await asyncio.to_thread(fleet.scale, pool)
 

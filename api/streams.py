@@ -37,7 +37,7 @@ class Span:
     end: int
 
 
-async def stream(request: Request[Any, Any, Any], chunks: Iterable[bytes], media_type: str) -> Stream:
+async def stream(request: Request[Any, Any, Any], chunks: Iterable[bytes], media_type: str) -> Response[Any]:
     """An answer of unknown length. Its first chunk is read before the status is sent, so that errors are answers."""
     headers = {"Vary": "Accept, Accept-Encoding, Authorization, Anthropic-Version"}
     parts = iter(chunks)
@@ -46,6 +46,8 @@ async def stream(request: Request[Any, Any, Any], chunks: Iterable[bytes], media
         headers["Content-Encoding"] = "gzip"
     feed = _Feed(parts)
     first = await feed.next()
+    if request.scope["method"] == "HEAD":
+        return Response(b"", media_type=media_type, headers=headers, background=BackgroundTask(feed.close))
     return Stream(feed.rest(first), media_type=media_type, headers=headers, background=BackgroundTask(feed.close))
 
 
