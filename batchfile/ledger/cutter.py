@@ -12,6 +12,7 @@ from batchfile.errors import InvalidRequest, RequestRefused, TooLarge
 from batchfile.ledger import shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.line_problems import LineProblems
+from batchfile.ledger.parallel import in_order
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.findings import short
@@ -91,7 +92,8 @@ class Cutter:
     """One pass over the lines, and a second only where a custom_id seems to be used twice.
 
     `refuse_at` None: lines that can not run are rejected, one by one. Else the first whose envelope is wrong raises
-    RequestRefused. With `problems` they are noted there instead, and the plan is of no use.
+    RequestRefused. With `problems` they are noted there instead, and the plan is of no use. `beat` is called with each
+    object that is written.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Cutter:
         requests_max: int = REQUESTS_MAX,
         custom_ids: re.Pattern[str] | None = None,
         problems: LineProblems | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.total = 0
         self.num_rejected = 0
@@ -123,6 +126,7 @@ class Cutter:
         self._requests_max = requests_max
         self._custom_ids = custom_ids
         self._problems = problems
+        self._beat = beat
         self._pools: dict[str | None, str] = {}  # where a hint leads, for this stage
         self._lease = ledger.new_id()
         self._num_parts = 0
@@ -227,6 +231,7 @@ class Cutter:
     def _write(self, first: int, rejected: list[FinishedLine]) -> list[PartRef]:
         if not rejected:
             return []
+        self._beat()
         self._num_parts += 1
         key = layout.part_key(self._batch_id, layout.REJECTED_POOL, first, self._lease, self._num_parts)
         return [shards.write_part(self._ledger, key, rejected)]
@@ -284,7 +289,8 @@ class Cutter:
                     pools.setdefault(pool, {})[n] = num_lines
             if cut.rejected:
                 pools.setdefault(layout.REJECTED_POOL, {})[n] = len(cut.rejected)
-                shards.put_done(self._ledger, self._batch_id, layout.REJECTED_POOL, n, cut.parts, cut.rejected)
+        for _ in in_order(self._ledger, lambda n: self._put_done(n, cuts[n]), pools.get(layout.REJECTED_POOL, {})):
+            self._beat()
         plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools)
         plan_key = layout.plan_key(self._batch_id, self._ledger.new_id()[:12])
         self._ledger.store.put(plan_key, encode(plan))
@@ -297,6 +303,9 @@ class Cutter:
             first_problem=self.first_problem,
             num_hints=self.num_hints,
         )
+
+    def _put_done(self, n: int, cut: Cut) -> None:
+        shards.put_done(self._ledger, self._batch_id, layout.REJECTED_POOL, n, cut.parts, cut.rejected)
 
 
 def _without_result(item: FinishedLine) -> FinishedLine:

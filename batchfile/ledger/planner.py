@@ -48,6 +48,7 @@ def plan_input(
         lines_per_range=lines_per_range,
         requests_max=requests_max,
         problems=problems,
+        beat=beat,
     )
     digest = hashlib.sha256()
     cuts = cutter.read(_hashed(_stream(ledger, input_key, entry.etag, beat), digest), entry.size)
@@ -97,6 +98,7 @@ def plan_upload(
         refuse_at=place if is_strict else None,
         requests_max=requests_max,
         custom_ids=custom_ids,
+        beat=beat,
     )
     key = layout.input_key(batch_id, ledger.new_id()[:12])
     digest = hashlib.sha256()

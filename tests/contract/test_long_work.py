@@ -11,7 +11,7 @@ import pytest
 
 from api.tending import Tending
 from batchfile import layout
-from batchfile.clock import ManualClock
+from batchfile.clock import Clock, ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
 from batchfile.ledger import batches, long_work, planning, shards
@@ -23,7 +23,7 @@ from batchfile.ledger.shards import Held
 from batchfile.ledger.steward import Steward
 from batchfile.lines.openai import URL
 from batchfile.lines.part import FinishedLine
-from batchfile.records import BatchRecord, FileInput, FileRecord
+from batchfile.records import BatchRecord, DroppedFile, FileInput, FileRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Entry
 from batchfile.store.memory import MemoryStore
@@ -38,8 +38,8 @@ WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 class Slow(MemoryStore):
     """A stream of what is named here waits until it is let go. So does a listing of `slow_list`."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Clock | None = None) -> None:
+        super().__init__(clock)
         self.slow: set[str] = set()
         self.slow_list = ""
         self.let_go = threading.Event()
@@ -321,3 +321,29 @@ def test_long_is_what_is_large_or_may_unpack_to_anything(world: World) -> None:
     assert not LongWork(world.ledger, "s", num_threads=0).take(large)
     assert is_long(world.store_file("file"))
     assert not is_long(world.store_file("few", 10))
+
+
+def test_a_plan_with_many_rejected_lines_keeps_its_lease_on_a_slow_store() -> None:
+    class OneSecond(Slow):
+        def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
+            clock.sleep(1.0)
+            found = self.get(layout.planning_key("file"))
+            assert found is None or found.age_s < world.ledger.limits.lease_ttl_s
+            return super().put(key, data, absent=absent, match=match)
+
+    clock = ManualClock()
+    world = World()
+    world.store = OneSecond(clock)
+    world.ledger = Ledger(store=world.store, clock=clock, rng=random.Random(3))
+    good = json.dumps({"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hello"}]}})
+    rows = (good.replace('"a"', f'"r{n}"') if n % 32 else "{" for n in range(150 * 32))
+    world.store.put("inbox/one/file.jsonl", "\n".join(rows).encode())
+    entry = world.store.head("inbox/one/file.jsonl")
+    assert entry is not None
+    dropped = DroppedFile(key=entry.key, etag=entry.etag, modified_at=entry.modified_at)
+    routing = RoutingTable(everything=POOL)
+    draft = batches.Draft(batch_id="file", routing=routing, defaults=Defaults(), created_at=clock.now())
+    planning.create_of_dropped(world.ledger, draft, dropped, entry.size)
+    batch = planning.plan(world.ledger, "file", runner="p")
+    assert batch is not None
+    assert (batch.state, batch.total) == ("open", 150 * 32)
