@@ -5,6 +5,7 @@ doubles the pause. While the store answers nobody, no batch is to blame: `clear_
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +45,7 @@ class Aside:
         self._clock = ledger.clock
         self._only = only
         self._lock = threading.Lock()
-        self._setbacks: dict[tuple[str, Work], _Setback] = {}
+        self._setbacks: dict[str, dict[Work, _Setback]] = {}  # by batch
 
     def put(self, batch_id: str, work: Work, error: BatchfileError) -> float:
         """Leave the batch alone; for how many seconds.
@@ -56,11 +57,13 @@ class Aside:
             raise error
         now = self._clock.monotonic()
         with self._lock:
-            before = self._setbacks.get((batch_id, work))
+            self._forget_old(now)
+            of_batch = self._setbacks.setdefault(batch_id, {})
+            before = of_batch.get(work)
             pause_s = PAUSE_S if before is None else min(PAUSE_S_MAX, before.pause_s * 2)
             told_at = float("-inf") if before is None else before.told_at
             is_news = now - told_at >= TELL_S
-            self._setbacks[batch_id, work] = _Setback(
+            of_batch[work] = _Setback(
                 error=error, pause_s=pause_s, until=now + pause_s, told_at=now if is_news else told_at
             )
         if is_news:
@@ -69,33 +72,46 @@ class Aside:
 
     def worked(self, batch_id: str, work: Work) -> None:
         """What had failed is possible again."""
-        if (batch_id, work) not in self._setbacks:
+        if batch_id not in self._setbacks:
             return
         with self._lock:
-            self._setbacks.pop((batch_id, work), None)
+            of_batch = self._setbacks.get(batch_id, {})
+            if of_batch.pop(work, None) is None:
+                return
+            if not of_batch:
+                del self._setbacks[batch_id]
         log.info("batch.taken_up", batch_id=batch_id, work=work)
 
     def left_s(self, batch_id: str, work: Work | None = None) -> float:
-        """For how many more seconds to leave the batch alone, or this work of it; 0: it may be worked on."""
-        if not self._setbacks:
+        """For how many more seconds to leave the batch alone, or this work of it; 0: it may be worked on.
+
+        Costs next to nothing, however many others are set aside: it is asked for each batch, many times a second.
+        """
+        if batch_id not in self._setbacks:
             return 0.0
         now = self._clock.monotonic()
         with self._lock:
-            untils = [
-                found.until for (name, of), found in self._setbacks.items() if name == batch_id and work in {None, of}
-            ]
+            of_batch = self._setbacks.get(batch_id, {})
+            untils = [found.until for of, found in of_batch.items() if work in {None, of}]
         return max(0.0, max(untils, default=now) - now)
 
     def clear_unavailable(self) -> None:
         """The store itself was unavailable, to everybody: no batch is to blame, and none is to wait when it is back."""
         with self._lock:
-            self._setbacks = {
-                key: found for key, found in self._setbacks.items() if not isinstance(found.error, StoreUnavailable)
-            }
+            self._keep(lambda found: not isinstance(found.error, StoreUnavailable))
 
     def reasons(self) -> dict[str, str]:
         """The batches that were set aside and have not worked since, each with the last error."""
-        now = self._clock.monotonic()
         with self._lock:
-            self._setbacks = {key: found for key, found in self._setbacks.items() if now < found.until + KEPT_S}
-            return {batch_id: str(found.error) for (batch_id, _), found in self._setbacks.items()}
+            self._forget_old(self._clock.monotonic())
+            return {batch_id: str(list(of.values())[-1].error) for batch_id, of in self._setbacks.items()}
+
+    def _forget_old(self, now: float) -> None:
+        self._keep(lambda found: now < found.until + KEPT_S)
+
+    def _keep(self, is_kept: Callable[[_Setback], bool]) -> None:
+        kept = {
+            batch_id: {work: found for work, found in of.items() if is_kept(found)}
+            for batch_id, of in self._setbacks.items()
+        }
+        self._setbacks = {batch_id: of for batch_id, of in kept.items() if of}

@@ -16,7 +16,7 @@ from batchfile.clock import ManualClock, SystemClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import ObjectChanged, StoreError, StoreUnavailable
 from batchfile.ledger import batches
-from batchfile.ledger.aside import UNANSWERED_MAX
+from batchfile.ledger.aside import UNANSWERED_MAX, Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.planner import plan_input
@@ -430,3 +430,25 @@ def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern:
         f"inbox/local/{name}.jsonl" for name in ("b0", "b1", "b2")
     ]
     assert {batch.state for batch in dropped if batch is not None and batch.dropped is not None} == {"open"}
+
+
+def test_a_thousand_ill_batches_make_no_look_at_one_of_them_slow() -> None:
+    """Claims ask for each open batch, many times a second, under the engine's interpreter lock."""
+
+    class Counted(dict[str, str]):
+        num = 0
+
+        def items(self):  # type: ignore[no-untyped-def]
+            Counted.num += 1
+            return super().items()
+
+    world = World()
+    aside = Aside(world.ledger)
+    for n in range(1000):
+        aside.put(f"b{n}", "claim", StoreError("403"))
+    aside._setbacks = Counted(aside._setbacks)  # type: ignore[arg-type,assignment]
+    assert all(0 < aside.left_s(f"b{n}") <= 1.0 for n in range(1000))
+    assert not aside.left_s("well")
+    assert Counted.num == 0, "none goes through all that are set aside"
+    aside.worked("b1", "claim")
+    assert (aside.left_s("b1"), "b1" in aside.reasons(), len(aside.reasons())) == (0.0, False, 999)
