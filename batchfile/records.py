@@ -305,7 +305,9 @@ class UploadRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookRecord:
-    """How far the telling of a batch's end is. `num_attempts` were begun; the next is due at `next_at`."""
+    """How far the telling of a batch's end is. `num_attempts` were begun. The next is due at `next_at`, by the clock of
+    whoever wrote it: others go by the age of this record instead.
+    """
 
     num_attempts: int
     next_at: float

@@ -16,7 +16,7 @@ import structlog
 from batchfile import layout
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch
-from batchfile.ledger.cas import Lost, load, swap
+from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.records import BatchRecord, EndReason, WebhookRecord
 
 log = structlog.get_logger()
@@ -83,8 +83,9 @@ def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> 
     found = load(ledger, key, WebhookRecord)
     now = ledger.clock.now()
     known = WebhookRecord(num_attempts=0, next_at=now) if found is None else found.record
-    if known.state != "pending" or known.next_at > now:
-        return known.next_at if known.state == "pending" else None
+    left_s = 0.0 if found is None else _left_s(found)
+    if known.state != "pending" or left_s > 0:
+        return now + left_s if known.state == "pending" else None
     if known.num_attempts == len(BACKOFF_S):
         log.error("webhook.given_up", batch_id=batch_id, attempts=known.num_attempts)
         swap(ledger, key, replace(known, state="given_up", write_id=ledger.new_id()), found)
@@ -96,7 +97,7 @@ def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> 
     )
     claimed = swap(ledger, key, begun, found)
     if isinstance(claimed, Lost):
-        return None if claimed.found is None else claimed.found.record.next_at
+        return None if claimed.found is None else now + _left_s(claimed.found)
     event = event_of(batch)
     problem = send(event)
     if problem is not None:
@@ -105,3 +106,9 @@ def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> 
     swap(ledger, key, replace(begun, state="delivered", write_id=ledger.new_id()), claimed)
     log.info("webhook.delivered", batch_id=batch_id, event_id=event.event_id, type=event.type)
     return None
+
+
+def _left_s(found: Stored[WebhookRecord]) -> float:
+    """Until the next attempt. By the store's clock: the process that made the last one may have had a wrong one."""
+    num = found.record.num_attempts
+    return max(0.0, BACKOFF_S[num - 1] - found.age_s) if num else 0.0

@@ -108,6 +108,19 @@ def test_another_process_goes_on_where_one_died_in_an_attempt() -> None:
     assert len(world.sent) == 1
 
 
+@pytest.mark.parametrize("wrong_by_s", [40 * 86400.0, -40 * 86400.0])
+def test_a_process_with_a_wrong_clock_neither_delays_nor_hurries_the_next_attempt(wrong_by_s: float) -> None:
+    world = World()
+    world.answers = ["answered 500"]
+    wrong = ManualClock(world.clock.now() + wrong_by_s)
+    tell(Ledger(store=world.store, clock=wrong, rng=random.Random(8)), "b", world.send)
+    assert world.tell() == world.clock.now() + BACKOFF_S[0]
+    assert len(world.sent) == 1
+    world.clock.sleep(BACKOFF_S[0])
+    assert world.tell() is None
+    assert len(world.sent) == 2
+
+
 def test_of_two_processes_at_the_same_time_one_sends() -> None:
     world = World()
     inner: list[float | None] = []
