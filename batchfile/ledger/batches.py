@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, RecordNewer, StoreError
+from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, RecordDamaged, RecordNewer, StoreError
 from batchfile.ledger import outbox, shards
 from batchfile.ledger.assemble import Assembled, Records, Shard, assemble
 from batchfile.ledger.base import Ledger
@@ -302,7 +302,7 @@ def _end_unplanned(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 
 def _end_without_plan(ledger: Ledger, batch: BatchRecord, error: BatchDamaged) -> BatchRecord | None:
     """Nobody can tell any more which lines it has: one that is ending ends without results. Raises: `error` else."""
-    if batch.state != "ending" or isinstance(error, RecordNewer):
+    if batch.state != "ending" or not _is_lost(ledger, batch.plan_key, error):
         raise error
     log.error("plan.lost", batch_id=batch.batch_id, error=str(error))
     now = ledger.clock.now()
@@ -315,6 +315,16 @@ def _end_without_plan(ledger: Ledger, batch: BatchRecord, error: BatchDamaged) -
 
     ended = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
     return None if ended is None or ended.record.state != "ended" else ended.record
+
+
+def _is_lost(ledger: Ledger, key: str, error: BatchDamaged) -> bool:
+    """Is what stood at `key` gone or damaged for good? Asked in another way: something that answers in place of the
+    store does not know the etag of what it gave. Raises: StoreError.
+    """
+    if isinstance(error, RecordNewer):
+        return False
+    entry = ledger.store.head(key)
+    return (entry and entry.etag) == (error.etag if isinstance(error, RecordDamaged) else None)
 
 
 def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -> BatchRecord | None:

@@ -166,6 +166,33 @@ def test_a_batch_whose_plan_is_lost_waits_while_it_is_open_and_ends_when_it_is_a
     assert "plan" in (ended.detail or "")
 
 
+@pytest.mark.parametrize("answer", [b"<html>one moment</html>", None], ids=["nonsense", "missing"])
+def test_a_plan_that_only_a_proxy_denies_is_not_lost_however_often_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | None
+) -> None:
+    """The batch would end without the results that it has."""
+    world = World()
+    batch = world.create("b", 4)
+    batches.end(world.ledger, "b", "canceled")
+    get = world.store.get
+
+    def proxied(key: str) -> Object | None:
+        found = get(key)
+        if key != batch.plan_key or found is None:
+            return found
+        if answer is None:
+            return None
+        return Object(data=answer, etag="x", modified_at=found.modified_at, read_at=found.read_at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "get", proxied)
+        with pytest.raises(BatchDamaged):
+            batches.finish(world.ledger, "b", runner="s")
+    ended = batches.finish(world.ledger, "b", runner="s")
+    assert ended is not None
+    assert ended.results is not None
+
+
 @pytest.mark.parametrize("newer", [{"version": 2}, {"fingerprint": "abc"}])
 def test_a_newer_batch_record_is_never_written_or_removed(newer: dict[str, Any]) -> None:
     world = World()
