@@ -9,6 +9,8 @@ from tests.sim.clients import Client, Wishes
 from tests.sim.world import Process
 
 OPEN = 4
+LINES = 12
+OPEN_WORDS_MAX = OPEN * LINES * 3  # bodies.draw: three words a line at most
 BATCHES_MAX = 500  # a fair pool serves the other tenant long before
 LOOK_S = 2.0
 
@@ -32,7 +34,7 @@ class Flood:
 
     def _add(self) -> None:
         key = f"f{len(self.sent)}"
-        sent = bodies.draw(self._rng, key, [self._pool], num_lines=12, way="upload", odd=0.0)
+        sent = bodies.draw(self._rng, key, [self._pool], num_lines=LINES, way="upload", odd=0.0)
         self.sent.append(sent)
         self._mine.append(Client(stage=self._stage, sent=sent, wishes=Wishes(tenant="flood")))
         self._clients.append(self._mine[-1])

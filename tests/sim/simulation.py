@@ -20,7 +20,7 @@ from tests.sim.bodies import Sent
 from tests.sim.clients import Client, Wishes
 from tests.sim.dropped import Dropper, Files
 from tests.sim.faults import Drawn, Fault, Given
-from tests.sim.flood import OPEN, Flood
+from tests.sim.flood import OPEN_WORDS_MAX, Flood
 from tests.sim.invariants import HEALTHY_S_MAX, Model
 from tests.sim.receiver import Receiver
 from tests.sim.world import START, World
@@ -172,8 +172,9 @@ def _serve_the_healthy(scene: Scene) -> None:
     if not others and ill is None:
         return
     num_words = sum(line.num_words for client in scene.quiet for line in client.sent.lines)
-    share = 1 if flood is None else 3 * (OPEN + 1)  # by chance: three times what is theirs on average
-    wait_s = HEALTHY_S_MAX + num_words * token_s * share
+    if flood is not None:  # what it has open is claimed before, and what took its place is first by chance
+        num_words += 2 * OPEN_WORDS_MAX
+    wait_s = HEALTHY_S_MAX + num_words * token_s
     if not scene.world.run(lambda: scene.is_over_but(others), for_s=wait_s):
         what = ill or flood or "a file that kills"
         scene.stage.model.fail(9, f"after {wait_s:.0f} s those still wait: {scene.waiting()}, because of {what}")
