@@ -21,6 +21,7 @@ from batchfile.errors import (
     ObjectChanged,
     ObjectMissing,
     PreconditionFailed,
+    RecordDamaged,
     StoreError,
     StoreUnavailable,
 )
@@ -107,9 +108,10 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
     if dropped is None or batch.state != "ended":
         return True
     key = layout.outbox_turn_key(batch.batch_id)
-    found = load(ledger, key, ShardRecord)
-    if found is not None and found.record.state == "done":
-        return True
+    with suppress(RecordDamaged):  # then it is taken anew, and everything is written again
+        found = load(ledger, key, ShardRecord)
+        if found is not None and found.record.state == "done":
+            return True
     turn = Turn.take(ledger, key, layout.OUTBOX_POOL, runner)
     if turn is None:
         return False

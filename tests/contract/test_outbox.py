@@ -107,6 +107,24 @@ def test_what_a_reader_takes_out_of_the_outbox_does_not_come_back(world: World) 
     assert world.outbox() == []
 
 
+def test_a_damaged_record_of_whose_turn_it_is_holds_back_no_answers_and_keeps_no_batch(still: World) -> None:
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    still.steward.tick()
+    options = RunnerOptions(runner_id="r", pool="mistral", only=still.only().batch_id, is_steward=False)
+    ended = Runner(still.ledger, engine_factory("echo", model="echo"), options).run_alone()
+    assert ended is not None
+    still.store.delete(layout.outbox_key(layout.INBOX_PREFIX + "mistral/a.jsonl", outbox.RECEIPT))
+    still.store.put(layout.outbox_turn_key(ended.batch_id), b"\0\0")
+    still.steward.tick()
+    assert still.told("mistral/a.jsonl.receipt.json")["batch_id"] == ended.batch_id
+    for _ in range(4):
+        still.clock.sleep(12 * 3600.0)
+        still.steward.tick()
+    assert still.batches() == []
+
+
 def test_the_outbox_has_the_same_bytes_when_it_is_written_twice(world: World) -> None:
     world.drop("mistral/a.jsonl", native("a"), b"rubbish\n")
     world.steward.tick()
