@@ -5,14 +5,15 @@ doubles the pause. While the store answers nobody, no batch is to blame: `clear_
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import structlog
 
-from batchfile.errors import BatchfileError, StoreFull, StoreUnavailable
+from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreFull, StoreUnavailable
 from batchfile.ledger.base import Ledger
+from batchfile.store.base import Entry
 
 log = structlog.get_logger()
 
@@ -115,3 +116,21 @@ class Aside:
             for batch_id, of in self._setbacks.items()
         }
         self._setbacks = {batch_id: of for batch_id, of in kept.items() if of}
+
+
+def do_each(entries: Iterable[Entry], do: Callable[[Entry], bool], event: str) -> int:
+    """`do` of each object of a sweep: one that is ill holds up no other. How many it was true of.
+
+    Raises: StoreUnavailable where several in a row are not answered for.
+    """
+    num, num_unanswered = 0, 0
+    for entry in entries:
+        try:
+            num += do(entry)
+            num_unanswered = 0
+        except (StoreError, BatchDamaged) as error:
+            log.error(event, key=entry.key, error=str(error))
+            num_unanswered = num_unanswered + 1 if isinstance(error, StoreUnavailable) else 0
+            if num_unanswered == UNANSWERED_MAX:
+                raise
+    return num

@@ -4,9 +4,14 @@ A process whose clock is days off must not expire or remove anything. So what th
 first, because that costs nothing; then the store's own clock decides.
 """
 
+from itertools import takewhile
+
 from batchfile import layout
+from batchfile.errors import BatchDamaged
+from batchfile.ledger.aside import do_each
 from batchfile.ledger.base import Ledger
 from batchfile.records import BatchRecord
+from batchfile.store.base import Entry
 
 
 def is_over(ledger: Ledger, batch: BatchRecord) -> bool:
@@ -43,17 +48,26 @@ def remove_after(ledger: Ledger, prefix: str, seconds: float) -> None:
 
 
 def sweep(ledger: Ledger) -> int:
-    """Remove what is due; how many prefixes. Cut off, it is done again by the next. Raises: StoreUnavailable."""
+    """Remove what is due; how many prefixes. Cut off, it is done again by the next. One that is ill holds up no other.
+
+    Raises: StoreUnavailable.
+    """
     now = ledger.clock.now()
-    num = 0
-    for entry in list(ledger.store.list(layout.EXPIRING_PREFIX)):
-        if layout.expiring_at(entry.key) > now:
-            break
+
+    def remove(entry: Entry) -> bool:
         marker = ledger.store.get(entry.key)
-        if marker is None or marker.age_s < float(marker.data or 0):
-            continue
-        expired = [found.key for found in ledger.store.list(layout.expiring_prefix(entry.key))]
-        ledger.store.delete_many(expired)
+        if marker is None or marker.age_s < _seconds(entry.key, marker.data):
+            return False
+        ledger.store.delete_many([found.key for found in ledger.store.list(layout.expiring_prefix(entry.key))])
         ledger.store.delete(entry.key)
-        num += 1
-    return num
+        return True
+
+    entries = list(ledger.store.list(layout.EXPIRING_PREFIX))
+    return do_each(takewhile(lambda entry: layout.expiring_at(entry.key) <= now, entries), remove, "expiry.failed")
+
+
+def _seconds(key: str, data: bytes) -> float:
+    try:
+        return float(data or 0)
+    except ValueError:
+        raise BatchDamaged(f"{key}: holds no number of seconds; remove it, and what it is for stays") from None

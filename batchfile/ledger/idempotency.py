@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, KeyReused
+from batchfile.ledger.aside import do_each
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import fence_abandoned
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap
 from batchfile.records import BatchRecord, IdempotencyRecord
+from batchfile.store.base import Entry
 
 RETRY_S = 15 * 60.0  # for so long a retry without a key is recognised by its body
 
@@ -88,19 +90,20 @@ def sweep_idempotency(ledger: Ledger) -> int:
     """
     kept_s = ledger.limits.tombstone_s + min(ledger.limits.retention_s, ledger.limits.tombstone_s)
     old = ledger.clock.now() - kept_s
-    num = 0
-    for entry in list(ledger.store.list(layout.IDEMPOTENCY_PREFIX)):
-        if entry.modified_at > old:
-            continue
+
+    def remove(entry: Entry) -> bool:
         with suppress(BatchDamaged):  # whoever asks for it hears of it
             found = load(ledger, entry.key, IdempotencyRecord)
             if found is None or found.age_s < kept_s:
-                continue
+                return False
             if load(ledger, layout.batch_key(found.record.batch_id), BatchRecord) is None:
                 must_know(ledger, entry.key, found)
                 ledger.store.delete(entry.key)
-                num += 1
-    return num
+                return True
+        return False
+
+    entries = [entry for entry in ledger.store.list(layout.IDEMPOTENCY_PREFIX) if entry.modified_at <= old]
+    return do_each(entries, remove, "idempotency.failed")
 
 
 def _write_or_adopt(

@@ -14,7 +14,7 @@ import structlog
 from batchfile import layout
 from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavailable
 from batchfile.ledger import outbox, planning
-from batchfile.ledger.aside import UNANSWERED_MAX, Aside
+from batchfile.ledger.aside import UNANSWERED_MAX, Aside, do_each
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, load, must_know, swap
@@ -124,17 +124,18 @@ class Inbox:
         """Remove old claims of what is gone from the inbox; how many. For once an hour or so."""
         store, now = self._ledger.store, self._ledger.clock.now()
         there = {layout.claim_key(e.key, e.etag, e.modified_at) for e in store.list(layout.INBOX_PREFIX)}
-        num = 0
-        for entry in list(store.list(layout.CLAIMS_PREFIX)):
-            if entry.key in there or now - entry.modified_at < CLAIM_KEPT_S:
-                continue
+
+        def remove(entry: Entry) -> bool:
             with suppress(BatchDamaged):  # an unknown claim stays
                 found = load(self._ledger, entry.key, ClaimRecord)
                 if found is not None and not self._is_there(found.record):
                     must_know(self._ledger, entry.key, found)
                     store.delete(entry.key)
-                    num += 1
-        return num
+                    return True
+            return False
+
+        old = [entry for entry in store.list(layout.CLAIMS_PREFIX) if now - entry.modified_at >= CLAIM_KEPT_S]
+        return do_each((entry for entry in old if entry.key not in there), remove, "inbox.failed")
 
     def _is_there(self, claim: ClaimRecord) -> bool:
         entry = self._ledger.store.head(claim.key)

@@ -243,7 +243,9 @@ def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
     pools = {}
     for pool, members in found.record.pools.items():
         if pool != layout.REJECTED_POOL:
-            told = {f"{one.engine} {one.engine_version}".strip() for one in read_presence(ledger, pool)}
+            told = set[str]()
+            with suppress(StoreError):  # a hint, which holds back no answers
+                told = {f"{one.engine} {one.engine_version}".strip() for one in read_presence(ledger, pool)}
             models = batch.routing.pools.get(pool) or (pool,)
             num_requests = sum(members.values())
             pools[pool] = documents.Pool(model=models[0], requests=num_requests, engines=tuple(sorted(told)))

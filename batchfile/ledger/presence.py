@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, StoreError
+from batchfile.ledger.aside import UNANSWERED_MAX
 from batchfile.ledger.base import Ledger
 from batchfile.records import PresenceRecord, decode, encode
 from batchfile.store.base import Entry
@@ -27,19 +28,30 @@ def remove_presence(ledger: Ledger, pool: str, runner_id: str) -> None:
 
 
 def read_presence(ledger: Ledger, pool: str | None = None) -> list[PresenceRecord]:
-    """The living runners, by pool and id. Costs a listing and a read for each. Raises: StoreUnavailable."""
-    found = []
+    """The living runners, by pool and id. Costs a listing and a read for each.
+
+    Left out: those whose document cannot be read. Raises: StoreError where none of them can.
+    """
+    found, refusals = list[PresenceRecord](), list[StoreError]()
     store_now = float("-inf")
     for entry in _newest_first(ledger, pool):
         if store_now - entry.modified_at > PRESENCE_S:
             break
-        document = ledger.store.get(entry.key)
+        try:
+            document = ledger.store.get(entry.key)
+        except StoreError as error:
+            refusals.append(error)
+            if len(refusals) == UNANSWERED_MAX and not found:
+                break
+            continue
         if document is None:
             continue
         store_now = max(store_now, document.read_at)
         if document.age_s <= PRESENCE_S:
             with suppress(BatchDamaged):  # a newer version's, or no presence at all
                 found.append(decode(document.data, PresenceRecord))
+    if refusals and not found:
+        raise refusals[0]
     return sorted(found, key=lambda record: (record.pool, record.runner_id))
 
 

@@ -15,14 +15,16 @@ from batchfile import layout
 from batchfile.clock import ManualClock, SystemClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import ObjectChanged, StoreError, StoreUnavailable
-from batchfile.ledger import batches
+from batchfile.ledger import batches, expiry, idempotency
 from batchfile.ledger.aside import UNANSWERED_MAX, Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.planner import plan_input
+from batchfile.ledger.presence import read_presence, write_presence
 from batchfile.ledger.scale import read_scale
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
+from batchfile.records import PresenceRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
 from batchfile.store.faulty import Answer, FaultyStore, Ill
@@ -452,3 +454,58 @@ def test_a_thousand_ill_batches_make_no_look_at_one_of_them_slow() -> None:
     assert Counted.num == 0, "none goes through all that are set aside"
     aside.worked("b1", "claim")
     assert (aside.left_s("b1"), "b1" in aside.reasons(), len(aside.reasons())) == (0.0, False, 999)
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED, "rubbish"])
+def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answer) -> None:
+    world = World()
+    for name in "abcde":
+        world.store.put(f"gone/{name}/x", b"")
+        expiry.remove_after(world.ledger, f"gone/{name}", 60.0 + ord(name))
+        idempotency.adopt(world.ledger, kind="key", tenant="t", value=name, digest=name, batch_id=f"never-{name}")
+    markers = [entry.key for entry in world.store.list(layout.EXPIRING_PREFIX)]
+    keys = [entry.key for entry in world.store.list(layout.IDEMPOTENCY_PREFIX)]
+    if answer == "rubbish":  # what it holds, not how it is answered
+        world.store.put(markers[0], b"soon")
+    else:
+        world.store.ills = [Ill(pattern=markers[0], answer=answer), Ill(pattern=keys[0], answer=answer)]
+    world.clock.sleep(10 * 24 * 3600.0)
+    Steward(world.ledger, runner="s").tick()
+    world.store.ills = []
+    assert [entry.key for entry in world.store.list("gone/")] == ["gone/a/x"]
+    assert [entry.key for entry in world.store.list(layout.IDEMPOTENCY_PREFIX)] == keys[: answer != "rubbish"]
+
+
+def test_a_sweep_stops_where_nothing_is_answered() -> None:
+    world = World()
+    for name in "abcdefgh":
+        expiry.remove_after(world.ledger, f"gone/{name}", 60.0)
+    world.clock.sleep(3600.0)
+    world.store.ills = [Ill(pattern="expiring/*/*", answer="500"), Ill(pattern="expiring/?*", answer="500")]
+    with pytest.raises(StoreUnavailable):
+        expiry.sweep(world.ledger)
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
+def test_a_runner_whose_document_is_ill_hides_no_other(answer: Answer) -> None:
+    world = World()
+    for name in ("r1", "r2", "r3"):
+        write_presence(world.ledger, presence(name))
+    world.store.ills = [Ill(pattern="runners/*r2*", answer=answer)]
+    assert [record.runner_id for record in read_presence(world.ledger)] == ["r1", "r3"]
+    world.store.ills = [Ill(pattern="runners/*r*", answer=answer)]
+    with pytest.raises(StoreError):
+        read_presence(world.ledger)
+
+
+def presence(name: str) -> PresenceRecord:
+    return PresenceRecord(
+        pool="local",
+        runner_id=name,
+        model="m",
+        engine="echo",
+        engine_version="1",
+        state="idle",
+        started_at=0.0,
+        num_slots=1,
+    )
