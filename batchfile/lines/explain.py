@@ -2,12 +2,12 @@
 
 import json
 import re
-from difflib import get_close_matches
 from typing import Any
 
 import msgspec
 
 from batchfile.errors import UNREADABLE
+from batchfile.lines.advice import SAME, typo_of
 from batchfile.lines.findings import Finding, shown
 from batchfile.lines.halves import FIX as HALF_FIX
 from batchfile.lines.halves import find_half
@@ -17,6 +17,8 @@ from batchfile.words import Dialect
 
 KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
 OPENAI_KEYS = ("custom_id", "method", "url", "body")
+NATIVE_KEYS = ("custom_id", "params", "metadata")
+_INSIDE = {"messages", "model", "max_tokens", "temperature", "top_p", "prompt", "system", "tools", *SAME}
 _EXAMPLES: dict[Dialect, str] = {
     "native": '{"custom_id": "a", "params": {...}}',
     "openai": '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}',
@@ -127,9 +129,12 @@ def _structure(found: dict[str, Any], expected: Dialect) -> list[Finding]:
 
 
 def _unknown(key: str, *, is_openai: bool) -> Finding:
-    near = get_close_matches(key.lower(), OPENAI_KEYS if is_openai else KEYS, 1)
+    near = typo_of(key, OPENAI_KEYS if is_openai else NATIVE_KEYS)
     if near:
-        return Finding((key,), f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.", at_key=True)
+        return Finding((key,), f"unknown key, did you mean {near}?", f"Rename it to {near}.", at_key=True)
+    if key in _INSIDE:
+        carrier = "body" if is_openai else "params"
+        return Finding((key,), f"belongs inside {carrier}", f"Move it into {carrier}.", at_key=True)
     if is_openai:
         return Finding((key,), "unknown key; what is yours belongs in body.metadata", "Remove it.", at_key=True)
     fix = "Remove it, or move it to metadata."

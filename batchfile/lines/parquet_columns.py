@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from batchfile.errors import InvalidFile
+from batchfile.lines.advice import typo_of
 
 INTEGERS = ("max_tokens", "top_k", "seed")
 NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -25,7 +25,6 @@ REQUEST_KEYS = frozenset({
     "tools", "top_logprobs", "truncate_prompt_tokens", "verbosity", "web_search_options",
 })
 # fmt: on
-_NEAR = 0.8  # how alike a column's name must be to count as a misspelling
 
 
 def wanted_columns(path: str, schema: Any) -> list[str]:
@@ -41,9 +40,9 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
     for name in names:
         if name in REQUEST_KEYS and not _is_nothing(schema.field(schema.get_all_field_indices(name)[0]).type):
             raise InvalidFile(f"{path}: column {name}: {_unread(name)}, or rename it if it is data")
-        near = get_close_matches(name, COLUMNS, n=1, cutoff=_NEAR) if name not in COLUMNS else []
-        if near and near[0] not in names:
-            raise InvalidFile(f"{path}: column {name}: did you mean {near[0]}? Rename it, or drop it")
+        near = None if name in COLUMNS else typo_of(name, COLUMNS)
+        if near is not None and near not in names:
+            raise InvalidFile(f"{path}: column {name}: did you mean {near}? Rename it, or drop it")
     wanted = [name for name in names if name in COLUMNS]
     for name, num in Counter(wanted).items():
         if num > 1:

@@ -1,12 +1,13 @@
 """What pydantic says of `params` or `body`, in our words and at our places. Slow, and run for bad lines only."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from batchfile.lines import native, openai, openai_completions, openai_embeddings
+from batchfile.lines.advice import Advice, advice, typo_of
 from batchfile.lines.chat import TextBlock, Unserved
 from batchfile.lines.findings import Finding, Path, shown
 from batchfile.lines.openai import Body
@@ -14,17 +15,16 @@ from batchfile.lines.scan import find_fault, longest_number, nesting
 from batchfile.lines.tools import Function, ToolChoice, ToolDefinition, ToolResultBlock, ToolUseBlock
 
 _MISSING: Any = object()
+_UNSERVED: dict[type[BaseModel], Mapping[str, Unserved]] = {
+    native.Params: native.UNSERVED,
+    openai.Body: openai.UNSERVED,
+    openai_completions.Body: openai_completions.UNSERVED,
+    openai_embeddings.Body: openai_embeddings.UNSERVED,
+}
+_FIELDS = frozenset[str]().union(*(model.model_fields for model in _UNSERVED))
+_IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
 # What a turn's content may hold in `params`; anywhere else, text alone.
 _BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking"}
-# What other formats call a key of ours, or ours of theirs.
-_OTHER_NAMES = {
-    "stop": "stop_sequences",
-    "stop_sequences": "stop",
-    "max_completion_tokens": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "prompt": "messages",
-    "messages": "prompt",
-}
 _DEPTH_SAFE = 100  # containers in one another, and digits of a number, that pydantic always reads
 _DIGITS_SAFE = 1000
 _KINDS = {
@@ -76,7 +76,7 @@ def _finding(
         return Finding((root, *block), *_not_text(values[len(block) - 1]))
     place, value = (root, *path), values[-1] if values else data
     if kind == "extra_forbidden":
-        return _unknown(place, _keys_at(path, model))
+        return _unknown(path, root, model, data)
     if kind == "none_required" and path[-1] == "function_call":
         return Finding(place, "is an old form that is not served; use tool_calls", "Use tool_calls.")
     if kind == "union_tag_not_found":
@@ -138,27 +138,36 @@ def _not_text(block: dict[str, Any]) -> tuple[str, str]:
     return f"blocks of type {shown(block['type'])} are not served; say it in text", "Say it in a text block."
 
 
+def _unknown(path: Path, root: str, model: type[BaseModel], data: Mapping[str, Any]) -> Finding:
+    if path[0] == "response_format" and len(path) == 2 and path[1] in _IN_JSON_SCHEMA:
+        told = Advice("belongs inside response_format.json_schema", f"Move {path[1]} there.")
+    elif len(path) == 1:
+        told = advice(str(path[0]), _served(model), data, _FIELDS)
+    else:
+        typo = typo_of(str(path[-1]), _keys_at(path, model))
+        told = advice(str(path[-1]), () if typo is None else (typo,))
+    return Finding((root, *path), told.message, told.fix, at_key=True)
+
+
+def _served(model: type[BaseModel]) -> list[str]:
+    """The keys of `params` or `body`, without those that are always rejected."""
+    return [key for key in model.model_fields if key not in _UNSERVED[model]]
+
+
 def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:
-    """The keys that could have been meant. Turns and blocks are told by where they are."""
-    if len(path) == 1:
-        return list(model.model_fields)
-    if path[-2] == "output_config":
-        return ["format", "effort"]
-    if path[0] in {"messages", "system"}:
-        if path[0] == "messages" and len(path) == 3:
-            return ["role", "content", "tool_calls", "tool_call_id"] if model is Body else ["role", "content"]
+    """The keys that may stand there. Turns, blocks and tools are told by where they are."""
+    place, parent = path[0], path[-2]
+    if place in {"output_config", "output_format"}:
+        return ["format"] if path[:-1] == ("output_config",) else ["type", "schema"]
+    if place == "response_format":
+        return ["type", "json_schema"] if parent == place else ["name", "description", "strict", "schema"]
+    if place in {"messages", "system"}:
+        if place == "messages" and len(path) == 3:
+            return ["role", "content", "tool_calls", "tool_call_id", "name"] if model is Body else ["role", "content"]
         return [*TextBlock.model_fields, *ToolUseBlock.model_fields, *ToolResultBlock.model_fields]
-    if path[0] in {"tools", "tool_choice"}:
+    if place in {"tools", "tool_choice"}:
         return [*ToolDefinition.model_fields, *Function.model_fields, *ToolChoice.model_fields, "function"]
-    return ["type", "schema", "json_schema", "json", "name", "strict"]
-
-
-def _unknown(place: Path, keys: list[str]) -> Finding:
-    key = str(place[-1])
-    near = [_OTHER_NAMES[key]] if _OTHER_NAMES.get(key) in keys else get_close_matches(key.lower(), keys, 1)
-    if near:
-        return Finding(place, f"unknown key, did you mean {near[0]}?", f"Rename it to {near[0]}.", at_key=True)
-    return Finding(place, "unknown key; remove it", at_key=True)
+    return {"thinking": ["type"], "structured_outputs": ["json"]}.get(str(place), [])
 
 
 def _expected(kind: str, context: Mapping[str, Any], path: Path) -> str:

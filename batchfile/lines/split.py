@@ -8,12 +8,12 @@ import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import msgspec
 
 from batchfile.errors import UNREADABLE, InvalidFile, RequestRefused
+from batchfile.lines.advice import typo_of
 from batchfile.lines.findings import short
 from batchfile.lines.frame import BOM
 from batchfile.lines.halves import STAND_IN, find_half, replace_halves
@@ -87,8 +87,8 @@ def _read(body: memoryview, example: str) -> Document:
     members = {name: memoryview(value) for name, value in _members.decode(body[start:]).items()}
     for name in members:
         if name not in _NAMES:
-            near = get_close_matches(name.lower(), _NAMES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_NAMES)}"
+            near = typo_of(name, _NAMES)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(_NAMES)}"
             raise InvalidFile(f"{short(name)}: unknown key; {hint}")
     stage, model_hint = (_string(name, members.get(name)) for name in _NAMES[:2])
     if "requests" not in members:

@@ -14,7 +14,11 @@ from tests.service.test_run_commands import batchfile
 __all__ = ["client", "connect", "served"]
 
 CASES = Path(__file__).parents[1] / "cases"
-HEADERS = {"authorization": f"Bearer {KEY}", "content-type": "application/x-ndjson"}
+HEADERS = {
+    "authorization": f"Bearer {KEY}",
+    "content-type": "application/x-ndjson",
+    "anthropic-version": "2023-06-01",
+}
 TWICE = "is given twice; keep one of them"
 INSIDE = (
     b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"mistral","messages":[{"role":"user",'
@@ -36,6 +40,11 @@ def ran(folder: Path, data: bytes) -> list[dict[str, Any]]:
 def uploaded(client: Any, data: bytes, name: str = "in.jsonl") -> Any:
     file = client.files.create(file=(name, data), purpose="batch")
     return client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+
+
+def posted(served: Any, *lines: Any) -> Any:
+    data = b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
+    return served.http.post("/v1/messages/batches", content=data, headers=HEADERS)
 
 
 def dropped(path: str, data: bytes) -> World:
@@ -60,11 +69,39 @@ def test_keys_given_twice_are_rejected_in_every_entry_point(tmp_path: Path, serv
     checked = command(tmp_path, data + INSIDE, "validate")
     assert (checked.returncode, checked.stdout.decode().count(TWICE)) == (4, 4)
 
-    posted = served.http.post("/api/batches", content=data, headers=HEADERS)
-    assert (posted.status_code, TWICE in posted.text) == (400, True)
+    native = b'{"custom_id":"a","params":{},"params":{"messages":[]}}\n'
+    assert posted(served, native).status_code == 400
+    assert f"params: {TWICE}" in posted(served, native).text
     failed = until(client, uploaded(client, data).id, "failed")
     assert [(error.line, TWICE in error.message) for error in failed.errors.data] == [(1, True), (2, True)]
     batch = work(served, client, uploaded(client, INSIDE).id)
     assert "body.messages: " + TWICE in client.files.content(batch.error_file_id).text
     results = (dropped("email/in.jsonl", data + INSIDE).out("email/in.jsonl.results.jsonl") or b"").decode()
     assert [TWICE in line for line in results.splitlines()] == [True] * 3
+
+
+def test_advice_about_a_key_never_changes_the_meaning_in_any_entry_point(
+    tmp_path: Path, served: Any, client: Any
+) -> None:
+    data = b"".join(
+        (CASES / name).read_bytes().replace(b'"m"', b'"mistral"')
+        for name in ("key-min_tokens.jsonl", "key-rf-schema-flat.jsonl")
+    )
+    said = (
+        "body.min_tokens: min_tokens is not served; remove it",
+        "body.response_format.name: belongs inside response_format.json_schema",
+    )
+    texts = {"run": json.dumps(ran(tmp_path, data)), "validate": command(tmp_path, data, "validate").stdout.decode()}
+    batch = work(served, client, uploaded(client, data).id)
+    texts["files"] = client.files.content(batch.error_file_id).text
+    params = {"model": "mistral", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "min_tokens": 4}
+    made = posted(served, {"custom_id": "a", "params": params})
+    assert made.status_code == 200, made.text
+    served.work(made.json()["id"], "mistral")
+    http = served.http.get(f"/api/batches/{made.json()['id']}/results", headers=HEADERS).text
+    assert "params.min_tokens: min_tokens is not served; remove it" in http
+    texts["inbox"] = (dropped("email/in.jsonl", data).out("email/in.jsonl.results.jsonl") or b"").decode()
+    for entry, text in texts.items():
+        assert [words in text for words in said] == [True, True], (entry, text)
+        assert "Rename it" not in text
+        assert "did you mean" not in text

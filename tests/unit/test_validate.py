@@ -59,7 +59,7 @@ def test_every_problem_of_every_line_is_told_with_its_column() -> None:
         assert source[problem.column - 1 :].startswith(text)
     assert [problem.custom_id for problem in found] == ["é", "é", "é", None]
     assert found[1].message == "must be at least 1, got 0"
-    assert found[2].fix == "Rename it to max_tokens."
+    assert (found[2].message, found[2].fix) == ("unknown key next to max_tokens; remove it", "Remove it.")
     assert all(problem.fix for problem in found)
 
 

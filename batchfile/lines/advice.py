@@ -1,0 +1,135 @@
+"""What to say of a key that is not ours: keys known from other APIs are looked up first, then typing errors. Pure.
+
+A suggestion means what the key means, is another word than the key, and is never a key that is rejected too.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+_SUBSTITUTION_LETTERS_MIN = 6  # top_a is not top_k
+_FIRST_LETTER_FREE_MIN = 6  # top is not stop
+
+
+class Advice(NamedTuple):
+    message: str
+    fix: str = ""
+
+
+# What other APIs call a key of ours: the first that may stand there has the same meaning.
+SAME: dict[str, tuple[str, ...]] = {
+    "max_completion_tokens": ("max_tokens",),
+    "max_new_tokens": ("max_tokens",),
+    "max_output_tokens": ("max_tokens",),
+    "max_tokens_to_sample": ("max_tokens",),
+    "maxOutputTokens": ("max_tokens",),
+    "n_predict": ("max_tokens",),
+    "num_predict": ("max_tokens",),
+    "random_seed": ("seed",),
+    "repeat_penalty": ("repetition_penalty",),
+    "stop": ("stop_sequences",),
+    "stop_sequences": ("stop",),
+}
+
+_USER_TURN = 'Write {"role": "user", "content": "..."} in messages.'
+_SYSTEM_TURN = 'Write {"role": "system", "content": "..."} as the first of messages.'
+_FORM = "use response_format of type json_schema"
+
+# Keys of other APIs, and of one of our formats in the other, whose values have to be written in another way.
+OTHERWISE: dict[str, tuple[tuple[str, Advice], ...]] = {
+    # the key that must be known there, and what to say then
+    "input": (("messages", Advice("is not read here, put the text into messages", _USER_TURN)),),
+    "prompt": (("messages", Advice("is not read here, put the text into messages", _USER_TURN)),),
+    "messages": (
+        ("prompt", Advice("belongs to /v1/chat/completions; use that url, or put the text into prompt")),
+        ("input", Advice("belongs to /v1/chat/completions; use that url, or put the text into input")),
+    ),
+    "instructions": (
+        ("system", Advice("is not read here, put it into system")),
+        ("response_format", Advice("is not read here, put it into a system turn", _SYSTEM_TURN)),
+    ),
+    "system": (("tool_choice", Advice("is not read here, put it into a system turn", _SYSTEM_TURN)),),
+    "system_prompt": (
+        ("system", Advice("is not read here, put it into system")),
+        ("tool_choice", Advice("is not read here, put it into a system turn", _SYSTEM_TURN)),
+    ),
+    "response_format": (
+        (
+            "output_config",
+            Advice(
+                "is not read here, use output_config",
+                'Write {"format": {"type": "json_schema", "schema": {...}}} as output_config.',
+            ),
+        ),
+    ),
+    "output_config": (("response_format", Advice(f"is not read here, {_FORM}")),),
+    "output_format": (("response_format", Advice(f"is not read here, {_FORM}")),),
+    "json_schema": (("response_format", Advice(f"is not read here, {_FORM}")),),
+    "n": (("stop_sequences", Advice("is not served in params; write the line in OpenAI's format, with body")),),
+}
+
+# Keys of other APIs that change an answer and are not served: nothing of ours means the same.
+NOT_SERVED = frozenset(
+    {
+        *("allowed_token_ids", "bad_words", "cache_salt", "chat_template", "chat_template_kwargs", "documents"),
+        *("continue_final_message", "add_generation_prompt", "add_special_tokens", "echo", "suffix", "best_of"),
+        *("guided_choice", "guided_decoding_backend", "guided_grammar", "guided_json", "guided_regex", "grammar"),
+        *("include_reasoning", "include_stop_str_in_output", "kv_transfer_params", "length_penalty", "logit_bias"),
+        *("logits_processors", "logprobs", "max_length", "max_time", "min_length", "min_new_tokens", "min_tokens"),
+        *("mirostat", "mirostat_eta", "mirostat_tau", "mm_processor_kwargs", "early_stopping", "do_sample"),
+        *("num_beams", "priority", "prompt_logprobs", "reasoning", "reasoning_effort", "return_token_ids"),
+        *("return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids"),
+        *("structured_outputs", "thinking", "thinking_budget", "thinking_token_budget", "top_a", "top_logprobs"),
+        *("truncate_prompt_tokens", "truncation", "typical_p", "tfs_z", "use_beam_search", "verbosity"),
+        *("vllm_xargs", "web_search_options", "parallel_tool_calls", "modalities", "functions", "function_call"),
+    }
+)
+
+
+def advice(key: str, keys: Collection[str], given: Collection[str] = (), elsewhere: Collection[str] = ()) -> Advice:
+    """Of a key that may not stand there. `keys`: those that may, without those that are always rejected. `given`: those
+    that stand there, which no other is renamed to. `elsewhere`: the keys of all formats, which are no typing errors.
+    """
+    for ours in SAME.get(key, ()):
+        if ours in keys:
+            return _rename(ours, given)
+    for known, told in OTHERWISE.get(key, ()):
+        if known in keys:
+            return told
+    if key in NOT_SERVED:
+        return Advice(f"{key} is not served; remove it")
+    if key in elsewhere:
+        return Advice("unknown key in this format; remove it")
+    typo = typo_of(key, keys)
+    return Advice("unknown key; remove it") if typo is None else _rename(typo, given)
+
+
+def typo_of(key: str, keys: Collection[str]) -> str | None:
+    """The only one of `keys` that can be meant: the same letters in other spelling, or one letter from it."""
+    letters = _letters(key)
+    near = {ours for ours in keys if ours != key and _is_near(letters, _letters(ours))}
+    near = {ours for ours in near if _letters(ours) == letters} or near
+    return near.pop() if len(near) == 1 else None
+
+
+def _rename(ours: str, given: Collection[str]) -> Advice:
+    if ours in given:
+        return Advice(f"unknown key next to {ours}; remove it", "Remove it.")
+    return Advice(f"unknown key, did you mean {ours}?", f"Rename it to {ours}.")
+
+
+def _letters(key: str) -> str:
+    return key.lower().replace("_", "").replace("-", "")
+
+
+def _is_near(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    if min(len(one), len(other)) < 3 or (len(one) < _FIRST_LETTER_FREE_MIN and one[0] != other[0]):
+        return False
+    start = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    rest, others = one[start:], other[start:]
+    if len(one) != len(other):
+        return rest[1:] == others or rest == others[1:]
+    if rest[:2] == others[1::-1] and rest[2:] == others[2:]:
+        return True  # two letters in each other's place
+    return len(one) >= _SUBSTITUTION_LETTERS_MIN and rest[1:] == others[1:]

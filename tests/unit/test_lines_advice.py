@@ -1,0 +1,119 @@
+"""Advice about unknown keys: no suggestion changes the meaning, equals the key, or is a key that is rejected too."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchfile.lines import find_problems, native, openai, openai_completions, openai_embeddings
+from batchfile.lines.advice import NOT_SERVED, OTHERWISE, SAME, typo_of
+from batchfile.lines.parquet_columns import COLUMNS, REQUEST_KEYS
+
+HI = [{"role": "user", "content": "hi"}]
+FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "params": (native, {"messages": HI}),
+    openai.URL: (openai, {"messages": HI}),
+    openai_completions.URL: (openai_completions, {"prompt": "hi"}),
+    openai_embeddings.URL: (openai_embeddings, {"input": "hi"}),
+}
+
+
+def told(place: str, **more: Any) -> dict[str, str]:
+    """What is said of a request with one more key, by place."""
+    inside = FORMATS[place][1] | more
+    line = {"params": inside} if place == "params" else {"method": "POST", "url": place, "body": inside}
+    return {
+        found.where: f"{found.message} | {found.fix}"
+        for found in find_problems(json.dumps({"custom_id": "a", **line}).encode())
+    }
+
+
+def fields(module: Any) -> set[str]:
+    return set((module.Params if module is native else module.Body).model_fields)
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "words"),
+    [
+        (openai.URL, "min_tokens", "min_tokens is not served; remove it"),
+        ("params", "min_tokens", "min_tokens is not served; remove it"),
+        (openai.URL, "length_penalty", "length_penalty is not served; remove it"),
+        (openai.URL, "reasoning", "reasoning is not served; remove it"),
+        ("params", "logprobs", "logprobs is not served; remove it"),
+        ("params", "streem", "unknown key; remove it"),  # a batch does not stream
+        ("params", "top_n", "unknown key; remove it"),
+        ("params", "response_format", "is not read here, use output_config"),
+        (openai.URL, "system", "is not read here, put it into a system turn"),
+        (openai.URL, "prompt", "is not read here, put the text into messages"),
+        (openai.URL, "max_new_tokens", "unknown key, did you mean max_tokens? | Rename it to max_tokens."),
+        ("params", "stop", "unknown key, did you mean stop_sequences?"),
+        ("params", "temprature", "unknown key, did you mean temperature?"),
+        (openai_completions.URL, "messages", "belongs to /v1/chat/completions; use that url"),
+        (openai_embeddings.URL, "max_tokens", "unknown key in this format; remove it"),
+        (openai.URL, "speed", "unknown key in this format; remove it"),
+    ],
+)
+def test_keys_of_other_apis_are_known_by_name(place: str, key: str, words: str) -> None:
+    (said,) = told(place, **{key: 1}).values()
+    assert said.startswith(words)
+
+
+def test_no_key_is_renamed_to_one_that_is_there() -> None:
+    (said,) = told("params", max_tokens=1, max_new_tokens=1).values()
+    assert said.startswith("unknown key next to max_tokens; remove it")
+    (said,) = told("params", max_tokens=1, max_token=1).values()
+    assert said.startswith("unknown key next to max_tokens; remove it")
+
+
+def test_a_flat_response_format_is_told_where_its_keys_belong() -> None:
+    found = told(openai.URL, response_format={"type": "json_schema", "name": "n", "strict": True, "schema": {}})
+    assert found == {
+        f"body.response_format.{key}": f"belongs inside response_format.json_schema | Move {key} there."
+        for key in ("name", "strict", "schema")
+    }
+
+
+@pytest.mark.parametrize("place", FORMATS)
+def test_a_suggestion_is_another_key_that_is_served_there(place: str) -> None:
+    module, minimal = FORMATS[place]
+    others = set[str]().union(*(fields(other) for other, _ in FORMATS.values()))
+    known = fields(module)
+    for key in (others | SAME.keys() | OTHERWISE.keys() | NOT_SERVED) - known:
+        (said,) = told(place, **{key: 1}).values()
+        for suggested in re.findall(r"did you mean (\w+)|Rename it to (\w+)", said):
+            ours = "".join(suggested)
+            assert ours != key
+            assert ours in SAME[key]
+            assert ours in known - module.UNSERVED.keys() - minimal.keys()
+
+
+@given(st.sampled_from([*FORMATS]), st.from_regex(r"[a-z]{1,4}_?[a-z]{0,8}", fullmatch=True))
+def test_whatever_a_key_is_a_suggestion_is_another_key_that_is_served_there(place: str, key: str) -> None:
+    module, minimal = FORMATS[place]
+    if key not in fields(module):
+        (said,) = told(place, **{key: 1}).values()
+        for ours in re.findall(r"did you mean (\w+)", said):
+            assert ours in fields(module) - module.UNSERVED.keys() - minimal.keys() - {key}
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("max_token", "max_tokens"), ("maxTokens", "max_tokens"), ("max-tokens", "max_tokens"), ("sede", "seed")]
+    + [(key, None) for key in ("min_tokens", "max", "top", "top_a", "length_penalty", "stop", "seed", "s", "")],
+)
+def test_a_typing_error_is_other_spelling_or_one_letter(key: str, meant: str | None) -> None:
+    assert typo_of(key, ["max_tokens", "top_k", "top_p", "seed", "presence_penalty"]) == meant
+
+
+def test_no_column_is_taken_for_another_that_means_something_else() -> None:
+    assert [typo_of(key, COLUMNS) for key in sorted(REQUEST_KEYS - {"stop"})] == [None] * (len(REQUEST_KEYS) - 1)
+
+
+def test_a_key_that_belongs_inside_is_told_so() -> None:
+    for carrier, where in (("params", "params"), ("body", "body")):
+        line = {"custom_id": "a", carrier: {}, "max_tokens": 1}
+        said = {found.where: found.message for found in find_problems(json.dumps(line).encode())}
+        assert said["max_tokens"] == f"belongs inside {where}"
