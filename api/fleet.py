@@ -12,7 +12,7 @@ from api import shapes
 from api.errors import Refusal
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.presence import read_presence
-from batchfile.ledger.scale import Scale, read_scale
+from batchfile.ledger.scale import Scale, has_waiting, read_scale
 from batchfile.ledger.status import StatusReader
 from batchfile.records import PresenceRecord
 from batchfile.settings import Settings
@@ -28,6 +28,7 @@ class Fleet:
     def __init__(self, ledger: Ledger, settings: Settings, reader: StatusReader) -> None:
         self._settings = settings
         self._presence = _Kept(lambda: read_presence(ledger))
+        self._waiting = {pool: _Kept(partial(has_waiting, reader, pool)) for pool in settings.pools}
         self._scales = {pool: _Kept(partial(read_scale, reader, pool)) for pool in settings.pools}
 
     def presence(self) -> list[PresenceRecord]:
@@ -75,6 +76,11 @@ class Fleet:
         if self._settings.api_keys:
             hidden["host"] = ""
         return [shapes.Runner(**asdict(replace(runner, **hidden))) for runner in found]
+
+    def is_waiting_in_vain(self) -> bool:
+        """Are there requests for a pool that has no runner to answer them?"""
+        down = [name for name, pool in self.health().items() if pool.status == "down"]
+        return any(self._waiting[name].now() for name in down)
 
     def health(self) -> dict[str, shapes.PoolHealth]:
         """Up is a pool with a runner that can answer: `loading` can not yet, `down` has lost its endpoint."""

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from litestar import Request, Response, get, route
+from litestar import Request, Response, get
 from litestar.di import NamedDependency
-from litestar.enums import HttpMethod
 
 from api import shapes
 from api.answers import problems
@@ -26,21 +25,24 @@ from batchfile.lines.stage import timestamp
 # Of their own: threads that are all busy with uploads must not make the service look dead.
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="probe")
 
-PROBES = [HttpMethod.GET, HttpMethod.HEAD]  # load balancers ask with either
-
 T = TypeVar("T")
 
 
-@route("/healthz", http_method=PROBES, responses=problems((), 405, 500), tags=["health"], summary="Is it well?")
+@get("/healthz", responses=problems((), 405, 500), tags=["health"], summary="Is it well?")
 async def healthz(pulse: NamedDependency[Pulse], fleet: NamedDependency[Fleet]) -> shapes.Health | shapes.Degraded:
-    """Always 200 while the process lives: `degraded` where the store does not answer, or a lock of it is stuck."""
+    """Always 200 while the process lives.
+
+    `degraded` where the store does not answer, where a lock of it is stuck (both with a `reason`), and where requests
+    wait for a pool that is down. A pool that is down while nothing waits for it is no fault.
+    """
     now, reason = timestamp(time.time()), await pulse.look()
     if reason is not None:
         return shapes.Degraded(status="degraded", storage=False, reason=reason, pools={}, timestamp=now)
-    return shapes.Health(status="healthy", storage=True, pools=await _pools(fleet), timestamp=now)
+    pools, is_healthy = await _in_thread(partial(_pools, fleet))
+    return shapes.Health(status="healthy" if is_healthy else "degraded", storage=True, pools=pools, timestamp=now)
 
 
-@route("/ready", http_method=PROBES, responses=problems((), 405, 500, 503), tags=["health"], summary="May it be asked?")
+@get("/ready", responses=problems((), 405, 500, 503), tags=["health"], summary="May it be asked?")
 async def ready(pulse: NamedDependency[Pulse]) -> shapes.Ready:
     if await pulse.look() == SILENT:  # with a lock stuck, most of the service works
         raise Refusal(503, "The store does not answer now.", {"Retry-After": "5"})
@@ -63,13 +65,13 @@ async def metrics(metrics: NamedDependency[Metrics], pulse: NamedDependency[Puls
     )
 
 
-@route("/docs", http_method=PROBES, include_in_schema=False, sync_to_thread=False)
+@get("/docs", include_in_schema=False, sync_to_thread=False)
 def docs(request: Request[Any, Any, Any], pages: NamedDependency[Pages]) -> Response[bytes]:
     """The OpenAPI document as a page: nothing is loaded from elsewhere."""
     return _page(request, pages.docs, {"Content-Security-Policy": PAGE_POLICY})
 
 
-@route("/openapi.json", http_method=PROBES, include_in_schema=False, sync_to_thread=False)
+@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
 def openapi(request: Request[Any, Any, Any], pages: NamedDependency[Pages]) -> Response[bytes]:
     return _page(request, pages.openapi, {})
 
@@ -85,8 +87,9 @@ async def _in_thread(call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(_THREADS, call)
 
 
-async def _pools(fleet: Fleet) -> dict[str, shapes.PoolHealth]:
+def _pools(fleet: Fleet) -> tuple[dict[str, shapes.PoolHealth], bool]:
+    """And is all of it well? Not where the store does not tell."""
     try:
-        return await _in_thread(fleet.health)
+        return fleet.health(), not fleet.is_waiting_in_vain()
     except StoreError:
-        return {}
+        return {}, False

@@ -176,7 +176,10 @@ class PoolHealth(BaseModel):
 
 
 class Health(BaseModel):
-    """`degraded`: the store cannot be used in full. A pool without a live runner is `down`; its batches wait."""
+    """`degraded`: the store cannot be used in full, or requests wait for a pool that is `down`.
+
+    `down` is a pool without a runner that can answer.
+    """
 
     status: Literal["healthy", "degraded"]
     storage: bool

@@ -16,6 +16,7 @@
     │   │   └── StoreFull        there is no room; only a person can help
     │   └── StoreUnfit           the store ignores conditions; refuse to use it
     ├── LeaseLost            a shard is someone else's now; drop it at once, write nothing
+    │   └── ShardClosed          its batch is ending, or was removed: nobody has the shard any more
     ├── ServiceUnavailable   a service does not answer; wait and try again
     ├── ConverterKilled      the process that converts a file was killed from outside; try again, a few times
     ├── BatchDamaged         the stored documents of a batch contradict each other; stop and report
@@ -104,6 +105,10 @@ class StoreUnfit(StoreError):
 
 class LeaseLost(BatchfileError):
     """The shard is someone else's, or closed. The caller drops it, aborts its requests and writes nothing."""
+
+
+class ShardClosed(LeaseLost):
+    """The batch of the shard is ending, or is gone: to drop it is no sign of trouble, which a lost lease is."""
 
 
 class ServiceUnavailable(BatchfileError):

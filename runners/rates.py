@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from batchfile.runner.tally import Tally
 
 WINDOW_S = 60.0
+# Less than either of these pairs, within the window, is no measurement: requests answered, seconds with work.
+ENOUGH = ((10, 1.0), (3, 30.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Per second with requests in flight; 0: there were none. Requests: those that the engine answered, well or not."""
+    """Per second with requests in flight; 0: too little was measured. Requests: those that the engine answered, well
+    or not.
+    """
 
     requests: float = 0.0
     input_tokens: float = 0.0
@@ -46,10 +50,11 @@ class RateMeter:
             points.popleft()
         first = points[0]
         span_s = last.busy_s - first.busy_s
-        if span_s <= 0:
+        num = last.requests - first.requests
+        if not any(num >= num_min and span_s >= busy_s_min for num_min, busy_s_min in ENOUGH):
             return Rates()
         return Rates(
-            requests=(last.requests - first.requests) / span_s,
+            requests=num / span_s,
             input_tokens=(last.input_tokens - first.input_tokens) / span_s,
             output_tokens=(last.output_tokens - first.output_tokens) / span_s,
         )

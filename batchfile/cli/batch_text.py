@@ -8,7 +8,7 @@ from batchfile.local.identity import OUTPUT
 from batchfile.remote.base import BatchView, Share
 
 STRIP_CELLS = 40
-RIGHT = (False, False, False, True, True, False)  # which columns of a list are numbers
+RIGHT = (False, False, False, True, True, True, False)  # which columns of a list are numbers
 DONE, LEASED, WAITING = "█", "▒", "·"
 
 
@@ -42,9 +42,10 @@ def as_json(batch: BatchView) -> dict[str, object]:
 def status_line(batch: BatchView, now: float) -> str:
     counts, usage = batch.counts, batch.usage
     state = batch.state if batch.reason is None else f"{batch.state} ({batch.reason})"
+    parts = [f"{counts.finished:,}/{batch.total:,} requests", _failed(batch), _early(batch)]
     lasted = max(0.0, (batch.ended_at or now) - batch.created_at)
     return (
-        f"{batch.batch_id}  {state}  {counts.finished:,}/{batch.total:,} requests, {batch.num_failed:,} failed, "
+        f"{batch.batch_id}  {state}  {', '.join(filter(None, parts))}, "
         f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out, {duration(lasted)}"
     )
 
@@ -53,7 +54,9 @@ def list_lines(batches: Sequence[BatchView]) -> list[str]:
     """A line for each, in columns as wide as what is in them."""
     rows = [_cells(batch) for batch in batches]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(_aligned, row, widths, RIGHT)).rstrip() for row in rows]
+    return [
+        "  ".join(_aligned(*cell) for cell in zip(row, widths, RIGHT, strict=True) if cell[1]).rstrip() for row in rows
+    ]
 
 
 def _cells(batch: BatchView) -> tuple[str, ...]:
@@ -63,7 +66,17 @@ def _cells(batch: BatchView) -> tuple[str, ...]:
     where = batch.inbox_path or batch.metadata.get(OUTPUT, batch.stage or "")
     if batch.state in {"damaged", "unreadable"}:
         where = batch.detail or ""
-    return batch.batch_id, created, state, done, f"{batch.num_failed:,} failed", _printable(where)
+    return batch.batch_id, created, state, done, _failed(batch), _early(batch), _printable(where)
+
+
+def _failed(batch: BatchView) -> str:
+    return f"{batch.num_failed:,} failed"
+
+
+def _early(batch: BatchView) -> str:
+    """What did not run because the batch ended early; empty where that is nothing."""
+    counts = ((batch.counts.canceled, "canceled"), (batch.counts.expired, "expired"))
+    return ", ".join(f"{num:,} {what}" for num, what in counts if num)
 
 
 def _printable(name: str) -> str:

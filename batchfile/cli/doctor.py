@@ -15,6 +15,7 @@ import click
 
 from batchfile import __version__
 from batchfile.cli import logs
+from batchfile.cli.config import has_own_pools
 from batchfile.cli.engines import demo_model
 from batchfile.cli.exits import Exit
 from batchfile.engine.cpu import check_usable
@@ -22,7 +23,7 @@ from batchfile.engine.machine import read_cpu
 from batchfile.engine.model_files import check_model, is_local
 from batchfile.engine.preflight import PACKAGES, is_cpu_build
 from batchfile.errors import BatchfileError, SettingsError
-from batchfile.settings import Settings, config_path, load_settings
+from batchfile.settings import Settings, config_path, explain_settings, load_settings
 from batchfile.words import EngineKind
 
 GPU_WAIT_S = 10
@@ -85,7 +86,8 @@ def _settings_and_store(store: str | None) -> list[Finding]:
         return [Finding("settings", "failed", str(error))]
     path = config_path()
     where = str(path) if path.is_file() else "defaults and environment"
-    found = [Finding("settings", "ok", f"{where}; pools {', '.join(sorted(settings.pools))}")]
+    pools = f"; pools {', '.join(sorted(settings.pools))}" if has_own_pools(explain_settings(settings)) else ""
+    found = [Finding("settings", "ok", where + pools)]
     return [*found, _safely("store", lambda: _store(store, settings))]
 
 

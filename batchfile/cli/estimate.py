@@ -132,7 +132,7 @@ def _time_lines(times: list[PoolTime] | None) -> Iterator[str]:
         who = f"{counted(time.num_runners, 'runner')} of {time.pool}"
         if time.busy_s is None or time.until_s is None or time.requests_per_s is None:
             verb = "is" if time.num_runners == 1 else "are"
-            yield f"  time           unknown: {who} {verb} there, and nothing was measured in the last minute"
+            yield f"  time           unknown: {who} {verb} there, and too little was measured in the last minute"
             continue
         rate = f"{time.requests_per_s:,.1f} requests/s ({who}, last minute)"
         text = f"  time           about {duration(time.busy_s)} at {rate}"

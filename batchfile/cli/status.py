@@ -21,7 +21,7 @@ def command(batch: str, is_json: bool, where: Where) -> None:
         click.echo(json.dumps(as_json(found)))
         return
     click.echo(status_line(found, time.time()))
-    if found.detail is not None and not found.has_ended:
+    if found.detail is not None:
         click.echo(f"  {found.detail}")
     for name, pool in sorted(found.pools.items()):
         click.echo(f"  {pool_line(name, pool)}")

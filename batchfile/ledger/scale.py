@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from batchfile import layout
 from batchfile.ledger.presence import read_presence
-from batchfile.ledger.status import StatusReader
+from batchfile.ledger.status import BatchStatus, PoolProgress, StatusReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,22 @@ class Scale:
     oldest_created_at: float | None = None
 
 
+def has_waiting(reader: StatusReader, pool: str) -> bool:
+    """Does any request wait for the pool? Looks no further than the first. Raises: StoreUnavailable."""
+    markers = reader.ledger.store.list(layout.queue_prefix(pool))
+    statuses = reader.read_many(layout.marker_batch_id(entry.key) for entry in markers)
+    return any(_left(status, pool) is not None for status in statuses)
+
+
+def _left(status: BatchStatus, pool: str) -> PoolProgress | None:
+    """How far the pool is with the batch, where there is something left to do for it."""
+    progress = status.pools.get(pool)
+    # A marker may outlive its batch, and what is ending is nobody's work any more.
+    if status.batch.state != "open" or progress is None or progress.num_done == progress.num_shards:
+        return None
+    return progress
+
+
 def read_scale(reader: StatusReader, pool: str) -> Scale:
     """One look at every batch in the pool's queue. Raises: StoreUnavailable."""
     ledger = reader.ledger
@@ -30,9 +46,8 @@ def read_scale(reader: StatusReader, pool: str) -> Scale:
     pending_shards = pending_requests = leased_shards = 0
     created: list[float] = []
     for status in reader.read_many(layout.marker_batch_id(entry.key) for entry in markers):
-        progress = status.pools.get(pool)
-        # A marker may outlive its batch, and what is ending is nobody's work any more.
-        if status.batch.state != "open" or progress is None or progress.num_done == progress.num_shards:
+        progress = _left(status, pool)
+        if progress is None:
             continue
         pending_shards += progress.num_pending_shards
         pending_requests += progress.num_requests - progress.num_finished

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from batchfile import bits, layout
-from batchfile.errors import LeaseLost, RecordDamaged, StoreError
+from batchfile.errors import LeaseLost, RecordDamaged, ShardClosed, StoreError
 from batchfile.ledger import lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
@@ -227,6 +227,9 @@ def _rewrite(ledger: Ledger, held: Held, wanted: ShardRecord, part: PartRef | No
     if isinstance(written, Lost):
         if written.found is None and part is not None:  # the batch was removed while this process slept
             _remove(ledger, part.key)
-        raise LeaseLost(f"shard {wanted.pool}/{wanted.n} of {held.batch.batch_id} is not ours any more")
+        name = f"shard {wanted.pool}/{wanted.n} of {held.batch.batch_id}"
+        if written.found is None or written.found.record.state == "closed":
+            raise ShardClosed(f"{name} is closed: the batch has ended, or is about to")
+        raise LeaseLost(f"{name} is not ours any more")
     held.stored = written
     held.written_at = sent_at

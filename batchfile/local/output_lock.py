@@ -6,13 +6,15 @@ stores may write to one output.
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from batchfile.errors import OutputTaken, SettingsError
 from batchfile.store.files import close_in_children, unlock
 
-_ATTEMPTS = 10  # each lost to a process that ended and removed its lock in between
+_ATTEMPTS = 10  # each lost to a process that ended and removed its lock in between, or to one that looked at it
+_PAUSE_S = 0.01  # before the next: `is_being_written` holds a lock for less
 
 
 @contextmanager
@@ -36,6 +38,22 @@ def lock_path(output: str) -> str:
     return os.path.join(folder, f".{name}.lock")
 
 
+def is_being_written(output: str) -> bool:
+    """Does a process of this machine run this output now, or write its files?"""
+    try:
+        fd = os.open(lock_path(output), os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    close_in_children(fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        unlock(fd)
+    return False
+
+
 def _lock(path: str, output: str) -> int:
     for _ in range(_ATTEMPTS):
         try:
@@ -49,7 +67,8 @@ def _lock(path: str, output: str) -> int:
             unlock(fd)
             if not isinstance(error, BlockingIOError):
                 raise SettingsError(f"{output}: its folder has no file locks: {error.strerror}") from error
-            raise _taken(output) from None
+            time.sleep(_PAUSE_S)
+            continue
         if _is_still_there(fd, path):
             return fd
         unlock(fd)

@@ -9,6 +9,7 @@ from batchfile.runner.tally import Tally
 from batchfile.words import Counts, Usage
 
 RATE_WINDOW_S = 10.0  # rates are of the last so many seconds, or of the last two steps where these are further apart
+RATE_S_MIN = 1.0  # and of no less: the first tokens of a fast engine come within a millisecond
 ETA_RATE_S = 120.0  # the rate behind the ETA forgets what is this old
 ETA_DELAY_S_MIN, ETA_DELAY_S_MAX = 2.0, 30.0  # how fast the ETA follows what is measured
 ETA_DELAY_SHARE = 0.2  # of the ETA, between these two
@@ -108,8 +109,8 @@ class Meter:
             failed=self._before.finished - self._before.succeeded + tally.errored,
             input_tokens=self._usage_before.input_tokens + last.tokens_in,
             output_tokens=self._usage_before.output_tokens + last.tokens_out,
-            input_rate=(last.tokens_in - first.tokens_in) / span_s if span_s > 0 else 0.0,
-            output_rate=(last.tokens_out - first.tokens_out) / span_s if span_s > 0 else 0.0,
+            input_rate=(last.tokens_in - first.tokens_in) / span_s if span_s >= RATE_S_MIN else 0.0,
+            output_rate=(last.tokens_out - first.tokens_out) / span_s if span_s >= RATE_S_MIN else 0.0,
             cache_hit_rate=usage.cached_tokens / max(1, usage.input_tokens),
             elapsed_s=now - self._started_at,
             eta_s=0.0 if done == self._total else self._eta_s(None if work_left is None else work_left[0], step_s),

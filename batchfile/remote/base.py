@@ -58,7 +58,8 @@ class BatchView:
 
     @property
     def num_failed(self) -> int:
-        return self.counts.finished - self.counts.succeeded
+        """Of these that ran: what was canceled or expired never did."""
+        return self.counts.errored
 
     @property
     def is_all_succeeded(self) -> bool:

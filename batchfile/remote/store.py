@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Container, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -14,6 +16,9 @@ from batchfile.ledger.live import Cursor, iter_live
 from batchfile.ledger.presence import read_presence
 from batchfile.ledger.scale import read_scale
 from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.local.identity import OUTPUT
+from batchfile.local.output_lock import is_being_written
+from batchfile.local.outputs import batch_at
 from batchfile.places import check_stage, find_batch, find_batch_id
 from batchfile.records import BatchRecord, FileRef, PresenceRecord
 from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Share, ShownState, Wanted, until_old
@@ -70,7 +75,7 @@ class StoreRemote:
             status = self._reader.look(self._place_of_damaged(name, error))
         if status is None:
             raise InvalidRequest(f"{name}: was deleted")
-        return view_of(status)
+        return _with_output(view_of(status))
 
     def batches(self) -> Iterator[BatchView]:
         return (batch for batch in map(self._look_at, self._places()) if batch is not None)
@@ -131,7 +136,7 @@ class StoreRemote:
 
     def _look_at(self, place: str) -> BatchView | None:
         status = self._reader.look(place)
-        return None if status is None else view_of(status)
+        return None if status is None else _with_output(view_of(status))
 
     def _place_of_damaged(self, name: str, error: BatchDamaged) -> str:
         """Whose it is, its record does not say any more; the index does. Raises: `error` where that is unreadable."""
@@ -159,6 +164,19 @@ class StoreRemote:
         return Download(
             size=file.size, sha256=file.sha256, read=lambda start: self._ledger.store.stream(key, start, file.size)
         )
+
+
+def _with_output(batch: BatchView) -> BatchView:
+    """A local run has not ended before its output is there: until then its batch is shown as ending."""
+    output = batch.metadata.get(OUTPUT, "")
+    if not batch.has_ended or not Path(output).is_absolute() or batch_at(output) == batch.batch_id:
+        return batch
+    if is_being_written(output):
+        return replace(batch, state="ending", detail=f"{output} is being written")
+    if batch.detail is not None or Path(output).exists() or not Path(output).parent.is_dir():
+        return batch
+    where = f"`batchfile results {batch.batch_id} -o FILE` writes them"
+    return replace(batch, detail=f"{output} is not there: {where}, and so does the command of the run")
 
 
 def view_of(status: BatchStatus) -> BatchView:

@@ -20,6 +20,7 @@ from batchfile.errors import (
     LeaseLost,
     ObjectChanged,
     ObjectMissing,
+    ShardClosed,
     StoreError,
 )
 from batchfile.ledger import batches, lease, shards
@@ -168,7 +169,8 @@ class Feeder:
             else:
                 self._push(work, work.held.missing)
             self._aside.worked(batch_id, "claim")
-        except LeaseLost:
+        except LeaseLost as error:
+            work.is_closed = isinstance(error, ShardClosed)
             work.is_dropped = True
         except (ObjectChanged, ObjectMissing) as error:
             self._end_changed(work, error)
@@ -323,7 +325,7 @@ class Feeder:
             batches.end(self._ledger, batch.batch_id, "input_changed", str(error))
         except (StoreError, BatchDamaged) as refusal:
             return self._put_back(work, refusal)
-        work.is_dropped = True
+        work.is_closed = work.is_dropped = True
         self._claims.drop(batch.batch_id)
         self._claims.look_again()
 

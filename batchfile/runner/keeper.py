@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import structlog
 
-from batchfile.errors import BatchDamaged, LeaseLost, StoreError, StoreFull
+from batchfile.errors import BatchDamaged, LeaseLost, ShardClosed, StoreError, StoreFull
 from batchfile.ledger import lease, shards
 from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
@@ -143,7 +143,8 @@ class Keeper:
             try:
                 is_dispatching = work.has_dispatched or work.wants_to_announce
                 shards.checkpoint(self._ledger, work.held, finished, has_dispatched=is_dispatching)
-            except LeaseLost:
+            except LeaseLost as error:
+                work.is_closed = isinstance(error, ShardClosed)
                 self._drop(work)
                 return
             except BatchDamaged as error:  # nobody can tell whose it is now; the other shards go on
@@ -188,8 +189,11 @@ class Keeper:
 
     def _drop(self, work: ShardWork) -> None:
         work.is_dropped = True
-        self._tally.num_leases_lost += 1
-        log.warning("lease.lost", batch_id=work.held.batch.batch_id, shard=work.held.record.n)
+        if work.is_closed:
+            log.info("shard.closed", batch_id=work.held.batch.batch_id, shard=work.held.record.n)
+        else:
+            self._tally.num_leases_lost += 1
+            log.warning("lease.lost", batch_id=work.held.batch.batch_id, shard=work.held.record.n)
         self._claims.forget(work.held.batch.batch_id, work.held.record.n)
         self._retire(work)
         self._on_dropped(work)

@@ -30,6 +30,7 @@ class ShardWork:
     has_dispatched: bool = False
     wants_to_announce: bool = False
     is_dropped: bool = False
+    is_closed: bool = False  # with `is_dropped`: its batch ends, or is gone, so that no lease was lost to anyone
     finished_bytes: int = 0
     is_trial: bool = False
     trial_left: int = 0

@@ -280,7 +280,7 @@ def test_a_batch_that_is_cancelled_elsewhere_is_dropped_and_the_run_ends() -> No
     ended = first.run_alone(until=cancel_once)
     assert ended is not None
     assert ended.reason == "canceled"
-    assert first.tally.num_leases_lost == 1
+    assert first.tally.num_leases_lost == 0, "nobody has taken anything over"
     statuses = [str(row["status"]) for row in results(ledger)]
     assert "canceled" in statuses
     assert set(statuses) <= {"succeeded", "canceled"}

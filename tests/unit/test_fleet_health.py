@@ -1,15 +1,20 @@
 """Whether a pool is up, by what its runners say."""
 
+import json
+
 import pytest
 
 from api.fleet import Fleet
 from batchfile.clock import ManualClock
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Draft
 from batchfile.ledger.presence import write_presence
 from batchfile.ledger.status import StatusReader
+from batchfile.ledger.submit import submit
 from batchfile.records import PresenceRecord, RunnerState
 from batchfile.settings import load_settings
 from batchfile.store.memory import MemoryStore
+from batchfile.words import Defaults
 
 
 @pytest.mark.parametrize(
@@ -18,6 +23,24 @@ from batchfile.store.memory import MemoryStore
 )
 def test_a_pool_is_up_while_a_runner_of_it_can_answer(state: RunnerState, health: str) -> None:
     assert fleet_of(state, "http").health()["mistral"].status == health
+
+
+@pytest.mark.parametrize(
+    ("state", "num_waiting", "is_in_vain"),
+    [
+        ("running", 3, False),
+        ("down", 3, True),
+        ("loading", 3, True),
+        (None, 3, True),
+        (None, 0, False),
+        ("down", 0, False),
+    ],
+)
+def test_requests_wait_in_vain_where_no_runner_can_answer(
+    state: RunnerState | None, num_waiting: int, is_in_vain: bool
+) -> None:
+    fleet = fleet_of(state or "idle", *(() if state is None else ("http",)), num_waiting=num_waiting)
+    assert fleet.is_waiting_in_vain() == is_in_vain
 
 
 def test_the_engine_of_a_pool_is_what_its_runners_say_and_else_what_is_set() -> None:
@@ -31,8 +54,8 @@ def test_what_a_runner_works_on_is_not_shown() -> None:
     assert not any(runner.model_dump()["shards"] for runner in fleet_of("running", "http").runners(None))
 
 
-def fleet_of(state: RunnerState, *engines: str) -> Fleet:
-    """With a runner of the pool mistral for each engine."""
+def fleet_of(state: RunnerState, *engines: str, num_waiting: int = 0) -> Fleet:
+    """With a runner of the pool mistral for each engine, and a batch of so many requests for it."""
     clock = ManualClock()
     ledger = Ledger(store=MemoryStore(clock), clock=clock)
     for number, engine in enumerate(engines):
@@ -46,4 +69,15 @@ def fleet_of(state: RunnerState, *engines: str) -> Fleet:
             shards=("batch_1/0",),
         )
         write_presence(ledger, runner)
+    if num_waiting:
+        row = {"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}}
+        rows = [json.dumps(row | {"custom_id": f"r{n}"}).encode() + b"\n" for n in range(num_waiting)]
+        draft = Draft(
+            batch_id="batch_000000000001",
+            routing=load_settings().routing(),
+            defaults=Defaults(),
+            stage="email",
+            created_at=clock.now(),
+        )
+        submit(ledger, draft, rows, size=sum(map(len, rows)), is_strict=False)
     return Fleet(ledger, load_settings(), StatusReader(ledger))

@@ -71,6 +71,25 @@ def test_time_without_work_slows_no_rate() -> None:
     assert meter.look(tally, 64) == Rates()
 
 
+@pytest.mark.parametrize(
+    ("num", "busy_s", "is_measured"),
+    [
+        (1, 0.0001, False),
+        (1, 40, False),
+        (9, 5, False),
+        (999, 0.2, False),
+        (10, 1, True),
+        (3, 30, True),
+        (2, 30, False),
+    ],
+)
+def test_a_rate_is_of_several_requests_and_of_some_time(num: int, busy_s: float, is_measured: bool) -> None:
+    meter, tally = RateMeter(), Tally()
+    meter.look(tally, 0)
+    tally.succeeded, tally.busy_s = num, busy_s
+    assert (meter.look(tally, 50).requests > 0) == is_measured
+
+
 def test_work_of_which_nothing_finishes_has_no_rate() -> None:
     meter, tally = RateMeter(), Tally()
     meter.look(tally, 0)

@@ -172,3 +172,12 @@ def test_a_downtime_of_the_endpoint_is_no_slowness_of_it() -> None:
     assert before.output_rate == after.output_rate == 10.0
     assert before.eta_s == pytest.approx(60, rel=0.05)
     assert after.eta_s == pytest.approx(59, rel=0.05)
+
+
+def test_what_a_fast_engine_did_in_its_first_moment_is_no_rate() -> None:
+    meter = Meter(100, Counts(), Usage(), 0.0)
+    tally = Tally(engine_ready_at=0.0, succeeded=1, input_tokens=80, output_tokens=30)
+    first = meter.look(tally, 0.001)
+    assert (first.done, first.input_rate, first.output_rate) == (1, 0.0, 0.0)
+    tally.succeeded, tally.output_tokens = 10, 300
+    assert meter.look(tally, 2.0).output_rate == 150.0

@@ -1,5 +1,6 @@
 """Batches in a store: whose they are, when they began, and how often they are looked up."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,17 @@ import pytest
 
 from batchfile.cli import following
 from batchfile.clock import ManualClock
+from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.planner import plan_upload
 from batchfile.ledger.status import StatusReader
-from batchfile.places import find_batch, open_service_ledger
+from batchfile.local import outputs
+from batchfile.local.inputs import inspect
+from batchfile.local.output_lock import is_being_written, lock_output
+from batchfile.local.run import RunOptions, open_batch, work
+from batchfile.places import find_batch, open_ledger, open_service_ledger
 from batchfile.remote import base, store
 from batchfile.remote.base import BatchView, Wanted
 from batchfile.remote.store import StoreRemote
@@ -48,6 +54,43 @@ def test_a_batch_of_another_tenant_is_not_there(tmp_path: Path, batch: BatchView
     with pytest.raises(InvalidRequest, match="no batch of the tenant zeta"):
         others.results(batch)
     assert remote(tmp_path, "acme").batch(batch.batch_id) == batch
+
+
+def test_a_local_run_has_not_ended_before_its_output_is_there(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(LINE)
+    output = str(tmp_path / "out.jsonl")
+    ledger = open_ledger(str(tmp_path / "st"), load_settings())
+    options = RunOptions(output=output, engine="echo", model="echo")
+    looking = StoreRemote(ledger, load_settings(), "default")
+    with lock_output(output):
+        made = open_batch(ledger, inspect(str(tmp_path / "in.jsonl")), options).batch
+        ended = work(ledger, made, engine_factory("echo", model="echo"), "local-1", lambda runner: None)
+        assert ended is not None
+        for found in (looking.batch(made.batch_id), *looking.batches()):
+            assert (found.state, found.has_ended) == ("ending", False)
+            assert found.detail == f"{output} is being written"
+        outputs.export(ledger, ended, output)
+        assert looking.batch(made.batch_id).has_ended
+    assert (looking.batch(output).state, looking.batch(output).detail) == ("ended", None)
+    Path(output).unlink()
+    Path(output + outputs.RECEIPT_ENDING).unlink()
+    gone = looking.batch(made.batch_id)
+    assert gone.has_ended
+    assert gone.detail is not None
+    assert gone.detail.startswith(f"{output} is not there: `batchfile results {made.batch_id} -o FILE` writes them")
+
+
+def test_a_look_at_an_output_never_takes_it_from_its_run(tmp_path: Path) -> None:
+    output = str(tmp_path / "out.jsonl")
+    for _ in range(50):
+        looks = [threading.Thread(target=is_being_written, args=(output,)) for _ in range(4)]
+        for look in looks:
+            look.start()
+        with lock_output(output):
+            assert is_being_written(output)
+        for look in looks:
+            look.join()
+    assert not is_being_written(output)
 
 
 def test_a_batch_that_is_watched_is_found_once(

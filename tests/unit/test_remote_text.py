@@ -59,10 +59,14 @@ def test_a_list_has_columns_as_wide_as_what_is_in_them_and_says_what_failed() ->
     short = batch(total=2_000, counts=Counts(succeeded=990, errored=1_005, expired=5), stage="subject")
     rows = list_lines([dropped, short])
     assert rows[0].split()[0] == dropped.batch_id
-    assert rows[0].endswith("ended         5/10      1 failed  inbox/email/a.jsonl")
-    assert rows[1].endswith("open   2,000/2,000  1,010 failed  subject")
+    assert rows[0].endswith("ended         5/10      1 failed             inbox/email/a.jsonl")
+    assert rows[1].endswith("open   2,000/2,000  1,005 failed  5 expired  subject")
     assert rows[0].index(" failed") == rows[1].index(" failed")
     assert list_lines([]) == []
+    assert list_lines([dropped])[0].endswith("ended  5/10  1 failed  inbox/email/a.jsonl"), "no empty column"
+    canceled = batch(state="ended", reason="canceled", counts=Counts(succeeded=2, canceled=8))
+    assert "  ended:canceled  10/10  0 failed  8 canceled" in list_lines([canceled])[0]
+    assert "ended (canceled)  10/10 requests, 0 failed, 8 canceled, " in status_line(canceled, 0)
     odd = batch(inbox_path="inbox/email/\x1b[2Jb\nc é.jsonl")
     assert list_lines([odd])[0].endswith("  inbox/email/?[2Jb?c é.jsonl")
 
