@@ -24,6 +24,7 @@ WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an elem
 BESIDE_BYTES_MAX = 64 * 1024  # of a document without its requests: its names are built as strings
 HALVES_MAX = 10_000  # of a body: each may cost a page of memory
 _LOOK_BYTES = 1024 * 1024
+LOOKED_AT_MAX = 32 * 1024 * 1024  # of a body that is not JSON, for the place: a byte costs a hundred times a read one
 STAGE_EXAMPLE = '{"stage": "email", "requests": [...]}'
 EXAMPLE = '{"requests": [{"custom_id": "a", "params": {...}}]}'
 _NAMES = ("stage", "model_hint", "requests")
@@ -42,6 +43,7 @@ class _Outline(msgspec.Struct):
 _outline = msgspec.json.Decoder(_Outline)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
+_value = msgspec.json.Decoder(msgspec.Raw)
 _elements = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -184,12 +186,15 @@ def _malformed(body: memoryview, error: Exception, example: str) -> str:
     if isinstance(error, RecursionError):
         return "the body is nested too deeply; flatten it, no model needs such a depth"
     start = _start(body)
-    fault, foreign = find_fault(body, start), _find_foreign(body)
+    fault = None if _is_json(body[start:]) else find_fault(body[:LOOKED_AT_MAX], start)
+    foreign = _find_foreign(body)
     if foreign is not None and (fault is None or foreign <= fault.at):
         return f"the body is not valid UTF-8: byte 0x{body[foreign]:02x}, at {_where(body, foreign)}; send UTF-8"
     if fault is not None:
         told = f"{fault.reason} at {_where(body, fault.at)}"
-        if fault.is_cut:
+        if fault.is_cut and len(body) > LOOKED_AT_MAX:
+            told = f"the fault is behind its first {LOOKED_AT_MAX // 2**20} MiB; send requests as application/x-ndjson"
+        elif fault.is_cut:
             told = f"it ends too early, at {_where(body, len(body))}; send it whole"
         return f"the body is not valid JSON: {told}"
     half = find_half(body)
@@ -200,6 +205,15 @@ def _malformed(body: memoryview, error: Exception, example: str) -> str:
     if body[_gap_end(body, start, len(body))] != b"{"[0]:
         return f"the body must be an object such as {example}; send one request per line as application/x-ndjson"
     return f"the body cannot be read: {error}"
+
+
+def _is_json(text: memoryview) -> bool:
+    """Fast, and tells no place."""
+    try:
+        _value.decode(text)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def _find_foreign(body: memoryview) -> int | None:
