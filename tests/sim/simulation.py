@@ -156,7 +156,8 @@ def _play(scene: Scene, troubled_s: float, faults: Drawn | Given) -> None:
             model.fail(6, f"those wait for ever: {scene.waiting()}")
     if stage.store.illness is not None:
         stage.store.illness.is_over = True
-    is_quiet = not faults.struck and not any(client.wishes.hangs_up for client in scene.clients)
+    is_disturbed = stage.store.illness is not None or any(dropper.is_killer for dropper in scene.droppers)
+    is_quiet = not (faults.struck or is_disturbed or any(client.wishes.hangs_up for client in scene.clients))
     model.check_rest(is_quiet=is_quiet)
     gone = [batch_id for batch_id, known in model.batches.items() if known.record.state == "deleted"]
     if gone:
@@ -173,7 +174,7 @@ def _serve_the_healthy(scene: Scene) -> None:
         return
     num_words = sum(line.num_words for client in scene.quiet for line in client.sent.lines)
     if flood is not None:  # what it has open is claimed before, and what took its place is first by chance
-        num_words += 2 * OPEN_WORDS_MAX
+        num_words += 6 * OPEN_WORDS_MAX
     wait_s = HEALTHY_S_MAX + num_words * token_s
     if not scene.world.run(lambda: scene.is_over_but(others), for_s=wait_s):
         what = ill or flood or "a file that kills"
