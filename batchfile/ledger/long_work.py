@@ -21,6 +21,7 @@ log = structlog.get_logger()
 LONG_BYTES = 64 * 1024 * 1024  # a larger input takes seconds to be planned, and its results to be assembled
 LONG_LINES = 100_000
 PLAIN = ".jsonl"  # what else is dropped may unpack to anything
+ENDS_S_MAX = 15.0  # at a stop, for what is being ended; then that too is given back, before the process is killed
 STOP_S = 5.0  # what is left in the middle is given back within this time, or its lease expires
 
 
@@ -86,22 +87,25 @@ class LongWork:
         return True
 
     def stop(self, *, leaves_ends: bool = False) -> None:
-        """Begin nothing more, and wait for what is being ended; with `leaves_ends` that too is left to others.
+        """Begin nothing more, and wait a while for what is being ended; with `leaves_ends` not even that.
 
-        What is being planned is given back, so that the end of this process does not count against the file.
+        What is in the middle then is given back, so that others begin at once; what is being planned at once, so that
+        the end of this process does not count against the file.
         """
         with self._changed:
-            self._is_stopped, self._leaves_ends = True, leaves_ends
+            self._is_stopped = True
             self._planning.waiting.clear()
             self._ending.waiting.clear()
-            while self._ending.num_threads and not leaves_ends:
-                self._changed.wait()
-            ends_at = self._clock.monotonic() + STOP_S
-            while self._planning.num_threads + self._ending.num_threads:
-                left_s = ends_at - self._clock.monotonic()
-                if left_s <= 0:
-                    return
-                self._changed.wait(left_s)
+            if not leaves_ends:
+                self._wait_for([self._ending], ENDS_S_MAX)
+            self._leaves_ends = True
+            self._wait_for([self._planning, self._ending], STOP_S)
+
+    def _wait_for(self, lanes: list[_Lane], seconds: float) -> None:
+        """Until nothing is under way there. With the lock."""
+        until = self._clock.monotonic() + seconds
+        while any(lane.num_threads for lane in lanes) and (left_s := until - self._clock.monotonic()) > 0:
+            self._changed.wait(left_s)
 
     def _work(self, lane: _Lane) -> None:
         while (batch_id := self._next(lane)) is not None:

@@ -286,7 +286,12 @@ def test_who_stops_gives_back_what_is_planned_and_that_counts_against_no_file(wo
     assert planned.state == "open"
 
 
-def test_who_leaves_an_end_gives_it_back(world: World) -> None:
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_an_end_that_takes_longer_than_a_stop_waits_is_given_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_asked: bool
+) -> None:
+    if not is_asked:
+        monkeypatch.setattr(long_work, "ENDS_S_MAX", 0.01)
     large = world.create("large", LARGE)
     world.work(large)
     world.store.slow.add(large.input.key)
@@ -303,7 +308,7 @@ def test_who_leaves_an_end_gives_it_back(world: World) -> None:
     long = LongWork(world.ledger, "s")
     assert long.take(large)
     assert has_begun.wait(WAIT_S)
-    stopping = threading.Thread(target=lambda: long.stop(leaves_ends=True))
+    stopping = threading.Thread(target=lambda: long.stop(leaves_ends=is_asked))
     stopping.start()
     wait_for(lambda: long._leaves_ends)
     world.store.let_go.set()
