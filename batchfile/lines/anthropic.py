@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from batchfile.lines.separators import escape_separators
 from batchfile.lines.stage import VECTORS, whole_lines
 
 # What the clients know; an error of another type is our own failure.
@@ -155,7 +156,8 @@ def anthropic_lines(chunks: Iterable[bytes], batch_id: str) -> Iterator[bytes]:
     for whole in whole_lines(chunks):
         lines = _decoder.decode_lines(whole)
         if lines:
-            yield _encoder.encode_lines([_response(line, stem + str(number + n)) for n, line in enumerate(lines)])
+            made = [_response(line, stem + str(number + n)) for n, line in enumerate(lines)]
+            yield escape_separators(_encoder.encode_lines(made))
         number += len(lines)
 
 

@@ -14,6 +14,7 @@ from batchfile.lines.result import (
     NativeResult,
     decode_result,
 )
+from batchfile.lines.separators import escape_separators
 
 CHUNK_BYTES = 256 * 1024
 
@@ -64,9 +65,8 @@ def _rendered(result: NativeResult, batch_id: str, line: int, created: int) -> b
     else:
         code = _CODES.get(result.status, result.status)
         error = {"code": code, "message": result.error.message if result.error else ""}
-    return _encoder.encode(
-        {"id": f"batch_req_{stem}", "custom_id": result.custom_id, "response": response, "error": error}
-    )
+    made = {"id": f"batch_req_{stem}", "custom_id": result.custom_id, "response": response, "error": error}
+    return escape_separators(_encoder.encode(made))
 
 
 def _body(result: NativeResult, stem: str, created: int) -> dict[str, object]:

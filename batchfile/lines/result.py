@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from batchfile.lines.separators import escape_separators
 from batchfile.words import Choice, Completion, Failure, Kind, Outcome
 
 RESULT_BYTES_MAX = 512 * 1024 * 1024  # more than any: 2,048 vectors of 8,192 numbers are some 350 MB
@@ -73,15 +74,16 @@ _decoder = msgspec.json.Decoder(NativeResult)
 
 def encode_result(custom_id: str | None, outcome: Outcome, model: str) -> bytes:
     """One line without its newline. Keys and their order are fixed; there are no times and no random ids.
+    Line separators of Unicode are escaped.
 
     `model` is written where the request succeeded. Text that UTF-8 can not carry (half of a surrogate pair, which
     an HTTP endpoint may send) is replaced, so that any outcome has a line.
     """
     line = _succeeded(custom_id, outcome, model) if isinstance(outcome, Completion) else _failed(custom_id, outcome)
     try:
-        return _encoder.encode(line)
+        return escape_separators(_encoder.encode(line))
     except UnicodeEncodeError:
-        return _encoder.encode(_repaired(line))
+        return escape_separators(_encoder.encode(_repaired(line)))
 
 
 def decode_result(line: bytes) -> NativeResult:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from batchfile.lines.separators import escape_separators
 from batchfile.words import Counts
 
 ProcessingStatus = Literal["collected", "submitted", "processing", "ended"]
@@ -84,14 +85,14 @@ def processing_status(state: str, num_records: int) -> ProcessingStatus:
 def stage_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Native result lines, cut anywhere, as lines of this dialect; each chunk is whole lines."""
     for lines in _rendered(chunks):
-        yield _encoder.encode_lines(lines)
+        yield escape_separators(_encoder.encode_lines(lines))
 
 
 def stage_document(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The same as one JSON document: `{"results":[...]}`."""
     opening = b'{"results":['
     for lines in _rendered(chunks):
-        yield opening + _encoder.encode(lines)[1:-1]
+        yield opening + escape_separators(_encoder.encode(lines))[1:-1]
         opening = b","
     yield (opening if opening != b"," else b"") + b"]}"
 

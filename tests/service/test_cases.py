@@ -105,3 +105,32 @@ def test_advice_about_a_key_never_changes_the_meaning_in_any_entry_point(
         assert [words in text for words in said] == [True, True], (entry, text)
         assert "Rename it" not in text
         assert "did you mean" not in text
+
+
+def test_line_separators_break_no_reader_of_results_in_any_entry_point(
+    tmp_path: Path, served: Any, client: Any
+) -> None:
+    bad = '{"custom_id":"b\u2028","method":"POST","url":"%s","body":{"model":"mistral","\u0085":1}}\n'.replace(
+        "%s", CHAT
+    )
+    data = (CASES / "bytes-u2028-nel-raw.jsonl").read_bytes().replace(b'"m"', b'"mistral"') + bad.encode()
+    ids = [json.loads(line)["custom_id"] for line in data.split(b"\n")[:-1]]
+    assert [line["custom_id"] for line in ran(tmp_path, data)] == ids
+    texts = [(tmp_path / "out.jsonl").read_text()]
+    assert (tmp_path / "out.jsonl.errors.jsonl").read_bytes() == bad.encode()
+
+    batch = work(served, client, uploaded(client, data).id)
+    for file_id, num in ((batch.output_file_id, 2), (batch.error_file_id, 1)):
+        lines = list(client.files.content(file_id).iter_lines())
+        assert len([json.loads(line) for line in lines]) == num
+    params = {"model": "mistral", "messages": [{"role": "user", "content": "a\u2028b\u2029c\u0085d"}], "max_tokens": 8}
+    batch_id = posted(served, {"custom_id": "a", "params": params}).json()["id"]
+    served.work(batch_id, "mistral")
+    for shape in ({"batchfile-dialect": "stage", "accept": "application/x-ndjson"}, {"batchfile-dialect": "anthropic"}):
+        got = served.http.get(f"/v1/messages/batches/{batch_id}/results", headers=HEADERS | shape)
+        texts.append(got.text)
+    texts.append(served.http.get(f"/api/batches/{batch_id}/results", headers=HEADERS).text)
+    texts.append((dropped("email/in.jsonl", data).out("email/in.jsonl.results.jsonl") or b"").decode())
+    for text in texts:
+        assert len(text.splitlines()) == text.count("\n") > 0
+        assert "\\u2028" in text
