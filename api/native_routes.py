@@ -94,10 +94,17 @@ async def cancel(
 
 @delete(BATCHES + "/{batch_id:str}", status_code=200, responses=problems(READ, 400), tags=["batches"], summary="Delete")
 async def remove(
-    batch_id: FromPath[str], service: NamedDependency[Service], caller: NamedDependency[Caller]
+    batch_id: FromPath[str],
+    service: NamedDependency[Service],
+    caller: NamedDependency[Caller],
+    now: Annotated[
+        bool, QueryParameter(description="Remove its bytes before this answers; downloads under way break off.")
+    ] = False,
 ) -> shapes.Deleted:
-    """Only an ended batch can be deleted. Downloads that are under way finish."""
-    await asyncio.to_thread(service.delete, caller, batch_id)
+    """Only an ended batch can be deleted. Nobody can read it from then on; downloads that are under way finish, so that
+    its bytes stay for an hour. A batch that is deleted already can be deleted with `now=true` as well.
+    """
+    await asyncio.to_thread(service.purge if now else service.delete, caller, batch_id)
     return shapes.Deleted(id=batch_id)
 
 

@@ -19,6 +19,7 @@ from batchfile.ledger import batches, damage
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.files import read_file
+from batchfile.ledger.purge import purge
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.records import BatchRecord, FileRecord, FileRef
 from batchfile.settings import Settings
@@ -156,6 +157,16 @@ class Service:
         except RecordDamaged as error:
             damage.cancel(self.ledger, error, self._place_of_damaged(caller, batch_id))
         return self.status(caller, batch_id)
+
+    def purge(self, caller: Caller, batch_id: str) -> None:
+        """Delete it if it is not deleted yet, and remove its objects before this returns. Raises: as `delete`."""
+        try:
+            self.delete(caller, batch_id)
+        except Refusal as refusal:
+            if refusal.status != 404:
+                raise
+            self._place(caller, batch_id)  # or it was deleted before, and its objects are still there
+        purge(self.ledger, batch_id)
 
     def delete(self, caller: Caller, batch_id: str) -> None:
         """Raises: Refusal 400 where it has not ended; a damaged one needs no end. RecordNewer, and as `record`."""

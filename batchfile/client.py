@@ -111,6 +111,10 @@ class Client:
         """A JSON answer as a `kind`."""
         return await self._patiently(lambda: self._once("GET", path, kind, query=query))
 
+    async def delete(self, path: str, kind: type[T], query: Pairs) -> T:
+        """Where the answer to one attempt was lost, the next may find nothing any more: InvalidRequest."""
+        return await self._patiently(lambda: self._once("DELETE", path, kind, query=query), SAME_AGAIN)
+
     async def post(self, path: str, kind: type[T], *, idempotency_key: str | None = None) -> T:
         """Without a body. Asked again like a get: such posts of this service may be repeated, or have a key."""
         headers = {"idempotency-key": idempotency_key} if idempotency_key else {}

@@ -23,6 +23,7 @@ from pydantic import (
 from batchfile.layout import is_pool_name
 from batchfile.words import EngineKind, Task
 
+TOMBSTONE_S_MIN = 2 * 3600.0  # twice the time after which a create is given up
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -93,7 +94,8 @@ class Times(BaseModel):
 
     `lease_ttl_s`, `checkpoint_s`: 90 and 15 on a bucket, 30 and 1 in a directory; 3 to 1 is the least.
     `engine_stall_s`: an engine that does nothing for this long, with requests in it, counts as dead; 600. Three times
-    that before its first answer.
+    that before its first answer. Of a deleted batch the objects are removed after `download_grace_s` and its record
+    after `tombstone_s`, which no slow create of it may outlive.
     """
 
     model_config = _STRICT
@@ -104,6 +106,8 @@ class Times(BaseModel):
     engine_stall_s: Positive | None = None
     completion_window_s: Positive | None = None
     retention_s: Positive | None = None
+    download_grace_s: Annotated[float, Field(ge=0)] | None = None
+    tombstone_s: Annotated[float, Field(ge=TOMBSTONE_S_MIN)] | None = None
 
     @model_validator(mode="after")
     def _lease_outlives_checkpoints(self) -> "Times":

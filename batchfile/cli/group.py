@@ -31,6 +31,7 @@ COMMANDS = {
     "ls": Lazy("ls", "List batches, newest first."),
     "status": Lazy("status", "Show how far a batch is."),
     "cancel": Lazy("cancel", "End a batch early; what is finished is kept."),
+    "delete": Lazy("delete", "Delete an ended batch and its results."),
     "estimate": Lazy("estimate", "Say what a file will take: tokens, time, cost."),
     "retry": Lazy("retry", "Run again what did not succeed, as a new batch."),
     "doctor": Lazy("doctor", "Check this machine, the engine and the store."),

@@ -117,6 +117,10 @@ class Remote(Protocol):
         """An ended batch stays what it is."""
         ...
 
+    def delete(self, name: str, *, now: bool) -> str:
+        """An ended batch; its id. `now`: its bytes too, before this returns. Raises: InvalidFile where it is open."""
+        ...
+
     def retry(self, name: str) -> BatchView:
         """A new batch of what did not succeed. Raises: InvalidFile where there is nothing, or not yet."""
         ...

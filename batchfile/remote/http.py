@@ -71,6 +71,10 @@ class HttpRemote:
     def cancel(self, name: str) -> BatchView:
         return _view(self._of(name, self._client.post(f"{_path(name)}/cancel", _Batch)))
 
+    def delete(self, name: str, *, now: bool) -> str:
+        query = [("now", "true")] if now else []
+        return self._of(name, self._client.delete(_path(name), _Deleted, query)).id
+
     def retry(self, name: str) -> BatchView:
         asking = self._client.post(f"{_path(name)}/retry", _Batch, idempotency_key=uuid.uuid4().hex)
         return _view(self._of(name, asking))
@@ -143,6 +147,10 @@ def _path(batch_id: str) -> str:
     if not batch_id.replace("_", "").replace("-", "").isalnum() or not batch_id.isascii():
         raise InvalidRequest(f"{batch_id!r} is no id of a batch; `batchfile ls` lists them")
     return f"{BATCHES}/{batch_id}"
+
+
+class _Deleted(msgspec.Struct, frozen=True):
+    id: str
 
 
 class _PoolShare(msgspec.Struct, frozen=True):

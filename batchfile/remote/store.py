@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged
+from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, RecordDamaged
 from batchfile.ledger import batches, damage
 from batchfile.ledger import submit as verbs
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import load
 from batchfile.ledger.live import Cursor, iter_live
 from batchfile.ledger.presence import read_presence
+from batchfile.ledger.purge import purge
 from batchfile.ledger.scale import read_scale
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.local.identity import OUTPUT
@@ -95,6 +98,30 @@ class StoreRemote:
             batch_id = layout.index_batch_id(place)
         batches.finish(self._ledger, batch_id, runner=f"cancel-{self._ledger.new_id()[:12]}")
         return self.batch(batch_id)
+
+    def delete(self, name: str, *, now: bool) -> str:
+        batch_id = find_batch_id(self._ledger, name)
+        if not (now and self._is_deleted(batch_id)):
+            self._delete(name)
+        if now:
+            purge(self._ledger, batch_id)
+        return batch_id
+
+    def _is_deleted(self, batch_id: str) -> bool:
+        """Was it a batch of this tenant?"""
+        with suppress(RecordDamaged):
+            found = load(self._ledger, layout.batch_key(batch_id), BatchRecord)
+            return found is not None and (found.record.state, found.record.tenant) == ("deleted", self._tenant)
+        return False
+
+    def _delete(self, name: str) -> None:
+        try:
+            standing = batches.delete(self._ledger, self._find(name).batch_id)
+        except RecordDamaged as error:
+            damage.delete(self._ledger, error, self._place_of_damaged(name, error))
+            return
+        if standing is not None and standing.state != "deleted":
+            raise InvalidFile(f"{name}: has not ended; `batchfile cancel {name}` ends it, then it can be deleted")
 
     def retry(self, name: str) -> BatchView:
         return self.batch(verbs.retry(self._ledger, self._find(name)).batch_id)

@@ -198,3 +198,13 @@ def test_a_schema_that_is_none_is_refused_with_its_file_and_why(tmp_path: Path) 
     Path("batchfile.toml").write_text('[schemas]\nsubject = "subject.json"\n')
     with pytest.raises(SettingsError, match=r"schemas\.subject.*subject\.json is no JSON schema.*objct"):
         load_settings()
+
+
+def test_how_long_a_deleted_batch_stays_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFILE_LIMITS__DOWNLOAD_GRACE_S", "0")
+    monkeypatch.setenv("BATCHFILE_LIMITS__TOMBSTONE_S", "7200")
+    limits = load_settings().ledger_limits(is_local=False, is_service=True)
+    assert (limits.download_grace_s, limits.tombstone_s) == (0, 7200)
+    monkeypatch.setenv("BATCHFILE_LIMITS__TOMBSTONE_S", "60")
+    with pytest.raises(SettingsError, match=r"limits.tombstone_s = '60'.*7200"):
+        load_settings()
