@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
+import structlog
+
 from api.door import Caller
 from api.errors import Refusal, not_found
 from api.room import Room
@@ -23,6 +25,8 @@ from batchfile.ledger.purge import purge
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.records import BatchRecord, FileRecord, FileRef
 from batchfile.settings import Settings
+
+log = structlog.get_logger()
 
 PAGE_MAX = 1000
 READS_AT_ONCE = 16
@@ -183,11 +187,25 @@ class Service:
         self.room.check(caller.tenant)
 
     def files(self, caller: Caller, file_ids: list[str]) -> list[FileRecord]:
-        """Those of the files that can be read, in this order. They never change, so that they are remembered."""
+        """Those of the files that can be read, in this order. They never change, so that they are remembered.
+
+        Raises: StoreError where none of them can be read.
+        """
+
+        def read(file_id: str) -> FileRecord | StoreError | None:
+            try:
+                return read_file(self.ledger, caller.tenant, file_id)
+            except (StoreError, BatchDamaged) as error:
+                log.error("file.unreadable", file_id=file_id, error=str(error))
+                return error if isinstance(error, StoreError) else None
+
         unknown = [file_id for file_id in file_ids if (caller.tenant, file_id) not in self._files]
-        for record in self._readers.map(lambda file_id: read_file(self.ledger, caller.tenant, file_id), unknown):
-            if record is not None:
-                self._files[caller.tenant, record.file_id] = record
+        found = list(self._readers.map(read, unknown))
+        records = [record for record in found if isinstance(record, FileRecord)]
+        refusals = [record for record in found if isinstance(record, StoreError)]
+        if refusals and not records and len(unknown) == len(file_ids):
+            raise refusals[0]
+        self._files |= {(caller.tenant, record.file_id): record for record in records}
         now = self.ledger.clock.now()
         known = [self._files.get((caller.tenant, file_id)) for file_id in file_ids]
         for key in list(self._files)[: max(0, len(self._files) - FILES_MAX)]:

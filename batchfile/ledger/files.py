@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from batchfile import layout
-from batchfile.errors import StoreError, TooLarge
+from batchfile.errors import RecordDamaged, StoreError, TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.expiry import remove_after
@@ -101,9 +101,11 @@ def remove_file(ledger: Ledger, tenant: str, file_id: str) -> bool:
     """Make a file unreadable at once; its bytes go when no batch can need them. False: there is none.
 
     A file that can be read keeps its bytes, so that they are given up last, and where that fails go in their own time.
+    One whose document is damaged is removed like any other. Raises: RecordNewer.
     """
-    if read_file(ledger, tenant, file_id) is None:
-        return False
+    with suppress(RecordDamaged):
+        if read_file(ledger, tenant, file_id) is None:
+            return False
     ledger.store.delete(layout.file_key(tenant, file_id))
     with suppress(StoreError):
         remove_after(ledger, layout.file_prefix(tenant, file_id), _in_use_s(ledger))

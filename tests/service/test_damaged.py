@@ -178,3 +178,15 @@ def test_a_record_of_a_newer_version_is_never_written_canceled_or_deleted(
         assert "upgrade this process" in answer.json()["detail"]
         assert "batch.json" not in answer.text
     assert (Path(api.store) / key).read_bytes() == stored
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_file_hides_no_other_and_can_be_removed(api: Any, how: str) -> None:
+    made_of = [api.http.get(f"{OPENAI}/{submit_file(api.http)}", headers=TENANT).json() for _ in range(3)]
+    old, lost, new = (batch["input_file_id"] for batch in made_of)
+    damage(api, layout.file_key("acme", lost), how)
+    page = api.http.get("/v1/files", headers=TENANT)
+    assert page.status_code == 200, page.text
+    assert [item["id"] for item in page.json()["data"]] == [new, old]
+    assert api.http.delete(f"/v1/files/{lost}", headers=TENANT).status_code == 200
+    assert api.http.get(f"/v1/files/{lost}", headers=TENANT).status_code == 404
