@@ -9,11 +9,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 
 from batchfile.errors import OutputTaken, SettingsError
 from batchfile.store.files import close_in_children, unlock
 
 _ATTEMPTS = 10  # each lost to a process that ended and removed its lock in between, or to one that looked at it
+_NAME_BYTES_MAX = 255  # of a file in most file systems
 _PAUSE_S = 0.01  # before the next: `is_being_written` holds a lock for less
 
 
@@ -35,6 +37,8 @@ def lock_output(output: str | None) -> Iterator[None]:
 
 def lock_path(output: str) -> str:
     folder, name = os.path.split(output)
+    if len(os.fsencode(name)) > _NAME_BYTES_MAX - len("..lock"):
+        name = sha256(os.fsencode(name)).hexdigest()
     return os.path.join(folder, f".{name}.lock")
 
 

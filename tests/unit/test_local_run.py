@@ -173,6 +173,14 @@ def test_an_output_is_locked_while_it_is_worked_on_whatever_the_store(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_with_the_longest_name_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    outputs = [str(tmp_path / (letter * 249 + ".jsonl")) for letter in "ab"]
+    with lock_output(outputs[0]), lock_output(outputs[1]):
+        Path(outputs[0]).touch()
+        with pytest.raises(OutputTaken), lock_output(outputs[0]):
+            pass
+
+
 def test_a_lock_that_a_killed_run_left_is_taken_and_removed(tmp_path: Path) -> None:
     output = str(tmp_path / "out.jsonl")
     Path(lock_path(output)).touch()
