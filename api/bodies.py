@@ -23,7 +23,11 @@ _REQUEST = Schema(
     type=OpenAPIType.OBJECT,
     required=["custom_id", "params"],
     properties={
-        "custom_id": Schema(type=OpenAPIType.STRING, min_length=1, description="Comes back byte for byte."),
+        "custom_id": Schema(
+            type=[OpenAPIType.STRING, OpenAPIType.INTEGER],
+            min_length=1,
+            description="Comes back byte for byte; a whole number as text.",
+        ),
         "params": Schema(type=OpenAPIType.OBJECT, description="`messages`, `system`, `max_tokens`, sampling."),
         "metadata": Schema(type=OpenAPIType.OBJECT, description="Free, but `model_hint` names a pool or a model."),
     },

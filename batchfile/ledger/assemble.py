@@ -5,10 +5,10 @@ dialect: it writes native lines.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +20,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
 from batchfile.lines import custom_id_of
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.frame import Line, iter_lines
 from batchfile.lines.part import PartLine, decode_part
 from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord, EndReason, FileRef, PartRef, Plan, Range, ShardRecord
@@ -100,7 +100,12 @@ def assemble(
                 raw = requests.of(span)
                 if raw is not None:
                     failed = [raw[item.line] for item in lines if item.status != "succeeded"]
-                    errors.write_lines([line for line in failed if line is not None])
+                    for is_long, same in groupby(failed, key=lambda line: line.data is None):
+                        if is_long:
+                            for line in same:
+                                errors.write_long(requests.bytes_of(line))
+                        else:
+                            errors.write_lines([line.data for line in same if line.data is not None])
         if results.num_lines != batch.total:
             raise BatchDamaged(f"{batch.batch_id}: {results.num_lines} results for {batch.total} requests")
         made = {"results": results.commit(), "errors": errors.commit()}
@@ -138,9 +143,7 @@ def _range_lines(
     return [by_line[line] for line in range(span.num_lines)]
 
 
-def _fill(
-    by_line: dict[int, PartLine], records: list[ShardRecord], span: Range, raw: list[bytes | None] | None
-) -> None:
+def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range, raw: list[Line] | None) -> None:
     """Give each line without a result the reason why: its shard was closed, or its part was lost."""
     committed = 0
     reason: EndReason = "failed"
@@ -150,7 +153,7 @@ def _fill(
     for line in range(span.num_lines):
         if line not in by_line:
             failure = _STORAGE_ERROR if committed >> line & 1 else _REASONS[reason]
-            custom_id = None if raw is None else custom_id_of(raw[line] or b"")
+            custom_id = None if raw is None else custom_id_of(raw[line].data or b"")
             by_line[line] = PartLine(line, failure.status, encode_result(custom_id, failure, ""))
 
 
@@ -185,10 +188,14 @@ class _Requests:
         self._chunks: Iterator[bytes] = iter(())
         self._rest = b""  # what was read of the stream beyond `_at`
         self._at = -1  # where in the input the stream is; before its start there is none
-        self._last: tuple[int, list[bytes | None]] = (-1, [])  # a range's start, and its lines
+        self._last: tuple[int, list[Line]] = (-1, [])  # a range's start, and its lines
 
-    def of(self, span: Range) -> list[bytes | None] | None:
-        """A line over the limit is None: no run will ever take it. Ranges must be asked for in their order."""
+    def bytes_of(self, line: Line) -> Iterator[bytes]:
+        """Of a line over the limit, which nobody holds in memory."""
+        return self._ledger.store.stream(self._batch.input.key, line.start, line.end, match=self._batch.input.etag)
+
+    def of(self, span: Range) -> list[Line] | None:
+        """The data of a line over the limit is None. Ranges must be asked for in their order."""
         if self._last[0] == span.start:
             return self._last[1]
         if self._is_gone:
@@ -200,7 +207,7 @@ class _Requests:
                 self._rest, self._at = b"", span.start
             for _ in self._up_to(span.start):
                 pass
-            self._last = span.start, [line.data for line in iter_lines(self._up_to(span.end), span.start)]
+            self._last = span.start, list(iter_lines(self._up_to(span.end), span.start))
             return self._last[1]
         except (ObjectChanged, ObjectMissing) as error:
             self._is_gone = True
@@ -231,6 +238,19 @@ class _HashingWriter:
     def write_lines(self, lines: list[bytes]) -> None:
         data = b"\n".join([*lines, b""]) if lines else b""
         self.num_lines += len(lines)
+        self._pass(data)
+
+    def write_long(self, chunks: Iterable[bytes]) -> None:
+        """A line that is too long for memory, with or without its newline."""
+        last = b""
+        for chunk in chunks:
+            self._pass(chunk)
+            last = chunk or last
+        if not last.endswith(b"\n"):
+            self._pass(b"\n")
+        self.num_lines += 1
+
+    def _pass(self, data: bytes) -> None:
         self._size += len(data)
         self._hash.update(data)
         self._writer.write(data)

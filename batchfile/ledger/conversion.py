@@ -1,4 +1,4 @@
-"""A dropped file that is no plain JSONL becomes an input once: unpacked, or its rows written as lines. Streamed."""
+"""A file that is not plain JSONL becomes an input once: unpacked, or its rows written as lines. Streamed."""
 
 import io
 from collections.abc import Callable
@@ -16,15 +16,16 @@ from batchfile.store.base import Store
 UNPACKED_BYTES_MAX = 256 * 1024**3  # a small file may unpack to anything
 
 
-def readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> str:
-    """The key of the requests as plain lines: of the dropped object itself, or of what was made of it.
+def readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None], name: str) -> str:
+    """The key of the requests as plain lines: of the object itself, or of what was made of it.
 
-    `beat` is called every MiB or so. Raises: InvalidFile (damaged data, a column that is missing, too much for
-    one process), ConverterKilled, ObjectChanged, ObjectMissing, StoreUnavailable.
+    `beat` is called every MiB or so; `name` is for messages.
+    Raises: InvalidFile (damaged data, a column that is missing, too much for one process), ConverterKilled,
+    ObjectChanged, ObjectMissing, StoreUnavailable.
     """
     store, pinned = ledger.store, batch.input
     head = b"".join(store.stream(pinned.key, 0, min(HEAD_BYTES, pinned.size), match=pinned.etag))
-    kind = detect(pinned.key, head)
+    kind = detect(name, head)
     if kind == "jsonl":
         return pinned.key
     source = (
@@ -36,10 +37,10 @@ def readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> st
     size = 0
     with store.writer(key, is_new=True) as writer:
         # In a process of its own: this one may hold an engine, or be a service.
-        for chunk in convert(pinned.key, kind, cast(BinaryIO, source), beat=beat):
+        for chunk in convert(name, kind, cast(BinaryIO, source), beat=beat):
             size += len(chunk)
             if size > UNPACKED_BYTES_MAX:
-                raise TooLarge(f"{pinned.key}: unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
+                raise TooLarge(f"{name}: unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
             writer.write(chunk)
         writer.commit()
     return key

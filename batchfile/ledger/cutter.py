@@ -211,8 +211,9 @@ class Cutter:
         self.num_rejected += 1
         self.first_problem = self.first_problem or message
         # Who posted requests has no lines, and each of these has its custom_id.
+        known_by = row if custom_id is None else None
         failure = Failure(type=error.type, message=message if self._refuse_at is None else str(error))
-        return FinishedLine(line, "errored", encode_result(custom_id, failure, ""))
+        return FinishedLine(line, "errored", encode_result(custom_id, failure, "", line=known_by))
 
     def _cut(self, span: _Span, end: int) -> Cut:
         rejected = bits.of(item.line for item in span.rejected)

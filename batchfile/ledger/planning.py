@@ -164,7 +164,15 @@ def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Turn, is_stopped: Calla
 
 def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, beat: Callable[[], None]) -> Planned:
     """Convert the file where it is no plain JSONL, and plan it."""
-    key = batch.input.key if batch.dropped is None else readable(ledger, batch, beat)
+    name = "the file" if batch.dropped is None else f"{batch.dropped.key}:"
+    key = batch.input.key
+    try:
+        if batch.dropped is not None or batch.file is not None:
+            key = readable(ledger, batch, beat, "the file" if batch.dropped is None else key)
+    except InvalidFile as error:
+        if problems is not None and not isinstance(error, TooLarge):
+            problems.found.append(LineError(code="invalid_file", message=str(error)))
+        raise
     planned = plan_input(
         ledger,
         batch.batch_id,
@@ -174,7 +182,7 @@ def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, bea
         requests_max=REQUESTS_MAX if batch.file is None else batch.file.requests_max,
         problems=problems,
         beat=beat,
-        name="the file" if batch.dropped is None else f"{batch.dropped.key}:",
+        name=name,
     )
     if key == batch.input.key and planned.input.etag != batch.input.etag:
         raise ObjectChanged(f"{batch.input.key} is another than the batch was made of")

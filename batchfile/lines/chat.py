@@ -1,9 +1,9 @@
 """What both request formats share: text blocks, and turns brought into the one form that engines get."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from batchfile.lines.findings import Finding
 from batchfile.words import Message
@@ -19,6 +19,13 @@ class Strict(BaseModel):
     """Nothing is converted, no key is unknown, no number is infinite."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # 100.0 is 100, as JSON has one kind of number
 
 
 class TextBlock(Strict):

@@ -55,7 +55,7 @@ class _Metadata(msgspec.Struct, gc=False):
 
 
 class _Wire(msgspec.Struct, forbid_unknown_fields=True):
-    custom_id: str
+    custom_id: str | int
     params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     metadata: _Metadata | None = None
     method: str | msgspec.UnsetType = msgspec.UNSET
@@ -111,14 +111,19 @@ def _envelope(wire: _Wire) -> Envelope | None:
     if wire.params is not _UNSET:
         params = bytes(wire.params)
         is_alone = wire.body is _UNSET and wire.method is _UNSET and wire.url is _UNSET
-        if wire.custom_id and params[:1] == b"{" and is_alone:
+        if wire.custom_id != "" and params[:1] == b"{" and is_alone:
             hint = None if wire.metadata is None else wire.metadata.model_hint
-            return Envelope(wire.custom_id, "native", params, hint)
+            return Envelope(_text(wire.custom_id), "native", params, hint)
     elif wire.body is not _UNSET:
         body = bytes(wire.body)
-        if wire.custom_id and body[:1] == b"{" and wire.metadata is None:
-            return Envelope(wire.custom_id, "openai", body, None, wire.method or None, wire.url or None)
+        if wire.custom_id != "" and body[:1] == b"{" and wire.metadata is None:
+            return Envelope(_text(wire.custom_id), "openai", body, None, wire.method or None, wire.url or None)
     return None
+
+
+def _text(custom_id: str | int) -> str:
+    """Whole numbers are read as text: tables and databases have them as ids."""
+    return custom_id if isinstance(custom_id, str) else str(custom_id)
 
 
 def _around_halves(line: bytes) -> Envelope | None:

@@ -29,7 +29,7 @@ _LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+")')
 
 
 class _CustomId(msgspec.Struct):
-    custom_id: str
+    custom_id: str | int
 
 
 _custom_id = msgspec.json.Decoder(_CustomId)
@@ -39,12 +39,15 @@ _string = msgspec.json.Decoder(str)
 def custom_id_of(line: bytes) -> str | None:
     """The custom_id where it can be read: from the whole object, or where the line is broken behind it."""
     try:
-        return _custom_id.decode(line).custom_id or None
+        given = _custom_id.decode(line).custom_id
+        return str(given) or None
     except UNREADABLE:
         pass
     try:
         found = json.loads(line.decode())
         custom_id = found.get("custom_id") if isinstance(found, dict) else None
+        if type(custom_id) is int:
+            return str(custom_id)
         return custom_id if isinstance(custom_id, str) and custom_id.encode() else None
     except UNREADABLE:
         pass
@@ -107,9 +110,10 @@ def _structure(found: dict[str, Any], expected: Dialect) -> list[Finding]:
     findings = [_unknown(key, is_openai=is_openai) for key in found if key not in KEYS]
     if "custom_id" not in found:
         findings.append(Finding(("custom_id",), "is missing; give every request a name of its own"))
-    elif not isinstance(found["custom_id"], str):
+    elif not isinstance(found["custom_id"], str) and type(found["custom_id"]) is not int:
         got = shown(found["custom_id"])
-        findings.append(Finding(("custom_id",), f"must be a string, got {got}", "Put it in double quotes."))
+        message = f"must be a string or a whole number, got {got}"
+        findings.append(Finding(("custom_id",), message, "Put it in double quotes."))
     elif not found["custom_id"]:
         findings.append(Finding(("custom_id",), "is empty; give every request a name of its own"))
     if "params" in found:

@@ -1,7 +1,8 @@
 """A stream of bytes into lines with their places. Knows no JSON.
 
-A byte order mark at the start is skipped, CRLF is accepted, blank lines are skipped but counted, and a missing
-last newline is fine. A line over the limit is reported without its data: memory holds one chunk and one legal line.
+A byte order mark at the start of any line is skipped (files are joined), and so are NUL bytes after the last line. CRLF
+is accepted, blank lines are skipped but counted, and a missing last newline is fine. A line over the limit is reported
+without its data: memory holds one chunk and one legal line.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from batchfile.words import LINE_BYTES_MAX
 
 BOM = b"\xef\xbb\xbf"
+NUL_TAIL = "ends in NUL bytes, which are not a request; it was probably cut off while it was written"
 _CR = 13
 _BRACE = b"{"[0]
 
@@ -52,8 +54,9 @@ def iter_lines(
             row += 1
         if rest:
             tail.add(rest)
-    if tail.size:
-        line = _line(at, at + tail.size, row, tail.take())
+    if tail.size and not tail.is_nul:
+        size, data = tail.size, tail.take()
+        line = _line(at, at + size, row, data and data.rstrip(b"\0"))
         if line is not None:
             yield line
 
@@ -62,7 +65,7 @@ def _line(start: int, end: int, row: int, data: bytes | None) -> Line | None:
     """None where it is blank."""
     if data is None:
         return Line(start, end, row, None)
-    if start == 0 and data.startswith(BOM):
+    if data.startswith(BOM):
         data = data[len(BOM) :]
     if not data or data.isspace():
         return None
@@ -74,11 +77,13 @@ class _Tail:
 
     def __init__(self, line_bytes_max: int) -> None:
         self.size = 0
+        self.is_nul = True  # nothing but NUL bytes, as disks leave them behind what was written last
         self._pieces: list[bytes] = []
         self._max = line_bytes_max
 
     def add(self, piece: bytes) -> None:
         self.size += len(piece)
+        self.is_nul = self.is_nul and piece[:1] == b"\0" and not piece.strip(b"\0")
         if self.size <= self._max:
             self._pieces.append(piece)
         else:
@@ -88,5 +93,6 @@ class _Tail:
         """The whole line, None where it is over the limit; then begin anew."""
         data = b"".join(self._pieces) if self.size <= self._max else None
         self.size = 0
+        self.is_nul = True
         self._pieces.clear()
         return data

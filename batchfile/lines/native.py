@@ -12,6 +12,7 @@ from batchfile.lines.chat import (
     Strict,
     TextBlock,
     Unserved,
+    Whole,
     join_turns,
     never,
     text_of,
@@ -61,13 +62,13 @@ class Params(Strict):
     messages: Annotated[list[Turn], Field(min_length=1)]
     model: Annotated[str, Field(min_length=1)] | None = None
     system: str | list[TextBlock] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=TOKENS_MAX)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop_sequences: list[Annotated[str, Field(min_length=1)]] | None = None
-    seed: Annotated[int, Field(ge=SEED_MIN, le=SEED_MAX)] | None = None
+    seed: Annotated[Whole, Field(ge=SEED_MIN, le=SEED_MAX)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None

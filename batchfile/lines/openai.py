@@ -10,6 +10,7 @@ from batchfile.lines.chat import (
     Strict,
     TextBlock,
     Unserved,
+    Whole,
     join_turns,
     text_of,
     without_user,
@@ -50,7 +51,7 @@ class Body(Sampled):
     """What may stand in `body`."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
+    max_completion_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from batchfile.lines.chat import Strict, Unserved
+from batchfile.lines.chat import Strict, Unserved, Whole
 from batchfile.lines.findings import Finding
 from batchfile.lines.openai_inputs import inputs_of
 from batchfile.words import Defaults, Input, Raw, Request, Sampling
@@ -26,7 +26,7 @@ class Body(Strict):
 
     input: Annotated[Any, AfterValidator(_inputs)]
     model: Annotated[str, Field(min_length=1)] | None = None
-    dimensions: Annotated[int, Field(ge=1, le=DIMENSIONS_MAX)] | None = None
+    dimensions: Annotated[Whole, Field(ge=1, le=DIMENSIONS_MAX)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: Any = None
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, Unserved
+from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, Unserved, Whole
 from batchfile.words import Defaults, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's own, where a body says none
@@ -43,18 +43,18 @@ class StructuredOutputs(Strict):
 
 class Sampled(Strict):
     model: Annotated[str, Field(min_length=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=CHOICES_MAX)] | None = None
     stop: _Stop | list[_Stop] | None = None
-    seed: Annotated[int, Field(ge=SEED_MIN, le=SEED_MAX)] | None = None
+    seed: Annotated[Whole, Field(ge=SEED_MIN, le=SEED_MAX)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     response_format: ResponseFormat | None = None
 
     # vLLM's own.
-    top_k: Annotated[int, Field(ge=-1, le=TOKENS_MAX)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     ignore_eos: bool = False

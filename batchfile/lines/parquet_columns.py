@@ -99,6 +99,12 @@ def _is_number(kind: Any) -> bool:
     return bool(is_.is_integer(kind) or is_.is_floating(kind) or is_.is_decimal(kind) or is_.is_null(kind))
 
 
+def _is_id(kind: Any) -> bool:
+    import pyarrow.types as is_
+
+    return _is_text(kind) or bool(is_.is_integer(_bare(kind)))
+
+
 def _is_list(kind: Any) -> bool:
     import pyarrow.types as is_
 
@@ -121,7 +127,8 @@ def _is_texts(kind: Any) -> bool:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "messages": (_is_turns, "a list of structs with role and content, or JSON text"),
     "stop_sequences": (_is_texts, "text, or a list of text"),
-    **dict.fromkeys(("custom_id", "system", "prompt", "model"), (_is_text, "text")),
+    "custom_id": (_is_id, "text or a whole number"),
+    **dict.fromkeys(("system", "prompt", "model"), (_is_text, "text")),
     **dict.fromkeys((*INTEGERS, *NUMBERS), (_is_number, "a number")),
 }
 

@@ -53,7 +53,8 @@ class NativeResult:
     """A result line, read. `choices` only where a request asked for several; `message` is then the first.
 
     `stop_sequence` only where one ended the (first) answer and is known. `kind` only of what is no conversation.
-    `vectors`, each as it was written, only of an embedding, which has no message.
+    `vectors`, each as it was written, only of an embedding, which has no message. `line`, of the file, only
+    of a request without a custom_id.
     """
 
     custom_id: str | None
@@ -67,23 +68,27 @@ class NativeResult:
     stop_sequence: str | None = None
     kind: Kind = "chat"
     vectors: list[msgspec.Raw] | None = None
+    line: int | None = None
 
 
 _decoder = msgspec.json.Decoder(NativeResult)
 
 
-def encode_result(custom_id: str | None, outcome: Outcome, model: str) -> bytes:
+def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: int | None = None) -> bytes:
     """One line without its newline. Keys and their order are fixed; there are no times and no random ids.
     Line separators of Unicode are escaped.
 
+    `line`: of the file, from 1, of a request that has no custom_id to find it by.
     `model` is written where the request succeeded. Text that UTF-8 can not carry (half of a surrogate pair, which
     an HTTP endpoint may send) is replaced, so that any outcome has a line.
     """
-    line = _succeeded(custom_id, outcome, model) if isinstance(outcome, Completion) else _failed(custom_id, outcome)
+    made = _succeeded(custom_id, outcome, model) if isinstance(outcome, Completion) else _failed(custom_id, outcome)
+    if line is not None:
+        made["line"] = line
     try:
-        return escape_separators(_encoder.encode(line))
+        return escape_separators(_encoder.encode(made))
     except UnicodeEncodeError:
-        return escape_separators(_encoder.encode(_repaired(line)))
+        return escape_separators(_encoder.encode(_repaired(made)))
 
 
 def decode_result(line: bytes) -> NativeResult:

@@ -14,7 +14,7 @@ from batchfile.lines.chat import TextBlock
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
 from batchfile.lines.findings import Finding, short
-from batchfile.lines.frame import Line, iter_lines
+from batchfile.lines.frame import NUL_TAIL, Line, iter_lines
 from batchfile.lines.locate import locate
 from batchfile.lines.parse import Carried, find_problems, read_carried
 from batchfile.lines.repeats import find_any_repeats, repeats
@@ -128,8 +128,19 @@ def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Proble
 
     Repeated custom_ids come last. `scan.summary` is complete when this has ended.
     """
-    yield from scan.problems(read())
+    last = b""
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal last
+        for chunk in read():
+            last = chunk or last
+            yield chunk
+
+    yield from scan.problems(chunks())
     summary = scan.summary
+    if last.endswith(b"\0"):
+        summary.num_problems += 1
+        yield nul_tail()
     for problem in _late(read, scan):
         summary.num_problems += 1
         yield problem
@@ -194,6 +205,10 @@ def _column(text: str, finding: Finding) -> int | None:
         if column is not None:
             return column
     return 1 if text else None
+
+
+def nul_tail() -> Problem:
+    return _of_file(NUL_TAIL, "Check that the file is complete.")
 
 
 def _of_file(message: str, fix: str) -> Problem:

@@ -16,7 +16,7 @@ from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.formats import CHUNK_BYTES, open_lines
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.summary import Summary
-from batchfile.lines.validate import Problem, Scan, repeated, validate
+from batchfile.lines.validate import Problem, Scan, nul_tail, repeated, validate
 from batchfile.local.inputs import Source
 from batchfile.words import REQUESTS_MAX, Defaults, Dialect, Request, RoutingTable
 
@@ -86,6 +86,9 @@ class Check:
         self.summary = total.summary
         self.summary.dialect = dialect
         self.summary.size_bytes = os.path.getsize(path)
+        if _last_byte(path) == b"\0":
+            self.summary.num_problems += 1
+            yield nul_tail()
         if self.summary.num_requests == 0:
             raise InvalidFile(f"{path}: holds no request: it is empty, or every line is blank")
         if self.summary.num_requests > REQUESTS_MAX:
@@ -95,6 +98,12 @@ class Check:
             for problem in repeated(read(self._source), suspects):
                 self.summary.num_problems += 1
                 yield problem
+
+
+def _last_byte(path: str) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
 
 
 def read(source: Source) -> Iterator[bytes]:

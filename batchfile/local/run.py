@@ -20,7 +20,7 @@ from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_bat
 from batchfile.ledger.cutter import Planned
 from batchfile.ledger.planner import plan_input
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.frame import NUL_TAIL, iter_lines
 from batchfile.local import identity, inputs, outputs
 from batchfile.local.identity import Identity
 from batchfile.local.inputs import Source
@@ -273,7 +273,8 @@ def _plan_and_commit(ledger: Ledger, source: Source, options: RunOptions, batch_
         metadata=metadata,
     )
     batch = batches.create(ledger, draft, planned)
-    return Opened(batch=batch, is_new=True, notes=tuple(_notes(planned, _first_model(ledger, planned), options.model)))
+    notes = (*_notes(planned, _first_model(ledger, planned), options.model), *_tail_note(ledger, planned))
+    return Opened(batch=batch, is_new=True, notes=notes)
 
 
 def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
@@ -284,6 +285,12 @@ def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
     if planned.num_rejected:
         first = planned.first_problem
         yield f"rejected lines: {planned.num_rejected:,}, each an errored result; the first: {first}"
+
+
+def _tail_note(ledger: Ledger, planned: Planned) -> Iterator[str]:
+    last = ledger.store.stream(planned.input.key, max(0, planned.input.size - 1), match=planned.input.etag)
+    if b"".join(last) == b"\0":
+        yield f"the file {NUL_TAIL}"
 
 
 def _first_model(ledger: Ledger, planned: Planned) -> str | None:

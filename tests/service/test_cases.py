@@ -1,9 +1,12 @@
 """Files from bug reports, in every entry point: `run`, `validate`, creates over HTTP, `/v1/files` and the inbox."""
 
+import gzip
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.store.memory import MemoryStore
@@ -134,3 +137,70 @@ def test_line_separators_break_no_reader_of_results_in_any_entry_point(
     for text in texts:
         assert len(text.splitlines()) == text.count("\n") > 0
         assert "\\u2028" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("json-float-integers.jsonl", ["f1", "f2"]),
+        ("id-integers.jsonl", None),
+        ("bytes-bom-in-the-middle.jsonl", ["ok-1", "ok-2"]),
+        ("bytes-nul-tail.jsonl", None),
+        ("bytes-gz-named-plain.jsonl", None),
+    ],
+)
+def test_a_file_is_read_the_same_in_every_entry_point(
+    tmp_path: Path, served: Any, client: Any, name: str, ids: list[str] | None
+) -> None:
+    data = (CASES / name).read_bytes()
+    plain = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    rows = [row for row in plain.replace(b'"m"', b'"mistral"').split(b"\n") if b'"body"' in row]
+    tail = b"\0" * 64 if plain.endswith(b"\0") else b""
+    plain = b"\n".join([*rows, tail])
+    data = gzip.compress(plain) if plain is not data and data.startswith(b"\x1f\x8b") else plain
+    ids = ids or [str(json.loads(row)["custom_id"]) for row in rows]
+    results = ran(tmp_path, data)
+    assert [result["custom_id"] for result in results] == ids
+    assert [result["response"]["status_code"] for result in results] == [200] * len(ids)
+    checked = command(tmp_path, data, "validate").stdout.decode()
+    assert ("ends in NUL bytes" in checked) == bool(tail)
+    assert ("no problems" in checked) == (not tail)
+
+    batch = work(served, client, uploaded(client, data).id)
+    assert batch.request_counts.completed == len(ids)
+    found = [json.loads(line) for line in client.files.content(batch.output_file_id).iter_lines()]
+    assert [result["custom_id"] for result in found] == ids
+    results = dropped("email/a.jsonl", data).out("email/a.jsonl.results.jsonl") or b""
+    found = [json.loads(row) for row in results.splitlines()]
+    assert [(result["custom_id"], result["response"]["status_code"]) for result in found] == [(one, 200) for one in ids]
+
+
+def test_lines_over_http_are_read_by_the_same_rules(served: Any) -> None:
+    line = (
+        b'{"custom_id":%s,"params":{"model":"mistral","messages":[{"role":"user","content":"x"}],"max_tokens":8.0}}\n'
+    )
+    made = posted(served, line % b'"a"', b"\xef\xbb\xbf" + line % b"17", b"\0" * 40)
+    assert made.status_code == 200, made.text
+    served.work(made.json()["id"], "mistral")
+    results = served.http.get(f"/api/batches/{made.json()['id']}/results", headers=HEADERS).text.splitlines()
+    found = [json.loads(result) for result in results]
+    assert [(result["custom_id"], result["status"]) for result in found] == [("a", "succeeded"), ("17", "succeeded")]
+
+
+def test_a_run_says_that_a_file_ends_in_nul_bytes(tmp_path: Path) -> None:
+    done = command(tmp_path, (CASES / "bytes-nul-tail.jsonl").read_bytes(), "run", "-o", "o.jsonl", "--engine", "echo")
+    assert (done.returncode, b"ends in NUL bytes" in done.stderr) == (0, True)
+
+
+def test_whole_numbers_are_ids_in_parquet_too(tmp_path: Path) -> None:
+    done = batchfile(tmp_path, "run", str(CASES / "parquet-int-ids.parquet"), "-o", "o.jsonl", "--engine", "echo")
+    assert done.returncode == 0, done.stderr
+    ids = [json.loads(row)["custom_id"] for row in (tmp_path / "o.jsonl").read_bytes().splitlines()]
+    assert all(one.isdigit() for one in ids)
+    assert ids
+
+
+def test_a_file_that_is_not_lines_fails_with_one_sentence(client: Any) -> None:
+    failed = until(client, uploaded(client, (CASES / "bytes-utf16le-bom.jsonl").read_bytes()).id, "failed")
+    (error,) = failed.errors.data
+    assert (error.code, error.message) == ("invalid_file", "the file: is UTF-16 text; save it as UTF-8")

@@ -70,7 +70,7 @@ def refusable(key: str, pools: Sequence[str]) -> Sent:
 
 def line(custom_id: str, kind: LineKind, pool: str, num_words: int, *, is_openai: bool = False) -> SentLine:
     if kind == "rejected":
-        return SentLine(None, kind, "", b'{"custom_id": 7, "params": {}}')
+        return SentLine(None, kind, "", b'{"custom_id": 7.5, "params": {}}')
     text = " ".join([custom_id] + ["word"] * (num_words - 1))
     text += {"poison": f" {POISON}", "killer": f" {KILLER}"}.get(kind, "")
     params = {"messages": [{"role": "user", "content": text}], "max_tokens": 0 if kind == "bad" else 16}

@@ -192,7 +192,7 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
         ({"prompt": ["x"]}, "no column custom_id"),
         ({"custom_id": ["a"]}, "messages or prompt"),
         ({"custom_id": ["a"], "prompt": ["x"], "messages": ["[]"]}, "both columns"),
-        ({"custom_id": [1], "prompt": ["x"]}, "column custom_id is int64; it must be text"),
+        ({"custom_id": [1.5], "prompt": ["x"]}, "column custom_id is double; it must be text or a whole number"),
         ({"custom_id": ["a"], "prompt": [[1]]}, "column prompt is list"),
         (
             {"custom_id": ["a"], "prompt": ["x"], "max_tokens": ["7"]},

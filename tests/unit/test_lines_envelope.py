@@ -24,6 +24,12 @@ def test_a_params_line_is_native_and_carried_raw() -> None:
     assert envelope.hint is None
 
 
+def test_a_whole_number_is_read_as_text() -> None:
+    for number in (0, 17, -3, 2**70):
+        line = b'{"custom_id":%d,"params":{}}' % number
+        assert decode_envelope(line).custom_id == custom_id_of(line) == str(number)
+
+
 def test_a_body_line_is_openai() -> None:
     envelope = decode_envelope(b'{"custom_id":"a","method":"POST","url":"/v1/x","body":{}}')
     assert (envelope.dialect, envelope.method, envelope.url, envelope.model) == ("openai", "POST", "/v1/x", None)
@@ -74,7 +80,9 @@ BAD = [
     ("null", None, 'must be an object such as {"custom_id": "a", "params": {...}}, got null'),
     ("{}", None, "custom_id: is missing; give every request a name of its own"),
     ('{"custom_id":"","params":{}}', None, "custom_id: is empty; give every request a name of its own"),
-    ('{"custom_id":7,"params":{}}', None, "custom_id: must be a string, got 7"),
+    ('{"custom_id":7.5,"params":{}}', None, "custom_id: must be a string or a whole number, got 7.5"),
+    ('{"custom_id":true,"params":{}}', None, "custom_id: must be a string or a whole number, got true"),
+    ('{"custom_id":17}', "17", "params: is missing; put messages and max_tokens there"),
     ('{"custom_id":"a"}', "a", "params: is missing; put messages and max_tokens there"),
     (
         '{"custom_id":"a","method":"POST","url":"/v1/chat/completions"}',

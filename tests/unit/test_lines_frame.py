@@ -14,11 +14,7 @@ def naive(data: bytes, start: int = 0, limit: int = LIMIT) -> list[Line]:
     found, at = [], start
     for row, raw in enumerate(data.split(b"\n"), 1):
         end = min(at + len(raw) + 1, start + len(data))
-        text: bytes | None = raw
-        if len(raw) > limit:
-            text = None
-        elif at == 0:
-            text = raw.removeprefix(BOM)
+        text = None if len(raw) > limit else raw.removeprefix(BOM)
         if text is None:
             found.append(Line(at, end, row, None))
         elif text.strip():
@@ -48,9 +44,16 @@ def test_reading_again_from_any_line_gives_the_rest(data: bytes) -> None:
         assert list(iter_lines([data[line.start :]], line.start, line.row, line_bytes_max=LIMIT)) == lines[n:]
 
 
-def test_a_byte_order_mark_belongs_to_the_start_of_the_file_only() -> None:
-    assert [line.data for line in iter_lines([BOM + b"a\n" + BOM + b"b"])] == [b"a", BOM + b"b"]
-    assert [line.data for line in iter_lines([BOM + b"a"], start=5)] == [BOM + b"a"]
+def test_a_byte_order_mark_is_skipped_at_the_start_of_each_file_that_was_joined() -> None:
+    assert [line.data for line in iter_lines([BOM + b"a\n" + BOM + b"b" + BOM])] == [b"a", b"b" + BOM]
+    assert [line.data for line in iter_lines([BOM + b"a"], start=5)] == [b"a"]
+
+
+def test_nul_bytes_after_the_last_line_are_not_a_line() -> None:
+    for tail in ([b"\0" * 5], [b"\0" * 8, b"\0" * 9], [b"\0" * 100]):
+        assert [line.data for line in iter_lines([b"a\n", *tail], line_bytes_max=12)] == [b"a"]
+    assert [line.data for line in iter_lines([b"a\nb\0\0", b"\0"])] == [b"a", b"b"]
+    assert [line.data for line in iter_lines([b"a\n\0\0\nb"])] == [b"a", b"\0\0", b"b"]
 
 
 def test_blank_lines_are_skipped_and_counted() -> None:

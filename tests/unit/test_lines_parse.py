@@ -128,6 +128,14 @@ def test_thinking_without_a_bound_of_its_own_is_served() -> None:
     assert parsed(thinking={"type": "adaptive", "budget_tokens": None}).is_thinking is True
 
 
+@pytest.mark.parametrize(("key", "value"), [("max_tokens", 100.0), ("top_k", 40.0), ("seed", -7.0)])
+def test_a_whole_number_may_be_written_as_a_fraction(key: str, value: float) -> None:
+    assert parsed(**{key: value}) == parsed(**{key: int(value)})
+    for wrong in (value + 0.5, str(value), True):
+        with pytest.raises(InvalidRequest, match=f"params.{key}: must be a whole number"):
+            parsed(**{key: wrong})
+
+
 def test_the_older_place_of_an_output_format_is_read_where_the_newer_one_is_empty() -> None:
     old, new = ({"type": "json_schema", "schema": {"title": name}} for name in ("old", "new"))
     assert parsed(output_format=old).sampling.json_schema == {"title": "old"}

@@ -142,6 +142,13 @@ def test_an_over_long_line_is_told() -> None:
     assert (problem.line, problem.column, problem.message) == (2, None, "is longer than 16 MiB")
 
 
+def test_nul_bytes_at_the_end_are_told_once_and_are_not_a_request() -> None:
+    scan = Scan()
+    (problem,) = validate(lambda: [line("a").encode() + b"\n", b"\0" * 50], scan)
+    assert problem.message == "ends in NUL bytes, which are not a request; it was probably cut off while it was written"
+    assert (scan.summary.num_requests, scan.summary.num_bad) == (1, 0)
+
+
 def test_bytes_that_are_no_text_are_told() -> None:
     (problem,) = validate(lambda: [b'{"custom_id":"a","params":{"x":"\xff"}}'], Scan())
     assert (problem.custom_id, problem.column) == ("a", 33)
