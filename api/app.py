@@ -168,6 +168,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     )
     document = _without_head(app.openapi_schema).to_schema()
     known.update(known_parameters(document))
+    app.state.document = document  # `api.errors` says by it what a value must be
     pages = Pages.of(document)
     return Door(app, settings, pulse, metrics.count_answer)
 

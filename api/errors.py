@@ -10,6 +10,7 @@ from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException
 
 from api.dialects import Speech, problem
+from api.wording import explain
 from batchfile.errors import (
     BatchDamaged,
     BatchfileError,
@@ -143,6 +144,7 @@ def _of_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> Refus
     extra = error.extra if isinstance(error.extra, list) else []
     if any(isinstance(item, dict) and item.get("key") in _WHOLE_BODY for item in extra):
         return Refusal(error.status_code, f"The body must be a JSON object{_with_keys(request)}.", headers)
-    places = [f"{item.get('key', '')}: {item.get('message', '')}" for item in extra if isinstance(item, dict)]
-    param = extra[0].get("key") if extra and isinstance(extra[0], dict) else None
-    return Refusal(error.status_code, "; ".join(places) or error.detail, headers, param=param)
+    keys = [str(item.get("key", "")) for item in extra if isinstance(item, dict)]
+    document = getattr(request.app.state, "document", {})
+    places = explain(document, request.method, request.scope["path_template"], keys) if keys else []
+    return Refusal(error.status_code, "; ".join(places) or error.detail, headers, param=keys[0] if keys else None)

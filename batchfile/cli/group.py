@@ -1,6 +1,7 @@
 """The command group: names and one line each, so that `batchfile --help` loads no command."""
 
 import importlib
+import json
 import os
 import sys
 import traceback
@@ -85,7 +86,10 @@ def main() -> None:
     try:
         root.main(prog_name="batchfile", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if _wants_json():
+            _say_json(error.format_message(), Exit.USAGE)
+        else:
+            error.show()
         sys.exit(Exit.USAGE)
     except click.Abort as abort:  # click makes it of Ctrl-C, and of an EOFError too, which is an error like any other
         if isinstance(abort.__cause__, EOFError):
@@ -110,5 +114,19 @@ def _fail(error: Exception) -> NoReturn:
     message = explain(error)
     if message is None or os.environ.get("BATCHFILE_DEBUG"):
         traceback.print_exception(error)
-    click.echo(f"batchfile: {message or f'unexpected error: {error!r}'}", err=True)
-    sys.exit(exit_of(error))
+    message, code = message or f"unexpected error: {error!r}", exit_of(error)
+    if _wants_json():
+        _say_json(message, code)
+    else:
+        click.echo(f"batchfile: {message}", err=True)
+    sys.exit(code)
+
+
+def _wants_json() -> bool:
+    """Whatever the command: where its answer is JSON, so is what went wrong."""
+    return "--json" in sys.argv[1:]
+
+
+def _say_json(message: str, code: Exit) -> None:
+    """On stderr: stdout has answers only."""
+    click.echo(json.dumps({"error": {"message": message, "exit_code": int(code)}}), err=True)

@@ -7,6 +7,7 @@ import click
 from batchfile.cli.remote import CREATE_EXITS, Where, where_options
 from batchfile.cli.saving import check_free
 from batchfile.cli.shown import counted
+from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.submit import finish
 
 
@@ -23,7 +24,8 @@ def command(batch: str, wait: bool, output: str | None, where: Where) -> None:
     path = None if output is None else check_free(output)
     with where.opened(batch, writes=True) as remote:
         made = remote.retry(batch)
-        click.echo(made.batch_id, err=path == "-")
+        with told_if_lost(f"the batch {made.batch_id} is made; do not retry {batch} again"):
+            click.echo(made.batch_id, err=path == "-")
         click.echo(f"it runs {counted(made.total, 'request')} of {batch} again", err=True)
         if wait or path is not None:
             sys.exit(finish(remote, made, path))

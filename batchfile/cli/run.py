@@ -18,6 +18,7 @@ from batchfile.cli.exits import EXIT_HELP, Exit
 from batchfile.cli.numbers import Finite
 from batchfile.cli.progress import Progress
 from batchfile.cli.shown import counted, duration
+from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.stopping import Interrupted, Signals
 from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.status import StatusReader
@@ -212,6 +213,7 @@ def _run(
     source = inspect(input_path)
     path = None if output == outputs.STDOUT else outputs.check_output(output, source.path)
     url = store or settings.store
+    is_kept = url is not None
     if url is None and path is not None:
         url = str(Path(path).parent / STORE_FOLDER)
     elif url is None:
@@ -247,7 +249,12 @@ def _run(
         if ended is None:
             return Exit.UNEXPECTED
         batch = ended
-    return _finish(ledger, batch, path, voice)
+    if path is not None:
+        return _finish(ledger, batch, path, voice)
+    how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(url)}`"
+    nothing = "nothing of this run is kept; run it with -o FILE, which also resumes"
+    with told_if_lost(f"the results are kept: {how} writes them" if is_kept else nothing):
+        return _finish(ledger, batch, path, voice)
 
 
 def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals, voice: Voice) -> BatchRecord | None:

@@ -12,6 +12,7 @@ from batchfile.cli.following import follow_one
 from batchfile.cli.remote import CREATE_EXITS, Where, exit_of_batch, where_options
 from batchfile.cli.saving import check_free, save
 from batchfile.cli.shown import counted
+from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.transfer import transfer
 from batchfile.errors import BatchfileError
 from batchfile.remote.base import BatchView, Remote, Wanted
@@ -56,7 +57,8 @@ def command(
     upload = open_upload(file)
     with where.opened(writes=True, is_new=True) as remote:
         batch = _submit(remote, upload, wanted)
-        click.echo(batch.batch_id, err=path == "-")
+        with told_if_lost(f"the batch {batch.batch_id} is made; do not submit the file again"):
+            click.echo(batch.batch_id, err=path == "-")
         _say_what_can_not_run(remote, batch)
         _say_who_works(remote, batch)
         if wait or path is not None:

@@ -78,6 +78,9 @@ def _header_key(options: HttpOptions) -> str:
     return key
 
 
+UNFORESEEN = "Something unexpected happened with the endpoint's answer; the log of the runner has it. Run it again."
+
+
 class HttpEngine:
     """While the endpoint is down, requests wait inside, and none fails for it.
 
@@ -251,7 +254,7 @@ class HttpEngine:
     async def _answer(self, key: int, serial: int, prepared: HttpPrepared) -> None:
         try:
             outcome = await self._dispatcher.outcome(serial, prepared)
-        except Exception as error:  # the top of this task: a request without an outcome holds its batch for good
+        except Exception:  # the top of this task: a request without an outcome holds its batch for good
             log.exception("request.failed", url=self._root)
-            outcome = Failure(type="model_error", message=f"The request to the endpoint failed: {error!r}")
+            outcome = Failure(type="model_error", message=UNFORESEEN)
         self._finished.put((key, serial, outcome))

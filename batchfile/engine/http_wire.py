@@ -178,7 +178,24 @@ def _read_good(data: bytes, wanted: Wanted, retry_after_s: float) -> Completion 
     try:
         return (_vectors if wanted.num_vectors else _completion)(json.loads(data), wanted)
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        return Failed(f"The endpoint's response is no {_NAMES[wanted.kind]}: {error!r}", retry_after_s)
+        return Failed(f"The endpoint's response is no {_NAMES[wanted.kind]}: {_what_is_odd(error)}", retry_after_s)
+
+
+class _Odd(ValueError):
+    """In our own words."""
+
+
+def _what_is_odd(error: Exception) -> str:
+    """In our own words, and what to do."""
+    if isinstance(error, _Odd):
+        what = str(error)
+    elif isinstance(error, KeyError):
+        what = f"it has no {error.args[0]!r}"
+    elif isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        what = "it is not JSON"
+    else:
+        what = "a part of it has another type than OpenAI's API has there"
+    return f"{what}. Check that base_url leads to an OpenAI-compatible API."
 
 
 def _unserved_reason(said: Said, *, is_proven: bool) -> str | None:
@@ -238,7 +255,7 @@ def _embedding_body(raw: Raw, model: str) -> bytes:
 def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
     choices = sorted(body["choices"], key=lambda choice: int(choice.get("index", 0)))
     if not choices:
-        raise ValueError("it has no choices")
+        raise _Odd("it has no choices")
     return Completion(
         choices=tuple(_choice(choice, wanted, index) for index, choice in enumerate(choices)),
         usage=_usage(body),
@@ -249,12 +266,12 @@ def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
 def _vectors(body: dict[str, Any], wanted: Wanted) -> Completion:
     found = sorted(body["data"], key=lambda one: int(one["index"]))
     if len(found) != wanted.num_vectors:
-        raise ValueError(f"it has {len(found)} vectors, and {wanted.num_vectors} were asked for")
+        raise _Odd(f"it has {len(found)} vectors, and {wanted.num_vectors} were asked for")
     vectors = tuple(
         given if isinstance(given, str) else tuple(map(float, given)) for given in (one["embedding"] for one in found)
     )
     if not all(isfinite(number) for vector in vectors if not isinstance(vector, str) for number in vector):
-        raise ValueError("it has a vector with a number that is not finite")
+        raise _Odd("it has a vector with a number that is not finite")
     return Completion(choices=(), usage=_usage(body), kind="embedding", vectors=vectors)
 
 
@@ -278,7 +295,7 @@ def _text(given: object) -> str:
     if given is None or isinstance(given, str):
         return given or ""
     if not isinstance(given, list) or not all(isinstance(part["text"], str) for part in given):
-        raise ValueError("its content is no text")
+        raise _Odd("its content is no text")
     return "".join(part["text"] for part in given)
 
 

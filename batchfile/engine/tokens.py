@@ -68,14 +68,14 @@ def check_inputs(nums: Sequence[int], max_model_len: int) -> None:
 def fitting_max_tokens(sampling: Sampling, num_prompt: int, max_model_len: int) -> int:
     """How many tokens may be generated. Raises: InvalidRequest if the request does not fit the model."""
     room = max_model_len - num_prompt
-    if sampling.is_max_tokens_given and sampling.max_tokens > room:
-        raise InvalidRequest(
-            f"A prompt of {num_prompt} tokens plus max_tokens {sampling.max_tokens} exceeds the model's "
-            f"max_model_len {max_model_len}: shorten the prompt or set max_tokens to at most {max(room, 0)}."
-        )
     if room < 1:
         raise InvalidRequest(
             f"A prompt of {num_prompt} tokens leaves no room to answer in the model's max_model_len "
             f"{max_model_len}: shorten the prompt."
+        )
+    if sampling.is_max_tokens_given and sampling.max_tokens > room:
+        raise InvalidRequest(
+            f"A prompt of {num_prompt} tokens plus max_tokens {sampling.max_tokens} exceeds the model's "
+            f"max_model_len {max_model_len}: shorten the prompt or set max_tokens to at most {room}."
         )
     return min(sampling.max_tokens, room)

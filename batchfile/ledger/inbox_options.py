@@ -1,6 +1,7 @@
 """What a person may ask for beside a dropped file: `name.batch.toml` for `name.jsonl`. Pure."""
 
 import re
+import tomllib
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -33,13 +34,40 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     move_done: bool | None = None
 
 
+_MUST_BE = {
+    "stage": "the name of a stage",
+    "priority": "a whole number from 0 (first) to 9",
+    "deadline": "a time with its zone, such as 2030-01-31T18:00:00Z",
+    "max_tokens": f"a whole number from 1 to {TOKENS_MAX}",
+    "temperature": "a number from 0 to 2",
+    "results": "'jsonl' or 'parquet'",
+    "callback": f"a URL of at most {CALLBACK_CHARS_MAX} characters",
+    "move_done": "true or false",
+}
+
+
+def _why(data: bytes) -> str | None:
+    """What is wrong with the options; None where only a reader of TOML can say it."""
+    try:
+        given = tomllib.loads(data.decode())
+    except UNREADABLE:
+        return None
+    for key, value in given.items():
+        if key not in _MUST_BE:
+            return f"{key!r} is not an option"
+        try:
+            msgspec.convert({key: value}, Options)
+        except UNREADABLE:
+            return f"{key} must be {_MUST_BE[key]}, got {str(value)[:80]!r}"
+    return None
+
+
 def read_options(name: str, data: bytes) -> Options:
     """Raises: InvalidFile."""
     try:
         options = msgspec.toml.decode(data, type=Options)
     except UNREADABLE as error:
-        known = ", ".join(Options.__struct_fields__)
-        raise InvalidFile(f"{name}: can not be used: {error}; options are {known}") from None
+        raise InvalidFile(f"{name}: {_why(data) or error}; options are {', '.join(_MUST_BE)}") from None
     if options.callback is not None and not _CALLBACK.fullmatch(options.callback):
         raise InvalidFile(
             f"{name}: callback must be an http:// or https:// URL without a user and without #, with a / before any ?"

@@ -34,15 +34,17 @@ class LineProblems:
                 "body: is missing; a line needs custom_id, method, url and body (params is another API's)"
             )
         if envelope.method != "POST":
-            raise InvalidRequest(f'method: must be "POST", got {short(str(envelope.method))!r}')
+            raise InvalidRequest(f'method: must be "POST"{_got(envelope.method)}')
         if envelope.url != self._endpoint:
-            raise InvalidRequest(
-                f"url: must be the endpoint of the batch, {self._endpoint!r}, got {short(str(envelope.url))!r}"
-            )
+            raise InvalidRequest(f"url: must be the endpoint of the batch, {self._endpoint!r}{_got(envelope.url)}")
 
     def note(self, row: int, error: InvalidRequest) -> None:
         if len(self.found) < NOTED_MAX:
             self.found.append(_line_error(row, error))
+
+
+def _got(value: str | None) -> str:
+    return ", and is missing" if value is None else f", got {short(value)!r}"
 
 
 def _line_error(row: int, error: InvalidRequest) -> LineError:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from batchfile.engine import http_connection, http_dispatch
 from batchfile.engine.base import Finished
-from batchfile.engine.http import HttpEngine, HttpOptions
+from batchfile.engine.http import UNFORESEEN, HttpEngine, HttpOptions
 from batchfile.engine.http_wire import Failed, Said, Throttled, Unserved, api_root, read_answer
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.lines import parse_request
@@ -225,7 +225,7 @@ def test_whatever_happens_to_a_request_it_has_an_outcome_and_the_others_run(
     monkeypatch.setattr(http_dispatch, "read_answer", broken)
     outcomes = run(engine, *[request() for _ in range(3)])
     (failure,) = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    assert (failure.type, "nobody foresaw this" in failure.message) == ("model_error", True)
+    assert (failure.type, failure.message) == ("model_error", UNFORESEEN)
 
 
 @pytest.mark.parametrize(
