@@ -92,7 +92,9 @@ def test_numbers_and_cursors_of_a_query_do_no_harm(api: Any, path: str) -> None:
     for query in ("limit=" + "9" * 5000, "limit=%D9%A3x", "limit=NaN", "limit=-1", "limit=0x10"):
         assert api.http.get(f"{path}?{query}").status_code == 400, query
     for query in ("after=%00", "after=..%2f..", "after_id=..%2fbatch.json", "before_id=%ff", "after=" + "a" * 5000):
-        assert api.http.get(f"{path}?{query}").status_code in {200, 404}, query
+        # Our own routes reject parameters that they do not know.
+        wanted = {200, 400, 404} if path == "/api/batches" else {200, 404}
+        assert api.http.get(f"{path}?{query}").status_code in wanted, query
     assert not api.events("request.failed")
 
 
