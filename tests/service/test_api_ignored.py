@@ -51,7 +51,7 @@ def test_unknown_query_parameters_are_rejected_on_our_own_routes(api: Any, make_
         ("GET", f"{NATIVE}/{batch_id}/results", "it takes live"),
         ("POST", f"{NATIVE}/{batch_id}/cancel", "it takes none"),
         ("POST", f"{NATIVE}/{batch_id}/retry", "it takes none"),
-        ("DELETE", f"{NATIVE}/{batch_id}", "it takes none"),
+        ("DELETE", f"{NATIVE}/{batch_id}", "it takes now"),
         ("GET", "/api/pools", "it takes none"),
         ("GET", "/api/pools/mistral/scale", "it takes none"),
         ("GET", "/api/runners", "it takes pool"),
