@@ -5,6 +5,7 @@ Parsers say this in words that change with their versions, and some not at all. 
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -50,6 +51,7 @@ _gap = re.compile(_GAP)
 _scalar = re.compile(_SCALAR)
 _key = re.compile(_MEMBER)
 _string = re.compile(_STRING + _GAP)
+_bare_string = re.compile(_STRING)
 _open_string = re.compile(b'"' + _INSIDE)
 _cut_escape = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 _cut_token = re.compile(rb"(?:t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?|-|\.|[eE][+-]?)\Z")
@@ -89,6 +91,26 @@ def value_end(data: Any, at: int, end: int) -> int:
         if found is None:
             return end
         depth, at = depth + (1 if found[1] else -1), found.end()
+    return found.end()
+
+
+def keys_of(data: Any, start: int, value_bytes_max: int, large_bytes: int) -> Iterator[bytes]:
+    """The keys of the object that begins at `start`, of valid JSON, as they are written and as often. A value over
+    `value_bytes_max`, of which there is one at most, has `large_bytes`.
+    """
+    end = len(data)
+    at = _skip(data, start + 1, end)
+    while (found := _key.match(data, at, end)) is not None:
+        yield bytes(data[at : _string_end(data, at, end)])
+        at = found.end()
+        stop = value_end(data, at, min(end, at + value_bytes_max + 1))
+        at = _skip(data, stop if stop - at <= value_bytes_max else at + large_bytes, end)
+        at = _skip(data, at + 1, end)  # past a comma, or what closes
+
+
+def _string_end(data: Any, at: int, end: int) -> int:
+    found = _bare_string.match(data, at, end)
+    assert found is not None, "a key begins there"
     return found.end()
 
 

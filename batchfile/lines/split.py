@@ -6,6 +6,7 @@ where it ends.
 
 import codecs
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from batchfile.lines.advice import typo_of
 from batchfile.lines.findings import short
 from batchfile.lines.frame import BOM
 from batchfile.lines.halves import STAND_IN, find_half, replace_halves
-from batchfile.lines.scan import find_fault, value_end
+from batchfile.lines.scan import find_fault, keys_of, value_end
 from batchfile.words import LINE_BYTES_MAX
 
 WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an element of it
@@ -86,6 +87,11 @@ def _read(body: memoryview, example: str) -> Document:
     beside = len(body) - (0 if isinstance(found, msgspec.UnsetType) else len(memoryview(found)))
     if beside > BESIDE_BYTES_MAX:
         raise InvalidFile(f"the body has {beside:,} bytes beside its requests; a batch is {example}, no more keys")
+    opening = _gap_end(body, start, len(body))
+    keys = Counter(map(_text.decode, keys_of(body, opening, BESIDE_BYTES_MAX, len(body) - beside)))
+    for name, num in keys.items():
+        if num > 1:
+            raise InvalidFile(f"{short(name)}: is given twice; keep one of them")
     members = {name: memoryview(value) for name, value in _members.decode(body[start:]).items()}
     for name in members:
         if name not in _NAMES:

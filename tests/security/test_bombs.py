@@ -77,7 +77,7 @@ def test_a_bomb_is_read_in_bounded_memory(tmp_path: Path, make: Any, name: str, 
     assert grown_mib(path, num_lines) < 500
 
 
-def test_text_comes_out_of_a_bomb_in_small_pieces_and_is_one_line_too_long(tmp_path: Path) -> None:
+def test_text_comes_out_of_a_bomb_in_small_pieces_and_its_nul_bytes_are_not_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     bomb_of_zeros(path)
     sizes = []
@@ -87,8 +87,7 @@ def test_text_comes_out_of_a_bomb_in_small_pieces_and_is_one_line_too_long(tmp_p
             sizes.append(len(chunk))
             yield chunk
 
-    (line,) = iter_lines(chunks())
-    assert line.data is None
+    assert list(iter_lines(chunks())) == []
     assert max(sizes) <= CHUNK_BYTES
 
 

@@ -155,17 +155,31 @@ def test_what_is_no_json_text_creates_nothing(api: Any, body: bytes) -> None:
     assert num_batches(api) == before
 
 
-def test_nul_and_repeated_keys_come_back_as_one_reading(api: Any) -> None:
-    """NUL is text. Of a key that comes twice the last counts, as in JavaScript."""
+def test_nul_is_text(api: Any) -> None:
     message = '"params": {"messages": [{"role": "user", "content": "hi\\u0000"}]}'
-    body = f"""{{"stage": "poetry", "stage": "email", "requests": [
-        {{"custom_id": "a\\u0000b", {message}}}, {{"custom_id": "first", "custom_id": "last", {message}}}]}}"""
+    body = f'{{"stage": "email", "requests": [{{"custom_id": "a\\u0000b", {message}}}]}}'
     answer = api.http.post(STAGE, content=body, headers={"content-type": JSON})
     assert answer.status_code == 200, answer.text
     batch_id = answer.json()["id"]
     api.work(batch_id)
     found = api.http.get(f"{STAGE}/{batch_id}/results").json()["results"]
-    assert [(line["custom_id"], line["status"]) for line in found] == [("a\0b", "succeeded"), ("last", "succeeded")]
+    assert [(line["custom_id"], line["status"]) for line in found] == [("a\0b", "succeeded")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"stage": "poetry", "stage": "email", "requests": [{"custom_id": "a", "params": {}}]}',
+        '{"stage": "email", "requests": [{"custom_id": "a", "params": {}}], "requests": []}',
+        '{"stage": "email", "requests": [{"custom_id": "a", "custom_id": "b", "params": {}}]}',
+    ],
+)
+def test_a_key_that_is_given_twice_creates_nothing(api: Any, body: str) -> None:
+    before = num_batches(api)
+    answer = api.http.post(STAGE, content=body, headers={"content-type": JSON})
+    refused(answer, 400)
+    assert "is given twice; keep one of them" in answer.text
+    assert num_batches(api) == before
 
 
 def nested(depth: int, opening: str = "[", closing: str = "]") -> str:

@@ -123,6 +123,10 @@ def test_millions_of_empty_requests_come_in_small_chunks() -> None:
         (b'{"stage": 5, "requests": []}', "stage: must be a string, got a number"),
         (b'{"model_hint": [], "requests": []}', "model_hint: must be a string, got a list"),
         (b'{"request": []}', "request: unknown key; did you mean requests?"),
+        (b'{"requests": [{"a": "]"}], "requests": [{}]}', "requests: is given twice; keep one of them"),
+        (b'{"requests":[], "requests" : [%s]}' % (b"{}," * 50_000 + b"{}"), "requests: is given twice"),
+        (b' {"requests": [%s], "requests": []}' % (b"{}," * 10_000 + b"{}"), "requests: is given twice"),
+        (b'{"stage":"a","requests":[%s],"st\\u0061ge":"b"}' % (b"{}," * 50_000 + b"{}"), "stage: is given twice"),
         (b'{"x-y": []}', "x-y: unknown key; there are stage, model_hint, requests"),
     ],
 )
