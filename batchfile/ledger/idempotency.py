@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, KeyReused
+from batchfile.errors import BatchDamaged, KeyReused, RecordDamaged
 from batchfile.ledger.aside import do_each
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import fence_abandoned
@@ -71,7 +71,7 @@ def adopt_retry(
 
     key = layout.idempotency_key("body", f"{tenant}\n{digest}")
     wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now(), is_retry=is_retry)
-    return _write_or_adopt(ledger, key, wanted, is_it)
+    return _write_or_adopt(ledger, key, wanted, is_it, is_replaceable=True)
 
 
 def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) -> str | None:
@@ -107,12 +107,25 @@ def sweep_idempotency(ledger: Ledger) -> int:
 
 
 def _write_or_adopt(
-    ledger: Ledger, key: str, wanted: IdempotencyRecord, is_it: Callable[[Stored[IdempotencyRecord]], bool]
+    ledger: Ledger,
+    key: str,
+    wanted: IdempotencyRecord,
+    is_it: Callable[[Stored[IdempotencyRecord]], bool],
+    *,
+    is_replaceable: bool = False,
 ) -> Adopted:
-    """`is_it`: does what was found stand for the same create?"""
-    found: Stored[IdempotencyRecord] | None = None
+    """`is_it`: does what was found stand for the same create? `is_replaceable`: a damaged record is, which a caller who
+    gave a key hears of: it says which batch that key is.
+    """
+    found: Stored[IdempotencyRecord] | RecordDamaged | None = None
     while True:
-        written = swap(ledger, key, wanted, found)
+        try:
+            written = swap(ledger, key, wanted, found)
+        except RecordDamaged as damage:
+            if not is_replaceable:
+                raise
+            found = damage
+            continue
         if not isinstance(written, Lost):
             return _adopted(wanted, is_first=True)
         found = written.found

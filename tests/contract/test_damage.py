@@ -7,7 +7,7 @@ import pytest
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, LeaseLost, RecordDamaged, RecordNewer
-from batchfile.ledger import batches, damage, shards
+from batchfile.ledger import batches, damage, idempotency, shards
 from batchfile.ledger.cas import READS_MAX, Lost, load, swap
 from batchfile.ledger.steward import Steward
 from batchfile.ledger.turn import Turn
@@ -271,3 +271,22 @@ def test_swap_over_damage_replaces_exactly_these_bytes() -> None:
     with pytest.raises(RecordDamaged):
         swap(world.ledger, BATCH_KEY, batch, error)
     assert not isinstance(swap(world.ledger, BATCH_KEY, batch, other), Lost)
+
+
+def test_a_body_whose_record_is_damaged_can_be_created_and_a_key_says_that_it_is() -> None:
+    """A body has no other name to be created by; a key stands for one batch, and nobody knows which."""
+    world = World()
+    world.store.put(layout.idempotency_key("body", "t\nd"), b"\0\0\0")
+    world.store.put(layout.idempotency_key("key", "t\nk"), b"\0\0\0")
+
+    def retry(batch_id: str) -> idempotency.Adopted:
+        now = world.ledger.clock.monotonic()
+        return idempotency.adopt_retry(
+            world.ledger, tenant="t", digest="d", batch_id=batch_id, is_retry=True, arrived_at=now
+        )
+
+    first, second = retry("one"), retry("two")
+    assert (first.batch_id, first.is_first) == ("one", True)
+    assert (second.batch_id, second.is_first) == ("one", False)
+    with pytest.raises(RecordDamaged):
+        idempotency.adopt(world.ledger, kind="key", tenant="t", value="k", digest="d", batch_id="three")
