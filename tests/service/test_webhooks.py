@@ -35,7 +35,6 @@ from batchfile.ledger.webhooks import event_of, signed_headers
 from batchfile.records import BatchRecord, DroppedFile, EndReason, FileInput
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Webhook
-from batchfile.store.directory import DirectoryStore
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
 
@@ -119,8 +118,10 @@ class Process:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(store=DirectoryStore(tmp_path / "store"), clock=ManualClock(time.time()))
+def ledger() -> Ledger:
+    """Its store has the same clock: attempts are due by the store's."""
+    clock = ManualClock(time.time())
+    return Ledger(store=MemoryStore(clock), clock=clock)
 
 
 def ended(ledger: Ledger, batch_id: str = "batch_1") -> BatchRecord:

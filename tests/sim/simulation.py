@@ -86,8 +86,10 @@ class Scene:
         return clients + files
 
 
-def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: bool = False) -> Outcome:
-    """`given`: exactly these faults, in the world of this seed; None: those that the seed draws."""
+def run(
+    seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: bool = False, kind: SceneKind | None = None
+) -> Outcome:
+    """`given`: exactly these faults, in the world of this seed; None: those that the seed draws. So is `kind`."""
     rng = Random(f"{seed}/scene")
     world = World(seed, is_traced=is_traced)
     troubled_s = rng.choice((40.0, 90.0, 200.0))
@@ -101,7 +103,8 @@ def run(seed: int | str, *, given: Sequence[Fault] | None = None, is_traced: boo
             stack.enter_context(seeded_secrets(seed))
             stack.enter_context(patch.object(cutter, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
             stack.enter_context(patch.object(long_work, "LONG_BYTES", rng.choice((0, long_work.LONG_BYTES))))
-            kind = rng.choice(SCENES)
+            drawn_kind = rng.choice(SCENES)
+            kind = kind or drawn_kind
             stage = Stage(world, _shape(rng, kind), SETTINGS, faults, model)
             model.store = stage.store
             num_clients, needs_key = rng.choice((1, 1, 2, 3)), not drawn.is_age_known
