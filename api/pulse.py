@@ -40,7 +40,7 @@ class Pulse:
     async def look(self) -> str | None:
         """What is wrong with it now, None: nothing. At most `PROBE_WAIT_S`.
 
-        Whoever asks while a question is open shares its answer. Where only a lock is stuck, reads and most writes work,
+        Requests that come meanwhile share its answer. Where only a lock is stuck, reads and most writes work,
         so the store is not lost.
         """
         if self._question is None or self._question.done():

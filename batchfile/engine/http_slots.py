@@ -31,7 +31,7 @@ class Limit:
 
 
 class Slots:
-    """Of one event loop. Whoever came first to the engine is served first, however often it has been tried."""
+    """Of one event loop. Requests are served in the order of their arrival, however often they were tried."""
 
     def __init__(self, limit: Limit) -> None:
         self._limit = limit

@@ -29,7 +29,7 @@ def in_order(
     """`do` of each item, in the order of the items, at most `ledger.num_in_flight` at once.
 
     `size_of` the items that are under way or wait to be taken is at most `size_max` together, or one item's. `items` is
-    drawn from on the caller's thread. Raises what `do` raises, in its place. Whoever leaves early waits for no call.
+    drawn from on the caller's thread. Raises what `do` raises, in its place. Leaving early waits for no call.
     """
     if ledger.num_in_flight <= 1:
         yield from map(do, items)
