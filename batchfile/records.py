@@ -167,8 +167,8 @@ class ShardRecord:
     """Who holds a shard, what is done, where the results are. One owner: `lease`; `epoch` counts the owners.
 
     `done` is a bitmap over the lines of the range. `num_lines` are this pool's lines of it. `gpu_s`: what they took
-    so far, 0 where no GPU is known. `has_dispatched`, `lapses`, `trying` and `blamed` find a line that kills its runner
-    (see `ledger/lease.py`).
+    so far, 0 where no GPU is known. `has_dispatched`, `lapses`, `trying`, `blamed` and `is_doubted` find a line that
+    kills its runner (see `ledger/lease.py`).
     """
 
     pool: str
@@ -189,6 +189,7 @@ class ShardRecord:
     lapses: int = 0
     trying: tuple[int, ...] = ()
     blamed: int = 0
+    is_doubted: bool = False
     version: int = VERSION
 
 

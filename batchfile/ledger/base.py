@@ -1,6 +1,8 @@
 """What every ledger verb needs: the store, a clock, chance, and the written limits of the protocol."""
 
 import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -41,6 +43,7 @@ class Ledger:
     """The world as the verbs see it. Everything they touch is in here, so that a test can own all of it.
 
     `num_in_flight`: the most calls of the store that one verb makes at once, on threads of its own if more than one.
+    `owed`: what this process still has to give back, and could not yet; each says whether that is over.
     """
 
     store: Store
@@ -48,6 +51,7 @@ class Ledger:
     rng: Random = field(default_factory=Random)
     limits: Limits = field(default_factory=Limits)
     num_in_flight: int = 1
+    owed: deque[Callable[[], bool]] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def new_id(self) -> str:

@@ -97,7 +97,12 @@ def _place(ledger: Ledger, key: str) -> str:
 
 
 def swap(
-    ledger: Ledger, key: str, record: Record, over: Stored[Record] | RecordDamaged | None
+    ledger: Ledger,
+    key: str,
+    record: Record,
+    over: Stored[Record] | RecordDamaged | None,
+    *,
+    attempts_max: int = ATTEMPTS_MAX,
 ) -> Stored[Record] | Lost[Record]:
     """Write `record` over the version `over`, over exactly these damaged bytes, or over nothing where `over` is None.
 
@@ -110,7 +115,7 @@ def swap(
     etag = None if over is None else over.etag
     data = encode(record)
     refusal: StoreError | None = None
-    for attempt in range(ATTEMPTS_MAX):
+    for attempt in range(attempts_max):
         try:
             return Stored(record, ledger.store.put(key, data, absent=etag is None, match=etag))
         except StoreFull:
@@ -135,7 +140,7 @@ def swap(
                 etag = found.etag
         ledger.clock.sleep(PAUSE_S * 2**attempt * (0.5 + ledger.rng.random()))
     raise StoreUnavailable(
-        f"{key}: a conditional write failed {ATTEMPTS_MAX} times without another winner, at last: {refusal}"
+        f"{key}: a conditional write failed {attempts_max} times without another winner, at last: {refusal}"
     ) from refusal
 
 

@@ -4,6 +4,9 @@ A line that kills its whole process is found by counting lapses. A lapse counts 
 under its lease; the first always does, later ones only if the holder had said that it would dispatch. From the second
 on, the holder writes `trying` before it dispatches exactly those lines and nothing else, and halves them at each
 lapse. Three lapses with one line alone in flight blame that line: two may be chance, where processes die often.
+
+A holder may be silent because it cannot reach the store. So a lapse that would blame something is asked for first: the
+record is marked as doubted, and its holder has another whole lease, with a store that works, to write it again.
 """
 
 from dataclasses import replace
@@ -28,6 +31,21 @@ def is_claimable(record: ShardRecord, *, age_s: float, ttl_s: float, is_owner_de
     return record.state == "leased" and (is_owner_dead or age_s >= ttl_s)
 
 
+def must_ask(record: ShardRecord, *, is_owner_dead: bool) -> bool:
+    """Is the holder, whose lease has expired, to be asked before its silence counts against one line?"""
+    return counts(record) and len(record.trying) == 1 and not (record.is_doubted or is_owner_dead)
+
+
+def doubted(record: ShardRecord) -> ShardRecord:
+    """The same lease and `seq`, so that whatever its holder writes next goes over it."""
+    return replace(record, is_doubted=True)
+
+
+def counts(record: ShardRecord) -> bool:
+    """Does a takeover of this record count as a lapse?"""
+    return record.state == "leased" and (record.lapses == 0 or record.has_dispatched)
+
+
 def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
     """The record as its next holder takes it: the parts stay, the epoch grows, a lapse may count."""
     taken = replace(
@@ -38,8 +56,9 @@ def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
         epoch=record.epoch + 1,
         seq=1,
         has_dispatched=False,
+        is_doubted=False,
     )
-    if record.state == "open" or (record.lapses > 0 and not record.has_dispatched):
+    if not counts(record):
         return taken
     taken = replace(taken, lapses=record.lapses + 1)
     if len(record.trying) == 1:
@@ -109,12 +128,13 @@ def checkpointed(
         trying=() if lapses == 0 else record.trying if trying is None else trying,
         lapses=lapses,
         blamed=blamed if trying is None or trying == record.trying else 0,
+        is_doubted=False,
     )
 
 
 def released(record: ShardRecord, *, seq: int) -> ShardRecord:
     """Back on the shelf: anyone may claim it at once, and no lapse counts."""
-    return replace(record, seq=seq, state="open", has_dispatched=False)
+    return replace(record, seq=seq, state="open", has_dispatched=False, is_doubted=False)
 
 
 def closed(record: ShardRecord, *, lease: str, reason: EndReason) -> ShardRecord:

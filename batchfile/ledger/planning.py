@@ -122,7 +122,7 @@ def plan(
     if expiry.is_over(ledger, batch):
         batches.end(ledger, batch_id, "expired")
         return batches.finish(ledger, batch_id, runner=runner)
-    turn = Turn.take(ledger, layout.planning_key(batch_id), layout.PLANNING_POOL, runner)
+    turn = Turn.take(ledger, layout.planning_key(batch_id), layout.PLANNING_POOL, runner, counts=True)
     if turn is None:
         return None
     if turn.lapses >= LAPSES_MAX:
@@ -146,6 +146,7 @@ def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Turn, is_stopped: Calla
         turn.give_back()
         return None
     except ConverterKilled as error:  # not given back: it counts as a lapse, and the next try waits for that
+        turn.leave()
         log.error("planning.killed", batch_id=batch.batch_id, error=str(error))
         return None
     except BatchfileError as error:

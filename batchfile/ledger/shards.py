@@ -77,12 +77,16 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
 def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: ShardRecord) -> Stored[ShardRecord] | None:
     """Put `fresh` where nothing was found; else take over what was found, if the rules allow it and we win.
 
+    None where its holder was asked, too: it has another lease to answer, and a later call takes over from it.
     `fresh.has_dispatched`: everything is tried at once, so a lapse of this lease counts, whatever was before it.
     """
     if found is None:
         taken = swap(ledger, key, fresh, None)
     else:
         if not is_free(ledger, found):
+            return None
+        if lease.must_ask(found.record, is_owner_dead=_is_dead(ledger, found.record)):
+            swap(ledger, key, lease.doubted(found.record), found)
             return None
         claimed = lease.claimed(found.record, lease=fresh.lease, runner=fresh.runner)
         taken = swap(ledger, key, replace(claimed, has_dispatched=fresh.has_dispatched), found)
@@ -91,9 +95,13 @@ def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: Sha
 
 def is_free(ledger: Ledger, found: Stored[ShardRecord]) -> bool:
     """May this record be taken over now?"""
-    old = found.record
-    is_dead = old.state == "leased" and ledger.store.is_dead(old.runner)
-    return lease.is_claimable(old, age_s=found.age_s, ttl_s=ledger.limits.lease_ttl_s, is_owner_dead=is_dead)
+    is_dead = _is_dead(ledger, found.record)
+    return lease.is_claimable(found.record, age_s=found.age_s, ttl_s=ledger.limits.lease_ttl_s, is_owner_dead=is_dead)
+
+
+def _is_dead(ledger: Ledger, record: ShardRecord) -> bool:
+    """Does the store know it?"""
+    return record.state == "leased" and ledger.store.is_dead(record.runner)
 
 
 def checkpoint(

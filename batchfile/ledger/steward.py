@@ -19,6 +19,7 @@ from batchfile.ledger.idempotency import sweep_idempotency
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.presence import sweep_presence
 from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.ledger.turn import settle
 from batchfile.records import BatchRecord
 
 log = structlog.get_logger()
@@ -84,6 +85,7 @@ class Steward:
         """
         now = self._ledger.clock.monotonic()
         self._queues.clear()
+        settle(self._ledger)
         if self._inbox is not None:
             with _harmless("inbox.failed"):
                 self._inbox.look()

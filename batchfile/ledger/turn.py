@@ -4,11 +4,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Self
 
-from batchfile.errors import LeaseLost, RecordDamaged, StoreError, StoreUnavailable
+from batchfile.errors import BatchDamaged, LeaseLost, RecordDamaged, RecordNewer, StoreError, StoreUnavailable
 from batchfile.ledger import lease, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.ledger.cas import ATTEMPTS_MAX, Lost, Stored, load, swap
 from batchfile.records import ShardRecord
+
+RETURN_S = 1.0  # between two tries to give a turn back; doubles, up to a share of the lease
+RETURN_SHARE_OF_TTL = 1 / 3
+SETTLE_ATTEMPTS = 2  # the first is refused where the holder was asked meanwhile
 
 
 class Turn:
@@ -20,12 +24,21 @@ class Turn:
         self._stored = stored
         self._seq = stored.record.seq  # of the last write that was tried: two with one number could not be told apart
         self._beaten_at = sent_at  # by our clock, from before the last write that succeeded was sent
+        self._return_at = float("-inf")
+        self._return_s = RETURN_S
 
     @classmethod
-    def take(cls, ledger: Ledger, key: str, pool: str, runner: str) -> Self | None:
-        """None: it is someone else's. `pool`: the pseudo-pool's name."""
+    def take(cls, ledger: Ledger, key: str, pool: str, runner: str, *, counts: bool = False) -> Self | None:
+        """None: it is someone else's. `pool`: the pseudo-pool's name.
+
+        `counts`: the end of its holder counts against the work, so that a silent holder is asked before it does.
+        """
         sent_at = ledger.clock.monotonic()
-        fresh = replace(lease.fresh(pool, 0, 1, lease=ledger.new_id(), runner=runner), has_dispatched=True)
+        fresh = replace(
+            lease.fresh(pool, 0, 1, lease=ledger.new_id(), runner=runner),
+            has_dispatched=True,
+            trying=(0,) if counts else (),
+        )
         try:
             taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
         except RecordDamaged as damage:  # it only says whose turn it is: nothing is lost with it
@@ -64,11 +77,45 @@ class Turn:
         swap(self._ledger, self._key, replace(self._next(), state="done"), self._stored)
 
     def give_back(self) -> None:
-        """Let the next try begin at once. Best effort: otherwise it waits for the lease to lapse."""
+        """Let the next try begin at once. What the store does not take now is owed: `settle`."""
+        if not self._is_returned(ATTEMPTS_MAX):
+            self._ledger.owed.append(self._is_settled)
+
+    def leave(self) -> None:
+        """Let the lease expire and count, without anybody being asked: this process lives, and its work has failed."""
+        with suppress(StoreError, BatchDamaged):
+            swap(self._ledger, self._key, lease.doubted(self._next()), self._stored)
+
+    def _is_settled(self) -> bool:
+        now = self._ledger.clock.monotonic()
+        if now < self._return_at:
+            return False
+        if self._is_returned(SETTLE_ATTEMPTS):
+            return True
+        longest_s = self._ledger.limits.lease_ttl_s * RETURN_SHARE_OF_TTL
+        self._return_at, self._return_s = now + self._return_s, min(2 * self._return_s, longest_s)
+        return False
+
+    def _is_returned(self, attempts_max: int) -> bool:
+        """Is it given back, or lost anyway?"""
         record = self._next()
-        with suppress(StoreError, RecordDamaged):
-            swap(self._ledger, self._key, lease.released(record, seq=record.seq), self._stored)
+        released = lease.released(record, seq=record.seq)
+        try:
+            with suppress(RecordDamaged, RecordNewer):
+                swap(self._ledger, self._key, released, self._stored, attempts_max=attempts_max)
+        except StoreError:
+            return False
+        return True
 
     def _next(self) -> ShardRecord:
         self._seq += 1
-        return replace(self._stored.record, seq=self._seq)
+        return replace(self._stored.record, seq=self._seq, is_doubted=False)
+
+
+def settle(ledger: Ledger) -> None:
+    """Give back what this process could not give back before. To be called every few seconds."""
+    for _ in range(len(ledger.owed)):
+        with suppress(IndexError):  # another thread is at it too
+            is_settled = ledger.owed.popleft()
+            if not is_settled():
+                ledger.owed.append(is_settled)
