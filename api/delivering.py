@@ -19,7 +19,8 @@ from typing import NamedTuple
 import structlog
 
 from api import posting
-from batchfile.errors import BatchDamaged, StoreError
+from batchfile.errors import BatchDamaged, BatchfileError, StoreError
+from batchfile.ledger.aside import PAUSE_S_MAX, Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.webhooks import Event, signed_headers, tell
 from batchfile.records import BatchRecord
@@ -30,7 +31,6 @@ log = structlog.get_logger()
 AT_ONCE = 16
 AT_RECEIVER = 2  # of them
 LOOK_S = 0.5
-RETRY_S = 15.0  # where the store does not answer
 
 
 class _Due(NamedTuple):
@@ -56,10 +56,14 @@ class _Lane:
 
 
 class Delivering:
-    """`hooks`: by tenant. A batch's own callback stands over its tenant's address, and is signed with its secret."""
+    """`hooks`: by tenant. A batch's own callback stands over its tenant's address, and is signed with its secret.
 
-    def __init__(self, ledger: Ledger, hooks: Mapping[str, Webhook]) -> None:
+    What the store refuses, or has of an attempt in damaged form, is set aside, for a while that grows.
+    """
+
+    def __init__(self, ledger: Ledger, hooks: Mapping[str, Webhook], aside: Aside | None = None) -> None:
         self._ledger = ledger
+        self._aside = aside or Aside(ledger)
         self._hooks = hooks
         self._news: queue.SimpleQueue[_Due | _Receiver] = queue.SimpleQueue()  # a receiver: one attempt there is over
 
@@ -107,13 +111,22 @@ class Delivering:
     def _attempt(self, due: _Due) -> float | None:
         """When to come again, if at all."""
         try:
-            return tell(self._ledger, due.batch_id, partial(self._send, due))
+            again = tell(self._ledger, due.batch_id, partial(self._send, due))
+            self._aside.worked(due.batch_id, "tell")
+            return again
         except (StoreError, BatchDamaged) as error:
-            log.warning("webhook.paused", batch_id=due.batch_id, error=str(error))
-            return self._ledger.clock.now() + RETRY_S
+            return self._ledger.clock.now() + self._set_aside(due.batch_id, error)
         except Exception:  # the top of this thread
             log.exception("webhook.crashed", batch_id=due.batch_id)
             return None
+
+    def _set_aside(self, batch_id: str, error: BatchfileError) -> float:
+        """For how many seconds."""
+        try:
+            return self._aside.put(batch_id, "tell", error)
+        except BatchfileError:  # there is no room, for any batch
+            log.warning("webhook.paused", batch_id=batch_id, error=str(error))
+            return PAUSE_S_MAX
 
     def _receiver(self, due: _Due) -> _Receiver:
         return _Receiver(due.tenant, self._url(due).split("/", 3)[2].lower())

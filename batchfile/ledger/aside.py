@@ -25,8 +25,8 @@ KEPT_S = 3600.0  # what did not fail again for this long after its pause is forg
 UNANSWERED_MAX = 3  # in a row, each of another batch or file: then the store answers nobody
 
 # What failed: to make a batch of a file in the inbox (then its key stands for the batch), to claim a shard and read its
-# input, to commit its results, to end the batch or look after it, to plan or end a large one.
-Work = Literal["plan", "claim", "commit", "end", "long"]
+# input, to commit its results, to end the batch or look after it, to plan or end a large one, to tell of its end.
+Work = Literal["plan", "claim", "commit", "end", "long", "tell"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

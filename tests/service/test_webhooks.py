@@ -23,11 +23,13 @@ from openai.types.webhooks import (
 )
 from pydantic import SecretStr
 
-from api.delivering import AT_ONCE, Delivering
+from api.delivering import AT_ONCE, Delivering, _Due
 from api.posting import post
+from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
 from batchfile.ledger import batches, files, planning
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.steward import Steward
@@ -259,6 +261,29 @@ def test_who_dropped_a_file_is_told_where_it_asked_to_be(
     assert ("webhook-signature" in call.headers) == has_secret
     if has_secret:
         client.webhooks.verify_signature(call.body, call.headers)
+
+
+def test_a_damaged_record_of_an_attempt_is_set_aside_with_a_pause_that_grows(
+    ledger: Ledger, receiver: Receiver
+) -> None:
+    ended(ledger)
+    key = layout.webhook_key("batch_1")
+    ledger.store.put(key, b"\0\0\0")
+    hook = Webhook(url=receiver.url, secret=SecretStr(SECRET), allow_private=True)
+    aside = Aside(ledger)
+    delivering = Delivering(ledger, {"acme": hook}, aside)
+    due, pauses = _Due(0.0, "batch_1", "acme", ""), []
+    for _ in range(8):
+        again = delivering._attempt(due)
+        assert again is not None
+        pauses.append(round(again - ledger.clock.now()))
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert f"{key} in memory:" in aside.reasons()["batch_1"]
+    assert receiver.calls.empty()
+    ledger.store.delete(key)
+    assert delivering._attempt(due) is None
+    assert receiver.calls.get(timeout=WAIT_S)
+    assert aside.reasons() == {}
 
 
 def test_a_private_address_is_refused_unless_it_is_allowed(receiver: Receiver) -> None:
