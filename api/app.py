@@ -39,6 +39,7 @@ from api.queries import Parameters, check_query, known_parameters
 from api.service import Service
 from api.stewarding import Stewarding
 from api.tending import Tending
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.long_work import LongWork
@@ -98,17 +99,18 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     ledger = replace(ledger, store=store)
     service = Service(ledger, settings, f"api-{socket.gethostname()}-{secrets.token_hex(4)}")
     fleet = Fleet(ledger, settings, service.reader)
-    metrics = Metrics(fleet, store, sorted(settings.pools))
+    aside = Aside(ledger)
+    metrics = Metrics(fleet, store, sorted(settings.pools), aside)
     pulse = Pulse(store)
     output_files = OutputFiles(service)
-    delivering = Delivering(ledger, settings.webhooks)
+    delivering = Delivering(ledger, settings.webhooks, aside)
     began_at = ledger.clock.now()
 
     def hear(batch: BatchRecord) -> None:
         service.room.hear(batch)
         delivering.hear(batch)
 
-    long_work = LongWork(ledger, service.name, num_threads=LONG_THREADS, on_ended=hear)
+    long_work = LongWork(ledger, service.name, num_threads=LONG_THREADS, on_ended=hear, aside=aside)
     tending = Tending(ledger, service.name, hear, long_work.take)
 
     def on_ended(batch: BatchRecord) -> None:
@@ -119,7 +121,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
     stewarding = None
     if is_steward:
-        stewarding = Stewarding(ledger, service.name, service.reader, on_ended, inbox, long_work.take)
+        stewarding = Stewarding(ledger, service.name, service.reader, on_ended, inbox, long_work.take, aside)
 
     @asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:

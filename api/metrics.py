@@ -6,12 +6,13 @@ Runners have a page of their own for what only they know: the latency of each re
 from collections import Counter as Tally
 from collections.abc import Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from api.fleet import Fleet
 from batchfile.errors import StoreError
+from batchfile.ledger.aside import Aside
 from batchfile.records import BatchRecord
 from batchfile.store.metered import MeteredStore
 
@@ -22,11 +23,17 @@ BATCH_BUCKETS_S = (1, 5, 15, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
 class Metrics:
     """`count_answer` and `observe_ended` are called by the door and by the steward of this process."""
 
-    def __init__(self, fleet: Fleet, store: MeteredStore, pools: list[str]) -> None:
+    def __init__(self, fleet: Fleet, store: MeteredStore, pools: list[str], aside: Aside) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_StoreCollector(store))
         self._fleet = _FleetCollector(fleet, pools)
         self._registry.register(self._fleet)
+        set_aside = Gauge(
+            "batchfile_api_batches_set_aside",
+            "Batches that this process leaves alone because an object of them is damaged or the store refuses it.",
+            registry=self._registry,
+        )
+        set_aside.set_function(lambda: len(aside.reasons()))
         self._answers = Counter(
             "batchfile_http_answers",
             "HTTP answers by method and status.",

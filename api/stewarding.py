@@ -6,6 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from batchfile.errors import StoreError
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.status import StatusReader
@@ -31,10 +32,13 @@ class Stewarding:
         on_ended: Callable[[BatchRecord], None],
         inbox: Inbox | None = None,
         defer: Callable[[BatchRecord], bool] = lambda batch: False,
+        aside: Aside | None = None,
     ) -> None:
         self._ledger = ledger
         self._name = name
-        self._steward = Steward(ledger, runner=name, reader=reader, on_ended=on_ended, inbox=inbox, defer=defer)
+        self._steward = Steward(
+            ledger, runner=name, reader=reader, on_ended=on_ended, inbox=inbox, defer=defer, aside=aside
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. A store that is down is waited for."""

@@ -5,7 +5,7 @@ processes at once; what one remembers only saves it requests.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import structlog
 
@@ -99,6 +99,8 @@ class Steward:
             except BatchDamaged as error:
                 log.error("batch.damaged", batch_id=batch_id, error=str(error))
                 self._due[batch_id] = now + DAMAGED_S
+                with suppress(BatchDamaged):  # of the one batch that the process is for: the claims say so
+                    self._aside.put(batch_id, "end", error)
             except StoreError as error:  # of this batch alone, perhaps: the others do not wait for it
                 self._due[batch_id] = now + self._aside.put(batch_id, "end", error)
                 num_unanswered = num_unanswered + 1 if isinstance(error, StoreUnavailable) else 0

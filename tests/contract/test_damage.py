@@ -8,8 +8,9 @@ import pytest
 from batchfile import layout
 from batchfile.errors import BatchDamaged, LeaseLost, RecordDamaged, RecordNewer
 from batchfile.ledger import batches, damage, idempotency, shards
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.cas import READS_MAX, Lost, load, swap
-from batchfile.ledger.steward import Steward
+from batchfile.ledger.steward import DAMAGED_S, Steward
 from batchfile.ledger.turn import Turn
 from batchfile.records import BatchRecord, ShardRecord
 from batchfile.remote.store import StoreRemote
@@ -239,6 +240,29 @@ def test_a_deleted_batch_of_a_newer_version_is_not_swept() -> None:
     assert found is not None
     assert found.data == data
     assert world.store.get(batch.plan_key) is not None
+
+
+def test_a_steward_shows_what_is_damaged_among_what_it_set_aside() -> None:
+    world = World()
+    world.create("b", 4)
+    world.create("c", 4)
+    damaged(world)
+    aside = Aside(world.ledger)
+    steward = Steward(world.ledger, runner="s", aside=aside)
+    steward.tick()
+    assert list(aside.reasons()) == ["b"]
+    assert f"{BATCH_KEY} in memory:" in aside.reasons()["b"]
+    damage.cancel(world.ledger, damaged(world), layout.index_key("default", world.clock.now(), "b"))
+    world.clock.sleep(DAMAGED_S)
+    steward.tick()
+    assert aside.reasons() == {}
+
+
+def test_a_steward_of_one_damaged_batch_goes_on_with_the_rest_of_its_tick() -> None:
+    world = World()
+    world.create("b", 4)
+    damaged(world)
+    Steward(world.ledger, runner="s", aside=Aside(world.ledger, only="b")).tick()
 
 
 def test_an_operator_sees_the_key_and_cancels_over_the_store() -> None:

@@ -15,6 +15,7 @@ from prometheus_client.core import Metric
 from api.fleet import Fleet
 from api.metrics import Metrics
 from batchfile.engine.open import engine_factory
+from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.presence import write_presence
 from batchfile.ledger.status import StatusReader
@@ -47,7 +48,8 @@ def known() -> set[str]:
     write_presence(
         ledger, PresenceRecord(pool="mistral", runner_id="m", model="m", engine="echo", state="idle", started_at=0.0)
     )
-    page = Metrics(Fleet(ledger, settings, StatusReader(ledger)), store, list(settings.pools)).render().decode()
+    fleet = Fleet(ledger, settings, StatusReader(ledger))
+    page = Metrics(fleet, store, list(settings.pools), Aside(ledger)).render().decode()
     typed = dict(re.findall(r"^# TYPE (\S+) (\w+)$", page, re.M))
     histograms = {name + ending for name, kind in typed.items() if kind == "histogram" for ending in OF_HISTOGRAMS}
     runner = Runner(ledger, engine_factory("echo", model="m"), RunnerOptions(runner_id="m", pool="mistral"))
