@@ -28,6 +28,7 @@ from batchfile.store.proof import FIT_STORES, Proof, prove_conditions
 from batchfile.store.proof import PREFIX as PROOF_PREFIX
 from batchfile.store.s3_answers import NotModified, PastTheEnd
 from batchfile.store.s3_body import STREAM_BYTES_MIN, TooSlow, extent, read_chunks, read_record
+from batchfile.store.s3_deadline import bound
 from batchfile.store.s3_errors import bare, must_be_an_answer, translated
 from batchfile.store.s3_writer import S3Writer
 
@@ -71,6 +72,7 @@ class S3Store:
             self._data = session.client("s3", config=Config(**_DATA, **_BOTH), **place)
             for client in (self._control, self._data):
                 client.meta.events.register("after-call.s3", must_be_an_answer)
+                bound(client)
 
     @property
     def url(self) -> str:

@@ -9,6 +9,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as Urllib3Error
 
 from batchfile.errors import StoreError, StoreUnavailable
+from batchfile.store import s3_deadline
 from batchfile.store.s3_answers import error_of_answer
 
 # Errors from before or after an HTTP answer; the first that fits.
@@ -32,6 +33,7 @@ _BY_TYPE: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
 
 @contextmanager
 def translated(what: str, *, is_conditional: bool = False) -> Iterator[None]:
+    s3_deadline.forget()
     try:
         yield
     except boto_errors.ClientError as error:
@@ -39,6 +41,10 @@ def translated(what: str, *, is_conditional: bool = False) -> Iterator[None]:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         raise error_of_answer(what, status, code, is_conditional=is_conditional) from error
     except tuple(row[0] for row in _BY_TYPE) as error:
+        limit_s = s3_deadline.cut_after_s()
+        if limit_s is not None:
+            message = f"{what}: broken off because it was not answered in whole within {limit_s:.0f} s ({error})"
+            raise StoreUnavailable(message) from error
         kind, advice = next(row[1:] for row in _BY_TYPE if isinstance(error, row[0]))
         raise kind(f"{what}: {advice} ({error})") from error
 
