@@ -105,7 +105,7 @@ def _standing(ours: BatchRecord, lost: Lost[BatchRecord]) -> BatchRecord:
 
 def taken(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
     """Why a create can not have its id: what is found there is of no create like it."""
-    if found is not None and _is_fence(found):
+    if found is not None and is_fence(found):
         return BatchDamaged(f"{batch_id} was never made: {found.detail}; send this one again")
     return BatchDamaged(f"another batch {batch_id} exists already, or did; send this one again")
 
@@ -414,7 +414,8 @@ def fence(ledger: Ledger, batch_id: str, why: str) -> bool:
     return True
 
 
-def _is_fence(record: BatchRecord) -> bool:
+def is_fence(record: BatchRecord) -> bool:
+    """Does it stand for a create that was given up, so that there never was such a batch?"""
     return record.state == "deleted" and not record.input.key
 
 

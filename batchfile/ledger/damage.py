@@ -72,7 +72,10 @@ def cancel(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | N
 def delete(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | None:
     """Make the batch unreadable; a steward frees its space later. None: as `cancel`."""
     now = ledger.clock.now()
-    gone = replace(stand_in(place), state="deleted", reason=None, deleted_at=now, write_id=ledger.new_id())
+    shown = stand_in(place)
+    # With a key of an input: without one it would be the fence of a create that was given up.
+    lost = replace(shown.input, key=layout.batch_prefix(shown.batch_id))
+    gone = replace(shown, state="deleted", reason=None, input=lost, deleted_at=now, write_id=ledger.new_id())
     written = swap(ledger, layout.batch_key(gone.batch_id), gone, damage)
     if isinstance(written, Lost):
         return None

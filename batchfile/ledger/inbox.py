@@ -13,7 +13,7 @@ import structlog
 
 from batchfile import layout
 from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavailable
-from batchfile.ledger import outbox, planning
+from batchfile.ledger import batches, outbox, planning
 from batchfile.ledger.aside import UNANSWERED_MAX, Aside, do_each
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
@@ -121,14 +121,19 @@ class Inbox:
                     raise
 
     def sweep(self) -> int:
-        """Remove old claims of what is gone from the inbox; how many. For once an hour or so."""
+        """Remove old claims of what is gone from the inbox; how many. For once an hour or so.
+
+        The store's clock decides; ours, which may be wrong, only spares looks.
+        """
         store, now = self._ledger.store, self._ledger.clock.now()
         there = {layout.claim_key(e.key, e.etag, e.modified_at) for e in store.list(layout.INBOX_PREFIX)}
 
         def remove(entry: Entry) -> bool:
             with suppress(BatchDamaged):  # an unknown claim stays
                 found = load(self._ledger, entry.key, ClaimRecord)
-                if found is not None and not self._is_there(found.record):
+                if found is None or found.age_s < CLAIM_KEPT_S:
+                    return False
+                if not self._is_there(found.record):
                     must_know(self._ledger, entry.key, found)
                     store.delete(entry.key)
                     return True
@@ -163,14 +168,18 @@ class Inbox:
         if found is None or (found.etag, found.size) != (entry.etag, entry.size):
             return False
         if isinstance(wish, _Wish):
-            self._claim(found, wish)
-            return True
+            return self._claim(found, wish)
         # Who knows other pools may have taken it.
         if self._ledger.store.head(layout.claim_key(found.key, found.etag, found.modified_at)) is not None:
             return True
         return outbox.refuse(self._ledger, found.key, found.etag, str(wish))
 
-    def _claim(self, entry: Entry, wish: _Wish) -> None:
+    def _claim(self, entry: Entry, wish: _Wish) -> bool:
+        """False: the file is gone, or another.
+
+        A claim is removed only when its version is gone for good. So the file is looked at once more after its claim
+        was read or written: if it is still this version, no claim of it was removed before, while this process slept.
+        """
         key = layout.claim_key(entry.key, entry.etag, entry.modified_at)
         found = load(self._ledger, key, ClaimRecord)
         while True:
@@ -180,25 +189,25 @@ class Inbox:
                 continue
             claim = found.record
             if claim.is_made:
-                return
+                return True
+            if not self._is_there(claim):
+                return False
             try:
                 batch = planning.create_of_dropped(
                     self._ledger, self._draft(claim, wish), self._dropped(claim, wish), entry.size
                 )
             except BatchDamaged:
-                if not self._is_fenced(claim.batch_id):
+                standing = load(self._ledger, layout.batch_key(claim.batch_id), BatchRecord)
+                if standing is None:
                     raise
-                wanted = self._new_claim(entry)
+                # Given up before it existed; or it did exist, and was emptied by a delete, say.
+                is_fence = batches.is_fence(standing.record)
+                wanted = self._new_claim(entry) if is_fence else replace(claim, is_made=True)
             else:
                 outbox.accept(self._ledger, batch)
                 wanted = replace(claim, is_made=True)
             written = swap(self._ledger, key, wanted, found)
             found = written.found if isinstance(written, Lost) else written
-
-    def _is_fenced(self, batch_id: str) -> bool:
-        """Was its create given up an hour ago, so that it never existed? Raises: BatchDamaged where nobody can tell."""
-        found = load(self._ledger, layout.batch_key(batch_id), BatchRecord)
-        return found is not None and found.record.state == "deleted"
 
     def _new_claim(self, entry: Entry) -> ClaimRecord:
         return ClaimRecord(

@@ -27,8 +27,8 @@ def purge(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 
     def decide(record: BatchRecord) -> BatchRecord | None:
         bare = _bare(record)
-        is_fence = not record.input.key  # of a create that was given up: it has nothing, and must stay known as such
-        return None if record.state != "deleted" or is_fence or bare == record else bare
+        # A fence has nothing, and must stay known as such.
+        return None if record.state != "deleted" or batches.is_fence(record) or bare == record else bare
 
     found = update_batch(ledger, layout.batch_key(batch_id), decide)
     if found is None:

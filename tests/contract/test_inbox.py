@@ -21,10 +21,11 @@ import structlog
 
 from batchfile import layout
 from batchfile.clock import ManualClock
-from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches, inbox, planning
+from batchfile.errors import RecordDamaged, StoreUnavailable
+from batchfile.ledger import batches, damage, inbox, planning
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.purge import purge
 from batchfile.ledger.steward import Steward
 from batchfile.lines import converter
 from batchfile.records import ClaimRecord, decode, encode
@@ -304,6 +305,43 @@ def test_a_batch_that_can_not_be_read_is_not_made_again(still: World) -> None:
     still.store.put(batch, b'{"version": 99}')
     still.new_steward("older").tick()
     assert [entry.key for entry in still.store.list("batches/")] == [batch]
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_batch_that_was_deleted_before_its_claim_said_that_it_was_made_is_not_made_again(
+    still: World, is_damaged: bool
+) -> None:
+    """What is left of it is as bare as what stands for a create that was given up."""
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+
+    def die(number: int, verb: str, key: str, phase: str) -> None:
+        if phase == "after" and key.endswith("/batch.json"):
+            raise Killed
+
+    faulty = Ledger(store=FaultyStore(still.store, on_call=die), clock=still.clock, rng=random.Random(3))
+    with pytest.raises(Killed):
+        Inbox(faulty, POOLS).look()
+    made = still.only()
+    if is_damaged:
+        place = damage.place_of(still.ledger, "default", made.batch_id)
+        still.store.put(layout.batch_key(made.batch_id), b"")
+        with pytest.raises(RecordDamaged) as raised:
+            batches.read_batch(still.ledger, made.batch_id)
+        assert place is not None
+        damage.delete(still.ledger, raised.value, place)
+    else:
+        batches.end(still.ledger, made.batch_id, "canceled")
+        batches.finish(still.ledger, made.batch_id, runner="r")
+        batches.delete(still.ledger, made.batch_id)
+        purge(still.ledger, made.batch_id)
+    Inbox(still.ledger, POOLS).look()
+    assert still.batches() == []
+    (claim,) = still.store.list("inbox-claims/")
+    found = still.store.get(claim.key)
+    assert found is not None
+    assert decode(found.data, ClaimRecord).is_made
 
 
 @pytest.mark.parametrize(("how", "data", "options"), [("empty", [], b""), ("wrong options", [native("b")], b"x = 1")])

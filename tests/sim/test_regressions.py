@@ -13,6 +13,7 @@ from batchfile.ledger import batches, idempotency, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cutter import Planned
 from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.inbox import CLAIM_KEPT_S, Inbox
 from batchfile.ledger.planner import plan_input
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import StatusReader
@@ -25,6 +26,7 @@ from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
 
 LOCAL = RoutingTable(everything="local")
+LOCAL_POOL = RoutingTable(pools={"local": ("m",)})
 ROWS = b"".join(
     b'{"custom_id": "r%d", "params": {"messages": [{"role": "user", "content": "x"}]}}\n' % number
     for number in range(2)
@@ -46,6 +48,11 @@ class HookedStore(MemoryStore):
         found = [*super().list(prefix, after=after)]
         self._happen(prefix)
         return iter(found)
+
+    def head(self, key: str) -> Entry | None:
+        found = super().head(key)
+        self._happen(key)
+        return found
 
     def _happen(self, key: str) -> None:
         if key == self.hooked_key:
@@ -215,3 +222,46 @@ def test_a_wrong_clock_forgets_no_create_that_is_under_way(store: HookedStore, l
     idempotency.sweep_idempotency(Ledger(store=store, clock=ahead, rng=ledger.rng))
     create(ledger, slow.batch_id, slow.created_at)
     assert adopt(ledger, "two").batch_id == "one"
+
+
+def drop(ledger: Ledger, text: bytes) -> None:
+    ledger.store.put("inbox/local/a.jsonl", ROWS + text)
+    ledger.clock.sleep(10.0)
+
+
+def look(ledger: Ledger) -> None:
+    Inbox(ledger, LOCAL_POOL).look()
+
+
+def inputs(ledger: Ledger) -> list[str]:
+    """The versions of files that became batches."""
+    found = (batches.read_batch(ledger, layout.index_batch_id(entry.key)) for entry in ledger.store.list("index/"))
+    return sorted(batch.input.etag for batch in found if batch is not None)
+
+
+def test_a_wrong_clock_removes_no_claim(store: HookedStore, ledger: Ledger) -> None:
+    """Whoever slept since it saw the file would make a second batch of it; one whose disk comes back, too."""
+    drop(ledger, b"")
+    look(ledger)
+    store.delete("inbox/local/a.jsonl")
+    ahead = ManualClock(ledger.clock.now() + 2 * CLAIM_KEPT_S)
+    Inbox(Ledger(store=store, clock=ahead, rng=ledger.rng), LOCAL_POOL).sweep()
+    assert len([*store.list(layout.CLAIMS_PREFIX)]) == 1
+
+
+def test_who_slept_for_longer_than_a_claim_is_kept_makes_no_second_batch(store: HookedStore, ledger: Ledger) -> None:
+    drop(ledger, b"")
+
+    def others_go_on() -> None:
+        look(ledger)
+        drop(ledger, b"\n")
+        look(ledger)
+        ledger.clock.sleep(CLAIM_KEPT_S)
+        Inbox(ledger, LOCAL_POOL).sweep()
+        assert len([*store.list(layout.CLAIMS_PREFIX)]) == 1
+
+    store.hooked_key, store.after_read = "inbox/local/a.jsonl", others_go_on
+    slept = Ledger(store=store, clock=ledger.clock, rng=random.Random(2))
+    look(slept)
+    found = inputs(ledger)
+    assert len(found) == len(set(found)) == 2
