@@ -172,7 +172,7 @@ class Inbox:
         # Who knows other pools may have taken it.
         if self._ledger.store.head(layout.claim_key(found.key, found.etag, found.modified_at)) is not None:
             return True
-        return outbox.refuse(self._ledger, found.key, found.etag, str(wish))
+        return outbox.refuse(self._ledger, found, str(wish))
 
     def _claim(self, entry: Entry, wish: _Wish) -> bool:
         """False: the file is gone, or another.

@@ -62,14 +62,21 @@ def is_replaced(ledger: Ledger, batch: BatchRecord) -> bool:
     return not _is_version(entry, batch.dropped)
 
 
-def is_newest(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile) -> bool:
-    """Is this version the one in the inbox? Once none is there, the outbox tells whether a later one was."""
+def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
+    """Is this version the one in the inbox? Once none is there, the outbox tells whether a later one was.
+
+    Later by the store's clock: those of the processes that took the versions up may be wrong. Whoever moves a file has
+    written its status before, so that a file with an older time than the one before it is told of, too.
+    """
     entry = ledger.store.head(dropped.key)
     if entry is not None:
         return _is_version(entry, dropped)
-    found = ledger.store.get(layout.outbox_key(dropped.key, STATUS))
-    known = None if found is None else documents.read(found.data, documents.Status)
-    return known is None or known.created_at <= batch.created_at
+    for kind in (STATUS, REJECTED):  # a file that was refused unread has no status
+        found = ledger.store.get(layout.outbox_key(dropped.key, kind))
+        known = None if found is None else documents.read(found.data, documents.About)
+        if known is not None and known.input.modified_at > dropped.modified_at:
+            return False
+    return True
 
 
 def _is_version(entry: Entry, dropped: DroppedFile) -> bool:
@@ -87,7 +94,7 @@ def report(ledger: Ledger, batch: BatchRecord, counts: Counts, usage: Usage) -> 
 def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage) -> None:
     key = layout.outbox_key(dropped.key, STATUS)
     found = ledger.store.get(key)  # before it is asked who is the newest: who comes after that is not written over
-    if not is_newest(ledger, batch, dropped):
+    if not is_newest(ledger, dropped):
         return
     known = None if found is None else documents.read(found.data, documents.Status)
     if found is not None and known is not None and known.batch_id == batch.batch_id:
@@ -129,29 +136,29 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
     return True
 
 
-def refuse(ledger: Ledger, key: str, etag: str, message: str) -> bool:
-    """Say why the file `key` is not looked into; what was told of earlier versions goes. The same again does nothing.
+def refuse(ledger: Ledger, file: Entry, message: str) -> bool:
+    """Say why `file` is not looked into; what was told of earlier versions goes. The same again does nothing.
 
     False: something else has just been said of it; look again. Raises: StoreError.
     """
     rejected = documents.Rejected(
         batch_id=None,
-        input=documents.Input(path=key, etag=etag),
+        input=documents.Input(path=file.key, etag=file.etag, modified_at=file.modified_at),
         message=message,
         errors=(LineError(code="not_accepted", message=message),),
     )
-    place = layout.outbox_key(key, REJECTED)
+    place = layout.outbox_key(file.key, REJECTED)
     found = ledger.store.get(place)
     if found is not None and found.data == documents.encode(rejected):
         return True
     for kind in _KINDS:
         if kind != REJECTED:
-            ledger.store.delete(layout.outbox_key(key, kind))
+            ledger.store.delete(layout.outbox_key(file.key, kind))
     try:
         _put_over(ledger, found, place, rejected)
     except PreconditionFailed:
         return False
-    log.warning("inbox.rejected", key=key, error=message)
+    log.warning("inbox.rejected", key=file.key, error=message)
     return True
 
 
@@ -167,7 +174,7 @@ def accept(ledger: Ledger, batch: BatchRecord) -> None:
         return
     said = documents.read(found.data, documents.Rejected)
     is_of_batch = said is not None and said.batch_id == batch.batch_id
-    if not is_of_batch and is_newest(ledger, batch, batch.dropped):
+    if not is_of_batch and is_newest(ledger, batch.dropped):
         ledger.store.delete(place)
 
 
@@ -179,13 +186,13 @@ def _write(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Calla
 
     def check() -> None:
         beat()
-        if not is_newest(ledger, batch, dropped):
+        if not is_newest(ledger, dropped):
             raise LeaseLost(f"{dropped.key}: a newer version has the outbox now")
 
     is_rejected = batch.reason == "failed" and batch.results is None
     last = layout.outbox_key(dropped.key, REJECTED if is_rejected else RECEIPT)
     before = ledger.store.head(last)
-    if not is_newest(ledger, batch, dropped):
+    if not is_newest(ledger, dropped):
         return False
     written = _write_files(ledger, batch, dropped, beat, check)
     is_there = {

@@ -15,13 +15,15 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """`etag`: the version. `sha256`: of the requests as they ran; None where they were never read to their end.
+    """`etag` and `modified_at` (epoch seconds, by the store's clock): the version. `sha256`: of the requests as they
+    ran; None where they were never read to their end.
 
     `moved_to`: where the file lies now, if it was to be moved.
     """
 
     path: str
     etag: str
+    modified_at: float
     sha256: str | None = None
     requests: int | None = None
     moved_to: str | None = None
@@ -99,6 +101,13 @@ Document = Status | Receipt | Rejected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What each document has: the version that it is about."""
+
+    input: Input
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """The files that were written of an ended batch. None: there is none of this kind."""
 
@@ -160,6 +169,7 @@ def input_of(batch: BatchRecord, dropped: DroppedFile, moved_to: str | None = No
     return Input(
         path=dropped.key,
         etag=dropped.etag,
+        modified_at=dropped.modified_at,
         sha256=batch.input.sha256 if is_planned else None,
         requests=batch.total if is_planned else None,
         moved_to=moved_to,

@@ -145,6 +145,35 @@ def test_a_version_that_ends_after_a_newer_one_was_moved_tells_nothing(still: Wo
     assert still.told(f"{PATH}.status.json")["batch_id"] == new.batch_id
 
 
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_an_older_version_that_a_wrong_clock_took_up_is_not_the_last_word_once_the_file_is_gone(
+    still: World, is_refused: bool
+) -> None:
+    assert still.clock is not None
+    still.drop(PATH, native("old"))
+    ahead = ManualClock(still.clock.now() + 30 * 86400.0)
+    Inbox(Ledger(store=still.store, clock=ahead, rng=random.Random(3)), POOLS).look()
+    old = still.only()
+    batches.end(still.ledger, old.batch_id, "input_changed", "replaced")
+    if is_refused:
+        still.store.put("inbox/mistral/a.batch.toml", b"x = 1")
+    still.clock.sleep(10.0)
+    still.drop(PATH, native("new"))
+    still.clock.sleep(10.0)
+    Inbox(still.ledger, POOLS).look()
+    (new, *_) = still.batches()
+    if not is_refused:
+        assert new.batch_id != old.batch_id
+        outbox.report(still.ledger, new, new.counts, new.usage)
+    still.store.delete(f"inbox/{PATH}")
+    tend(still)
+    if is_refused:
+        assert still.outbox() == [f"{PATH}.rejected.json"]
+        assert still.told(f"{PATH}.rejected.json")["batch_id"] is None
+    else:
+        assert still.told(f"{PATH}.receipt.json")["batch_id"] == new.batch_id
+
+
 def test_who_made_the_batch_and_slept_does_not_remove_what_was_said_of_it_since(still: World) -> None:
     assert still.clock is not None
     still.drop(PATH, RUBBISH)
