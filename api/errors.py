@@ -25,7 +25,7 @@ from batchfile.errors import (
     TooLarge,
 )
 from batchfile.ledger.damage import DAMAGED
-from batchfile.ledger.status import NEWER
+from batchfile.ledger.status import NEWER, UNREADABLE
 
 log = structlog.get_logger()
 
@@ -59,6 +59,11 @@ class Refusal(Exception):
 
 def not_found() -> Refusal:
     return Refusal(404, "Batch not found")
+
+
+def unreadable() -> Refusal:
+    """There is a batch, and the store gives nothing that tells whose it is."""
+    return Refusal(503, f"{UNREADABLE.capitalize()}.", {"Retry-After": str(RETRY_AFTER_S)})
 
 
 def to_refusal(error: Exception, request: Request[Any, Any, Any]) -> Refusal:

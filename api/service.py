@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 import structlog
 
 from api.door import Caller
-from api.errors import Refusal, not_found
+from api.errors import Refusal, not_found, unreadable
 from api.room import Room
 from batchfile import layout
 from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged, StoreError
@@ -75,8 +75,8 @@ class Service:
         """Raises: Refusal 404; StoreUnavailable; BatchDamaged, of a batch of this tenant."""
         try:
             batch = batches.read_batch(self.ledger, known_id(batch_id))
-        except BatchDamaged:
-            self._place_of_damaged(caller, batch_id)
+        except BatchDamaged as error:
+            self._place_of_damaged(caller, batch_id, error)
             raise
         if batch is None or batch.tenant != caller.tenant:
             raise not_found()
@@ -86,8 +86,8 @@ class Service:
         """Raises: as `record`."""
         try:
             status = self.reader.read(known_id(batch_id))
-        except BatchDamaged:
-            self._place_of_damaged(caller, batch_id)
+        except BatchDamaged as error:
+            self._place_of_damaged(caller, batch_id, error)
             raise
         if status is None or status.batch.tenant != caller.tenant:
             raise not_found()
@@ -97,8 +97,8 @@ class Service:
         """As `status`; also of a damaged batch, as the listings show it."""
         try:
             return self.status(caller, batch_id)
-        except BatchDamaged:
-            status = self.reader.look(self._place_of_damaged(caller, batch_id))
+        except BatchDamaged as error:
+            status = self.reader.look(self._place_of_damaged(caller, batch_id, error))
             if status is None:
                 raise not_found() from None
             return status
@@ -159,7 +159,7 @@ class Service:
             self.record(caller, batch_id)
             batches.end(self.ledger, batch_id, "canceled")
         except RecordDamaged as error:
-            damage.cancel(self.ledger, error, self._place_of_damaged(caller, batch_id))
+            damage.cancel(self.ledger, error, self._place_of_damaged(caller, batch_id, error))
         return self.status(caller, batch_id)
 
     def purge(self, caller: Caller, batch_id: str) -> None:
@@ -178,7 +178,7 @@ class Service:
             self.record(caller, batch_id)
             standing = batches.delete(self.ledger, batch_id)
         except RecordDamaged as error:
-            standing = damage.delete(self.ledger, error, self._place_of_damaged(caller, batch_id))
+            standing = damage.delete(self.ledger, error, self._place_of_damaged(caller, batch_id, error))
         if standing is not None and standing.state != "deleted":
             raise Refusal(400, "Batch not yet complete; cancel it first, it can be deleted when it has ended")
 
@@ -219,8 +219,8 @@ class Service:
         """The batch's key in the index."""
         try:
             found = load(self.ledger, layout.batch_key(known_id(batch_id)), BatchRecord)
-        except BatchDamaged:
-            return self._place_of_damaged(caller, batch_id)
+        except BatchDamaged as error:
+            return self._place_of_damaged(caller, batch_id, error)
         if found is None or found.record.tenant != caller.tenant:
             raise not_found()
         return layout.index_key(caller.tenant, found.record.created_at, batch_id)
@@ -230,10 +230,17 @@ class Service:
         entries = self.ledger.store.list(layout.index_prefix(caller.tenant))
         return [entry.key for entry in takewhile(lambda entry: entry.key < place, entries)]
 
-    def _place_of_damaged(self, caller: Caller, batch_id: str) -> str:
-        """Whose it is, its record does not say any more; the index does."""
-        place = damage.place_of(self.ledger, caller.tenant, batch_id)
+    def _place_of_damaged(self, caller: Caller, batch_id: str, error: BatchDamaged) -> str:
+        """Whose it is, its record does not say any more; the index does.
+
+        Only a marker of another tenant proves that it is not the caller's: a listing may leave one out.
+        Raises: Refusal 404, or 503 where nobody can tell.
+        """
+        place = damage.place_of(self.ledger, caller.tenant, batch_id) or damage.place_of(self.ledger, None, batch_id)
         if place is None:
+            log.error("batch.unreadable", batch_id=batch_id, error=str(error))
+            raise unreadable() from None
+        if layout.index_tenant(place) != caller.tenant:
             raise not_found() from None
         return place
 

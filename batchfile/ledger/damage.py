@@ -24,9 +24,9 @@ CANCELED = "the stored record of this batch was damaged when it was canceled: it
 _OPENAI_ID_CHARS = len("batch_") + 32
 
 
-def place_of(ledger: Ledger, tenant: str, batch_id: str) -> str | None:
-    """Its key in the index, if it is a batch of this tenant. Costs a listing of the tenant's batches."""
-    for entry in ledger.store.list(layout.index_prefix(tenant)):
+def place_of(ledger: Ledger, tenant: str | None, batch_id: str) -> str | None:
+    """Its key in the index, if it is a batch of this tenant (None: of any). Costs a listing of their batches."""
+    for entry in ledger.store.list(layout.INDEX_PREFIX if tenant is None else layout.index_prefix(tenant)):
         if layout.index_batch_id(entry.key) == batch_id:
             return entry.key
     return None

@@ -132,6 +132,18 @@ def test_a_damaged_batch_is_nobody_elses(api: Any, make_request: Any) -> None:
     assert (Path(api.store) / layout.batch_key(batch_id)).read_bytes() == before
 
 
+def test_a_damaged_batch_that_the_index_lacks_is_unreadable_and_not_unknown(api: Any, make_request: Any) -> None:
+    batch_id = api.submit("email", [make_request("a")], **TENANT)
+    (marker,) = Path(api.store).glob(f"index/acme/*{batch_id}")
+    marker.unlink()
+    damage(api, layout.batch_key(batch_id))
+    for method, suffix in (("GET", ""), ("GET", "/results"), ("POST", "/cancel"), ("DELETE", "")):
+        answer = api.http.request(method, f"{BATCHES}/{batch_id}{suffix}", headers=TENANT)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert "does not give the record of this batch now; ask again later" in answer.json()["detail"]
+        assert "batch.json" not in answer.text
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_batch_with_a_damaged_shard_record_is_listed_canceled_and_deleted(
     api: Any, make_request: Any, how: str

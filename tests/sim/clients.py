@@ -80,9 +80,9 @@ class Client:
             world.spawn(self.process, self._delete_at_once, batch_id)
         try:
             self._follow(batch_id)
-        except Refused:
+        except Refused as error:
             if not wishes.deletes_at_once:
-                raise
+                self.stage.model.fail(3, f"{batch_id} exists, and its client was told {error.__cause__!r}")
         self.is_done = True
 
     def _follow(self, batch_id: str) -> None:
@@ -215,19 +215,12 @@ class Client:
                 if self.wishes.way == "upload":  # else it took so long that it counted as abandoned and was swept
                     raise Refused from error
             except Refusal as error:
-                if error.status < 500 and not self._is_ill(error):
+                if error.status < 500:
                     raise Refused from error
             except (NoAnswer, StoreError, BatchDamaged) as error:
                 self.stage.world.say(self.process.name, f"tries again after {error!r}")
             num += 1
             self.stage.world.sleep(1.0 + 4.0 * self.rng.random())
-
-    def _is_ill(self, error: Refusal) -> bool:
-        """Is a batch called unknown that only cannot be read now, and that a listing with gaps leaves out?"""
-        model = self.stage.model
-        known = [model.batches[batch_id] for batch_id in self.sent.batch_ids if batch_id in model.batches]
-        is_there = bool(known) and not any(one.is_unwanted for one in known)
-        return error.status == 404 and is_there and self.stage.world.now < model.calm_since
 
     def _replica(self) -> Replica:
         return self.rng.choice(self.stage.replicas)

@@ -1,14 +1,17 @@
 """What the simulator found, each as small as it gets."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import pytest
 
+from api.door import Caller
+from api.errors import Refusal
+from api.service import Service
 from batchfile import layout
 from batchfile.clock import ManualClock
-from batchfile.errors import BatchDamaged, StoreUnavailable
+from batchfile.errors import BatchDamaged, RecordDamaged, StoreUnavailable
 from batchfile.ledger import batches, idempotency, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cutter import Planned
@@ -20,6 +23,7 @@ from batchfile.ledger.status import StatusReader
 from batchfile.ledger.steward import Steward
 from batchfile.lines.part import FinishedLine
 from batchfile.records import encode
+from batchfile.settings import Settings
 from batchfile.store.base import Entry, Object
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
@@ -38,6 +42,7 @@ class HookedStore(MemoryStore):
 
     hooked_key: str | None = None
     after_read: Callable[[], object]
+    left_out: Collection[str] = ()  # prefixes whose listings have nothing but gaps
 
     def get(self, key: str) -> Object | None:
         found = super().get(key)
@@ -45,7 +50,7 @@ class HookedStore(MemoryStore):
         return found
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-        found = [*super().list(prefix, after=after)]
+        found = [] if prefix in self.left_out else [*super().list(prefix, after=after)]
         self._happen(prefix)
         return iter(found)
 
@@ -265,3 +270,26 @@ def test_who_slept_for_longer_than_a_claim_is_kept_makes_no_second_batch(store: 
     look(slept)
     found = inputs(ledger)
     assert len(found) == len(set(found)) == 2
+
+
+@pytest.mark.parametrize("gaps", [{"index/default/"}, {"index/default/", "index/"}])
+def test_a_batch_that_cannot_be_read_and_that_a_listing_leaves_out_is_not_called_unknown(
+    store: HookedStore, ledger: Ledger, gaps: set[str]
+) -> None:
+    create(ledger, "b")
+    store.put(layout.batch_key("b"), b"nonsense")
+    store.left_out = gaps
+    service = Service(ledger, Settings.model_construct(api=Settings.model_fields["api"].default), "api")
+    caller = Caller(tenant="default", key="k")
+    for ask in (service.record, service.status):
+        with pytest.raises((RecordDamaged, Refusal)) as told:
+            ask(caller, "b")
+        if isinstance(told.value, Refusal):
+            assert (told.value.status, told.value.headers) == (503, {"Retry-After": "5"})
+    if "index/" in gaps:
+        with pytest.raises(Refusal, match="ask again later"):
+            service.delete(caller, "b")
+        assert store._objects[layout.batch_key("b")].data == b"nonsense"
+    else:
+        service.delete(caller, "b")
+    service.close()
