@@ -1,7 +1,8 @@
 """The prefetched requests and the order in which they go to the engine. Pure; the runner locks around it.
 
 While more input is to come: the older prefetch first (nothing starves), inside it shared prefixes side by side, inside
-those the longest first. Once the input has ended: the longest first, so that the last slots empty together.
+those the longest first. Once the input has ended: the longest first, so that the last slots empty together. If more
+comes after all, it goes behind what waited then, so that no short request waits for longer ones without end.
 A group that is to run *alone* goes when nothing is in flight, and nothing joins it.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from batchfile.runner.work import Item
 
-_Key = tuple[int, int, int, int]
+_Key = tuple[int, int, int, int, int]
 
 
 class Window:
@@ -23,6 +24,7 @@ class Window:
         self._alone: deque[list[Item]] = deque()
         self._is_alone_running = False
         self._generation = 0
+        self._num_ends = 0  # how often more came after an end
         self._has_ended = False
 
     def __len__(self) -> int:
@@ -32,7 +34,7 @@ class Window:
         self._generation += new_generation
         for item in items:
             self.size_bytes += item.size
-            heapq.heappush(self._heap, (self._key(item), item))
+            heapq.heappush(self._heap, (self._key(item, self._num_ends), item))
 
     def push_alone(self, group: list[Item], *, is_next: bool = False) -> None:
         if group:
@@ -46,7 +48,8 @@ class Window:
         """Is there no more input to come? Reorders what waits."""
         if has_ended != self._has_ended:
             self._has_ended = has_ended
-            self._heap = [(self._key(item), item) for _, item in self._heap]
+            self._num_ends += not has_ended
+            self._heap = [(self._key(item, num_ends), item) for (num_ends, *_), item in self._heap]
             heapq.heapify(self._heap)
 
     def pop(self, num_max: int, num_in_flight: int) -> list[Item]:
@@ -85,8 +88,8 @@ class Window:
             self.size_bytes -= item.size
         return items
 
-    def _key(self, item: Item) -> _Key:
+    def _key(self, item: Item, num_ends: int) -> _Key:
         # `key` grows with each request of a process: it keeps equals in input order and the heap from comparing items.
         if self._has_ended:
-            return (-item.prepared.cost, item.prepared.prefix, 0, item.key)
-        return (self._generation, item.prepared.prefix, -item.prepared.cost, item.key)
+            return (num_ends, -item.prepared.cost, item.prepared.prefix, 0, item.key)
+        return (num_ends, self._generation, item.prepared.prefix, -item.prepared.cost, item.key)

@@ -43,6 +43,18 @@ def test_once_the_input_has_ended_the_longest_goes_first_whatever_its_prefix() -
     assert keys(window.pop(9, 0)) == [2, 3, 1]
 
 
+def test_a_short_request_does_not_wait_for_longer_ones_that_come_after_each_end() -> None:
+    window = Window()
+    window.push([item(0, cost=1), item(1, cost=5)])
+    started: list[int] = []
+    for key in range(2, 10):
+        window.set_ended(True)
+        started += keys(window.pop(1, 0))
+        window.set_ended(False)
+        window.push([item(key, cost=5)], new_generation=True)
+    assert started == [1, 0, *range(2, 8)]
+
+
 def test_equal_requests_keep_the_order_of_the_input() -> None:
     window = Window()
     window.push([item(2), item(1), item(3)])
