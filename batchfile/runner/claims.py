@@ -19,6 +19,7 @@ from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.shards import Held, claim, is_free
 from batchfile.records import BatchRecord, Plan, ShardRecord, ShardState
+from batchfile.runner.turns import Turns
 from batchfile.store.base import Entry
 
 log = structlog.get_logger()
@@ -105,6 +106,7 @@ class Claims:
         self._runner_id = runner_id
         self._only = only
         self._in_order = in_order
+        self._turns = Turns(ledger.rng)
         self._views: dict[str, BatchView] = {}
         self._new: deque[Entry] = deque()  # markers whose batches are to be looked at, in the order of the queue
         self._unread: set[str] = set()  # batches that could not be read at the last look
@@ -186,7 +188,7 @@ class Claims:
         ]
 
     def _choose(self, *, is_unclaimed: bool) -> BatchView | None:
-        """A batch to look in, by chance, those of a higher priority more often.
+        """A batch to look in: the tenants take turns, and within a tenant a higher priority is chosen more often.
 
         With `is_unclaimed` one with a shard that nobody is known to hold, if there is one.
         """
@@ -195,6 +197,8 @@ class Claims:
             candidates = [view for view in candidates if view.num_unclaimed] or candidates
         if not candidates:
             return None
+        tenant = self._turns.take(view.batch.tenant for view in candidates)
+        candidates = [view for view in candidates if view.batch.tenant == tenant]
         weights = [10 - view.priority for view in candidates]
         return self._ledger.rng.choices(candidates, weights)[0]
 

@@ -37,6 +37,7 @@ from batchfile.routing import route
 from batchfile.runner.claims import Claims
 from batchfile.runner.fitting import Fitting, fitting_of, unguided
 from batchfile.runner.tally import Tally
+from batchfile.runner.turns import Turns
 from batchfile.runner.window import Window
 from batchfile.runner.work import Item, ShardWork
 from batchfile.words import Failure, Request
@@ -80,6 +81,7 @@ class Feeder:
         self._works = works
         self._tally = tally
         self._changed = changed
+        self._trial_turns = Turns(ledger.rng)
         self._keys = count(1)
         self._again: deque[tuple[Item, Request]] = deque()
         self._prepare: Callable[[Request], Prepared] | None = None
@@ -300,7 +302,11 @@ class Feeder:
         self._fail(work, line, custom_id_of(own.data), failure)
 
     def _continue_trials(self) -> bool:
-        """One trial at a time: a death then speaks against its lines, and against nobody else's."""
+        """One trial at a time: a death then speaks against its lines, and against nobody else's.
+
+        Each waits until the engine is empty, so tenants take turns; of a tenant's shards, that of the most deaths is
+        next.
+        """
         trials = [
             work
             for work in self._works
@@ -308,7 +314,9 @@ class Feeder:
         ]
         if not trials or any(work.trial_left > 0 for work in trials):
             return False
-        self._start(trials[0])
+        tenant = self._trial_turns.take(work.held.batch.tenant for work in trials)
+        of_tenant = [work for work in trials if work.held.batch.tenant == tenant]
+        self._start(max(of_tenant, key=lambda work: work.held.record.lapses))
         return True
 
     def _end_changed(self, work: ShardWork, error: StoreError) -> None:
