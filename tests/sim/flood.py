@@ -1,18 +1,44 @@
 """One tenant against another: it keeps batches open in a pool all the time, so that there is always more to do."""
 
+from collections.abc import Iterable
 from random import Random
 
+from batchfile.engine.base import in_flight_for
+from batchfile.runner.feeder import WINDOW_SLOTS
 from tests.sim import bodies
 from tests.sim.actors import Stage
 from tests.sim.bodies import Sent
 from tests.sim.clients import Client, Wishes
+from tests.sim.invariants import Known
 from tests.sim.world import Process
 
-OPEN = 4
-LINES = 12
-OPEN_WORDS_MAX = OPEN * LINES * 3  # bodies.draw: three words a line at most
+OPEN, LINES = 6, 20  # together far more than HELD_LINES: else the runner holds all there is, and needs no choice
 BATCHES_MAX = 500  # a fair pool serves the other tenant long before
 LOOK_S = 2.0
+
+SLOTS = 1  # of the one runner of the pool
+LINE_WORDS = 3  # at most, as bodies.draw has it
+SHARD_LINES = 3  # at most, as simulation.run and the clients draw them
+ENGINE_LINES = in_flight_for(SLOTS)
+HELD_LINES = ENGINE_LINES + (WINDOW_SLOTS * SLOTS + ENGINE_LINES) + SHARD_LINES  # in the engine, and prefetched
+
+
+def words_until_served(batches: Iterable[Known], own: Iterable[bodies.SentLine]) -> int:
+    """What the pool's one slot generates at most, in words, until the other tenant's batches have ended.
+
+    Derived from the rules that a runner goes by (docs/protocol.md, "Taking turns"). The tenants' shards are claimed in
+    turn, so for each of its own there is one of the flood, and a shard has at least one line. What the runner holds
+    when the first is claimed goes before it, and as much again may pass it on the way, the longer first. One
+    interruption that began before the calm takes all of it back. A shard whose holder died once before may have to be
+    tried alone, its lines one by one, in turn with one trial of the flood, each of the two in an empty engine.
+    """
+    lines = list(own)
+    num_words = sum(line.num_words for line in lines)
+    of_flood = len(lines) * SHARD_LINES + 2 * HELD_LINES
+    suspects = [shard for known in batches for shard in known.shards.values() if shard.lapses]
+    trial = 2 * ENGINE_LINES + SHARD_LINES
+    of_trials = sum(shard.num_lines for shard in suspects) * trial
+    return 2 * (num_words + of_flood * LINE_WORDS) + of_trials * LINE_WORDS
 
 
 class Flood:

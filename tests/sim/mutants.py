@@ -36,7 +36,9 @@ from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.part import encode_part
 from batchfile.records import BatchRecord, BatchState, IdempotencyRecord, PartRef, ShardRecord, WebhookRecord, encode
+from batchfile.runner.claims import BatchView, Claims
 from batchfile.runner.keeper import Keeper
+from batchfile.runner.turns import Turns
 from batchfile.words import Counts
 from tests.sim.store import ProcessStore
 from tests.sim.world import World
@@ -359,6 +361,10 @@ def _same_write_id() -> AbstractContextManager[object]:
     return patch.object(cas, "replace", same)
 
 
+def _the_first_of_all(self: Claims, *, is_unclaimed: bool) -> BatchView | None:
+    return min(self._candidates(), key=lambda view: view.batch.batch_id, default=None)
+
+
 def _first_line_is_always_done() -> AbstractContextManager[object]:
     of = bits.of
     return patch.object(bits, "of", lambda lines: of(lines) | 1)
@@ -407,6 +413,8 @@ MUTANTS: dict[str, Mutant] = {
     "what came of an older version is told too": _replaced(outbox, "is_newest", lambda *_: True),
     "a webhook counts as told before it is sent": _told_before_it_is_sent,
     "each attempt at a webhook has an id of its own": _an_id_for_each_attempt,
+    "the batch that sorts first is always claimed from": _replaced(Claims, "_choose", _the_first_of_all),
+    "the tenant whose name sorts last is always next": _replaced(Turns, "take", lambda self, tenants: max(tenants)),
     "a file that kills its planners is never found": _replaced(planning, "LAPSES_MAX", 10**6),
     # found here once, and mended
     "a done record is written again": _judged(_rewritten_when_done),

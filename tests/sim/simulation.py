@@ -20,7 +20,7 @@ from tests.sim.bodies import Sent
 from tests.sim.clients import Client, Wishes
 from tests.sim.dropped import Dropper, Files
 from tests.sim.faults import Drawn, Fault, Given
-from tests.sim.flood import OPEN_WORDS_MAX, Flood
+from tests.sim.flood import SLOTS, Flood, words_until_served
 from tests.sim.invariants import HEALTHY_S_MAX, Model
 from tests.sim.receiver import Receiver
 from tests.sim.world import START, World
@@ -108,7 +108,7 @@ def run(
             stage = Stage(world, _shape(rng, kind), SETTINGS, faults, model)
             model.store = stage.store
             num_clients, needs_key = rng.choice((1, 1, 2, 3)), not drawn.is_age_known
-            clients = [_client(rng, stage, number, needs_key=needs_key) for number in range(num_clients)]
+            clients = [_client(rng, stage, number, kind, needs_key=needs_key) for number in range(num_clients)]
             scene = Scene(world=world, stage=stage, clients=clients, quiet=tuple(clients))
             if kind == "flood":
                 scene.flood = Flood(stage, clients, POOLS[0])
@@ -175,9 +175,11 @@ def _serve_the_healthy(scene: Scene) -> None:
     others += [ill.sent] if ill is not None and ill.sent is not None else []
     if not others and ill is None:
         return
-    num_words = sum(line.num_words for client in scene.quiet for line in client.sent.lines)
-    if flood is not None:  # what it has open is claimed before, and what took its place is first by chance
-        num_words += 6 * OPEN_WORDS_MAX
+    lines = [line for client in scene.quiet for line in client.sent.lines]
+    num_words = sum(line.num_words for line in lines)
+    if flood is not None:
+        batches = scene.stage.model.batches.values()
+        num_words = words_until_served((known for known in batches if known.sent not in others), lines)
     wait_s = HEALTHY_S_MAX + num_words * token_s
     if not scene.world.run(lambda: scene.is_over_but(others), for_s=wait_s):
         what = ill or flood or "a file that kills"
@@ -223,7 +225,7 @@ def _shape(rng: Random, kind: SceneKind) -> Shape:
         limits=limits(completion_window_s=window_s, abandoned_s=abandoned_s),
         pools=POOLS,
         runners_per_pool=1 if is_small else rng.choice((1, 2, 2, 3)),
-        num_slots=1 if is_small else rng.choice((1, 2, 4)),
+        num_slots=SLOTS if is_small else rng.choice((1, 2, 4)),
         token_s=rng.choice((0.5, 2.0, 6.0)),
         num_in_flight=rng.choice((1, 4)),
         knows_the_dead=rng.random() < 0.3,
@@ -232,10 +234,13 @@ def _shape(rng: Random, kind: SceneKind) -> Shape:
     )
 
 
-def _client(rng: Random, stage: Stage, number: int, *, needs_key: bool) -> Client:
-    """`needs_key`: a create without one can not tell its own retry from one that came before it."""
+def _client(rng: Random, stage: Stage, number: int, kind: SceneKind, *, needs_key: bool) -> Client:
+    """`needs_key`: a create without one can not tell its own retry from one that came before it.
+
+    Next to a flood no line is odd: the time that a line takes which ends its process is not the flood's doing.
+    """
     key, way = f"k{number}", rng.choice(WAYS)
-    odd = rng.choice((0.0, 0.0, 0.0, 0.0, 0.1))
+    odd = rng.choice((0.0, 0.0, 0.0, 0.0, 0.1)) if kind != "flood" else 0.0
     pools, num_lines = POOLS[: rng.choice((1, 2, 2))], rng.randrange(2, 9)
     sent = bodies.draw(rng, key, pools, num_lines=num_lines, way=way, odd=odd)
     has_key = way != "upload" or rng.random() < 0.5 or needs_key

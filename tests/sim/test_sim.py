@@ -5,13 +5,12 @@ import random
 import pytest
 
 from tests.sim.exhaustive import schedules
-from tests.sim.simulation import SCENES, SceneKind, run
+from tests.sim.simulation import run
 
 pytestmark = pytest.mark.usefixtures("simulated")
 
 FRESH = random.SystemRandom().randrange(10**12)
 BLOCKS, BLOCK = 20, 250
-KINDS = [kind for kind in SCENES if kind != "flood"]  # as often as they are drawn
 
 # Each broke a promise when it was found. What a seed means changes with the code and the scene, so the bugs themselves
 # are kept in test_regressions.py and among the mutants.
@@ -20,20 +19,9 @@ ONCE_BROKEN = (48, 684, 951, 957, 1583, 2500, 2711, 2814, 2863, 3028, 3189)
 
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_whatever_goes_wrong_every_promise_holds(block: int) -> None:
-    """Of calls, with ill objects, and of dropped files. Floods have an open find (docs/reliability.md), so their seeds
-    are fixed below.
-    """
     for seed in range(FRESH + block * BLOCK, FRESH + (block + 1) * BLOCK):
-        kind = KINDS[seed % len(KINDS)]
-        outcome = run(seed, kind=kind)
-        assert outcome.error is None, f"{outcome.error!r}; seed {seed}, kind {kind}"
-
-
-@pytest.mark.parametrize(("kind", "num"), [("flood", 15)])
-def test_floods_keep_every_promise(kind: SceneKind, num: int) -> None:
-    for seed in range(num):
-        outcome = run(seed, kind=kind)
-        assert outcome.error is None, f"seed {seed}: {outcome.error!r}"
+        outcome = run(seed)
+        assert outcome.error is None, f"{outcome.error!r}; see `just sim {seed} --trace`"
 
 
 def test_schedules_that_once_broke_a_promise_do_not() -> None:
