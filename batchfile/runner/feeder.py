@@ -4,7 +4,6 @@
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
@@ -35,7 +34,8 @@ from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord
 from batchfile.routing import route
 from batchfile.runner.claims import Claims
-from batchfile.runner.fitting import Fitting, fitting_of, unguided
+from batchfile.runner.fair_queue import FairQueue, Job
+from batchfile.runner.fitting import fitting_of, unguided
 from batchfile.runner.tally import Tally
 from batchfile.runner.turns import Turns
 from batchfile.runner.window import Window
@@ -48,6 +48,7 @@ WINDOW_SLOTS = 4  # the window is refilled below this many times the engine's sl
 WINDOW_BYTES_MAX = 64 * 1024 * 1024
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
 PUSH_CHUNK = 64  # requests that become visible to the loop at once
+UNPREPARED = Prepared()
 
 
 class OwnLine(NamedTuple):
@@ -83,7 +84,7 @@ class Feeder:
         self._changed = changed
         self._trial_turns = Turns(ledger.rng)
         self._keys = count(1)
-        self._again: deque[tuple[Item, Request]] = deque()
+        self.attempts = FairQueue()
         self._prepare: Callable[[Request], Prepared] | None = None
         self._low_water = 1
         self.is_stopped = False
@@ -102,15 +103,24 @@ class Feeder:
 
     def prepare_again(self, item: Item, request: Request) -> None:
         """Another attempt at `item`, with this request, goes into the window soon. From the loop's thread."""
-        with self._changed:
-            self._again.append((item, request))
-            self._changed.notify_all()
+        self.attempts.add(Job(item, request))
+
+    def prepare_next(self) -> bool:
+        """Prepare one further attempt; False: none waits. On a thread of its own: `tick` may wait for the store."""
+        job = self.attempts.take() if self._is_ready() else None
+        if job is None:
+            return False
+        began_at = self._ledger.clock.monotonic()
+        if not job.item.shard.is_dropped and self._make_ready(job):
+            self._queue([job.item], new_generation=False)
+        self.attempts.charge(job, self._ledger.clock.monotonic() - began_at)
+        return True
 
     def tick(self) -> bool:
         """Claim one shard and feed it, or continue a trial; False where there is nothing to do now."""
-        if self._prepare is None or self.is_stopped:
+        if not self._is_ready():
             return False
-        if self._prepare_next_attempts() or self._continue_trials():
+        if self._continue_trials():
             return True
         if self.is_full():
             return False
@@ -127,24 +137,8 @@ class Feeder:
             self.is_claiming = False
         return has_more
 
-    def _prepare_next_attempts(self) -> bool:
-        """False: there was none."""
-        assert self._prepare is not None
-        items: list[Item] = []
-        while self._again and len(items) < PUSH_CHUNK:
-            item, request = self._again.popleft()
-            if item.shard.is_dropped:
-                continue
-            try:
-                item.request, item.prepared = request, self._prepare(request)
-            except InvalidRequest as error:
-                failure = Failure(type=error.type, message=str(error))
-                self._fail(item.shard, item.line, item.custom_id, failure)
-                continue
-            items.append(item)
-        if items:
-            self._queue(items, new_generation=False)
-        return bool(items)
+    def _is_ready(self) -> bool:
+        return self._prepare is not None and not self.is_stopped
 
     def _feed(self, held: Held) -> None:
         record = held.record
@@ -230,41 +224,45 @@ class Feeder:
 
     def _item(self, work: ShardWork, line: OwnLine) -> Item | None:
         """The request ready for the engine; None where it can never be served and is settled already."""
-        assert self._prepare is not None
         try:
             request = parse_request(line.data, work.held.batch.defaults)
-            if work.fitting is None:
-                prepared = self._prepare(request)
-            else:
-                request, prepared = self._guided(work.fitting.guide(request), work.fitting)
         except InvalidRequest as error:
-            self._fail(work, line.number, custom_id_of(line.data), Failure(type=error.type, message=str(error)))
+            self._fail(work, line.number, custom_id_of(line.data), error)
             return None
-        return Item(
+        item = Item(
             key=next(self._keys),
             shard=work,
             line=line.number,
             custom_id=request.custom_id,
-            prepared=prepared,
+            prepared=UNPREPARED,
             size=len(line.data),
-            request=request if work.fitting is not None else None,
         )
+        job = Job(item, request if work.fitting is None else work.fitting.guide(request))
+        return item if self._make_ready(job) else None
 
-    def _guided(self, request: Request, checks: Fitting) -> tuple[Request, Prepared]:
-        """Ready for the engine; not guided where it refuses the batch's schema. Raises: InvalidRequest."""
+    def _make_ready(self, job: Job) -> bool:
+        """Prepare it; not guided where the engine refuses the batch's schema. False: refused, and settled already."""
         assert self._prepare is not None
+        item, request, _ = job
+        fitting = item.shard.fitting
         try:
-            return request, self._prepare(request)
+            item.prepared = self._prepare(request)
         except InvalidRequest as error:
-            if not checks.is_guided(request):
-                raise
-            request = unguided(request)
-            prepared = self._prepare(request)  # raises where something else is wrong with it
-            checks.stop_guiding(str(error))
-            return request, prepared
+            if fitting is None or not fitting.is_guided(request):
+                self._fail(item.shard, item.line, item.custom_id, error)
+                return False
+            if not self._make_ready(job._replace(request=unguided(request))):
+                return False  # something else is wrong with it
+            fitting.stop_guiding(str(error))
+            return True
+        if fitting is not None:
+            item.request = request
+        return True
 
-    def _fail(self, work: ShardWork, line: int, custom_id: str | None, failure: Failure) -> None:
-        self._tally.refused += 1
+    def _fail(self, work: ShardWork, line: int, custom_id: str | None, error: InvalidRequest | Failure) -> None:
+        failure = error if isinstance(error, Failure) else Failure(type=error.type, message=str(error))
+        with self._changed:
+            self._tally.refused += 1
         if work.settle(FinishedLine(line, failure.status, encode_result(custom_id, failure, ""))):
             with self._changed:
                 self._changed.notify_all()

@@ -1,8 +1,8 @@
 """The runner: one process, one engine, one loop, from its first engine to its last checkpoint.
 
-Four threads work around the loop (`loop.py`): the feeder (claims, prefetch), the keeper (checkpoints) and the finisher
-(ends batches) share a few lists with it, and the steward tidies. The engine never waits for the store and never drains
-between shards.
+Five threads work around the loop (`loop.py`): the feeder (claims, prefetch), the preparer (further attempts), the
+keeper (checkpoints) and the finisher (ends batches) share a few lists with it, and the steward tidies. The engine never
+waits for the store and never drains between shards.
 """
 
 import threading
@@ -171,7 +171,7 @@ class Runner:
         try:
             while not self._is_over() and not until():
                 try:
-                    while self._feeder.tick():
+                    while self._feeder.tick() or self._feeder.prepare_next():
                         pass
                     if not self._loop.turn(self._engine):
                         self._ledger.clock.sleep(IDLE_WAIT_S)
@@ -303,8 +303,9 @@ class Runner:
         self._keeper.wake.set()
         with self._changed:
             self._changed.notify_all()
-        feeder, keeper, finisher, steward = threads
+        feeder, keeper, finisher, steward, preparer = threads
         feeder.join(JOIN_S_MAX)
+        preparer.join(JOIN_S_MAX)
         keeper.join()
         self._keeper.release_all()
         if not self._keeper.is_store_away:
@@ -329,6 +330,7 @@ class Runner:
             ("keeper", self._keep_forever),
             ("finisher", self._finish_forever),
             ("steward", self._steward_forever),
+            ("preparer", self._prepare_forever),
         ]
         threads = [
             threading.Thread(target=self._guarded, args=(name, job), name=name, daemon=True) for name, job in jobs
@@ -359,6 +361,11 @@ class Runner:
             if not self._feeder.tick():
                 with self._changed:
                     self._changed.wait(IDLE_WAIT_S)
+
+    def _prepare_forever(self) -> None:
+        while not self._threads_over.is_set():
+            if not self._feeder.prepare_next():
+                self._feeder.attempts.wait(IDLE_WAIT_S)
 
     def _keep_forever(self) -> None:
         while not self._threads_over.is_set():
