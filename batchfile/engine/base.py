@@ -67,6 +67,18 @@ class EngineStats:
     extra: dict[str, float] = field(default_factory=dict)
 
 
+class SchemaUnchecked(Exception):
+    """The request's schema has to be compiled before the request is prepared, which may take a minute.
+
+    `finish(owner)` does both, waits for it and raises as `prepare`. `owner`: whose time it takes; the schemas of one
+    who has had many slow ones get less time each, and nobody else's.
+    """
+
+    def __init__(self, finish: Callable[[str], Prepared]) -> None:
+        super().__init__("the request's schema has not been compiled")
+        self.finish = finish
+
+
 def in_flight_for(num_slots: int) -> int:
     """How many requests to have in an engine of this many slots: a quarter more, so that none runs empty."""
     return num_slots + max(16, num_slots // 4)
@@ -82,7 +94,10 @@ class Engine(Protocol):
     def info(self) -> EngineInfo: ...
 
     def prepare(self, request: Request) -> Prepared:
-        """Everything that can be done ahead of time. Raises: InvalidRequest if it can never be served."""
+        """Everything that can be done ahead of time.
+
+        Raises: InvalidRequest if it can never be served; SchemaUnchecked.
+        """
         ...
 
     def add(self, key: int, prepared: Prepared) -> None:
@@ -103,6 +118,14 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
 
     def close(self) -> None: ...
+
+
+def prepare_now(engine: Engine, request: Request, owner: str = "") -> Prepared:
+    """Wait for a schema where that is needed. Raises: InvalidRequest."""
+    try:
+        return engine.prepare(request)
+    except SchemaUnchecked as unchecked:
+        return unchecked.finish(owner)
 
 
 EngineFactory = Callable[[], Engine]

@@ -25,11 +25,12 @@ log = structlog.get_logger()
 
 TIME_S_MAX = 10.0  # for one schema
 MEMORY_MAX = 2 * 1024**3  # bytes that one schema may take in addition to what the process has
-# Many schemas that reach the bound would hold up all other requests: after this many in this time the next get less.
+# Many schemas that reach the bound would take hours: after this many of one owner in this time its next get less.
 SLOW_MAX = 3
 SLOW_WINDOW_S = 600.0
 TIME_S_HURRIED = 1.0
 VERDICTS_KEPT = 4096
+OWNERS_KEPT = 1024  # who had slow ones last
 START_S_MAX = 300.0  # to import and to load a tokenizer
 STARTS_MAX = 3  # that fail one after the other
 ANSWER_TICK_S = 0.25
@@ -39,11 +40,15 @@ Bound = Literal["time", "memory"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """`answer`: the compiler's, in bytes; None where a bound was met: then `bound` is which, `limit` in words."""
+    """`answer`: the compiler's, in bytes; None where a bound was met: then `bound` is which, `limit` in words.
+
+    `time_s`: what it was given, where that was too little.
+    """
 
     answer: bytes | None = None
     bound: Bound | None = None
     limit: str = ""
+    time_s: float = 0.0
 
 
 class SchemaCheck:
@@ -54,12 +59,12 @@ class SchemaCheck:
         self._payload = payload
         self._guard = guard
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._slow_at: deque[float] = deque(maxlen=SLOW_MAX)
+        self._slow_at: OrderedDict[str, deque[float]] = OrderedDict()  # by owner
         self._worker: subprocess.Popen[bytes] | None = None
         self._num_failed_starts = 0
         self._is_closed = False
         self._turn = threading.Lock()  # whose request the worker has
-        self._lock = threading.Lock()  # of the verdicts, and of whether it is closed; held for no time
+        self._lock = threading.Lock()  # of verdicts and owners, and of whether it is closed; held for no time
 
     @property
     def pid(self) -> int | None:
@@ -67,17 +72,24 @@ class SchemaCheck:
         worker = self._worker
         return None if worker is None else worker.pid
 
-    def check(self, schema: bytes) -> Verdict | None:
-        """At most about a minute, and once for each schema. None: it cannot be checked here."""
-        digest = blake2b(schema, digest_size=16).digest()
-        found = self._known(digest)
-        if found is not None:
-            return found
+    def known(self, schema: bytes) -> Verdict | None:
+        """At once, and whoever asks. None: it has to be checked first."""
+        return self._known(_digest(schema), TIME_S_MAX)
+
+    def check(self, schema: bytes, owner: str = "") -> Verdict | None:
+        """At most about a minute, and once for each schema. None: it cannot be checked here.
+
+        `owner`: who had many slow ones gets less time for the next. No other owner's schema fails for that.
+        """
+        digest = _digest(schema)
         with self._turn:
-            found = self._known(digest)
+            time_s = self._time_s(owner)
+            found = self._known(digest, time_s)
             if found is not None:
                 return found
-            verdict = self._judged(schema)
+            verdict = self._judged(schema, time_s)
+            if verdict is not None and verdict.bound == "time":
+                self._note_slow(owner)
         if verdict is not None:
             with self._lock:
                 self._verdicts[digest] = verdict
@@ -93,18 +105,19 @@ class SchemaCheck:
         if worker is not None:
             self._end(worker)
 
-    def _known(self, digest: bytes) -> Verdict | None:
+    def _known(self, digest: bytes, time_s: float) -> Verdict | None:
+        """The verdict, but for one that met the bound in less than `time_s`."""
         with self._lock:
             found = self._verdicts.get(digest)
-            if found is not None:
-                self._verdicts.move_to_end(digest)
+            if found is None or (found.bound == "time" and found.time_s < time_s):
+                return None
+            self._verdicts.move_to_end(digest)
             return found
 
-    def _judged(self, schema: bytes) -> Verdict | None:
+    def _judged(self, schema: bytes, time_s: float) -> Verdict | None:
         worker = self._started()
         if worker is None:
             return None
-        time_s = self._time_s()
         try:
             assert worker.stdin is not None
             frame = (str(time_s).encode(), str(MEMORY_MAX).encode(), schema)
@@ -116,16 +129,24 @@ class SchemaCheck:
                 log.warning("schema.not_checked", reason=f"its process ended: {type(error).__name__}: {error}")
             return None
         if kind == schema_worker.TOO_SLOW:
-            self._slow_at.append(time.monotonic())
-            return Verdict(bound="time", limit=f"{time_s:g} s")
+            return Verdict(bound="time", limit=f"{time_s:g} s", time_s=time_s)
         if kind == schema_worker.DIED:
             return Verdict(bound="memory", limit=f"{MEMORY_MAX >> 30} GiB")
         return Verdict(answer=answer)
 
-    def _time_s(self) -> float:
-        """The bound for the next one."""
-        is_hurried = len(self._slow_at) == SLOW_MAX and time.monotonic() - self._slow_at[0] < SLOW_WINDOW_S
+    def _time_s(self, owner: str) -> float:
+        """The bound for the owner's next one."""
+        with self._lock:
+            slow_at = self._slow_at.get(owner, deque())
+            is_hurried = len(slow_at) == SLOW_MAX and time.monotonic() - slow_at[0] < SLOW_WINDOW_S
         return TIME_S_HURRIED if is_hurried else TIME_S_MAX
+
+    def _note_slow(self, owner: str) -> None:
+        with self._lock:
+            self._slow_at.setdefault(owner, deque(maxlen=SLOW_MAX)).append(time.monotonic())
+            self._slow_at.move_to_end(owner)
+            while len(self._slow_at) > OWNERS_KEPT:
+                self._slow_at.popitem(last=False)
 
     def _started(self) -> "subprocess.Popen[bytes] | None":
         """The process, ready; None where it does not start."""
@@ -195,3 +216,7 @@ class SchemaCheck:
             for pipe in (worker.stdin, worker.stdout):
                 if pipe is not None:
                     pipe.close()
+
+
+def _digest(schema: bytes) -> bytes:
+    return blake2b(schema, digest_size=16).digest()

@@ -1,9 +1,11 @@
 """vLLM loaded to generate: conversations and raw prompts into text. Beside vllm.py, for it alone."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from batchfile.engine.base import SchemaUnchecked
 from batchfile.engine.chat_prompt import ChatPrompts
 from batchfile.engine.embedding import check_task
 from batchfile.engine.loading import why_unavailable
@@ -14,7 +16,7 @@ from batchfile.engine.vllm_guides import Guides
 from batchfile.engine.vllm_parsers import Parsers
 from batchfile.engine.vllm_work import VllmPrepared, refusals
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.words import Choice, Completion, Failure, Outcome, Request, Sampling, Usage
+from batchfile.words import Choice, Completion, Failure, Outcome, Request, Usage
 
 
 class Generating:
@@ -51,7 +53,8 @@ class Generating:
         )
         self._decode = OneDecode.of(tokenizer)
 
-    def prepare(self, request: Request) -> VllmPrepared:
+    def prepare(self, request: Request, owner: str | None = None) -> VllmPrepared:
+        """`owner`: whose time a schema that has to be compiled takes. Raises: SchemaUnchecked where it is None."""
         check_task(request, "generate")
         if request.raw is not None:
             token_ids = self._raw_prompts.token_ids(request.raw.inputs[0])
@@ -65,7 +68,7 @@ class Generating:
             prefix=prefix,
             cost=max_tokens,
             prompts=[token_ids],
-            params=self._params(request.sampling, max_tokens, None if reading is None else reading.asked),
+            params=self._params(request, max_tokens, None if reading is None else reading.asked, owner),
             num_sequences=request.sampling.num_choices,
             reading=reading,
             is_raw=request.raw is not None,
@@ -97,13 +100,14 @@ class Generating:
         # Without stop strings "stop" means a stop token, which is no text.
         return self._decode.text(token_ids[:-1] if choice.finish_reason == "stop" else token_ids, prompt_ids)
 
-    def _params(self, sampling: Sampling, max_tokens: int, read: Any) -> Any:
+    def _params(self, request: Request, max_tokens: int, read: Any, owner: str | None) -> Any:
         """vLLM's parameters. `read`: what the parser asks for that reads the answer, if any.
 
-        Raises: InvalidRequest if vLLM does not accept them.
+        Raises: InvalidRequest if vLLM does not accept them; SchemaUnchecked.
         """
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        sampling = request.sampling
         asked = {
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
@@ -123,8 +127,10 @@ class Generating:
             )
             if read is not None and read.structured_outputs is not None:
                 guide = read.structured_outputs
-            guide, kind = self._guides.checked(guide)
-            params = kind(
+            checked = self._guides.checked(guide, owner)
+            if checked is None:
+                raise SchemaUnchecked(partial(self.prepare, request))
+            params = checked.kind(
                 **{name: value for name, value in given.items() if value is not None},
                 n=sampling.num_choices,
                 temperature=sampling.temperature,
@@ -132,7 +138,7 @@ class Generating:
                 stop=list(sampling.stop),
                 seed=sampling.seed,
                 ignore_eos=sampling.ignore_eos,
-                structured_outputs=guide,
+                structured_outputs=checked.guide,
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 # Text is made once, at the end, where that gives the same text; stop strings need it as it comes.
                 detokenize=bool(sampling.stop) or self._decode is None or read is not None,

@@ -11,7 +11,7 @@ import inspect
 import pickle
 import threading
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -45,6 +45,13 @@ class Answer(msgspec.Struct):
     changed: dict[str, Any] = {}
 
 
+class Checked(NamedTuple):
+    """The guide as vLLM's own check leaves it, and the class of the parameters that carry it."""
+
+    guide: Any
+    kind: Any
+
+
 class Guides:
     """Of one engine. Any thread may call `checked`. Without a guide nothing is started, nor even tried."""
 
@@ -52,32 +59,37 @@ class Guides:
         self._config = llm.llm_engine.vllm_config
         self._guard = guard
         self._lock = threading.Lock()
+        self._is_closed = False
         self._checks: list[SchemaCheck | None] = []  # one, once there was a guide; None: it cannot be had
 
-    def checked(self, guide: Any) -> tuple[Any, Any]:
-        """The guide as vLLM's own check leaves it, and the class of the parameters that carry it.
+    def checked(self, guide: Any, owner: str | None) -> Checked | None:
+        """Compiled, which may take a minute, in the time of `owner`; where that is None, as it is known.
 
-        `guide` None: there is none. Raises: InvalidRequest where vLLM refuses it, or where compiling it meets a bound.
+        `guide` None: there is none. None: it has to be compiled first; also where this was closed meanwhile.
+        Raises: InvalidRequest where vLLM refuses it, or where compiling it meets a bound.
         """
         from vllm import SamplingParams
 
-        check = None if guide is None or guide.json_object else self._found_check()
+        if guide is None or guide.json_object:
+            return Checked(guide, SamplingParams)
+        check = self._found_check()
         if check is None:
-            return guide, SamplingParams
+            return None if self._is_closed else Checked(guide, SamplingParams)
         try:
             data = msgspec.json.encode(_fields(guide))
         except RecursionError as error:
             raise InvalidRequest("The JSON schema is nested too deeply. Make it flatter.") from error
-        verdict = check.check(data)
+        verdict = check.known(data) if owner is None else check.check(data, owner)
         if verdict is None:
-            return guide, SamplingParams
+            return None if owner is None or self._is_closed else Checked(guide, SamplingParams)
         answer = _answer(guide, verdict)
         for name, value in answer.changed.items():
             setattr(guide, name, value)
-        return guide, checked_params()
+        return Checked(guide, checked_params())
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             for check in self._checks:
                 if check is not None:
                     check.close()

@@ -24,7 +24,7 @@ class Work(Protocol):
     """Any thread may call these, several at once."""
 
     def prepare(self, request: Request) -> VllmPrepared:
-        """Raises: InvalidRequest if it can never be served."""
+        """Raises: InvalidRequest if it can never be served; SchemaUnchecked."""
         ...
 
     def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:

@@ -114,6 +114,7 @@ class Claims:
         self._bell_asked_at = float("-inf")
         self._bell = ""
         self._has_listed = False
+        self.is_waiting: Callable[[str], bool] = lambda batch_id: False  # has the batch enough in this process?
         self._is_store_doubtful = False  # it did not answer for one batch: perhaps it answers for none
 
     @property
@@ -185,6 +186,7 @@ class Claims:
             for view in list(self._views.values())
             if (view.todo or (view.num_unsettled and view.look_at <= now))
             and not self._aside.left_s(view.batch.batch_id)
+            and not self.is_waiting(view.batch.batch_id)
         ]
 
     def _choose(self, *, is_unclaimed: bool) -> BatchView | None:

@@ -30,6 +30,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self.size_bytes = 0
+        self._num = 0
         self._jobs: dict[str, deque[Job]] = {}
         self._spent_s: dict[str, float] = {}  # by batch; kept until nothing waits at all
         self._level_s = 0.0  # what the batch that was served last had spent: a batch that is new starts there
@@ -41,8 +42,12 @@ class FairQueue:
                 self._jobs[job.batch_id] = deque()
                 self._spent_s[job.batch_id] = max(self._level_s, self._spent_s.get(job.batch_id, 0.0))
             self._jobs[job.batch_id].append(job)
+            self._num += 1
             self.size_bytes += job.item.size
             self._added.notify_all()
+
+    def __len__(self) -> int:
+        return self._num
 
     def num_of(self, batch_id: str) -> int:
         """How many jobs of this batch wait."""
@@ -60,6 +65,7 @@ class FairQueue:
             job = self._jobs[batch_id].popleft()
             if not self._jobs[batch_id]:
                 del self._jobs[batch_id]
+            self._num -= 1
             self.size_bytes -= job.item.size
             return job
 

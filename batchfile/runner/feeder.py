@@ -11,7 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from batchfile import bits
-from batchfile.engine.base import Prepared
+from batchfile.engine.base import Prepared, SchemaUnchecked
 from batchfile.errors import (
     BatchDamaged,
     BatchfileError,
@@ -49,6 +49,8 @@ WINDOW_BYTES_MAX = 64 * 1024 * 1024
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
 PUSH_CHUNK = 64  # requests that become visible to the loop at once
 UNPREPARED = Prepared()
+UNCHECKED_MAX = 64  # a batch with more requests that wait for their schemas is not claimed from
+UNCHECKED_BYTES_MAX = 256 * 1024 * 1024  # no more is claimed at all while so much waits for schemas
 
 
 class OwnLine(NamedTuple):
@@ -73,7 +75,10 @@ class Feeder:
         aside: Aside,
         on_return: Callable[[], None],
     ) -> None:
-        """`on_return`: a shard is to be put back."""
+        """`on_return`: a shard is to be put back.
+
+        `attempts`: further attempts. `unchecked`: requests that wait for their schemas. A thread each works on them.
+        """
         self._ledger = ledger
         self._claims = claims
         self._aside = aside
@@ -85,8 +90,11 @@ class Feeder:
         self._trial_turns = Turns(ledger.rng)
         self._keys = count(1)
         self.attempts = FairQueue()
+        self.unchecked = FairQueue()
+        claims.is_waiting = lambda batch_id: self.unchecked.num_of(batch_id) > UNCHECKED_MAX
         self._prepare: Callable[[Request], Prepared] | None = None
         self._low_water = 1
+        self.has_engine = False  # what a dead one prepares may be unchecked
         self.is_stopped = False
         self.is_claiming = False  # a shard may be ours already and not yet among `works`
 
@@ -94,9 +102,12 @@ class Feeder:
         """The engine is ready (again)."""
         self._prepare = prepare
         self._low_water = num_slots * WINDOW_SLOTS + max_in_flight
+        self.has_engine = True
 
     def is_full(self) -> bool:
         if len(self._window) >= self._low_water or self._window.size_bytes >= WINDOW_BYTES_MAX:
+            return True
+        if self.unchecked.size_bytes >= UNCHECKED_BYTES_MAX:
             return True
         # What cannot be committed holds up no other: its batch is set aside, so there is little of it.
         return sum(work.finished_bytes for work in list(self._works) if not work.num_failures) >= BACKLOG_BYTES_MAX
@@ -105,15 +116,24 @@ class Feeder:
         """Another attempt at `item`, with this request, goes into the window soon. From the loop's thread."""
         self.attempts.add(Job(item, request))
 
-    def prepare_next(self) -> bool:
-        """Prepare one further attempt; False: none waits. On a thread of its own: `tick` may wait for the store."""
-        job = self.attempts.take() if self._is_ready() else None
+    def prepare_next(self, queue: FairQueue) -> bool:
+        """Prepare one request of `attempts` or `unchecked`; False: none waits.
+
+        On a thread for each: `tick` may wait for the store, and a schema may take a minute.
+        """
+        job = queue.take() if self._is_ready() else None
         if job is None:
             return False
         began_at = self._ledger.clock.monotonic()
-        if not job.item.shard.is_dropped and self._make_ready(job):
-            self._queue([job.item], new_generation=False)
-        self.attempts.charge(job, self._ledger.clock.monotonic() - began_at)
+        is_dropped = job.item.shard.is_dropped
+        if not is_dropped and self._make_ready(job, may_compile=queue is self.unchecked):
+            with self._changed:
+                if job.is_alone:
+                    self._window.push_alone([job.item])
+                else:
+                    self._window.push([job.item])
+                self._changed.notify_all()
+        queue.charge(job, self._ledger.clock.monotonic() - began_at)
         return True
 
     def tick(self) -> bool:
@@ -138,7 +158,7 @@ class Feeder:
         return has_more
 
     def _is_ready(self) -> bool:
-        return self._prepare is not None and not self.is_stopped
+        return self.has_engine and not self.is_stopped
 
     def _feed(self, held: Held) -> None:
         record = held.record
@@ -188,7 +208,7 @@ class Feeder:
         items: list[Item] = []
         is_first = True
         for line in self._own_lines(work.held, wanted):
-            item = self._item(work, line)
+            item = self._item(work, line, is_alone=is_alone)
             if item is None:
                 continue
             items.append(item)
@@ -222,8 +242,8 @@ class Feeder:
                 own.append(OwnLine(number, line.row, line.data))
         return own
 
-    def _item(self, work: ShardWork, line: OwnLine) -> Item | None:
-        """The request ready for the engine; None where it can never be served and is settled already."""
+    def _item(self, work: ShardWork, line: OwnLine, *, is_alone: bool) -> Item | None:
+        """The request ready for the engine; None where `_make_ready` is False."""
         try:
             request = parse_request(line.data, work.held.batch.defaults)
         except InvalidRequest as error:
@@ -237,16 +257,21 @@ class Feeder:
             prepared=UNPREPARED,
             size=len(line.data),
         )
-        job = Job(item, request if work.fitting is None else work.fitting.guide(request))
+        job = Job(item, request if work.fitting is None else work.fitting.guide(request), is_alone)
         return item if self._make_ready(job) else None
 
-    def _make_ready(self, job: Job) -> bool:
-        """Prepare it; not guided where the engine refuses the batch's schema. False: refused, and settled already."""
-        assert self._prepare is not None
+    def _make_ready(self, job: Job, *, may_compile: bool = False) -> bool:
+        """Prepare it; not guided where the engine refuses the batch's schema.
+
+        False: it waits for its schema now, or it can never be served and is settled already.
+        """
         item, request, _ = job
         fitting = item.shard.fitting
         try:
-            item.prepared = self._prepare(request)
+            item.prepared = self._prepared(job, may_compile=may_compile)
+        except SchemaUnchecked:
+            self.unchecked.add(job)
+            return False
         except InvalidRequest as error:
             if fitting is None or not fitting.is_guided(request):
                 self._fail(item.shard, item.line, item.custom_id, error)
@@ -258,6 +283,17 @@ class Feeder:
         if fitting is not None:
             item.request = request
         return True
+
+    def _prepared(self, job: Job, *, may_compile: bool) -> Prepared:
+        """Raises: InvalidRequest; SchemaUnchecked unless it `may_compile`."""
+        assert self._prepare is not None
+        try:
+            return self._prepare(job.request)
+        except SchemaUnchecked as unchecked:
+            if not may_compile:
+                raise
+            finish = unchecked.finish
+        return finish(job.batch_id)
 
     def _fail(self, work: ShardWork, line: int, custom_id: str | None, error: InvalidRequest | Failure) -> None:
         failure = error if isinstance(error, Failure) else Failure(type=error.type, message=str(error))

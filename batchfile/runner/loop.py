@@ -6,12 +6,13 @@ is settled behind.
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 
 import structlog
 
 from batchfile.clock import Clock
-from batchfile.engine.base import Engine, EngineInfo, Finished, Prepared
+from batchfile.engine.base import Engine, EngineInfo, Finished, Prepared, prepare_now
 from batchfile.errors import InvalidRequest
 from batchfile.ledger import lease
 from batchfile.lines.part import FinishedLine
@@ -70,7 +71,7 @@ class Loop:
         self._on_settled = on_settled
         self._on_served = on_served
         self._prepare_again = prepare_again
-        self._prepare: Callable[[Request], Prepared]
+        self._prepare: Callable[[Request, str], Prepared]
         self._busy_until: float | None = None  # up to when `tally.busy_s` counts; None: nothing was in flight
         self._gpu_s_each = 0.0  # seconds of GPUs, shared by those in flight, one share after the other
         self._fills_since: float | None = None
@@ -79,7 +80,7 @@ class Loop:
 
     def use(self, engine: Engine) -> None:
         """From now on this one."""
-        self.info, self._prepare = engine.info, engine.prepare
+        self.info, self._prepare = engine.info, partial(prepare_now, engine)
         self.calls.is_warm = False
 
     def turn(self, engine: Engine) -> bool:
@@ -262,7 +263,8 @@ class Loop:
                 self._prepare_again(item, request)
                 return None
             try:
-                item.request, item.prepared = request, self._prepare(request)
+                batch_id = item.shard.held.batch.batch_id
+                item.request, item.prepared = request, self._prepare(request, batch_id)
             except InvalidRequest as error:
                 return Failure(type=error.type, message=str(error))
         with self._changed:

@@ -1,13 +1,14 @@
 """The runner: one process, one engine, one loop, from its first engine to its last checkpoint.
 
-Five threads work around the loop (`loop.py`): the feeder (claims, prefetch), the preparer (further attempts), the
-keeper (checkpoints) and the finisher (ends batches) share a few lists with it, and the steward tidies. The engine never
-waits for the store and never drains between shards.
+Six threads work around the loop (`loop.py`): the feeder (claims, prefetch), the preparer (further attempts), the
+compiler (requests that wait for their schemas), the keeper (checkpoints) and the finisher (ends batches) share a few
+lists with it, and the steward tidies. The engine never waits for the store and never drains between shards.
 """
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import structlog
@@ -20,6 +21,7 @@ from batchfile.ledger.inbox import Inbox
 from batchfile.ledger.long_work import LongWork
 from batchfile.records import BatchRecord
 from batchfile.runner.claims import Claims
+from batchfile.runner.fair_queue import FairQueue
 from batchfile.runner.feeder import Feeder
 from batchfile.runner.finisher import Finisher
 from batchfile.runner.keeper import Keeper
@@ -168,10 +170,11 @@ class Runner:
         """`run` without a thread: everything in turn, on the ledger's clock. For simulations and virtual time."""
         self._long_work.num_threads = 0
         self._engine = self._seat.build()
+        queues = (self._feeder.attempts, self._feeder.unchecked)
         try:
             while not self._is_over() and not until():
                 try:
-                    while self._feeder.tick() or self._feeder.prepare_next():
+                    while self._feeder.tick() or any(map(self._feeder.prepare_next, queues)):
                         pass
                     if not self._loop.turn(self._engine):
                         self._ledger.clock.sleep(IDLE_WAIT_S)
@@ -221,6 +224,11 @@ class Runner:
     @property
     def num_prefetched(self) -> int:
         return len(self._window)
+
+    @property
+    def num_unchecked(self) -> int:
+        """Requests that wait for their schemas."""
+        return len(self._feeder.unchecked)
 
     @property
     def is_building(self) -> bool:
@@ -289,6 +297,7 @@ class Runner:
         One that dies while the runner stops may have met what stops the runner: it blames none and has no successor.
         """
         log.error("engine.died", error=str(error), in_flight=self.num_in_flight)
+        self._feeder.has_engine = False
         self._seat.bury(engine, error)
         is_last = self._stop.is_set()
         self._loop.bereave(has_successor=not is_last)
@@ -303,7 +312,7 @@ class Runner:
         self._keeper.wake.set()
         with self._changed:
             self._changed.notify_all()
-        feeder, keeper, finisher, steward, preparer = threads
+        feeder, keeper, finisher, steward, preparer, _ = threads  # the last one may wait for a compiler
         feeder.join(JOIN_S_MAX)
         preparer.join(JOIN_S_MAX)
         keeper.join()
@@ -330,7 +339,8 @@ class Runner:
             ("keeper", self._keep_forever),
             ("finisher", self._finish_forever),
             ("steward", self._steward_forever),
-            ("preparer", self._prepare_forever),
+            ("preparer", partial(self._prepare_forever, self._feeder.attempts)),
+            ("compiler", partial(self._prepare_forever, self._feeder.unchecked)),
         ]
         threads = [
             threading.Thread(target=self._guarded, args=(name, job), name=name, daemon=True) for name, job in jobs
@@ -362,10 +372,10 @@ class Runner:
                 with self._changed:
                     self._changed.wait(IDLE_WAIT_S)
 
-    def _prepare_forever(self) -> None:
+    def _prepare_forever(self, queue: FairQueue) -> None:
         while not self._threads_over.is_set():
-            if not self._feeder.prepare_next():
-                self._feeder.attempts.wait(IDLE_WAIT_S)
+            if not self._feeder.prepare_next(queue):
+                queue.wait(IDLE_WAIT_S)
 
     def _keep_forever(self) -> None:
         while not self._threads_over.is_set():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.base import Engine, Finished
+from batchfile.engine.base import Engine, Finished, prepare_now
 from batchfile.engine.open import engine_factory
 from batchfile.words import Completion, Message, Raw, Request, Role, Sampling
 
@@ -55,7 +55,7 @@ def user(text: str, **sampling: Any) -> Request:
 
 def run(engine: Engine, requests: dict[int, Request]) -> dict[int, Finished]:
     for key, one in requests.items():
-        engine.add(key, engine.prepare(one))
+        engine.add(key, prepare_now(engine, one))
     done: dict[int, Finished] = {}
     while len(done) < len(requests):
         for finished in engine.step():
@@ -90,7 +90,7 @@ def test_tokens_are_counted_once_and_what_is_inside_runs_or_waits(engine: Engine
     before = engine.stats()
     requests = {key: user(f"Say the number {key}", max_tokens=1 + key % 5) for key in range(60)}
     for key, one in requests.items():
-        engine.add(key, engine.prepare(one))
+        engine.add(key, prepare_now(engine, one))
     done: list[Finished] = []
     while len(done) < len(requests):
         done += engine.step()

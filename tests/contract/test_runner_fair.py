@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from batchfile.clock import SystemClock
-from batchfile.engine.echo import EchoEngine
+from batchfile.engine.base import SchemaUnchecked
+from batchfile.engine.echo import EchoEngine, EchoPrepared
+from batchfile.errors import EngineDead
 from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.words import Defaults, Request, RoutingTable
 
 LOCAL = RoutingTable(everything="local")
 SCHEMA = {"type": "object", "properties": {"subject": {"type": "string"}}, "required": ["subject"]}
@@ -101,3 +103,97 @@ def test_another_attempt_is_prepared_while_the_store_does_not_give_another_batch
         finally:
             answer.set()
             store.go.set()
+
+
+class Compiling(EchoEngine):
+    """Has to compile each schema first. Those with a "slow" in them take until `go` is set."""
+
+    def __init__(self, go: threading.Event, **options: Any) -> None:
+        super().__init__(num_slots=16, **options)
+        self._go = go
+        self._known: set[str] = set()
+        self.owners: set[str] = set()
+
+    def prepare(self, request: Request) -> EchoPrepared:
+        schema = json.dumps(request.sampling.json_schema)
+        if request.sampling.json_schema is None or schema in self._known:
+            return super().prepare(request)
+
+        def finish(owner: str) -> EchoPrepared:
+            self.owners.add(owner)
+            if "slow" in schema:
+                self._go.wait(HANGS_S_MAX)
+            self._known.add(schema)
+            return self.prepare(request)
+
+        raise SchemaUnchecked(finish)
+
+
+def guided(name: str) -> dict[str, Any]:
+    return {"output_config": {"format": {"type": "json_schema", "schema": {"title": name}}}}
+
+
+def test_requests_wait_for_their_schemas_aside_and_no_other_batch_waits_for_them() -> None:
+    ledger = Ledger(store=MemoryStore(SystemClock()), clock=SystemClock(), rng=random.Random(3))
+    create(ledger, "slow", [guided(f"slow {n}") if n % 4 else {} for n in range(1000)])
+    go = threading.Event()
+    engine = Compiling(go)
+    with running(ledger, lambda: engine) as runner:
+        try:
+            wait_for(lambda: runner.tally.succeeded >= 16 and runner.num_unchecked > 64)
+            create(ledger, "quick", [{}] * 50)
+            wait_for(lambda: has_ended(ledger, "quick"))
+            assert runner.num_unchecked <= 64 + 8, "no more of the batch is claimed than waits"
+            assert not has_ended(ledger, "slow")
+            go.set()
+            wait_for(lambda: has_ended(ledger, "slow"))
+        finally:
+            go.set()
+    assert engine.owners == {"slow"}
+
+
+def test_a_stop_does_not_wait_for_a_schema() -> None:
+    ledger = Ledger(store=MemoryStore(SystemClock()), clock=SystemClock(), rng=random.Random(3))
+    create(ledger, "slow", [guided("slow")])
+    go = threading.Event()
+    try:
+        with running(ledger, lambda: Compiling(go)) as runner:
+            wait_for(lambda: bool(runner.shards_held(1)))
+        assert not go.is_set()
+    finally:
+        go.set()
+
+
+def test_an_engine_that_has_died_prepares_nothing_for_the_next() -> None:
+    """What a closed engine prepares may not have been checked."""
+    ledger = Ledger(store=MemoryStore(SystemClock()), clock=SystemClock(), rng=random.Random(3))
+    create(ledger, "one", [{}])
+    prepared_by: list[str] = []
+
+    class Mortal(EchoEngine):
+        name = "first"
+
+        def prepare(self, request: Request) -> EchoPrepared:
+            prepared_by.append(self.name)
+            return super().prepare(request)
+
+        def step(self) -> list[Any]:
+            raise EngineDead("on purpose")
+
+    class Next(EchoEngine):
+        def prepare(self, request: Request) -> EchoPrepared:
+            prepared_by.append("next")
+            return super().prepare(request)
+
+    built: list[EchoEngine] = []
+
+    def build() -> EchoEngine:
+        if built:
+            create(ledger, "two", [{}])
+            time.sleep(3)  # in which the feeder would find it
+        built.append(Next() if built else Mortal())
+        return built[-1]
+
+    with running(ledger, build):
+        wait_for(lambda: has_ended(ledger, "two"))
+    assert prepared_by == ["first", "next"]

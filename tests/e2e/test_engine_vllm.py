@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from batchfile.engine.base import prepare_now
 from batchfile.engine.chat_prompt import ChatPrompts, fold_system
 from batchfile.engine.one_decode import OneDecode
 from batchfile.engine.vllm import VllmEngine, VllmOptions
@@ -62,7 +63,7 @@ def request(text: str, max_tokens: int = 8, is_given: bool = True, **sampling: A
 
 def run(engine: VllmEngine, *requests: Request) -> list[Outcome]:
     for key, one in enumerate(requests):
-        engine.add(key, engine.prepare(one))
+        engine.add(key, prepare_now(engine, one))
     done: dict[int, Outcome] = {}
     while len(done) < len(requests):
         done |= {finished.key: finished.outcome for finished in engine.step()}

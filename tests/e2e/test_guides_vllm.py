@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from batchfile.engine import schema_check
 from batchfile.engine.vllm import VllmEngine, VllmOptions
 from batchfile.engine.vllm_guides import checked_params
 from batchfile.layout import input_key
@@ -103,6 +104,35 @@ def test_a_schema_that_takes_minutes_to_compile_fails_alone_and_the_engine_compi
     # A stage's schema of this kind guides nothing; its answers are checked all the same.
     assert [row["error"]["message"] for row in stage.values()] == ["Output validation failed"] * 2
     assert runner.tally.num_engine_deaths == 0
+
+
+def test_many_slow_schemas_of_one_batch_hold_up_no_other(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_check, "TIME_S_MAX", 3.0)
+    monkeypatch.setattr(schema_check, "TIME_S_HURRIED", 1.0)
+    ledger = Ledger(store=MemoryStore(), rng=random.Random(3))
+    create(ledger, "slow", [line(f"r{n}", POISON | {"title": str(n)}) for n in range(60)])
+    runner = Runner(
+        ledger,
+        lambda: VllmEngine(VllmOptions(model=str(model_dir), max_model_len=512, max_num_seqs=16)),
+        RunnerOptions(runner_id="r", pool="local"),
+    )
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + WAIT_S
+        while not runner.tally.refused:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        create(ledger, "plain", [line(f"r{n}", None) for n in range(8)])
+        create(ledger, "good", [line(f"r{n}", GOOD | {"title": str(n)}) for n in range(8)])
+        plain, good = read_ended(ledger, "plain"), read_ended(ledger, "good")
+        still = batches.read_batch(ledger, "slow")
+    finally:
+        runner.stop_now()
+        thread.join(60)
+    assert {row["status"] for row in (*plain.values(), *good.values())} == {"succeeded"}
+    assert still is not None
+    assert still.state == "open"
 
 
 def test_checked_parameters_are_vllms_own_on_the_wire_and_are_not_checked_again() -> None:

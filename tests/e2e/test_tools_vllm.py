@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from batchfile.engine.base import prepare_now
 from batchfile.engine.chat_prompt import ChatPrompts
 from batchfile.engine.vllm import VllmEngine, VllmOptions
 from batchfile.engine.vllm_parsers import Parsers
@@ -153,7 +154,7 @@ def test_a_model_that_must_call_a_tool_calls_one_that_fits(model_dir: Path, tmp_
         done: dict[int, Any] = {}
         ones = [request(NAMED), request(NAMED), request(None), replace(request(), tools=TOOLS)]
         for key, one in enumerate(ones):
-            engine.add(key, engine.prepare(one))
+            engine.add(key, prepare_now(engine, one))
         while len(done) < len(ones):
             done |= {finished.key: finished.outcome for finished in engine.step()}
     finally:

@@ -119,6 +119,25 @@ def test_after_a_few_that_met_the_bound_the_next_get_less(make: Maker, monkeypat
     assert limits == ["0.1 s"] * 3 + ["0.05 s"] * 2
 
 
+def test_the_slow_schemas_of_one_owner_leave_the_others_their_time(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema_check, "TIME_S_MAX", 0.1)
+    monkeypatch.setattr(schema_check, "TIME_S_HURRIED", 0.05)
+    check = make(b"")
+
+    def limit(n: int, owner: str) -> str:
+        verdict = check.check(asked("sleep", s=60, n=n), owner)
+        assert verdict is not None
+        return verdict.limit
+
+    assert [limit(n, "a") for n in range(4)] == ["0.1 s"] * 3 + ["0.05 s"]
+    assert check.known(asked("sleep", s=60, n=0)) is not None, "it had the whole time"
+    assert check.known(asked("sleep", s=60, n=3)) is None, "what was too little for one owner judges no other"
+    assert (limit(3, "a"), limit(3, "b"), limit(3, "a")) == ("0.05 s", "0.1 s", "0.1 s")
+    assert check.known(asked("sleep", s=60, n=3)) is not None
+
+
 def test_a_process_that_was_killed_is_started_again(make: Maker) -> None:
     check = make(b"")
     answer(check, asked("", n=1))
