@@ -104,17 +104,21 @@ def checkpointed(
     usage: Usage,
     has_dispatched: bool,
     trying: tuple[int, ...] | None = None,
+    accused: int | None = None,
     gpu_s: float = 0.0,
 ) -> ShardRecord:
     """The record after one more part (None: only a heartbeat). `done`, `counts` and the rest are of that part alone.
 
     The shard is `done` with its last line. Progress forgets the lapses, but for a trial, which goes on until
-    the shard is done or its guilty line is found.
+    the shard is done or its guilty line is found. `accused`: the holder ends in a moment, for this line: the lapse
+    counts against that one, and the next holder tries it alone.
     """
     total = record.counts + counts
     lapses, blamed = record.lapses, record.blamed
     if part is not None and (not is_trial(record) or guilty(record) is not None):
         lapses, blamed = 0, 0
+    if accused is not None:
+        lapses, trying, has_dispatched = max(lapses, LAPSES_BEFORE_TRYING), (accused,), True
     return replace(
         record,
         seq=seq,

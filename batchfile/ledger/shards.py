@@ -111,10 +111,12 @@ def checkpoint(
     *,
     has_dispatched: bool,
     trying: tuple[int, ...] | None = None,
+    accused: int | None = None,
 ) -> None:
     """Commit `finished` (lines that no checkpoint holds yet), renew the lease, move the progress.
 
-    `trying`: the lines of a new trial, none of which was dispatched yet. A done shard stays as it is.
+    `trying`: the lines of a new trial, none of which was dispatched yet. `accused`: the line that this process is about
+    to end for. A done shard stays as it is.
     Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least the same lines.
     """
     if held.record.state == "done":
@@ -133,6 +135,7 @@ def checkpoint(
         usage=usage,
         has_dispatched=has_dispatched or (held.record.has_dispatched and trying is None),
         trying=trying,
+        accused=accused,
         gpu_s=sum(item.gpu_s for item in finished),
     )
     _rewrite(ledger, held, wanted, part)

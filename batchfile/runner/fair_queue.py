@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from typing import NamedTuple
 
+from batchfile.runner.watchdog import Calls
 from batchfile.runner.work import Item
 from batchfile.words import Request
 
@@ -26,9 +27,13 @@ class Job(NamedTuple):
 
 
 class FairQueue:
-    """The batch whose jobs have taken the least time goes first. `size_bytes` sums the input lines that wait."""
+    """The batch whose jobs have taken the least time goes first. `size_bytes` sums the input lines that wait.
+
+    `calls`: of the thread that takes.
+    """
 
     def __init__(self) -> None:
+        self.calls = Calls(is_warm=True)
         self.size_bytes = 0
         self._num = 0
         self._jobs: dict[str, deque[Job]] = {}

@@ -38,6 +38,7 @@ from batchfile.runner.fair_queue import FairQueue, Job
 from batchfile.runner.fitting import fitting_of, unguided
 from batchfile.runner.tally import Tally
 from batchfile.runner.turns import Turns
+from batchfile.runner.watchdog import Calls
 from batchfile.runner.window import Window
 from batchfile.runner.work import Item, ShardWork
 from batchfile.words import Failure, Request
@@ -89,6 +90,7 @@ class Feeder:
         self._changed = changed
         self._trial_turns = Turns(ledger.rng)
         self._keys = count(1)
+        self.calls = Calls(is_warm=True)
         self.attempts = FairQueue()
         self.unchecked = FairQueue()
         claims.is_waiting = lambda batch_id: self.unchecked.num_of(batch_id) > UNCHECKED_MAX
@@ -126,7 +128,7 @@ class Feeder:
             return False
         began_at = self._ledger.clock.monotonic()
         is_dropped = job.item.shard.is_dropped
-        if not is_dropped and self._make_ready(job, may_compile=queue is self.unchecked):
+        if not is_dropped and self._make_ready(job, queue):
             with self._changed:
                 if job.is_alone:
                     self._window.push_alone([job.item])
@@ -260,15 +262,15 @@ class Feeder:
         job = Job(item, request if work.fitting is None else work.fitting.guide(request), is_alone)
         return item if self._make_ready(job) else None
 
-    def _make_ready(self, job: Job, *, may_compile: bool = False) -> bool:
-        """Prepare it; not guided where the engine refuses the batch's schema.
+    def _make_ready(self, job: Job, queue: FairQueue | None = None) -> bool:
+        """Prepare it; not guided where the engine refuses the batch's schema. `queue`: where it waited.
 
         False: it waits for its schema now, or it can never be served and is settled already.
         """
         item, request, _ = job
         fitting = item.shard.fitting
         try:
-            item.prepared = self._prepared(job, may_compile=may_compile)
+            item.prepared = self._prepared(job, queue)
         except SchemaUnchecked:
             self.unchecked.add(job)
             return False
@@ -276,7 +278,7 @@ class Feeder:
             if fitting is None or not fitting.is_guided(request):
                 self._fail(item.shard, item.line, item.custom_id, error)
                 return False
-            if not self._make_ready(job._replace(request=unguided(request))):
+            if not self._make_ready(job._replace(request=unguided(request)), queue):
                 return False  # something else is wrong with it
             fitting.stop_guiding(str(error))
             return True
@@ -284,16 +286,20 @@ class Feeder:
             item.request = request
         return True
 
-    def _prepared(self, job: Job, *, may_compile: bool) -> Prepared:
-        """Raises: InvalidRequest; SchemaUnchecked unless it `may_compile`."""
+    def _prepared(self, job: Job, queue: FairQueue | None) -> Prepared:
+        """Raises: InvalidRequest; SchemaUnchecked."""
         assert self._prepare is not None
+        calls = self.calls if queue is None else queue.calls
+        calls.enter("prepare", job.item)
         try:
             return self._prepare(job.request)
         except SchemaUnchecked as unchecked:
-            if not may_compile:
+            if queue is not self.unchecked:
                 raise
             finish = unchecked.finish
-        return finish(job.batch_id)
+        finally:
+            calls.leave()
+        return finish(job.batch_id)  # it has bounds of its own
 
     def _fail(self, work: ShardWork, line: int, custom_id: str | None, error: InvalidRequest | Failure) -> None:
         failure = error if isinstance(error, Failure) else Failure(type=error.type, message=str(error))

@@ -128,7 +128,7 @@ class Keeper:
             return False
         if work.wants_to_announce and lease.must_announce(work.held.record):
             return True
-        if work.left == 0 or work.finished_bytes >= PART_BYTES:
+        if work.accused is not None or work.left == 0 or work.finished_bytes >= PART_BYTES:
             return True
         if work.finished and self.is_urgent:
             return True
@@ -139,10 +139,10 @@ class Keeper:
     def _checkpoint(self, work: ShardWork) -> None:
         started_at = self._checkpointed_at[id(work)] = self._ledger.clock.monotonic()
         with work.lock:
-            finished = list(work.finished)
+            finished, accused = list(work.finished), work.accused
             try:
                 is_dispatching = work.has_dispatched or work.wants_to_announce
-                shards.checkpoint(self._ledger, work.held, finished, has_dispatched=is_dispatching)
+                shards.checkpoint(self._ledger, work.held, finished, has_dispatched=is_dispatching, accused=accused)
             except LeaseLost as error:
                 work.is_closed = isinstance(error, ShardClosed)
                 self._drop(work)
@@ -162,6 +162,8 @@ class Keeper:
                 return
             self._saw_store(started_at, is_there=True)
             work.forget(len(finished))
+            if work.accused == accused:
+                work.accused = None
         if work.num_failures:
             work.num_failures, work.retry_at = 0, float("-inf")
             self._aside.worked(work.held.batch.batch_id, "commit")

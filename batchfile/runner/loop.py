@@ -262,11 +262,14 @@ class Loop:
             if not is_alone:
                 self._prepare_again(item, request)
                 return None
+            self.calls.enter("prepare", item)
             try:
                 batch_id = item.shard.held.batch.batch_id
                 item.request, item.prepared = request, self._prepare(request, batch_id)
             except InvalidRequest as error:
                 return Failure(type=error.type, message=str(error))
+            finally:
+                self.calls.leave()
         with self._changed:
             if is_alone:
                 self._window.push_alone([item], is_next=True)

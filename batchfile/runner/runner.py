@@ -113,10 +113,10 @@ class Runner:
         num_threads = 0 if options.only is not None else 1
         self._long_work = LongWork(ledger, options.runner_id, num_threads=num_threads, aside=self._aside)
         self._watchdog = Watchdog(
-            self._loop.calls,
+            [self._loop.calls, self._feeder.calls, self._feeder.attempts.calls, self._feeder.unchecked.calls],
             ledger.limits.engine_stall_s,
             on_commit=self._commit_soon,
-            is_committed=lambda: not any(work.finished for work in list(self._works)),
+            is_committed=lambda: not any(work.finished or work.accused is not None for work in list(self._works)),
             on_stuck=self._end_stuck,
         )
         self._finisher = Finisher(

@@ -35,6 +35,7 @@ class ShardWork:
     is_trial: bool = False
     trial_left: int = 0
     is_to_return: bool = False
+    accused: int | None = None  # a line that does not get prepared: to be written down before this process ends for it
     num_failures: int = 0  # of commits, in a row
     retry_at: float = float("-inf")
 

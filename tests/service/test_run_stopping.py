@@ -45,6 +45,18 @@ def slow(self):
     return done
 EchoEngine.step = slow
 """
+NEVER_PREPARES = """
+import time
+from batchfile.engine.echo import EchoEngine
+prepare = EchoEngine.prepare
+def hang(self, request):
+    if request.custom_id == "r17":
+        print("there", flush=True)
+        while True:
+            time.sleep(0.01)
+    return prepare(self, request)
+EchoEngine.prepare = hang
+"""
 NEVER_LOADS = """
 import time
 from batchfile.engine.echo import EchoEngine
@@ -274,6 +286,28 @@ def test_an_engine_that_does_not_return_ends_the_process_and_its_request_is_foun
     assert [row["custom_id"] for row in rows if row["status"] != "succeeded"] == ["r17"]
     assert len(rows) == NUM
     assert rows[17]["error"]["type"] == "runner_crash"
+
+
+def test_a_request_that_does_not_get_prepared_ends_the_process_and_fails_alone_at_the_third_time(folder: Path) -> None:
+    (folder / "batchfile.toml").write_text("[limits]\nengine_stall_s = 0.5\n")
+    for _ in range(3):
+        said = ended(start(folder, before=NEVER_PREPARES), 75)
+        assert "the engine's prepare has not returned for 0.5 s" in said
+    ended(start(folder, before=NEVER_PREPARES), 3)
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
+    assert [row["custom_id"] for row in rows if row["status"] != "succeeded"] == ["r17"]
+    assert len(rows) == NUM
+    assert rows[17]["error"]["type"] == "runner_crash"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_while_a_request_does_not_get_prepared(folder: Path, number: signal.Signals) -> None:
+    process = start(folder, before=NEVER_PREPARES)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(number)
+    ended(process, 128 + number)
+    completes(folder)
 
 
 def test_a_process_that_was_stopped_is_not_taken_for_one_that_is_stuck(folder: Path) -> None:

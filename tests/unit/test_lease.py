@@ -125,3 +125,41 @@ def test_a_spot_kill_blames_nobody() -> None:
     for _ in range(3):
         record = lapse(progress(record, []))
     assert lease.guilty(record) is None
+
+
+def accuse(record: ShardRecord, line: int, lines: list[int]) -> ShardRecord:
+    return lease.checkpointed(
+        record,
+        seq=record.seq + 1,
+        part=PART if lines else None,
+        done=bits.of(lines),
+        counts=Counts(succeeded=len(lines)),
+        usage=Usage(),
+        has_dispatched=False,
+        accused=line,
+    )
+
+
+@pytest.mark.parametrize("lines", [[], [0, 1]])
+def test_a_line_that_its_holder_ends_for_is_tried_alone_and_guilty_at_the_third_time(lines: list[int]) -> None:
+    record = accuse(fresh(), 5, lines)
+    assert record.counts.finished == len(lines)
+    for num in range(1, lease.LAPSES_OF_ONE_LINE + 1):
+        record = lapse(record)
+        assert lease.is_trial(record)
+        assert lease.next_trial(record, 0b11111100) == (5,)
+        assert lease.guilty(record) == (5 if num == lease.LAPSES_OF_ONE_LINE else None)
+        if lease.guilty(record) is None:
+            record = accuse(record, 5, [])
+
+
+def test_accusing_another_line_begins_to_count_anew() -> None:
+    record = lapse(accuse(lapse(accuse(fresh(), 5, [])), 5, []))
+    assert record.blamed == 2
+    record = lapse(accuse(record, 6, []))
+    assert (record.trying, record.blamed) == ((6,), 1)
+
+
+def test_a_line_that_was_accused_for_nothing_is_not_guilty_once_it_is_done() -> None:
+    record = progress(lapse(accuse(fresh(), 5, [])), [5])
+    assert lease.guilty(lapse(lapse(record))) is None

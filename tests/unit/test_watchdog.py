@@ -1,12 +1,15 @@
 """A call of the engine that does not return: by counted ticks, not by a clock."""
 
 import threading
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from batchfile.engine.vllm_steps import COLD as COLD_ENGINE
 from batchfile.engine.vllm_steps import Stall
 from batchfile.runner.watchdog import COLD, COMMIT_S_MAX, Calls, Watchdog
+from batchfile.runner.work import Item
 
 
 class World:
@@ -16,7 +19,7 @@ class World:
         self.is_committed = True
         self.stuck: list[str] = []
         self.dog = Watchdog(
-            self.calls,
+            [Calls(), self.calls],
             stall_s,
             on_commit=self._commit,
             is_committed=lambda: self.is_committed,
@@ -42,6 +45,17 @@ def test_a_call_that_does_not_return_ends_the_process_after_a_commit(name: str) 
     assert (world.num_commits, world.stuck) == (1, [])
     world.ticks(1)
     assert world.stuck == [f"the engine's {name} has not returned for 10 s, and cannot be interrupted"]
+
+
+def test_a_call_about_one_request_alone_names_it() -> None:
+    world = World()
+    held = SimpleNamespace(batch=SimpleNamespace(batch_id="b"), record=SimpleNamespace(n=0))
+    shard: Any = SimpleNamespace(held=held, accused=None)
+    world.calls.enter("prepare", cast("Item", SimpleNamespace(shard=shard, line=7, custom_id="r7")))
+    world.ticks(10)
+    assert world.num_commits == 0
+    world.ticks(2)
+    assert (shard.accused, world.num_commits, len(world.stuck)) == (7, 1, 1)
 
 
 def test_many_calls_are_not_one_long_call() -> None:
