@@ -34,7 +34,7 @@ from batchfile import foreign_variables
 from batchfile.errors import SettingsError
 from batchfile.layout import is_pool_name
 from batchfile.ledger.base import LOCAL, Limits
-from batchfile.runner.fitting import schema_problem
+from batchfile.runner.fitting_schema import schema_problem
 from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook
 from batchfile.words import RoutingTable
 

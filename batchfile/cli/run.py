@@ -132,6 +132,9 @@ def command(
     IN is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. Beside OUT come
     OUT.errors.jsonl (the input lines that failed, ready to run again; absent if none) and OUT.receipt.json.
 
+    An answer to a request with a JSON schema is checked against it; one that does not fit is tried again, three
+    attempts in all.
+
     The same command again continues where the last one stopped, whatever ended it. Ctrl-C finishes what is being
     generated, for the time of --grace; a second Ctrl-C stops at once.
     """

@@ -35,7 +35,7 @@ from batchfile.records import BatchRecord
 from batchfile.routing import route
 from batchfile.runner.claims import Claims
 from batchfile.runner.fair_queue import FairQueue, Job
-from batchfile.runner.fitting import fitting_of, unguided
+from batchfile.runner.fitting import fitting_of, own_schema, unguided
 from batchfile.runner.tally import Tally
 from batchfile.runner.turns import Turns
 from batchfile.runner.watchdog import Calls
@@ -248,9 +248,11 @@ class Feeder:
         """The request ready for the engine; None where `_make_ready` is False."""
         try:
             request = parse_request(line.data, work.held.batch.defaults)
+            schema = own_schema(request)
         except InvalidRequest as error:
             self._fail(work, line.number, custom_id_of(line.data), error)
             return None
+        is_checked = schema is not None or work.fitting is not None
         item = Item(
             key=next(self._keys),
             shard=work,
@@ -258,6 +260,8 @@ class Feeder:
             custom_id=request.custom_id,
             prepared=UNPREPARED,
             size=len(line.data),
+            request=request if is_checked else None,
+            schema=schema,
         )
         job = Job(item, request if work.fitting is None else work.fitting.guide(request), is_alone)
         return item if self._make_ready(job) else None

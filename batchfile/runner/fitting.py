@@ -1,41 +1,47 @@
-"""Does an answer fit the JSON schema of its batch? The one place that knows jsonschema-rs.
+"""What an answer must fit, the JSON schema of its batch, that of its request or both, and what follows if it does not.
 
-Engines are guided by the schema where they can be; what they answer is checked in any case.
+Engines are guided by a schema where they can be; what they answer is checked in any case.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 from msgspec.structs import replace
 
+from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import SEED_MAX
+from batchfile.runner.fitting_place import place_of
+from batchfile.runner.fitting_schema import NOT_JSON, Kind, Verdict, kind_of
 from batchfile.words import Completion, Defaults, Failure, Request
 
 log = structlog.get_logger()
 
 ATTEMPTS_MAX = 3  # of one request, the first included
-SCHEMAS_KEPT = 64  # compiled ones, in one process
-# Of one `pattern` on one string, about 10 ms; a string that takes more does not fit. The library's own limit is ten
-# times that, and an answer may hold thousands of strings.
-BACKTRACKS_MAX = 100_000
+SCHEMAS_KEPT = 64  # of batches, in one process
 
 MISFIT = Failure(type="model_error", message="Output validation failed")
+_ANY_OBJECT = {"type": "object"}  # what an empty schema of a request means
+
+
+class Demand(NamedTuple):
+    """One of `texts` is JSON that fits. `is_own`: the request's schema, not its batch's."""
+
+    schema: bytes
+    texts: tuple[str, ...]
+    is_own: bool
 
 
 class Fitting:
-    """A batch's schema, compiled. With one that can not be compiled no answer fits."""
+    """A batch's schema."""
 
-    def __init__(self, schema: dict[str, Any]) -> None:
-        self._schema = schema
+    def __init__(self, encoded: bytes) -> None:
+        self.encoded = encoded
+        self._schema: dict[str, Any] = msgspec.json.decode(encoded)
         self._is_guiding = True
-        try:
-            self._validator = _compiled(schema)
-        except ValueError as error:
-            # Settings refuse such a schema, so another program wrote it: its batch fails, and no other.
-            log.error("schema.unusable", error=_first_line(error))
-            self._validator = None
+        self._is_usable = True
 
     def guide(self, request: Request) -> Request:
         """The request as the engine gets it. One with a schema of its own is guided by that.
@@ -51,15 +57,11 @@ class Fitting:
         """Is it this schema, and not the request's own, that guides it?"""
         return request.sampling.json_schema is self._schema
 
-    def fits(self, request: Request, completion: Completion) -> bool:
-        """Every choice is JSON that fits, or calls; that of a continuation together with the text it goes on from."""
+    def answered(self, request: Request) -> None:
+        """The engine has answered what was put to it like this."""
         if request.sampling.json_schema is None and not _is_free(request):
             # It was guided when it came in, and answered when it was not.
             self.stop_guiding("an answer came only without it")
-        if self._validator is None:
-            return False
-        begun = request.messages[-1].content if request.is_continuation else ""
-        return all(bool(choice.calls) or self._is_fit(begun + choice.text) for choice in completion.choices)
 
     def stop_guiding(self, reason: str) -> None:
         """The engine refuses this schema: from now on answers are only checked."""
@@ -67,11 +69,11 @@ class Fitting:
             log.warning("schema.not_guiding", reason=f"the engine refuses it; answers are only checked: {reason}")
         self._is_guiding = False
 
-    def _is_fit(self, text: str) -> bool:
-        try:
-            return bool(self._validator.is_valid(msgspec.json.decode(text)))
-        except (ValueError, RecursionError):  # no JSON, or nested without measure
-            return False
+    def unusable(self, reason: str) -> None:
+        """No answer fits it. Settings refuse such a schema, so another program wrote it: its batch fails, alone."""
+        if self._is_usable:
+            log.error("schema.unusable", error=reason)
+        self._is_usable = False
 
 
 def _is_free(request: Request) -> bool:
@@ -79,9 +81,89 @@ def _is_free(request: Request) -> bool:
 
 
 def fitting_of(defaults: Defaults) -> Fitting | None:
-    """What checks the answers of a batch; None where any text will do. Equal schemas are compiled once."""
+    """What checks the answers of a batch; None where any text will do. Equal schemas are one."""
     schema = defaults.output_schema
     return None if schema is None else _fitting(msgspec.json.encode(schema))
+
+
+@lru_cache(maxsize=SCHEMAS_KEPT)
+def _fitting(encoded: bytes) -> Fitting:
+    return Fitting(encoded)
+
+
+def own_schema(request: Request) -> bytes | None:
+    """Encoded; None where it brings none. Raises: InvalidRequest."""
+    schema = request.sampling.json_schema
+    if schema is None:
+        return None
+    try:
+        return msgspec.json.encode(schema or _ANY_OBJECT)
+    except RecursionError as error:
+        raise InvalidRequest("The JSON schema is nested too deeply. Make it flatter.") from error
+
+
+def demands(request: Request, completion: Completion, own: bytes | None, fitting: Fitting | None) -> list[Demand]:
+    """What each choice must fit, unless it calls a tool; `own`: the request's schema. The own ones come first.
+
+    A continuation fits its batch's schema together with the text it goes on from; its own, guided by which it begins
+    anew, also without.
+    """
+    texts = [choice.text for choice in completion.choices if not choice.calls]
+    begun = request.messages[-1].content if request.is_continuation else ""
+    found: list[Demand] = []
+    if own is not None:
+        found += [Demand(own, (begun + text, text) if begun else (text,), True) for text in texts]
+    if fitting is not None:
+        found += [Demand(fitting.encoded, (begun + text,), False) for text in texts]
+    return found
+
+
+def are_here(wanted: list[Demand]) -> bool:
+    """Can all of them be checked on the caller's thread?"""
+    return all(place_of(demand.schema, sum(map(len, demand.texts))) == "here" for demand in wanted)
+
+
+def first_misfit(wanted: list[Demand]) -> tuple[Demand, Kind] | None:
+    """None where the answer fits. For what may be checked here."""
+    for demand in wanted:
+        kinds = [kind_of(demand.schema, text) for text in demand.texts]
+        if "fits" not in kinds:
+            return demand, kinds[-1]
+    return None
+
+
+def first_verdict(wanted: list[Demand], judge: Callable[[bytes, str], Verdict]) -> tuple[Demand, Verdict] | None:
+    """The same by a judge who finds words for it."""
+    for demand in wanted:
+        for text in demand.texts:
+            verdict = judge(demand.schema, text)
+            if verdict.kind != "misfit":
+                break
+        if verdict.kind != "fits":
+            return demand, verdict
+    return None
+
+
+def failure_of(demand: Demand, verdict: Verdict, completion: Completion) -> Failure:
+    """What a request ends with whose answers did not fit, or could not be checked."""
+    whose = "the request's JSON schema" if demand.is_own else "its stage's JSON schema"
+    if verdict.kind == "unknown":
+        advice = "Make the schema simpler: fewer references, alternatives and repeat counts in `pattern`."
+        return _failed(demand, f"Checking the answer against {whose} {verdict.why}. {advice}")
+    if not demand.is_own:
+        return MISFIT
+    if verdict.kind == "unusable":
+        return _failed(demand, f"The answer cannot be checked against {whose}: {verdict.why}. Fix the schema.")
+    if verdict.why == NOT_JSON and any(choice.stop_reason == "max_tokens" for choice in completion.choices):
+        return replace(MISFIT, message=f"{MISFIT.message}: the answer ends at max_tokens. Raise max_tokens.")
+    message = f"{MISFIT.message}: {verdict.why} ({whose}, {ATTEMPTS_MAX} attempts)."
+    return replace(
+        MISFIT, message=f"{message} Describe the format in the prompt, simplify the schema, or name another model."
+    )
+
+
+def _failed(demand: Demand, message: str) -> Failure:
+    return Failure(type="invalid_request_error" if demand.is_own else MISFIT.type, message=message)
 
 
 def unguided(request: Request) -> Request:
@@ -95,33 +177,3 @@ def next_try(request: Request) -> Request:
     if seed is None:
         return request
     return replace(request, sampling=replace(request.sampling, seed=seed + 1 if seed < SEED_MAX else 0))
-
-
-def schema_problem(schema: dict[str, Any]) -> str | None:
-    """Why this is no schema that answers can be checked by, in one line; None where it is one."""
-    try:
-        _compiled(schema)
-    except ValueError as error:
-        return _first_line(error)
-    return None
-
-
-@lru_cache(maxsize=SCHEMAS_KEPT)
-def _fitting(encoded: bytes) -> Fitting:
-    return Fitting(msgspec.json.decode(encoded))
-
-
-def _compiled(schema: dict[str, Any]) -> Any:
-    """Raises: ValueError."""
-    import jsonschema_rs  # takes 10 ms and is needed by few
-
-    bounded = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS_MAX)
-    return jsonschema_rs.validator_for(schema, retriever=_refuse, pattern_options=bounded)
-
-
-def _refuse(uri: str) -> Any:
-    raise ValueError(f"a schema stands alone; copy what {uri} names into its $defs")
-
-
-def _first_line(error: ValueError) -> str:
-    return str(error).splitlines()[0]

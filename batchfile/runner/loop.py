@@ -18,7 +18,7 @@ from batchfile.ledger import lease
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.runner import crashes, fitting
-from batchfile.runner.fitting import Fitting
+from batchfile.runner.checks import Answer, Checked, Checks
 from batchfile.runner.tally import Tally
 from batchfile.runner.watchdog import Calls
 from batchfile.runner.window import Window
@@ -61,6 +61,7 @@ class Loop:
         self.info: EngineInfo | None = None  # of the first engine that was built, then of each next one
         self.is_stopped = False  # nothing more is started
         self.calls = Calls()
+        self.checks = Checks(self._wake)
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
         self._window = window
@@ -86,6 +87,7 @@ class Loop:
     def turn(self, engine: Engine) -> bool:
         """Once around. False: idle. Raises: EngineDead, after which `bereave` is due."""
         self._abort_dropped(engine)
+        self._take_checked()
         self._unpark()
         self._fill(engine)
         if not self.in_flight:
@@ -128,7 +130,8 @@ class Loop:
     def wait(self, timeout_s: float) -> None:
         """After an idle turn, until there may be something to do; at most `timeout_s`."""
         with self._changed:
-            if not len(self._window) or self._fills_since is not None or self.num_parked:
+            is_held = self._fills_since is not None or self.num_parked or self.checks.is_full or self.is_stopped
+            if not len(self._window) or is_held:
                 self._changed.wait(timeout_s)
 
     def _abort_dropped(self, engine: Engine) -> None:
@@ -141,6 +144,10 @@ class Loop:
             del self.in_flight[key]
         with self._changed:
             self._window.drop(lambda item: item.shard.is_dropped)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     @property
     def num_parked(self) -> int:
@@ -169,7 +176,9 @@ class Loop:
 
     def _fill(self, engine: Engine) -> None:
         room = engine.info.max_in_flight - len(self.in_flight)
-        if room <= 0 or self.is_stopped or not len(self._window) or self._waits_to_fill(engine.info.num_slots):
+        if room <= 0 or self.is_stopped or not len(self._window) or self.checks.is_full:
+            return
+        if self._waits_to_fill(engine.info.num_slots):
             return
         with self._changed:
             items = self._window.pop(room, len(self.in_flight))
@@ -225,49 +234,97 @@ class Loop:
         item = self.in_flight.pop(finished.key, None)
         if item is None or item.shard.is_dropped:
             return
-        outcome: Outcome | None = finished.outcome
-        if item.request is not None and item.shard.fitting is not None:
-            outcome = self._judge(item, item.shard.fitting, item.request, finished.outcome)
-        if outcome is None:
-            return
+        gpu_s = self._gpu_s_each - item.gpu_s_before
+        if item.request is None:
+            self._finish(item, finished.outcome, gpu_s)
+        elif isinstance(finished.outcome, Completion):
+            self._judge(item, item.request, finished.outcome, gpu_s)
+        else:
+            self._try_unguided(item, item.request, finished.outcome, gpu_s)
+
+    def _finish(self, item: Item, outcome: Outcome, gpu_s: float) -> None:
         result = encode_result(item.custom_id, outcome, self.info.model if self.info else "")
         self._count(outcome)
         usage = outcome.usage if isinstance(outcome, Completion) else Usage()
         status = "succeeded" if isinstance(outcome, Completion) else outcome.status
-        if item.shard.settle(FinishedLine(item.line, status, result, usage, self._gpu_s_each - item.gpu_s_before)):
+        if item.shard.settle(FinishedLine(item.line, status, result, usage, gpu_s)):
             self._on_settled()
 
-    def _judge(self, item: Item, checks: Fitting, request: Request, outcome: Outcome) -> Outcome | None:
-        """What is final; None where it goes again, because it does not fit or the engine refuses the guide."""
-        if isinstance(outcome, Failure):
-            if outcome.type != "invalid_request_error" or not checks.is_guided(request):
-                return outcome
-            return self._again(item, fitting.unguided(request))
-        if checks.fits(request, outcome):
-            return outcome
-        self._count_tokens(outcome.usage)
-        if item.attempt == fitting.ATTEMPTS_MAX:
-            return fitting.MISFIT
-        item.attempt += 1
-        return self._again(item, fitting.next_try(request))
+    def _try_unguided(self, item: Item, request: Request, failure: Failure, gpu_s: float) -> None:
+        """Once more where the engine may refuse the guide of the request's batch."""
+        checks = item.shard.fitting
+        if checks is None or failure.type != "invalid_request_error" or not checks.is_guided(request):
+            self._finish(item, failure, gpu_s)
+        else:
+            self._again(item, fitting.unguided(request), gpu_s, is_alone=self._window.is_alone_running)
 
-    def _again(self, item: Item, request: Request) -> Outcome | None:
-        """Back into the window, among the others; one that ran alone runs alone again. What it is refused with.
+    def _judge(self, item: Item, request: Request, completion: Completion, gpu_s: float) -> None:
+        """What fits is final; what does not goes again. A check that may take long, and its words, come later."""
+        checks = item.shard.fitting
+        if checks is not None:
+            checks.answered(request)
+        wanted = fitting.demands(request, completion, item.schema, checks)
+        answer = Answer(
+            item=item,
+            request=request,
+            completion=completion,
+            demands=wanted,
+            gpu_s=gpu_s,
+            was_alone=self._window.is_alone_running,
+        )
+        if not fitting.are_here(wanted):
+            self.checks.put(answer)
+            return
+        misfit = fitting.first_misfit(wanted)
+        if misfit is None:
+            self._finish(item, completion, gpu_s)
+        elif misfit[1] == "misfit" and item.attempt < fitting.ATTEMPTS_MAX:
+            self._next_attempt(answer)
+        else:
+            self.checks.put(answer)
+
+    def _take_checked(self) -> None:
+        for checked in self.checks.take():
+            if not checked.answer.item.shard.is_dropped:
+                self._conclude(checked)
+
+    def _conclude(self, checked: Checked) -> None:
+        answer, misfit = checked
+        item, completion = answer.item, answer.completion
+        if misfit is None:
+            self._finish(item, completion, answer.gpu_s)
+            return
+        demand, verdict = misfit
+        if verdict.kind == "misfit" and item.attempt < fitting.ATTEMPTS_MAX:
+            self._next_attempt(answer)
+            return
+        if verdict.kind == "unusable" and not demand.is_own and item.shard.fitting is not None:
+            item.shard.fitting.unusable(verdict.why)
+        self._count_tokens(completion.usage)
+        self._finish(item, fitting.failure_of(demand, verdict, completion), answer.gpu_s)
+
+    def _next_attempt(self, answer: Answer) -> None:
+        self._count_tokens(answer.completion.usage)
+        answer.item.attempt += 1
+        self._again(answer.item, fitting.next_try(answer.request), answer.gpu_s, is_alone=answer.was_alone)
+
+    def _again(self, item: Item, request: Request, gpu_s: float, *, is_alone: bool) -> None:
+        """Back into the window, among the others; one that ran alone runs alone again.
 
         The feeder prepares what differs: a long prompt takes long, and the engine would wait. Only where it ran alone
         this thread does it, since nothing else may run before it.
         """
-        is_alone = self._window.is_alone_running
         if item.request is not request:
             if not is_alone:
                 self._prepare_again(item, request)
-                return None
+                return
             self.calls.enter("prepare", item)
             try:
                 batch_id = item.shard.held.batch.batch_id
                 item.request, item.prepared = request, self._prepare(request, batch_id)
             except InvalidRequest as error:
-                return Failure(type=error.type, message=str(error))
+                self._finish(item, Failure(type=error.type, message=str(error)), gpu_s)
+                return
             finally:
                 self.calls.leave()
         with self._changed:
@@ -275,7 +332,6 @@ class Loop:
                 self._window.push_alone([item], is_next=True)
             else:
                 self._window.push([item])
-        return None
 
     def _count(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):

@@ -150,6 +150,7 @@ class Runner:
                     self._wind_down(threads)
         finally:
             self._threads_over.set()
+            self._loop.checks.close()
             self._engine.close()
         if self._failure is not None:
             raise self._failure
@@ -169,6 +170,7 @@ class Runner:
     def run_alone(self, until: Callable[[], bool] = lambda: False) -> BatchRecord | None:
         """`run` without a thread: everything in turn, on the ledger's clock. For simulations and virtual time."""
         self._long_work.num_threads = 0
+        self._loop.checks.is_threaded = False
         self._engine = self._seat.build()
         queues = (self._feeder.attempts, self._feeder.unchecked)
         try:
@@ -188,6 +190,7 @@ class Runner:
             self._keeper.release_all()
             self._seat.count_steps(self._engine)
         finally:
+            self._loop.checks.close()
             self._engine.close()
         return self._finisher.ended
 
@@ -247,7 +250,8 @@ class Runner:
     @property
     def is_idle(self) -> bool:
         """An engine is ready, and there is nothing for it to do."""
-        return not (self.is_building or self._works or self._loop.in_flight or len(self._window))
+        is_working = self._loop.in_flight or len(self._loop.checks) or len(self._window)
+        return not (self.is_building or self._works or is_working)
 
     @property
     def is_drained(self) -> bool:
@@ -278,7 +282,8 @@ class Runner:
             return True
         if self._finisher.ended is not None:
             return True
-        return self._stop.is_set() and (not self._loop.in_flight or self._is_grace_over())
+        is_done = not self._loop.in_flight and not len(self._loop.checks)
+        return self._stop.is_set() and (is_done or self._is_grace_over())
 
     def _is_grace_over(self) -> bool:
         now = self._ledger.clock.monotonic()

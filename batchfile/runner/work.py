@@ -70,6 +70,7 @@ class Item:
     size: int
     deaths: int = 0
     request: Request | None = None  # kept where the answer is to be checked: another attempt may need it
+    schema: bytes | None = None  # that the request brings, whatever guides it
     attempt: int = 1
     added_at: float = 0.0
     gpu_s_before: float = 0.0

@@ -36,6 +36,11 @@ GOOD = {
     "required": ["a"],
     "additionalProperties": False,
 }
+# The guide writes what `enum` says, and knows nothing of a look-ahead.
+AHEAD = {
+    answer: {"type": "object", "properties": {"a": {"enum": [answer], "pattern": "^(?!no)"}}, "required": ["a"]}
+    for answer in ("yes", "no")
+}
 WAIT_S = 900
 
 
@@ -81,6 +86,7 @@ def test_a_schema_that_takes_minutes_to_compile_fails_alone_and_the_engine_compi
     ledger = Ledger(store=MemoryStore(), rng=random.Random(3))
     lines = [line(f"r{n}", POISON if n == 9 else GOOD | {"title": f"schema {n // 4}"}) for n in range(17)]
     create(ledger, "own", lines)
+    create(ledger, "ahead", [line(answer, schema) for answer, schema in AHEAD.items()])
     create(ledger, "stage", [line(f"r{n}", None) for n in range(2)], schema=POISON)
     runner = Runner(
         ledger,
@@ -90,7 +96,7 @@ def test_a_schema_that_takes_minutes_to_compile_fails_alone_and_the_engine_compi
     thread = threading.Thread(target=runner.run)
     thread.start()
     try:
-        own, stage = read_ended(ledger, "own"), read_ended(ledger, "stage")
+        own, ahead, stage = (read_ended(ledger, name) for name in ("own", "ahead", "stage"))
     finally:
         runner.stop_now()
         thread.join(60)
@@ -101,6 +107,9 @@ def test_a_schema_that_takes_minutes_to_compile_fails_alone_and_the_engine_compi
     assert error["type"] == "invalid_request_error"
     assert 'Compiling the JSON schema {"type":"object"' in error["message"]
     assert "takes more than 10 s. Make it simpler" in error["message"]
+    assert json.loads(ahead["yes"]["message"]["content"][0]["text"]) == {"a": "yes"}
+    assert ahead["no"]["error"]["type"] == "model_error"
+    assert "answer.a does not fit properties/a/pattern" in ahead["no"]["error"]["message"]
     # A stage's schema of this kind guides nothing; its answers are checked all the same.
     assert [row["error"]["message"] for row in stage.values()] == ["Output validation failed"] * 2
     assert runner.tally.num_engine_deaths == 0

@@ -139,7 +139,7 @@ def walk_contents() -> None:
         request("stop", "one two STOP three", stop_sequences=["STOP", "never"]),
         request("cut", "one two three", max_tokens=2),
         request("unicode", "Zoë\u2028🚀\r\n\n\x00end", model="fast"),
-        request("schema", output_config={"format": {"type": "json_schema", "schema": schema}}),
+        request("schema", '{"a":"x"}', output_config={"format": {"type": "json_schema", "schema": schema}}),
         request("A-b_9" * 12),
     ]
     batch = created(*good, *(line for line, _ in bad.values()))

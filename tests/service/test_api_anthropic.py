@@ -243,6 +243,12 @@ def test_the_recorded_exchanges_are_what_the_service_says(api: Any, monkeypatch:
     contents = [line["result"].get("message", {}).get("content") for line in ask("tools_results")]
     recorded = json.loads((GOLDEN / "tools_results.json").read_text())["response"]["lines"]
     assert contents == [line["result"].get("message", {}).get("content") for line in recorded]
+    ids["x"] = ask("schemas_create")["id"]
+    api.work(ids["x"])
+    fits, does_not = (line["result"] for line in ask("schemas_results"))
+    recorded = json.loads((GOLDEN / "schemas_results.json").read_text())["response"]["lines"]
+    assert fits["message"]["content"] == recorded[0]["result"]["message"]["content"]
+    assert does_not == recorded[1]["result"]
 
 
 def renewed(found: Any, before: Any) -> Any:

@@ -163,6 +163,9 @@ def test_the_golden_exchanges_are_what_the_service_says(api: Any) -> None:
     assert lines.endswith(b"\n")
     ask("not_found", "")
     ask("unknown_stage", "")
+    batch_id = ask("schemas_create", "")["id"]
+    api.work(batch_id, POOLS[1])
+    assert ask("schemas_results", batch_id) == golden("schemas_results")["response"]["body"]
 
 
 def shape(value: Any) -> Any:

@@ -111,7 +111,7 @@ def until_of(client: openai.OpenAI) -> Callable[..., Any]:
 
 
 def talk_of_kinds(api: Any, client: openai.OpenAI, recorder: Recorder) -> None:
-    """What the lines of each endpoint ask, and their answers: calls of tools, raw prompts, vectors."""
+    """What the lines of each endpoint ask, and their answers: calls of tools, schemas, raw prompts, vectors."""
     until = until_of(client)
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
     prompts = [{"prompt": "one two three", "max_tokens": 2, "n": 2}, {"prompt": [1, 2]}, {"prompt": ["a", "b"]}]
@@ -120,6 +120,7 @@ def talk_of_kinds(api: Any, client: openai.OpenAI, recorder: Recorder) -> None:
         "tools": (CHAT, [line("call", tools=tools)]),
         "completions": (COMPLETIONS, lines_of(COMPLETIONS, "mistral", prompts)),
         "embeddings": (EMBEDDINGS, lines_of(EMBEDDINGS, "llama-70b", inputs)),
+        "schemas": (CHAT, [schema_line("fits", '{"a":"fine"}'), schema_line("does_not", '{"a":"bad"}')]),
     }
     for kind, (endpoint, lines) in asked.items():
         file = client.files.create(file=(f"{kind}.jsonl", "".join(lines).encode()), purpose="batch")
@@ -131,6 +132,16 @@ def talk_of_kinds(api: Any, client: openai.OpenAI, recorder: Recorder) -> None:
         batch = until(made.id, "completed")
         recorder.name = f"{kind}_output"
         client.files.content(batch.output_file_id)
+        if kind == "schemas":
+            recorder.name = f"{kind}_errors"
+            client.files.content(batch.error_file_id)
+
+
+def schema_line(custom_id: str, text: str) -> str:
+    """No guide enforces this pattern."""
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?!bad)"}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    return line(custom_id, messages=[{"role": "user", "content": text}], response_format=form)
 
 
 def lines_of(url: str, model: str, bodies: list[dict[str, Any]]) -> list[str]:

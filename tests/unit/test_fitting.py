@@ -1,15 +1,37 @@
-"""Which answers fit a schema, how requests are guided by it, and which schemas are none."""
+"""What an answer must fit, what comes of one that does not, and how requests are guided."""
 
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
+from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import SEED_MAX
-from batchfile.runner.fitting import Fitting, fitting_of, next_try, schema_problem, unguided
-from batchfile.words import Choice, Completion, Defaults, Message, Request, Sampling, Tool, ToolCall, Tools, Usage
+from batchfile.runner import fitting as rules
+from batchfile.runner.fitting import Demand, Fitting, fitting_of, next_try, own_schema, unguided
+from batchfile.runner.fitting_schema import NOT_JSON, Verdict, judged
+from batchfile.words import (
+    Choice,
+    Completion,
+    Defaults,
+    Message,
+    Request,
+    Sampling,
+    StopReason,
+    Tool,
+    ToolCall,
+    Tools,
+    Usage,
+)
 
 SUBJECT = {"type": "object", "properties": {"subject": {"type": "string"}}, "required": ["subject"]}
+NUMBER = {"type": "integer"}
+GOOD = '{"subject": "hello"}'
+
+
+def fitting_for(schema: dict[str, Any] | None = None) -> Fitting:
+    return Fitting(msgspec.json.encode(SUBJECT if schema is None else schema))
 
 
 def request(*, prefill: str | None = None, **sampling: Any) -> Request:
@@ -17,44 +39,59 @@ def request(*, prefill: str | None = None, **sampling: Any) -> Request:
     return Request(custom_id="r", messages=messages, sampling=Sampling(max_tokens=9, **sampling))
 
 
-def answer(*texts: str) -> Completion:
-    return Completion(choices=tuple(Choice(text, "end_turn") for text in texts), usage=Usage())
+def answer(*texts: str, reason: StopReason = "end_turn") -> Completion:
+    return Completion(choices=tuple(Choice(text, reason) for text in texts), usage=Usage())
 
 
-@pytest.mark.parametrize(
-    ("text", "is_fit"),
-    [
-        ('{"subject": "hello"}', True),
-        (' {"subject": "hello", "more": 1}\n', True),
-        ('{"subject": 3}', False),
-        ("{}", False),
-        ('{"subject": "hel', False),
-        ('Sure! {"subject": "hello"}', False),
-        ("", False),
-        ("NaN", False),
-        ("[" * 100_000, False),
-        ('{"subject": "\ud800"}', False),
-    ],
-)
-def test_an_answer_is_one_json_text_that_fits(text: str, is_fit: bool) -> None:
-    fitting = Fitting(SUBJECT)
-    assert fitting.fits(fitting.guide(request()), answer(text)) is is_fit
+def misfit(asked: Request, completion: Completion, batch: Fitting | None = None) -> Demand | None:
+    """What the answer does not fit; the same whoever checks it."""
+    wanted = rules.demands(asked, completion, own_schema(asked), batch)
+    found, judgement = rules.first_misfit(wanted), rules.first_verdict(wanted, judged)
+    assert found is None or found[1] == "misfit"
+    assert (found and found[0]) == (judgement and judgement[0])
+    return None if found is None else found[0]
+
+
+def fits(asked: Request, completion: Completion, batch: Fitting | None = None) -> bool:
+    return misfit(asked, completion, batch) is None
 
 
 def test_every_choice_must_fit() -> None:
-    good, bad = '{"subject": "a"}', "a"
-    assert Fitting(SUBJECT).fits(request(), answer(good, good))
-    assert not Fitting(SUBJECT).fits(request(), answer(good, bad))
+    bad = "a"
+    assert fits(request(), answer(GOOD, GOOD), fitting_for())
+    assert not fits(request(), answer(GOOD, bad), fitting_for())
+    assert not fits(request(json_schema=SUBJECT), answer(GOOD, bad))
 
 
-def test_a_continuation_fits_together_with_its_beginning() -> None:
-    begun = request(prefill='{"subject": "')
-    assert Fitting(SUBJECT).fits(begun, answer('hello"}'))
-    assert not Fitting(SUBJECT).fits(begun, answer('{"subject": "hello"}'))
+def test_an_answer_fits_the_schema_of_its_request_and_that_of_its_batch() -> None:
+    asked, batch = request(json_schema=NUMBER), fitting_for({"type": ["integer", "string"]})
+    assert fits(asked, answer("3"), batch)
+    for text, is_own in (('"x"', True), ("[]", True)):
+        found = misfit(asked, answer(text), batch)
+        assert found is not None
+        assert found.is_own is is_own
+    other = misfit(asked, answer("3"), fitting_for())
+    assert other is not None
+    assert not other.is_own
+    assert fits(request(), answer("any text"))
+
+
+def test_an_empty_schema_of_a_request_means_any_object() -> None:
+    assert fits(request(json_schema={}), answer('{"a": 1}'))
+    assert not fits(request(json_schema={}), answer("3"))
+
+
+def test_a_continuation_fits_together_with_its_beginning_and_its_own_schema_also_without() -> None:
+    begun, own = request(prefill='{"subject": "'), request(prefill='{"subject": "', json_schema=SUBJECT)
+    assert fits(begun, answer('hello"}'), fitting_for())
+    assert not fits(begun, answer(GOOD), fitting_for())
+    assert fits(own, answer('hello"}'))
+    assert fits(own, answer(GOOD)), "a guide begins anew"
+    assert not fits(own, answer("hello"))
 
 
 def test_a_request_without_a_schema_is_guided_by_the_batchs() -> None:
-    fitting = Fitting(SUBJECT)
+    fitting = fitting_for()
     guided = fitting.guide(request())
     assert guided.sampling.json_schema == SUBJECT
     assert fitting.is_guided(guided)
@@ -63,25 +100,26 @@ def test_a_request_without_a_schema_is_guided_by_the_batchs() -> None:
 
 @pytest.mark.parametrize("own", [request(json_schema={}), request(json_schema=dict(SUBJECT)), request(prefill="{")])
 def test_a_request_with_its_own_schema_and_a_continuation_stay_as_they_are(own: Request) -> None:
-    fitting = Fitting(SUBJECT)
+    fitting = fitting_for()
     assert fitting.guide(own) is own
     assert not fitting.is_guided(own)
 
 
 def test_a_request_with_tools_is_free_to_call_them_and_its_text_is_checked() -> None:
-    fitting, tools = Fitting(SUBJECT), Tools(offered=(Tool("look", None, {}),))
-    one = replace(request(), tools=tools)
-    assert fitting.guide(one) is one
-    called = Choice("", "tool_use", calls=(ToolCall("t", "look", {}),))
-    assert fitting.fits(one, Completion(choices=(called,), usage=Usage()))
-    assert not fitting.fits(one, answer("no JSON"))
+    fitting, tools = fitting_for(), Tools(offered=(Tool("look", None, {}),))
+    called = Completion(choices=(Choice("", "tool_use", calls=(ToolCall("t", "look", {}),)),), usage=Usage())
+    for one, batch in ((request(), fitting), (request(json_schema=SUBJECT), None)):
+        asked = replace(one, tools=tools)
+        assert fitting.guide(asked) is asked
+        assert fits(asked, called, batch)
+        assert not fits(asked, answer("no JSON"), batch)
     assert fitting.guide(request()).sampling.json_schema == SUBJECT
 
 
 def test_an_engine_that_refuses_the_schema_is_not_asked_again() -> None:
-    fitting = Fitting(SUBJECT)
+    fitting = fitting_for()
     assert fitting.guide(request()) != request()
-    fitting.fits(unguided(fitting.guide(request())), answer("{}"))
+    fitting.answered(unguided(fitting.guide(request())))
     assert fitting.guide(request()) == request()
 
 
@@ -90,39 +128,47 @@ def test_a_set_seed_is_another_one_in_the_next_attempt(seed: int | None, then: i
     assert next_try(request(seed=seed)).sampling.seed == then
 
 
-def test_a_batch_without_a_schema_has_nothing_to_check() -> None:
+def test_a_batch_and_a_request_without_a_schema_have_nothing_to_check() -> None:
     assert fitting_of(Defaults()) is None
+    assert own_schema(request()) is None
 
 
-def test_equal_schemas_are_compiled_once() -> None:
+def test_equal_schemas_are_one() -> None:
     one, two = Defaults(output_schema=dict(SUBJECT)), Defaults(output_schema=dict(SUBJECT))
     assert fitting_of(one) is fitting_of(two)
 
 
-@pytest.mark.parametrize(
-    ("schema", "why"),
-    [
-        ({"type": "objct"}, "objct"),
-        ({"properties": 3}, "3 is not of type"),
-        ({"pattern": "("}, "regex"),
-        ({"$ref": "#/$defs/gone"}, "does not exist"),
-        ({"$ref": "https://example.com/other"}, "copy what https://example.com/other names"),
-    ],
-)
-def test_what_is_no_schema_is_told_in_one_line(schema: dict[str, Any], why: str) -> None:
-    problem = schema_problem(schema)
-    assert problem is not None
-    assert why in problem
-    assert "\n" not in problem
-    assert schema_problem(SUBJECT) is None
+def test_a_schema_that_cannot_be_written_is_refused_in_our_words() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(2_000):
+        schema = {"not": schema}
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        own_schema(request(json_schema=schema))
 
 
-def test_with_a_schema_that_can_not_be_compiled_no_answer_fits() -> None:
-    assert not Fitting({"type": "objct"}).fits(request(), answer("{}"))
+OWN, BATCHS = Demand(b"{}", (), True), Demand(b"{}", (), False)
+FAILURES = [
+    (OWN, Verdict("misfit", "answer.a does not fit properties/a/type"), "model_error", "answer.a does not fit"),
+    (OWN, Verdict("misfit", NOT_JSON), "model_error", "failed: the answer is not JSON (the request's"),
+    (OWN, Verdict("unusable", '3 is not of type "object"'), "invalid_request_error", "cannot be checked against the"),
+    (OWN, Verdict("unknown", "takes more than 1 s"), "invalid_request_error", "schema takes more than 1 s. Make"),
+    (BATCHS, Verdict("unknown", "takes more than 1 s"), "model_error", "against its stage's JSON schema takes more"),
+    (BATCHS, Verdict("misfit", "x"), "model_error", "Output validation failed"),
+    (BATCHS, Verdict("unusable", "x"), "model_error", "Output validation failed"),
+]
 
 
-def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
-    """The first is within the bound, the second is not, though it fits after a while."""
-    fitting = Fitting({"type": "string", "pattern": r"^(a+)(a+)\1b|^a+$"})
-    assert fitting.fits(request(), answer(f'"{"a" * 200}"'))
-    assert not fitting.fits(request(), answer(f'"{"a" * 800}"'))
+@pytest.mark.parametrize(("demand", "verdict", "code", "words"), FAILURES)
+def test_what_a_request_ends_with_whose_answer_does_not_fit(
+    demand: Demand, verdict: Verdict, code: str, words: str
+) -> None:
+    failure = rules.failure_of(demand, verdict, answer("x"))
+    assert failure.type == code
+    assert words in failure.message
+
+
+def test_an_answer_that_was_cut_off_says_so() -> None:
+    failure = rules.failure_of(OWN, Verdict("misfit", NOT_JSON), answer('{"a', reason="max_tokens"))
+    assert failure.message == "Output validation failed: the answer ends at max_tokens. Raise max_tokens."
+    failure = rules.failure_of(OWN, Verdict("misfit", "answer.a does not"), answer("{}", reason="max_tokens"))
+    assert "answer.a does not" in failure.message

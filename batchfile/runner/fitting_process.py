@@ -1,0 +1,164 @@
+"""Has answers checked in a process that may be killed (fitting_worker.py), with bounds on time and memory.
+
+What checks a schema cannot be interrupted, and holds up every thread of its process meanwhile.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from hashlib import blake2b
+from pathlib import Path
+from typing import cast
+
+import structlog
+
+from batchfile.engine.guard import FOR_SERVICES
+from batchfile.engine.schema_worker import read, write
+from batchfile.runner import fitting_worker
+from batchfile.runner.fitting_schema import Kind, Verdict
+
+log = structlog.get_logger()
+
+TIME_S_MAX = 1.0  # of processor time, for one text
+# Many that reach the bound would hold up all others: after this many in this time the next get less, and after as many
+# of one schema none of it is tried again.
+SLOW_MAX = 3
+SLOW_WINDOW_S = 600.0
+TIME_S_HURRIED = 0.1
+SLOW_SCHEMAS_KEPT = 1024
+ANSWER_S_MAX = 60.0  # by the clock: a busy machine fails none before that
+START_S_MAX = 60.0
+ANSWER_TICK_S = 0.25
+TRIES = 2  # the process may have been killed from outside
+_KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME")
+
+TOO_LARGE = f"ends the process that does it, which may use {fitting_worker.MEMORY_MAX >> 30} GiB"
+
+
+class CheckProcess:
+    """The process starts with the first check. One thread checks at a time; any thread may close."""
+
+    def __init__(self) -> None:
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._slow_at: deque[float] = deque(maxlen=SLOW_MAX)
+        self._num_slow: Counter[bytes] = Counter()  # by the schema's digest
+        self._is_closed = False
+        self._lock = threading.Lock()  # of whether it is closed
+
+    def check(self, schema: bytes, text: str) -> Verdict:
+        """Blocks for as long as the bound, for ANSWER_S_MAX on a busy machine."""
+        digest = blake2b(schema, digest_size=16).digest()
+        if self._num_slow[digest] >= SLOW_MAX:
+            return Verdict("unknown", _too_slow(TIME_S_MAX))
+        time_s = self._time_s()
+        frame = (str(time_s).encode(), schema, text.encode("utf-8", "surrogatepass"))
+        for _ in range(TRIES):
+            try:
+                worker = self._started()
+            except (OSError, EOFError, TimeoutError) as error:
+                if not self._is_closed:
+                    log.error("answers.not_checked", reason=f"the process that checks them does not start: {error}")
+                return Verdict("unknown", "is not possible now: the process that does it does not start")
+            try:
+                kind, why = self._asked(worker, frame, ANSWER_S_MAX)
+                return Verdict(cast(Kind, kind.decode()), why.decode())
+            except TimeoutError:
+                self._end(worker)
+                return self._slow(digest, time_s)
+            except (OSError, EOFError):
+                self._end(worker)
+                if worker.returncode == -signal.SIGPROF:
+                    return self._slow(digest, time_s)
+        return Verdict("unknown", TOO_LARGE)
+
+    def close(self) -> None:
+        """Ends the process, and with it a check that waits for it."""
+        with self._lock:
+            self._is_closed = True
+            worker = self._worker
+        if worker is not None:
+            worker.kill()
+
+    def release(self) -> None:
+        """What is left of it, once no thread checks any more."""
+        if self._worker is not None:
+            self._end(self._worker)
+
+    def _time_s(self) -> float:
+        is_hurried = len(self._slow_at) == SLOW_MAX and time.monotonic() - self._slow_at[0] < SLOW_WINDOW_S
+        return TIME_S_HURRIED if is_hurried else TIME_S_MAX
+
+    def _slow(self, digest: bytes, time_s: float) -> Verdict:
+        self._slow_at.append(time.monotonic())
+        if len(self._num_slow) >= SLOW_SCHEMAS_KEPT:
+            self._num_slow.clear()
+        self._num_slow[digest] += 1
+        return Verdict("unknown", _too_slow(time_s))
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        """The process, ready. Raises: OSError, EOFError, TimeoutError."""
+        with self._lock:
+            if self._is_closed:
+                raise EOFError("it was closed")
+            worker = self._worker
+            if worker is not None and worker.poll() is None:
+                return worker
+            self.release()
+            worker = self._worker = self._start()
+        try:
+            self._answer(worker, START_S_MAX)
+        except (OSError, EOFError, TimeoutError):
+            self._end(worker)
+            raise
+        return worker
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", fitting_worker.__name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=_environment(),
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _asked(self, worker: "subprocess.Popen[bytes]", frame: tuple[bytes, ...], timeout_s: float) -> list[bytes]:
+        """Raises: OSError, EOFError, TimeoutError."""
+        assert worker.stdin is not None
+        write(worker.stdin.fileno(), *frame)
+        return self._answer(worker, timeout_s)
+
+    def _answer(self, worker: "subprocess.Popen[bytes]", timeout_s: float) -> list[bytes]:
+        """Raises: EOFError, TimeoutError. Ticks are counted: time in which this process is stopped is no time."""
+        assert worker.stdout is not None
+        fd = worker.stdout.fileno()
+        for _ in range(int(timeout_s / ANSWER_TICK_S) + 1):
+            if select.select([fd], [], [], ANSWER_TICK_S)[0]:
+                return read(fd)
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+
+    def _end(self, worker: "subprocess.Popen[bytes]") -> None:
+        worker.kill()  # nothing where it has ended; what ended it is kept
+        worker.wait()
+        for pipe in (worker.stdin, worker.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _environment() -> dict[str, str]:
+    """Without the secrets of this process: it reads what strangers write."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    here = str(Path(__file__).parents[2])
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (here, kept.get("PYTHONPATH"))))}
+
+
+def _too_slow(time_s: float) -> str:
+    return f"takes more than {time_s:g} s"

@@ -1,0 +1,127 @@
+"""Is a text JSON that fits a schema? The one place that knows jsonschema-rs; it knows no request."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+SCHEMAS_KEPT = 64  # compiled ones, in one process
+# Of one `pattern` on one string, about 10 ms; a string that takes more does not fit. The library's own limit is ten
+# times that, and an answer may hold thousands of strings.
+BACKTRACKS_MAX = 100_000
+PLACE_CHARS_MAX = 200
+PROBLEM_CHARS_MAX = 500
+NOT_JSON = "the answer is not JSON"
+
+Kind = Literal["fits", "misfit", "unusable", "unknown"]
+
+
+class Verdict(NamedTuple):
+    """`why`, in words: of a misfit what is wrong with the text, of an unusable schema what is wrong with it.
+
+    Unknown: the check was given up; `why` then ends a sentence that begins with what was checked.
+    """
+
+    kind: Kind
+    why: str = ""
+
+
+def kind_of(schema: bytes, text: str) -> Kind:
+    """Without words, which can take far longer: each alternative that does not fit is told apart for them."""
+    try:
+        validator = _validator(schema)
+    except (ValueError, RecursionError):
+        return "unusable"
+    try:
+        return "fits" if validator.is_valid(msgspec.json.decode(text)) else "misfit"
+    except (ValueError, RecursionError):  # no JSON, or nested without measure
+        return "misfit"
+
+
+def judged(schema: bytes, text: str) -> Verdict:
+    """Takes as long as it takes: see fitting_place.py."""
+    import jsonschema_rs
+
+    kind = kind_of(schema, text)
+    if kind == "unusable":
+        return Verdict(kind, _schema_problem(schema))
+    if kind == "fits":
+        return Verdict(kind)
+    try:
+        value = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return Verdict(kind, NOT_JSON)
+    try:
+        _validator(schema).validate(value)
+    except jsonschema_rs.ValidationError as error:
+        return Verdict(kind, _what_does_not_fit(error))
+    except (ValueError, RecursionError):
+        pass
+    return Verdict(kind, "the answer is nested too deeply")
+
+
+def schema_problem(schema: dict[str, Any]) -> str | None:
+    """Why this is no schema that answers can be checked by, in one line; None where it is one."""
+    try:
+        _compiled(schema)
+    except ValueError as error:
+        return _unknown_draft(schema) or _first_line(error)
+    return None
+
+
+def _unknown_draft(schema: dict[str, Any]) -> str | None:
+    """None where its `$schema` is not what is wrong."""
+    if not isinstance(schema, dict) or "$schema" not in schema:
+        return None
+    try:
+        _compiled({name: value for name, value in schema.items() if name != "$schema"})
+    except ValueError:
+        return None
+    return f"$schema {_cut(repr(schema['$schema']))} is unknown; remove it or name draft 4, 6, 7, 2019-09 or 2020-12"
+
+
+def _schema_problem(schema: bytes) -> str:
+    try:
+        return _cut(schema_problem(msgspec.json.decode(schema)) or "", PROBLEM_CHARS_MAX)
+    except (ValueError, RecursionError):
+        return "it is nested too deeply"
+
+
+def _what_does_not_fit(error: Any) -> str:
+    from jsonschema_rs import ValidationErrorKind
+
+    place, keyword = _place(error.instance_path), _cut("/".join(map(str, error.schema_path)))
+    if isinstance(error.kind, ValidationErrorKind.BacktrackLimitExceeded):
+        return f"{place} takes more than {BACKTRACKS_MAX:,} steps to compare with {keyword}"
+    return f"{place} does not fit {keyword}"
+
+
+def _place(path: Sequence[str | int]) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return _cut("answer" + "".join(parts))
+
+
+def _cut(text: str, chars_max: int = PLACE_CHARS_MAX) -> str:
+    return text if len(text) <= chars_max else text[:chars_max] + "..."
+
+
+def _first_line(error: ValueError) -> str:
+    return str(error).splitlines()[0]
+
+
+@lru_cache(maxsize=SCHEMAS_KEPT)
+def _validator(schema: bytes) -> Any:
+    return _compiled(msgspec.json.decode(schema))
+
+
+def _compiled(schema: dict[str, Any]) -> Any:
+    """Raises: ValueError."""
+    import jsonschema_rs  # takes 10 ms and is needed by few
+
+    bounded = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS_MAX)
+    return jsonschema_rs.validator_for(schema, retriever=_refuse, pattern_options=bounded)
+
+
+def _refuse(uri: str) -> Any:
+    raise ValueError(f"a schema stands alone; copy what {uri} names into its $defs")
