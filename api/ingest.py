@@ -26,7 +26,7 @@ from batchfile.words import Defaults, RoutingTable
 
 CHUNK_BYTES = 256 * 1024
 KEY_CHARS_MAX = 255
-DEFAULTS = Defaults(max_tokens=2048, temperature=0.2)
+DEFAULTS = Defaults(max_tokens=2048, temperature=0.2, needs_answer=True)
 
 # Of batches without a stage, which are Anthropic's Message Batches: what that API says.
 MESSAGE_DEFAULTS = Defaults(temperature=1.0, needs_max_tokens=True)

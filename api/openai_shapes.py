@@ -140,7 +140,10 @@ BatchState = Literal[
 
 
 class Batch(BaseModel):
-    """Times in whole seconds since the epoch. Counts and usage are live."""
+    """Times in whole seconds since the epoch. Counts and usage are live.
+
+    `usage` is null where an endpoint did not tell the tokens of some results.
+    """
 
     id: str
     object: Literal["batch"] = "batch"
@@ -162,7 +165,7 @@ class Batch(BaseModel):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: BatchCounts
-    usage: BatchUsage
+    usage: BatchUsage | None
     metadata: dict[str, str] | None
 
 

@@ -4,6 +4,7 @@ from api import openai_shapes as shapes
 from api.output_files import output_file_id
 from batchfile.ledger.status import BatchStatus
 from batchfile.records import BatchRecord, FileRecord, UploadRecord
+from batchfile.words import Usage
 
 _ENDED: dict[str | None, shapes.BatchState] = {
     "completed": "completed",
@@ -65,14 +66,20 @@ def batch(status: BatchStatus) -> shapes.Batch:
             completed=counts.succeeded,
             failed=counts.finished - counts.succeeded,
         ),
-        usage=shapes.BatchUsage(
-            input_tokens=usage.input_tokens,
-            input_tokens_details=shapes.CachedTokens(cached_tokens=usage.cached_tokens),
-            output_tokens=usage.output_tokens,
-            output_tokens_details=shapes.ReasoningTokens(),
-            total_tokens=usage.input_tokens + usage.output_tokens,
-        ),
+        usage=_usage(usage),
         metadata=record.metadata or None,
+    )
+
+
+def _usage(usage: Usage) -> shapes.BatchUsage | None:
+    if usage.unknown:
+        return None
+    return shapes.BatchUsage(
+        input_tokens=usage.input_tokens,
+        input_tokens_details=shapes.CachedTokens(cached_tokens=usage.cached_tokens),
+        output_tokens=usage.output_tokens,
+        output_tokens_details=shapes.ReasoningTokens(),
+        total_tokens=usage.input_tokens + usage.output_tokens,
     )
 
 

@@ -49,8 +49,10 @@ class StageMessage(BaseModel):
 
 
 class StageUsage(BaseModel):
-    input_tokens: int
-    output_tokens: int
+    """Both are null where an HTTP endpoint did not tell them."""
+
+    input_tokens: int | None
+    output_tokens: int | None
 
 
 class StageError(BaseModel):
@@ -97,7 +99,8 @@ class Batch(BaseModel):
     record. `unreadable`: it cannot be read now, and will be. Of both, only the id and `created_at` are known.
 
     `dialect`: the format of its input, which is `openai` where it has a `body` and a `url` in each line. `inbox_path`:
-    the key of the dropped file that it was made of.
+    the key of the dropped file that it was made of. `usage_unknown`: results whose tokens an endpoint did not tell, and
+    which the sums leave out.
     """
 
     id: str
@@ -114,6 +117,7 @@ class Batch(BaseModel):
     input_tokens: int
     output_tokens: int
     cached_tokens: int
+    usage_unknown: int
     created_at: float
     updated_at: float
     ended_at: float | None

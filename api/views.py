@@ -39,6 +39,7 @@ def batch(status: BatchStatus) -> shapes.Batch:
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         cached_tokens=usage.cached_tokens,
+        usage_unknown=usage.unknown,
         created_at=record.created_at,
         updated_at=status.updated_at,
         ended_at=record.ended_at if status.is_known else None,

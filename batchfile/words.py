@@ -11,7 +11,7 @@ from msgspec import Struct
 
 Role = Literal["system", "user", "assistant", "tool"]
 LimitKey = Literal["max_tokens", "max_completion_tokens"]
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal", "content_filter"]
 Status = Literal["succeeded", "errored", "canceled", "expired"]
 Dialect = Literal["native", "openai"]
 Kind = Literal["chat", "completion", "embedding"]
@@ -146,6 +146,7 @@ class Defaults:
     `temperature` None means the format's own: 0.2 for `params` lines, 1.0 for OpenAI lines. Every answer must fit
     `output_schema`, a JSON schema, where there is one; it also guides the requests that bring none of their own.
     `needs_max_tokens`: a `params` line without max_tokens is refused, as it is where such lines come from.
+    `needs_answer`: a refusal is a failed request, where the format of the results has no other place for it.
     """
 
     max_tokens: int = 2048
@@ -153,25 +154,35 @@ class Defaults:
     model: str | None = None
     output_schema: dict[str, Any] | None = None
     needs_max_tokens: bool = False
+    needs_answer: bool = False
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """Tokens. `cached_tokens` is the part of `input_tokens` that the prefix cache served."""
+    """Tokens. `cached_tokens` is the part of `input_tokens` that the prefix cache served.
+
+    `unknown`: results whose tokens an endpoint did not tell; they are in none of the sums.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    unknown: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             input_tokens=self.input_tokens + other.input_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
             cached_tokens=self.cached_tokens + other.cached_tokens,
+            unknown=self.unknown + other.unknown,
         )
 
 
 class Choice(Struct, frozen=True):
-    """`stop_sequence`: the one that ended it, where the engine tells. `thinking`: what the model said to itself."""
+    """`stop_sequence`: the one that ended it, where the engine tells. `thinking`: what the model said to itself.
+
+    `stop_reason` refusal: `text` is what the model said instead of an answer. content_filter: `text` is what came
+    before the filter stopped it.
+    """
 
     text: str
     stop_reason: StopReason
@@ -190,11 +201,15 @@ class Completion(Struct, frozen=True, kw_only=True):
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """A request ended without an answer. `status` tells how; `type` and `message` are for its user."""
+    """A request ended without an answer. `status` tells how; `type` and `message` are for its user.
+
+    `http_status`: what an endpoint answered, where one did.
+    """
 
     type: str
     message: str
     status: Literal["errored", "canceled", "expired"] = "errored"
+    http_status: int | None = None
 
 
 Outcome = Completion | Failure

@@ -16,7 +16,8 @@ def main(results: str) -> None:
         shown.add(stage)
         text = row["message"]["content"][0]["text"].strip()
         usage = row["usage"]
-        print(f"\n{row['custom_id']}  ({usage['input_tokens']} tokens in, {usage['output_tokens']} out)")
+        tokens = f"{usage['input_tokens']} tokens in, {usage['output_tokens']} out" if usage else "tokens unknown"
+        print(f"\n{row['custom_id']}  ({tokens})")
         print(textwrap.indent("\n".join(text.splitlines()[:12]), "    "))
     num = sum(row["status"] == "succeeded" for row in rows)
     print(f"\n{num} of {len(rows)} requests succeeded; every result is in {results}")

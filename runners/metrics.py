@@ -54,6 +54,7 @@ class RunnerCollector(Collector):
             "kind",
             {"input": tally.input_tokens, "cached": tally.cached_tokens, "output": tally.output_tokens},
         )
+        yield self._one("usage_unknown", "Answers whose tokens an endpoint did not tell", tally.usage_unknown)
         yield self._one("steps", "Steps of the engine", stats.num_steps)
         yield self._one("full_steps", "Steps with every slot in use", stats.num_full_steps)
         yield self._one("engine_deaths", "Engines that died and were built again", tally.num_engine_deaths)

@@ -100,8 +100,8 @@ class Load:
             errored=len(results) - len(good),
             seconds=max(ended for _, ended in found) - started,
             target_s=sizes.target_s and sizes.target_s * max(1.0, len(requests) / LEADS_OF_TARGETS),
-            input_tokens=sum(result["usage"]["input_tokens"] for result in good),
-            output_tokens=sum(result["usage"]["output_tokens"] for result in good),
+            input_tokens=sum(result["usage"]["input_tokens"] or 0 for result in good),
+            output_tokens=sum(result["usage"]["output_tokens"] or 0 for result in good),
             answers={result["custom_id"]: text_of(result["message"]) for result in good},
         )
 

@@ -12,6 +12,7 @@ import type {
   BatchResults,
   BatchStatus,
   CallOptions,
+  ErroredResult,
   Stage,
 } from './types.js';
 import { waitUntilEnded } from './wait.js';
@@ -51,6 +52,7 @@ export interface HostedResult {
 }
 
 export interface HostedAnswer {
+  stop_reason?: string | null;
   content: readonly { type: string }[];
   usage: {
     input_tokens: number;
@@ -136,7 +138,8 @@ function toStatus(batch: HostedBatch): BatchStatus {
 
 function toResult({ custom_id, result }: HostedResult): BatchResult {
   if (result.type === 'succeeded') {
-    const { content, usage } = result.message;
+    const { content, usage, stop_reason } = result.message;
+    if (stop_reason === 'refusal') return toErrored(custom_id, refusalOf(content));
     const cached = (usage.cache_creation_input_tokens ?? 0) + (usage.cache_read_input_tokens ?? 0);
     return {
       custom_id,
@@ -150,7 +153,17 @@ function toResult({ custom_id, result }: HostedResult): BatchResult {
     result.type === 'errored'
       ? { type: result.error.error.type, message: result.error.error.message }
       : { type: result.type, message: `The hosted batch ${result.type} before this request ran` };
+  return toErrored(custom_id, error);
+}
+
+function toErrored(custom_id: string, error: ErroredResult['error']): ErroredResult {
   return { custom_id, status: 'errored', message: null, usage: null, error };
+}
+
+/** As the service says it: a refusal has no place of its own in the contract. */
+function refusalOf(content: HostedAnswer['content']): ErroredResult['error'] {
+  const text = content.filter(isText).map((block) => block.text).join('').trim();
+  return { type: 'refusal', message: `The model refused to answer${text ? `: ${text}` : '.'}` };
 }
 
 function isText(block: { type: string }): block is { type: 'text'; text: string } {

@@ -78,6 +78,7 @@ export interface BatchStatus {
   updated_at: string;
 }
 
+/** Both are null at run time where a pool's HTTP endpoint does not tell its tokens; null adds up as 0. */
 export interface BatchUsage {
   input_tokens: number;
   output_tokens: number;

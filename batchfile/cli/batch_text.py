@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from batchfile.cli.shown import counted, duration
 from batchfile.local.identity import OUTPUT
 from batchfile.remote.base import BatchView, Share
+from batchfile.words import Usage
 
 STRIP_CELLS = 40
 RIGHT = (False, False, False, True, True, True, False)  # which columns of a list are numbers
@@ -28,6 +29,7 @@ def as_json(batch: BatchView) -> dict[str, object]:
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "cached_tokens": usage.cached_tokens,
+        "usage_unknown": usage.unknown,
         "shards_done": sum(pool.num_done for pool in batch.pools.values()),
         "shards_leased": sum(pool.num_leased for pool in batch.pools.values()),
         "created_at": batch.created_at,
@@ -46,8 +48,12 @@ def status_line(batch: BatchView, now: float) -> str:
     lasted = max(0.0, (batch.ended_at or now) - batch.created_at)
     return (
         f"{batch.batch_id}  {state}  {', '.join(filter(None, parts))}, "
-        f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out, {duration(lasted)}"
+        f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out{_unknown(usage)}, {duration(lasted)}"
     )
+
+
+def _unknown(usage: Usage) -> str:
+    return f" (usage unknown for {counted(usage.unknown, 'result')})" if usage.unknown else ""
 
 
 def list_lines(batches: Sequence[BatchView]) -> list[str]:

@@ -60,6 +60,8 @@ def details(snap: Snapshot) -> list[str]:
         parts.append(f"{snap.input_tokens:,} tokens in{'' if is_done else _rate(snap.input_rate)}")
     if snap.output_tokens:
         parts.append(f"{snap.output_tokens:,} tokens out{'' if is_done else _rate(snap.output_rate)}")
+    if snap.usage_unknown:
+        parts.append(f"usage unknown for {counted(snap.usage_unknown, 'result')}")
     if snap.cache_hit_rate >= 0.005:
         parts.append(f"{100 * snap.cache_hit_rate:.0f} % cached")
     if snap.quiet_s >= QUIET_S:

@@ -18,8 +18,8 @@ CHECK_TIMEOUT_S = 30.0  # for one question; an endpoint that is slower is not ju
 
 # What speaks of one kind of request and not of the endpoint: it may have some of the paths only.
 _REFUSALS = MISPLACED_STATUSES | {403, 404}
-# A refusal in JSON that proves the rest: the endpoint has read the request, so its address and the key are right.
-_READ = frozenset({400, 422})
+# An answer in JSON that proves the rest: the endpoint has read the request, so its address and the key are right.
+_READ = frozenset({200, 400, 422})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def has_read(said: Said) -> bool:
     """Whether the endpoint took the request for one of its own, be it a bad one."""
     with suppress(ValueError, RecursionError):
         body = json.loads(said.data)
-        return isinstance(body, dict) and (said.status in _READ or (said.status == 200 and "error" not in body))
+        return isinstance(body, dict) and said.status in _READ
     return False
 
 

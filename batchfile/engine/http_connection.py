@@ -6,13 +6,13 @@ Whatever aiohttp raises becomes a `NoAnswer` here. Knows no request, no retry an
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, Self
 
 import aiohttp
 
-from batchfile.engine.http_wire import Said
+from batchfile.engine.http_wire import Said, unwrapped
 
 CONNECT_TIMEOUT_S = 10.0
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024
@@ -79,9 +79,10 @@ class Connection:
             data = b""
             while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
                 data += more
-            if self._key and response.status != 200:  # some repeat it, and what they say is shown to callers
-                data = data.replace(self._key.encode(), b"***")
-            return Said(response.status, response.headers, data)
+            said = unwrapped(Said(response.status, response.headers, data))
+            if self._key and said.status != 200:  # some repeat it, and what they say is shown to callers
+                return replace(said, data=said.data.replace(self._key.encode(), b"***"))
+            return said
 
 
 def _words(error: aiohttp.ClientConnectorError) -> str:

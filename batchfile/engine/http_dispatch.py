@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from batchfile.engine.base import Prepared
+from batchfile.engine.http_answer import Wanted
 from batchfile.engine.http_check import Checked, has_read, is_refusal, smallest_body
 from batchfile.engine.http_connection import RESPONSE_BYTES_MAX, Ask, NoAnswer
 from batchfile.engine.http_retry import FRESH_TRIES, THROTTLE_S, WINDOW_S, Judge, Tries, Verdict
@@ -22,7 +23,6 @@ from batchfile.engine.http_wire import (
     Said,
     Throttled,
     Unserved,
-    Wanted,
     is_max_tokens_complaint,
     read_answer,
 )
@@ -150,7 +150,8 @@ class Dispatcher:
             elif isinstance(answer, Failed):
                 num_failed += 1
                 if num_failed >= FAILED_ATTEMPTS_MAX:
-                    return Failure(type="model_error", message=f"{answer.message} ({num_failed} attempts)")
+                    message = f"{answer.message} ({num_failed} attempts)"
+                    return Failure(type="model_error", message=message, http_status=answer.http_status)
                 await self._pause(num_failed, answer.retry_after_s)
             elif prepared.body_without_limit not in (None, body) and is_max_tokens_complaint(answer):
                 body = prepared.body_without_limit or body
@@ -257,16 +258,17 @@ class Dispatcher:
     async def _unserved_failure(self, tries: Tries, answer: Unserved) -> Failure | None:
         if not answer.is_sent or await self._verdict(lambda: self._judge.verdict(tries, self._now())) != "fail":
             return None
-        return Failure(type="model_error", message=f"{answer.message} ({tries.num_bad} attempts)")
+        message = f"{answer.message} ({tries.num_bad} attempts)"
+        return Failure(type="model_error", message=message, http_status=answer.http_status)
 
     async def _throttled_failure(self, tries: Tries, answer: Throttled) -> Failure | None:
         if answer.is_too_large:
-            return Failure(type="rate_limit_error", message=answer.message)
+            return Failure(type="rate_limit_error", message=answer.message, http_status=429)
         if await self._verdict(lambda: self._judge.throttle_verdict(tries, self._now())) != "fail":
             return None
         since_s = self._now() - (tries.throttled_since or 0.0)
         told = f"for {since_s:.0f} s and {tries.num_throttled} attempts, while other requests were served"
-        return Failure(type="rate_limit_error", message=f"{answer.message} ({told})")
+        return Failure(type="rate_limit_error", message=f"{answer.message} ({told})", http_status=429)
 
     async def _verdict(self, judge: Callable[[], Verdict]) -> Verdict:
         """Asks for as many small answers as the verdict lacks."""

@@ -1,5 +1,7 @@
 """The wire of OpenAI's chat completions, completions and embeddings: a request's body, what a response means. No I/O.
 
+What a good response holds is in http_answer.py.
+
 Besides OpenAI's own keys it uses those that vLLM's server adds (top_k, min_p, repetition_penalty,
 continue_final_message, stop_reason), and only where a request asks for them.
 """
@@ -9,14 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from math import isfinite
 from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from batchfile.engine.tool_wire import call_stem, made_calls, wire_tools, wire_turn
+from batchfile.engine.http_answer import Odd, Wanted, error_in, read_completion, status_of
+from batchfile.engine.tool_wire import wire_tools, wire_turn
 from batchfile.errors import SettingsError
-from batchfile.words import Choice, Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools, Usage
+from batchfile.words import Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools
 
 # A proxy's answers while what is behind it restarts or is gone. From 520 on: Cloudflare's (not 524: that one took the
 # request and was too slow).
@@ -31,17 +33,25 @@ RETRY_AFTER_S_MAX = 600.0
 MESSAGE_CHARS_MAX = 2_000
 PAGE_CHARS_MAX = 4_000  # of a web page, what is searched for its text
 NO_WORDS = "(no message)"
-TOKENS_MAX = 2**31  # that one request can have used; no number above it was counted
-ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+ERROR_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A response as it came. `data` may be cut a little after the longest that is read."""
+    """A response as it came. `data` may be cut a little after the longest that is read.
+
+    `is_unwrapped`: it came with status 200, and `status` is that of the error in it.
+    """
 
     status: int
     headers: Mapping[str, str]
     data: bytes
+    is_unwrapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +59,14 @@ class Unserved:
     """The request was not worked on: because of the endpoint, or because of what it does to it (http_retry.py).
 
     `reason`: for the operator; `message`: for the caller, should it be the request. `is_sent`: it may be.
+    `http_status`: what was answered, where an answer came.
     """
 
     reason: str
     message: str
     retry_after_s: float = 0.0
     is_sent: bool = True
+    http_status: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,30 +86,19 @@ class Failed:
     message: str
     retry_after_s: float = 0.0
     is_late: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What an answer may hold. `stem`: of the ids of calls; empty where no tools were offered. `num_vectors`: of an
-    embedding.
-    """
-
-    stem: str = ""
-    is_thinking: bool = False
-    kind: Kind = "chat"
-    num_vectors: int = 0
+    http_status: int | None = None
 
 
 TEXT_ALONE = Wanted()
 PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
 MODELS_PATH = "/models"  # what every endpoint answers, whatever the requests are like
 Answer = Outcome | Unserved | Throttled | Failed
+_NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
 
 _TAG = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _LIMIT_AND_REQUESTED = re.compile(
     r"\blimit:?\s*(\d[\d,]{0,14})\b.{0,100}?\brequested:?\s*(\d[\d,]{0,14})\b", re.DOTALL | re.IGNORECASE
 )
-_NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
 
 
 def api_root(base_url: str) -> str:
@@ -113,13 +114,6 @@ def api_root(base_url: str) -> str:
         raise SettingsError(f"the base URL {base_url!r} is not valid: give one such as http://127.0.0.1:8000/v1")
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path if path.endswith('/v1') else path + '/v1'}"
-
-
-def wanted_of(request: Request) -> Wanted:
-    raw = request.raw
-    if raw is not None:
-        return Wanted(kind=raw.kind, num_vectors=len(raw.inputs) if raw.kind == "embedding" else 0)
-    return Wanted("" if request.tools is None else call_stem(request), bool(request.is_thinking))
 
 
 def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
@@ -153,15 +147,28 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
     return json.dumps(body).encode()
 
 
+def unwrapped(said: Said) -> Said:
+    """An error that came with status 200, as the status that it names itself (else 500); all else as it is."""
+    if said.status != 200 or b'"error"' not in said.data:
+        return said
+    try:
+        error = error_in(json.loads(said.data))
+    except (ValueError, RecursionError):
+        return said
+    if error is None:
+        return said
+    return Said(status_of(error) or 500, said.headers, json.dumps({"error": error}).encode(), is_unwrapped=True)
+
+
 def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_proven: bool = True) -> Answer:
     """What a response means. `is_proven`: the endpoint has served a request, so that 403 and 404 are its own word."""
     status, data = said.status, said.data
     retry_after_s = _retry_after_s(said.headers.get("Retry-After"))
-    message = f"The endpoint answered {status}: {endpoints_words(data)}"
+    message = f"The endpoint {_answered(said)}: {endpoints_words(data)}"
     if status == 429:
         return Throttled(_reason(said), message, retry_after_s, _is_too_large(endpoints_words(data)))
     if (reason := _unserved_reason(said, is_proven=is_proven)) is not None:
-        return Unserved(reason, message, retry_after_s)
+        return Unserved(reason, message, retry_after_s, http_status=status if status >= 400 else None)
     if len(data) > bytes_max:
         return Failure(
             type="model_error",
@@ -170,39 +177,23 @@ def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_p
     if status == 200:
         return _read_good(data, wanted, retry_after_s)
     if status >= 500 or status == 408:
-        return Failed(message, retry_after_s)
-    return Failure(type=ERROR_TYPES.get(status, "invalid_request_error"), message=message)
+        return Failed(message, retry_after_s, http_status=status)
+    kind = ERROR_TYPES.get(status, "invalid_request_error")
+    return Failure(type=kind, message=message, http_status=status if status >= 400 else None)
 
 
 def _read_good(data: bytes, wanted: Wanted, retry_after_s: float) -> Completion | Failed:
     try:
-        return (_vectors if wanted.num_vectors else _completion)(json.loads(data), wanted)
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        return Failed(f"The endpoint's response is no {_NAMES[wanted.kind]}: {_what_is_odd(error)}", retry_after_s)
-
-
-class _Odd(ValueError):
-    """In our own words."""
-
-
-def _what_is_odd(error: Exception) -> str:
-    """In our own words, and what to do."""
-    if isinstance(error, _Odd):
-        what = str(error)
-    elif isinstance(error, KeyError):
-        what = f"it has no {error.args[0]!r}"
-    elif isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-        what = "it is not JSON"
-    else:
-        what = "a part of it has another type than OpenAI's API has there"
-    return f"{what}. Check that base_url leads to an OpenAI-compatible API."
+        return read_completion(data, wanted)
+    except Odd as odd:
+        return Failed(f"The endpoint's response is not a {_NAMES[wanted.kind]}: {odd}", retry_after_s)
 
 
 def _unserved_reason(said: Said, *, is_proven: bool) -> str | None:
     """Why it did not work on the request, as far as that may be the endpoint; None where it did."""
     if said.status in UNSERVED_STATUSES:
         return _reason(said)
-    is_page = said.headers.get("Content-Type", "").lower().startswith("text/html")
+    is_page = _is_page(said)
     # A 403 or 404 that is not in JSON may be a proxy's whose endpoint is gone, or a firewall's that dislikes a prompt.
     is_misplaced = said.status in MISPLACED_STATUSES or (
         said.status in UNPROVEN_STATUSES and not (is_proven and is_json(said.data))
@@ -211,11 +202,19 @@ def _unserved_reason(said: Said, *, is_proven: bool) -> str | None:
         return None
     where = f" and points to {said.headers['Location']}" if "Location" in said.headers else ""
     told = "a web page" if is_page else endpoints_words(said.data)
-    return f"it answered {said.status}{where}: {told}; check its base URL, API key and model"
+    return f"it {_answered(said)}{where}: {told}; check its base URL, API key and model"
+
+
+def _is_page(said: Said) -> bool:
+    return said.headers.get("Content-Type", "").lower().startswith("text/html")
+
+
+def _answered(said: Said) -> str:
+    return "answered 200 with an error" if said.is_unwrapped else f"answered {said.status}"
 
 
 def _reason(said: Said) -> str:
-    return f"it answered {said.status}" + (f": {endpoints_words(said.data)}" if said.data.strip() else "")
+    return f"it {_answered(said)}" + (f": {endpoints_words(said.data)}" if said.data.strip() else "")
 
 
 def _is_too_large(words: str) -> bool:
@@ -250,70 +249,6 @@ def _embedding_body(raw: Raw, model: str) -> bytes:
     if raw.dimensions is not None:
         body["dimensions"] = raw.dimensions
     return json.dumps(body | {"encoding_format": "base64" if raw.is_base64 else "float"}).encode()
-
-
-def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
-    choices = sorted(body["choices"], key=lambda choice: int(choice.get("index", 0)))
-    if not choices:
-        raise _Odd("it has no choices")
-    return Completion(
-        choices=tuple(_choice(choice, wanted, index) for index, choice in enumerate(choices)),
-        usage=_usage(body),
-        kind=wanted.kind,
-    )
-
-
-def _vectors(body: dict[str, Any], wanted: Wanted) -> Completion:
-    found = sorted(body["data"], key=lambda one: int(one["index"]))
-    if len(found) != wanted.num_vectors:
-        raise _Odd(f"it has {len(found)} vectors, and {wanted.num_vectors} were asked for")
-    vectors = tuple(
-        given if isinstance(given, str) else tuple(map(float, given)) for given in (one["embedding"] for one in found)
-    )
-    if not all(isfinite(number) for vector in vectors if not isinstance(vector, str) for number in vector):
-        raise _Odd("it has a vector with a number that is not finite")
-    return Completion(choices=(), usage=_usage(body), kind="embedding", vectors=vectors)
-
-
-def _usage(body: dict[str, Any]) -> Usage:
-    usage = body.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
-    return Usage(
-        input_tokens=_count(usage.get("prompt_tokens")),
-        output_tokens=_count(usage.get("completion_tokens")),
-        cached_tokens=_count(details.get("cached_tokens")),
-    )
-
-
-def _count(given: object) -> int:
-    """What is no count says as little as none."""
-    return int(given) if isinstance(given, int | float) and 0 <= given <= TOKENS_MAX else 0
-
-
-def _text(given: object) -> str:
-    """Of a content, which may come in parts. Raises: ValueError, KeyError, TypeError for what is no text."""
-    if given is None or isinstance(given, str):
-        return given or ""
-    if not isinstance(given, list) or not all(isinstance(part["text"], str) for part in given):
-        raise _Odd("its content is no text")
-    return "".join(part["text"] for part in given)
-
-
-def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
-    matched = choice.get("stop_reason")
-    message = choice["message"] if wanted.kind == "chat" else {"content": choice["text"]}
-    text = _text(message.get("content"))
-    thought = (message.get("reasoning_content") or message.get("reasoning")) if wanted.is_thinking else None
-    thinking = None if thought is None else _text(thought)
-    asked = [call["function"] for call in message.get("tool_calls") or ()] if wanted.stem else []
-    calls = made_calls(wanted.stem, index, ((call["name"], json.loads(call["arguments"] or "{}")) for call in asked))
-    if choice.get("finish_reason") == "length":
-        return Choice(text, "max_tokens", calls=calls, thinking=thinking)
-    if calls:
-        return Choice(text, "tool_use", calls=calls, thinking=thinking)
-    if isinstance(matched, str):
-        return Choice(text, "stop_sequence", matched, thinking=thinking)
-    return Choice(text, "end_turn", thinking=thinking)
 
 
 def _turn(turn: Message) -> dict[str, Any]:

@@ -221,13 +221,14 @@ def _remove(ledger: Ledger, key: str) -> None:
 
 def _totals(lines: Sequence[FinishedLine]) -> tuple[Counts, Usage]:
     by_status = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
-    tokens_in = tokens_out = cached = 0
+    tokens_in = tokens_out = cached = unknown = 0
     for item in lines:
         by_status[item.status] += 1
         tokens_in += item.usage.input_tokens
         tokens_out += item.usage.output_tokens
         cached += item.usage.cached_tokens
-    usage = Usage(input_tokens=tokens_in, output_tokens=tokens_out, cached_tokens=cached)
+        unknown += item.usage.unknown
+    usage = Usage(input_tokens=tokens_in, output_tokens=tokens_out, cached_tokens=cached, unknown=unknown)
     return Counts(**by_status), usage
 
 

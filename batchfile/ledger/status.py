@@ -88,6 +88,7 @@ class _Figures(NamedTuple):
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    usage_unknown: int = 0
 
     def changed(self, old: "_Figures", new: "_Figures") -> "_Figures":
         return _Figures(*(total - before + after for total, before, after in zip(self, old, new, strict=True)))
@@ -98,7 +99,12 @@ class _Figures(NamedTuple):
 
     @property
     def usage(self) -> Usage:
-        return Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens, cached_tokens=self.cached_tokens)
+        return Usage(
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+            unknown=self.usage_unknown,
+        )
 
 
 _NONE = _Figures()
@@ -354,6 +360,7 @@ def _figures(record: ShardRecord) -> _Figures:
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         cached_tokens=usage.cached_tokens,
+        usage_unknown=usage.unknown,
     )
 
 

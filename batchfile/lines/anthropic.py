@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from batchfile.lines.refusals import REFUSALS, explanation
 from batchfile.lines.separators import escape_separators
 from batchfile.lines.stage import VECTORS, whole_lines
 
@@ -93,6 +94,13 @@ class _Usage(msgspec.Struct, gc=False):
     server_tool_use: None = None
     service_tier: str = "batch"
     speed: None = None
+    is_unknown: bool | msgspec.UnsetType = msgspec.UNSET  # an endpoint did not tell it; the clients expect numbers
+
+
+class _Refusal(msgspec.Struct, gc=False):
+    explanation: str
+    category: None = None
+    type: str = "refusal"
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -108,7 +116,7 @@ class _Message(msgspec.Struct, gc=False):
     context_management: None = None
     diagnostics: None = None
     input_transformations: None = None
-    stop_details: None = None
+    stop_details: _Refusal | None = None
 
 
 class _Succeeded(msgspec.Struct, gc=False):
@@ -140,7 +148,6 @@ class _Response(msgspec.Struct, gc=False):
 
 _decoder = msgspec.json.Decoder(_Line)
 _encoder = msgspec.json.Encoder()
-_NO_USAGE = _NativeUsage()
 _NO_ERROR = _NativeError("api_error", "")
 _VECTORS = _Errored(_ErrorBody(_NativeError("invalid_request_error", VECTORS)))
 _NO_ID = msgspec.Raw(b'""')  # of a line whose custom_id could not be read; the clients expect a string
@@ -176,16 +183,24 @@ def _response(line: _Line, message_id: str) -> _Response:
 
 
 def _message(line: _Line, message_id: str) -> _Message:
-    usage = line.usage or _NO_USAGE
+    reason = line.stop_reason or "end_turn"
+    is_refusal = reason in REFUSALS
     return _Message(
         id=message_id,
         model=line.model or "",
         content=[] if line.message is None else line.message.content,
-        stop_reason=line.stop_reason or "end_turn",
+        stop_reason="refusal" if is_refusal else reason,
         stop_sequence=line.stop_sequence,
-        usage=_Usage(
-            input_tokens=usage.input_tokens - usage.cached_tokens,  # here the two are added up, natively one is part
-            output_tokens=max(usage.output_tokens, 1),
-            cache_read_input_tokens=usage.cached_tokens,
-        ),
+        usage=_usage(line.usage),
+        stop_details=_Refusal(explanation(reason)) if is_refusal else None,
+    )
+
+
+def _usage(usage: _NativeUsage | None) -> _Usage:
+    if usage is None:
+        return _Usage(input_tokens=0, output_tokens=0, cache_read_input_tokens=0, is_unknown=True)
+    return _Usage(
+        input_tokens=usage.input_tokens - usage.cached_tokens,  # here the two are added up, natively one is part
+        output_tokens=max(usage.output_tokens, 1),
+        cache_read_input_tokens=usage.cached_tokens,
     )

@@ -10,6 +10,7 @@ from batchfile.lines.result import (
     RESULT_BYTES_MAX,
     NativeBlock,
     NativeChoice,
+    NativeError,
     NativeMessage,
     NativeResult,
     decode_result,
@@ -18,7 +19,25 @@ from batchfile.lines.separators import escape_separators
 
 CHUNK_BYTES = 256 * 1024
 
-_FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
+_FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "tool_use": "tool_calls",
+    "refusal": "stop",
+    "content_filter": "content_filter",
+}
+# Of errors that did not come from an endpoint, which have no status of their own; 500 for all others.
+_STATUSES = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "rate_limit_error": 429,
+    "overloaded_error": 503,
+    "timeout_error": 504,
+}
 _CODES = {"canceled": "batch_cancelled", "expired": "batch_expired"}
 _INVALID = "invalid_request_error"
 _PLACE = re.compile(r"(?:body\.)?(model|(?<=body\.)[^\s:]+): ")  # which key of the body a message is about
@@ -76,12 +95,14 @@ def _body(result: NativeResult, stem: str, created: int) -> dict[str, object]:
 
 
 def _embedding(result: NativeResult) -> dict[str, object]:
+    """The clients expect numbers of usage: one that is unknown is marked."""
     vectors, num_tokens = result.vectors or [], result.usage.input_tokens if result.usage else 0
+    unknown = {} if result.usage else {"is_unknown": True}
     return {
         "object": "list",
         "data": [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(vectors)],
         "model": result.model or "",
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens} | unknown,
     }
 
 
@@ -111,6 +132,8 @@ def _choice(index: int, choice: NativeChoice) -> dict[str, object]:
         calls = [_call(block) for block in blocks if block.type == "tool_use"]
         if calls:
             message |= {"content": text or None, "tool_calls": calls}
+    if choice.stop_reason == "refusal":
+        message |= {"content": None, "refusal": text}
     return {
         "index": index,
         "message": message,
@@ -146,10 +169,10 @@ def _usage(result: NativeResult) -> dict[str, object] | None:
 
 
 def _error(result: NativeResult) -> tuple[int, dict[str, object]]:
-    kind = result.error.type if result.error else "api_error"
-    message = result.error.message if result.error else ""
-    if kind == _INVALID:
-        place = _PLACE.match(message)
-        param = place[1] if place else None
-        return 400, {"error": {"message": message, "type": _INVALID, "param": param, "code": None}}
-    return 500, {"error": {"message": message, "type": "server_error", "param": None, "code": kind}}
+    error = result.error or NativeError(type="api_error", message="")
+    kind, message = error.type, error.message
+    status = error.http_status or _STATUSES.get(kind, 500)
+    if status >= 500:
+        return status, {"error": {"message": message, "type": "server_error", "param": None, "code": kind}}
+    place = _PLACE.match(message) if kind == _INVALID else None
+    return status, {"error": {"message": message, "type": kind, "param": place[1] if place else None, "code": None}}

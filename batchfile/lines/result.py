@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from batchfile.lines.separators import escape_separators
-from batchfile.words import Choice, Completion, Failure, Kind, Outcome
+from batchfile.words import Choice, Completion, Failure, Kind, Outcome, Usage
 
 RESULT_BYTES_MAX = 512 * 1024 * 1024  # more than any: 2,048 vectors of 8,192 numbers are some 350 MB
 
@@ -22,8 +22,11 @@ class NativeUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeError:
+    """`http_status`: what an endpoint answered, where one did."""
+
     type: str
     message: str
+    http_status: int | None = None
 
 
 class NativeBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -52,9 +55,9 @@ class NativeChoice:
 class NativeResult:
     """A result line, read. `choices` only where a request asked for several; `message` is then the first.
 
-    `stop_sequence` only where one ended the (first) answer and is known. `kind` only of what is no conversation.
-    `vectors`, each as it was written, only of an embedding, which has no message. `line`, of the file, only
-    of a request without a custom_id.
+    `usage` of a success is None where an endpoint did not tell it. `stop_sequence` only where one ended the (first)
+    answer and is known. `kind` only of what is no conversation. `vectors`, each as it was written, only of an
+    embedding, which has no message. `line`, of the file, only of a request without a custom_id.
     """
 
     custom_id: str | None
@@ -97,6 +100,9 @@ def decode_result(line: bytes) -> NativeResult:
 
 
 def _failed(custom_id: str | None, failure: Failure) -> dict[str, object]:
+    error: dict[str, object] = {"type": failure.type, "message": failure.message}
+    if failure.http_status is not None:
+        error["http_status"] = failure.http_status
     return {
         "custom_id": custom_id,
         "status": failure.status,
@@ -104,12 +110,11 @@ def _failed(custom_id: str | None, failure: Failure) -> dict[str, object]:
         "stop_reason": None,
         "model": None,
         "usage": None,
-        "error": {"type": failure.type, "message": failure.message},
+        "error": error,
     }
 
 
 def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[str, object]:
-    usage = outcome.usage
     if outcome.vectors:
         return {
             "custom_id": custom_id,
@@ -117,7 +122,7 @@ def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[s
             "message": None,
             "stop_reason": None,
             "model": model,
-            "usage": {"input_tokens": usage.input_tokens, "output_tokens": 0, "cached_tokens": usage.cached_tokens},
+            "usage": _usage(outcome.usage),
             "error": None,
             "kind": outcome.kind,
             "vectors": outcome.vectors,
@@ -129,11 +134,7 @@ def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[s
         "message": _message(first),
         "stop_reason": first.stop_reason,
         "model": model,
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cached_tokens": usage.cached_tokens,
-        },
+        "usage": _usage(outcome.usage),
         "error": None,
     }
     if outcome.kind != "chat":
@@ -145,6 +146,16 @@ def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[s
             {"message": _message(choice), "stop_reason": choice.stop_reason} for choice in outcome.choices
         ]
     return line
+
+
+def _usage(usage: Usage) -> dict[str, object] | None:
+    if usage.unknown:
+        return None
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cached_tokens": usage.cached_tokens,
+    }
 
 
 def _repaired(value: object) -> object:

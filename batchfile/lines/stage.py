@@ -1,7 +1,8 @@
 """The stage dialect: a batch's status and results in the user's own contract. Pure; exactly these keys, no others.
 
 Its four states, in order: `collected` (not planned yet), `submitted` (visible to runners), `processing` (a runner has
-begun), `ended`. Canceled and expired requests are errored ones with that error type, and so is what has no text.
+begun), `ended`. Canceled and expired requests are errored ones with that error type, and so are refusals, answers
+that a content filter stopped, and what has no text.
 What a model thought is left out, as in OpenAI's.
 """
 
@@ -11,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from batchfile.lines.refusals import REFUSALS, refusal_failure
 from batchfile.lines.separators import escape_separators
 from batchfile.words import Counts
 
@@ -31,8 +33,15 @@ class StageCounts(msgspec.Struct, frozen=True):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    input_tokens: int
-    output_tokens: int
+    """Both null where an endpoint did not tell them."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class _Error(msgspec.Struct, gc=False):
+    type: str
+    message: str
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -42,12 +51,25 @@ class _Line(msgspec.Struct, gc=False):
     status: str
     message: msgspec.Raw
     usage: _Usage | None
-    error: msgspec.Raw
+    error: _Error | None
     kind: str | msgspec.UnsetType = msgspec.UNSET  # read, never written
+    stop_reason: str | msgspec.UnsetType | None = msgspec.UNSET  # the same
 
 
 class _Message(msgspec.Struct, gc=False):
     content: list[msgspec.Raw]
+
+
+class _Block(msgspec.Struct, gc=False):
+    text: str = ""
+
+
+class _Text(msgspec.Struct, gc=False):
+    content: list[_Block]
+
+    @property
+    def text(self) -> str:
+        return "".join([block.text for block in self.content])
 
 
 # How a message begins whose model thought: that block is the first (lines/result.py), which callers take for the text.
@@ -55,8 +77,10 @@ _THOUGHTFUL = b'{"content":[{"type":"thinking",'
 
 _decoder = msgspec.json.Decoder(_Line)
 _message_decoder = msgspec.json.Decoder(_Message)
+_text_decoder = msgspec.json.Decoder(_Text)
 _encoder = msgspec.json.Encoder()
-_VECTORS_ERROR = msgspec.Raw(_encoder.encode({"type": "invalid_request_error", "message": VECTORS}))
+_VECTORS_ERROR = _Error("invalid_request_error", VECTORS)
+_NULL = msgspec.Raw(b"null")
 
 
 def timestamp(seconds: float) -> str:
@@ -107,17 +131,23 @@ def _rendered(chunks: Iterable[bytes]) -> Iterator[list[_Line]]:
             if has_thoughts and bytes(line.message).startswith(_THOUGHTFUL):
                 message = _message_decoder.decode(line.message)
                 line.message = msgspec.Raw(_encoder.encode(_Message(message.content[1:])))
-            if line.kind is not msgspec.UNSET:
+            if line.status == "succeeded":
                 _settle(line)
+            line.kind = line.stop_reason = msgspec.UNSET
         if lines:
             yield lines
 
 
 def _settle(line: _Line) -> None:
-    """A result of another kind than a conversation's: text is taken as it is, vectors have no key here."""
+    """A success: vectors and refusals have no place here, and a usage that is not known is not 0."""
     if line.kind == "embedding":
         line.status, line.usage, line.error = "errored", None, _VECTORS_ERROR
-    line.kind = msgspec.UNSET
+    elif line.stop_reason in REFUSALS:
+        failure = refusal_failure(str(line.stop_reason), _text_decoder.decode(line.message).text)
+        line.status, line.message, line.usage = "errored", _NULL, None
+        line.error = _Error(failure.type, failure.message)
+    elif line.usage is None:
+        line.usage = _Usage()
 
 
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

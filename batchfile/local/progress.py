@@ -49,6 +49,7 @@ class Snapshot:
     quiet_s: float = 0.0
     is_loading: bool = False  # the engine is not ready yet
     down_s: float = 0.0  # for how long the endpoint has taken no work
+    usage_unknown: int = 0  # answers whose tokens the endpoint did not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class Meter:
             input_rate=(last.tokens_in - first.tokens_in) / span_s if span_s >= RATE_S_MIN else 0.0,
             output_rate=(last.tokens_out - first.tokens_out) / span_s if span_s >= RATE_S_MIN else 0.0,
             cache_hit_rate=usage.cached_tokens / max(1, usage.input_tokens),
+            usage_unknown=self._usage_before.unknown + tally.usage_unknown,
             elapsed_s=now - self._started_at,
             eta_s=0.0 if done == self._total else self._eta_s(None if work_left is None else work_left[0], step_s),
             num_running=stats.num_running,

@@ -183,6 +183,7 @@ class _Batch(msgspec.Struct, frozen=True):
     dialect: Dialect
     inbox_path: str | None
     pools: dict[str, _PoolShare]
+    usage_unknown: int = 0
 
 
 class _Page(msgspec.Struct, frozen=True):
@@ -210,7 +211,10 @@ def _view(batch: _Batch) -> BatchView:
         total=batch.total,
         counts=Counts(succeeded=batch.succeeded, errored=batch.errored, canceled=batch.canceled, expired=batch.expired),
         usage=Usage(
-            input_tokens=batch.input_tokens, output_tokens=batch.output_tokens, cached_tokens=batch.cached_tokens
+            input_tokens=batch.input_tokens,
+            output_tokens=batch.output_tokens,
+            cached_tokens=batch.cached_tokens,
+            unknown=batch.usage_unknown,
         ),
         created_at=batch.created_at,
         updated_at=batch.updated_at,

@@ -172,7 +172,12 @@ class Feeder:
             lapses=record.lapses,
         )
         fitting = fitting_of(held.batch.defaults)
-        work = ShardWork(held=held, left=record.num_lines - record.counts.finished, fitting=fitting)
+        work = ShardWork(
+            held=held,
+            left=record.num_lines - record.counts.finished,
+            fitting=fitting,
+            needs_answer=held.batch.defaults.needs_answer or fitting is not None,
+        )
         work.is_trial = lease.is_trial(record)
         self._works.append(work)
         if not work.is_trial:  # a trial waits for its turn

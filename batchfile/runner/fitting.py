@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import SEED_MAX
+from batchfile.lines.refusals import REFUSALS
 from batchfile.runner.fitting_place import place_of
 from batchfile.runner.fitting_schema import NOT_JSON, Kind, Verdict, kind_of
 from batchfile.words import Completion, Defaults, Failure, Request
@@ -103,12 +104,12 @@ def own_schema(request: Request) -> bytes | None:
 
 
 def demands(request: Request, completion: Completion, own: bytes | None, fitting: Fitting | None) -> list[Demand]:
-    """What each choice must fit, unless it calls a tool; `own`: the request's schema. The own ones come first.
+    """What each choice must fit, unless it calls a tool or is a refusal. The request's schema, `own`, comes first.
 
     A continuation fits its batch's schema together with the text it goes on from; its own, guided by which it begins
     anew, also without.
     """
-    texts = [choice.text for choice in completion.choices if not choice.calls]
+    texts = [c.text for c in completion.choices if not c.calls and c.stop_reason not in REFUSALS]
     begun = request.messages[-1].content if request.is_continuation else ""
     found: list[Demand] = []
     if own is not None:

@@ -16,6 +16,7 @@ from batchfile.engine.base import Engine, EngineInfo, Finished, Prepared, prepar
 from batchfile.errors import InvalidRequest
 from batchfile.ledger import lease
 from batchfile.lines.part import FinishedLine
+from batchfile.lines.refusals import REFUSALS, refusal_failure
 from batchfile.lines.result import encode_result
 from batchfile.runner import crashes, fitting
 from batchfile.runner.checks import Answer, Checked, Checks
@@ -235,12 +236,13 @@ class Loop:
         if item is None or item.shard.is_dropped:
             return
         gpu_s = self._gpu_s_each - item.gpu_s_before
+        outcome = self._answered(finished.outcome) if item.shard.needs_answer else finished.outcome
         if item.request is None:
-            self._finish(item, finished.outcome, gpu_s)
-        elif isinstance(finished.outcome, Completion):
-            self._judge(item, item.request, finished.outcome, gpu_s)
+            self._finish(item, outcome, gpu_s)
+        elif isinstance(outcome, Completion):
+            self._judge(item, item.request, outcome, gpu_s)
         else:
-            self._try_unguided(item, item.request, finished.outcome, gpu_s)
+            self._try_unguided(item, item.request, outcome, gpu_s)
 
     def _finish(self, item: Item, outcome: Outcome, gpu_s: float) -> None:
         result = encode_result(item.custom_id, outcome, self.info.model if self.info else "")
@@ -257,6 +259,16 @@ class Loop:
             self._finish(item, failure, gpu_s)
         else:
             self._again(item, fitting.unguided(request), gpu_s, is_alone=self._window.is_alone_running)
+
+    def _answered(self, outcome: Outcome) -> Outcome:
+        """A refusal as the failure that it is where an answer is needed."""
+        if isinstance(outcome, Failure):
+            return outcome
+        for choice in outcome.choices:
+            if choice.stop_reason in REFUSALS:
+                self._count_tokens(outcome.usage)
+                return refusal_failure(choice.stop_reason, choice.text)
+        return outcome
 
     def _judge(self, item: Item, request: Request, completion: Completion, gpu_s: float) -> None:
         """What fits is final; what does not goes again. A check that may take long, and its words, come later."""
@@ -346,3 +358,4 @@ class Loop:
         self._tally.input_tokens += usage.input_tokens
         self._tally.output_tokens += usage.output_tokens
         self._tally.cached_tokens += usage.cached_tokens
+        self._tally.usage_unknown += usage.unknown

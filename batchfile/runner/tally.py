@@ -15,6 +15,7 @@ class Tally:
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    usage_unknown: int = 0  # answers whose tokens an endpoint did not tell
     busy_s: float = 0.0  # with requests in flight, up to the last step
     num_engine_deaths: int = 0
     num_leases_lost: int = 0

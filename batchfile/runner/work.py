@@ -17,13 +17,15 @@ class ShardWork:
     The loop appends to `finished` (results of `finished_bytes`); whoever checkpoints holds `lock`, commits a prefix of
     it and removes that. `left` counts this pool's lines without an outcome. Counts change under `count_lock`.
     `wants_to_announce`: the loop would dispatch, and the record must say so first (see `ledger/lease.py`).
-    `fitting`: what every answer must fit, if anything. `is_to_return`: its input cannot be read now; whoever commits
-    puts it back. `retry_at`: monotonic; its results could not be committed, and are tried again then.
+    `fitting`: what every answer must fit, if anything. `needs_answer`: a refusal is a failure. `is_to_return`: its
+    input cannot be read now; whoever commits puts it back. `retry_at`: monotonic; its results could not be committed,
+    and are tried again then.
     """
 
     held: Held
     left: int
     fitting: Fitting | None = None
+    needs_answer: bool = False
     finished: list[FinishedLine] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     count_lock: threading.Lock = field(default_factory=threading.Lock)

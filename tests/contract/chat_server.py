@@ -1,6 +1,8 @@
 """An OpenAI-compatible server on loopback that echoes, and does as it is told first."""
 
 import asyncio
+import base64
+import struct
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ class ChatServer:
 
     `are_probes_scripted`: the engine's own small requests get of the script too, as where the endpoint itself is ill;
     else they are answered well. They are counted, and not among `seen`. `models`: what GET /v1/models answers.
+    `by_prompt`: what a prompt gets each time.
     `poison`: a prompt's text, and what it gets each time; `num_poison`: how often.
     """
 
@@ -33,6 +36,7 @@ class ChatServer:
     num_probes: int = 0
     poison: tuple[str, dict[str, Any]] | None = None
     num_poison: int = 0
+    by_prompt: dict[str, dict[str, Any]] = field(default_factory=dict)
     most_at_once: int = 0
     num_now: int = 0
 
@@ -49,6 +53,8 @@ class ChatServer:
         self.num_now += 1
         self.most_at_once = max(self.most_at_once, self.num_now)
         try:
+            if "messages" in body and body["messages"][-1]["content"] in self.by_prompt:
+                return web.Response(**self.by_prompt[body["messages"][-1]["content"]])
             if self.poison is not None and body["messages"][-1]["content"] == self.poison[0]:
                 self.num_poison += 1
                 return web.Response(**self.poison[1])
@@ -94,10 +100,14 @@ def embed(body: dict[str, Any]) -> dict[str, Any]:
     """Vectors of the length of each input, the last one first."""
     found = [[float(len(given))] * body.get("dimensions", 3) for given in body["input"]]
     data = [
-        {"index": index, "embedding": f"base64 of {vector}" if body.get("encoding_format") == "base64" else vector}
+        {"index": index, "embedding": packed(vector) if body.get("encoding_format") == "base64" else vector}
         for index, vector in enumerate(found)
     ]
     return {"data": data[::-1], "usage": {"prompt_tokens": len(found), "total_tokens": len(found)}}
+
+
+def packed(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def echo(body: dict[str, Any]) -> dict[str, Any]:

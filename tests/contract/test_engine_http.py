@@ -132,7 +132,8 @@ def calling(*calls: tuple[str, str], **message: Any) -> dict[str, Any]:
         }
         for name, arguments in calls
     ]
-    choice = {"message": {"content": None, "tool_calls": asked} | message, "finish_reason": "tool_calls"}
+    reason = "tool_calls" if asked else "stop"
+    choice = {"message": {"content": None, "tool_calls": asked} | message, "finish_reason": reason}
     return {"status": 200, "text": json.dumps({"choices": [choice]})}
 
 
@@ -230,7 +231,7 @@ def test_whatever_happens_to_a_request_it_has_an_outcome_and_the_others_run(
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(None, ""), ("hi", "hi"), ([], ""), ([{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], "hi")],
+    [("", ""), ("hi", "hi"), ([], ""), ([{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], "hi")],
 )
 def test_content_in_parts_is_their_text(server: Any, engine: HttpEngine, content: Any, text: str) -> None:
     server.script.append(calling(content=content, tool_calls=None))
@@ -244,17 +245,17 @@ def test_content_that_is_no_text_spends_an_attempt(server: Any, engine: HttpEngi
     server.script.extend(calling(content=content, tool_calls=None) for _ in range(3))
     [outcome] = run(engine, request())
     assert isinstance(outcome, Failure)
-    assert "is no chat completion" in outcome.message
+    assert "is not a chat completion" in outcome.message
 
 
 @pytest.mark.parametrize("count", [-3, 2**70, 1e308, None, "many", [1]])
-def test_a_usage_that_is_none_counts_for_nothing(server: Any, engine: HttpEngine, count: Any) -> None:
+def test_a_usage_that_is_none_is_unknown(server: Any, engine: HttpEngine, count: Any) -> None:
     usage = {"prompt_tokens": count, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": count}}
     choice = {"message": {"content": "hi"}, "finish_reason": "stop"}
     server.script.append({"status": 200, "text": json.dumps({"choices": [choice], "usage": usage})})
     [outcome] = run(engine, request())
     assert isinstance(outcome, Completion)
-    assert outcome.usage == Usage(input_tokens=0, output_tokens=2, cached_tokens=0)
+    assert outcome.usage == Usage(unknown=1)
 
 
 def test_whatever_an_endpoint_answers_has_a_result_line_that_can_be_read(server: Any, engine: HttpEngine) -> None:
@@ -293,8 +294,19 @@ def test_no_more_than_the_bound_run_at_once(server: Any) -> None:
 def test_a_server_error_is_tried_three_times_and_then_the_requests_failure(server: Any, engine: HttpEngine) -> None:
     server.script.extend({"status": 500, "text": '{"error": {"message": "out of cheese"}}'} for _ in range(3))
     [outcome] = run(engine, request())
-    assert outcome == Failure(type="model_error", message="The endpoint answered 500: out of cheese (3 attempts)")
+    assert outcome == Failure(
+        type="model_error", message="The endpoint answered 500: out of cheese (3 attempts)", http_status=500
+    )
     assert len(server.seen) == 3
+
+
+def test_an_error_with_status_200_repeats_no_key(server: Any) -> None:
+    engine = HttpEngine(options(server.url, api_key="sk-canary"), random.Random(1))
+    server.script.append({"status": 200, "text": '{"error": {"message": "no sk-canary", "code": 400}}'})
+    [outcome] = run(engine, request())
+    engine.close()
+    message = "The endpoint answered 200 with an error: no ***"
+    assert outcome == Failure(type="invalid_request_error", message=message, http_status=400)
 
 
 def test_a_second_attempt_may_succeed(server: Any, engine: HttpEngine) -> None:
@@ -415,7 +427,7 @@ def test_a_request_that_is_too_large_for_a_rate_limit_fails_at_once(server: Any,
     told = "Request too large for m on tokens per min (TPM): Limit 30000, Requested 35000."
     server.script.append({"status": 429, "text": json.dumps({"error": {"message": told}})})
     [outcome] = run(engine, request())
-    assert outcome == Failure(type="rate_limit_error", message=f"The endpoint answered 429: {told}")
+    assert outcome == Failure(type="rate_limit_error", message=f"The endpoint answered 429: {told}", http_status=429)
     assert len(server.seen) == 1
 
 
@@ -456,7 +468,7 @@ def test_a_refused_request_is_errored_at_once_in_the_servers_words(
     server.script.append({"status": status, "text": body})
     [outcome] = run(engine, request())
     assert isinstance(outcome, Failure)
-    assert outcome.type == kind
+    assert (outcome.type, outcome.http_status) == (kind, status)
     assert words in outcome.message
     assert len(server.seen) == 2
 
@@ -555,9 +567,11 @@ def hasty(url: str) -> HttpEngine:
     return HttpEngine(options(url, wait_for_endpoint=False), random.Random(1))
 
 
-def test_an_endpoint_that_never_answered_well_ends_an_engine_that_shall_not_wait(server: Any) -> None:
+@pytest.mark.parametrize("status", [401, 200])
+def test_an_endpoint_that_never_answered_well_ends_an_engine_that_shall_not_wait(server: Any, status: int) -> None:
     server.are_probes_scripted = True
-    server.script.extend({"status": 401, "text": '{"error": "who are you"}'} for _ in range(50))
+    told = {"error": {"message": "who are you", "code": 401}}
+    server.script.extend({"status": status, "text": json.dumps(told)} for _ in range(50))
     engine = hasty(server.url)
     with pytest.raises(SettingsError, match=r"requires an API key \(401: who are you\): set OPENAI_API_KEY"):
         run(engine, *[request() for _ in range(8)])
@@ -675,7 +689,7 @@ def test_vectors_come_in_the_order_of_the_inputs(server: Any, engine: HttpEngine
     assert isinstance(plain, Completion)
     assert (plain.kind, plain.vectors, plain.usage.input_tokens) == ("embedding", ((1.0, 1.0), (3.0, 3.0)), 2)
     assert isinstance(packed, Completion)
-    assert packed.vectors == ("base64 of [2.0, 2.0, 2.0]",)
+    assert packed.vectors == (chat_server.packed([2.0, 2.0, 2.0]),)
     by_input = {str(seen["body"]["input"]): seen for seen in server.seen}
     assert {seen["path"] for seen in server.seen} == {"/v1/embeddings"}
     assert by_input["['a', 'bcd']"]["body"] == {
@@ -691,7 +705,8 @@ def test_an_endpoint_that_makes_no_embeddings_or_too_few_is_that_requests_error(
 ) -> None:
     server.script.append({"status": 404, "text": json.dumps({"message": "no embeddings here"})})
     [refused] = run(engine, raw_request("embedding", "a"))
-    assert refused == Failure(type="not_found_error", message="The endpoint answered 404: no embeddings here")
+    message = "The endpoint answered 404: no embeddings here"
+    assert refused == Failure(type="not_found_error", message=message, http_status=404)
     for _ in range(3):
         server.script.append({"status": 200, "text": json.dumps({"data": []})})
     [short] = run(engine, raw_request("embedding", "a"))

@@ -19,7 +19,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, Failure, Request, RoutingTable
+from batchfile.words import Choice, Completion, Defaults, Failure, Request, RoutingTable, Usage
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")
@@ -108,6 +108,23 @@ def test_without_a_schema_nothing_is_checked_or_guided() -> None:
     _, rows = answers(["no json"], lambda: engine, schema=None)
     assert rows[0]["message"]["content"][0]["text"] == "no json"
     assert engine.added[0].request.sampling.json_schema is None
+
+
+class Unwilling(Recorder):
+    """Refuses everything."""
+
+    def step(self) -> list[Finished]:
+        refused = Completion(choices=(Choice("I cannot.", "refusal"),), usage=Usage(input_tokens=3, output_tokens=2))
+        return [Finished(one.key, refused) for one in super().step()]
+
+
+def test_a_refusal_is_no_misfit_it_fails_at_once_and_says_why() -> None:
+    engine = Unwilling()
+    runner, rows = answers(["one two three"], lambda: engine)
+    assert rows[0]["error"] == {"type": "refusal", "message": "The model refused to answer: I cannot."}
+    assert (len(engine.added), runner.tally.failed, runner.tally.output_tokens) == (1, 1, 2)
+    _, rows = answers(["one two three"], Unwilling, schema=None)
+    assert (rows[0]["status"], rows[0]["stop_reason"]) == ("succeeded", "refusal")
 
 
 REFUSED = "this grammar has features that are not supported"

@@ -56,6 +56,11 @@ def fits(asked: Request, completion: Completion, batch: Fitting | None = None) -
     return misfit(asked, completion, batch) is None
 
 
+@pytest.mark.parametrize("reason", ["refusal", "content_filter"])
+def test_a_refusal_is_not_checked(reason: StopReason) -> None:
+    assert fits(request(json_schema=SUBJECT), answer("I cannot do that.", reason=reason), fitting_for())
+
+
 def test_every_choice_must_fit() -> None:
     bad = "a"
     assert fits(request(), answer(GOOD, GOOD), fitting_for())

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from anthropic.types.messages import MessageBatchIndividualResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,6 +72,24 @@ def test_the_stop_sequence_is_named_and_an_empty_answer_counts_a_token() -> None
     message = line["result"]["message"]
     assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "STOP")
     assert message["usage"]["output_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "explanation"),
+    [
+        ("refusal", "The model refused to answer."),
+        ("content_filter", "The endpoint's content filter stopped the answer."),
+    ],
+)
+def test_a_refusal_and_a_filter_are_anthropics_refusal(reason: Any, explanation: str) -> None:
+    (line,) = rendered(Completion(choices=(Choice("so far", reason),), usage=Usage(unknown=1)))
+    message = line["result"]["message"]
+    assert [block["text"] for block in message["content"]] == ["so far"]
+    assert message["stop_reason"] == "refusal"
+    assert message["stop_details"] == {"type": "refusal", "category": None, "explanation": explanation}
+    usage = message["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"], usage["is_unknown"]) == (0, 0, True)
+    MessageBatchIndividualResponse.model_validate_json(json.dumps(line), strict=True)
 
 
 def test_an_error_is_nested_twice_and_of_a_type_that_the_clients_know() -> None:

@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from openai.types import CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines import find_problems, parse_request
@@ -246,6 +248,10 @@ def test_a_success_is_a_chat_completion() -> None:
     [
         ("invalid_request_error", 400, "invalid_request_error", None),
         ("engine_crash", 500, "server_error", "engine_crash"),
+        ("not_found_error", 404, "not_found_error", None),
+        ("permission_error", 403, "permission_error", None),
+        ("rate_limit_error", 429, "rate_limit_error", None),
+        ("overloaded_error", 503, "server_error", "overloaded_error"),
     ],
 )
 def test_an_errored_request_has_an_http_status(kind: str, status: int, error_type: str, code: str | None) -> None:
@@ -253,6 +259,36 @@ def test_an_errored_request_has_an_http_status(kind: str, status: int, error_typ
     assert line["response"]["status_code"] == status
     assert line["response"]["body"] == {"error": {"message": "why", "type": error_type, "param": None, "code": code}}
     assert line["error"] is None
+
+
+@pytest.mark.parametrize("status", [400, 404, 408, 413, 422, 429, 500, 502, 504])
+def test_an_endpoints_status_is_kept(status: int) -> None:
+    kind = "invalid_request_error" if status < 500 else "model_error"
+    line = rendered(Failure(type=kind, message="why", http_status=status))
+    assert line["response"]["status_code"] == status
+    assert line["response"]["body"]["error"]["type"] == (kind if status < 500 else "server_error")
+
+
+@pytest.mark.parametrize(
+    ("choice", "message", "reason"),
+    [
+        (Choice("I cannot.", "refusal"), {"content": None, "refusal": "I cannot."}, "stop"),
+        (Choice("so far", "content_filter"), {"content": "so far", "refusal": None}, "content_filter"),
+        (Choice("", "content_filter"), {"content": "", "refusal": None}, "content_filter"),
+    ],
+)
+def test_a_refusal_and_a_filter_are_openais_own(choice: Choice, message: dict[str, Any], reason: str) -> None:
+    body = rendered(Completion(choices=(choice,), usage=Usage(unknown=1)))["response"]["body"]
+    assert body["choices"][0]["message"] == {"role": "assistant"} | message
+    assert (body["choices"][0]["finish_reason"], body["usage"]) == (reason, None)
+    ChatCompletion.model_validate_json(json.dumps(body), strict=True)
+
+
+def test_vectors_without_a_known_usage_say_so() -> None:
+    made = Completion(choices=(), usage=Usage(unknown=1), kind="embedding", vectors=((0.5,),))
+    body = rendered(made)["response"]["body"]
+    assert body["usage"] == {"prompt_tokens": 0, "total_tokens": 0, "is_unknown": True}
+    CreateEmbeddingResponse.model_validate_json(json.dumps(body), strict=True)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.lines.render import openai_file
-from batchfile.lines.result import NativeBlock, NativeChoice, NativeMessage, decode_result, encode_result
+from batchfile.lines.result import (
+    NativeBlock,
+    NativeChoice,
+    NativeError,
+    NativeMessage,
+    decode_result,
+    encode_result,
+)
 from batchfile.words import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
 
 DONE = Completion(choices=(Choice("yes\n", "end_turn"),), usage=Usage(input_tokens=3, output_tokens=2, cached_tokens=1))
@@ -78,3 +85,10 @@ def test_a_result_may_be_longer_than_any_request() -> None:
     chunks = (line[at : at + 2**20] for at in range(0, len(line), 2**20))
     (row,) = b"".join(openai_file(chunks, batch_id="b", created=1, is_output=True)).splitlines()
     assert len(row) > len(text)
+
+
+def test_what_an_endpoint_did_not_tell_is_null_and_its_status_is_kept() -> None:
+    unknown = Completion(choices=(Choice("yes", "end_turn"),), usage=Usage(unknown=1))
+    assert decode_result(encode_result("a", unknown, "m")).usage is None
+    failure = decode_result(encode_result("a", Failure(type="x", message="why", http_status=413), "m")).error
+    assert failure == NativeError(type="x", message="why", http_status=413)

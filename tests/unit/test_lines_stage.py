@@ -72,6 +72,32 @@ def test_what_a_model_thought_is_left_out_and_text_comes_first() -> None:
     assert [line["message"] for line in lines] == [{"content": [{"type": "text", "text": text}]} for text in texts]
 
 
+def test_a_refusal_and_a_filter_are_errored_and_say_why() -> None:
+    refused = Completion(choices=(Choice("I cannot.", "refusal", thinking="hm"),), usage=Usage(output_tokens=3))
+    filtered = Completion(choices=(Choice("so far", "content_filter"),), usage=Usage(output_tokens=3))
+    empty = Completion(choices=(Choice("", "content_filter"),), usage=Usage(unknown=1))
+    whole = native([("a", refused), ("b", filtered), ("c", empty)])
+    lines = [json.loads(line) for line in b"".join(stage_lines([whole])).splitlines()]
+    assert all(list(line) == ["custom_id", "status", "message", "usage", "error"] for line in lines)
+    assert all((line["status"], line["message"], line["usage"]) == ("errored", None, None) for line in lines)
+    stopped = "The endpoint's content filter stopped the answer"
+    assert [line["error"] for line in lines] == [
+        {"type": "refusal", "message": "The model refused to answer: I cannot."},
+        {"type": "content_filter", "message": f"{stopped}: so far"},
+        {"type": "content_filter", "message": f"{stopped}."},
+    ]
+
+
+def test_a_usage_that_is_not_known_is_null_and_an_error_has_two_keys() -> None:
+    unknown = Completion(choices=(Choice("yes", "end_turn"),), usage=Usage(unknown=1))
+    failure = Failure(type="invalid_request_error", message="why", http_status=413)
+    lines = [
+        json.loads(line) for line in b"".join(stage_lines([native([("a", unknown), ("b", failure)])])).splitlines()
+    ]
+    assert lines[0]["usage"] == {"input_tokens": None, "output_tokens": None}
+    assert lines[1]["error"] == {"type": "invalid_request_error", "message": "why"}
+
+
 def test_a_batch_without_results_is_an_empty_list() -> None:
     assert b"".join(stage_document([])) == b'{"results":[]}'
 

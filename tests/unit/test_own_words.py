@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.engine.http_wire import _what_is_odd
+from batchfile.engine.http_answer import what_is_odd
 from batchfile.engine.tokens import fitting_max_tokens
 from batchfile.errors import InvalidRequest
 from batchfile.words import Sampling
@@ -80,7 +80,7 @@ def test_no_advice_to_generate_nothing(num_prompt: int) -> None:
     "error", [KeyError("choices"), TypeError("'int' object is not iterable"), json.JSONDecodeError("x", "", 0)]
 )
 def test_what_an_endpoints_answer_lacks_is_said_in_our_own_words(error: Exception) -> None:
-    words = _what_is_odd(error)
+    words = what_is_odd(error)
     assert repr(error) not in words
     assert "object" not in words
     assert words.endswith("Check that base_url leads to an OpenAI-compatible API.")

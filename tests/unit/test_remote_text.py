@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchfile.cli.batch_text import end_line, list_lines, pool_line, status_line, strip
+from batchfile.cli.batch_text import as_json, end_line, list_lines, pool_line, status_line, strip
 from batchfile.cli.following import Follower
 from batchfile.errors import InvalidRequest
 from batchfile.remote.base import BatchView, Share
@@ -50,6 +50,12 @@ def test_lines_say_how_far_a_batch_is_and_how_it_ended() -> None:
     assert end_line(ended) == "batch_a: 4 of 10 requests succeeded in 3.0 s"
     failed = batch(state="ended", reason="failed", ended_at=103.0, detail="line 3: no")
     assert end_line(failed).endswith("it ended early (failed: line 3: no)")
+
+
+def test_usage_that_is_not_known_is_said_next_to_the_sums() -> None:
+    view = batch(usage=Usage(input_tokens=1000, output_tokens=50, unknown=3))
+    assert "1,000 tokens in, 50 out (usage unknown for 3 results), " in status_line(view, 100.0)
+    assert as_json(view)["usage_unknown"] == 3
 
 
 def test_a_list_has_columns_as_wide_as_what_is_in_them_and_says_what_failed() -> None:

@@ -42,6 +42,12 @@ def test_progress_names_everything_that_is_asked_for() -> None:
     )
 
 
+def test_answers_without_usage_are_told_next_to_the_tokens() -> None:
+    tally = Tally(engine_ready_at=0.0, succeeded=2, input_tokens=80, output_tokens=30, usage_unknown=1)
+    snap = Meter(2, Counts(), Usage(), 0.0).look(tally, 5.0)
+    assert "80 tokens in, 30 tokens out, usage unknown for 1 result" in line(snap)
+
+
 def test_nothing_is_said_of_what_is_not_known_or_zero() -> None:
     snap = replace(SNAP, done=0, failed=0, input_tokens=0, output_tokens=0, input_rate=0, output_rate=0)
     snap = replace(snap, cache_hit_rate=0, eta_s=None)

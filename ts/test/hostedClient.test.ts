@@ -107,6 +107,7 @@ test('results have the shape of the stage contract, whatever became of them', as
       },
     },
     { custom_id: 'c', result: { type: 'expired' } },
+    { custom_id: 'd', result: { type: 'succeeded', message: { ...message, stop_reason: 'refusal' } } },
   ];
   const reply: Reply = (response, seen) =>
     seen.path.endsWith('/results')
@@ -128,6 +129,7 @@ test('results have the shape of the stage contract, whatever became of them', as
       ...errored,
       error: { type: 'expired', message: 'The hosted batch expired before this request ran' },
     },
+    { custom_id: 'd', ...errored, error: { type: 'refusal', message: 'The model refused to answer: Hello' } },
   ];
   assert.deepEqual((await hosted(server.url).getBatchResults(ID)).results, expected);
   const streamed: BatchResult[] = [];

@@ -1,0 +1,242 @@
+"""What the JSON of an endpoint's answer holds: choices or vectors and their usage, or an error. No I/O."""
+
+import base64
+import binascii
+import json
+import re
+import struct
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from batchfile.engine.embedding import vector_of
+from batchfile.engine.tool_wire import call_stem, made_calls
+from batchfile.words import Choice, Completion, Kind, Request, StopReason, ToolCall, Usage, Vector
+
+TOKENS_MAX = 2**31  # that one request can have used; no number above it was counted
+FLOAT_BYTES = 4
+
+# What endpoints call it, in lower case. One that is null or missing is taken for `stop`.
+_REASONS: dict[str, StopReason] = {
+    **dict.fromkeys(("stop", "stop_sequence", "end_turn", "eos", "eos_token", "complete", "completed"), "end_turn"),
+    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), "max_tokens"),
+    **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call"), "tool_use"),
+    **dict.fromkeys(("content_filter", "content_filtered", "safety", "recitation"), "content_filter"),
+    "refusal": "refusal",
+}
+# What the type or code of an error holds, its letters in lower case: the status that other endpoints answer it with.
+_STATUSES = {
+    "ratelimit": 429,
+    "toomanyrequests": 429,
+    "quota": 429,
+    "toolarge": 413,
+    "invalidrequest": 400,
+    "badrequest": 400,
+    "contextlength": 400,
+    "contentfilter": 400,
+    "notfound": 404,
+    "authentication": 401,
+    "unauthorized": 401,
+    "permission": 403,
+    "forbidden": 403,
+    "overloaded": 503,
+    "unavailable": 503,
+    "timeout": 504,
+}
+_STREAM_STARTS = (b"data:", b"event:")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an answer may hold. `stem`: of the ids of calls; empty where no tools were offered. `num_vectors`: of an
+    embedding, which has `dimensions` where they were asked for.
+    """
+
+    stem: str = ""
+    is_thinking: bool = False
+    kind: Kind = "chat"
+    num_choices: int = 1
+    num_vectors: int = 0
+    dimensions: int | None = None
+    is_base64: bool = False
+
+
+class Odd(ValueError):
+    """What is wrong with an answer, in our own words, and what to do."""
+
+
+def wanted_of(request: Request) -> Wanted:
+    raw, num_choices = request.raw, request.sampling.num_choices
+    if raw is None:
+        stem = "" if request.tools is None else call_stem(request)
+        return Wanted(stem, bool(request.is_thinking), num_choices=num_choices)
+    if raw.kind == "completion":
+        return Wanted(kind=raw.kind, num_choices=num_choices)
+    return Wanted(kind=raw.kind, num_vectors=len(raw.inputs), dimensions=raw.dimensions, is_base64=raw.is_base64)
+
+
+def read_completion(data: bytes, wanted: Wanted) -> Completion:
+    """Raises: Odd."""
+    try:
+        return (_vectors if wanted.num_vectors else _completion)(json.loads(data), wanted)
+    except Odd:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        is_stream = data.startswith(_STREAM_STARTS)
+        raise Odd("it is a stream of events, which was not asked for." if is_stream else what_is_odd(error)) from error
+
+
+def what_is_odd(error: Exception) -> str:
+    """In our own words, and what to do."""
+    if isinstance(error, KeyError):
+        return _advised(f"it has no {error.args[0]!r}")
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return _advised("it is not JSON")
+    return _advised("a part of it has another type than OpenAI's API has there")
+
+
+def error_in(body: Any) -> Any:
+    """The error that a body with a good status tells of, in one of the usual places; None where there is none."""
+    if not isinstance(body, dict):
+        return None
+    if body.get("error"):
+        return body["error"]
+    if body.get("object") == "error":
+        return body
+    choices = body.get("choices")
+    each = choices if isinstance(choices, list) else []
+    return next((one["error"] for one in each if isinstance(one, dict) and one.get("error")), None)
+
+
+def status_of(error: Any) -> int | None:
+    """The status that an error would have come with, by its code or its type; None where neither tells."""
+    if not isinstance(error, dict):
+        return None
+    told = [error.get(name) for name in ("code", "status", "status_code", "http_status", "type")]
+    numbers = [int(one) if isinstance(one, str) and re.fullmatch("[1-9][0-9]{2}", one) else one for one in told]
+    known = [one for one in numbers if isinstance(one, int) and 400 <= one < 600]
+    for one in told:
+        letters = re.sub("[^a-z]", "", one.lower()) if isinstance(one, str) else ""
+        known += [status for part, status in _STATUSES.items() if part in letters]
+    return known[0] if known else None
+
+
+def _advised(what: str) -> str:
+    return f"{what}. Check that base_url leads to an OpenAI-compatible API."
+
+
+def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
+    choices = sorted(body["choices"], key=lambda choice: int(choice.get("index") or 0))
+    if not choices:
+        raise Odd(_advised("it has no choices"))
+    if len(choices) != wanted.num_choices:
+        raise Odd(f"it has {len(choices)} choices, and {wanted.num_choices} were asked for.")
+    return Completion(
+        choices=tuple(_choice(choice, wanted, index) for index, choice in enumerate(choices)),
+        usage=_usage(body, "prompt_tokens", "completion_tokens"),
+        kind=wanted.kind,
+    )
+
+
+def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
+    reason = _reason(choice.get("finish_reason"))
+    message = choice["message"] if wanted.kind == "chat" else {"content": choice["text"]}
+    text, refusal = _text(message.get("content")), _text(message.get("refusal"))
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    thinking = _text(thought) if thought is not None and wanted.is_thinking else None
+    calls = _calls(message.get("tool_calls") or [], wanted, index, is_cut=reason == "max_tokens")
+    if refusal:
+        text, reason = text + refusal, "content_filter" if reason == "content_filter" else "refusal"
+    if reason == "tool_use" and not calls:
+        raise Odd("its finish_reason says that it calls a tool, and it calls none.")
+    if message.get("content") is None and not (calls or refusal or thinking) and reason == "end_turn":
+        only = " but reasoning, which was not asked for" if thought else ""
+        raise Odd(f"its content is null, and there is no call of a tool and no refusal{only}.")
+    if calls and reason == "end_turn":
+        reason = "tool_use"
+    matched = choice.get("stop_reason")
+    if reason == "end_turn" and isinstance(matched, str):
+        return Choice(text, "stop_sequence", matched, thinking=thinking)
+    return Choice(text, reason, calls=calls, thinking=thinking)
+
+
+def _reason(given: Any) -> StopReason:
+    reason = _REASONS.get(str(given or "stop").lower())
+    if reason is None:
+        raise Odd(f"its finish_reason is {str(given)[:80]!r}, so whether the answer is complete is not known.")
+    return reason
+
+
+def _calls(given: list[dict[str, Any]], wanted: Wanted, index: int, *, is_cut: bool) -> tuple[ToolCall, ...]:
+    if given and not wanted.stem:
+        raise Odd("it calls a tool, and none was offered.")
+    found = [(call["function"]["name"], call["function"]["arguments"]) for call in given]
+    asked = [(name, _arguments(name, arguments, is_cut=is_cut)) for name, arguments in found]
+    try:
+        return made_calls(wanted.stem, index, asked)
+    except ValueError as error:
+        raise Odd(f"{error}.") from error
+
+
+def _arguments(name: Any, arguments: Any, *, is_cut: bool) -> Any:
+    try:
+        return json.loads(arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        why = ": max_tokens ended them. Raise max_tokens." if is_cut else "."
+        raise Odd(f"the arguments of its call of {str(name)[:80]!r} are not JSON{why}") from error
+
+
+def _text(given: object) -> str:
+    """Of a content, which may come in parts. Raises: Odd, KeyError, TypeError for what is no text."""
+    if given is None or isinstance(given, str):
+        return given or ""
+    if not isinstance(given, list) or not all(isinstance(part["text"], str) for part in given):
+        raise Odd("its content is not text.")
+    return "".join(part["text"] for part in given)
+
+
+def _vectors(body: dict[str, Any], wanted: Wanted) -> Completion:
+    found = sorted(body["data"], key=lambda one: int(one["index"]))
+    if len(found) != wanted.num_vectors:
+        raise Odd(f"it has {len(found)} vectors, and {wanted.num_vectors} were asked for.")
+    if [int(one["index"]) for one in found] != list(range(len(found))):
+        raise Odd("the indices of its vectors are not those of the inputs.")
+    vectors = tuple(_vector(one["embedding"], wanted) for one in found)
+    return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind="embedding", vectors=vectors)
+
+
+def _vector(given: Any, wanted: Wanted) -> Vector:
+    """In the encoding that was asked for, whichever it came in."""
+    values = _unpacked(given) if isinstance(given, str) else tuple(map(float, given))
+    if not all(map(isfinite, values)):
+        raise Odd("it has a vector with a number that is not finite.")
+    if wanted.dimensions is not None and len(values) != wanted.dimensions:
+        raise Odd(f"it has a vector of {len(values)} numbers, and {wanted.dimensions} were asked for.")
+    if isinstance(given, str) and wanted.is_base64:
+        return given
+    return vector_of(values, is_base64=wanted.is_base64)
+
+
+def _unpacked(given: str) -> tuple[float, ...]:
+    try:
+        data = base64.b64decode(given, validate=True)
+        return struct.unpack(f"<{len(data) // FLOAT_BYTES}f", data)
+    except (binascii.Error, ValueError, struct.error) as error:
+        raise Odd("it has a vector that is a text, and not the base64 of float32 numbers.") from error
+
+
+def _usage(body: dict[str, Any], *needed: str) -> Usage:
+    """Unknown unless it has all of these counts."""
+    usage = body.get("usage")
+    counts = [_count(usage.get(name)) for name in needed] if isinstance(usage, dict) else [None]
+    if not isinstance(usage, dict) or None in counts:
+        return Usage(unknown=1)
+    details = usage.get("prompt_tokens_details")
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    prompt, completion, *_ = (*(count or 0 for count in counts), 0)
+    return Usage(input_tokens=prompt, output_tokens=completion, cached_tokens=min(cached or 0, prompt))
+
+
+def _count(given: object) -> int | None:
+    is_count = isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given <= TOKENS_MAX
+    return int(given) if is_count else None  # type: ignore[call-overload]

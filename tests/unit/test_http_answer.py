@@ -1,0 +1,218 @@
+"""What an endpoint's answer means: refusals, usage, errors with status 200, vectors, and answers that are none."""
+
+import base64
+import json
+import struct
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from batchfile.engine.http_answer import Wanted, wanted_of
+from batchfile.engine.http_wire import (
+    Answer,
+    Failed,
+    Said,
+    Throttled,
+    Unserved,
+    read_answer,
+    unwrapped,
+)
+from batchfile.words import Choice, Completion, Failure, Raw, Request, Sampling, Usage
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Bern"}'}}
+TEXT = Wanted()
+TOOLS = Wanted("toolu_")
+
+
+def read(body: Any, wanted: Wanted = TEXT) -> Answer:
+    said = Said(200, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    return read_answer(unwrapped(said), 10**6, wanted)
+
+
+def answer(content: Any, reason: Any = "stop", **message: Any) -> dict[str, Any]:
+    told = {"message": {"role": "assistant", "content": content} | message, "finish_reason": reason}
+    return {"choices": [told], "usage": USAGE}
+
+
+def choice(body: Any, wanted: Wanted = TEXT) -> Choice:
+    found = read(body, wanted)
+    assert isinstance(found, Completion), found
+    return found.choices[0]
+
+
+def odd(body: Any, wanted: Wanted = TEXT) -> str:
+    found = read(body, wanted)
+    assert isinstance(found, Failed), found
+    return found.message
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "reason"),
+    [
+        (answer("so far", "content_filter"), "so far", "content_filter"),
+        (answer("", "content_filter"), "", "content_filter"),
+        (answer(None, "content_filter"), "", "content_filter"),
+        (answer(None, refusal="I cannot."), "I cannot.", "refusal"),
+        (answer(None, "length", refusal="I can"), "I can", "refusal"),
+        (answer(None, "content_filter", refusal="I cannot."), "I cannot.", "content_filter"),
+        (answer("I cannot.", "refusal"), "I cannot.", "refusal"),
+        (answer("no", refusal=None), "no", "end_turn"),
+    ],
+)
+def test_a_refusal_or_a_filter_is_a_success_that_says_so(body: Any, text: str, reason: str) -> None:
+    assert choice(body) == Choice(text, reason)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ("stop", "end_turn"),
+        ("eos_token", "end_turn"),
+        ("STOP", "end_turn"),
+        (None, "end_turn"),
+        ("length", "max_tokens"),
+    ],
+)
+def test_other_names_of_a_finish_reason_are_known(told: Any, reason: str) -> None:
+    assert choice(answer("x", told)).stop_reason == reason
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (answer(None), "its content is null"),
+        (answer(None, reasoning_content="hm"), "but reasoning, which was not asked for"),
+        ({"choices": [{"message": {}, "finish_reason": "stop"}]}, "its content is null"),
+        (answer("", "tool_calls"), "it calls none"),
+        (answer("x", "abort"), "its finish_reason is 'abort'"),
+        (answer("x", tool_calls=[CALL]), "none was offered"),
+        ({"choices": []}, "it has no choices"),
+        ({"choices": [answer("a")["choices"][0]] * 2}, "it has 2 choices, and 1 were asked for"),
+        (b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: [DONE]\n\n', "a stream of events"),
+        (b'{"choices": [{"mess', "it is not JSON"),
+    ],
+)
+def test_what_is_no_answer_spends_an_attempt_and_says_why(body: Any, words: str) -> None:
+    assert words in odd(body)
+
+
+def test_content_that_is_null_is_an_answer_where_something_else_is() -> None:
+    assert choice(answer(None, "length")) == Choice("", "max_tokens")
+    assert choice(answer(None, reasoning_content="hm"), Wanted(is_thinking=True)).thinking == "hm"
+    assert choice(answer(None, tool_calls=[CALL]), TOOLS).stop_reason == "tool_use"
+    assert choice(answer("")) == Choice("", "end_turn")
+
+
+def test_arguments_that_are_not_json_are_named_and_why() -> None:
+    cut = CALL | {"function": {"name": "look", "arguments": '{"city": "Be'}}
+    assert "the arguments of its call of 'look' are not JSON." in odd(answer(None, tool_calls=[cut]), TOOLS)
+    assert "max_tokens ended them. Raise max_tokens." in odd(answer(None, "length", tool_calls=[cut]), TOOLS)
+
+
+def test_a_completion_without_text_is_none_and_a_filtered_one_says_so() -> None:
+    raw = Wanted(kind="completion")
+    assert choice({"choices": [{"text": "so", "finish_reason": "content_filter"}]}, raw).stop_reason == "content_filter"
+    assert "its content is null" in odd({"choices": [{"text": None, "finish_reason": "stop"}]}, raw)
+
+
+def test_each_choice_that_was_asked_for_comes_in_order() -> None:
+    two = [answer(text)["choices"][0] | {"index": index} for index, text in ((1, "b"), (0, "a"))]
+    found = read({"choices": two}, Wanted(num_choices=2))
+    assert isinstance(found, Completion)
+    assert [one.text for one in found.choices] == ["a", "b"]
+    assert "it has 2 choices, and 3 were asked for" in odd({"choices": two}, Wanted(num_choices=3))
+    request = Request(
+        custom_id="a",
+        messages=(),
+        sampling=Sampling(max_tokens=1, num_choices=3),
+        raw=Raw(kind="completion", inputs=("x",)),
+    )
+    assert wanted_of(request).num_choices == 3
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *(None, {}, "3", [3], {"prompt_tokens": 3}, {"total_tokens": 5}),
+        {"prompt_tokens": 3, "completion_tokens": None},
+        {"prompt_tokens": True, "completion_tokens": 2},
+        {"prompt_tokens": float("nan"), "completion_tokens": 2},
+    ],
+)
+def test_usage_that_is_not_told_is_unknown_and_not_0(usage: Any) -> None:
+    for body in (answer("x") | {"usage": usage}, {"choices": answer("x")["choices"]}):
+        found = read(body)
+        assert isinstance(found, Completion)
+        assert found.usage == Usage(unknown=1)
+
+
+def test_usage_is_known_by_its_counts_whatever_its_details() -> None:
+    told = {"prompt_tokens": 3.0, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 9}}
+    found = read(answer("") | {"usage": told})
+    assert isinstance(found, Completion)
+    assert found.usage == Usage(input_tokens=3, cached_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"message": "no", "code": 400}, 400),
+        ({"message": "no", "code": "413"}, 413),
+        ({"message": "no", "type": "invalid_request_error", "code": "context_length_exceeded"}, 400),
+        ({"message": "no", "type": "NotFoundError"}, 404),
+        ({"message": "no", "status": 422}, 422),
+    ],
+)
+def test_an_error_with_status_200_is_read_as_with_its_own(error: Any, status: int) -> None:
+    bodies = ({"error": error}, {"object": "error"} | error, {"choices": [{"error": error, "finish_reason": "error"}]})
+    for body in bodies:
+        found = read(body)
+        assert isinstance(found, Failure)
+        assert (found.message, found.http_status) == ("The endpoint answered 200 with an error: no", status)
+
+
+def test_an_error_with_status_200_that_may_be_over_is_tried_again() -> None:
+    assert isinstance(read({"error": {"message": "slow down", "type": "rate_limit_exceeded"}}), Throttled)
+    assert isinstance(read({"error": {"message": "busy", "type": "overloaded_error"}}), Unserved)
+    for body in (
+        {"error": {"message": "overloaded"}},
+        {"error": "overloaded"},
+        {"error": {"message": "overloaded", "code": 1}},
+    ):
+        found = read(body)
+        assert isinstance(found, Failed)
+        assert found.message == "The endpoint answered 200 with an error: overloaded"
+    assert choice(answer('an "error"') | {"error": None}).text == 'an "error"'
+
+
+FLOATS = (0.5, -2.0)
+PACKED = base64.b64encode(struct.pack("<2f", *FLOATS)).decode()
+VECTORS = Wanted(kind="embedding", num_vectors=1)
+
+
+@pytest.mark.parametrize("given", [list(FLOATS), PACKED])
+def test_vectors_have_the_encoding_that_was_asked_for(given: Any) -> None:
+    body = {"data": [{"index": 0, "embedding": given}], "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+    for is_base64, vector in ((False, FLOATS), (True, PACKED)):
+        found = read(body, replace(VECTORS, is_base64=is_base64, dimensions=2))
+        assert isinstance(found, Completion)
+        assert (found.vectors, found.usage) == ((vector,), Usage(input_tokens=1))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([{"index": 0, "embedding": "no base64!"}], "not the base64 of float32 numbers"),
+        ([{"index": 0, "embedding": "AAA="}], "not the base64 of float32 numbers"),
+        ([{"index": 0, "embedding": base64.b64encode(struct.pack("<f", float("inf"))).decode()}], "not finite"),
+        ([{"index": 0, "embedding": [0.1, float("nan")]}], "not finite"),
+        ([{"index": 0, "embedding": [0.1]}], "a vector of 1 numbers, and 2 were asked for"),
+        ([{"index": 1, "embedding": [0.1, 0.2]}], "the indices of its vectors"),
+        ([{"index": 0, "embedding": None}], "another type"),
+        ([], "0 vectors, and 1 were asked for"),
+    ],
+)
+def test_vectors_that_are_not_what_was_asked_for_spend_an_attempt(data: Any, words: str) -> None:
+    assert words in odd({"data": data}, replace(VECTORS, dimensions=2))
