@@ -49,7 +49,7 @@ def main() -> int:
 
             write_constraints()
         else:
-            set_up(extras, is_newest=arguments.newest)
+            set_up(extras, is_newest=arguments.newest, is_service=arguments.service)
     except SetupError as error:
         say(f"\nSet-up stopped: {error}")
         return 1

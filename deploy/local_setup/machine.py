@@ -20,6 +20,7 @@ PYTHON_MAX = (3, 14)
 GLIBC_MIN = (2, 31)
 GPU_TIMEOUT_S = 10.0
 MEMORY_MB_MIN = 5_000  # what `batchfile run` wants free for the demo's model in float32, and the system around it
+SERVICE_MEMORY_MB_MIN = 6_600  # the same for two engines at once, with 1 GiB of KV cache each, and the API
 ARCHITECTURES = ("x86_64", "aarch64")
 COMPILERS = ("cc", "gcc", "clang")
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -62,8 +63,8 @@ def memory_mb_of(meminfo: str, limits: Sequence[str] = ()) -> int | None:
     return min(found, default=None)
 
 
-def problem_with(machine: Machine) -> str | None:
-    """Why vLLM cannot be set up here and what to do, or None."""
+def problem_with(machine: Machine, *, is_service: bool = False) -> str | None:
+    """Why vLLM cannot be set up here and what to do, or None. `is_service`: for the demo of the whole service."""
     found = ".".join(map(str, machine.python))
     low, high = (".".join(map(str, one)) for one in (PYTHON_MIN, PYTHON_MAX))
     if machine.system != "Linux":
@@ -83,7 +84,7 @@ def problem_with(machine: Machine) -> str | None:
             f"This system has {here}, and vLLM's builds need glibc {needed} or newer. Use a newer "
             f"distribution (Debian 11, Ubuntu 20.04 or later; not Alpine), or a container of one. {WITHOUT_VLLM}"
         )
-    return gpu_problem(machine) if machine.has_gpu else cpu_problem(machine)
+    return gpu_problem(machine) if machine.has_gpu else cpu_problem(machine, is_service=is_service)
 
 
 def gpu_problem(machine: Machine) -> str | None:
@@ -95,16 +96,17 @@ def gpu_problem(machine: Machine) -> str | None:
     )
 
 
-def cpu_problem(machine: Machine) -> str | None:
+def cpu_problem(machine: Machine, *, is_service: bool) -> str | None:
     if machine.architecture == "x86_64" and machine.cpu_flags is not None and "avx2" not in machine.cpu_flags:
         return (
             "This CPU has no AVX2 instructions, and vLLM cannot run on it without a GPU. In a virtual machine, let it "
             f"use the host's CPU model. {WITHOUT_VLLM}"
         )
-    if machine.memory_mb is not None and machine.memory_mb < MEMORY_MB_MIN:
+    needed_mb, what = (SERVICE_MEMORY_MB_MIN, "the service's demo") if is_service else (MEMORY_MB_MIN, "the demo")
+    if machine.memory_mb is not None and machine.memory_mb < needed_mb:
         return (
-            f"This machine (or its container) has {machine.memory_mb:,} MB of memory, and the demo needs "
-            f"{MEMORY_MB_MIN:,} MB. Give it more memory. {WITHOUT_VLLM}"
+            f"This machine (or its container) has {machine.memory_mb:,} MB of memory, and {what} needs "
+            f"{needed_mb:,} MB. Give it more memory. {WITHOUT_VLLM}"
         )
     return None
 

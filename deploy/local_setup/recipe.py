@@ -68,19 +68,19 @@ def is_up_to_date(extras: tuple[str, ...], *, is_newest: bool) -> bool:
     )
 
 
-def check_machine() -> bool:
+def check_machine(*, is_service: bool) -> bool:
     """Stops where set-up cannot work. Returns whether there is a GPU."""
     machine = this_machine()
-    problem = problem_with(machine) or environment_problem()
+    problem = problem_with(machine, is_service=is_service) or environment_problem()
     if problem:
         raise SetupError(problem)
     return machine.has_gpu
 
 
-def set_up(extras: tuple[str, ...], *, is_newest: bool = False) -> None:
+def set_up(extras: tuple[str, ...], *, is_newest: bool = False, is_service: bool = False) -> None:
     if is_up_to_date(extras, is_newest=is_newest):
         return
-    has_gpu = check_machine()
+    has_gpu = check_machine(is_service=is_service)
     with locked(models_dir(), "models"):
         pass  # can it be written to? Before anything is downloaded
     with locked(environment_dir(), "environment") as lock:

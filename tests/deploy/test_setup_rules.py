@@ -16,12 +16,13 @@ import pytest
 from local_setup import machine
 from local_setup.errors import SetupError
 from local_setup.install import Plan, forget_incomplete, is_whole, missing
-from local_setup.machine import MEMORY_MB_MIN, Machine, flags_of, memory_mb_of, problem_with
+from local_setup.machine import MEMORY_MB_MIN, SERVICE_MEMORY_MB_MIN, Machine, flags_of, memory_mb_of, problem_with
 from local_setup.model import MODEL_BYTES, has_model, has_weights
 from local_setup.process import Done, attempt, require_space, short
 from local_setup.progress import Growth, Progress, bytes_in, elapsed, size
+from service import KV_CACHE_GIB
 
-from batchfile.engine.cpu import KV_CACHE, Cpu, ModelFacts, choose
+from batchfile.engine.cpu import GIB, KV_CACHE, OVERHEAD_BYTES, Cpu, ModelFacts, choose
 from batchfile.engine.vllm import ENVIRONMENT
 
 GOOD: dict[str, Any] = {
@@ -86,6 +87,27 @@ def test_where_set_up_goes_on_the_demo_finds_memory_for_its_model() -> None:
         kv_gib=float(ENVIRONMENT[KV_CACHE]),
     )
     assert choice.dtype == "float32"
+
+
+def test_where_set_up_for_the_service_goes_on_both_engines_find_memory() -> None:
+    kv_gib = int(KV_CACHE_GIB)
+    left = SERVICE_MEMORY_MB_MIN * 1_000_000 - SYSTEM_BYTES
+    for weight_bytes in (MODEL_BYTES, 10_000_000):
+        cpu = Cpu(machine="x86_64", flags=GOOD["cpu_flags"], cores=(0, 1), memory_bytes=left)
+        facts = ModelFacts(dtype="bfloat16", weight_bytes=weight_bytes)
+        choose(cpu, facts, dtype="auto", is_embedding=False, environ={}, kv_gib=kv_gib)
+        left -= 2 * weight_bytes + OVERHEAD_BYTES + kv_gib * GIB
+    assert left > 0
+
+
+def test_the_service_needs_more_memory_than_the_demo() -> None:
+    machine = Machine(**{**GOOD, "memory_mb": 6_000})
+    assert problem_with(machine) is None
+    problem = problem_with(machine, is_service=True)
+    assert problem is not None
+    assert "6,000 MB of memory, and the service's demo needs 6,600 MB" in problem
+    assert problem_with(Machine(**{**GOOD, "memory_mb": 6_600}), is_service=True) is None
+    assert problem_with(Machine(**{**GOOD, **GPU, "memory_mb": 6_000}), is_service=True) is None
 
 
 def test_a_python_that_is_too_old_is_told_before_it_reads_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
