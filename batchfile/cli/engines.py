@@ -19,25 +19,27 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"  # of the endpoint; BATCHFILE_API_KEY is a s
 DEMO_MODEL = "SmolLM2-135M-Instruct"
 CACHE_VARIABLE = "BATCHFILE_CACHE"  # as the set-up recipe (`just demo`) has it
 CACHE_FOLDER = "~/.cache/batchfile"
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
     """`model` as the run's identity keeps it; `label` for people.
 
-    `check`: before a file is planned. Raises: SettingsError where it is plain that the engine cannot serve it.
+    `check`: before a file is planned; it is given what says a line to people. Raises: SettingsError where it is plain
+    that the engine cannot serve it.
     """
 
     kind: EngineKind
     model: str
     factory: EngineFactory
-    check: Callable[[], None] = lambda: None
+    check: Callable[[Say], None] = lambda say: None
 
     @property
     def label(self) -> str:
         return self.kind if self.kind == "echo" else f"{self.kind} with {self.model}"
 
-    def noted(self, say: Callable[[str], None]) -> EngineFactory:
+    def noted(self, say: Say) -> EngineFactory:
         """The factory, which says in one line what an engine has chosen by itself; the same line is said once."""
         said: set[str] = set()
 
@@ -111,11 +113,11 @@ def choose_engine(
     return EngineChoice(kind=chosen, model=found, factory=factory)
 
 
-def _endpoint_check(url: str, model: str, api_key: str | None) -> Callable[[], None]:
-    def check() -> None:
+def _endpoint_check(url: str, model: str, api_key: str | None) -> Callable[[Say], None]:
+    def check(say: Say) -> None:
         from batchfile.engine.http import HttpOptions, check_endpoint
 
-        check_endpoint(HttpOptions(base_url=url, model=model, api_key=api_key))
+        check_endpoint(HttpOptions(base_url=url, model=model, api_key=api_key), say)
 
     return check
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -235,7 +236,7 @@ def _run(
         is_strict=is_strict,
         is_restart=is_restart,
     )
-    opened = open_batch(ledger, source, options, before_plan=choice.check)
+    opened = open_batch(ledger, source, options, before_plan=partial(choice.check, voice.say))
     for note in opened.notes:
         voice.say(note)
     batch = opened.batch

@@ -8,7 +8,7 @@ import asyncio
 import queue
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.http_answer import wanted_of
-from batchfile.engine.http_check import CHECK_TIMEOUT_S, Checked, Subject, check
+from batchfile.engine.http_check import CHECK_SILENCE_S_MAX, CHECK_TIMEOUT_S, Checked, Subject, check
 from batchfile.engine.http_connection import Connection
 from batchfile.engine.http_dispatch import BACKOFF_S, PROBES_AT_ONCE, Dispatcher, HttpPrepared, Pace
 from batchfile.engine.http_retry import THROTTLE_S, WINDOW_S
@@ -52,17 +52,26 @@ class HttpOptions:
     wait_for_endpoint: bool = True
 
 
-def check_endpoint(options: HttpOptions) -> None:
+def check_endpoint(options: HttpOptions, say: Callable[[str], None] = lambda line: None) -> None:
     """Before any work: blocks until the endpoint is known to be usable, or not known to be unusable.
 
+    `say` is given a line for people where that takes more than a moment.
     Raises: SettingsError with what is wrong with its address, the key or the model.
     """
     root, key = api_root(options.base_url), _header_key(options)
 
+    def tell() -> None:
+        log.info("endpoint.checking", endpoint=root, timeout_s=CHECK_TIMEOUT_S)
+        say(f"checking the endpoint {root} ...")
+
     async def ask_all() -> str | None:
         async with Connection(root, key, concurrency=1, timeout_s=CHECK_TIMEOUT_S) as connection:
             subject = Subject(root=root, model=options.model, has_key=bool(key), is_planned=False)
-            return (await check(connection.ask, subject, is_listing_enough=True)).problem
+            notice = asyncio.get_running_loop().call_later(CHECK_SILENCE_S_MAX, tell)
+            try:
+                return (await check(connection.ask, subject, is_listing_enough=True)).problem
+            finally:
+                notice.cancel()
 
     problem = asyncio.run(ask_all())
     if problem is not None:

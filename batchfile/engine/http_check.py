@@ -14,6 +14,7 @@ from batchfile.words import Kind
 
 NAMES_SHOWN_MAX = 5
 WORDS_CHARS_MAX = 200
+CHECK_SILENCE_S_MAX = 2.0  # then a person is told what is waited for
 CHECK_TIMEOUT_S = 30.0  # for one question; an endpoint that is slower is not judged
 
 # What speaks of one kind of request and not of the endpoint: it may have some of the paths only.

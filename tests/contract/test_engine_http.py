@@ -15,7 +15,7 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from batchfile.engine import http_connection, http_dispatch
+from batchfile.engine import http, http_connection, http_dispatch
 from batchfile.engine.base import Finished
 from batchfile.engine.http import UNFORESEEN, HttpEngine, HttpOptions
 from batchfile.engine.http_wire import Failed, Said, Throttled, Unserved, api_root, read_answer
@@ -324,6 +324,29 @@ def test_an_endpoint_that_is_down_fails_no_request(server: Any, engine: HttpEngi
     assert all(isinstance(outcome, Completion) for outcome in outcomes)
     assert engine.stats().extra["num_unserved"] == 0
     assert engine.stats().down_s == 0
+
+
+def test_a_person_is_told_which_endpoint_does_not_answer_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CHECK_SILENCE_S_MAX", 0.1)
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+        def say(line: str) -> None:
+            said.append(line)
+            connection, _ = silent.accept()
+            silent.close()
+            connection.close()
+
+        with pytest.raises(SettingsError, match=f"the endpoint {url}/v1 "):
+            http.check_endpoint(options(url), say)
+    assert said == [f"checking the endpoint {url}/v1 ..."]
+
+
+def test_a_check_that_is_answered_says_nothing(server: Any) -> None:
+    said: list[str] = []
+    http.check_endpoint(options(server.url), said.append)
+    assert said == []
 
 
 def test_a_refused_connection_is_waited_out() -> None:
