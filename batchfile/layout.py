@@ -21,6 +21,8 @@ import re
 from batchfile.errors import InvalidRequest
 
 REJECTED_POOL = "_rejected"  # the pseudo-pool whose shards hold what the planner rejected
+REUSED_POOL = "_reused"  # and of those that hold what was taken over from another batch
+SETTLED_POOLS = frozenset({REJECTED_POOL, REUSED_POOL})  # nobody runs them
 ASSEMBLY_POOL = "_assembly"  # the pseudo-pool of the one record that says who assembles
 PLANNING_POOL = "_planning"  # and of the one that says who plans
 OUTBOX_POOL = "_outbox"  # and of the one that says who writes to the outbox
@@ -56,6 +58,10 @@ def batch_key(batch_id: str) -> str:
 
 def input_key(batch_id: str, nonce: str) -> str:
     return f"{batch_prefix(batch_id)}input-{nonce}.jsonl"
+
+
+def custom_ids_key(batch_id: str, nonce: str) -> str:
+    return f"{batch_prefix(batch_id)}custom-ids-{nonce}.jsonl"
 
 
 def plan_key(batch_id: str, nonce: str) -> str:

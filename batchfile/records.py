@@ -133,7 +133,7 @@ class Range:
     """Whole lines of the input: bytes [start, end); `first` is the number of its first request in the batch.
 
     `num_lines` counts requests (blank lines are none). `first_row` is the physical line number, from 1, of the
-    range's first byte. `rejected` is a bitmap (see `bits`).
+    range's first byte. `rejected` is a bitmap (see `bits`) of what nobody is to run: rejected, or taken over.
     """
 
     start: int
@@ -146,10 +146,14 @@ class Range:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`plan-{nonce}.json`. `pools`: pool -> {range number: how many of its lines are this pool's}."""
+    """`plan-{nonce}.json`. `pools`: pool -> {range number: how many of its lines are this pool's}.
+
+    `ids`: the custom_ids of the requests, kept where the input is not the store's own.
+    """
 
     ranges: tuple[Range, ...]
     pools: dict[str, dict[int, int]]
+    ids: FileRef | None = None
     version: int = VERSION
 
 
@@ -198,13 +202,15 @@ class IdempotencyRecord:
     """Which batch a key, a body or a local output stands for; `digest` is of what was asked.
 
     `created_at`: the batch's, so that whoever completes a create writes the same markers; 0 of a local output's.
-    `is_retry`: of a body, whose first attempt had not written it down.
+    `is_retry`: of a body, whose first attempt had not written it down. `replaces`: of a local output, while it has no
+    digest: the batch it stood for before, of which the new one takes over results.
     """
 
     batch_id: str
     digest: str
     created_at: float = 0.0
     is_retry: bool = False
+    replaces: str = ""
     version: int = VERSION
 
 

@@ -24,7 +24,7 @@ from batchfile.cli.stopping import Interrupted, Signals
 from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
-from batchfile.local.inputs import STDIN, inspect
+from batchfile.local.inputs import STDIN, inspect, is_added_to
 from batchfile.local.output_lock import lock_output
 from batchfile.local.progress import Meter, Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
@@ -138,6 +138,9 @@ def command(
 
     The same command again continues where the last one stopped, whatever ended it. Ctrl-C finishes what is being
     generated, for the time of --grace; a second Ctrl-C stops at once.
+
+    Where lines were added at the end of IN, while it ran or later, the same command runs these and what has not
+    succeeded, and OUT has the results of all. After any other change of IN it refuses, with exit code 7.
     """
     logs.configure(is_verbose=verbose)
     settings = load_settings()
@@ -254,7 +257,10 @@ def _run(
             return Exit.UNEXPECTED
         batch = ended
     if path is not None:
-        return _finish(ledger, batch, path, voice)
+        code = _finish(ledger, batch, path, voice)
+        if batch.reason == "completed" and limit is None and is_added_to(source):
+            voice.say(f"{input_path} was added to while it ran; the same command again runs the new lines")
+        return code
     how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(url)}`"
     nothing = "nothing of this run is kept; run it with -o FILE, which also resumes"
     with told_if_lost(f"the results are kept: {how} writes them" if is_kept else nothing):
@@ -316,7 +322,9 @@ def _summary(receipt: Receipt, path: str | None) -> str:
     num_failed = receipt.input.requests - receipt.counts.succeeded
     total = counted(receipt.input.requests, "request")
     text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
-    if receipt.reason != "completed":
+    if receipt.reason == "input_changed":
+        text += f"; the rest was not run, because {receipt.input.path} was changed, and not only at its end"
+    elif receipt.reason != "completed":
         text += f"; the batch was ended early ({receipt.reason})"
     if path is not None:
         text += f": {path}"
@@ -328,6 +336,9 @@ def _summary(receipt: Receipt, path: str | None) -> str:
 def _what_to_do(receipt: Receipt, num_failed: int) -> str:
     """The errors file has no line that is too long, or is not there any more."""
     errors = receipt.errors
+    if receipt.reason == "input_changed":
+        named = "" if errors is None else f"{errors.path} names them; "
+        return f"{named}run the changed file with another output, or with --restart, which replaces these results"
     if errors is None:
         return "their results say why"
     return f"mend and run {errors.path}" + (f" ({errors.lines:,} of them)" if errors.lines < num_failed else "")

@@ -5,12 +5,10 @@ dialect: it writes native lines.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
-from types import TracebackType
-from typing import Self
 
 import structlog
 
@@ -18,13 +16,15 @@ from batchfile import bits, layout
 from batchfile.errors import BatchDamaged, LeaseLost, ObjectChanged, ObjectMissing
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.custom_ids import CustomIds
+from batchfile.ledger.hashing_writer import HashingWriter
 from batchfile.ledger.parallel import in_order
+from batchfile.ledger.repin import repin
 from batchfile.lines import custom_id_of
 from batchfile.lines.frame import Line, iter_lines
 from batchfile.lines.part import PartLine, decode_part
 from batchfile.lines.result import encode_result
 from batchfile.records import BatchRecord, EndReason, FileRef, PartRef, Plan, Range, ShardRecord
-from batchfile.store.base import Writer
 from batchfile.words import Counts, Failure, Usage
 
 log = structlog.get_logger()
@@ -65,13 +65,15 @@ def assemble(
 ) -> Assembled:
     """Write the results file and the errors file (the input lines that did not succeed).
 
+    Of an input that was changed, the errors file has the result lines instead, where the ids of the requests are kept.
     Reads each part once, several at a time. Calls `beat` between ranges so that the caller can renew its lease.
     Raises: BatchDamaged where a shard is neither done nor closed, or a line would be written twice or never; LeaseLost
     where the work is not ours any more.
     """
     counts = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
     usage, gpu_s = Usage(), 0.0
-    requests = _Requests(ledger, batch)
+    requests = _Requests(ledger, batch, beat)
+    ids = CustomIds(ledger, plan.ids)
     results_key = layout.results_key(batch.batch_id, nonce)
     errors_key = layout.errors_key(batch.batch_id, nonce)
     by_range = [list(_records_of(batch, plan, n, records)) for n in range(len(plan.ranges))]
@@ -84,15 +86,15 @@ def assemble(
     )
     with (
         closing(parts),
-        _HashingWriter(ledger, results_key) as results,
-        _HashingWriter(ledger, errors_key) as errors,
+        HashingWriter(ledger, results_key) as results,
+        HashingWriter(ledger, errors_key) as errors,
     ):
         for span, found in zip(plan.ranges, by_range, strict=True):
             beat()
             for record in found:
                 usage += record.usage
                 gpu_s += record.gpu_s
-            lines = _range_lines(batch, span, found, parts, requests)
+            lines = _range_lines(batch, span, found, parts, requests, ids)
             for item in lines:
                 counts[item.status] += 1
             results.write_lines([item.result for item in lines])
@@ -106,6 +108,8 @@ def assemble(
                                 errors.write_long(requests.bytes_of(line))
                         else:
                             errors.write_lines([line.data for line in same if line.data is not None])
+                elif ids.are_kept:
+                    errors.write_lines([item.result for item in lines if item.status != "succeeded"])
         if results.num_lines != batch.total:
             raise BatchDamaged(f"{batch.batch_id}: {results.num_lines} results for {batch.total} requests")
         made = {"results": results.commit(), "errors": errors.commit()}
@@ -129,6 +133,7 @@ def _range_lines(
     records: list[ShardRecord],
     parts: Iterator[bytes | None],
     requests: "_Requests",
+    ids: CustomIds,
 ) -> list[PartLine]:
     """Every line of the range, once, in order. `parts`: those of the records, in their order; None: it is lost."""
     by_line: dict[int, PartLine] = {}
@@ -139,11 +144,13 @@ def _range_lines(
                     raise BatchDamaged(f"{batch.batch_id}: line {span.first + item.line} has two results")
                 by_line[item.line] = item
     if len(by_line) < span.num_lines:
-        _fill(by_line, records, span, requests.of(span))
+        raw = requests.of(span)
+        known = ids.of(span) if raw is None else [custom_id_of(line.data or b"") for line in raw]
+        _fill(by_line, records, span, known)
     return [by_line[line] for line in range(span.num_lines)]
 
 
-def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range, raw: list[Line] | None) -> None:
+def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range, ids: Sequence[str | None]) -> None:
     """Give each line without a result the reason why: its shard was closed, or its part was lost."""
     committed = 0
     reason: EndReason = "failed"
@@ -153,8 +160,7 @@ def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range,
     for line in range(span.num_lines):
         if line not in by_line:
             failure = _STORAGE_ERROR if committed >> line & 1 else _REASONS[reason]
-            custom_id = None if raw is None else custom_id_of(raw[line].data or b"")
-            by_line[line] = PartLine(line, failure.status, encode_result(custom_id, failure, ""))
+            by_line[line] = PartLine(line, failure.status, encode_result(ids[line], failure, ""))
 
 
 def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> bytes | None:
@@ -178,12 +184,13 @@ def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> bytes | Non
 class _Requests:
     """The requests as they came in, read in one stream while ranges in demand lie close to each other.
 
-    None of them once the input is not the pinned one any more.
+    None of them once the bytes that were planned are gone.
     """
 
-    def __init__(self, ledger: Ledger, batch: BatchRecord) -> None:
+    def __init__(self, ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> None:
         self._ledger = ledger
         self._batch = batch
+        self._beat = beat
         self._is_gone = False
         self._chunks: Iterator[bytes] = iter(())
         self._rest = b""  # what was read of the stream beyond `_at`
@@ -201,18 +208,27 @@ class _Requests:
         if self._is_gone:
             return None
         try:
-            if not 0 <= span.start - self._at <= SKIP_BYTES_MAX or self._at < 0:
-                pinned = self._batch.input
-                self._chunks = self._ledger.store.stream(pinned.key, span.start, match=pinned.etag)
-                self._rest, self._at = b"", span.start
-            for _ in self._up_to(span.start):
-                pass
-            self._last = span.start, list(iter_lines(self._up_to(span.end), span.start))
-            return self._last[1]
+            return self._read(span)
         except (ObjectChanged, ObjectMissing) as error:
+            renewed = repin(self._ledger, self._batch, self._beat)
+            if renewed is not None:
+                self._batch, self._at = renewed, -1
+                with suppress(ObjectChanged, ObjectMissing):
+                    return self._read(span)
             self._is_gone = True
             log.warning("input.changed", batch_id=self._batch.batch_id, error=str(error))
             return None
+
+    def _read(self, span: Range) -> list[Line]:
+        """Raises: ObjectChanged, ObjectMissing."""
+        if not 0 <= span.start - self._at <= SKIP_BYTES_MAX or self._at < 0:
+            pinned = self._batch.input
+            self._chunks = self._ledger.store.stream(pinned.key, span.start, match=pinned.etag)
+            self._rest, self._at = b"", span.start
+        for _ in self._up_to(span.start):
+            pass
+        self._last = span.start, list(iter_lines(self._up_to(span.end), span.start))
+        return self._last[1]
 
     def _up_to(self, end: int) -> Iterator[bytes]:
         """The bytes of the stream from where it is."""
@@ -223,47 +239,3 @@ class _Requests:
             piece, self._rest = chunk[: end - self._at], chunk[end - self._at :]
             self._at += len(piece)
             yield piece
-
-
-class _HashingWriter:
-    """A streamed object of lines that counts and hashes what goes through."""
-
-    def __init__(self, ledger: Ledger, key: str) -> None:
-        self.num_lines = 0
-        self._key = key
-        self._size = 0
-        self._hash = hashlib.sha256()
-        self._writer: Writer = ledger.store.writer(key, is_new=True)
-
-    def write_lines(self, lines: list[bytes]) -> None:
-        data = b"\n".join([*lines, b""]) if lines else b""
-        self.num_lines += len(lines)
-        self._pass(data)
-
-    def write_long(self, chunks: Iterable[bytes]) -> None:
-        """A line that is too long for memory, with or without its newline."""
-        last = b""
-        for chunk in chunks:
-            self._pass(chunk)
-            last = chunk or last
-        if not last.endswith(b"\n"):
-            self._pass(b"\n")
-        self.num_lines += 1
-
-    def _pass(self, data: bytes) -> None:
-        self._size += len(data)
-        self._hash.update(data)
-        self._writer.write(data)
-
-    def commit(self) -> FileRef:
-        self._writer.commit()
-        return FileRef(key=self._key, size=self._size, sha256=self._hash.hexdigest(), num_lines=self.num_lines)
-
-    def __enter__(self) -> Self:
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)

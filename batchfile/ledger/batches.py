@@ -119,7 +119,7 @@ def mark(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
 def ring(ledger: Ledger, pools: Iterable[str]) -> None:
     """Tell idle runners that something changed. A hint: they look by themselves, only later."""
     for pool in pools:
-        if pool != layout.REJECTED_POOL:
+        if pool not in layout.SETTLED_POOLS:
             with suppress(StoreError):
                 ledger.store.put(layout.bell_key(pool), ledger.new_id().encode())
 
@@ -427,5 +427,5 @@ def remove_tombstone(ledger: Ledger, batch: BatchRecord) -> None:
 
 def _markers(batch: BatchRecord, plan: Plan) -> Iterator[str]:
     for pool in plan.pools:
-        if pool != layout.REJECTED_POOL:
+        if pool not in layout.SETTLED_POOLS:
             yield layout.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)

@@ -11,6 +11,7 @@ from batchfile import bits, layout
 from batchfile.errors import InvalidRequest, RequestRefused, TooLarge
 from batchfile.ledger import shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.custom_ids import CustomIdsWriter
 from batchfile.ledger.line_problems import LineProblems
 from batchfile.ledger.parallel import in_order
 from batchfile.lines.duplicates import DuplicateFinder
@@ -58,6 +59,7 @@ class Planned:
     num_rejected: int
     first_problem: str | None = None
     num_hints: int = 0
+    num_reused: int = 0
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class _Span:
     num_lines: int = 0
     pools: dict[str, int] = field(default_factory=dict)
     rejected: list[FinishedLine] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)  # where they are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class Cutter:
 
     `refuse_at` None: lines that can not run are rejected, one by one. Else the first whose envelope is wrong raises
     RequestRefused. With `problems` they are noted there instead, and the plan is of no use. `beat` is called with each
-    object that is written.
+    object that is written. `ids`: takes the custom_id of each line.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Cutter:
         custom_ids: re.Pattern[str] | None = None,
         problems: LineProblems | None = None,
         beat: Callable[[], None] = lambda: None,
+        ids: CustomIdsWriter | None = None,
     ) -> None:
         self.total = 0
         self.num_rejected = 0
@@ -127,6 +131,7 @@ class Cutter:
         self._custom_ids = custom_ids
         self._problems = problems
         self._beat = beat
+        self._ids = ids
         self._pools: dict[str | None, str] = {}  # where a hint leads, for this stage
         self._lease = ledger.new_id()
         self._num_parts = 0
@@ -174,7 +179,10 @@ class Cutter:
             if hint is not None:
                 self.num_hints += 1
             is_inside = hint is None and self._stage is None
-            return everything or self._pools.get(hint) or self._pool_of(envelope)
+            pool = everything or self._pools.get(hint) or self._pool_of(envelope)
+            if self._ids is not None:
+                span.ids.append(custom_id)
+            return pool
         except InvalidRequest as error:
             if self._problems is not None:
                 self._problems.note(line.row, error)
@@ -183,6 +191,8 @@ class Cutter:
             if self._refuse_at is not None and not is_inside:
                 raise self._refusal(self.total, line.row, error) from None
             span.rejected.append(self._reject(span.num_lines, line.row, known, error))
+            if self._ids is not None:
+                span.ids.append(known)
             return None
 
     def _check_dialect(self, dialect: Dialect) -> None:
@@ -195,6 +205,10 @@ class Cutter:
                 "use one format in a file"
             )
         self.dialect = dialect
+
+    def pool_of(self, envelope: Envelope) -> str:
+        """Raises: InvalidRequest where it leads nowhere."""
+        return self._routing.everything or self._pool_of(envelope)
 
     def _pool_of(self, envelope: Envelope) -> str:
         hint = envelope.hint
@@ -216,6 +230,8 @@ class Cutter:
         return FinishedLine(line, "errored", encode_result(custom_id, failure, "", line=known_by))
 
     def _cut(self, span: _Span, end: int) -> Cut:
+        if self._ids is not None:
+            self._ids.write(span.ids)
         rejected = bits.of(item.line for item in span.rejected)
         made = Range(
             start=span.start,
@@ -270,7 +286,7 @@ class Cutter:
             if self._refuse_at is not None:
                 raise self._refusal(number, line.row, error)
             twice.append(self._reject(place_in_range, line.row, envelope.custom_id, error))
-            pools[self._routing.everything or self._pool_of(envelope)] -= 1
+            pools[self.pool_of(envelope)] -= 1
         if not twice:
             return cut
         rejected = bits.render(known | bits.of(item.line for item in twice))
@@ -282,7 +298,7 @@ class Cutter:
         )
 
     def publish(self, cuts: list[Cut], pinned: InputRef) -> Planned:
-        """Store the plan and the records of the rejected lines."""
+        """Store the plan, the ids where they are kept, and the records of the rejected lines."""
         pools: dict[str, dict[int, int]] = {}
         for n, cut in enumerate(cuts):
             for pool, num_lines in cut.pools.items():
@@ -292,7 +308,8 @@ class Cutter:
                 pools.setdefault(layout.REJECTED_POOL, {})[n] = len(cut.rejected)
         for _ in in_order(self._ledger, lambda n: self._put_done(n, cuts[n]), pools.get(layout.REJECTED_POOL, {})):
             self._beat()
-        plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools)
+        ids = None if self._ids is None else self._ids.commit()
+        plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools, ids=ids)
         plan_key = layout.plan_key(self._batch_id, self._ledger.new_id()[:12])
         self._ledger.store.put(plan_key, encode(plan))
         return Planned(
@@ -303,6 +320,7 @@ class Cutter:
             num_rejected=self.num_rejected,
             first_problem=self.first_problem,
             num_hints=self.num_hints,
+            num_reused=sum(pools.get(layout.REUSED_POOL, {}).values()),
         )
 
     def _put_done(self, n: int, cut: Cut) -> None:

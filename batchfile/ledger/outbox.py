@@ -243,13 +243,13 @@ def _write_files(
 
 
 def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
-    """Who ran the batch; rejected lines are nobody's. What runs the engines is by their own account, of now."""
+    """Who ran the batch, without what the planner settled. What runs the engines is by their own account, of now."""
     found = None if not batch.plan_key else load(ledger, batch.plan_key, Plan)
     if found is None:
         return {}
     pools = {}
     for pool, members in found.record.pools.items():
-        if pool != layout.REJECTED_POOL:
+        if pool not in layout.SETTLED_POOLS:
             told = set[str]()
             with suppress(StoreError):  # a hint, which holds back no answers
                 told = {f"{one.engine} {one.engine_version}".strip() for one in read_presence(ledger, pool)}

@@ -7,14 +7,16 @@ An upload is refused for the first of them.
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from batchfile import layout
 from batchfile.errors import InvalidFile, StoreError
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.custom_ids import CustomIdsWriter
 from batchfile.ledger.cutter import Cutter, Place, Planned, by_line
 from batchfile.ledger.line_problems import LineProblems
-from batchfile.records import InputRef
+from batchfile.ledger.reuse import settle
+from batchfile.records import BatchRecord, InputRef
 from batchfile.store.base import Writer
 from batchfile.words import REQUESTS_MAX, RoutingTable
 
@@ -31,41 +33,50 @@ def plan_input(
     problems: LineProblems | None = None,
     beat: Callable[[], None] = lambda: None,
     name: str = "the file",
+    keeps_ids: bool = False,
+    reuse: BatchRecord | None = None,
 ) -> Planned:
     """Plan the object `input_key`, which words call `name`. `lines_per_range` None: what `range_lines` says.
 
+    `keeps_ids`: store the custom_ids next to it, because it is not the store's own and may change. `reuse`: a batch
+    that has ended and whose input is the beginning of this one; what succeeded of it is not run again.
     With `problems`, a line that can not run refuses the whole, and all such lines are noted there. `beat` is called
-    every MiB or so. Raises: InvalidFile (no request in it, too many, refused), ObjectChanged, ObjectMissing.
+    every MiB or so. Raises: InvalidFile (no request in it, too many, refused; another beginning than that of `reuse`),
+    ObjectChanged, ObjectMissing; BatchDamaged of `reuse`.
     """
     entry = ledger.store.head(input_key)
     if entry is None:
         raise InvalidFile(f"{input_key} does not exist; upload it first")
-    cutter = Cutter(
-        ledger,
-        batch_id,
-        routing,
-        stage,
-        lines_per_range=lines_per_range,
-        requests_max=requests_max,
-        problems=problems,
-        beat=beat,
-    )
-    digest = hashlib.sha256()
-    cuts = cutter.read(_hashed(_stream(ledger, input_key, entry.etag, beat), digest), entry.size)
-    if cutter.total == 0:
-        raise InvalidFile(f"{name} holds no request: it is empty, or every line is blank")
-    if problems is None or not problems.found:
-        cuts = cutter.without_duplicates(cuts, _stream(ledger, input_key, entry.etag, beat))
-    if problems is not None and problems.found:
-        raise InvalidFile(f"the file has lines that can not run, the first is: {problems.found[0].message}")
-    pinned = InputRef(
-        key=input_key,
-        etag=entry.etag,
-        size=entry.size,
-        sha256=digest.hexdigest(),
-        dialect=cutter.dialect or "native",
-    )
-    return cutter.publish(cuts, pinned)
+    with CustomIdsWriter(ledger, batch_id) if keeps_ids else nullcontext() as ids:
+        cutter = Cutter(
+            ledger,
+            batch_id,
+            routing,
+            stage,
+            lines_per_range=lines_per_range,
+            requests_max=requests_max,
+            problems=problems,
+            beat=beat,
+            ids=ids,
+        )
+        digest = hashlib.sha256()
+        cuts = cutter.read(_hashed(_stream(ledger, input_key, entry.etag, beat), digest), entry.size)
+        if cutter.total == 0:
+            raise InvalidFile(f"{name} holds no request: it is empty, or every line is blank")
+        if problems is None or not problems.found:
+            cuts = cutter.without_duplicates(cuts, _stream(ledger, input_key, entry.etag, beat))
+        if problems is not None and problems.found:
+            raise InvalidFile(f"the file has lines that can not run, the first is: {problems.found[0].message}")
+        pinned = InputRef(
+            key=input_key,
+            etag=entry.etag,
+            size=entry.size,
+            sha256=digest.hexdigest(),
+            dialect=cutter.dialect or "native",
+        )
+        if reuse is not None:
+            cuts = settle(ledger, batch_id, cutter, cuts, pinned, reuse, beat)
+        return cutter.publish(cuts, pinned)
 
 
 def plan_upload(

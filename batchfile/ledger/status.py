@@ -57,7 +57,7 @@ class PoolProgress:
 class BatchStatus:
     """A batch and how far it is. `num_records`: of shards that a runner has begun, or that were closed.
 
-    `pools` is empty once the batch has ended. Neither it nor `num_records` has the rejected lines. Times in epoch
+    `pools` is empty once the batch has ended. Neither it nor `num_records` has what the planner settled. Times in epoch
     seconds. `problem`: what of it cannot be read, for the operator; `is_known` False: `batch` is only a stand-in.
     """
 
@@ -138,7 +138,7 @@ class _View:
         self.shares = {
             pool: PoolProgress(num_shards=len(members), num_requests=sum(members.values()))
             for pool, members in plan.pools.items()
-            if pool != layout.REJECTED_POOL
+            if pool not in layout.SETTLED_POOLS
         }
         self.is_planned = True
 

@@ -5,7 +5,7 @@ answers. Pure.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from batchfile.errors import OutputTaken
 
@@ -15,7 +15,9 @@ STAMP = "run.stamp"  # the input file as it was last seen; equal means untouched
 INPUT = "run.input"
 OUTPUT = "run.output"
 REPLACES = "run.replaces"  # the batch whose receipt was at the output when this one was made
-LINKED = "run.linked"  # the store refers to the input file itself
+LINKED = "run.linked"  # the key of the object by which the store refers to the input file itself
+REUSED = "run.reused"  # how many results were taken over when this one was made
+REUSED_FROM = "run.reused_from"  # from which batch
 ENGINE_VERSION = "run.engine_version"
 
 _NAMES = {
@@ -46,6 +48,10 @@ class Identity:
         return {_PREFIX + field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def is_same_but_for_input(metadata: Mapping[str, str], wanted: Identity) -> bool:
+    return not changes(metadata, replace(wanted, sha256=metadata.get(SHA256, "")))
+
+
 def changes(metadata: Mapping[str, str], wanted: Identity) -> list[str]:
     """What differs from the run that `metadata` tells of, in words."""
     found = []
@@ -59,11 +65,18 @@ def changes(metadata: Mapping[str, str], wanted: Identity) -> list[str]:
 def check_same(metadata: Mapping[str, str], wanted: Identity, output: str) -> None:
     """Raises: OutputTaken that says what changed."""
     different = changes(metadata, wanted)
-    if different:
+    if not different:
+        return
+    if is_same_but_for_input(metadata, wanted):
         raise OutputTaken(
-            f"{output} belongs to a run that asked for something else: {'; '.join(different)}. "
-            "Choose another output, or add --restart to throw that run away"
+            f"{output} belongs to a run of other requests: {different[0]}. Finished results are kept only where lines "
+            "were added at the end of the file. Restore the file to continue that run, choose another output for the "
+            "new requests, or add --restart to throw that run away"
         )
+    raise OutputTaken(
+        f"{output} belongs to a run that asked for something else: {'; '.join(different)}. "
+        "Choose another output, or add --restart to throw that run away"
+    )
 
 
 def _shown(value: str) -> str:

@@ -25,12 +25,14 @@ STDIN = "-"
 class Source:
     """An input that was looked at. `path` is absolute; None means stdin.
 
-    `stamp`: equal as long as nobody touched the file (inode, size, mtime); empty for stdin.
+    `stamp`: equal as long as nobody touched the file (inode, size, mtime, ctime); empty for stdin.
+    `size` in bytes; 0 for stdin.
     """
 
     path: str | None
     format: Format
     stamp: str = ""
+    size: int = 0
     head: bytes = b""
 
     @property
@@ -64,11 +66,12 @@ def inspect(path: str) -> Source:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise InvalidFile(f"{path}: can not be read: {error.strerror}; check its permissions") from None
-    return Source(path=absolute, format=detect(path, head), stamp=stamp_of(status))
+    return Source(path=absolute, format=detect(path, head), stamp=stamp_of(status), size=status.st_size)
 
 
 def stamp_of(status: os.stat_result) -> str:
-    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    """mtime can be set back after a write, ctime cannot."""
+    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
 
 
 def digest_of(source: Source) -> str:
@@ -87,25 +90,51 @@ def check_untouched(source: Source) -> None:
         raise InvalidFile(f"{source.path}: was changed while it was read; run the command again once it is complete")
 
 
+def is_added_to(source: Source) -> bool:
+    """Is the file longer than when it was inspected?"""
+    try:
+        return source.path is not None and os.stat(source.path).st_size > source.size
+    except OSError:
+        return False
+
+
 def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None) -> bool:
     """Make the object `key` hold the requests of `source`, the first `limit` of them. True: it refers to the file.
 
     Raises: InvalidFile (damaged data, a column that is missing); OSError where the disk is full.
     """
-    if source.format == "jsonl" and source.path is not None and limit is None:
-        if store.link(key, source.path) is not None:
-            return True
-        lines: Iterable[bytes] = file_chunks(source.path)
-    else:
-        lines = open_lines(source.path, source.format, _stdin_chunks(source))
-    if limit is not None:
-        lines = first_requests(lines, limit)
+    is_linkable = source.format == "jsonl" and source.path is not None and limit is None
+    if is_linkable and source.path is not None and store.link(key, source.path) is not None:
+        return True
     with store.writer(key, is_new=True) as writer:
-        for chunk in lines:
+        for chunk in _requests(source, limit):
             writer.write(chunk)
         check_untouched(source)
         writer.commit()
     return False
+
+
+def begins_with(source: Source, size: int, sha256: str, *, limit: int | None) -> bool:
+    """Are the first `size` bytes of the source's JSONL those of this digest? Not for stdin, which is read once.
+
+    Raises: InvalidFile.
+    """
+    digest = hashlib.sha256()
+    for chunk in _requests(source, limit):
+        digest.update(chunk[:size])
+        size -= min(size, len(chunk))
+        if not size:
+            break
+    return size == 0 and digest.hexdigest() == sha256
+
+
+def _requests(source: Source, limit: int | None) -> Iterable[bytes]:
+    """The JSONL of the source, or of its first `limit` requests."""
+    if source.format == "jsonl" and source.path is not None:
+        lines: Iterable[bytes] = file_chunks(source.path)
+    else:
+        lines = open_lines(source.path, source.format, _stdin_chunks(source))
+    return lines if limit is None else first_requests(lines, limit)
 
 
 def first_requests(chunks: Iterable[bytes], num: int) -> Iterator[bytes]:

@@ -72,12 +72,7 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     """
     assert batch.results is not None
     assert batch.errors is not None
-    old = _read_receipt(output)
-    if old is not None and old.batch_id not in {batch.batch_id, batch.metadata.get(identity.REPLACES)}:
-        raise OutputTaken(
-            f"{output} was written by another run ({old.batch_id}) since this one began; the results of this one are "
-            f"kept: `batchfile results {batch.batch_id} -o OTHER --store {ledger.store.url}` writes them elsewhere"
-        )
+    old = check_not_taken(ledger, batch, output)
     if old is not None and old.batch_id == batch.batch_id and _is_there(old):
         return old
     if output.endswith(PARQUET_ENDING):
@@ -104,6 +99,17 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     with _replaced(output + RECEIPT_ENDING) as temporary:
         Path(temporary).write_bytes(encode_receipt(receipt))
     return receipt
+
+
+def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt | None:
+    """The receipt at the output. Raises: OutputTaken where another run has written there since this one began."""
+    old = _read_receipt(output)
+    if old is None or old.batch_id in {batch.batch_id, batch.metadata.get(identity.REPLACES)}:
+        return old
+    raise OutputTaken(
+        f"{output} was written by another run ({old.batch_id}) since this one began; the results of this one are "
+        f"kept: `batchfile results {batch.batch_id} -o OTHER --store {ledger.store.url}` writes them elsewhere"
+    )
 
 
 def batch_at(output: str) -> str | None:

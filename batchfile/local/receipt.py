@@ -42,7 +42,11 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """`seconds`: from the batch's creation to its end, pauses between runs included."""
+    """`seconds`: from the batch's creation to its end, pauses between runs included.
+
+    `reused`: how many of the results are of an earlier run of the output, of the batch `reused_from`; `usage` and
+    `seconds` are without that.
+    """
 
     batch_id: str
     reason: str
@@ -59,6 +63,8 @@ class Receipt:
     settings: dict[str, str]
     batchfile_version: str
     python_version: str
+    reused: int = 0
+    reused_from: str = ""
     version: int = 1
 
     @property
@@ -100,6 +106,8 @@ def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None
         },
         batchfile_version=__version__,
         python_version=platform.python_version(),
+        reused=int(meta.get(identity.REUSED, "0")),
+        reused_from=meta.get(identity.REUSED_FROM, ""),
     )
 
 

@@ -14,16 +14,17 @@ import structlog
 from batchfile import layout
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, OutputTaken, RecordDamaged
-from batchfile.ledger import batches, damage
+from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_batch
 from batchfile.ledger.cutter import Planned
 from batchfile.ledger.planner import plan_input
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.frame import NUL_TAIL, iter_lines
-from batchfile.local import identity, inputs, outputs
+from batchfile.local import growth, identity, inputs, outputs
 from batchfile.local.identity import Identity
 from batchfile.local.inputs import Source
+from batchfile.local.removal import CUT_OFF, POOL, remove_unborn, throw_away
 from batchfile.local.strict import check_every_line
 from batchfile.records import BatchRecord, IdempotencyRecord
 from batchfile.runner.runner import Runner, RunnerOptions
@@ -33,9 +34,6 @@ FIRST_BYTES = 256 * 1024  # enough for a line or two
 
 log = structlog.get_logger()
 
-POOL = "local"
-TENANT = "default"
-CUT_OFF = "its run was cut off, and another one took its output"
 _SPOOLED_AGAIN = "again"  # stdin of a run that exists: written here to be compared, then removed
 
 
@@ -92,12 +90,13 @@ def open_batch(
         if not options.is_restart:
             raise _restart_instead(options.output, error) from error
         return _create(ledger, source, options, error)  # which batch it stood for is lost with it
+    pointer = pointer and growth.settled(ledger, key, pointer)
     if pointer is not None and options.is_restart:
         _check_replaceable(ledger, pointer.record.batch_id)
         # The old run goes only when the new one exists: a new input that is refused costs nothing.
         before_plan()
         opened = _create(ledger, source, options, pointer)
-        _throw_away(ledger, pointer.record.batch_id)
+        throw_away(ledger, pointer.record.batch_id)
         return opened
     if pointer is not None:
         try:
@@ -105,7 +104,7 @@ def open_batch(
         except RecordDamaged as error:
             raise _restart_instead(options.output, error) from error
         if batch is not None:
-            return _continue(ledger, source, options, batch)
+            return _continue(ledger, source, options, batch, pointer, before_plan)
         if not pointer.record.digest:
             batches.fence(ledger, pointer.record.batch_id, CUT_OFF)
     is_ours = pointer is not None and not pointer.record.digest
@@ -172,7 +171,14 @@ def _remember_engine(ledger: Ledger, batch_id: str, version: str) -> None:
     update_batch(ledger, layout.batch_key(batch_id), decide)
 
 
-def _continue(ledger: Ledger, source: Source, options: RunOptions, batch: BatchRecord) -> Opened:
+def _continue(
+    ledger: Ledger,
+    source: Source,
+    options: RunOptions,
+    batch: BatchRecord,
+    pointer: Stored[IdempotencyRecord],
+    before_plan: Callable[[], None],
+) -> Opened:
     assert options.output is not None
     is_untouched = bool(source.stamp) and batch.metadata.get(identity.STAMP) == f"{source.stamp} {source.path}"
     if is_untouched:
@@ -181,21 +187,34 @@ def _continue(ledger: Ledger, source: Source, options: RunOptions, batch: BatchR
         digest = inputs.digest_of(source)
     else:
         digest = _spool_again(ledger, source, batch.batch_id, options.limit)
-    identity.check_same(batch.metadata, options.identity(digest), options.output)
+    wanted = options.identity(digest)
+    if growth.is_reusable(source, batch, wanted, options.limit):
+        outputs.check_not_taken(ledger, batch, options.output)
+        before_plan()
+        if batch.state != "ended":
+            batch = growth.end(ledger, _repin(ledger, source, batch, is_same=False))
+        return _create(ledger, source, options, pointer, reuse=batch)
+    identity.check_same(batch.metadata, wanted, options.output)
     if not is_untouched and source.path is not None and batch.state != "ended":
-        batch = _repin(ledger, source, batch)
+        batch = _repin(ledger, source, batch, is_same=True)
     return Opened(batch=batch, is_new=False)
 
 
-def _repin(ledger: Ledger, source: Source, batch: BatchRecord) -> BatchRecord:
-    """The same bytes in another file (moved, copied, touched): what refers to the old one refers to this one."""
+def _repin(ledger: Ledger, source: Source, batch: BatchRecord, *, is_same: bool) -> BatchRecord:
+    """The same bytes in another file (moved, copied, touched): what refers to the old one refers to this one.
+
+    Not `is_same`: more follows them there, so the next command must not take the file for what this batch runs.
+    Raises: InvalidFile where the file has changed since it was read.
+    """
     assert source.path is not None
-    stamp = f"{source.stamp} {source.path}"
-    etag = ledger.store.link(batch.input.key, source.path) if identity.LINKED in batch.metadata else None
+    stamp = {identity.STAMP: f"{source.stamp} {source.path}"} if is_same else {}
+    is_linked = batch.metadata.get(identity.LINKED) == batch.input.key
+    etag = ledger.store.link(batch.input.key, source.path) if is_linked else None
+    inputs.check_untouched(source)
 
     def decide(record: BatchRecord) -> BatchRecord | None:
         pinned = record.input if etag is None else replace(record.input, etag=etag)
-        return replace(record, input=pinned, metadata={**record.metadata, identity.STAMP: stamp})
+        return replace(record, input=pinned, metadata={**record.metadata, **stamp})
 
     found = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
     return batch if found is None else found.record
@@ -219,10 +238,12 @@ def _create(
     source: Source,
     options: RunOptions,
     previous: Stored[IdempotencyRecord] | RecordDamaged | None,
+    reuse: BatchRecord | None = None,
 ) -> Opened:
+    """`reuse`: the batch that the output stood for, of which the new one takes over what succeeded."""
     batch_id = f"batch_{ledger.new_id()[:12]}"
     pointer_key = None if options.output is None else layout.idempotency_key("output", options.output)
-    pointer = IdempotencyRecord(batch_id=batch_id, digest="")
+    pointer = IdempotencyRecord(batch_id=batch_id, digest="", replaces="" if reuse is None else reuse.batch_id)
     ours: Stored[IdempotencyRecord] | None = None
     if pointer_key is not None:
         written = swap(ledger, pointer_key, pointer, previous)
@@ -230,26 +251,39 @@ def _create(
             raise OutputTaken(f"{options.output}: another process began a run of it at this moment; try again")
         ours = written
     try:
-        opened = _plan_and_commit(ledger, source, options, batch_id)
+        opened = _plan_and_commit(ledger, source, options, batch_id, reuse)
     except InvalidFile:
-        _remove_unborn(ledger, batch_id)
-        if pointer_key is not None and isinstance(previous, Stored) and previous.record.digest:
+        remove_unborn(ledger, batch_id)
+        if pointer_key is not None and isinstance(previous, Stored) and (previous.record.digest or reuse):
             swap(ledger, pointer_key, previous.record, ours)
         elif pointer_key is not None:
             ledger.store.delete(pointer_key)
         raise
+    if reuse is not None:
+        throw_away(ledger, reuse.batch_id)
     if pointer_key is not None:
-        swap(ledger, pointer_key, replace(pointer, digest=opened.batch.input.sha256), ours)
+        swap(ledger, pointer_key, replace(pointer, digest=opened.batch.input.sha256, replaces=""), ours)
     return opened
 
 
-def _plan_and_commit(ledger: Ledger, source: Source, options: RunOptions, batch_id: str) -> Opened:
+def _plan_and_commit(
+    ledger: Ledger, source: Source, options: RunOptions, batch_id: str, reuse: BatchRecord | None
+) -> Opened:
     key = layout.input_key(batch_id, ledger.new_id()[:12])
     is_linked = inputs.bring_in(ledger.store, source, key, limit=options.limit)
     if options.is_strict:
         check_every_line(ledger.store, key, source.name)
     routing = RoutingTable(everything=POOL)
-    planned = plan_input(ledger, batch_id, key, routing=routing, stage=options.stage, name=f"{source.name}:")
+    planned = plan_input(
+        ledger,
+        batch_id,
+        key,
+        routing=routing,
+        stage=options.stage,
+        name=f"{source.name}:",
+        keeps_ids=is_linked,
+        reuse=reuse,
+    )
     if options.is_strict and planned.num_rejected:
         more = f" ({planned.num_rejected:,} such lines)" if planned.num_rejected > 1 else ""
         raise InvalidFile(f"{source.name}: {planned.first_problem}{more}; nothing ran (--strict)")
@@ -264,7 +298,10 @@ def _plan_and_commit(ledger: Ledger, source: Source, options: RunOptions, batch_
     if source.stamp:
         metadata[identity.STAMP] = f"{source.stamp} {source.path}"
     if is_linked:
-        metadata[identity.LINKED] = "1"
+        metadata[identity.LINKED] = key
+    if reuse is not None:
+        metadata[identity.REUSED] = str(planned.num_reused)
+        metadata[identity.REUSED_FROM] = reuse.batch_id
     draft = batches.Draft(
         batch_id=batch_id,
         routing=routing,
@@ -278,6 +315,8 @@ def _plan_and_commit(ledger: Ledger, source: Source, options: RunOptions, batch_
 
 
 def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
+    if planned.num_reused:
+        yield f"{planned.num_reused:,} of {planned.total:,} requests were finished before, and are not run again"
     if planned.num_hints:
         yield f"requests with a model_hint: {planned.num_hints:,}; a local run sends every request to its one engine"
     if named not in {None, model, Path(model).name}:
@@ -300,44 +339,6 @@ def _first_model(ledger: Ledger, planned: Planned) -> str | None:
         with suppress(InvalidRequest):
             return decode_envelope(line.data or b"").model
     return None
-
-
-def _throw_away(ledger: Ledger, batch_id: str) -> None:
-    """Remove a batch whatever its state: nobody works on it, the output's lock is ours."""
-    now = ledger.clock.now()
-
-    def decide(record: BatchRecord) -> BatchRecord | None:
-        return None if record.state == "deleted" else replace(record, state="deleted", deleted_at=now)
-
-    try:
-        found = update_batch(ledger, layout.batch_key(batch_id), decide)
-    except RecordDamaged:
-        _remove_damaged(ledger, batch_id)
-        return
-    if found is None:
-        batches.fence(ledger, batch_id, CUT_OFF)
-        return
-    record = found.record
-    ledger.store.delete(layout.marker_key(POOL, record.priority, record.created_at, batch_id))
-    batches.remove_objects(ledger, record)
-    batches.remove_tombstone(ledger, record)
-
-
-def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
-    """Its record says nothing any more; its id is in the keys of its markers."""
-    for entry in list(ledger.store.list(layout.queue_prefix(POOL))):
-        if layout.marker_batch_id(entry.key) == batch_id:
-            ledger.store.delete(entry.key)
-    _remove_unborn(ledger, batch_id)
-    place = damage.place_of(ledger, TENANT, batch_id)
-    if place is not None:
-        ledger.store.delete(place)
-
-
-def _remove_unborn(ledger: Ledger, batch_id: str) -> None:
-    """What was written for a batch that was refused before its commit: nobody knows its id."""
-    for entry in list(ledger.store.list(layout.batch_prefix(batch_id))):
-        ledger.store.delete(entry.key)
 
 
 def _holds_something(path: str) -> bool:

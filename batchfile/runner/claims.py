@@ -161,6 +161,12 @@ class Claims:
             view.settled.discard(n)
             view.look_at = float("-inf")
 
+    def renew(self, batch: BatchRecord) -> None:
+        """Its input is to be read in another way from now on."""
+        view = self._views.get(batch.batch_id)
+        if view is not None:
+            view.batch = batch
+
     def look_again(self) -> None:
         """Something changed: the next claim lists the queue first."""
         self._list_at = float("-inf")
@@ -369,7 +375,7 @@ class Claims:
 
     def _view(self, batch: BatchRecord, plan: Plan, priority: int) -> BatchView:
         """Raises: BatchDamaged."""
-        if self._pool not in plan.pools and set(plan.pools) - {layout.REJECTED_POOL}:
+        if self._pool not in plan.pools and set(plan.pools) - layout.SETTLED_POOLS:
             raise BatchDamaged(f"{batch.batch_id}: its plan has no pool {self._pool}, its marker says so")
         return BatchView(batch=batch, plan=plan, pool=self._pool, priority=priority)
 

@@ -25,6 +25,7 @@ from batchfile.errors import (
 from batchfile.ledger import batches, lease, shards
 from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.repin import repin
 from batchfile.ledger.shards import Held
 from batchfile.lines import custom_id_of, parse_request
 from batchfile.lines.envelope import decode_envelope
@@ -371,13 +372,20 @@ class Feeder:
     def _end_changed(self, work: ShardWork, error: StoreError) -> None:
         """The pinned input is not there any more: the batch ends, what is committed stays.
 
-        Only if the store says so twice, in two ways: a batch never ends for an answer that may be a refusal.
+        Only if the store says so twice, in two ways: a batch never ends for an answer that may be a refusal. And only
+        if the bytes that were planned are gone: otherwise the shard is claimed again, with an input that can be read.
         """
         batch = work.held.batch
         try:
             entry = self._ledger.store.head(batch.input.key)
             if entry is not None and entry.etag == batch.input.etag:
                 return self._put_back(work, error)
+            renewed = repin(self._ledger, batch)
+            if renewed is not None:
+                self._claims.renew(renewed)
+                work.is_to_return = True
+                self._on_return()
+                return None
             log.error("input.changed", batch_id=batch.batch_id, error=str(error))
             batches.end(self._ledger, batch.batch_id, "input_changed", str(error))
         except (StoreError, BatchDamaged) as refusal:
@@ -385,6 +393,7 @@ class Feeder:
         work.is_closed = work.is_dropped = True
         self._claims.drop(batch.batch_id)
         self._claims.look_again()
+        return None
 
 
 def _pool_of(line: bytes, batch: BatchRecord) -> str | None:

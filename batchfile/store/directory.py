@@ -2,8 +2,8 @@
 
 An object is a file; a write is a temporary file, synced, and an atomic rename, synced too, before it is acknowledged.
 A name changes only under the file lock of its key, so conditions hold across threads and processes. Etags are a hash of
-the content for `.json` documents and (inode, size, mtime in ns) for all else. Locks and unfinished writes live below
-`.store/`.
+the content for `.json` documents and (inode, size, mtime in ns) for all else; of a file of the user's that a key links
+to, also ctime, which no program can set back. Locks and unfinished writes live below `.store/`.
 """
 
 import fcntl
@@ -66,7 +66,7 @@ class DirectoryStore:
                 found, data = os.fstat(fd), files.read_all(fd)
             finally:
                 os.close(fd)
-        etag = _content_etag(data) if _is_document(key) else _stat_etag(found)
+        etag = _content_etag(data) if _is_document(key) else _stat_etag(found, is_linked=os.path.islink(path))
         return Object(data=data, etag=etag, modified_at=found.st_mtime, read_at=time.time())
 
     def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
@@ -86,10 +86,11 @@ class DirectoryStore:
         path = self._path(key)
         with translated(path):
             found = files.stat_file_below(self._root, key) if is_of_others(key) else files.stat_file(path)
-        if found is None:
-            self._check_alive()
-            return None
-        return Entry(key=key, size=found.st_size, etag=_stat_etag(found), modified_at=found.st_mtime)
+            if found is None:
+                self._check_alive()
+                return None
+            etag = _stat_etag(found, is_linked=os.path.islink(path))
+        return Entry(key=key, size=found.st_size, etag=etag, modified_at=found.st_mtime)
 
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
         path = self._path(key)
@@ -275,7 +276,7 @@ class _DirectoryWriter:
                 files.sync_data(self._fd)
             found = os.fstat(self._fd)
             self._store.publish(self._temporary, self._key, self._condition(absent, match))
-        return _stat_etag(found) if self._hash is None else self._hash.hexdigest()[:_ETAG_HEX_DIGITS]
+        return _stat_etag(found, is_linked=False) if self._hash is None else self._hash.hexdigest()[:_ETAG_HEX_DIGITS]
 
     def _condition(self, absent: bool, match: str | None) -> Callable[[], bool] | None:
         if absent:
@@ -308,8 +309,10 @@ def _content_etag(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:_ETAG_HEX_DIGITS]
 
 
-def _stat_etag(found: os.stat_result) -> str:
-    return f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
+def _stat_etag(found: os.stat_result, *, is_linked: bool) -> str:
+    """Of what the store wrote itself ctime says nothing: a backup by hard links changes it, and so does chmod."""
+    etag = f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
+    return f"{etag}-{found.st_ctime_ns:x}" if is_linked else etag
 
 
 def _check_pin(key: str, path: str, fd: int, match: str | None) -> None:
@@ -317,6 +320,9 @@ def _check_pin(key: str, path: str, fd: int, match: str | None) -> None:
         return
     with translated(path):
         found = os.fstat(fd)
-        etag = _content_etag(os.pread(fd, found.st_size, 0)) if _is_document(key) else _stat_etag(found)
+        if _is_document(key):
+            etag = _content_etag(os.pread(fd, found.st_size, 0))
+        else:
+            etag = _stat_etag(found, is_linked=os.path.islink(path))
     if etag != match:
         raise ObjectChanged(f"{path} is not the object that was pinned any more: it was changed or replaced")

@@ -1,0 +1,139 @@
+"""Results of a batch that has ended become those of a new one, whose input begins with the same bytes.
+
+They are copied as parts of the pseudo-pool `_reused`, whose shard records are born done: the old batch may go then.
+Only what succeeded is taken, under the same custom_id. The digests of the old input and of the old results are checked
+before anything of it can count.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from batchfile import bits, layout
+from batchfile.errors import BatchDamaged, InvalidFile
+from batchfile.ledger import shards
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cutter import Cut, Cutter
+from batchfile.ledger.parallel import in_order
+from batchfile.lines.envelope import decode_envelope
+from batchfile.lines.frame import Line, iter_lines
+from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import RESULT_BYTES_MAX, decode_result
+from batchfile.records import BatchRecord, FileRef, InputRef, PartRef
+
+PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that passes it
+AHEAD_BYTES = 32 * 1024 * 1024
+
+
+class _Taken(NamedTuple):
+    """What is taken over of range `n`, and its cut without these lines."""
+
+    n: int
+    cut: Cut
+    lines: list[FinishedLine]
+
+
+def settle(
+    ledger: Ledger,
+    batch_id: str,
+    cutter: Cutter,
+    cuts: Sequence[Cut],
+    pinned: InputRef,
+    old: BatchRecord,
+    beat: Callable[[], None],
+) -> list[Cut]:
+    """The cuts of `pinned` without the lines whose results `old` has. `beat` is called with each range that has some.
+
+    Raises: InvalidFile where the old input is not the beginning of this one; BatchDamaged where the old results are not
+    as they were written; ObjectChanged, ObjectMissing.
+    """
+    assert old.results is not None
+    lease = ledger.new_id()
+
+    def store(taken: _Taken) -> _Taken:
+        _store(ledger, batch_id, lease, taken)
+        return taken
+
+    settled = list(cuts)
+    found = _taken(ledger, cutter, cuts, pinned, old, old.results)
+    for taken in in_order(ledger, store, found, size_of=_size, size_max=AHEAD_BYTES):
+        beat()
+        settled[taken.n] = taken.cut
+    return settled
+
+
+def _taken(
+    ledger: Ledger, cutter: Cutter, cuts: Sequence[Cut], pinned: InputRef, old: BatchRecord, stored: FileRef
+) -> Iterator[_Taken]:
+    was, kept = hashlib.sha256(), hashlib.sha256()
+    num_same = old.total - _is_last_line_longer(ledger, pinned, old.input.size)
+    begin = ledger.store.stream(pinned.key, 0, min(old.input.size, pinned.size), match=pinned.etag)
+    lines = iter_lines(_hashed(begin, was))
+    results = iter_lines(_hashed(ledger.store.stream(stored.key), kept), line_bytes_max=RESULT_BYTES_MAX)
+    for n, cut in enumerate(cuts):
+        places = range(min(cut.range.num_lines, num_same - cut.range.first))
+        if not places:
+            break
+        taken = _of_range(cutter, n, cut, zip(places, lines, results, strict=False))
+        if taken.lines:
+            yield taken
+    for rest in (lines, results):
+        for _ in rest:
+            pass
+    if was.hexdigest() != old.input.sha256:
+        raise InvalidFile(f"the input does not begin any more as that of {old.batch_id}: nothing of it can be kept")
+    if kept.hexdigest() != stored.sha256:
+        raise BatchDamaged(f"{stored.key}: the results of {old.batch_id} are damaged; add --restart to run them again")
+
+
+def _of_range(cutter: Cutter, n: int, cut: Cut, found: Iterable[tuple[int, Line, Line]]) -> _Taken:
+    rejected, pools = bits.parse(cut.range.rejected), dict(cut.pools)
+    lines: list[FinishedLine] = []
+    for place, line, result in found:
+        if rejected >> place & 1 or line.data is None or result.data is None:
+            continue
+        known, envelope = decode_result(result.data), decode_envelope(line.data)
+        if known.status == "succeeded" and known.custom_id == envelope.custom_id:
+            lines.append(FinishedLine(place, "succeeded", result.data))  # no usage: it cost this batch nothing
+            pools[cutter.pool_of(envelope)] -= 1
+    pools[layout.REUSED_POOL] = len(lines)
+    span = replace(cut.range, rejected=bits.render(rejected | bits.of(line.line for line in lines)))
+    return _Taken(n, replace(cut, range=span, pools=pools), lines)
+
+
+def _is_last_line_longer(ledger: Ledger, pinned: InputRef, size: int) -> bool:
+    """Did the input end without a newline at `size`, and does what follows now belong to the same line?"""
+    around = b"".join(ledger.store.stream(pinned.key, size - 1, min(size + 1, pinned.size), match=pinned.etag))
+    return len(around) == 2 and b"\n" not in (around[:1], around[1:])
+
+
+def _store(ledger: Ledger, batch_id: str, lease: str, taken: _Taken) -> None:
+    parts: list[PartRef] = []
+    for lines in _portions(taken.lines):
+        key = layout.part_key(batch_id, layout.REUSED_POOL, taken.n, lease, len(parts) + 1)
+        parts.append(shards.write_part(ledger, key, lines))
+    shards.put_done(ledger, batch_id, layout.REUSED_POOL, taken.n, parts, taken.lines)
+
+
+def _portions(lines: list[FinishedLine]) -> Iterator[list[FinishedLine]]:
+    portion: list[FinishedLine] = []
+    size = 0
+    for line in lines:
+        portion.append(line)
+        size += len(line.result)
+        if size >= PART_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+def _size(taken: _Taken) -> int:
+    return sum(len(line.result) for line in taken.lines)
+
+
+def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk

@@ -1,0 +1,70 @@
+"""An output whose input has grown: what had finished is kept, as results of a new batch of the whole file.
+
+The pointer of the output names both batches until the new one is committed, so that a process may die anywhere.
+"""
+
+from dataclasses import replace
+
+from batchfile.errors import RecordDamaged, StoreUnavailable
+from batchfile.ledger import batches
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, Stored, swap
+from batchfile.local import identity
+from batchfile.local.identity import Identity
+from batchfile.local.inputs import Source, begins_with
+from batchfile.local.removal import CUT_OFF, throw_away
+from batchfile.records import BatchRecord, IdempotencyRecord
+
+DETAIL = "lines were added to its input; another batch has taken over its results"
+_TRIES = 90  # to end a batch that another process may hold: one a second, for longer than a lease
+
+
+def is_reusable(source: Source, batch: BatchRecord, wanted: Identity, limit: int | None) -> bool:
+    """Does the run ask for the same of an input that begins with the bytes of the batch, and is not done with it?
+
+    Where a change of the input had ended the batch, the same bytes again are to be finished as well.
+    """
+    is_grown = batch.metadata.get(identity.SHA256) != wanted.sha256
+    if not is_grown and batch.reason != "input_changed":
+        return False
+    if source.path is None or not identity.is_same_but_for_input(batch.metadata, wanted):
+        return False
+    if batch.state == "ended" and batch.results is None:
+        return False
+    return begins_with(source, batch.input.size, batch.input.sha256, limit=limit)
+
+
+def end(ledger: Ledger, batch: BatchRecord) -> BatchRecord:
+    """End it with what has finished: its results are read then. Raises: StoreUnavailable, BatchDamaged."""
+    batches.end(ledger, batch.batch_id, "input_changed", DETAIL)
+    runner = f"local-{ledger.new_id()[:12]}-opening"
+    with ledger.store.hold(runner):
+        for _ in range(_TRIES):
+            ended = batches.finish(ledger, batch.batch_id, runner=runner)
+            if ended is not None and ended.results is not None:
+                return ended
+            ledger.clock.sleep(1.0)
+    raise StoreUnavailable(f"{batch.batch_id} could not be ended: another process holds it; run the command again")
+
+
+def settled(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> Stored[IdempotencyRecord]:
+    """The pointer of an output after a process was killed that made a new batch for it: it stands for one batch again,
+    the new one if that was committed.
+    """
+    record = pointer.record
+    if record.digest or not record.replaces:
+        return pointer
+    try:
+        made = batches.read_batch(ledger, record.batch_id)
+        old = batches.read_batch(ledger, record.replaces)
+    except RecordDamaged:
+        return pointer  # whoever reads it says so
+    if made is not None:
+        if old is not None:
+            throw_away(ledger, old.batch_id)
+        wanted = replace(record, digest=made.input.sha256, replaces="")
+    else:
+        batches.fence(ledger, record.batch_id, CUT_OFF)
+        wanted = IdempotencyRecord(batch_id=record.replaces, digest="" if old is None else old.input.sha256)
+    written = swap(ledger, key, wanted, pointer)
+    return pointer if isinstance(written, Lost) else written
