@@ -7,6 +7,7 @@ there: `BATCHFILE_POOLS__MISTRAL__MODEL=...`. Knows no store and no engine.
 import json
 import os
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -36,6 +37,7 @@ from batchfile.layout import is_pool_name
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.runner.fitting_schema import schema_problem
 from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook
+from batchfile.settings_words import expected
 from batchfile.words import RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
@@ -218,8 +220,14 @@ def load_settings() -> Settings:
         return Settings()  # type: ignore[call-arg]  # the two tables come from a source
     except ValidationError as error:
         raise SettingsError("; ".join(_problems(error))) from error
-    except (ValueError, OSError) as error:  # tomllib's and pydantic-settings' own
-        raise SettingsError(f"the settings can not be read ({path} or {PREFIX}*): {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: is not valid TOML: {error}; correct it there") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: is not UTF-8; save it as UTF-8") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
+    except ValueError as error:  # pydantic-settings' own, of a variable in the place of a table
+        raise SettingsError(_no_json()) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +295,23 @@ def _problems(error: ValidationError) -> Iterator[str]:
             and item["type"] not in NO_TABLE
         )
         shown = f" = {item['input']!r}" if is_shown else ""
-        is_ours = item["type"] == "value_error"  # a validator of ours raised it; pydantic's message wraps it
-        message = str(item["ctx"]["error"]) if is_ours else item["msg"]
-        yield f"{name}{shown} (from {origin}): {message[:1].lower()}{message[1:]}"
+        words = expected(item["type"], item.get("ctx", {}))
+        yield f"{name}{shown} (from {origin}): {words[:1].lower()}{words[1:]}"
+
+
+def _no_json() -> str:
+    """Which variable is to be JSON and is not."""
+    for name in os.environ:
+        field = Settings.model_fields.get(name.upper().removeprefix(PREFIX).lower())
+        if field is not None and name.upper().startswith(PREFIX) and field.annotation not in {str, int, bool}:
+            try:
+                json.loads(os.environ[name])
+            except ValueError:
+                return (
+                    f"{name} is not valid JSON; give a JSON object, or one value of it in a variable of its own, such "
+                    f"as {name.upper()}{NESTED}NAME"
+                )
+    return f"a {PREFIX}* variable cannot be read; `env | grep {PREFIX}` lists them"
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:

@@ -47,11 +47,13 @@ _MUST_BE = {
 
 
 def _why(data: bytes) -> str | None:
-    """What is wrong with the options; None where only a reader of TOML can say it."""
+    """What is wrong with the options; None where nothing is found."""
     try:
         given = tomllib.loads(data.decode())
+    except tomllib.TOMLDecodeError as error:
+        return f"is not valid TOML: {error}; write `key = value` lines, with text in double quotes"
     except UNREADABLE:
-        return None
+        return "is not UTF-8; save it as UTF-8"
     for key, value in given.items():
         if key not in _MUST_BE:
             return f"{key!r} is not an option"

@@ -66,7 +66,7 @@ def test_a_variable_changes_one_value_of_a_default_pool(monkeypatch: pytest.Monk
     ("text", "words"),
     [
         ("[run]\nengine = 'vlm'\n", ["run.engine", "'vlm'", "batchfile.toml", "'vllm', 'http' or 'echo'"]),
-        ("[run]\nmax_tokens = 0\n", ["run.max_tokens", "0", "greater than or equal to 1"]),
+        ("[run]\nmax_tokens = 0\n", ["run.max_tokens", "= 0 (from batchfile.toml): must be at least 1"]),
         ("[run]\ngrace_s = inf\n", ["run.grace_s", "inf", "finite"]),
         ("[limits]\nchekpoint_s = 3\n", ["limits.chekpoint_s", "did you mean checkpoint_s"]),
         ("[limits]\ncheckpoint_s = 10\nlease_ttl_s = 20\n", ["limits", "three times checkpoint_s"]),
@@ -74,7 +74,16 @@ def test_a_variable_changes_one_value_of_a_default_pool(monkeypatch: pytest.Monk
         ("[pools.Big]\nmodel = 'a'\n", ["pools", "'Big'", "lower-case"]),
         ("[pools.a]\nmodel = 'a'\nengine = 'http'\n[stages]\n", ["pools.a", "base_url"]),
         ("stor = 'x'\n", ["stor", "did you mean store"]),
-        ("not toml", ["batchfile.toml"]),
+        ("[run]\nmax_tokens = 'many'\n", ["run.max_tokens = 'many' (from batchfile.toml): must be a whole number"]),
+        ("[run]\nmax_tokens = 1.5\n", ["must be a whole number"]),
+        ("[run]\ntemperature = 3\n", ["must be at most 2"]),
+        ("allow_anonymous = 'perhaps'\n", ["must be true or false"]),
+        ("store = 1\n", ["must be text"]),
+        ("pools = 1\n", ["pools (from batchfile.toml): must be a table"]),
+        ("[pools]\na = 1\n", ["pools.a (from batchfile.toml): must be a table"]),
+        ("[pools.a]\naliases = 1\n", ["pools.a.model", "is missing; add it", "must be a list"]),
+        ("[schemas]\nemail = 1\n", ["must be the path of a file"]),
+        ("a = 1\nb =\n", ["batchfile.toml: is not valid TOML: ", "line 2, column 4", "correct it there"]),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_accepted(text: str, words: list[str]) -> None:
@@ -83,6 +92,19 @@ def test_a_wrong_value_is_named_with_what_is_accepted(text: str, words: list[str
         load_settings()
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["BATCHFILE_POOLS", "BATCHFILE_RUN", "BATCHFILE_WEBHOOKS"])
+def test_a_variable_in_the_place_of_a_table_must_be_json(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "{half")
+    with pytest.raises(SettingsError, match=f"{name} is not valid JSON; give a JSON object, .* {name}__NAME"):
+        load_settings()
+
+
+def test_a_file_of_other_bytes_is_named() -> None:
+    Path("batchfile.toml").write_bytes(b"store = '\xff'\n")
+    with pytest.raises(SettingsError, match=r"batchfile\.toml: is not UTF-8"):
+        load_settings()
 
 
 def test_a_misspelt_variable_is_refused_with_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
