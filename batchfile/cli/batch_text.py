@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from batchfile.cli.shown import counted, duration
 from batchfile.local.identity import OUTPUT
-from batchfile.remote.base import BatchView, Share
+from batchfile.remote.base import BatchStatus, Share
 from batchfile.words import Usage
 
 STRIP_CELLS = 40
@@ -13,7 +13,7 @@ RIGHT = (False, False, False, True, True, True, False)  # which columns of a lis
 DONE, LEASED, WAITING = "█", "▒", "·"
 
 
-def as_json(batch: BatchView) -> dict[str, object]:
+def as_json(batch: BatchStatus) -> dict[str, object]:
     counts, usage = batch.counts, batch.usage
     return {
         "batch_id": batch.batch_id,
@@ -41,7 +41,7 @@ def as_json(batch: BatchView) -> dict[str, object]:
     }
 
 
-def status_line(batch: BatchView, now: float) -> str:
+def status_line(batch: BatchStatus, now: float) -> str:
     counts, usage = batch.counts, batch.usage
     state = batch.state if batch.reason is None else f"{batch.state} ({batch.reason})"
     parts = [f"{counts.finished:,}/{batch.total:,} requests", _failed(batch), _early(batch)]
@@ -56,7 +56,7 @@ def _unknown(usage: Usage) -> str:
     return f" (usage unknown for {counted(usage.unknown, 'result')})" if usage.unknown else ""
 
 
-def list_lines(batches: Sequence[BatchView]) -> list[str]:
+def list_lines(batches: Sequence[BatchStatus]) -> list[str]:
     """A line for each, in columns as wide as what is in them."""
     rows = [_cells(batch) for batch in batches]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -65,7 +65,7 @@ def list_lines(batches: Sequence[BatchView]) -> list[str]:
     ]
 
 
-def _cells(batch: BatchView) -> tuple[str, ...]:
+def _cells(batch: BatchStatus) -> tuple[str, ...]:
     created = datetime.fromtimestamp(batch.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     state = batch.state if batch.reason in {None, "completed"} else f"{batch.state}:{batch.reason}"
     done = f"{batch.counts.finished:,}/{batch.total:,}"
@@ -75,11 +75,11 @@ def _cells(batch: BatchView) -> tuple[str, ...]:
     return batch.batch_id, created, state, done, _failed(batch), _early(batch), _printable(where)
 
 
-def _failed(batch: BatchView) -> str:
+def _failed(batch: BatchStatus) -> str:
     return f"{batch.num_failed:,} failed"
 
 
-def _early(batch: BatchView) -> str:
+def _early(batch: BatchStatus) -> str:
     """What did not run because the batch ended early; empty where that is nothing."""
     counts = ((batch.counts.canceled, "canceled"), (batch.counts.expired, "expired"))
     return ", ".join(f"{num:,} {what}" for num, what in counts if num)
@@ -94,7 +94,7 @@ def _aligned(text: str, width: int, is_right: bool) -> str:
     return text.rjust(width) if is_right else text.ljust(width)
 
 
-def end_line(batch: BatchView) -> str:
+def end_line(batch: BatchStatus) -> str:
     text = f"{batch.batch_id}: {batch.counts.succeeded:,} of {counted(batch.total, 'request')} succeeded"
     if batch.ended_at is not None:
         text += f" in {duration(max(0.0, batch.ended_at - batch.created_at))}"

@@ -13,7 +13,7 @@ import click
 from batchfile.cli.batch_text import end_line, pool_line, status_line
 from batchfile.cli.shown import PLAIN_S, duration
 from batchfile.errors import ServiceUnavailable, StoreUnavailable
-from batchfile.remote.base import BatchView, Remote
+from batchfile.remote.base import BatchStatus, Remote
 
 LOOK_S = 1.0
 RATE_WINDOW_S = 60.0
@@ -42,13 +42,13 @@ class Follower:
     `on_end` hears of each batch that has ended, once: at once, or after the picture where there is one.
     """
 
-    def __init__(self, look: Callable[[], list[BatchView]], on_end: Callable[[BatchView], None]) -> None:
+    def __init__(self, look: Callable[[], list[BatchStatus]], on_end: Callable[[BatchStatus], None]) -> None:
         self._look = look
         self._on_end = on_end
         self._rates: dict[str, Rate] = {}
         self._said: dict[str, tuple[float, str]] = {}  # per batch: when, in which state
 
-    def run(self) -> list[BatchView]:
+    def run(self) -> list[BatchStatus]:
         """The batches as they ended. Raises: what `look` raises, but that something is away only after a while."""
         is_live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         found = self._look()
@@ -67,7 +67,7 @@ class Follower:
                 self._on_end(batch)
         return found
 
-    def _look_patiently(self) -> list[BatchView]:
+    def _look_patiently(self) -> list[BatchStatus]:
         since = time.monotonic()
         is_said = False
         while True:
@@ -81,7 +81,7 @@ class Follower:
                     is_said = True
                 time.sleep(LOOK_S)
 
-    def _rows(self, found: list[BatchView]) -> list[str]:
+    def _rows(self, found: list[BatchStatus]) -> list[str]:
         rows = []
         for batch in found[:ROWS_MAX]:
             rows.append(self._line(batch))
@@ -90,7 +90,7 @@ class Follower:
             rows.append(f"and {len(found) - ROWS_MAX:,} more")
         return rows or ["no batch is open"]
 
-    def _line(self, batch: BatchView) -> str:
+    def _line(self, batch: BatchStatus) -> str:
         if batch.has_ended:
             return end_line(batch)
         rate = self._rates.setdefault(batch.batch_id, Rate()).see(time.monotonic(), batch.counts.finished)
@@ -100,7 +100,7 @@ class Follower:
             return f"{text}; its results are put together"
         return f"{text}, {rate:,.1f} requests/s, ETA {duration(left / rate)}" if rate else text
 
-    def _say(self, found: list[BatchView]) -> None:
+    def _say(self, found: list[BatchStatus]) -> None:
         """A batch's line at its first look, when its state changes, and every few seconds."""
         now = time.monotonic()
         for batch in found:
@@ -115,20 +115,20 @@ class Follower:
                 click.echo(row, err=True)
 
 
-def follow_one(remote: Remote, name: str, on_end: Callable[[BatchView], None]) -> BatchView:
+def follow_one(remote: Remote, name: str, on_end: Callable[[BatchStatus], None]) -> BatchStatus:
     """One batch to its end."""
     batch = remote.batch(name)
     (ended,) = Follower(lambda: [remote.batch(batch.batch_id)], on_end).run()
     return ended
 
 
-def follow_all(remote: Remote, on_end: Callable[[BatchView], None]) -> list[BatchView]:
+def follow_all(remote: Remote, on_end: Callable[[BatchStatus], None]) -> list[BatchStatus]:
     """Every batch that is open now, or is made while one is, until none is open."""
     recent = list(islice(remote.batches(), RECENT_MAX))
     known = {batch.batch_id: batch for batch in recent if not batch.has_ended}
     seen = {batch.batch_id for batch in recent}
 
-    def look() -> list[BatchView]:
+    def look() -> list[BatchStatus]:
         made = list(remote.new_batches(seen))
         for batch_id, batch in known.items():
             if not batch.has_ended:

@@ -11,7 +11,7 @@ import click
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
 from batchfile.layout import is_pool_name
-from batchfile.remote.base import BatchView, Remote
+from batchfile.remote.base import BatchStatus, Remote
 
 DEFAULT_TENANT = "default"  # of a service without keys, and of local runs
 
@@ -110,5 +110,5 @@ _TENANT = click.option(
 )
 
 
-def exit_of_batch(batch: BatchView) -> Exit:
+def exit_of_batch(batch: BatchStatus) -> Exit:
     return Exit.OK if batch.is_all_succeeded else Exit.FAILED_REQUESTS

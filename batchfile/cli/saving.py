@@ -8,7 +8,7 @@ import click
 from batchfile.cli.transfer import transfer
 from batchfile.errors import OutputTaken
 from batchfile.local.outputs import STDOUT, check_output
-from batchfile.remote.base import BatchView, Remote
+from batchfile.remote.base import BatchStatus, Remote
 from batchfile.remote.download import in_dialect, save_results
 
 
@@ -26,7 +26,7 @@ def check_free(output: str, *, is_forced: bool | None = None) -> str:
     return path
 
 
-def save(remote: Remote, batch: BatchView, path: str) -> bool:
+def save(remote: Remote, batch: BatchStatus, path: str) -> bool:
     """The results of an ended batch to `path`. False, and said why, where it has none."""
     results = remote.results(batch)
     if results is None:

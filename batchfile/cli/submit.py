@@ -15,7 +15,7 @@ from batchfile.cli.shown import counted
 from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.transfer import transfer
 from batchfile.errors import BatchfileError
-from batchfile.remote.base import BatchView, Remote, Wanted
+from batchfile.remote.base import BatchStatus, Remote, Wanted
 from batchfile.remote.upload import Upload, open_upload
 
 METADATA_MAX = 16
@@ -65,7 +65,7 @@ def command(
             sys.exit(finish(remote, batch, path))
 
 
-def finish(remote: Remote, batch: BatchView, path: str | None) -> Exit:
+def finish(remote: Remote, batch: BatchStatus, path: str | None) -> Exit:
     """Wait for the batch's end, and write its results where a path is given."""
     batch_id = batch.batch_id
     try:
@@ -81,7 +81,7 @@ def finish(remote: Remote, batch: BatchView, path: str | None) -> Exit:
     return exit_of_batch(ended) if is_saved else Exit.FAILED_REQUESTS
 
 
-def _submit(remote: Remote, upload: Upload, wanted: Wanted) -> BatchView:
+def _submit(remote: Remote, upload: Upload, wanted: Wanted) -> BatchStatus:
     try:
         with transfer(upload.name, upload.size) as on_bytes:
             return remote.submit(upload, wanted, on_bytes)
@@ -90,7 +90,7 @@ def _submit(remote: Remote, upload: Upload, wanted: Wanted) -> BatchView:
         raise
 
 
-def _say_what_can_not_run(remote: Remote, batch: BatchView) -> None:
+def _say_what_can_not_run(remote: Remote, batch: BatchStatus) -> None:
     """Lines that were rejected as the file was read have their results already."""
     if not batch.counts.errored:
         return
@@ -99,7 +99,7 @@ def _say_what_can_not_run(remote: Remote, batch: BatchView) -> None:
     click.echo(text if first is None else f"{text}: {first}", err=True)
 
 
-def _first_problem(remote: Remote, batch: BatchView) -> str | None:
+def _first_problem(remote: Remote, batch: BatchStatus) -> str | None:
     """None where it is not among the first results."""
     for lines in islice(remote.live(batch.batch_id), LOOKS_MAX):
         for result in map(json.loads, lines):
@@ -108,7 +108,7 @@ def _first_problem(remote: Remote, batch: BatchView) -> str | None:
     return None
 
 
-def _say_who_works(remote: Remote, batch: BatchView) -> None:
+def _say_who_works(remote: Remote, batch: BatchStatus) -> None:
     alive = {runner.pool for runner in remote.runners()}
     idle = sorted(pool for pool in batch.pools if pool not in alive)
     if idle:

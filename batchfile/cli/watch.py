@@ -8,7 +8,7 @@ from batchfile.cli.batch_text import end_line
 from batchfile.cli.exits import Exit
 from batchfile.cli.following import follow_all, follow_one
 from batchfile.cli.remote import REMOTE_EXITS, Where, exit_of_batch, where_options
-from batchfile.remote.base import BatchView
+from batchfile.remote.base import BatchStatus
 
 
 @click.command("watch", epilog=REMOTE_EXITS)
@@ -27,5 +27,5 @@ def command(batch: str | None, where: Where) -> None:
     sys.exit(max((exit_of_batch(one) for one in ended), default=Exit.OK))
 
 
-def _say_end(batch: BatchView) -> None:
+def _say_end(batch: BatchStatus) -> None:
     click.echo(end_line(batch))

@@ -28,11 +28,15 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchView:
-    """A batch as it was seen. Times in epoch seconds; `pools` is empty once it has ended.
+class BatchStatus:
+    """How far a batch is, as of one look at it. Times in epoch seconds; `pools` is empty once it has ended.
 
-    `dialect`: the format of its input, in which its results are written for people. `inbox_path`: the key of the
-    dropped file that it was made of.
+    `counts`: finished requests by how they ended. `dialect`: the format of its input, in which its results are written
+    for people. `inbox_path`: the key of the dropped file that it was made of.
+
+    >>> status = client.batch(done.id).status()
+    >>> status.state, status.reason, status.total, status.counts.succeeded
+    ('ended', 'completed', 2, 2)
     """
 
     batch_id: str
@@ -96,24 +100,24 @@ class Remote(Protocol):
         """How a person names it: a URL, a directory."""
         ...
 
-    def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+    def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchStatus:
         """Make a batch. `on_bytes` hears of each piece of the file that was read. Raises: InvalidFile."""
         ...
 
-    def batch(self, name: str) -> BatchView: ...
+    def batch(self, name: str) -> BatchStatus: ...
 
-    def batches(self) -> Iterator[BatchView]:
+    def batches(self) -> Iterator[BatchStatus]:
         """Newest first."""
         ...
 
-    def new_batches(self, seen: Container[str]) -> Iterator[BatchView]:
+    def new_batches(self, seen: Container[str]) -> Iterator[BatchStatus]:
         """Those whose id is not among `seen`, newest first.
 
         A batch has the time at which its create began, so a new one may come below others that were seen.
         """
         ...
 
-    def cancel(self, name: str) -> BatchView:
+    def cancel(self, name: str) -> BatchStatus:
         """An ended batch stays what it is."""
         ...
 
@@ -121,15 +125,15 @@ class Remote(Protocol):
         """An ended batch; its id. `now`: its bytes too, before this returns. Raises: InvalidFile where it is open."""
         ...
 
-    def retry(self, name: str) -> BatchView:
+    def retry(self, name: str) -> BatchStatus:
         """A new batch of what did not succeed. Raises: InvalidFile where there is nothing, or not yet."""
         ...
 
-    def results(self, batch: BatchView) -> Download | None:
+    def results(self, batch: BatchStatus) -> Download | None:
         """The native result lines of an ended batch, in input order. None: it ended before it had any."""
         ...
 
-    def errors(self, batch: BatchView) -> Download | None:
+    def errors(self, batch: BatchStatus) -> Download | None:
         """The input lines of an ended batch that did not succeed."""
         ...
 
@@ -150,7 +154,7 @@ class Remote(Protocol):
     def close(self) -> None: ...
 
 
-def until_old(places: Iterable[BatchView | None]) -> Iterator[BatchView]:
+def until_old(places: Iterable[BatchStatus | None]) -> Iterator[BatchStatus]:
     """What is new in a list, newest first; None: nothing in this place. Where nothing was for long, nothing will be."""
     num_old = 0
     for batch in places:

@@ -12,7 +12,7 @@ from batchfile.lines.frame import iter_lines
 from batchfile.lines.render import openai_file
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local.outputs import ERRORS_ENDING, PARQUET_ENDING
-from batchfile.remote.base import BatchView, Download, Remote
+from batchfile.remote.base import BatchStatus, Download, Remote
 
 OnBytes = Callable[[int], None]
 
@@ -25,7 +25,7 @@ def fetch(download: Download, path: str, on_bytes: OnBytes) -> None:
     os.replace(_arrived(download, path, on_bytes), path)
 
 
-def save_results(remote: Remote, batch: BatchView, results: Download, path: str, on_bytes: OnBytes) -> None:
+def save_results(remote: Remote, batch: BatchStatus, results: Download, path: str, on_bytes: OnBytes) -> None:
     """The results at `path` (Parquet by its name), and the input lines that did not succeed beside it, if any."""
     if batch.dialect == "native" and not path.endswith(PARQUET_ENDING):
         fetch(results, path, on_bytes)
@@ -51,7 +51,7 @@ def save_results(remote: Remote, batch: BatchView, results: Download, path: str,
             os.unlink(path + ERRORS_ENDING)
 
 
-def in_dialect(batch: BatchView, chunks: Iterator[bytes]) -> Iterator[bytes]:
+def in_dialect(batch: BatchStatus, chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Native result lines as the batch's input was."""
     if batch.dialect == "native":
         return chunks

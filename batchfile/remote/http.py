@@ -10,7 +10,7 @@ import msgspec
 from batchfile.client import Client, FileHead, Pairs
 from batchfile.errors import InvalidRequest, TooLarge
 from batchfile.records import EndReason, PresenceRecord
-from batchfile.remote.base import BatchView, Download, Share, ShownState, Wanted, until_old
+from batchfile.remote.base import BatchStatus, Download, Share, ShownState, Wanted, until_old
 from batchfile.words import Counts, Dialect, RoutingTable, Usage
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class HttpRemote:
     def place(self) -> str:
         return self._client.url
 
-    def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+    def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchStatus:
         from batchfile.places import check_stage
         from batchfile.remote.upload import repeatable
 
@@ -53,10 +53,10 @@ class HttpRemote:
             except TooLarge as error:
                 raise TooLarge(f"{error}; or submit it straight to the service's store, with --store") from None
 
-    def batch(self, name: str) -> BatchView:
+    def batch(self, name: str) -> BatchStatus:
         return _view(self._of(name, self._client.get(_path(name), _Batch)))
 
-    def batches(self) -> Iterator[BatchView]:
+    def batches(self) -> Iterator[BatchStatus]:
         after: str | None = None
         while True:
             page = self._page(limit=PAGE, after=after)
@@ -65,24 +65,24 @@ class HttpRemote:
                 return
             after = page.data[-1].id
 
-    def new_batches(self, seen: Container[str]) -> Iterator[BatchView]:
+    def new_batches(self, seen: Container[str]) -> Iterator[BatchStatus]:
         return until_old(None if batch.batch_id in seen else batch for batch in self.batches())
 
-    def cancel(self, name: str) -> BatchView:
+    def cancel(self, name: str) -> BatchStatus:
         return _view(self._of(name, self._client.post(f"{_path(name)}/cancel", _Batch)))
 
     def delete(self, name: str, *, now: bool) -> str:
         query = [("now", "true")] if now else []
         return self._of(name, self._client.delete(_path(name), _Deleted, query)).id
 
-    def retry(self, name: str) -> BatchView:
+    def retry(self, name: str) -> BatchStatus:
         asking = self._client.post(f"{_path(name)}/retry", _Batch, idempotency_key=uuid.uuid4().hex)
         return _view(self._of(name, asking))
 
-    def results(self, batch: BatchView) -> Download | None:
+    def results(self, batch: BatchStatus) -> Download | None:
         return self._download(f"{_path(batch.batch_id)}/results")
 
-    def errors(self, batch: BatchView) -> Download | None:
+    def errors(self, batch: BatchStatus) -> Download | None:
         return self._download(f"{_path(batch.batch_id)}/errors")
 
     def live(self, batch_id: str) -> Iterator[list[bytes]]:
@@ -198,8 +198,8 @@ class _Pool(msgspec.Struct, frozen=True):
     pending_requests: int
 
 
-def _view(batch: _Batch) -> BatchView:
-    return BatchView(
+def _view(batch: _Batch) -> BatchStatus:
+    return BatchStatus(
         batch_id=batch.id,
         state=batch.state,
         reason=batch.reason,

@@ -18,13 +18,14 @@ from batchfile.ledger.live import Cursor, iter_live
 from batchfile.ledger.presence import read_presence
 from batchfile.ledger.purge import purge
 from batchfile.ledger.scale import read_scale
-from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.ledger.status import BatchStatus as DerivedStatus
+from batchfile.ledger.status import StatusReader
 from batchfile.local.identity import OUTPUT
 from batchfile.local.output_lock import is_being_written
 from batchfile.local.outputs import batch_at
 from batchfile.places import check_stage, find_batch, find_batch_id
 from batchfile.records import BatchRecord, FileRef, PresenceRecord
-from batchfile.remote.base import LOOK_AGAIN_S, BatchView, Download, Share, ShownState, Wanted, until_old
+from batchfile.remote.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, Wanted, until_old
 from batchfile.remote.upload import Upload, repeatable
 from batchfile.settings import Settings
 from batchfile.words import Defaults, RoutingTable
@@ -48,7 +49,7 @@ class StoreRemote:
     def place(self) -> str:
         return self._ledger.store.url
 
-    def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchView:
+    def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchStatus:
         if wanted.stage is not None:
             check_stage(self._settings.stages, wanted.stage)
         with repeatable(upload) as source:  # how large a shard becomes depends on the size of all
@@ -71,7 +72,7 @@ class StoreRemote:
             )
         return self.batch(made.batch_id)
 
-    def batch(self, name: str) -> BatchView:
+    def batch(self, name: str) -> BatchStatus:
         try:
             status = self._reader.read(name if name in self._known else self._find(name).batch_id)
         except BatchDamaged as error:
@@ -80,15 +81,15 @@ class StoreRemote:
             raise InvalidRequest(f"{name}: was deleted")
         return _with_output(view_of(status))
 
-    def batches(self) -> Iterator[BatchView]:
+    def batches(self) -> Iterator[BatchStatus]:
         return (batch for batch in map(self._look_at, self._places()) if batch is not None)
 
-    def new_batches(self, seen: Container[str]) -> Iterator[BatchView]:
+    def new_batches(self, seen: Container[str]) -> Iterator[BatchStatus]:
         return until_old(
             None if layout.index_batch_id(place) in seen else self._look_at(place) for place in self._places()
         )
 
-    def cancel(self, name: str) -> BatchView:
+    def cancel(self, name: str) -> BatchStatus:
         try:
             batch_id = self._find(name).batch_id
             batches.end(self._ledger, batch_id, "canceled")
@@ -123,13 +124,13 @@ class StoreRemote:
         if standing is not None and standing.state != "deleted":
             raise InvalidFile(f"{name}: has not ended; `batchfile cancel {name}` ends it, then it can be deleted")
 
-    def retry(self, name: str) -> BatchView:
+    def retry(self, name: str) -> BatchStatus:
         return self.batch(verbs.retry(self._ledger, self._find(name)).batch_id)
 
-    def results(self, batch: BatchView) -> Download | None:
+    def results(self, batch: BatchStatus) -> Download | None:
         return self._download(self._find(batch.batch_id).results)
 
-    def errors(self, batch: BatchView) -> Download | None:
+    def errors(self, batch: BatchStatus) -> Download | None:
         return self._download(self._find(batch.batch_id).errors)
 
     def live(self, batch_id: str) -> Iterator[list[bytes]]:
@@ -161,7 +162,7 @@ class StoreRemote:
         """In the index, newest first; in some there is no batch: not yet, or not any more."""
         return (entry.key for entry in self._ledger.store.list(layout.index_prefix(self._tenant)))
 
-    def _look_at(self, place: str) -> BatchView | None:
+    def _look_at(self, place: str) -> BatchStatus | None:
         status = self._reader.look(place)
         return None if status is None else _with_output(view_of(status))
 
@@ -193,7 +194,7 @@ class StoreRemote:
         )
 
 
-def _with_output(batch: BatchView) -> BatchView:
+def _with_output(batch: BatchStatus) -> BatchStatus:
     """A local run has not ended before its output is there: until then its batch is shown as ending."""
     output = batch.metadata.get(OUTPUT, "")
     if not batch.has_ended or not Path(output).is_absolute() or batch_at(output) == batch.batch_id:
@@ -206,13 +207,13 @@ def _with_output(batch: BatchView) -> BatchView:
     return replace(batch, detail=f"{output} is not there: {where}, and so does the command of the run")
 
 
-def view_of(status: BatchStatus) -> BatchView:
+def view_of(status: DerivedStatus) -> BatchStatus:
     """For an operator: it names the object that cannot be read."""
     batch: BatchRecord = status.batch
     state: ShownState = batch.state
     if not status.is_known:
         state = "damaged" if batch.state == "ended" else "unreadable"
-    return BatchView(
+    return BatchStatus(
         batch_id=batch.batch_id,
         state=state,
         reason=batch.reason if status.is_known else None,

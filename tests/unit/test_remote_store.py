@@ -23,7 +23,7 @@ from batchfile.local.output_lock import is_being_written, lock_output
 from batchfile.local.run import RunOptions, open_batch, work
 from batchfile.places import find_batch, open_ledger, open_service_ledger
 from batchfile.remote import base, store
-from batchfile.remote.base import BatchView, Wanted
+from batchfile.remote.base import BatchStatus, Wanted
 from batchfile.remote.store import StoreRemote
 from batchfile.remote.upload import Upload, open_upload
 from batchfile.settings import load_settings
@@ -39,13 +39,13 @@ def remote(folder: Path, tenant: str) -> StoreRemote:
 
 
 @pytest.fixture
-def batch(tmp_path: Path) -> BatchView:
+def batch(tmp_path: Path) -> BatchStatus:
     (tmp_path / "in.jsonl").write_text(LINE)
     upload = open_upload(str(tmp_path / "in.jsonl"))
     return remote(tmp_path, "acme").submit(upload, Wanted(stage="email"), lambda num: None)
 
 
-def test_a_batch_of_another_tenant_is_not_there(tmp_path: Path, batch: BatchView) -> None:
+def test_a_batch_of_another_tenant_is_not_there(tmp_path: Path, batch: BatchStatus) -> None:
     others = remote(tmp_path, "zeta")
     calls: list[Any] = [others.batch, others.cancel, others.retry]
     for call in calls:
@@ -94,7 +94,7 @@ def test_a_look_at_an_output_never_takes_it_from_its_run(tmp_path: Path) -> None
 
 
 def test_a_batch_that_is_watched_is_found_once(
-    tmp_path: Path, batch: BatchView, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, batch: BatchStatus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[str] = []
 

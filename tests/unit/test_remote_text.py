@@ -5,7 +5,7 @@ import pytest
 from batchfile.cli.batch_text import as_json, end_line, list_lines, pool_line, status_line, strip
 from batchfile.cli.following import Follower
 from batchfile.errors import InvalidRequest
-from batchfile.remote.base import BatchView, Share
+from batchfile.remote.base import BatchStatus, Share
 from batchfile.words import Counts, Usage
 
 
@@ -13,7 +13,7 @@ def pool(num_shards: int, num_done: int = 0, num_leased: int = 0) -> Share:
     return Share(num_shards=num_shards, num_done=num_done, num_leased=num_leased)
 
 
-def batch(**more: object) -> BatchView:
+def batch(**more: object) -> BatchStatus:
     given: dict[str, object] = {
         "batch_id": "batch_a",
         "state": "open",
@@ -23,7 +23,7 @@ def batch(**more: object) -> BatchView:
         "created_at": 100.0,
         "updated_at": 100.0,
     }
-    return BatchView(**{**given, **more})  # type: ignore[arg-type]
+    return BatchStatus(**{**given, **more})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_only_a_batch_of_which_everything_succeeded_counts_as_such() -> None:
 
 def test_a_batch_is_followed_to_its_end_and_a_change_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     looks = iter([batch(), batch(state="ending"), batch(state="ended", reason="completed", ended_at=103.0)])
-    heard: list[BatchView] = []
+    heard: list[BatchStatus] = []
     (ended,) = Follower(lambda: [next(looks)], heard.append).run()
     assert ended.has_ended
     assert heard == [ended]
@@ -96,7 +96,7 @@ def test_a_batch_is_followed_to_its_end_and_a_change_is_said_once(capsys: pytest
 
 
 def test_of_several_batches_each_end_is_told_once_and_as_it_comes() -> None:
-    def ended(name: str) -> BatchView:
+    def ended(name: str) -> BatchStatus:
         return batch(batch_id=name, state="ended", reason="completed", ended_at=103.0)
 
     looks = [[ended("a"), batch(batch_id="b")], [ended("a"), ended("b")]]
@@ -106,7 +106,7 @@ def test_of_several_batches_each_end_is_told_once_and_as_it_comes() -> None:
 
 
 def test_a_batch_that_is_not_there_is_not_waited_for() -> None:
-    def look() -> list[BatchView]:
+    def look() -> list[BatchStatus]:
         raise InvalidRequest("no such batch")
 
     with pytest.raises(InvalidRequest):
