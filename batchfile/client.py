@@ -21,8 +21,8 @@ from batchfile.errors import (
     UNREADABLE,
     BatchfileError,
     InvalidFile,
-    InvalidRequest,
     KeyReused,
+    NotFound,
     ServiceUnavailable,
     SettingsError,
     TooLarge,
@@ -68,7 +68,7 @@ class _Away(Exception):
 class Client:
     """Used as an async context manager. Paths begin with a slash.
 
-    Raises everywhere: ServiceUnavailable; SettingsError (a wrong URL or key); InvalidRequest (no such thing);
+    Raises everywhere: ServiceUnavailable; SettingsError (a wrong URL or key); NotFound;
     InvalidFile, TooLarge, KeyReused (what was sent is refused); BatchfileError for any other answer.
     """
 
@@ -112,7 +112,7 @@ class Client:
         return await self._patiently(lambda: self._once("GET", path, kind, query=query))
 
     async def delete(self, path: str, kind: type[T], query: Pairs) -> T:
-        """Where the answer to one attempt was lost, the next may find nothing any more: InvalidRequest."""
+        """Where the answer to one attempt was lost, the next may find nothing any more: NotFound."""
         return await self._patiently(lambda: self._once("DELETE", path, kind, query=query), SAME_AGAIN)
 
     async def post(self, path: str, kind: type[T], *, idempotency_key: str | None = None) -> T:
@@ -272,11 +272,11 @@ class Client:
     def _what_was_asked(self, answer: aiohttp.ClientResponse, detail: str) -> BatchfileError:
         """What was wrong with it."""
         if answer.method == "HEAD":  # such answers have no detail
-            return InvalidRequest(f"{answer.url.path}: the service answered {answer.status}", type="not_found_error")
+            return NotFound(f"{answer.url.path}: the service answered {answer.status}")
         if not detail:
             return self._foreign(answer)
         if answer.status == 404:
-            return InvalidRequest(detail, type="not_found_error")
+            return NotFound(detail)
         kinds: dict[int, type[BatchfileError]] = {400: InvalidFile, 413: TooLarge, 415: InvalidFile, 422: KeyReused}
         return kinds.get(answer.status, BatchfileError)(detail)
 

@@ -6,6 +6,10 @@
     │   └── TooLarge             the input is over a limit that was set
     ├── KeyReused            an idempotency key stands for another request
     ├── InvalidRequest       one request can never be served; it becomes an errored result
+    │   └── NotFound             there is no such batch
+    ├── NotEnded             a batch has not ended; wait for it, or cancel it
+    │   └── WaitTimeout          it had not ended in time; it keeps running, wait again (also a TimeoutError)
+    ├── BatchFailed          a batch ended before it had any results; fix the input and submit it again
     ├── SettingsError        a setting has a wrong value; the process stops
     ├── OutputTaken          the output path belongs to another run
     ├── StoreError           something about the store
@@ -25,6 +29,9 @@
     └── EngineDead           the engine can not go on; build another one
 
 A class exists only where a caller acts differently. A message says what happened and what to do.
+
+>>> issubclass(batchfile.errors.TooLarge, batchfile.InvalidFile), issubclass(batchfile.WaitTimeout, TimeoutError)
+(True, True)
 """
 
 # What a JSON decoder raises for bytes that it cannot read: every msgspec error and UnicodeDecodeError is a ValueError.
@@ -33,11 +40,25 @@ UNREADABLE = (ValueError, RecursionError)
 
 
 class BatchfileError(Exception):
-    """The root: nothing else is raised on purpose."""
+    """The root: nothing else is raised on purpose.
+
+    >>> try:
+    ...     batchfile.connect("./nowhere").batch("batch_0123456789ab")
+    ... except batchfile.BatchfileError as error:
+    ...     print(error)
+    store ./nowhere: there is no such directory
+    """
 
 
 class InvalidFile(BatchfileError):
-    """The input as a whole can not be used. The caller refuses it before any engine is loaded."""
+    """The input as a whole can not be used. The caller refuses it before any engine is loaded.
+
+    >>> try:
+    ...     batchfile.run("leads.jsonl", "results.jsonl", engine="echo")
+    ... except batchfile.InvalidFile as error:
+    ...     print(error)
+    leads.jsonl: there is no such file
+    """
 
 
 class RequestRefused(InvalidFile):
@@ -67,12 +88,77 @@ class InvalidRequest(BatchfileError):
         self.type = type
 
 
+class NotFound(InvalidRequest):
+    """There is no such batch, or it was deleted. The caller checks the id, or submits the file.
+
+    >>> try:
+    ...     client.batch("batch_0123456789ab")
+    ... except batchfile.NotFound:
+    ...     batch = client.submit("requests.jsonl", stage="email")
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, type="not_found_error")
+
+
+class NotEnded(BatchfileError):
+    """A batch has not ended, and what was asked needs its end. The caller waits for it, or cancels it.
+
+    >>> batch = client.submit("requests.jsonl", stage="email")
+    >>> try:
+    ...     batch.save("results.jsonl")
+    ... except batchfile.NotEnded:
+    ...     print("not yet")
+    not yet
+    """
+
+
+class WaitTimeout(NotEnded, TimeoutError):
+    """A batch had not ended after `timeout_s`. It keeps running: the caller waits again, or cancels it.
+
+    >>> batch = client.submit("requests.jsonl", stage="email")
+    >>> try:
+    ...     batch.wait(timeout_s=0)
+    ... except TimeoutError:  # or batchfile.WaitTimeout
+    ...     print(batch.cancel().reason)
+    canceled
+    """
+
+
+class BatchFailed(BatchfileError):
+    """A batch ended before it had any results: its input could not be read. The message says why.
+
+    >>> try:
+    ...     results = list(done.results())
+    ... except batchfile.BatchFailed as error:
+    ...     print("fix the input:", error)
+    """
+
+
 class SettingsError(BatchfileError):
-    """A setting has a value that can not be used. The process prints it and stops."""
+    """A setting, an option, an address or a key can not be used. A process prints it and stops.
+
+    >>> try:
+    ...     client.submit("requests.jsonl", stage="emial")
+    ... except batchfile.SettingsError as error:
+    ...     print(error)
+    stage: 'emial' is unknown; use one of email, polish, sales_intel, subject
+    """
 
 
 class OutputTaken(BatchfileError):
-    """The output path belongs to another run. The caller chooses another path or restarts."""
+    """The output path belongs to another run. The caller chooses another path or restarts.
+
+    >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
+    >>> try:
+    ...     batchfile.run("requests.jsonl", "results.jsonl", engine="echo", limit=1, progress=False)
+    ... except batchfile.OutputTaken:
+    ...     receipt = batchfile.run(
+    ...         "requests.jsonl", "results.jsonl", engine="echo", limit=1, restart=True, progress=False
+    ...     )
+    >>> receipt.counts.succeeded
+    1
+    """
 
 
 class StoreError(BatchfileError):

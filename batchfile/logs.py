@@ -1,4 +1,4 @@
-"""Logs of the service: structlog to stderr, a line each, JSON unless a person looks. Never prompts or outputs."""
+"""Logs of the service and of the library: structlog to stderr. Never prompts or outputs."""
 
 import logging
 import os
@@ -9,8 +9,19 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 
+def for_library() -> None:
+    """Warnings and worse on stderr, unless the program has set structlog up itself."""
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+            logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        )
+
+
 def configure(**keys: Any) -> None:
-    """Once per process, before anything logs. `keys` are on every line, whichever thread writes it."""
+    """Of a service: a line each, JSON unless a person looks. Once per process, before anything logs.
+
+    `keys` are on every line, whichever thread writes it."""
     is_person = sys.stderr.isatty()
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from batchfile import layout
-from batchfile.errors import InvalidRequest, SettingsError
+from batchfile.errors import InvalidRequest, NotFound, SettingsError
 from batchfile.ledger.base import IN_FLIGHT, Ledger
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
@@ -20,7 +20,7 @@ STORE_FOLDER = ".batchfile"
 def check_stage(stages: Collection[str], stage: str) -> None:
     """Raises: SettingsError where there is no such stage."""
     if stage not in stages:
-        raise SettingsError(f"--stage {stage}: there is no such stage; there are {', '.join(sorted(stages))}")
+        raise SettingsError(f"stage: {stage!r} is unknown; use one of {', '.join(sorted(stages))}")
 
 
 def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> Ledger:
@@ -54,7 +54,7 @@ def existing_ledger(
             raise SettingsError(f"there is no {STORE_FOLDER} here; name the store: --store DIR or --store s3://…")
         chosen = str(found[0])
     elif (path := local_path(chosen)) is not None and not path.is_dir():
-        raise SettingsError(f"--store {chosen}: there is no such directory")
+        raise SettingsError(f"store {chosen}: there is no such directory")
     return open_ledger(chosen, settings, is_read_only=is_read_only)
 
 
@@ -66,11 +66,11 @@ def find_batch_id(ledger: Ledger, name: str) -> str:
 
 
 def find_batch(ledger: Ledger, name: str) -> BatchRecord:
-    """A batch by its id or by the path of its output. Raises: InvalidRequest where there is none; BatchDamaged."""
+    """A batch by its id or by the path of its output. Raises: NotFound, BatchDamaged."""
     try:
         batch = read_batch(ledger, find_batch_id(ledger, name))
     except InvalidRequest:
         batch = None
     if batch is None:
-        raise InvalidRequest(f"{name}: no such batch in {ledger.store.url}; `batchfile ls` lists them")
+        raise NotFound(f"{name}: no such batch in {ledger.store.url}; `batchfile ls` lists them")
     return batch

@@ -11,12 +11,12 @@ from batchfile.cli.remote import Where, where_options
 @where_options
 def command(batch: str, where: Where) -> None:
     """End BATCH (an id, or the path of a run's output). Finished requests keep their results."""
-    with where.opened(batch, writes=True) as remote:
-        before = remote.batch(batch)
-        if before.has_ended:
-            click.echo(f"{before.batch_id} had ended already ({before.reason})")
+    with where.connected(batch, writes=True) as connection:
+        found = connection.batch(batch)
+        if found.last_status.has_ended:
+            click.echo(f"{found.id} had ended already ({found.last_status.reason})")
             return
-        after = remote.cancel(batch)
+        after = found.cancel()
     if after.has_ended:
         click.echo(end_line(after))
     else:

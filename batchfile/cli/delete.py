@@ -19,6 +19,6 @@ def command(batch: str, is_now: bool, where: Where) -> None:
 
     Files that you hold yourself stay: OUT of a run, uploaded files, the files in inbox/, outbox/ and done/.
     """
-    with where.opened(batch, writes=True) as remote:
-        batch_id = remote.delete(batch, now=is_now)
+    with where.connected(batch, writes=True) as connection:
+        batch_id = connection.delete(batch, now=is_now)
     click.echo(f"{batch_id} is deleted" + (", and so are its bytes" if is_now else ""))

@@ -11,6 +11,7 @@ from batchfile.errors import (
     BatchfileError,
     InvalidFile,
     InvalidRequest,
+    NotEnded,
     OutputTaken,
     SettingsError,
     StoreUnavailable,
@@ -48,6 +49,7 @@ Exit codes:
 _TABLE: tuple[tuple[type[Exception], Exit], ...] = (
     (InvalidFile, Exit.INVALID_INPUT),
     (InvalidRequest, Exit.USAGE),
+    (NotEnded, Exit.INVALID_INPUT),
     (OutputTaken, Exit.OUTPUT_TAKEN),
     (SettingsError, Exit.USAGE),
 )

@@ -14,6 +14,7 @@ from batchfile.cli.batch_text import end_line, pool_line, status_line
 from batchfile.cli.shown import PLAIN_S, duration
 from batchfile.errors import ServiceUnavailable, StoreUnavailable
 from batchfile.remote.base import BatchStatus, Remote
+from batchfile.remote.batch import Batch
 
 LOOK_S = 1.0
 RATE_WINDOW_S = 60.0
@@ -115,10 +116,9 @@ class Follower:
                 click.echo(row, err=True)
 
 
-def follow_one(remote: Remote, name: str, on_end: Callable[[BatchStatus], None]) -> BatchStatus:
+def follow_one(batch: Batch, on_end: Callable[[BatchStatus], None]) -> BatchStatus:
     """One batch to its end."""
-    batch = remote.batch(name)
-    (ended,) = Follower(lambda: [remote.batch(batch.batch_id)], on_end).run()
+    (ended,) = Follower(lambda: [batch.status()], on_end).run()
     return ended
 
 

@@ -21,8 +21,8 @@ def command(limit: int, is_json: bool, where: Where) -> None:
     Each with its id, when it was made, its state, how far it is, what failed, and the file or the stage it is of.
     """
     num = 0
-    with where.opened() as remote:
-        found = islice(remote.batches(), limit)
+    with where.connected() as connection:
+        found = islice((batch.last_status for batch in connection.batches()), limit)
         while page := list(islice(found, 1 if is_json else PAGE)):
             num += len(page)
             for row in [json.dumps(as_json(batch)) for batch in page] if is_json else list_lines(page):

@@ -12,8 +12,7 @@ from batchfile.cli import logs
 from batchfile.cli.exits import Exit
 from batchfile.layout import is_pool_name
 from batchfile.remote.base import BatchStatus, Remote
-
-DEFAULT_TENANT = "default"  # of a service without keys, and of local runs
+from batchfile.remote.connection import TENANT, Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +45,12 @@ class Where:
         finally:
             remote.close()
 
+    @contextmanager
+    def connected(self, name: str | None = None, *, writes: bool = False, is_new: bool = False) -> Iterator[Connection]:
+        """The same as a connection of the Python API."""
+        with self.opened(name, writes=writes, is_new=is_new) as remote:
+            yield Connection(lambda access: remote)
+
 
 def where_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds --url, --api-key, --store and --tenant, which the command gets as one `where`."""
@@ -60,7 +65,7 @@ def place_options(command: Callable[..., None]) -> Callable[..., None]:
 def _with_where(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_where(
-        url: str | None, api_key: str | None, store: str | None, tenant: str = DEFAULT_TENANT, **options: Any
+        url: str | None, api_key: str | None, store: str | None, tenant: str = TENANT, **options: Any
     ) -> None:
         if store is not None and click.get_current_context().get_parameter_source("url") != _TYPED:
             url = None  # what is typed stands over what is set
@@ -103,7 +108,7 @@ _API_KEY = click.option(
 _STORE = click.option("--store", metavar="STORE", help="A directory or s3://bucket/prefix.  [default: .batchfile here]")
 _TENANT = click.option(
     "--tenant",
-    default=DEFAULT_TENANT,
+    default=TENANT,
     show_default=True,
     callback=checked_tenant,
     help="With --store: whose batches.",

@@ -27,17 +27,15 @@ def command(batch: str, output: str, is_errors: bool, force: bool, where: Where)
     if is_errors and output != STDOUT:
         raise click.UsageError("--errors writes to stdout; with -o alone these lines come to OUT.errors.jsonl")
     path = check_free(output, is_forced=force)
-    with where.opened(batch) as remote:
-        found = remote.batch(batch)
-        if not found.has_ended:
-            name = found.batch_id
+    with where.connected(batch) as connection:
+        found = connection.batch(batch)
+        if not found.last_status.has_ended:
+            name = found.id
             click.echo(f"{name} has not ended yet; `batchfile watch {name}` shows how far it is", err=True)
             sys.exit(Exit.FAILED_REQUESTS)
         if is_errors:
-            errors = remote.errors(found)
-            for chunk in errors.read(0) if errors is not None and errors.size else ():
-                sys.stdout.buffer.write(chunk)
+            found.save_errors(sys.stdout.buffer)
             sys.stdout.buffer.flush()
-        elif not save(remote, found, path):
+        elif not save(found, path):
             sys.exit(Exit.FAILED_REQUESTS)
-    sys.exit(exit_of_batch(found))
+    sys.exit(exit_of_batch(found.last_status))

@@ -22,10 +22,10 @@ def command(batch: str, wait: bool, output: str | None, where: Where) -> None:
     BATCH must have ended, and stays as it is. The new one bears `retry_of` in its metadata.
     """
     path = None if output is None else check_free(output)
-    with where.opened(batch, writes=True) as remote:
-        made = remote.retry(batch)
-        with told_if_lost(f"the batch {made.batch_id} is made; do not retry {batch} again"):
-            click.echo(made.batch_id, err=path == "-")
-        click.echo(f"it runs {counted(made.total, 'request')} of {batch} again", err=True)
+    with where.connected(batch, writes=True) as connection:
+        made = connection.batch(batch).rerun_failed()
+        with told_if_lost(f"the batch {made.id} is made; do not retry {batch} again"):
+            click.echo(made.id, err=path == "-")
+        click.echo(f"it runs {counted(made.last_status.total, 'request')} of {batch} again", err=True)
         if wait or path is not None:
-            sys.exit(finish(remote, made, path))
+            sys.exit(finish(made, path))

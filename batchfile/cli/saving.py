@@ -6,10 +6,9 @@ import sys
 import click
 
 from batchfile.cli.transfer import transfer
-from batchfile.errors import OutputTaken
+from batchfile.errors import BatchFailed, OutputTaken
 from batchfile.local.outputs import STDOUT, check_output
-from batchfile.remote.base import BatchStatus, Remote
-from batchfile.remote.download import in_dialect, save_results
+from batchfile.remote.batch import Batch
 
 
 def check_free(output: str, *, is_forced: bool | None = None) -> str:
@@ -26,17 +25,16 @@ def check_free(output: str, *, is_forced: bool | None = None) -> str:
     return path
 
 
-def save(remote: Remote, batch: BatchStatus, path: str) -> bool:
+def save(batch: Batch, path: str) -> bool:
     """The results of an ended batch to `path`. False, and said why, where it has none."""
-    results = remote.results(batch)
-    if results is None:
-        click.echo(f"{batch.batch_id} ended before any request ran: {batch.detail or batch.reason}", err=True)
+    try:
+        if path == STDOUT:
+            batch.save(sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        else:
+            with transfer(os.path.basename(path), batch.results_size()) as on_bytes:
+                batch.save(path, on_bytes=on_bytes)
+    except BatchFailed as error:
+        click.echo(str(error), err=True)
         return False
-    if path == STDOUT:
-        for chunk in in_dialect(batch, results.read(0)):
-            sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
-        return True
-    with transfer(os.path.basename(path), results.size) as on_bytes:
-        save_results(remote, batch, results, path, on_bytes)
     return True

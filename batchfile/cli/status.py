@@ -15,8 +15,8 @@ from batchfile.cli.remote import Where, where_options
 @where_options
 def command(batch: str, is_json: bool, where: Where) -> None:
     """Show how far BATCH is: a batch id, or the path of a run's output. `batchfile watch` goes on looking."""
-    with where.opened(batch) as remote:
-        found = remote.batch(batch)
+    with where.connected(batch) as connection:
+        found = connection.batch(batch).last_status
     if is_json:
         click.echo(json.dumps(as_json(found)))
         return

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import click
@@ -15,12 +17,10 @@ from batchfile.cli.shown import counted
 from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.transfer import transfer
 from batchfile.errors import BatchfileError
-from batchfile.remote.base import BatchStatus, Remote, Wanted
-from batchfile.remote.upload import Upload, open_upload
+from batchfile.remote.batch import Batch
+from batchfile.remote.connection import Connection, checked_metadata
+from batchfile.remote.upload import open_upload
 
-METADATA_MAX = 16
-NAME_CHARS_MAX = 64
-VALUE_CHARS_MAX = 512
 LOOKS_MAX = 4  # for the first problem, at results as they land
 
 
@@ -52,65 +52,69 @@ def command(
     """
     if detach and (wait or output is not None):
         raise click.UsageError("--detach does not wait, and --wait and -o do")
-    wanted = Wanted(stage=stage, priority=priority, metadata=_metadata(pairs), is_strict=strict)
+    metadata = _metadata(pairs)
     path = None if output is None else check_free(output)
     upload = open_upload(file)
-    with where.opened(writes=True, is_new=True) as remote:
-        batch = _submit(remote, upload, wanted)
-        with told_if_lost(f"the batch {batch.batch_id} is made; do not submit the file again"):
-            click.echo(batch.batch_id, err=path == "-")
-        _say_what_can_not_run(remote, batch)
-        _say_who_works(remote, batch)
+    with where.connected(writes=True, is_new=True) as connection:
+        with _interruptible(), transfer(upload.name, upload.size) as on_bytes:
+            batch = connection.submit(
+                upload, stage=stage, priority=priority, metadata=metadata, strict=strict, on_bytes=on_bytes
+            )
+        with told_if_lost(f"the batch {batch.id} is made; do not submit the file again"):
+            click.echo(batch.id, err=path == "-")
+        _say_what_can_not_run(batch)
+        _say_who_works(connection, batch)
         if wait or path is not None:
-            sys.exit(finish(remote, batch, path))
+            sys.exit(finish(batch, path))
 
 
-def finish(remote: Remote, batch: BatchStatus, path: str | None) -> Exit:
+def finish(batch: Batch, path: str | None) -> Exit:
     """Wait for the batch's end, and write its results where a path is given."""
-    batch_id = batch.batch_id
+    batch_id = batch.id
     try:
-        ended = follow_one(remote, batch_id, lambda one: click.echo(end_line(one), err=True))
+        ended = follow_one(batch, lambda one: click.echo(end_line(one), err=True))
     except (KeyboardInterrupt, BatchfileError):
         click.echo(f"{batch_id} goes on: `batchfile watch {batch_id}` shows it", err=True)
         raise
     try:
-        is_saved = path is None or save(remote, ended, path)
+        is_saved = path is None or save(batch, path)
     except (KeyboardInterrupt, BatchfileError, OSError):
         click.echo(f"{batch_id} has ended: `batchfile results {batch_id} -o OUT` fetches its results", err=True)
         raise
     return exit_of_batch(ended) if is_saved else Exit.FAILED_REQUESTS
 
 
-def _submit(remote: Remote, upload: Upload, wanted: Wanted) -> BatchStatus:
+@contextmanager
+def _interruptible() -> Iterator[None]:
     try:
-        with transfer(upload.name, upload.size) as on_bytes:
-            return remote.submit(upload, wanted, on_bytes)
+        yield
     except KeyboardInterrupt:
         click.echo("interrupted before the batch was confirmed; `batchfile ls` shows whether it is there", err=True)
         raise
 
 
-def _say_what_can_not_run(remote: Remote, batch: BatchStatus) -> None:
+def _say_what_can_not_run(batch: Batch) -> None:
     """Lines that were rejected as the file was read have their results already."""
-    if not batch.counts.errored:
+    status = batch.last_status
+    if not status.counts.errored:
         return
-    first = _first_problem(remote, batch)
-    text = f"{batch.counts.errored:,} of {counted(batch.total, 'request')} can not run"
+    first = _first_problem(batch)
+    text = f"{status.counts.errored:,} of {counted(status.total, 'request')} can not run"
     click.echo(text if first is None else f"{text}: {first}", err=True)
 
 
-def _first_problem(remote: Remote, batch: BatchStatus) -> str | None:
+def _first_problem(batch: Batch) -> str | None:
     """None where it is not among the first results."""
-    for lines in islice(remote.live(batch.batch_id), LOOKS_MAX):
+    for lines in islice(batch.tail_lines(), LOOKS_MAX):
         for result in map(json.loads, lines):
             if result["status"] == "errored":
                 return str(result["error"]["message"])
     return None
 
 
-def _say_who_works(remote: Remote, batch: BatchStatus) -> None:
-    alive = {runner.pool for runner in remote.runners()}
-    idle = sorted(pool for pool in batch.pools if pool not in alive)
+def _say_who_works(connection: Connection, batch: Batch) -> None:
+    alive = connection.live_pools()
+    idle = sorted(pool for pool in batch.last_status.pools if pool not in alive)
     if idle:
         click.echo(f"note: no runner of {', '.join(idle)} is there now; the requests wait for one", err=True)
 
@@ -119,10 +123,7 @@ def _metadata(pairs: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in pairs:
         name, is_pair, value = pair.partition("=")
-        if not is_pair or not 0 < len(name) <= NAME_CHARS_MAX or len(value) > VALUE_CHARS_MAX:
-            limits = f"NAME up to {NAME_CHARS_MAX} and VALUE up to {VALUE_CHARS_MAX} characters"
-            raise click.UsageError(f"--metadata {pair[:80]}: give NAME=VALUE, {limits}")
+        if not is_pair:
+            raise click.UsageError(f"--metadata {pair[:80]}: give NAME=VALUE")
         found[name] = value
-    if len(found) > METADATA_MAX:
-        raise click.UsageError(f"--metadata: {len(found)} pairs are more than {METADATA_MAX}")
-    return found
+    return checked_metadata(found)

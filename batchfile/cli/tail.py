@@ -16,12 +16,12 @@ def command(batch: str, where: Where) -> None:
 
     Each comes once, as a native result line, from the beginning.
     """
-    with where.opened(batch) as remote:
-        found = remote.batch(batch)
-        for lines in remote.live(found.batch_id):
+    with where.connected(batch) as connection:
+        found = connection.batch(batch)
+        for lines in found.tail_lines():
             if lines:
                 sys.stdout.buffer.write(b"\n".join([*lines, b""]))
                 sys.stdout.buffer.flush()
-        ended = remote.batch(found.batch_id)
+        ended = found.status()
     click.echo(end_line(ended), err=True)
     sys.exit(exit_of_batch(ended))

@@ -9,6 +9,7 @@ from batchfile.cli.exits import Exit
 from batchfile.cli.following import follow_all, follow_one
 from batchfile.cli.remote import REMOTE_EXITS, Where, exit_of_batch, where_options
 from batchfile.remote.base import BatchStatus
+from batchfile.remote.connection import Connection
 
 
 @click.command("watch", epilog=REMOTE_EXITS)
@@ -21,7 +22,10 @@ def command(batch: str | None, where: Where) -> None:
     10 s. A service or a store that goes away for a while is waited for.
     """
     with where.opened(batch) as remote:
-        ended = [follow_one(remote, batch, _say_end)] if batch is not None else follow_all(remote, _say_end)
+        if batch is not None:
+            ended = [follow_one(Connection(lambda access: remote).batch(batch), _say_end)]
+        else:
+            ended = follow_all(remote, _say_end)
         if not ended:
             click.echo(f"no batch is open at {remote.place}", err=True)
     sys.exit(max((exit_of_batch(one) for one in ended), default=Exit.OK))

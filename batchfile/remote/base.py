@@ -14,6 +14,9 @@ LOOK_AGAIN_S = 1.0  # between two looks at what lands
 OLD_PLACES_MAX = 100  # of a list that are passed in a row in search of new ones
 
 
+Access = Literal["read", "write", "create"]  # what a store is opened for
+ResultFormat = Literal["native", "openai", "parquet"]
+
 # `damaged`: its stored record is lost; `unreadable`: it cannot be read now.
 ShownState = BatchState | Literal["damaged", "unreadable"]
 
@@ -93,7 +96,7 @@ class Download:
 
 
 class Remote(Protocol):
-    """Raises everywhere: InvalidRequest for a batch that is not there; StoreUnavailable or ServiceUnavailable."""
+    """Raises everywhere: NotFound for a batch that is not there; StoreUnavailable or ServiceUnavailable."""
 
     @property
     def place(self) -> str:
@@ -122,7 +125,7 @@ class Remote(Protocol):
         ...
 
     def delete(self, name: str, *, now: bool) -> str:
-        """An ended batch; its id. `now`: its bytes too, before this returns. Raises: InvalidFile where it is open."""
+        """An ended batch; its id. `now`: its bytes too, before this returns. Raises: NotEnded."""
         ...
 
     def retry(self, name: str) -> BatchStatus:

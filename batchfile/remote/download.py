@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import BinaryIO
 
-from batchfile.errors import BatchfileError
+from batchfile.errors import BatchfileError, SettingsError
 from batchfile.lines.formats import file_chunks
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.render import openai_file
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local.outputs import ERRORS_ENDING, PARQUET_ENDING
-from batchfile.remote.base import BatchStatus, Download, Remote
+from batchfile.remote.base import BatchStatus, Download, Remote, ResultFormat
 
 OnBytes = Callable[[int], None]
 
@@ -25,21 +25,32 @@ def fetch(download: Download, path: str, on_bytes: OnBytes) -> None:
     os.replace(_arrived(download, path, on_bytes), path)
 
 
-def save_results(remote: Remote, batch: BatchStatus, results: Download, path: str, on_bytes: OnBytes) -> None:
-    """The results at `path` (Parquet by its name), and the input lines that did not succeed beside it, if any."""
-    if batch.dialect == "native" and not path.endswith(PARQUET_ENDING):
+def save_results(
+    remote: Remote,
+    batch: BatchStatus,
+    results: Download,
+    path: str,
+    on_bytes: OnBytes,
+    form: ResultFormat | None = None,
+) -> None:
+    """The results at `path`, and the input lines that did not succeed next to it, if any.
+
+    `form` None: Parquet by the name of `path`, else as the batch's input was.
+    """
+    form = form or ("parquet" if path.endswith(PARQUET_ENDING) else batch.dialect)
+    if form == "native":
         fetch(results, path, on_bytes)
     else:
         arrived = _arrived(results, path, on_bytes)
         made = _beside(path, "unfinished")
-        if path.endswith(PARQUET_ENDING):
+        if form == "parquet":
             from batchfile.lines.parquet import write_results
 
             lines = iter_lines(file_chunks(arrived), line_bytes_max=RESULT_BYTES_MAX)
             write_results((line.data or b"" for line in lines), made)
         else:
             with open(made, "wb") as file:
-                for chunk in in_dialect(batch, file_chunks(arrived)):
+                for chunk in in_dialect(batch, file_chunks(arrived), form):
                     file.write(chunk)
         os.replace(made, path)
         os.unlink(arrived)
@@ -51,9 +62,12 @@ def save_results(remote: Remote, batch: BatchStatus, results: Download, path: st
             os.unlink(path + ERRORS_ENDING)
 
 
-def in_dialect(batch: BatchStatus, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Native result lines as the batch's input was."""
-    if batch.dialect == "native":
+def in_dialect(batch: BatchStatus, chunks: Iterator[bytes], form: ResultFormat | None = None) -> Iterator[bytes]:
+    """Native result lines in this format; None: as the batch's input was. Raises: SettingsError for Parquet."""
+    form = form or batch.dialect
+    if form == "parquet":
+        raise SettingsError("Parquet is written to a path, not to an open file")
+    if form == "native":
         return chunks
     return openai_file(chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=None)
 

@@ -1,6 +1,5 @@
 """Batches behind a service, over HTTP: the client's calls behind the seam, one at a time."""
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -8,8 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from batchfile.client import Client, FileHead, Pairs
-from batchfile.errors import InvalidRequest, TooLarge
+from batchfile.errors import InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.records import EndReason, PresenceRecord
+from batchfile.remote.background import LoopThread
 from batchfile.remote.base import BatchStatus, Download, Share, ShownState, Wanted, until_old
 from batchfile.words import Counts, Dialect, RoutingTable, Usage
 
@@ -23,12 +23,11 @@ T = TypeVar("T")
 
 
 class HttpRemote:
-    """A batch is named by its id. An event loop of its own, which runs while it is asked for something."""
+    """A batch is named by its id. Any number of threads may use it."""
 
     def __init__(self, url: str, api_key: str | None, on_wait: Callable[[str], None]) -> None:
         self._client = Client(url, api_key, on_wait=on_wait)
-        self._loop = asyncio.Runner()
-        self._run(self._client.__aenter__())
+        self._loop = LoopThread(self._client)
 
     @property
     def place(self) -> str:
@@ -73,7 +72,10 @@ class HttpRemote:
 
     def delete(self, name: str, *, now: bool) -> str:
         query = [("now", "true")] if now else []
-        return self._of(name, self._client.delete(_path(name), _Deleted, query)).id
+        try:
+            return self._of(name, self._client.delete(_path(name), _Deleted, query)).id
+        except InvalidFile as error:  # of a delete the service says this only where it has not ended
+            raise NotEnded(str(error)) from error
 
     def retry(self, name: str) -> BatchStatus:
         asking = self._client.post(f"{_path(name)}/retry", _Batch, idempotency_key=uuid.uuid4().hex)
@@ -102,7 +104,6 @@ class HttpRemote:
         return self._run(self._client.get(f"/api/pools/{pool}", _Pool)).pending_requests
 
     def close(self) -> None:
-        self._run(self._client.__aexit__())
         self._loop.close()
 
     def _page(self, *, limit: int, after: str | None = None) -> "_Page":
@@ -112,7 +113,7 @@ class HttpRemote:
     def _download(self, path: str) -> Download | None:
         try:
             head: FileHead = self._run(self._client.head(path))
-        except InvalidRequest:
+        except NotFound:
             return None
         return Download(
             size=head.size, sha256=head.etag, read=lambda start: self._each(self._client.file(path, head, start))
@@ -121,8 +122,8 @@ class HttpRemote:
     def _of(self, name: str, asking: Coroutine[Any, Any, T]) -> T:
         try:
             return self._run(asking)
-        except InvalidRequest:
-            raise InvalidRequest(f"{name}: no such batch at {self.place}; `batchfile ls` lists them") from None
+        except NotFound:
+            raise NotFound(f"{name}: no such batch at {self.place}; `batchfile ls` lists them") from None
 
     def _run(self, asking: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(asking)
@@ -139,13 +140,13 @@ class HttpRemote:
             while (item := self._run(step())) is not None:
                 yield item
         finally:
-            self._run(end())
+            self._loop.post(end())  # a garbage collection may come to it anywhere: it waits for nothing
 
 
 def _path(batch_id: str) -> str:
-    """Raises: InvalidRequest for what can be no id."""
+    """Raises: NotFound for what can be no id."""
     if not batch_id.replace("_", "").replace("-", "").isalnum() or not batch_id.isascii():
-        raise InvalidRequest(f"{batch_id!r} is no id of a batch; `batchfile ls` lists them")
+        raise NotFound(f"{batch_id!r} is not a batch id; `batchfile ls` lists them")
     return f"{BATCHES}/{batch_id}"
 
 

@@ -1,9 +1,14 @@
 """From what a person types to the batches that are meant: a service's or a store's. Loads only what is asked for."""
 
+import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from batchfile.errors import SettingsError
-from batchfile.remote.base import Remote
+from batchfile.remote.base import Access, Remote
+
+if TYPE_CHECKING:
+    from batchfile.store.base import Store
 
 
 def open_remote(
@@ -29,11 +34,23 @@ def open_remote(
         from batchfile.remote.http import HttpRemote
 
         return HttpRemote(url, api_key, on_wait)
+    return open_store_remote(store, tenant, "create" if is_new else "write" if writes else "read", name)
+
+
+def open_store_remote(
+    place: "str | os.PathLike[str] | Store | None", tenant: str, access: Access, name: str | None = None
+) -> Remote:
+    """`place` None: as the settings say, or the folder that a run keeps next to its output `name`."""
+    from batchfile.ledger.base import IN_FLIGHT, Ledger
     from batchfile.places import existing_ledger, open_service_ledger
     from batchfile.remote.store import StoreRemote
     from batchfile.settings import load_settings
 
     settings = load_settings()
-    if is_new:
-        return StoreRemote(open_service_ledger(store, settings), settings, tenant)
-    return StoreRemote(existing_ledger(store, settings, name, is_read_only=not writes), settings, tenant)
+    if place is not None and not isinstance(place, str | os.PathLike):
+        limits = settings.ledger_limits(is_local=True, is_service=True)
+        return StoreRemote(Ledger(store=place, limits=limits, num_in_flight=IN_FLIGHT), settings, tenant)
+    url = None if place is None else os.fspath(place)
+    if access == "create":
+        return StoreRemote(open_service_ledger(url, settings), settings, tenant)
+    return StoreRemote(existing_ledger(url, settings, name, is_read_only=access == "read"), settings, tenant)

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from batchfile import layout
-from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, RecordDamaged
+from batchfile.errors import BatchDamaged, NotEnded, NotFound, RecordDamaged
 from batchfile.ledger import batches, damage
 from batchfile.ledger import submit as verbs
 from batchfile.ledger.base import Ledger
@@ -78,7 +78,7 @@ class StoreRemote:
         except BatchDamaged as error:
             status = self._reader.look(self._place_of_damaged(name, error))
         if status is None:
-            raise InvalidRequest(f"{name}: was deleted")
+            raise NotFound(f"{name}: was deleted")
         return _with_output(view_of(status))
 
     def batches(self) -> Iterator[BatchStatus]:
@@ -122,7 +122,7 @@ class StoreRemote:
             damage.delete(self._ledger, error, self._place_of_damaged(name, error))
             return
         if standing is not None and standing.state != "deleted":
-            raise InvalidFile(f"{name}: has not ended; `batchfile cancel {name}` ends it, then it can be deleted")
+            raise NotEnded(f"{name}: has not ended; `batchfile cancel {name}` ends it, then it can be deleted")
 
     def retry(self, name: str) -> BatchStatus:
         return self.batch(verbs.retry(self._ledger, self._find(name)).batch_id)
@@ -181,7 +181,7 @@ class StoreRemote:
         batch = find_batch(self._ledger, name)
         if batch.tenant != self._tenant:
             whose = f"no batch of the tenant {self._tenant}; --tenant names another"
-            raise InvalidRequest(f"{name}: {whose}", type="not_found_error")
+            raise NotFound(f"{name}: {whose}")
         self._known.add(batch.batch_id)
         return batch
 

@@ -71,7 +71,7 @@ def test_a_wrong_key_a_wrong_address_and_a_wrong_name_are_wrong_usage_and_say_wh
     said = shell.run("status", "batch_000000000000", code=2).stderr.decode()
     assert "no such batch at http" in said
     said = shell.run("submit", "in.jsonl", "--stage", "emial", code=2).stderr.decode()
-    assert "--stage emial: there is no such stage; there are email, " in said
+    assert "stage: 'emial' is unknown; use one of email, " in said
     assert shell.run("submit", "in.jsonl", "--stage", "emial", "--store", "st", code=2).stderr == said.encode()
     for ending in ("csv", "jsonl.gz"):
         said = shell.run("results", "batch_000000000000", "-o", f"out.{ending}", code=2).stderr.decode()

@@ -1,0 +1,185 @@
+"""A batch as the Python API and the commands hold it. Knows no HTTP and no store."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from batchfile.errors import (
+    BatchFailed,
+    InvalidFile,
+    NotEnded,
+    ServiceUnavailable,
+    StoreUnavailable,
+    WaitTimeout,
+)
+from batchfile.remote.base import LOOK_AGAIN_S, Access, BatchStatus, Download, Remote, ResultFormat
+
+if TYPE_CHECKING:  # to look at a batch loads no line formats
+    from batchfile.remote.result import Result
+
+AWAY_S_MAX = 900.0  # for so long a service or a store that has answered before is waited for
+
+
+class Batch:
+    """A batch of a service or of a store. From `Connection.submit`, `batch` or `batches`.
+
+    `last_status`: how far it was at the last look, without another one.
+
+    >>> batch = client.submit("requests.jsonl", stage="email")
+    >>> batch.last_status.state
+    'open'
+    >>> batch.cancel().reason
+    'canceled'
+    """
+
+    def __init__(self, open_remote: Callable[[Access], Remote], status: BatchStatus) -> None:
+        self._open = open_remote
+        self.last_status = status
+        self._download: Download | None = None  # of the results, which never change
+
+    def __repr__(self) -> str:
+        return f"<batchfile.Batch {self.id} {self.last_status.state}>"
+
+    @property
+    def id(self) -> str:
+        return self.last_status.batch_id
+
+    def status(self) -> BatchStatus:
+        """How far it is now. Raises: NotFound where it was deleted."""
+        self.last_status = self._open("read").batch(self.id)
+        return self.last_status
+
+    def watch(self, *, timeout_s: float | None = None, every_s: float = LOOK_AGAIN_S) -> Iterator[BatchStatus]:
+        """How far it is, every `every_s` seconds, at last as it ended. A service that goes away is waited for.
+
+        Raises: WaitTimeout after `timeout_s`; the batch keeps running.
+        """
+        started_at = seen_at = time.monotonic()
+        while True:
+            try:
+                status = self.status()
+            except (ServiceUnavailable, StoreUnavailable):
+                if time.monotonic() - seen_at > AWAY_S_MAX:
+                    raise
+            else:
+                seen_at = time.monotonic()
+                yield status
+                if status.has_ended:
+                    return
+            left_s = float("inf") if timeout_s is None else started_at + timeout_s - time.monotonic()
+            if left_s <= 0:
+                raise WaitTimeout(f"{self._how_far()} after {timeout_s:g} s; it keeps running: wait again or cancel()")
+            time.sleep(min(every_s, left_s))
+
+    def wait(self, timeout_s: float | None = None) -> BatchStatus:
+        """Wait until it has ended; how it ended is in `reason` and `counts`.
+
+        Raises: WaitTimeout, which is a TimeoutError, after `timeout_s`; the batch keeps running.
+        """
+        for status in self.watch(timeout_s=timeout_s):
+            self.last_status = status
+        return self.last_status
+
+    def results(self) -> "Iterator[Result]":
+        """Every result in the order of the input, also of requests that did not succeed.
+
+        Raises: NotEnded; BatchFailed where it ended before it had any.
+        """
+        from batchfile.remote.result import read_results
+
+        return read_results(self._results().read(0))
+
+    def tail(self) -> "Iterator[Result]":
+        """Results as they land, each once, in no order, until it has ended."""
+        from batchfile.remote.result import read_result
+
+        return (read_result(line) for lines in self.tail_lines() for line in lines)
+
+    def tail_lines(self) -> Iterator[list[bytes]]:
+        """The same as native lines; a list is empty where nothing landed for a while."""
+        return self._open("read").live(self.id)
+
+    def results_size(self) -> int:
+        """Of the results, in bytes. Raises: as `results`."""
+        return self._results().size
+
+    def save(
+        self,
+        output: str | os.PathLike[str] | BinaryIO,
+        *,
+        format: ResultFormat | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
+        """Write the results to a path, which then holds all of them or what it held before; or to a binary file.
+
+        `format`: JSONL in our own lines or in OpenAI's, or Parquet, for a path only. None: Parquet where the path ends
+        with .parquet, else JSONL as the input was. A path that exists is replaced, and the input lines that did not
+        succeed come next to it, as `PATH.errors.jsonl`. A download that broke off is resumed by the same call.
+        `on_bytes` is called with the size of each piece that arrived.
+
+        Raises: as `results`; SettingsError for a path that cannot be written.
+        """
+        from batchfile.local.outputs import check_output
+        from batchfile.remote.download import in_dialect, save_results
+
+        results = self._results()
+        if isinstance(output, str | os.PathLike):
+            path = check_output(os.fspath(output), None)
+            save_results(self._open("read"), self.last_status, results, path, on_bytes or _ignore, format)
+            return
+        for chunk in in_dialect(self.last_status, results.read(0), format):
+            output.write(chunk)
+
+    def save_errors(self, output: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write the input lines that did not succeed, ready to be fixed and run again. Raises: NotEnded."""
+        self._check_ended()
+        errors = self._open("read").errors(self.last_status)
+        data = iter(()) if errors is None or not errors.size else errors.read(0)
+        if not isinstance(output, str | os.PathLike):
+            output.writelines(data)
+            return
+        with Path(output).open("wb") as file:
+            file.writelines(data)
+
+    def cancel(self) -> BatchStatus:
+        """End it early. Finished requests keep their results; the others become `canceled`. An ended one stays."""
+        self.last_status = self._open("write").cancel(self.id)
+        return self.last_status
+
+    def rerun_failed(self) -> "Batch":
+        """A new batch of its requests that did not succeed. Raises: NotEnded; InvalidFile where all succeeded."""
+        try:
+            return Batch(self._open, self._open("write").retry(self.id))
+        except InvalidFile as error:  # the service answers both with one status
+            if self.status().has_ended:
+                raise
+            raise NotEnded(f"{self._how_far()}: wait for its end, or cancel it first") from error
+
+    def delete(self, *, now: bool = False) -> None:
+        """Delete it; nobody can read it any more. `now`: its bytes are gone when this returns. Raises: NotEnded."""
+        try:
+            self._open("write").delete(self.id, now=now)
+        except NotEnded as error:
+            raise NotEnded(f"{self._how_far()}: wait for its end, or cancel it first") from error
+
+    def _results(self) -> Download:
+        self._check_ended()
+        self._download = self._download or self._open("read").results(self.last_status)
+        if self._download is None:
+            status = self.last_status
+            raise BatchFailed(f"{self.id} ended before any request ran: {status.detail or status.reason}")
+        return self._download
+
+    def _check_ended(self) -> None:
+        if not self.last_status.has_ended and not self.status().has_ended:
+            raise NotEnded(f"{self._how_far()}: wait() for its end, or tail() for results as they land")
+
+    def _how_far(self) -> str:
+        status = self.last_status
+        return f"{self.id} has not ended ({status.counts.finished:,} of {status.total:,} requests are done)"
+
+
+def _ignore(num_bytes: int) -> None:
+    """Nobody asked."""

@@ -1,0 +1,161 @@
+"""A connection to where batches are: a service over HTTP, or a store. One shape for the Python API and the commands."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Self
+
+from batchfile.errors import BatchfileError, SettingsError
+from batchfile.layout import is_pool_name
+from batchfile.remote.base import Access, BatchStatus, Remote, Wanted
+from batchfile.remote.batch import Batch
+
+if TYPE_CHECKING:
+    from batchfile.remote.upload import Upload
+    from batchfile.store.base import Store
+
+API_KEY_VARIABLES = ("BATCHFILE_API_KEY", "LOCAL_BATCH_API_KEY")
+ACCESSES: tuple[Access, ...] = ("read", "write", "create")  # each includes those before it
+TENANT = "default"  # of a service without keys, and of local runs
+METADATA_MAX = 16
+NAME_CHARS_MAX = 64
+VALUE_CHARS_MAX = 512
+
+log = logging.getLogger("batchfile")
+
+
+def connect(
+    place: "str | os.PathLike[str] | Store",
+    *,
+    api_key: str | None = None,
+    tenant: str = TENANT,
+    on_wait: Callable[[str], None] = log.warning,
+) -> "Connection":
+    """Connect to a service (`https://batch.example`) or a store (`s3://bucket/prefix`, a directory, a `Store`).
+
+    Nothing is sent before the first call. `api_key`: of a service; by default BATCHFILE_API_KEY. `tenant`: whose
+    batches, in a store. A directory that does not exist is made by the first `submit`. `on_wait` is called with a
+    sentence when a service is away and waited for.
+
+    Raises: SettingsError for a place or a key of a wrong form. The calls of the connection raise SettingsError for a
+    wrong address, key or stage, ServiceUnavailable and StoreUnavailable, and what they name themselves.
+
+    >>> with batchfile.connect("./store") as client:
+    ...     batch = client.submit("requests.jsonl", stage="email", metadata={"campaign": "spring"})
+    >>> batch.last_status.total
+    2
+    """
+    if isinstance(place, str) and place.startswith(("http://", "https://")):
+        from batchfile.remote.http import HttpRemote
+
+        key = api_key or next(filter(None, map(os.environ.get, API_KEY_VARIABLES)), None)
+        service = HttpRemote(place, key, on_wait)
+        return Connection(lambda _: service, service)
+    if api_key is not None:
+        raise SettingsError(f"api_key is for a service; a store such as {place} has none: leave it out")
+    from batchfile import logs
+    from batchfile.remote.open import open_store_remote
+    from batchfile.store.open import open_store
+
+    if not is_pool_name(tenant):
+        raise SettingsError(f"tenant: {tenant!r} is not a name: use lower-case letters, digits, dots and dashes")
+    logs.for_library()
+    place = open_store(place) if place == "memory:" else place  # another one each time that it is opened
+    return Connection(lambda access: open_store_remote(place, tenant, access))
+
+
+class Connection:
+    """Batches of one place. From `connect`; closed by `close` or at the end of a `with`.
+
+    >>> with batchfile.connect("./store") as client:
+    ...     [batch.last_status.state for batch in client.batches()]
+    ['ended']
+    """
+
+    def __init__(self, open_remote: Callable[[Access], Remote], remote: Remote | None = None) -> None:
+        """`open_remote`: for this access, when it is needed. `remote`: one for every access."""
+        self._open_remote = open_remote
+        self._remotes: dict[Access, Remote] = {} if remote is None else {"create": remote}
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Further calls raise BatchfileError."""
+        self._is_closed = True
+        for remote in self._remotes.values():
+            remote.close()
+        self._remotes.clear()
+
+    def submit(
+        self,
+        file: "str | os.PathLike[str] | Upload",
+        *,
+        stage: str | None = None,
+        priority: int = 5,
+        metadata: Mapping[str, str] | None = None,
+        strict: bool = False,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> Batch:
+        """Make a batch of a file of requests: JSONL, also .gz or .zst, or Parquet; or of an `s3://` object.
+
+        Without `stage` each line says by its model or `model_hint` where it goes. `priority`: 0 (first) to 9. A line
+        that cannot run becomes an `errored` result; with `strict` it rejects the file. A call that was cut off and
+        tried again by the connection makes one batch; a second call makes a second batch.
+
+        Raises: InvalidFile (TooLarge, RequestRefused) and SettingsError; then nothing was made.
+        """
+        wanted = Wanted(stage=stage, priority=priority, metadata=checked_metadata(metadata or {}), is_strict=strict)
+        from batchfile.remote.upload import open_upload
+
+        upload = open_upload(os.fspath(file)) if isinstance(file, str | os.PathLike) else file
+        return self._made(self._at("create").submit(upload, wanted, on_bytes or _ignore))
+
+    def batch(self, id: str) -> Batch:
+        """A batch by its id; in a store also by the path of a local run's output. Raises: NotFound."""
+        return self._made(self._at("read").batch(id))
+
+    def batches(self) -> Iterator[Batch]:
+        """Newest first, as they are asked for."""
+        return map(self._made, self._at("read").batches())
+
+    def delete(self, id: str, *, now: bool = False) -> str:
+        """As `Batch.delete`, and with `now` also of one that was deleted before; its id. Raises: NotFound, NotEnded."""
+        return self._at("write").delete(id, now=now)
+
+    def live_pools(self) -> set[str]:
+        """The pools that a runner works for now."""
+        return {runner.pool for runner in self._at("read").runners()}
+
+    def _made(self, status: BatchStatus) -> Batch:
+        return Batch(self._at, status)
+
+    def _at(self, access: Access) -> Remote:
+        if self._is_closed:
+            raise BatchfileError("the connection is closed; connect again")
+        for enough in ACCESSES[ACCESSES.index(access) :]:
+            if enough in self._remotes:
+                return self._remotes[enough]
+        self._remotes[access] = self._open_remote(access)
+        return self._remotes[access]
+
+
+def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Raises: SettingsError where it is more than a batch may carry."""
+    if len(metadata) > METADATA_MAX:
+        raise SettingsError(f"metadata: {len(metadata)} pairs are more than {METADATA_MAX}")
+    for name, value in metadata.items():
+        if not isinstance(value, str):
+            raise SettingsError(f"metadata {name[:80]!r}: {value!r:.80} is not text; give str(value)")
+        if not 0 < len(name) <= NAME_CHARS_MAX or len(value) > VALUE_CHARS_MAX:
+            limits = f"names have 1 to {NAME_CHARS_MAX} characters, values at most {VALUE_CHARS_MAX}"
+            raise SettingsError(f"metadata {name[:80]!r}: {limits}")
+    return dict(metadata)
+
+
+def _ignore(num_bytes: int) -> None:
+    """Nobody asked."""
