@@ -3,36 +3,29 @@
 import json
 import shlex
 import sys
-import tempfile
-import time
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 
 import click
 import msgspec
 
 from batchfile.cli import logs
-from batchfile.cli.engines import EngineChoice, choose_engine
 from batchfile.cli.exits import EXIT_HELP, Exit
 from batchfile.cli.numbers import Finite
 from batchfile.cli.progress import Progress
 from batchfile.cli.shown import counted, duration
 from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.stopping import Interrupted, Signals
-from batchfile.ledger.base import LOCAL, Ledger
-from batchfile.ledger.status import StatusReader
+from batchfile.ledger.base import Ledger
 from batchfile.local import outputs
-from batchfile.local.inputs import STDIN, inspect, is_added_to
-from batchfile.local.output_lock import lock_output
-from batchfile.local.progress import Meter, Snapshot
+from batchfile.local.engines import EngineChoice, choose_engine
+from batchfile.local.inputs import STDIN, is_added_to
+from batchfile.local.progress import Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
-from batchfile.local.run import Opened, RunOptions, open_batch, work
-from batchfile.places import STORE_FOLDER, check_stage, open_ledger
+from batchfile.local.session import Job, Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.records import BatchRecord
 from batchfile.runner.runner import Runner
-from batchfile.settings import Settings, load_settings
+from batchfile.settings import load_settings
 from batchfile.words import Task
 
 
@@ -147,36 +140,30 @@ def command(
     is_stdout = output == outputs.STDOUT
     if is_stdout and is_json:
         raise click.UsageError("--json and -o - both want stdout; write the results to a file")
-    if stage is not None:
-        check_stage(settings.stages, stage)
     voice = Voice(is_quiet=quiet, is_json=is_json)
     signals = Signals(
         say=voice.say,
         on_end=lambda: voice.say_always(_how_to_resume(is_stdout=is_stdout, is_stdin=input_path == STDIN)),
-        grace_s=_grace_s(settings, grace_s),
+        grace_s=grace_s_of(settings, grace_s),
     )
     try:
         with ExitStack() as stack:
             stack.enter_context(signals.caught())
-            code = _run(
-                stack,
-                signals,
-                voice,
+            choice = choose_engine(
                 settings,
-                choice=choose_engine(
-                    settings,
-                    engine,
-                    model,
-                    base_url,
-                    max_model_len=max_model_len,
-                    max_num_seqs=max_num_seqs,
-                    task=task,
-                    dtype=dtype,
-                    tool_parser=tool_parser,
-                    reasoning_parser=reasoning_parser,
-                    wait_for_endpoint=wait_for_endpoint,
-                ),
-                input_path=input_path,
+                engine,
+                model,
+                base_url,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                task=task,
+                dtype=dtype,
+                tool_parser=tool_parser,
+                reasoning_parser=reasoning_parser,
+                wait_for_endpoint=wait_for_endpoint,
+            )
+            job = Job(
+                input=input_path,
                 output=output,
                 store=store,
                 stage=stage,
@@ -186,6 +173,7 @@ def command(
                 max_tokens=max_tokens,
                 temperature=temperature,
             )
+            code = _run(open_session(stack, settings, job, choice, voice.say), choice, signals, voice)
     except Interrupted as stop:
         code = stop.code
     if code in {Exit.INTERRUPTED, Exit.TERMINATED}:
@@ -193,60 +181,12 @@ def command(
     sys.exit(code)
 
 
-def _grace_s(settings: Settings, option: float | None) -> float:
-    for given in (option, settings.run.grace_s, settings.limits.grace_s):
-        if given is not None:
-            return given
-    return LOCAL.grace_s
-
-
-def _run(
-    stack: ExitStack,
-    signals: Signals,
-    voice: Voice,
-    settings: Settings,
-    *,
-    choice: EngineChoice,
-    input_path: str,
-    output: str,
-    store: str | None,
-    stage: str | None,
-    limit: int | None,
-    is_strict: bool,
-    is_restart: bool,
-    max_tokens: int | None,
-    temperature: float | None,
-) -> Exit:
-    source = inspect(input_path)
-    path = None if output == outputs.STDOUT else outputs.check_output(output, source.path)
-    url = store or settings.store
-    is_kept = url is not None
-    if url is None and path is not None:
-        url = str(Path(path).parent / STORE_FOLDER)
-    elif url is None:
-        url = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-"))
-        voice.say(f"results go to stdout at the end; until then they are in {url}, and an interrupted run is lost")
-    stack.enter_context(lock_output(path))
-    ledger = open_ledger(url, settings)
-    options = RunOptions(
-        output=path,
-        engine=choice.kind,
-        model=choice.model,
-        stage=stage,
-        limit=limit,
-        max_tokens=max_tokens or settings.run.max_tokens,
-        temperature=settings.run.temperature if temperature is None else temperature,
-        is_strict=is_strict,
-        is_restart=is_restart,
-    )
-    opened = open_batch(ledger, source, options, before_plan=partial(choice.check, voice.say))
-    for note in opened.notes:
-        voice.say(note)
-    batch = opened.batch
+def _run(session: Session, choice: EngineChoice, signals: Signals, voice: Voice) -> Exit:
+    batch = session.opened.batch
     if batch.state == "ended":
         voice.say(f"{batch.batch_id} ended before; nothing is left to run")
     else:
-        ended = _work(ledger, opened, choice, signals, voice)
+        ended = work_on(session, choice, _observer(signals, voice), grace_s=signals.grace_s)
         if signals.code is not None and signals.runner is not None and signals.runner.num_in_flight:
             left = counted(signals.runner.num_in_flight, "request")
             voice.say(f"gave up on {left} in flight; what had finished is kept")
@@ -256,50 +196,33 @@ def _run(
         if ended is None:
             return Exit.UNEXPECTED
         batch = ended
-    if path is not None:
-        code = _finish(ledger, batch, path, voice)
-        if batch.reason == "completed" and limit is None and is_added_to(source):
-            voice.say(f"{input_path} was added to while it ran; the same command again runs the new lines")
+    if session.path is not None:
+        code = _finish(session.ledger, batch, session.path, voice)
+        source = session.source
+        if batch.reason == "completed" and not session.is_limited and is_added_to(source):
+            voice.say(f"{source.path} was added to while it ran; the same command again runs the new lines")
         return code
-    how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(url)}`"
+    how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
     nothing = "nothing of this run is kept; run it with -o FILE, which also resumes"
-    with told_if_lost(f"the results are kept: {how} writes them" if is_kept else nothing):
-        return _finish(ledger, batch, path, voice)
+    with told_if_lost(f"the results are kept: {how} writes them" if session.is_kept else nothing):
+        return _finish(session.ledger, batch, None, voice)
 
 
-def _work(ledger: Ledger, opened: Opened, choice: EngineChoice, signals: Signals, voice: Voice) -> BatchRecord | None:
-    batch = opened.batch
-    status = StatusReader(ledger).read(batch.batch_id)
-    assert status is not None
-    if not opened.is_new:
-        voice.say(f"continuing {batch.batch_id}: {status.counts.finished:,} of {batch.total:,} requests are done")
-    meter = Meter(batch.total, status.counts, status.usage, time.monotonic())
-
-    def look() -> Snapshot | None:
-        runner = signals.runner
-        if runner is None:
-            return None
-        signals.seen = meter.look(
-            runner.tally,
-            time.monotonic(),
-            runner.down_s,
-            runner.engine_stats(),
-            is_loading=runner.info is None or runner.is_building,
-        )
-        if runner.is_stopping:  # the rest is not run now
-            return replace(signals.seen, eta_s=None)
-        return signals.seen
+def _observer(signals: Signals, voice: Voice) -> Observer:
+    """What it shows is what a signal speaks of."""
 
     def on_runner(runner: Runner) -> None:
         signals.runner = runner
         runner.on_stuck = signals.end_stuck
-        voice.say(f"{counted(batch.total, 'request')}; loading {choice.label}")
 
-    runner_id = f"local-{ledger.new_id()[:12]}"
-    with ExitStack() as stack:
-        if not voice.is_quiet:
-            stack.enter_context(Progress(look, is_json=voice.is_json))
-        return work(ledger, batch, choice.noted(voice.say), runner_id, on_runner, grace_s=signals.grace_s)
+    def show(look: Look) -> AbstractContextManager[object]:
+        def seen() -> Snapshot | None:
+            signals.seen = look()
+            return signals.seen
+
+        return nullcontext() if voice.is_quiet else Progress(seen, is_json=voice.is_json)
+
+    return Observer(say=voice.say, on_runner=on_runner, show=show)
 
 
 def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) -> Exit:

@@ -12,14 +12,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli import completion, engines
+from batchfile.cli import completion
 from batchfile.cli.estimate import _time_lines
 from batchfile.cli.exits import Exit, exit_of, explain
 from batchfile.cli.group import COMMANDS, LazyGroup, main, root
 from batchfile.cli.reference import reference
 from batchfile.cli.shown import duration
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
-from batchfile.local import outputs
+from batchfile.local import engines, outputs
 from batchfile.remote.estimate import PoolTime
 from batchfile.settings import load_settings
 
@@ -177,7 +177,7 @@ def test_the_data_type_of_a_run_is_vllms_argument_and_no_other_engines(monkeypat
     for dtype in (None, "float32"):
         engines.choose_engine(load_settings(), "vllm", "m", None, max_model_len=None, max_num_seqs=None, dtype=dtype)
     assert given == [{}, {"dtype": "float32"}]
-    with pytest.raises(click.UsageError, match="--dtype is for --engine vllm, not for echo"):
+    with pytest.raises(SettingsError, match="--dtype is for --engine vllm, not for echo"):
         engines.choose_engine(load_settings(), "echo", None, None, max_model_len=None, max_num_seqs=None, dtype="auto")
 
 

@@ -1,11 +1,9 @@
-"""Which engine a command means: options over settings. The engine itself is not loaded here."""
+"""Which engine a run means: options over settings. The engine itself is not loaded here."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import click
 
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.engine.open import engine_factory
@@ -67,27 +65,27 @@ def choose_engine(
     reasoning_parser: str | None = None,
     wait_for_endpoint: bool = False,
 ) -> EngineChoice:
-    """Raises: click.UsageError, SettingsError where something that the engine needs is missing."""
-    chosen: EngineKind = kind or settings.run.engine  # type: ignore[assignment]  # click checked it
+    """Raises: SettingsError where something that the engine needs is missing, or cannot be for this engine."""
+    chosen: EngineKind = kind or settings.run.engine  # type: ignore[assignment]  # the caller checked it
     url = base_url or settings.run.base_url
     if chosen == "http" and not url:
-        raise click.UsageError("--engine http needs --base-url, such as http://127.0.0.1:8000/v1")
+        raise SettingsError("--engine http needs --base-url (base_url=), such as http://127.0.0.1:8000/v1")
     if base_url and chosen != "http":
-        raise click.UsageError(f"--base-url is for --engine http, not for {chosen}")
+        raise SettingsError(f"--base-url is for --engine http, not for {chosen}")
     if wait_for_endpoint and chosen != "http":
-        raise click.UsageError(f"--wait-for-endpoint is for --engine http, not for {chosen}")
+        raise SettingsError(f"--wait-for-endpoint is for --engine http, not for {chosen}")
     for option, value in (
         ("--dtype", dtype),
         ("--tool-parser", tool_parser),
         ("--reasoning-parser", reasoning_parser),
     ):
         if value and chosen != "vllm":
-            raise click.UsageError(f"{option} is for --engine vllm, not for {chosen}")
+            raise SettingsError(f"{option} is for --engine vllm, not for {chosen}")
     name = model or settings.run.model
     if chosen == "echo":
         name = name or "echo"
     elif name is None and chosen == "http":
-        raise click.UsageError("--engine http needs --model: the name that the endpoint serves")
+        raise SettingsError("--engine http needs --model (model=): the name that the endpoint serves")
     found = name or str(demo_model())
     if chosen == "vllm":
         check_vllm(found)  # before a large file is read
@@ -127,7 +125,7 @@ def demo_model() -> Path:
     folder = Path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER).expanduser() / "models" / DEMO_MODEL
     if not (folder / "config.json").is_file():
         raise SettingsError(
-            "no model was named and the demo model is not here: add --model NAME_OR_DIRECTORY, "
+            "no model was named and the demo model is not here: add --model NAME_OR_DIRECTORY (model=), "
             "or run `just setup` once to fetch the demo model, or try --engine echo"
         )
     return folder
