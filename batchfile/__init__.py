@@ -1,3 +1,95 @@
-"""batchfile: one JSONL of LLM requests in, one JSONL of results out, the bucket is the only state."""
+"""batchfile: one JSONL of LLM requests in, one JSONL of results out, the bucket is the only state.
+
+The Python API. `run` answers a file on this machine; `connect` leads to batches of a service or a store; the rest are
+their types, their errors, and what to build on. docs/python.md has examples. A name is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from batchfile import errors as errors
+    from batchfile import testing as testing
+    from batchfile.engine.base import Engine as Engine
+    from batchfile.errors import BatchFailed as BatchFailed
+    from batchfile.errors import BatchfileError as BatchfileError
+    from batchfile.errors import InvalidFile as InvalidFile
+    from batchfile.errors import NotEnded as NotEnded
+    from batchfile.errors import NotFound as NotFound
+    from batchfile.errors import OutputTaken as OutputTaken
+    from batchfile.errors import SettingsError as SettingsError
+    from batchfile.errors import WaitTimeout as WaitTimeout
+    from batchfile.ledger.base import Ledger as Ledger
+    from batchfile.local.call import run as run
+    from batchfile.local.receipt import Receipt as Receipt
+    from batchfile.remote.base import BatchStatus as BatchStatus
+    from batchfile.remote.batch import Batch as Batch
+    from batchfile.remote.connection import Connection as Connection
+    from batchfile.remote.connection import connect as connect
+    from batchfile.remote.result import Result as Result
+    from batchfile.runner.runner import Runner as Runner
+    from batchfile.runner.runner import RunnerOptions as RunnerOptions
+    from batchfile.store.open import open_store as open_store
+    from batchfile.words import Counts as Counts
+    from batchfile.words import Usage as Usage
+
+__all__ = [
+    "Batch",
+    "BatchFailed",
+    "BatchStatus",
+    "BatchfileError",
+    "Connection",
+    "Counts",
+    "Engine",
+    "InvalidFile",
+    "Ledger",
+    "NotEnded",
+    "NotFound",
+    "OutputTaken",
+    "Receipt",
+    "Result",
+    "Runner",
+    "RunnerOptions",
+    "SettingsError",
+    "Usage",
+    "WaitTimeout",
+    "connect",
+    "errors",
+    "open_store",
+    "run",
+    "testing",
+]
+
+_MODULES = {
+    "Batch": "remote.batch",
+    "BatchStatus": "remote.base",
+    "Connection": "remote.connection",
+    "Counts": "words",
+    "Engine": "engine.base",
+    "Ledger": "ledger.base",
+    "Receipt": "local.receipt",
+    "Result": "remote.result",
+    "Runner": "runner.runner",
+    "RunnerOptions": "runner.runner",
+    "Usage": "words",
+    "connect": "remote.connection",
+    "open_store": "store.open",
+    "run": "local.call",
+}
+
+
+def __getattr__(name: str) -> object:
+    """PEP 562. What `_MODULES` does not have is one of the modules, or an error."""
+    if name not in __all__:
+        raise AttributeError(f"module 'batchfile' has no attribute {name!r}")
+    if name in {"errors", "testing"}:
+        return importlib.import_module(f"batchfile.{name}")
+    found: object = getattr(importlib.import_module(f"batchfile.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -161,6 +161,10 @@ class Usage(Struct, frozen=True, kw_only=True):
     """Tokens. `cached_tokens` is the part of `input_tokens` that the prefix cache served.
 
     `unknown`: results whose tokens an endpoint did not tell; they are in none of the sums.
+
+    >>> usage = sum((result.usage for result in done.results()), batchfile.Usage())
+    >>> usage.input_tokens, usage.output_tokens, usage.unknown
+    (2, 2, 0)
     """
 
     input_tokens: int = 0
@@ -217,7 +221,12 @@ Outcome = Completion | Failure
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Finished requests by how they ended."""
+    """Finished requests by how they ended.
+
+    >>> counts = done.last_status.counts
+    >>> counts.succeeded, counts.errored, counts.finished
+    (2, 0, 2)
+    """
 
     succeeded: int = 0
     errored: int = 0

@@ -85,9 +85,14 @@ def in_flight_for(num_slots: int) -> int:
 
 
 class Engine(Protocol):
-    """One thread owns an engine: add, step, abort and close are called from there only.
+    """What generates. One thread owns an engine: add, step, abort and close are called from there only.
 
-    `prepare` is the exception: any thread may call it, at any time, several at once.
+    `prepare` is the exception: any thread may call it, at any time, several at once. The types of its methods are in
+    `batchfile.engine.base`; `batchfile.testing.EchoEngine` is one without a model.
+
+    >>> engine: batchfile.Engine = batchfile.testing.EchoEngine(num_slots=8)
+    >>> engine.info.name, engine.info.num_slots
+    ('echo', 8)
     """
 
     @property

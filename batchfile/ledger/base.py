@@ -42,6 +42,10 @@ IN_FLIGHT = 16  # calls of the store that one verb of a process makes at once
 class Ledger:
     """The world as the verbs see it. Everything they touch is in here, so that a test can own all of it.
 
+    >>> ledger = batchfile.Ledger(store=batchfile.open_store("memory:"))
+    >>> ledger.limits.lease_ttl_s
+    90.0
+
     `num_in_flight`: the most calls of the store that one verb makes at once, on threads of its own if more than one.
     `owed`: what this process still has to give back, and could not yet; each says whether that is over.
     """

@@ -42,10 +42,15 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """`seconds`: from the batch's creation to its end, pauses between runs included.
+    """What a run did: what went in, what came out, and by what engine. Also in the file OUTPUT.receipt.json.
 
-    `reused`: how many of the results are of an earlier run of the output, of the batch `reused_from`; `usage` and
-    `seconds` are without that.
+    `seconds`: from the batch's creation to its end, pauses between runs included. `errors`: the file of the input
+    lines that did not succeed; None where all did. `reused`: how many of the results are of an earlier run of the
+    output, of the batch `reused_from`; `usage` and `seconds` are without that.
+
+    >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
+    >>> receipt.input.requests, receipt.counts.succeeded, receipt.errors
+    (2, 2, None)
     """
 
     batch_id: str

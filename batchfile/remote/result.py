@@ -7,16 +7,20 @@ from typing import cast
 import msgspec
 
 from batchfile.lines.frame import iter_lines
-from batchfile.lines.result import RESULT_BYTES_MAX, NativeChoice, NativeResult, NativeUsage, decode_result
+from batchfile.lines.result import RESULT_BYTES_MAX, NativeChoice, NativeError, NativeResult, decode_result
 from batchfile.words import Choice, Status, StopReason, ToolCall, Usage, Vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultError:
-    """Why a request has no answer. `code`: `invalid_request_error` where the request itself has to be fixed."""
+    """Why a request has no answer. `code`: `invalid_request_error` where the request itself has to be fixed.
+
+    `http_status`: what the endpoint of an HTTP engine answered.
+    """
 
     code: str
     message: str
+    http_status: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +68,22 @@ def read_result(line: bytes) -> Result:
         choices=_choices(found),
         vectors=tuple(msgspec.json.decode(one, type=Vector) for one in found.vectors or ()),
         model=found.model,
-        usage=_usage(found.usage),
-        error=None if found.error is None else ResultError(code=found.error.type, message=found.error.message),
+        usage=_usage(found),
+        error=_error(found.error),
         line=found.line,
     )
 
 
-def _usage(usage: NativeUsage | None) -> Usage:
+def _error(error: NativeError | None) -> ResultError | None:
+    if error is None:
+        return None
+    return ResultError(code=error.type, message=error.message, http_status=error.http_status)
+
+
+def _usage(found: NativeResult) -> Usage:
+    usage = found.usage
     if usage is None:
-        return Usage()
+        return Usage(unknown=int(found.status == "succeeded"))
     return Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, cached_tokens=usage.cached_tokens)
 
 

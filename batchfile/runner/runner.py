@@ -45,8 +45,11 @@ JOIN_S_MAX = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerOptions:
-    """`only`: work on this batch alone, claim in order, and return when it has ended. `inbox`: for its steward.
+    """Who a runner is, and what it works on: the batches of `pool`, or one of them.
 
+    >>> options = batchfile.RunnerOptions(runner_id="worker-1", pool="mistral")
+
+    `only`: work on this batch alone, claim in order, and return when it has ended. `inbox`: for its steward.
     `grace_s`: what a stopping runner gives its requests in flight; None: as the ledger's limits say.
     """
 
@@ -59,7 +62,16 @@ class RunnerOptions:
 
 
 class Runner:
-    """`run` returns when it was stopped, or when the batch of `only` has ended. Made for one run.
+    """Works on batches of a store with an engine, which `engine_factory` makes. Made for one run.
+
+    `run` returns when it was stopped, or when the batch of `only` has ended.
+
+    >>> batch = client.submit("requests.jsonl", stage="email")
+    >>> ledger = batchfile.Ledger(store=batchfile.open_store("./store"))
+    >>> options = batchfile.RunnerOptions(runner_id="worker-1", pool="mistral", only=batch.id)
+    >>> ended = batchfile.Runner(ledger, batchfile.testing.EchoEngine, options).run()
+    >>> batch.wait().counts.succeeded
+    2
 
     `on_stuck`: ends the process, because a call of the engine does not return; it is given the reason.
     """

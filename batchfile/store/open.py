@@ -12,7 +12,13 @@ _QUERY = {"endpoint", "region"}
 
 
 def open_store(url: str, *, prove: bool = True) -> Store:
-    """The store that `url` names. A bucket is proven fit (about a second) unless `prove` is False.
+    """The store that `url` names: a directory, `s3://bucket/prefix` or `memory:`.
+
+    A bucket is proven fit (about a second) unless `prove` is False.
+
+    >>> store = batchfile.open_store("./store")
+    >>> any(entry.key.startswith("batches/") for entry in store.list("batches/"))
+    True
 
     Raises: SettingsError for a URL of no known form; StoreUnfit; StoreUnavailable, also where it was too busy for its
     proof; StoreError.
