@@ -39,7 +39,7 @@ LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What a native create may ask for beside its body. `priority`: 0 (first) to 9.
+    """What a native create may ask for beside its body. `priority`: 0 (first) to 9. `pool`: where all of it goes.
 
     Not `is_strict`: lines that can not run become errored results, and OpenAI's lines are taken too.
     """
@@ -47,11 +47,24 @@ class Wishes:
     priority: int = 5
     metadata: dict[str, str] = field(default_factory=dict)
     is_strict: bool = True
+    pool: str | None = None
 
     @property
     def digest(self) -> str:
         """Empty where nothing was asked for."""
-        return "" if self == Wishes() else f"{self.priority} {self.is_strict} {sorted(self.metadata.items())}"
+        if self == Wishes():
+            return ""
+        pool = "" if self.pool is None else f" {self.pool}"
+        return f"{self.priority} {self.is_strict} {sorted(self.metadata.items())}{pool}"
+
+    def route(self, routing: RoutingTable) -> RoutingTable:
+        """Raises: InvalidFile where there is no such pool."""
+        if self.pool is None:
+            return routing
+        if self.pool not in routing.pools:
+            pools = ", ".join(sorted(routing.pools))
+            raise InvalidFile(f"pool: {self.pool[:80]!r} is unknown; use one of {pools}")
+        return replace(routing, everything=self.pool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +125,7 @@ def create_batch(
     """
     upload = _open(spooled, content_type, stage_query, settings, needs_stage, is_native=wishes is not None)
     wishes = wishes or Wishes()
+    routing = wishes.route(upload.routing)
     digest = f"{spooled.sha256} {upload.stage or ''}{wishes.digest}"
     if full is not None:
         made = made_before(ledger, digest, tenant, idempotency_key, retry_count)
@@ -125,7 +139,7 @@ def create_batch(
             return standing
     draft = batches.Draft(
         batch_id=adopted.batch_id,
-        routing=upload.routing,
+        routing=routing,
         defaults=upload.defaults(settings),
         stage=upload.stage,
         tenant=tenant,

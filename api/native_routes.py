@@ -49,8 +49,11 @@ async def create(
     strict: Annotated[
         bool, QueryParameter(description="`false`: lines that can not run become errored results, and refuse nothing.")
     ] = True,
+    pool: Annotated[
+        str | None, QueryParameter(description="The pool that all requests go to, whatever they say.")
+    ] = None,
 ) -> shapes.Batch:
-    wishes = Wishes(priority=priority, metadata=_pairs(metadata or []), is_strict=strict)
+    wishes = Wishes(priority=priority, metadata=_pairs(metadata or []), is_strict=strict, pool=pool)
     batch = await create_from(request, service, caller, stage, wishes=wishes)
     return views.batch(await asyncio.to_thread(service.status, caller, batch.batch_id))
 

@@ -23,6 +23,12 @@ def check_stage(stages: Collection[str], stage: str) -> None:
         raise SettingsError(f"stage: {stage!r} is unknown; use one of {', '.join(sorted(stages))}")
 
 
+def check_pool(pools: Collection[str], pool: str) -> None:
+    """Raises: SettingsError where there is no such pool."""
+    if pool not in pools:
+        raise SettingsError(f"pool: {pool!r} is unknown; use one of {', '.join(sorted(pools))}")
+
+
 def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> Ledger:
     """A bucket is proven fit first, unless nothing will be written with a condition."""
     store = armed(open_store(url, prove=not is_read_only))

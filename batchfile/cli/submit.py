@@ -27,6 +27,7 @@ LOOKS_MAX = 4  # for the first problem, at results as they land
 @click.command("submit", epilog=CREATE_EXITS)
 @click.argument("file")
 @click.option("--stage", help="The stage whose work this is.  [default: by each line's model_hint or model]")
+@click.option("--pool", help="The pool that all of it goes to, whatever its lines say.")
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="0 is first.")
 @click.option("--metadata", "pairs", multiple=True, metavar="NAME=VALUE", help="Kept with the batch; repeatable.")
 @click.option("--strict", is_flag=True, help="Refuse the file if one line can not run.")
@@ -37,6 +38,7 @@ LOOKS_MAX = 4  # for the first problem, at results as they land
 def command(
     file: str,
     stage: str | None,
+    pool: str | None,
     priority: int,
     pairs: tuple[str, ...],
     strict: bool,
@@ -58,7 +60,7 @@ def command(
     with where.connected(writes=True, is_new=True) as connection:
         with _interruptible(), transfer(upload.name, upload.size) as on_bytes:
             batch = connection.submit(
-                upload, stage=stage, priority=priority, metadata=metadata, strict=strict, on_bytes=on_bytes
+                upload, stage=stage, pool=pool, priority=priority, metadata=metadata, strict=strict, on_bytes=on_bytes
             )
         with told_if_lost(f"the batch {batch.id} is made; do not submit the file again"):
             click.echo(batch.id, err=path == "-")

@@ -75,9 +75,13 @@ class BatchStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """How a file is to be run. `priority`: 0 (first) to 9. `is_strict`: a line that can not run refuses the file."""
+    """How a file is to be run. `pool`: where all of it goes. `priority`: 0 (first) to 9.
+
+    `is_strict`: a line that can not run refuses the file.
+    """
 
     stage: str | None = None
+    pool: str | None = None
     priority: int = 5
     metadata: dict[str, str] = field(default_factory=dict)
     is_strict: bool = False

@@ -96,6 +96,7 @@ class Connection:
         file: "str | os.PathLike[str] | Upload",
         *,
         stage: str | None = None,
+        pool: str | None = None,
         priority: int = 5,
         metadata: Mapping[str, str] | None = None,
         strict: bool = False,
@@ -103,13 +104,16 @@ class Connection:
     ) -> Batch:
         """Make a batch of a file of requests: JSONL, also .gz or .zst, or Parquet; or of an `s3://` object.
 
-        Without `stage` each line says by its model or `model_hint` where it goes. `priority`: 0 (first) to 9. A line
-        that cannot run becomes an `errored` result; with `strict` it rejects the file. A call that was cut off and
+        `stage`: whose work it is; it has a pool and perhaps a schema. `pool`: where all of it goes, whatever the lines
+        say. Without either each line says by its model or `model_hint` where it goes. `priority`: 0 (first) to 9. A
+        line that cannot run becomes an `errored` result; with `strict` it rejects the file. A call that was cut off and
         tried again by the connection makes one batch; a second call makes a second batch.
 
         Raises: InvalidFile (TooLarge, RequestRefused) and SettingsError; then nothing was made.
         """
-        wanted = Wanted(stage=stage, priority=priority, metadata=checked_metadata(metadata or {}), is_strict=strict)
+        wanted = Wanted(
+            stage=stage, pool=pool, priority=priority, metadata=checked_metadata(metadata or {}), is_strict=strict
+        )
         from batchfile.remote.upload import open_upload
 
         upload = open_upload(os.fspath(file)) if isinstance(file, str | os.PathLike) else file

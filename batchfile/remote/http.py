@@ -34,14 +34,17 @@ class HttpRemote:
         return self._client.url
 
     def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchStatus:
-        from batchfile.places import check_stage
+        from batchfile.places import check_pool, check_stage
         from batchfile.remote.upload import repeatable
 
-        stages = self.routing().stages  # a wrong address or key is said before anything is sent, as a wrong stage is
+        routing = self.routing()  # a wrong address or key is said before anything is sent, as a wrong stage is
         if wanted.stage is not None:
-            check_stage(stages, wanted.stage)
+            check_stage(routing.stages, wanted.stage)
+        if wanted.pool is not None:
+            check_pool(routing.pools, wanted.pool)
         query: Pairs = [("priority", str(wanted.priority)), ("strict", "true" if wanted.is_strict else "false")]
         query += [("stage", wanted.stage)] if wanted.stage else []
+        query += [("pool", wanted.pool)] if wanted.pool else []
         query += [("metadata", f"{name}={value}") for name, value in wanted.metadata.items()]
         with repeatable(upload) as source:
             sending = self._client.send_lines(

@@ -23,7 +23,7 @@ from batchfile.ledger.status import StatusReader
 from batchfile.local.identity import OUTPUT
 from batchfile.local.output_lock import is_being_written
 from batchfile.local.outputs import batch_at
-from batchfile.places import check_stage, find_batch, find_batch_id
+from batchfile.places import check_pool, check_stage, find_batch, find_batch_id
 from batchfile.records import BatchRecord, FileRef, PresenceRecord
 from batchfile.remote.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, Wanted, until_old
 from batchfile.remote.upload import Upload, repeatable
@@ -52,10 +52,14 @@ class StoreRemote:
     def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchStatus:
         if wanted.stage is not None:
             check_stage(self._settings.stages, wanted.stage)
+        routing = self.routing()
+        if wanted.pool is not None:
+            check_pool(routing.pools, wanted.pool)
+            routing = replace(routing, everything=wanted.pool)
         with repeatable(upload) as source:  # how large a shard becomes depends on the size of all
             draft = batches.Draft(
                 batch_id=f"batch_{self._ledger.new_id()[:12]}",
-                routing=self.routing(),
+                routing=routing,
                 defaults=Defaults(output_schema=self._settings.schema_of(wanted.stage)),
                 stage=wanted.stage,
                 priority=wanted.priority,

@@ -140,6 +140,17 @@ def test_a_file_is_submitted_waited_for_read_saved_rerun_and_deleted(
             gone()
 
 
+def test_all_of_a_file_goes_to_the_pool_that_is_named(client: batchfile.Connection, here: Path) -> None:
+    batch = client.submit("requests.jsonl", pool="llama-70b")
+    assert list(batch.last_status.pools) == ["llama-70b"]
+    batch.cancel()
+    assert batch.wait().reason == "canceled"
+    again = batch.rerun_failed()
+    assert list(again.last_status.pools) == ["llama-70b"]
+    with pytest.raises(batchfile.SettingsError, match="pool: 'lama' is unknown; use one of llama-70b, mistral"):
+        client.submit("requests.jsonl", pool="lama")
+
+
 def test_what_cannot_be_submitted_is_said_and_nothing_is_made(client: batchfile.Connection, here: Path) -> None:
     first = client.submit("requests.jsonl", stage="email")
     Path("bad.jsonl").write_bytes(jsonl(*GREETINGS, {"custom_id": "no params"}))

@@ -22,6 +22,21 @@ def test_a_create_may_wish_for_a_priority_metadata_and_leniency(api: Any) -> Non
     assert made["pools"] == {"mistral": share}
 
 
+def test_a_create_may_wish_for_the_pool_of_all_its_requests(api: Any) -> None:
+    lines = [{**line("a"), "metadata": {"model_hint": "mistral"}}, line("b")]
+
+    def post(pool: str) -> Any:
+        return api.http.post(BATCHES, params={"pool": pool}, content=jsonl(*lines), headers=LINES)
+
+    made = post("llama-70b").json()
+    assert (list(made["pools"]), made["total"], made["errored"]) == (["llama-70b"], 2, 0)
+    answer = post("lama")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        "pool: 'lama' is unknown; use one of llama-70b, mistral",
+    )
+
+
 def test_wishes_that_can_not_be_are_refused_by_name(api: Any) -> None:
     long = "n" * 65
     for query in ({"metadata": "team"}, {"metadata": f"{long}=a"}, {"metadata": [f"n{n}=a" for n in range(17)]}):
