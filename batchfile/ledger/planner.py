@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 
 from batchfile import layout
-from batchfile.errors import InvalidFile, StoreError
+from batchfile.errors import InvalidFile, ObjectMissing, StoreError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.custom_ids import CustomIdsWriter
 from batchfile.ledger.cutter import Cutter, Place, Planned, by_line
@@ -46,7 +46,7 @@ def plan_input(
     """
     entry = ledger.store.head(input_key)
     if entry is None:
-        raise InvalidFile(f"{input_key} does not exist; upload it first")
+        raise ObjectMissing(f"{input_key} is not in the store")
     with CustomIdsWriter(ledger, batch_id) if keeps_ids else nullcontext() as ids:
         cutter = Cutter(
             ledger,

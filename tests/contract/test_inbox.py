@@ -24,7 +24,9 @@ from batchfile.clock import ManualClock
 from batchfile.errors import RecordDamaged, StoreUnavailable
 from batchfile.ledger import batches, damage, inbox, planning
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.cutter import Planned
 from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.planner import plan_input
 from batchfile.ledger.purge import purge
 from batchfile.ledger.steward import Steward
 from batchfile.lines import converter
@@ -305,6 +307,23 @@ def test_a_batch_that_can_not_be_read_is_not_made_again(still: World) -> None:
     still.store.put(batch, b'{"version": 99}')
     still.new_steward("older").tick()
     assert [entry.key for entry in still.store.list("batches/")] == [batch]
+
+
+def test_a_file_that_is_removed_while_it_is_planned_ends_its_batch_as_changed(
+    still: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+
+    def remove_first(ledger: Ledger, *which: Any, **how: Any) -> Planned:
+        still.store.delete("inbox/mistral/a.jsonl")
+        return plan_input(ledger, *which, **how)
+
+    monkeypatch.setattr(planning, "plan_input", remove_first)
+    for _ in range(2):
+        still.steward.tick()
+    assert (still.only().state, still.only().reason) == ("ended", "input_changed")
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
