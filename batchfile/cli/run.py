@@ -19,7 +19,7 @@ from batchfile.cli.stopping import Interrupted, Signals
 from batchfile.ledger.base import Ledger
 from batchfile.local import outputs
 from batchfile.local.engines import EngineChoice, choose_engine
-from batchfile.local.inputs import STDIN, is_added_to
+from batchfile.local.inputs import STDIN
 from batchfile.local.progress import Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Job, Look, Observer, Session, grace_s_of, open_session, work_on
@@ -198,9 +198,8 @@ def _run(session: Session, choice: EngineChoice, signals: Signals, voice: Voice)
         batch = ended
     if session.path is not None:
         code = _finish(session.ledger, batch, session.path, voice)
-        source = session.source
-        if batch.reason == "completed" and not session.is_limited and is_added_to(source):
-            voice.say(f"{source.path} was added to while it ran; the same command again runs the new lines")
+        if session.is_added_to(batch):
+            voice.say(f"{session.job.input} was added to while it ran; the same command again runs the new lines")
         return code
     how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
     nothing = "nothing of this run is kept; run it with -o FILE, which also resumes"

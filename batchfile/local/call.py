@@ -49,9 +49,10 @@ def run(
     """Answer every request of the file `input` and write one result for each to `output`, in input order.
 
     The options are those of `batchfile run` (docs/cli.md); what is not given is taken from the settings. The same call
-    again resumes where the last one stopped, whatever ended it; once all is done it returns the same receipt. Requests
-    that failed raise nothing: look at `receipt.counts` and `receipt.errors`. Ctrl-C finishes what is being generated,
-    for `grace_s`, and raises KeyboardInterrupt; a second one stops now, a third does not wait. `progress`: on stderr.
+    again resumes where the last one stopped, whatever ended it, and runs lines that were added at the end of `input`;
+    once all is done it returns the same receipt. Requests that failed raise nothing: look at `receipt.counts` and
+    `receipt.errors`. Ctrl-C finishes what is being generated, for `grace_s`, and raises KeyboardInterrupt; a second one
+    stops now, a third does not wait. `progress`: on stderr.
 
     Raises: InvalidFile where the input cannot be used (with `strict` also for one line that cannot run); SettingsError
     for a wrong option, model or endpoint; OutputTaken where the output belongs to another run; EngineDead; StoreError.
@@ -108,7 +109,10 @@ def run(
             batch = worker.run(lambda: work_on(session, choice, observer, grace_s=grace_s_of(settings, grace_s)))
         if batch is None:
             raise BatchfileError("the run was stopped before its end; make the same call again")
-        return outputs.export(session.ledger, batch, session.path)
+        receipt = outputs.export(session.ledger, batch, session.path)
+        if session.is_added_to(batch):
+            say(f"{job.input} was added to while it ran; the same call again runs the new lines")
+        return receipt
 
 
 class _Worker:

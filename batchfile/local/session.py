@@ -15,7 +15,7 @@ from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.engines import EngineChoice
-from batchfile.local.inputs import Source, inspect
+from batchfile.local.inputs import Source, inspect, is_added_to
 from batchfile.local.output_lock import lock_output
 from batchfile.local.progress import Meter, Snapshot
 from batchfile.local.run import Opened, RunOptions, open_batch, work
@@ -57,18 +57,19 @@ class Observer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A batch that exists, and where. `path` None: results go to stdout. `is_kept`: its store outlives the session.
+    """A batch that exists, and where. `path` None: results go to stdout. `is_kept`: its store outlives the session."""
 
-    `is_limited`: only the first requests of `source` were asked for.
-    """
-
+    job: Job
     ledger: Ledger
     source: Source
     opened: Opened
     path: str | None
     store: str
     is_kept: bool
-    is_limited: bool
+
+    def is_added_to(self, ended: BatchRecord) -> bool:
+        """Has the input got more lines since it was read?"""
+        return ended.reason == "completed" and self.job.limit is None and is_added_to(self.source)
 
 
 def open_session(
@@ -105,15 +106,7 @@ def open_session(
     opened = open_batch(ledger, source, options, before_plan=partial(choice.check, say))
     for note in opened.notes:
         say(note)
-    return Session(
-        ledger=ledger,
-        source=source,
-        opened=opened,
-        path=path,
-        store=url,
-        is_kept=is_kept,
-        is_limited=job.limit is not None,
-    )
+    return Session(job=job, ledger=ledger, source=source, opened=opened, path=path, store=url, is_kept=is_kept)
 
 
 def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace_s: float) -> BatchRecord | None:

@@ -46,7 +46,7 @@ def test_unknown_query_parameters_are_rejected_on_our_own_routes(api: Any, make_
     before = len(api.http.get(NATIVE).json()["data"])
     routes = [
         ("GET", NATIVE, "it takes after, limit"),
-        ("POST", NATIVE, "it takes metadata, priority, stage, strict"),
+        ("POST", NATIVE, "it takes metadata, pool, priority, stage, strict"),
         ("GET", f"{NATIVE}/{batch_id}", "it takes none"),
         ("GET", f"{NATIVE}/{batch_id}/results", "it takes live"),
         ("POST", f"{NATIVE}/{batch_id}/cancel", "it takes none"),
