@@ -17,7 +17,6 @@ from batchfile.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
-from batchfile.runner.watchdog import STUCK_CODE
 
 
 class Exit(IntEnum):
@@ -29,7 +28,7 @@ class Exit(IntEnum):
     FAILED_REQUESTS = 3
     INVALID_INPUT = 4
     OUTPUT_TAKEN = 7
-    STUCK = STUCK_CODE
+    STUCK = os.EX_TEMPFAIL  # as the watchdog of a runner has it
     INTERRUPTED = 130
     TERMINATED = 143
 

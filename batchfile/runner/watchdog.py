@@ -21,7 +21,6 @@ log = structlog.get_logger()
 TICK_S = 0.5
 COLD = 3  # before an engine has answered for the first time, its calls may take this many times the bound
 COMMIT_S_MAX = 10.0  # for what is finished, once a call counts as stuck
-STUCK_CODE = 75  # of a process that ends by this: a temporary failure, in the terms of sysexits.h
 
 
 @dataclass(slots=True)
@@ -122,4 +121,4 @@ def end_stuck(reason: str) -> NoReturn:
     """End this process: its shards' leases expire, and the next runner counts the death."""
     with suppress(OSError, ValueError):
         sys.stderr.flush()
-    os._exit(STUCK_CODE)
+    os._exit(os.EX_TEMPFAIL)
