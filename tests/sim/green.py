@@ -161,6 +161,8 @@ GREEN = SimpleNamespace(Lock=Lock, Condition=Condition, Event=Event, Thread=Thre
 
 THREADED = (
     "batchfile.runner.runner",
+    "batchfile.runner.fair_queue",
+    "batchfile.runner.checks",
     "batchfile.runner.keeper",
     "batchfile.ledger.status",
     "batchfile.ledger.parallel",
