@@ -356,10 +356,10 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
 def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
     """Remove what an ended batch does not name: parts, and assemblies that lost."""
     keep = {ref.key for ref in (batch.results, batch.errors) if ref is not None}
-    keys = [entry.key for entry in ledger.store.list(layout.parts_prefix(batch.batch_id))]
+    found = [entry.key for entry in ledger.store.list(layout.parts_prefix(batch.batch_id))]
     for stem in ("results-", "errors-"):
-        keys += [entry.key for entry in ledger.store.list(layout.batch_prefix(batch.batch_id) + stem)]
-    ledger.store.delete_many([key for key in keys if key not in keep])
+        found += [entry.key for entry in ledger.store.list(layout.batch_prefix(batch.batch_id) + stem)]
+    ledger.store.delete_many([key for key in found if key not in keep])
 
 
 def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:
@@ -376,8 +376,8 @@ def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 def remove_objects(ledger: Ledger, batch: BatchRecord) -> None:
     """Everything of a deleted batch but its tombstone."""
     tombstone = layout.batch_key(batch.batch_id)
-    keys = [entry.key for entry in ledger.store.list(layout.batch_prefix(batch.batch_id))]
-    ledger.store.delete_many([key for key in keys if key != tombstone])
+    found = [entry.key for entry in ledger.store.list(layout.batch_prefix(batch.batch_id))]
+    ledger.store.delete_many([key for key in found if key != tombstone])
 
 
 def fence_abandoned(ledger: Ledger, batch_id: str) -> bool:

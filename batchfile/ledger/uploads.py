@@ -132,7 +132,7 @@ def _check_room(ledger: Ledger, upload: UploadRecord) -> None:
 
 
 def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None) -> FileRecord:
-    keys = []
+    parts = []
     size = 0
     if len(set(part_ids)) != len(part_ids):
         raise InvalidFile("part_ids: one is named twice; name each part once, in order")
@@ -141,7 +141,7 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
         entry = ledger.store.head(key) if layout.is_part_id(part_id) else None
         if entry is None:
             raise InvalidFile(f"part_ids[{place}]: {part_id[:80]!r} is no part of this upload")
-        keys.append(key)
+        parts.append(key)
         size += entry.size
     if size != upload.size:
         raise InvalidFile(f"part_ids: these parts have {size:,} bytes and the upload announced {upload.size:,}")
@@ -149,7 +149,7 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
     file = write_data(
         ledger,
         upload.tenant,
-        _hashed(ledger, keys, digest),
+        _hashed(ledger, parts, digest),
         filename=upload.filename,
         purpose=upload.purpose,
         kept_s=upload.file_kept_s,

@@ -261,12 +261,12 @@ class Claims:
         if len(todo) < LISTING_IN_READS:
             return todo
         batch_id = view.batch.batch_id
-        keys = [layout.shard_key(batch_id, self._pool, n) for n in todo]
+        records_of = [layout.shard_key(batch_id, self._pool, n) for n in todo]
         begun = {entry.key for entry in self._ledger.store.list(layout.shards_prefix(batch_id, self._pool))}
-        new = [n for n, key in zip(todo, keys, strict=True) if key not in begun]
+        new = [n for n, key in zip(todo, records_of, strict=True) if key not in begun]
         if new:
             return new
-        records = in_order(self._ledger, self._load, keys)
+        records = in_order(self._ledger, self._load, records_of)
         return [n for n, found in zip(todo, records, strict=True) if self._may_be_free(view, n, found)]
 
     def _load(self, key: str) -> Stored[ShardRecord] | BatchDamaged | None:

@@ -464,16 +464,16 @@ def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answ
         expiry.remove_after(world.ledger, f"gone/{name}", 60.0 + ord(name))
         idempotency.adopt(world.ledger, kind="key", tenant="t", value=name, digest=name, batch_id=f"never-{name}")
     markers = [entry.key for entry in world.store.list(layout.EXPIRING_PREFIX)]
-    keys = [entry.key for entry in world.store.list(layout.IDEMPOTENCY_PREFIX)]
+    entries = [entry.key for entry in world.store.list(layout.IDEMPOTENCY_PREFIX)]
     if answer == "rubbish":  # what it holds, not how it is answered
         world.store.put(markers[0], b"soon")
     else:
-        world.store.ills = [Ill(pattern=markers[0], answer=answer), Ill(pattern=keys[0], answer=answer)]
+        world.store.ills = [Ill(pattern=markers[0], answer=answer), Ill(pattern=entries[0], answer=answer)]
     world.clock.sleep(10 * 24 * 3600.0)
     Steward(world.ledger, runner="s").tick()
     world.store.ills = []
     assert [entry.key for entry in world.store.list("gone/")] == ["gone/a/x"]
-    assert [entry.key for entry in world.store.list(layout.IDEMPOTENCY_PREFIX)] == keys[: answer != "rubbish"]
+    assert [entry.key for entry in world.store.list(layout.IDEMPOTENCY_PREFIX)] == entries[: answer != "rubbish"]
 
 
 def test_a_sweep_stops_where_nothing_is_answered() -> None:

@@ -132,8 +132,8 @@ def results(ledger: Ledger, batch_id: str = "b") -> list[dict[str, Any]]:
 
 
 def shards(ledger: Ledger) -> list[ShardRecord]:
-    keys = [entry.key for entry in ledger.store.list(layout.shards_prefix("b"))]
-    return [found.record for key in keys if (found := load(ledger, key, ShardRecord))]
+    found = [entry.key for entry in ledger.store.list(layout.shards_prefix("b"))]
+    return [found.record for key in found if (found := load(ledger, key, ShardRecord))]
 
 
 def states(ledger: Ledger) -> list[str]:
