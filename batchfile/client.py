@@ -1,4 +1,4 @@
-"""A batchfile service over HTTP: the one client, and with `engine/http_connection.py` the only file that knows aiohttp.
+"""A batchfile service over HTTP: the one client, and with `engine/http/connection.py` the only file that knows aiohttp.
 
 Async. What can be asked twice is asked again while the service is away, for `patience_s`; a create too, under the one
 key that it was given. A service that has never answered is not waited for: its address may be wrong.

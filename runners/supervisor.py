@@ -16,8 +16,8 @@ from types import FrameType
 
 import structlog
 
-from batchfile.engine.cpu import BIND, core_shares
-from batchfile.engine.machine import read_cpu
+from batchfile.engine.vllm.cpu import BIND, core_shares
+from batchfile.engine.vllm.machine import read_cpu
 from batchfile.settings import load_settings
 from runners.options import Options
 from runners.pools import kind_of, pool_of

@@ -10,9 +10,9 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from batchfile.engine.cpu import BIND, core_shares
-from batchfile.engine.guard import ProcessGuard
-from batchfile.engine.machine import read_cpu
+from batchfile.engine.vllm.cpu import BIND, core_shares
+from batchfile.engine.vllm.machine import read_cpu
+from batchfile.engine.vllm.process_guard import ProcessGuard
 
 # No test depends on a timing: a busy machine makes none of them fail.
 settings.register_profile("batchfile", deadline=None)

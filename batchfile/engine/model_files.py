@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from batchfile.engine.cpu import ModelFacts
+from batchfile.engine.vllm.cpu import ModelFacts
 from batchfile.errors import SettingsError
 
 CONFIG = "config.json"

@@ -34,7 +34,7 @@ def engine_factory(
 
     def build() -> Engine:
         if kind == "vllm":
-            from batchfile.engine.vllm import VllmEngine, VllmOptions
+            from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
 
             return VllmEngine(
                 VllmOptions(
@@ -52,7 +52,7 @@ def engine_factory(
                 )
             )
         if kind == "http":
-            from batchfile.engine.http import HttpEngine, HttpOptions
+            from batchfile.engine.http.engine import HttpEngine, HttpOptions
 
             assert base_url is not None, "an HTTP engine needs a base URL"
             return HttpEngine(

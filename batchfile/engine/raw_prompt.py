@@ -7,7 +7,7 @@ import threading
 import zlib
 from typing import Any
 
-from batchfile.engine.chat_prompt import PREFIX_TOKENS
+from batchfile.engine.chat_template import PREFIX_TOKENS
 from batchfile.words import Input
 
 

@@ -6,7 +6,7 @@ Knows no file.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from batchfile.engine.chat_prompt import ChatPrompts
+from batchfile.engine.chat_template import ChatPrompts
 from batchfile.engine.raw_prompt import RawPrompts
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.words import Request, Sampling

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.engine.open import engine_factory
-from batchfile.engine.preflight import check_vllm
+from batchfile.engine.vllm.preflight import check_vllm
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import Limits
 from batchfile.settings import Settings
@@ -113,7 +113,7 @@ def choose_engine(
 
 def _endpoint_check(url: str, model: str, api_key: str | None) -> Callable[[Say], None]:
     def check(say: Say) -> None:
-        from batchfile.engine.http import HttpOptions, check_endpoint
+        from batchfile.engine.http.engine import HttpOptions, check_endpoint
 
         check_endpoint(HttpOptions(base_url=url, model=model, api_key=api_key), say)
 

@@ -17,8 +17,8 @@ from typing import cast
 
 import structlog
 
-from batchfile.engine.guard import FOR_SERVICES
-from batchfile.engine.schema_worker import read, write
+from batchfile.engine.schemas.compile_worker import read, write
+from batchfile.engine.vllm.process_guard import FOR_SERVICES
 from batchfile.runner import fitting_worker
 from batchfile.runner.fitting_schema import Kind, Verdict
 

@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 
-from batchfile.engine.schema_worker import read, write
+from batchfile.engine.schemas.compile_worker import read, write
 from batchfile.runner.fitting_schema import judged
 
 READY = b"READY"

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from batchfile.engine.cpu import BIND, RESERVED
-from batchfile.engine.machine import read_cpu
+from batchfile.engine.vllm.cpu import BIND, RESERVED
+from batchfile.engine.vllm.machine import read_cpu
 
 LEADS = Path(__file__).parents[2] / "examples" / "leads.jsonl"
 FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "asimdhp", "bf16")
@@ -40,7 +40,7 @@ def cases() -> dict[str, tuple[str, dict[str, str]]]:
 
 def work(args: argparse.Namespace) -> None:
     """One case: load, warm up with one request, generate for the rest."""
-    from batchfile.engine.vllm import VllmEngine, VllmOptions
+    from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
     from batchfile.words import Message, Request, Sampling
 
     started_at = time.monotonic()

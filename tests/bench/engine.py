@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchfile.engine.guard import ProcessGuard
+from batchfile.engine.vllm.process_guard import ProcessGuard
 
 BOUND_GENERATE = 1.0
 BOUND_RUN_BATCH = 1.1
@@ -123,7 +123,7 @@ def answer(**what: Any) -> None:
 
 def work_ours(args: argparse.Namespace) -> None:
     """Ours and `generate` on one and the same engine."""
-    from batchfile.engine.vllm import VllmEngine, VllmOptions
+    from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
 
     engine = VllmEngine(
         VllmOptions(

@@ -15,10 +15,12 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from batchfile.engine import http, http_connection, http_dispatch
 from batchfile.engine.base import Finished
-from batchfile.engine.http import UNFORESEEN, HttpEngine, HttpOptions
-from batchfile.engine.http_wire import Failed, Said, Throttled, Unserved, api_root, read_answer
+from batchfile.engine.http import connection as http_connection
+from batchfile.engine.http import dispatch
+from batchfile.engine.http import engine as http_engine
+from batchfile.engine.http.engine import UNFORESEEN, HttpEngine, HttpOptions
+from batchfile.engine.http.wire import Failed, Said, Throttled, Unserved, api_root, read_answer
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.lines import parse_request
 from batchfile.lines.result import decode_result, encode_result
@@ -216,14 +218,14 @@ def test_a_refusal_that_is_nested_too_deeply_is_a_refusal(server: Any, engine: H
 def test_whatever_happens_to_a_request_it_has_an_outcome_and_the_others_run(
     server: Any, engine: HttpEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, faults = http_dispatch.read_answer, iter([True])
+    read, faults = dispatch.read_answer, iter([True])
 
     def broken(*args: Any, **more: Any) -> Any:
         if next(faults, False):
             raise LookupError("nobody foresaw this")
         return read(*args, **more)
 
-    monkeypatch.setattr(http_dispatch, "read_answer", broken)
+    monkeypatch.setattr(dispatch, "read_answer", broken)
     outcomes = run(engine, *[request() for _ in range(3)])
     (failure,) = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     assert (failure.type, failure.message) == ("model_error", UNFORESEEN)
@@ -327,7 +329,7 @@ def test_an_endpoint_that_is_down_fails_no_request(server: Any, engine: HttpEngi
 
 
 def test_a_person_is_told_which_endpoint_does_not_answer_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "CHECK_SILENCE_S_MAX", 0.1)
+    monkeypatch.setattr(http_engine, "CHECK_SILENCE_S_MAX", 0.1)
     said: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -339,13 +341,13 @@ def test_a_person_is_told_which_endpoint_does_not_answer_the_check(monkeypatch: 
             connection.close()
 
         with pytest.raises(SettingsError, match=f"the endpoint {url}/v1 "):
-            http.check_endpoint(options(url), say)
+            http_engine.check_endpoint(options(url), say)
     assert said == [f"checking the endpoint {url}/v1 ..."]
 
 
 def test_a_check_that_is_answered_says_nothing(server: Any) -> None:
     said: list[str] = []
-    http.check_endpoint(options(server.url), said.append)
+    http_engine.check_endpoint(options(server.url), said.append)
     assert said == []
 
 
@@ -632,7 +634,7 @@ def test_a_max_tokens_that_nobody_asked_for_is_left_out_where_it_does_not_fit(se
 def test_a_response_that_is_too_long_is_refused(
     server: Any, engine: HttpEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_dispatch, "RESPONSE_BYTES_MAX", 1000)
+    monkeypatch.setattr(dispatch, "RESPONSE_BYTES_MAX", 1000)
     monkeypatch.setattr(http_connection, "RESPONSE_BYTES_MAX", 1000)
     [outcome] = run(engine, request(text="word " * 2000, max_tokens=2000))
     assert isinstance(outcome, Failure)

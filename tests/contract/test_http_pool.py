@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from batchfile.clock import SystemClock
-from batchfile.engine.http import HttpEngine, HttpOptions
+from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger, Limits

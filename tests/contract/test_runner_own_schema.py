@@ -14,7 +14,7 @@ from batchfile.clock import ManualClock, SystemClock
 from batchfile.engine.base import Engine
 from batchfile.engine.echo import EchoEngine
 from batchfile.engine.echo_options import EchoFaults
-from batchfile.engine.http import HttpEngine, HttpOptions
+from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from service import pool_environ
 
-from batchfile.engine.cpu import BIND, KV_CACHE
+from batchfile.engine.vllm.cpu import BIND, KV_CACHE
 from batchfile.settings_tables import Pool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from batchfile.engine.base import prepare_now
-from batchfile.engine.chat_prompt import ChatPrompts, fold_system
-from batchfile.engine.one_decode import OneDecode
-from batchfile.engine.vllm import VllmEngine, VllmOptions
-from batchfile.engine.vllm_steps import Stall, lacking
+from batchfile.engine.chat_template import ChatPrompts, fold_system
+from batchfile.engine.vllm.detokenize import OneDecode
+from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+from batchfile.engine.vllm.steps import Stall, lacking
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.words import Completion, Message, Outcome, Request, Sampling
 
@@ -262,8 +262,8 @@ def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
 
 PROGRAM = """
 import os, signal, sys
-from batchfile.engine.vllm import VllmEngine, VllmOptions
-from batchfile.engine.vllm_steps import lacking
+from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+from batchfile.engine.vllm.steps import lacking
 from batchfile.words import Message, Request, Sampling
 
 if __name__ == "__main__":

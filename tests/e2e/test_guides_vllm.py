@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.engine import schema_check
-from batchfile.engine.vllm import VllmEngine, VllmOptions
-from batchfile.engine.vllm_guides import checked_params
+from batchfile.engine.schemas import compile
+from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+from batchfile.engine.vllm.guides import checked_params
 from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
@@ -116,8 +116,8 @@ def test_a_schema_that_takes_minutes_to_compile_fails_alone_and_the_engine_compi
 
 
 def test_many_slow_schemas_of_one_batch_hold_up_no_other(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_check, "TIME_S_MAX", 3.0)
-    monkeypatch.setattr(schema_check, "TIME_S_HURRIED", 1.0)
+    monkeypatch.setattr(compile, "TIME_S_MAX", 3.0)
+    monkeypatch.setattr(compile, "TIME_S_HURRIED", 1.0)
     ledger = Ledger(store=MemoryStore(), rng=random.Random(3))
     create(ledger, "slow", [line(f"r{n}", POISON | {"title": str(n)}) for n in range(60)])
     runner = Runner(

@@ -8,9 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from batchfile.engine.base import prepare_now
-from batchfile.engine.chat_prompt import ChatPrompts
-from batchfile.engine.vllm import VllmEngine, VllmOptions
-from batchfile.engine.vllm_parsers import Parsers
+from batchfile.engine.chat_template import ChatPrompts
+from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+from batchfile.engine.vllm.parsers import Parsers
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.words import Choice, Completion, Message, Request, Sampling, Tool, ToolCall, Tools
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from api import posting
 from api.posting import is_public, post
-from batchfile.engine.http import HttpEngine, HttpOptions
+from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.errors import SettingsError
 from batchfile.settings_tables import LocalRun, Pool, Webhook
 from batchfile.words import Failure, Message, Outcome, Request, Sampling

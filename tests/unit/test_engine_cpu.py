@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.engine.cpu import (
+from batchfile.engine.vllm.cpu import (
     GIB,
     KV_CACHE,
     Cpu,
@@ -16,7 +16,7 @@ from batchfile.engine.cpu import (
     core_shares,
     kv_cache_gib,
 )
-from batchfile.engine.machine import flags_of, read_cpu
+from batchfile.engine.vllm.machine import flags_of, read_cpu
 from batchfile.errors import SettingsError
 
 AVX2 = frozenset({"sse4_2", "avx", "avx2", "f16c", "fma"})

@@ -8,16 +8,8 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.http_answer import Wanted, wanted_of
-from batchfile.engine.http_wire import (
-    Answer,
-    Failed,
-    Said,
-    Throttled,
-    Unserved,
-    read_answer,
-    unwrapped,
-)
+from batchfile.engine.http.answer import Wanted, wanted_of
+from batchfile.engine.http.wire import Answer, Failed, Said, Throttled, Unserved, read_answer, unwrapped
 from batchfile.words import Choice, Completion, Failure, Raw, Request, Sampling, Usage
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from batchfile.engine.base import in_flight_for
-from batchfile.engine.http_answer import Wanted
-from batchfile.engine.http_connection import NoAnswer
-from batchfile.engine.http_dispatch import Dispatcher, HttpPrepared, Pace
-from batchfile.engine.http_wire import Said
+from batchfile.engine.http.answer import Wanted
+from batchfile.engine.http.connection import NoAnswer
+from batchfile.engine.http.dispatch import Dispatcher, HttpPrepared, Pace
+from batchfile.engine.http.wire import Said
 from batchfile.words import Completion, Failure, Outcome
 from tests.unit.virtual_loop import run_virtually
 

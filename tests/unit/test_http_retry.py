@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.engine import http_retry
-from batchfile.engine.http_retry import CHANCE_MAX, FRESH_TRIES, OTHERS_MIN, TRIES_MIN, Judge, Kind, Tries
+from batchfile.engine.http import retry
+from batchfile.engine.http.retry import CHANCE_MAX, FRESH_TRIES, OTHERS_MIN, TRIES_MIN, Judge, Kind, Tries
 
 KINDS: list[Kind] = ["good", "bad", "throttled"]
 
@@ -120,8 +120,8 @@ def test_what_others_got_is_counted_exactly(events: list[tuple[int, Kind, float]
             log.append((key, int(now), kind))
         answer(judge, tries, kind, now)
         for mine, its in of.items():
-            counts = judge._others(its, now - http_retry.WINDOW_S, now)
-            within = [seen for who, second, seen in log if who != mine and second >= int(now - http_retry.WINDOW_S)]
+            counts = judge._others(its, now - retry.WINDOW_S, now)
+            within = [seen for who, second, seen in log if who != mine and second >= int(now - retry.WINDOW_S)]
             assert (counts.good, counts.bad, counts.throttled) == tuple(within.count(one) for one in KINDS)
 
 
@@ -137,7 +137,7 @@ def test_it_never_fails_early_or_by_a_likely_chance(events: list[tuple[int, Kind
         if kind == "throttled" and judge.throttle_verdict(of[key], now) == "fail":
             since = of[key].throttled_since
             assert since is not None
-            assert now - since >= http_retry.THROTTLE_S
+            assert now - since >= retry.THROTTLE_S
 
 
 def test_a_429_is_waited_out_for_ten_minutes_while_others_are_served() -> None:

@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.engine.http_slots import Limit, Slots
+from batchfile.engine.http.slots import Limit, Slots
 from tests.unit.virtual_loop import run_virtually
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.engine.http_answer import what_is_odd
+from batchfile.engine.http.answer import what_is_odd
 from batchfile.engine.tokens import fitting_max_tokens
 from batchfile.errors import InvalidRequest
 from batchfile.words import Sampling

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.engine import schema_check
-from batchfile.engine.guard import ProcessGuard
-from batchfile.engine.schema_check import SchemaCheck
+from batchfile.engine.schemas import compile
+from batchfile.engine.schemas.compile import SchemaCheck
+from batchfile.engine.vllm.process_guard import ProcessGuard
 
 HERE = str(Path(__file__).parent)
 POISON = {"type": "string", "pattern": "^[a-z]{1,50000}$"}
@@ -67,7 +67,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
 def test_xgrammar_takes_good_schemas_and_one_that_it_compiles_for_minutes_meets_the_time_bound(
     make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema_check, "TIME_S_MAX", 2.0)
+    monkeypatch.setattr(compile, "TIME_S_MAX", 2.0)
     check = make(b"xgrammar")
     assert answer(check, asked("compile", schema={"type": "string"})) == b"compiled"
     pid = check.pid
@@ -99,7 +99,7 @@ def test_one_that_takes_too_much_memory_or_ends_its_compiler_fails_alone(make: M
 
 def test_a_slow_machine_fails_no_schema(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is past the bound by the clock, and has not computed for so long."""
-    monkeypatch.setattr(schema_check, "TIME_S_MAX", 0.2)
+    monkeypatch.setattr(compile, "TIME_S_MAX", 0.2)
     check = make(b"")
     assert answer(check, asked("sleep", s=0.5))
     verdict = check.check(asked("sleep", s=60))
@@ -108,8 +108,8 @@ def test_a_slow_machine_fails_no_schema(make: Maker, monkeypatch: pytest.MonkeyP
 
 
 def test_after_a_few_that_met_the_bound_the_next_get_less(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_check, "TIME_S_MAX", 0.1)
-    monkeypatch.setattr(schema_check, "TIME_S_HURRIED", 0.05)
+    monkeypatch.setattr(compile, "TIME_S_MAX", 0.1)
+    monkeypatch.setattr(compile, "TIME_S_HURRIED", 0.05)
     check = make(b"")
     limits = []
     for n in range(5):
@@ -122,8 +122,8 @@ def test_after_a_few_that_met_the_bound_the_next_get_less(make: Maker, monkeypat
 def test_the_slow_schemas_of_one_owner_leave_the_others_their_time(
     make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema_check, "TIME_S_MAX", 0.1)
-    monkeypatch.setattr(schema_check, "TIME_S_HURRIED", 0.05)
+    monkeypatch.setattr(compile, "TIME_S_MAX", 0.1)
+    monkeypatch.setattr(compile, "TIME_S_HURRIED", 0.05)
     check = make(b"")
 
     def limit(n: int, owner: str) -> str:
@@ -170,8 +170,8 @@ def test_it_does_not_outlive_its_owner(make: Maker, guarded: bool) -> None:
     """Killed while the process compiles."""
     program = (
         "import threading, time\n"
-        "from batchfile.engine.guard import ProcessGuard\n"
-        "from batchfile.engine.schema_check import SchemaCheck\n"
+        "from batchfile.engine.vllm.process_guard import ProcessGuard\n"
+        "from batchfile.engine.schemas.compile import SchemaCheck\n"
         f"check = SchemaCheck('judge_for_tests', b'', ProcessGuard() if {guarded} else None)\n"
         "check.check(b'{}')\n"
         "print('PID', check.pid, flush=True)\n"

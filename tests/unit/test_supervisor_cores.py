@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.engine.cpu import BIND
+from batchfile.engine.vllm.cpu import BIND
 from runners.supervisor import Supervisor
 
 SAY = "import os, sys; open(sys.argv[1], 'w').write(os.environ.get(sys.argv[2], 'none'))"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from batchfile.engine.vllm_processes import children, close_sockets, descendants, ended
+from batchfile.engine.vllm.processes import children, close_sockets, descendants, ended
 
 
 def started(target: object, *arguments: object) -> multiprocessing.process.BaseProcess:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.vllm_steps import UNDOCUMENTED, OutputWait, StepCounter, lacking
+from batchfile.engine.vllm.steps import UNDOCUMENTED, OutputWait, StepCounter, lacking
 
 
 def outputs(*given: tuple[str, int], running: int | None = None) -> SimpleNamespace:

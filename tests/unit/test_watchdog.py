@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from batchfile.engine.vllm_steps import COLD as COLD_ENGINE
-from batchfile.engine.vllm_steps import Stall
+from batchfile.engine.vllm.steps import COLD as COLD_ENGINE
+from batchfile.engine.vllm.steps import Stall
 from batchfile.runner.watchdog import COLD, COMMIT_S_MAX, Calls, Watchdog
 from batchfile.runner.work import Item
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from batchfile.engine.guard import ProcessGuard
-from batchfile.engine.schema_check import SchemaCheck, Verdict
-from batchfile.engine.schema_worker import Judge
+from batchfile.engine.schemas.compile import SchemaCheck, Verdict
+from batchfile.engine.schemas.compile_worker import Judge
+from batchfile.engine.vllm.process_guard import ProcessGuard
 from batchfile.errors import InvalidRequest
 
 log = structlog.get_logger()
@@ -162,7 +162,7 @@ def load(payload: bytes) -> Judge:
     from vllm.sampling_params import StructuredOutputsParams
     from vllm.tokenizers import cached_tokenizer_from_config
 
-    from batchfile.engine.vllm_work import refusals
+    from batchfile.engine.vllm.task import refusals
 
     tokenizer = cached_tokenizer_from_config(model_config=config.model_config)
     known = {

@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 import aiohttp
 
-from batchfile.engine.http_wire import Said, unwrapped
+from batchfile.engine.http.wire import Said, unwrapped
 
 CONNECT_TIMEOUT_S = 10.0
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024

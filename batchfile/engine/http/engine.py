@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.http_answer import wanted_of
-from batchfile.engine.http_check import CHECK_SILENCE_S_MAX, CHECK_TIMEOUT_S, Checked, Subject, check
-from batchfile.engine.http_connection import Connection
-from batchfile.engine.http_dispatch import BACKOFF_S, PROBES_AT_ONCE, Dispatcher, HttpPrepared, Pace
-from batchfile.engine.http_retry import THROTTLE_S, WINDOW_S
-from batchfile.engine.http_wire import api_root, request_body
+from batchfile.engine.http.answer import wanted_of
+from batchfile.engine.http.check import CHECK_SILENCE_S_MAX, CHECK_TIMEOUT_S, Checked, Subject, check
+from batchfile.engine.http.connection import Connection
+from batchfile.engine.http.dispatch import BACKOFF_S, PROBES_AT_ONCE, Dispatcher, HttpPrepared, Pace
+from batchfile.engine.http.retry import THROTTLE_S, WINDOW_S
+from batchfile.engine.http.wire import api_root, request_body
 from batchfile.engine.prefix import prefix_of
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.words import Completion, Failure, Outcome, Request

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from batchfile.engine.base import SchemaUnchecked
-from batchfile.engine.chat_prompt import ChatPrompts
+from batchfile.engine.chat_template import ChatPrompts
 from batchfile.engine.embedding import check_task
-from batchfile.engine.loading import why_unavailable
-from batchfile.engine.one_decode import OneDecode
 from batchfile.engine.raw_prompt import RawPrompts, prefix_of_ids
 from batchfile.engine.tokens import fitting_max_tokens
-from batchfile.engine.vllm_guides import Guides
-from batchfile.engine.vllm_parsers import Parsers
-from batchfile.engine.vllm_work import VllmPrepared, refusals
+from batchfile.engine.vllm.detokenize import OneDecode
+from batchfile.engine.vllm.guides import Guides
+from batchfile.engine.vllm.load_errors import why_unavailable
+from batchfile.engine.vllm.parsers import Parsers
+from batchfile.engine.vllm.task import VllmPrepared, refusals
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.words import Choice, Completion, Failure, Outcome, Request, Usage
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from batchfile.engine.cpu import Cpu
+from batchfile.engine.vllm.cpu import Cpu
 
 SYSCTL_S_MAX = 10.0
 

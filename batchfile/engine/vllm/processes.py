@@ -13,8 +13,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from batchfile.engine.guard import ProcessGuard
-from batchfile.engine.loading import not_loaded
+from batchfile.engine.vllm.load_errors import not_loaded
+from batchfile.engine.vllm.process_guard import ProcessGuard
 
 # What the processes of an engine get to end by themselves before they are killed. On a CPU they take five
 # seconds to take themselves apart; killing frees the same memory at once.

@@ -15,7 +15,7 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from batchfile.engine.http_answer import Odd, Wanted, error_in, read_completion, status_of
+from batchfile.engine.http.answer import Odd, Wanted, error_in, read_completion, status_of
 from batchfile.engine.tool_wire import wire_tools, wire_turn
 from batchfile.errors import SettingsError
 from batchfile.words import Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools

@@ -6,7 +6,7 @@ from typing import Any
 from batchfile.engine.embedding import check_size, check_task, vector_of
 from batchfile.engine.raw_prompt import RawPrompts, prefix_of_ids
 from batchfile.engine.tokens import check_inputs
-from batchfile.engine.vllm_work import VllmPrepared
+from batchfile.engine.vllm.task import VllmPrepared
 from batchfile.errors import SettingsError
 from batchfile.words import Completion, Outcome, Request, Usage
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from batchfile.engine.base import Prepared
-from batchfile.engine.vllm_parsers import Reading
+from batchfile.engine.vllm.parsers import Reading
 from batchfile.words import Outcome, Request
 
 

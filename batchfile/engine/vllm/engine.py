@@ -16,15 +16,15 @@ from typing import Any
 import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.cpu import GIB, CpuChoice, choose, kv_cache_gib
-from batchfile.engine.guard import ProcessGuard
-from batchfile.engine.machine import read_cpu
 from batchfile.engine.model_files import model_facts
-from batchfile.engine.preflight import check_vllm
-from batchfile.engine.vllm_embedding import Embedding
-from batchfile.engine.vllm_generating import Generating
-from batchfile.engine.vllm_guides import Guides
-from batchfile.engine.vllm_processes import (
+from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib
+from batchfile.engine.vllm.embed import Embedding
+from batchfile.engine.vllm.generate import Generating
+from batchfile.engine.vllm.guides import Guides
+from batchfile.engine.vllm.machine import read_cpu
+from batchfile.engine.vllm.preflight import check_vllm
+from batchfile.engine.vllm.process_guard import ProcessGuard
+from batchfile.engine.vllm.processes import (
     CLOSE_S,
     built_apart,
     children,
@@ -33,8 +33,8 @@ from batchfile.engine.vllm_processes import (
     ended,
     environment,
 )
-from batchfile.engine.vllm_steps import OutputWait, Stall, StepCounter, lacking
-from batchfile.engine.vllm_work import VllmPrepared, Work, refusals
+from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
+from batchfile.engine.vllm.task import VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest
 from batchfile.words import Completion, Request, Task
 

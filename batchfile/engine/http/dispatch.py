@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import structlog
 
 from batchfile.engine.base import Prepared
-from batchfile.engine.http_answer import Wanted
-from batchfile.engine.http_check import Checked, has_read, is_refusal, smallest_body
-from batchfile.engine.http_connection import RESPONSE_BYTES_MAX, Ask, NoAnswer
-from batchfile.engine.http_retry import FRESH_TRIES, THROTTLE_S, WINDOW_S, Judge, Tries, Verdict
-from batchfile.engine.http_slots import Limit, Slots
-from batchfile.engine.http_wire import (
+from batchfile.engine.http.answer import Wanted
+from batchfile.engine.http.check import Checked, has_read, is_refusal, smallest_body
+from batchfile.engine.http.connection import RESPONSE_BYTES_MAX, Ask, NoAnswer
+from batchfile.engine.http.retry import FRESH_TRIES, THROTTLE_S, WINDOW_S, Judge, Tries, Verdict
+from batchfile.engine.http.slots import Limit, Slots
+from batchfile.engine.http.wire import (
     PATHS,
     Answer,
     Failed,

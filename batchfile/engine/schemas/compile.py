@@ -18,8 +18,8 @@ from typing import Literal
 
 import structlog
 
-from batchfile.engine import schema_worker
-from batchfile.engine.guard import FOR_SERVICES, ProcessGuard
+from batchfile.engine.schemas import compile_worker
+from batchfile.engine.vllm.process_guard import FOR_SERVICES, ProcessGuard
 
 log = structlog.get_logger()
 
@@ -121,16 +121,16 @@ class SchemaCheck:
         try:
             assert worker.stdin is not None
             frame = (str(time_s).encode(), str(MEMORY_MAX).encode(), schema)
-            schema_worker.write(worker.stdin.fileno(), *frame)
-            kind, answer = self._answer(worker, 2 * schema_worker.STARVED * time_s)
+            compile_worker.write(worker.stdin.fileno(), *frame)
+            kind, answer = self._answer(worker, 2 * compile_worker.STARVED * time_s)
         except (OSError, EOFError, TimeoutError, ValueError) as error:
             self._end(worker)
             if not self._is_closed:
                 log.warning("schema.not_checked", reason=f"its process ended: {type(error).__name__}: {error}")
             return None
-        if kind == schema_worker.TOO_SLOW:
+        if kind == compile_worker.TOO_SLOW:
             return Verdict(bound="time", limit=f"{time_s:g} s", time_s=time_s)
-        if kind == schema_worker.DIED:
+        if kind == compile_worker.DIED:
             return Verdict(bound="memory", limit=f"{MEMORY_MAX >> 30} GiB")
         return Verdict(answer=answer)
 
@@ -160,11 +160,11 @@ class SchemaCheck:
                 worker = self._worker = self._start()
             try:
                 assert worker.stdin is not None
-                schema_worker.write(worker.stdin.fileno(), self._payload)
+                compile_worker.write(worker.stdin.fileno(), self._payload)
                 kind, reason = self._answer(worker, START_S_MAX)
             except (OSError, EOFError, TimeoutError, ValueError) as error:
-                kind, reason = schema_worker.BROKEN, f"{type(error).__name__}: {error}".encode()
-            if kind == schema_worker.READY:
+                kind, reason = compile_worker.BROKEN, f"{type(error).__name__}: {error}".encode()
+            if kind == compile_worker.READY:
                 self._num_failed_starts = 0
                 log.info("schema.checker_ready", after_s=float(reason))
                 return worker
@@ -182,7 +182,7 @@ class SchemaCheck:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
         try:
             worker = subprocess.Popen(
-                [sys.executable, "-m", schema_worker.__name__, self._module],
+                [sys.executable, "-m", compile_worker.__name__, self._module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environ,
@@ -200,7 +200,7 @@ class SchemaCheck:
         fd = worker.stdout.fileno()
         for _ in range(int(timeout_s / ANSWER_TICK_S) + 1):
             if select.select([fd], [], [], ANSWER_TICK_S)[0]:
-                return schema_worker.read(fd)
+                return compile_worker.read(fd)
         raise TimeoutError(f"no answer within {timeout_s:g} s")
 
     def _end(self, worker: "subprocess.Popen[bytes]") -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from batchfile.engine.http_connection import Ask, NoAnswer
-from batchfile.engine.http_wire import MISPLACED_STATUSES, MODELS_PATH, PATHS, Said, endpoints_words, is_json
+from batchfile.engine.http.connection import Ask, NoAnswer
+from batchfile.engine.http.wire import MISPLACED_STATUSES, MODELS_PATH, PATHS, Said, endpoints_words, is_json
 from batchfile.words import Kind
 
 NAMES_SHOWN_MAX = 5

