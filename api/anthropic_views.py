@@ -7,9 +7,9 @@ from api import anthropic_shapes as shapes
 from api.dialects import BATCHES
 from api.service import Page
 from api.shapes import StageCounts
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.stage import stage_counts, timestamp
-from batchfile.records import BatchRecord
 from batchfile.settings_tables import Pool
 
 UNKNOWN_TIME = timestamp(0)  # what the format has for a model whose release is not known

@@ -39,11 +39,11 @@ from api.queries import Parameters, check_query, known_parameters
 from api.service import Service
 from api.stewarding import Stewarding
 from api.tending import Tending
-from batchfile.ledger.aside import Aside
+from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.long_work import LongWork
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import Aside
+from batchfile.long_work import LongWork
 from batchfile.settings import Settings
 from batchfile.store.metered import MeteredStore
 

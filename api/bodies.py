@@ -14,7 +14,7 @@ from api.errors import Refusal
 from api.ingest import Wishes, create_batch
 from api.service import Service
 from api.spool import SpoolLimits, spool
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
 
 RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
 NUMBER = re.compile(r"[0-9]{1,9}")

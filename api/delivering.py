@@ -20,11 +20,11 @@ import structlog
 
 from api import posting
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
-from batchfile.ledger.aside import PAUSE_S_MAX, Aside
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.webhooks import Event, signed_headers, tell
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import PAUSE_S_MAX, Aside
 from batchfile.settings_tables import Webhook
+from batchfile.webhooks import Event, signed_headers, tell
 
 log = structlog.get_logger()
 

@@ -21,9 +21,9 @@ from api.output_files import OutputFiles
 from api.service import Service
 from api.shapes import OpenAIProblem
 from api.streams import serve_file, stream
-from batchfile import layout
-from batchfile.ledger import files
-from batchfile.records import FileRecord, FileRef
+from batchfile.files import stored_files
+from batchfile.ledger import keys
+from batchfile.ledger.records import FileRecord, FileRef
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ async def list_files(
     after: Annotated[str | None, QueryParameter(description="The last id of the page before.")] = None,
 ) -> shapes.FilePage:
     """Output files are not listed; a batch names its own."""
-    if after is not None and not layout.is_file_id(after):
+    if after is not None and not keys.is_file_id(after):
         raise Refusal(404, f"after: there is no uploaded file {after[:80]!r}", param="after")
     if purpose not in {None, "batch"}:
         return shapes.FilePage(data=[], first_id=None, last_id=None, has_more=False)
@@ -87,7 +87,7 @@ async def retrieve(
         output = output_files.find(caller, file_id)
         if output is not None:
             return output_files.view(caller, output)
-        record = files.read_file(service.ledger, caller.tenant, file_id)
+        record = stored_files.read_file(service.ledger, caller.tenant, file_id)
         return None if record is None else views.file(record)
 
     return _known(await asyncio.to_thread(look), file_id)
@@ -111,7 +111,7 @@ async def remove(
     def act() -> bool | None:
         output = output_files.find(caller, file_id)
         if output is None:
-            return files.remove_file(service.ledger, caller.tenant, file_id) or None
+            return stored_files.remove_file(service.ledger, caller.tenant, file_id) or None
         output_files.remove(caller, output)
         return True
 
@@ -138,7 +138,7 @@ async def content(
         return Response(b"", media_type=LINES)
     if output is not None:
         return await stream(request, output_files.chunks(output), LINES)
-    record = _known(await asyncio.to_thread(files.read_file, service.ledger, caller.tenant, file_id), file_id)
+    record = _known(await asyncio.to_thread(stored_files.read_file, service.ledger, caller.tenant, file_id), file_id)
     stored = FileRef(key=record.key, size=record.size, sha256=record.sha256, num_lines=0)
     return await serve_file(request, service.ledger, stored, BYTES)
 
@@ -149,7 +149,7 @@ def _store(service: Service, caller: Caller, form: Form, bytes_max: int) -> File
         raise Refusal(
             400, f"purpose: must be 'batch', got {(purpose or '')[:80]!r}; no other is served", param="purpose"
         )
-    return files.store_file(
+    return stored_files.store_file(
         service.ledger,
         caller.tenant,
         form.chunks(),
@@ -174,7 +174,9 @@ def _kept_s(fields: dict[str, str]) -> float:
 
 
 def _page(service: Service, caller: Caller, num: int, is_oldest_first: bool, after: str | None) -> list[FileRecord]:
-    ids: Iterator[str] = files.list_file_ids(service.ledger, caller.tenant, after=None if is_oldest_first else after)
+    ids: Iterator[str] = stored_files.list_file_ids(
+        service.ledger, caller.tenant, after=None if is_oldest_first else after
+    )
     if is_oldest_first:
         ids = (file_id for file_id in reversed(list(ids)) if after is None or file_id < after)
     found: list[FileRecord] = []

@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar
 from api import shapes
 from api.errors import Refusal
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.presence import read_presence
-from batchfile.ledger.scale import Scale, has_waiting, read_scale
+from batchfile.ledger.demand import Scale, has_waiting, read_scale
+from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.records import PresenceRecord
 from batchfile.ledger.status import StatusReader
-from batchfile.records import PresenceRecord
 from batchfile.settings import Settings
 
 T = TypeVar("T")

@@ -15,11 +15,11 @@ from api.spool import Spooled
 from batchfile.errors import InvalidFile, InvalidRequest, TooLarge
 from batchfile.ledger import batches, idempotency
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cutter import Place, by_line, by_number
 from batchfile.ledger.idempotency import Adopted
-from batchfile.ledger.submit import submit
+from batchfile.ledger.records import BatchRecord
 from batchfile.lines.split import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
-from batchfile.records import BatchRecord
+from batchfile.plan.ranges import Place, by_line, by_number
+from batchfile.plan.submit import submit
 from batchfile.routing import route
 from batchfile.settings import Settings
 from batchfile.words import Defaults, RoutingTable

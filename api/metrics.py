@@ -12,8 +12,8 @@ from prometheus_client.registry import Collector
 
 from api.fleet import Fleet
 from batchfile.errors import StoreError
-from batchfile.ledger.aside import Aside
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import Aside
 from batchfile.store.metered import MeteredStore
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

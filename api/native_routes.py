@@ -20,7 +20,7 @@ from api.service import PAGE_MAX, Service
 from api.streams import follow, serve_file
 from api.tending import Tending
 from batchfile.errors import InvalidFile
-from batchfile.records import FileRef
+from batchfile.ledger.records import FileRef
 
 BATCHES = "/api/batches"
 POOLS = "/api/pools"

@@ -20,9 +20,11 @@ from api.ingest import adopt, made_before
 from api.service import Service, Shown
 from api.shapes import OpenAIProblem
 from api.tending import Tending
-from batchfile.ledger import batches, files, planning
+from batchfile.files import stored_files
+from batchfile.ledger import batches
+from batchfile.ledger.records import FileInput
 from batchfile.ledger.status import BatchStatus
-from batchfile.records import FileInput
+from batchfile.plan import pending
 from batchfile.words import Defaults
 
 BATCHES = "/v1/batches"
@@ -129,7 +131,7 @@ def _create(
     if made is not None:
         return made.batch_id
     service.check_room(caller)
-    file = files.read_file(ledger, caller.tenant, data.input_file_id)
+    file = stored_files.read_file(ledger, caller.tenant, data.input_file_id)
     if file is None:
         detail = f"input_file_id: there is no file {data.input_file_id[:80]!r}; upload it with purpose 'batch' first"
         raise Refusal(400, detail, param="input_file_id")
@@ -150,7 +152,7 @@ def _create(
         requests_max=settings.api.requests_max,
         output_kept_s=None if data.output_expires_after is None else float(data.output_expires_after.seconds),
     )
-    return planning.create(ledger, draft, file, wanted).batch_id
+    return pending.create(ledger, draft, file, wanted).batch_id
 
 
 def _status(service: Service, caller: Caller, batch_id: str) -> BatchStatus:

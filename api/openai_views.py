@@ -2,8 +2,8 @@
 
 from api import openai_shapes as shapes
 from api.output_files import output_file_id
+from batchfile.ledger.records import BatchRecord, FileRecord, UploadRecord
 from batchfile.ledger.status import BatchStatus
-from batchfile.records import BatchRecord, FileRecord, UploadRecord
 from batchfile.words import Usage
 
 _ENDED: dict[str | None, shapes.BatchState] = {

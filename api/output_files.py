@@ -13,11 +13,11 @@ from typing import Literal
 from api import openai_shapes as shapes
 from api.door import Caller
 from api.service import Service
-from batchfile import layout
+from batchfile.ledger import keys
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.expiry import remove_after
+from batchfile.ledger.records import BatchRecord
 from batchfile.lines.render import openai_file
-from batchfile.records import BatchRecord
 
 Kind = Literal["output", "errors"]
 
@@ -93,11 +93,11 @@ class OutputFiles:
         """Only this file; the batch stays, and so does its other one."""
         ledger = self._service.ledger
         left_s = file.expires_at - ledger.clock.now()
-        remove_after(ledger, layout.file_prefix(caller.tenant, file.file_id), left_s)
+        remove_after(ledger, keys.file_prefix(caller.tenant, file.file_id), left_s)
         ledger.store.put(self._removed_key(caller, file.file_id), b"")
 
     def _removed_key(self, caller: Caller, file_id: str) -> str:
-        return f"{layout.file_prefix(caller.tenant, file_id)}.removed"
+        return f"{keys.file_prefix(caller.tenant, file_id)}.removed"
 
     def _size(self, caller: Caller, file: OutputFile) -> int:
         if file.file_id not in self._sizes:
@@ -109,7 +109,7 @@ class OutputFiles:
 
     def _stored_size(self, caller: Caller, file: OutputFile) -> int:
         ledger = self._service.ledger
-        prefix = layout.file_prefix(caller.tenant, file.file_id)
+        prefix = keys.file_prefix(caller.tenant, file.file_id)
         found = ledger.store.get(f"{prefix}.size")
         if found is not None and found.data.isdigit():
             return int(found.data)

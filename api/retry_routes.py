@@ -15,8 +15,8 @@ from api.ingest import KEY_CHARS_MAX, made_before
 from api.native_routes import BATCHES
 from api.service import Service
 from batchfile.errors import InvalidFile
-from batchfile.ledger.submit import retry as retry_batch
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.plan.submit import retry as retry_batch
 
 
 @post(

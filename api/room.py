@@ -7,12 +7,12 @@ import threading
 from contextlib import suppress
 
 from api.errors import Refusal
-from batchfile import layout
 from batchfile.errors import BatchDamaged, StoreError
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
 
 FULL_S = 2.0  # for so long a tenant that has reached its limit is refused without another look
 RETRY_AFTER_S = 30
@@ -52,7 +52,7 @@ class Room:
 
     def _num_open(self, tenant: str) -> int:
         """As far as the limit."""
-        index = [layout.index_batch_id(entry.key) for entry in self._ledger.store.list(layout.index_prefix(tenant))]
+        index = [keys.index_batch_id(entry.key) for entry in self._ledger.store.list(keys.index_prefix(tenant))]
         with self._lock:
             ended = self._ended[tenant] = self._ended.get(tenant, set()) & set(index)
             may_be_open = [batch_id for batch_id in index if batch_id not in ended]
@@ -72,6 +72,6 @@ class Room:
     def _read(self, batch_id: str) -> BatchRecord | None:
         """None: there is none, or it cannot be read, which must not keep its tenant from creating others."""
         with suppress(BatchDamaged, StoreError):
-            found = load(self._ledger, layout.batch_key(batch_id), BatchRecord)
+            found = load(self._ledger, keys.batch_key(batch_id), BatchRecord)
             return None if found is None else found.record
         return None

@@ -15,15 +15,14 @@ import structlog
 from api.door import Caller
 from api.errors import Refusal, not_found, unreadable
 from api.room import Room
-from batchfile import layout
 from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged, StoreError
-from batchfile.ledger import batches, damage
+from batchfile.files.stored_files import read_file
+from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.files import read_file
 from batchfile.ledger.purge import purge
+from batchfile.ledger.records import BatchRecord, FileRecord, FileRef
 from batchfile.ledger.status import BatchStatus, StatusReader
-from batchfile.records import BatchRecord, FileRecord, FileRef
 from batchfile.settings import Settings
 
 log = structlog.get_logger()
@@ -53,7 +52,7 @@ class Shown:
 def known_id(batch_id: str) -> str:
     """Raises: Refusal 404 for what can be no id (a path trick, say)."""
     try:
-        return layout.check_batch_id(batch_id)
+        return keys.check_batch_id(batch_id)
     except InvalidRequest:
         raise not_found() from None
 
@@ -123,7 +122,7 @@ class Service:
             places = reversed(self._newer(caller, before))
         if shown is not None:
             like = shown.ids_like
-            places = (place for place in places if like.fullmatch(layout.index_batch_id(place)))
+            places = (place for place in places if like.fullmatch(keys.index_batch_id(place)))
         found: list[BatchStatus] = []
         while len(found) <= limit:
             # Reading a few too many costs less than reading them one after the other.
@@ -218,16 +217,16 @@ class Service:
     def _place(self, caller: Caller, batch_id: str) -> str:
         """The batch's key in the index."""
         try:
-            found = load(self.ledger, layout.batch_key(known_id(batch_id)), BatchRecord)
+            found = load(self.ledger, keys.batch_key(known_id(batch_id)), BatchRecord)
         except BatchDamaged as error:
             return self._place_of_damaged(caller, batch_id, error)
         if found is None or found.record.tenant != caller.tenant:
             raise not_found()
-        return layout.index_key(caller.tenant, found.record.created_at, batch_id)
+        return keys.index_key(caller.tenant, found.record.created_at, batch_id)
 
     def _newer(self, caller: Caller, batch_id: str) -> list[str]:
         place = self._place(caller, batch_id)
-        entries = self.ledger.store.list(layout.index_prefix(caller.tenant))
+        entries = self.ledger.store.list(keys.index_prefix(caller.tenant))
         return [entry.key for entry in takewhile(lambda entry: entry.key < place, entries)]
 
     def _place_of_damaged(self, caller: Caller, batch_id: str, error: BatchDamaged) -> str:
@@ -240,11 +239,11 @@ class Service:
         if place is None:
             log.error("batch.unreadable", batch_id=batch_id, error=str(error))
             raise unreadable() from None
-        if layout.index_tenant(place) != caller.tenant:
+        if keys.index_tenant(place) != caller.tenant:
             raise not_found() from None
         return place
 
     def _places(self, tenant: str, after: str) -> Iterator[str]:
         """Of the tenant's batches in the index, newest first."""
-        for entry in self.ledger.store.list(layout.index_prefix(tenant), after=after):
+        for entry in self.ledger.store.list(keys.index_prefix(tenant), after=after):
             yield entry.key

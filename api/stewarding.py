@@ -6,12 +6,12 @@ from collections.abc import Callable
 import structlog
 
 from batchfile.errors import StoreError
-from batchfile.ledger.aside import Aside
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.steward import Steward
-from batchfile.records import BatchRecord
 
 log = structlog.get_logger()
 

@@ -19,8 +19,8 @@ from api.answers import JSON_LINES
 from api.door import ENDLESS
 from api.errors import Refusal
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.live import Cursor, iter_live
-from batchfile.records import FileRef
+from batchfile.ledger.records import FileRef
+from batchfile.ledger.tail import Cursor, iter_live
 
 GZIP_LEVEL = 1  # a chunk costs less than the network saves
 LIVE_CHUNK_BYTES = 256 * 1024

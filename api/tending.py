@@ -10,9 +10,10 @@ from collections.abc import Callable
 import structlog
 
 from batchfile.errors import BatchDamaged, StoreError
-from batchfile.ledger import batches, planning
+from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.plan import pending
 
 log = structlog.get_logger()
 
@@ -57,7 +58,7 @@ class Tending:
                 if batch is not None and batch.state in {"planning", "ending"} and self._defer(batch):
                     continue
                 if batch is not None and batch.state == "planning":
-                    batch = planning.plan(self._ledger, batch_id, runner=self._runner)
+                    batch = pending.plan(self._ledger, batch_id, runner=self._runner)
                 if batch is not None and batch.state == "ending":
                     batch = batches.finish(self._ledger, batch_id, runner=self._runner)
                 if batch is not None and batch.state == "ended":

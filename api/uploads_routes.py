@@ -16,8 +16,8 @@ from api.files_routes import KEPT_S
 from api.forms import PART_FORM, received_form
 from api.service import Service
 from api.shapes import OpenAIProblem
-from batchfile.ledger import uploads
-from batchfile.records import UploadRecord
+from batchfile.files import uploads
+from batchfile.ledger.records import UploadRecord
 
 UPLOADS = "/v1/uploads"
 PART_BYTES_MAX = 64 * 1024 * 1024  # OpenAI's own

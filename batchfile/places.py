@@ -4,12 +4,12 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from batchfile import layout
 from batchfile.errors import InvalidRequest, NotFound, SettingsError
+from batchfile.ledger import keys
 from batchfile.ledger.base import IN_FLIGHT, Ledger
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
-from batchfile.records import BatchRecord, IdempotencyRecord
+from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.settings import Settings
 from batchfile.store.crash import armed
 from batchfile.store.open import local_path, open_store
@@ -67,7 +67,7 @@ def existing_ledger(
 def find_batch_id(ledger: Ledger, name: str) -> str:
     """The id that `name` is, or that the path of an output stands for."""
     path = os.path.realpath(name)
-    pointer = load(ledger, layout.idempotency_key("output", path), IdempotencyRecord)
+    pointer = load(ledger, keys.idempotency_key("output", path), IdempotencyRecord)
     return name if pointer is None else pointer.record.batch_id
 
 

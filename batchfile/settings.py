@@ -33,8 +33,8 @@ from pydantic_settings import (
 
 from batchfile import foreign_variables
 from batchfile.errors import SettingsError
-from batchfile.layout import is_pool_name
 from batchfile.ledger.base import LOCAL, Limits
+from batchfile.ledger.keys import is_pool_name
 from batchfile.runner.fitting_schema import schema_problem
 from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook
 from batchfile.settings_words import expected

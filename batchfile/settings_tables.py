@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from batchfile.layout import is_pool_name
+from batchfile.ledger.keys import is_pool_name
 from batchfile.words import EngineKind, Task
 
 TOMBSTONE_S_MIN = 2 * 3600.0  # twice the time after which a create is given up

@@ -13,12 +13,11 @@ from typing import NoReturn, Self
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.hearing import hearing
-from batchfile.ledger import batches
+from batchfile.inbox.scan import Inbox
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.inbox import Inbox
 from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
@@ -189,9 +188,9 @@ def _open_patiently(url: str | None, settings: Settings) -> Ledger:
 def _end_what_is_complete(ledger: Ledger, pool: str, runner_id: str) -> None:
     """The last shard may be done for less time than its batch takes to end, and nobody may come after us."""
     with suppress(StoreError), ledger.store.hold(runner_id):
-        for marker in list(ledger.store.list(layout.queue_prefix(pool))):
+        for marker in list(ledger.store.list(keys.queue_prefix(pool))):
             with suppress(BatchDamaged, StoreError):  # the runner has said so
-                batches.finish(ledger, layout.marker_batch_id(marker.key), runner=runner_id)
+                batches.finish(ledger, keys.marker_batch_id(marker.key), runner=runner_id)
 
 
 def _new_runner_id(pool: str) -> str:

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from batchfile.records import RunnerState
+from batchfile.ledger.records import RunnerState
 from batchfile.runner.histogram import Histogram
 from batchfile.runner.runner import Runner
 from batchfile.store.metered import MeteredStore

@@ -9,8 +9,8 @@ import structlog
 
 from batchfile.errors import StoreError
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.presence import remove_presence, write_presence
-from batchfile.records import PresenceRecord, RunnerState, RunnerTotals
+from batchfile.ledger.heartbeats import remove_presence, write_presence
+from batchfile.ledger.records import PresenceRecord, RunnerState, RunnerTotals
 from batchfile.runner.runner import Runner
 from runners.rates import RateMeter, Rates
 

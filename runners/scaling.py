@@ -1,6 +1,6 @@
 """How many runners a pool wants: the one rule of all that start and stop them. Pure; knows no Ray, RunPod or clock.
 
-Its figures are those of `batchfile.ledger.scale.Scale`, which `GET /api/pools/{pool}/scale` answers.
+Its figures are those of `batchfile.ledger.demand.Scale`, which `GET /api/pools/{pool}/scale` answers.
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ import click
 
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
-from batchfile.layout import is_pool_name
+from batchfile.ledger.keys import is_pool_name
 from batchfile.remote.base import BatchStatus, Remote
 from batchfile.remote.connection import TENANT, Connection
 

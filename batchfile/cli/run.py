@@ -17,13 +17,13 @@ from batchfile.cli.shown import counted, duration
 from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.stopping import Interrupted, Signals
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import STDIN
 from batchfile.local.progress import Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Job, Look, Observer, Session, grace_s_of, open_session, work_on
-from batchfile.records import BatchRecord
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.words import Task

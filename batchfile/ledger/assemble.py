@@ -12,19 +12,19 @@ from itertools import groupby, islice
 
 import structlog
 
-from batchfile import bits, layout
 from batchfile.errors import BatchDamaged, LeaseLost, ObjectChanged, ObjectMissing
+from batchfile.ledger import bitmaps, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.custom_ids import CustomIds
 from batchfile.ledger.hashing_writer import HashingWriter
 from batchfile.ledger.parallel import in_order
+from batchfile.ledger.records import BatchRecord, EndReason, FileRef, PartRef, Plan, Range, ShardRecord
 from batchfile.ledger.repin import repin
 from batchfile.lines import custom_id_of
 from batchfile.lines.frame import Line, iter_lines
 from batchfile.lines.part import PartLine, decode_part
 from batchfile.lines.result import encode_result
-from batchfile.records import BatchRecord, EndReason, FileRef, PartRef, Plan, Range, ShardRecord
 from batchfile.words import Counts, Failure, Usage
 
 log = structlog.get_logger()
@@ -74,8 +74,8 @@ def assemble(
     usage, gpu_s = Usage(), 0.0
     requests = _Requests(ledger, batch, beat)
     ids = CustomIds(ledger, plan.ids)
-    results_key = layout.results_key(batch.batch_id, nonce)
-    errors_key = layout.errors_key(batch.batch_id, nonce)
+    results_key = keys.results_key(batch.batch_id, nonce)
+    errors_key = keys.errors_key(batch.batch_id, nonce)
     by_range = [list(_records_of(batch, plan, n, records)) for n in range(len(plan.ranges))]
     parts = in_order(
         ledger,
@@ -155,7 +155,7 @@ def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range,
     committed = 0
     reason: EndReason = "failed"
     for record in records:
-        committed |= bits.parse(record.done)
+        committed |= bitmaps.parse(record.done)
         reason = record.reason or reason
     for line in range(span.num_lines):
         if line not in by_line:
@@ -174,7 +174,7 @@ def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> bytes | Non
         found = ledger.store.get(part.key)
         if found is not None and hashlib.sha256(found.data).hexdigest() == part.sha256:
             return found.data
-    now = load(ledger, layout.batch_key(batch.batch_id), BatchRecord)
+    now = load(ledger, keys.batch_key(batch.batch_id), BatchRecord)
     if now is None or now.record.state not in {"open", "ending"}:
         raise LeaseLost("someone else has ended the batch")
     log.error("part.lost", batch_id=batch.batch_id, key=part.key, found=found is not None)

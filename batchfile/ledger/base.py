@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from batchfile.clock import Clock, SystemClock
-from batchfile.records import new_id
+from batchfile.ledger.records import new_id
 from batchfile.store.base import Store
 
 

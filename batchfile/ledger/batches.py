@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, RecordDamaged, RecordNewer, StoreError
-from batchfile.ledger import outbox, shards
+from batchfile.inbox import outbox
+from batchfile.ledger import keys, shards
 from batchfile.ledger.assemble import Assembled, Records, Shard, assemble
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
-from batchfile.ledger.cutter import Planned
 from batchfile.ledger.parallel import in_order
+from batchfile.ledger.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord
 from batchfile.ledger.turn import Turn
-from batchfile.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord
+from batchfile.plan.ranges import Planned
 from batchfile.words import Defaults, RoutingTable
 
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ def withdraw(ledger: Ledger, draft: Draft) -> None:
 
 def _index_key(draft: Draft) -> str:
     assert draft.created_at is not None, "what is announced has a time"
-    return layout.index_key(draft.tenant, draft.created_at, draft.batch_id)
+    return keys.index_key(draft.tenant, draft.created_at, draft.batch_id)
 
 
 def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
@@ -85,8 +85,8 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
         write_id=ledger.new_id(),
     )
     mark(ledger, record, planned.plan)
-    ledger.store.put(layout.index_key(draft.tenant, now, draft.batch_id), b"")
-    written = swap(ledger, layout.batch_key(draft.batch_id), record, None)
+    ledger.store.put(keys.index_key(draft.tenant, now, draft.batch_id), b"")
+    written = swap(ledger, keys.batch_key(draft.batch_id), record, None)
     if isinstance(written, Lost):
         return _standing(record, written)
     ring(ledger, planned.plan.pools)
@@ -119,13 +119,13 @@ def mark(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
 def ring(ledger: Ledger, pools: Iterable[str]) -> None:
     """Tell idle runners that something changed. A hint: they look by themselves, only later."""
     for pool in pools:
-        if pool not in layout.SETTLED_POOLS:
+        if pool not in keys.SETTLED_POOLS:
             with suppress(StoreError):
-                ledger.store.put(layout.bell_key(pool), ledger.new_id().encode())
+                ledger.store.put(keys.bell_key(pool), ledger.new_id().encode())
 
 
 def read_batch(ledger: Ledger, batch_id: str) -> BatchRecord | None:
-    found = load(ledger, layout.batch_key(batch_id), BatchRecord)
+    found = load(ledger, keys.batch_key(batch_id), BatchRecord)
     return None if found is None or found.record.state == "deleted" else found.record
 
 
@@ -149,7 +149,7 @@ def end(ledger: Ledger, batch_id: str, reason: EndReason, detail: str | None = N
             return None
         return replace(record, state="ending", reason=reason, detail=detail, ending_at=now)
 
-    found = update_batch(ledger, layout.batch_key(batch_id), decide)
+    found = update_batch(ledger, keys.batch_key(batch_id), decide)
     if found is None or found.record.state == "deleted":
         return None
     return found.record
@@ -161,10 +161,10 @@ def close_all(ledger: Ledger, batch: BatchRecord, plan: Plan, beat: Callable[[],
     Calls `beat` between them.
     """
     reason = batch.reason or "failed"
-    begun = {entry.key for entry in ledger.store.list(layout.shards_prefix(batch.batch_id))}
+    begun = {entry.key for entry in ledger.store.list(keys.shards_prefix(batch.batch_id))}
 
     def close(shard: Shard) -> ShardRecord:
-        is_new = layout.shard_key(batch.batch_id, *shard) not in begun
+        is_new = keys.shard_key(batch.batch_id, *shard) not in begun
         return shards.close(ledger, batch.batch_id, plan, *shard, reason=reason, is_new=is_new)
 
     records: Records = {}
@@ -181,7 +181,7 @@ def final_records(
     """Each shard's record, which no one writes again; None where one is not done yet. Calls `beat` between them."""
 
     def read(shard: Shard) -> Stored[ShardRecord] | None:
-        return load(ledger, layout.shard_key(batch.batch_id, *shard), ShardRecord)
+        return load(ledger, keys.shard_key(batch.batch_id, *shard), ShardRecord)
 
     records: Records = {}
     members = list(_shards_of(plan))
@@ -195,7 +195,7 @@ def final_records(
 
 def _is_begun(ledger: Ledger, batch: BatchRecord, plan: Plan) -> bool:
     """Has every shard a record? Costs a listing, before anything is written for a batch that is not complete."""
-    begun = sum(1 for _ in ledger.store.list(layout.shards_prefix(batch.batch_id)))
+    begun = sum(1 for _ in ledger.store.list(keys.shards_prefix(batch.batch_id)))
     return begun >= sum(1 for _ in _shards_of(plan))
 
 
@@ -222,7 +222,7 @@ def finish(
     if not batch.plan_key:
         return _end_unplanned(ledger, batch_id)
     # While one process ends it, all the others ask again and again whether it has ended: that must cost little.
-    if Turn.is_held(ledger, layout.assembly_key(batch_id)):
+    if Turn.is_held(ledger, keys.assembly_key(batch_id)):
         return None
     try:
         plan = read_plan(ledger, batch)
@@ -230,7 +230,7 @@ def finish(
         return _end_without_plan(ledger, batch, error)
     if batch.state == "open" and not _is_begun(ledger, batch, plan):
         return None
-    turn = Turn.take(ledger, layout.assembly_key(batch_id), layout.ASSEMBLY_POOL, runner)
+    turn = Turn.take(ledger, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner)
     made = None if turn is None else _assemble(ledger, batch_id, plan, turn, is_stopped)
     return None if made is None else _conclude(ledger, batch, plan, made, runner)
 
@@ -293,7 +293,7 @@ def _end_unplanned(ledger: Ledger, batch_id: str) -> BatchRecord | None:
     def decide(record: BatchRecord) -> BatchRecord | None:
         return replace(record, state="ended", ended_at=now) if record.state == "ending" else None
 
-    ended = update_batch(ledger, layout.batch_key(batch_id), decide)
+    ended = update_batch(ledger, keys.batch_key(batch_id), decide)
     if ended is None or ended.record.state != "ended":
         return None
     log.info("batch.ended", batch_id=batch_id, reason=ended.record.reason, total=0)
@@ -313,7 +313,7 @@ def _end_without_plan(ledger: Ledger, batch: BatchRecord, error: BatchDamaged) -
         detail = "the stored plan of this batch is lost, and its results"
         return replace(record, state="ended", ended_at=now, detail=detail)
 
-    ended = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
+    ended = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     return None if ended is None or ended.record.state != "ended" else ended.record
 
 
@@ -345,7 +345,7 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
             gpu_s=made.gpu_s,
         )
 
-    ended = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
+    ended = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     if ended is None:
         return None
     ledger.store.delete_many(list(_markers(batch, plan)))
@@ -356,9 +356,9 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
 def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
     """Remove what an ended batch does not name: parts, and assemblies that lost."""
     keep = {ref.key for ref in (batch.results, batch.errors) if ref is not None}
-    found = [entry.key for entry in ledger.store.list(layout.parts_prefix(batch.batch_id))]
+    found = [entry.key for entry in ledger.store.list(keys.parts_prefix(batch.batch_id))]
     for stem in ("results-", "errors-"):
-        found += [entry.key for entry in ledger.store.list(layout.batch_prefix(batch.batch_id) + stem)]
+        found += [entry.key for entry in ledger.store.list(keys.batch_prefix(batch.batch_id) + stem)]
     ledger.store.delete_many([key for key in found if key not in keep])
 
 
@@ -369,14 +369,14 @@ def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:
     def decide(record: BatchRecord) -> BatchRecord | None:
         return replace(record, state="deleted", deleted_at=now) if record.state == "ended" else None
 
-    found = update_batch(ledger, layout.batch_key(batch_id), decide)
+    found = update_batch(ledger, keys.batch_key(batch_id), decide)
     return None if found is None else found.record
 
 
 def remove_objects(ledger: Ledger, batch: BatchRecord) -> None:
     """Everything of a deleted batch but its tombstone."""
-    tombstone = layout.batch_key(batch.batch_id)
-    found = [entry.key for entry in ledger.store.list(layout.batch_prefix(batch.batch_id))]
+    tombstone = keys.batch_key(batch.batch_id)
+    found = [entry.key for entry in ledger.store.list(keys.batch_prefix(batch.batch_id))]
     ledger.store.delete_many([key for key in found if key != tombstone])
 
 
@@ -407,9 +407,9 @@ def fence(ledger: Ledger, batch_id: str, why: str) -> bool:
         seq=1,
         write_id=ledger.new_id(),
     )
-    if isinstance(swap(ledger, layout.batch_key(batch_id), tombstone, None), Lost):
+    if isinstance(swap(ledger, keys.batch_key(batch_id), tombstone, None), Lost):
         return False
-    ledger.store.put(layout.index_key(tombstone.tenant, now, batch_id), b"")
+    ledger.store.put(keys.index_key(tombstone.tenant, now, batch_id), b"")
     remove_objects(ledger, tombstone)
     return True
 
@@ -421,11 +421,11 @@ def is_fence(record: BatchRecord) -> bool:
 
 def remove_tombstone(ledger: Ledger, batch: BatchRecord) -> None:
     """The last trace; the index marker goes last, so that a cut-off removal is found again."""
-    ledger.store.delete(layout.batch_key(batch.batch_id))
-    ledger.store.delete(layout.index_key(batch.tenant, batch.created_at, batch.batch_id))
+    ledger.store.delete(keys.batch_key(batch.batch_id))
+    ledger.store.delete(keys.index_key(batch.tenant, batch.created_at, batch.batch_id))
 
 
 def _markers(batch: BatchRecord, plan: Plan) -> Iterator[str]:
     for pool in plan.pools:
-        if pool not in layout.SETTLED_POOLS:
-            yield layout.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)
+        if pool not in keys.SETTLED_POOLS:
+            yield keys.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)

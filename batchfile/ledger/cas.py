@@ -18,7 +18,7 @@ from batchfile.errors import (
     StoreUnavailable,
 )
 from batchfile.ledger.base import Ledger
-from batchfile.records import BatchRecord, Record, ShardRecord, check_known, decode, encode
+from batchfile.ledger.records import BatchRecord, Record, ShardRecord, check_known, decode, encode
 from batchfile.store.base import Object
 
 ATTEMPTS_MAX = 5

@@ -10,12 +10,12 @@ from itertools import islice
 import msgspec
 import structlog
 
-from batchfile import layout
 from batchfile.errors import StoreError, StoreUnavailable
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.hashing_writer import HashingWriter
+from batchfile.ledger.records import FileRef, Range
 from batchfile.lines.frame import iter_lines
-from batchfile.records import FileRef, Range
 
 log = structlog.get_logger()
 
@@ -25,7 +25,7 @@ _decoder = msgspec.json.Decoder(str | None)
 
 class CustomIdsWriter(HashingWriter):
     def __init__(self, ledger: Ledger, batch_id: str) -> None:
-        super().__init__(ledger, layout.custom_ids_key(batch_id, ledger.new_id()[:12]))
+        super().__init__(ledger, keys.custom_ids_key(batch_id, ledger.new_id()[:12]))
 
     def write(self, ids: Sequence[str | None]) -> None:
         self.write_lines([_encoder.encode(custom_id) for custom_id in ids])

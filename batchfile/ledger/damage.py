@@ -9,12 +9,11 @@ from dataclasses import replace
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import RecordDamaged
-from batchfile.ledger import lease
+from batchfile.ledger import keys, lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap
-from batchfile.records import BatchRecord, FileInput, InputRef, LineError, ShardRecord
+from batchfile.ledger.records import BatchRecord, FileInput, InputRef, LineError, ShardRecord
 from batchfile.words import Defaults, RoutingTable
 
 log = structlog.get_logger()
@@ -26,15 +25,15 @@ _OPENAI_ID_CHARS = len("batch_") + 32
 
 def place_of(ledger: Ledger, tenant: str | None, batch_id: str) -> str | None:
     """Its key in the index, if it is a batch of this tenant (None: of any). Costs a listing of their batches."""
-    for entry in ledger.store.list(layout.INDEX_PREFIX if tenant is None else layout.index_prefix(tenant)):
-        if layout.index_batch_id(entry.key) == batch_id:
+    for entry in ledger.store.list(keys.INDEX_PREFIX if tenant is None else keys.index_prefix(tenant)):
+        if keys.index_batch_id(entry.key) == batch_id:
             return entry.key
     return None
 
 
 def stand_in(place: str, detail: str = DAMAGED) -> BatchRecord:
     """What a listing shows in place of a record that cannot be read: an end without results. `place`: in the index."""
-    batch_id, created_at = layout.index_batch_id(place), layout.index_created_at(place)
+    batch_id, created_at = keys.index_batch_id(place), keys.index_created_at(place)
     error = LineError(code="damaged", message=detail)
     # The form of the id tells which of them were made of a stored file.
     file = FileInput(file_id="", endpoint="", requests_max=0, errors=(error,))
@@ -50,7 +49,7 @@ def stand_in(place: str, detail: str = DAMAGED) -> BatchRecord:
         state="ended",
         reason="failed",
         detail=detail,
-        tenant=layout.index_tenant(place),
+        tenant=keys.index_tenant(place),
         file=file if len(batch_id) == _OPENAI_ID_CHARS else None,
         ended_at=created_at,
         seq=1,
@@ -61,7 +60,7 @@ def cancel(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | N
     """End the batch, without results, and fence its shards. None: someone else has replaced or removed the record."""
     now = ledger.clock.now()
     ended = replace(stand_in(place, CANCELED), reason="canceled", ending_at=now, ended_at=now, write_id=ledger.new_id())
-    written = swap(ledger, layout.batch_key(ended.batch_id), ended, damage)
+    written = swap(ledger, keys.batch_key(ended.batch_id), ended, damage)
     if isinstance(written, Lost):
         return None
     log.warning("batch.damaged_canceled", batch_id=ended.batch_id, key=damage.key)
@@ -74,9 +73,9 @@ def delete(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | N
     now = ledger.clock.now()
     shown = stand_in(place)
     # With a key of an input: without one it would be the fence of a create that was given up.
-    lost = replace(shown.input, key=layout.batch_prefix(shown.batch_id))
+    lost = replace(shown.input, key=keys.batch_prefix(shown.batch_id))
     gone = replace(shown, state="deleted", reason=None, input=lost, deleted_at=now, write_id=ledger.new_id())
-    written = swap(ledger, layout.batch_key(gone.batch_id), gone, damage)
+    written = swap(ledger, keys.batch_key(gone.batch_id), gone, damage)
     if isinstance(written, Lost):
         return None
     log.warning("batch.damaged_deleted", batch_id=gone.batch_id, key=damage.key)
@@ -86,7 +85,7 @@ def delete(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | N
 
 def _fence(ledger: Ledger, batch_id: str) -> None:
     """Close what is in work: its holders notice at their next checkpoint. A new claim reads `batch.json` by itself."""
-    for entry in list(ledger.store.list(layout.shards_prefix(batch_id))):
+    for entry in list(ledger.store.list(keys.shards_prefix(batch_id))):
         with suppress(RecordDamaged):  # nobody can hold it
             found = load(ledger, entry.key, ShardRecord)
             while found is not None and found.record.state not in {"done", "closed"}:

@@ -6,11 +6,11 @@ first, because that costs nothing; then the store's own clock decides.
 
 from itertools import takewhile
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged
-from batchfile.ledger.aside import do_each
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import do_each
 from batchfile.store.base import Entry
 
 
@@ -22,7 +22,7 @@ def is_over(ledger: Ledger, batch: BatchRecord) -> bool:
     """
     if ledger.clock.now() < batch.expires_at:
         return False
-    marker = ledger.store.get(layout.index_key(batch.tenant, batch.created_at, batch.batch_id))
+    marker = ledger.store.get(keys.index_key(batch.tenant, batch.created_at, batch.batch_id))
     if marker is None or marker.read_at < batch.expires_at:
         return False
     return marker.age_s >= batch.expires_at - batch.created_at
@@ -37,13 +37,13 @@ def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
     left_s = (batch.ended_at or batch.created_at) + kept_s - ledger.clock.now()
     if left_s > 0:
         return left_s
-    found = ledger.store.get(layout.batch_key(batch.batch_id))  # written last when it ended
+    found = ledger.store.get(keys.batch_key(batch.batch_id))  # written last when it ended
     return 0.0 if found is None else max(0.0, kept_s - found.age_s)
 
 
 def remove_after(ledger: Ledger, prefix: str, seconds: float) -> None:
     """Everything under `prefix` goes soon after `seconds` from now. Written before what it is for."""
-    key = layout.expiring_key(ledger.clock.now() + seconds, prefix)
+    key = keys.expiring_key(ledger.clock.now() + seconds, prefix)
     ledger.store.put(key, f"{seconds:.0f}".encode())
 
 
@@ -58,12 +58,12 @@ def sweep(ledger: Ledger) -> int:
         marker = ledger.store.get(entry.key)
         if marker is None or marker.age_s < _seconds(entry.key, marker.data):
             return False
-        ledger.store.delete_many([found.key for found in ledger.store.list(layout.expiring_prefix(entry.key))])
+        ledger.store.delete_many([found.key for found in ledger.store.list(keys.expiring_prefix(entry.key))])
         ledger.store.delete(entry.key)
         return True
 
-    entries = list(ledger.store.list(layout.EXPIRING_PREFIX))
-    return do_each(takewhile(lambda entry: layout.expiring_at(entry.key) <= now, entries), remove, "expiry.failed")
+    entries = list(ledger.store.list(keys.EXPIRING_PREFIX))
+    return do_each(takewhile(lambda entry: keys.expiring_at(entry.key) <= now, entries), remove, "expiry.failed")
 
 
 def _seconds(key: str, data: bytes) -> float:

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from batchfile.ledger.base import Ledger
-from batchfile.records import FileRef
+from batchfile.ledger.records import FileRef
 from batchfile.store.base import Writer
 
 

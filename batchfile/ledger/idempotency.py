@@ -8,13 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, KeyReused, RecordDamaged
-from batchfile.ledger.aside import do_each
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import fence_abandoned
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap
-from batchfile.records import BatchRecord, IdempotencyRecord
+from batchfile.ledger.records import BatchRecord, IdempotencyRecord
+from batchfile.ledger.set_aside import do_each
 from batchfile.store.base import Entry
 
 RETRY_S = 15 * 60.0  # for so long a retry without a key is recognised by its body
@@ -39,7 +39,7 @@ def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, ba
     A batch that was deleted, or refused or abandoned before its commit, stands for nothing.
     Raises: KeyReused where the earlier `digest` was another.
     """
-    key = layout.idempotency_key(kind, f"{tenant}\n{value}")
+    key = keys.idempotency_key(kind, f"{tenant}\n{value}")
 
     def is_it(found: Stored[IdempotencyRecord]) -> bool:
         if _is_gone(ledger, tenant, found):
@@ -69,14 +69,14 @@ def adopt_retry(
         younger_than_s = RETRY_S if is_retry else waited_s if found.record.is_retry else 0.0
         return found.age_s < younger_than_s and not _is_gone(ledger, tenant, found)
 
-    key = layout.idempotency_key("body", f"{tenant}\n{digest}")
+    key = keys.idempotency_key("body", f"{tenant}\n{digest}")
     wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now(), is_retry=is_retry)
     return _write_or_adopt(ledger, key, wanted, is_it, is_replaceable=True)
 
 
 def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) -> str | None:
     """The id that an earlier create gave `value`, for the same digest; None where there is none. Changes nothing."""
-    found = load(ledger, layout.idempotency_key(kind, f"{tenant}\n{value}"), IdempotencyRecord)
+    found = load(ledger, keys.idempotency_key(kind, f"{tenant}\n{value}"), IdempotencyRecord)
     if found is None or found.record.digest != digest or (kind == "body" and found.age_s >= RETRY_S):
         return None
     return found.record.batch_id
@@ -96,13 +96,13 @@ def sweep_idempotency(ledger: Ledger) -> int:
             found = load(ledger, entry.key, IdempotencyRecord)
             if found is None or found.age_s < kept_s:
                 return False
-            if load(ledger, layout.batch_key(found.record.batch_id), BatchRecord) is None:
+            if load(ledger, keys.batch_key(found.record.batch_id), BatchRecord) is None:
                 must_know(ledger, entry.key, found)
                 ledger.store.delete(entry.key)
                 return True
         return False
 
-    entries = [entry for entry in ledger.store.list(layout.IDEMPOTENCY_PREFIX) if entry.modified_at <= old]
+    entries = [entry for entry in ledger.store.list(keys.IDEMPOTENCY_PREFIX) if entry.modified_at <= old]
     return do_each(entries, remove, "idempotency.failed")
 
 
@@ -140,11 +140,11 @@ def _adopted(record: IdempotencyRecord, *, is_first: bool) -> Adopted:
 def _is_gone(ledger: Ledger, tenant: str, found: Stored[IdempotencyRecord]) -> bool:
     """Was its create refused or abandoned, or its batch deleted? An abandoned one is fenced: it may only be slow."""
     batch_id = found.record.batch_id
-    batch = load(ledger, layout.batch_key(batch_id), BatchRecord)
+    batch = load(ledger, keys.batch_key(batch_id), BatchRecord)
     if batch is not None:
         return batch.record.state == "deleted"
     if found.age_s < ledger.limits.abandoned_s:
         return False
-    marker = ledger.store.get(layout.index_key(tenant, found.record.created_at, batch_id))
+    marker = ledger.store.get(keys.index_key(tenant, found.record.created_at, batch_id))
     is_alive = marker is not None and marker.age_s < ledger.limits.abandoned_s
     return not is_alive and fence_abandoned(ledger, batch_id)

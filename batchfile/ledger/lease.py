@@ -11,8 +11,8 @@ record is marked as doubted, and its holder has another whole lease, with a stor
 
 from dataclasses import replace
 
-from batchfile import bits
-from batchfile.records import EndReason, PartRef, Range, ShardRecord
+from batchfile.ledger import bitmaps
+from batchfile.ledger.records import EndReason, PartRef, Range, ShardRecord
 from batchfile.words import Counts, Usage
 
 LAPSES_BEFORE_TRYING = 2
@@ -63,7 +63,7 @@ def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
     taken = replace(taken, lapses=record.lapses + 1)
     if len(record.trying) == 1:
         return replace(taken, blamed=record.blamed + 1)
-    done = bits.parse(record.done)
+    done = bitmaps.parse(record.done)
     left = tuple(line for line in record.trying if not done >> line & 1)
     return replace(taken, trying=left[: (len(left) + 1) // 2], blamed=0)
 
@@ -90,7 +90,7 @@ def next_trial(record: ShardRecord, missing: int) -> tuple[int, ...]:
     left = tuple(line for line in record.trying if missing >> line & 1)
     if left:
         return left
-    lines = tuple(bits.lines(missing))
+    lines = tuple(bitmaps.lines(missing))
     return lines[: (len(lines) + 1) // 2]
 
 
@@ -124,7 +124,7 @@ def checkpointed(
         seq=seq,
         state="done" if total.finished == record.num_lines else "leased",
         parts=record.parts if part is None else (*record.parts, part),
-        done=bits.render(bits.parse(record.done) | done),
+        done=bitmaps.render(bitmaps.parse(record.done) | done),
         counts=total,
         usage=record.usage + usage,
         gpu_s=round(record.gpu_s + gpu_s, 4),
@@ -156,7 +156,7 @@ def lost(record: ShardRecord, span: Range) -> ShardRecord:
 
     With other pools in the same range, which of its lines were this pool's is known to nobody here.
     """
-    rejected = bits.parse(span.rejected)
+    rejected = bitmaps.parse(span.rejected)
     if record.num_lines != span.num_lines - rejected.bit_count():
         return record
-    return replace(record, done=bits.render(((1 << span.num_lines) - 1) & ~rejected))
+    return replace(record, done=bitmaps.render(((1 << span.num_lines) - 1) & ~rejected))

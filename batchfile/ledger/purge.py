@@ -9,11 +9,10 @@ from dataclasses import replace
 
 import structlog
 
-from batchfile import layout
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import update_batch
-from batchfile.records import BatchRecord, InputRef
+from batchfile.ledger.records import BatchRecord, InputRef
 from batchfile.words import Counts, Defaults, RoutingTable, Usage
 
 log = structlog.get_logger()
@@ -30,7 +29,7 @@ def purge(ledger: Ledger, batch_id: str) -> BatchRecord | None:
         # A fence has nothing, and must stay known as such.
         return None if record.state != "deleted" or batches.is_fence(record) or bare == record else bare
 
-    found = update_batch(ledger, layout.batch_key(batch_id), decide)
+    found = update_batch(ledger, keys.batch_key(batch_id), decide)
     if found is None:
         return None
     if found.record.state == "deleted":
@@ -42,7 +41,7 @@ def purge(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 def _bare(record: BatchRecord) -> BatchRecord:
     """With nothing of what its user sent: no name of a file, no metadata, no digest, no message, no figures."""
     # With a key all the same: without one it would be the fence of a create that was given up.
-    nothing = InputRef(key=layout.batch_prefix(record.batch_id), etag="", size=0, sha256="", dialect="native")
+    nothing = InputRef(key=keys.batch_prefix(record.batch_id), etag="", size=0, sha256="", dialect="native")
     return replace(
         record,
         input=nothing,

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from batchfile import layout
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.records import LineError, Plan, ShardRecord
 from batchfile.lines.part import decode_part
 from batchfile.lines.result import decode_result
-from batchfile.records import LineError, Plan, ShardRecord
 
 TOLD_MAX = 100
 
@@ -22,8 +22,8 @@ def told(ledger: Ledger, batch_id: str, plan: Plan) -> tuple[LineError, ...]:
 
 
 def _all(ledger: Ledger, batch_id: str, plan: Plan) -> Iterator[LineError]:
-    for n in sorted(plan.pools.get(layout.REJECTED_POOL, {})):
-        found = load(ledger, layout.shard_key(batch_id, layout.REJECTED_POOL, n), ShardRecord)
+    for n in sorted(plan.pools.get(keys.REJECTED_POOL, {})):
+        found = load(ledger, keys.shard_key(batch_id, keys.REJECTED_POOL, n), ShardRecord)
         lines = []
         for part in () if found is None else found.record.parts:
             stored = ledger.store.get(part.key)

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import ObjectChanged, ObjectMissing, StoreError
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load, update_batch
-from batchfile.records import BatchRecord, InputRef
+from batchfile.ledger.records import BatchRecord, InputRef
 from batchfile.store.base import Entry
 
 log = structlog.get_logger()
@@ -27,7 +27,7 @@ def repin(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None] = lambda:
     Reads the whole input; calls `beat` every MiB. Raises: StoreError, BatchDamaged.
     """
     pinned = batch.input
-    now = load(ledger, layout.batch_key(batch.batch_id), BatchRecord)
+    now = load(ledger, keys.batch_key(batch.batch_id), BatchRecord)
     if now is None or now.record.state not in {"open", "ending"}:
         return None
     if now.record.input != pinned:
@@ -55,7 +55,7 @@ def _in_place(ledger: Ledger, pinned: InputRef, entry: Entry, beat: Callable[[],
 
 
 def _copied(ledger: Ledger, batch_id: str, pinned: InputRef, beat: Callable[[], None]) -> InputRef | None:
-    key = layout.input_key(batch_id, ledger.new_id()[:12])
+    key = keys.input_key(batch_id, ledger.new_id()[:12])
     with suppress(ObjectChanged, ObjectMissing), ledger.store.writer(key, is_new=True) as writer:
         digest = hashlib.sha256()
         for chunk in ledger.store.stream(pinned.key, 0, pinned.size):
@@ -72,7 +72,7 @@ def _commit(ledger: Ledger, batch: BatchRecord, fresh: InputRef) -> BatchRecord 
         is_ours = record.state in {"open", "ending"} and record.input == batch.input
         return replace(record, input=fresh) if is_ours else None
 
-    found = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
+    found = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     record = None if found is None else found.record
     is_used = record is not None and record.input == fresh
     if fresh.key != batch.input.key and not is_used:

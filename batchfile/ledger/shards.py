@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from batchfile import bits, layout
 from batchfile.errors import LeaseLost, RecordDamaged, ShardClosed, StoreError
-from batchfile.ledger import lease
+from batchfile.ledger import bitmaps, keys, lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.ledger.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
 from batchfile.lines.part import FinishedLine, encode_part
-from batchfile.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
 from batchfile.words import Counts, Usage
 
 log = structlog.get_logger()
@@ -46,7 +45,7 @@ class Held:
     @property
     def missing(self) -> int:
         """A bitmap of the range's lines without the done ones (other pools' and rejected lines still in it)."""
-        return ((1 << self.range.num_lines) - 1) & ~bits.parse(self.record.done)
+        return ((1 << self.range.num_lines) - 1) & ~bitmaps.parse(self.record.done)
 
     def may_dispatch(self, now_monotonic: float, ttl_s: float) -> bool:
         return now_monotonic - self.written_at < ttl_s * DISPATCH_SHARE_OF_TTL
@@ -54,7 +53,7 @@ class Held:
 
 def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, runner: str) -> Held | ShardState:
     """Take shard `n` of `pool` if it is free; else the state in which it was found. Raises: StoreUnavailable."""
-    key = layout.shard_key(batch.batch_id, pool, n)
+    key = keys.shard_key(batch.batch_id, pool, n)
     sent_at = ledger.clock.monotonic()
     found = load(ledger, key, ShardRecord)
     fresh = lease.fresh(pool, n, plan.pools[pool][n], lease=ledger.new_id(), runner=runner)
@@ -64,7 +63,7 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
     held = Held(batch=batch, range=plan.ranges[n], key=key, stored=taken, seq=taken.record.seq, written_at=sent_at)
     if found is None:
         # Whoever ends the batch may have looked at this shard before it had a record.
-        now = load(ledger, layout.batch_key(batch.batch_id), BatchRecord)
+        now = load(ledger, keys.batch_key(batch.batch_id), BatchRecord)
         if now is None:  # its tombstone is gone too: nobody would ever remove what is written for it
             _remove(ledger, key)
             return "closed"
@@ -130,7 +129,7 @@ def checkpoint(
         held.record,
         seq=held.seq,
         part=part,
-        done=bits.of(item.line for item in finished),
+        done=bitmaps.of(item.line for item in finished),
         counts=counts,
         usage=usage,
         has_dispatched=has_dispatched or (held.record.has_dispatched and trying is None),
@@ -155,7 +154,7 @@ def close(
     A record that cannot be read is replaced: nobody can hold it, and what it named is lost. `is_new`: it seems to have
     no record, so that one is written without a look.
     """
-    key = layout.shard_key(batch_id, pool, n)
+    key = keys.shard_key(batch_id, pool, n)
     found = None if is_new else _load_or_damage(ledger, key)
     while not isinstance(found, Stored) or found.record.state not in {"done", "closed"}:
         lease_id = ledger.new_id()
@@ -190,12 +189,12 @@ def put_done(
         state="done",
         lease=ledger.new_id(),
         runner="",
-        done=bits.render(bits.of(item.line for item in lines)),
+        done=bitmaps.render(bitmaps.of(item.line for item in lines)),
         parts=tuple(parts),
         counts=counts,
         usage=usage,
     )
-    swap(ledger, layout.shard_key(batch_id, pool, n), record, None)
+    swap(ledger, keys.shard_key(batch_id, pool, n), record, None)
 
 
 def write_part(ledger: Ledger, key: str, lines: Sequence[FinishedLine]) -> PartRef:
@@ -209,7 +208,7 @@ def _write_part(ledger: Ledger, held: Held, finished: Sequence[FinishedLine]) ->
     record = held.record
     # A key is used once: an earlier try of the same checkpoint may be named by a record whose answer was lost.
     held.num_parts += 1
-    key = layout.part_key(held.batch.batch_id, record.pool, record.n, record.lease, held.num_parts)
+    key = keys.part_key(held.batch.batch_id, record.pool, record.n, record.lease, held.num_parts)
     return write_part(ledger, key, finished)
 
 

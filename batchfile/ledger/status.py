@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, RecordDamaged, RecordNewer, StoreError
 from batchfile.ledger import damage
+from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.damage import DAMAGED
-from batchfile.records import BatchRecord, Plan, ShardRecord
+from batchfile.ledger.records import BatchRecord, Plan, ShardRecord
 from batchfile.words import Counts, Usage
 
 log = structlog.get_logger()
@@ -138,7 +138,7 @@ class _View:
         self.shares = {
             pool: PoolProgress(num_shards=len(members), num_requests=sum(members.values()))
             for pool, members in plan.pools.items()
-            if pool not in layout.SETTLED_POOLS
+            if pool not in ledger_keys.SETTLED_POOLS
         }
         self.is_planned = True
 
@@ -210,7 +210,7 @@ class StatusReader:
 
         What cannot be read has a `problem`, and a stand-in where nothing of it was known.
         """
-        batch_id = layout.index_batch_id(place)
+        batch_id = ledger_keys.index_batch_id(place)
         try:
             return self.read(batch_id)
         except RecordDamaged as error:
@@ -310,7 +310,7 @@ class StatusReader:
             except BatchDamaged as error:  # a batch can be canceled, and expires, without its plan
                 self._note(view, error)
         changed = []
-        for entry in self.ledger.store.list(layout.shards_prefix(view.batch.batch_id)):
+        for entry in self.ledger.store.list(ledger_keys.shards_prefix(view.batch.batch_id)):
             view.updated_at = max(view.updated_at, entry.modified_at)
             known = view.rows.get(entry.key)
             if known is None or known.etag != entry.etag:

@@ -8,7 +8,7 @@ from batchfile.errors import BatchDamaged, LeaseLost, RecordDamaged, RecordNewer
 from batchfile.ledger import lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import ATTEMPTS_MAX, Lost, Stored, load, swap
-from batchfile.records import ShardRecord
+from batchfile.ledger.records import ShardRecord
 
 RETURN_S = 1.0  # between two tries to give a turn back; doubles, up to a share of the lease
 RETURN_SHARE_OF_TTL = 1 / 3

@@ -10,11 +10,11 @@ from typing import Literal, NoReturn, get_args
 
 from batchfile import logs
 from batchfile.errors import BatchfileError, EngineDead, SettingsError
+from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
 from batchfile.local.engines import choose_engine
 from batchfile.local.receipt import Receipt
 from batchfile.local.session import Job, Look, Observer, grace_s_of, open_session, work_on
-from batchfile.records import BatchRecord
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.words import EngineKind, Task

@@ -9,11 +9,11 @@ from batchfile.errors import RecordDamaged, StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, swap
+from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.local import identity
 from batchfile.local.identity import Identity
 from batchfile.local.inputs import Source, begins_with
 from batchfile.local.removal import CUT_OFF, throw_away
-from batchfile.records import BatchRecord, IdempotencyRecord
 
 DETAIL = "lines were added to its input; another batch has taken over its results"
 _TRIES = 90  # to end a batch that another process may hold: one a second, for longer than a lease

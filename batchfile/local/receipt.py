@@ -7,8 +7,8 @@ import msgspec
 
 from batchfile import __version__
 from batchfile.errors import UNREADABLE
+from batchfile.ledger.records import BatchRecord
 from batchfile.local import identity
-from batchfile.records import BatchRecord
 from batchfile.words import Counts, Usage
 
 

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-from batchfile import layout
 from batchfile.errors import RecordDamaged
-from batchfile.ledger import batches, damage
+from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import update_batch
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
 
 POOL = "local"
 TENANT = "default"
@@ -22,7 +21,7 @@ def throw_away(ledger: Ledger, batch_id: str) -> None:
         return None if record.state == "deleted" else replace(record, state="deleted", deleted_at=now)
 
     try:
-        found = update_batch(ledger, layout.batch_key(batch_id), decide)
+        found = update_batch(ledger, keys.batch_key(batch_id), decide)
     except RecordDamaged:
         _remove_damaged(ledger, batch_id)
         return
@@ -30,15 +29,15 @@ def throw_away(ledger: Ledger, batch_id: str) -> None:
         batches.fence(ledger, batch_id, CUT_OFF)
         return
     record = found.record
-    ledger.store.delete(layout.marker_key(POOL, record.priority, record.created_at, batch_id))
+    ledger.store.delete(keys.marker_key(POOL, record.priority, record.created_at, batch_id))
     batches.remove_objects(ledger, record)
     batches.remove_tombstone(ledger, record)
 
 
 def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
     """Its record says nothing any more; its id is in the keys of its markers."""
-    for entry in list(ledger.store.list(layout.queue_prefix(POOL))):
-        if layout.marker_batch_id(entry.key) == batch_id:
+    for entry in list(ledger.store.list(keys.queue_prefix(POOL))):
+        if keys.marker_batch_id(entry.key) == batch_id:
             ledger.store.delete(entry.key)
     remove_unborn(ledger, batch_id)
     place = damage.place_of(ledger, TENANT, batch_id)
@@ -48,5 +47,5 @@ def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
 
 def remove_unborn(ledger: Ledger, batch_id: str) -> None:
     """What was written for a batch that was refused before its commit: nobody knows its id."""
-    for entry in list(ledger.store.list(layout.batch_prefix(batch_id))):
+    for entry in list(ledger.store.list(keys.batch_prefix(batch_id))):
         ledger.store.delete(entry.key)

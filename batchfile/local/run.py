@@ -11,14 +11,12 @@ from pathlib import Path
 
 import structlog
 
-from batchfile import layout
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, OutputTaken, RecordDamaged
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_batch
-from batchfile.ledger.cutter import Planned
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.frame import NUL_TAIL, iter_lines
 from batchfile.local import growth, identity, inputs, outputs
@@ -26,7 +24,8 @@ from batchfile.local.identity import Identity
 from batchfile.local.inputs import Source
 from batchfile.local.removal import CUT_OFF, POOL, remove_unborn, throw_away
 from batchfile.local.strict import check_every_line
-from batchfile.records import BatchRecord, IdempotencyRecord
+from batchfile.plan.planner import plan_input
+from batchfile.plan.ranges import Planned
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.words import Defaults, RoutingTable
 
@@ -83,7 +82,7 @@ def open_batch(
     if options.output is None:
         before_plan()
         return _create(ledger, source, options, None)
-    key = layout.idempotency_key("output", options.output)
+    key = keys.idempotency_key("output", options.output)
     try:
         pointer = load(ledger, key, IdempotencyRecord)
     except RecordDamaged as error:
@@ -123,7 +122,7 @@ def _restart_instead(output: str, error: RecordDamaged) -> BatchDamaged:
 
 def _check_replaceable(ledger: Ledger, batch_id: str) -> None:
     """Raises: RecordNewer where a newer version of batchfile runs this batch."""
-    key = layout.batch_key(batch_id)
+    key = keys.batch_key(batch_id)
     with suppress(RecordDamaged):
         found = load(ledger, key, BatchRecord)
         if found is not None:
@@ -168,7 +167,7 @@ def _remember_engine(ledger: Ledger, batch_id: str, version: str) -> None:
             return None
         return replace(record, metadata={**record.metadata, identity.ENGINE_VERSION: version})
 
-    update_batch(ledger, layout.batch_key(batch_id), decide)
+    update_batch(ledger, keys.batch_key(batch_id), decide)
 
 
 def _continue(
@@ -216,13 +215,13 @@ def _repin(ledger: Ledger, source: Source, batch: BatchRecord, *, is_same: bool)
         pinned = record.input if etag is None else replace(record.input, etag=etag)
         return replace(record, input=pinned, metadata={**record.metadata, **stamp})
 
-    found = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
+    found = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     return batch if found is None else found.record
 
 
 def _spool_again(ledger: Ledger, source: Source, batch_id: str, limit: int | None) -> str:
     """The digest of what stdin holds."""
-    key = layout.input_key(batch_id, f"{_SPOOLED_AGAIN}-{ledger.new_id()[:12]}")
+    key = keys.input_key(batch_id, f"{_SPOOLED_AGAIN}-{ledger.new_id()[:12]}")
     try:
         inputs.bring_in(ledger.store, source, key, limit=limit)
         digest = sha256()
@@ -242,7 +241,7 @@ def _create(
 ) -> Opened:
     """`reuse`: the batch that the output stood for, of which the new one takes over what succeeded."""
     batch_id = f"batch_{ledger.new_id()[:12]}"
-    pointer_key = None if options.output is None else layout.idempotency_key("output", options.output)
+    pointer_key = None if options.output is None else keys.idempotency_key("output", options.output)
     pointer = IdempotencyRecord(batch_id=batch_id, digest="", replaces="" if reuse is None else reuse.batch_id)
     ours: Stored[IdempotencyRecord] | None = None
     if pointer_key is not None:
@@ -269,7 +268,7 @@ def _create(
 def _plan_and_commit(
     ledger: Ledger, source: Source, options: RunOptions, batch_id: str, reuse: BatchRecord | None
 ) -> Opened:
-    key = layout.input_key(batch_id, ledger.new_id()[:12])
+    key = keys.input_key(batch_id, ledger.new_id()[:12])
     is_linked = inputs.bring_in(ledger.store, source, key, limit=options.limit)
     if options.is_strict:
         check_every_line(ledger.store, key, source.name)

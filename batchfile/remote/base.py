@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from batchfile.records import BatchState, EndReason, PresenceRecord
+from batchfile.ledger.records import BatchState, EndReason, PresenceRecord
 from batchfile.words import Counts, Dialect, RoutingTable, Usage
 
 if TYPE_CHECKING:  # to look at a batch over HTTP loads neither the line formats nor the ledger

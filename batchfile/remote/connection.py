@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Self
 
 from batchfile.errors import BatchfileError, SettingsError
-from batchfile.layout import is_pool_name
+from batchfile.ledger.keys import is_pool_name
 from batchfile.remote.base import Access, BatchStatus, Remote, Wanted
 from batchfile.remote.batch import Batch
 

@@ -6,7 +6,7 @@ What nobody measured is None: no figure is invented.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from batchfile.records import PresenceRecord
+from batchfile.ledger.records import PresenceRecord
 from batchfile.remote.prices import HostedPrice
 from batchfile.remote.sample import Sample
 

@@ -8,7 +8,7 @@ import msgspec
 
 from batchfile.client import Client, FileHead, Pairs
 from batchfile.errors import InvalidFile, NotEnded, NotFound, TooLarge
-from batchfile.records import EndReason, PresenceRecord
+from batchfile.ledger.records import EndReason, PresenceRecord
 from batchfile.remote.background import LoopThread
 from batchfile.remote.base import BatchStatus, Download, Share, ShownState, Wanted, until_old
 from batchfile.words import Counts, Dialect, RoutingTable, Usage

@@ -8,23 +8,22 @@ from pathlib import Path
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, NotEnded, NotFound, RecordDamaged
-from batchfile.ledger import batches, damage
-from batchfile.ledger import submit as verbs
+from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.live import Cursor, iter_live
-from batchfile.ledger.presence import read_presence
+from batchfile.ledger.demand import read_scale
+from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.purge import purge
-from batchfile.ledger.scale import read_scale
+from batchfile.ledger.records import BatchRecord, FileRef, PresenceRecord
 from batchfile.ledger.status import BatchStatus as DerivedStatus
 from batchfile.ledger.status import StatusReader
+from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.local.identity import OUTPUT
 from batchfile.local.output_lock import is_being_written
 from batchfile.local.outputs import batch_at
 from batchfile.places import check_pool, check_stage, find_batch, find_batch_id
-from batchfile.records import BatchRecord, FileRef, PresenceRecord
+from batchfile.plan import submit as verbs
 from batchfile.remote.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, Wanted, until_old
 from batchfile.remote.upload import Upload, repeatable
 from batchfile.settings import Settings
@@ -90,7 +89,7 @@ class StoreRemote:
 
     def new_batches(self, seen: Container[str]) -> Iterator[BatchStatus]:
         return until_old(
-            None if layout.index_batch_id(place) in seen else self._look_at(place) for place in self._places()
+            None if keys.index_batch_id(place) in seen else self._look_at(place) for place in self._places()
         )
 
     def cancel(self, name: str) -> BatchStatus:
@@ -100,7 +99,7 @@ class StoreRemote:
         except RecordDamaged as error:
             place = self._place_of_damaged(name, error)
             damage.cancel(self._ledger, error, place)
-            batch_id = layout.index_batch_id(place)
+            batch_id = keys.index_batch_id(place)
         batches.finish(self._ledger, batch_id, runner=f"cancel-{self._ledger.new_id()[:12]}")
         return self.batch(batch_id)
 
@@ -115,7 +114,7 @@ class StoreRemote:
     def _is_deleted(self, batch_id: str) -> bool:
         """Was it a batch of this tenant?"""
         with suppress(RecordDamaged):
-            found = load(self._ledger, layout.batch_key(batch_id), BatchRecord)
+            found = load(self._ledger, keys.batch_key(batch_id), BatchRecord)
             return found is not None and (found.record.state, found.record.tenant) == ("deleted", self._tenant)
         return False
 
@@ -164,7 +163,7 @@ class StoreRemote:
 
     def _places(self) -> Iterator[str]:
         """In the index, newest first; in some there is no batch: not yet, or not any more."""
-        return (entry.key for entry in self._ledger.store.list(layout.index_prefix(self._tenant)))
+        return (entry.key for entry in self._ledger.store.list(keys.index_prefix(self._tenant)))
 
     def _look_at(self, place: str) -> BatchStatus | None:
         status = self._reader.look(place)

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
-from batchfile.ledger.aside import PAUSE_S_MAX, Aside
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.parallel import in_order
+from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, ShardState
+from batchfile.ledger.set_aside import PAUSE_S_MAX, Aside
 from batchfile.ledger.shards import Held, claim, is_free
-from batchfile.records import BatchRecord, Plan, ShardRecord, ShardState
 from batchfile.runner.turns import Turns
 from batchfile.store.base import Entry
 
@@ -261,8 +261,8 @@ class Claims:
         if len(todo) < LISTING_IN_READS:
             return todo
         batch_id = view.batch.batch_id
-        records_of = [layout.shard_key(batch_id, self._pool, n) for n in todo]
-        begun = {entry.key for entry in self._ledger.store.list(layout.shards_prefix(batch_id, self._pool))}
+        records_of = [keys.shard_key(batch_id, self._pool, n) for n in todo]
+        begun = {entry.key for entry in self._ledger.store.list(keys.shards_prefix(batch_id, self._pool))}
         new = [n for n, key in zip(todo, records_of, strict=True) if key not in begun]
         if new:
             return new
@@ -317,7 +317,7 @@ class Claims:
         if self._only is not None:
             self._look_at_only(self._only)
             return
-        markers = {layout.marker_batch_id(entry.key): entry for entry in self._ledger.store.list(self._queue)}
+        markers = {keys.marker_batch_id(entry.key): entry for entry in self._ledger.store.list(self._queue)}
         for batch_id in list(self._views):
             if batch_id not in markers:
                 self.drop(batch_id)
@@ -328,7 +328,7 @@ class Claims:
 
     @property
     def _queue(self) -> str:
-        return layout.queue_prefix(self._pool)
+        return keys.queue_prefix(self._pool)
 
     def _look_at_only(self, batch_id: str) -> None:
         if batch_id not in self._views:
@@ -342,14 +342,14 @@ class Claims:
         """Read some of the batches that are new in the queue, several at once."""
         some = [self._new.popleft() for _ in range(min(NEW_AT_ONCE, len(self._new)))]
         for look in in_order(self._ledger, self._read, some):
-            batch_id = layout.marker_batch_id(look.marker.key)
+            batch_id = keys.marker_batch_id(look.marker.key)
             try:
                 self._take(batch_id, look)
             except (BatchDamaged, StoreError) as error:
                 self._set_aside(batch_id, error)
 
     def _read(self, marker: Entry) -> _Look:
-        batch_id = layout.marker_batch_id(marker.key)
+        batch_id = keys.marker_batch_id(marker.key)
         try:
             batch = read_batch(self._ledger, batch_id)
             plan = read_plan(self._ledger, batch) if batch is not None and batch.state == "open" else None
@@ -367,7 +367,7 @@ class Claims:
         if look.error is not None:
             raise look.error
         if batch is not None and look.plan is not None:
-            self._views[batch_id] = self._view(batch, look.plan, layout.marker_priority(marker.key))
+            self._views[batch_id] = self._view(batch, look.plan, keys.marker_priority(marker.key))
             return
         is_old = self._ledger.clock.now() - marker.modified_at >= self._ledger.limits.abandoned_s
         if is_old if batch is None else batch.state == "ended":
@@ -375,7 +375,7 @@ class Claims:
 
     def _view(self, batch: BatchRecord, plan: Plan, priority: int) -> BatchView:
         """Raises: BatchDamaged."""
-        if self._pool not in plan.pools and set(plan.pools) - layout.SETTLED_POOLS:
+        if self._pool not in plan.pools and set(plan.pools) - keys.SETTLED_POOLS:
             raise BatchDamaged(f"{batch.batch_id}: its plan has no pool {self._pool}, its marker says so")
         return BatchView(batch=batch, plan=plan, pool=self._pool, priority=priority)
 
@@ -384,7 +384,7 @@ class Claims:
             return False
         self._bell_asked_at = now
         try:
-            found = self._ledger.store.get_if_changed(layout.bell_key(self._pool), self._bell)
+            found = self._ledger.store.get_if_changed(keys.bell_key(self._pool), self._bell)
         except StoreUnavailable:
             self._bell_asked_at = now + BELL_S  # the next call tries without it
             self._aside.clear_unavailable()

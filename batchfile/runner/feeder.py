@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import structlog
 
-from batchfile import bits
 from batchfile.engine.base import Prepared, SchemaUnchecked
 from batchfile.errors import (
     BatchDamaged,
@@ -22,17 +21,17 @@ from batchfile.errors import (
     ShardClosed,
     StoreError,
 )
-from batchfile.ledger import batches, lease, shards
-from batchfile.ledger.aside import Aside
+from batchfile.ledger import batches, bitmaps, lease, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.repin import repin
+from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.shards import Held
 from batchfile.lines import custom_id_of, parse_request
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
-from batchfile.records import BatchRecord
 from batchfile.routing import route
 from batchfile.runner.claims import Claims
 from batchfile.runner.fair_queue import FairQueue, Job
@@ -240,8 +239,8 @@ class Feeder:
     def _own_lines(self, held: Held, wanted: int) -> list[OwnLine]:
         span, batch = held.range, held.batch
         chunks = self._ledger.store.stream(batch.input.key, span.start, span.end, match=batch.input.etag)
-        wanted &= ~bits.parse(span.rejected)
-        is_shared = held.record.num_lines != span.num_lines - bits.parse(span.rejected).bit_count()
+        wanted &= ~bitmaps.parse(span.rejected)
+        is_shared = held.record.num_lines != span.num_lines - bitmaps.parse(span.rejected).bit_count()
         own: list[OwnLine] = []
         for number, line in enumerate(iter_lines(chunks, span.start, span.first_row)):
             if not wanted >> number & 1 or line.data is None:
@@ -324,21 +323,21 @@ class Feeder:
         with work.lock:
             held = work.held
             finished = list(work.finished)
-            missing = held.missing & ~bits.of(item.line for item in finished)
+            missing = held.missing & ~bitmaps.of(item.line for item in finished)
             own = [line.number for line in self._own_lines(held, missing)]
             culprit = lease.guilty(held.record)
             if culprit is not None and culprit in own:
                 self._blame(work, culprit)
                 finished = list(work.finished)
                 own.remove(culprit)
-            trying = lease.next_trial(held.record, bits.of(own)) if culprit is None else ()
+            trying = lease.next_trial(held.record, bitmaps.of(own)) if culprit is None else ()
             work.has_dispatched = work.wants_to_announce = False  # they wait for their turn; a death now is not theirs
             shards.checkpoint(self._ledger, held, finished, has_dispatched=False, trying=trying)
             work.forget(len(finished))
             if not lease.is_trial(held.record):
-                work.is_trial, wanted = False, bits.of(own)
+                work.is_trial, wanted = False, bitmaps.of(own)
             else:
-                work.trial_left, wanted = len(trying), bits.of(trying)
+                work.trial_left, wanted = len(trying), bitmaps.of(trying)
         if wanted:
             log.warning("trial.started", shard=held.record.n, lines=wanted.bit_count(), lapses=held.record.lapses)
             self._push(work, wanted, is_alone=work.is_trial)

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import structlog
 
 from batchfile.errors import BatchDamaged, StoreError
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
 from batchfile.ledger import batches
-from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.long_work import LongWork
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.steward import Steward
-from batchfile.records import BatchRecord
+from batchfile.long_work import LongWork
 from batchfile.runner.claims import Claims
 from batchfile.runner.keeper import Keeper
 

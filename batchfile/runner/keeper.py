@@ -11,8 +11,8 @@ import structlog
 
 from batchfile.errors import BatchDamaged, LeaseLost, ShardClosed, StoreError, StoreFull
 from batchfile.ledger import lease, shards
-from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.set_aside import Aside
 from batchfile.runner.claims import Claims
 from batchfile.runner.tally import Tally
 from batchfile.runner.work import ShardWork

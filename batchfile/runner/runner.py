@@ -15,11 +15,11 @@ import structlog
 
 from batchfile.engine.base import Engine, EngineFactory, EngineInfo, EngineStats
 from batchfile.errors import BatchDamaged, EngineDead, StoreError
-from batchfile.ledger.aside import Aside
+from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.long_work import LongWork
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import Aside
+from batchfile.long_work import LongWork
 from batchfile.runner.claims import Claims
 from batchfile.runner.fair_queue import FairQueue
 from batchfile.runner.feeder import Feeder

@@ -11,7 +11,7 @@ import structlog
 
 from batchfile import logs
 from batchfile.errors import StoreError
-from batchfile.ledger.scale import read_scale
+from batchfile.ledger.demand import read_scale
 from batchfile.ledger.status import StatusReader
 from batchfile.places import open_service_ledger
 from batchfile.settings import CONFIG_VARIABLE, load_settings

@@ -15,11 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from batchfile import layout
 from batchfile.engine.echo import EchoEngine
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import IN_FLIGHT, Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
 from batchfile.store.memory import MemoryStore
@@ -57,7 +56,7 @@ def fill(store: Store, world: World, num_batches: int) -> None:
     ledger = Ledger(store=store, clock=_WorldClock(world), rng=random.Random(1))
     rows = [{"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": "hello"}]}} for n in range(64)]
     data = "\n".join(json.dumps(rows[n % 64] | {"custom_id": f"r{n}"}) for n in range(LINES_A_BATCH))
-    key = layout.input_key("shared", "n")
+    key = keys.input_key("shared", "n")
     store.put(key, data.encode())
     planned = plan_input(ledger, "shared", key, routing=ROUTING, lines_per_range=32)
     for number in range(num_batches):

@@ -16,14 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from batchfile import layout
-from batchfile.ledger import batches, shards
+from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import IN_FLIGHT, Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.records import BatchRecord, Plan
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
-from batchfile.records import BatchRecord, Plan
+from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
 from batchfile.words import Choice, Completion, Defaults, RoutingTable, Usage
@@ -67,7 +66,7 @@ def build(ledger: Ledger, num_shards: int) -> tuple[BatchRecord, Plan]:
         {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": "hello"}]}}
         for n in range(num_shards * LINES_A_SHARD)
     )
-    key = layout.input_key(BATCH, "n")
+    key = keys.input_key(BATCH, "n")
     ledger.store.put(key, "\n".join(map(json.dumps, rows)).encode())
     planned = plan_input(ledger, BATCH, key, routing=ROUTING, lines_per_range=LINES_A_SHARD)
     batch = batches.create(ledger, batches.Draft(batch_id=BATCH, routing=ROUTING, defaults=Defaults()), planned)

@@ -175,10 +175,10 @@ def generate(engine: Any, source: Path, output: Path) -> float:
 
 def ours(engine: Any, source: Path, output: Path, shards: int | None) -> tuple[float, Steps]:
     """The runner over a fresh directory store; the output is its durable results file."""
-    from batchfile.layout import input_key
     from batchfile.ledger.base import LOCAL, Ledger
     from batchfile.ledger.batches import Draft, create
-    from batchfile.ledger.planner import plan_input
+    from batchfile.ledger.keys import input_key
+    from batchfile.plan.planner import plan_input
     from batchfile.runner.runner import Runner, RunnerOptions
     from batchfile.store.directory import DirectoryStore
     from batchfile.words import Defaults, RoutingTable

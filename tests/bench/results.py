@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ingest import anon_mib, free_port, server, watched
 
-from batchfile import layout
+from batchfile.ledger import keys
+from batchfile.ledger.records import BatchRecord, FileRef, InputRef, encode
 from batchfile.lines.result import encode_result
-from batchfile.records import BatchRecord, FileRef, InputRef, encode
 from batchfile.store.directory import DirectoryStore
 from batchfile.words import Choice, Completion, Counts, Defaults, RoutingTable, Usage
 
@@ -35,7 +35,7 @@ def write_batch(store: DirectoryStore, num: int) -> None:
     """An ended batch whose results are about 500 bytes each."""
     text = "Thank you for asking about our pricing. Here is what a team of your size usually starts with. " * 3
     digest, size = hashlib.sha256(), 0
-    key = layout.results_key(BATCH_ID, "bench")
+    key = keys.results_key(BATCH_ID, "bench")
     with store.writer(key) as writer:
         for number in range(num):
             usage = Usage(input_tokens=200 + number % 50, output_tokens=60, cached_tokens=128)
@@ -61,8 +61,8 @@ def write_batch(store: DirectoryStore, num: int) -> None:
         defaults=Defaults(),
         results=FileRef(key=key, size=size, sha256=digest.hexdigest(), num_lines=num),
     )
-    store.put(layout.batch_key(BATCH_ID), encode(record))
-    store.put(layout.index_key(record.tenant, now, BATCH_ID), b"")
+    store.put(keys.batch_key(BATCH_ID), encode(record))
+    store.put(keys.index_key(record.tenant, now, BATCH_ID), b"")
 
 
 def download(port: int, pid: int, path: str) -> tuple[float, float]:

@@ -18,14 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from batchfile import layout
-from batchfile.ledger import batches, shards
+from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cutter import Planned
+from batchfile.ledger.records import BatchRecord, InputRef, Plan, Range, encode
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.lines.part import FinishedLine
-from batchfile.records import BatchRecord, InputRef, Plan, Range, encode
+from batchfile.plan.ranges import Planned
 from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.metered import MeteredStore
@@ -72,10 +71,10 @@ def build(ledger: Ledger, num_shards: int) -> list[Held]:
         for n in range(num_shards)
     )
     plan = Plan(ranges=ranges, pools={POOL: dict.fromkeys(range(num_shards), REQUESTS_A_SHARD)})
-    plan_key = layout.plan_key(BATCH, "n")
+    plan_key = keys.plan_key(BATCH, "n")
     ledger.store.put(plan_key, encode(plan))
     planned = Planned(
-        input=InputRef(key=layout.input_key(BATCH, "n"), etag="", size=0, sha256="", dialect="native"),
+        input=InputRef(key=keys.input_key(BATCH, "n"), etag="", size=0, sha256="", dialect="native"),
         plan=plan,
         plan_key=plan_key,
         total=num_shards * REQUESTS_A_SHARD,

@@ -17,10 +17,10 @@ import structlog
 
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
-from batchfile.layout import input_key
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, create
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import input_key
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable

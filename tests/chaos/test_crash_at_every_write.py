@@ -14,11 +14,11 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.engine.base import Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
-from batchfile.layout import batch_key, input_key
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.batches import Draft, create, read_batch
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import batch_key, input_key
 from batchfile.ledger.status import StatusReader
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore

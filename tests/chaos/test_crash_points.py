@@ -16,11 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from batchfile import layout
 from batchfile.errors import SettingsError
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.plan.planner import plan_input
 from batchfile.settings import load_settings
 from batchfile.store.crash import VARIABLE, armed, kind_of
 from batchfile.store.directory import DirectoryStore
@@ -169,7 +168,7 @@ def request_lines() -> bytes:
 def create(store: Path) -> str:
     ledger, routing = Ledger(store=DirectoryStore(store, fsync=False)), load_settings().routing()
     batch_id = ledger.new_id()
-    key = layout.input_key(batch_id, "n")
+    key = keys.input_key(batch_id, "n")
     ledger.store.put(key, request_lines())
     planned = plan_input(ledger, batch_id, key, routing=routing, stage="email")
     draft = batches.Draft(batch_id=batch_id, routing=routing, defaults=Defaults(), stage="email")

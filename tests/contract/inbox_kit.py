@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
-from batchfile.ledger import batches, inbox
+from batchfile.inbox import scan
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.steward import Steward
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
@@ -40,7 +40,7 @@ class World:
 
     def new_steward(self, name: str, ledger: Ledger | None = None) -> Steward:
         ledger = ledger or self.ledger
-        return Steward(ledger, runner=name, inbox=Inbox(ledger, POOLS))
+        return Steward(ledger, runner=name, scan=Inbox(ledger, POOLS))
 
     def drop(self, path: str, *rows: Any) -> bytes:
         data = b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)
@@ -48,7 +48,7 @@ class World:
         return data
 
     def batches(self) -> list[BatchRecord]:
-        ids = [layout.index_batch_id(entry.key) for entry in self.store.list(layout.INDEX_PREFIX)]
+        ids = [keys.index_batch_id(entry.key) for entry in self.store.list(keys.INDEX_PREFIX)]
         found = [batches.read_batch(self.ledger, batch_id) for batch_id in ids]
         return sorted((batch for batch in found if batch is not None), key=lambda batch: batch.created_at)
 
@@ -86,7 +86,7 @@ def native(custom_id: str, text: str = "hello", **more: Any) -> dict[str, Any]:
 @pytest.fixture(params=["memory", "directory", "ministack"])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Each test has a store of its own: an inbox is one for the whole store. Files are whole when they are there."""
-    monkeypatch.setattr(inbox, "QUIET_S", -3600.0)
+    monkeypatch.setattr(scan, "QUIET_S", -3600.0)
     match request.param:
         case "memory":
             yield World(MemoryStore())

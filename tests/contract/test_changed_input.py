@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.layout import batch_key, batch_prefix, input_key
 from batchfile.ledger import batches, shards
 from batchfile.ledger import repin as repin_module
 from batchfile.ledger.cas import update_batch
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import batch_key, batch_prefix, input_key
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.repin import repin
-from batchfile.records import BatchRecord
+from batchfile.plan.planner import plan_input
 from batchfile.words import Defaults
 from tests.contract.test_ledger import BATCH, LOCAL, World, finished, line
 

@@ -8,15 +8,14 @@ from itertools import islice
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
-from batchfile.layout import input_key
-from batchfile.ledger import batches, shards
+from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cutter import Planned
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import input_key
 from batchfile.ledger.shards import Held
+from batchfile.plan.planner import plan_input
+from batchfile.plan.ranges import Planned
 from batchfile.runner.claims import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
@@ -178,7 +177,7 @@ def test_of_a_batch_that_ends_nothing_more_is_claimed_or_read() -> None:
     assert batches.finish(world.ledger, "b", runner="r") is not None
     world.clock.sleep(QUEUE_LIST_S)
     assert list(every(claims)) == []
-    assert [layout.marker_batch_id(entry.key) for entry in world.inner.list(layout.QUEUE_PREFIX)] == ["other"]
+    assert [keys.marker_batch_id(entry.key) for entry in world.inner.list(keys.QUEUE_PREFIX)] == ["other"]
 
 
 def test_a_batch_is_perhaps_complete_once_nothing_of_it_is_free_or_in_work_here() -> None:
@@ -205,7 +204,7 @@ def test_a_batch_that_can_not_be_read_now_holds_up_no_other(monkeypatch: pytest.
     get = world.inner.get
 
     def refuse(key: str) -> Object | None:
-        if key == layout.batch_key("bad"):
+        if key == keys.batch_key("bad"):
             raise StoreUnavailable("500, always")
         return get(key)
 

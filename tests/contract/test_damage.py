@@ -5,20 +5,19 @@ from typing import Any
 
 import pytest
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, LeaseLost, RecordDamaged, RecordNewer
-from batchfile.ledger import batches, damage, idempotency, shards
-from batchfile.ledger.aside import Aside
+from batchfile.janitor import DAMAGED_S, Steward
+from batchfile.ledger import batches, damage, idempotency, keys, shards
 from batchfile.ledger.cas import READS_MAX, Lost, load, swap
-from batchfile.ledger.steward import DAMAGED_S, Steward
+from batchfile.ledger.records import BatchRecord, ShardRecord
+from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.turn import Turn
-from batchfile.records import BatchRecord, ShardRecord
 from batchfile.remote.store import StoreRemote
 from batchfile.settings import load_settings
 from batchfile.store.base import Object
 from tests.contract.test_status import World
 
-BATCH_KEY = layout.batch_key("b")
+BATCH_KEY = keys.batch_key("b")
 
 
 def damaged(world: World, key: str = BATCH_KEY, data: bytes = b"\0\0\0") -> RecordDamaged:
@@ -64,8 +63,8 @@ def test_the_error_names_the_object_and_the_store_to_the_operator() -> None:
 
 def test_a_place_in_the_index_can_be_made_again_from_its_own_time() -> None:
     for millis in range(1_764_000_000_000, 1_764_000_002_000):
-        place = layout.index_key("acme", millis / 1000, "b")
-        assert layout.index_key(layout.index_tenant(place), layout.index_created_at(place), "b") == place
+        place = keys.index_key("acme", millis / 1000, "b")
+        assert keys.index_key(keys.index_tenant(place), keys.index_created_at(place), "b") == place
 
 
 def test_a_damaged_batch_is_canceled_and_its_holders_lose_their_shards() -> None:
@@ -119,7 +118,7 @@ def test_a_damaged_shard_record_is_closed_with_its_batch_and_the_other_shards_ke
     world.create("b", 16)
     world.answer(world.claim("b", "mistral", 0), 1, 2, 3)
     world.answer(world.claim("b", "mistral", 1), 1, 2, 3)
-    key = layout.shard_key("b", "mistral", 0)
+    key = keys.shard_key("b", "mistral", 0)
     damaged(world, key)
     seen = world.reader.read("b")
     assert seen is not None
@@ -136,7 +135,7 @@ def test_counts_do_not_go_back_where_a_record_is_damaged_later() -> None:
     world.create("b", 16)
     world.answer(world.claim("b", "mistral", 0), 1, 2, 3)
     before = world.reader.read("b")
-    damaged(world, layout.shard_key("b", "mistral", 0))
+    damaged(world, keys.shard_key("b", "mistral", 0))
     after = world.reader.read("b")
     assert before is not None
     assert after is not None
@@ -146,8 +145,8 @@ def test_counts_do_not_go_back_where_a_record_is_damaged_later() -> None:
 def test_a_damaged_record_of_whose_turn_it_is_holds_up_nothing() -> None:
     world = World()
     world.create("b", 4)
-    world.store.put(layout.assembly_key("b"), b"\0\0\0")
-    assert not Turn.is_held(world.ledger, layout.assembly_key("b"))
+    world.store.put(keys.assembly_key("b"), b"\0\0\0")
+    assert not Turn.is_held(world.ledger, keys.assembly_key("b"))
     batches.end(world.ledger, "b", "canceled")
     ended = batches.finish(world.ledger, "b", runner="s")
     assert ended is not None
@@ -252,7 +251,7 @@ def test_a_steward_shows_what_is_damaged_among_what_it_set_aside() -> None:
     steward.tick()
     assert list(aside.reasons()) == ["b"]
     assert f"{BATCH_KEY} in memory:" in aside.reasons()["b"]
-    damage.cancel(world.ledger, damaged(world), layout.index_key("default", world.clock.now(), "b"))
+    damage.cancel(world.ledger, damaged(world), keys.index_key("default", world.clock.now(), "b"))
     world.clock.sleep(DAMAGED_S)
     steward.tick()
     assert aside.reasons() == {}
@@ -300,8 +299,8 @@ def test_swap_over_damage_replaces_exactly_these_bytes() -> None:
 def test_a_body_whose_record_is_damaged_can_be_created_and_a_key_says_that_it_is() -> None:
     """A body has no other name to be created by; a key stands for one batch, and nobody knows which."""
     world = World()
-    world.store.put(layout.idempotency_key("body", "t\nd"), b"\0\0\0")
-    world.store.put(layout.idempotency_key("key", "t\nk"), b"\0\0\0")
+    world.store.put(keys.idempotency_key("body", "t\nd"), b"\0\0\0")
+    world.store.put(keys.idempotency_key("key", "t\nk"), b"\0\0\0")
 
     def retry(batch_id: str) -> idempotency.Adopted:
         now = world.ledger.clock.monotonic()

@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import LeaseLost
 from batchfile.ledger import assemble, batches, shards
+from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import FinishedLine
-from batchfile.records import BatchRecord, FileRef
+from batchfile.plan.planner import plan_input
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
@@ -55,7 +55,7 @@ class World:
             for n in range(LINES_A_SHARD * NUM_SHARDS)
         ]
         self.lines = [json.dumps(row).encode() for row in rows]
-        self.key = layout.input_key(BATCH, "n")
+        self.key = ledger_keys.input_key(BATCH, "n")
         self.inner.put(self.key, b"\n".join(self.lines))
         planned = plan_input(self.ledger, BATCH, self.key, routing=ROUTING, lines_per_range=LINES_A_SHARD)
         self.plan = planned.plan
@@ -151,7 +151,7 @@ def test_of_the_input_only_what_lies_far_apart_is_asked_for_again(monkeypatch: p
 def test_parts_are_read_ahead_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(num_in_flight=16)
     world.work(*range(NUM_SHARDS))
-    size = sum(entry.size for entry in world.inner.list(layout.parts_prefix(BATCH))) // (2 * NUM_SHARDS)
+    size = sum(entry.size for entry in world.inner.list(ledger_keys.parts_prefix(BATCH))) // (2 * NUM_SHARDS)
     monkeypatch.setattr(assemble, "PARTS_AHEAD_BYTES", 4 * size)
     beats: list[int] = []
     make = assemble.assemble
@@ -197,7 +197,7 @@ def test_who_ends_it_sweeps_its_parts_in_one_request() -> None:
     world.work(*range(NUM_SHARDS))
     spent = world.finish()
     assert spent("delete") == 2, "its markers, and its parts"
-    assert list(world.inner.list(layout.parts_prefix(BATCH))) == []
+    assert list(world.inner.list(ledger_keys.parts_prefix(BATCH))) == []
 
 
 def test_who_comes_second_removes_what_it_made_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ def test_who_comes_second_removes_what_it_made_and_nothing_else(monkeypatch: pyt
     world.finish()
     assert world.batch.results is not None
     assert world.batch.errors is not None
-    left = [entry.key for entry in world.inner.list(layout.batch_prefix(BATCH)) if "/shards/" not in entry.key]
+    left = [entry.key for entry in world.inner.list(ledger_keys.batch_prefix(BATCH)) if "/shards/" not in entry.key]
     assert {key for key in left if "results-" in key or "errors-" in key} == {
         world.batch.results.key,
         world.batch.errors.key,

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import InvalidFile, ObjectChanged, StoreUnavailable, TooLarge
-from batchfile.ledger import expiry, files, uploads
+from batchfile.files import stored_files, uploads
+from batchfile.ledger import expiry
+from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
-from batchfile.records import FileRecord, UploadRecord
+from batchfile.ledger.records import FileRecord, UploadRecord
 from batchfile.store.base import Entry, Store
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
@@ -27,7 +28,7 @@ class World:
 
     def file(self, data: bytes = b"abc", tenant: str = "acme", kept_s: float = DAY_S) -> FileRecord:
         self.clock.sleep(1.0)
-        return files.store_file(
+        return stored_files.store_file(
             self.ledger, tenant, [data], filename="f", purpose="batch", kept_s=kept_s, bytes_max=100
         )
 
@@ -67,19 +68,19 @@ def test_files_list_newest_first_and_each_tenant_sees_its_own() -> None:
     world = World()
     made = [world.file().file_id for _ in range(5)]
     world.file(tenant="acme.other")
-    assert list(files.list_file_ids(world.ledger, "acme")) == made[::-1]
-    assert list(files.list_file_ids(world.ledger, "acme", after=made[3])) == made[2::-1]
-    assert files.read_file(world.ledger, "acme.other", made[0]) is None
+    assert list(stored_files.list_file_ids(world.ledger, "acme")) == made[::-1]
+    assert list(stored_files.list_file_ids(world.ledger, "acme", after=made[3])) == made[2::-1]
+    assert stored_files.read_file(world.ledger, "acme.other", made[0]) is None
 
 
 def test_an_expired_file_is_gone_at_once_and_its_bytes_when_no_batch_can_need_them() -> None:
     world = World()
     file = world.file()
     world.clock.sleep(DAY_S)
-    assert files.read_file(world.ledger, "acme", file.file_id) is None
+    assert stored_files.read_file(world.ledger, "acme", file.file_id) is None
     expiry.sweep(world.ledger)
     assert world.store.head(file.key) is not None
-    world.clock.sleep(world.ledger.limits.completion_window_s + files.MARGIN_S)
+    world.clock.sleep(world.ledger.limits.completion_window_s + stored_files.MARGIN_S)
     assert expiry.sweep(world.ledger) == 1
     assert world.keys() == []
 
@@ -95,13 +96,13 @@ def test_a_clock_that_is_ahead_sweeps_nothing_before_its_time() -> None:
 def test_a_removed_files_bytes_stay_for_the_batches_that_were_made_of_it() -> None:
     world = World()
     file = world.file(kept_s=30 * DAY_S)
-    assert files.remove_file(world.ledger, "acme", file.file_id)
-    assert not files.remove_file(world.ledger, "acme", file.file_id)
-    assert list(files.list_file_ids(world.ledger, "acme")) == []
+    assert stored_files.remove_file(world.ledger, "acme", file.file_id)
+    assert not stored_files.remove_file(world.ledger, "acme", file.file_id)
+    assert list(stored_files.list_file_ids(world.ledger, "acme")) == []
     world.clock.sleep(world.ledger.limits.completion_window_s)
     expiry.sweep(world.ledger)
     assert world.store.head(file.key) is not None
-    world.clock.sleep(files.MARGIN_S + 1)
+    world.clock.sleep(stored_files.MARGIN_S + 1)
     expiry.sweep(world.ledger)
     assert world.keys("files/") == []
 
@@ -115,10 +116,10 @@ def test_a_file_whose_removal_failed_keeps_its_bytes() -> None:
             raise StoreUnavailable("503")
 
     with pytest.raises(StoreUnavailable):
-        files.remove_file(world.over(FaultyStore(world.store, on_call=refuse)), "acme", file.file_id)
+        stored_files.remove_file(world.over(FaultyStore(world.store, on_call=refuse)), "acme", file.file_id)
     world.clock.sleep(3 * DAY_S)
     expiry.sweep(world.ledger)
-    assert files.read_file(world.ledger, "acme", file.file_id) == file
+    assert stored_files.read_file(world.ledger, "acme", file.file_id) == file
     assert world.store.head(file.key) is not None
 
 
@@ -130,8 +131,8 @@ def test_a_removed_files_bytes_go_in_the_end_if_nothing_could_be_said_of_them() 
         if verb == "put":
             raise StoreUnavailable("503")
 
-    assert files.remove_file(world.over(FaultyStore(world.store, on_call=refuse)), "acme", file.file_id)
-    assert files.read_file(world.ledger, "acme", file.file_id) is None
+    assert stored_files.remove_file(world.over(FaultyStore(world.store, on_call=refuse)), "acme", file.file_id)
+    assert stored_files.read_file(world.ledger, "acme", file.file_id) is None
     world.clock.sleep(3 * DAY_S)
     expiry.sweep(world.ledger)
     assert world.keys() == []
@@ -142,7 +143,9 @@ def test_a_file_that_is_too_large_or_cut_off_never_exists_and_leaves_nothing_for
     with pytest.raises(TooLarge):
         world.file(b"x" * 101)
     with pytest.raises(RuntimeError):
-        files.store_file(world.ledger, "acme", _cut_off(), filename="f", purpose="batch", kept_s=DAY_S, bytes_max=100)
+        stored_files.store_file(
+            world.ledger, "acme", _cut_off(), filename="f", purpose="batch", kept_s=DAY_S, bytes_max=100
+        )
     assert world.keys("files/") == []
     world.clock.sleep(3 * DAY_S)
     expiry.sweep(world.ledger)
@@ -157,7 +160,7 @@ def _cut_off() -> "object":
 @pytest.mark.parametrize("name", ["..", "file-", "file-" + "g" * 32, "a/b", "", "file-" + "0" * 32 + "/x"])
 def test_what_is_no_id_is_no_file_and_no_upload(name: str) -> None:
     world = World()
-    assert files.read_file(world.ledger, "acme", name) is None
+    assert stored_files.read_file(world.ledger, "acme", name) is None
     assert uploads.read_upload(world.ledger, "acme", name) is None
 
 
@@ -187,12 +190,12 @@ def test_who_completes_again_after_a_crash_finds_the_file_that_was_committed() -
 
     with pytest.raises(KeyboardInterrupt):
         uploads.complete(world.over(FaultyStore(world.store, on_call=die)), upload, parts, md5=None)
-    assert list(files.list_file_ids(world.ledger, "acme")) == []
+    assert list(stored_files.list_file_ids(world.ledger, "acme")) == []
     committed = uploads.read_upload(world.ledger, "acme", upload.upload_id)
     again = uploads.complete(world.ledger, upload, parts, md5=None)
     assert again == committed
     assert again.file is not None
-    assert files.read_file(world.ledger, "acme", again.file.file_id) == again.file
+    assert stored_files.read_file(world.ledger, "acme", again.file.file_id) == again.file
 
 
 def test_a_removed_file_does_not_come_back_with_a_complete_that_is_repeated() -> None:
@@ -201,10 +204,10 @@ def test_a_removed_file_does_not_come_back_with_a_complete_that_is_repeated() ->
     parts = [world.part(upload, b"abc"), world.part(upload, b"def")]
     done = uploads.complete(world.ledger, upload, parts, md5=None)
     assert done.file is not None
-    assert files.remove_file(world.ledger, "acme", done.file.file_id)
+    assert stored_files.remove_file(world.ledger, "acme", done.file.file_id)
     assert uploads.complete(world.ledger, upload, parts, md5=None) == done
-    assert files.read_file(world.ledger, "acme", done.file.file_id) is None
-    assert list(files.list_file_ids(world.ledger, "acme")) == []
+    assert stored_files.read_file(world.ledger, "acme", done.file.file_id) is None
+    assert list(stored_files.list_file_ids(world.ledger, "acme")) == []
 
 
 @pytest.mark.parametrize(
@@ -226,7 +229,7 @@ def test_who_completes_while_another_does_finds_the_other_ones_file(verb: str, p
     again = uploads.complete(world.over(Raced(world.store, race)), upload, parts, md5=None)
     assert [again] == done
     assert again.file is not None
-    assert list(files.list_file_ids(world.ledger, "acme")) == [again.file.file_id]
+    assert list(stored_files.list_file_ids(world.ledger, "acme")) == [again.file.file_id]
     assert [key for key in world.keys("files/") if ".data-" in key] == [again.file.key]
     assert [key for key in world.keys("uploads/") if "part_" in key] == []
 
@@ -248,7 +251,7 @@ def test_cancel_and_complete_at_the_same_time_have_one_winner(verb: str) -> None
     slow = world.over(FaultyStore(Raced(world.store, race), on_call=race_write))
     with pytest.raises(InvalidFile, match="cancelled"):
         uploads.complete(slow, upload, [part], md5=None)
-    assert list(files.list_file_ids(world.ledger, "acme")) == []
+    assert list(stored_files.list_file_ids(world.ledger, "acme")) == []
     assert world.keys("files/") == []
 
 
@@ -259,7 +262,9 @@ def test_files_and_uploads_live_and_go_on_every_store(store: Store, folder: str)
     for data in (b"", b"abc", b"x" * 3_000_000):
         clock.sleep(1.0)
         made.append(
-            files.store_file(ledger, folder, [data], filename="f", purpose="batch", kept_s=DAY_S, bytes_max=10_000_000)
+            stored_files.store_file(
+                ledger, folder, [data], filename="f", purpose="batch", kept_s=DAY_S, bytes_max=10_000_000
+            )
         )
         assert b"".join(store.stream(made[-1].key)) == data
     upload = uploads.begin(ledger, folder, filename="f", mime_type="m", purpose="batch", size=6, file_kept_s=DAY_S)
@@ -269,13 +274,13 @@ def test_files_and_uploads_live_and_go_on_every_store(store: Store, folder: str)
     assert done.file is not None
     assert b"".join(store.stream(done.file.key)) == b"abcdef"
     ids = [file.file_id for file in [*made, done.file]]
-    assert list(files.list_file_ids(ledger, folder)) == ids[::-1]
-    assert files.remove_file(ledger, folder, ids[0])
+    assert list(stored_files.list_file_ids(ledger, folder)) == ids[::-1]
+    assert stored_files.remove_file(ledger, folder, ids[0])
     clock.sleep(100 * DAY_S)
     assert expiry.sweep(ledger) == 0
-    for marker in list(store.list(layout.EXPIRING_PREFIX)):  # no test can move the store's own clock
+    for marker in list(store.list(ledger_keys.EXPIRING_PREFIX)):  # no test can move the store's own clock
         store.put(marker.key, b"0")
     expiry.sweep(ledger)
-    assert list(store.list(layout.files_prefix(folder))) == []
+    assert list(store.list(ledger_keys.files_prefix(folder))) == []
     assert list(store.list(f"uploads/{folder}/")) == []
-    assert [entry for entry in store.list(layout.EXPIRING_PREFIX) if folder in entry.key] == []
+    assert [entry for entry in store.list(ledger_keys.EXPIRING_PREFIX) if folder in entry.key] == []

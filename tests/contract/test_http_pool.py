@@ -11,10 +11,10 @@ import pytest
 
 from batchfile.clock import SystemClock
 from batchfile.engine.http.engine import HttpEngine, HttpOptions
-from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import input_key
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable

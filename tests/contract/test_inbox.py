@@ -19,18 +19,19 @@ import pyarrow.parquet as pq
 import pytest
 import structlog
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import RecordDamaged, StoreUnavailable
-from batchfile.ledger import batches, damage, inbox, planning
+from batchfile.inbox import scan
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cutter import Planned
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.planner import plan_input
 from batchfile.ledger.purge import purge
-from batchfile.ledger.steward import Steward
+from batchfile.ledger.records import ClaimRecord, decode, encode
 from batchfile.lines import converter
-from batchfile.records import ClaimRecord, decode, encode
+from batchfile.plan import pending
+from batchfile.plan.planner import plan_input
+from batchfile.plan.ranges import Planned
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
@@ -179,9 +180,9 @@ def test_a_file_that_is_still_being_written_waits_until_it_is_quiet(still: World
     still.steward.tick()
     assert still.batches() == []
     assert still.clock is not None
-    still.clock.sleep(inbox.QUIET_S - 1)
+    still.clock.sleep(scan.QUIET_S - 1)
     still.drop("mistral/a.jsonl", native("a"), native("b"))
-    still.clock.sleep(inbox.QUIET_S - 1)
+    still.clock.sleep(scan.QUIET_S - 1)
     still.steward.tick()
     assert still.batches() == []
     still.clock.sleep(1)
@@ -196,7 +197,7 @@ def test_a_file_from_the_future_waits_by_our_own_clock(monkeypatch: pytest.Monke
     world.drop("mistral/a.jsonl", native("a"))
     world.steward.tick()
     assert world.batches() == []
-    clock.sleep(inbox.QUIET_S)
+    clock.sleep(scan.QUIET_S)
     world.steward.tick()
     assert world.only().state == "open"
 
@@ -243,7 +244,7 @@ def test_a_crash_at_any_write_leaves_one_batch_and_the_same_outbox() -> None:
         was_killed = False
         try:
             ledger = Ledger(store=faulty, clock=clock, rng=random.Random(3))
-            Steward(ledger, runner="dies", inbox=Inbox(ledger, POOLS)).tick()
+            Steward(ledger, runner="dies", scan=Inbox(ledger, POOLS)).tick()
         except Killed:
             was_killed = True
         after = world.new_steward("after")
@@ -281,7 +282,7 @@ def test_a_create_that_was_given_up_before_it_came_to_be_is_made_again(still: Wo
     claim = ClaimRecord(
         key=entry.key, etag=entry.etag, modified_at=entry.modified_at, batch_id="batch_lost", created_at=1.0
     )
-    key = layout.claim_key(entry.key, entry.etag, entry.modified_at)
+    key = keys.claim_key(entry.key, entry.etag, entry.modified_at)
     batches.fence_abandoned(still.ledger, "batch_lost")
 
     still.store.put(key, encode(claim))
@@ -320,7 +321,7 @@ def test_a_file_that_is_removed_while_it_is_planned_ends_its_batch_as_changed(
         still.store.delete("inbox/mistral/a.jsonl")
         return plan_input(ledger, *which, **how)
 
-    monkeypatch.setattr(planning, "plan_input", remove_first)
+    monkeypatch.setattr(pending, "plan_input", remove_first)
     for _ in range(2):
         still.steward.tick()
     assert (still.only().state, still.only().reason) == ("ended", "input_changed")
@@ -345,7 +346,7 @@ def test_a_batch_that_was_deleted_before_its_claim_said_that_it_was_made_is_not_
     made = still.only()
     if is_damaged:
         place = damage.place_of(still.ledger, "default", made.batch_id)
-        still.store.put(layout.batch_key(made.batch_id), b"")
+        still.store.put(keys.batch_key(made.batch_id), b"")
         with pytest.raises(RecordDamaged) as raised:
             batches.read_batch(still.ledger, made.batch_id)
         assert place is not None
@@ -562,7 +563,7 @@ def test_a_file_that_kills_three_processes_is_rejected_by_the_fourth(
 
     still.store.put("inbox/mistral/a.jsonl", json.dumps(native("a")).encode())
     still.clock.sleep(10.0)
-    monkeypatch.setattr(planning, "plan_input", die)
+    monkeypatch.setattr(pending, "plan_input", die)
     for n in range(3):
         with pytest.raises(KeyboardInterrupt):
             still.new_steward(f"s{n}", still.new_ledger(n)).tick()
@@ -580,7 +581,7 @@ def test_two_deaths_are_chance_and_a_planning_that_was_given_back_is_none(
     assert still.clock is not None
     still.store.put("inbox/mistral/a.jsonl", json.dumps(native("a")).encode())
     still.clock.sleep(10.0)
-    plan_input = planning.plan_input
+    plan_input = pending.plan_input
     ends = iter([KeyboardInterrupt, StoreUnavailable, StoreUnavailable, KeyboardInterrupt, StoreUnavailable, None])
 
     def fail(*args: Any, **more: Any) -> Any:
@@ -589,7 +590,7 @@ def test_two_deaths_are_chance_and_a_planning_that_was_given_back_is_none(
             return plan_input(*args, **more)
         raise error
 
-    monkeypatch.setattr(planning, "plan_input", fail)
+    monkeypatch.setattr(pending, "plan_input", fail)
     for _ in range(7):  # after each of the two deaths, once only to ask
         with suppress(KeyboardInterrupt):
             still.steward.tick()

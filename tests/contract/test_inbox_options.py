@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from batchfile import layout
-from batchfile.ledger import batches, outbox
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.steward import Steward
-from batchfile.ledger.webhooks import event_of
+from batchfile.inbox import outbox
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, keys
+from batchfile.webhooks import event_of
 from tests.contract.inbox_kit import POOLS, World, native, still, world
 
 __all__ = ["still", "world"]
@@ -52,7 +52,7 @@ def test_a_file_leaves_the_inbox_only_when_told_to_and_only_once_it_has_run(worl
     assert len(world.batches()) == 1
     ended = world.only()
     receipt = world.told("mistral/a.jsonl.receipt.json")
-    world.store.delete(layout.outbox_turn_key(ended.batch_id))  # as if it was cut off before its end
+    world.store.delete(keys.outbox_turn_key(ended.batch_id))  # as if it was cut off before its end
     assert outbox.publish(world.ledger, ended, runner="again")
     assert world.told("mistral/a.jsonl.receipt.json") == receipt
 

@@ -14,15 +14,16 @@ import pytest
 from api.errors import Refusal
 from api.ingest import create_batch
 from api.spool import Spooled, SpoolLimits, spool
-from batchfile import layout
+from batchfile import janitor
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, RequestRefused, StoreUnavailable, TooLarge
-from batchfile.ledger import batches, idempotency, steward
+from batchfile.ledger import batches, idempotency
+from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cutter import Planned
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
-from batchfile.records import BatchRecord
+from batchfile.plan.ranges import Planned
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Api, Pool
@@ -124,7 +125,7 @@ def test_a_body_becomes_a_batch_in_any_store(store: Store, content_type: str) ->
     assert (batch.total, batch.stage, batch.tenant) == (500, "email", "t")
     assert (batch.defaults.max_tokens, batch.defaults.temperature) == (2048, 0.2)
     assert service.pools(batch) == {"mistral": 500}
-    assert layout.check_batch_id(batch.batch_id).startswith("batch_")
+    assert ledger_keys.check_batch_id(batch.batch_id).startswith("batch_")
     assert len(batch.batch_id) == len("batch_") + 12
 
 
@@ -273,8 +274,8 @@ def test_a_store_that_fails_commits_nothing_and_the_same_again_completes(service
         service.post(body, ledger=broken, idempotency_key="k")
     assert not any(key.endswith("batch.json") for key in service.keys("batches/"))
     batch = service.post(body, idempotency_key="k")
-    assert service.keys(layout.QUEUE_PREFIX) == [
-        layout.marker_key("mistral", batch.priority, batch.created_at, batch.batch_id)
+    assert service.keys(ledger_keys.QUEUE_PREFIX) == [
+        ledger_keys.marker_key("mistral", batch.priority, batch.created_at, batch.batch_id)
     ]
 
 
@@ -346,7 +347,9 @@ def test_creates_with_one_key_at_once_make_one_batch(store: Store) -> None:
         found = list(threads.map(lambda _: service.post(body, idempotency_key=key, tenant=key), range(6)))
     assert len({batch.batch_id for batch in found}) == 1
     batch = found[0]
-    assert [layout.index_batch_id(entry) for entry in service.keys(layout.index_prefix(key))] == [batch.batch_id]
+    assert [ledger_keys.index_batch_id(entry) for entry in service.keys(ledger_keys.index_prefix(key))] == [
+        batch.batch_id
+    ]
 
 
 def test_a_batch_of_the_same_create_that_is_committed_already_stands(service: Service) -> None:
@@ -404,7 +407,7 @@ def test_attempts_of_one_create_at_once_make_one_batch(when: str) -> None:
     retried: list[BatchRecord] = []
 
     def overtake(number: int, verb: str, key: str, phase: str) -> None:
-        if key.startswith(layout.IDEMPOTENCY_PREFIX) and phase == when and not retried:
+        if key.startswith(ledger_keys.IDEMPOTENCY_PREFIX) and phase == when and not retried:
             with ThreadPoolExecutor(1) as replica:
                 retried.append(replica.submit(service.post, body, retry_count=1).result())
 
@@ -474,7 +477,7 @@ def test_what_a_dead_create_left_is_swept(service: Service) -> None:
         service.post(document([request(1)]), ledger=dying, idempotency_key="k")
     assert any("/input-" in key for key in service.keys("batches/"))
     service.clock.sleep(service.ledger.limits.abandoned_s)
-    steward.Steward(service.ledger, runner="s").tick()
+    janitor.Steward(service.ledger, runner="s").tick()
     assert not any("/input-" in key for key in service.keys("batches/"))
 
 
@@ -483,7 +486,7 @@ def test_records_are_swept_when_their_batch_is_gone() -> None:
     service = Service(MemoryStore(clock), clock)
     lives, gone = (service.post(document([request(number)]), idempotency_key=f"k{number}") for number in (1, 2))
     clock.sleep(service.ledger.limits.retention_s + service.ledger.limits.tombstone_s + 1)
-    service.store.delete(layout.batch_key(gone.batch_id))
+    service.store.delete(ledger_keys.batch_key(gone.batch_id))
     assert idempotency.sweep_idempotency(service.ledger) == 1
-    assert service.keys("idempotency/") == [layout.idempotency_key("key", "t\nk1")]
+    assert service.keys("idempotency/") == [ledger_keys.idempotency_key("key", "t\nk1")]
     assert batches.read_batch(service.ledger, lives.batch_id) is not None

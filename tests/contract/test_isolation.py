@@ -11,20 +11,19 @@ import pytest
 from api import views
 from api.door import Caller
 from api.service import Service
-from batchfile import layout
 from batchfile.clock import ManualClock, SystemClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import ObjectChanged, StoreError, StoreUnavailable
-from batchfile.ledger import batches, expiry, idempotency
-from batchfile.ledger.aside import UNANSWERED_MAX, Aside
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, expiry, idempotency, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.planner import plan_input
-from batchfile.ledger.presence import read_presence, write_presence
-from batchfile.ledger.scale import read_scale
+from batchfile.ledger.demand import read_scale
+from batchfile.ledger.heartbeats import read_presence, write_presence
+from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.set_aside import UNANSWERED_MAX, Aside
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.steward import Steward
-from batchfile.records import PresenceRecord
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
 from batchfile.store.faulty import Answer, FaultyStore, Ill
@@ -56,7 +55,7 @@ class World:
     def create(self, batch_id: str) -> None:
         params = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
         rows = [json.dumps({"custom_id": f"{batch_id}-{n}", "params": params}) for n in range(NUM_REQUESTS)]
-        key = layout.input_key(batch_id, "n")
+        key = keys.input_key(batch_id, "n")
         self.store.put(key, "\n".join(rows).encode())
         planned = plan_input(self.ledger, batch_id, key, routing=POOL, lines_per_range=4)
         draft = batches.Draft(batch_id=batch_id, routing=POOL, defaults=Defaults())
@@ -165,10 +164,10 @@ def test_a_shard_record_that_is_damaged_while_it_is_held_ends_no_runner(more: di
 
 def test_an_input_that_is_gone_from_a_batch_that_a_newer_version_wrote_ends_no_runner() -> None:
     world = World()
-    key = layout.batch_key(ILL)
+    key = keys.batch_key(ILL)
     data = json.dumps({**json.loads(world.read(key)), "fingerprint": "of a newer version"}).encode()
     world.store.put(key, data)
-    world.store.delete(layout.input_key(ILL, "n"))
+    world.store.delete(keys.input_key(ILL, "n"))
     runner = world.runner()
     world.run(runner, world.have_all_ended, world.after(300.0))
     assert "upgrade this process" in runner.set_aside()[ILL]
@@ -315,11 +314,11 @@ def test_a_steward_does_not_ask_for_each_batch_where_the_store_answers_nobody() 
 def test_a_listing_shows_the_others_and_what_was_last_known_of_the_ill_one(answer: Answer) -> None:
     world = World()
     reader = StatusReader(world.ledger)
-    places = [entry.key for entry in world.store.list(layout.index_prefix("default"))]
+    places = [entry.key for entry in world.store.list(keys.index_prefix("default"))]
     known = {place: reader.look(place) for place in places}
     world.fall_ill("*", answer)
     for again, is_remembered in ((reader, True), (StatusReader(world.ledger), False)):
-        seen = {layout.index_batch_id(place): again.look(place) for place in places}
+        seen = {keys.index_batch_id(place): again.look(place) for place in places}
         assert {name for name, found in seen.items() if found is not None and found.problem is None} == set(HEALTHY)
         ill = seen[ILL]
         assert ill is not None
@@ -410,7 +409,7 @@ def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern:
     for name in ("b0", "b1", "b2"):
         store.put(f"inbox/local/{name}.jsonl", LINE)
     clock.sleep(60.0)
-    key = layout.input_key("c", "n")
+    key = keys.input_key("c", "n")
     store.put(key, LINE)
     planned = plan_input(ledger, "c", key, routing=POOL)
     batches.create(ledger, batches.Draft(batch_id="c", routing=POOL, defaults=Defaults()), planned)
@@ -427,7 +426,7 @@ def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern:
     for _ in range(2):
         steward.tick()
         clock.sleep(15.0)
-    dropped = [batches.read_batch(ledger, layout.index_batch_id(entry.key)) for entry in store.list("index/")]
+    dropped = [batches.read_batch(ledger, keys.index_batch_id(entry.key)) for entry in store.list("index/")]
     assert sorted(batch.dropped.key for batch in dropped if batch is not None and batch.dropped is not None) == [
         f"inbox/local/{name}.jsonl" for name in ("b0", "b1", "b2")
     ]
@@ -463,8 +462,8 @@ def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answ
         world.store.put(f"gone/{name}/x", b"")
         expiry.remove_after(world.ledger, f"gone/{name}", 60.0 + ord(name))
         idempotency.adopt(world.ledger, kind="key", tenant="t", value=name, digest=name, batch_id=f"never-{name}")
-    markers = [entry.key for entry in world.store.list(layout.EXPIRING_PREFIX)]
-    entries = [entry.key for entry in world.store.list(layout.IDEMPOTENCY_PREFIX)]
+    markers = [entry.key for entry in world.store.list(keys.EXPIRING_PREFIX)]
+    entries = [entry.key for entry in world.store.list(keys.IDEMPOTENCY_PREFIX)]
     if answer == "rubbish":  # what it holds, not how it is answered
         world.store.put(markers[0], b"soon")
     else:
@@ -473,7 +472,7 @@ def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answ
     Steward(world.ledger, runner="s").tick()
     world.store.ills = []
     assert [entry.key for entry in world.store.list("gone/")] == ["gone/a/x"]
-    assert [entry.key for entry in world.store.list(layout.IDEMPOTENCY_PREFIX)] == entries[: answer != "rubbish"]
+    assert [entry.key for entry in world.store.list(keys.IDEMPOTENCY_PREFIX)] == entries[: answer != "rubbish"]
 
 
 def test_a_sweep_stops_where_nothing_is_answered() -> None:

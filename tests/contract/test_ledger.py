@@ -13,19 +13,20 @@ import structlog
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreFull, StoreUnavailable
-from batchfile.layout import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
-from batchfile.ledger import batches, cutter, lease, shards
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, lease, shards
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.cas import Lost, Stored, load, swap
-from batchfile.ledger.cutter import Planned
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
+from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.steward import Steward
 from batchfile.ledger.turn import Turn
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
-from batchfile.records import BatchRecord, ShardRecord
+from batchfile.plan import ranges as plan_ranges
+from batchfile.plan.planner import plan_input
+from batchfile.plan.ranges import Planned
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Object
 from batchfile.store.faulty import FaultyStore
@@ -461,7 +462,7 @@ def test_a_changed_input_ends_the_batch_and_keeps_what_is_done() -> None:
 
 
 def test_of_a_changed_input_an_assembly_tells_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cutter, "RANGE_LINES_MIN", 4)
+    monkeypatch.setattr(plan_ranges, "RANGE_LINES_MIN", 4)
     world = World()
     planned = world.create([line(number) for number in range(40)])
     assert len(planned.plan.ranges) == 10

@@ -3,13 +3,12 @@
 import json
 import random
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.live import Cursor, iter_live
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.tail import Cursor, iter_live
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
@@ -32,8 +31,8 @@ class World:
             else "no json"
             for n in range(NUM)
         ]
-        self.store.put(layout.input_key(BATCH, "n"), "\n".join(rows).encode())
-        planned = plan_input(self.ledger, BATCH, layout.input_key(BATCH, "n"), routing=LOCAL, lines_per_range=16)
+        self.store.put(keys.input_key(BATCH, "n"), "\n".join(rows).encode())
+        planned = plan_input(self.ledger, BATCH, keys.input_key(BATCH, "n"), routing=LOCAL, lines_per_range=16)
         batches.create(self.ledger, batches.Draft(batch_id=BATCH, routing=LOCAL, defaults=Defaults()), planned)
         self.cursor = Cursor()
         self.seen: dict[int, dict[str, object]] = {}
@@ -116,7 +115,7 @@ def test_a_batch_that_ends_while_it_is_read_is_read_to_its_end() -> None:
 
 def test_a_part_that_is_lost_holds_up_no_other() -> None:
     world = World()
-    (lost,) = [entry.key for entry in world.store.list(layout.parts_prefix(BATCH)) if "/000000/" in entry.key]
+    (lost,) = [entry.key for entry in world.store.list(keys.parts_prefix(BATCH)) if "/000000/" in entry.key]
     world.store.delete(lost)
     assert world.look() == 8  # the first of seven ranges had two
     world.run()

@@ -10,20 +10,21 @@ from dataclasses import replace
 import pytest
 
 from api.tending import Tending
-from batchfile import layout
+from batchfile import long_work
 from batchfile.clock import Clock, ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
-from batchfile.ledger import batches, long_work, planning, shards
-from batchfile.ledger.aside import Aside
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.long_work import LongWork, is_long
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.records import BatchRecord, DroppedFile, FileInput, FileRecord
+from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.shards import Held
-from batchfile.ledger.steward import Steward
 from batchfile.lines.openai import URL
 from batchfile.lines.part import FinishedLine
-from batchfile.records import BatchRecord, DroppedFile, FileInput, FileRecord
+from batchfile.long_work import LongWork, is_long
+from batchfile.plan import pending
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Entry
 from batchfile.store.memory import MemoryStore
@@ -67,7 +68,7 @@ class World:
 
     def create(self, batch_id: str, num_requests: int = 10) -> BatchRecord:
         """Open, and no shard of it is begun."""
-        key = layout.input_key(batch_id, "n")
+        key = keys.input_key(batch_id, "n")
         self.store.put(key, body(num_requests))
         planned = plan_input(self.ledger, batch_id, key, routing=ROUTING)
         draft = batches.Draft(batch_id=batch_id, routing=ROUTING, defaults=Defaults())
@@ -90,7 +91,7 @@ class World:
             expires_at=0.0,
         )
         draft = batches.Draft(batch_id=batch_id, routing=ROUTING, defaults=Defaults(), created_at=time.time())
-        return planning.create(self.ledger, draft, file, FileInput(file_id=batch_id, endpoint=URL, requests_max=100))
+        return pending.create(self.ledger, draft, file, FileInput(file_id=batch_id, endpoint=URL, requests_max=100))
 
     def work(self, batch: BatchRecord) -> None:
         plan = batches.read_plan(self.ledger, batch)
@@ -180,7 +181,7 @@ def test_a_steward_goes_on_while_a_large_file_is_planned(world: World) -> None:
 
 
 def test_a_runner_ends_batches_while_its_steward_is_held_up(world: World) -> None:
-    world.store.slow_list = layout.INDEX_PREFIX
+    world.store.slow_list = keys.INDEX_PREFIX
     world.create("small")
     runner = Runner(world.ledger, lambda: EchoEngine(num_slots=4), RunnerOptions(runner_id="r", pool=POOL))
     thread = threading.Thread(target=runner.run)
@@ -246,7 +247,7 @@ def test_what_failed_is_set_aside_and_taken_again_after_its_pause(
         num_tries += 1
         raise error
 
-    monkeypatch.setattr(planning, "plan", fail)
+    monkeypatch.setattr(pending, "plan", fail)
     steward = Steward(world.ledger, runner="s", defer=long.take, aside=aside)
     steward.tick()
     wait_for(lambda: str(error) in aside.reasons().get("file", ""))
@@ -279,9 +280,9 @@ def test_who_stops_gives_back_what_is_planned_and_that_counts_against_no_file(wo
         stopping.join(WAIT_S)
         assert world.state("file") == world.state("other") == "planning"
 
-    for _ in range(planning.LAPSES_MAX + 1):
+    for _ in range(pending.LAPSES_MAX + 1):
         begin_and_stop()
-    planned = planning.plan(world.ledger, "file", runner="next")
+    planned = pending.plan(world.ledger, "file", runner="next")
     assert planned is not None
     assert planned.state == "open"
 
@@ -332,7 +333,7 @@ def test_a_plan_with_many_rejected_lines_keeps_its_lease_on_a_slow_store() -> No
     class OneSecond(Slow):
         def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
             clock.sleep(1.0)
-            found = self.get(layout.planning_key("file"))
+            found = self.get(keys.planning_key("file"))
             assert found is None or found.age_s < world.ledger.limits.lease_ttl_s
             return super().put(key, data, absent=absent, match=match)
 
@@ -348,7 +349,7 @@ def test_a_plan_with_many_rejected_lines_keeps_its_lease_on_a_slow_store() -> No
     dropped = DroppedFile(key=entry.key, etag=entry.etag, modified_at=entry.modified_at)
     routing = RoutingTable(everything=POOL)
     draft = batches.Draft(batch_id="file", routing=routing, defaults=Defaults(), created_at=clock.now())
-    planning.create_of_dropped(world.ledger, draft, dropped, entry.size)
-    batch = planning.plan(world.ledger, "file", runner="p")
+    pending.create_of_dropped(world.ledger, draft, dropped, entry.size)
+    batch = pending.plan(world.ledger, "file", runner="p")
     assert batch is not None
     assert (batch.state, batch.total) == ("open", 150 * 32)

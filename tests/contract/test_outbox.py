@@ -9,13 +9,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchfile import __version__, layout
+from batchfile import __version__
 from batchfile.clock import ManualClock
 from batchfile.engine.base import Finished
 from batchfile.engine.open import engine_factory
-from batchfile.ledger import outbox, rejections
-from batchfile.ledger.presence import write_presence
-from batchfile.records import PresenceRecord
+from batchfile.inbox import outbox
+from batchfile.ledger import keys, rejections
+from batchfile.ledger.heartbeats import write_presence
+from batchfile.ledger.records import PresenceRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.words import Counts, Usage
 from tests.contract.inbox_kit import World, native, still, world
@@ -115,8 +116,8 @@ def test_a_damaged_record_of_whose_turn_it_is_holds_back_no_answers_and_keeps_no
     options = RunnerOptions(runner_id="r", pool="mistral", only=still.only().batch_id, is_steward=False)
     ended = Runner(still.ledger, engine_factory("echo", model="echo"), options).run_alone()
     assert ended is not None
-    still.store.delete(layout.outbox_key(layout.INBOX_PREFIX + "mistral/a.jsonl", outbox.RECEIPT))
-    still.store.put(layout.outbox_turn_key(ended.batch_id), b"\0\0")
+    still.store.delete(keys.outbox_key(keys.INBOX_PREFIX + "mistral/a.jsonl", outbox.RECEIPT))
+    still.store.put(keys.outbox_turn_key(ended.batch_id), b"\0\0")
     still.steward.tick()
     assert still.told("mistral/a.jsonl.receipt.json")["batch_id"] == ended.batch_id
     for _ in range(4):
@@ -130,7 +131,7 @@ def test_the_outbox_has_the_same_bytes_when_it_is_written_twice(world: World) ->
     world.steward.tick()
     ended = world.run(world.only())
     first = {name: world.out(name) for name in world.outbox()}
-    world.store.delete(layout.outbox_turn_key(ended.batch_id))
+    world.store.delete(keys.outbox_turn_key(ended.batch_id))
     assert outbox.publish(world.ledger, ended, runner="again")
     assert {name: world.out(name) for name in world.outbox()} == first
     assert len(first) == 4
@@ -177,7 +178,7 @@ def test_results_come_as_parquet_too_when_that_is_asked_for(world: World) -> Non
     path = "outbox/mistral/a.jsonl.results.parquet"
     digest = hashlib.sha256(data).hexdigest()
     assert receipt["results_parquet"] == {"path": path, "bytes": len(data), "sha256": digest, "lines": 41}
-    world.store.delete(layout.outbox_turn_key(ended.batch_id))
+    world.store.delete(keys.outbox_turn_key(ended.batch_id))
     assert outbox.publish(world.ledger, ended, runner="again")
     assert world.out("mistral/a.jsonl.results.parquet") == data
     world.store.delete("inbox/mistral/a.batch.toml")

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
-from batchfile.ledger import batches, outbox
+from batchfile.inbox import outbox
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.steward import Steward
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.store.faulty import FaultyStore, Phase
 from batchfile.store.memory import MemoryStore
 from tests.contract.inbox_kit import POOLS, World, native, still
@@ -70,7 +70,7 @@ def ended_and_not_told(clock: ManualClock) -> tuple[World, BatchRecord]:
     clock.sleep(10.0)
     world.steward.tick()
     ended = world.run(world.only())
-    world.store.delete(layout.outbox_turn_key(ended.batch_id))
+    world.store.delete(keys.outbox_turn_key(ended.batch_id))
     for name in world.outbox():
         world.store.delete(f"outbox/{name}")
     return world, ended
@@ -87,7 +87,7 @@ def outbox_after(meanwhile: Callable[[World], None], sleep_at: int, *, is_word_s
 
     def sleep(number: int, verb: str, key: str, phase: Phase) -> None:
         nonlocal slept, num
-        if phase == "before" and (verb != "put" or (is_word_spared and key.startswith(layout.OUTBOX_PREFIX))):
+        if phase == "before" and (verb != "put" or (is_word_spared and key.startswith(keys.OUTBOX_PREFIX))):
             return
         num += 1
         if num == sleep_at:

@@ -17,19 +17,21 @@ from typing import Self
 
 import pytest
 
-from batchfile import layout
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import PreconditionFailed
-from batchfile.ledger import batches, files, inbox, planning, uploads
+from batchfile.files import stored_files, uploads
+from batchfile.inbox import scan
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.steward import Steward
-from batchfile.ledger.submit import submit
+from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
 from batchfile.lines.openai import URL
 from batchfile.local.inputs import inspect
 from batchfile.local.run import RunOptions, open_batch
-from batchfile.records import BatchRecord, FileInput, FileRecord
+from batchfile.plan import pending
+from batchfile.plan.submit import submit
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
@@ -119,9 +121,9 @@ def of_file(ledger: Ledger, file: FileRecord) -> None:
     draft = Draft(batch_id="b", routing=ROUTING, defaults=Defaults(), created_at=ledger.clock.now())
     store = ledger.store
     assert isinstance(store, Kms)
-    planning.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=URL, requests_max=100))
+    pending.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=URL, requests_max=100))
     store.send_late()
-    batch = planning.plan(ledger, "b", runner="p")
+    batch = pending.plan(ledger, "b", runner="p")
     assert batch is not None
     assert batch.state == "open", batch.detail
     run(ledger, batch)
@@ -134,7 +136,10 @@ def test_requests_that_stream_in(ledger: Ledger) -> None:
 
 def test_a_stored_file(ledger: Ledger) -> None:
     chunks = [body(is_native=False)]
-    of_file(ledger, files.store_file(ledger, "t", chunks, filename="f", purpose="batch", kept_s=900.0, bytes_max=10**6))
+    of_file(
+        ledger,
+        stored_files.store_file(ledger, "t", chunks, filename="f", purpose="batch", kept_s=900.0, bytes_max=10**6),
+    )
 
 
 def test_an_upload_of_parts(ledger: Ledger, store: Kms) -> None:
@@ -148,11 +153,11 @@ def test_an_upload_of_parts(ledger: Ledger, store: Kms) -> None:
 
 
 def test_a_packed_file_in_the_inbox(ledger: Ledger, store: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox, "QUIET_S", -3600.0)
+    monkeypatch.setattr(scan, "QUIET_S", -3600.0)
     store.put(f"inbox/{POOL}/a.jsonl.gz", gzip.compress(body()))
-    Steward(ledger, runner="s", inbox=Inbox(ledger, ROUTING)).tick()
-    (entry,) = store.list(layout.INDEX_PREFIX)
-    batch = batches.read_batch(ledger, layout.index_batch_id(entry.key))
+    Steward(ledger, runner="s", scan=Inbox(ledger, ROUTING)).tick()
+    (entry,) = store.list(keys.INDEX_PREFIX)
+    batch = batches.read_batch(ledger, keys.index_batch_id(entry.key))
     assert batch is not None
     assert batch.input.key != f"inbox/{POOL}/a.jsonl.gz"
     run(ledger, batch)

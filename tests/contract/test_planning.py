@@ -5,17 +5,18 @@ import random
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, InvalidFile
-from batchfile.ledger import batches, files, planning
-from batchfile.ledger import planner as planner_module
+from batchfile.files import stored_files
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.live import Cursor, iter_live
+from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.steward import Steward
+from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.ledger.turn import Turn
-from batchfile.records import BatchRecord, FileInput, FileRecord
+from batchfile.plan import pending
+from batchfile.plan import planner as planner_module
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
@@ -36,7 +37,7 @@ class World:
             for n, model in enumerate(models or ("m", "l", "m"))
         ]
         data = "\n".join(map(json.dumps, rows)).encode()
-        return files.store_file(
+        return stored_files.store_file(
             self.ledger, "acme", [data], filename="f", purpose="batch", kept_s=30 * 86400.0, bytes_max=10**6
         )
 
@@ -46,7 +47,7 @@ class World:
         draft = batches.Draft(
             batch_id=batch_id, routing=POOLS, defaults=Defaults(), tenant="acme", created_at=self.clock.now()
         )
-        return planning.create(self.ledger, draft, file, wanted)
+        return pending.create(self.ledger, draft, file, wanted)
 
     def read(self, batch_id: str = "b") -> BatchRecord:
         batch = batches.read_batch(self.ledger, batch_id)
@@ -57,12 +58,12 @@ class World:
 def test_a_batch_opens_with_its_plan_and_its_markers() -> None:
     world = World()
     assert world.create().state == "planning"
-    opened = planning.plan(world.ledger, "b", runner="r")
+    opened = pending.plan(world.ledger, "b", runner="r")
     assert opened is not None
     assert (opened.state, opened.total, opened.planned_at) == ("open", 3, world.clock.now())
     assert sorted(batches.read_plan(world.ledger, opened).pools) == ["llama", "mistral"]
-    assert [layout.marker_batch_id(entry.key) for entry in world.store.list("queue/")] == ["b", "b"]
-    assert planning.plan(world.ledger, "b", runner="r") == opened
+    assert [keys.marker_batch_id(entry.key) for entry in world.store.list("queue/")] == ["b", "b"]
+    assert pending.plan(world.ledger, "b", runner="r") == opened
 
 
 def test_a_steward_plans_what_nobody_planned() -> None:
@@ -75,10 +76,10 @@ def test_a_steward_plans_what_nobody_planned() -> None:
 def test_while_one_plans_the_others_leave_it_and_take_over_when_it_is_silent() -> None:
     world = World()
     world.create()
-    assert Turn.take(world.ledger, layout.planning_key("b"), layout.PLANNING_POOL, "first") is not None
-    assert planning.plan(world.ledger, "b", runner="second") is None
+    assert Turn.take(world.ledger, keys.planning_key("b"), keys.PLANNING_POOL, "first") is not None
+    assert pending.plan(world.ledger, "b", runner="second") is None
     world.clock.sleep(world.ledger.limits.lease_ttl_s)
-    taken = planning.plan(world.ledger, "b", runner="second")
+    taken = pending.plan(world.ledger, "b", runner="second")
     assert taken is not None
     assert taken.state == "open"
 
@@ -90,13 +91,13 @@ def test_a_late_planner_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
     def overtaken(*args: object, **more: object) -> object:
         planned = slow(*args, **more)  # type: ignore[arg-type]
-        monkeypatch.setattr(planning, "plan_input", slow)
+        monkeypatch.setattr(pending, "plan_input", slow)
         world.clock.sleep(world.ledger.limits.lease_ttl_s)
-        planning.plan(world.ledger, "b", runner="second")
+        pending.plan(world.ledger, "b", runner="second")
         return planned
 
-    monkeypatch.setattr(planning, "plan_input", overtaken)
-    late = planning.plan(world.ledger, "b", runner="first")
+    monkeypatch.setattr(pending, "plan_input", overtaken)
+    late = pending.plan(world.ledger, "b", runner="first")
     assert late == world.read()
     assert late is not None
     assert late.seq == 2
@@ -114,7 +115,7 @@ def test_a_batch_that_is_cancelled_before_it_has_a_plan_ends_with_nothing() -> N
     ended = batches.finish(world.ledger, "b", runner="r")
     assert ended is not None
     assert (ended.state, ended.reason, ended.results, ended.total) == ("ended", "canceled", None, 0)
-    assert planning.plan(world.ledger, "b", runner="r") == ended
+    assert pending.plan(world.ledger, "b", runner="r") == ended
 
 
 def test_a_cancel_while_it_is_planned_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +127,8 @@ def test_a_cancel_while_it_is_planned_stands(monkeypatch: pytest.MonkeyPatch) ->
         batches.end(world.ledger, "b", "canceled")
         return slow(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(planning, "plan_input", cancelled)
-    found = planning.plan(world.ledger, "b", runner="r")
+    monkeypatch.setattr(pending, "plan_input", cancelled)
+    found = pending.plan(world.ledger, "b", runner="r")
     assert found is not None
     assert (found.state, found.plan_key) == ("ending", "")
     Steward(world.ledger, runner="s").tick()
@@ -147,7 +148,7 @@ def test_a_file_without_its_bytes_makes_no_batch_or_a_failed_one() -> None:
     file = world.file()
     world.create(file)
     world.store.delete(file.key)
-    failed = planning.plan(world.ledger, "b", runner="r")
+    failed = pending.plan(world.ledger, "b", runner="r")
     assert failed is not None
     assert failed.file is not None
     assert (failed.state, failed.reason, len(failed.file.errors)) == ("ended", "failed", 1)
@@ -158,7 +159,7 @@ def test_a_file_without_its_bytes_makes_no_batch_or_a_failed_one() -> None:
 def test_a_failed_batch_has_no_plan_no_markers_and_at_most_a_hundred_errors() -> None:
     world = World()
     world.create(world.file(*["none"] * 300))
-    failed = planning.plan(world.ledger, "b", runner="r")
+    failed = pending.plan(world.ledger, "b", runner="r")
     assert failed is not None
     assert failed.file is not None
     assert [error.line for error in failed.file.errors] == list(range(1, 101))
@@ -170,7 +171,7 @@ def test_a_failed_batch_has_no_plan_no_markers_and_at_most_a_hundred_errors() ->
 def test_too_many_requests_are_one_error() -> None:
     world = World()
     world.create(world.file(*["m"] * 1001))
-    failed = planning.plan(world.ledger, "b", runner="r")
+    failed = pending.plan(world.ledger, "b", runner="r")
     assert failed is not None
     assert failed.file is not None
     assert [error.code for error in failed.file.errors] == ["too_many_tasks"]
@@ -195,8 +196,8 @@ def make_and_plan(world: World, file: FileRecord, ledger: Ledger, created_at: fl
     draft = batches.Draft(
         batch_id="b", routing=POOLS, defaults=Defaults(), tenant="acme", created_at=created_at, metadata={}
     )
-    planning.create(ledger, draft, file, wanted)
-    planning.plan(ledger, "b", runner=f"r{ledger.rng.random()}")
+    pending.create(ledger, draft, file, wanted)
+    pending.plan(ledger, "b", runner=f"r{ledger.rng.random()}")
 
 
 def num_writes() -> int:

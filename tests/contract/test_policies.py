@@ -15,16 +15,18 @@ import boto3
 import pytest
 from moto.iam.policy_validation import IAMPolicyDocumentValidator
 
-from batchfile import layout
+from batchfile import webhooks
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
 from batchfile.errors import StoreError
-from batchfile.ledger import batches, files, idempotency, uploads, webhooks
+from batchfile.files import stored_files, uploads
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, idempotency
+from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.presence import write_presence
-from batchfile.ledger.steward import Steward
-from batchfile.records import PresenceRecord
+from batchfile.ledger.heartbeats import write_presence
+from batchfile.ledger.records import PresenceRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Entry, Object, Store, Unchanged, Writer
 from batchfile.store.memory import MemoryStore
@@ -147,8 +149,8 @@ class World:
         steward.tick()
 
     def run(self) -> None:
-        (marker,) = self.bucket.list(layout.queue_prefix("mistral"))
-        batch_id = layout.marker_batch_id(marker.key)
+        (marker,) = self.bucket.list(ledger_keys.queue_prefix("mistral"))
+        batch_id = ledger_keys.marker_batch_id(marker.key)
         options = RunnerOptions(runner_id="r", pool="mistral", only=batch_id, is_steward=False)
         Runner(self.ledger, engine_factory("echo", model="echo"), options).run()
 
@@ -191,7 +193,7 @@ def test_a_policy_is_valid_and_grants_no_more_than_whole_folders_of_objects(role
 
 def folders_of_layout() -> set[str]:
     """The first segment of every key that layout.py builds, as its own page of them has it."""
-    text = inspect.getdoc(layout) or ""
+    text = inspect.getdoc(ledger_keys) or ""
     return {row.split("/")[0] for row in text.splitlines() if "/" in row.split(" ")[0]}
 
 
@@ -200,9 +202,9 @@ def test_the_policies_are_about_the_folders_of_the_layout_and_about_all_of_them(
     assert len(wanted) > 12
     granted = {path.split("/")[2] for role in ROLES for path in resources(role) if path != BUCKET}
     assert granted == wanted
-    assert {name.split("/")[0] for name in vars(layout).values() if isinstance(name, str) and name.endswith("/")} < {
-        *wanted
-    }
+    assert {
+        name.split("/")[0] for name in vars(ledger_keys).values() if isinstance(name, str) and name.endswith("/")
+    } < {*wanted}
     assert all(path == BUCKET or path.endswith("/*") for role in ROLES for path in resources(role))
 
 
@@ -235,7 +237,7 @@ def test_the_api_may_store_files_and_sweep_them() -> None:
 
 
 def leave_files(ledger: Ledger) -> None:
-    files.store_file(ledger, "t", [b"{}"], filename="f", purpose="batch", kept_s=9.0, bytes_max=9)
+    stored_files.store_file(ledger, "t", [b"{}"], filename="f", purpose="batch", kept_s=9.0, bytes_max=9)
     uploads.begin(ledger, "t", filename="f", mime_type="text/plain", purpose="batch", size=9, file_kept_s=9.0)
     idempotency.adopt(ledger, kind="key", tenant="t", value="v", digest="d", batch_id="batch_never")
 
@@ -324,4 +326,4 @@ def test_a_server_takes_the_lifecycle_rules_and_none_of_them_removes_what_is_in_
     client.close()
     assert [rule["ID"] for rule in taken] == [rule["ID"] for rule in rules["Rules"]]
     expired = {rule["Filter"]["Prefix"] for rule in taken if "Expiration" in rule}
-    assert expired == {f"PREFIX/{name}" for name in (layout.OUTBOX_PREFIX, layout.DONE_PREFIX, PROOF_PREFIX)}
+    assert expired == {f"PREFIX/{name}" for name in (ledger_keys.OUTBOX_PREFIX, ledger_keys.DONE_PREFIX, PROOF_PREFIX)}

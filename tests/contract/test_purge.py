@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.purge import purge
-from batchfile.ledger.steward import Steward
-from batchfile.ledger.submit import submit
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.plan.submit import submit
 from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
@@ -61,8 +60,8 @@ def test_nothing_of_what_the_user_sent_is_left() -> None:
     purge(ledger, BATCH)
     left = stored(ledger)
     assert SECRET not in str(left)
-    assert [key for key in left if key.startswith("batches/")] == [layout.batch_key(BATCH)]
-    record = load(ledger, layout.batch_key(BATCH), BatchRecord)
+    assert [key for key in left if key.startswith("batches/")] == [keys.batch_key(BATCH)]
+    record = load(ledger, keys.batch_key(BATCH), BatchRecord)
     assert record is not None
     assert (record.record.state, record.record.batch_id, record.record.tenant) == ("deleted", BATCH, "default")
     written = dict(left)
@@ -84,7 +83,7 @@ def test_the_last_trace_goes_with_the_tombstone_and_with_it_what_came_late() -> 
     ledger = world()
     batches.delete(ledger, BATCH)
     purge(ledger, BATCH)
-    ledger.store.put(layout.results_key(BATCH, "late"), SECRET.encode())  # of a process that slept
+    ledger.store.put(keys.results_key(BATCH, "late"), SECRET.encode())  # of a process that slept
     steward = Steward(ledger, runner="s")
     for _ in range(30):
         ledger.clock.sleep(3600.0)
@@ -97,7 +96,7 @@ def test_the_fence_of_a_create_that_was_given_up_stays_one() -> None:
     other = "batch_000000000009"
     batches.fence(ledger, other, "given up")
     purge(ledger, other)
-    found = load(ledger, layout.batch_key(other), BatchRecord)
+    found = load(ledger, keys.batch_key(other), BatchRecord)
     assert found is not None
     assert (found.record.input.key, found.record.detail) == ("", "given up")
 

@@ -4,8 +4,8 @@ import pytest
 
 from batchfile.errors import InvalidFile
 from batchfile.ledger import batches
-from batchfile.ledger.planner import plan_input
-from batchfile.ledger.submit import retry
+from batchfile.plan.planner import plan_input
+from batchfile.plan.submit import retry
 from batchfile.words import Defaults, RoutingTable
 from tests.contract.inbox_kit import World, native, still
 

@@ -7,13 +7,13 @@ import pytest
 
 from api.errors import Refusal
 from api.room import FULL_S, Room
-from batchfile import layout
 from batchfile.clock import ManualClock
-from batchfile.ledger import batches, planning
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
 from batchfile.lines.openai import URL
-from batchfile.records import BatchRecord, FileInput, FileRecord
+from batchfile.plan import pending
+from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
 from batchfile.words import Defaults, RoutingTable
@@ -28,7 +28,7 @@ class World:
         self.store = MeteredStore(MemoryStore(self.clock))
         self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(3))
         self.room = Room(self.ledger, LIMIT)
-        key = layout.input_key("shared", "n")
+        key = keys.input_key("shared", "n")
         self.store.put(key, b'{"custom_id":"a","params":{"messages":[{"role":"user","content":"hello"}]}}')
         self.planned = plan_input(self.ledger, "shared", key, routing=ROUTING)
 
@@ -53,7 +53,7 @@ class World:
         draft = batches.Draft(
             batch_id=batch_id, routing=ROUTING, defaults=Defaults(), tenant="acme", created_at=self.clock.now()
         )
-        planning.create(self.ledger, draft, file, FileInput(file_id="f", endpoint=URL, requests_max=100))
+        pending.create(self.ledger, draft, file, FileInput(file_id="f", endpoint=URL, requests_max=100))
 
     def end(self, batch_id: str) -> None:
         batches.end(self.ledger, batch_id, "canceled")

@@ -10,11 +10,11 @@ from batchfile.engine.base import Engine, Finished, Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.engine.echo_options import EchoFaults
 from batchfile.errors import EngineDead, StoreUnavailable
-from batchfile.layout import input_key
+from batchfile.janitor import Steward
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.planner import plan_input
-from batchfile.ledger.steward import Steward
+from batchfile.ledger.keys import input_key
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
 from batchfile.store.faulty import FaultyStore

@@ -5,17 +5,16 @@ import random
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches, shards
-from batchfile.ledger.aside import Aside
+from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.planner import plan_input
-from batchfile.ledger.presence import read_presence
-from batchfile.records import ShardRecord
+from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.records import ShardRecord
+from batchfile.ledger.set_aside import Aside
+from batchfile.plan.planner import plan_input
 from batchfile.runner.claims import Claims
 from batchfile.runner.keeper import AWAY_S_MAX, Keeper
 from batchfile.runner.runner import Runner, RunnerOptions
@@ -74,8 +73,8 @@ def keeper(ledger: Ledger) -> Keeper:
     routing = RoutingTable(everything="local")
     params = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 9}
     rows = [json.dumps({"custom_id": f"r{n}", "params": params}) for n in range(32 * NUM_SHARDS)]
-    ledger.store.put(layout.input_key("b", "n"), "\n".join(rows).encode())
-    planned = plan_input(ledger, "b", layout.input_key("b", "n"), routing=routing)
+    ledger.store.put(keys.input_key("b", "n"), "\n".join(rows).encode())
+    planned = plan_input(ledger, "b", keys.input_key("b", "n"), routing=routing)
     batch = batches.create(ledger, batches.Draft(batch_id="b", routing=routing, defaults=Defaults()), planned)
     works = []
     for n in range(NUM_SHARDS):
@@ -86,7 +85,7 @@ def keeper(ledger: Ledger) -> Keeper:
 
 
 def states(ledger: Ledger) -> set[str]:
-    found = [load(ledger, entry.key, ShardRecord) for entry in ledger.store.list(layout.shards_prefix("b"))]
+    found = [load(ledger, entry.key, ShardRecord) for entry in ledger.store.list(keys.shards_prefix("b"))]
     return {shard.record.state for shard in found if shard is not None}
 
 

@@ -12,10 +12,10 @@ from batchfile.clock import SystemClock
 from batchfile.engine.base import SchemaUnchecked
 from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.errors import EngineDead
-from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import input_key
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, Request, RoutingTable

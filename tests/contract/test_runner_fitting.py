@@ -13,10 +13,10 @@ from batchfile.engine.base import Finished, Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.engine.echo_options import EchoFaults
 from batchfile.errors import InvalidRequest
-from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import input_key
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Choice, Completion, Defaults, Failure, Request, RoutingTable, Usage

@@ -15,11 +15,11 @@ from batchfile.engine.base import Engine
 from batchfile.engine.echo import EchoEngine
 from batchfile.engine.echo_options import EchoFaults
 from batchfile.engine.http.engine import HttpEngine, HttpOptions
-from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import input_key
 from batchfile.lines import openai
+from batchfile.plan.planner import plan_input
 from batchfile.runner import checks, fitting, fitting_process
 from batchfile.runner.fitting import Demand
 from batchfile.runner.fitting_process import CheckProcess

@@ -7,20 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged
-from batchfile.ledger import batches, shards, status
+from batchfile.ledger import batches, keys, shards, status
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
-from batchfile.ledger.presence import write_presence
-from batchfile.ledger.scale import Scale, read_scale
+from batchfile.ledger.demand import Scale, read_scale
+from batchfile.ledger.heartbeats import write_presence
+from batchfile.ledger.records import BatchRecord, PresenceRecord
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus, PoolProgress, StatusReader
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.lines.stage import processing_status
-from batchfile.records import BatchRecord, PresenceRecord
+from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
 from batchfile.words import Choice, Completion, Defaults, RoutingTable, Usage
@@ -47,7 +46,7 @@ class World:
             ).encode()
             for n in range(num)
         ]
-        key = layout.input_key(batch_id, "n")
+        key = keys.input_key(batch_id, "n")
         self.store.put(key, b"\n".join([*rows, *[b"no json"] * num_bad]))
         planned = plan_input(self.ledger, batch_id, key, routing=TWO_POOLS, lines_per_range=lines_per_range)
         draft = batches.Draft(batch_id=batch_id, routing=TWO_POOLS, defaults=Defaults())
@@ -215,7 +214,7 @@ def test_a_damaged_batch_is_told_alone_and_left_out_among_many() -> None:
     world = World()
     for name in "abc":
         world.create(name, 4)
-    world.store.put(layout.batch_key("b"), b"{")
+    world.store.put(keys.batch_key("b"), b"{")
     assert [found.batch.batch_id for found in world.reader.read_many(["a", "b", "gone", "c"])] == ["a", "c"]
     with pytest.raises(BatchDamaged):
         world.reader.read("b")

@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from batchfile import layout
+from batchfile import janitor
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreError
-from batchfile.ledger import batches, shards, steward
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import RELOOK_S, Steward
+from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.planner import plan_input
-from batchfile.ledger.presence import write_presence
+from batchfile.ledger.heartbeats import write_presence
+from batchfile.ledger.records import BatchRecord, PresenceRecord
 from batchfile.ledger.shards import Held
-from batchfile.ledger.steward import RELOOK_S, Steward
 from batchfile.lines.part import FinishedLine
-from batchfile.records import BatchRecord, PresenceRecord
+from batchfile.plan.planner import plan_input
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
@@ -44,7 +44,7 @@ class World:
         for row, hint in zip(rows, hints, strict=True):
             row["metadata"] = {"model_hint": hint}
             del row["model"]
-        key = layout.input_key(batch_id, "n")
+        key = keys.input_key(batch_id, "n")
         self.store.put(key, "\n".join(map(json.dumps, rows)).encode())
         planned = plan_input(self.ledger, batch_id, key, routing=POOLS)
         return batches.create(
@@ -104,7 +104,7 @@ def test_a_batch_is_ended_where_all_is_done_and_its_parts_are_swept() -> None:
     world.answer("a")
     world.tick()
     assert world.state("a") == "ended"
-    assert list(world.store.list(layout.parts_prefix("a"))) == []
+    assert list(world.store.list(keys.parts_prefix("a"))) == []
 
 
 def test_an_ending_that_was_cut_off_is_finished() -> None:
@@ -124,10 +124,10 @@ def test_a_batch_is_deleted_when_its_retention_is_over_and_then_removed_step_by_
     world.clock.sleep(limits.retention_s - 2 * TICK_S)
     world.tick()
     assert world.state("a") is None
-    assert list(world.store.list(layout.shards_prefix("a"))) != []
+    assert list(world.store.list(keys.shards_prefix("a"))) != []
     world.clock.sleep(limits.download_grace_s - TICK_S)
     world.tick()
-    assert [entry.key for entry in world.store.list("batches/")] == [layout.batch_key("a")]
+    assert [entry.key for entry in world.store.list("batches/")] == [keys.batch_key("a")]
     assert world.tick() == 1
     world.clock.sleep(limits.tombstone_s)
     world.tick()
@@ -151,19 +151,19 @@ DAYS_S = 30 * 24 * 3600.0
 def test_a_steward_whose_clock_is_ahead_expires_and_deletes_nothing_before_its_time() -> None:
     world = World()
     wrong = replace(world.ledger, clock=WrongClock(world.clock, DAYS_S))
-    steward = Steward(wrong, runner="wrong")
+    janitor = Steward(wrong, runner="wrong")
     world.create("open")
     world.create("ended")
     world.end("ended")
-    steward.tick()
+    janitor.tick()
     world.clock.sleep(RELOOK_S)
-    steward.tick()
+    janitor.tick()
     assert (world.state("open"), world.state("ended")) == ("open", "ended")
     world.clock.sleep(world.ledger.limits.completion_window_s)
-    steward.tick()
+    janitor.tick()
     assert world.state("open") == "ended"
     world.clock.sleep(world.ledger.limits.retention_s)
-    steward.tick()
+    janitor.tick()
     assert world.state("ended") is None
 
 
@@ -183,13 +183,13 @@ def test_a_batch_of_a_creator_whose_clock_is_behind_has_its_whole_window() -> No
 def test_a_steward_whose_clock_is_set_back_goes_on_looking() -> None:
     world = World()
     clock = WrongClock(world.clock, 0.0)
-    steward = Steward(replace(world.ledger, clock=clock), runner="s")
+    janitor = Steward(replace(world.ledger, clock=clock), runner="s")
     world.create("a")
-    steward.tick()
+    janitor.tick()
     clock._off_s = -DAYS_S
     world.answer("a")
     world.clock.sleep(TICK_S)
-    steward.tick()
+    janitor.tick()
     assert world.state("a") == "ended"
 
 
@@ -201,19 +201,19 @@ def test_a_batch_that_its_user_deletes_early_is_found_within_an_hour() -> None:
     batches.delete(world.ledger, "a")
     world.clock.sleep(RELOOK_S)
     world.tick()
-    assert [entry.key for entry in world.store.list("batches/")] == [layout.batch_key("a")]
+    assert [entry.key for entry in world.store.list("batches/")] == [keys.batch_key("a")]
 
 
 def test_a_lost_marker_is_put_back_and_the_bell_rings() -> None:
     world = World()
     batch = world.create("a", ("mistral", "llama"))
     world.tick()
-    lost = layout.marker_key("llama", batch.priority, batch.created_at, "a")
+    lost = keys.marker_key("llama", batch.priority, batch.created_at, "a")
     world.store.delete(lost)
-    before = {pool: world.store.get(layout.bell_key(pool)) for pool in ("mistral", "llama")}
+    before = {pool: world.store.get(keys.bell_key(pool)) for pool in ("mistral", "llama")}
     world.tick()
     assert world.store.head(lost) is not None
-    after = {pool: world.store.get(layout.bell_key(pool)) for pool in ("mistral", "llama")}
+    after = {pool: world.store.get(keys.bell_key(pool)) for pool in ("mistral", "llama")}
     assert [pool for pool in after if after[pool].data != before[pool].data] == ["llama"]  # type: ignore[union-attr]
 
 
@@ -221,7 +221,7 @@ def test_the_marker_of_a_pool_that_has_nothing_left_is_not_put_back() -> None:
     world = World()
     batch = world.create("a", ("mistral", "llama"))
     world.answer("a", "llama")
-    done = layout.marker_key("llama", batch.priority, batch.created_at, "a")
+    done = keys.marker_key("llama", batch.priority, batch.created_at, "a")
     world.store.delete(done)
     world.tick()
     assert world.store.head(done) is None
@@ -249,7 +249,7 @@ def test_a_damaged_batch_is_left_alone_for_an_hour_and_stops_no_other() -> None:
     world = World()
     for name in ("a", "b", "c"):
         world.create(name)
-    world.store.put(layout.batch_key("b"), b"{")
+    world.store.put(keys.batch_key("b"), b"{")
     batches.end(world.ledger, "a", "canceled")
     batches.end(world.ledger, "c", "canceled")
     world.tick()
@@ -262,14 +262,14 @@ def test_one_tick_looks_at_a_bounded_number_and_the_next_goes_on() -> None:
     for n in range(9):
         world.create(f"b{n}")
         batches.end(world.ledger, f"b{n}", "canceled")
-    steward.LOOKS_MAX, kept = 3, steward.LOOKS_MAX
+    janitor.LOOKS_MAX, kept = 3, janitor.LOOKS_MAX
     try:
         left = []
         for _ in range(3):
             world.tick()
             left.append(sum(world.state(f"b{n}") == "ending" for n in range(9)))
     finally:
-        steward.LOOKS_MAX = kept
+        janitor.LOOKS_MAX = kept
     assert left == [6, 3, 0]
 
 
@@ -281,7 +281,7 @@ def test_what_belongs_to_no_batch_is_swept_once_an_hour() -> None:
     world.clock.sleep(25 * 3600.0)
     write_presence(world.ledger, PresenceRecord(**{**_fields(record), "runner_id": "new"}))
     world.tick()
-    assert [entry.key for entry in world.store.list("runners/")] == [layout.presence_key("mistral", "new")]
+    assert [entry.key for entry in world.store.list("runners/")] == [keys.presence_key("mistral", "new")]
 
 
 def _fields(record: PresenceRecord) -> dict[str, object]:
@@ -353,7 +353,7 @@ def test_what_nobody_expects_of_one_batch_stops_no_other_and_is_tried_again() ->
     odd.key = "nothing"
     world.tick()
     assert world.state("a") == "ending"
-    world.clock.sleep(steward.STUCK_S)
+    world.clock.sleep(janitor.STUCK_S)
     world.tick()
     assert world.state("a") == "ended"
 
@@ -377,6 +377,6 @@ def test_a_sweep_that_fails_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPat
         raise KeyError("x")
 
     world, swept = World(), list[Ledger]()
-    monkeypatch.setattr(steward, "_SWEEPS", (failing, swept.append))
+    monkeypatch.setattr(janitor, "_SWEEPS", (failing, swept.append))
     world.tick()
     assert swept == [world.ledger]

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, TooLarge
+from batchfile.janitor import Steward
 from batchfile.ledger import batches, idempotency
+from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.idempotency import Adopted
-from batchfile.ledger.steward import Steward
-from batchfile.ledger.submit import submit
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.plan.submit import submit
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
 
@@ -118,7 +118,7 @@ def test_a_refused_attempt_finds_the_batch_that_another_has_made(world: World) -
     assert batch == batches.read_batch(world.ledger, "one")
     assert batch.state == "open"
     assert world.adopt("three").batch_id == "one"
-    assert world.keys(layout.index_prefix(TENANT)) == [layout.index_key(TENANT, first.created_at, "one")]
+    assert world.keys(ledger_keys.index_prefix(TENANT)) == [ledger_keys.index_key(TENANT, first.created_at, "one")]
 
 
 @pytest.mark.parametrize("refuses_the_first", [True, False])
@@ -140,11 +140,11 @@ def test_what_one_attempt_was_refused_no_other_can_make(world: World, refuses_th
 def test_a_key_of_what_was_refused_is_free_again_and_nothing_of_it_stays(world: World) -> None:
     with pytest.raises(TooLarge):
         world.attempt(2, world.adopt("one"), requests_max=1)
-    assert world.keys(layout.batch_prefix("one")) == [layout.batch_key("one")]
+    assert world.keys(ledger_keys.batch_prefix("one")) == [ledger_keys.batch_key("one")]
     assert world.adopt("two").is_first
     assert world.attempt(2, world.adopt("three")).batch_id == "two"
     limits = world.ledger.limits
     for _ in range(3):
         world.pause(limits.tombstone_s / 2)
-    assert world.keys(layout.batch_prefix("one")) == []
-    assert [layout.index_batch_id(key) for key in world.keys(layout.INDEX_PREFIX)] == ["two"]
+    assert world.keys(ledger_keys.batch_prefix("one")) == []
+    assert [ledger_keys.index_batch_id(key) for key in world.keys(ledger_keys.INDEX_PREFIX)] == ["two"]

@@ -11,11 +11,11 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.engine.base import Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
-from batchfile.layout import input_key
 from batchfile.ledger import batches, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import input_key
 from batchfile.ledger.shards import Held
+from batchfile.plan.planner import plan_input
 from batchfile.runner.claims import Claims
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore

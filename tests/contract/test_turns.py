@@ -5,22 +5,23 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches, files, lease, planning, shards
-from batchfile.ledger import planner as planner_module
+from batchfile.files import stored_files
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, keys, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap
-from batchfile.ledger.steward import Steward
+from batchfile.ledger.records import BatchRecord, FileInput, FileRecord, ShardRecord
 from batchfile.ledger.turn import Turn, settle
-from batchfile.records import BatchRecord, FileInput, FileRecord, ShardRecord
+from batchfile.plan import pending
+from batchfile.plan import planner as planner_module
 from batchfile.store.faulty import FaultyStore, Ill
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable
 
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
-KEY = layout.planning_key("b")
+KEY = keys.planning_key("b")
 
 
 class World:
@@ -30,7 +31,7 @@ class World:
         self.clock = ManualClock()
         self.store = MemoryStore(self.clock)
         first = self.process(0)
-        file = files.store_file(
+        file = stored_files.store_file(
             first.ledger, "acme", [LINE], filename="f", purpose="batch", kept_s=30 * 86400.0, bytes_max=10**6
         )
         self.create(first.ledger, file)
@@ -46,7 +47,7 @@ class World:
             tenant="acme",
             created_at=self.clock.now(),
         )
-        planning.create(
+        pending.create(
             ledger, draft, file, FileInput(file_id=file.file_id, endpoint="/v1/chat/completions", requests_max=9)
         )
 
@@ -72,7 +73,7 @@ class Process:
         self.steward = Steward(self.ledger, runner=self.name)
 
     def plan(self) -> BatchRecord | None:
-        return planning.plan(self.ledger, "b", runner=self.name)
+        return pending.plan(self.ledger, "b", runner=self.name)
 
 
 class Died(BaseException):
@@ -99,12 +100,12 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Process | None]:
             raise StoreUnavailable("down")
         return real(ledger, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(planning, "plan_input", plan_input)
+    monkeypatch.setattr(pending, "plan_input", plan_input)
     return happens
 
 
 def test_no_outage_while_a_file_is_planned_counts_against_it(world: World, plans: list[Process | None]) -> None:
-    for number in range(2 * planning.LAPSES_MAX):
+    for number in range(2 * pending.LAPSES_MAX):
         process, other = world.process(number), world.process(50 + number)
         plans.append(process)
         with pytest.raises(StoreUnavailable):
@@ -142,7 +143,7 @@ def test_a_planner_that_died_is_counted_after_it_was_asked_for_a_whole_lease(
     world: World, plans: list[Process | None]
 ) -> None:
     ttl_s = world.process(0).ledger.limits.lease_ttl_s
-    for number in range(planning.LAPSES_MAX):
+    for number in range(pending.LAPSES_MAX):
         plans.append(None)
         with pytest.raises(Died):
             world.process(number).plan()
@@ -158,7 +159,7 @@ def test_a_planner_that_died_is_counted_after_it_was_asked_for_a_whole_lease(
 
 def test_a_holder_that_is_asked_and_beats_keeps_its_turn(world: World) -> None:
     process, other = world.process(1), world.process(2)
-    turn = Turn.take(process.ledger, KEY, layout.PLANNING_POOL, process.name, counts=True)
+    turn = Turn.take(process.ledger, KEY, keys.PLANNING_POOL, process.name, counts=True)
     assert turn is not None
     world.clock.sleep(process.ledger.limits.lease_ttl_s)
     assert other.plan() is None
@@ -172,15 +173,15 @@ def test_a_holder_that_is_asked_and_beats_keeps_its_turn(world: World) -> None:
 
 def test_a_turn_that_counts_for_nothing_is_taken_over_at_once(world: World) -> None:
     process, other = world.process(1), world.process(2)
-    key = layout.assembly_key("b")
-    assert Turn.take(process.ledger, key, layout.ASSEMBLY_POOL, "r1") is not None
+    key = keys.assembly_key("b")
+    assert Turn.take(process.ledger, key, keys.ASSEMBLY_POOL, "r1") is not None
     world.clock.sleep(process.ledger.limits.lease_ttl_s)
-    assert Turn.take(other.ledger, key, layout.ASSEMBLY_POOL, "r2") is not None
+    assert Turn.take(other.ledger, key, keys.ASSEMBLY_POOL, "r2") is not None
 
 
 def shard(world: World, *, trying: tuple[int, ...], has_dispatched: bool = True) -> tuple[str, ShardRecord]:
     """The record of a shard whose holder tries these lines, as it stands in the store."""
-    key = layout.shard_key("b", "mistral", 0)
+    key = keys.shard_key("b", "mistral", 0)
     fresh = lease.fresh("mistral", 0, 8, lease="a", runner="r1")
     held = replace(fresh, trying=trying, has_dispatched=has_dispatched, lapses=2)
     assert not isinstance(swap(world.process(0).ledger, key, held, None), Lost)

@@ -5,13 +5,13 @@ import random
 
 import pytest
 
-from batchfile import layout
+from batchfile import webhooks
 from batchfile.clock import ManualClock
-from batchfile.ledger import batches, webhooks
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.webhooks import BACKOFF_S, Event, event_of, tell
-from batchfile.records import BatchRecord, EndReason, InputRef
+from batchfile.ledger.records import BatchRecord, EndReason, InputRef
 from batchfile.store.memory import MemoryStore
+from batchfile.webhooks import BACKOFF_S, Event, event_of, tell
 from batchfile.words import Defaults, RoutingTable
 
 
@@ -40,7 +40,7 @@ class World:
             tenant="acme",
             write_id="w",
         )
-        batches.swap(self.ledger, layout.batch_key("b"), self.batch, None)
+        batches.swap(self.ledger, keys.batch_key("b"), self.batch, None)
 
     def send(self, event: Event) -> str | None:
         self.sent.append(event)
@@ -139,7 +139,7 @@ def test_of_a_deleted_batch_nothing_is_told_and_nothing_is_written() -> None:
     batches.delete(world.ledger, "b")
     assert world.tell() is None
     assert world.sent == []
-    assert [entry.key for entry in world.store.list(layout.batch_prefix("b"))] == [layout.batch_key("b")]
+    assert [entry.key for entry in world.store.list(keys.batch_prefix("b"))] == [keys.batch_key("b")]
 
 
 def test_a_signature_is_what_the_standard_says() -> None:

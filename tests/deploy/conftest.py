@@ -12,10 +12,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "deploy"))  # the recipe of s
 
 from fake_runpod import FakeRunpod, Server
 
-from batchfile import layout
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.plan.planner import plan_input
 from batchfile.settings import load_settings
 from batchfile.store.directory import DirectoryStore
 from batchfile.words import Defaults
@@ -45,7 +44,7 @@ def create(ledger: Ledger) -> Callable[..., str]:
         good = [{"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": "hi"}]}} for n in range(num)]
         rows = [*good, {"custom_id": "bad", "params": {"messages": []}}]
         text = "\n".join(json.dumps({**row, "metadata": {"model_hint": "mistral"}}) for row in rows)
-        key, routing = layout.input_key(batch_id, "n"), load_settings().routing()
+        key, routing = keys.input_key(batch_id, "n"), load_settings().routing()
         ledger.store.put(key, text.encode())
         planned = plan_input(ledger, batch_id, key, routing=routing)
         batches.create(ledger, batches.Draft(batch_id=batch_id, routing=routing, defaults=Defaults()), planned)

@@ -15,11 +15,10 @@ import httpx
 import pytest
 from fake_queue import Queue
 
-from batchfile import layout
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.records import ShardRecord
+from batchfile.ledger.records import ShardRecord
 from runners.runpod_handler import Job, read_job
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +89,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def shard(ledger: Ledger) -> ShardRecord | None:
-    found = load(ledger, layout.shard_key("b", "mistral", 0), ShardRecord)
+    found = load(ledger, keys.shard_key("b", "mistral", 0), ShardRecord)
     return None if found is None else found.record
 
 

@@ -14,10 +14,10 @@ import pytest
 from batchfile.engine.schemas import compile
 from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
 from batchfile.engine.vllm.guides import checked_params
-from batchfile.layout import input_key
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.keys import input_key
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults, RoutingTable

@@ -16,12 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from batchfile import layout
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
-from batchfile.ledger.presence import read_presence
-from batchfile.records import BatchRecord
+from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.records import BatchRecord
+from batchfile.plan.planner import plan_input
 from batchfile.store.directory import DirectoryStore
 from batchfile.words import Defaults, RoutingTable
 
@@ -36,7 +35,7 @@ def create(ledger: Ledger, batch_id: str, num: int) -> None:
         {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": f"Say {n}."}], "max_tokens": 8}}
         for n in range(num)
     ]
-    key = layout.input_key(batch_id, "n")
+    key = keys.input_key(batch_id, "n")
     ledger.store.put(key, "\n".join(map(json.dumps, rows)).encode())
     planned = plan_input(ledger, batch_id, key, routing=ROUTING)
     batches.create(ledger, batches.Draft(batch_id=batch_id, routing=ROUTING, defaults=Defaults()), planned)

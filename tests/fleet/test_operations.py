@@ -15,11 +15,11 @@ from prometheus_client.core import Metric
 from api.fleet import Fleet
 from api.metrics import Metrics
 from batchfile.engine.open import engine_factory
-from batchfile.ledger.aside import Aside
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.presence import write_presence
+from batchfile.ledger.heartbeats import write_presence
+from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.status import StatusReader
-from batchfile.records import PresenceRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from batchfile.store.memory import MemoryStore

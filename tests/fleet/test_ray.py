@@ -12,13 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from batchfile import layout
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
-from batchfile.ledger.presence import read_presence
+from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
-from batchfile.records import BatchRecord
+from batchfile.plan.planner import plan_input
 from batchfile.settings import load_settings
 from batchfile.store.directory import DirectoryStore
 from batchfile.words import Defaults
@@ -58,7 +57,7 @@ def create(ledger: Ledger, batch_id: str, pools: tuple[str, ...], num_requests: 
         }
         for n in range(num_requests)
     ]
-    key, routing = layout.input_key(batch_id, "n"), load_settings().routing()
+    key, routing = keys.input_key(batch_id, "n"), load_settings().routing()
     ledger.store.put(key, "\n".join(map(json.dumps, rows)).encode())
     planned = plan_input(ledger, batch_id, key, routing=routing)
     batches.create(ledger, batches.Draft(batch_id=batch_id, routing=routing, defaults=Defaults()), planned)

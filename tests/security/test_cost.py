@@ -18,8 +18,8 @@ from api.errors import Refusal
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchfileError
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_input
 from batchfile.lines.unpack import Unpacker, zstd
+from batchfile.plan.planner import plan_input
 from batchfile.settings import Settings
 from batchfile.store.memory import MemoryStore
 from batchfile.words import RoutingTable

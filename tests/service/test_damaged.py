@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from batchfile import layout
+from batchfile.ledger import keys
 from tests.service.test_api_native import PAIRS, bearer
 
 BATCHES, MESSAGES, OPENAI = "/api/batches", "/v1/messages/batches", "/v1/batches"
@@ -64,7 +64,7 @@ def test_a_damaged_batch_is_listed_as_damaged_among_the_others(api: Any, make_re
     good = api.submit("email", [make_request("a")], **TENANT)
     lost, lost_file = api.submit("email", [make_request("a")], **TENANT), submit_file(api.http)
     for batch_id in (lost, lost_file):
-        damage(api, layout.batch_key(batch_id), how)
+        damage(api, keys.batch_key(batch_id), how)
     pages = [api.http.get(path, headers=headers) for path, headers in LISTINGS]
     assert [page.status_code for page in pages] == [200, 200, 200]
     native, messages, openai = [{item["id"]: item for item in page.json()["data"]} for page in pages]
@@ -85,14 +85,13 @@ def test_a_damaged_batch_is_listed_as_damaged_among_the_others(api: Any, make_re
         "said once, not at each look"
     )
     assert (
-        layout.batch_key(lost)
-        in api.events("batch.unreadable")[0]["error"] + api.events("batch.unreadable")[1]["error"]
+        keys.batch_key(lost) in api.events("batch.unreadable")[0]["error"] + api.events("batch.unreadable")[1]["error"]
     )
 
 
 def test_a_damaged_batch_alone_is_seen_and_its_results_name_no_key(api: Any, make_request: Any) -> None:
     batch_id = api.submit("email", [make_request("a")], **TENANT)
-    damage(api, layout.batch_key(batch_id))
+    damage(api, keys.batch_key(batch_id))
     assert api.http.get(f"{BATCHES}/{batch_id}", headers=TENANT).json()["state"] == "damaged"
     for path in (f"{MESSAGES}/{batch_id}", f"{MESSAGES}/{batch_id}/results", f"{BATCHES}/{batch_id}/results"):
         answer = api.http.get(path, headers=TENANT)
@@ -106,7 +105,7 @@ def test_a_damaged_batch_alone_is_seen_and_its_results_name_no_key(api: Any, mak
 def test_a_damaged_batch_is_canceled_and_deleted(api: Any, make_request: Any, path: str, headers: Any) -> None:
     def made() -> str:
         batch_id = submit_file(api.http) if path == OPENAI else api.submit("email", [make_request("a")], **TENANT)
-        damage(api, layout.batch_key(batch_id), "zeroed")
+        damage(api, keys.batch_key(batch_id), "zeroed")
         return batch_id
 
     batch_id = made()
@@ -124,19 +123,19 @@ def test_a_damaged_batch_is_canceled_and_deleted(api: Any, make_request: Any, pa
 
 def test_a_damaged_batch_is_nobody_elses(api: Any, make_request: Any) -> None:
     batch_id = api.submit("email", [make_request("a")], **TENANT)
-    damage(api, layout.batch_key(batch_id))
-    before = (Path(api.store) / layout.batch_key(batch_id)).read_bytes()
+    damage(api, keys.batch_key(batch_id))
+    before = (Path(api.store) / keys.batch_key(batch_id)).read_bytes()
     for method, suffix in (("GET", ""), ("GET", "/results"), ("POST", "/cancel"), ("DELETE", "")):
         assert api.http.request(method, f"{BATCHES}/{batch_id}{suffix}", headers=bearer("zeta")).status_code == 404
     assert api.http.get(BATCHES, headers=bearer("zeta")).json()["data"] == []
-    assert (Path(api.store) / layout.batch_key(batch_id)).read_bytes() == before
+    assert (Path(api.store) / keys.batch_key(batch_id)).read_bytes() == before
 
 
 def test_a_damaged_batch_that_the_index_lacks_is_unreadable_and_not_unknown(api: Any, make_request: Any) -> None:
     batch_id = api.submit("email", [make_request("a")], **TENANT)
     (marker,) = Path(api.store).glob(f"index/acme/*{batch_id}")
     marker.unlink()
-    damage(api, layout.batch_key(batch_id))
+    damage(api, keys.batch_key(batch_id))
     for method, suffix in (("GET", ""), ("GET", "/results"), ("POST", "/cancel"), ("DELETE", "")):
         answer = api.http.request(method, f"{BATCHES}/{batch_id}{suffix}", headers=TENANT)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
@@ -149,9 +148,9 @@ def test_a_batch_with_a_damaged_shard_record_is_listed_canceled_and_deleted(
     api: Any, make_request: Any, how: str
 ) -> None:
     batch_id = api.submit("email", [make_request("a")], **TENANT)
-    (Path(api.store) / layout.shards_prefix(batch_id, "mistral")).mkdir(parents=True)
-    (Path(api.store) / layout.shard_key(batch_id, "mistral", 0)).write_bytes(b"")
-    damage(api, layout.shard_key(batch_id, "mistral", 0), how)
+    (Path(api.store) / keys.shards_prefix(batch_id, "mistral")).mkdir(parents=True)
+    (Path(api.store) / keys.shard_key(batch_id, "mistral", 0)).write_bytes(b"")
+    damage(api, keys.shard_key(batch_id, "mistral", 0), how)
     for path, headers in LISTINGS:
         assert api.http.get(path, headers=headers).status_code == 200
     assert api.http.post(f"{BATCHES}/{batch_id}/cancel", headers=TENANT).status_code == 200
@@ -164,7 +163,7 @@ def test_a_batch_with_a_damaged_shard_record_is_listed_canceled_and_deleted(
 
 def test_a_batch_whose_plan_is_damaged_is_canceled_and_deleted(api: Any, make_request: Any) -> None:
     batch_id = api.submit("email", [make_request("a")], **TENANT)
-    (plan,) = Path(api.store).glob(layout.plan_key(batch_id, "*"))
+    (plan,) = Path(api.store).glob(keys.plan_key(batch_id, "*"))
     plan.write_bytes(b"\0" * 99)
     assert api.http.get(BATCHES, headers=TENANT).status_code == 200
     assert api.http.post(f"{BATCHES}/{batch_id}/cancel", headers=TENANT).status_code == 200
@@ -177,7 +176,7 @@ def test_a_record_of_a_newer_version_is_never_written_canceled_or_deleted(
     api: Any, make_request: Any, newer: dict[str, Any]
 ) -> None:
     batch_id = api.submit("email", [make_request("a")], **TENANT)
-    key = layout.batch_key(batch_id)
+    key = keys.batch_key(batch_id)
     stored = edit(api, key, **newer)
     for path, headers in LISTINGS:
         assert api.http.get(path, headers=headers).status_code == 200
@@ -196,7 +195,7 @@ def test_a_record_of_a_newer_version_is_never_written_canceled_or_deleted(
 def test_a_damaged_file_hides_no_other_and_can_be_removed(api: Any, how: str) -> None:
     made_of = [api.http.get(f"{OPENAI}/{submit_file(api.http)}", headers=TENANT).json() for _ in range(3)]
     old, lost, new = (batch["input_file_id"] for batch in made_of)
-    damage(api, layout.file_key("acme", lost), how)
+    damage(api, keys.file_key("acme", lost), how)
     page = api.http.get("/v1/files", headers=TENANT)
     assert page.status_code == 200, page.text
     assert [item["id"] for item in page.json()["data"]] == [new, old]

@@ -9,12 +9,12 @@ import anthropic
 import openai
 import pytest
 
-from batchfile.ledger import planning
+from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.inbox import Inbox
+from batchfile.ledger.records import DroppedFile, FileInput, FileRecord
 from batchfile.places import open_service_ledger
-from batchfile.records import DroppedFile, FileInput, FileRecord
+from batchfile.plan import pending
 from batchfile.settings import load_settings
 from batchfile.words import Defaults
 from tests.service.openai_kit import CHAT, direct
@@ -51,10 +51,10 @@ def fill(ledger: Ledger) -> dict[str, list[str]]:
                 created_at=1e9,
                 expires_at=1e11,
             )
-            planning.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=1))
+            pending.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=1))
         else:
             dropped = DroppedFile(key=name, etag="e", modified_at=1e9)
-            planning.create_of_dropped(ledger, draft, dropped, 1)
+            pending.create_of_dropped(ledger, draft, dropped, 1)
         for kind in (origin, "all"):
             made[kind].insert(0, draft.batch_id)
     return made

@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.steward import Steward
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
 from batchfile.places import open_service_ledger
 from batchfile.settings import load_settings
 from batchfile.store.open import open_store

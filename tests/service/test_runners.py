@@ -19,13 +19,12 @@ import boto3
 import pytest
 import structlog
 
-from batchfile import layout
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.planner import plan_input
-from batchfile.ledger.presence import read_presence
-from batchfile.records import BatchRecord, ShardRecord
+from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.records import BatchRecord, ShardRecord
+from batchfile.plan.planner import plan_input
 from batchfile.settings import DEFAULT_POOLS, load_settings
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.open import open_store
@@ -112,7 +111,7 @@ def create(ledger: Ledger, pools: list[str], batch_id: str = "b") -> None:
         }
         for n, pool in enumerate(pools)
     ]
-    key, routing = layout.input_key(batch_id, "n"), load_settings().routing()
+    key, routing = keys.input_key(batch_id, "n"), load_settings().routing()
     ledger.store.put(key, "\n".join(map(json.dumps, rows)).encode())
     planned = plan_input(ledger, batch_id, key, routing=routing)
     batches.create(ledger, batches.Draft(batch_id=batch_id, routing=routing, defaults=Defaults()), planned)
@@ -132,7 +131,7 @@ def results(ledger: Ledger, batch_id: str = "b") -> list[dict[str, Any]]:
 
 
 def shards(ledger: Ledger) -> list[ShardRecord]:
-    found = [entry.key for entry in ledger.store.list(layout.shards_prefix("b"))]
+    found = [entry.key for entry in ledger.store.list(keys.shards_prefix("b"))]
     return [found.record for key in found if (found := load(ledger, key, ShardRecord))]
 
 

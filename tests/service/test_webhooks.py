@@ -25,19 +25,20 @@ from pydantic import SecretStr
 
 from api.delivering import AT_ONCE, Delivering, _Due
 from api.posting import post
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
-from batchfile.ledger import batches, files, planning
-from batchfile.ledger.aside import Aside
+from batchfile.files import stored_files
+from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.steward import Steward
-from batchfile.ledger.webhooks import event_of, signed_headers
-from batchfile.records import BatchRecord, DroppedFile, EndReason, FileInput
+from batchfile.ledger.records import BatchRecord, DroppedFile, EndReason, FileInput
+from batchfile.ledger.set_aside import Aside
+from batchfile.plan import pending
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Webhook
 from batchfile.store.memory import MemoryStore
+from batchfile.webhooks import event_of, signed_headers
 from batchfile.words import Defaults, RoutingTable
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -128,11 +129,11 @@ def ledger() -> Ledger:
 
 def ended(ledger: Ledger, batch_id: str = "batch_1") -> BatchRecord:
     """A batch of acme's that was cancelled."""
-    file = files.store_file(ledger, "acme", [b"{}"], filename="f", purpose="batch", kept_s=9e5, bytes_max=10)
+    file = stored_files.store_file(ledger, "acme", [b"{}"], filename="f", purpose="batch", kept_s=9e5, bytes_max=10)
     draft = batches.Draft(
         batch_id=batch_id, routing=RoutingTable(), defaults=Defaults(), tenant="acme", created_at=ledger.clock.now()
     )
-    planning.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=9))
+    pending.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=9))
     batches.end(ledger, batch_id, "canceled")
     batch = batches.finish(ledger, batch_id, runner="r")
     assert batch is not None
@@ -267,7 +268,7 @@ def test_a_damaged_record_of_an_attempt_is_set_aside_with_a_pause_that_grows(
     ledger: Ledger, receiver: Receiver
 ) -> None:
     ended(ledger)
-    key = layout.webhook_key("batch_1")
+    key = keys.webhook_key("batch_1")
     ledger.store.put(key, b"\0\0\0")
     hook = Webhook(url=receiver.url, secret=SecretStr(SECRET), allow_private=True)
     aside = Aside(ledger)

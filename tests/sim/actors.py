@@ -19,15 +19,15 @@ from api.delivering import Delivering
 from api.errors import Refusal
 from api.service import Service
 from api.stewarding import Stewarding
-from batchfile import layout
 from batchfile.errors import BatchfileError, StoreError
-from batchfile.ledger import batches, idempotency, planning
+from batchfile.inbox.scan import Inbox
+from batchfile.ledger import batches, idempotency, keys
 from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.long_work import LongWork
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
 from batchfile.lines.openai import URL
-from batchfile.records import BatchRecord, FileInput, FileRecord
+from batchfile.long_work import LongWork
+from batchfile.plan import pending
+from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
 from batchfile.settings_tables import Webhook
@@ -228,7 +228,7 @@ class Replica(Process):
             batch_id=adopted.batch_id, routing=routing, defaults=Defaults(), created_at=adopted.created_at
         )
         batches.announce(ledger, draft)
-        input_key = layout.input_key(draft.batch_id, ledger.new_id()[:12])
+        input_key = keys.input_key(draft.batch_id, ledger.new_id()[:12])
         ledger.store.put(input_key, body)
         planned = plan_input(ledger, draft.batch_id, input_key, routing=routing, lines_per_range=lines_per_range)
         return batches.create(ledger, draft, planned)
@@ -266,7 +266,7 @@ class Replica(Process):
             defaults=Defaults(),
             created_at=adopted.created_at,
         )
-        return planning.create(ledger, draft, file, FileInput(file_id=key, endpoint=URL, requests_max=100))
+        return pending.create(ledger, draft, file, FileInput(file_id=key, endpoint=URL, requests_max=100))
 
     def ask(self, do: Callable[["Replica"], T], *, patience_s: float) -> T:
         """From a client's strand. Raises: what `do` raises; NoAnswer, and `do` may go on all the same."""

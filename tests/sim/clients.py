@@ -9,7 +9,7 @@ from typing import TypeVar
 from api.door import Caller
 from api.errors import Refusal
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, StoreError
-from batchfile.ledger.live import Cursor, iter_live
+from batchfile.ledger.tail import Cursor, iter_live
 from tests.sim.actors import TENANT, NoAnswer, Replica, Stage
 from tests.sim.bodies import Sent, Way
 from tests.sim.world import Process

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, NoReturn
 
-from batchfile.ledger import outbox
-from batchfile.ledger import outbox_documents as documents
-from batchfile.records import BatchRecord
+from batchfile.inbox import documents, outbox
+from batchfile.ledger.records import BatchRecord
 from batchfile.store.base import Object
 from tests.sim import bodies
 from tests.sim.bodies import Sent
@@ -111,7 +110,7 @@ class Files:
         """At the end. `results`: of each batch. `is_quiet`: nothing went wrong.
 
         Else a process may have been held up between its last look and a write that has no condition (see
-        `ledger/outbox.py`): then the results of an older version lie there.
+        `inbox/outbox.py`): then the results of an older version lie there.
         """
         all_of = list(self._versions.values())
         for version in all_of:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from batchfile.errors import StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Limits
-from batchfile.ledger.planner import plan_input
+from batchfile.plan.planner import plan_input
 from batchfile.words import Defaults
 from tests.sim import bodies
 from tests.sim.actors import Shape, Stage

@@ -166,7 +166,7 @@ THREADED = (
     "batchfile.runner.keeper",
     "batchfile.ledger.status",
     "batchfile.ledger.parallel",
-    "batchfile.ledger.long_work",
+    "batchfile.long_work",
 )
 
 # Polls of a runner that has nothing to do, in virtual seconds: seldom enough that idle runners cost little.

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from batchfile import bits, layout
-from batchfile.ledger import planning
+from batchfile.ledger import bitmaps, keys
 from batchfile.ledger.base import Limits
 from batchfile.ledger.lease import LAPSES_OF_ONE_LINE
+from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, decode
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import decode_part
 from batchfile.lines.result import decode_result
-from batchfile.records import BatchRecord, Plan, ShardRecord, decode
+from batchfile.plan import pending
 from batchfile.store.base import Object
 from batchfile.words import Counts
 from tests.sim.bodies import Sent
@@ -86,7 +86,7 @@ class Model:
     def put(self, key: str, old: Object | None, data: bytes) -> None:
         place = key.split("/")
         if place[0] == "index":
-            self._begun_at.setdefault(layout.index_batch_id(key), self.world.now)
+            self._begun_at.setdefault(keys.index_batch_id(key), self.world.now)
         if place[0] == "outbox" and self.files is not None:
             states: dict[str, str] = {batch_id: known.record.state for batch_id, known in self.batches.items()}
             self.files.put(key, old, data, states)
@@ -192,14 +192,14 @@ class Model:
 
     def _shard(self, known: Known, key: str, new: ShardRecord, old: ShardRecord | None) -> None:
         where = "/".join(key.split("/")[1:])
-        done = bits.parse(new.done)
+        done = bitmaps.parse(new.done)
         if old is not None:
             if old.state in {"done", "closed"}:
                 self.fail(3, f"{where} was {old.state} and is written again")
             is_question = new == replace(old, is_doubted=True)  # to its holder, whose next write goes over it
             if old.lease == new.lease and new.seq <= old.seq and not is_question:
                 self.fail(2, f"{where} went back from seq {old.seq} to {new.seq}")
-            if bits.parse(old.done) & ~done:
+            if bitmaps.parse(old.done) & ~done:
                 self.fail(5, f"{where}: committed work was dropped")
             if old.lease != new.lease and old.state == "leased" and len(old.trying) == 1 and old.has_dispatched:
                 self._lapses_alone[known.record.batch_id, old.n, old.trying[0]] += 1
@@ -219,7 +219,7 @@ class Model:
             if seen.keys() & lines.keys():
                 self.fail(1, f"{where}: a line is in two of its parts")
             seen.update(lines)
-        if bits.of(seen) != bits.parse(new.done) or len(seen) != new.counts.finished:
+        if bitmaps.of(seen) != bitmaps.parse(new.done) or len(seen) != new.counts.finished:
             self.fail(2, f"{where}: its counts, its bitmap and its parts do not agree")
         for line, result in seen.items():
             if self._committed.setdefault((known.record.batch_id, new.n, line), result) != result:
@@ -266,8 +266,8 @@ class Model:
 
     def _may_be_poison(self, batch_id: str) -> bool:
         """Did three processes die while they planned it? Then nobody can tell whether it was the file."""
-        found = self.store.peek(layout.planning_key(batch_id))
-        return found is not None and decode(found, ShardRecord).lapses >= planning.LAPSES_MAX
+        found = self.store.peek(keys.planning_key(batch_id))
+        return found is not None and decode(found, ShardRecord).lapses >= pending.LAPSES_MAX
 
     def _result(self, known: Known, number: int, row: bytes) -> str:
         record, line, result = known.record, known.sent.lines[number], decode_result(row)

@@ -13,29 +13,28 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from batchfile import bits, layout
+from batchfile import webhooks
 from batchfile.errors import BatchfileError, StoreUnavailable
-from batchfile.ledger import (
-    assemble,
-    batches,
-    cas,
-    expiry,
-    idempotency,
-    lease,
-    outbox,
-    planning,
-    shards,
-    webhooks,
-)
-from batchfile.ledger.aside import Aside
+from batchfile.inbox import outbox
+from batchfile.ledger import assemble, batches, bitmaps, cas, expiry, idempotency, keys, lease, shards
 from batchfile.ledger.assemble import Records
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load
 from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.records import (
+    BatchRecord,
+    BatchState,
+    IdempotencyRecord,
+    PartRef,
+    ShardRecord,
+    WebhookRecord,
+    encode,
+)
+from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.part import encode_part
-from batchfile.records import BatchRecord, BatchState, IdempotencyRecord, PartRef, ShardRecord, WebhookRecord, encode
+from batchfile.plan import pending as plan_pending
 from batchfile.runner.claims import BatchView, Claims
 from batchfile.runner.keeper import Keeper
 from batchfile.runner.turns import Turns
@@ -116,7 +115,7 @@ def _claimed_without(**lost: Any) -> Mutant:
 def _assembled_too_early() -> Iterator[None]:
     def as_they_are(ledger: Ledger, batch: BatchRecord, plan: Any, beat: Any = None) -> Records:
         members = [(pool, n) for pool, members in plan.pools.items() for n in members]
-        found = {shard: load(ledger, layout.shard_key(batch.batch_id, *shard), ShardRecord) for shard in members}
+        found = {shard: load(ledger, keys.shard_key(batch.batch_id, *shard), ShardRecord) for shard in members}
         return {shard: replace(one.record, state="done") for shard, one in found.items() if one is not None}
 
     def of_those_there_are(batch: BatchRecord, plan: Any, n: int, records: Records) -> Iterator[ShardRecord]:
@@ -183,7 +182,7 @@ def _closes(*, known: bool) -> AbstractContextManager[object]:
     close = shards.close
 
     def lazy(ledger: Ledger, batch_id: str, plan: Any, pool: str, n: int, *, reason: Any, **_: Any) -> ShardRecord:
-        found = load(ledger, layout.shard_key(batch_id, pool, n), ShardRecord)
+        found = load(ledger, keys.shard_key(batch_id, pool, n), ShardRecord)
         if found is None:
             return lease.born_closed(pool, n, plan.pools[pool][n], lease="x", reason=reason)
         if known or found.record.state == "done":
@@ -208,7 +207,7 @@ def _key_after_batch() -> Iterator[None]:
     create, pending = batches.create, dict[str, tuple[str, IdempotencyRecord]]()
 
     def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> Adopted:
-        key = layout.idempotency_key(kind, f"{tenant}\n{value}")
+        key = keys.idempotency_key(kind, f"{tenant}\n{value}")
         found = load(ledger, key, IdempotencyRecord)
         if found is not None:
             return Adopted(batch_id=found.record.batch_id, created_at=found.record.created_at, is_first=False)
@@ -239,7 +238,7 @@ def _first_attempt_overwrites() -> AbstractContextManager[object]:
 
 def _abandoned_without_fence() -> AbstractContextManager[object]:
     def is_gone(ledger: Ledger, tenant: str, found: Stored[IdempotencyRecord]) -> bool:
-        batch = load(ledger, layout.batch_key(found.record.batch_id), BatchRecord)
+        batch = load(ledger, keys.batch_key(found.record.batch_id), BatchRecord)
         return found.age_s >= ledger.limits.abandoned_s if batch is None else batch.record.state == "deleted"
 
     return patch.object(idempotency, "_is_gone", is_gone)
@@ -260,7 +259,7 @@ def _zombie_writes_on() -> AbstractContextManager[object]:
 def _ends_whatever_it_is() -> AbstractContextManager[object]:
     def end(ledger: Ledger, batch_id: str, reason: Any, detail: str | None = None) -> BatchRecord | None:
         found = cas.update_batch(
-            ledger, layout.batch_key(batch_id), lambda record: replace(record, state="ending", reason=reason)
+            ledger, keys.batch_key(batch_id), lambda record: replace(record, state="ending", reason=reason)
         )
         return None if found is None else found.record
 
@@ -271,7 +270,7 @@ def _sweeps_before_the_end() -> AbstractContextManager[object]:
     commit = batches._commit_end
 
     def swept(ledger: Ledger, batch: BatchRecord, plan: Any, made: Any) -> BatchRecord | None:
-        for entry in list(ledger.store.list(layout.parts_prefix(batch.batch_id))):
+        for entry in list(ledger.store.list(keys.parts_prefix(batch.batch_id))):
             ledger.store.delete(entry.key)
         return commit(ledger, batch, plan, made)
 
@@ -291,7 +290,7 @@ def _insists(module: ModuleType, verb: str, state: BatchState) -> Mutant:
 
 
 def _part_of_whoever(batch_id: str, pool: str, n: int, lease: str, k: int) -> str:
-    return f"{layout.parts_prefix(batch_id)}{pool}/{n:06d}/{k}.jsonl"
+    return f"{keys.parts_prefix(batch_id)}{pool}/{n:06d}/{k}.jsonl"
 
 
 def _every_line(held: Held) -> int:
@@ -366,8 +365,8 @@ def _the_first_of_all(self: Claims, *, is_unclaimed: bool) -> BatchView | None:
 
 
 def _first_line_is_always_done() -> AbstractContextManager[object]:
-    of = bits.of
-    return patch.object(bits, "of", lambda lines: of(lines) | 1)
+    of = bitmaps.of
+    return patch.object(bitmaps, "of", lambda lines: of(lines) | 1)
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -377,7 +376,7 @@ MUTANTS: dict[str, Mutant] = {
     "a record under our lease is ours, whatever its seq": _judged(_any_seq_is_ours),
     "a stranger's record is overwritten on its own etag": _judged(_theirs_is_ours),
     "a timeout is taken for success": _timeout_is_success,
-    "a part's key does not name the lease": _replaced(layout, "part_key", _part_of_whoever),
+    "a part's key does not name the lease": _replaced(keys, "part_key", _part_of_whoever),
     "a takeover forgets all that was done": _claimed_without(parts=(), done="0", counts=Counts()),
     "a takeover drops the parts": _claimed_without(parts=()),
     "a batch is assembled before all is done": _assembled_too_early,
@@ -395,7 +394,7 @@ MUTANTS: dict[str, Mutant] = {
     "a cancel changes an ended batch": _ends_whatever_it_is,
     "parts are swept before the end is committed": _sweeps_before_the_end,
     "a second assembly replaces the first": _insists(batches, "_commit_end", "open"),
-    "a second plan replaces the first": _insists(planning, "_open", "planning"),
+    "a second plan replaces the first": _insists(plan_pending, "_open", "planning"),
     "a batch that lives can be deleted": _insists(batches, "delete", "ended"),
     "a line that kills its runner is never found": _replaced(lease, "claimed", _no_lapse_counts),
     "the bitmap says more than the parts": _first_line_is_always_done,
@@ -409,13 +408,13 @@ MUTANTS: dict[str, Mutant] = {
     "a batch that was set aside is left alone for ever": _replaced(
         Aside, "left_s", lambda self, batch_id: 1e9 if batch_id in self.reasons() else 0.0
     ),
-    "a file in the inbox is claimed without a condition": _unconditional(layout.CLAIMS_PREFIX),
+    "a file in the inbox is claimed without a condition": _unconditional(keys.CLAIMS_PREFIX),
     "what came of an older version is told too": _replaced(outbox, "is_newest", lambda *_: True),
     "a webhook counts as told before it is sent": _told_before_it_is_sent,
     "each attempt at a webhook has an id of its own": _an_id_for_each_attempt,
     "the batch that sorts first is always claimed from": _replaced(Claims, "_choose", _the_first_of_all),
     "the tenant whose name sorts last is always next": _replaced(Turns, "take", lambda self, tenants: max(tenants)),
-    "a file that kills its planners is never found": _replaced(planning, "LAPSES_MAX", 10**6),
+    "a file that kills its planners is never found": _replaced(plan_pending, "LAPSES_MAX", 10**6),
     # found here once, and mended
     "a done record is written again": _judged(_rewritten_when_done),
     "an abandoned create is not fenced": _abandoned_without_fence,
@@ -445,11 +444,11 @@ HARMLESS: dict[str, Mutant] = {
     "nothing is swept after the end": _replaced(batches, "sweep_parts", lambda *_: None),
     # A batch id has one body, the idempotency record sees to that: what is written over its input is the same bytes.
     "two uploads write one object": _replaced(
-        layout, "input_key", lambda batch_id, _: f"batches/{batch_id}/input-x.jsonl"
+        keys, "input_key", lambda batch_id, _: f"batches/{batch_id}/input-x.jsonl"
     ),
     # What is assembled is the same bytes each time: the key of its own is for the day on which a part is damaged.
     "two assemblies write one object": _replaced(
-        layout, "results_key", lambda batch_id, _: f"batches/{batch_id}/results-x.jsonl"
+        keys, "results_key", lambda batch_id, _: f"batches/{batch_id}/results-x.jsonl"
     ),
     # Its leases lapse instead, and its lines run again.
     "shards are never given back at a stop": _replaced(Keeper, "release_all", lambda self: None),

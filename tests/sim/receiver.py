@@ -12,9 +12,9 @@ from typing import NoReturn
 from unittest.mock import patch
 
 from api import posting
-from batchfile import layout
-from batchfile.ledger import webhooks
-from batchfile.records import BatchRecord, WebhookRecord, decode
+from batchfile import webhooks
+from batchfile.ledger import keys
+from batchfile.ledger.records import BatchRecord, WebhookRecord, decode
 from tests.sim.store import SharedStore
 from tests.sim.world import World
 
@@ -65,7 +65,7 @@ class Receiver:
 
     def is_told(self, store: SharedStore, batch_id: str) -> bool:
         """Was its end told for good?"""
-        data = store.peek(layout.webhook_key(batch_id))
+        data = store.peek(keys.webhook_key(batch_id))
         record = None if data is None else decode(data, WebhookRecord)
         if record is None or record.state == "pending":
             return False

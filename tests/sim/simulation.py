@@ -9,9 +9,10 @@ from random import Random
 from typing import Literal
 from unittest.mock import patch
 
-from batchfile.ledger import cutter, long_work
+from batchfile import long_work
+from batchfile.janitor import RELOOK_S
 from batchfile.ledger.base import Limits
-from batchfile.ledger.steward import RELOOK_S
+from batchfile.plan import ranges
 from batchfile.settings import Settings
 from batchfile.settings_tables import Pool
 from tests.sim import bodies, dropped, illness, receiver
@@ -101,7 +102,7 @@ def run(
     try:
         with ExitStack() as stack:
             stack.enter_context(seeded_secrets(seed))
-            stack.enter_context(patch.object(cutter, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
+            stack.enter_context(patch.object(ranges, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
             stack.enter_context(patch.object(long_work, "LONG_BYTES", rng.choice((0, long_work.LONG_BYTES))))
             drawn_kind = rng.choice(SCENES)
             kind = kind or drawn_kind

@@ -9,20 +9,19 @@ import pytest
 from api.door import Caller
 from api.errors import Refusal
 from api.service import Service
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, RecordDamaged, StoreUnavailable
-from batchfile.ledger import batches, idempotency, lease, shards
+from batchfile.inbox.scan import CLAIM_KEPT_S, Inbox
+from batchfile.janitor import Steward
+from batchfile.ledger import batches, idempotency, keys, lease, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cutter import Planned
 from batchfile.ledger.idempotency import Adopted
-from batchfile.ledger.inbox import CLAIM_KEPT_S, Inbox
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.records import encode
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.steward import Steward
 from batchfile.lines.part import FinishedLine
-from batchfile.records import encode
+from batchfile.plan.planner import plan_input
+from batchfile.plan.ranges import Planned
 from batchfile.settings import Settings
 from batchfile.store.base import Entry, Object
 from batchfile.store.faulty import FaultyStore
@@ -77,7 +76,7 @@ def ledger(store: HookedStore) -> Ledger:
 
 
 def create(ledger: Ledger, batch_id: str, created_at: float | None = None) -> Planned:
-    key = layout.input_key(batch_id, "n")
+    key = keys.input_key(batch_id, "n")
     ledger.store.put(key, ROWS)
     planned = plan_input(ledger, batch_id, key, routing=LOCAL)
     draft = batches.Draft(batch_id=batch_id, routing=LOCAL, defaults=Defaults(), created_at=created_at)
@@ -108,7 +107,7 @@ def test_a_slow_reader_counts_an_ended_batch_by_its_record_alone(store: HookedSt
         batches.finish(ledger, "b", runner="r")
         reader.read("b")
 
-    store.hooked_key, store.after_read = layout.batch_key("b"), end_it
+    store.hooked_key, store.after_read = keys.batch_key("b"), end_it
     status = reader.read("b")
     assert status is not None
     assert (status.batch.state, status.counts.finished) == ("ended", 2)
@@ -119,14 +118,14 @@ def test_what_is_not_planned_yet_counts_nothing(store: HookedStore, ledger: Ledg
     held = claim(ledger)
     record = held.batch
     unplanned = replace(record, state="planning", plan_key="", total=0)
-    store.put(layout.batch_key("b"), encode(unplanned))
+    store.put(keys.batch_key("b"), encode(unplanned))
 
     def plan_and_finish() -> None:
-        store.put(layout.batch_key("b"), encode(record))
+        store.put(keys.batch_key("b"), encode(record))
         lines = [FinishedLine(number, "succeeded", b"{}") for number in range(2)]
         shards.checkpoint(ledger, held, lines, has_dispatched=True)
 
-    store.hooked_key, store.after_read = layout.batch_key("b"), plan_and_finish
+    store.hooked_key, store.after_read = keys.batch_key("b"), plan_and_finish
     status = StatusReader(ledger).read("b")
     assert status is not None
     assert (status.batch.total, status.pending, status.counts.finished) == (0, 0, 0)
@@ -141,9 +140,9 @@ def test_a_read_from_before_the_create_makes_nobody_forget_what_was_seen_since(
         shards.checkpoint(ledger, claim(ledger), [FinishedLine(0, "succeeded", b"{}")], has_dispatched=True)
         reader.read("b")
 
-    store.hooked_key, store.after_read = layout.batch_key("b"), create_and_look
+    store.hooked_key, store.after_read = keys.batch_key("b"), create_and_look
     assert reader.read("b") is None
-    store.delete(layout.shard_key("b", "local", 0))  # stands for a listing that leaves it out
+    store.delete(keys.shard_key("b", "local", 0))  # stands for a listing that leaves it out
     status = reader.read("b")
     assert status is not None
     assert status.counts.finished == 1
@@ -186,7 +185,7 @@ def test_the_last_trace_of_a_batch_is_removed_for_good(store: HookedStore, ledge
     batches.delete(ledger, "b")
     ledger.clock.sleep(ledger.limits.tombstone_s)
     first, second = (Steward(ledger, runner=name) for name in ("one", "two"))
-    store.hooked_key, store.after_read = layout.INDEX_PREFIX, first.tick
+    store.hooked_key, store.after_read = keys.INDEX_PREFIX, first.tick
     second.tick()
     assert [entry.key for prefix in ("batches/", "index/") for entry in store.list(prefix)] == []
 
@@ -199,8 +198,8 @@ def test_a_wrong_clock_removes_no_tombstone(store: HookedStore, ledger: Ledger) 
     batches.delete(ledger, "b")
     ahead = ManualClock(ledger.clock.now() + 2 * ledger.limits.tombstone_s)
     Steward(Ledger(store=store, clock=ahead, rng=ledger.rng), runner="ahead").tick()
-    assert store.get(layout.batch_key("b")) is not None
-    assert [entry.key for entry in store.list(layout.batch_prefix("b"))] != [layout.batch_key("b")]
+    assert store.get(keys.batch_key("b")) is not None
+    assert [entry.key for entry in store.list(keys.batch_prefix("b"))] != [keys.batch_key("b")]
 
 
 def test_a_line_that_waits_for_its_turn_alone_is_not_blamed_for_a_death(store: HookedStore, ledger: Ledger) -> None:
@@ -240,7 +239,7 @@ def look(ledger: Ledger) -> None:
 
 def inputs(ledger: Ledger) -> list[str]:
     """The versions of files that became batches."""
-    found = (batches.read_batch(ledger, layout.index_batch_id(entry.key)) for entry in ledger.store.list("index/"))
+    found = (batches.read_batch(ledger, keys.index_batch_id(entry.key)) for entry in ledger.store.list("index/"))
     return sorted(batch.input.etag for batch in found if batch is not None)
 
 
@@ -251,7 +250,7 @@ def test_a_wrong_clock_removes_no_claim(store: HookedStore, ledger: Ledger) -> N
     store.delete("inbox/local/a.jsonl")
     ahead = ManualClock(ledger.clock.now() + 2 * CLAIM_KEPT_S)
     Inbox(Ledger(store=store, clock=ahead, rng=ledger.rng), LOCAL_POOL).sweep()
-    assert len([*store.list(layout.CLAIMS_PREFIX)]) == 1
+    assert len([*store.list(keys.CLAIMS_PREFIX)]) == 1
 
 
 def test_who_slept_for_longer_than_a_claim_is_kept_makes_no_second_batch(store: HookedStore, ledger: Ledger) -> None:
@@ -263,7 +262,7 @@ def test_who_slept_for_longer_than_a_claim_is_kept_makes_no_second_batch(store: 
         look(ledger)
         ledger.clock.sleep(CLAIM_KEPT_S)
         Inbox(ledger, LOCAL_POOL).sweep()
-        assert len([*store.list(layout.CLAIMS_PREFIX)]) == 1
+        assert len([*store.list(keys.CLAIMS_PREFIX)]) == 1
 
     store.hooked_key, store.after_read = "inbox/local/a.jsonl", others_go_on
     slept = Ledger(store=store, clock=ledger.clock, rng=random.Random(2))
@@ -277,7 +276,7 @@ def test_a_batch_that_cannot_be_read_and_that_a_listing_leaves_out_is_not_called
     store: HookedStore, ledger: Ledger, gaps: set[str]
 ) -> None:
     create(ledger, "b")
-    store.put(layout.batch_key("b"), b"nonsense")
+    store.put(keys.batch_key("b"), b"nonsense")
     store.left_out = gaps
     service = Service(ledger, Settings.model_construct(api=Settings.model_fields["api"].default), "api")
     caller = Caller(tenant="default", key="k")
@@ -289,7 +288,7 @@ def test_a_batch_that_cannot_be_read_and_that_a_listing_leaves_out_is_not_called
     if "index/" in gaps:
         with pytest.raises(Refusal, match="ask again later"):
             service.delete(caller, "b")
-        assert store._objects[layout.batch_key("b")].data == b"nonsense"
+        assert store._objects[keys.batch_key("b")].data == b"nonsense"
     else:
         service.delete(caller, "b")
     service.close()

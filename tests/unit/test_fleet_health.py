@@ -8,10 +8,10 @@ from api.fleet import Fleet
 from batchfile.clock import ManualClock
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.presence import write_presence
+from batchfile.ledger.heartbeats import write_presence
+from batchfile.ledger.records import PresenceRecord, RunnerState
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.submit import submit
-from batchfile.records import PresenceRecord, RunnerState
+from batchfile.plan.submit import submit
 from batchfile.settings import load_settings
 from batchfile.store.memory import MemoryStore
 from batchfile.words import Defaults

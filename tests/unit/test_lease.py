@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile import bits
-from batchfile.ledger import lease
-from batchfile.records import PartRef, ShardRecord
+from batchfile.ledger import bitmaps, lease
+from batchfile.ledger.records import PartRef, ShardRecord
 from batchfile.words import Counts, Usage
 
 PART = PartRef(key="p", size=1, sha256="0")
@@ -23,7 +22,7 @@ def progress(record: ShardRecord, lines: list[int], trying: tuple[int, ...] | No
         record,
         seq=record.seq + 1,
         part=PART if lines else None,
-        done=bits.of(lines),
+        done=bitmaps.of(lines),
         counts=Counts(succeeded=len(lines)),
         usage=Usage(output_tokens=len(lines)),
         has_dispatched=True,
@@ -100,7 +99,7 @@ def test_a_line_that_kills_its_process_is_found_and_no_other_is_blamed(num_lines
     poison = data.draw(st.integers(0, num_lines - 1))
     record, blamed = fresh(num_lines), list[int]()
     for _ in range(200):
-        missing = ((1 << num_lines) - 1) & ~bits.parse(record.done)
+        missing = ((1 << num_lines) - 1) & ~bitmaps.parse(record.done)
         if not missing:
             break
         culprit = lease.guilty(record)
@@ -113,7 +112,7 @@ def test_a_line_that_kills_its_process_is_found_and_no_other_is_blamed(num_lines
             record = lapse(record) if poison in trying else progress(record, list(trying))
         else:
             record = progress(record, [])
-            lines = list(bits.lines(missing))
+            lines = list(bitmaps.lines(missing))
             record = lapse(record) if poison in lines else progress(record, lines)
     assert blamed == [poison]
     assert record.state == "done"
@@ -132,7 +131,7 @@ def accuse(record: ShardRecord, line: int, lines: list[int]) -> ShardRecord:
         record,
         seq=record.seq + 1,
         part=PART if lines else None,
-        done=bits.of(lines),
+        done=bitmaps.of(lines),
         counts=Counts(succeeded=len(lines)),
         usage=Usage(),
         has_dispatched=False,

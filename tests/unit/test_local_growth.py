@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from batchfile import layout
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken
-from batchfile.ledger import batches, shards
+from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
@@ -22,7 +22,6 @@ from batchfile.local import inputs, outputs
 from batchfile.local import run as local_run
 from batchfile.local.inputs import inspect
 from batchfile.local.run import Opened, RunOptions, open_batch
-from batchfile.records import BatchRecord, IdempotencyRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.faulty import FaultyStore, Phase
@@ -91,12 +90,12 @@ class World:
 
     @property
     def pointer(self) -> IdempotencyRecord:
-        found = load(self.ledger, layout.idempotency_key("output", self.options.output or ""), IdempotencyRecord)
+        found = load(self.ledger, keys.idempotency_key("output", self.options.output or ""), IdempotencyRecord)
         assert found is not None
         return found.record
 
     def batch_ids(self) -> set[str]:
-        return {layout.index_batch_id(entry.key) for entry in self.ledger.store.list(layout.INDEX_PREFIX)}
+        return {keys.index_batch_id(entry.key) for entry in self.ledger.store.list(keys.INDEX_PREFIX)}
 
 
 def wanted(*numbers: int, kept: int = KEPT) -> list[tuple[str | None, str]]:
@@ -225,7 +224,7 @@ def test_the_old_content_again_finishes_a_run_that_its_change_had_ended(tmp_path
 
 def test_a_result_of_another_request_is_never_taken_over(tmp_path: Path) -> None:
     world = World(tmp_path, lines(*range(50)))
-    world.ledger.store.delete(layout.shard_key(world.old.batch_id, "local", 0))
+    world.ledger.store.delete(keys.shard_key(world.old.batch_id, "local", 0))
     world.finish_some(world.old, KEPT, "other%d")
     world.append(lines(50))
     assert world.run(world.open().batch) == wanted(*range(51), kept=0)

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, RecordNewer, SettingsError
-from batchfile.ledger import batches
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.records import IdempotencyRecord, encode
 from batchfile.local import run as local_run
 from batchfile.local.inputs import inspect
 from batchfile.local.output_lock import lock_output, lock_path
 from batchfile.local.run import Opened, RunOptions, open_batch
-from batchfile.records import IdempotencyRecord, encode
 from batchfile.store.directory import DirectoryStore
 
 LINE = '{"custom_id":"r%d","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
@@ -41,7 +40,7 @@ def _open(ledger: Ledger, options: RunOptions) -> Opened:
 
 
 def _pointer(ledger: Ledger, options: RunOptions) -> IdempotencyRecord:
-    found = load(ledger, layout.idempotency_key("output", options.output or ""), IdempotencyRecord)
+    found = load(ledger, keys.idempotency_key("output", options.output or ""), IdempotencyRecord)
     assert found is not None
     return found.record
 
@@ -72,14 +71,14 @@ def test_a_create_that_was_cut_off_is_begun_anew_and_leaves_nothing(
     assert opened.is_new
     assert opened.batch.batch_id != lost
     assert batches.read_batch(ledger, lost) is None
-    left = [entry.key for entry in ledger.store.list(layout.batch_prefix(lost))]
-    assert left == [layout.batch_key(lost)], "only the tombstone stays, until a steward removes it"
+    left = [entry.key for entry in ledger.store.list(keys.batch_prefix(lost))]
+    assert left == [keys.batch_key(lost)], "only the tombstone stays, until a steward removes it"
     assert _open(ledger, options).batch.batch_id == opened.batch.batch_id
 
 
 def test_a_create_that_was_cut_off_after_its_commit_is_continued(ledger: Ledger, options: RunOptions) -> None:
     opened = _open(ledger, options)
-    key = layout.idempotency_key("output", options.output or "")
+    key = keys.idempotency_key("output", options.output or "")
     ledger.store.put(key, encode(IdempotencyRecord(batch_id=opened.batch.batch_id, digest="")))
     again = _open(ledger, options)
     assert not again.is_new
@@ -101,10 +100,10 @@ def test_a_restart_removes_the_old_batch_whatever_its_state(ledger: Ledger, opti
     old = _open(ledger, options).batch.batch_id
     new = _open(ledger, replace(options, is_restart=True)).batch.batch_id
     assert new != old
-    assert list(ledger.store.list(layout.batch_prefix(old))) == []
-    assert [layout.index_batch_id(entry.key) for entry in ledger.store.list(layout.INDEX_PREFIX)] == [new]
-    queue = ledger.store.list(layout.queue_prefix(local_run.POOL))
-    assert [layout.marker_batch_id(entry.key) for entry in queue] == [new]
+    assert list(ledger.store.list(keys.batch_prefix(old))) == []
+    assert [keys.index_batch_id(entry.key) for entry in ledger.store.list(keys.INDEX_PREFIX)] == [new]
+    queue = ledger.store.list(keys.queue_prefix(local_run.POOL))
+    assert [keys.marker_batch_id(entry.key) for entry in queue] == [new]
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 99, b'{"batch_id": "b'])
@@ -112,22 +111,22 @@ def test_a_restart_replaces_a_damaged_batch_and_nothing_else_does(
     ledger: Ledger, options: RunOptions, data: bytes
 ) -> None:
     old = _open(ledger, options).batch.batch_id
-    ledger.store.put(layout.batch_key(old), data)
+    ledger.store.put(keys.batch_key(old), data)
     with pytest.raises(
         BatchDamaged, match=r"batch\.json.*restore that object, or add --restart to run .*out\.jsonl anew"
     ):
         _open(ledger, options)
     new = _open(ledger, replace(options, is_restart=True)).batch.batch_id
-    assert list(ledger.store.list(layout.batch_prefix(old))) == []
-    assert [layout.index_batch_id(entry.key) for entry in ledger.store.list(layout.INDEX_PREFIX)] == [new]
-    queue = ledger.store.list(layout.queue_prefix(local_run.POOL))
-    assert [layout.marker_batch_id(entry.key) for entry in queue] == [new]
+    assert list(ledger.store.list(keys.batch_prefix(old))) == []
+    assert [keys.index_batch_id(entry.key) for entry in ledger.store.list(keys.INDEX_PREFIX)] == [new]
+    queue = ledger.store.list(keys.queue_prefix(local_run.POOL))
+    assert [keys.marker_batch_id(entry.key) for entry in queue] == [new]
     assert _open(ledger, options).batch.batch_id == new
 
 
 def test_a_restart_replaces_a_damaged_pointer(ledger: Ledger, options: RunOptions) -> None:
     _open(ledger, options)
-    ledger.store.put(layout.idempotency_key("output", options.output or ""), b"\0" * 9)
+    ledger.store.put(keys.idempotency_key("output", options.output or ""), b"\0" * 9)
     with pytest.raises(BatchDamaged, match="add --restart"):
         _open(ledger, options)
     new = _open(ledger, replace(options, is_restart=True)).batch.batch_id
@@ -137,13 +136,13 @@ def test_a_restart_replaces_a_damaged_pointer(ledger: Ledger, options: RunOption
 @pytest.mark.parametrize("newer", [b'"version":2}', b'"fold":1,"version":1}'])
 def test_a_restart_never_replaces_a_batch_of_a_newer_version(ledger: Ledger, options: RunOptions, newer: bytes) -> None:
     old = _open(ledger, options).batch.batch_id
-    found = ledger.store.get(layout.batch_key(old))
+    found = ledger.store.get(keys.batch_key(old))
     assert found is not None
     data = found.data.replace(b'"version":1}', newer)
-    ledger.store.put(layout.batch_key(old), data)
+    ledger.store.put(keys.batch_key(old), data)
     with pytest.raises(RecordNewer, match="upgrade this process"):
         _open(ledger, replace(options, is_restart=True))
-    found = ledger.store.get(layout.batch_key(old))
+    found = ledger.store.get(keys.batch_key(old))
     assert found is not None
     assert found.data == data
     assert _pointer(ledger, options).batch_id == old

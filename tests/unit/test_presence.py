@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from batchfile import layout
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.presence import (
+from batchfile.ledger.heartbeats import (
     PRESENCE_S,
     SWEEP_AFTER_S,
     read_presence,
@@ -14,7 +14,7 @@ from batchfile.ledger.presence import (
     sweep_presence,
     write_presence,
 )
-from batchfile.records import PresenceRecord, RunnerTotals
+from batchfile.ledger.records import PresenceRecord, RunnerTotals
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from runners.presence import Announcer, Identity
@@ -73,8 +73,8 @@ def test_a_removed_runner_is_gone_at_once() -> None:
 def test_a_document_that_can_not_be_read_hides_no_other() -> None:
     ledger, _ = world()
     write_presence(ledger, RECORD)
-    ledger.store.put(layout.presence_key("mistral", "broken"), b"{")
-    ledger.store.put(layout.presence_key("mistral", "newer"), b'{"version": 99}')
+    ledger.store.put(keys.presence_key("mistral", "broken"), b"{")
+    ledger.store.put(keys.presence_key("mistral", "newer"), b'{"version": 99}')
     assert read_presence(ledger) == [RECORD]
 
 
@@ -87,8 +87,8 @@ def test_only_what_is_older_than_a_day_is_swept() -> None:
     clock.sleep(SWEEP_AFTER_S - 1800)
     write_presence(ledger, RECORD)
     assert sweep_presence(ledger) == 1
-    left = [entry.key for entry in ledger.store.list(layout.presence_prefix())]
-    assert left == [layout.presence_key("mistral", "m-1"), layout.presence_key("mistral", "young")]
+    left = [entry.key for entry in ledger.store.list(keys.presence_prefix())]
+    assert left == [keys.presence_key("mistral", "m-1"), keys.presence_key("mistral", "young")]
 
 
 def test_what_the_engine_failed_is_told_and_not_what_never_reached_it() -> None:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from batchfile.errors import BatchDamaged, RecordNewer
-from batchfile.records import (
+from batchfile.ledger.records import (
     BatchRecord,
     FileInput,
     FileRef,

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from batchfile.cli.estimate import command
 from batchfile.errors import InvalidFile
-from batchfile.records import PresenceRecord, RunnerTotals
+from batchfile.ledger.records import PresenceRecord, RunnerTotals
 from batchfile.remote.estimate import Estimate, expected_output_tokens, pool_times
 from batchfile.remote.sample import Sample, read_sample
 from batchfile.words import RoutingTable

@@ -15,13 +15,13 @@ from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.planner import plan_upload
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.inputs import inspect
 from batchfile.local.output_lock import is_being_written, lock_output
 from batchfile.local.run import RunOptions, open_batch, work
 from batchfile.places import find_batch, open_ledger, open_service_ledger
+from batchfile.plan.planner import plan_upload
 from batchfile.remote import base, store
 from batchfile.remote.base import BatchStatus, Wanted
 from batchfile.remote.store import StoreRemote

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import msgspec
 import structlog
 
-from batchfile import layout
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import Lost, Stored, load, swap
-from batchfile.records import BatchRecord, EndReason, WebhookRecord
+from batchfile.ledger.records import BatchRecord, EndReason, WebhookRecord
 
 log = structlog.get_logger()
 
@@ -79,7 +79,7 @@ def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> 
     batch = read_batch(ledger, batch_id)
     if batch is None or batch.state != "ended":
         return None
-    key = layout.webhook_key(batch_id)
+    key = keys.webhook_key(batch_id)
     found = load(ledger, key, WebhookRecord)
     now = ledger.clock.now()
     known = WebhookRecord(num_attempts=0, next_at=now) if found is None else found.record

@@ -8,12 +8,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from batchfile import layout
 from batchfile.errors import RecordDamaged, StoreError, TooLarge
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.expiry import remove_after
-from batchfile.records import FileRecord, encode
+from batchfile.ledger.records import FileRecord, encode
 
 MARGIN_S = 3600.0  # an expired batch reads its input once more
 
@@ -46,9 +46,9 @@ def write_data(
 ) -> FileRecord:
     """Store the bytes of a file that does not exist before `publish`."""
     now = ledger.clock.now()
-    file_id = layout.new_file_id(now, ledger.new_id())
-    remove_after(ledger, layout.file_prefix(tenant, file_id), kept_s + _in_use_s(ledger))
-    key = layout.file_data_key(tenant, file_id, ledger.new_id()[:12])
+    file_id = keys.new_file_id(now, ledger.new_id())
+    remove_after(ledger, keys.file_prefix(tenant, file_id), kept_s + _in_use_s(ledger))
+    key = keys.file_data_key(tenant, file_id, ledger.new_id()[:12])
     digest = hashlib.sha256()
     size = 0
     with ledger.store.writer(key, is_new=True) as writer:
@@ -74,14 +74,14 @@ def write_data(
 
 def publish(ledger: Ledger, record: FileRecord) -> None:
     """From now on the file exists. Idempotent."""
-    ledger.store.put(layout.file_key(record.tenant, record.file_id), encode(record))
+    ledger.store.put(keys.file_key(record.tenant, record.file_id), encode(record))
 
 
 def read_file(ledger: Ledger, tenant: str, file_id: str) -> FileRecord | None:
     """None where there is none, or none any more."""
-    if not layout.is_file_id(file_id):
+    if not keys.is_file_id(file_id):
         return None
-    found = load(ledger, layout.file_key(tenant, file_id), FileRecord)
+    found = load(ledger, keys.file_key(tenant, file_id), FileRecord)
     if found is None or ledger.clock.now() >= found.record.expires_at:
         return None
     return found.record
@@ -89,11 +89,11 @@ def read_file(ledger: Ledger, tenant: str, file_id: str) -> FileRecord | None:
 
 def list_file_ids(ledger: Ledger, tenant: str, *, after: str | None = None) -> Iterator[str]:
     """Newest first; `after` an id, whose file may be gone. Expired ones are among them."""
-    prefix = layout.files_prefix(tenant)
-    start = "" if after is None else layout.file_key(tenant, after)
+    prefix = keys.files_prefix(tenant)
+    start = "" if after is None else keys.file_key(tenant, after)
     for entry in ledger.store.list(f"{prefix}file-", after=start):
-        file_id = layout.file_id_of(entry.key)
-        if file_id is not None and layout.is_file_id(file_id):
+        file_id = keys.file_id_of(entry.key)
+        if file_id is not None and keys.is_file_id(file_id):
             yield file_id
 
 
@@ -106,9 +106,9 @@ def remove_file(ledger: Ledger, tenant: str, file_id: str) -> bool:
     with suppress(RecordDamaged):
         if read_file(ledger, tenant, file_id) is None:
             return False
-    ledger.store.delete(layout.file_key(tenant, file_id))
+    ledger.store.delete(keys.file_key(tenant, file_id))
     with suppress(StoreError):
-        remove_after(ledger, layout.file_prefix(tenant, file_id), _in_use_s(ledger))
+        remove_after(ledger, keys.file_prefix(tenant, file_id), _in_use_s(ledger))
     return True
 
 

@@ -4,15 +4,14 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from batchfile import layout
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
-from batchfile.ledger import batches, idempotency
+from batchfile.ledger import batches, idempotency, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.cutter import Place, by_line
 from batchfile.ledger.idempotency import Adopted
-from batchfile.ledger.planner import plan_upload
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.plan.planner import plan_upload
+from batchfile.plan.ranges import Place, by_line
 from batchfile.words import REQUESTS_MAX
 
 ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a create that lasts is announced again
@@ -125,6 +124,6 @@ def _announcing(ledger: Ledger, draft: Draft) -> Callable[[], None]:
 def _remove(ledger: Ledger, draft: Draft) -> None:
     """Best effort: a steward sweeps what stays, as long as it is announced."""
     with suppress(StoreError):
-        for entry in list(ledger.store.list(layout.batch_prefix(draft.batch_id))):
+        for entry in list(ledger.store.list(keys.batch_prefix(draft.batch_id))):
             ledger.store.delete(entry.key)
         batches.withdraw(ledger, draft)

@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import RecordDamaged
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import parse
+from batchfile.ledger.records import BatchRecord, PartRef, ShardRecord
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.part import decode_part
 from batchfile.lines.result import RESULT_BYTES_MAX
-from batchfile.records import BatchRecord, PartRef, ShardRecord
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ def _from_parts(ledger: Ledger, batch: BatchRecord, cursor: Cursor) -> Generator
     """False where a part was gone."""
     is_whole = True
     cursor.firsts = cursor.firsts or [span.first for span in read_plan(ledger, batch).ranges]
-    for entry in ledger.store.list(layout.shards_prefix(batch.batch_id)):
+    for entry in ledger.store.list(keys.shards_prefix(batch.batch_id)):
         if cursor.etags.get(entry.key) == entry.etag:
             continue
         found = ledger.store.get(entry.key)

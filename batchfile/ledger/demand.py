@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from batchfile import layout
-from batchfile.ledger.presence import read_presence
+from batchfile.ledger import keys
+from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.status import BatchStatus, PoolProgress, StatusReader
 
 
@@ -25,8 +25,8 @@ class Scale:
 
 def has_waiting(reader: StatusReader, pool: str) -> bool:
     """Does any request wait for the pool? Looks no further than the first. Raises: StoreUnavailable."""
-    markers = reader.ledger.store.list(layout.queue_prefix(pool))
-    statuses = reader.read_many(layout.marker_batch_id(entry.key) for entry in markers)
+    markers = reader.ledger.store.list(keys.queue_prefix(pool))
+    statuses = reader.read_many(keys.marker_batch_id(entry.key) for entry in markers)
     return any(_left(status, pool) is not None for status in statuses)
 
 
@@ -42,10 +42,10 @@ def _left(status: BatchStatus, pool: str) -> PoolProgress | None:
 def read_scale(reader: StatusReader, pool: str) -> Scale:
     """One look at every batch in the pool's queue. Raises: StoreUnavailable."""
     ledger = reader.ledger
-    markers = ledger.store.list(layout.queue_prefix(pool))
+    markers = ledger.store.list(keys.queue_prefix(pool))
     pending_shards = pending_requests = leased_shards = 0
     created: list[float] = []
-    for status in reader.read_many(layout.marker_batch_id(entry.key) for entry in markers):
+    for status in reader.read_many(keys.marker_batch_id(entry.key) for entry in markers):
         progress = _left(status, pool)
         if progress is None:
             continue

@@ -4,13 +4,13 @@ import io
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
-from batchfile import layout
 from batchfile.errors import TooLarge
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.records import BatchRecord, InputRef
 from batchfile.lines.chunks import ChunkReader
 from batchfile.lines.converter import convert
 from batchfile.lines.formats import CHUNK_BYTES, HEAD_BYTES, detect
-from batchfile.records import BatchRecord, InputRef
 from batchfile.store.base import Store
 
 UNPACKED_BYTES_MAX = 256 * 1024**3  # a small file may unpack to anything
@@ -33,7 +33,7 @@ def readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None], name:
         if kind == "parquet"
         else ChunkReader(store.stream(pinned.key, match=pinned.etag))
     )
-    key = layout.input_key(batch.batch_id, ledger.new_id()[:12])
+    key = keys.input_key(batch.batch_id, ledger.new_id()[:12])
     size = 0
     with store.writer(key, is_new=True) as writer:
         # In a process of its own: this one may hold an engine, or be a service.

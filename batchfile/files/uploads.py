@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from batchfile import layout
 from batchfile.errors import InvalidFile, ObjectChanged, ObjectMissing, StoreError, TooLarge
+from batchfile.files.stored_files import publish, write_data
+from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.expiry import remove_after
-from batchfile.ledger.files import publish, write_data
-from batchfile.records import FileRecord, UploadRecord
+from batchfile.ledger.records import FileRecord, UploadRecord
 
 UPLOAD_S = 3600.0  # then a pending one can be completed no more
 STORED_SHARE_MAX = 2  # of what was announced, all parts together
@@ -37,8 +37,8 @@ def begin(
         file_kept_s=file_kept_s,
         write_id=ledger.new_id(),
     )
-    remove_after(ledger, layout.upload_prefix(tenant, record.upload_id), KEPT_S)
-    swap(ledger, layout.upload_key(tenant, record.upload_id), record, None)
+    remove_after(ledger, ledger_keys.upload_prefix(tenant, record.upload_id), KEPT_S)
+    swap(ledger, ledger_keys.upload_key(tenant, record.upload_id), record, None)
     return record
 
 
@@ -57,7 +57,9 @@ def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, b
     _check_room(ledger, upload)
     part_id = f"part_{ledger.new_id()}"
     size = 0
-    with ledger.store.writer(layout.upload_part_key(upload.tenant, upload.upload_id, part_id), is_new=True) as writer:
+    with ledger.store.writer(
+        ledger_keys.upload_part_key(upload.tenant, upload.upload_id, part_id), is_new=True
+    ) as writer:
         for chunk in chunks:
             size += len(chunk)
             if size > bytes_max:
@@ -88,7 +90,7 @@ def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, m
             raise
         return complete(ledger, upload, part_ids, md5=md5)  # it was decided meanwhile, and then its parts went
     wanted = replace(found.record, state="completed", part_ids=tuple(part_ids), file=file, write_id=ledger.new_id())
-    written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found)
+    written = swap(ledger, ledger_keys.upload_key(upload.tenant, upload.upload_id), wanted, found)
     if isinstance(written, Lost):
         ledger.store.delete(file.key)
         return complete(ledger, upload, part_ids, md5=md5)
@@ -104,7 +106,7 @@ def cancel(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
         return upload if found is None else found.record
     _check_pending(ledger, found.record)
     wanted = replace(found.record, state="cancelled", write_id=ledger.new_id())
-    written = swap(ledger, layout.upload_key(upload.tenant, upload.upload_id), wanted, found)
+    written = swap(ledger, ledger_keys.upload_key(upload.tenant, upload.upload_id), wanted, found)
     if isinstance(written, Lost):
         return cancel(ledger, upload)
     _remove_parts(ledger, upload)
@@ -112,9 +114,9 @@ def cancel(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
 
 
 def _find(ledger: Ledger, tenant: str, upload_id: str) -> Stored[UploadRecord] | None:
-    if not layout.is_upload_id(upload_id):
+    if not ledger_keys.is_upload_id(upload_id):
         return None
-    return load(ledger, layout.upload_key(tenant, upload_id), UploadRecord)
+    return load(ledger, ledger_keys.upload_key(tenant, upload_id), UploadRecord)
 
 
 def _check_pending(ledger: Ledger, upload: UploadRecord) -> None:
@@ -125,7 +127,7 @@ def _check_pending(ledger: Ledger, upload: UploadRecord) -> None:
 
 def _check_room(ledger: Ledger, upload: UploadRecord) -> None:
     """A part may be sent again, which is another one; what is stored is bounded all the same."""
-    prefix = f"{layout.upload_prefix(upload.tenant, upload.upload_id)}/part_"
+    prefix = f"{ledger_keys.upload_prefix(upload.tenant, upload.upload_id)}/part_"
     stored = sum(entry.size for entry in ledger.store.list(prefix))
     if stored > STORED_SHARE_MAX * upload.size:
         raise InvalidFile(f"the upload announced {upload.size:,} bytes and {stored:,} have come; begin a new one")
@@ -137,8 +139,8 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
     if len(set(part_ids)) != len(part_ids):
         raise InvalidFile("part_ids: one is named twice; name each part once, in order")
     for place, part_id in enumerate(part_ids):
-        key = layout.upload_part_key(upload.tenant, upload.upload_id, part_id)
-        entry = ledger.store.head(key) if layout.is_part_id(part_id) else None
+        key = ledger_keys.upload_part_key(upload.tenant, upload.upload_id, part_id)
+        entry = ledger.store.head(key) if ledger_keys.is_part_id(part_id) else None
         if entry is None:
             raise InvalidFile(f"part_ids[{place}]: {part_id[:80]!r} is no part of this upload")
         parts.append(key)
@@ -170,7 +172,7 @@ def _hashed(ledger: Ledger, keys: Iterable[str], digest: "hashlib._Hash") -> Ite
 
 def _published(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
     """Whoever completed it may have been cut off before its file's document. One that was removed stays so."""
-    published = layout.upload_published_key(upload.tenant, upload.upload_id)
+    published = ledger_keys.upload_published_key(upload.tenant, upload.upload_id)
     if upload.file is not None and ledger.store.head(published) is None:
         publish(ledger, upload.file)
         ledger.store.put(published, b"")
@@ -179,7 +181,7 @@ def _published(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
 
 def _remove_parts(ledger: Ledger, upload: UploadRecord) -> None:
     """Best effort: expiry removes what stays."""
-    prefix = f"{layout.upload_prefix(upload.tenant, upload.upload_id)}/part_"
+    prefix = f"{ledger_keys.upload_prefix(upload.tenant, upload.upload_id)}/part_"
     with suppress(StoreError):
         for entry in list(ledger.store.list(prefix)):
             ledger.store.delete(entry.key)

@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 
-from batchfile import layout
 from batchfile.errors import InvalidFile, ObjectMissing, StoreError
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.custom_ids import CustomIdsWriter
-from batchfile.ledger.cutter import Cutter, Place, Planned, by_line
-from batchfile.ledger.line_problems import LineProblems
-from batchfile.ledger.reuse import settle
-from batchfile.records import BatchRecord, InputRef
+from batchfile.ledger.records import BatchRecord, InputRef
+from batchfile.plan.line_problems import LineProblems
+from batchfile.plan.ranges import Cutter, Place, Planned, by_line
+from batchfile.plan.reuse import settle
 from batchfile.store.base import Writer
 from batchfile.words import REQUESTS_MAX, RoutingTable
 
@@ -111,7 +111,7 @@ def plan_upload(
         custom_ids=custom_ids,
         beat=beat,
     )
-    key = layout.input_key(batch_id, ledger.new_id()[:12])
+    key = keys.input_key(batch_id, ledger.new_id()[:12])
     digest = hashlib.sha256()
     stored = _Stored()
     with ledger.store.writer(key, is_new=True) as writer:

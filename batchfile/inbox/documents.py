@@ -7,7 +7,7 @@ import msgspec
 
 from batchfile import __version__
 from batchfile.errors import UNREADABLE
-from batchfile.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError
+from batchfile.ledger.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError
 from batchfile.words import Counts, Usage
 
 Kind = TypeVar("Kind")

@@ -11,15 +11,16 @@ from typing import Any
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavailable
-from batchfile.ledger import batches, outbox, planning
-from batchfile.ledger.aside import UNANSWERED_MAX, Aside, do_each
+from batchfile.inbox import outbox
+from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, load, must_know, swap
-from batchfile.ledger.inbox_options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
-from batchfile.records import BatchRecord, ClaimRecord, DroppedFile
+from batchfile.ledger.records import BatchRecord, ClaimRecord, DroppedFile
+from batchfile.ledger.set_aside import UNANSWERED_MAX, Aside, do_each
+from batchfile.plan import pending
 from batchfile.store.base import Entry
 from batchfile.words import Defaults, RoutingTable
 
@@ -91,7 +92,7 @@ class Inbox:
         """
         known, waiting, new = dict[str, str](), dict[str, tuple[str, float]](), list[_File]()
         options = dict[str, Entry]()  # in the order of a listing they come before their file
-        for entry in self._ledger.store.list(layout.INBOX_PREFIX):
+        for entry in self._ledger.store.list(keys.INBOX_PREFIX):
             if _is_passed_over(entry.key):
                 continue
             if entry.key.endswith(OPTIONS_ENDING):
@@ -126,7 +127,7 @@ class Inbox:
         The store's clock decides; ours, which may be wrong, only spares looks.
         """
         store, now = self._ledger.store, self._ledger.clock.now()
-        there = {layout.claim_key(e.key, e.etag, e.modified_at) for e in store.list(layout.INBOX_PREFIX)}
+        there = {keys.claim_key(e.key, e.etag, e.modified_at) for e in store.list(keys.INBOX_PREFIX)}
 
         def remove(entry: Entry) -> bool:
             with suppress(BatchDamaged):  # an unknown claim stays
@@ -139,7 +140,7 @@ class Inbox:
                     return True
             return False
 
-        old = [entry for entry in store.list(layout.CLAIMS_PREFIX) if now - entry.modified_at >= CLAIM_KEPT_S]
+        old = [entry for entry in store.list(keys.CLAIMS_PREFIX) if now - entry.modified_at >= CLAIM_KEPT_S]
         return do_each((entry for entry in old if entry.key not in there), remove, "inbox.failed")
 
     def _is_there(self, claim: ClaimRecord) -> bool:
@@ -170,7 +171,7 @@ class Inbox:
         if isinstance(wish, _Wish):
             return self._claim(found, wish)
         # Who knows other pools may have taken it.
-        if self._ledger.store.head(layout.claim_key(found.key, found.etag, found.modified_at)) is not None:
+        if self._ledger.store.head(keys.claim_key(found.key, found.etag, found.modified_at)) is not None:
             return True
         return outbox.refuse(self._ledger, found, str(wish))
 
@@ -180,7 +181,7 @@ class Inbox:
         A claim is removed only when its version is gone for good. So the file is looked at once more after its claim
         was read or written: if it is still this version, no claim of it was removed before, while this process slept.
         """
-        key = layout.claim_key(entry.key, entry.etag, entry.modified_at)
+        key = keys.claim_key(entry.key, entry.etag, entry.modified_at)
         found = load(self._ledger, key, ClaimRecord)
         while True:
             if found is None:
@@ -193,11 +194,11 @@ class Inbox:
             if not self._is_there(claim):
                 return False
             try:
-                batch = planning.create_of_dropped(
+                batch = pending.create_of_dropped(
                     self._ledger, self._draft(claim, wish), self._dropped(claim, wish), entry.size
                 )
             except BatchDamaged:
-                standing = load(self._ledger, layout.batch_key(claim.batch_id), BatchRecord)
+                standing = load(self._ledger, keys.batch_key(claim.batch_id), BatchRecord)
                 if standing is None:
                     raise
                 # Given up before it existed; or it did exist, and was emptied by a delete, say.
@@ -249,7 +250,7 @@ class Inbox:
     def _wish(self, file: _File) -> _Wish:
         """Raises: InvalidFile that says what is wrong with the name or the options."""
         key = file.entry.key
-        path = key.removeprefix(layout.INBOX_PREFIX)
+        path = key.removeprefix(keys.INBOX_PREFIX)
         if len(path.rpartition("/")[2].encode()) > NAME_BYTES_MAX or len(path.encode()) > PATH_BYTES_MAX:
             raise InvalidFile(
                 f"{key}: is too long a name for what comes of it; rename it: at most {NAME_BYTES_MAX} bytes, "

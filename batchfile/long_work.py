@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
-from batchfile.ledger import batches, planning
-from batchfile.ledger.aside import Aside
+from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
-from batchfile.records import BatchRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import Aside
+from batchfile.plan import pending
 
 log = structlog.get_logger()
 
@@ -59,7 +60,7 @@ class LongWork:
         self._is_stopped = False
         self._leaves_ends = False
         self._planning = _Lane(
-            lambda batch_id: planning.plan(ledger, batch_id, runner=runner, is_stopped=lambda: self._is_stopped)
+            lambda batch_id: pending.plan(ledger, batch_id, runner=runner, is_stopped=lambda: self._is_stopped)
         )
         self._ending = _Lane(
             lambda batch_id: batches.finish(ledger, batch_id, runner=runner, is_stopped=lambda: self._leaves_ends)

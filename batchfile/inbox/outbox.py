@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, cast
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import (
     BatchfileError,
     LeaseLost,
@@ -25,15 +24,16 @@ from batchfile.errors import (
     StoreError,
     StoreUnavailable,
 )
-from batchfile.ledger import outbox_documents as documents
+from batchfile.inbox import documents
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.presence import read_presence
+from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError, Plan, ShardRecord
 from batchfile.ledger.turn import Turn
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.render import openai_file
 from batchfile.lines.result import RESULT_BYTES_MAX
-from batchfile.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError, Plan, ShardRecord
 from batchfile.store.base import Entry, Object, Writer
 from batchfile.words import Counts, Usage
 
@@ -72,7 +72,7 @@ def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
     if entry is not None:
         return _is_version(entry, dropped)
     for kind in (STATUS, REJECTED):  # a file that was refused unread has no status
-        found = ledger.store.get(layout.outbox_key(dropped.key, kind))
+        found = ledger.store.get(keys.outbox_key(dropped.key, kind))
         known = None if found is None else documents.read(found.data, documents.About)
         if known is not None and known.input.modified_at > dropped.modified_at:
             return False
@@ -92,7 +92,7 @@ def report(ledger: Ledger, batch: BatchRecord, counts: Counts, usage: Usage) -> 
 
 
 def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage) -> None:
-    key = layout.outbox_key(dropped.key, STATUS)
+    key = keys.outbox_key(dropped.key, STATUS)
     found = ledger.store.get(key)  # before it is asked who is the newest: who comes after that is not written over
     if not is_newest(ledger, dropped):
         return
@@ -114,12 +114,12 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
     dropped = batch.dropped
     if dropped is None or batch.state != "ended":
         return True
-    key = layout.outbox_turn_key(batch.batch_id)
+    key = keys.outbox_turn_key(batch.batch_id)
     with suppress(RecordDamaged):  # then it is taken anew, and everything is written again
         found = load(ledger, key, ShardRecord)
         if found is not None and found.record.state == "done":
             return True
-    turn = Turn.take(ledger, key, layout.OUTBOX_POOL, runner)
+    turn = Turn.take(ledger, key, keys.OUTBOX_POOL, runner)
     if turn is None:
         return False
     try:
@@ -147,13 +147,13 @@ def refuse(ledger: Ledger, file: Entry, message: str) -> bool:
         message=message,
         errors=(LineError(code="not_accepted", message=message),),
     )
-    place = layout.outbox_key(file.key, REJECTED)
+    place = keys.outbox_key(file.key, REJECTED)
     found = ledger.store.get(place)
     if found is not None and found.data == documents.encode(rejected):
         return True
     for kind in _KINDS:
         if kind != REJECTED:
-            ledger.store.delete(layout.outbox_key(file.key, kind))
+            ledger.store.delete(keys.outbox_key(file.key, kind))
     try:
         _put_over(ledger, found, place, rejected)
     except PreconditionFailed:
@@ -168,7 +168,7 @@ def accept(ledger: Ledger, batch: BatchRecord) -> None:
     What was said meanwhile of the batch itself stays. Raises: StoreUnavailable.
     """
     assert batch.dropped is not None, "only what was dropped is in the outbox"
-    place = layout.outbox_key(batch.dropped.key, REJECTED)
+    place = keys.outbox_key(batch.dropped.key, REJECTED)
     found = ledger.store.get(place)
     if found is None:
         return
@@ -190,7 +190,7 @@ def _write(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Calla
             raise LeaseLost(f"{dropped.key}: a newer version has the outbox now")
 
     is_rejected = batch.reason == "failed" and batch.results is None
-    last = layout.outbox_key(dropped.key, REJECTED if is_rejected else RECEIPT)
+    last = keys.outbox_key(dropped.key, REJECTED if is_rejected else RECEIPT)
     before = ledger.store.head(last)
     if not is_newest(ledger, dropped):
         return False
@@ -205,7 +205,7 @@ def _write(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Calla
     for kind, stays in is_there.items():
         if not stays:  # of an earlier version
             check()
-            ledger.store.delete(layout.outbox_key(dropped.key, kind))
+            ledger.store.delete(keys.outbox_key(dropped.key, kind))
     check()
     _report(ledger, batch, dropped, batch.counts, batch.usage)
     document: documents.Document
@@ -231,14 +231,12 @@ def _write_files(
 ) -> documents.Written:
     results = parquet = errors = None
     if batch.results is not None:
-        results = _copy(ledger, layout.outbox_key(dropped.key, RESULTS), _in_dialect(ledger, batch), beat, check)
+        results = _copy(ledger, keys.outbox_key(dropped.key, RESULTS), _in_dialect(ledger, batch), beat, check)
         if dropped.wants_parquet:
-            parquet = _write_parquet(
-                ledger, layout.outbox_key(dropped.key, RESULTS_PARQUET), batch.results, beat, check
-            )
+            parquet = _write_parquet(ledger, keys.outbox_key(dropped.key, RESULTS_PARQUET), batch.results, beat, check)
     if batch.errors is not None and batch.errors.num_lines:
         chunks = ledger.store.stream(batch.errors.key)
-        errors = _copy(ledger, layout.outbox_key(dropped.key, ERRORS), chunks, beat, check)
+        errors = _copy(ledger, keys.outbox_key(dropped.key, ERRORS), chunks, beat, check)
     return documents.Written(results=results, results_parquet=parquet, errors=errors)
 
 
@@ -249,7 +247,7 @@ def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
         return {}
     pools = {}
     for pool, members in found.record.pools.items():
-        if pool not in layout.SETTLED_POOLS:
+        if pool not in keys.SETTLED_POOLS:
             told = set[str]()
             with suppress(StoreError):  # a hint, which holds back no answers
                 told = {f"{one.engine} {one.engine_version}".strip() for one in read_presence(ledger, pool)}
@@ -305,7 +303,7 @@ def _write_parquet(
 
 def _move(ledger: Ledger, dropped: DroppedFile, beat: Callable[[], None], check: Callable[[], None]) -> str | None:
     """Copy the file out of the inbox, then remove it there; where it is now. One that was replaced meanwhile stays."""
-    target = layout.done_key(dropped.key)
+    target = keys.done_key(dropped.key)
     try:
         try:
             _copy(ledger, target, ledger.store.stream(dropped.key, match=dropped.etag), beat, check)

@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from batchfile import bits, layout
 from batchfile.errors import BatchDamaged, InvalidFile
-from batchfile.ledger import shards
+from batchfile.ledger import bitmaps, keys, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cutter import Cut, Cutter
 from batchfile.ledger.parallel import in_order
+from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.frame import Line, iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import RESULT_BYTES_MAX, decode_result
-from batchfile.records import BatchRecord, FileRef, InputRef, PartRef
+from batchfile.plan.ranges import Cut, Cutter
 
 PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that passes it
 AHEAD_BYTES = 32 * 1024 * 1024
@@ -88,7 +87,7 @@ def _taken(
 
 
 def _of_range(cutter: Cutter, n: int, cut: Cut, found: Iterable[tuple[int, Line, Line]]) -> _Taken:
-    rejected, pools = bits.parse(cut.range.rejected), dict(cut.pools)
+    rejected, pools = bitmaps.parse(cut.range.rejected), dict(cut.pools)
     lines: list[FinishedLine] = []
     for place, line, result in found:
         if rejected >> place & 1 or line.data is None or result.data is None:
@@ -97,8 +96,8 @@ def _of_range(cutter: Cutter, n: int, cut: Cut, found: Iterable[tuple[int, Line,
         if known.status == "succeeded" and known.custom_id == envelope.custom_id:
             lines.append(FinishedLine(place, "succeeded", result.data))  # no usage: it cost this batch nothing
             pools[cutter.pool_of(envelope)] -= 1
-    pools[layout.REUSED_POOL] = len(lines)
-    span = replace(cut.range, rejected=bits.render(rejected | bits.of(line.line for line in lines)))
+    pools[keys.REUSED_POOL] = len(lines)
+    span = replace(cut.range, rejected=bitmaps.render(rejected | bitmaps.of(line.line for line in lines)))
     return _Taken(n, replace(cut, range=span, pools=pools), lines)
 
 
@@ -111,9 +110,9 @@ def _is_last_line_longer(ledger: Ledger, pinned: InputRef, size: int) -> bool:
 def _store(ledger: Ledger, batch_id: str, lease: str, taken: _Taken) -> None:
     parts: list[PartRef] = []
     for lines in _portions(taken.lines):
-        key = layout.part_key(batch_id, layout.REUSED_POOL, taken.n, lease, len(parts) + 1)
+        key = keys.part_key(batch_id, keys.REUSED_POOL, taken.n, lease, len(parts) + 1)
         parts.append(shards.write_part(ledger, key, lines))
-    shards.put_done(ledger, batch_id, layout.REUSED_POOL, taken.n, parts, taken.lines)
+    shards.put_done(ledger, batch_id, keys.REUSED_POOL, taken.n, parts, taken.lines)
 
 
 def _portions(lines: list[FinishedLine]) -> Iterator[list[FinishedLine]]:

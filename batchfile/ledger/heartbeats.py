@@ -5,11 +5,11 @@ A hint for people, autoscalers and dashboards; no claim depends on it. Ages are 
 
 from contextlib import suppress
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, StoreError
-from batchfile.ledger.aside import UNANSWERED_MAX
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
-from batchfile.records import PresenceRecord, decode, encode
+from batchfile.ledger.records import PresenceRecord, decode, encode
+from batchfile.ledger.set_aside import UNANSWERED_MAX
 from batchfile.store.base import Entry
 
 PRESENCE_S = 60.0  # a document not rewritten for this long is nobody's
@@ -18,13 +18,13 @@ SWEEP_AFTER_S = 24 * 3600.0
 
 def write_presence(ledger: Ledger, record: PresenceRecord) -> None:
     """Raises: StoreError; nothing is lost by ignoring it."""
-    ledger.store.put(layout.presence_key(record.pool, record.runner_id), encode(record))
+    ledger.store.put(keys.presence_key(record.pool, record.runner_id), encode(record))
 
 
 def remove_presence(ledger: Ledger, pool: str, runner_id: str) -> None:
     """At a clean end. Best effort: what stays is nobody's after a minute."""
     with suppress(StoreError):
-        ledger.store.delete(layout.presence_key(pool, runner_id))
+        ledger.store.delete(keys.presence_key(pool, runner_id))
 
 
 def read_presence(ledger: Ledger, pool: str | None = None) -> list[PresenceRecord]:
@@ -68,5 +68,5 @@ def sweep_presence(ledger: Ledger) -> int:
 
 
 def _newest_first(ledger: Ledger, pool: str | None) -> list[Entry]:
-    entries = ledger.store.list(layout.presence_prefix(pool))
+    entries = ledger.store.list(keys.presence_prefix(pool))
     return sorted(entries, key=lambda entry: entry.modified_at, reverse=True)

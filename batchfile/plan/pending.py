@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import (
     BatchfileError,
     ConverterKilled,
@@ -21,16 +20,16 @@ from batchfile.errors import (
     StoreError,
     TooLarge,
 )
-from batchfile.ledger import batches, expiry, rejections
+from batchfile.ledger import batches, expiry, keys, rejections
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, swap, update_batch
-from batchfile.ledger.conversion import readable
-from batchfile.ledger.cutter import Planned
-from batchfile.ledger.line_problems import LineProblems
-from batchfile.ledger.planner import plan_input
+from batchfile.ledger.records import BatchRecord, DroppedFile, EndReason, FileInput, FileRecord, InputRef, LineError
 from batchfile.ledger.turn import Turn
-from batchfile.records import BatchRecord, DroppedFile, EndReason, FileInput, FileRecord, InputRef, LineError
+from batchfile.plan.conversion import readable
+from batchfile.plan.line_problems import LineProblems
+from batchfile.plan.planner import plan_input
+from batchfile.plan.ranges import Planned
 from batchfile.words import REQUESTS_MAX
 
 log = structlog.get_logger()
@@ -88,7 +87,7 @@ def _create(
         write_id=ledger.new_id(),
     )
     batches.announce(ledger, draft)
-    written = swap(ledger, layout.batch_key(draft.batch_id), record, None)
+    written = swap(ledger, keys.batch_key(draft.batch_id), record, None)
     if not isinstance(written, Lost):
         log.info("batch.created", batch_id=draft.batch_id, key=pinned.key)
         return written.record
@@ -122,7 +121,7 @@ def plan(
     if expiry.is_over(ledger, batch):
         batches.end(ledger, batch_id, "expired")
         return batches.finish(ledger, batch_id, runner=runner)
-    turn = Turn.take(ledger, layout.planning_key(batch_id), layout.PLANNING_POOL, runner, counts=True)
+    turn = Turn.take(ledger, keys.planning_key(batch_id), keys.PLANNING_POOL, runner, counts=True)
     if turn is None:
         return None
     if turn.lapses >= LAPSES_MAX:
@@ -211,7 +210,7 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
         )
 
     batches.mark(ledger, batch, planned.plan)
-    opened = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
+    opened = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     if opened is None:  # it was canceled, and all of it removed, while this process slept
         with suppress(StoreError):
             batches.remove_objects(ledger, batch)
@@ -237,7 +236,7 @@ def _fail(ledger: Ledger, batch: BatchRecord, errors: tuple[LineError, ...], rea
             dropped=record.dropped and replace(record.dropped, errors=errors),
         )
 
-    failed = update_batch(ledger, layout.batch_key(batch.batch_id), decide)
+    failed = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     if failed is None:
         return None
     log.info("batch.failed", batch_id=batch.batch_id, num_errors=len(errors), code=errors[0].code)

@@ -9,18 +9,19 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
-from batchfile import layout
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
-from batchfile.ledger import batches, expiry, outbox, planning
-from batchfile.ledger.aside import UNANSWERED_MAX, Aside
+from batchfile.inbox import outbox
+from batchfile.inbox.scan import Inbox
+from batchfile.ledger import batches, expiry, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load, must_know
+from batchfile.ledger.heartbeats import sweep_presence
 from batchfile.ledger.idempotency import sweep_idempotency
-from batchfile.ledger.inbox import Inbox
-from batchfile.ledger.presence import sweep_presence
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import UNANSWERED_MAX, Aside
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.ledger.turn import settle
-from batchfile.records import BatchRecord
+from batchfile.plan import pending
 
 log = structlog.get_logger()
 
@@ -31,7 +32,7 @@ STUCK_S = 60.0  # a batch with something that nobody expected
 SWEEP_S = 3600.0  # between two looks at what belongs to no batch
 
 UPLOAD_S = 48 * 3600.0  # no writer of ours takes so long for one object
-UPLOADED = ("batches/", "files/", "uploads/", layout.OUTBOX_PREFIX)  # where this service writes large objects
+UPLOADED = ("batches/", "files/", "uploads/", keys.OUTBOX_PREFIX)  # where this service writes large objects
 
 
 def _abort_uploads(ledger: Ledger) -> None:
@@ -122,8 +123,8 @@ class Steward:
         """Since when, which batch, and its key in the index; what has left the index is forgotten."""
         due: dict[str, float] = {}
         found = []
-        for entry in self._ledger.store.list(layout.INDEX_PREFIX):
-            batch_id = layout.index_batch_id(entry.key)
+        for entry in self._ledger.store.list(keys.INDEX_PREFIX):
+            batch_id = keys.index_batch_id(entry.key)
             at = due[batch_id] = self._due.get(batch_id, now)
             if at <= now:
                 found.append((at, batch_id, entry.key))
@@ -171,7 +172,7 @@ class Steward:
         if batch.state == "planning":
             if self._defer(batch):
                 return None
-            return planning.plan(ledger, batch.batch_id, runner=self._runner)
+            return pending.plan(ledger, batch.batch_id, runner=self._runner)
         if batch.state == "open" and expiry.is_over(ledger, batch):
             batches.end(ledger, batch.batch_id, "expired")
         elif batch.state == "open" and outbox.is_replaced(ledger, batch):
@@ -189,8 +190,8 @@ class Steward:
             if progress.num_done == progress.num_shards:
                 continue
             if pool not in self._queues:
-                self._queues[pool] = {entry.key for entry in store.list(layout.queue_prefix(pool))}
-            marker = layout.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)
+                self._queues[pool] = {entry.key for entry in store.list(keys.queue_prefix(pool))}
+            marker = keys.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)
             if marker not in self._queues[pool]:
                 store.put(marker, b"")
                 lost.append(pool)
@@ -204,7 +205,7 @@ class Steward:
         With a wrong clock a slow create could outlive the tombstone that fences it: ages are by the store's.
         """
         ledger, limits = self._ledger, self._ledger.limits
-        found = load(ledger, layout.batch_key(batch_id), BatchRecord)
+        found = load(ledger, keys.batch_key(batch_id), BatchRecord)
         if found is None:
             self._sweep_abandoned(batch_id, index_key)
             return 0.0
@@ -213,7 +214,7 @@ class Steward:
             return 0.0
         if found.age_s < limits.download_grace_s:
             return limits.download_grace_s - found.age_s
-        must_know(ledger, layout.batch_key(batch_id), found)
+        must_know(ledger, keys.batch_key(batch_id), found)
         batches.remove_objects(ledger, batch)
         if found.age_s >= limits.tombstone_s:
             batches.remove_tombstone(ledger, batch)

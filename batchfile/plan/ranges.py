@@ -7,20 +7,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from batchfile import bits, layout
 from batchfile.errors import InvalidRequest, RequestRefused, TooLarge
-from batchfile.ledger import shards
+from batchfile.ledger import bitmaps, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.custom_ids import CustomIdsWriter
-from batchfile.ledger.line_problems import LineProblems
 from batchfile.ledger.parallel import in_order
+from batchfile.ledger.records import InputRef, PartRef, Plan, Range, encode
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.findings import short
 from batchfile.lines.frame import Line, iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
-from batchfile.records import InputRef, PartRef, Plan, Range, encode
+from batchfile.plan.line_problems import LineProblems
 from batchfile.routing import route
 from batchfile.words import LINE_BYTES_MAX, REQUESTS_MAX, Dialect, Failure, RoutingTable
 
@@ -232,14 +231,14 @@ class Cutter:
     def _cut(self, span: _Span, end: int) -> Cut:
         if self._ids is not None:
             self._ids.write(span.ids)
-        rejected = bits.of(item.line for item in span.rejected)
+        rejected = bitmaps.of(item.line for item in span.rejected)
         made = Range(
             start=span.start,
             end=end,
             first=span.first,
             first_row=span.first_row,
             num_lines=span.num_lines,
-            rejected=bits.render(rejected),
+            rejected=bitmaps.render(rejected),
         )
         # Results leave memory with their range; what stays is enough to count them.
         stripped = [_without_result(item) for item in span.rejected]
@@ -250,7 +249,7 @@ class Cutter:
             return []
         self._beat()
         self._num_parts += 1
-        key = layout.part_key(self._batch_id, layout.REJECTED_POOL, first, self._lease, self._num_parts)
+        key = keys.part_key(self._batch_id, keys.REJECTED_POOL, first, self._lease, self._num_parts)
         return [shards.write_part(self._ledger, key, rejected)]
 
     def without_duplicates(self, cuts: list[Cut], chunks: Iterable[bytes]) -> list[Cut]:
@@ -263,7 +262,7 @@ class Cutter:
         return [self._reject_in(cut, lines, suspects, first_place) for cut in cuts]
 
     def _reject_in(self, cut: Cut, lines: Iterator[Line], suspects: set[int], first_place: dict[str, str]) -> Cut:
-        known = bits.parse(cut.range.rejected)
+        known = bitmaps.parse(cut.range.rejected)
         pools, twice = dict(cut.pools), list[FinishedLine]()
         for place_in_range in range(cut.range.num_lines):
             line = next(lines)
@@ -289,7 +288,7 @@ class Cutter:
             pools[self.pool_of(envelope)] -= 1
         if not twice:
             return cut
-        rejected = bits.render(known | bits.of(item.line for item in twice))
+        rejected = bitmaps.render(known | bitmaps.of(item.line for item in twice))
         return Cut(
             replace(cut.range, rejected=rejected),
             pools,
@@ -305,12 +304,12 @@ class Cutter:
                 if num_lines:
                     pools.setdefault(pool, {})[n] = num_lines
             if cut.rejected:
-                pools.setdefault(layout.REJECTED_POOL, {})[n] = len(cut.rejected)
-        for _ in in_order(self._ledger, lambda n: self._put_done(n, cuts[n]), pools.get(layout.REJECTED_POOL, {})):
+                pools.setdefault(keys.REJECTED_POOL, {})[n] = len(cut.rejected)
+        for _ in in_order(self._ledger, lambda n: self._put_done(n, cuts[n]), pools.get(keys.REJECTED_POOL, {})):
             self._beat()
         ids = None if self._ids is None else self._ids.commit()
         plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools, ids=ids)
-        plan_key = layout.plan_key(self._batch_id, self._ledger.new_id()[:12])
+        plan_key = keys.plan_key(self._batch_id, self._ledger.new_id()[:12])
         self._ledger.store.put(plan_key, encode(plan))
         return Planned(
             input=pinned,
@@ -320,11 +319,11 @@ class Cutter:
             num_rejected=self.num_rejected,
             first_problem=self.first_problem,
             num_hints=self.num_hints,
-            num_reused=sum(pools.get(layout.REUSED_POOL, {}).values()),
+            num_reused=sum(pools.get(keys.REUSED_POOL, {}).values()),
         )
 
     def _put_done(self, n: int, cut: Cut) -> None:
-        shards.put_done(self._ledger, self._batch_id, layout.REJECTED_POOL, n, cut.parts, cut.rejected)
+        shards.put_done(self._ledger, self._batch_id, keys.REJECTED_POOL, n, cut.parts, cut.rejected)
 
 
 def _without_result(item: FinishedLine) -> FinishedLine:
