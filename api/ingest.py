@@ -22,7 +22,7 @@ from batchfile.plan.ranges import Place, by_line, by_number
 from batchfile.plan.submit import submit
 from batchfile.routing import route
 from batchfile.settings import Settings
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 CHUNK_BYTES = 256 * 1024
 KEY_CHARS_MAX = 255

@@ -25,7 +25,7 @@ from batchfile.ledger import batches
 from batchfile.ledger.records import FileInput
 from batchfile.ledger.status import BatchStatus
 from batchfile.plan import pending
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 
 BATCHES = "/v1/batches"
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")

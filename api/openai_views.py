@@ -4,7 +4,7 @@ from api import openai_shapes as shapes
 from api.output_files import output_file_id
 from batchfile.ledger.records import BatchRecord, FileRecord, UploadRecord
 from batchfile.ledger.status import BatchStatus
-from batchfile.words import Usage
+from batchfile.types import Usage
 
 _ENDED: dict[str | None, shapes.BatchState] = {
     "completed": "completed",

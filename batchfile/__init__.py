@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from batchfile.runner.runner import Runner as Runner
     from batchfile.runner.runner import RunnerOptions as RunnerOptions
     from batchfile.store.open import open_store as open_store
-    from batchfile.words import Counts as Counts
-    from batchfile.words import Usage as Usage
+    from batchfile.types import Counts as Counts
+    from batchfile.types import Usage as Usage
 
 __all__ = [
     "Batch",

@@ -11,8 +11,8 @@ from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.settings import Settings
-from batchfile.store.crash import armed
 from batchfile.store.open import local_path, open_store
+from batchfile.testing.crash_points import armed
 
 STORE_FOLDER = ".batchfile"
 

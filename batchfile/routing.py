@@ -1,7 +1,7 @@
 """Which pool a request goes to: one pure function, used alike by planner and runner."""
 
 from batchfile.errors import InvalidRequest
-from batchfile.words import RoutingTable
+from batchfile.types import RoutingTable
 
 
 class NamesNoPool(InvalidRequest):

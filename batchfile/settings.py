@@ -31,14 +31,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from batchfile import foreign_variables
+from batchfile import env_aliases
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
 from batchfile.runner.fitting_schema import schema_problem
+from batchfile.settings_errors import expected
 from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook
-from batchfile.settings_words import expected
-from batchfile.words import RoutingTable
+from batchfile.types import RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
 CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another place for the file
@@ -199,11 +199,11 @@ def _foreign(file: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     if not isinstance(pools, Mapping):
         return {}  # the model says what is wrong with it
     is_http = {name: isinstance(pool, Mapping) and pool.get("engine") == "http" for name, pool in pools.items()}
-    return foreign_variables.foreign_values(is_http, os.environ)
+    return env_aliases.foreign_values(is_http, os.environ)
 
 
 def _foreign_tree(file: Mapping[str, Any]) -> dict[str, Any]:
-    return foreign_variables.nested(_foreign(file), file.get("pools", DEFAULT_POOLS))
+    return env_aliases.nested(_foreign(file), file.get("pools", DEFAULT_POOLS))
 
 
 def config_path() -> Path:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from batchfile.ledger.keys import is_pool_name
-from batchfile.words import EngineKind, Task
+from batchfile.types import EngineKind, Task
 
 TOMBSTONE_S_MIN = 2 * 3600.0  # twice the time after which a create is given up
 Positive = Annotated[float, Field(gt=0)]

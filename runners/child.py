@@ -14,13 +14,13 @@ from typing import NoReturn, Self
 import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
-from batchfile.hearing import hearing
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
+from batchfile.signals import hearing
 from batchfile.store.metered import MeteredStore
 from runners.ending import Ending
 from runners.metrics import RunnerCollector, counted, serving
@@ -49,7 +49,7 @@ class Stopped(BaseException):
 class Signals:
     """The first: finish what is in flight, give back the rest. The second: do not wait for it.
 
-    The process ends by itself in time, whatever the engine does (batchfile/hearing.py). `grace_s`: for what is in
+    The process ends by itself in time, whatever the engine does (batchfile/signals.py). `grace_s`: for what is in
     flight.
     """
 

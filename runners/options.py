@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from batchfile.settings import CONFIG_VARIABLE
-from batchfile.words import EngineKind
+from batchfile.types import EngineKind
 
 METRICS_PORT = 9400
 METRICS_PORTS = 100  # from there on; a runner takes the first that is free

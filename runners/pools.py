@@ -5,7 +5,7 @@ from batchfile.engine.open import engine_factory
 from batchfile.errors import SettingsError
 from batchfile.settings import Settings
 from batchfile.settings_tables import Pool
-from batchfile.words import EngineKind
+from batchfile.types import EngineKind
 from runners.options import Options
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from batchfile.cli.shown import counted, duration
 from batchfile.local.identity import OUTPUT
 from batchfile.remote.base import BatchStatus, Share
-from batchfile.words import Usage
+from batchfile.types import Usage
 
 STRIP_CELLS = 40
 RIGHT = (False, False, False, True, True, True, False)  # which columns of a list are numbers

@@ -24,7 +24,7 @@ from batchfile.engine.vllm.preflight import PACKAGES, is_cpu_build
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.local.engines import demo_model
 from batchfile.settings import Settings, config_path, explain_settings, load_settings
-from batchfile.words import EngineKind
+from batchfile.types import EngineKind
 
 GPU_WAIT_S = 10
 DISK_BYTES_MIN = 2 * 1024**3
@@ -92,8 +92,8 @@ def _settings_and_store(store: str | None) -> list[Finding]:
 
 
 def _store(url: str | None, settings: Settings) -> Finding:
+    from batchfile.store.conformance import prove_conditions
     from batchfile.store.open import open_store
-    from batchfile.store.proof import prove_conditions
 
     chosen = url or settings.store
     if chosen is None:

@@ -18,7 +18,7 @@ from batchfile.remote.prices import hosted_price
 from batchfile.remote.sample import CHARS_PER_TOKEN, Sample, read_sample
 from batchfile.remote.upload import Upload, open_upload
 from batchfile.settings import load_settings
-from batchfile.words import Request, RoutingTable
+from batchfile.types import Request, RoutingTable
 
 
 @click.command("estimate")

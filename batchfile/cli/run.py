@@ -26,7 +26,7 @@ from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Job, Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
-from batchfile.words import Task
+from batchfile.types import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

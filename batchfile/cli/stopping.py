@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from batchfile.cli.exits import Exit, end_process
 from batchfile.cli.shown import about, counted
-from batchfile.hearing import hearing
 from batchfile.local.progress import Snapshot
 from batchfile.runner.runner import Runner
+from batchfile.signals import hearing
 
 END_S_MAX = 15.0  # to commit, to release and to close the engine, once the grace is over
 END_NOW_S_MAX = 3.0  # the same after a second signal

@@ -22,7 +22,7 @@ from batchfile.local.check import Check, Rules, token_problems
 from batchfile.local.inputs import STDIN, Source, inspect
 from batchfile.places import check_stage
 from batchfile.settings import load_settings
-from batchfile.words import Defaults, Request
+from batchfile.types import Defaults, Request
 
 ID_SHOWN_MAX = 60  # characters of a custom_id
 

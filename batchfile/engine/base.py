@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from batchfile.words import Outcome, Request
+from batchfile.types import Outcome, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from batchfile.engine.tool_wire import wire_tools, wire_turn
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.words import Message, Tool, Tools
+from batchfile.types import Message, Tool, Tools
 
 # Tokenised prefixes that are remembered; a stage has one, so a few batches' worth is plenty.
 PREFIXES_MAX = 64

@@ -26,7 +26,7 @@ from batchfile.engine.embedding import check_size, check_task, vector_of
 from batchfile.engine.prefix import prefix_of
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
 from batchfile.errors import EngineDead, InvalidRequest
-from batchfile.words import Choice, Completion, Input, Raw, Request, StopReason, Task, Usage
+from batchfile.types import Choice, Completion, Input, Raw, Request, StopReason, Task, Usage
 
 # With the machine's own time a step returns this often, so that its caller can look around.
 STEP_WAIT_S_MAX = 0.05

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Sequence
 
 from batchfile.errors import InvalidRequest
-from batchfile.words import Request, Task, Vector
+from batchfile.types import Request, Task, Vector
 
 VALUES_MAX = 1_000_000  # numbers in the vectors of one request: about 20 MB of JSON
 

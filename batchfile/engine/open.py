@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchfile.engine.base import Engine, EngineFactory
-from batchfile.words import EngineKind, Task
+from batchfile.types import EngineKind, Task
 
 
 def engine_factory(

@@ -2,7 +2,7 @@
 
 import zlib
 
-from batchfile.words import Request
+from batchfile.types import Request
 
 
 def prefix_of(request: Request) -> int:

@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 from batchfile.engine.chat_template import PREFIX_TOKENS
-from batchfile.words import Input
+from batchfile.types import Input
 
 
 class RawPrompts:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from batchfile.engine.chat_template import ChatPrompts
 from batchfile.engine.raw_prompt import RawPrompts
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.words import Request, Sampling
+from batchfile.types import Request, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from batchfile.words import Message, Request, ToolCall, Tools
+from batchfile.types import Message, Request, ToolCall, Tools
 
 NO_TOOLS = "Tools are not served by this pool: {why}. Remove tools, or name another model."
 NO_THINKING = "Thinking is not served by this pool: {why}. Remove thinking, or name another model."

@@ -8,7 +8,7 @@ import msgspec
 from batchfile import __version__
 from batchfile.errors import UNREADABLE
 from batchfile.ledger.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 Kind = TypeVar("Kind")
 

@@ -35,7 +35,7 @@ from batchfile.lines.frame import iter_lines
 from batchfile.lines.render import openai_file
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.store.base import Entry, Object, Writer
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 log = structlog.get_logger()
 

@@ -22,7 +22,7 @@ from batchfile.ledger.records import BatchRecord, ClaimRecord, DroppedFile
 from batchfile.ledger.set_aside import UNANSWERED_MAX, Aside, do_each
 from batchfile.plan import pending
 from batchfile.store.base import Entry
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 log = structlog.get_logger()
 

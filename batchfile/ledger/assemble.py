@@ -25,7 +25,7 @@ from batchfile.lines import custom_id_of
 from batchfile.lines.frame import Line, iter_lines
 from batchfile.lines.part import PartLine, decode_part
 from batchfile.lines.result import encode_result
-from batchfile.words import Counts, Failure, Usage
+from batchfile.types import Counts, Failure, Usage
 
 log = structlog.get_logger()
 

@@ -19,7 +19,7 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord
 from batchfile.ledger.turn import Turn
 from batchfile.plan.ranges import Planned
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 log = structlog.get_logger()
 

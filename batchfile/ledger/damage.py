@@ -14,7 +14,7 @@ from batchfile.ledger import keys, lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap
 from batchfile.ledger.records import BatchRecord, FileInput, InputRef, LineError, ShardRecord
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from batchfile.ledger import bitmaps
 from batchfile.ledger.records import EndReason, PartRef, Range, ShardRecord
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 LAPSES_BEFORE_TRYING = 2
 LAPSES_OF_ONE_LINE = 3

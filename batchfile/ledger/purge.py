@@ -13,7 +13,7 @@ from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import update_batch
 from batchfile.ledger.records import BatchRecord, InputRef
-from batchfile.words import Counts, Defaults, RoutingTable, Usage
+from batchfile.types import Counts, Defaults, RoutingTable, Usage
 
 log = structlog.get_logger()
 

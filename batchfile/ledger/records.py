@@ -15,7 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from batchfile.errors import UNREADABLE, BatchDamaged, RecordNewer
-from batchfile.words import Counts, Defaults, Dialect, RoutingTable, Usage
+from batchfile.types import Counts, Defaults, Dialect, RoutingTable, Usage
 
 VERSION = 1
 

@@ -16,7 +16,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
 from batchfile.lines.part import FinishedLine, encode_part
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 log = structlog.get_logger()
 

@@ -22,7 +22,7 @@ from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.damage import DAMAGED
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 log = structlog.get_logger()
 

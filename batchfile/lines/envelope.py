@@ -12,7 +12,7 @@ from batchfile.lines import explain
 from batchfile.lines.findings import Finding
 from batchfile.lines.halves import without_halves
 from batchfile.lines.repeats import has_repeats
-from batchfile.words import Dialect
+from batchfile.types import Dialect
 
 REPLACED = "\ufffd"  # what a half of a character is read as
 

@@ -13,7 +13,7 @@ from batchfile.lines.halves import FIX as HALF_FIX
 from batchfile.lines.halves import find_half
 from batchfile.lines.repeats import find_repeats, repeats
 from batchfile.lines.scan import find_fault
-from batchfile.words import Dialect
+from batchfile.types import Dialect
 
 KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
 OPENAI_KEYS = ("custom_id", "method", "url", "body")

@@ -8,7 +8,7 @@ without its data: memory holds one chunk and one legal line.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from batchfile.words import LINE_BYTES_MAX
+from batchfile.types import LINE_BYTES_MAX
 
 BOM = b"\xef\xbb\xbf"
 NUL_TAIL = "ends in NUL bytes, which are not a request; it was probably cut off while it was written"

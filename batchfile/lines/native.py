@@ -28,7 +28,7 @@ from batchfile.lines.tools import (
     choice_problems,
     turns_of_blocks,
 )
-from batchfile.words import Defaults, Message, Request, Sampling
+from batchfile.types import Defaults, Message, Request, Sampling
 
 _BUDGET = "a bound on thinking alone is not served; remove it, max_tokens bounds thinking and answer together"
 

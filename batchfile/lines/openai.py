@@ -26,7 +26,7 @@ from batchfile.lines.tools import (
     choice_problems,
     openai_tools,
 )
-from batchfile.words import Defaults, Message, Request, Role
+from batchfile.types import Defaults, Message, Request, Role
 
 URL = "/v1/chat/completions"
 

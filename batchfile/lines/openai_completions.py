@@ -8,7 +8,7 @@ from batchfile.lines.chat import Unserved
 from batchfile.lines.findings import Finding
 from batchfile.lines.openai_inputs import inputs_of
 from batchfile.lines.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
-from batchfile.words import Defaults, Input, Raw, Request
+from batchfile.types import Defaults, Input, Raw, Request
 
 URL = "/v1/completions"
 MAX_TOKENS = 16  # OpenAI's own, where a body says none

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 from batchfile.lines.chat import Strict, Unserved, Whole
 from batchfile.lines.findings import Finding
 from batchfile.lines.openai_inputs import inputs_of
-from batchfile.words import Defaults, Input, Raw, Request, Sampling
+from batchfile.types import Defaults, Input, Raw, Request, Sampling
 
 URL = "/v1/embeddings"
 INPUTS_MAX = 2_048  # OpenAI's own

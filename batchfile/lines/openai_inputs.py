@@ -3,7 +3,7 @@
 from typing import Any
 
 from batchfile.lines.findings import shown
-from batchfile.words import Input
+from batchfile.types import Input
 
 TOKEN_ID_MAX = 2**31 - 1
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, Unserved, Whole
-from batchfile.words import Defaults, LimitKey, Sampling
+from batchfile.types import Defaults, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's own, where a body says none
 CHOICES_MAX = 128  # OpenAI's own

@@ -15,7 +15,7 @@ import msgspec
 from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.parquet_columns import INTEGERS, SAMPLING, wanted_columns
 from batchfile.lines.result import NativeResult, decode_result
-from batchfile.words import LINE_BYTES_MAX
+from batchfile.types import LINE_BYTES_MAX
 
 BATCH_ROWS = 32  # a few bytes of a file may be many MiB of each row
 BATCH_BYTES = 64 * 1024 * 1024  # fewer rows where the footer says that they are large

@@ -15,7 +15,7 @@ from batchfile.lines.findings import Finding, shown
 from batchfile.lines.halves import FIX as HALF_FIX
 from batchfile.lines.halves import STAND_IN, find_half
 from batchfile.lines.repeats import find_repeats, has_repeats, repeats
-from batchfile.words import Defaults, Request
+from batchfile.types import Defaults, Request
 
 METHOD = "POST"
 

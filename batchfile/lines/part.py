@@ -9,7 +9,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from batchfile.errors import BatchDamaged
-from batchfile.words import Status, Usage
+from batchfile.types import Status, Usage
 
 
 class FinishedLine(Struct, frozen=True):

@@ -1,6 +1,6 @@
 """Refusals, and answers that a content filter stopped: what to say of them where there is no other place."""
 
-from batchfile.words import Failure
+from batchfile.types import Failure
 
 REFUSALS = frozenset({"refusal", "content_filter"})  # stop reasons
 TEXT_CHARS_MAX = 2_000  # of the answer, in a message

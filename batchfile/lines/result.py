@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from batchfile.lines.separators import escape_separators
-from batchfile.words import Choice, Completion, Failure, Kind, Outcome, Usage
+from batchfile.types import Choice, Completion, Failure, Kind, Outcome, Usage
 
 RESULT_BYTES_MAX = 512 * 1024 * 1024  # more than any: 2,048 vectors of 8,192 numbers are some 350 MB
 

@@ -19,7 +19,7 @@ from batchfile.lines.findings import short
 from batchfile.lines.frame import BOM
 from batchfile.lines.halves import STAND_IN, find_half, replace_halves
 from batchfile.lines.scan import find_fault, keys_of, value_end
-from batchfile.words import LINE_BYTES_MAX
+from batchfile.types import LINE_BYTES_MAX
 
 WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an element of it
 BESIDE_BYTES_MAX = 64 * 1024  # of a document without its requests: its names are built as strings

@@ -14,7 +14,7 @@ import msgspec
 
 from batchfile.lines.refusals import REFUSALS, refusal_failure
 from batchfile.lines.separators import escape_separators
-from batchfile.words import Counts
+from batchfile.types import Counts
 
 ProcessingStatus = Literal["collected", "submitted", "processing", "ended"]
 

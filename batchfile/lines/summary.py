@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from batchfile.words import Dialect
+from batchfile.types import Dialect
 
 _Key = TypeVar("_Key", str, int)
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from batchfile.lines.chat import JOINT, Strict, TextBlock, text_of
 from batchfile.lines.findings import Finding, Path, shown
-from batchfile.words import Message, Role, Tool, ToolCall, Tools
+from batchfile.types import Message, Role, Tool, ToolCall, Tools
 
 _Name = Annotated[str, Field(min_length=1)]
 

@@ -20,7 +20,7 @@ from batchfile.lines.parse import Carried, find_problems, read_carried
 from batchfile.lines.repeats import find_any_repeats, repeats
 from batchfile.lines.summary import Kind, Summary
 from batchfile.routing import route
-from batchfile.words import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, RoutingTable
+from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, RoutingTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

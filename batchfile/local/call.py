@@ -17,7 +17,7 @@ from batchfile.local.receipt import Receipt
 from batchfile.local.session import Job, Look, Observer, grace_s_of, open_session, work_on
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
-from batchfile.words import EngineKind, Task
+from batchfile.types import EngineKind, Task
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 

@@ -18,7 +18,7 @@ from batchfile.lines.frame import iter_lines
 from batchfile.lines.summary import Summary
 from batchfile.lines.validate import Problem, Scan, nul_tail, repeated, validate
 from batchfile.local.inputs import Source
-from batchfile.words import REQUESTS_MAX, Defaults, Dialect, Request, RoutingTable
+from batchfile.types import REQUESTS_MAX, Defaults, Dialect, Request, RoutingTable
 
 PIECE_BYTES = 8 * 1024 * 1024
 BIG_BYTES = 2 * PIECE_BYTES  # below it, starting processes costs more than it saves

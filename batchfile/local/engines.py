@@ -11,7 +11,7 @@ from batchfile.engine.vllm.preflight import check_vllm
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import Limits
 from batchfile.settings import Settings
-from batchfile.words import EngineKind, Task
+from batchfile.types import EngineKind, Task
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"  # of the endpoint; BATCHFILE_API_KEY is a service's of ours, and goes nowhere else
 DEMO_MODEL = "SmolLM2-135M-Instruct"

@@ -6,7 +6,7 @@ from math import exp
 
 from batchfile.engine.base import EngineStats
 from batchfile.runner.tally import Tally
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 RATE_WINDOW_S = 10.0  # rates are of the last so many seconds, or of the last two steps where these are further apart
 RATE_S_MIN = 1.0  # and of no less: the first tokens of a fast engine come within a millisecond

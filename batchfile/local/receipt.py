@@ -9,7 +9,7 @@ from batchfile import __version__
 from batchfile.errors import UNREADABLE
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import identity
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

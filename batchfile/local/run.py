@@ -27,7 +27,7 @@ from batchfile.local.strict import check_every_line
 from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 FIRST_BYTES = 256 * 1024  # enough for a line or two
 

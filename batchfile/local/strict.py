@@ -7,7 +7,7 @@ from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines import parse_request
 from batchfile.lines.frame import iter_lines
 from batchfile.store.base import Store
-from batchfile.words import LINE_BYTES_MAX, Defaults
+from batchfile.types import LINE_BYTES_MAX, Defaults
 
 
 def check_every_line(store: Store, key: str, name: str) -> None:

@@ -30,7 +30,7 @@ from batchfile.plan.conversion import readable
 from batchfile.plan.line_problems import LineProblems
 from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned
-from batchfile.words import REQUESTS_MAX
+from batchfile.types import REQUESTS_MAX
 
 log = structlog.get_logger()
 

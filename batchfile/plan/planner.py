@@ -18,7 +18,7 @@ from batchfile.plan.line_problems import LineProblems
 from batchfile.plan.ranges import Cutter, Place, Planned, by_line
 from batchfile.plan.reuse import settle
 from batchfile.store.base import Writer
-from batchfile.words import REQUESTS_MAX, RoutingTable
+from batchfile.types import REQUESTS_MAX, RoutingTable
 
 
 def plan_input(

@@ -21,7 +21,7 @@ from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.plan.line_problems import LineProblems
 from batchfile.routing import route
-from batchfile.words import LINE_BYTES_MAX, REQUESTS_MAX, Dialect, Failure, RoutingTable
+from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Dialect, Failure, RoutingTable
 
 RANGES_WANTED = 1000
 RANGE_LINES_MIN = 32

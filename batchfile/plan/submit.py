@@ -12,7 +12,7 @@ from batchfile.ledger.idempotency import Adopted
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.planner import plan_upload
 from batchfile.plan.ranges import Place, by_line
-from batchfile.words import REQUESTS_MAX
+from batchfile.types import REQUESTS_MAX
 
 ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a create that lasts is announced again
 RETRY_OF = "retry_of"  # in the metadata of a retry: the batch whose requests it repeats

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchfile.ledger.records import BatchState, EndReason, PresenceRecord
-from batchfile.words import Counts, Dialect, RoutingTable, Usage
+from batchfile.types import Counts, Dialect, RoutingTable, Usage
 
 if TYPE_CHECKING:  # to look at a batch over HTTP loads neither the line formats nor the ledger
     from batchfile.remote.upload import Upload

@@ -11,7 +11,7 @@ from batchfile.errors import InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.ledger.records import EndReason, PresenceRecord
 from batchfile.remote.background import LoopThread
 from batchfile.remote.base import BatchStatus, Download, Share, ShownState, Wanted, until_old
-from batchfile.words import Counts, Dialect, RoutingTable, Usage
+from batchfile.types import Counts, Dialect, RoutingTable, Usage
 
 if TYPE_CHECKING:
     from batchfile.remote.upload import Upload

@@ -8,7 +8,7 @@ import msgspec
 
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX, NativeChoice, NativeError, NativeResult, decode_result
-from batchfile.words import Choice, Status, StopReason, ToolCall, Usage, Vector
+from batchfile.types import Choice, Status, StopReason, ToolCall, Usage, Vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.frame import iter_lines
 from batchfile.lines.parse import parse_request
 from batchfile.routing import route
-from batchfile.words import Defaults, Dialect, Request, RoutingTable
+from batchfile.types import Defaults, Dialect, Request, RoutingTable
 
 CHARS_PER_TOKEN = 4  # of English, about; other languages and code have fewer
 STEP = 10

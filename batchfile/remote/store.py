@@ -27,7 +27,7 @@ from batchfile.plan import submit as verbs
 from batchfile.remote.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, Wanted, until_old
 from batchfile.remote.upload import Upload, repeatable
 from batchfile.settings import Settings
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 LIVE_LINES = 256  # that are handed on together
 

@@ -13,7 +13,7 @@ from batchfile.runner.fitting import Demand, first_verdict
 from batchfile.runner.fitting_process import CheckProcess
 from batchfile.runner.fitting_schema import Verdict
 from batchfile.runner.work import Item
-from batchfile.words import Completion, Request
+from batchfile.types import Completion, Request
 
 CHARS_MAX = 64 * 1024 * 1024  # of answers that wait; then the engine gets nothing new
 

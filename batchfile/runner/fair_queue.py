@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from batchfile.runner.watchdog import Calls
 from batchfile.runner.work import Item
-from batchfile.words import Request
+from batchfile.types import Request
 
 JOB_S_MIN = 0.001  # what a job counts at least, so that batches of quick ones take turns
 

@@ -41,7 +41,7 @@ from batchfile.runner.turns import Turns
 from batchfile.runner.watchdog import Calls
 from batchfile.runner.window import Window
 from batchfile.runner.work import Item, ShardWork
-from batchfile.words import Failure, Request
+from batchfile.types import Failure, Request
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from batchfile.lines.chat import SEED_MAX
 from batchfile.lines.refusals import REFUSALS
 from batchfile.runner.fitting_place import place_of
 from batchfile.runner.fitting_schema import NOT_JSON, Kind, Verdict, kind_of
-from batchfile.words import Completion, Defaults, Failure, Request
+from batchfile.types import Completion, Defaults, Failure, Request
 
 log = structlog.get_logger()
 

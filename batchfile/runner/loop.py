@@ -24,7 +24,7 @@ from batchfile.runner.tally import Tally
 from batchfile.runner.watchdog import Calls
 from batchfile.runner.window import Window
 from batchfile.runner.work import Item, ShardWork
-from batchfile.words import Completion, Failure, Outcome, Request, Usage
+from batchfile.types import Completion, Failure, Outcome, Request, Usage
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ from batchfile.engine.base import Prepared
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import FinishedLine
 from batchfile.runner.fitting import Fitting
-from batchfile.words import Request
+from batchfile.types import Request
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Self
 
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
-from batchfile.store import files, owners
+from batchfile.store import files, process_locks
 from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.files import CHUNK_BYTES, translated
 from batchfile.store.keys import INTERNAL, check_key, is_of_others, is_unicode
 from batchfile.store.locks import Locks
-from batchfile.store.passed_over import PassedOver
+from batchfile.store.skipped_keys import PassedOver
 
 LEFTOVER_AGE_S = 3600.0  # an unfinished write older than this, whose process is gone, is removed
 _ETAG_HEX_DIGITS = 32
@@ -49,7 +49,7 @@ class DirectoryStore:
             self._locks.make()
             now = time.time()
             files.remove_unlocked(self._unfinished, older_than=now - LEFTOVER_AGE_S)
-            owners.forget_old(self._owners, now)
+            process_locks.forget_old(self._owners, now)
 
     @property
     def url(self) -> str:
@@ -177,10 +177,10 @@ class DirectoryStore:
         return None if entry is None else entry.etag
 
     def hold(self, owner: str) -> AbstractContextManager[None]:
-        return owners.hold(self._owners, owner)
+        return process_locks.hold(self._owners, owner)
 
     def is_dead(self, owner: str) -> bool:
-        return owners.is_dead(self._owners, owner)
+        return process_locks.is_dead(self._owners, owner)
 
     def check_locks(self) -> None:
         with translated(self._locks_folder):

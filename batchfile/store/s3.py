@@ -22,15 +22,15 @@ from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
 from batchfile.clock import Clock
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
 from batchfile.store.base import Entry, Object, Unchanged
+from batchfile.store.conformance import FIT_STORES, Proof, prove_conditions
+from batchfile.store.conformance import PREFIX as PROOF_PREFIX
 from batchfile.store.keys import check_key, is_key
-from batchfile.store.passed_over import PassedOver
-from batchfile.store.proof import FIT_STORES, Proof, prove_conditions
-from batchfile.store.proof import PREFIX as PROOF_PREFIX
 from batchfile.store.s3_answers import NotModified, PastTheEnd
 from batchfile.store.s3_body import STREAM_BYTES_MIN, TooSlow, extent, read_chunks, read_record
 from batchfile.store.s3_deadline import bound
 from batchfile.store.s3_errors import bare, must_be_an_answer, translated
 from batchfile.store.s3_writer import S3Writer
+from batchfile.store.skipped_keys import PassedOver
 
 DELETES_MAX = 1000  # of one request
 READ_ATTEMPTS = 5  # of a get or a stream, in a row without a byte of progress

@@ -1,7 +1,7 @@
 """What a bucket's HTTP answers mean: the one table from status and code to our errors. Knows no client."""
 
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
-from batchfile.store.proof import FIT_STORES
+from batchfile.store.conformance import FIT_STORES
 
 
 class NotModified(StoreError):

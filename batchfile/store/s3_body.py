@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchfile.errors import StoreUnavailable, StoreUnfit
-from batchfile.store.proof import FIT_STORES
+from batchfile.store.conformance import FIT_STORES
 from batchfile.store.s3_errors import translated
 
 CHUNK_BYTES = 1024 * 1024

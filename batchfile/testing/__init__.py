@@ -20,9 +20,9 @@ from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.engine.echo_options import EchoFaults, EchoOptions
 from batchfile.runner.runner import Runner
-from batchfile.store.crash import CrashPoint, armed
-from batchfile.store.faulty import Faults, FaultyStore, Ill
 from batchfile.store.memory import MemoryStore
+from batchfile.testing.crash_points import CrashPoint, armed
+from batchfile.testing.faulty_store import Faults, FaultyStore, Ill
 
 __all__ = [
     "CrashPoint",

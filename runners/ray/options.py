@@ -8,7 +8,7 @@ from typing import get_args
 from batchfile.errors import SettingsError
 from batchfile.settings import CONFIG_VARIABLE, Settings, config_path
 from batchfile.store.open import local_path
-from batchfile.words import EngineKind
+from batchfile.types import EngineKind
 from runners.options import METRICS_PORT, Options
 from runners.pools import kind_of, pool_of
 from runners.ray.plans import PORTS_PER_POOL, Order, PoolPlan

@@ -23,7 +23,7 @@ from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 from tests.bench.latent import LatentStore
 from tests.sim.green import installed
 from tests.sim.world import Process, World

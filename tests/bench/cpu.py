@@ -41,7 +41,7 @@ def cases() -> dict[str, tuple[str, dict[str, str]]]:
 def work(args: argparse.Namespace) -> None:
     """One case: load, warm up with one request, generate for the rest."""
     from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
-    from batchfile.words import Message, Request, Sampling
+    from batchfile.types import Message, Request, Sampling
 
     started_at = time.monotonic()
     engine = VllmEngine(VllmOptions(model=args.model, max_model_len=1024, dtype=args.dtype))

@@ -25,7 +25,7 @@ from batchfile.lines.result import encode_result
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
-from batchfile.words import Choice, Completion, Defaults, RoutingTable, Usage
+from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
 from tests.bench.latent import LatentStore
 from tests.sim.green import installed
 from tests.sim.world import Process, World

@@ -181,7 +181,7 @@ def ours(engine: Any, source: Path, output: Path, shards: int | None) -> tuple[f
     from batchfile.plan.planner import plan_input
     from batchfile.runner.runner import Runner, RunnerOptions
     from batchfile.store.directory import DirectoryStore
-    from batchfile.words import Defaults, RoutingTable
+    from batchfile.types import Defaults, RoutingTable
 
     steps = Steps()
     num = sum(1 for _ in source.open())

@@ -22,7 +22,7 @@ from batchfile.ledger import keys
 from batchfile.ledger.records import BatchRecord, FileRef, InputRef, encode
 from batchfile.lines.result import encode_result
 from batchfile.store.directory import DirectoryStore
-from batchfile.words import Choice, Completion, Counts, Defaults, RoutingTable, Usage
+from batchfile.types import Choice, Completion, Counts, Defaults, RoutingTable, Usage
 
 BATCH_ID = "batch_0123456789ab"
 ROUNDS = 5

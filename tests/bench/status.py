@@ -29,7 +29,7 @@ from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.metered import MeteredStore
 from batchfile.store.s3 import S3Store
-from batchfile.words import Defaults, RoutingTable, Usage
+from batchfile.types import Defaults, RoutingTable, Usage
 
 BATCH, POOL = "batch_0123456789ab", "mistral"
 REQUESTS_A_SHARD = 1000

@@ -23,7 +23,7 @@ from batchfile.ledger.keys import input_key
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 SLOTS = 39
 SECONDS_PER_TOKEN = 0.03

@@ -20,9 +20,9 @@ from batchfile.ledger.keys import batch_key, input_key
 from batchfile.ledger.status import StatusReader
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.testing.faulty_store import FaultyStore
+from batchfile.types import Defaults, RoutingTable
 
 BATCH = "b"
 NUM_REQUESTS = 70

@@ -21,10 +21,10 @@ from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.plan.planner import plan_input
 from batchfile.settings import load_settings
-from batchfile.store.crash import VARIABLE, armed, kind_of
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults
+from batchfile.testing.crash_points import VARIABLE, armed, kind_of
+from batchfile.types import Defaults
 from tests.chaos.servers import free_ports
 
 ROOT = Path(__file__).parents[2]

@@ -19,10 +19,10 @@ import pytest
 
 from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
 from batchfile.store.s3 import S3Store
+from batchfile.testing.faulty_store import FaultyStore
 from tests.chaos import servers
 
 BUCKET = "contract"

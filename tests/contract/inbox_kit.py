@@ -22,7 +22,7 @@ from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.memory import MemoryStore
 from batchfile.store.s3 import S3Store
-from batchfile.words import RoutingTable
+from batchfile.types import RoutingTable
 
 POOLS = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("org/m",), "llama": ("l",)})
 

@@ -13,7 +13,7 @@ from batchfile.ledger.keys import batch_key, batch_prefix, input_key
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.repin import repin
 from batchfile.plan.planner import plan_input
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 from tests.contract.test_ledger import BATCH, LOCAL, World, finished, line
 
 KEY = input_key(BATCH, "n")

@@ -20,7 +20,7 @@ from batchfile.runner.claims import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 POOL, NUM_SHARDS = "one", 100
 POOLS = RoutingTable(pools={POOL: ("m",)})

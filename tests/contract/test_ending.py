@@ -17,10 +17,10 @@ from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import FinishedLine
 from batchfile.plan.planner import plan_input
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
-from batchfile.words import Defaults, RoutingTable, Usage
+from batchfile.testing.faulty_store import FaultyStore
+from batchfile.types import Defaults, RoutingTable, Usage
 
 BATCH, POOL = "b", "one"
 ROUTING = RoutingTable(pools={POOL: ("m",)})

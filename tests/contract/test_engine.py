@@ -10,7 +10,7 @@ import pytest
 
 from batchfile.engine.base import Engine, Finished, prepare_now
 from batchfile.engine.open import engine_factory
-from batchfile.words import Completion, Message, Raw, Request, Role, Sampling
+from batchfile.types import Completion, Message, Raw, Request, Role, Sampling
 
 MODEL = Path("~/.cache/batchfile/models/SmolLM2-135M-Instruct").expanduser()
 ENGINES = ["echo", "http", pytest.param("vllm", marks=pytest.mark.vllm)]

@@ -24,7 +24,7 @@ from batchfile.engine.http.wire import Failed, Said, Throttled, Unserved, api_ro
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.lines import parse_request
 from batchfile.lines.result import decode_result, encode_result
-from batchfile.words import (
+from batchfile.types import (
     Choice,
     Completion,
     Defaults,

@@ -14,8 +14,8 @@ from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import FileRecord, UploadRecord
 from batchfile.store.base import Entry, Store
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
+from batchfile.testing.faulty_store import FaultyStore
 
 DAY_S = 24 * 3600.0
 

@@ -33,8 +33,8 @@ from batchfile.plan import pending
 from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned
 from batchfile.store.directory import DirectoryStore
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
+from batchfile.testing.faulty_store import FaultyStore
 from tests.contract.inbox_kit import POOLS, World, native, still, world
 
 if sys.version_info >= (3, 14):

@@ -28,8 +28,8 @@ from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Api, Pool
 from batchfile.store.base import Store
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
+from batchfile.testing.faulty_store import FaultyStore
 
 STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mistral", "polish": "llama-70b"}
 SETTINGS = load_settings().model_copy(

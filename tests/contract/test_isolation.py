@@ -26,9 +26,9 @@ from batchfile.ledger.status import StatusReader
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
-from batchfile.store.faulty import Answer, FaultyStore, Ill
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.testing.faulty_store import Answer, FaultyStore, Ill
+from batchfile.types import Defaults, RoutingTable
 
 POOL = RoutingTable(everything="local")
 HEALTHY = ["b0", "b1", "b3", "b4", "b5"]

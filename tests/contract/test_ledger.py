@@ -29,9 +29,9 @@ from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Object
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Choice, Completion, Defaults, RoutingTable, Usage
+from batchfile.testing.faulty_store import FaultyStore
+from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")

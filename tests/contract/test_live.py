@@ -11,7 +11,7 @@ from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 BATCH, NUM = "b", 100
 LOCAL = RoutingTable(everything="local")

@@ -28,7 +28,7 @@ from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Entry
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable, Usage
+from batchfile.types import Defaults, RoutingTable, Usage
 
 POOL = "one"
 ROUTING = RoutingTable(pools={POOL: ("m",)})

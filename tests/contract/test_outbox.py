@@ -18,7 +18,7 @@ from batchfile.ledger import keys, rejections
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import PresenceRecord
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 from tests.contract.inbox_kit import World, native, still, world
 
 __all__ = ["still", "world"]

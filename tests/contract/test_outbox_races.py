@@ -13,8 +13,8 @@ from batchfile.janitor import Steward
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.records import BatchRecord
-from batchfile.store.faulty import FaultyStore, Phase
 from batchfile.store.memory import MemoryStore
+from batchfile.testing.faulty_store import FaultyStore, Phase
 from tests.contract.inbox_kit import POOLS, World, native, still
 
 __all__ = ["still"]

@@ -34,7 +34,7 @@ from batchfile.plan import pending
 from batchfile.plan.submit import submit
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 POOL = "one"
 ROUTING = RoutingTable(stages={POOL: POOL}, pools={POOL: ("m",)})

@@ -17,9 +17,9 @@ from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.ledger.turn import Turn
 from batchfile.plan import pending
 from batchfile.plan import planner as planner_module
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.testing.faulty_store import FaultyStore
+from batchfile.types import Defaults, RoutingTable
 
 CHAT = "/v1/chat/completions"
 POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})

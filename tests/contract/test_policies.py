@@ -29,10 +29,10 @@ from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import PresenceRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Entry, Object, Store, Unchanged, Writer
+from batchfile.store.conformance import PREFIX as PROOF_PREFIX
+from batchfile.store.conformance import prove_conditions
 from batchfile.store.memory import MemoryStore
-from batchfile.store.proof import PREFIX as PROOF_PREFIX
-from batchfile.store.proof import prove_conditions
-from batchfile.words import RoutingTable
+from batchfile.types import RoutingTable
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "policies"
 ROLES = ("api", "move-done", "reader", "runner", "uploader")

@@ -16,9 +16,9 @@ from batchfile.ledger.cas import load
 from batchfile.ledger.purge import purge
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.submit import submit
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.testing.faulty_store import FaultyStore
+from batchfile.types import Defaults, RoutingTable
 
 BATCH = "batch_000000000001"
 SECRET = "Erika Mustermann"

@@ -6,7 +6,7 @@ from batchfile.errors import InvalidFile
 from batchfile.ledger import batches
 from batchfile.plan.planner import plan_input
 from batchfile.plan.submit import retry
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 from tests.contract.inbox_kit import World, native, still
 
 __all__ = ["still"]

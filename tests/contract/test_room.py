@@ -16,7 +16,7 @@ from batchfile.plan import pending
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 ROUTING = RoutingTable(pools={"one": ("m",)})
 LIMIT = 5

@@ -17,10 +17,10 @@ from batchfile.ledger.keys import input_key
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
-from batchfile.words import Defaults, Request, RoutingTable
+from batchfile.testing.faulty_store import FaultyStore
+from batchfile.types import Defaults, Request, RoutingTable
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")

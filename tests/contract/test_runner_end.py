@@ -22,7 +22,7 @@ from batchfile.runner.tally import Tally
 from batchfile.runner.work import ShardWork
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 from runners.presence import Announcer, Identity
 
 CALL_S = 3.0  # what a call takes to fail

@@ -18,7 +18,7 @@ from batchfile.ledger.keys import input_key
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, Request, RoutingTable
+from batchfile.types import Defaults, Request, RoutingTable
 
 LOCAL = RoutingTable(everything="local")
 SCHEMA = {"type": "object", "properties": {"subject": {"type": "string"}}, "required": ["subject"]}

@@ -19,7 +19,7 @@ from batchfile.ledger.keys import input_key
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Choice, Completion, Defaults, Failure, Request, RoutingTable, Usage
+from batchfile.types import Choice, Completion, Defaults, Failure, Request, RoutingTable, Usage
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")

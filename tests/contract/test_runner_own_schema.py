@@ -26,7 +26,7 @@ from batchfile.runner.fitting_process import CheckProcess
 from batchfile.runner.fitting_schema import Verdict
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Choice, Completion, Defaults, Message, Request, RoutingTable, Sampling, Usage
+from batchfile.types import Choice, Completion, Defaults, Message, Request, RoutingTable, Sampling, Usage
 from tests.contract import chat_server
 
 BATCH = "b"

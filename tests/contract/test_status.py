@@ -22,7 +22,7 @@ from batchfile.lines.stage import processing_status
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
-from batchfile.words import Choice, Completion, Defaults, RoutingTable, Usage
+from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
 
 TWO_POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})
 

@@ -22,7 +22,7 @@ from batchfile.plan.planner import plan_input
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})
 TICK_S = 15.0

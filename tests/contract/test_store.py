@@ -11,7 +11,7 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError
 from batchfile.store.base import Store
-from batchfile.store.proof import prove_conditions
+from batchfile.store.conformance import prove_conditions
 
 NUM_WRITERS = 12
 NUM_ROUNDS = 5

@@ -18,7 +18,7 @@ import structlog
 
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
 from batchfile.store.directory import LEFTOVER_AGE_S, DirectoryStore
-from batchfile.store.owners import FORGET_AFTER_S
+from batchfile.store.process_locks import FORGET_AFTER_S
 
 NUM_PROCESSES = 4
 NUM_INCREMENTS = 25

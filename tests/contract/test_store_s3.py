@@ -20,9 +20,9 @@ from batchfile.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
-from batchfile.store import proof, s3, s3_body, s3_writer
+from batchfile.store import conformance, s3, s3_body, s3_writer
+from batchfile.store.conformance import prove_conditions
 from batchfile.store.open import open_store
-from batchfile.store.proof import prove_conditions
 from batchfile.store.s3 import S3Store
 from batchfile.store.s3_writer import PART_BYTES
 
@@ -447,7 +447,7 @@ def test_too_many_requests_prove_nothing_and_convict_nobody(store: S3Store, prox
 def test_a_bucket_that_is_too_busy_to_be_proven_is_not_opened_yet(
     proxy: Any, spoiled: Any, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "LIGHT", replace(proof.LIGHT, budget_s=1.0))
+    monkeypatch.setattr(conformance, "LIGHT", replace(conformance.LIGHT, budget_s=1.0))
     url = f"s3://{BUCKET}/{folder}?endpoint={spoiled.url}"
     proxy.fault = lambda method, path, headers: (
         429 if method == "PUT" and "If-None-Match" in headers and "proof/" in path else "pass"

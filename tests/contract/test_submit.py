@@ -18,7 +18,7 @@ from batchfile.ledger.idempotency import Adopted
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.submit import submit
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 TENANT = "acme"
 

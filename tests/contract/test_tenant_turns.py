@@ -19,7 +19,7 @@ from batchfile.plan.planner import plan_input
 from batchfile.runner.claims import Claims
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 POOL = "one"
 POOLS = RoutingTable(pools={POOL: ("m",)})

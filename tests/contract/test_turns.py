@@ -16,9 +16,9 @@ from batchfile.ledger.records import BatchRecord, FileInput, FileRecord, ShardRe
 from batchfile.ledger.turn import Turn, settle
 from batchfile.plan import pending
 from batchfile.plan import planner as planner_module
-from batchfile.store.faulty import FaultyStore, Ill
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.testing.faulty_store import FaultyStore, Ill
+from batchfile.types import Defaults, RoutingTable
 
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
 KEY = keys.planning_key("b")

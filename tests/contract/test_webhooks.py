@@ -11,8 +11,8 @@ from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef
 from batchfile.store.memory import MemoryStore
+from batchfile.types import Defaults, RoutingTable
 from batchfile.webhooks import BACKOFF_S, Event, event_of, tell
-from batchfile.words import Defaults, RoutingTable
 
 
 class World:

@@ -17,7 +17,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.plan.planner import plan_input
 from batchfile.settings import load_settings
 from batchfile.store.directory import DirectoryStore
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
-from batchfile.words import Completion, Message, Raw, Request, Sampling
+from batchfile.types import Completion, Message, Raw, Request, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

@@ -21,7 +21,7 @@ from batchfile.engine.vllm.detokenize import OneDecode
 from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
 from batchfile.engine.vllm.steps import Stall, lacking
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.words import Completion, Message, Outcome, Request, Sampling
+from batchfile.types import Completion, Message, Outcome, Request, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -264,7 +264,7 @@ PROGRAM = """
 import os, signal, sys
 from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
 from batchfile.engine.vllm.steps import lacking
-from batchfile.words import Message, Request, Sampling
+from batchfile.types import Message, Request, Sampling
 
 if __name__ == "__main__":
     heard = []

@@ -22,7 +22,7 @@ from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.planner import plan_input
 from batchfile.store.directory import DirectoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 pytestmark = pytest.mark.vllm
 

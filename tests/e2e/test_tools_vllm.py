@@ -12,7 +12,7 @@ from batchfile.engine.chat_template import ChatPrompts
 from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
 from batchfile.engine.vllm.parsers import Parsers
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.words import Choice, Completion, Message, Request, Sampling, Tool, ToolCall, Tools
+from batchfile.types import Choice, Completion, Message, Request, Sampling, Tool, ToolCall, Tools
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchfile.settings_tables import Pool
-from batchfile.words import Completion, Message, Request, Sampling
+from batchfile.types import Completion, Message, Request, Sampling
 from runners.pools import factory_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]

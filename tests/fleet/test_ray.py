@@ -20,7 +20,7 @@ from batchfile.ledger.status import StatusReader
 from batchfile.plan.planner import plan_input
 from batchfile.settings import load_settings
 from batchfile.store.directory import DirectoryStore
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ray_cluster import Cluster, Node, running

@@ -15,7 +15,7 @@ from batchfile.lines.frame import iter_lines
 from batchfile.lines.parquet import parquet_lines
 from batchfile.lines.parse import parse_request
 from batchfile.lines.unpack import zstd
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 
 MIB = 1024 * 1024
 # In a process of its own, so that nothing but this is measured: MiB at the most, beyond what it had before.

@@ -22,7 +22,7 @@ from batchfile.lines.unpack import Unpacker, zstd
 from batchfile.plan.planner import plan_input
 from batchfile.settings import Settings
 from batchfile.store.memory import MemoryStore
-from batchfile.words import RoutingTable
+from batchfile.types import RoutingTable
 
 BYTES = 32 * 1024
 TRIES = 2

@@ -16,7 +16,7 @@ from api.posting import is_public, post
 from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.errors import SettingsError
 from batchfile.settings_tables import LocalRun, Pool, Webhook
-from batchfile.words import Failure, Message, Outcome, Request, Sampling
+from batchfile.types import Failure, Message, Outcome, Request, Sampling
 from tests.contract import chat_server
 
 KEY = "sk-canary-of-the-pool"

@@ -19,7 +19,7 @@ from batchfile.engine.open import engine_factory
 from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
-from batchfile.words import Task
+from batchfile.types import Task
 
 ROOT = Path(__file__).parents[2]
 START_S = 60.0

@@ -16,7 +16,7 @@ from batchfile.ledger.records import DroppedFile, FileInput, FileRecord
 from batchfile.places import open_service_ledger
 from batchfile.plan import pending
 from batchfile.settings import load_settings
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 from tests.service.openai_kit import CHAT, direct
 
 NUM_DROPPED = 100  # more than one page of OpenAI's listing, in a row as well

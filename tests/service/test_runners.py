@@ -28,7 +28,7 @@ from batchfile.plan.planner import plan_input
 from batchfile.settings import DEFAULT_POOLS, load_settings
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.open import open_store
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 from runners.metrics import serving
 from runners.options import parse
 

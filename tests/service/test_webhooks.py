@@ -38,8 +38,8 @@ from batchfile.plan import pending
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Webhook
 from batchfile.store.memory import MemoryStore
+from batchfile.types import Defaults, RoutingTable
 from batchfile.webhooks import event_of, signed_headers
-from batchfile.words import Defaults, RoutingTable
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 CHAT = "/v1/chat/completions"

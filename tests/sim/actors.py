@@ -31,7 +31,7 @@ from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
 from batchfile.settings_tables import Webhook
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 from tests.sim.engine import SimEngine
 from tests.sim.green import Event
 from tests.sim.invariants import Model

@@ -17,7 +17,7 @@ from batchfile.errors import StoreUnavailable
 from batchfile.ledger import batches
 from batchfile.ledger.base import Limits
 from batchfile.plan.planner import plan_input
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 from tests.sim import bodies
 from tests.sim.actors import Shape, Stage
 from tests.sim.faults import Fault, Given, Kind

@@ -6,7 +6,7 @@ Drawn from the seed of a world, not from its calls: every process meets the same
 from dataclasses import dataclass
 from random import Random
 
-from batchfile.store.faulty import Answer, Ill
+from batchfile.testing.faulty_store import Answer, Ill
 from tests.sim.bodies import Sent
 
 SHARE = 0.2  # of the schedules with several batches

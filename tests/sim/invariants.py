@@ -18,7 +18,7 @@ from batchfile.lines.part import decode_part
 from batchfile.lines.result import decode_result
 from batchfile.plan import pending
 from batchfile.store.base import Object
-from batchfile.words import Counts
+from batchfile.types import Counts
 from tests.sim.bodies import Sent
 from tests.sim.dropped import Files, Version
 from tests.sim.faults import OLDER_SHARES_OF_TTL

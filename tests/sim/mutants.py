@@ -38,7 +38,7 @@ from batchfile.plan import pending as plan_pending
 from batchfile.runner.claims import BatchView, Claims
 from batchfile.runner.keeper import Keeper
 from batchfile.runner.turns import Turns
-from batchfile.words import Counts
+from batchfile.types import Counts
 from tests.sim.store import ProcessStore
 from tests.sim.world import World
 

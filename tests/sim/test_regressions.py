@@ -24,9 +24,9 @@ from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned
 from batchfile.settings import Settings
 from batchfile.store.base import Entry, Object
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults, RoutingTable
+from batchfile.testing.faulty_store import FaultyStore
+from batchfile.types import Defaults, RoutingTable
 
 LOCAL = RoutingTable(everything="local")
 LOCAL_POOL = RoutingTable(pools={"local": ("m",)})

@@ -14,7 +14,7 @@ from batchfile.engine.base import Finished
 from batchfile.engine.echo import EchoEngine
 from batchfile.engine.echo_options import EchoFaults, EchoOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.words import Choice, Completion, Message, Raw, Request, Sampling, Tool, Tools, Usage
+from batchfile.types import Choice, Completion, Message, Raw, Request, Sampling, Tool, Tools, Usage
 
 
 def request(text: str, custom_id: str = "r", max_tokens: int = 10, **sampling: object) -> Request:
@@ -102,7 +102,7 @@ def test_the_kill_marker_kills_the_process_after_the_execution_is_noted(tmp_path
     program = """
 from batchfile.engine.echo import EchoEngine
 from batchfile.engine.echo_options import EchoOptions
-from batchfile.words import Message, Request, Sampling
+from batchfile.types import Message, Request, Sampling
 engine = EchoEngine.from_options(EchoOptions.from_env())
 for key, text in enumerate(["fine", "a KILL b", "fine"]):
     one = Request(custom_id=f"r{key}", messages=(Message("user", text),), sampling=Sampling(max_tokens=5))

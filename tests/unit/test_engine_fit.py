@@ -4,7 +4,7 @@ import pytest
 
 from batchfile.engine.tokens import check_fit, fitting_max_tokens
 from batchfile.errors import InvalidRequest
-from batchfile.words import Raw, Request, Sampling
+from batchfile.types import Raw, Request, Sampling
 
 
 def test_what_fits_exactly_is_taken():

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from batchfile.runner.fair_queue import FairQueue, Job
 from batchfile.runner.work import Item
-from batchfile.words import Request
+from batchfile.types import Request
 
 
 def job(batch_id: str, number: int = 0) -> Job:

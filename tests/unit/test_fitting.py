@@ -11,7 +11,7 @@ from batchfile.lines.chat import SEED_MAX
 from batchfile.runner import fitting as rules
 from batchfile.runner.fitting import Demand, Fitting, fitting_of, next_try, own_schema, unguided
 from batchfile.runner.fitting_schema import NOT_JSON, Verdict, judged
-from batchfile.words import (
+from batchfile.types import (
     Choice,
     Completion,
     Defaults,

@@ -14,7 +14,7 @@ from batchfile.ledger.status import StatusReader
 from batchfile.plan.submit import submit
 from batchfile.settings import load_settings
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 
 
 @pytest.mark.parametrize(

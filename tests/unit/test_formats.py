@@ -20,7 +20,7 @@ from batchfile.lines.parquet_columns import COLUMNS, REQUEST_KEYS
 from batchfile.lines.result import encode_result
 from batchfile.local.inputs import bring_in, first_requests, inspect
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Choice, Completion, Defaults, Failure, Usage
+from batchfile.types import Choice, Completion, Defaults, Failure, Usage
 
 try:
     from compression import zstd

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import os, signal, sys, time
 from hashlib import pbkdf2_hmac
-from batchfile.hearing import hearing
+from batchfile.signals import hearing
 
 def say(*words):
     os.write(1, " ".join([*map(str, words), "\\n"]).encode())  # whole lines, from two threads

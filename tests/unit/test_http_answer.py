@@ -10,7 +10,7 @@ import pytest
 
 from batchfile.engine.http.answer import Wanted, wanted_of
 from batchfile.engine.http.wire import Answer, Failed, Said, Throttled, Unserved, read_answer, unwrapped
-from batchfile.words import Choice, Completion, Failure, Raw, Request, Sampling, Usage
+from batchfile.types import Choice, Completion, Failure, Raw, Request, Sampling, Usage
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Bern"}'}}

@@ -14,7 +14,7 @@ from batchfile.engine.http.answer import Wanted
 from batchfile.engine.http.connection import NoAnswer
 from batchfile.engine.http.dispatch import Dispatcher, HttpPrepared, Pace
 from batchfile.engine.http.wire import Said
-from batchfile.words import Completion, Failure, Outcome
+from batchfile.types import Completion, Failure, Outcome
 from tests.unit.virtual_loop import run_virtually
 
 GOOD = Said(200, {}, json.dumps({"choices": [{"message": {"content": "ok"}, "finish_reason": "stop"}]}).encode())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from batchfile.ledger import bitmaps, lease
 from batchfile.ledger.records import PartRef, ShardRecord
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 PART = PartRef(key="p", size=1, sha256="0")
 

@@ -13,7 +13,7 @@ from batchfile.errors import InvalidRequest
 from batchfile.lines.anthropic import ERROR_TYPES, anthropic_lines
 from batchfile.lines.parse import parse_request
 from batchfile.lines.result import encode_result
-from batchfile.words import Choice, Completion, Defaults, Failure, Outcome, Usage
+from batchfile.types import Choice, Completion, Defaults, Failure, Outcome, Usage
 
 BATCH = "msgbatch_0123456789abcdefghijABCD"
 DONE = Completion(

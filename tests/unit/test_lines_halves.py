@@ -11,7 +11,7 @@ from batchfile.lines import halves
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.halves import find_half, without_halves
 from batchfile.lines.parse import find_problems, parse_request
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 
 PARTS = [r"\ud83d", r"\uDE00", r"\\", r"\n", r"\"", "u", "d83d", r"\ud83d\ude00", r"\u00e9", r"\uffff", "plain text"]
 

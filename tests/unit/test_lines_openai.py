@@ -11,7 +11,7 @@ from batchfile.errors import InvalidRequest
 from batchfile.lines import find_problems, parse_request
 from batchfile.lines.render import render_openai
 from batchfile.lines.result import encode_result
-from batchfile.words import Choice, Completion, Defaults, Failure, Message, Outcome, Request, Sampling, Usage
+from batchfile.types import Choice, Completion, Defaults, Failure, Message, Outcome, Request, Sampling, Usage
 
 HI = [{"role": "user", "content": "hi"}]
 

@@ -15,7 +15,7 @@ from batchfile.lines.render import render_openai
 from batchfile.lines.result import encode_result
 from batchfile.lines.stage import stage_lines
 from batchfile.lines.validate import Scan
-from batchfile.words import Choice, Completion, Defaults, Outcome, Raw, Request, Sampling, Usage
+from batchfile.types import Choice, Completion, Defaults, Outcome, Raw, Request, Sampling, Usage
 
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from batchfile.errors import InvalidRequest
 from batchfile.lines import find_problems, parse_request
 from batchfile.lines.envelope import decode_envelope
-from batchfile.words import Defaults, Message, Request, Sampling
+from batchfile.types import Defaults, Message, Request, Sampling
 
 HI = [{"role": "user", "content": "hi"}]
 

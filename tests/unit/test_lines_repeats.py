@@ -12,7 +12,7 @@ from batchfile.errors import InvalidRequest
 from batchfile.lines.parse import find_problems, parse_request
 from batchfile.lines.repeats import find_any_repeats, find_repeats, has_repeats
 from batchfile.lines.validate import Scan
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 
 CASES = Path(__file__).parents[1] / "cases"
 HI = '"messages":[{"role":"user","content":"hi"}]'

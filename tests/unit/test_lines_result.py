@@ -15,7 +15,7 @@ from batchfile.lines.result import (
     decode_result,
     encode_result,
 )
-from batchfile.words import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
+from batchfile.types import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
 
 DONE = Completion(choices=(Choice("yes\n", "end_turn"),), usage=Usage(input_tokens=3, output_tokens=2, cached_tokens=1))
 

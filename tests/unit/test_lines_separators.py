@@ -13,7 +13,7 @@ from batchfile.lines.render import openai_file
 from batchfile.lines.result import encode_result
 from batchfile.lines.separators import escape_separators
 from batchfile.lines.stage import stage_document, stage_lines
-from batchfile.words import Choice, Completion, Failure, Outcome, ToolCall, Usage
+from batchfile.types import Choice, Completion, Failure, Outcome, ToolCall, Usage
 
 SEPARATORS = "\u2028\u2029\u0085"
 RAW = tuple(one.encode() for one in SEPARATORS)

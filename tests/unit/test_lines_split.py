@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from batchfile.errors import InvalidFile, RequestRefused
 from batchfile.lines import split
 from batchfile.lines.split import iter_requests, read_document
-from batchfile.words import LINE_BYTES_MAX
+from batchfile.types import LINE_BYTES_MAX
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('{}[],:"\\\n\u2028é😀'))
 VALUE = st.recursive(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from batchfile.lines.result import encode_result
 from batchfile.lines.stage import processing_status, stage_counts, stage_document, stage_lines, timestamp
-from batchfile.words import Choice, Completion, Counts, Failure, Outcome, Usage
+from batchfile.types import Choice, Completion, Counts, Failure, Outcome, Usage
 
 DONE = Completion(
     choices=(Choice('## Report\n\n"quoted" \u2028 \U0001f680', "end_turn"),),

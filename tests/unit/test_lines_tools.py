@@ -11,7 +11,7 @@ from batchfile.lines.anthropic import anthropic_lines
 from batchfile.lines.render import render_openai
 from batchfile.lines.result import decode_result, encode_result
 from batchfile.lines.stage import stage_lines
-from batchfile.words import Choice, Completion, Defaults, Message, Request, Tool, ToolCall, Tools, Usage
+from batchfile.types import Choice, Completion, Defaults, Message, Request, Tool, ToolCall, Tools, Usage
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 LOOK = {"name": "look", "description": "Look.", "input_schema": SCHEMA, "cache_control": {"type": "ephemeral"}}

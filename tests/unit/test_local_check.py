@@ -10,7 +10,7 @@ import batchfile.local.check as check_module
 from batchfile.errors import InvalidRequest
 from batchfile.local.check import Check, Rules, token_problems
 from batchfile.local.inputs import inspect
-from batchfile.words import Defaults, Request
+from batchfile.types import Defaults, Request
 
 GOOD = '{"custom_id":"r%d","params":{"messages":[{"role":"user","content":"%s"}],"max_tokens":%d}}'
 

@@ -24,8 +24,8 @@ from batchfile.local.inputs import inspect
 from batchfile.local.run import Opened, RunOptions, open_batch
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.directory import DirectoryStore
-from batchfile.store.faulty import FaultyStore, Phase
-from batchfile.words import Choice, Completion, Usage
+from batchfile.testing.faulty_store import FaultyStore, Phase
+from batchfile.types import Choice, Completion, Usage
 
 NUM = 40
 KEPT = 20  # what the old batch had finished

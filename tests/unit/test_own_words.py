@@ -10,7 +10,7 @@ import pytest
 from batchfile.engine.http.answer import what_is_odd
 from batchfile.engine.tokens import fitting_max_tokens
 from batchfile.errors import InvalidRequest
-from batchfile.words import Sampling
+from batchfile.types import Sampling
 
 ROOT = Path(__file__).parents[2]
 LINE = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}}\n'

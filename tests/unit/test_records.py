@@ -22,7 +22,7 @@ from batchfile.ledger.records import (
     encode,
     unknown_fields,
 )
-from batchfile.words import Counts, Defaults, RoutingTable, Usage
+from batchfile.types import Counts, Defaults, RoutingTable, Usage
 
 PART = PartRef(key="p", size=1, sha256="s")
 SHARD = ShardRecord(

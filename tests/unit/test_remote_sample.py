@@ -12,7 +12,7 @@ from batchfile.errors import InvalidFile
 from batchfile.ledger.records import PresenceRecord, RunnerTotals
 from batchfile.remote.estimate import Estimate, expected_output_tokens, pool_times
 from batchfile.remote.sample import Sample, read_sample
-from batchfile.words import RoutingTable
+from batchfile.types import RoutingTable
 
 TABLE = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("m",), "llama-70b": ("l",)})
 

@@ -28,7 +28,7 @@ from batchfile.remote.store import StoreRemote
 from batchfile.remote.upload import Upload, open_upload
 from batchfile.settings import load_settings
 from batchfile.store.memory import MemoryStore
-from batchfile.words import Defaults
+from batchfile.types import Defaults
 
 LINE = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 8}}'
 

@@ -6,7 +6,7 @@ from batchfile.cli.batch_text import as_json, end_line, list_lines, pool_line, s
 from batchfile.cli.following import Follower
 from batchfile.errors import InvalidRequest
 from batchfile.remote.base import BatchStatus, Share
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 
 def pool(num_shards: int, num_done: int = 0, num_leased: int = 0) -> Share:

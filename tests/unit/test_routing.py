@@ -4,7 +4,7 @@ import pytest
 
 from batchfile.errors import InvalidRequest
 from batchfile.routing import route
-from batchfile.words import RoutingTable
+from batchfile.types import RoutingTable
 
 TABLE = RoutingTable(
     stages={"sales_intel": "llama-70b", "subject": "mistral"},

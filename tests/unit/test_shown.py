@@ -7,7 +7,7 @@ import pytest
 from batchfile.cli.shown import about, line
 from batchfile.local.progress import Meter, Snapshot
 from batchfile.runner.tally import Tally
-from batchfile.words import Counts, Usage
+from batchfile.types import Counts, Usage
 
 SNAP = Snapshot(
     total=2000,

@@ -7,9 +7,9 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import PreconditionFailed, StoreUnavailable
 from batchfile.store.base import Store
-from batchfile.store.faulty import Faults, FaultyStore
+from batchfile.store.conformance import prove_conditions
 from batchfile.store.memory import MemoryStore
-from batchfile.store.proof import prove_conditions
+from batchfile.testing.faulty_store import Faults, FaultyStore
 
 
 def told(store: Store, key: str, *, absent: bool = True) -> str:

@@ -3,9 +3,9 @@
 import pytest
 
 from batchfile.errors import PreconditionFailed, StoreUnavailable
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import Call, MeteredStore
+from batchfile.testing.faulty_store import FaultyStore
 
 
 def counted(store: MeteredStore) -> dict[tuple[str, str], int]:

@@ -6,10 +6,10 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable, StoreUnfit
+from batchfile.store.conformance import HEAVY, prove_conditions
 from batchfile.store.directory import DirectoryStore
-from batchfile.store.faulty import FaultyStore
 from batchfile.store.memory import MemoryStore
-from batchfile.store.proof import HEAVY, prove_conditions
+from batchfile.testing.faulty_store import FaultyStore
 
 
 class IgnoresAbsent(MemoryStore):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from batchfile.lines.locate import locate
 from batchfile.lines.validate import Problem, Scan, validate
-from batchfile.words import Defaults, RoutingTable
+from batchfile.types import Defaults, RoutingTable
 
 TABLE = RoutingTable(stages={"subject": "mistral"}, pools={"mistral": ("small",), "llama": ()})
 

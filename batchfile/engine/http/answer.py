@@ -11,7 +11,7 @@ from typing import Any
 
 from batchfile.engine.embedding import vector_of
 from batchfile.engine.tool_wire import call_stem, made_calls
-from batchfile.words import Choice, Completion, Kind, Request, StopReason, ToolCall, Usage, Vector
+from batchfile.types import Choice, Completion, Kind, Request, StopReason, ToolCall, Usage, Vector
 
 TOKENS_MAX = 2**31  # that one request can have used; no number above it was counted
 FLOAT_BYTES = 4

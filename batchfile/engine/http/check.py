@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from batchfile.engine.http.connection import Ask, NoAnswer
 from batchfile.engine.http.wire import MISPLACED_STATUSES, MODELS_PATH, PATHS, Said, endpoints_words, is_json
-from batchfile.words import Kind
+from batchfile.types import Kind
 
 NAMES_SHOWN_MAX = 5
 WORDS_CHARS_MAX = 200

@@ -26,7 +26,7 @@ from batchfile.engine.http.wire import (
     is_max_tokens_complaint,
     read_answer,
 )
-from batchfile.words import Completion, Failure, Kind, Outcome
+from batchfile.types import Completion, Failure, Kind, Outcome
 
 log = structlog.get_logger()
 

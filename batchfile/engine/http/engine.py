@@ -23,7 +23,7 @@ from batchfile.engine.http.retry import THROTTLE_S, WINDOW_S
 from batchfile.engine.http.wire import api_root, request_body
 from batchfile.engine.prefix import prefix_of
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.words import Completion, Failure, Outcome, Request
+from batchfile.types import Completion, Failure, Outcome, Request
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from batchfile.engine.http.answer import Odd, Wanted, error_in, read_completion, status_of
 from batchfile.engine.tool_wire import wire_tools, wire_turn
 from batchfile.errors import SettingsError
-from batchfile.words import Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools
+from batchfile.types import Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools
 
 # A proxy's answers while what is behind it restarts or is gone. From 520 on: Cloudflare's (not 524: that one took the
 # request and was too slow).

@@ -8,7 +8,7 @@ from batchfile.engine.raw_prompt import RawPrompts, prefix_of_ids
 from batchfile.engine.tokens import check_inputs
 from batchfile.engine.vllm.task import VllmPrepared
 from batchfile.errors import SettingsError
-from batchfile.words import Completion, Outcome, Request, Usage
+from batchfile.types import Completion, Outcome, Request, Usage
 
 
 class Embedding:

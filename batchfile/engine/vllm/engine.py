@@ -36,7 +36,7 @@ from batchfile.engine.vllm.processes import (
 from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
 from batchfile.engine.vllm.task import VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest
-from batchfile.words import Completion, Request, Task
+from batchfile.types import Completion, Request, Task
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from batchfile.engine.vllm.load_errors import why_unavailable
 from batchfile.engine.vllm.parsers import Parsers
 from batchfile.engine.vllm.task import VllmPrepared, refusals
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.words import Choice, Completion, Failure, Outcome, Request, Usage
+from batchfile.types import Choice, Completion, Failure, Outcome, Request, Usage
 
 
 class Generating:

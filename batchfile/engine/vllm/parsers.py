@@ -12,7 +12,7 @@ import msgspec
 from batchfile.engine.chat_template import ChatPrompts
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_tools
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.words import Choice, Request, StopReason, Tools
+from batchfile.types import Choice, Request, StopReason, Tools
 
 # What a chat template says where it shows calls, and the parser that reads them. The first that is found counts.
 TOOL_PARSERS = (

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from batchfile.engine.base import Prepared
 from batchfile.engine.vllm.parsers import Reading
-from batchfile.words import Outcome, Request
+from batchfile.types import Outcome, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from batchfile.errors import SettingsError
 from batchfile.store.base import Store
-from batchfile.store.faulty import FaultyStore, Phase
+from batchfile.testing.faulty_store import FaultyStore, Phase
 
 VARIABLE = "BATCHFILE_CRASH_AT"
 _FORM = re.compile(r"(put|commit|delete|link)-([a-z-]+):(before|after)(?::([1-9][0-9]*))?")
