@@ -9,7 +9,7 @@ from api.service import Page
 from api.shapes import StageCounts
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchStatus
-from batchfile.lines.stage import stage_counts, timestamp
+from batchfile.lines.formats.stage import stage_counts, timestamp
 from batchfile.settings_tables import Pool
 
 UNKNOWN_TIME = timestamp(0)  # what the format has for a model whose release is not known

@@ -17,7 +17,7 @@ from api.dialects import problem, speech_of
 from api.pulse import SILENT
 from batchfile import __version__
 from batchfile.errors import StoreUnavailable
-from batchfile.lines.stage import timestamp
+from batchfile.lines.formats.stage import timestamp
 
 log = structlog.get_logger()
 

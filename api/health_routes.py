@@ -20,7 +20,7 @@ from api.pulse import SILENT, Pulse
 from api.streams import names_any
 from batchfile import __version__
 from batchfile.errors import StoreError
-from batchfile.lines.stage import timestamp
+from batchfile.lines.formats.stage import timestamp
 
 # Of their own: threads that are all busy with uploads must not make the service look dead.
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="probe")

@@ -17,7 +17,7 @@ from batchfile.ledger import batches, idempotency
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import Adopted
 from batchfile.ledger.records import BatchRecord
-from batchfile.lines.split import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
+from batchfile.lines.split_document import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
 from batchfile.plan.ranges import Place, by_line, by_number
 from batchfile.plan.submit import submit
 from batchfile.routing import route

@@ -20,8 +20,8 @@ from api.errors import Refusal
 from api.service import PAGE_MAX, Service
 from api.streams import stream
 from api.tending import Tending
-from batchfile.lines.anthropic import anthropic_lines
-from batchfile.lines.stage import stage_document, stage_lines
+from batchfile.lines.formats.anthropic import anthropic_lines
+from batchfile.lines.formats.stage import stage_document, stage_lines
 
 ONE = BATCHES + "/{batch_id:str}"
 PROBLEM = shapes.Problem | anthropic_shapes.ErrorBody

@@ -17,7 +17,7 @@ from batchfile.ledger import keys
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.expiry import remove_after
 from batchfile.ledger.records import BatchRecord
-from batchfile.lines.render import openai_file
+from batchfile.lines.formats.openai_results import openai_file
 
 Kind = Literal["output", "errors"]
 

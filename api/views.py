@@ -2,7 +2,7 @@
 
 from api import shapes
 from batchfile.ledger.status import BatchStatus
-from batchfile.lines.stage import processing_status, stage_counts, timestamp
+from batchfile.lines.formats.stage import processing_status, stage_counts, timestamp
 
 PARTLY = "a stored record of this batch cannot be read now: its counts may lack some results"
 

@@ -31,8 +31,8 @@ from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError, Plan, ShardRecord
 from batchfile.ledger.turn import Turn
-from batchfile.lines.frame import iter_lines
-from batchfile.lines.render import openai_file
+from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.store.base import Entry, Object, Writer
 from batchfile.types import Counts, Usage

@@ -22,7 +22,7 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, EndReason, FileRef, PartRef, Plan, Range, ShardRecord
 from batchfile.ledger.repin import repin
 from batchfile.lines import custom_id_of
-from batchfile.lines.frame import Line, iter_lines
+from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.part import PartLine, decode_part
 from batchfile.lines.result import encode_result
 from batchfile.types import Counts, Failure, Usage

@@ -15,7 +15,7 @@ from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.hashing_writer import HashingWriter
 from batchfile.ledger.records import FileRef, Range
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.framing import iter_lines
 
 log = structlog.get_logger()
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from batchfile.lines.findings import Finding
+from batchfile.lines.diagnostics import Finding
 from batchfile.types import Message
 
 JOINT = "\n\n"  # between what is merged: blocks, neighbours of one role, system texts

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchfile.errors import ConverterKilled, InvalidFile
-from batchfile.lines.formats import CHUNK_BYTES, Format
+from batchfile.lines.file_formats import CHUNK_BYTES, Format
 
 MEMORY_BYTES_MAX = 2 * 1024**3  # beyond what the child needs to start; at most half of a container's limit
 SILENT_S_MAX = 600.0  # of a child that is neither done nor asks for anything; its CPU time has a limit of its own

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from batchfile.errors import InvalidFile
 from batchfile.lines.converter import ASK, END, FRAME, INVALID, LINES, NO_MEMORY, READ
-from batchfile.lines.formats import CHUNK_BYTES, Format, open_text
+from batchfile.lines.file_formats import CHUNK_BYTES, Format, open_text
 
 CPU_S_MAX = 60  # between two chunks
 _STDIN, _STDOUT = 0, 1

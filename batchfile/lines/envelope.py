@@ -8,10 +8,10 @@ from contextlib import suppress
 import msgspec
 
 from batchfile.errors import UNREADABLE, InvalidRequest
-from batchfile.lines import explain
-from batchfile.lines.findings import Finding
-from batchfile.lines.halves import without_halves
-from batchfile.lines.repeats import has_repeats
+from batchfile.lines import diagnose_envelope
+from batchfile.lines.diagnostics import Finding
+from batchfile.lines.lone_surrogates import without_halves
+from batchfile.lines.repeated_keys import has_repeats
 from batchfile.types import Dialect
 
 REPLACED = "\ufffd"  # what a half of a character is read as
@@ -142,8 +142,10 @@ def _around_halves(line: bytes) -> Envelope | None:
 
 def custom_id_of(line: bytes) -> str | None:
     """The custom_id where it can be read, whatever else is wrong with the line."""
-    return explain.custom_id_of(line)
+    return diagnose_envelope.custom_id_of(line)
 
 
 def _unreadable(line: bytes, reason: str, expected: Dialect) -> Unreadable:
-    return Unreadable(explain.explain(line, expected) or [Finding((), reason)], explain.custom_id_of(line))
+    return Unreadable(
+        diagnose_envelope.explain(line, expected) or [Finding((), reason)], diagnose_envelope.custom_id_of(line)
+    )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.advice import typo_of
+from batchfile.lines.key_advice import typo_of
 
 INTEGERS = ("max_tokens", "top_k", "seed")
 NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")

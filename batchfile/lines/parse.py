@@ -8,18 +8,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from batchfile.errors import UNREADABLE, InvalidRequest
-from batchfile.lines import native, openai, openai_completions, openai_embeddings, problems
+from batchfile.lines import diagnose_body
 from batchfile.lines.chat import Unserved
+from batchfile.lines.diagnostics import Finding, shown
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
-from batchfile.lines.findings import Finding, shown
-from batchfile.lines.halves import FIX as HALF_FIX
-from batchfile.lines.halves import STAND_IN, find_half
-from batchfile.lines.repeats import find_repeats, has_repeats, repeats
+from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.lone_surrogates import FIX as HALF_FIX
+from batchfile.lines.lone_surrogates import STAND_IN, find_half
+from batchfile.lines.repeated_keys import find_repeats, has_repeats, repeats
 from batchfile.types import Defaults, Request
 
 METHOD = "POST"
 
-Carried = native.Params | openai.Body | openai_completions.Body | openai_embeddings.Body
+Carried = native.Params | openai_chat.Body | openai_completions.Body | openai_embeddings.Body
 
 
 class _Format(NamedTuple):
@@ -40,9 +41,9 @@ def _format(module: Any, model: type[BaseModel]) -> _Format:
 
 
 _NATIVE = _format(native, native.Params)
-_CHAT = _format(openai, openai.Body)
+_CHAT = _format(openai_chat, openai_chat.Body)
 _OPENAI = {
-    openai.URL: _CHAT,
+    openai_chat.URL: _CHAT,
     openai_completions.URL: _format(openai_completions, openai_completions.Body),
     openai_embeddings.URL: _format(openai_embeddings, openai_embeddings.Body),
 }
@@ -125,7 +126,7 @@ def _outside(envelope: Envelope) -> list[Finding]:
 
 def _inside(carried: bytes, root: str, form: _Format) -> list[Finding]:
     data = _data(carried)
-    findings = repeats(find_repeats(carried, depth_max=1), (root,)) + problems.unserved(data, form.unserved, root)
+    findings = repeats(find_repeats(carried, depth_max=1), (root,)) + diagnose_body.unserved(data, form.unserved, root)
     try:
         valid = form.model.model_validate_json(carried)
     except ValidationError as error:
@@ -133,7 +134,7 @@ def _inside(carried: bytes, root: str, form: _Format) -> list[Finding]:
         if at is not None:
             half = carried[at : at + len(STAND_IN)].decode()
             return [Finding((root,), f"{half} is half of a character; cut strings between characters", HALF_FIX)]
-        return problems.from_pydantic(error, root, form.model, data, carried) + findings
+        return diagnose_body.from_pydantic(error, root, form.model, data, carried) + findings
     return findings + form.more_problems(valid)
 
 

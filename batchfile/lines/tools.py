@@ -9,7 +9,7 @@ import msgspec
 from pydantic import Field, field_validator
 
 from batchfile.lines.chat import JOINT, Strict, TextBlock, text_of
-from batchfile.lines.findings import Finding, Path, shown
+from batchfile.lines.diagnostics import Finding, Path, shown
 from batchfile.types import Message, Role, Tool, ToolCall, Tools
 
 _Name = Annotated[str, Field(min_length=1)]

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines import openai, openai_completions, openai_embeddings
 from batchfile.lines.chat import TextBlock
+from batchfile.lines.diagnose_place import locate
+from batchfile.lines.diagnostics import Finding, short
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
-from batchfile.lines.findings import Finding, short
-from batchfile.lines.frame import NUL_TAIL, Line, iter_lines
-from batchfile.lines.locate import locate
+from batchfile.lines.formats import openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.framing import NUL_TAIL, Line, iter_lines
 from batchfile.lines.parse import Carried, find_problems, read_carried
-from batchfile.lines.repeats import find_any_repeats, repeats
+from batchfile.lines.repeated_keys import find_any_repeats, repeats
 from batchfile.lines.summary import Kind, Summary
 from batchfile.routing import route
 from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, RoutingTable
@@ -226,7 +226,7 @@ def _asks(carried: Carried, max_tokens_else: int) -> _Asks:
     if isinstance(carried, openai_embeddings.Body):
         return _Asks(_num_input_chars(carried.input), 0)
     max_tokens = carried.max_tokens
-    if isinstance(carried, openai.Body):
+    if isinstance(carried, openai_chat.Body):
         num_chars = 0
         max_tokens = max_tokens if carried.max_completion_tokens is None else carried.max_completion_tokens
     else:

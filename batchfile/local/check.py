@@ -13,8 +13,8 @@ from typing import BinaryIO
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines import parse_request
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.formats import CHUNK_BYTES, open_lines
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.file_formats import CHUNK_BYTES, open_lines
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.summary import Summary
 from batchfile.lines.validate import Problem, Scan, nul_tail, repeated, validate
 from batchfile.local.inputs import Source

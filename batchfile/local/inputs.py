@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.formats import HEAD_BYTES, Format, detect, file_chunks, open_lines
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.file_formats import HEAD_BYTES, Format, detect, file_chunks, open_lines
+from batchfile.lines.framing import iter_lines
 from batchfile.store.base import Store
 
 STDIN = "-"

@@ -14,9 +14,9 @@ from typing import BinaryIO
 from batchfile.errors import OutputTaken, SettingsError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, FileRef
-from batchfile.lines.formats import file_chunks
-from batchfile.lines.frame import iter_lines
-from batchfile.lines.render import openai_file
+from batchfile.lines.file_formats import file_chunks
+from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local import identity
 from batchfile.local.receipt import FileFacts, Receipt, decode_receipt, encode_receipt, make_receipt

@@ -18,7 +18,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.frame import NUL_TAIL, iter_lines
+from batchfile.lines.framing import NUL_TAIL, iter_lines
 from batchfile.local import growth, identity, inputs, outputs
 from batchfile.local.identity import Identity
 from batchfile.local.inputs import Source

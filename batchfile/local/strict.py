@@ -5,7 +5,7 @@ Duplicates are the planner's to find. Knows no output.
 
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines import parse_request
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.framing import iter_lines
 from batchfile.store.base import Store
 from batchfile.types import LINE_BYTES_MAX, Defaults
 

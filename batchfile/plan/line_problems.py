@@ -5,8 +5,8 @@ What is wrong inside a `body` refuses nothing: that request alone will be an err
 
 from batchfile.errors import InvalidRequest
 from batchfile.ledger.records import LineError
+from batchfile.lines.diagnostics import short
 from batchfile.lines.envelope import Envelope, Unreadable
-from batchfile.lines.findings import short
 from batchfile.routing import NamesNoPool
 
 NOTED_MAX = 100  # of one file; the rest would only be more of the same

@@ -13,10 +13,10 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.custom_ids import CustomIdsWriter
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import InputRef, PartRef, Plan, Range, encode
+from batchfile.lines.diagnostics import short
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, decode_envelope
-from batchfile.lines.findings import short
-from batchfile.lines.frame import Line, iter_lines
+from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.plan.line_problems import LineProblems

@@ -16,7 +16,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.frame import Line, iter_lines
+from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import RESULT_BYTES_MAX, decode_result
 from batchfile.plan.ranges import Cut, Cutter

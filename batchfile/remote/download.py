@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from batchfile.errors import BatchfileError, SettingsError
-from batchfile.lines.formats import file_chunks
-from batchfile.lines.frame import iter_lines
-from batchfile.lines.render import openai_file
+from batchfile.lines.file_formats import file_chunks
+from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local.outputs import ERRORS_ENDING, PARQUET_ENDING
 from batchfile.remote.base import BatchStatus, Download, Remote, ResultFormat

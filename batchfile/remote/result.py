@@ -6,7 +6,7 @@ from typing import cast
 
 import msgspec
 
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX, NativeChoice, NativeError, NativeResult, decode_result
 from batchfile.types import Choice, Status, StopReason, ToolCall, Usage, Vector
 

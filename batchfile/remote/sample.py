@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.parse import parse_request
 from batchfile.routing import route
 from batchfile.types import Defaults, Dialect, Request, RoutingTable

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
 from batchfile.lines.chunks import ChunkReader
-from batchfile.lines.formats import CHUNK_BYTES, HEAD_BYTES, Format, detect, open_lines
+from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, Format, detect, open_lines
 from batchfile.local.inputs import check_untouched, inspect
 from batchfile.store.open import open_store
 

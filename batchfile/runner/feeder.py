@@ -29,7 +29,7 @@ from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.shards import Held
 from batchfile.lines import custom_id_of, parse_request
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.routing import route

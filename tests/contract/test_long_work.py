@@ -20,7 +20,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, DroppedFile, FileInput, FileRecord
 from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.shards import Held
-from batchfile.lines.openai import URL
+from batchfile.lines.formats.openai_chat import URL
 from batchfile.lines.part import FinishedLine
 from batchfile.long_work import LongWork, is_long
 from batchfile.plan import pending

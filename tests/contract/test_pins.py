@@ -27,7 +27,7 @@ from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
-from batchfile.lines.openai import URL
+from batchfile.lines.formats.openai_chat import URL
 from batchfile.local.inputs import inspect
 from batchfile.local.run import RunOptions, open_batch
 from batchfile.plan import pending

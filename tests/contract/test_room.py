@@ -11,7 +11,7 @@ from batchfile.clock import ManualClock
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
-from batchfile.lines.openai import URL
+from batchfile.lines.formats.openai_chat import URL
 from batchfile.plan import pending
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore

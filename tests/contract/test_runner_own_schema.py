@@ -18,7 +18,7 @@ from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
-from batchfile.lines import openai
+from batchfile.lines.formats import openai_chat
 from batchfile.plan.planner import plan_input
 from batchfile.runner import checks, fitting, fitting_process
 from batchfile.runner.fitting import Demand
@@ -54,7 +54,7 @@ def body(text: str, schema: dict[str, Any] | None, **more: Any) -> dict[str, Any
     turns = [{"role": "user", "content": text}]
     return {
         "method": "POST",
-        "url": openai.URL,
+        "url": openai_chat.URL,
         "body": {"model": "m", "messages": turns, "response_format": asked, "max_tokens": 50, **more},
     }
 

@@ -16,9 +16,9 @@ from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import BatchRecord, PresenceRecord
 from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus, PoolProgress, StatusReader
+from batchfile.lines.formats.stage import processing_status
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
-from batchfile.lines.stage import processing_status
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines.formats import CHUNK_BYTES, detect, open_lines
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.file_formats import CHUNK_BYTES, detect, open_lines
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.parquet import parquet_lines
 from batchfile.lines.parse import parse_request
 from batchfile.lines.unpack import zstd
@@ -21,9 +21,9 @@ MIB = 1024 * 1024
 # In a process of its own, so that nothing but this is measured: MiB at the most, beyond what it had before.
 READ = """
 import resource, sys
-from batchfile.lines.formats import detect, open_text
+from batchfile.lines.file_formats import detect, open_text
 import pyarrow.parquet, msgspec
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.parquet import parquet_lines
 path = sys.argv[1]
 kind = detect(path, open(path, "rb").read(4))

@@ -18,7 +18,7 @@ import pytest
 from batchfile.errors import ConverterKilled, InvalidFile
 from batchfile.lines import converter, parquet
 from batchfile.lines.converter import convert
-from batchfile.lines.formats import open_lines
+from batchfile.lines.file_formats import open_lines
 from batchfile.lines.parquet import parquet_lines
 
 MIB = 1024 * 1024
@@ -155,7 +155,7 @@ def test_pyarrow_is_not_loaded_where_a_file_is_converted(tmp_path: Path) -> None
     assert b"hello" in b"".join(open_lines(str(path), "parquet", None))
     code = f"""
         import sys
-        from batchfile.lines.formats import open_lines
+        from batchfile.lines.file_formats import open_lines
         assert b"hello" in b"".join(open_lines({str(path)!r}, "parquet", None))
         assert "pyarrow" not in sys.modules
     """

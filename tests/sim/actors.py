@@ -24,7 +24,7 @@ from batchfile.inbox.scan import Inbox
 from batchfile.ledger import batches, idempotency, keys
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
-from batchfile.lines.openai import URL
+from batchfile.lines.formats.openai_chat import URL
 from batchfile.long_work import LongWork
 from batchfile.plan import pending
 from batchfile.plan.planner import plan_input

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines import native, openai, parse_request
-from batchfile.lines.formats import detect, open_lines
+from batchfile.lines import parse_request
+from batchfile.lines.file_formats import detect, open_lines
+from batchfile.lines.formats import native, openai_chat
 from batchfile.lines.parquet import RESULT_COLUMNS, write_results
 from batchfile.lines.parquet_columns import COLUMNS, REQUEST_KEYS
 from batchfile.lines.result import encode_result
@@ -232,7 +233,7 @@ def test_every_key_of_a_request_is_a_column_or_rejected_or_changes_no_answer() -
         *("workspace_id", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
         *("safety_identifier", "store", "stream_options", "user"),
     }
-    keys = native.Params.model_fields.keys() | openai.Body.model_fields.keys()
+    keys = native.Params.model_fields.keys() | openai_chat.Body.model_fields.keys()
     assert keys - ignored <= REQUEST_KEYS | set(COLUMNS)
     assert not ignored & REQUEST_KEYS
 

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines import find_problems, native, openai, openai_completions, openai_embeddings
-from batchfile.lines.advice import NOT_SERVED, OTHERWISE, SAME, typo_of
+from batchfile.lines import find_problems
+from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.key_advice import NOT_SERVED, OTHERWISE, SAME, typo_of
 from batchfile.lines.parquet_columns import COLUMNS, REQUEST_KEYS
 
 HI = [{"role": "user", "content": "hi"}]
 FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
     "params": (native, {"messages": HI}),
-    openai.URL: (openai, {"messages": HI}),
+    openai_chat.URL: (openai_chat, {"messages": HI}),
     openai_completions.URL: (openai_completions, {"prompt": "hi"}),
     openai_embeddings.URL: (openai_embeddings, {"input": "hi"}),
 }
@@ -38,22 +39,22 @@ def fields(module: Any) -> set[str]:
 @pytest.mark.parametrize(
     ("place", "key", "words"),
     [
-        (openai.URL, "min_tokens", "min_tokens is not served; remove it"),
+        (openai_chat.URL, "min_tokens", "min_tokens is not served; remove it"),
         ("params", "min_tokens", "min_tokens is not served; remove it"),
-        (openai.URL, "length_penalty", "length_penalty is not served; remove it"),
-        (openai.URL, "reasoning", "reasoning is not served; remove it"),
+        (openai_chat.URL, "length_penalty", "length_penalty is not served; remove it"),
+        (openai_chat.URL, "reasoning", "reasoning is not served; remove it"),
         ("params", "logprobs", "logprobs is not served; remove it"),
         ("params", "streem", "unknown key; remove it"),  # a batch does not stream
         ("params", "top_n", "unknown key; remove it"),
         ("params", "response_format", "is not read here, use output_config"),
-        (openai.URL, "system", "is not read here, put it into a system turn"),
-        (openai.URL, "prompt", "is not read here, put the text into messages"),
-        (openai.URL, "max_new_tokens", "unknown key, did you mean max_tokens? | Rename it to max_tokens."),
+        (openai_chat.URL, "system", "is not read here, put it into a system turn"),
+        (openai_chat.URL, "prompt", "is not read here, put the text into messages"),
+        (openai_chat.URL, "max_new_tokens", "unknown key, did you mean max_tokens? | Rename it to max_tokens."),
         ("params", "stop", "unknown key, did you mean stop_sequences?"),
         ("params", "temprature", "unknown key, did you mean temperature?"),
         (openai_completions.URL, "messages", "belongs to /v1/chat/completions; use that url"),
         (openai_embeddings.URL, "max_tokens", "unknown key in this format; remove it"),
-        (openai.URL, "speed", "unknown key in this format; remove it"),
+        (openai_chat.URL, "speed", "unknown key in this format; remove it"),
     ],
 )
 def test_keys_of_other_apis_are_known_by_name(place: str, key: str, words: str) -> None:
@@ -69,7 +70,7 @@ def test_no_key_is_renamed_to_one_that_is_there() -> None:
 
 
 def test_a_flat_response_format_is_told_where_its_keys_belong() -> None:
-    found = told(openai.URL, response_format={"type": "json_schema", "name": "n", "strict": True, "schema": {}})
+    found = told(openai_chat.URL, response_format={"type": "json_schema", "name": "n", "strict": True, "schema": {}})
     assert found == {
         f"body.response_format.{key}": f"belongs inside response_format.json_schema | Move {key} there."
         for key in ("name", "strict", "schema")

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.frame import BOM, Line, iter_lines
+from batchfile.lines.framing import BOM, Line, iter_lines
 
 LIMIT = 12
 

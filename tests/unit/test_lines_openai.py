@@ -9,7 +9,7 @@ from openai.types.chat import ChatCompletion
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines import find_problems, parse_request
-from batchfile.lines.render import render_openai
+from batchfile.lines.formats.openai_results import render_openai
 from batchfile.lines.result import encode_result
 from batchfile.types import Choice, Completion, Defaults, Failure, Message, Outcome, Request, Sampling, Usage
 

@@ -9,11 +9,11 @@ import pytest
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines import find_problems, parse_request
-from batchfile.lines.anthropic import anthropic_lines
+from batchfile.lines.formats.anthropic import anthropic_lines
+from batchfile.lines.formats.openai_results import render_openai
+from batchfile.lines.formats.stage import stage_lines
 from batchfile.lines.parquet import write_results
-from batchfile.lines.render import render_openai
 from batchfile.lines.result import encode_result
-from batchfile.lines.stage import stage_lines
 from batchfile.lines.validate import Scan
 from batchfile.types import Choice, Completion, Defaults, Outcome, Raw, Request, Sampling, Usage
 

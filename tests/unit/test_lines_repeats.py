@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.parse import find_problems, parse_request
-from batchfile.lines.repeats import find_any_repeats, find_repeats, has_repeats
+from batchfile.lines.repeated_keys import find_any_repeats, find_repeats, has_repeats
 from batchfile.lines.validate import Scan
 from batchfile.types import Defaults
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.render import openai_file
+from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.result import (
     NativeBlock,
     NativeChoice,

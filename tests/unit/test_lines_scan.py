@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines import scan
-from batchfile.lines.scan import find_fault, longest_number, nesting, value_end
+from batchfile.lines import json_scan
+from batchfile.lines.json_scan import find_fault, longest_number, nesting, value_end
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('{}[],:"\\\n\u2028é😀\x7f'))
 VALUE = st.recursive(
@@ -34,14 +34,14 @@ def is_json(text: str) -> bool:
     return True
 
 
-@given(VALUE, STYLE, st.data(), st.sampled_from([scan.PIECE_BYTES, 1, 9]))
+@given(VALUE, STYLE, st.data(), st.sampled_from([json_scan.PIECE_BYTES, 1, 9]))
 def test_it_agrees_with_a_parser_on_what_is_json(value: Any, style: Any, data: st.DataObject, piece: int) -> None:
     text = json.dumps(value, **style)
     for _ in range(data.draw(st.integers(0, 3))):
         start = data.draw(st.integers(0, len(text)))
         text = text[:start] + data.draw(PIECES) + text[start + data.draw(st.integers(0, 2)) :]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "PIECE_BYTES", piece)
+        patch.setattr(json_scan, "PIECE_BYTES", piece)
         fault = find_fault(text.encode())
     assert (fault is None) == is_json(text), text
     if fault is not None:
@@ -50,12 +50,12 @@ def test_it_agrees_with_a_parser_on_what_is_json(value: Any, style: Any, data: s
         assert fault.fix
 
 
-@given(VALUE, STYLE, st.data(), st.sampled_from([scan.PIECE_BYTES, 1, 9]))
+@given(VALUE, STYLE, st.data(), st.sampled_from([json_scan.PIECE_BYTES, 1, 9]))
 def test_a_value_ends_where_a_parser_ends_it(value: Any, style: Any, data: st.DataObject, piece: int) -> None:
     text = json.dumps(value, **style).encode()
     after = data.draw(st.sampled_from([b"", b" ", b",1", b"]", b"}", b"\n,{"]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "PIECE_BYTES", piece)
+        patch.setattr(json_scan, "PIECE_BYTES", piece)
         assert value_end(b"[" + text + after, 1, 1 + len(text + after)) == 1 + len(text)
 
 
@@ -91,9 +91,9 @@ def test_depth_has_no_bound_and_costs_no_stack() -> None:
 def test_each_byte_is_looked_at_a_few_times_however_the_containers_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in containers that are entered: no more than there are."""
     text = b"[" + b",".join([b'[[[[[["a"],1],2],3],4],5]'] * 200) + b"]"
-    monkeypatch.setattr(scan, "STEPS_MAX", text.count(b"[") + text.count(b","))
+    monkeypatch.setattr(json_scan, "STEPS_MAX", text.count(b"[") + text.count(b","))
     assert find_fault(text) is None
-    monkeypatch.setattr(scan, "STEPS_MAX", 100)
+    monkeypatch.setattr(json_scan, "STEPS_MAX", 100)
     fault = find_fault(text)
     assert fault is not None
     assert "too many lists" in fault.reason

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.anthropic import anthropic_lines
-from batchfile.lines.render import openai_file
+from batchfile.lines.formats.anthropic import anthropic_lines
+from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.formats.stage import stage_document, stage_lines
 from batchfile.lines.result import encode_result
 from batchfile.lines.separators import escape_separators
-from batchfile.lines.stage import stage_document, stage_lines
 from batchfile.types import Choice, Completion, Failure, Outcome, ToolCall, Usage
 
 SEPARATORS = "\u2028\u2029\u0085"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile, RequestRefused
-from batchfile.lines import split
-from batchfile.lines.split import iter_requests, read_document
+from batchfile.lines import split_document
+from batchfile.lines.split_document import iter_requests, read_document
 from batchfile.types import LINE_BYTES_MAX
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('{}[],:"\\\n\u2028é😀'))
@@ -37,7 +37,7 @@ def lines_of(array: bytes) -> list[Any]:
 def test_the_lines_are_what_a_parser_reads(requests: list[Any], style: dict[str, Any], window: int) -> None:
     body = json.dumps({"requests": requests, "stage": "email"}, **style).encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(split, "WINDOW_BYTES", window)
+        patch.setattr(split_document, "WINDOW_BYTES", window)
         document = read_document(memoryview(body))
         assert (document.stage, document.model_hint) == ("email", None)
         assert lines_of(bytes(document.requests)) == requests
@@ -50,7 +50,7 @@ def test_spaces_may_stand_anywhere(requests: list[Any], rng: random.Random, wind
 
     array = "[" + spaces() + ",".join(spaces() + json.dumps(item) + spaces() for item in requests) + "]"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(split, "WINDOW_BYTES", window)
+        patch.setattr(split_document, "WINDOW_BYTES", window)
         assert lines_of(array.encode()) == requests
 
 
@@ -93,7 +93,7 @@ def test_millions_of_empty_requests_come_in_small_chunks() -> None:
     for chunk in iter_requests(memoryview(array)):
         largest, count = max(largest, len(chunk)), count + chunk.count(b"\n")
     assert count == 2_000_001
-    assert largest <= 2 * split.WINDOW_BYTES
+    assert largest <= 2 * split_document.WINDOW_BYTES
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_damaged_document_is_read_as_a_parser_reads_it_or_refused_in_our_words
     body = body[:at] + mark + body[at if mark else len(body) :]
     refused = ""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(split, "WINDOW_BYTES", window)
+        patch.setattr(split_document, "WINDOW_BYTES", window)
         try:
             document = read_document(memoryview(body), memoryview(bytearray(body)))
             rows = b"".join(iter_requests(document.requests)).split(b"\n")[:-1]
@@ -185,7 +185,7 @@ def test_half_of_a_character_leaves_every_request_as_it_was(contents: list[list[
 
 
 def test_more_halves_than_the_limit_refuse_the_document() -> None:
-    body = b'{"requests": ["%b"]}' % (b"\\ud83d" * (split.HALVES_MAX + 1))
+    body = b'{"requests": ["%b"]}' % (b"\\ud83d" * (split_document.HALVES_MAX + 1))
     with pytest.raises(InvalidFile, match="half of a character"):
         read_document(memoryview(body), memoryview(bytearray(body)))
 
@@ -196,7 +196,7 @@ def test_a_byte_order_mark_is_skipped() -> None:
 
 def test_the_place_of_a_fault_is_looked_for_in_the_first_part_of_a_body_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hostile body of any size costs no more than that."""
-    monkeypatch.setattr(split, "LOOKED_AT_MAX", 1024)
+    monkeypatch.setattr(split_document, "LOOKED_AT_MAX", 1024)
     body = b'{"requests": [' + b"{}," * 1000 + b"x]}"
     with pytest.raises(InvalidFile, match="the fault is behind its first"):
         read_document(memoryview(body))
@@ -205,6 +205,6 @@ def test_the_place_of_a_fault_is_looked_for_in_the_first_part_of_a_body_alone(mo
 
 
 def test_json_that_is_no_object_is_refused_without_a_search_for_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "find_fault", lambda *_: pytest.fail("it is valid JSON"))
+    monkeypatch.setattr(split_document, "find_fault", lambda *_: pytest.fail("it is valid JSON"))
     with pytest.raises(InvalidFile, match="must be an object"):
         read_document(memoryview(b"[" + b"1," * 1000 + b"1]"))

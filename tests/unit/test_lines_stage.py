@@ -5,8 +5,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchfile.lines.formats.stage import processing_status, stage_counts, stage_document, stage_lines, timestamp
 from batchfile.lines.result import encode_result
-from batchfile.lines.stage import processing_status, stage_counts, stage_document, stage_lines, timestamp
 from batchfile.types import Choice, Completion, Counts, Failure, Outcome, Usage
 
 DONE = Completion(

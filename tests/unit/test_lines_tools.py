@@ -7,10 +7,10 @@ import pytest
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines import parse_request
-from batchfile.lines.anthropic import anthropic_lines
-from batchfile.lines.render import render_openai
+from batchfile.lines.formats.anthropic import anthropic_lines
+from batchfile.lines.formats.openai_results import render_openai
+from batchfile.lines.formats.stage import stage_lines
 from batchfile.lines.result import decode_result, encode_result
-from batchfile.lines.stage import stage_lines
 from batchfile.types import Choice, Completion, Defaults, Message, Request, Tool, ToolCall, Tools, Usage
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}

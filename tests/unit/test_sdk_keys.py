@@ -12,7 +12,8 @@ from openai.types import embedding_create_params as o_embedding
 from openai.types.shared_params import FunctionDefinition, ResponseFormatJSONSchema, response_format_json_schema
 from pydantic import BaseModel
 
-from batchfile.lines import chat, native, openai, openai_completions, openai_embeddings, openai_sampling, tools
+from batchfile.lines import chat, tools
+from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings, openai_sampling
 
 
 def keys(kind: Any) -> set[str]:
@@ -35,8 +36,8 @@ PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (a.ThinkingConfigParam, native.Thinking),
     (a.OutputConfigParam, native.OutputConfig),
     (a.JSONOutputFormatParam, native.JsonSchemaFormat),
-    (o_create.CompletionCreateParamsNonStreaming, openai.Body),
-    (o.ChatCompletionMessageParam, openai.Turn),
+    (o_create.CompletionCreateParamsNonStreaming, openai_chat.Body),
+    (o.ChatCompletionMessageParam, openai_chat.Turn),
     (o.ChatCompletionContentPartTextParam, chat.TextBlock),
     (o.ChatCompletionMessageFunctionToolCallParam, tools.FunctionCall),
     (o.ChatCompletionFunctionToolParam, tools.FunctionTool),

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from batchfile.errors import UNREADABLE
-from batchfile.lines.findings import Finding, Path
+from batchfile.lines.diagnostics import Finding, Path
 
 _MESSAGE = "is given twice; keep one of them"
 _FIX = "Remove one of them."

@@ -3,7 +3,7 @@
 import json
 import re
 
-from batchfile.lines.findings import Path
+from batchfile.lines.diagnostics import Path
 
 _TOKEN = re.compile(r'\s*("(?:[^"\\]++|\\.)*+"|[{}\[\],:]|[^\s"{}\[\],:]+)', re.DOTALL)
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from batchfile.lines.chat import Strict, Unserved, Whole
-from batchfile.lines.findings import Finding
-from batchfile.lines.openai_inputs import inputs_of
+from batchfile.lines.diagnostics import Finding
+from batchfile.lines.formats.openai_inputs import inputs_of
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
 
 URL = "/v1/embeddings"

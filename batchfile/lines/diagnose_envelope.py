@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 
 from batchfile.errors import UNREADABLE
-from batchfile.lines.advice import SAME, typo_of
-from batchfile.lines.findings import Finding, shown
-from batchfile.lines.halves import FIX as HALF_FIX
-from batchfile.lines.halves import find_half
-from batchfile.lines.repeats import find_repeats, repeats
-from batchfile.lines.scan import find_fault
+from batchfile.lines.diagnostics import Finding, shown
+from batchfile.lines.json_scan import find_fault
+from batchfile.lines.key_advice import SAME, typo_of
+from batchfile.lines.lone_surrogates import FIX as HALF_FIX
+from batchfile.lines.lone_surrogates import find_half
+from batchfile.lines.repeated_keys import find_repeats, repeats
 from batchfile.types import Dialect
 
 KEYS = ("custom_id", "params", "metadata", "method", "url", "body")

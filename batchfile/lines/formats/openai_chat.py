@@ -15,8 +15,8 @@ from batchfile.lines.chat import (
     text_of,
     without_user,
 )
-from batchfile.lines.findings import Finding
-from batchfile.lines.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
+from batchfile.lines.diagnostics import Finding
+from batchfile.lines.formats.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
 from batchfile.lines.tools import (
     FunctionCall,
     FunctionChoice,

@@ -18,7 +18,7 @@ from batchfile.lines.chat import (
     text_of,
     without_user,
 )
-from batchfile.lines.findings import Finding
+from batchfile.lines.diagnostics import Finding
 from batchfile.lines.tools import (
     Block,
     ToolChoice,

@@ -6,18 +6,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from batchfile.lines import native, openai, openai_completions, openai_embeddings
-from batchfile.lines.advice import Advice, advice, typo_of
 from batchfile.lines.chat import TextBlock, Unserved
-from batchfile.lines.findings import Finding, Path, shown
-from batchfile.lines.openai import Body
-from batchfile.lines.scan import find_fault, longest_number, nesting
+from batchfile.lines.diagnostics import Finding, Path, shown
+from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats.openai_chat import Body
+from batchfile.lines.json_scan import find_fault, longest_number, nesting
+from batchfile.lines.key_advice import Advice, advice, typo_of
 from batchfile.lines.tools import Function, ToolChoice, ToolDefinition, ToolResultBlock, ToolUseBlock
 
 _MISSING: Any = object()
 _UNSERVED: dict[type[BaseModel], Mapping[str, Unserved]] = {
     native.Params: native.UNSERVED,
-    openai.Body: openai.UNSERVED,
+    openai_chat.Body: openai_chat.UNSERVED,
     openai_completions.Body: openai_completions.UNSERVED,
     openai_embeddings.Body: openai_embeddings.UNSERVED,
 }

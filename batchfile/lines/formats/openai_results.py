@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from batchfile.lines.frame import iter_lines
+from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import (
     RESULT_BYTES_MAX,
     NativeBlock,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from batchfile.lines.findings import shown
+from batchfile.lines.diagnostics import shown
 from batchfile.types import Input
 
 TOKEN_ID_MAX = 2**31 - 1

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import msgspec
 
 from batchfile.errors import UNREADABLE, InvalidFile, RequestRefused
-from batchfile.lines.advice import typo_of
-from batchfile.lines.findings import short
-from batchfile.lines.frame import BOM
-from batchfile.lines.halves import STAND_IN, find_half, replace_halves
-from batchfile.lines.scan import find_fault, keys_of, value_end
+from batchfile.lines.diagnostics import short
+from batchfile.lines.framing import BOM
+from batchfile.lines.json_scan import find_fault, keys_of, value_end
+from batchfile.lines.key_advice import typo_of
+from batchfile.lines.lone_surrogates import STAND_IN, find_half, replace_halves
 from batchfile.types import LINE_BYTES_MAX
 
 WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an element of it

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from batchfile.lines.chat import Unserved
-from batchfile.lines.findings import Finding
-from batchfile.lines.openai_inputs import inputs_of
-from batchfile.lines.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
+from batchfile.lines.diagnostics import Finding
+from batchfile.lines.formats.openai_inputs import inputs_of
+from batchfile.lines.formats.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
 from batchfile.types import Defaults, Input, Raw, Request
 
 URL = "/v1/completions"
