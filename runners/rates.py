@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from batchfile.runner.tally import Tally
+from batchfile.runner.stats import Tally
 
 WINDOW_S = 60.0
 # Less than either of these pairs, within the window, is no measurement: requests answered, seconds with work.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import exp
 
 from batchfile.engine.base import EngineStats
-from batchfile.runner.tally import Tally
+from batchfile.runner.stats import Tally
 from batchfile.types import Counts, Usage
 
 RATE_WINDOW_S = 10.0  # rates are of the last so many seconds, or of the last two steps where these are further apart

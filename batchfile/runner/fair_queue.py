@@ -7,8 +7,8 @@ import threading
 from collections import deque
 from typing import NamedTuple
 
+from batchfile.runner.active import Item
 from batchfile.runner.watchdog import Calls
-from batchfile.runner.work import Item
 from batchfile.types import Request
 
 JOB_S_MIN = 0.001  # what a job counts at least, so that batches of quick ones take turns

@@ -18,12 +18,13 @@ from batchfile.ledger import lease
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.refusals import REFUSALS, refusal_failure
 from batchfile.lines.result import encode_result
-from batchfile.runner import crashes, fitting
-from batchfile.runner.checks import Answer, Checked, Checks
-from batchfile.runner.tally import Tally
+from batchfile.runner import bisect
+from batchfile.runner.active import Item, ShardWork
+from batchfile.runner.ready_queue import Window
+from batchfile.runner.schemas import output_schema
+from batchfile.runner.schemas.check_queue import Answer, Checked, Checks
+from batchfile.runner.stats import Tally
 from batchfile.runner.watchdog import Calls
-from batchfile.runner.window import Window
-from batchfile.runner.work import Item, ShardWork
 from batchfile.types import Completion, Failure, Outcome, Request, Usage
 
 log = structlog.get_logger()
@@ -119,7 +120,7 @@ class Loop:
         self._busy_until = None
         if not has_successor:
             return
-        verdicts = crashes.judge(in_flight, was_alone=self._window.is_alone_running)
+        verdicts = bisect.judge(in_flight, was_alone=self._window.is_alone_running)
         for item in verdicts.guilty:
             self.in_flight[item.key] = item
             self._settle(Finished(item.key, _ENGINE_CRASH))
@@ -258,7 +259,7 @@ class Loop:
         if checks is None or failure.type != "invalid_request_error" or not checks.is_guided(request):
             self._finish(item, failure, gpu_s)
         else:
-            self._again(item, fitting.unguided(request), gpu_s, is_alone=self._window.is_alone_running)
+            self._again(item, output_schema.unguided(request), gpu_s, is_alone=self._window.is_alone_running)
 
     def _answered(self, outcome: Outcome) -> Outcome:
         """A refusal as the failure that it is where an answer is needed."""
@@ -275,7 +276,7 @@ class Loop:
         checks = item.shard.fitting
         if checks is not None:
             checks.answered(request)
-        wanted = fitting.demands(request, completion, item.schema, checks)
+        wanted = output_schema.demands(request, completion, item.schema, checks)
         answer = Answer(
             item=item,
             request=request,
@@ -284,13 +285,13 @@ class Loop:
             gpu_s=gpu_s,
             was_alone=self._window.is_alone_running,
         )
-        if not fitting.are_here(wanted):
+        if not output_schema.are_here(wanted):
             self.checks.put(answer)
             return
-        misfit = fitting.first_misfit(wanted)
+        misfit = output_schema.first_misfit(wanted)
         if misfit is None:
             self._finish(item, completion, gpu_s)
-        elif misfit[1] == "misfit" and item.attempt < fitting.ATTEMPTS_MAX:
+        elif misfit[1] == "misfit" and item.attempt < output_schema.ATTEMPTS_MAX:
             self._next_attempt(answer)
         else:
             self.checks.put(answer)
@@ -307,18 +308,18 @@ class Loop:
             self._finish(item, completion, answer.gpu_s)
             return
         demand, verdict = misfit
-        if verdict.kind == "misfit" and item.attempt < fitting.ATTEMPTS_MAX:
+        if verdict.kind == "misfit" and item.attempt < output_schema.ATTEMPTS_MAX:
             self._next_attempt(answer)
             return
         if verdict.kind == "unusable" and not demand.is_own and item.shard.fitting is not None:
             item.shard.fitting.unusable(verdict.why)
         self._count_tokens(completion.usage)
-        self._finish(item, fitting.failure_of(demand, verdict, completion), answer.gpu_s)
+        self._finish(item, output_schema.failure_of(demand, verdict, completion), answer.gpu_s)
 
     def _next_attempt(self, answer: Answer) -> None:
         self._count_tokens(answer.completion.usage)
         answer.item.attempt += 1
-        self._again(answer.item, fitting.next_try(answer.request), answer.gpu_s, is_alone=answer.was_alone)
+        self._again(answer.item, output_schema.next_try(answer.request), answer.gpu_s, is_alone=answer.was_alone)
 
     def _again(self, item: Item, request: Request, gpu_s: float, *, is_alone: bool) -> None:
         """Back into the window, among the others; one that ran alone runs alone again.

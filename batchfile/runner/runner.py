@@ -20,18 +20,18 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import Aside
 from batchfile.long_work import LongWork
-from batchfile.runner.claims import Claims
+from batchfile.runner.active import ShardWork
+from batchfile.runner.checkpointer import Keeper
+from batchfile.runner.claimer import Claims
+from batchfile.runner.engine_host import Seat
 from batchfile.runner.fair_queue import FairQueue
-from batchfile.runner.feeder import Feeder
-from batchfile.runner.finisher import Finisher
-from batchfile.runner.keeper import Keeper
+from batchfile.runner.finalizer import Finisher
 from batchfile.runner.loop import Loop
-from batchfile.runner.refusals import Refusals
-from batchfile.runner.seat import Seat
-from batchfile.runner.tally import Tally
+from batchfile.runner.prefetcher import Feeder
+from batchfile.runner.ready_queue import Window
+from batchfile.runner.stats import Tally
+from batchfile.runner.store_waits import Refusals
 from batchfile.runner.watchdog import Watchdog, end_stuck
-from batchfile.runner.window import Window
-from batchfile.runner.work import ShardWork
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import structlog
 
-from batchfile.runner.work import Item
+from batchfile.runner.active import Item
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from batchfile.ledger.keys import input_key
 from batchfile.ledger.shards import Held
 from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned
-from batchfile.runner.claims import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
+from batchfile.runner.claimer import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore

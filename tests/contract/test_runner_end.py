@@ -15,11 +15,11 @@ from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.records import ShardRecord
 from batchfile.ledger.set_aside import Aside
 from batchfile.plan.planner import plan_input
-from batchfile.runner.claims import Claims
-from batchfile.runner.keeper import AWAY_S_MAX, Keeper
+from batchfile.runner.active import ShardWork
+from batchfile.runner.checkpointer import AWAY_S_MAX, Keeper
+from batchfile.runner.claimer import Claims
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.tally import Tally
-from batchfile.runner.work import ShardWork
+from batchfile.runner.stats import Tally
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable

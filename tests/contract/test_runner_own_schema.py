@@ -20,11 +20,11 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
 from batchfile.lines.formats import openai_chat
 from batchfile.plan.planner import plan_input
-from batchfile.runner import checks, fitting, fitting_process
-from batchfile.runner.fitting import Demand
-from batchfile.runner.fitting_process import CheckProcess
-from batchfile.runner.fitting_schema import Verdict
 from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.runner.schemas import check_queue, output_schema, process
+from batchfile.runner.schemas.output_schema import Demand
+from batchfile.runner.schemas.process import CheckProcess
+from batchfile.runner.schemas.rules import Verdict
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Choice, Completion, Defaults, Message, Request, RoutingTable, Sampling, Usage
 from tests.contract import chat_server
@@ -110,7 +110,7 @@ def words(row: dict[str, Any]) -> str:
 def test_a_schema_that_takes_an_age_to_check_fails_alone_and_the_others_do_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fitting_process, "TIME_S_MAX", 0.3)
+    monkeypatch.setattr(process, "TIME_S_MAX", 0.3)
     asked = [("7", bomb())] * 6 + [(GOOD, SIMPLE), (GOOD, AHEAD), (BAD, AHEAD), ("text", None)] * 10
     rows = answers([params(*one) for one in asked])
     assert statuses(rows) == ["errored"] * 6 + ["succeeded", "succeeded", "errored", "succeeded"] * 10
@@ -129,7 +129,7 @@ def test_the_engine_goes_on_while_an_answer_is_checked(monkeypatch: pytest.Monke
             assert others_are_done.wait(60)
             return super().check(schema, text)
 
-    monkeypatch.setattr(checks, "CheckProcess", Waiting)
+    monkeypatch.setattr(check_queue, "CheckProcess", Waiting)
     ledger = ledger_of([params(GOOD, AHEAD)] * 3 + [params(GOOD, SIMPLE)] * 400)
     runner = runner_of(ledger, lambda: EchoEngine(num_slots=2))
     thread = threading.Thread(target=runner.run)
@@ -149,7 +149,7 @@ def test_the_engine_goes_on_while_an_answer_is_checked(monkeypatch: pytest.Monke
 def test_batches_take_turns_at_being_checked() -> None:
     order: list[str] = []
     all_there = threading.Event()
-    found = checks.Checks(lambda: None)
+    found = check_queue.Checks(lambda: None)
 
     class Noting(CheckProcess):
         def check(self, schema: bytes, text: str) -> Verdict:
@@ -171,13 +171,15 @@ def test_batches_take_turns_at_being_checked() -> None:
     assert len(found) == 0
 
 
-def waiting_answer(batch_id: str) -> checks.Answer:
+def waiting_answer(batch_id: str) -> check_queue.Answer:
     held = SimpleNamespace(batch=SimpleNamespace(batch_id=batch_id))
     item: Any = SimpleNamespace(shard=SimpleNamespace(is_dropped=False, held=held))
     completion = Completion(choices=(Choice(batch_id, "end_turn"),), usage=Usage())
     request = Request(custom_id="r", messages=(Message("user", "x"),), sampling=Sampling(max_tokens=9))
     wanted = [Demand(b"{}", (batch_id,), True)]
-    return checks.Answer(item=item, request=request, completion=completion, demands=wanted, gpu_s=0.0, was_alone=False)
+    return check_queue.Answer(
+        item=item, request=request, completion=completion, demands=wanted, gpu_s=0.0, was_alone=False
+    )
 
 
 @pytest.mark.parametrize("schema", [SIMPLE, AHEAD])
@@ -223,7 +225,7 @@ def test_an_answer_fits_its_own_schema_and_its_stages() -> None:
 
 
 def test_a_stages_schema_is_checked_where_it_may_take_long_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting_process, "TIME_S_MAX", 0.3)
+    monkeypatch.setattr(process, "TIME_S_MAX", 0.3)
     rows = answers([params(GOOD, None), params(BAD, None)], output_schema=AHEAD)
     assert [words(row) for row in rows] == ["", "model_error: Output validation failed"]
     rows = answers([params("7", None)] * 4, output_schema=bomb())
@@ -252,5 +254,5 @@ def test_requests_without_a_schema_have_nothing_checked(monkeypatch: pytest.Monk
     def demands(*args: object) -> Any:
         raise AssertionError("it looked")
 
-    monkeypatch.setattr(fitting, "demands", demands)
+    monkeypatch.setattr(output_schema, "demands", demands)
     assert statuses(answers([params("text", None)] * 9)) == ["succeeded"] * 9

@@ -16,7 +16,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
 from batchfile.ledger.shards import Held
 from batchfile.plan.planner import plan_input
-from batchfile.runner.claims import Claims
+from batchfile.runner.claimer import Claims
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable

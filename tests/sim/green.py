@@ -162,8 +162,8 @@ GREEN = SimpleNamespace(Lock=Lock, Condition=Condition, Event=Event, Thread=Thre
 THREADED = (
     "batchfile.runner.runner",
     "batchfile.runner.fair_queue",
-    "batchfile.runner.checks",
-    "batchfile.runner.keeper",
+    "batchfile.runner.schemas.check_queue",
+    "batchfile.runner.checkpointer",
     "batchfile.ledger.status",
     "batchfile.ledger.parallel",
     "batchfile.long_work",
@@ -174,8 +174,8 @@ WAITS = {
     "batchfile.runner.runner.IDLE_WAIT_S": 2.0,
     "batchfile.runner.runner.KEEPER_WAIT_S": 2.0,
     "batchfile.runner.runner.FINISHER_WAIT_S": 3.0,
-    "batchfile.runner.claims.BELL_S": 3.0,
-    "batchfile.runner.claims.QUEUE_IDLE_S": 30.0,
+    "batchfile.runner.claimer.BELL_S": 3.0,
+    "batchfile.runner.claimer.QUEUE_IDLE_S": 30.0,
     "api.delivering.LOOK_S": 3.0,
 }
 
@@ -183,8 +183,8 @@ WAITS = {
 @contextmanager
 def installed(*, is_patient: bool = True) -> Iterator[None]:
     """The library's threads are strands, its log goes to the trace; its polls are few if `is_patient`."""
-    from batchfile.runner import feeder
-    from batchfile.runner.work import ShardWork
+    from batchfile.runner import prefetcher
+    from batchfile.runner.active import ShardWork
 
     def shard_work(**fields: Any) -> ShardWork:
         return ShardWork(lock=Lock(), **fields)  # type: ignore[arg-type]
@@ -198,7 +198,7 @@ def installed(*, is_patient: bool = True) -> Iterator[None]:
             stack.enter_context(patch(f"{module}.threading", GREEN))
         for name, value in WAITS.items() if is_patient else ():
             stack.enter_context(patch(name, value))
-        stack.enter_context(patch.object(feeder, "ShardWork", shard_work))
+        stack.enter_context(patch.object(prefetcher, "ShardWork", shard_work))
         try:
             yield
         finally:

@@ -35,9 +35,9 @@ from batchfile.ledger.shards import Held
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.part import encode_part
 from batchfile.plan import pending as plan_pending
-from batchfile.runner.claims import BatchView, Claims
-from batchfile.runner.keeper import Keeper
-from batchfile.runner.turns import Turns
+from batchfile.runner.checkpointer import Keeper
+from batchfile.runner.claimer import BatchView, Claims
+from batchfile.runner.tenant_turns import Turns
 from batchfile.types import Counts
 from tests.sim.store import ProcessStore
 from tests.sim.world import World

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+from batchfile.runner.active import Item
 from batchfile.runner.fair_queue import FairQueue, Job
-from batchfile.runner.work import Item
 from batchfile.types import Request
 
 

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import SEED_MAX
-from batchfile.runner import fitting as rules
-from batchfile.runner.fitting import Demand, Fitting, fitting_of, next_try, own_schema, unguided
-from batchfile.runner.fitting_schema import NOT_JSON, Verdict, judged
+from batchfile.runner.schemas import output_schema as rules
+from batchfile.runner.schemas.output_schema import Demand, Fitting, fitting_of, next_try, own_schema, unguided
+from batchfile.runner.schemas.rules import NOT_JSON, Verdict, judged
 from batchfile.types import (
     Choice,
     Completion,

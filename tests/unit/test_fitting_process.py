@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.runner import fitting_process
-from batchfile.runner.fitting_process import CheckProcess
+from batchfile.runner.schemas import process as schemas_process
+from batchfile.runner.schemas.process import CheckProcess
 
 ROOT = Path(__file__).parents[2]
 AHEAD = msgspec.json.encode({"type": "string", "pattern": "^(?!bad)"})
@@ -24,7 +24,7 @@ ENDLESS = msgspec.json.encode(BOMB)
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckProcess]:
-    monkeypatch.setattr(fitting_process, "TIME_S_MAX", 0.3)
+    monkeypatch.setattr(schemas_process, "TIME_S_MAX", 0.3)
     made = CheckProcess()
     yield made
     made.close()
@@ -76,7 +76,7 @@ def test_after_a_few_of_one_schema_none_of_it_is_tried(process: CheckProcess) ->
 
 
 def test_after_a_few_of_any_schema_the_next_get_less(process: CheckProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting_process, "TIME_S_HURRIED", 0.1)
+    monkeypatch.setattr(schemas_process, "TIME_S_HURRIED", 0.1)
     schemas: list[dict[str, Any]] = [BOMB | {"title": str(n)} for n in range(5)]
     limits = [process.check(msgspec.json.encode(schema), "1").why for schema in schemas]
     assert limits == ["takes more than 0.3 s"] * 3 + ["takes more than 0.1 s"] * 2

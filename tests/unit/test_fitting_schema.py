@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.runner.fitting_schema import judged, kind_of, schema_problem
+from batchfile.runner.schemas.rules import judged, kind_of, schema_problem
 
 SUBJECT = {"type": "object", "properties": {"subject": {"type": "string"}}, "required": ["subject"]}
 

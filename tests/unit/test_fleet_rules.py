@@ -3,7 +3,7 @@
 import pytest
 
 from batchfile.errors import SettingsError
-from batchfile.runner.tally import Tally
+from batchfile.runner.stats import Tally
 from runners.ending import Ending
 from runners.rates import RateMeter, Rates
 from runners.slots import plan_slots, visible_gpus

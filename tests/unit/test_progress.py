@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from batchfile.engine.base import EngineStats
 from batchfile.local.progress import ACTIVE_S_MIN, Meter, Snapshot
-from batchfile.runner.tally import Tally
+from batchfile.runner.stats import Tally
 from batchfile.types import Counts, Usage
 
 LOOK_S = 0.25

@@ -6,7 +6,7 @@ import pytest
 
 from batchfile.cli.shown import about, line
 from batchfile.local.progress import Meter, Snapshot
-from batchfile.runner.tally import Tally
+from batchfile.runner.stats import Tally
 from batchfile.types import Counts, Usage
 
 SNAP = Snapshot(

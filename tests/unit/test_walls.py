@@ -33,7 +33,7 @@ ALLOWED = {
     "transformers": ("batchfile/engine/vllm/engine.py", "batchfile/engine/tokens.py"),
     "aiohttp": ("batchfile/engine/http/connection.py", "batchfile/client.py"),
     "backports": ("batchfile/lines/unpack.py", "batchfile/client.py"),
-    "jsonschema_rs": ("batchfile/runner/fitting.py",),
+    "jsonschema_rs": ("batchfile/runner/schemas/output_schema.py",),
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/",),

@@ -8,8 +8,8 @@ import pytest
 
 from batchfile.engine.vllm.steps import COLD as COLD_ENGINE
 from batchfile.engine.vllm.steps import Stall
+from batchfile.runner.active import Item
 from batchfile.runner.watchdog import COLD, COMMIT_S_MAX, Calls, Watchdog
-from batchfile.runner.work import Item
 
 
 class World:

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 from batchfile.engine.base import Prepared
-from batchfile.runner.window import Window
-from batchfile.runner.work import Item
+from batchfile.runner.active import Item
+from batchfile.runner.ready_queue import Window
 
 
 def item(key: int, *, cost: int = 1, prefix: int = 0, shard: object = None) -> Item:

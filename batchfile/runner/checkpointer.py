@@ -13,9 +13,9 @@ from batchfile.errors import BatchDamaged, LeaseLost, ShardClosed, StoreError, S
 from batchfile.ledger import lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.set_aside import Aside
-from batchfile.runner.claims import Claims
-from batchfile.runner.tally import Tally
-from batchfile.runner.work import ShardWork
+from batchfile.runner.active import ShardWork
+from batchfile.runner.claimer import Claims
+from batchfile.runner.stats import Tally
 
 log = structlog.get_logger()
 

@@ -19,8 +19,8 @@ import structlog
 
 from batchfile.engine.schemas.compile_worker import read, write
 from batchfile.engine.vllm.process_guard import FOR_SERVICES
-from batchfile.runner import fitting_worker
-from batchfile.runner.fitting_schema import Kind, Verdict
+from batchfile.runner.schemas import worker as schemas_worker
+from batchfile.runner.schemas.rules import Kind, Verdict
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ ANSWER_TICK_S = 0.25
 TRIES = 2  # the process may have been killed from outside
 _KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME")
 
-TOO_LARGE = f"ends the process that does it, which may use {fitting_worker.MEMORY_MAX >> 30} GiB"
+TOO_LARGE = f"ends the process that does it, which may use {schemas_worker.MEMORY_MAX >> 30} GiB"
 
 
 class CheckProcess:
@@ -121,7 +121,7 @@ class CheckProcess:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
         try:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", fitting_worker.__name__],
+                [sys.executable, "-P", "-m", schemas_worker.__name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=_environment(),

@@ -8,7 +8,7 @@ import structlog
 from batchfile.clock import Clock
 from batchfile.engine.base import Engine, EngineFactory, EngineStats
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.runner.tally import Tally
+from batchfile.runner.stats import Tally
 
 log = structlog.get_logger()
 

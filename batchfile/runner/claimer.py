@@ -19,7 +19,7 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, ShardState
 from batchfile.ledger.set_aside import PAUSE_S_MAX, Aside
 from batchfile.ledger.shards import Held, claim, is_free
-from batchfile.runner.turns import Turns
+from batchfile.runner.tenant_turns import Turns
 from batchfile.store.base import Entry
 
 log = structlog.get_logger()

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import SEED_MAX
 from batchfile.lines.refusals import REFUSALS
-from batchfile.runner.fitting_place import place_of
-from batchfile.runner.fitting_schema import NOT_JSON, Kind, Verdict, kind_of
+from batchfile.runner.schemas.placement import place_of
+from batchfile.runner.schemas.rules import NOT_JSON, Kind, Verdict, kind_of
 from batchfile.types import Completion, Defaults, Failure, Request
 
 log = structlog.get_logger()

@@ -33,14 +33,14 @@ from batchfile.lines.framing import iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.routing import route
-from batchfile.runner.claims import Claims
+from batchfile.runner.active import Item, ShardWork
+from batchfile.runner.claimer import Claims
 from batchfile.runner.fair_queue import FairQueue, Job
-from batchfile.runner.fitting import fitting_of, own_schema, unguided
-from batchfile.runner.tally import Tally
-from batchfile.runner.turns import Turns
+from batchfile.runner.ready_queue import Window
+from batchfile.runner.schemas.output_schema import fitting_of, own_schema, unguided
+from batchfile.runner.stats import Tally
+from batchfile.runner.tenant_turns import Turns
 from batchfile.runner.watchdog import Calls
-from batchfile.runner.window import Window
-from batchfile.runner.work import Item, ShardWork
 from batchfile.types import Failure, Request
 
 log = structlog.get_logger()

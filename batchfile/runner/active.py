@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from batchfile.engine.base import Prepared
 from batchfile.ledger.shards import Held
 from batchfile.lines.part import FinishedLine
-from batchfile.runner.fitting import Fitting
+from batchfile.runner.schemas.output_schema import Fitting
 from batchfile.types import Request
 
 

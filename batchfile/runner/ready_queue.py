@@ -10,7 +10,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from batchfile.runner.work import Item
+from batchfile.runner.active import Item
 
 _Key = tuple[int, int, int, int, int]
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from batchfile.runner.fitting import Demand, first_verdict
-from batchfile.runner.fitting_process import CheckProcess
-from batchfile.runner.fitting_schema import Verdict
-from batchfile.runner.work import Item
+from batchfile.runner.active import Item
+from batchfile.runner.schemas.output_schema import Demand, first_verdict
+from batchfile.runner.schemas.process import CheckProcess
+from batchfile.runner.schemas.rules import Verdict
 from batchfile.types import Completion, Request
 
 CHARS_MAX = 64 * 1024 * 1024  # of answers that wait; then the engine gets nothing new

@@ -6,7 +6,7 @@ kills an engine alone is guilty. An innocent request runs again, and is never er
 
 from dataclasses import dataclass
 
-from batchfile.runner.work import Item
+from batchfile.runner.active import Item
 
 DEATHS_OF_A_SUSPECT = 3
 

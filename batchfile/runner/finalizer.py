@@ -16,8 +16,8 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.status import StatusReader
 from batchfile.long_work import LongWork
-from batchfile.runner.claims import Claims
-from batchfile.runner.keeper import Keeper
+from batchfile.runner.checkpointer import Keeper
+from batchfile.runner.claimer import Claims
 
 log = structlog.get_logger()
 

@@ -10,7 +10,7 @@ import resource
 import signal
 
 from batchfile.engine.schemas.compile_worker import read, write
-from batchfile.runner.fitting_schema import judged
+from batchfile.runner.schemas.rules import judged
 
 READY = b"READY"
 MEMORY_MAX = 1024**3  # bytes of address space, in addition to what it has when it starts
