@@ -12,9 +12,9 @@ import structlog
 import uvicorn
 
 from api.app import create_app
-from api.awaiting import opened
-from api.connections import Connection, Connections, raise_file_limit
-from api.door import Door
+from api.http.auth import Door
+from api.http.connections import Connection, Connections, raise_file_limit
+from api.ops.wait_for_store import opened
 from batchfile import logs, places
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings

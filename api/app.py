@@ -15,30 +15,26 @@ from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import OpenAPI
 
-from api import (
-    errors,
-    files_routes,
-    health_routes,
-    messages_routes,
-    models_routes,
-    native_routes,
-    openai_routes,
-    retry_routes,
-    uploads_routes,
-)
-from api.delivering import Delivering
-from api.dialects import Speech
-from api.docs import Pages
-from api.document import StrictSchemas, document_config
-from api.door import Caller, Door
-from api.fleet import Fleet
-from api.metrics import Metrics
-from api.output_files import OutputFiles
-from api.pulse import Pulse
-from api.queries import Parameters, check_query, known_parameters
+from api.anthropic import batches as anthropic_batches
+from api.anthropic import models
+from api.http import errors
+from api.http.auth import Caller, Door
+from api.http.docs_pages import Pages
+from api.http.negotiation import Speech
+from api.http.openapi import StrictSchemas, document_config
+from api.http.queries import Parameters, check_query, known_parameters
+from api.native import rerun_routes, routes
+from api.openai import batches as openai_batches
+from api.openai import files, uploads
+from api.openai.output_files import OutputFiles
+from api.ops import health
+from api.ops.background import Tending
+from api.ops.janitor_thread import Stewarding
+from api.ops.metrics import Metrics
+from api.ops.pools import Fleet
+from api.ops.store_health import Pulse
+from api.ops.webhook_sender import Delivering
 from api.service import Service
-from api.stewarding import Stewarding
-from api.tending import Tending
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
@@ -51,45 +47,45 @@ LONG_THREADS = 2  # plan large files, and as many end large batches
 THREADS_SPARE = 32  # beyond what the requests of one key can take: the store is asked in threads
 
 ROUTES = [
-    messages_routes.create,
-    messages_routes.list_batches,
-    messages_routes.status,
-    messages_routes.results,
-    messages_routes.cancel,
-    messages_routes.remove,
-    files_routes.create,
-    files_routes.list_files,
-    files_routes.retrieve,
-    files_routes.remove,
-    files_routes.content,
-    uploads_routes.create,
-    uploads_routes.add_part,
-    uploads_routes.complete,
-    uploads_routes.cancel,
-    openai_routes.create,
-    openai_routes.list_batches,
-    openai_routes.status,
-    openai_routes.cancel,
-    models_routes.list_models,
-    models_routes.one_model,
-    native_routes.create,
-    native_routes.list_batches,
-    native_routes.status,
-    native_routes.cancel,
-    native_routes.remove,
-    retry_routes.retry,
-    native_routes.results,
-    native_routes.errors,
-    native_routes.list_pools,
-    native_routes.one_pool,
-    native_routes.scale,
-    native_routes.list_runners,
-    health_routes.healthz,
-    health_routes.ready,
-    health_routes.version,
-    health_routes.metrics,
-    health_routes.docs,
-    health_routes.openapi,
+    anthropic_batches.create,
+    anthropic_batches.list_batches,
+    anthropic_batches.status,
+    anthropic_batches.results,
+    anthropic_batches.cancel,
+    anthropic_batches.remove,
+    files.create,
+    files.list_files,
+    files.retrieve,
+    files.remove,
+    files.content,
+    uploads.create,
+    uploads.add_part,
+    uploads.complete,
+    uploads.cancel,
+    openai_batches.create,
+    openai_batches.list_batches,
+    openai_batches.status,
+    openai_batches.cancel,
+    models.list_models,
+    models.one_model,
+    routes.create,
+    routes.list_batches,
+    routes.status,
+    routes.cancel,
+    routes.remove,
+    rerun_routes.retry,
+    routes.results,
+    routes.errors,
+    routes.list_pools,
+    routes.one_pool,
+    routes.scale,
+    routes.list_runners,
+    health.healthz,
+    health.ready,
+    health.version,
+    health.metrics,
+    health.docs,
+    health.openapi,
 ]
 
 
@@ -170,7 +166,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     )
     document = _without_head(app.openapi_schema).to_schema()
     known.update(known_parameters(document))
-    app.state.document = document  # `api.errors` says by it what a value must be
+    app.state.document = document  # `api.http.errors` says by it what a value must be
     pages = Pages.of(document)
     return Door(app, settings, pulse, metrics.count_answer)
 

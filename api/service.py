@@ -12,9 +12,9 @@ from itertools import islice, takewhile
 
 import structlog
 
-from api.door import Caller
-from api.errors import Refusal, not_found, unreadable
-from api.room import Room
+from api.http.auth import Caller
+from api.http.errors import Refusal, not_found, unreadable
+from api.open_batch_limit import Room
 from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged, StoreError
 from batchfile.files.stored_files import read_file
 from batchfile.ledger import batches, damage, keys

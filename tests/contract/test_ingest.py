@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from api.errors import Refusal
-from api.ingest import create_batch
-from api.spool import Spooled, SpoolLimits, spool
+from api.create import create_batch
+from api.http.errors import Refusal
+from api.http.spool import Spooled, SpoolLimits, spool
 from batchfile import janitor
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from api import views
-from api.door import Caller
+from api.http.auth import Caller
+from api.native import serializers
 from api.service import Service
 from batchfile.clock import ManualClock, SystemClock
 from batchfile.engine.echo import EchoEngine
@@ -389,11 +389,11 @@ def test_the_service_lists_the_batches_that_can_be_read(answer: Answer) -> None:
     caller = Caller(tenant="default", key="k")
     world.fall_ill("batch.json", answer)
     page = service.page(caller, limit=10)
-    assert {status.batch.batch_id: views.batch(status).state for status in page.data} == {
+    assert {status.batch.batch_id: serializers.batch(status).state for status in page.data} == {
         **dict.fromkeys(HEALTHY, "open"),
         ILL: "unreadable",
     }
-    assert ILL not in "".join(views.batch(status).detail or "" for status in page.data), "no key for a tenant"
+    assert ILL not in "".join(serializers.batch(status).detail or "" for status in page.data), "no key for a tenant"
     world.store.ills = [Ill(pattern="batches/*", answer=answer)]
     with pytest.raises(StoreError):
         service.page(caller, limit=10)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from api.tending import Tending
+from api.ops.background import Tending
 from batchfile import long_work
 from batchfile.clock import Clock, ManualClock
 from batchfile.engine.echo import EchoEngine

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from api.errors import Refusal
-from api.room import FULL_S, Room
+from api.http.errors import Refusal
+from api.open_batch_limit import FULL_S, Room
 from batchfile.clock import ManualClock
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger

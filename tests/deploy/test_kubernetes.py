@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from api import shapes
+from api.native import schemas
 from batchfile.ledger.base import Limits
 from batchfile.settings import DEFAULT_POOLS
 from runners.supervisor import STOP_MARGIN_S
@@ -133,7 +133,7 @@ def test_keda_asks_the_scale_route_for_a_number_that_it_answers() -> None:
         asked = trigger["metadata"]
         assert all(isinstance(value, str) for value in asked.values())
         assert asked["url"] == f"http://api.batchfile.svc/api/pools/{pool_of(container)}/scale"
-        assert asked["valueLocation"] in shapes.Scale.__annotations__
+        assert asked["valueLocation"] in schemas.Scale.__annotations__
         assert trigger["authenticationRef"]["name"] in of_kind("overlays/keda", "TriggerAuthentication")
     (service,) = of_kind("overlays/keda", "Service")
     assert service == "api"

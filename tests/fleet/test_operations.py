@@ -12,8 +12,8 @@ import pytest
 import yaml
 from prometheus_client.core import Metric
 
-from api.fleet import Fleet
-from api.metrics import Metrics
+from api.ops.metrics import Metrics
+from api.ops.pools import Fleet
 from batchfile.engine.open import engine_factory
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import write_presence

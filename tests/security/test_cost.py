@@ -13,8 +13,8 @@ from contextlib import suppress
 
 import pytest
 
-from api import ingest
-from api.errors import Refusal
+from api import create
+from api.http.errors import Refusal
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchfileError
 from batchfile.ledger.base import Ledger
@@ -122,7 +122,7 @@ def uploaded(data: bytes) -> None:
     clock = ManualClock()
     ledger = Ledger(store=MemoryStore(clock), clock=clock, rng=random.Random(1))
     with suppress(BatchfileError, Refusal):
-        ingest.create_batch(
+        create.create_batch(
             ledger,
             Settings(),
             Body(data),  # type: ignore[arg-type]  # what is asked of a spooled body
@@ -141,7 +141,7 @@ def as_document(data: bytes) -> None:
     ledger = Ledger(store=MemoryStore(clock), clock=clock, rng=random.Random(1))
     rows = b",".join(data.splitlines())
     with suppress(BatchfileError, Refusal):
-        ingest.create_batch(
+        create.create_batch(
             ledger,
             Settings(),
             Body(b'{"requests": [' + rows + b"]}"),  # type: ignore[arg-type]  # what is asked of a spooled body

@@ -22,8 +22,8 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api import connections
-from api.connections import Connection, Connections
+from api.http import connections
+from api.http.connections import Connection, Connections
 
 BATCHES = "/api/batches"
 POST = b"POST /v1/messages/batches?stage=email HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api import awaiting
 from api.__main__ import main
+from api.ops import wait_for_store
 from batchfile.errors import StoreUnavailable
 from tests.contract.conftest import BUCKET, CREDENTIALS, free_port, moto_url, s3_credentials
 from tests.contract.fault_proxy import FaultProxy, fault_proxy
@@ -117,14 +117,14 @@ def test_a_port_that_is_none_is_refused_with_what_is_taken(port: str, capsys: py
 
 
 def test_whatever_ends_the_waiting_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(awaiting, "WAIT_S", 0.01)
+    monkeypatch.setattr(wait_for_store, "WAIT_S", 0.01)
     raised = iter([StoreUnavailable("away"), RuntimeError("a mistake of ours")])
 
     def open_store() -> None:
         raise next(raised)
 
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(RuntimeError, match="a mistake of ours"):
-        awaiting.opened(open_store, listener)
+        wait_for_store.opened(open_store, listener)
 
 
 def test_silent_followers_do_not_hold_up_the_end_and_see_that_they_were_cut_off(

@@ -23,8 +23,8 @@ from openai.types.webhooks import (
 )
 from pydantic import SecretStr
 
-from api.delivering import AT_ONCE, Delivering, _Due
-from api.posting import post
+from api.ops.safe_post import post
+from api.ops.webhook_sender import AT_ONCE, Delivering, _Due
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
 from batchfile.files import stored_files
@@ -242,7 +242,7 @@ def test_who_dropped_a_file_is_told_where_it_asked_to_be(
     receiver: Receiver, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, has_secret: bool
 ) -> None:
     """Signed with the tenant's secret, where there is one; never at an address that only we reach, unless allowed."""
-    monkeypatch.setattr("api.posting.is_public", lambda address: True)
+    monkeypatch.setattr("api.ops.safe_post.is_public", lambda address: True)
     store = MemoryStore(ManualClock(time.time() - 60.0))
     store.put("inbox/mistral/a.batch.toml", f'callback = "{receiver.url}&of=a"'.encode())
     store.put("inbox/mistral/a.jsonl", b"rubbish")

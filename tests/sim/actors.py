@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 from pydantic import SecretStr
 
-from api import ingest
-from api.delivering import Delivering
-from api.errors import Refusal
+from api import create as api_create
+from api.http.errors import Refusal
+from api.ops.janitor_thread import Stewarding
+from api.ops.webhook_sender import Delivering
 from api.service import Service
-from api.stewarding import Stewarding
 from batchfile.errors import BatchfileError, StoreError
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import batches, idempotency, keys
@@ -203,7 +203,7 @@ class Replica(Process):
         arrived_at = self.arrived_at
         if waits_s:
             self.world.sleep(waits_s)
-        return ingest.create_batch(
+        return api_create.create_batch(
             self.service.ledger,
             self._stage.settings,
             Body(body),  # type: ignore[arg-type]  # what is asked of a spooled body

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
-from api.door import Caller
-from api.errors import Refusal
+from api.http.auth import Caller
+from api.http.errors import Refusal
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, StoreError
 from batchfile.ledger.tail import Cursor, iter_live
 from tests.sim.actors import TENANT, NoAnswer, Replica, Stage

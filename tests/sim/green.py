@@ -176,7 +176,7 @@ WAITS = {
     "batchfile.runner.runner.FINISHER_WAIT_S": 3.0,
     "batchfile.runner.claimer.BELL_S": 3.0,
     "batchfile.runner.claimer.QUEUE_IDLE_S": 30.0,
-    "api.delivering.LOOK_S": 3.0,
+    "api.ops.webhook_sender.LOOK_S": 3.0,
 }
 
 
@@ -192,8 +192,10 @@ def installed(*, is_patient: bool = True) -> Iterator[None]:
     before = structlog.get_config()
     structlog.configure(wrapper_class=_ToTrace, processors=[])
     with ExitStack() as stack:
-        stack.enter_context(patch("api.delivering.queue", SimpleNamespace(SimpleQueue=SimpleQueue, Empty=queue.Empty)))
-        stack.enter_context(patch("api.delivering.ThreadPoolExecutor", ThreadPoolExecutor))
+        stack.enter_context(
+            patch("api.ops.webhook_sender.queue", SimpleNamespace(SimpleQueue=SimpleQueue, Empty=queue.Empty))
+        )
+        stack.enter_context(patch("api.ops.webhook_sender.ThreadPoolExecutor", ThreadPoolExecutor))
         for module in THREADED:
             stack.enter_context(patch(f"{module}.threading", GREEN))
         for name, value in WAITS.items() if is_patient else ():

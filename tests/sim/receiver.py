@@ -1,6 +1,6 @@
 """A tenant's server for webhooks: it may not answer, fail, or take an event and lose its answer.
 
-Stands in for the network below `api.delivering`.
+Stands in for the network below `api.ops.webhook_sender`.
 """
 
 import json
@@ -11,7 +11,7 @@ from random import Random
 from typing import NoReturn
 from unittest.mock import patch
 
-from api import posting
+from api.ops import safe_post
 from batchfile import webhooks
 from batchfile.ledger import keys
 from batchfile.ledger.records import BatchRecord, WebhookRecord, decode
@@ -78,4 +78,4 @@ class Receiver:
 
 
 def installed(post: Callable[..., str | None]) -> list[AbstractContextManager[object]]:
-    return [patch.object(posting, "post", post), patch.object(webhooks, "BACKOFF_S", BACKOFF_S)]
+    return [patch.object(safe_post, "post", post), patch.object(webhooks, "BACKOFF_S", BACKOFF_S)]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from api.door import Caller
-from api.errors import Refusal
+from api.http.auth import Caller
+from api.http.errors import Refusal
 from api.service import Service
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, RecordDamaged, StoreUnavailable

@@ -10,7 +10,7 @@ import openai
 import pytest
 from anthropic._exceptions import ServiceUnavailableError as AnthropicUnavailable
 
-from api.dialects import Dialect, Speech, problem
+from api.http.negotiation import Dialect, Speech, problem
 
 ID = "req_0123456789abcdef01234567"
 STATUSES: dict[int, tuple[type[Exception], str, type[Exception]]] = {

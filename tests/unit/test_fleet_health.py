@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from api.fleet import Fleet
+from api.ops.pools import Fleet
 from batchfile.clock import ManualClock
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft

@@ -18,7 +18,7 @@ WORDS = {"msg", "args", "message", "errmsg", "error_msg"}
 DOCUMENTED = {"_exit", "_replace"}  # of os, of named tuples
 # Not the words of a library.
 KNOWN = {
-    ("api/ingest.py", "str(error).removeprefix('metadata.')"): "InvalidRequest, ours",
+    ("api/create.py", "str(error).removeprefix('metadata.')"): "InvalidRequest, ours",
     ("batchfile/engine/http/answer.py", "error.args[0]"): "KeyError's key, documented",
     ("deploy/runpod/resources.py", "error.args[0]"): "KeyError's key, documented",
 }

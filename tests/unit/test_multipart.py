@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from api import multipart
-from api.errors import Refusal
-from api.spool import Spooled
+from api.http import multipart
+from api.http.errors import Refusal
+from api.http.spool import Spooled
 
 TYPE = "multipart/form-data; boundary=edge"
 

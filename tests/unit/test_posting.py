@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from api.posting import is_public
+from api.ops.safe_post import is_public
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 import pytest
 
-from api.errors import Refusal
-from api.spool import SpoolLimits, spool
+from api.http.errors import Refusal
+from api.http.spool import SpoolLimits, spool
 from batchfile.errors import InvalidFile, TooLarge
 from batchfile.lines.unpack import FEED_BYTES, Unpacker, zstd
 
@@ -166,7 +166,7 @@ def test_a_full_disk_is_503_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     def full(fd: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("api.spool.os.write", full)
+    monkeypatch.setattr("api.http.spool.os.write", full)
     with pytest.raises(Refusal, match="no room") as refused:
         spooled(b"x")
     assert refused.value.status == 503

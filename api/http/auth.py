@@ -1,0 +1,260 @@
+"""The door: every request gets an id, a caller and a place in the line before any route sees it, and a log line after.
+
+Plain ASGI around the application, so that it holds for routes that do not exist and answers that stream. Keys are
+compared as SHA-256 digests in constant time; what a key may do depends on its tenant alone. When the server stops, an
+answer that has no end of its own is cut off, in a way that its reader notices.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.errors import Refusal
+from api.http.guard import check_browser, check_reading
+from api.http.negotiation import Speech, misses_dialect, problem, speech_of
+from api.ops.store_health import Pulse
+from batchfile.settings import Settings
+from batchfile.settings_tables import ApiKey
+
+log = structlog.get_logger()
+
+OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*)?)?")
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+RETRY_AFTER_S = 1
+LOST_RETRY_S = 10
+LEFT = 499  # of a client that hung up before its request was whole; as nginx counts them
+ENDLESS = "endless"  # a route sets it in the scope of its request
+# Unless a route says otherwise. Nothing here is a page of somebody's: a browser runs and embeds none of it.
+DEFAULT_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+ANYONE = "default"  # the tenant of a service without keys, and of local runs
+
+Headers = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks. `key` tells two keys of one tenant apart; `dialect` is what the key is set to speak."""
+
+    tenant: str
+    key: str
+    dialect: Literal["stage", "anthropic"] | None = None
+
+
+PROBE = Caller(tenant="", key="")
+
+
+class Door:
+    """Wraps an ASGI application. `in_flight` counts the requests of each key in this process.
+
+    `stopping`: to be set when the server begins to stop.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, pulse: Pulse, count_answer: Callable[[str, int], None]
+    ) -> None:
+        self._app = app
+        self._pulse = pulse
+        self.count_answer = count_answer
+        self._keys = settings.api_keys
+        # Else it was put before others, under whatever name they have for it.
+        self._is_local = not (settings.allow_anonymous or settings.api.public_url or settings.api.trust_forwarded)
+        self._in_flight_max = settings.api.in_flight_max
+        self.in_flight: Counter[str] = Counter()
+        self.stopping = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        await _Visit(scope, send).run(self, receive)
+
+    async def admit(self, visit: "_Visit", receive: Receive) -> None:
+        """Find the caller, keep the limit, and let the request through."""
+        # Probes have a line of their own: a key that is busy must not make the service look dead.
+        caller = PROBE if OPEN_PATHS.fullmatch(visit.path) else self._caller(visit.headers)
+        visit.speech = speech_of(
+            visit.scope["method"],  # type: ignore[typeddict-item]
+            visit.path,
+            visit.headers,
+            of_key=None if caller is None else caller.dialect,
+            request_id=visit.id,
+        )
+        try:
+            self._check(visit, is_probe=caller is PROBE)
+        except Refusal as refusal:
+            await visit.refuse(refusal.status, refusal.detail, {"Connection": "close"})
+            return
+        if caller is None:
+            detail = "No valid API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`."
+            await visit.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
+            return
+        if misses_dialect(visit.speech, visit.path):
+            await visit.refuse(404, "Files are served in OpenAI's form only.", {"Connection": "close"})
+            return
+        if self.in_flight[caller.key] >= self._in_flight_max:
+            detail = f"{self._in_flight_max} requests of this key are being answered already; try again shortly."
+            await visit.refuse(429, detail, {"Retry-After": str(RETRY_AFTER_S)})
+            return
+        visit.scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
+        visit.scope["speech"] = visit.speech  # type: ignore[typeddict-unknown-key]
+        self.in_flight[caller.key] += 1
+        try:
+            if caller is PROBE:
+                await self._app(visit.scope, receive, visit.send)
+            else:
+                await self._pass(visit, receive)
+        finally:
+            self.in_flight[caller.key] -= 1
+            if not self.in_flight[caller.key]:
+                del self.in_flight[caller.key]
+
+    def _check(self, visit: "_Visit", *, is_probe: bool) -> None:
+        """Raises: Refusal."""
+        headers = visit.scope["headers"]
+        check_reading(headers, visit.scope["http_version"])
+        if not self._keys and not is_probe:
+            check_browser(headers, is_local=self._is_local)
+
+    async def _pass(self, visit: "_Visit", receive: Receive) -> None:
+        """Into the application, for as long as there is a store and a server. What has begun to be answered goes on,
+        unless it has no end of its own.
+        """
+        answering = asyncio.ensure_future(self._app(visit.scope, receive, visit.send))
+        events = {asyncio.ensure_future(event.wait()) for event in (self._pulse.lost, self.stopping)}
+        waiting = set(events)
+        try:
+            while not answering.done() and not self._is_given_up(visit):
+                come, _ = await asyncio.wait({answering, *waiting}, return_when=asyncio.FIRST_COMPLETED)
+                waiting -= come
+            if answering.done():
+                await answering
+                return
+            answering.cancel()
+            with suppress(asyncio.CancelledError):
+                await answering
+            if not visit.has_begun:
+                what = "The store does not answer now" if self._pulse.lost.is_set() else "This server stops"
+                await visit.refuse(503, f"{what}; try again.", {"Retry-After": str(LOST_RETRY_S)})
+        finally:
+            for task in (answering, *events):
+                task.cancel()
+
+    def _is_given_up(self, visit: "_Visit") -> bool:
+        if self.stopping.is_set() and visit.is_endless:
+            return True
+        return self._pulse.lost.is_set() and not visit.has_begun
+
+    def _caller(self, headers: Headers) -> Caller | None:
+        if not self._keys:
+            return Caller(tenant=ANYONE, key=ANYONE)
+        owners = [_owner(self._keys, key) for key in _keys_in(headers)]
+        return next((owner for owner in owners if owner is not None), None)
+
+
+def _keys_in(headers: Headers) -> list[bytes]:
+    """Clients that know two services send the key of the other one beside ours. The first of ours counts."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    given = (token.strip() if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b""))
+    return [key for key in given if key]
+
+
+def _owner(keys: tuple[ApiKey, ...], given: bytes) -> Caller | None:
+    """Looks at every key, so that the time it takes tells nothing."""
+    digest = hashlib.sha256(given).hexdigest()
+    found = None
+    for key in keys:
+        if hmac.compare_digest(key.sha256, digest):
+            found = Caller(tenant=key.tenant, key=digest, dialect=key.dialect)
+    return found
+
+
+class _Visit:
+    """One request on its way through: its id, what was answered, and how long it took."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope = scope
+        self.path: str = scope["path"]
+        self.headers: Headers = {name.lower(): value for name, value in scope["headers"]}
+        self._send = send
+        self._is_head = scope["method"] == "HEAD"  # type: ignore[typeddict-item]
+        self._status = 0
+        self._bytes = 0
+        self._has_left = False  # the client, before its request was whole
+        given = self.headers.get(b"x-request-id", b"").decode("latin-1")
+        self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        self.speech = Speech(dialect="native", request_id=self.id)
+
+    @property
+    def is_endless(self) -> bool:
+        """Has the route said that the answer ends when something else does?"""
+        return bool(self.scope.get(ENDLESS))
+
+    @property
+    def has_begun(self) -> bool:
+        """Is a part of the answer on its way?"""
+        return self._status != 0
+
+    async def run(self, door: Door, receive: Receive) -> None:
+        started_at = time.monotonic()
+        structlog.contextvars.bind_contextvars(request_id=self.id)
+        try:
+            await door.admit(self, self._hearing(receive))
+        finally:
+            structlog.contextvars.clear_contextvars()
+            door.count_answer(self.scope["method"], self._status)  # type: ignore[typeddict-item]
+            log.info(
+                "request.answered",
+                request_id=self.id,
+                method=self.scope["method"],  # type: ignore[typeddict-item]
+                path=self.path[:200],
+                status=self._status or None,
+                bytes=self._bytes,
+                ms=round((time.monotonic() - started_at) * 1000, 1),
+            )
+
+    def _hearing(self, receive: Receive) -> Receive:
+        async def hear() -> Any:
+            message = await receive()
+            self._has_left |= message["type"] == "http.disconnect"
+            return message
+
+        return hear
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = LEFT if self._has_left else message["status"]  # nobody hears this answer, an error of ours
+            name = self.id.encode()
+            headers = [*message.get("headers", []), (b"x-request-id", name), (b"request-id", name)]
+            if self._is_head:  # of the empty body that a route sends in place of the one that GET would have
+                headers = [(key, value) for key, value in headers if (key.lower(), value) != (b"content-length", b"0")]
+            given = {key.lower() for key, _ in headers}
+            message["headers"] = headers + [(key, value) for key, value in DEFAULT_HEADERS if key not in given]
+        elif message["type"] == "http.response.body":
+            if self._is_head:
+                message["body"] = b""
+            self._bytes += len(message.get("body", b""))
+        await self._send(message)
+
+    async def refuse(self, status: int, detail: str, headers: dict[str, str]) -> None:
+        body = json.dumps(problem(self.speech, status, detail)).encode()
+        fields: list[Any] = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        fields += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,164 @@
+"""A request's body onto disk: counted, hashed, unpacked, and gone when the request is. Memory holds a few MiB of it."""
+
+import asyncio
+import errno
+import hashlib
+import mmap
+import os
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Self
+
+from api.http.errors import Refusal
+from batchfile.errors import TooLarge
+from batchfile.lines.unpack import Packing, Unpacker
+from batchfile.settings_tables import Api
+
+FLUSH_BYTES = 1024 * 1024  # collected before a thread writes them: a switch to one costs as much as 50 KB
+BODY_S_MAX = 3600.0  # a body that takes longer than this is given up, however steadily it drips
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ENCODINGS: dict[str, Packing | None] = {
+    "": None,
+    "identity": None,
+    "gzip": "gzip",
+    "x-gzip": "gzip",
+    "zstd": "zstd",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolLimits:
+    """`bytes_max`: of a body, as it arrives and after unpacking. `wait_s`: for the next byte.
+
+    `folder` None: the system's own.
+    """
+
+    bytes_max: int
+    wait_s: float
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, api: Api) -> Self:
+        return cls(bytes_max=api.body_bytes_max, wait_s=api.body_wait_s, folder=api.spool_dir)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spooled:
+    """A body on disk: its size in bytes and its sha256, both unpacked."""
+
+    fd: int
+    size: int
+    sha256: str
+
+    def view(self) -> memoryview:
+        """The body, mapped into memory: read from disk where it is looked at."""
+        if not self.size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ))
+
+    def scratch(self) -> memoryview:
+        """The same, to be written on: memory holds what is."""
+        if not self.size:
+            return memoryview(bytearray())
+        return memoryview(mmap.mmap(self.fd, self.size, access=mmap.ACCESS_COPY))
+
+
+@asynccontextmanager
+async def spool(
+    stream: AsyncIterable[bytes],
+    *,
+    content_encoding: str | None,
+    content_length: int | None,
+    limits: SpoolLimits,
+) -> AsyncIterator[Spooled]:
+    """The whole body; its file has no name and is gone afterwards.
+
+    Raises: Refusal (408, 415, 503), TooLarge, InvalidFile (what is packed is damaged), and what `stream` raises.
+    """
+    encoding = (content_encoding or "").strip().lower()
+    if encoding not in _ENCODINGS:
+        raise Refusal(415, f"Content-Encoding: {encoding[:40]!r} is not read here; send gzip, zstd or the plain body.")
+    if content_length is not None and content_length > limits.bytes_max:
+        raise _too_large(limits.bytes_max)
+    with _unnamed_file(limits) as file:
+        sink = _Sink(file.fileno(), _ENCODINGS[encoding], limits)
+        await _receive(stream, sink, limits.wait_s)
+        yield Spooled(fd=file.fileno(), size=sink.size, sha256=sink.digest.hexdigest())
+
+
+async def _receive(stream: AsyncIterable[bytes], sink: "_Sink", wait_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + BODY_S_MAX
+    chunks = aiter(stream)
+    pending: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            async with asyncio.timeout_at(min(loop.time() + wait_s, ends_at)):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            wait = f"for {wait_s:g} s nothing came" if loop.time() < ends_at else f"it took over {BODY_S_MAX:g} s"
+            raise Refusal(408, f"The body was given up: {wait}. Send it again.", {"Connection": "close"}) from None
+        if chunk is None:
+            break
+        pending.append(chunk)
+        size += len(chunk)
+        if size >= FLUSH_BYTES:
+            await asyncio.to_thread(sink.write, pending)
+            pending, size = [], 0
+    await asyncio.to_thread(sink.finish, pending)
+
+
+class _Sink:
+    """Where the bytes go. Its methods block, and are called from one thread at a time."""
+
+    def __init__(self, fd: int, packing: Packing | None, limits: SpoolLimits) -> None:
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self._num_received = 0
+        self._fd = fd
+        self._unpacker = None if packing is None else Unpacker(packing, "the body", "pack and send it again")
+        self._limits = limits
+
+    def write(self, chunks: list[bytes]) -> None:
+        data = b"".join(chunks)
+        self._num_received += len(data)
+        if self._num_received > self._limits.bytes_max:
+            raise _too_large(self._limits.bytes_max)
+        for piece in (data,) if self._unpacker is None else self._unpacker.unpack(data):
+            self.size += len(piece)
+            if self.size > self._limits.bytes_max:
+                raise _too_large(self._limits.bytes_max)
+            self.digest.update(piece)
+            try:
+                left = memoryview(piece)
+                while left:
+                    left = left[os.write(self._fd, left) :]
+            except OSError as error:
+                raise _no_room(self._limits, error) from error
+
+    def finish(self, chunks: list[bytes]) -> None:
+        self.write(chunks)
+        if self._unpacker is not None:
+            self._unpacker.finish()
+
+
+def _unnamed_file(limits: SpoolLimits) -> IO[bytes]:
+    try:
+        return TemporaryFile(dir=limits.folder, buffering=0)
+    except OSError as error:
+        raise _no_room(limits, error) from error
+
+
+def _no_room(limits: SpoolLimits, error: OSError) -> Exception:
+    if error.errno not in _FULL:
+        return error
+    where = limits.folder or "its folder for temporary files"
+    return Refusal(503, f"This server has no room for the body in {where}; try again later.", {"Retry-After": "60"})
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"the body is larger than {bytes_max:,} bytes (unpacked); send its requests in several batches")

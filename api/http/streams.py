@@ -1,0 +1,181 @@
+"""Stored lines as HTTP answers: streamed from the store in threads, gzip when asked, one range when asked.
+
+Memory holds a chunk or two, whatever the size. Knows no dialect: the caller renders.
+"""
+
+import asyncio
+import re
+import threading
+import zlib
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request, Response
+from litestar.background_tasks import BackgroundTask
+from litestar.response import Stream
+
+from api.http.auth import ENDLESS
+from api.http.errors import Refusal
+from api.http.openapi_responses import JSON_LINES
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.records import FileRef
+from batchfile.ledger.tail import Cursor, iter_live
+
+GZIP_LEVEL = 1  # a chunk costs less than the network saves
+LIVE_CHUNK_BYTES = 256 * 1024
+LOOK_AGAIN_S = 1.0
+
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes [start, end) of a file."""
+
+    start: int
+    end: int
+
+
+async def stream(request: Request[Any, Any, Any], chunks: Iterable[bytes], media_type: str) -> Response[Any]:
+    """An answer of unknown length. Its first chunk is read before the status is sent, so that errors are answers."""
+    headers = {"Vary": "Accept, Accept-Encoding, Authorization, Anthropic-Version"}
+    parts = iter(chunks)
+    if _wants_gzip(request):
+        parts = _gzip(parts)
+        headers["Content-Encoding"] = "gzip"
+    feed = _Feed(parts)
+    first = await feed.next()
+    if request.scope["method"] == "HEAD":
+        return Response(b"", media_type=media_type, headers=headers, background=BackgroundTask(feed.close))
+    return Stream(feed.rest(first), media_type=media_type, headers=headers, background=BackgroundTask(feed.close))
+
+
+async def serve_file(
+    request: Request[Any, Any, Any], ledger: Ledger, file: FileRef, media_type: str = JSON_LINES
+) -> Response[Any]:
+    """A stored file as it is: HEAD, If-None-Match and one Range are honoured; gzip where no range is asked for.
+
+    Packed it has an ETag of its own: who has a part of one goes on with no part of the other.
+    """
+    etag, packed_etag = f'"{file.sha256[:32]}"', f'"{file.sha256[:32]}-gzip"'
+    if_range = request.headers.get("if-range")
+    span = None if if_range not in {None, etag} else asked_range(request.headers.get("range"), file.size)
+    is_gzip = span is None and _wants_gzip(request)
+    headers = {"ETag": packed_etag if is_gzip else etag, "Vary": "Accept, Accept-Encoding, Authorization"}
+    if names_any(request.headers.get("if-none-match", ""), {etag, packed_etag}):
+        return Response(None, status_code=304, headers=headers)
+    if not is_gzip:
+        headers["Accept-Ranges"] = "bytes"
+    if span is not None:
+        headers["Content-Range"] = f"bytes {span.start}-{span.end - 1}/{file.size}"
+    part = span or Span(0, file.size)
+    headers |= {"Content-Encoding": "gzip"} if is_gzip else {"Content-Length": str(part.end - part.start)}
+    status = 200 if span is None else 206
+    if request.scope["method"] == "HEAD" or part.start == part.end:
+        return Response(b"", status_code=status, headers=headers, media_type=media_type)
+    chunks: Iterator[bytes] = ledger.store.stream(file.key, part.start, part.end)
+    feed = _Feed(_gzip(chunks) if is_gzip else chunks)
+    rest = feed.rest(await feed.next())
+    done = BackgroundTask(feed.close)
+    return Stream(rest, status_code=status, headers=headers, media_type=media_type, background=done)
+
+
+async def follow(request: Request[Any, Any, Any], ledger: Ledger, batch_id: str) -> Stream:
+    """Results as they are committed, until the batch has ended: each once, in no order. A server that stops cuts it."""
+    request.scope[ENDLESS] = True  # type: ignore[literal-required]
+    feed = _Feed(_landing(ledger, batch_id))
+    return Stream(feed.rest(await feed.next()), media_type=JSON_LINES, background=BackgroundTask(feed.close))
+
+
+def _landing(ledger: Ledger, batch_id: str) -> Iterator[bytes]:
+    """An empty chunk where there is nothing more at this moment."""
+    cursor = Cursor()
+    while not cursor.is_over:
+        lines: list[bytes] = []
+        size = 0
+        for line in iter_live(ledger, batch_id, cursor):
+            lines += (line.result, b"\n")
+            size += len(line.result)
+            if size >= LIVE_CHUNK_BYTES:
+                yield b"".join(lines)
+                lines, size = [], 0
+        if lines:
+            yield b"".join(lines)
+        if not cursor.is_over:
+            yield b""
+
+
+def asked_range(header: str | None, size: int) -> Span | None:
+    """The one range of a `Range` header; None: send all (no header, several ranges, or one we do not read).
+
+    Raises: Refusal 416 where the range lies outside the file.
+    """
+    found = _RANGE.fullmatch((header or "").replace(" ", ""))
+    if found is None or found.groups() == ("", ""):
+        return None
+    first, last = found.groups()
+    start, end = (int(first), int(last) + 1 if last else size) if first else (max(0, size - int(last)), size)
+    if first and last and int(last) < int(first):
+        return None
+    if start >= size:
+        raise Refusal(
+            416, f"The file has {size} bytes; this range begins after them.", {"Content-Range": f"bytes */{size}"}
+        )
+    return Span(start, min(end, size))
+
+
+def names_any(if_none_match: str, etags: set[str]) -> bool:
+    """A list of ETags, any of them weak, or `*` for whatever there is."""
+    named = {item.strip().removeprefix("W/") for item in if_none_match.split(",")}
+    return "*" in named or not named.isdisjoint(etags)
+
+
+def _wants_gzip(request: Request[Any, Any, Any]) -> bool:
+    """Is gzip among the accepted encodings, and not with q=0?"""
+    for item in request.headers.get("accept-encoding", "").lower().split(","):
+        name, _, q = item.partition(";")
+        if name.strip() in {"gzip", "*"}:
+            return q.replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
+    return False
+
+
+def _gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
+    for chunk in chunks:
+        packed = packer.compress(chunk)
+        if packed:
+            yield packed
+    yield packer.flush()
+
+
+class _Feed:
+    """Chunks that threads fetch, one at a time. Closed, it lets go of the store at once, whoever still holds it."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._lock = threading.Lock()  # a thread may still fetch what nobody waits for any more
+
+    async def next(self) -> bytes | None:
+        return await asyncio.to_thread(self._next)
+
+    async def rest(self, first: bytes | None) -> AsyncIterator[bytes]:
+        chunk = first
+        while chunk is not None:
+            if chunk:
+                yield chunk
+            else:
+                await asyncio.sleep(LOOK_AGAIN_S)
+            chunk = await self.next()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _next(self) -> bytes | None:
+        with self._lock:
+            return next(self._chunks, None)
+
+    def _close(self) -> None:
+        with self._lock:
+            if isinstance(self._chunks, Generator):
+                self._chunks.close()

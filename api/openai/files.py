@@ -1,0 +1,194 @@
+"""`/v1/files`, as OpenAI's clients use it: files in, output files out."""
+
+import asyncio
+from collections.abc import Iterator
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar
+
+from litestar import Request, Response, delete, get, post
+from litestar.di import NamedDependency
+from litestar.enums import HttpMethod
+from litestar.params import FromPath, QueryParameter
+
+from api.http.auth import Caller
+from api.http.errors import Refusal
+from api.http.forms import FILE_FORM, received_form
+from api.http.multipart import Form
+from api.http.openapi_responses import FILE, READ, problems
+from api.http.streams import serve_file, stream
+from api.native.schemas import OpenAIProblem
+from api.openai import schemas as shapes
+from api.openai import serializers as views
+from api.openai.output_files import OutputFiles
+from api.service import Service
+from batchfile.files import stored_files
+from batchfile.ledger import keys
+from batchfile.ledger.records import FileRecord, FileRef
+
+T = TypeVar("T")
+
+FILES = "/v1/files"
+PAGE_MAX = 10_000
+KEPT_S = 30 * 24 * 3600.0  # unless the form says otherwise; OpenAI's own for files of this purpose
+BYTES = "application/octet-stream"
+LINES = "application/jsonl"
+
+
+@post(
+    FILES,
+    status_code=200,
+    request_max_body_size=None,  # the spool counts
+    operation_class=FILE_FORM,
+    responses=problems(READ, 400, 408, 413, 415, shape=OpenAIProblem),
+    tags=["files"],
+    summary="Upload a file",
+)
+async def create(
+    request: Request[Any, Any, Any], service: NamedDependency[Service], caller: NamedDependency[Caller]
+) -> shapes.File:
+    """A form with `file` and `purpose`, in any order, of any length up to the limit."""
+    bytes_max = service.settings.api.file_bytes_max
+    async with received_form(request, service, "file", bytes_max) as form:
+        return views.file(await asyncio.to_thread(_store, service, caller, form, bytes_max))
+
+
+@get(FILES, responses=problems(READ, 400, shape=OpenAIProblem), tags=["files"], summary="Uploaded files")
+async def list_files(
+    service: NamedDependency[Service],
+    caller: NamedDependency[Caller],
+    purpose: Annotated[str | None, QueryParameter(description="Only `batch` is kept here.")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = PAGE_MAX,
+    order: Annotated[Literal["asc", "desc"], QueryParameter(description="By time.")] = "desc",
+    after: Annotated[str | None, QueryParameter(description="The last id of the page before.")] = None,
+) -> shapes.FilePage:
+    """Output files are not listed; a batch names its own."""
+    if after is not None and not keys.is_file_id(after):
+        raise Refusal(404, f"after: there is no uploaded file {after[:80]!r}", param="after")
+    if purpose not in {None, "batch"}:
+        return shapes.FilePage(data=[], first_id=None, last_id=None, has_more=False)
+    found = await asyncio.to_thread(_page, service, caller, limit + 1, order == "asc", after)
+    data = [views.file(record) for record in found[:limit]]
+    return shapes.FilePage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=len(found) > limit,
+    )
+
+
+@get(FILES + "/{file_id:str}", responses=problems(READ, shape=OpenAIProblem), tags=["files"], summary="One file")
+async def retrieve(
+    file_id: FromPath[str],
+    service: NamedDependency[Service],
+    output_files: NamedDependency[OutputFiles],
+    caller: NamedDependency[Caller],
+) -> shapes.File:
+    def look() -> shapes.File | None:
+        output = output_files.find(caller, file_id)
+        if output is not None:
+            return output_files.view(caller, output)
+        record = stored_files.read_file(service.ledger, caller.tenant, file_id)
+        return None if record is None else views.file(record)
+
+    return _known(await asyncio.to_thread(look), file_id)
+
+
+@delete(
+    FILES + "/{file_id:str}",
+    status_code=200,
+    responses=problems(READ, shape=OpenAIProblem),
+    tags=["files"],
+    summary="Remove a file",
+)
+async def remove(
+    file_id: FromPath[str],
+    service: NamedDependency[Service],
+    output_files: NamedDependency[OutputFiles],
+    caller: NamedDependency[Caller],
+) -> shapes.FileDeleted:
+    """Batches that were made of it go on."""
+
+    def act() -> bool | None:
+        output = output_files.find(caller, file_id)
+        if output is None:
+            return stored_files.remove_file(service.ledger, caller.tenant, file_id) or None
+        output_files.remove(caller, output)
+        return True
+
+    _known(await asyncio.to_thread(act), file_id)
+    return shapes.FileDeleted(id=file_id)
+
+
+@get(
+    FILES + "/{file_id:str}/content",
+    responses=problems(READ, 416, shape=OpenAIProblem) | FILE,
+    tags=["files"],
+    summary="The bytes of a file",
+)
+async def content(
+    request: Request[Any, Any, Any],
+    file_id: FromPath[str],
+    service: NamedDependency[Service],
+    output_files: NamedDependency[OutputFiles],
+    caller: NamedDependency[Caller],
+) -> Response[Any]:
+    """Range is honoured for uploaded files. An output file is rendered as it is read, the same bytes each time."""
+    output = await asyncio.to_thread(output_files.find, caller, file_id)
+    if output is not None and request.method == HttpMethod.HEAD:
+        return Response(b"", media_type=LINES)
+    if output is not None:
+        return await stream(request, output_files.chunks(output), LINES)
+    record = _known(await asyncio.to_thread(stored_files.read_file, service.ledger, caller.tenant, file_id), file_id)
+    stored = FileRef(key=record.key, size=record.size, sha256=record.sha256, num_lines=0)
+    return await serve_file(request, service.ledger, stored, BYTES)
+
+
+def _store(service: Service, caller: Caller, form: Form, bytes_max: int) -> FileRecord:
+    purpose = form.fields.get("purpose")
+    if purpose != "batch":
+        raise Refusal(
+            400, f"purpose: must be 'batch', got {(purpose or '')[:80]!r}; no other is served", param="purpose"
+        )
+    return stored_files.store_file(
+        service.ledger,
+        caller.tenant,
+        form.chunks(),
+        filename=form.filename,
+        purpose=purpose,
+        kept_s=_kept_s(form.fields),
+        bytes_max=bytes_max,
+    )
+
+
+def _kept_s(fields: dict[str, str]) -> float:
+    """Of the form's `expires_after`."""
+    if fields.get("expires_after[anchor]", "created_at") != "created_at":
+        raise Refusal(400, "expires_after[anchor]: must be 'created_at'", param="expires_after")
+    text = fields.get("expires_after[seconds]")
+    if text is None:
+        return KEPT_S
+    low, high = shapes.EXPIRES_S_MIN, shapes.EXPIRES_S_MAX
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and low <= int(text) <= high):
+        raise Refusal(400, f"expires_after[seconds]: must be from {low} to {high}", param="expires_after")
+    return float(text)
+
+
+def _page(service: Service, caller: Caller, num: int, is_oldest_first: bool, after: str | None) -> list[FileRecord]:
+    ids: Iterator[str] = stored_files.list_file_ids(
+        service.ledger, caller.tenant, after=None if is_oldest_first else after
+    )
+    if is_oldest_first:
+        ids = (file_id for file_id in reversed(list(ids)) if after is None or file_id < after)
+    found: list[FileRecord] = []
+    while len(found) < num:
+        some = list(islice(ids, num - len(found)))
+        if not some:
+            break
+        found += service.files(caller, some)
+    return found
+
+
+def _known(found: T | None, file_id: str) -> T:
+    if found is None:
+        raise Refusal(404, f"No such File object: {file_id[:80]}", param="id")
+    return found

@@ -1,0 +1,119 @@
+"""The output and the error file of an ended batch: stored nowhere, rendered from its results whenever they are read.
+
+The batch never changes, so they are the same bytes each time.
+"""
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from api.http.auth import Caller
+from api.openai import schemas as shapes
+from api.service import Service
+from batchfile.ledger import keys
+from batchfile.ledger.batches import read_batch
+from batchfile.ledger.expiry import remove_after
+from batchfile.ledger.records import BatchRecord
+from batchfile.lines.formats.openai_results import openai_file
+
+Kind = Literal["output", "errors"]
+
+SIZES_MAX = 1_000
+_ID = re.compile(r"file-([0-9a-f]{32})-(output|errors)")
+_NAMES: dict[Kind, str] = {"output": "output.jsonl", "errors": "error.jsonl"}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One of the two files of `batch`, which has it. `expires_at`: epoch seconds."""
+
+    file_id: str
+    batch: BatchRecord
+    kind: Kind
+    expires_at: float
+
+
+def output_file_id(batch: BatchRecord, kind: Kind) -> str | None:
+    """None where the batch has (or will have) nothing in such a file, or has not ended."""
+    if batch.state != "ended" or batch.results is None:
+        return None
+    num_succeeded, num_all = batch.counts.succeeded, batch.counts.finished
+    if (num_succeeded if kind == "output" else num_all - num_succeeded) == 0:
+        return None
+    return f"file-{batch.batch_id.removeprefix('batch_')}-{kind}"
+
+
+class OutputFiles:
+    """Finds, reads and forgets them. How long one is only rendering it tells: that is done once and written down."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._rendering = threading.Lock()  # one at a time, whatever is asked for how often
+
+    def find(self, caller: Caller, file_id: str) -> OutputFile | None:
+        match = _ID.fullmatch(file_id)
+        if match is None:
+            return None
+        ledger = self._service.ledger
+        kind: Kind = "output" if match[2] == "output" else "errors"
+        batch = read_batch(ledger, f"batch_{match[1]}")
+        if batch is None or batch.tenant != caller.tenant or batch.file is None:
+            return None
+        if output_file_id(batch, kind) != file_id or batch.ended_at is None:
+            return None
+        expires_at = batch.ended_at + (batch.file.output_kept_s or ledger.limits.retention_s)
+        if ledger.clock.now() >= expires_at or ledger.store.head(self._removed_key(caller, file_id)) is not None:
+            return None
+        return OutputFile(file_id, batch, kind, expires_at)
+
+    def chunks(self, file: OutputFile) -> Iterator[bytes]:
+        assert file.batch.results is not None, "such a batch has no files"
+        return openai_file(
+            self._service.ledger.store.stream(file.batch.results.key),
+            batch_id=file.batch.batch_id,
+            created=int(file.batch.created_at),
+            is_output=file.kind == "output",
+        )
+
+    def view(self, caller: Caller, file: OutputFile) -> shapes.File:
+        return shapes.File(
+            id=file.file_id,
+            bytes=self._size(caller, file),
+            created_at=int(file.batch.ended_at or 0),
+            expires_at=int(file.expires_at),
+            filename=f"{file.batch.batch_id}_{_NAMES[file.kind]}",
+            purpose="batch_output",
+        )
+
+    def remove(self, caller: Caller, file: OutputFile) -> None:
+        """Only this file; the batch stays, and so does its other one."""
+        ledger = self._service.ledger
+        left_s = file.expires_at - ledger.clock.now()
+        remove_after(ledger, keys.file_prefix(caller.tenant, file.file_id), left_s)
+        ledger.store.put(self._removed_key(caller, file.file_id), b"")
+
+    def _removed_key(self, caller: Caller, file_id: str) -> str:
+        return f"{keys.file_prefix(caller.tenant, file_id)}.removed"
+
+    def _size(self, caller: Caller, file: OutputFile) -> int:
+        if file.file_id not in self._sizes:
+            with self._rendering:
+                self._sizes[file.file_id] = self._stored_size(caller, file)
+            if len(self._sizes) > SIZES_MAX:
+                self._sizes.popitem(last=False)
+        return self._sizes[file.file_id]
+
+    def _stored_size(self, caller: Caller, file: OutputFile) -> int:
+        ledger = self._service.ledger
+        prefix = keys.file_prefix(caller.tenant, file.file_id)
+        found = ledger.store.get(f"{prefix}.size")
+        if found is not None and found.data.isdigit():
+            return int(found.data)
+        size = sum(map(len, self.chunks(file)))
+        remove_after(ledger, prefix, file.expires_at - ledger.clock.now())
+        ledger.store.put(f"{prefix}.size", str(size).encode())
+        return size

@@ -1,0 +1,108 @@
+"""The pools and their runners, as the store shows them. Looks again after a few seconds, not at every request."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from api.http.errors import Refusal
+from api.native import schemas
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.demand import Scale, has_waiting, read_scale
+from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.status import StatusReader
+from batchfile.settings import Settings
+
+T = TypeVar("T")
+
+FRESH_S = 3.0  # any number of dashboards and probes cost one look in this time
+
+
+class Fleet:
+    """Raises everywhere: StoreUnavailable; Refusal 404 for an unknown pool."""
+
+    def __init__(self, ledger: Ledger, settings: Settings, reader: StatusReader) -> None:
+        self._settings = settings
+        self._presence = _Kept(lambda: read_presence(ledger))
+        self._waiting = {pool: _Kept(partial(has_waiting, reader, pool)) for pool in settings.pools}
+        self._scales = {pool: _Kept(partial(read_scale, reader, pool)) for pool in settings.pools}
+
+    def presence(self) -> list[PresenceRecord]:
+        return self._presence.now()
+
+    def scale_of(self, pool: str) -> Scale:
+        if pool not in self._scales:
+            raise Refusal(404, f"There is no pool {pool[:80]!r}; there are {', '.join(sorted(self._scales))}")
+        return self._scales[pool].now()
+
+    def scale(self, pool: str) -> schemas.Scale:
+        found = self.scale_of(pool)
+        return schemas.Scale(
+            pool=pool,
+            pending_shards=found.pending_shards,
+            pending_requests=found.pending_requests,
+            leased_shards=found.leased_shards,
+            live_runners=found.live_runners,
+        )
+
+    def pool(self, name: str) -> schemas.Pool:
+        found = self.scale_of(name)
+        settings = self._settings.pools[name]
+        live = [runner for runner in self.presence() if runner.pool == name]
+        return schemas.Pool(
+            name=name,
+            model=settings.model,
+            # What runs, where something does: runners have settings of their own.
+            engine=", ".join(sorted({runner.engine for runner in live})) or settings.engine,
+            stages=[stage for stage, pool in self._settings.stages.items() if pool == name],
+            runners=Counter(runner.state for runner in live),
+            open_batches=found.open_batches,
+            pending_requests=found.pending_requests,
+        )
+
+    def pools(self) -> list[schemas.Pool]:
+        return [self.pool(name) for name in sorted(self._settings.pools)]
+
+    def runners(self, pool: str | None) -> list[schemas.Runner]:
+        """Without the batches they work on, which belong to other tenants too, and the machines' names, which are the
+        operator's: a service with keys does not show them.
+        """
+        found = [runner for runner in self.presence() if pool in {None, runner.pool}]
+        hidden: dict[str, Any] = {"shards": (), "set_aside": {}}
+        if self._settings.api_keys:
+            hidden["host"] = ""
+        return [schemas.Runner(**asdict(replace(runner, **hidden))) for runner in found]
+
+    def is_waiting_in_vain(self) -> bool:
+        """Are there requests for a pool that has no runner to answer them?"""
+        down = [name for name, pool in self.health().items() if pool.status == "down"]
+        return any(self._waiting[name].now() for name in down)
+
+    def health(self) -> dict[str, schemas.PoolHealth]:
+        """Up is a pool with a runner that can answer: `loading` can not yet, `down` has lost its endpoint."""
+        num = Counter(runner.pool for runner in self.presence() if runner.state not in {"loading", "down"})
+        return {
+            name: schemas.PoolHealth(status="up" if num[name] else "down", runners=num[name])
+            for name in sorted(self._settings.pools)
+        }
+
+
+class _Kept(Generic[T]):
+    """What `look` found lately. Whoever asks while someone looks waits for that look, and for no other one."""
+
+    def __init__(self, look: Callable[[], T]) -> None:
+        self._look = look
+        self._lock = threading.Lock()
+        self._found: T | None = None
+        self._looked_at = float("-inf")
+
+    def now(self) -> T:
+        with self._lock:
+            if self._found is None or time.monotonic() - self._looked_at >= FRESH_S:
+                self._found = self._look()
+                self._looked_at = time.monotonic()
+            return self._found
