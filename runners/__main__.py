@@ -38,7 +38,7 @@ def _run(options: Options) -> int:
         from runners.supervisor import supervise
 
         return supervise(options)
-    from runners.child import run_slot
+    from runners.worker import run_slot
 
     return run_slot(options, options.slot)
 

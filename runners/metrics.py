@@ -21,7 +21,7 @@ from batchfile.ledger.records import RunnerState
 from batchfile.runner.histogram import Histogram
 from batchfile.runner.runner import Runner
 from batchfile.store.metered import MeteredStore
-from runners.presence import state_of
+from runners.heartbeat import state_of
 
 log = structlog.get_logger()
 

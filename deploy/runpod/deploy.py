@@ -17,7 +17,7 @@ from pathlib import Path
 from costs import cost_lines
 from resources import KINDS, DeployError, Json, Resource, Step, compare, pick, read_files, with_ids
 
-from runners.runpod_api import Runpod, RunpodError, at
+from runners.runpod.api import Runpod, RunpodError, at
 
 FOLDER = Path(__file__).resolve().parent
 OK, FAILED, REFUSED = 0, 1, 2

@@ -14,8 +14,8 @@ from typing import Any
 
 from envs import Env, compare_env
 
-from runners.runpod_api import at
-from runners.runpod_fleets import FLASHBOOT_SUFFIX
+from runners.runpod.api import at
+from runners.runpod.fleets import FLASHBOOT_SUFFIX
 
 Json = dict[str, Any]
 

@@ -23,7 +23,7 @@ from batchfile.runner.stats import Tally
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable
-from runners.presence import Announcer, Identity
+from runners.heartbeat import Announcer, Identity
 
 CALL_S = 3.0  # what a call takes to fail
 NUM_SHARDS = 20

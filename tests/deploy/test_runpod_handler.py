@@ -19,7 +19,7 @@ from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import ShardRecord
-from runners.runpod_handler import Job, read_job
+from runners.runpod.handler import Job, read_job
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
@@ -29,7 +29,7 @@ Start = Callable[..., "Worker"]
 
 
 class Worker:
-    """`python -m runners.runpod_handler` for the pool mistral: with --rp_serve_api, or as the platform starts it."""
+    """`python -m runners.runpod.handler` for the pool mistral: with --rp_serve_api, or as the platform starts it."""
 
     def __init__(self, folder: Path, store: Path, *, is_on_platform: bool = False, **variables: str) -> None:
         with socket.socket() as probe:
@@ -46,7 +46,7 @@ class Worker:
             **variables,
         }
         with self.log.open("wb") as file:
-            command = [sys.executable, "-m", "runners.runpod_handler", *options]
+            command = [sys.executable, "-m", "runners.runpod.handler", *options]
             self.process = subprocess.Popen(command, cwd=folder, env=environ, stdout=file, stderr=file)
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=JOB_S_MAX, trust_env=False)
         if not is_on_platform:
@@ -151,7 +151,7 @@ def test_what_no_work_can_be_done_with_fails_the_job(start: Start) -> None:
 
 def test_a_model_that_is_there_is_not_fetched(tmp_path: Path) -> None:
     environ = {**os.environ, "BATCHFILE_POOLS__MISTRAL__MODEL": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "runners.prefetch", "--pool", "mistral"]
+    command = [sys.executable, "-m", "runners.download_models", "--pool", "mistral"]
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stderr)["event"] == "model.found"
 

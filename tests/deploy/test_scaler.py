@@ -14,11 +14,11 @@ from fake_runpod import KEY, FakeRunpod, Server
 from structlog.testing import capture_logs
 
 from batchfile.errors import SettingsError
-from runners.runpod_api import Runpod, RunpodError
-from runners.runpod_fleets import Jobs, Pods
-from runners.scaler import COOLDOWN_S, LOOK_S, Scaler, main, parse, scale_reader
+from runners.backoff import WAIT_S, WAIT_S_MAX
+from runners.runpod.api import Runpod, RunpodError
+from runners.runpod.fleets import Jobs, Pods
+from runners.runpod.scaler import COOLDOWN_S, LOOK_S, Scaler, main, parse, scale_reader
 from runners.scaling import SHARDS_PER_RUNNER
-from runners.setbacks import WAIT_S, WAIT_S_MAX
 
 ROOT = Path(__file__).parents[2]
 POD = {"image": "registry.example/acme/batchfile-mistral:1", "gpu": {"id": "NVIDIA GeForce RTX 4090"}}
@@ -262,7 +262,7 @@ def test_a_job_that_fails_while_others_work_is_replaced_at_once(
 @pytest.mark.parametrize("variable", ["RUNPOD_API_KEY", "BATCHFILE_API_KEY"])
 def test_a_key_that_can_not_be_sent_is_refused_and_never_shown(tmp_path: Path, variable: str) -> None:
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "RUNPOD_API_KEY": KEY, variable: "bf_secret\nkey"}
-    command = [sys.executable, "-m", "runners.scaler", "mistral", "--api", "http://127.0.0.1:1"]
+    command = [sys.executable, "-m", "runners.runpod.scaler", "mistral", "--api", "http://127.0.0.1:1"]
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert f"{variable} holds characters that no key has" in done.stderr
@@ -271,7 +271,7 @@ def test_a_key_that_can_not_be_sent_is_refused_and_never_shown(tmp_path: Path, v
 
 def test_an_api_that_does_not_answer_is_waited_for_until_a_signal_ends_it(server: Server, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "RUNPOD_API_KEY": KEY, "RUNPOD_MANAGEMENT_URL": server.url}
-    command = [sys.executable, "-m", "runners.scaler", "mistral", "--api", "http://127.0.0.1:1", "--look", "0.1"]
+    command = [sys.executable, "-m", "runners.runpod.scaler", "mistral", "--api", "http://127.0.0.1:1", "--look", "0.1"]
     with subprocess.Popen(command, env=environ, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         told = [json.loads(process.stderr.readline()) for _ in range(2)]

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from fake_runpod import KEY, FakeRunpod, Server
 
-from runners.runpod_api import Runpod
-from runners.runpod_fleets import Jobs
-from runners.runpod_handler import handle
-from runners.scaler import FIGURES, Scaler, scale_reader
+from runners.runpod.api import Runpod
+from runners.runpod.fleets import Jobs
+from runners.runpod.handler import handle
+from runners.runpod.scaler import FIGURES, Scaler, scale_reader
 from runners.scaling import SHARDS_PER_RUNNER
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,8 @@ import pytest
 
 from batchfile.errors import SettingsError
 from batchfile.runner.stats import Tally
-from runners.ending import Ending
 from runners.rates import RateMeter, Rates
+from runners.shutdown import Ending
 from runners.slots import plan_slots, visible_gpus
 
 

@@ -17,7 +17,7 @@ from batchfile.ledger.heartbeats import (
 from batchfile.ledger.records import PresenceRecord, RunnerTotals
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
-from runners.presence import Announcer, Identity
+from runners.heartbeat import Announcer, Identity
 
 RECORD = PresenceRecord(
     pool="mistral",

@@ -22,11 +22,11 @@ from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
 from batchfile.signals import hearing
 from batchfile.store.metered import MeteredStore
-from runners.ending import Ending
+from runners.heartbeat import Announcer, Identity
 from runners.metrics import RunnerCollector, counted, serving
 from runners.options import Options
 from runners.pools import factory_of, kind_of, pool_of
-from runners.presence import Announcer, Identity
+from runners.shutdown import Ending
 
 log = structlog.get_logger()
 

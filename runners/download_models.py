@@ -1,4 +1,4 @@
-"""Fetches a pool's model to where vLLM looks for it (`HF_HOME`): `python -m runners.prefetch --pool NAME`.
+"""Fetches a pool's model to where vLLM looks for it (`HF_HOME`): `python -m runners.download_models --pool NAME`.
 
 One process at a time for each volume. What is there already is not fetched again, and a fetch that was cut off
 goes on.
@@ -23,7 +23,7 @@ OK, FAILED, REFUSED = 0, 1, 2
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m runners.prefetch", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m runners.download_models", description=__doc__)
     parser.add_argument("--pool", required=True, metavar="NAME")
     name = parser.parse_args(arguments).pool
     logs.configure(pool=name)

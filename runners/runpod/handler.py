@@ -1,6 +1,6 @@
 """RunPod's serverless worker. A job is a stretch of work for this worker's pool: never a batch, never a request.
 
-    POOL=mistral python -m runners.runpod_handler
+    POOL=mistral python -m runners.runpod.handler
 
 The runner is a child, `python -m runners --pool NAME`. What goes wrong with a request is in that request's result;
 only a runner that can not work fails a job. Knows no store and no engine.
@@ -73,7 +73,7 @@ def _seconds(name: str, value: object) -> float:
 
 def command_of(job: Job, pool: str) -> list[str]:
     if job.is_prefetch:
-        return [sys.executable, "-m", "runners.prefetch", "--pool", pool]
+        return [sys.executable, "-m", "runners.download_models", "--pool", pool]
     idle = [] if job.idle_s is None else ["--idle-exit", str(job.idle_s)]
     more = shlex.split(os.environ.get(ARGUMENTS_VARIABLE, ""))
     return [sys.executable, "-m", "runners", "--pool", pool, *idle, *more]

@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
-from runners.runpod_api import Json, Runpod, RunpodError, at
+from runners.runpod.api import Json, Runpod, RunpodError, at
 from runners.scaling import Bounds
 
 NAME = "batchfile-{pool}"  # of an endpoint, and how the names of a pool's pods begin

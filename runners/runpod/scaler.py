@@ -1,4 +1,4 @@
-"""Gives each pool as many runners on RunPod as it wants: `python -m runners.scaler mistral llama-70b --api URL`.
+"""Gives each pool as many runners on RunPod as it wants: `python -m runners.runpod.scaler mistral llama-70b --api URL`.
 
 Every few seconds it asks the API what a pool has to do and RunPod what is at work, and starts the difference. It
 keeps nothing: kill it and start it anywhere, once. Two at a time may start a few runners too many, which end by
@@ -22,11 +22,11 @@ import structlog
 
 from batchfile import logs
 from batchfile.errors import SettingsError
+from runners.backoff import Setbacks
 from runners.options import positive, seconds
-from runners.runpod_api import Runpod, RunpodError, at, call, key_of
-from runners.runpod_fleets import Count, Fleet, Jobs, Pods
+from runners.runpod.api import Runpod, RunpodError, at, call, key_of
+from runners.runpod.fleets import Count, Fleet, Jobs, Pods
 from runners.scaling import SHARDS_PER_RUNNER, wanted
-from runners.setbacks import Setbacks
 
 log = structlog.get_logger()
 
@@ -109,7 +109,9 @@ def run(scalers: list[Scaler], look_s: float) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m runners.scaler", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m runners.runpod.scaler",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("pools", nargs="+", metavar="POOL")
