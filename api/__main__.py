@@ -15,7 +15,8 @@ from api.app import create_app
 from api.http.auth import Door
 from api.http.connections import Connection, Connections, raise_file_limit
 from api.ops.wait_for_store import opened
-from batchfile import logs, places
+from batchfile import logs
+from batchfile.client import resolve
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
 
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         host = _host(args.host, settings)
         port = settings.port if args.port is None else args.port
         listener = _listener(host, port)
-        ledger = opened(lambda: places.open_service_ledger(args.store, settings), listener)
+        ledger = opened(lambda: resolve.open_service_ledger(args.store, settings), listener)
     except BatchfileError as error:
         sys.stderr.write(f"batchfile api: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1

@@ -12,6 +12,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from batchfile import errors as errors
     from batchfile import testing as testing
+    from batchfile.client.base import BatchStatus as BatchStatus
+    from batchfile.client.batch import Batch as Batch
+    from batchfile.client.connection import Connection as Connection
+    from batchfile.client.connection import connect as connect
+    from batchfile.client.result import Result as Result
     from batchfile.engine.base import Engine as Engine
     from batchfile.errors import BatchFailed as BatchFailed
     from batchfile.errors import BatchfileError as BatchfileError
@@ -24,11 +29,6 @@ if TYPE_CHECKING:
     from batchfile.ledger.base import Ledger as Ledger
     from batchfile.local.call import run as run
     from batchfile.local.receipt import Receipt as Receipt
-    from batchfile.remote.base import BatchStatus as BatchStatus
-    from batchfile.remote.batch import Batch as Batch
-    from batchfile.remote.connection import Connection as Connection
-    from batchfile.remote.connection import connect as connect
-    from batchfile.remote.result import Result as Result
     from batchfile.runner.runner import Runner as Runner
     from batchfile.runner.runner import RunnerOptions as RunnerOptions
     from batchfile.store.open import open_store as open_store
@@ -63,18 +63,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Batch": "remote.batch",
-    "BatchStatus": "remote.base",
-    "Connection": "remote.connection",
-    "Counts": "words",
+    "Batch": "client.batch",
+    "BatchStatus": "client.base",
+    "Connection": "client.connection",
+    "Counts": "types",
     "Engine": "engine.base",
     "Ledger": "ledger.base",
     "Receipt": "local.receipt",
-    "Result": "remote.result",
+    "Result": "client.result",
     "Runner": "runner.runner",
     "RunnerOptions": "runner.runner",
-    "Usage": "words",
-    "connect": "remote.connection",
+    "Usage": "types",
+    "connect": "client.connection",
     "open_store": "store.open",
     "run": "local.call",
 }

@@ -13,11 +13,11 @@ from typing import NoReturn, Self
 
 import structlog
 
+from batchfile.client.resolve import open_service_ledger
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.places import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
 from batchfile.signals import hearing

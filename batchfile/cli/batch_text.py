@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from batchfile.cli.shown import counted, duration
+from batchfile.client.base import BatchStatus, Share
+from batchfile.local.display import counted, duration
 from batchfile.local.identity import OUTPUT
-from batchfile.remote.base import BatchStatus, Share
 from batchfile.types import Usage
 
 STRIP_CELLS = 40

@@ -10,13 +10,13 @@ import click
 from batchfile.cli import logs
 from batchfile.cli.numbers import Finite
 from batchfile.cli.remote import Where, place_options
-from batchfile.cli.shown import counted, duration
 from batchfile.cli.transfer import transfer
-from batchfile.places import STORE_FOLDER, check_stage
-from batchfile.remote.estimate import Estimate, PoolTime, expected_output_tokens, pool_times
-from batchfile.remote.prices import hosted_price
-from batchfile.remote.sample import CHARS_PER_TOKEN, Sample, read_sample
-from batchfile.remote.upload import Upload, open_upload
+from batchfile.client.estimate import Estimate, PoolTime, expected_output_tokens, pool_times
+from batchfile.client.prices import hosted_price
+from batchfile.client.resolve import STORE_FOLDER, check_stage
+from batchfile.client.sample import CHARS_PER_TOKEN, Sample, read_sample
+from batchfile.client.upload import Upload, open_upload
+from batchfile.local.display import counted, duration
 from batchfile.settings import load_settings
 from batchfile.types import Request, RoutingTable
 

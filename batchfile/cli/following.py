@@ -11,10 +11,10 @@ from itertools import islice
 import click
 
 from batchfile.cli.batch_text import end_line, pool_line, status_line
-from batchfile.cli.shown import PLAIN_S, duration
+from batchfile.client.base import BatchStatus, Remote
+from batchfile.client.batch import Batch
 from batchfile.errors import ServiceUnavailable, StoreUnavailable
-from batchfile.remote.base import BatchStatus, Remote
-from batchfile.remote.batch import Batch
+from batchfile.local.display import PLAIN_S, duration
 
 LOOK_S = 1.0
 RATE_WINDOW_S = 60.0

@@ -10,9 +10,9 @@ import click
 
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
+from batchfile.client.base import BatchStatus, Remote
+from batchfile.client.connection import TENANT, Connection
 from batchfile.ledger.keys import is_pool_name
-from batchfile.remote.base import BatchStatus, Remote
-from batchfile.remote.connection import TENANT, Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Where:
     @contextmanager
     def opened(self, name: str | None = None, *, writes: bool = False, is_new: bool = False) -> Iterator[Remote]:
         """`name`: the batch that is meant. `is_new`: the store may have none yet."""
-        from batchfile.remote.open import open_remote
+        from batchfile.client.open import open_remote
 
         logs.configure()
         remote = open_remote(

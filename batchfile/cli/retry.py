@@ -6,9 +6,9 @@ import click
 
 from batchfile.cli.remote import CREATE_EXITS, Where, where_options
 from batchfile.cli.saving import check_free
-from batchfile.cli.shown import counted
 from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.submit import finish
+from batchfile.local.display import counted
 
 
 @click.command("retry", epilog=CREATE_EXITS)

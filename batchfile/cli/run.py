@@ -12,16 +12,16 @@ import msgspec
 from batchfile.cli import logs
 from batchfile.cli.exits import EXIT_HELP, Exit
 from batchfile.cli.numbers import Finite
-from batchfile.cli.progress import Progress
-from batchfile.cli.shown import counted, duration
 from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.stopping import Interrupted, Signals
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
+from batchfile.local.display import counted, duration
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import STDIN
 from batchfile.local.progress import Snapshot
+from batchfile.local.progress_bar import Progress
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Job, Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.runner.runner import Runner

@@ -6,9 +6,9 @@ import sys
 import click
 
 from batchfile.cli.transfer import transfer
+from batchfile.client.batch import Batch
 from batchfile.errors import BatchFailed, OutputTaken
 from batchfile.local.outputs import STDOUT, check_output
-from batchfile.remote.batch import Batch
 
 
 def check_free(output: str, *, is_forced: bool | None = None) -> str:

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 from batchfile.cli.exits import Exit, end_process
-from batchfile.cli.shown import about, counted
+from batchfile.local.display import about, counted
 from batchfile.local.progress import Snapshot
 from batchfile.runner.runner import Runner
 from batchfile.signals import hearing

@@ -13,13 +13,13 @@ from batchfile.cli.exits import Exit
 from batchfile.cli.following import follow_one
 from batchfile.cli.remote import CREATE_EXITS, Where, exit_of_batch, where_options
 from batchfile.cli.saving import check_free, save
-from batchfile.cli.shown import counted
 from batchfile.cli.stdout import told_if_lost
 from batchfile.cli.transfer import transfer
+from batchfile.client.batch import Batch
+from batchfile.client.connection import Connection, checked_metadata
+from batchfile.client.upload import open_upload
 from batchfile.errors import BatchfileError
-from batchfile.remote.batch import Batch
-from batchfile.remote.connection import Connection, checked_metadata
-from batchfile.remote.upload import open_upload
+from batchfile.local.display import counted
 
 LOOKS_MAX = 4  # for the first problem, at results as they land
 

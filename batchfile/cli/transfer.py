@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from batchfile.cli.shown import PLAIN_S
+from batchfile.local.display import PLAIN_S
 
 
 @contextmanager

@@ -14,13 +14,13 @@ import click
 
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
-from batchfile.cli.shown import counted
+from batchfile.client.resolve import check_stage
 from batchfile.errors import InvalidFile
 from batchfile.lines.summary import Summary
 from batchfile.lines.validate import Problem
 from batchfile.local.check import Check, Rules, token_problems
+from batchfile.local.display import counted
 from batchfile.local.inputs import STDIN, Source, inspect
-from batchfile.places import check_stage
 from batchfile.settings import load_settings
 from batchfile.types import Defaults, Request
 

@@ -8,8 +8,8 @@ from batchfile.cli.batch_text import end_line
 from batchfile.cli.exits import Exit
 from batchfile.cli.following import follow_all, follow_one
 from batchfile.cli.remote import REMOTE_EXITS, Where, exit_of_batch, where_options
-from batchfile.remote.base import BatchStatus
-from batchfile.remote.connection import Connection
+from batchfile.client.base import BatchStatus
+from batchfile.client.connection import Connection
 
 
 @click.command("watch", epilog=REMOTE_EXITS)

@@ -181,7 +181,7 @@ def _check_range(name: str, value: float | None, least: float, most: float = flo
 
 
 def _shown(look: Look) -> AbstractContextManager[object]:
-    from batchfile.cli.progress import Progress
+    from batchfile.local.progress_bar import Progress
 
     return Progress(look, is_json=False)
 

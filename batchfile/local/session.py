@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from batchfile.client.resolve import STORE_FOLDER, check_stage, open_ledger
 from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
@@ -20,7 +21,6 @@ from batchfile.local.inputs import Source, inspect, is_added_to
 from batchfile.local.output_lock import lock_output
 from batchfile.local.progress import Meter, Snapshot
 from batchfile.local.run import Opened, RunOptions, open_batch, work
-from batchfile.places import STORE_FOLDER, check_stage, open_ledger
 from batchfile.runner.runner import Runner
 from batchfile.settings import Settings
 

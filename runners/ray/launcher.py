@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import structlog
 
 from batchfile import logs
+from batchfile.client.resolve import open_service_ledger
 from batchfile.errors import StoreError
 from batchfile.ledger.demand import read_scale
 from batchfile.ledger.status import StatusReader
-from batchfile.places import open_service_ledger
 from batchfile.settings import CONFIG_VARIABLE, load_settings
 from runners.ray import actors
 from runners.ray.plans import HolderReport, Order, PoolPlan, PoolReport, moves

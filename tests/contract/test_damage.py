@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from batchfile.client.store import StoreRemote
 from batchfile.errors import BatchDamaged, LeaseLost, RecordDamaged, RecordNewer
 from batchfile.janitor import DAMAGED_S, Steward
 from batchfile.ledger import batches, damage, idempotency, keys, shards
@@ -12,7 +13,6 @@ from batchfile.ledger.cas import READS_MAX, Lost, load, swap
 from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.ledger.set_aside import Aside
 from batchfile.ledger.turn import Turn
-from batchfile.remote.store import StoreRemote
 from batchfile.settings import load_settings
 from batchfile.store.base import Object
 from tests.contract.test_status import World

@@ -9,11 +9,11 @@ import anthropic
 import openai
 import pytest
 
+from batchfile.client.resolve import open_service_ledger
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.records import DroppedFile, FileInput, FileRecord
-from batchfile.places import open_service_ledger
 from batchfile.plan import pending
 from batchfile.settings import load_settings
 from batchfile.types import Defaults

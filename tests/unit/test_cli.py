@@ -17,10 +17,10 @@ from batchfile.cli.estimate import _time_lines
 from batchfile.cli.exits import Exit, exit_of, explain
 from batchfile.cli.group import COMMANDS, LazyGroup, main, root
 from batchfile.cli.reference import reference
-from batchfile.cli.shown import duration
+from batchfile.client.estimate import PoolTime
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
 from batchfile.local import engines, outputs
-from batchfile.remote.estimate import PoolTime
+from batchfile.local.display import duration
 from batchfile.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"

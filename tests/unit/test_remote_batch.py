@@ -7,10 +7,10 @@ from typing import Any, cast
 import pytest
 
 import batchfile
+from batchfile.client import batch as module
+from batchfile.client.base import Remote
+from batchfile.client.result import read_result
 from batchfile.errors import ServiceUnavailable
-from batchfile.remote import batch as module
-from batchfile.remote.base import Remote
-from batchfile.remote.result import read_result
 
 OPEN = batchfile.BatchStatus(
     batch_id="batch_a",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from batchfile.client.base import Download
+from batchfile.client.download import fetch
 from batchfile.errors import BatchfileError, ServiceUnavailable
-from batchfile.remote.base import Download
-from batchfile.remote.download import fetch
 
 DATA = bytes(range(256)) * 40
 

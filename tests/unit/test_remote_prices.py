@@ -2,8 +2,8 @@
 
 import pytest
 
+from batchfile.client.prices import hosted_price
 from batchfile.errors import SettingsError
-from batchfile.remote.prices import hosted_price
 
 
 def test_a_batch_costs_the_batch_price_where_one_is_known() -> None:

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from batchfile.cli.estimate import command
+from batchfile.client.estimate import Estimate, expected_output_tokens, pool_times
+from batchfile.client.sample import Sample, read_sample
 from batchfile.errors import InvalidFile
 from batchfile.ledger.records import PresenceRecord, RunnerTotals
-from batchfile.remote.estimate import Estimate, expected_output_tokens, pool_times
-from batchfile.remote.sample import Sample, read_sample
 from batchfile.types import RoutingTable
 
 TABLE = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("m",), "llama-70b": ("l",)})

@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 
 from batchfile.cli import following
+from batchfile.client import base, store
+from batchfile.client.base import BatchStatus, Wanted
+from batchfile.client.resolve import find_batch, open_ledger, open_service_ledger
+from batchfile.client.store import StoreRemote
+from batchfile.client.upload import Upload, open_upload
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
@@ -20,12 +25,7 @@ from batchfile.local import outputs
 from batchfile.local.inputs import inspect
 from batchfile.local.output_lock import is_being_written, lock_output
 from batchfile.local.run import RunOptions, open_batch, work
-from batchfile.places import find_batch, open_ledger, open_service_ledger
 from batchfile.plan.planner import plan_upload
-from batchfile.remote import base, store
-from batchfile.remote.base import BatchStatus, Wanted
-from batchfile.remote.store import StoreRemote
-from batchfile.remote.upload import Upload, open_upload
 from batchfile.settings import load_settings
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults

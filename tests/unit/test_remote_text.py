@@ -4,8 +4,8 @@ import pytest
 
 from batchfile.cli.batch_text import as_json, end_line, list_lines, pool_line, status_line, strip
 from batchfile.cli.following import Follower
+from batchfile.client.base import BatchStatus, Share
 from batchfile.errors import InvalidRequest
-from batchfile.remote.base import BatchStatus, Share
 from batchfile.types import Counts, Usage
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from batchfile.client.upload import open_upload, repeatable
 from batchfile.errors import InvalidFile
-from batchfile.remote.upload import open_upload, repeatable
 
 LINES = b'{"custom_id": "a", "params": {}}\n' * 1000
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.cli.shown import about, line
+from batchfile.local.display import about, line
 from batchfile.local.progress import Meter, Snapshot
 from batchfile.runner.stats import Tally
 from batchfile.types import Counts, Usage

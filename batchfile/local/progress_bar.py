@@ -10,7 +10,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from batchfile.cli.shown import PLAIN_S, about, details, duration, line, state
+from batchfile.local.display import PLAIN_S, about, details, duration, line, state
 from batchfile.local.progress import Snapshot
 
 if TYPE_CHECKING:

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from batchfile.client import Client, FileHead, Pairs
+from batchfile.client.background import LoopThread
+from batchfile.client.base import BatchStatus, Download, Share, ShownState, Wanted, until_old
+from batchfile.client.http_api import Client, FileHead, Pairs
 from batchfile.errors import InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.ledger.records import EndReason, PresenceRecord
-from batchfile.remote.background import LoopThread
-from batchfile.remote.base import BatchStatus, Download, Share, ShownState, Wanted, until_old
 from batchfile.types import Counts, Dialect, RoutingTable, Usage
 
 if TYPE_CHECKING:
-    from batchfile.remote.upload import Upload
+    from batchfile.client.upload import Upload
 
 BATCHES = "/api/batches"
 PAGE = 100
@@ -34,8 +34,8 @@ class HttpRemote:
         return self._client.url
 
     def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchStatus:
-        from batchfile.places import check_pool, check_stage
-        from batchfile.remote.upload import repeatable
+        from batchfile.client.resolve import check_pool, check_stage
+        from batchfile.client.upload import repeatable
 
         routing = self.routing()  # a wrong address or key is said before anything is sent, as a wrong stage is
         if wanted.stage is not None:

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from batchfile.client.base import Access, Remote
 from batchfile.errors import SettingsError
-from batchfile.remote.base import Access, Remote
 
 if TYPE_CHECKING:
     from batchfile.store.base import Store
@@ -31,7 +31,7 @@ def open_remote(
     if url is not None and store is not None:
         raise SettingsError("--url and --store name two places; give one of them")
     if url is not None:
-        from batchfile.remote.http import HttpRemote
+        from batchfile.client.http import HttpRemote
 
         return HttpRemote(url, api_key, on_wait)
     return open_store_remote(store, tenant, "create" if is_new else "write" if writes else "read", name)
@@ -41,9 +41,9 @@ def open_store_remote(
     place: "str | os.PathLike[str] | Store | None", tenant: str, access: Access, name: str | None = None
 ) -> Remote:
     """`place` None: as the settings say, or the folder that a run keeps next to its output `name`."""
+    from batchfile.client.resolve import existing_ledger, open_service_ledger
+    from batchfile.client.store import StoreRemote
     from batchfile.ledger.base import IN_FLIGHT, Ledger
-    from batchfile.places import existing_ledger, open_service_ledger
-    from batchfile.remote.store import StoreRemote
     from batchfile.settings import load_settings
 
     settings = load_settings()

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import BinaryIO
 
+from batchfile.client.base import BatchStatus, Download, Remote, ResultFormat
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.lines.file_formats import file_chunks
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local.outputs import ERRORS_ENDING, PARQUET_ENDING
-from batchfile.remote.base import BatchStatus, Download, Remote, ResultFormat
 
 OnBytes = Callable[[int], None]
 

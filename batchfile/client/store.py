@@ -8,6 +8,9 @@ from pathlib import Path
 
 import structlog
 
+from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, Wanted, until_old
+from batchfile.client.resolve import check_pool, check_stage, find_batch, find_batch_id
+from batchfile.client.upload import Upload, repeatable
 from batchfile.errors import BatchDamaged, NotEnded, NotFound, RecordDamaged
 from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
@@ -22,10 +25,7 @@ from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.local.identity import OUTPUT
 from batchfile.local.output_lock import is_being_written
 from batchfile.local.outputs import batch_at
-from batchfile.places import check_pool, check_stage, find_batch, find_batch_id
 from batchfile.plan import submit as verbs
-from batchfile.remote.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, Wanted, until_old
-from batchfile.remote.upload import Upload, repeatable
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
 

@@ -8,7 +8,7 @@ from batchfile.ledger.records import BatchState, EndReason, PresenceRecord
 from batchfile.types import Counts, Dialect, RoutingTable, Usage
 
 if TYPE_CHECKING:  # to look at a batch over HTTP loads neither the line formats nor the ledger
-    from batchfile.remote.upload import Upload
+    from batchfile.client.upload import Upload
 
 LOOK_AGAIN_S = 1.0  # between two looks at what lands
 OLD_PLACES_MAX = 100  # of a list that are passed in a row in search of new ones

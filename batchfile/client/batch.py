@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from batchfile.client.base import LOOK_AGAIN_S, Access, BatchStatus, Download, Remote, ResultFormat
 from batchfile.errors import (
     BatchFailed,
     InvalidFile,
@@ -14,10 +15,9 @@ from batchfile.errors import (
     StoreUnavailable,
     WaitTimeout,
 )
-from batchfile.remote.base import LOOK_AGAIN_S, Access, BatchStatus, Download, Remote, ResultFormat
 
 if TYPE_CHECKING:  # to look at a batch loads no line formats
-    from batchfile.remote.result import Result
+    from batchfile.client.result import Result
 
 AWAY_S_MAX = 900.0  # for so long a service or a store that has answered before is waited for
 
@@ -87,13 +87,13 @@ class Batch:
 
         Raises: NotEnded; BatchFailed where it ended before it had any.
         """
-        from batchfile.remote.result import read_results
+        from batchfile.client.result import read_results
 
         return read_results(self._results().read(0))
 
     def tail(self) -> "Iterator[Result]":
         """Results as they land, each once, in no order, until it has ended."""
-        from batchfile.remote.result import read_result
+        from batchfile.client.result import read_result
 
         return (read_result(line) for lines in self.tail_lines() for line in lines)
 
@@ -121,8 +121,8 @@ class Batch:
 
         Raises: as `results`; SettingsError for a path that cannot be written.
         """
+        from batchfile.client.download import in_dialect, save_results
         from batchfile.local.outputs import check_output
-        from batchfile.remote.download import in_dialect, save_results
 
         results = self._results()
         if isinstance(output, str | os.PathLike):

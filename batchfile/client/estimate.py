@@ -6,9 +6,9 @@ What nobody measured is None: no figure is invented.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from batchfile.client.prices import HostedPrice
+from batchfile.client.sample import Sample
 from batchfile.ledger.records import PresenceRecord
-from batchfile.remote.prices import HostedPrice
-from batchfile.remote.sample import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Self
 
+from batchfile.client.base import Access, BatchStatus, Remote, Wanted
+from batchfile.client.batch import Batch
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.ledger.keys import is_pool_name
-from batchfile.remote.base import Access, BatchStatus, Remote, Wanted
-from batchfile.remote.batch import Batch
 
 if TYPE_CHECKING:
-    from batchfile.remote.upload import Upload
+    from batchfile.client.upload import Upload
     from batchfile.store.base import Store
 
 API_KEY_VARIABLES = ("BATCHFILE_API_KEY", "LOCAL_BATCH_API_KEY")
@@ -46,7 +46,7 @@ def connect(
     2
     """
     if isinstance(place, str) and place.startswith(("http://", "https://")):
-        from batchfile.remote.http import HttpRemote
+        from batchfile.client.http import HttpRemote
 
         key = api_key or next(filter(None, map(os.environ.get, API_KEY_VARIABLES)), None)
         service = HttpRemote(place, key, on_wait)
@@ -54,7 +54,7 @@ def connect(
     if api_key is not None:
         raise SettingsError(f"api_key is for a service; a store such as {place} has none: leave it out")
     from batchfile import logs
-    from batchfile.remote.open import open_store_remote
+    from batchfile.client.open import open_store_remote
     from batchfile.store.open import open_store
 
     if not is_pool_name(tenant):
@@ -114,7 +114,7 @@ class Connection:
         wanted = Wanted(
             stage=stage, pool=pool, priority=priority, metadata=checked_metadata(metadata or {}), is_strict=strict
         )
-        from batchfile.remote.upload import open_upload
+        from batchfile.client.upload import open_upload
 
         upload = open_upload(os.fspath(file)) if isinstance(file, str | os.PathLike) else file
         return self._made(self._at("create").submit(upload, wanted, on_bytes or _ignore))
