@@ -12,7 +12,7 @@ import structlog
 import uvicorn
 
 from api.app import create_app
-from api.http.auth import Door
+from api.http.auth import AuthMiddleware
 from api.http.connections import Connection, Connections, raise_file_limit
 from api.ops.wait_for_store import opened
 from batchfile import logs
@@ -45,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2 if isinstance(error, SettingsError) else 1
     structlog.get_logger().info("api.started", host=host, port=listener.getsockname()[1], store=ledger.store.url)
     raise_file_limit(CONNECTIONS_MAX)
-    door = create_app(ledger, settings)
+    auth_middleware = create_app(ledger, settings)
     limits = Connections(connections_max=CONNECTIONS_MAX, idle_bytes_max=HEADER_BYTES_MAX, wait_s=KEEP_ALIVE_S)
     config = uvicorn.Config(
-        door,
+        auth_middleware,
         http=partial(Connection, all_of_them=limits),  # type: ignore[arg-type]  # it is only called
         ws="none",
         log_config=None,
@@ -58,19 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
-    _Server(config, door).run(sockets=[listener])
+    _Server(config, auth_middleware).run(sockets=[listener])
     return 0
 
 
 class _Server(uvicorn.Server):
     """Tells the door when it begins to stop: it waits for the answers that are under way."""
 
-    def __init__(self, config: uvicorn.Config, door: Door) -> None:
+    def __init__(self, config: uvicorn.Config, auth_middleware: AuthMiddleware) -> None:
         super().__init__(config)
-        self._door = door
+        self._auth_middleware = auth_middleware
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._door.stopping.set()
+        self._auth_middleware.stopping.set()
         await super().shutdown(sockets)
 
 

@@ -18,9 +18,9 @@ from litestar.openapi.spec import OpenAPI
 from api.anthropic import batches as anthropic_batches
 from api.anthropic import models
 from api.http import errors
-from api.http.auth import Caller, Door
+from api.http.auth import AuthMiddleware, Caller
 from api.http.docs_pages import Pages
-from api.http.negotiation import Speech
+from api.http.negotiation import NegotiatedFormat
 from api.http.openapi import StrictSchemas, document_config
 from api.http.queries import Parameters, check_query, known_parameters
 from api.native import rerun_routes, routes
@@ -28,17 +28,17 @@ from api.openai import batches as openai_batches
 from api.openai import files, uploads
 from api.openai.output_files import OutputFiles
 from api.ops import health
-from api.ops.background import Tending
-from api.ops.janitor_thread import Stewarding
+from api.ops.background import BackgroundTasks
+from api.ops.janitor_thread import JanitorThread
 from api.ops.metrics import Metrics
 from api.ops.pools import Fleet
-from api.ops.store_health import Pulse
-from api.ops.webhook_sender import Delivering
+from api.ops.store_health import StoreHealth
+from api.ops.webhook_sender import WebhookSender
 from api.service import Service
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import Aside
+from batchfile.ledger.set_aside import SetAside
 from batchfile.long_work import LongWork
 from batchfile.settings import Settings
 from batchfile.store.metered import MeteredStore
@@ -89,25 +89,25 @@ ROUTES = [
 ]
 
 
-def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -> Door:
+def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -> AuthMiddleware:
     """An ASGI application over a ledger. Any number of processes may serve the same store."""
     store = MeteredStore(ledger.store)
     ledger = replace(ledger, store=store)
     service = Service(ledger, settings, f"api-{socket.gethostname()}-{secrets.token_hex(4)}")
     fleet = Fleet(ledger, settings, service.reader)
-    aside = Aside(ledger)
+    aside = SetAside(ledger)
     metrics = Metrics(fleet, store, sorted(settings.pools), aside)
-    pulse = Pulse(store)
+    store_health = StoreHealth(store)
     output_files = OutputFiles(service)
-    delivering = Delivering(ledger, settings.webhooks, aside)
+    webhook_sender = WebhookSender(ledger, settings.webhooks, aside)
     began_at = ledger.clock.now()
 
     def hear(batch: BatchRecord) -> None:
         service.room.hear(batch)
-        delivering.hear(batch)
+        webhook_sender.hear(batch)
 
     long_work = LongWork(ledger, service.name, num_threads=LONG_THREADS, on_ended=hear, aside=aside)
-    tending = Tending(ledger, service.name, hear, long_work.take)
+    background = BackgroundTasks(ledger, service.name, hear, long_work.take)
 
     def on_ended(batch: BatchRecord) -> None:
         hear(batch)
@@ -115,24 +115,24 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
             metrics.observe_ended(batch)
 
     inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
-    stewarding = None
-    if is_steward:
-        stewarding = Stewarding(ledger, service.name, service.reader, on_ended, inbox, long_work.take, aside)
+    janitor_thread = None
+    if is_janitor:
+        janitor_thread = JanitorThread(ledger, service.name, service.reader, on_ended, inbox, long_work.take, aside)
 
     @asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:
         threads = ThreadPoolExecutor(settings.api.in_flight_max + THREADS_SPARE, thread_name_prefix="store")
         asyncio.get_running_loop().set_default_executor(threads)
-        beating = asyncio.create_task(pulse.beat())
+        beating = asyncio.create_task(store_health.beat())
         stop = threading.Event()
-        if stewarding is not None:
-            threading.Thread(target=stewarding.run, args=(stop,), name="steward", daemon=True).start()
-            threading.Thread(target=delivering.run, args=(stop,), name="webhooks", daemon=True).start()
-        tending.start()
+        if janitor_thread is not None:
+            threading.Thread(target=janitor_thread.run, args=(stop,), name="steward", daemon=True).start()
+            threading.Thread(target=webhook_sender.run, args=(stop,), name="webhooks", daemon=True).start()
+        background.start()
         yield
         beating.cancel()
         stop.set()
-        tending.stop()
+        background.stop()
         await asyncio.to_thread(long_work.stop, leaves_ends=True)
         service.close()
 
@@ -141,7 +141,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     async def before(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
         """Before any route: see that the query holds nothing that would be ignored."""
         path = request.scope["path_template"]
-        check_query(known, request.method, path, request.query_params.multi_items(), request.scope["speech"])  # type: ignore[typeddict-item]
+        check_query(known, request.method, path, request.query_params.multi_items(), request.scope["negotiated"])  # type: ignore[typeddict-item]
         return _name_methods(request)
 
     app = Litestar(
@@ -150,12 +150,12 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
             "service": Provide(lambda: service, sync_to_thread=False),
             "fleet": Provide(lambda: fleet, sync_to_thread=False),
             "metrics": Provide(lambda: metrics, sync_to_thread=False),
-            "pulse": Provide(lambda: pulse, sync_to_thread=False),
+            "store_health": Provide(lambda: store_health, sync_to_thread=False),
             "pages": Provide(lambda: pages, sync_to_thread=False),
             "output_files": Provide(lambda: output_files, sync_to_thread=False),
-            "tending": Provide(lambda: tending, sync_to_thread=False),
+            "background": Provide(lambda: background, sync_to_thread=False),
             "caller": Provide(_caller, sync_to_thread=False),
-            "speech": Provide(_speech, sync_to_thread=False),
+            "negotiated": Provide(_negotiated, sync_to_thread=False),
         },
         exception_handlers={Exception: errors.answer},
         before_request=before,
@@ -168,7 +168,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_steward: bool = True) -
     known.update(known_parameters(document))
     app.state.document = document  # `api.http.errors` says by it what a value must be
     pages = Pages.of(document)
-    return Door(app, settings, pulse, metrics.count_answer)
+    return AuthMiddleware(app, settings, store_health, metrics.count_answer)
 
 
 def _caller(request: Request) -> Caller:  # type: ignore[type-arg]  # Litestar reads the annotation as it is
@@ -176,9 +176,9 @@ def _caller(request: Request) -> Caller:  # type: ignore[type-arg]  # Litestar r
     return caller
 
 
-def _speech(request: Request) -> Speech:  # type: ignore[type-arg]  # Litestar reads the annotation as it is
-    speech: Speech = request.scope["speech"]  # type: ignore[typeddict-item]
-    return speech
+def _negotiated(request: Request) -> NegotiatedFormat:  # type: ignore[type-arg]  # Litestar reads the annotation as it is
+    negotiated: NegotiatedFormat = request.scope["negotiated"]  # type: ignore[typeddict-item]
+    return negotiated
 
 
 def _with_head(handler: HTTPRouteHandler) -> HTTPRouteHandler:

@@ -15,7 +15,7 @@ from api.http.spool import Spooled
 from batchfile.errors import InvalidFile, InvalidRequest, TooLarge
 from batchfile.ledger import batches, idempotency
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.split_document import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
 from batchfile.plan.ranges import Place, by_line, by_number
@@ -38,7 +38,7 @@ LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class CreateOptions:
     """What a native create may ask for beside its body. `priority`: 0 (first) to 9. `pool`: where all of it goes.
 
     Not `is_strict`: lines that can not run become errored results, and OpenAI's lines are taken too.
@@ -52,7 +52,7 @@ class Wishes:
     @property
     def digest(self) -> str:
         """Empty where nothing was asked for."""
-        if self == Wishes():
+        if self == CreateOptions():
             return ""
         pool = "" if self.pool is None else f" {self.pool}"
         return f"{self.priority} {self.is_strict} {sorted(self.metadata.items())}{pool}"
@@ -113,54 +113,54 @@ def create_batch(
     retry_count: int | None,
     arrived_at: float,
     full: Refusal | None = None,
-    wishes: Wishes | None = None,
+    create_options: CreateOptions | None = None,
 ) -> BatchRecord:
     """The batch of a body: a new one, or for a repeated create the one that it made before.
 
-    One without a stage, which `needs_stage` does not allow, goes by Anthropic's rules; lines that come with `wishes`
-    need none and go by our own. `arrived_at`: when the request did, by the ledger's monotonic clock. `full`: why there
-    can be no new one, if so.
+    One without a stage, which `needs_stage` does not allow, goes by Anthropic's rules; lines that come with
+    `create_options` need none and go by our own. `arrived_at`: when the request did, by the ledger's monotonic clock.
+    `full`: why there can be no new one, if so.
     Raises: InvalidFile, of it RequestRefused and TooLarge; KeyReused; Refusal 415; `full`; StoreUnavailable (the same
     again completes it). After any but the last nothing was made.
     """
-    upload = _open(spooled, content_type, stage_query, settings, needs_stage, is_native=wishes is not None)
-    wishes = wishes or Wishes()
-    routing = wishes.route(upload.routing)
-    digest = f"{spooled.sha256} {upload.stage or ''}{wishes.digest}"
+    upload = _open(spooled, content_type, stage_query, settings, needs_stage, is_native=create_options is not None)
+    create_options = create_options or CreateOptions()
+    routing = create_options.route(upload.routing)
+    digest = f"{spooled.sha256} {upload.stage or ''}{create_options.digest}"
     if full is not None:
         made = made_before(ledger, digest, tenant, idempotency_key, retry_count)
         if made is None:
             raise full
         return made
-    adopted = adopt(ledger, upload.new_batch_id(), digest, tenant, idempotency_key, retry_count, arrived_at)
-    if not adopted.is_first:
-        standing = batches.read_batch(ledger, adopted.batch_id)
+    keyed = get_or_create(ledger, upload.new_batch_id(), digest, tenant, idempotency_key, retry_count, arrived_at)
+    if not keyed.is_first:
+        standing = batches.read_batch(ledger, keyed.batch_id)
         if standing is not None:
             return standing
     draft = batches.Draft(
-        batch_id=adopted.batch_id,
+        batch_id=keyed.batch_id,
         routing=routing,
         defaults=upload.defaults(settings),
         stage=upload.stage,
         tenant=tenant,
-        created_at=adopted.created_at,
-        priority=wishes.priority,
-        metadata=wishes.metadata,
+        created_at=keyed.created_at,
+        priority=create_options.priority,
+        metadata=create_options.metadata,
     )
     return submit(
         ledger,
         draft,
         upload.chunks,
         size=spooled.size,
-        is_strict=wishes.is_strict,
-        is_shared=adopted.is_shared,
+        is_strict=create_options.is_strict,
+        is_shared=keyed.is_shared,
         place=upload.place,
         requests_max=upload.requests_max(settings),
         custom_ids=CUSTOM_IDS if upload.is_messages else None,
     )
 
 
-def adopt(
+def get_or_create(
     ledger: Ledger,
     batch_id: str,
     digest: str,
@@ -168,17 +168,17 @@ def adopt(
     idempotency_key: str | None,
     retry_count: int | None,
     arrived_at: float,
-) -> Adopted:
+) -> KeyedBatch:
     """The batch that a create makes, or made before. `digest`: of what was asked. Raises: InvalidFile, KeyReused."""
     if idempotency_key:
         if len(idempotency_key) > KEY_CHARS_MAX:
             raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; send a UUID, say")
-        return idempotency.adopt(
+        return idempotency.get_or_create(
             ledger, kind="key", tenant=tenant, value=idempotency_key, digest=digest, batch_id=batch_id
         )
     if retry_count is None:
-        return Adopted(batch_id=batch_id, created_at=ledger.clock.now())
-    return idempotency.adopt_retry(
+        return KeyedBatch(batch_id=batch_id, created_at=ledger.clock.now())
+    return idempotency.get_or_create_retry(
         ledger, tenant=tenant, digest=digest, batch_id=batch_id, is_retry=retry_count > 0, arrived_at=arrived_at
     )
 

@@ -18,7 +18,7 @@ from batchfile.ledger.cas import load, must_know
 from batchfile.ledger.heartbeats import sweep_presence
 from batchfile.ledger.idempotency import sweep_idempotency
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import UNANSWERED_MAX, Aside
+from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.ledger.turn import settle
 from batchfile.plan import pending
@@ -46,7 +46,7 @@ def _abort_uploads(ledger: Ledger) -> None:
 _SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, expiry.sweep, _abort_uploads)
 
 
-class Steward:
+class Janitor:
     """For one thread. `runner` names this process where it assembles; `reader` may be shared with others.
 
     With `inbox` it makes batches of what was dropped there. `on_ended` hears once of every ended batch that there is,
@@ -65,10 +65,10 @@ class Steward:
         on_ended: Callable[[BatchRecord], None] = lambda batch: None,
         defer: Callable[[BatchRecord], bool] = lambda batch: False,
         inbox: Inbox | None = None,
-        aside: Aside | None = None,
+        aside: SetAside | None = None,
     ) -> None:
         self._ledger = ledger
-        self._aside = aside or Aside(ledger)
+        self._aside = aside or SetAside(ledger)
         self._runner = runner
         self._reader = reader or StatusReader(ledger)
         self._on_ended = on_ended
@@ -178,11 +178,11 @@ class Steward:
         elif batch.state == "open" and outbox.is_replaced(ledger, batch):
             batches.end(ledger, batch.batch_id, "input_changed", "the file in the inbox was replaced or removed")
         elif batch.state == "open" and status.pending > 0:
-            self._heal_markers(status)
+            self._repair_queue(status)
             return None
         return None if self._defer(batch) else batches.finish(ledger, batch.batch_id, runner=self._runner)
 
-    def _heal_markers(self, status: BatchStatus) -> None:
+    def _repair_queue(self, status: BatchStatus) -> None:
         """A pool that has work left and no marker of it would never begin."""
         batch, store = status.batch, self._ledger.store
         lost = []
@@ -191,13 +191,13 @@ class Steward:
                 continue
             if pool not in self._queues:
                 self._queues[pool] = {entry.key for entry in store.list(keys.queue_prefix(pool))}
-            marker = keys.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)
+            marker = keys.queue_key(pool, batch.priority, batch.created_at, batch.batch_id)
             if marker not in self._queues[pool]:
                 store.put(marker, b"")
                 lost.append(pool)
         if lost:
             log.warning("marker.healed", batch_id=batch.batch_id, pools=lost)
-            batches.ring(self._ledger, lost)
+            batches.notify(self._ledger, lost)
 
     def _look_at_remains(self, batch_id: str, index_key: str) -> float:
         """Of a batch that was deleted, or of a create that has not (or never) come to its commit.

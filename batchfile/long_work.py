@@ -14,7 +14,7 @@ from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import Aside
+from batchfile.ledger.set_aside import SetAside
 from batchfile.plan import pending
 
 log = structlog.get_logger()
@@ -49,11 +49,11 @@ class LongWork:
         *,
         num_threads: int = 1,
         on_ended: Callable[[BatchRecord], None] = lambda batch: None,
-        aside: Aside | None = None,
+        aside: SetAside | None = None,
     ) -> None:
         self.num_threads = num_threads
         self._clock = ledger.clock
-        self._aside = aside or Aside(ledger)
+        self._aside = aside or SetAside(ledger)
         self._on_ended = on_ended
         self._changed = threading.Condition()
         self._under_way: set[str] = set()

@@ -4,7 +4,7 @@ WAIT_S = 30.0  # doubled with each setback in a row
 WAIT_S_MAX = 900.0
 
 
-class Setbacks:
+class Backoff:
     """Of one pool. `now`: a monotonic clock."""
 
     def __init__(self) -> None:

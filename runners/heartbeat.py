@@ -43,7 +43,7 @@ def state_of(runner: Runner) -> RunnerState:
     return "idle" if runner.is_idle else "running"
 
 
-class Announcer:
+class Heartbeat:
     """`tick` about once a second from one thread, `leave` after the last."""
 
     def __init__(self, ledger: Ledger, runner: Runner, identity: Identity) -> None:
@@ -57,7 +57,7 @@ class Announcer:
 
     def tick(self) -> None:
         now = time.monotonic()
-        rates = self._meter.look(self._runner.tally, now)
+        rates = self._meter.look(self._runner.runner_stats, now)
         state = state_of(self._runner)
         before, self._state = self._state, state
         self._log_change(before, state)
@@ -86,7 +86,7 @@ class Announcer:
 
     def _record(self, state: RunnerState, rates: Rates) -> PresenceRecord:
         runner, identity = self._runner, self._identity
-        tally, info = runner.tally, runner.info
+        runner_stats, info = runner.runner_stats, runner.info
         return PresenceRecord(
             pool=identity.pool,
             runner_id=identity.runner_id,
@@ -101,15 +101,15 @@ class Announcer:
             requests_per_s=round(rates.requests, 3),
             input_tokens_per_s=round(rates.input_tokens, 1),
             output_tokens_per_s=round(rates.output_tokens, 1),
-            cache_hit_share=round(tally.cached_tokens / max(1, tally.input_tokens), 4),
-            latency_p50_s=tally.request_s.quantile(0.5),
-            latency_p95_s=tally.request_s.quantile(0.95),
+            cache_hit_share=round(runner_stats.cached_tokens / max(1, runner_stats.input_tokens), 4),
+            latency_p50_s=runner_stats.request_s.quantile(0.5),
+            latency_p95_s=runner_stats.request_s.quantile(0.95),
             totals=RunnerTotals(
-                succeeded=tally.succeeded,
-                failed=tally.failed,  # as in the metrics: by the engine
-                input_tokens=tally.input_tokens,
-                output_tokens=tally.output_tokens,
-                cached_tokens=tally.cached_tokens,
+                succeeded=runner_stats.succeeded,
+                failed=runner_stats.failed,  # as in the metrics: by the engine
+                input_tokens=runner_stats.input_tokens,
+                output_tokens=runner_stats.output_tokens,
+                cached_tokens=runner_stats.cached_tokens,
             ),
             shards=runner.shards_held(SHARDS_SHOWN_MAX),
             set_aside=dict(islice(runner.set_aside().items(), SET_ASIDE_SHOWN_MAX)),

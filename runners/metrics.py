@@ -40,25 +40,29 @@ class RunnerCollector(Collector):
         self._model = model
 
     def collect(self) -> Iterable[Metric]:
-        runner, tally = self._runner, self._runner.tally
+        runner, runner_stats = self._runner, self._runner.runner_stats
         stats, state = runner.engine_stats(), state_of(runner)
         yield self._counter(
             "requests",
             "Requests that have a result, by outcome; refused ones never reached the engine",
             "outcome",
-            {"succeeded": tally.succeeded, "failed": tally.failed, "refused": tally.refused},
+            {"succeeded": runner_stats.succeeded, "failed": runner_stats.failed, "refused": runner_stats.refused},
         )
         yield self._counter(
             "tokens",
             "Tokens read (cached ones among them) and written",
             "kind",
-            {"input": tally.input_tokens, "cached": tally.cached_tokens, "output": tally.output_tokens},
+            {
+                "input": runner_stats.input_tokens,
+                "cached": runner_stats.cached_tokens,
+                "output": runner_stats.output_tokens,
+            },
         )
-        yield self._one("usage_unknown", "Answers whose tokens an endpoint did not tell", tally.usage_unknown)
+        yield self._one("usage_unknown", "Answers whose tokens an endpoint did not tell", runner_stats.usage_unknown)
         yield self._one("steps", "Steps of the engine", stats.num_steps)
         yield self._one("full_steps", "Steps with every slot in use", stats.num_full_steps)
-        yield self._one("engine_deaths", "Engines that died and were built again", tally.num_engine_deaths)
-        yield self._one("leases_lost", "Shards that another runner has taken over", tally.num_leases_lost)
+        yield self._one("engine_deaths", "Engines that died and were built again", runner_stats.num_engine_deaths)
+        yield self._one("leases_lost", "Shards that another runner has taken over", runner_stats.num_leases_lost)
         yield self._gauge(
             "state", "1 for the state that it is in", "state", {s: float(s == state) for s in get_args(RunnerState)}
         )
@@ -70,8 +74,10 @@ class RunnerCollector(Collector):
         )
         yield self._now("requests_in_flight", "Requests inside the engine", runner.num_in_flight)
         yield self._now("requests_prefetched", "Requests that are ready for the engine", runner.num_prefetched)
-        yield self._histogram("request_seconds", "From the engine's taking a request to its answer", tally.request_s)
-        yield self._histogram("checkpoint_seconds", "One checkpoint of one shard", tally.checkpoint_s)
+        yield self._histogram(
+            "request_seconds", "From the engine's taking a request to its answer", runner_stats.request_s
+        )
+        yield self._histogram("checkpoint_seconds", "One checkpoint of one shard", runner_stats.checkpoint_s)
         yield from self._store_figures()
 
     def _store_figures(self) -> Iterator[Metric]:

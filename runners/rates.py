@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from batchfile.runner.stats import Tally
+from batchfile.runner.stats import RunnerStats
 
 WINDOW_S = 60.0
 # Less than either of these pairs, within the window, is no measurement: requests answered, seconds with work.
@@ -36,14 +36,14 @@ class RateMeter:
     def __init__(self) -> None:
         self._points: deque[_Point] = deque()
 
-    def look(self, tally: Tally, now: float) -> Rates:
+    def look(self, runner_stats: RunnerStats, now: float) -> Rates:
         points = self._points
         last = _Point(
             at=now,
-            busy_s=tally.busy_s,
-            requests=tally.succeeded + tally.failed,
-            input_tokens=tally.input_tokens,
-            output_tokens=tally.output_tokens,
+            busy_s=runner_stats.busy_s,
+            requests=runner_stats.succeeded + runner_stats.failed,
+            input_tokens=runner_stats.input_tokens,
+            output_tokens=runner_stats.output_tokens,
         )
         points.append(last)
         while now - points[0].at > WINDOW_S:

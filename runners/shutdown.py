@@ -1,7 +1,7 @@
 """When a runner ends by itself: drained, or idle for long enough. Pure."""
 
 
-class Ending:
+class ShutdownRule:
     """`idle_exit_s` None: it never ends for being idle."""
 
     def __init__(self, *, is_drain: bool, idle_exit_s: float | None) -> None:

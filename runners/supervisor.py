@@ -80,22 +80,22 @@ class Supervisor:
         self._kill_at = float("inf")
 
     def run(self) -> int:
-        """`tend` in a main thread: SIGTERM and SIGINT are `stop`."""
+        """`reconcile` in a main thread: SIGTERM and SIGINT are `stop`."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        return self.tend()
+        return self.reconcile()
 
     def stop(self) -> None:
         """From any thread. The first time in order, the second in a hurry, the third at once."""
         self._num_signals += 1
 
-    def tend(self) -> int:
+    def reconcile(self) -> int:
         """Until every slot has ended for good. 2 where one refused its settings, 1 where one failed, else 0."""
         while any(slot.code is None for slot in self._slots):
             self._forward()
             for slot in self._slots:
                 if slot.code is None:
-                    self._tend(slot)
+                    self._run_janitor(slot)
             time.sleep(LOOK_S)
         codes = {slot.code for slot in self._slots} - {OK, _STOPPED_EARLY}
         return REFUSED if REFUSED in codes else FAILED if codes else OK
@@ -121,7 +121,7 @@ class Supervisor:
             self._num_signals = self._num_forwarded
             self._kill_at = now + STOP_MARGIN_S
 
-    def _tend(self, slot: Slot) -> None:
+    def _run_janitor(self, slot: Slot) -> None:
         if slot.process is None:
             if self._num_signals:
                 slot.code = OK
@@ -130,7 +130,7 @@ class Supervisor:
             return
         code = slot.process.poll()
         if code is not None:
-            self._bury(slot, slot.process, code)
+            self._on_exit(slot, slot.process, code)
 
     def _start(self, slot: Slot) -> None:
         environ = dict(os.environ)
@@ -145,7 +145,7 @@ class Supervisor:
         )
         log.info("child.started", slot=slot.number, child=slot.process.pid, gpus=slot.gpus, start=slot.num_starts)
 
-    def _bury(self, slot: Slot, process: subprocess.Popen[bytes], code: int) -> None:
+    def _on_exit(self, slot: Slot, process: subprocess.Popen[bytes], code: int) -> None:
         slot.process = None
         if process.stdin is not None:
             process.stdin.close()

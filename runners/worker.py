@@ -22,11 +22,11 @@ from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
 from batchfile.signals import hearing
 from batchfile.store.metered import MeteredStore
-from runners.heartbeat import Announcer, Identity
+from runners.heartbeat import Heartbeat, Identity
 from runners.metrics import RunnerCollector, counted, serving
 from runners.options import Options
 from runners.pools import factory_of, kind_of, pool_of
-from runners.shutdown import Ending
+from runners.shutdown import ShutdownRule
 
 log = structlog.get_logger()
 
@@ -88,7 +88,7 @@ def _end(number: int) -> NoReturn:
 class Watch:
     """A thread beside the runner: announces it, and ends it when that is due."""
 
-    def __init__(self, runner: Runner, announcer: Announcer, ending: Ending) -> None:
+    def __init__(self, runner: Runner, announcer: Heartbeat, ending: ShutdownRule) -> None:
         self._runner = runner
         self._announcer = announcer
         self._ending = ending
@@ -158,9 +158,9 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
         wanted = RunnerOptions(runner_id=identity.runner_id, pool=options.pool, inbox=inbox)
         runner = Runner(ledger, factory_of(pool, kind, ledger.limits.engine_stall_s), wanted)
         signals.runner, signals.grace_s = runner, ledger.limits.grace_s
-        ending = Ending(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
+        ending = ShutdownRule(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
         stack.enter_context(counted(RunnerCollector(runner, store, options.pool, pool.model)))
-        stack.enter_context(Watch(runner, Announcer(ledger, runner, identity), ending))
+        stack.enter_context(Watch(runner, Heartbeat(ledger, runner, identity), ending))
         try:
             runner.run()
         except BatchfileError as error:
@@ -187,10 +187,10 @@ def _open_patiently(url: str | None, settings: Settings) -> Ledger:
 
 def _end_what_is_complete(ledger: Ledger, pool: str, runner_id: str) -> None:
     """The last shard may be done for less time than its batch takes to end, and nobody may come after us."""
-    with suppress(StoreError), ledger.store.hold(runner_id):
+    with suppress(StoreError), ledger.store.hold_process_lock(runner_id):
         for marker in list(ledger.store.list(keys.queue_prefix(pool))):
             with suppress(BatchDamaged, StoreError):  # the runner has said so
-                batches.finish(ledger, keys.marker_batch_id(marker.key), runner=runner_id)
+                batches.finish(ledger, keys.queue_batch_id(marker.key), runner=runner_id)
 
 
 def _new_runner_id(pool: str) -> str:

@@ -15,13 +15,13 @@ from api.anthropic import serializers as anthropic_serializers
 from api.http.addresses import own_url
 from api.http.auth import Caller
 from api.http.errors import Refusal
-from api.http.negotiation import BATCHES, Speech
+from api.http.negotiation import BATCHES, NegotiatedFormat
 from api.http.openapi_responses import CREATE, JSON_LINES, OR_LINES, READ, STAGE_RESULTS, problems
 from api.http.request_bodies import JSON_OR_LINES, create_from
 from api.http.streams import stream
 from api.native import schemas as native_schemas
 from api.native import serializers as native_serializers
-from api.ops.background import Tending
+from api.ops.background import BackgroundTasks
 from api.service import PAGE_MAX, Service
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.stage import stage_document, stage_lines
@@ -43,7 +43,7 @@ async def create(
     request: Request[Any, Any, Any],
     service: NamedDependency[Service],
     caller: NamedDependency[Caller],
-    speech: NamedDependency[Speech],
+    negotiated: NamedDependency[NegotiatedFormat],
     stage: Annotated[
         str | None, QueryParameter(description="Of `application/x-ndjson` bodies, which name none.")
     ] = None,
@@ -52,8 +52,8 @@ async def create(
 
     Of one stage, or with `anthropic-version` and no `stage`: of whatever `params.model` each request names.
     """
-    batch = await create_from(request, service, caller, stage, needs_stage=speech.dialect != "anthropic")
-    if speech.dialect == "stage" or (batch.stage is not None and not speech.is_asked):
+    batch = await create_from(request, service, caller, stage, needs_stage=negotiated.dialect != "anthropic")
+    if negotiated.dialect == "stage" or (batch.stage is not None and not negotiated.is_asked):
         return native_schemas.BatchId(id=batch.batch_id)
     status = await asyncio.to_thread(service.status, caller, batch.batch_id)
     return anthropic_serializers.message_batch(status, own_url(request, service.settings.api))
@@ -81,10 +81,10 @@ async def status(
     batch_id: FromPath[str],
     service: NamedDependency[Service],
     caller: NamedDependency[Caller],
-    speech: NamedDependency[Speech],
+    negotiated: NamedDependency[NegotiatedFormat],
 ) -> native_schemas.StageStatus | anthropic_schemas.MessageBatch:
     """Counts are live and only ever grow."""
-    if speech.dialect == "stage":
+    if negotiated.dialect == "stage":
         return native_serializers.stage_status(await asyncio.to_thread(service.status, caller, batch_id))
     found = await asyncio.to_thread(service.seen, caller, batch_id)
     return anthropic_serializers.message_batch(found, own_url(request, service.settings.api))
@@ -102,12 +102,12 @@ async def results(
     batch_id: FromPath[str],
     service: NamedDependency[Service],
     caller: NamedDependency[Caller],
-    speech: NamedDependency[Speech],
+    negotiated: NamedDependency[NegotiatedFormat],
 ) -> Response[Any]:
     """One result for each request, in the order of the input; JSON lines where `application/x-ndjson` is accepted,
     and always in Anthropic's dialect.
     """
-    if speech.dialect == "anthropic":
+    if negotiated.dialect == "anthropic":
         found = await asyncio.to_thread(service.record, caller, batch_id)
         if found.state != "ended":
             raise Refusal(404, "The batch has not ended: its results_url is null until there are results")
@@ -131,14 +131,14 @@ async def cancel(
     batch_id: FromPath[str],
     service: NamedDependency[Service],
     caller: NamedDependency[Caller],
-    tending: NamedDependency[Tending],
+    background: NamedDependency[BackgroundTasks],
 ) -> anthropic_schemas.MessageBatch:
     """No further request starts; finished ones keep their results. A batch that has ended can not be canceled."""
     before = await asyncio.to_thread(service.seen, caller, batch_id)
     if before.batch.state == "ended" and before.is_known:
         raise Refusal(400, "The batch has ended already; its results are final")
     found = await asyncio.to_thread(service.cancel, caller, batch_id)
-    tending.wake(batch_id)
+    background.wake(batch_id)
     return anthropic_serializers.message_batch(found, own_url(request, service.settings.api))
 
 

@@ -9,7 +9,7 @@ from litestar.params import FromPath, QueryParameter
 from api.anthropic import schemas as anthropic_schemas
 from api.anthropic import serializers
 from api.http.errors import Refusal
-from api.http.negotiation import Speech
+from api.http.negotiation import NegotiatedFormat
 from api.http.openapi_responses import READ, problems
 from api.native import schemas as native_schemas
 from api.service import PAGE_MAX, Service
@@ -29,14 +29,14 @@ PROBLEM = native_schemas.OpenAIProblem | anthropic_schemas.ErrorBody
 )
 def list_models(
     service: NamedDependency[Service],
-    speech: NamedDependency[Speech],
+    negotiated: NamedDependency[NegotiatedFormat],
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Anthropic's dialect.")] = 20,
     after_id: Annotated[str | None, QueryParameter(description="Anthropic's dialect.")] = None,
     before_id: Annotated[str | None, QueryParameter(description="Anthropic's dialect.")] = None,
 ) -> anthropic_schemas.ModelPage | native_schemas.ModelList:
     """The pools, by name."""
     names = sorted(service.settings.pools)
-    if speech.dialect != "anthropic":
+    if negotiated.dialect != "anthropic":
         return native_schemas.ModelList(data=[native_schemas.Model(id=name) for name in names])
     if before_id:
         names = [name for name in names if name < before_id]
@@ -56,13 +56,13 @@ def list_models(
     sync_to_thread=False,
 )
 def one_model(
-    model_id: FromPath[str], service: NamedDependency[Service], speech: NamedDependency[Speech]
+    model_id: FromPath[str], service: NamedDependency[Service], negotiated: NamedDependency[NegotiatedFormat]
 ) -> anthropic_schemas.ModelInfo | native_schemas.Model:
     """By the name of a pool, of its model or by an alias."""
     try:
         name = route(service.settings.routing(), stage=None, hint=None, model=model_id.removeprefix("/"))
     except InvalidRequest as error:
         raise Refusal(404, str(error)) from None
-    if speech.dialect != "anthropic":
+    if negotiated.dialect != "anthropic":
         return native_schemas.Model(id=name)
     return serializers.model(name, service.settings.pools[name])

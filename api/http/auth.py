@@ -24,8 +24,8 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import Refusal
 from api.http.guard import check_browser, check_reading
-from api.http.negotiation import Speech, misses_dialect, problem, speech_of
-from api.ops.store_health import Pulse
+from api.http.negotiation import NegotiatedFormat, needs_other_format, negotiate, problem
+from api.ops.store_health import StoreHealth
 from batchfile.settings import Settings
 from batchfile.settings_tables import ApiKey
 
@@ -60,17 +60,17 @@ class Caller:
 PROBE = Caller(tenant="", key="")
 
 
-class Door:
+class AuthMiddleware:
     """Wraps an ASGI application. `in_flight` counts the requests of each key in this process.
 
     `stopping`: to be set when the server begins to stop.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, pulse: Pulse, count_answer: Callable[[str, int], None]
+        self, app: ASGIApp, settings: Settings, store_health: StoreHealth, count_answer: Callable[[str, int], None]
     ) -> None:
         self._app = app
-        self._pulse = pulse
+        self._store_health = store_health
         self.count_answer = count_answer
         self._keys = settings.api_keys
         # Else it was put before others, under whatever name they have for it.
@@ -83,64 +83,64 @@ class Door:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        await _Visit(scope, send).run(self, receive)
+        await _RequestContext(scope, send).run(self, receive)
 
-    async def admit(self, visit: "_Visit", receive: Receive) -> None:
+    async def admit(self, context: "_RequestContext", receive: Receive) -> None:
         """Find the caller, keep the limit, and let the request through."""
         # Probes have a line of their own: a key that is busy must not make the service look dead.
-        caller = PROBE if OPEN_PATHS.fullmatch(visit.path) else self._caller(visit.headers)
-        visit.speech = speech_of(
-            visit.scope["method"],  # type: ignore[typeddict-item]
-            visit.path,
-            visit.headers,
+        caller = PROBE if OPEN_PATHS.fullmatch(context.path) else self._caller(context.headers)
+        context.negotiated = negotiate(
+            context.scope["method"],  # type: ignore[typeddict-item]
+            context.path,
+            context.headers,
             of_key=None if caller is None else caller.dialect,
-            request_id=visit.id,
+            request_id=context.id,
         )
         try:
-            self._check(visit, is_probe=caller is PROBE)
+            self._check(context, is_probe=caller is PROBE)
         except Refusal as refusal:
-            await visit.refuse(refusal.status, refusal.detail, {"Connection": "close"})
+            await context.refuse(refusal.status, refusal.detail, {"Connection": "close"})
             return
         if caller is None:
             detail = "No valid API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`."
-            await visit.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
+            await context.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
             return
-        if misses_dialect(visit.speech, visit.path):
-            await visit.refuse(404, "Files are served in OpenAI's form only.", {"Connection": "close"})
+        if needs_other_format(context.negotiated, context.path):
+            await context.refuse(404, "Files are served in OpenAI's form only.", {"Connection": "close"})
             return
         if self.in_flight[caller.key] >= self._in_flight_max:
             detail = f"{self._in_flight_max} requests of this key are being answered already; try again shortly."
-            await visit.refuse(429, detail, {"Retry-After": str(RETRY_AFTER_S)})
+            await context.refuse(429, detail, {"Retry-After": str(RETRY_AFTER_S)})
             return
-        visit.scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
-        visit.scope["speech"] = visit.speech  # type: ignore[typeddict-unknown-key]
+        context.scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
+        context.scope["negotiated"] = context.negotiated  # type: ignore[typeddict-unknown-key]
         self.in_flight[caller.key] += 1
         try:
             if caller is PROBE:
-                await self._app(visit.scope, receive, visit.send)
+                await self._app(context.scope, receive, context.send)
             else:
-                await self._pass(visit, receive)
+                await self._pass(context, receive)
         finally:
             self.in_flight[caller.key] -= 1
             if not self.in_flight[caller.key]:
                 del self.in_flight[caller.key]
 
-    def _check(self, visit: "_Visit", *, is_probe: bool) -> None:
+    def _check(self, context: "_RequestContext", *, is_probe: bool) -> None:
         """Raises: Refusal."""
-        headers = visit.scope["headers"]
-        check_reading(headers, visit.scope["http_version"])
+        headers = context.scope["headers"]
+        check_reading(headers, context.scope["http_version"])
         if not self._keys and not is_probe:
             check_browser(headers, is_local=self._is_local)
 
-    async def _pass(self, visit: "_Visit", receive: Receive) -> None:
+    async def _pass(self, context: "_RequestContext", receive: Receive) -> None:
         """Into the application, for as long as there is a store and a server. What has begun to be answered goes on,
         unless it has no end of its own.
         """
-        answering = asyncio.ensure_future(self._app(visit.scope, receive, visit.send))
-        events = {asyncio.ensure_future(event.wait()) for event in (self._pulse.lost, self.stopping)}
+        answering = asyncio.ensure_future(self._app(context.scope, receive, context.send))
+        events = {asyncio.ensure_future(event.wait()) for event in (self._store_health.lost, self.stopping)}
         waiting = set(events)
         try:
-            while not answering.done() and not self._is_given_up(visit):
+            while not answering.done() and not self._is_given_up(context):
                 come, _ = await asyncio.wait({answering, *waiting}, return_when=asyncio.FIRST_COMPLETED)
                 waiting -= come
             if answering.done():
@@ -149,17 +149,17 @@ class Door:
             answering.cancel()
             with suppress(asyncio.CancelledError):
                 await answering
-            if not visit.has_begun:
-                what = "The store does not answer now" if self._pulse.lost.is_set() else "This server stops"
-                await visit.refuse(503, f"{what}; try again.", {"Retry-After": str(LOST_RETRY_S)})
+            if not context.has_begun:
+                what = "The store does not answer now" if self._store_health.lost.is_set() else "This server stops"
+                await context.refuse(503, f"{what}; try again.", {"Retry-After": str(LOST_RETRY_S)})
         finally:
             for task in (answering, *events):
                 task.cancel()
 
-    def _is_given_up(self, visit: "_Visit") -> bool:
-        if self.stopping.is_set() and visit.is_endless:
+    def _is_given_up(self, context: "_RequestContext") -> bool:
+        if self.stopping.is_set() and context.is_endless:
             return True
-        return self._pulse.lost.is_set() and not visit.has_begun
+        return self._store_health.lost.is_set() and not context.has_begun
 
     def _caller(self, headers: Headers) -> Caller | None:
         if not self._keys:
@@ -185,7 +185,7 @@ def _owner(keys: tuple[ApiKey, ...], given: bytes) -> Caller | None:
     return found
 
 
-class _Visit:
+class _RequestContext:
     """One request on its way through: its id, what was answered, and how long it took."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -199,7 +199,7 @@ class _Visit:
         self._has_left = False  # the client, before its request was whole
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-        self.speech = Speech(dialect="native", request_id=self.id)
+        self.negotiated = NegotiatedFormat(dialect="native", request_id=self.id)
 
     @property
     def is_endless(self) -> bool:
@@ -211,14 +211,14 @@ class _Visit:
         """Is a part of the answer on its way?"""
         return self._status != 0
 
-    async def run(self, door: Door, receive: Receive) -> None:
+    async def run(self, auth_middleware: AuthMiddleware, receive: Receive) -> None:
         started_at = time.monotonic()
         structlog.contextvars.bind_contextvars(request_id=self.id)
         try:
-            await door.admit(self, self._hearing(receive))
+            await auth_middleware.admit(self, self._hearing(receive))
         finally:
             structlog.contextvars.clear_contextvars()
-            door.count_answer(self.scope["method"], self._status)  # type: ignore[typeddict-item]
+            auth_middleware.count_answer(self.scope["method"], self._status)  # type: ignore[typeddict-item]
             log.info(
                 "request.answered",
                 request_id=self.id,
@@ -253,7 +253,7 @@ class _Visit:
         await self._send(message)
 
     async def refuse(self, status: int, detail: str, headers: dict[str, str]) -> None:
-        body = json.dumps(problem(self.speech, status, detail)).encode()
+        body = json.dumps(problem(self.negotiated, status, detail)).encode()
         fields: list[Any] = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         fields += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": status, "headers": fields})

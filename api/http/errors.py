@@ -9,7 +9,7 @@ import structlog
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException
 
-from api.http.negotiation import Speech, problem
+from api.http.negotiation import NegotiatedFormat, problem
 from api.http.wording import explain
 from batchfile.errors import (
     BatchDamaged,
@@ -117,7 +117,7 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[s
     refusal = to_refusal(error, request)
     return Response(
         problem(
-            request.scope["speech"],  # type: ignore[typeddict-item]
+            request.scope["negotiated"],  # type: ignore[typeddict-item]
             refusal.status,
             refusal.detail,
             param=refusal.param,
@@ -141,8 +141,8 @@ def _of_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> Refus
     where = f"{request.scope['method']} {request.url.path}"
     headers = {name.title(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 404:
-        speech: Speech = request.scope["speech"]  # type: ignore[typeddict-item]
-        is_astray = speech.dialect == "openai" and not request.url.path.startswith("/v1/")
+        negotiated: NegotiatedFormat = request.scope["negotiated"]  # type: ignore[typeddict-item]
+        is_astray = negotiated.dialect == "openai" and not request.url.path.startswith("/v1/")
         return Refusal(404, f"There is no {where}; {'base_url must end in /v1' if is_astray else DOCS}.", headers)
     if error.status_code == 405:
         return Refusal(405, f"There is no {where}; it exists with {headers.get('Allow', 'other methods')}.", headers)

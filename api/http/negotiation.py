@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Dialect = Literal["native", "stage", "anthropic", "openai"]
+ApiFormat = Literal["native", "stage", "anthropic", "openai"]
 Asked = Literal["stage", "anthropic"]
 
 BATCHES = "/v1/messages/batches"
@@ -38,42 +38,42 @@ _ANTHROPIC_TYPES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speech:
+class NegotiatedFormat:
     """How one request is answered. `is_asked`: its header or key says so, and that stands over what its body is."""
 
-    dialect: Dialect
+    dialect: ApiFormat
     request_id: str
     is_asked: bool = False
 
 
-def speech_of(
+def negotiate(
     method: str, path: str, headers: Mapping[bytes, bytes], *, of_key: Asked | None, request_id: str
-) -> Speech:
+) -> NegotiatedFormat:
     """`headers` by their names in lower case. `of_key`: what the caller's key is set to."""
     path = path.rstrip("/")
     if path == BATCHES or path.startswith(BATCHES + "/"):
         asked = _ASKED.get(headers.get(HEADER, b"").strip().lower()) or of_key
         dialect = asked or ("anthropic" if _is_anthropic(headers) else _of_batch(method, path.removeprefix(BATCHES)))
-        return Speech(dialect=dialect, request_id=request_id, is_asked=asked is not None)
+        return NegotiatedFormat(dialect=dialect, request_id=request_id, is_asked=asked is not None)
     if path.startswith("/v1/") and _is_anthropic(headers):
-        return Speech(dialect="anthropic", request_id=request_id)
+        return NegotiatedFormat(dialect="anthropic", request_id=request_id)
     is_openai = _OPENAI.match(path) or _OPENAI_AGENT.match(headers.get(b"user-agent", b""))
-    return Speech(dialect="openai" if is_openai else "native", request_id=request_id)
+    return NegotiatedFormat(dialect="openai" if is_openai else "native", request_id=request_id)
 
 
-def misses_dialect(speech: Speech, path: str) -> bool:
+def needs_other_format(negotiated: NegotiatedFormat, path: str) -> bool:
     """Would it be answered in a form that its caller does not read? Anthropic's clients have files of another kind."""
-    return speech.dialect == "anthropic" and _OPENAI_ONLY.match(path) is not None
+    return negotiated.dialect == "anthropic" and _OPENAI_ONLY.match(path) is not None
 
 
 def problem(
-    speech: Speech, status: int, detail: str, *, param: str | None = None, code: str | None = None
+    negotiated: NegotiatedFormat, status: int, detail: str, *, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     """The body of an answer that is no success. `param` and `code` are OpenAI's."""
-    if speech.dialect == "anthropic":
+    if negotiated.dialect == "anthropic":
         kind = _ANTHROPIC_TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
-        return {"type": "error", "error": {"type": kind, "message": detail}, "request_id": speech.request_id}
-    if speech.dialect == "openai":
+        return {"type": "error", "error": {"type": kind, "message": detail}, "request_id": negotiated.request_id}
+    if negotiated.dialect == "openai":
         kind = "invalid_request_error" if status < 500 else "server_error"
         code = "invalid_api_key" if status == 401 else code
         return {"error": {"message": detail, "type": kind, "param": param, "code": code}}

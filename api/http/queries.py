@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.http.errors import Refusal
-from api.http.negotiation import BATCHES, Speech
+from api.http.negotiation import BATCHES, NegotiatedFormat
 
 OWN = "/api/"
 
@@ -33,10 +33,12 @@ def known_parameters(document: Mapping[str, Any]) -> Known:
     }
 
 
-def check_query(known: Known, method: str, path: str, given: Iterable[tuple[str, str]], speech: Speech) -> None:
+def check_query(
+    known: Known, method: str, path: str, given: Iterable[tuple[str, str]], negotiated: NegotiatedFormat
+) -> None:
     """`path`: as the document has it. Raises: Refusal 400 that names the parameter and those that there are."""
     method = "GET" if method == "HEAD" else method
-    is_stage_create = (method, path, speech.dialect) == ("POST", BATCHES, "stage")
+    is_stage_create = (method, path, negotiated.dialect) == ("POST", BATCHES, "stage")
     parameters = known.get((method, path))
     if parameters is None or not (path.startswith(OWN) or is_stage_create):
         return

@@ -9,7 +9,7 @@ from litestar import Request
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
-from api.create import Wishes, create_batch
+from api.create import CreateOptions, create_batch
 from api.http.auth import Caller
 from api.http.errors import Refusal
 from api.http.spool import SpoolLimits, spool
@@ -65,7 +65,7 @@ async def create_from(
     stage: str | None,
     *,
     needs_stage: bool = True,
-    wishes: Wishes | None = None,
+    create_options: CreateOptions | None = None,
 ) -> BatchRecord:
     """Raises: what `api.http.errors` has answers for."""
     headers = request.headers
@@ -99,7 +99,7 @@ async def create_from(
                 retry_count=retry_count(request),
                 arrived_at=arrived_at,
                 full=full,
-                wishes=wishes,
+                create_options=create_options,
             )
         )
 

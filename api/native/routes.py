@@ -9,14 +9,14 @@ from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
-from api.create import Wishes
+from api.create import CreateOptions
 from api.http.auth import Caller
 from api.http.errors import Refusal
 from api.http.openapi_responses import CREATE, FILE, JSON_LINES, READ, problems
 from api.http.request_bodies import JSON_OR_LINES, create_from
 from api.http.streams import follow, serve_file
 from api.native import schemas, serializers
-from api.ops.background import Tending
+from api.ops.background import BackgroundTasks
 from api.ops.pools import Fleet
 from api.service import PAGE_MAX, Service
 from batchfile.errors import InvalidFile
@@ -53,8 +53,8 @@ async def create(
         str | None, QueryParameter(description="The pool that all requests go to, whatever they say.")
     ] = None,
 ) -> schemas.Batch:
-    wishes = Wishes(priority=priority, metadata=_pairs(metadata or []), is_strict=strict, pool=pool)
-    batch = await create_from(request, service, caller, stage, wishes=wishes)
+    create_options = CreateOptions(priority=priority, metadata=_pairs(metadata or []), is_strict=strict, pool=pool)
+    batch = await create_from(request, service, caller, stage, create_options=create_options)
     return serializers.batch(await asyncio.to_thread(service.status, caller, batch.batch_id))
 
 
@@ -87,11 +87,11 @@ async def cancel(
     batch_id: FromPath[str],
     service: NamedDependency[Service],
     caller: NamedDependency[Caller],
-    tending: NamedDependency[Tending],
+    background: NamedDependency[BackgroundTasks],
 ) -> schemas.Batch:
     """No further request starts; finished ones keep their results. An ended batch stays what it is."""
     found = await asyncio.to_thread(service.cancel, caller, batch_id)
-    tending.wake(batch_id)
+    background.wake(batch_id)
     return serializers.batch(found)
 
 

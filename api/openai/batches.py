@@ -10,7 +10,7 @@ from litestar import Request, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from api.create import adopt, made_before
+from api.create import get_or_create, made_before
 from api.http.auth import Caller
 from api.http.errors import Refusal, not_found
 from api.http.openapi_responses import READ, problems
@@ -18,7 +18,7 @@ from api.http.request_bodies import retry_count
 from api.native.schemas import OpenAIProblem
 from api.openai import schemas as shapes
 from api.openai import serializers as views
-from api.ops.background import Tending
+from api.ops.background import BackgroundTasks
 from api.service import Service, Shown
 from batchfile.files import stored_files
 from batchfile.ledger import batches
@@ -45,7 +45,7 @@ async def create(
     data: JSONBody[shapes.CreateBatch],
     request: Request[Any, Any, Any],
     service: NamedDependency[Service],
-    tending: NamedDependency[Tending],
+    background: NamedDependency[BackgroundTasks],
     caller: NamedDependency[Caller],
 ) -> shapes.Batch:
     """Its file is read and checked after the answer: a batch of a wrong file turns `failed` and says why."""
@@ -54,7 +54,7 @@ async def create(
 
     def act() -> BatchStatus:
         batch_id = _create(service, caller, data, key, retries, arrived_at)
-        tending.wake(batch_id)
+        background.wake(batch_id)
         return service.status(caller, batch_id)
 
     return views.batch(await asyncio.to_thread(act))
@@ -100,7 +100,7 @@ async def status(
 async def cancel(
     batch_id: FromPath[str],
     service: NamedDependency[Service],
-    tending: NamedDependency[Tending],
+    background: NamedDependency[BackgroundTasks],
     caller: NamedDependency[Caller],
 ) -> shapes.Batch:
     """What has finished keeps its results, the rest goes to the error file."""
@@ -110,7 +110,7 @@ async def cancel(
         if before.batch.state == "ended" and before.is_known:
             raise Refusal(400, f"Cannot cancel a batch with status '{views.batch(before).status}'.")
         after = service.cancel(caller, batch_id)
-        tending.wake(batch_id)
+        background.wake(batch_id)
         return after
 
     return views.batch(await asyncio.to_thread(act))
@@ -135,16 +135,16 @@ def _create(
     if file is None:
         detail = f"input_file_id: there is no file {data.input_file_id[:80]!r}; upload it with purpose 'batch' first"
         raise Refusal(400, detail, param="input_file_id")
-    adopted = adopt(ledger, f"batch_{secrets.token_hex(16)}", digest, caller.tenant, key, retries, arrived_at)
-    if not adopted.is_first and batches.read_batch(ledger, adopted.batch_id) is not None:
-        return adopted.batch_id
+    keyed = get_or_create(ledger, f"batch_{secrets.token_hex(16)}", digest, caller.tenant, key, retries, arrived_at)
+    if not keyed.is_first and batches.read_batch(ledger, keyed.batch_id) is not None:
+        return keyed.batch_id
     draft = batches.Draft(
-        batch_id=adopted.batch_id,
+        batch_id=keyed.batch_id,
         routing=settings.routing(),
         defaults=Defaults(),
         tenant=caller.tenant,
         metadata=data.metadata or {},
-        created_at=adopted.created_at,
+        created_at=keyed.created_at,
     )
     wanted = FileInput(
         file_id=file.file_id,

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 THREADS = 2
 
 
-class Tending:
+class BackgroundTasks:
     """`runner`: the name of this process. Its threads die with it. `on_ended` hears of the batches that end here.
 
     `defer` takes over what would take long: a small batch that is canceled never waits for a large one to be planned.
@@ -41,7 +41,7 @@ class Tending:
 
     def start(self) -> None:
         for _ in range(THREADS):
-            threading.Thread(target=self._run, name="tending", daemon=True).start()
+            threading.Thread(target=self._run, name="background", daemon=True).start()
 
     def stop(self) -> None:
         for _ in range(THREADS):

@@ -17,7 +17,7 @@ from api.http.streams import names_any
 from api.native import schemas
 from api.ops.metrics import CONTENT_TYPE, Metrics
 from api.ops.pools import Fleet
-from api.ops.store_health import SILENT, Pulse
+from api.ops.store_health import SILENT, StoreHealth
 from batchfile import __version__
 from batchfile.errors import StoreError
 from batchfile.lines.formats.stage import timestamp
@@ -29,13 +29,15 @@ T = TypeVar("T")
 
 
 @get("/healthz", responses=problems((), 405, 500), tags=["health"], summary="Is it well?")
-async def healthz(pulse: NamedDependency[Pulse], fleet: NamedDependency[Fleet]) -> schemas.Health | schemas.Degraded:
+async def healthz(
+    store_health: NamedDependency[StoreHealth], fleet: NamedDependency[Fleet]
+) -> schemas.Health | schemas.Degraded:
     """Always 200 while the process lives.
 
     `degraded` where the store does not answer, where a lock of it is stuck (both with a `reason`), and where requests
     wait for a pool that is down. A pool that is down while nothing waits for it is no fault.
     """
-    now, reason = timestamp(time.time()), await pulse.look()
+    now, reason = timestamp(time.time()), await store_health.look()
     if reason is not None:
         return schemas.Degraded(status="degraded", storage=False, reason=reason, pools={}, timestamp=now)
     pools, is_healthy = await _in_thread(partial(_pools, fleet))
@@ -43,8 +45,8 @@ async def healthz(pulse: NamedDependency[Pulse], fleet: NamedDependency[Fleet]) 
 
 
 @get("/ready", responses=problems((), 405, 500, 503), tags=["health"], summary="May it be asked?")
-async def ready(pulse: NamedDependency[Pulse]) -> schemas.Ready:
-    if await pulse.look() == SILENT:  # with a lock stuck, most of the service works
+async def ready(store_health: NamedDependency[StoreHealth]) -> schemas.Ready:
+    if await store_health.look() == SILENT:  # with a lock stuck, most of the service works
         raise Refusal(503, "The store does not answer now.", {"Retry-After": "5"})
     return schemas.Ready()
 
@@ -57,10 +59,10 @@ def version() -> schemas.Version:
 
 
 @get("/metrics", include_in_schema=False)
-async def metrics(metrics: NamedDependency[Metrics], pulse: NamedDependency[Pulse]) -> Response[bytes]:
+async def metrics(metrics: NamedDependency[Metrics], store_health: NamedDependency[StoreHealth]) -> Response[bytes]:
     """Prometheus text."""
     return Response(
-        await _in_thread(partial(metrics.render, has_store=not pulse.lost.is_set())),
+        await _in_thread(partial(metrics.render, has_store=not store_health.lost.is_set())),
         headers={"Content-Type": CONTENT_TYPE},
     )
 

@@ -3,7 +3,7 @@
 Runners have a page of their own for what only they know: the latency of each request, vLLM's own figures.
 """
 
-from collections import Counter as Tally
+from collections import Counter as RunnerStats
 from collections.abc import Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from api.ops.pools import Fleet
 from batchfile.errors import StoreError
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import Aside
+from batchfile.ledger.set_aside import SetAside
 from batchfile.store.metered import MeteredStore
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -23,7 +23,7 @@ BATCH_BUCKETS_S = (1, 5, 15, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
 class Metrics:
     """`count_answer` and `observe_ended` are called by the door and by the steward of this process."""
 
-    def __init__(self, fleet: Fleet, store: MeteredStore, pools: list[str], aside: Aside) -> None:
+    def __init__(self, fleet: Fleet, store: MeteredStore, pools: list[str], aside: SetAside) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_StoreCollector(store))
         self._fleet = _FleetCollector(fleet, pools)
@@ -127,7 +127,7 @@ class _FleetCollector(Collector):
     def _runners(self) -> Iterator[Metric]:
         runners = self._fleet.presence()
         states = GaugeMetricFamily("batchfile_runners", "Live runners by state.", labels=["pool", "state"])
-        for (pool, state), num in Tally((runner.pool, runner.state) for runner in runners).items():
+        for (pool, state), num in RunnerStats((runner.pool, runner.state) for runner in runners).items():
             states.add_metric([pool, state], num)
         yield states
         for name in ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s"):

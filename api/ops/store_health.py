@@ -25,14 +25,14 @@ SILENT = "The store does not answer."
 STUCK = "A process that does not move on has a lock of the store; the log of this service names it."
 
 
-class Pulse:
+class StoreHealth:
     """For one event loop. `lost` is set while the store has not answered for `LOST_S`."""
 
     def __init__(self, store: Store) -> None:
         self.lost = asyncio.Event()
         self._store = store
         # A thread of its own: the others may all be waiting for the store.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pulse")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store-health")
         self._question: asyncio.Future[str | None] | None = None
         self._answered_at = time.monotonic()
         self._is_stuck = False

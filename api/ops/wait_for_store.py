@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 from litestar.types import Receive, Scope, Send
 
-from api.http.negotiation import problem, speech_of
+from api.http.negotiation import negotiate, problem
 from api.ops.store_health import SILENT
 from batchfile import __version__
 from batchfile.errors import StoreUnavailable
@@ -75,7 +75,7 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
     else:
         headers = {name.lower(): value for name, value in scope["headers"]}
         method = scope["method"]  # type: ignore[typeddict-item]
-        body = problem(speech_of(method, path, headers, of_key=None, request_id=""), 503, DETAIL)
+        body = problem(negotiate(method, path, headers, of_key=None, request_id=""), 503, DETAIL)
     data = json.dumps(body).encode()
     fields = [
         (b"content-type", b"application/json"),

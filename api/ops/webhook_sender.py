@@ -22,7 +22,7 @@ from api.ops import safe_post
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import PAUSE_S_MAX, Aside
+from batchfile.ledger.set_aside import PAUSE_S_MAX, SetAside
 from batchfile.settings_tables import Webhook
 from batchfile.webhooks import Event, signed_headers, tell
 
@@ -55,15 +55,15 @@ class _Lane:
     num_busy: int = 0
 
 
-class Delivering:
+class WebhookSender:
     """`hooks`: by tenant. A batch's own callback stands over its tenant's address, and is signed with its secret.
 
     What the store refuses, or has of an attempt in damaged form, is set aside, for a while that grows.
     """
 
-    def __init__(self, ledger: Ledger, hooks: Mapping[str, Webhook], aside: Aside | None = None) -> None:
+    def __init__(self, ledger: Ledger, hooks: Mapping[str, Webhook], aside: SetAside | None = None) -> None:
         self._ledger = ledger
-        self._aside = aside or Aside(ledger)
+        self._aside = aside or SetAside(ledger)
         self._hooks = hooks
         self._news: queue.SimpleQueue[_Due | _Receiver] = queue.SimpleQueue()  # a receiver: one attempt there is over
 

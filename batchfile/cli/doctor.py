@@ -33,7 +33,7 @@ Verdict = Literal["ok", "warning", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnostic:
     """What one check found. `detail` says what is there, or what to do."""
 
     name: str
@@ -63,48 +63,48 @@ def _mark(verdict: Verdict) -> str:
     return text if "NO_COLOR" in os.environ else click.style(text, fg=colors[verdict])
 
 
-def _safely(name: str, check: Callable[[], Finding]) -> Finding:
+def _safely(name: str, check: Callable[[], Diagnostic]) -> Diagnostic:
     try:
         return check()
     except (BatchfileError, OSError) as error:
-        return Finding(name, "failed", str(error))
+        return Diagnostic(name, "failed", str(error))
 
 
-def _python() -> Finding:
+def _python() -> Diagnostic:
     version = platform.python_version()
-    return Finding("python", "ok", f"{version} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
+    return Diagnostic("python", "ok", f"{version} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
 
 
-def _batchfile() -> Finding:
-    return Finding("batchfile", "ok", __version__)
+def _batchfile() -> Diagnostic:
+    return Diagnostic("batchfile", "ok", __version__)
 
 
-def _settings_and_store(store: str | None) -> list[Finding]:
+def _settings_and_store(store: str | None) -> list[Diagnostic]:
     try:
         settings = load_settings()
     except SettingsError as error:
-        return [Finding("settings", "failed", str(error))]
+        return [Diagnostic("settings", "failed", str(error))]
     path = config_path()
     where = str(path) if path.is_file() else "defaults and environment"
     pools = f"; pools {', '.join(sorted(settings.pools))}" if has_own_pools(explain_settings(settings)) else ""
-    found = [Finding("settings", "ok", where + pools)]
+    found = [Diagnostic("settings", "ok", where + pools)]
     return [*found, _safely("store", lambda: _store(store, settings))]
 
 
-def _store(url: str | None, settings: Settings) -> Finding:
+def _store(url: str | None, settings: Settings) -> Diagnostic:
     from batchfile.store.conformance import prove_conditions
     from batchfile.store.open import open_store
 
     chosen = url or settings.store
     if chosen is None:
-        return Finding("store", "ok", ".batchfile beside each output; name one to prove it: doctor --store STORE")
+        return Diagnostic("store", "ok", ".batchfile beside each output; name one to prove it: doctor --store STORE")
     proof = prove_conditions(open_store(chosen, prove=False), heavy=True)
     if proof.unclear:
-        return Finding("store", "warning", f"{chosen} was too busy to tell: {proof.unclear}; try again later")
-    return Finding("store", "ok", f"{chosen} keeps its conditions ({proof.seconds:.1f} s of racing writers)")
+        return Diagnostic("store", "warning", f"{chosen} was too busy to tell: {proof.unclear}; try again later")
+    return Diagnostic("store", "ok", f"{chosen} keeps its conditions ({proof.seconds:.1f} s of racing writers)")
 
 
-def _vllm() -> Finding:
+def _vllm() -> Diagnostic:
     for name in PACKAGES:
         try:
             found = f"{name} {importlib.metadata.version(name)}"
@@ -112,34 +112,36 @@ def _vllm() -> Finding:
             continue
         if is_cpu_build():
             check_usable(read_cpu())
-        return Finding("vllm", "ok", found)
-    return Finding("vllm", "warning", "is not installed: `just setup` installs it; --engine http and echo work without")
+        return Diagnostic("vllm", "ok", found)
+    return Diagnostic(
+        "vllm", "warning", "is not installed: `just setup` installs it; --engine http and echo work without"
+    )
 
 
-def _gpu() -> Finding:
+def _gpu() -> Diagnostic:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return Finding("gpu", "warning", "no NVIDIA driver here; vLLM runs on the CPU, slowly")
+        return Diagnostic("gpu", "warning", "no NVIDIA driver here; vLLM runs on the CPU, slowly")
     query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_WAIT_S, check=False)
     except subprocess.TimeoutExpired:
-        return Finding("gpu", "failed", f"nvidia-smi did not answer in {GPU_WAIT_S} s; look at the driver")
+        return Diagnostic("gpu", "failed", f"nvidia-smi did not answer in {GPU_WAIT_S} s; look at the driver")
     if done.returncode != 0:
-        return Finding("gpu", "failed", f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}")
-    return Finding("gpu", "ok", "; ".join(done.stdout.strip().splitlines()))
+        return Diagnostic("gpu", "failed", f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}")
+    return Diagnostic("gpu", "ok", "; ".join(done.stdout.strip().splitlines()))
 
 
-def _model() -> Finding:
+def _model() -> Diagnostic:
     run = load_settings().run
     if run.model is not None:
         if run.engine == "vllm":
             check_model(run.model)
-        return Finding("model", "ok", f"{run.model} ({_where(run.model, run.engine)})")
+        return Diagnostic("model", "ok", f"{run.model} ({_where(run.model, run.engine)})")
     try:
-        return Finding("model", "ok", f"the demo model in {demo_model()}")
+        return Diagnostic("model", "ok", f"the demo model in {demo_model()}")
     except SettingsError as error:
-        return Finding("model", "warning", str(error))
+        return Diagnostic("model", "warning", str(error))
 
 
 def _where(model: str, engine: EngineKind) -> str:
@@ -148,9 +150,9 @@ def _where(model: str, engine: EngineKind) -> str:
     return "on this machine" if is_local(model) else "from the hub, or its cache"
 
 
-def _disk() -> Finding:
+def _disk() -> Diagnostic:
     free = shutil.disk_usage(".").free
     text = f"{free / 1024**3:.1f} GiB free here"
     if free < DISK_BYTES_MIN:
-        return Finding("disk", "warning", f"{text}; results and the store need about twice the input's size")
-    return Finding("disk", "ok", text)
+        return Diagnostic("disk", "warning", f"{text}; results and the store need about twice the input's size")
+    return Diagnostic("disk", "ok", text)

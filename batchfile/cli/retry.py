@@ -6,7 +6,7 @@ import click
 
 from batchfile.cli.remote import CREATE_EXITS, Where, where_options
 from batchfile.cli.saving import check_free
-from batchfile.cli.stdout import told_if_lost
+from batchfile.cli.stdout import report_lost_output
 from batchfile.cli.submit import finish
 from batchfile.local.display import counted
 
@@ -24,7 +24,7 @@ def command(batch: str, wait: bool, output: str | None, where: Where) -> None:
     path = None if output is None else check_free(output)
     with where.connected(batch, writes=True) as connection:
         made = connection.batch(batch).rerun_failed()
-        with told_if_lost(f"the batch {made.id} is made; do not retry {batch} again"):
+        with report_lost_output(f"the batch {made.id} is made; do not retry {batch} again"):
             click.echo(made.id, err=path == "-")
         click.echo(f"it runs {counted(made.last_status.total, 'request')} of {batch} again", err=True)
         if wait or path is not None:

@@ -12,7 +12,7 @@ import msgspec
 from batchfile.cli import logs
 from batchfile.cli.exits import EXIT_HELP, Exit
 from batchfile.cli.numbers import Finite
-from batchfile.cli.stdout import told_if_lost
+from batchfile.cli.stdout import report_lost_output
 from batchfile.cli.stopping import Interrupted, Signals
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
@@ -203,7 +203,7 @@ def _run(session: Session, choice: EngineChoice, signals: Signals, voice: Voice)
         return code
     how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
     nothing = "nothing of this run is kept; run it with -o FILE, which also resumes"
-    with told_if_lost(f"the results are kept: {how} writes them" if session.is_kept else nothing):
+    with report_lost_output(f"the results are kept: {how} writes them" if session.is_kept else nothing):
         return _finish(session.ledger, batch, None, voice)
 
 

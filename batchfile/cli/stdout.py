@@ -9,7 +9,7 @@ from batchfile.errors import BatchfileError
 
 
 @contextmanager
-def told_if_lost(what_now: str) -> Iterator[None]:
+def report_lost_output(what_now: str) -> Iterator[None]:
     """Around what writes to stdout. `what_now`: what became of the work, and how to come by the answer.
 
     Raises: BatchfileError where stdout cannot be written. A reader that has gone is no such case.

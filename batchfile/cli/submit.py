@@ -13,7 +13,7 @@ from batchfile.cli.exits import Exit
 from batchfile.cli.following import follow_one
 from batchfile.cli.remote import CREATE_EXITS, Where, exit_of_batch, where_options
 from batchfile.cli.saving import check_free, save
-from batchfile.cli.stdout import told_if_lost
+from batchfile.cli.stdout import report_lost_output
 from batchfile.cli.transfer import transfer
 from batchfile.client.batch import Batch
 from batchfile.client.connection import Connection, checked_metadata
@@ -62,7 +62,7 @@ def command(
             batch = connection.submit(
                 upload, stage=stage, pool=pool, priority=priority, metadata=metadata, strict=strict, on_bytes=on_bytes
             )
-        with told_if_lost(f"the batch {batch.id} is made; do not submit the file again"):
+        with report_lost_output(f"the batch {batch.id} is made; do not submit the file again"):
             click.echo(batch.id, err=path == "-")
         _say_what_can_not_run(batch)
         _say_who_works(connection, batch)

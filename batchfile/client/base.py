@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchfile.ledger.records import BatchState, EndReason, PresenceRecord
-from batchfile.types import Counts, Dialect, RoutingTable, Usage
+from batchfile.types import Counts, InputFormat, RoutingTable, Usage
 
 if TYPE_CHECKING:  # to look at a batch over HTTP loads neither the line formats nor the ledger
     from batchfile.client.upload import Upload
@@ -53,7 +53,7 @@ class BatchStatus:
     detail: str | None = None
     stage: str | None = None
     priority: int = 5
-    dialect: Dialect = "native"
+    dialect: InputFormat = "native"
     inbox_path: str | None = None
     ended_at: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class BatchStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class SubmitOptions:
     """How a file is to be run. `pool`: where all of it goes. `priority`: 0 (first) to 9.
 
     `is_strict`: a line that can not run refuses the file.
@@ -107,7 +107,7 @@ class Remote(Protocol):
         """How a person names it: a URL, a directory."""
         ...
 
-    def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchStatus:
+    def submit(self, upload: "Upload", wanted: SubmitOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
         """Make a batch. `on_bytes` hears of each piece of the file that was read. Raises: InvalidFile."""
         ...
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Self
 
-from batchfile.client.base import Access, BatchStatus, Remote, Wanted
+from batchfile.client.base import Access, BatchStatus, Remote, SubmitOptions
 from batchfile.client.batch import Batch
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.ledger.keys import is_pool_name
@@ -111,7 +111,7 @@ class Connection:
 
         Raises: InvalidFile (TooLarge, RequestRefused) and SettingsError; then nothing was made.
         """
-        wanted = Wanted(
+        wanted = SubmitOptions(
             stage=stage, pool=pool, priority=priority, metadata=checked_metadata(metadata or {}), is_strict=strict
         )
         from batchfile.client.upload import open_upload

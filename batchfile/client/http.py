@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from batchfile.client.background import LoopThread
-from batchfile.client.base import BatchStatus, Download, Share, ShownState, Wanted, until_old
+from batchfile.client.base import BatchStatus, Download, Share, ShownState, SubmitOptions, until_old
 from batchfile.client.http_api import Client, FileHead, Pairs
 from batchfile.errors import InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.ledger.records import EndReason, PresenceRecord
-from batchfile.types import Counts, Dialect, RoutingTable, Usage
+from batchfile.types import Counts, InputFormat, RoutingTable, Usage
 
 if TYPE_CHECKING:
     from batchfile.client.upload import Upload
@@ -33,7 +33,7 @@ class HttpRemote:
     def place(self) -> str:
         return self._client.url
 
-    def submit(self, upload: "Upload", wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchStatus:
+    def submit(self, upload: "Upload", wanted: SubmitOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
         from batchfile.client.resolve import check_pool, check_stage
         from batchfile.client.upload import repeatable
 
@@ -184,7 +184,7 @@ class _Batch(msgspec.Struct, frozen=True):
     ended_at: float | None
     metadata: dict[str, str]
     priority: int
-    dialect: Dialect
+    dialect: InputFormat
     inbox_path: str | None
     pools: dict[str, _PoolShare]
     usage_unknown: int = 0

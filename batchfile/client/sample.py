@@ -12,7 +12,7 @@ from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.parse import parse_request
 from batchfile.routing import route
-from batchfile.types import Defaults, Dialect, Request, RoutingTable
+from batchfile.types import Defaults, InputFormat, Request, RoutingTable
 
 CHARS_PER_TOKEN = 4  # of English, about; other languages and code have fewer
 STEP = 10
@@ -31,7 +31,7 @@ class Sample:
     num_requests: int = 0
     num_looked_at: int = 0
     size_bytes: int = 0
-    dialect: Dialect | None = None
+    dialect: InputFormat | None = None
     num_bad: float = 0
     num_unrouted: float = 0
     input_tokens: float = 0

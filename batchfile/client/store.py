@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, Wanted, until_old
+from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, SubmitOptions, until_old
 from batchfile.client.resolve import check_pool, check_stage, find_batch, find_batch_id
 from batchfile.client.upload import Upload, repeatable
 from batchfile.errors import BatchDamaged, NotEnded, NotFound, RecordDamaged
@@ -48,7 +48,7 @@ class StoreRemote:
     def place(self) -> str:
         return self._ledger.store.url
 
-    def submit(self, upload: Upload, wanted: Wanted, on_bytes: Callable[[int], None]) -> BatchStatus:
+    def submit(self, upload: Upload, wanted: SubmitOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
         if wanted.stage is not None:
             check_stage(self._settings.stages, wanted.stage)
         routing = self.routing()

@@ -39,7 +39,9 @@ class EchoPrepared(Prepared):
     completion: Completion
     work_s: float
     fault: Literal["poison", "hang", "kill"] | None = None
-    misfit: Completion | None = None  # what it is answered the first times, where `completion` is the guided one
+    schema_mismatch: Completion | None = (
+        None  # what it is answered the first times, where `completion` is the guided one
+    )
 
 
 class EchoEngine:
@@ -58,7 +60,7 @@ class EchoEngine:
         clock: Clock | None = None,
         tokens: Callable[[Request], int] | None = None,
         guided: str | None = None,
-        misfits: int = 0,
+        schema_mismatches: int = 0,
         tool_input: dict[str, Any] | None = None,
         thinking: str | None = None,
         faults: EchoFaults | None = None,
@@ -79,8 +81,8 @@ class EchoEngine:
         self._task = task
         self._tokens = tokens
         self._guided = guided
-        self._misfits = misfits
-        self._num_misfits: Counter[str] = Counter()  # by custom_id
+        self._schema_mismatches = schema_mismatches
+        self._num_schema_mismatches: Counter[str] = Counter()  # by custom_id
         self._tool_input = tool_input
         self._thinking = thinking
         self._faults = faults or EchoFaults()
@@ -105,7 +107,7 @@ class EchoEngine:
             latency_s=options.latency_s,
             clock=clock,
             guided=options.guided,
-            misfits=options.misfits,
+            schema_mismatches=options.schema_mismatches,
             tool_input=options.tool_input,
             thinking=options.thinking,
             faults=options.faults,
@@ -118,9 +120,9 @@ class EchoEngine:
             num_tokens, completion = self._answer(request)
         else:
             num_tokens, completion = self._raw_answer(request)
-        misfit = None
+        schema_mismatch = None
         if self._guided is not None and request.sampling.json_schema is not None:
-            misfit = completion
+            schema_mismatch = completion
             choices = (Choice(self._guided, "end_turn"),) * request.sampling.num_choices
             completion = Completion(choices=choices, usage=completion.usage)
         if request.tools is not None or request.is_thinking:
@@ -132,16 +134,19 @@ class EchoEngine:
             completion=completion,
             work_s=self._latency_s + num_tokens * self._seconds_per_token,
             fault=self._fault_of(request) if self._faults.has_markers else None,
-            misfit=misfit,
+            schema_mismatch=schema_mismatch,
         )
 
     def add(self, key: int, prepared: Prepared) -> None:
         assert isinstance(prepared, EchoPrepared)
         if self._is_dead:
             raise EngineDead("The echo engine died earlier. Build another one.")
-        if prepared.misfit is not None and self._num_misfits[prepared.request.custom_id] < self._misfits:
-            self._num_misfits[prepared.request.custom_id] += 1
-            prepared = replace(prepared, completion=prepared.misfit)
+        if (
+            prepared.schema_mismatch is not None
+            and self._num_schema_mismatches[prepared.request.custom_id] < self._schema_mismatches
+        ):
+            self._num_schema_mismatches[prepared.request.custom_id] += 1
+            prepared = replace(prepared, completion=prepared.schema_mismatch)
         self._waiting.append((key, prepared))
 
     def step(self) -> list[Finished]:

@@ -39,7 +39,7 @@ class EchoFaults:
 class EchoOptions:
     """`guided`: the answer to a request that brings a JSON schema, which this engine can not follow by itself.
 
-    `misfits`: the first so many answers to each such request are its echo all the same.
+    `schema_mismatches`: the first so many answers to each such request are its echo all the same.
     `tool_input`: with it tools are served: a request that offers some calls one with this input (the named one, else
     the first), unless its last turn is the answer of a tool. `thinking`: with it thinking is served, by this.
     """
@@ -48,7 +48,7 @@ class EchoOptions:
     seconds_per_token: float = 0.0
     latency_s: float = 0.0
     guided: str | None = None
-    misfits: int = 0
+    schema_mismatches: int = 0
     tool_input: dict[str, Any] | None = None
     thinking: str | None = None
     faults: EchoFaults = field(default_factory=EchoFaults)
@@ -66,7 +66,7 @@ class EchoOptions:
             seconds_per_token=_number(env, "SECONDS_PER_TOKEN", 0.0),
             latency_s=_number(env, "LATENCY_S", 0.0),
             guided=env.get(PREFIX + "GUIDED") or None,
-            misfits=int(_number(env, "MISFITS", 0)),
+            schema_mismatches=int(_number(env, "MISFITS", 0)),
             tool_input=_object(env, "TOOL_INPUT"),
             thinking=env.get(PREFIX + "THINKING") or None,
             faults=EchoFaults(

@@ -30,7 +30,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError, Plan, ShardRecord
-from batchfile.ledger.turn import Turn
+from batchfile.ledger.turn import Lease
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
@@ -119,7 +119,7 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
         found = load(ledger, key, ShardRecord)
         if found is not None and found.record.state == "done":
             return True
-    turn = Turn.take(ledger, key, keys.OUTBOX_POOL, runner)
+    turn = Lease.take(ledger, key, keys.OUTBOX_POOL, runner)
     if turn is None:
         return False
     try:

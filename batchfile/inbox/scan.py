@@ -19,7 +19,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, load, must_know, swap
 from batchfile.ledger.records import BatchRecord, ClaimRecord, DroppedFile
-from batchfile.ledger.set_aside import UNANSWERED_MAX, Aside, do_each
+from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside, do_each
 from batchfile.plan import pending
 from batchfile.store.base import Entry
 from batchfile.types import Defaults, RoutingTable
@@ -81,7 +81,7 @@ class Inbox:
         self._move_done = move_done
         self._routing = routing
         self._schema_of = schema_of
-        self._aside = Aside(ledger)
+        self._aside = SetAside(ledger)
         self._known: dict[str, str] = {}  # key -> the version that was dealt with
         self._waiting: dict[str, tuple[str, float]] = {}  # key -> a version that may not be whole, and since when
 

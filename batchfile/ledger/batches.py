@@ -17,7 +17,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord
-from batchfile.ledger.turn import Turn
+from batchfile.ledger.turn import Lease
 from batchfile.plan.ranges import Planned
 from batchfile.types import Defaults, RoutingTable
 
@@ -84,12 +84,12 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
         seq=1,
         write_id=ledger.new_id(),
     )
-    mark(ledger, record, planned.plan)
+    enqueue(ledger, record, planned.plan)
     ledger.store.put(keys.index_key(draft.tenant, now, draft.batch_id), b"")
     written = swap(ledger, keys.batch_key(draft.batch_id), record, None)
     if isinstance(written, Lost):
         return _standing(record, written)
-    ring(ledger, planned.plan.pools)
+    notify(ledger, planned.plan.pools)
     log.info("batch.created", batch_id=draft.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))
     return written.record
 
@@ -110,18 +110,18 @@ def taken(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
     return BatchDamaged(f"another batch {batch_id} exists already, or did; send this one again")
 
 
-def mark(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
+def enqueue(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
     """Put it into the queues; runners pass over it until it is open."""
-    for key in _markers(batch, plan):
+    for key in _queue_entries(batch, plan):
         ledger.store.put(key, b"")
 
 
-def ring(ledger: Ledger, pools: Iterable[str]) -> None:
+def notify(ledger: Ledger, pools: Iterable[str]) -> None:
     """Tell idle runners that something changed. A hint: they look by themselves, only later."""
     for pool in pools:
         if pool not in keys.SETTLED_POOLS:
             with suppress(StoreError):
-                ledger.store.put(keys.bell_key(pool), ledger.new_id().encode())
+                ledger.store.put(keys.notification_key(pool), ledger.new_id().encode())
 
 
 def read_batch(ledger: Ledger, batch_id: str) -> BatchRecord | None:
@@ -222,7 +222,7 @@ def finish(
     if not batch.plan_key:
         return _end_unplanned(ledger, batch_id)
     # While one process ends it, all the others ask again and again whether it has ended: that must cost little.
-    if Turn.is_held(ledger, keys.assembly_key(batch_id)):
+    if Lease.is_held(ledger, keys.assembly_key(batch_id)):
         return None
     try:
         plan = read_plan(ledger, batch)
@@ -230,7 +230,7 @@ def finish(
         return _end_without_plan(ledger, batch, error)
     if batch.state == "open" and not _is_begun(ledger, batch, plan):
         return None
-    turn = Turn.take(ledger, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner)
+    turn = Lease.take(ledger, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner)
     made = None if turn is None else _assemble(ledger, batch_id, plan, turn, is_stopped)
     return None if made is None else _conclude(ledger, batch, plan, made, runner)
 
@@ -249,7 +249,7 @@ def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled, r
 
 
 def _assemble(
-    ledger: Ledger, batch_id: str, plan: Plan, turn: Turn, is_stopped: Callable[[], bool]
+    ledger: Ledger, batch_id: str, plan: Plan, turn: Lease, is_stopped: Callable[[], bool]
 ) -> Assembled | None:
     """None where a shard is not done yet, where someone else has the turn now, or has ended the batch before."""
 
@@ -348,7 +348,7 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
     ended = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     if ended is None:
         return None
-    ledger.store.delete_many(list(_markers(batch, plan)))
+    ledger.store.delete_many(list(_queue_entries(batch, plan)))
     log.info("batch.ended", batch_id=batch.batch_id, reason=ended.record.reason, total=batch.total)
     return ended.record
 
@@ -425,7 +425,7 @@ def remove_tombstone(ledger: Ledger, batch: BatchRecord) -> None:
     ledger.store.delete(keys.index_key(batch.tenant, batch.created_at, batch.batch_id))
 
 
-def _markers(batch: BatchRecord, plan: Plan) -> Iterator[str]:
+def _queue_entries(batch: BatchRecord, plan: Plan) -> Iterator[str]:
     for pool in plan.pools:
         if pool not in keys.SETTLED_POOLS:
-            yield keys.marker_key(pool, batch.priority, batch.created_at, batch.batch_id)
+            yield keys.queue_key(pool, batch.priority, batch.created_at, batch.batch_id)

@@ -31,7 +31,7 @@ def place_of(ledger: Ledger, tenant: str | None, batch_id: str) -> str | None:
     return None
 
 
-def stand_in(place: str, detail: str = DAMAGED) -> BatchRecord:
+def placeholder(place: str, detail: str = DAMAGED) -> BatchRecord:
     """What a listing shows in place of a record that cannot be read: an end without results. `place`: in the index."""
     batch_id, created_at = keys.index_batch_id(place), keys.index_created_at(place)
     error = LineError(code="damaged", message=detail)
@@ -59,7 +59,9 @@ def stand_in(place: str, detail: str = DAMAGED) -> BatchRecord:
 def cancel(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | None:
     """End the batch, without results, and fence its shards. None: someone else has replaced or removed the record."""
     now = ledger.clock.now()
-    ended = replace(stand_in(place, CANCELED), reason="canceled", ending_at=now, ended_at=now, write_id=ledger.new_id())
+    ended = replace(
+        placeholder(place, CANCELED), reason="canceled", ending_at=now, ended_at=now, write_id=ledger.new_id()
+    )
     written = swap(ledger, keys.batch_key(ended.batch_id), ended, damage)
     if isinstance(written, Lost):
         return None
@@ -71,7 +73,7 @@ def cancel(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | N
 def delete(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | None:
     """Make the batch unreadable; a steward frees its space later. None: as `cancel`."""
     now = ledger.clock.now()
-    shown = stand_in(place)
+    shown = placeholder(place)
     # With a key of an input: without one it would be the fence of a create that was given up.
     lost = replace(shown.input, key=keys.batch_prefix(shown.batch_id))
     gone = replace(shown, state="deleted", reason=None, input=lost, deleted_at=now, write_id=ledger.new_id())

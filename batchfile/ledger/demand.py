@@ -26,7 +26,7 @@ class Scale:
 def has_waiting(reader: StatusReader, pool: str) -> bool:
     """Does any request wait for the pool? Looks no further than the first. Raises: StoreUnavailable."""
     markers = reader.ledger.store.list(keys.queue_prefix(pool))
-    statuses = reader.read_many(keys.marker_batch_id(entry.key) for entry in markers)
+    statuses = reader.read_many(keys.queue_batch_id(entry.key) for entry in markers)
     return any(_left(status, pool) is not None for status in statuses)
 
 
@@ -45,7 +45,7 @@ def read_scale(reader: StatusReader, pool: str) -> Scale:
     markers = ledger.store.list(keys.queue_prefix(pool))
     pending_shards = pending_requests = leased_shards = 0
     created: list[float] = []
-    for status in reader.read_many(keys.marker_batch_id(entry.key) for entry in markers):
+    for status in reader.read_many(keys.queue_batch_id(entry.key) for entry in markers):
         progress = _left(status, pool)
         if progress is None:
             continue

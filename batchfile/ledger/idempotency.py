@@ -21,7 +21,7 @@ RETRY_S = 15 * 60.0  # for so long a retry without a key is recognised by its bo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adopted:
+class KeyedBatch:
     """The batch to create, or to answer with where it exists. `is_first`: nobody asked for it before.
 
     `is_shared`: whoever repeats the create finds it too, and may be making it now.
@@ -33,7 +33,7 @@ class Adopted:
     is_shared: bool = False
 
 
-def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> Adopted:
+def get_or_create(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> KeyedBatch:
     """The batch that `value` stands for: `batch_id`, unless an earlier create with it gave another.
 
     A batch that was deleted, or refused or abandoned before its commit, stands for nothing.
@@ -52,12 +52,12 @@ def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, ba
         return True
 
     wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now())
-    return _write_or_adopt(ledger, key, wanted, is_it)
+    return _write_or_get(ledger, key, wanted, is_it)
 
 
-def adopt_retry(
+def get_or_create_retry(
     ledger: Ledger, *, tenant: str, digest: str, batch_id: str, is_retry: bool, arrived_at: float
-) -> Adopted:
+) -> KeyedBatch:
     """The batch of a body without a key, which several attempts of one create give the same.
 
     A retry adopts what any attempt wrote down lately. A first attempt is a create of its own, unless its own retry was
@@ -71,7 +71,7 @@ def adopt_retry(
 
     key = keys.idempotency_key("body", f"{tenant}\n{digest}")
     wanted = IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=ledger.clock.now(), is_retry=is_retry)
-    return _write_or_adopt(ledger, key, wanted, is_it, is_replaceable=True)
+    return _write_or_get(ledger, key, wanted, is_it, is_replaceable=True)
 
 
 def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) -> str | None:
@@ -106,14 +106,14 @@ def sweep_idempotency(ledger: Ledger) -> int:
     return do_each(entries, remove, "idempotency.failed")
 
 
-def _write_or_adopt(
+def _write_or_get(
     ledger: Ledger,
     key: str,
     wanted: IdempotencyRecord,
     is_it: Callable[[Stored[IdempotencyRecord]], bool],
     *,
     is_replaceable: bool = False,
-) -> Adopted:
+) -> KeyedBatch:
     """`is_it`: does what was found stand for the same create? `is_replaceable`: a damaged record is, which a caller who
     gave a key hears of: it says which batch that key is.
     """
@@ -127,14 +127,14 @@ def _write_or_adopt(
             found = damage
             continue
         if not isinstance(written, Lost):
-            return _adopted(wanted, is_first=True)
+            return _keyed(wanted, is_first=True)
         found = written.found
         if found is not None and is_it(found):
-            return _adopted(found.record, is_first=False)
+            return _keyed(found.record, is_first=False)
 
 
-def _adopted(record: IdempotencyRecord, *, is_first: bool) -> Adopted:
-    return Adopted(batch_id=record.batch_id, created_at=record.created_at, is_first=is_first, is_shared=True)
+def _keyed(record: IdempotencyRecord, *, is_first: bool) -> KeyedBatch:
+    return KeyedBatch(batch_id=record.batch_id, created_at=record.created_at, is_first=is_first, is_shared=True)
 
 
 def _is_gone(ledger: Ledger, tenant: str, found: Stored[IdempotencyRecord]) -> bool:

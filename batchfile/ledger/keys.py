@@ -117,20 +117,20 @@ def queue_prefix(pool: str) -> str:
     return f"{QUEUE_PREFIX}{pool}/"
 
 
-def marker_key(pool: str, priority: int, created_at: float, batch_id: str) -> str:
+def queue_key(pool: str, priority: int, created_at: float, batch_id: str) -> str:
     """`priority` 0 (first) to 9 (last); markers list by priority, then oldest first."""
     return f"{queue_prefix(pool)}{priority}-{_millis(created_at):0{_TIME_MS_DIGITS}d}-{batch_id}"
 
 
-def marker_batch_id(key: str) -> str:
+def queue_batch_id(key: str) -> str:
     return key.rsplit("/", 1)[1].split("-", 2)[2]
 
 
-def marker_priority(key: str) -> int:
+def queue_priority(key: str) -> int:
     return int(key.rsplit("/", 1)[1].split("-", 1)[0])
 
 
-def bell_key(pool: str) -> str:
+def notification_key(pool: str) -> str:
     return f"bell/{pool}"
 
 

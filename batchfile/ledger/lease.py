@@ -2,7 +2,7 @@
 
 A line that kills its whole process is found by counting lapses. A lapse counts when the holder made no progress
 under its lease; the first always does, later ones only if the holder had said that it would dispatch. From the second
-on, the holder writes `trying` before it dispatches exactly those lines and nothing else, and halves them at each
+on, the holder writes `bisect_set` before it dispatches exactly those lines and nothing else, and halves them at each
 lapse. Three lapses with one line alone in flight blame that line: two may be chance, where processes die often.
 
 A holder may be silent because it cannot reach the store. So a lapse that would blame something is asked for first: the
@@ -15,8 +15,8 @@ from batchfile.ledger import bitmaps
 from batchfile.ledger.records import EndReason, PartRef, Range, ShardRecord
 from batchfile.types import Counts, Usage
 
-LAPSES_BEFORE_TRYING = 2
-LAPSES_OF_ONE_LINE = 3
+CRASHES_BEFORE_BISECT = 2
+CRASHES_OF_ONE_LINE = 3
 
 
 def fresh(pool: str, n: int, num_lines: int, *, lease: str, runner: str) -> ShardRecord:
@@ -33,7 +33,7 @@ def is_claimable(record: ShardRecord, *, age_s: float, ttl_s: float, is_owner_de
 
 def must_ask(record: ShardRecord, *, is_owner_dead: bool) -> bool:
     """Is the holder, whose lease has expired, to be asked before its silence counts against one line?"""
-    return counts(record) and len(record.trying) == 1 and not (record.is_doubted or is_owner_dead)
+    return counts(record) and len(record.bisect_set) == 1 and not (record.is_doubted or is_owner_dead)
 
 
 def doubted(record: ShardRecord) -> ShardRecord:
@@ -43,7 +43,7 @@ def doubted(record: ShardRecord) -> ShardRecord:
 
 def counts(record: ShardRecord) -> bool:
     """Does a takeover of this record count as a lapse?"""
-    return record.state == "leased" and (record.lapses == 0 or record.has_dispatched)
+    return record.state == "leased" and (record.crash_count == 0 or record.has_dispatched)
 
 
 def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
@@ -60,34 +60,34 @@ def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
     )
     if not counts(record):
         return taken
-    taken = replace(taken, lapses=record.lapses + 1)
-    if len(record.trying) == 1:
-        return replace(taken, blamed=record.blamed + 1)
+    taken = replace(taken, crash_count=record.crash_count + 1)
+    if len(record.bisect_set) == 1:
+        return replace(taken, crashes_alone=record.crashes_alone + 1)
     done = bitmaps.parse(record.done)
-    left = tuple(line for line in record.trying if not done >> line & 1)
-    return replace(taken, trying=left[: (len(left) + 1) // 2], blamed=0)
+    left = tuple(line for line in record.bisect_set if not done >> line & 1)
+    return replace(taken, bisect_set=left[: (len(left) + 1) // 2], crashes_alone=0)
 
 
 def must_announce(record: ShardRecord) -> bool:
     """Must the holder write `has_dispatched` before it dispatches?"""
-    return record.lapses > 0 and not record.has_dispatched
+    return record.crash_count > 0 and not record.has_dispatched
 
 
-def is_trial(record: ShardRecord) -> bool:
-    """Must the holder dispatch only what `trying` names, with nothing else in flight?"""
-    return record.lapses >= LAPSES_BEFORE_TRYING
+def is_bisecting(record: ShardRecord) -> bool:
+    """Must the holder dispatch only what `bisect_set` names, with nothing else in flight?"""
+    return record.crash_count >= CRASHES_BEFORE_BISECT
 
 
-def guilty(record: ShardRecord) -> int | None:
+def poison_line(record: ShardRecord) -> int | None:
     """The line that has killed its runner three times, alone: to be errored without another try."""
-    if len(record.trying) == 1 and record.blamed >= LAPSES_OF_ONE_LINE:
-        return record.trying[0]
+    if len(record.bisect_set) == 1 and record.crashes_alone >= CRASHES_OF_ONE_LINE:
+        return record.bisect_set[0]
     return None
 
 
-def next_trial(record: ShardRecord, missing: int) -> tuple[int, ...]:
-    """Which of the `missing` lines (a bitmap) a trial dispatches next: what is left of `trying`, else one half."""
-    left = tuple(line for line in record.trying if missing >> line & 1)
+def next_bisect_set(record: ShardRecord, missing: int) -> tuple[int, ...]:
+    """Which of the `missing` lines (a bitmap) a trial dispatches next: what is left of `bisect_set`, else one half."""
+    left = tuple(line for line in record.bisect_set if missing >> line & 1)
     if left:
         return left
     lines = tuple(bitmaps.lines(missing))
@@ -103,7 +103,7 @@ def checkpointed(
     counts: Counts,
     usage: Usage,
     has_dispatched: bool,
-    trying: tuple[int, ...] | None = None,
+    bisect_set: tuple[int, ...] | None = None,
     accused: int | None = None,
     gpu_s: float = 0.0,
 ) -> ShardRecord:
@@ -114,11 +114,11 @@ def checkpointed(
     counts against that one, and the next holder tries it alone.
     """
     total = record.counts + counts
-    lapses, blamed = record.lapses, record.blamed
-    if part is not None and (not is_trial(record) or guilty(record) is not None):
-        lapses, blamed = 0, 0
+    crash_count, crashes_alone = record.crash_count, record.crashes_alone
+    if part is not None and (not is_bisecting(record) or poison_line(record) is not None):
+        crash_count, crashes_alone = 0, 0
     if accused is not None:
-        lapses, trying, has_dispatched = max(lapses, LAPSES_BEFORE_TRYING), (accused,), True
+        crash_count, bisect_set, has_dispatched = max(crash_count, CRASHES_BEFORE_BISECT), (accused,), True
     return replace(
         record,
         seq=seq,
@@ -129,9 +129,9 @@ def checkpointed(
         usage=record.usage + usage,
         gpu_s=round(record.gpu_s + gpu_s, 4),
         has_dispatched=has_dispatched,
-        trying=() if lapses == 0 else record.trying if trying is None else trying,
-        lapses=lapses,
-        blamed=blamed if trying is None or trying == record.trying else 0,
+        bisect_set=() if crash_count == 0 else record.bisect_set if bisect_set is None else bisect_set,
+        crash_count=crash_count,
+        crashes_alone=crashes_alone if bisect_set is None or bisect_set == record.bisect_set else 0,
         is_doubted=False,
     )
 

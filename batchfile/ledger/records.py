@@ -15,7 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from batchfile.errors import UNREADABLE, BatchDamaged, RecordNewer
-from batchfile.types import Counts, Defaults, Dialect, RoutingTable, Usage
+from batchfile.types import Counts, Defaults, InputFormat, RoutingTable, Usage
 
 VERSION = 1
 
@@ -35,7 +35,7 @@ class InputRef:
     etag: str
     size: int
     sha256: str
-    dialect: Dialect
+    dialect: InputFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,9 +170,9 @@ class PartRef:
 class ShardRecord:
     """Who holds a shard, what is done, where the results are. One owner: `lease`; `epoch` counts the owners.
 
-    `done` is a bitmap over the lines of the range. `num_lines` are this pool's lines of it. `gpu_s`: what they took
-    so far, 0 where no GPU is known. `has_dispatched`, `lapses`, `trying`, `blamed` and `is_doubted` find a line that
-    kills its runner (see `ledger/lease.py`).
+    `done` is a bitmap over the lines of the range. `num_lines` are this pool's lines of it. `gpu_s`: what they took so
+    far, 0 where no GPU is known. `has_dispatched`, `crash_count`, `bisect_set`, `crashes_alone` and `is_doubted` find a
+    line that kills its runner (see `ledger/lease.py`).
     """
 
     pool: str
@@ -190,9 +190,9 @@ class ShardRecord:
     gpu_s: float = 0.0
     reason: EndReason | None = None
     has_dispatched: bool = False
-    lapses: int = 0
-    trying: tuple[int, ...] = ()
-    blamed: int = 0
+    crash_count: int = 0
+    bisect_set: tuple[int, ...] = ()
+    crashes_alone: int = 0
     is_doubted: bool = False
     version: int = VERSION
 

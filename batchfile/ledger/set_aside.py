@@ -39,7 +39,7 @@ class _Setback:
     told_at: float
 
 
-class Aside:
+class SetAside:
     """For any number of threads. `only`: the one batch that the process is for; there is nothing else to go on with."""
 
     def __init__(self, ledger: Ledger, *, only: str | None = None) -> None:

@@ -24,7 +24,7 @@ DISPATCH_SHARE_OF_TTL = 2 / 3  # a holder that could not write for this long sto
 
 
 @dataclass(slots=True, kw_only=True)
-class Held:
+class ShardLease:
     """A shard in its holder's hands. Changed only by the verbs below, by one thread at a time.
 
     `written_at`: the holder's monotonic clock from before the last write that succeeded was sent.
@@ -51,7 +51,7 @@ class Held:
         return now_monotonic - self.written_at < ttl_s * DISPATCH_SHARE_OF_TTL
 
 
-def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, runner: str) -> Held | ShardState:
+def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, runner: str) -> ShardLease | ShardState:
     """Take shard `n` of `pool` if it is free; else the state in which it was found. Raises: StoreUnavailable."""
     key = keys.shard_key(batch.batch_id, pool, n)
     sent_at = ledger.clock.monotonic()
@@ -60,7 +60,9 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
     taken = take(ledger, key, found, fresh)
     if taken is None:
         return "leased" if found is None else found.record.state
-    held = Held(batch=batch, range=plan.ranges[n], key=key, stored=taken, seq=taken.record.seq, written_at=sent_at)
+    held = ShardLease(
+        batch=batch, range=plan.ranges[n], key=key, stored=taken, seq=taken.record.seq, written_at=sent_at
+    )
     if found is None:
         # Whoever ends the batch may have looked at this shard before it had a record.
         now = load(ledger, keys.batch_key(batch.batch_id), BatchRecord)
@@ -94,28 +96,30 @@ def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: Sha
 
 def is_free(ledger: Ledger, found: Stored[ShardRecord]) -> bool:
     """May this record be taken over now?"""
-    is_dead = _is_dead(ledger, found.record)
-    return lease.is_claimable(found.record, age_s=found.age_s, ttl_s=ledger.limits.lease_ttl_s, is_owner_dead=is_dead)
+    is_process_dead = _is_dead(ledger, found.record)
+    return lease.is_claimable(
+        found.record, age_s=found.age_s, ttl_s=ledger.limits.lease_ttl_s, is_owner_dead=is_process_dead
+    )
 
 
 def _is_dead(ledger: Ledger, record: ShardRecord) -> bool:
     """Does the store know it?"""
-    return record.state == "leased" and ledger.store.is_dead(record.runner)
+    return record.state == "leased" and ledger.store.is_process_dead(record.runner)
 
 
 def checkpoint(
     ledger: Ledger,
-    held: Held,
+    held: ShardLease,
     finished: Sequence[FinishedLine] = (),
     *,
     has_dispatched: bool,
-    trying: tuple[int, ...] | None = None,
+    bisect_set: tuple[int, ...] | None = None,
     accused: int | None = None,
 ) -> None:
     """Commit `finished` (lines that no checkpoint holds yet), renew the lease, move the progress.
 
-    `trying`: the lines of a new trial, none of which was dispatched yet. `accused`: the line that this process is about
-    to end for. A done shard stays as it is.
+    `bisect_set`: the lines of a new trial, none of which was dispatched yet. `accused`: the line that this process is
+    about to end for. A done shard stays as it is.
     Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least the same lines.
     """
     if held.record.state == "done":
@@ -132,15 +136,15 @@ def checkpoint(
         done=bitmaps.of(item.line for item in finished),
         counts=counts,
         usage=usage,
-        has_dispatched=has_dispatched or (held.record.has_dispatched and trying is None),
-        trying=trying,
+        has_dispatched=has_dispatched or (held.record.has_dispatched and bisect_set is None),
+        bisect_set=bisect_set,
         accused=accused,
         gpu_s=sum(item.gpu_s for item in finished),
     )
     _rewrite(ledger, held, wanted, part)
 
 
-def release(ledger: Ledger, held: Held) -> None:
+def release(ledger: Ledger, held: ShardLease) -> None:
     """Put the shard back for anyone to claim at once. Raises: LeaseLost, StoreUnavailable."""
     held.seq += 1
     _rewrite(ledger, held, lease.released(held.record, seq=held.seq))
@@ -204,7 +208,7 @@ def write_part(ledger: Ledger, key: str, lines: Sequence[FinishedLine]) -> PartR
     return PartRef(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def _write_part(ledger: Ledger, held: Held, finished: Sequence[FinishedLine]) -> PartRef:
+def _write_part(ledger: Ledger, held: ShardLease, finished: Sequence[FinishedLine]) -> PartRef:
     record = held.record
     # A key is used once: an earlier try of the same checkpoint may be named by a record whose answer was lost.
     held.num_parts += 1
@@ -231,7 +235,7 @@ def _totals(lines: Sequence[FinishedLine]) -> tuple[Counts, Usage]:
     return Counts(**by_status), usage
 
 
-def _rewrite(ledger: Ledger, held: Held, wanted: ShardRecord, part: PartRef | None = None) -> None:
+def _rewrite(ledger: Ledger, held: ShardLease, wanted: ShardRecord, part: PartRef | None = None) -> None:
     """`part`: what was written for it."""
     sent_at = ledger.clock.monotonic()
     written = swap(ledger, held.key, wanted, held.stored)

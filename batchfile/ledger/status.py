@@ -214,7 +214,7 @@ class StatusReader:
         try:
             return self.read(batch_id)
         except RecordDamaged as error:
-            return self._ill(damage.stand_in(place), error)
+            return self._ill(damage.placeholder(place), error)
         except (BatchDamaged, StoreError) as error:
             with self._lock:
                 view = self._views.get(batch_id)
@@ -227,16 +227,16 @@ class StatusReader:
                 detail = UNREADABLE
             elif isinstance(error, RecordNewer):
                 detail = NEWER
-            unknown = replace(damage.stand_in(place, detail), state="planning", reason=None, ended_at=None)
+            unknown = replace(damage.placeholder(place, detail), state="planning", reason=None, ended_at=None)
             return self._ill(unknown, error)
 
-    def _ill(self, stand_in: BatchRecord, error: BatchfileError) -> BatchStatus:
-        self._tell(stand_in.batch_id, error)
+    def _ill(self, placeholder: BatchRecord, error: BatchfileError) -> BatchStatus:
+        self._tell(placeholder.batch_id, error)
         return BatchStatus(
-            batch=stand_in,
+            batch=placeholder,
             counts=Counts(),
             usage=Usage(),
-            updated_at=stand_in.created_at,
+            updated_at=placeholder.created_at,
             problem=error,
             is_known=False,
         )

@@ -15,7 +15,7 @@ RETURN_SHARE_OF_TTL = 1 / 3
 SETTLE_ATTEMPTS = 2  # the first is refused where the holder was asked meanwhile
 
 
-class Turn:
+class Lease:
     """`beat` renews it when a checkpoint is due. A lost turn costs the work again; the commits decide by themselves."""
 
     def __init__(self, ledger: Ledger, key: str, stored: Stored[ShardRecord], *, sent_at: float) -> None:
@@ -37,7 +37,7 @@ class Turn:
         fresh = replace(
             lease.fresh(pool, 0, 1, lease=ledger.new_id(), runner=runner),
             has_dispatched=True,
-            trying=(0,) if counts else (),
+            bisect_set=(0,) if counts else (),
         )
         try:
             taken = shards.take(ledger, key, load(ledger, key, ShardRecord), fresh)
@@ -47,9 +47,9 @@ class Turn:
         return None if taken is None else cls(ledger, key, taken, sent_at=sent_at)
 
     @property
-    def lapses(self) -> int:
+    def crash_count(self) -> int:
         """How many holders were gone before they were done, or had given it back."""
-        return self._stored.record.lapses
+        return self._stored.record.crash_count
 
     @staticmethod
     def is_held(ledger: Ledger, key: str) -> bool:

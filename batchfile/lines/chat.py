@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from batchfile.lines.diagnostics import Finding
+from batchfile.lines.diagnostics import Diagnostic
 from batchfile.types import Message
 
 JOINT = "\n\n"  # between what is merged: blocks, neighbours of one role, system texts
@@ -55,11 +55,11 @@ def never(message: str, *harmless: Any) -> AfterValidator:
     return AfterValidator(is_harmless)
 
 
-def without_user(turns: Iterable[Any], root: str) -> list[Finding]:
+def without_user(turns: Iterable[Any], root: str) -> list[Diagnostic]:
     """The problem of a conversation in which nobody but the system speaks."""
     if not all(turn.role in SYSTEM_ROLES for turn in turns):
         return []
-    return [Finding((root, "messages"), "holds no user turn; add one", 'Add {"role": "user", "content": "..."}.')]
+    return [Diagnostic((root, "messages"), "holds no user turn; add one", 'Add {"role": "user", "content": "..."}.')]
 
 
 def text_of(content: str | list[TextBlock]) -> str:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from batchfile.lines.chat import TextBlock, Unserved
-from batchfile.lines.diagnostics import Finding, Path, shown
+from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.formats.openai_chat import Body
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
@@ -43,9 +43,9 @@ _KINDS = {
 
 def from_pydantic(
     error: ValidationError, root: str, model: type[BaseModel], data: Any, carried: bytes
-) -> list[Finding]:
+) -> list[Diagnostic]:
     """`data` is what was validated, and `carried` its JSON; `root` the key that carries it."""
-    findings: dict[Path, Finding] = {}
+    diagnostics: dict[Path, Diagnostic] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "json_invalid":
             return [_whole(carried, root)]
@@ -53,15 +53,15 @@ def from_pydantic(
         is_of_branch = path[-1:] != detail["loc"][-1:]  # its last step is a name of pydantic's for a part of a union
         if detail["type"] == "string_type" and isinstance(detail["input"], list) and is_of_branch:
             continue  # a list where a string would do as well: what is wrong is inside
-        finding = _finding(detail, path, values, root, model, data)
-        findings.setdefault(finding.path, finding)
-    return list(findings.values())
+        diagnostic = _finding(detail, path, values, root, model, data)
+        diagnostics.setdefault(diagnostic.path, diagnostic)
+    return list(diagnostics.values())
 
 
-def unserved(given: Mapping[str, Any], table: Mapping[str, Unserved], root: str) -> list[Finding]:
+def unserved(given: Mapping[str, Any], table: Mapping[str, Unserved], root: str) -> list[Diagnostic]:
     """A finding for each key that asks for what is not served."""
     return [
-        Finding((root, key), refused.message, refused.fix)
+        Diagnostic((root, key), refused.message, refused.fix)
         for key, refused in table.items()
         if key in given and given[key] not in refused.harmless
     ]
@@ -69,18 +69,18 @@ def unserved(given: Mapping[str, Any], table: Mapping[str, Unserved], root: str)
 
 def _finding(
     detail: ErrorDetails, path: Path, values: list[Any], root: str, model: type[BaseModel], data: Any
-) -> Finding:
+) -> Diagnostic:
     kind, context = detail["type"], detail.get("ctx", {})
     block = _block(path, values)
     if block is not None:
-        return Finding((root, *block), *_not_text(values[len(block) - 1]))
+        return Diagnostic((root, *block), *_not_text(values[len(block) - 1]))
     place, value = (root, *path), values[-1] if values else data
     if kind == "extra_forbidden":
         return _unknown(path, root, model, data)
     if kind == "none_required" and path[-1] == "function_call":
-        return Finding(place, "is an old form that is not served; use tool_calls", "Use tool_calls.")
+        return Diagnostic(place, "is an old form that is not served; use tool_calls", "Use tool_calls.")
     if kind == "union_tag_not_found":
-        return Finding((*place, "type"), "is missing", "Add it.")
+        return Diagnostic((*place, "type"), "is missing", "Add it.")
     plain = {
         "missing": ("is missing", "Add it."),
         "value_error": (str(context.get("error", "")), ""),
@@ -88,19 +88,19 @@ def _finding(
         "string_too_short": ("must not be empty", "Remove it or put something in."),
     }
     wrong = (f"must be {_expected(kind, context, path)}, got {shown(value)}", _fix(kind, value))
-    return Finding(place, *plain.get(kind, wrong))
+    return Diagnostic(place, *plain.get(kind, wrong))
 
 
-def _whole(carried: bytes, root: str) -> Finding:
+def _whole(carried: bytes, root: str) -> Diagnostic:
     """Why pydantic does not read it at all."""
     fault = find_fault(carried)
     if fault is not None:
-        return Finding((root,), f"is not valid JSON: {fault}", fault.fix)
+        return Diagnostic((root,), f"is not valid JSON: {fault}", fault.fix)
     if nesting(carried) > _DEPTH_SAFE:
-        return Finding((root,), "is nested too deeply", "Flatten the request; no model needs such a depth.")
+        return Diagnostic((root,), "is nested too deeply", "Flatten the request; no model needs such a depth.")
     if longest_number(carried) > _DIGITS_SAFE:
-        return Finding((root,), "a number has too many digits", "Write a shorter number.")
-    return Finding((root,), "cannot be read as JSON", "Write the line with a JSON library.")
+        return Diagnostic((root,), "a number has too many digits", "Write a shorter number.")
+    return Diagnostic((root,), "cannot be read as JSON", "Write the line with a JSON library.")
 
 
 def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
@@ -138,7 +138,7 @@ def _not_text(block: dict[str, Any]) -> tuple[str, str]:
     return f"blocks of type {shown(block['type'])} are not served; say it in text", "Say it in a text block."
 
 
-def _unknown(path: Path, root: str, model: type[BaseModel], data: Mapping[str, Any]) -> Finding:
+def _unknown(path: Path, root: str, model: type[BaseModel], data: Mapping[str, Any]) -> Diagnostic:
     if path[0] == "response_format" and len(path) == 2 and path[1] in _IN_JSON_SCHEMA:
         told = Advice("belongs inside response_format.json_schema", f"Move {path[1]} there.")
     elif len(path) == 1:
@@ -146,7 +146,7 @@ def _unknown(path: Path, root: str, model: type[BaseModel], data: Mapping[str, A
     else:
         typo = typo_of(str(path[-1]), _keys_at(path, model))
         told = advice(str(path[-1]), () if typo is None else (typo,))
-    return Finding((root, *path), told.message, told.fix, at_key=True)
+    return Diagnostic((root, *path), told.message, told.fix, at_key=True)
 
 
 def _served(model: type[BaseModel]) -> list[str]:

@@ -7,23 +7,23 @@ from typing import Any
 import msgspec
 
 from batchfile.errors import UNREADABLE
-from batchfile.lines.diagnostics import Finding, shown
+from batchfile.lines.diagnostics import Diagnostic, shown
 from batchfile.lines.json_scan import find_fault
 from batchfile.lines.key_advice import SAME, typo_of
-from batchfile.lines.lone_surrogates import FIX as HALF_FIX
-from batchfile.lines.lone_surrogates import find_half
+from batchfile.lines.lone_surrogates import FIX as LONE_SURROGATE_FIX
+from batchfile.lines.lone_surrogates import find_lone_surrogate
 from batchfile.lines.repeated_keys import find_repeats, repeats
-from batchfile.types import Dialect
+from batchfile.types import InputFormat
 
 KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
 OPENAI_KEYS = ("custom_id", "method", "url", "body")
 NATIVE_KEYS = ("custom_id", "params", "metadata")
 _INSIDE = {"messages", "model", "max_tokens", "temperature", "top_p", "prompt", "system", "tools", *SAME}
-_EXAMPLES: dict[Dialect, str] = {
+_EXAMPLES: dict[InputFormat, str] = {
     "native": '{"custom_id": "a", "params": {...}}',
     "openai": '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}',
 }
-_DEEP = Finding((), "is nested too deeply", "Flatten the request; no model needs such a depth.")
+_DEEP = Diagnostic((), "is nested too deeply", "Flatten the request; no model needs such a depth.")
 
 _LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+")')
 
@@ -58,7 +58,7 @@ def custom_id_of(line: bytes) -> str | None:
         return None
 
 
-def explain(line: bytes, expected: Dialect) -> list[Finding]:
+def explain(line: bytes, expected: InputFormat) -> list[Diagnostic]:
     """What is wrong, most telling first; empty where nothing is found. `expected`: where the line does not tell."""
     try:
         text = line.decode()
@@ -74,22 +74,22 @@ def explain(line: bytes, expected: Dialect) -> list[Finding]:
     except ValueError:  # of valid JSON: Python's bound on the digits of an integer
         return [_not_json("a number has too many digits", None, "Write a shorter number.")]
     if not isinstance(found, dict):
-        return [Finding((), f"must be an object such as {_EXAMPLES[expected]}, got {shown(found)}", column=1)]
-    return repeats(find_repeats(line, depth_max=1)) + _structure(found, expected) or _half_pair(line)
+        return [Diagnostic((), f"must be an object such as {_EXAMPLES[expected]}, got {shown(found)}", column=1)]
+    return repeats(find_repeats(line, depth_max=1)) + _structure(found, expected) or _lone_surrogate(line)
 
 
-def _not_utf8(line: bytes, at: int) -> Finding:
+def _not_utf8(line: bytes, at: int) -> Diagnostic:
     if b"\0" in line[:4] or line[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        return Finding((), "is not UTF-8, it looks like UTF-16", "Save the file as UTF-8.", 1)
+        return Diagnostic((), "is not UTF-8, it looks like UTF-16", "Save the file as UTF-8.", 1)
     column = _column(line, at)
-    return Finding(
+    return Diagnostic(
         (), f"is not valid UTF-8: byte 0x{line[at]:02x} at column {column}", "Save the file as UTF-8.", column
     )
 
 
-def _not_json(reason: str, column: int | None, fix: str) -> Finding:
+def _not_json(reason: str, column: int | None, fix: str) -> Diagnostic:
     at = "" if column is None else f" at column {column}"
-    return Finding((), f"is not valid JSON: {reason}{at}", fix, column)
+    return Diagnostic((), f"is not valid JSON: {reason}{at}", fix, column)
 
 
 def _column(line: bytes, at: int) -> int:
@@ -97,74 +97,74 @@ def _column(line: bytes, at: int) -> int:
     return len(line[:at].decode()) + 1
 
 
-def _half_pair(line: bytes) -> list[Finding]:
+def _lone_surrogate(line: bytes) -> list[Diagnostic]:
     """JSON that msgspec refuses and Python reads."""
-    at = find_half(line)
+    at = find_lone_surrogate(line)
     if at is None:
         return []
-    return [_not_json(f"{line[at : at + 6].decode()} is half of a character", _column(line, at), HALF_FIX)]
+    return [_not_json(f"{line[at : at + 6].decode()} is half of a character", _column(line, at), LONE_SURROGATE_FIX)]
 
 
-def _structure(found: dict[str, Any], expected: Dialect) -> list[Finding]:
+def _structure(found: dict[str, Any], expected: InputFormat) -> list[Diagnostic]:
     is_openai = "params" not in found and (expected == "openai" or not found.keys().isdisjoint(OPENAI_KEYS[1:]))
-    findings = [_unknown(key, is_openai=is_openai) for key in found if key not in KEYS]
+    diagnostics = [_unknown(key, is_openai=is_openai) for key in found if key not in KEYS]
     if "custom_id" not in found:
-        findings.append(Finding(("custom_id",), "is missing; give every request a name of its own"))
+        diagnostics.append(Diagnostic(("custom_id",), "is missing; give every request a name of its own"))
     elif not isinstance(found["custom_id"], str) and type(found["custom_id"]) is not int:
         got = shown(found["custom_id"])
         message = f"must be a string or a whole number, got {got}"
-        findings.append(Finding(("custom_id",), message, "Put it in double quotes."))
+        diagnostics.append(Diagnostic(("custom_id",), message, "Put it in double quotes."))
     elif not found["custom_id"]:
-        findings.append(Finding(("custom_id",), "is empty; give every request a name of its own"))
+        diagnostics.append(Diagnostic(("custom_id",), "is empty; give every request a name of its own"))
     if "params" in found:
-        findings += [
-            Finding((key,), "does not belong on a line with params", "Remove it.", at_key=True)
+        diagnostics += [
+            Diagnostic((key,), "does not belong on a line with params", "Remove it.", at_key=True)
             for key in ("body", "method", "url")
             if key in found
         ]
     elif "body" not in found and is_openai:
-        findings.append(Finding(("body",), "is missing; put model and messages there"))
+        diagnostics.append(Diagnostic(("body",), "is missing; put model and messages there"))
     elif "body" not in found:
-        findings.append(Finding(("params",), "is missing; put messages and max_tokens there"))
+        diagnostics.append(Diagnostic(("params",), "is missing; put messages and max_tokens there"))
     for key in ("params", "body"):
         if key in found and not isinstance(found[key], dict):
-            findings.append(Finding((key,), f"must be an object, got {shown(found[key])}"))
-    return findings + _metadata(found) + _strings(found)
+            diagnostics.append(Diagnostic((key,), f"must be an object, got {shown(found[key])}"))
+    return diagnostics + _metadata(found) + _strings(found)
 
 
-def _unknown(key: str, *, is_openai: bool) -> Finding:
+def _unknown(key: str, *, is_openai: bool) -> Diagnostic:
     near = typo_of(key, OPENAI_KEYS if is_openai else NATIVE_KEYS)
     if near:
-        return Finding((key,), f"unknown key, did you mean {near}?", f"Rename it to {near}.", at_key=True)
+        return Diagnostic((key,), f"unknown key, did you mean {near}?", f"Rename it to {near}.", at_key=True)
     if key in _INSIDE:
         carrier = "body" if is_openai else "params"
-        return Finding((key,), f"belongs inside {carrier}", f"Move it into {carrier}.", at_key=True)
+        return Diagnostic((key,), f"belongs inside {carrier}", f"Move it into {carrier}.", at_key=True)
     if is_openai:
-        return Finding((key,), "unknown key; what is yours belongs in body.metadata", "Remove it.", at_key=True)
+        return Diagnostic((key,), "unknown key; what is yours belongs in body.metadata", "Remove it.", at_key=True)
     fix = "Remove it, or move it to metadata."
-    return Finding((key,), "unknown key; what is yours belongs in metadata", fix, at_key=True)
+    return Diagnostic((key,), "unknown key; what is yours belongs in metadata", fix, at_key=True)
 
 
-def _metadata(found: dict[str, Any]) -> list[Finding]:
+def _metadata(found: dict[str, Any]) -> list[Diagnostic]:
     metadata = found.get("metadata")
     if metadata is None:
         return []
     if "body" in found and "params" not in found:
         fix = "Move it to body.metadata."
-        return [Finding(("metadata",), "does not belong on a line with body", fix, at_key=True)]
+        return [Diagnostic(("metadata",), "does not belong on a line with body", fix, at_key=True)]
     if not isinstance(metadata, dict):
-        return [Finding(("metadata",), f"must be an object, got {shown(metadata)}")]
+        return [Diagnostic(("metadata",), f"must be an object, got {shown(metadata)}")]
     hint = metadata.get("model_hint")
     if hint is None or isinstance(hint, str):
         return []
-    return [Finding(("metadata", "model_hint"), f"must be a string, got {shown(hint)}", "Name a pool or a model.")]
+    return [Diagnostic(("metadata", "model_hint"), f"must be a string, got {shown(hint)}", "Name a pool or a model.")]
 
 
-def _strings(found: dict[str, Any]) -> list[Finding]:
+def _strings(found: dict[str, Any]) -> list[Diagnostic]:
     if "params" in found:
         return []
     return [
-        Finding((key,), f"must be a string, got {shown(found[key])}")
+        Diagnostic((key,), f"must be a string, got {shown(found[key])}")
         for key in ("method", "url")
         if key in found and not isinstance(found[key], str)
     ]

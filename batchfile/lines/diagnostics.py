@@ -9,7 +9,7 @@ _SHOWN_MAX = 80  # characters of a user's value that a message repeats
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnostic:
     """`path` leads from the line's object to the value. `column` (characters, from 1) only where there is no path.
     `at_key`: not the value but its key is wrong.
 

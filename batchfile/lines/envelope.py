@@ -9,20 +9,20 @@ import msgspec
 
 from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import diagnose_envelope
-from batchfile.lines.diagnostics import Finding
-from batchfile.lines.lone_surrogates import without_halves
+from batchfile.lines.diagnostics import Diagnostic
+from batchfile.lines.lone_surrogates import without_lone_surrogates
 from batchfile.lines.repeated_keys import has_repeats
-from batchfile.types import Dialect
+from batchfile.types import InputFormat
 
 REPLACED = "\ufffd"  # what a half of a character is read as
 
 
 class Unreadable(InvalidRequest):
-    """A line that can not run. `custom_id` where it could be read all the same. `findings`: all that is wrong."""
+    """A line that can not run. `custom_id` where it could be read all the same. `diagnostics`: all that is wrong."""
 
-    def __init__(self, findings: list[Finding], custom_id: str | None) -> None:
-        super().__init__(str(findings[0]))
-        self.findings = findings
+    def __init__(self, diagnostics: list[Diagnostic], custom_id: str | None) -> None:
+        super().__init__(str(diagnostics[0]))
+        self.diagnostics = diagnostics
         self.custom_id = custom_id
 
 
@@ -30,7 +30,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     """`carried` is the raw `params` or `body`. `hint` and `model` are what routing may look at."""
 
     custom_id: str
-    dialect: Dialect
+    dialect: InputFormat
     carried: bytes
     hint: str | None = None
     method: str | None = None
@@ -46,7 +46,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
             try:
                 return _model.decode(carried).model
             except UNREADABLE:
-                carried = without_halves(carried)
+                carried = without_lone_surrogates(carried)
         return None
 
 
@@ -72,7 +72,7 @@ _model = msgspec.json.Decoder(_Model)
 _UNSET = msgspec.UNSET
 
 
-def decode_envelope(line: bytes, expected: Dialect = "native") -> Envelope:
+def decode_envelope(line: bytes, expected: InputFormat = "native") -> Envelope:
     """What is wrong inside of what it carries is left to the request's own parser, half of a character too.
 
     `expected`: of which format a refusal speaks where the line is of neither.
@@ -83,7 +83,7 @@ def decode_envelope(line: bytes, expected: Dialect = "native") -> Envelope:
             line.decode()  # msgspec does not look into what it skips
         wire = _wire.decode(line)
     except UNREADABLE as error:
-        envelope = _around_halves(line)
+        envelope = _around_lone_surrogates(line)
         if envelope is None:
             reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise _unreadable(line, reason, expected) from None
@@ -126,9 +126,9 @@ def _text(custom_id: str | int) -> str:
     return custom_id if isinstance(custom_id, str) else str(custom_id)
 
 
-def _around_halves(line: bytes) -> Envelope | None:
+def _around_lone_surrogates(line: bytes) -> Envelope | None:
     """The envelope of a line whose only fault are halves of characters, and these in what it carries or in metadata."""
-    whole = without_halves(line)
+    whole = without_lone_surrogates(line)
     if whole is None:
         return None
     with suppress(*UNREADABLE):
@@ -145,7 +145,7 @@ def custom_id_of(line: bytes) -> str | None:
     return diagnose_envelope.custom_id_of(line)
 
 
-def _unreadable(line: bytes, reason: str, expected: Dialect) -> Unreadable:
+def _unreadable(line: bytes, reason: str, expected: InputFormat) -> Unreadable:
     return Unreadable(
-        diagnose_envelope.explain(line, expected) or [Finding((), reason)], diagnose_envelope.custom_id_of(line)
+        diagnose_envelope.explain(line, expected) or [Diagnostic((), reason)], diagnose_envelope.custom_id_of(line)
     )

@@ -6,7 +6,7 @@ Any JSON may have them and no UTF-8 can carry them, so that no parser of ours re
 import re
 
 PIECE_BYTES = 256 * 1024  # looked at in one go, which nothing else runs beside
-STAND_IN = b"\\ufffd"  # as long as a half
+PLACEHOLDER = b"\\ufffd"  # as long as a half
 FIX = "Cut strings between characters; an emoji is two units in JavaScript."
 
 _ESCAPE_BYTES_MAX = 12  # of a pair
@@ -17,7 +17,7 @@ _SOUND = re.compile(
 )
 
 
-def find_half(data: bytes | bytearray | memoryview, start: int = 0) -> int | None:
+def find_lone_surrogate(data: bytes | bytearray | memoryview, start: int = 0) -> int | None:
     """Where the first half begins, from `start` on, which is inside no escape; None where there is none."""
     at, end = start, len(data)
     while at < end:
@@ -30,21 +30,21 @@ def find_half(data: bytes | bytearray | memoryview, start: int = 0) -> int | Non
     return None
 
 
-def replace_halves(data: bytearray | memoryview, num_max: int) -> dict[int, bytes]:
+def replace_lone_surrogates(data: bytearray | memoryview, num_max: int) -> dict[int, bytes]:
     """A stand-in of the same length for each half, in place.
 
     Returns: what was where. Empty where there is none, or more than `num_max`.
     """
     replaced: dict[int, bytes] = {}
-    at = find_half(data)
+    at = find_lone_surrogate(data)
     while at is not None and len(replaced) < num_max:
-        replaced[at] = bytes(data[at : at + len(STAND_IN)])
-        data[at : at + len(STAND_IN)] = STAND_IN
-        at = find_half(data, at + len(STAND_IN))
+        replaced[at] = bytes(data[at : at + len(PLACEHOLDER)])
+        data[at : at + len(PLACEHOLDER)] = PLACEHOLDER
+        at = find_lone_surrogate(data, at + len(PLACEHOLDER))
     return replaced if at is None else {}
 
 
-def without_halves(line: bytes) -> bytes | None:
+def without_lone_surrogates(line: bytes) -> bytes | None:
     """The line with a stand-in for each half; None where it has none."""
     data = bytearray(line)
-    return bytes(data) if replace_halves(data, len(data)) else None
+    return bytes(data) if replace_lone_surrogates(data, len(data)) else None

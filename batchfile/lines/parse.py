@@ -10,11 +10,11 @@ from pydantic_core import from_json
 from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import diagnose_body
 from batchfile.lines.chat import Unserved
-from batchfile.lines.diagnostics import Finding, shown
+from batchfile.lines.diagnostics import Diagnostic, shown
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
-from batchfile.lines.lone_surrogates import FIX as HALF_FIX
-from batchfile.lines.lone_surrogates import STAND_IN, find_half
+from batchfile.lines.lone_surrogates import FIX as LONE_SURROGATE_FIX
+from batchfile.lines.lone_surrogates import PLACEHOLDER, find_lone_surrogate
 from batchfile.lines.repeated_keys import find_repeats, has_repeats, repeats
 from batchfile.types import Defaults, Request
 
@@ -30,7 +30,7 @@ class _Format(NamedTuple):
     read: Callable[[bytes], Any]
     unserved: Mapping[str, Unserved]
     is_plain: Callable[[Any], bool]
-    more_problems: Callable[[Any], list[Finding]]
+    more_problems: Callable[[Any], list[Diagnostic]]
     to_request: Callable[[str, Any, Defaults], Request]
 
 
@@ -74,9 +74,9 @@ def read_carried(envelope: Envelope) -> Carried:
         raise _refused(find_problems(envelope)) from None
     is_addressed = envelope.dialect == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
     if not (is_addressed and form.is_plain(carried)) or has_repeats(envelope.carried):
-        findings = find_problems(envelope)
-        if findings:
-            raise _refused(findings)
+        diagnostics = find_problems(envelope)
+        if diagnostics:
+            raise _refused(diagnostics)
     return carried
 
 
@@ -84,13 +84,13 @@ def _format_of(envelope: Envelope) -> _Format:
     return _NATIVE if envelope.dialect == "native" else _OPENAI.get(envelope.url or "", _CHAT)
 
 
-def find_problems(line: bytes | Envelope) -> list[Finding]:
+def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
     """Everything for which `parse_request` refuses a line; empty where it does not."""
     try:
         envelope = decode_envelope(line) if isinstance(line, bytes) else line
     except Unreadable as error:
-        is_json = bool(error.findings[0].path)
-        return error.findings + (_carried_problems(line) if is_json else [])
+        is_json = bool(error.diagnostics[0].path)
+        return error.diagnostics + (_carried_problems(line) if is_json else [])
     if envelope.dialect == "native":
         return _inside(envelope.carried, "params", _NATIVE)
     outside = _outside(envelope)
@@ -99,7 +99,7 @@ def find_problems(line: bytes | Envelope) -> list[Finding]:
     return outside + _inside(envelope.carried, "body", _format_of(envelope))
 
 
-def _carried_problems(line: bytes | Envelope) -> list[Finding]:
+def _carried_problems(line: bytes | Envelope) -> list[Diagnostic]:
     """What is wrong inside, of a line whose outside is wrong already."""
     assert isinstance(line, bytes)  # an Envelope is readable
     try:
@@ -113,29 +113,35 @@ def _carried_problems(line: bytes | Envelope) -> list[Finding]:
     return []
 
 
-def _outside(envelope: Envelope) -> list[Finding]:
-    findings = []
+def _outside(envelope: Envelope) -> list[Diagnostic]:
+    diagnostics = []
     wanted = (("method", f'"{METHOD}"', {METHOD}, envelope.method), ("url", _URLS, _OPENAI, envelope.url))
     for key, words, served, given in wanted:
         if given is None:
-            findings.append(Finding((key,), f"is missing; it must be {words}", "Add it."))
+            diagnostics.append(Diagnostic((key,), f"is missing; it must be {words}", "Add it."))
         elif given not in served:
-            findings.append(Finding((key,), f"must be {words}, got {shown(given)}", "Nothing else is served."))
-    return findings
+            diagnostics.append(Diagnostic((key,), f"must be {words}, got {shown(given)}", "Nothing else is served."))
+    return diagnostics
 
 
-def _inside(carried: bytes, root: str, form: _Format) -> list[Finding]:
+def _inside(carried: bytes, root: str, form: _Format) -> list[Diagnostic]:
     data = _data(carried)
-    findings = repeats(find_repeats(carried, depth_max=1), (root,)) + diagnose_body.unserved(data, form.unserved, root)
+    diagnostics = repeats(find_repeats(carried, depth_max=1), (root,)) + diagnose_body.unserved(
+        data, form.unserved, root
+    )
     try:
         valid = form.model.model_validate_json(carried)
     except ValidationError as error:
-        at = find_half(carried)
+        at = find_lone_surrogate(carried)
         if at is not None:
-            half = carried[at : at + len(STAND_IN)].decode()
-            return [Finding((root,), f"{half} is half of a character; cut strings between characters", HALF_FIX)]
-        return diagnose_body.from_pydantic(error, root, form.model, data, carried) + findings
-    return findings + form.more_problems(valid)
+            half = carried[at : at + len(PLACEHOLDER)].decode()
+            return [
+                Diagnostic(
+                    (root,), f"{half} is half of a character; cut strings between characters", LONE_SURROGATE_FIX
+                )
+            ]
+        return diagnose_body.from_pydantic(error, root, form.model, data, carried) + diagnostics
+    return diagnostics + form.more_problems(valid)
 
 
 def _data(carried: bytes) -> dict[str, Any]:
@@ -146,6 +152,6 @@ def _data(carried: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refused(findings: list[Finding]) -> InvalidRequest:
-    more = len(findings) - 1
-    return InvalidRequest(f"{findings[0]} (and {more} more)" if more else str(findings[0]))
+def _refused(diagnostics: list[Diagnostic]) -> InvalidRequest:
+    more = len(diagnostics) - 1
+    return InvalidRequest(f"{diagnostics[0]} (and {more} more)" if more else str(diagnostics[0]))

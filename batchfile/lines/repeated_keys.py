@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from batchfile.errors import UNREADABLE
-from batchfile.lines.diagnostics import Finding, Path
+from batchfile.lines.diagnostics import Diagnostic, Path
 
 _MESSAGE = "is given twice; keep one of them"
 _FIX = "Remove one of them."
@@ -64,8 +64,8 @@ def find_any_repeats(data: bytes) -> list[Path]:
     return [] if is_sound and _ESCAPED_QUOTE not in data else find_repeats(data)
 
 
-def repeats(paths: list[Path], root: Path = ()) -> list[Finding]:
-    return [Finding((*root, *path), _MESSAGE, _FIX, at_key=True) for path in paths]
+def repeats(paths: list[Path], root: Path = ()) -> list[Diagnostic]:
+    return [Diagnostic((*root, *path), _MESSAGE, _FIX, at_key=True) for path in paths]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

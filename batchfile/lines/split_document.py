@@ -18,12 +18,12 @@ from batchfile.lines.diagnostics import short
 from batchfile.lines.framing import BOM
 from batchfile.lines.json_scan import find_fault, keys_of, value_end
 from batchfile.lines.key_advice import typo_of
-from batchfile.lines.lone_surrogates import STAND_IN, find_half, replace_halves
+from batchfile.lines.lone_surrogates import PLACEHOLDER, find_lone_surrogate, replace_lone_surrogates
 from batchfile.types import LINE_BYTES_MAX
 
 WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an element of it
 BESIDE_BYTES_MAX = 64 * 1024  # of a document without its requests: its names are built as strings
-HALVES_MAX = 10_000  # of a body: each may cost a page of memory
+LONE_SURROGATES_MAX = 10_000  # of a body: each may cost a page of memory
 _LOOK_BYTES = 1024 * 1024
 LOOKED_AT_MAX = 32 * 1024 * 1024  # of a body that is not JSON, for the place: a byte costs a hundred times a read one
 STAGE_EXAMPLE = '{"stage": "email", "requests": [...]}'
@@ -68,7 +68,7 @@ def read_document(body: memoryview, scratch: memoryview | None = None, *, exampl
     try:
         return _read(body, example)
     except UNREADABLE as error:
-        replaced = {} if scratch is None else replace_halves(scratch, HALVES_MAX)
+        replaced = {} if scratch is None else replace_lone_surrogates(scratch, LONE_SURROGATES_MAX)
         if scratch is None or not replaced:
             raise InvalidFile(_malformed(body, error, example)) from None
     try:
@@ -203,9 +203,9 @@ def _malformed(body: memoryview, error: Exception, example: str) -> str:
         elif fault.is_cut:
             told = f"it ends too early, at {_where(body, len(body))}; send it whole"
         return f"the body is not valid JSON: {told}"
-    half = find_half(body)
+    half = find_lone_surrogate(body)
     if half is not None:
-        shown = bytes(body[half : half + len(STAND_IN)]).decode()
+        shown = bytes(body[half : half + len(PLACEHOLDER)]).decode()
         reason = f"{shown} is half of a character; cut strings between characters"
         return f"the body is not valid JSON: {reason}, at {_where(body, half)}"
     if body[_gap_end(body, start, len(body))] != b"{"[0]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from batchfile.types import Dialect
+from batchfile.types import InputFormat
 
 _Key = TypeVar("_Key", str, int)
 
@@ -25,7 +25,7 @@ class Summary:
     `prompt_chars` are characters of text in good requests, `kinds` counts these.
     """
 
-    dialect: Dialect | None = None
+    dialect: InputFormat | None = None
     num_requests: int = 0
     num_bad: int = 0
     num_problems: int = 0

@@ -9,7 +9,7 @@ import msgspec
 from pydantic import Field, field_validator
 
 from batchfile.lines.chat import JOINT, Strict, TextBlock, text_of
-from batchfile.lines.diagnostics import Finding, Path, shown
+from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.types import Message, Role, Tool, ToolCall, Tools
 
 _Name = Annotated[str, Field(min_length=1)]
@@ -187,9 +187,9 @@ def calls_of(given: list[FunctionCall]) -> tuple[ToolCall, ...]:
     )
 
 
-def block_problems(turns: list[Any], root: str) -> list[Finding]:
+def block_problems(turns: list[Any], root: str) -> list[Diagnostic]:
     """What is wrong with the calls and answers in turns of Anthropic's, each of which is right by itself."""
-    findings: list[Finding] = []
+    diagnostics: list[Diagnostic] = []
     called: set[str] = set()
     for n, turn in enumerate(turns):
         for at, block in enumerate(turn.content if isinstance(turn.content, list) else ()):
@@ -197,65 +197,65 @@ def block_problems(turns: list[Any], root: str) -> list[Finding]:
             if isinstance(block, ToolUseBlock):
                 called.add(block.id)
                 if turn.role != "assistant":
-                    findings.append(_misplaced(place, "tool_use", "the assistant"))
+                    diagnostics.append(_misplaced(place, "tool_use", "the assistant"))
             elif isinstance(block, ToolResultBlock):
                 if turn.role != "user":
-                    findings.append(_misplaced(place, "tool_result", "the user"))
+                    diagnostics.append(_misplaced(place, "tool_result", "the user"))
                 elif block.tool_use_id not in called:
-                    findings.append(_unknown_call((*place, "tool_use_id"), block.tool_use_id))
+                    diagnostics.append(_unknown_call((*place, "tool_use_id"), block.tool_use_id))
     last = turns[-1].content
     if isinstance(last, list) and any(isinstance(block, ToolUseBlock) for block in last):
-        findings.append(_unanswered((root, "messages", len(turns) - 1)))
-    return findings
+        diagnostics.append(_unanswered((root, "messages", len(turns) - 1)))
+    return diagnostics
 
 
-def call_problems(turns: list[Any], root: str) -> list[Finding]:
+def call_problems(turns: list[Any], root: str) -> list[Diagnostic]:
     """The same of OpenAI's turns, and a content that is missing."""
-    findings: list[Finding] = []
+    diagnostics: list[Diagnostic] = []
     called: set[str] = set()
     for n, turn in enumerate(turns):
         place: Path = (root, "messages", n)
         if turn.tool_calls:
             called.update(call.id for call in turn.tool_calls)
             if turn.role != "assistant":
-                findings.append(_misplaced((*place, "tool_calls"), "tool_calls", "the assistant"))
+                diagnostics.append(_misplaced((*place, "tool_calls"), "tool_calls", "the assistant"))
         elif turn.content is None and not turn.refusal:
-            findings.append(Finding((*place, "content"), "is missing", "Add it."))
+            diagnostics.append(Diagnostic((*place, "content"), "is missing", "Add it."))
         if turn.refusal is not None and turn.role != "assistant":
-            findings.append(_misplaced((*place, "refusal"), "refusal", "the assistant"))
+            diagnostics.append(_misplaced((*place, "refusal"), "refusal", "the assistant"))
         if turn.role == "tool" and turn.tool_call_id is None:
-            findings.append(Finding((*place, "tool_call_id"), "is missing", "Name the call that this answers."))
+            diagnostics.append(Diagnostic((*place, "tool_call_id"), "is missing", "Name the call that this answers."))
         elif turn.role == "tool" and turn.tool_call_id not in called:
-            findings.append(_unknown_call((*place, "tool_call_id"), turn.tool_call_id))
+            diagnostics.append(_unknown_call((*place, "tool_call_id"), turn.tool_call_id))
     if turns[-1].tool_calls:
-        findings.append(_unanswered((root, "messages", len(turns) - 1)))
-    return findings
+        diagnostics.append(_unanswered((root, "messages", len(turns) - 1)))
+    return diagnostics
 
 
-def choice_problems(tools: Tools | None, *, is_forced: bool, root: str) -> list[Finding]:
+def choice_problems(tools: Tools | None, *, is_forced: bool, root: str) -> list[Diagnostic]:
     """`is_forced`: the request says that a tool must be called."""
     if tools is None:
         message = "asks for the call of a tool, but tools offers none"
-        return [Finding((root, "tool_choice"), message, "Add tools or remove it.")] if is_forced else []
+        return [Diagnostic((root, "tool_choice"), message, "Add tools or remove it.")] if is_forced else []
     names = [tool.name for tool in tools.offered]
-    findings = [
-        Finding((root, "tools", n), f"a second tool of the name {shown(name)}", "Give each a name of its own.")
+    diagnostics = [
+        Diagnostic((root, "tools", n), f"a second tool of the name {shown(name)}", "Give each a name of its own.")
         for n, name in enumerate(names)
         if name in names[:n]
     ]
     if tools.choice == "named" and tools.name not in names:
         message = "names no tool" if tools.name is None else f"names {shown(tools.name)}, which tools does not offer"
-        findings.append(Finding((root, "tool_choice"), message, "Name one that is offered."))
-    return findings
+        diagnostics.append(Diagnostic((root, "tool_choice"), message, "Name one that is offered."))
+    return diagnostics
 
 
-def _misplaced(place: Path, what: str, whose: str) -> Finding:
-    return Finding(place, f"{what} belongs in a turn of {whose}", "Move it there.")
+def _misplaced(place: Path, what: str, whose: str) -> Diagnostic:
+    return Diagnostic(place, f"{what} belongs in a turn of {whose}", "Move it there.")
 
 
-def _unknown_call(place: Path, call_id: str) -> Finding:
-    return Finding(place, f"{shown(call_id)} is the id of no call before it", "Send the turn with the call, too.")
+def _unknown_call(place: Path, call_id: str) -> Diagnostic:
+    return Diagnostic(place, f"{shown(call_id)} is the id of no call before it", "Send the turn with the call, too.")
 
 
-def _unanswered(place: Path) -> Finding:
-    return Finding(place, "calls a tool, and its answer does not follow", "Add what the tool answered.")
+def _unanswered(place: Path) -> Diagnostic:
+    return Diagnostic(place, "calls a tool, and its answer does not follow", "Add what the tool answered.")

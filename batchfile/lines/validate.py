@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import TextBlock
 from batchfile.lines.diagnose_place import locate
-from batchfile.lines.diagnostics import Finding, short
+from batchfile.lines.diagnostics import Diagnostic, short
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
 from batchfile.lines.formats import openai_chat, openai_completions, openai_embeddings
@@ -61,34 +61,34 @@ class Scan:
         line: Line | None = None
         for line in iter_lines(chunks, start):
             summary.num_requests += 1
-            findings = self._check(line)
-            findings += _repeats_inside(line.data, findings)
-            if findings:
+            diagnostics = self._check(line)
+            diagnostics += _repeats_inside(line.data, diagnostics)
+            if diagnostics:
                 summary.num_bad += 1
-                summary.num_problems += len(findings)
-                yield from _problems(line, findings)
+                summary.num_problems += len(diagnostics)
+                yield from _problems(line, diagnostics)
         if line is not None:
             summary.size_bytes = line.end
 
-    def _check(self, line: Line) -> list[Finding]:
+    def _check(self, line: Line) -> list[Diagnostic]:
         if line.data is None:
-            return [Finding((), f"is longer than {LINE_BYTES_MAX // 2**20} MiB", "Shorten the request.")]
+            return [Diagnostic((), f"is longer than {LINE_BYTES_MAX // 2**20} MiB", "Shorten the request.")]
         try:
             envelope = decode_envelope(line.data)
         except Unreadable:
             return find_problems(line.data)
-        findings = self._check_outside(envelope)
+        diagnostics = self._check_outside(envelope)
         self.duplicates.add(envelope.custom_id)
         try:
             carried = read_carried(envelope)
         except InvalidRequest:
-            return findings + find_problems(envelope) + self._check_route(envelope.hint, envelope.model)
+            return diagnostics + find_problems(envelope) + self._check_route(envelope.hint, envelope.model)
         if self._table is not None:
-            findings += self._check_route(envelope.hint, carried.model)
+            diagnostics += self._check_route(envelope.hint, carried.model)
         self._count(envelope, carried)
-        return findings
+        return diagnostics
 
-    def _check_outside(self, envelope: Envelope) -> list[Finding]:
+    def _check_outside(self, envelope: Envelope) -> list[Diagnostic]:
         dialect = self.summary.dialect
         if dialect == envelope.dialect:
             return []
@@ -96,9 +96,9 @@ class Scan:
             self.summary.dialect = envelope.dialect
             return []
         message = f"is in the {envelope.dialect} format, but the file began in the {dialect} one"
-        return [Finding((), message, "Use one format in a file.")]
+        return [Diagnostic((), message, "Use one format in a file.")]
 
-    def _check_route(self, hint: str | None, model: str | None) -> list[Finding]:
+    def _check_route(self, hint: str | None, model: str | None) -> list[Diagnostic]:
         if self._table is None:
             return []
         key = (hint, model)
@@ -109,7 +109,7 @@ class Scan:
             except InvalidRequest as error:
                 self._routes[key] = str(error)
         refusal = self._routes[key]
-        return [] if refusal is None else [Finding((), refusal, "Name one that exists.")]
+        return [] if refusal is None else [Diagnostic((), refusal, "Name one that exists.")]
 
     def _count(self, envelope: Envelope, carried: Carried) -> None:
         asks = _asks(carried, self._max_tokens)
@@ -118,8 +118,8 @@ class Scan:
         self.summary.kinds[kind] = self.summary.kinds.get(kind, 0) + 1
 
 
-def _repeats_inside(data: bytes | None, findings: list[Finding]) -> list[Finding]:
-    known = {finding.path for finding in findings}
+def _repeats_inside(data: bytes | None, diagnostics: list[Diagnostic]) -> list[Diagnostic]:
+    known = {diagnostic.path for diagnostic in diagnostics}
     return repeats([path for path in find_any_repeats(data or b"") if path not in known])
 
 
@@ -173,35 +173,37 @@ def repeated(chunks: Iterable[bytes], suspects: set[int]) -> Iterator[Problem]:
             first[custom_id] = line.row
             continue
         message = f'"{short(custom_id)}" is used on line {first[custom_id]} already'
-        finding = Finding(("custom_id",), message, f"Make it unique: lines {first[custom_id]} and {line.row} share it.")
-        yield from _problems(line, [finding])
+        diagnostic = Diagnostic(
+            ("custom_id",), message, f"Make it unique: lines {first[custom_id]} and {line.row} share it."
+        )
+        yield from _problems(line, [diagnostic])
 
 
-def _problems(line: Line, findings: list[Finding]) -> list[Problem]:
+def _problems(line: Line, diagnostics: list[Diagnostic]) -> list[Problem]:
     data = line.data or b""
     text = data.decode("utf-8", "replace")
     custom_id = custom_id_of(data)
     made = [
         Problem(
             line=line.row,
-            column=_column(text, finding),
+            column=_column(text, diagnostic),
             custom_id=custom_id,
-            where=finding.where,
-            message=finding.message,
-            fix=finding.fix,
+            where=diagnostic.where,
+            message=diagnostic.message,
+            fix=diagnostic.fix,
         )
-        for finding in findings
+        for diagnostic in diagnostics
     ]
     return sorted(made, key=lambda problem: problem.column or 0)
 
 
-def _column(text: str, finding: Finding) -> int | None:
+def _column(text: str, diagnostic: Diagnostic) -> int | None:
     """Of the value; of the key where the key itself is wrong; of what should hold it where it is missing."""
-    if finding.column is not None or not finding.path:
-        return finding.column
-    path = finding.path
+    if diagnostic.column is not None or not diagnostic.path:
+        return diagnostic.column
+    path = diagnostic.path
     for size in range(len(path), 0, -1):
-        column = locate(text, path[:size], at_key=finding.at_key)
+        column = locate(text, path[:size], at_key=diagnostic.at_key)
         if column is not None:
             return column
     return 1 if text else None

@@ -18,7 +18,7 @@ from batchfile.lines.framing import iter_lines
 from batchfile.lines.summary import Summary
 from batchfile.lines.validate import Problem, Scan, nul_tail, repeated, validate
 from batchfile.local.inputs import Source
-from batchfile.types import REQUESTS_MAX, Defaults, Dialect, Request, RoutingTable
+from batchfile.types import REQUESTS_MAX, Defaults, InputFormat, Request, RoutingTable
 
 PIECE_BYTES = 8 * 1024 * 1024
 BIG_BYTES = 2 * PIECE_BYTES  # below it, starting processes costs more than it saves
@@ -38,7 +38,7 @@ class _Piece:
     path: str
     start: int
     end: int
-    dialect: Dialect | None
+    dialect: InputFormat | None
     rules: Rules
 
 
@@ -178,7 +178,7 @@ def _line_end(file: BinaryIO, at: int, size: int) -> int:
     return size
 
 
-def _first_dialect(source: Source) -> Dialect | None:
+def _first_dialect(source: Source) -> InputFormat | None:
     """The format in which the file begins: that of its first readable line."""
     for line in iter_lines(read(source)):
         try:

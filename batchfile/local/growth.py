@@ -38,7 +38,7 @@ def end(ledger: Ledger, batch: BatchRecord) -> BatchRecord:
     """End it with what has finished: its results are read then. Raises: StoreUnavailable, BatchDamaged."""
     batches.end(ledger, batch.batch_id, "input_changed", DETAIL)
     runner = f"local-{ledger.new_id()[:12]}-opening"
-    with ledger.store.hold(runner):
+    with ledger.store.hold_process_lock(runner):
         for _ in range(_TRIES):
             ended = batches.finish(ledger, batch.batch_id, runner=runner)
             if ended is not None and ended.results is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import exp
 
 from batchfile.engine.base import EngineStats
-from batchfile.runner.stats import Tally
+from batchfile.runner.stats import RunnerStats
 from batchfile.types import Counts, Usage
 
 RATE_WINDOW_S = 10.0  # rates are of the last so many seconds, or of the last two steps where these are further apart
@@ -83,7 +83,7 @@ class Meter:
 
     def look(
         self,
-        tally: Tally,
+        runner_stats: RunnerStats,
         now: float,
         down_s: float = 0.0,
         stats: EngineStats | None = None,
@@ -92,28 +92,30 @@ class Meter:
     ) -> Snapshot:
         """`stats`: of the engines since the start. `is_loading` None: until the first engine is ready."""
         stats = EngineStats() if stats is None else stats
-        is_loading = tally.engine_ready_at is None if is_loading is None else is_loading
-        step_s = self._advance(tally, now, is_waiting=is_loading or down_s > 0)
-        last = self._measure(tally, stats)
+        is_loading = runner_stats.engine_ready_at is None if is_loading is None else is_loading
+        step_s = self._advance(runner_stats, now, is_waiting=is_loading or down_s > 0)
+        last = self._measure(runner_stats, stats)
         first = self._points[0]
         span_s = last.at - first.at
-        done = min(self._total, self._before.finished + tally.succeeded + tally.errored)
-        work_left = self._work_left(tally, stats, self._total - done)
+        done = min(self._total, self._before.finished + runner_stats.succeeded + runner_stats.errored)
+        work_left = self._work_left(runner_stats, stats, self._total - done)
         in_flight_s = None
         if work_left is not None:
             self._share = max(self._share, 1 - work_left[0] / max(work_left[1], 1e-9))
             in_flight_s = self._in_flight_s(work_left[1] / max(1, self._total), stats)
-        usage = self._usage_before + Usage(input_tokens=tally.input_tokens, cached_tokens=tally.cached_tokens)
+        usage = self._usage_before + Usage(
+            input_tokens=runner_stats.input_tokens, cached_tokens=runner_stats.cached_tokens
+        )
         return Snapshot(
             total=self._total,
             done=done,
-            failed=self._before.finished - self._before.succeeded + tally.errored,
+            failed=self._before.finished - self._before.succeeded + runner_stats.errored,
             input_tokens=self._usage_before.input_tokens + last.tokens_in,
             output_tokens=self._usage_before.output_tokens + last.tokens_out,
             input_rate=(last.tokens_in - first.tokens_in) / span_s if span_s >= RATE_S_MIN else 0.0,
             output_rate=(last.tokens_out - first.tokens_out) / span_s if span_s >= RATE_S_MIN else 0.0,
             cache_hit_rate=usage.cached_tokens / max(1, usage.input_tokens),
-            usage_unknown=self._usage_before.unknown + tally.usage_unknown,
+            usage_unknown=self._usage_before.unknown + runner_stats.usage_unknown,
             elapsed_s=now - self._started_at,
             eta_s=0.0 if done == self._total else self._eta_s(None if work_left is None else work_left[0], step_s),
             num_running=stats.num_running,
@@ -125,22 +127,22 @@ class Meter:
             down_s=down_s,
         )
 
-    def _advance(self, tally: Tally, now: float, *, is_waiting: bool) -> float:
+    def _advance(self, runner_stats: RunnerStats, now: float, *, is_waiting: bool) -> float:
         """Loading an engine or waiting for an endpoint is no slowness of it. Returns the seconds that count."""
         since, self._looked_at = self._looked_at, now
         if is_waiting:
             return 0.0
-        step_s = max(0.0, now - max(since, tally.engine_ready_at or since))
+        step_s = max(0.0, now - max(since, runner_stats.engine_ready_at or since))
         self._active_s += step_s
         return step_s
 
-    def _measure(self, tally: Tally, stats: EngineStats) -> _Point:
+    def _measure(self, runner_stats: RunnerStats, stats: EngineStats) -> _Point:
         """The last point at which something had changed."""
         points = self._points
         last = points[-1]
         # An engine that tells nothing before the end of a request is known by what has finished.
-        tokens_in = max(last.tokens_in, stats.prompt_tokens, tally.input_tokens)
-        tokens_out = max(last.tokens_out, stats.output_tokens, tally.output_tokens)
+        tokens_in = max(last.tokens_in, stats.prompt_tokens, runner_stats.input_tokens)
+        tokens_out = max(last.tokens_out, stats.output_tokens, runner_stats.output_tokens)
         if (tokens_in, tokens_out) == (last.tokens_in, last.tokens_out) or self._active_s <= last.at:
             return last
         point = _Point(self._active_s, tokens_in, tokens_out)
@@ -152,13 +154,13 @@ class Meter:
         self._recent_s = self._recent_s * kept + point.at - last.at
         return point
 
-    def _work_left(self, tally: Tally, stats: EngineStats, num_left: int) -> tuple[float, float] | None:
+    def _work_left(self, runner_stats: RunnerStats, stats: EngineStats, num_left: int) -> tuple[float, float] | None:
         """The work that is left and that of the whole run, in output tokens; None while too little has finished."""
-        num_now = tally.succeeded + tally.failed
+        num_now = runner_stats.succeeded + runner_stats.failed
         num_finished = num_now + self._before.succeeded
         if num_finished < min(FINISHED_MAX, max(1, self._total // FINISHED_SHARE_MIN)):
             return None
-        work_now = _work(tally.input_tokens, tally.output_tokens)
+        work_now = _work(runner_stats.input_tokens, runner_stats.output_tokens)
         work_before = _work(self._usage_before.input_tokens, self._usage_before.output_tokens)
         num_running = min(num_left, stats.num_running)
         in_flight = max(0.0, self._points[-1].work - work_now)

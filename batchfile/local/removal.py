@@ -29,7 +29,7 @@ def throw_away(ledger: Ledger, batch_id: str) -> None:
         batches.fence(ledger, batch_id, CUT_OFF)
         return
     record = found.record
-    ledger.store.delete(keys.marker_key(POOL, record.priority, record.created_at, batch_id))
+    ledger.store.delete(keys.queue_key(POOL, record.priority, record.created_at, batch_id))
     batches.remove_objects(ledger, record)
     batches.remove_tombstone(ledger, record)
 
@@ -37,7 +37,7 @@ def throw_away(ledger: Ledger, batch_id: str) -> None:
 def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
     """Its record says nothing any more; its id is in the keys of its markers."""
     for entry in list(ledger.store.list(keys.queue_prefix(POOL))):
-        if keys.marker_batch_id(entry.key) == batch_id:
+        if keys.queue_batch_id(entry.key) == batch_id:
             ledger.store.delete(entry.key)
     remove_unborn(ledger, batch_id)
     place = damage.place_of(ledger, TENANT, batch_id)

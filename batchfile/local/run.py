@@ -143,7 +143,7 @@ def work(
     No engine is built where nothing is left. `on_runner` gets the runner before it starts. Raises: EngineDead,
     BatchDamaged, StoreError.
     """
-    with ledger.store.hold(f"{runner_id}-opening"):
+    with ledger.store.hold_process_lock(f"{runner_id}-opening"):
         ended = batches.finish(ledger, batch.batch_id, runner=f"{runner_id}-opening")
     if ended is not None:
         return ended

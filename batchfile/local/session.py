@@ -132,7 +132,7 @@ def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace
 
 def _look(meter: Meter, runner: Runner) -> Snapshot:
     seen = meter.look(
-        runner.tally,
+        runner.runner_stats,
         time.monotonic(),
         runner.down_s,
         runner.engine_stats(),

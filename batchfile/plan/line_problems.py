@@ -53,10 +53,10 @@ def _line_error(row: int, error: InvalidRequest) -> LineError:
         message = f"body.model: is missing; name one of {error.pools}"
         return LineError(code="missing_required_parameter", message=message, line=row, param="body.model")
     if isinstance(error, Unreadable):
-        finding = error.findings[0]
-        param = finding.where or None
+        diagnostic = error.diagnostics[0]
+        param = diagnostic.where or None
         code = "invalid_value" if param else "invalid_json_line"
-        if param and finding.message.startswith("is missing"):
+        if param and diagnostic.message.startswith("is missing"):
             code = "missing_required_parameter"
         return LineError(code=code, message=message, line=row, param=param)
     param, colon, _ = message.partition(": ")

@@ -25,7 +25,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, swap, update_batch
 from batchfile.ledger.records import BatchRecord, DroppedFile, EndReason, FileInput, FileRecord, InputRef, LineError
-from batchfile.ledger.turn import Turn
+from batchfile.ledger.turn import Lease
 from batchfile.plan.conversion import readable
 from batchfile.plan.line_problems import LineProblems
 from batchfile.plan.planner import plan_input
@@ -34,7 +34,7 @@ from batchfile.types import REQUESTS_MAX
 
 log = structlog.get_logger()
 
-LAPSES_MAX = 3  # of the planning of one file: then it is the file that ends the processes that read it
+CRASHES_MAX = 3  # of the planning of one file: then it is the file that ends the processes that read it
 
 
 def create(ledger: Ledger, draft: Draft, file: FileRecord, wanted: FileInput) -> BatchRecord:
@@ -121,15 +121,15 @@ def plan(
     if expiry.is_over(ledger, batch):
         batches.end(ledger, batch_id, "expired")
         return batches.finish(ledger, batch_id, runner=runner)
-    turn = Turn.take(ledger, keys.planning_key(batch_id), keys.PLANNING_POOL, runner, counts=True)
+    turn = Lease.take(ledger, keys.planning_key(batch_id), keys.PLANNING_POOL, runner, counts=True)
     if turn is None:
         return None
-    if turn.lapses >= LAPSES_MAX:
-        return _fail(ledger, batch, (_poison(batch, turn.lapses),), "failed")
+    if turn.crash_count >= CRASHES_MAX:
+        return _fail(ledger, batch, (_poison(batch, turn.crash_count),), "failed")
     return _plan_held(ledger, batch, turn, is_stopped)
 
 
-def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Turn, is_stopped: Callable[[], bool]) -> BatchRecord | None:
+def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Lease, is_stopped: Callable[[], bool]) -> BatchRecord | None:
     problems = None if batch.file is None else LineProblems(batch.file.endpoint)
 
     def beat() -> None:
@@ -209,13 +209,13 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
             planned_at=now,
         )
 
-    batches.mark(ledger, batch, planned.plan)
+    batches.enqueue(ledger, batch, planned.plan)
     opened = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     if opened is None:  # it was canceled, and all of it removed, while this process slept
         with suppress(StoreError):
             batches.remove_objects(ledger, batch)
         return None
-    batches.ring(ledger, planned.plan.pools)
+    batches.notify(ledger, planned.plan.pools)
     log.info("batch.planned", batch_id=batch.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))
     return opened.record
 
@@ -254,10 +254,10 @@ def _is_fault(ledger: Ledger, batch: BatchRecord, error: BatchfileError) -> bool
     return entry is None or entry.etag != batch.input.etag
 
 
-def _poison(batch: BatchRecord, lapses: int) -> LineError:
+def _poison(batch: BatchRecord, num: int) -> LineError:
     name = "the file" if batch.dropped is None else batch.dropped.key
     message = (
-        f"{name}: {lapses} processes that read it ended, one after another, before they were done. It may take more "
+        f"{name}: {num} processes that read it ended, one after another, before they were done. It may take more "
         "memory than they have: split it, or write it again as JSONL"
     )
     return LineError(code="invalid_file", message=message)

@@ -21,7 +21,7 @@ from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.plan.line_problems import LineProblems
 from batchfile.routing import route
-from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Dialect, Failure, RoutingTable
+from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Failure, InputFormat, RoutingTable
 
 RANGES_WANTED = 1000
 RANGE_LINES_MIN = 32
@@ -117,7 +117,7 @@ class Cutter:
         self.num_rejected = 0
         self.num_hints = 0
         self.first_problem: str | None = None
-        self.dialect: Dialect | None = None
+        self.dialect: InputFormat | None = None
         self.duplicates = DuplicateFinder()
         self._ledger = ledger
         self._batch_id = batch_id
@@ -194,7 +194,7 @@ class Cutter:
                 span.ids.append(known)
             return None
 
-    def _check_dialect(self, dialect: Dialect) -> None:
+    def _check_dialect(self, dialect: InputFormat) -> None:
         """The first line says which it is."""
         if self._refuse_at is not None and dialect != "native":
             raise InvalidRequest("params: is missing; put messages and max_tokens there (body is another format)")

@@ -8,7 +8,7 @@ from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
 from batchfile.ledger import batches, idempotency, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.planner import plan_upload
 from batchfile.plan.ranges import Place, by_line
@@ -78,32 +78,34 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
         raise InvalidFile(f"{batch.batch_id} ended before its file was read; mend the file and submit it again")
     if not errors.num_lines:
         raise InvalidFile(f"{batch.batch_id} has nothing to repeat: every request succeeded")
-    adopted = _adopt(ledger, batch, idempotency_key)
-    standing = None if adopted.is_first else batches.read_batch(ledger, adopted.batch_id)
+    keyed = _get_or_create(ledger, batch, idempotency_key)
+    standing = None if keyed.is_first else batches.read_batch(ledger, keyed.batch_id)
     if standing is not None:
         return standing
     draft = Draft(
-        batch_id=adopted.batch_id,
+        batch_id=keyed.batch_id,
         routing=batch.routing,
         defaults=batch.defaults,
         stage=batch.stage,
         priority=batch.priority,
         tenant=batch.tenant,
         metadata={**batch.metadata, RETRY_OF: batch.batch_id},
-        created_at=adopted.created_at,
+        created_at=keyed.created_at,
     )
     chunks = ledger.store.stream(errors.key)
-    return submit(ledger, draft, chunks, size=errors.size, is_strict=False, is_shared=adopted.is_shared)
+    return submit(ledger, draft, chunks, size=errors.size, is_strict=False, is_shared=keyed.is_shared)
 
 
-def _adopt(ledger: Ledger, batch: BatchRecord, key: str | None) -> Adopted:
+def _get_or_create(ledger: Ledger, batch: BatchRecord, key: str | None) -> KeyedBatch:
     """Ids of Anthropic's form stay of that form: they tell in which dialect a batch is answered."""
     kind = batch.batch_id.partition("_")[0]
     batch_id = f"msgbatch_{ledger.new_id()[:24]}" if kind == "msgbatch" else f"batch_{ledger.new_id()[:12]}"
     if key is None:
-        return Adopted(batch_id=batch_id, created_at=ledger.clock.now())
+        return KeyedBatch(batch_id=batch_id, created_at=ledger.clock.now())
     digest = f"retry {batch.batch_id}"
-    return idempotency.adopt(ledger, kind="key", tenant=batch.tenant, value=key, digest=digest, batch_id=batch_id)
+    return idempotency.get_or_create(
+        ledger, kind="key", tenant=batch.tenant, value=key, digest=digest, batch_id=batch_id
+    )
 
 
 def _announcing(ledger: Ledger, draft: Draft) -> Callable[[], None]:

@@ -6,7 +6,7 @@ kills an engine alone is guilty. An innocent request runs again, and is never er
 
 from dataclasses import dataclass
 
-from batchfile.runner.active import Item
+from batchfile.runner.active import PendingRequest
 
 DEATHS_OF_A_SUSPECT = 3
 
@@ -15,20 +15,20 @@ DEATHS_OF_A_SUSPECT = 3
 class Verdicts:
     """What to do with the requests that were in flight: run again, run alone (in this order), or error."""
 
-    again: list[Item]
-    alone: list[list[Item]]
-    guilty: list[Item]
+    again: list[PendingRequest]
+    alone: list[list[PendingRequest]]
+    poison: list[PendingRequest]
 
 
-def judge(in_flight: list[Item], *, was_alone: bool) -> Verdicts:
+def judge(in_flight: list[PendingRequest], *, was_alone: bool) -> Verdicts:
     """After an engine's death with `in_flight` on board. Counts the death on each item."""
     for item in in_flight:
         item.deaths += 1
     if was_alone:
         if len(in_flight) == 1:
-            return Verdicts(again=[], alone=[], guilty=in_flight)
+            return Verdicts(again=[], alone=[], poison=in_flight)
         half = (len(in_flight) + 1) // 2
-        return Verdicts(again=[], alone=[in_flight[:half], in_flight[half:]], guilty=[])
+        return Verdicts(again=[], alone=[in_flight[:half], in_flight[half:]], poison=[])
     suspects = [item for item in in_flight if item.deaths >= DEATHS_OF_A_SUSPECT]
     again = [item for item in in_flight if item.deaths < DEATHS_OF_A_SUSPECT]
-    return Verdicts(again=again, alone=[suspects] if suspects else [], guilty=[])
+    return Verdicts(again=again, alone=[suspects] if suspects else [], poison=[])

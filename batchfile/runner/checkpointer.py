@@ -12,10 +12,10 @@ import structlog
 from batchfile.errors import BatchDamaged, LeaseLost, ShardClosed, StoreError, StoreFull
 from batchfile.ledger import lease, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.set_aside import Aside
-from batchfile.runner.active import ShardWork
+from batchfile.ledger.set_aside import SetAside
+from batchfile.runner.active import ActiveShard
 from batchfile.runner.claimer import Claims
-from batchfile.runner.stats import Tally
+from batchfile.runner.stats import RunnerStats
 
 log = structlog.get_logger()
 
@@ -27,23 +27,23 @@ FAILURES_BEFORE_ASIDE = 2  # commits of one shard that fail in a row, each tried
 HEARTBEAT_SHARE_OF_TTL = 1 / 6  # a shard without news is rewritten this often: every 15 s of 90
 
 
-class Keeper:
+class Checkpointer:
     """Shares `works` with the feeder. `on_dropped` tells the loop to abort a lost shard's requests."""
 
     def __init__(
         self,
         ledger: Ledger,
         claims: Claims,
-        works: list[ShardWork],
-        tally: Tally,
-        on_dropped: Callable[[ShardWork], None],
-        aside: Aside,
+        works: list[ActiveShard],
+        runner_stats: RunnerStats,
+        on_dropped: Callable[[ActiveShard], None],
+        aside: SetAside,
     ) -> None:
         self._ledger = ledger
         self._aside = aside
         self._claims = claims
         self._works = works
-        self._tally = tally
+        self._runner_stats = runner_stats
         self._on_dropped = on_dropped
         self._checkpointed_at: dict[int, float] = {}
         self._away_since: float | None = None  # monotonic: when the first of the writes in a row that failed was begun
@@ -81,7 +81,7 @@ class Keeper:
                 self._works.clear()
                 return
 
-    def _put_back(self, work: ShardWork) -> None:
+    def _put_back(self, work: ActiveShard) -> None:
         """Nothing of it waits to be dispatched: commit what there is, and let anyone claim it. Again until it works."""
         if self._ledger.clock.monotonic() < work.retry_at:
             return
@@ -93,7 +93,7 @@ class Keeper:
             self._retire(work)
             self._claims.forget(work.held.batch.batch_id, work.held.record.n)
 
-    def _release(self, work: ShardWork) -> bool:
+    def _release(self, work: ActiveShard) -> bool:
         """Is it given back, or lost anyway?"""
         started_at = self._ledger.clock.monotonic()
         with work.lock:
@@ -122,7 +122,7 @@ class Keeper:
     def is_working(self, batch_id: str) -> bool:
         return any(work.held.batch.batch_id == batch_id for work in self._works)
 
-    def _is_due(self, work: ShardWork) -> bool:
+    def _is_due(self, work: ActiveShard) -> bool:
         now = self._ledger.clock.monotonic()
         if now < work.retry_at:
             return False
@@ -136,7 +136,7 @@ class Keeper:
             return now - self._checkpointed_at.get(id(work), work.held.written_at) >= self._ledger.limits.checkpoint_s
         return now - work.held.written_at >= self._ledger.limits.lease_ttl_s * HEARTBEAT_SHARE_OF_TTL
 
-    def _checkpoint(self, work: ShardWork) -> None:
+    def _checkpoint(self, work: ActiveShard) -> None:
         started_at = self._checkpointed_at[id(work)] = self._ledger.clock.monotonic()
         with work.lock:
             finished, accused = list(work.finished), work.accused
@@ -167,7 +167,7 @@ class Keeper:
         if work.num_failures:
             work.num_failures, work.retry_at = 0, float("-inf")
             self._aside.worked(work.held.batch.batch_id, "commit")
-        self._tally.checkpoint_s.add(self._ledger.clock.monotonic() - started_at)
+        self._runner_stats.checkpoint_s.add(self._ledger.clock.monotonic() - started_at)
         if work.held.record.state == "done":
             self._retire(work)
             counts = work.held.record.counts
@@ -180,8 +180,8 @@ class Keeper:
                 errored=counts.errored,
             )
 
-    def _set_back(self, work: ShardWork, error: StoreError) -> None:
-        """Try again soon, while the lease lasts and after: the write decides. Raises: as `Aside.put`."""
+    def _set_back(self, work: ActiveShard, error: StoreError) -> None:
+        """Try again soon, while the lease lasts and after: the write decides. Raises: as `SetAside.put`."""
         work.num_failures += 1
         longest_s = min(RETRY_S_MAX, self._ledger.limits.lease_ttl_s * HEARTBEAT_SHARE_OF_TTL)
         pause_s = min(RETRY_S * 2.0 ** min(work.num_failures - 1, 16), longest_s)
@@ -189,17 +189,17 @@ class Keeper:
         if work.num_failures >= FAILURES_BEFORE_ASIDE and not self.is_ending:
             self._aside.put(work.held.batch.batch_id, "commit", error)
 
-    def _drop(self, work: ShardWork) -> None:
+    def _drop(self, work: ActiveShard) -> None:
         work.is_dropped = True
         if work.is_closed:
             log.info("shard.closed", batch_id=work.held.batch.batch_id, shard=work.held.record.n)
         else:
-            self._tally.num_leases_lost += 1
+            self._runner_stats.num_leases_lost += 1
             log.warning("lease.lost", batch_id=work.held.batch.batch_id, shard=work.held.record.n)
         self._claims.forget(work.held.batch.batch_id, work.held.record.n)
         self._retire(work)
         self._on_dropped(work)
 
-    def _retire(self, work: ShardWork) -> None:
+    def _retire(self, work: ActiveShard) -> None:
         self._checkpointed_at.pop(id(work), None)
         self._works.remove(work)

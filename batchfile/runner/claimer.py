@@ -17,8 +17,8 @@ from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, ShardState
-from batchfile.ledger.set_aside import PAUSE_S_MAX, Aside
-from batchfile.ledger.shards import Held, claim, is_free
+from batchfile.ledger.set_aside import PAUSE_S_MAX, SetAside
+from batchfile.ledger.shards import ShardLease, claim, is_free
 from batchfile.runner.tenant_turns import Turns
 from batchfile.store.base import Entry
 
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 RELIST_S = 5.0  # a batch of which nothing was free is looked at again after this
 QUEUE_LIST_S = 15.0  # the queue while it has markers
 QUEUE_IDLE_S = 120.0  # the queue while it has none and the bell is silent
-BELL_S = 1.0
+NOTIFICATION_S = 1.0
 LISTING_IN_READS = 12  # a listing costs as much as so many reads on AWS; with fewer shards it would save nothing
 TRIES_MAX = 8  # batches that one call looks for a shard in
 TRIES_ELSEWHERE_MAX = 2  # after so many in vain, those go first of which a shard is known to be nobody's
@@ -98,10 +98,10 @@ class Claims:
         *,
         only: str | None = None,
         in_order: bool = False,
-        aside: Aside | None = None,
+        aside: SetAside | None = None,
     ) -> None:
         self._ledger = ledger
-        self._aside = aside or Aside(ledger, only=only)
+        self._aside = aside or SetAside(ledger, only=only)
         self._pool = pool
         self._runner_id = runner_id
         self._only = only
@@ -111,8 +111,8 @@ class Claims:
         self._new: deque[Entry] = deque()  # markers whose batches are to be looked at, in the order of the queue
         self._unread: set[str] = set()  # batches that could not be read at the last look
         self._list_at = float("-inf")  # when the queue is to be listed again, unless the bell rings before
-        self._bell_asked_at = float("-inf")
-        self._bell = ""
+        self._notification_asked_at = float("-inf")
+        self._notification = ""
         self._has_listed = False
         self.is_waiting: Callable[[str], bool] = lambda batch_id: False  # has the batch enough in this process?
         self._is_store_doubtful = False  # it did not answer for one batch: perhaps it answers for none
@@ -129,7 +129,7 @@ class Claims:
         """Is there something that the next claim would look at, new batches or shards that may be free by now?"""
         return bool(self._new or self._candidates())
 
-    def next(self) -> Held | None:
+    def next(self) -> ShardLease | None:
         """One more shard, or None where none was found free.
 
         Raises: StoreError where the queue cannot be listed; BatchDamaged and StoreError of the batch `only`.
@@ -210,7 +210,7 @@ class Claims:
         weights = [10 - view.priority for view in candidates]
         return self._ledger.rng.choices(candidates, weights)[0]
 
-    def _try(self, view: BatchView) -> Held | None:
+    def _try(self, view: BatchView) -> ShardLease | None:
         try:
             if not view.todo:
                 now = self._ledger.clock.monotonic()
@@ -233,7 +233,7 @@ class Claims:
             self._unread.add(batch_id)
             self._list_at = min(self._list_at, self._ledger.clock.monotonic() + pause_s)
 
-    def _claim_in(self, view: BatchView) -> Held | None:
+    def _claim_in(self, view: BatchView) -> ShardLease | None:
         while view.todo:
             n = view.todo.pop()
             try:
@@ -245,7 +245,7 @@ class Claims:
                     raise
                 log.error("shard.unreadable", batch_id=view.batch.batch_id, shard=n, error=str(error))
                 continue
-            if isinstance(held, Held):
+            if isinstance(held, ShardLease):
                 view.settle(n)
                 view.has_held = True
                 return held
@@ -300,7 +300,7 @@ class Claims:
 
     def _refresh_queue(self) -> None:
         now = self._ledger.clock.monotonic()
-        if not self._did_bell_ring(now) and now < self._list_at:
+        if not self._was_notified(now) and now < self._list_at:
             return
         self.look_again()  # until it was listed
         try:
@@ -317,7 +317,7 @@ class Claims:
         if self._only is not None:
             self._look_at_only(self._only)
             return
-        markers = {keys.marker_batch_id(entry.key): entry for entry in self._ledger.store.list(self._queue)}
+        markers = {keys.queue_batch_id(entry.key): entry for entry in self._ledger.store.list(self._queue)}
         for batch_id in list(self._views):
             if batch_id not in markers:
                 self.drop(batch_id)
@@ -342,14 +342,14 @@ class Claims:
         """Read some of the batches that are new in the queue, several at once."""
         some = [self._new.popleft() for _ in range(min(NEW_AT_ONCE, len(self._new)))]
         for look in in_order(self._ledger, self._read, some):
-            batch_id = keys.marker_batch_id(look.marker.key)
+            batch_id = keys.queue_batch_id(look.marker.key)
             try:
                 self._take(batch_id, look)
             except (BatchDamaged, StoreError) as error:
                 self._set_aside(batch_id, error)
 
     def _read(self, marker: Entry) -> _Look:
-        batch_id = keys.marker_batch_id(marker.key)
+        batch_id = keys.queue_batch_id(marker.key)
         try:
             batch = read_batch(self._ledger, batch_id)
             plan = read_plan(self._ledger, batch) if batch is not None and batch.state == "open" else None
@@ -367,7 +367,7 @@ class Claims:
         if look.error is not None:
             raise look.error
         if batch is not None and look.plan is not None:
-            self._views[batch_id] = self._view(batch, look.plan, keys.marker_priority(marker.key))
+            self._views[batch_id] = self._view(batch, look.plan, keys.queue_priority(marker.key))
             return
         is_old = self._ledger.clock.now() - marker.modified_at >= self._ledger.limits.abandoned_s
         if is_old if batch is None else batch.state == "ended":
@@ -379,21 +379,21 @@ class Claims:
             raise BatchDamaged(f"{batch.batch_id}: its plan has no pool {self._pool}, its marker says so")
         return BatchView(batch=batch, plan=plan, pool=self._pool, priority=priority)
 
-    def _did_bell_ring(self, now: float) -> bool:
-        if now - self._bell_asked_at < BELL_S:
+    def _was_notified(self, now: float) -> bool:
+        if now - self._notification_asked_at < NOTIFICATION_S:
             return False
-        self._bell_asked_at = now
+        self._notification_asked_at = now
         try:
-            found = self._ledger.store.get_if_changed(keys.bell_key(self._pool), self._bell)
+            found = self._ledger.store.get_if_changed(keys.notification_key(self._pool), self._notification)
         except StoreUnavailable:
-            self._bell_asked_at = now + BELL_S  # the next call tries without it
+            self._notification_asked_at = now + NOTIFICATION_S  # the next call tries without it
             self._aside.clear_unavailable()
             raise
         except StoreError as error:  # it is only a hint
             log.warning("bell.refused", pool=self._pool, error=str(error))
-            self._bell_asked_at = now + QUEUE_LIST_S
+            self._notification_asked_at = now + QUEUE_LIST_S
             return False
         if found is None or found == "unchanged":
             return False
-        self._bell = found.etag
+        self._notification = found.etag
         return True

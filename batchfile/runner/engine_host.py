@@ -8,7 +8,7 @@ import structlog
 from batchfile.clock import Clock
 from batchfile.engine.base import Engine, EngineFactory, EngineStats
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.runner.stats import Tally
+from batchfile.runner.stats import RunnerStats
 
 log = structlog.get_logger()
 
@@ -17,13 +17,15 @@ DOWN_AFTER_S = 2.0  # an endpoint that takes nothing for this long is called dow
 REBUILD_PAUSE_S = 5.0  # before another try to build an engine that would not start
 
 
-class Seat:
+class EngineHost:
     """One engine at a time, built and buried by the loop's thread. `on_ready` is told of each new one."""
 
-    def __init__(self, factory: EngineFactory, clock: Clock, tally: Tally, on_ready: Callable[[Engine], None]) -> None:
+    def __init__(
+        self, factory: EngineFactory, clock: Clock, runner_stats: RunnerStats, on_ready: Callable[[Engine], None]
+    ) -> None:
         self._factory = factory
         self._clock = clock
-        self._tally = tally
+        self._runner_stats = runner_stats
         self._on_ready = on_ready
         self._live: Engine | None = None  # built, and its steps not yet counted
         self._num_builds = 0
@@ -38,16 +40,16 @@ class Seat:
         self._num_builds += 1
         engine = self._factory()
         self._live = engine
-        self._tally.engine_ready_at = self._clock.monotonic()
+        self._runner_stats.engine_ready_at = self._clock.monotonic()
         self._on_ready(engine)
         info = engine.info
         about = {"note": info.note} if info.note else {}
         log.info("engine.ready", engine=info.name, model=info.model, slots=info.num_slots, **about)
         return engine
 
-    def bury(self, engine: Engine, error: EngineDead) -> None:
+    def on_engine_death(self, engine: Engine, error: EngineDead) -> None:
         """It died. Raises: EngineDead where too many did, and none had served anything."""
-        self._tally.num_engine_deaths += 1
+        self._runner_stats.num_engine_deaths += 1
         self.count_steps(engine)
         engine.close()
         if self._num_builds >= ENGINE_BUILDS_MAX:
@@ -76,21 +78,21 @@ class Seat:
             return
         self._live = None
         stats = engine.stats()
-        self._tally.num_steps += stats.num_steps
-        self._tally.num_full_steps += stats.num_full_steps
-        self._tally.prompt_tokens_computed += stats.prompt_tokens
-        self._tally.output_tokens_generated += stats.output_tokens
+        self._runner_stats.num_steps += stats.num_steps
+        self._runner_stats.num_full_steps += stats.num_full_steps
+        self._runner_stats.prompt_tokens_computed += stats.prompt_tokens
+        self._runner_stats.output_tokens_generated += stats.output_tokens
 
     def stats(self) -> EngineStats:
         """Steps and tokens over all engines so far, the rest of the living one. From any thread, a moment old."""
-        live, tally = self._live, self._tally
+        live, runner_stats = self._live, self._runner_stats
         stats = EngineStats() if live is None else live.stats()
         return replace(
             stats,
-            num_steps=tally.num_steps + stats.num_steps,
-            num_full_steps=tally.num_full_steps + stats.num_full_steps,
-            prompt_tokens=tally.prompt_tokens_computed + stats.prompt_tokens,
-            output_tokens=tally.output_tokens_generated + stats.output_tokens,
+            num_steps=runner_stats.num_steps + stats.num_steps,
+            num_full_steps=runner_stats.num_full_steps + stats.num_full_steps,
+            prompt_tokens=runner_stats.prompt_tokens_computed + stats.prompt_tokens,
+            output_tokens=runner_stats.output_tokens_generated + stats.output_tokens,
         )
 
     @property

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from typing import NamedTuple
 
-from batchfile.runner.active import Item
+from batchfile.runner.active import PendingRequest
 from batchfile.runner.watchdog import Calls
 from batchfile.types import Request
 
@@ -17,7 +17,7 @@ JOB_S_MIN = 0.001  # what a job counts at least, so that batches of quick ones t
 class Job(NamedTuple):
     """`item` is to be prepared with `request`. `is_alone`: then it runs with nothing else in flight."""
 
-    item: Item
+    item: PendingRequest
     request: Request
     is_alone: bool = False
 

@@ -9,24 +9,24 @@ import structlog
 
 from batchfile.errors import BatchDamaged, StoreError
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import Aside
+from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.status import StatusReader
 from batchfile.long_work import LongWork
-from batchfile.runner.checkpointer import Keeper
+from batchfile.runner.checkpointer import Checkpointer
 from batchfile.runner.claimer import Claims
 
 log = structlog.get_logger()
 
-STEWARD_S = 15.0
+JANITOR_S = 15.0
 RETRY_S = 2.0  # before the second look at a batch that could not end yet; doubles
 RETRY_S_MAX = 15.0
 
 
-class Finisher:
+class Finalizer:
     """Of the batch `only`: `ended` is its record once it has ended, `damaged` says why it never will.
 
     `long_work` takes over what would hold up the end of other batches; not where there is no other. Once `is_stopped`,
@@ -37,15 +37,15 @@ class Finisher:
         self,
         ledger: Ledger,
         claims: Claims,
-        keeper: Keeper,
+        checkpointer: Checkpointer,
         runner_id: str,
         long_work: LongWork,
         *,
-        is_steward: bool,
+        is_janitor: bool,
         only: str | None = None,
         inbox: Inbox | None = None,
         is_stopped: Callable[[], bool] = lambda: False,
-        aside: Aside,
+        aside: SetAside,
     ) -> None:
         self.is_assembling = False
         self._is_stopped = is_stopped
@@ -53,23 +53,23 @@ class Finisher:
         self.damaged: str | None = None
         self._ledger = ledger
         self._claims = claims
-        self._keeper = keeper
+        self._checkpointer = checkpointer
         self._runner_id = runner_id
         self._reader = StatusReader(ledger)
         self._long_work = long_work
         self._aside = aside
-        self._steward = None
-        if is_steward:
-            self._steward = Steward(
+        self._janitor = None
+        if is_janitor:
+            self._janitor = Janitor(
                 ledger, runner=runner_id, reader=self._reader, defer=self._defer, inbox=inbox, aside=aside
             )
         self._only = only
         self._looks: dict[str, tuple[float, float]] = {}  # batch -> when to look again, and how long that was waited
-        self._stewarded_at = float("-inf")
+        self._janitor_ran_at = float("-inf")
 
     def tick(self) -> None:
         now = self._ledger.clock.monotonic()
-        candidates = self._claims.exhausted(self._keeper.is_working)
+        candidates = self._claims.exhausted(self._checkpointer.is_working)
         if self._only is not None and self._claims.view_of(self._only) is None:
             candidates.append(self._only)  # someone ends it, or ended it, or it is gone
         looks, self._looks = self._looks, {}
@@ -81,13 +81,13 @@ class Finisher:
                 self._finish(batch_id)
             self._looks[batch_id] = (at, wait_s)
 
-    def steward(self) -> None:
+    def janitor(self) -> None:
         """What is due of the steward's work. Takes long where many batches are open: on a thread of its own."""
         now = self._ledger.clock.monotonic()
-        if self._steward is not None and now - self._stewarded_at >= STEWARD_S:
-            self._stewarded_at = now
+        if self._janitor is not None and now - self._janitor_ran_at >= JANITOR_S:
+            self._janitor_ran_at = now
             try:
-                self._steward.tick()
+                self._janitor.tick()
             except StoreError as error:
                 log.warning("steward.paused", error=str(error))
             except Exception:  # tidying is no reason to stop working

@@ -19,11 +19,11 @@ from batchfile.lines.part import FinishedLine
 from batchfile.lines.refusals import REFUSALS, refusal_failure
 from batchfile.lines.result import encode_result
 from batchfile.runner import bisect
-from batchfile.runner.active import Item, ShardWork
-from batchfile.runner.ready_queue import Window
+from batchfile.runner.active import ActiveShard, PendingRequest
+from batchfile.runner.ready_queue import ReadyQueue
 from batchfile.runner.schemas import output_schema
 from batchfile.runner.schemas.check_queue import Answer, Checked, Checks
-from batchfile.runner.stats import Tally
+from batchfile.runner.stats import RunnerStats
 from batchfile.runner.watchdog import Calls
 from batchfile.types import Completion, Failure, Outcome, Request, Usage
 
@@ -49,37 +49,39 @@ class Loop:
         self,
         clock: Clock,
         lease_ttl_s: float,
-        window: Window,
+        ready_queue: ReadyQueue,
         changed: threading.Condition,
-        dropped: list[ShardWork],
-        tally: Tally,
+        dropped: list[ActiveShard],
+        runner_stats: RunnerStats,
         *,
         is_full: Callable[[], bool],
         on_settled: Callable[[], None],
         on_served: Callable[[], None],
-        prepare_again: Callable[[Item, Request], None],
+        prepare_again: Callable[[PendingRequest, Request], None],
     ) -> None:
-        self.in_flight: dict[int, Item] = {}
+        self.in_flight: dict[int, PendingRequest] = {}
         self.info: EngineInfo | None = None  # of the first engine that was built, then of each next one
         self.is_stopped = False  # nothing more is started
         self.calls = Calls()
         self.checks = Checks(self._wake)
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
-        self._window = window
+        self._ready_queue = ready_queue
         self._changed = changed
         self._dropped = dropped
-        self._tally = tally
+        self._runner_stats = runner_stats
         self._is_full = is_full
         self._on_settled = on_settled
         self._on_served = on_served
         self._prepare_again = prepare_again
         self._prepare: Callable[[Request, str], Prepared]
-        self._busy_until: float | None = None  # up to when `tally.busy_s` counts; None: nothing was in flight
+        self._busy_until: float | None = None  # up to when `runner_stats.busy_s` counts; None: nothing was in flight
         self._gpu_s_each = 0.0  # seconds of GPUs, shared by those in flight, one share after the other
         self._fills_since: float | None = None
-        self._parked: list[Item] = []  # whose lease may be lost, or must say first that they go: they hold up no other
-        self._parked_alone: list[list[Item]] = []
+        self._parked: list[
+            PendingRequest
+        ] = []  # whose lease may be lost, or must say first that they go: they hold up no other
+        self._parked_alone: list[list[PendingRequest]] = []
 
     def use(self, engine: Engine) -> None:
         """From now on this one."""
@@ -87,7 +89,7 @@ class Loop:
         self.calls.is_warm = False
 
     def turn(self, engine: Engine) -> bool:
-        """Once around. False: idle. Raises: EngineDead, after which `bereave` is due."""
+        """Once around. False: idle. Raises: EngineDead, after which `requeue_in_flight` is due."""
         self._abort_dropped(engine)
         self._take_checked()
         self._unpark()
@@ -103,37 +105,37 @@ class Loop:
             self.calls.leave()
         self.calls.is_warm = self.calls.is_warm or bool(finished_now)
         now = self._clock.monotonic()
-        self._tally.busy_s += now - (began_at if self._busy_until is None else self._busy_until)
+        self._runner_stats.busy_s += now - (began_at if self._busy_until is None else self._busy_until)
         self._busy_until = now
         self._gpu_s_each += (now - began_at) * engine.info.num_gpus / len(self.in_flight)
         for finished in finished_now:
             item = self.in_flight.get(finished.key)
             if item is not None and isinstance(finished.outcome, Completion):
-                self._tally.request_s.add(now - item.added_at)
+                self._runner_stats.request_s.add(now - item.added_at)
             self._settle(finished)
         return True
 
-    def bereave(self, *, has_successor: bool) -> None:
+    def requeue_in_flight(self, *, has_successor: bool) -> None:
         """The engine died: each request goes where `crashes.judge` says, or nowhere if no other engine follows."""
         in_flight = list(self.in_flight.values())
         self.in_flight.clear()
         self._busy_until = None
         if not has_successor:
             return
-        verdicts = bisect.judge(in_flight, was_alone=self._window.is_alone_running)
-        for item in verdicts.guilty:
+        verdicts = bisect.judge(in_flight, was_alone=self._ready_queue.is_alone_running)
+        for item in verdicts.poison:
             self.in_flight[item.key] = item
             self._settle(Finished(item.key, _ENGINE_CRASH))
         with self._changed:
-            self._window.push(verdicts.again)
+            self._ready_queue.push(verdicts.again)
             for group in reversed(verdicts.alone):
-                self._window.push_alone(group, is_next=True)
+                self._ready_queue.push_alone(group, is_next=True)
 
     def wait(self, timeout_s: float) -> None:
         """After an idle turn, until there may be something to do; at most `timeout_s`."""
         with self._changed:
             is_held = self._fills_since is not None or self.num_parked or self.checks.is_full or self.is_stopped
-            if not len(self._window) or is_held:
+            if not len(self._ready_queue) or is_held:
                 self._changed.wait(timeout_s)
 
     def _abort_dropped(self, engine: Engine) -> None:
@@ -145,7 +147,7 @@ class Loop:
         for key in keys:
             del self.in_flight[key]
         with self._changed:
-            self._window.drop(lambda item: item.shard.is_dropped)
+            self._ready_queue.drop(lambda item: item.shard.is_dropped)
 
     def _wake(self) -> None:
         with self._changed:
@@ -172,20 +174,20 @@ class Loop:
         self._parked = [item for item in self._parked if item.shard not in free]
         self._parked_alone = [group for group in self._parked_alone if group not in ready_alone]
         with self._changed:
-            self._window.push(ready)
+            self._ready_queue.push(ready)
             for group in ready_alone:
-                self._window.push_alone(group, is_next=True)
+                self._ready_queue.push_alone(group, is_next=True)
 
     def _fill(self, engine: Engine) -> None:
         room = engine.info.max_in_flight - len(self.in_flight)
-        if room <= 0 or self.is_stopped or not len(self._window) or self.checks.is_full:
+        if room <= 0 or self.is_stopped or not len(self._ready_queue) or self.checks.is_full:
             return
         if self._waits_to_fill(engine.info.num_slots):
             return
         with self._changed:
-            items = self._window.pop(room, len(self.in_flight))
+            items = self._ready_queue.pop(room, len(self.in_flight))
         now = self._clock.monotonic()
-        if self._window.is_alone_running and not all(self._may_dispatch(item.shard, now) for item in items):
+        if self._ready_queue.is_alone_running and not all(self._may_dispatch(item.shard, now) for item in items):
             self._parked_alone.append(items)
             return
         for item in items:
@@ -200,13 +202,13 @@ class Loop:
             if item.key in self.in_flight:
                 self._add(engine, item, now)
 
-    def _add(self, engine: Engine, item: Item, now: float) -> None:
+    def _add(self, engine: Engine, item: PendingRequest, now: float) -> None:
         item.shard.has_dispatched = True
         item.added_at = now
         item.gpu_s_before = self._gpu_s_each
-        if self._tally.first_dispatch_at is None:
-            self._tally.first_dispatch_at = now
-            log.info("engine.fed", after_ms=round((now - (self._tally.engine_ready_at or now)) * 1000, 1))
+        if self._runner_stats.first_dispatch_at is None:
+            self._runner_stats.first_dispatch_at = now
+            log.info("engine.fed", after_ms=round((now - (self._runner_stats.engine_ready_at or now)) * 1000, 1))
         self.calls.enter("add")
         try:
             engine.add(item.key, item.prepared)
@@ -215,7 +217,7 @@ class Loop:
         finally:
             self.calls.leave()
 
-    def _may_dispatch(self, work: ShardWork, now: float) -> bool:
+    def _may_dispatch(self, work: ActiveShard, now: float) -> bool:
         """Not while the lease may be lost, and not before the record says so where it must."""
         if lease.must_announce(work.held.record):
             work.wants_to_announce = True
@@ -225,7 +227,7 @@ class Loop:
 
     def _waits_to_fill(self, num_slots: int) -> bool:
         """An empty engine starts with full slots: a first step of a few long prompts would hold up all others."""
-        if self.in_flight or self._window.has_ended or len(self._window) >= num_slots or self._is_full():
+        if self.in_flight or self._ready_queue.has_ended or len(self._ready_queue) >= num_slots or self._is_full():
             self._fills_since = None
             return False
         now = self._clock.monotonic()
@@ -245,7 +247,7 @@ class Loop:
         else:
             self._try_unguided(item, item.request, outcome, gpu_s)
 
-    def _finish(self, item: Item, outcome: Outcome, gpu_s: float) -> None:
+    def _finish(self, item: PendingRequest, outcome: Outcome, gpu_s: float) -> None:
         result = encode_result(item.custom_id, outcome, self.info.model if self.info else "")
         self._count(outcome)
         usage = outcome.usage if isinstance(outcome, Completion) else Usage()
@@ -253,13 +255,13 @@ class Loop:
         if item.shard.settle(FinishedLine(item.line, status, result, usage, gpu_s)):
             self._on_settled()
 
-    def _try_unguided(self, item: Item, request: Request, failure: Failure, gpu_s: float) -> None:
+    def _try_unguided(self, item: PendingRequest, request: Request, failure: Failure, gpu_s: float) -> None:
         """Once more where the engine may refuse the guide of the request's batch."""
-        checks = item.shard.fitting
+        checks = item.shard.output_schema
         if checks is None or failure.type != "invalid_request_error" or not checks.is_guided(request):
             self._finish(item, failure, gpu_s)
         else:
-            self._again(item, output_schema.unguided(request), gpu_s, is_alone=self._window.is_alone_running)
+            self._again(item, output_schema.unguided(request), gpu_s, is_alone=self._ready_queue.is_alone_running)
 
     def _answered(self, outcome: Outcome) -> Outcome:
         """A refusal as the failure that it is where an answer is needed."""
@@ -271,9 +273,9 @@ class Loop:
                 return refusal_failure(choice.stop_reason, choice.text)
         return outcome
 
-    def _judge(self, item: Item, request: Request, completion: Completion, gpu_s: float) -> None:
+    def _judge(self, item: PendingRequest, request: Request, completion: Completion, gpu_s: float) -> None:
         """What fits is final; what does not goes again. A check that may take long, and its words, come later."""
-        checks = item.shard.fitting
+        checks = item.shard.output_schema
         if checks is not None:
             checks.answered(request)
         wanted = output_schema.demands(request, completion, item.schema, checks)
@@ -283,15 +285,15 @@ class Loop:
             completion=completion,
             demands=wanted,
             gpu_s=gpu_s,
-            was_alone=self._window.is_alone_running,
+            was_alone=self._ready_queue.is_alone_running,
         )
         if not output_schema.are_here(wanted):
             self.checks.put(answer)
             return
-        misfit = output_schema.first_misfit(wanted)
-        if misfit is None:
+        schema_mismatch = output_schema.first_mismatch(wanted)
+        if schema_mismatch is None:
             self._finish(item, completion, gpu_s)
-        elif misfit[1] == "misfit" and item.attempt < output_schema.ATTEMPTS_MAX:
+        elif schema_mismatch[1] == "mismatch" and item.attempt < output_schema.ATTEMPTS_MAX:
             self._next_attempt(answer)
         else:
             self.checks.put(answer)
@@ -302,17 +304,17 @@ class Loop:
                 self._conclude(checked)
 
     def _conclude(self, checked: Checked) -> None:
-        answer, misfit = checked
+        answer, schema_mismatch = checked
         item, completion = answer.item, answer.completion
-        if misfit is None:
+        if schema_mismatch is None:
             self._finish(item, completion, answer.gpu_s)
             return
-        demand, verdict = misfit
-        if verdict.kind == "misfit" and item.attempt < output_schema.ATTEMPTS_MAX:
+        demand, verdict = schema_mismatch
+        if verdict.kind == "mismatch" and item.attempt < output_schema.ATTEMPTS_MAX:
             self._next_attempt(answer)
             return
-        if verdict.kind == "unusable" and not demand.is_own and item.shard.fitting is not None:
-            item.shard.fitting.unusable(verdict.why)
+        if verdict.kind == "unusable" and not demand.is_own and item.shard.output_schema is not None:
+            item.shard.output_schema.unusable(verdict.why)
         self._count_tokens(completion.usage)
         self._finish(item, output_schema.failure_of(demand, verdict, completion), answer.gpu_s)
 
@@ -321,7 +323,7 @@ class Loop:
         answer.item.attempt += 1
         self._again(answer.item, output_schema.next_try(answer.request), answer.gpu_s, is_alone=answer.was_alone)
 
-    def _again(self, item: Item, request: Request, gpu_s: float, *, is_alone: bool) -> None:
+    def _again(self, item: PendingRequest, request: Request, gpu_s: float, *, is_alone: bool) -> None:
         """Back into the window, among the others; one that ran alone runs alone again.
 
         The feeder prepares what differs: a long prompt takes long, and the engine would wait. Only where it ran alone
@@ -342,21 +344,21 @@ class Loop:
                 self.calls.leave()
         with self._changed:
             if is_alone:
-                self._window.push_alone([item], is_next=True)
+                self._ready_queue.push_alone([item], is_next=True)
             else:
-                self._window.push([item])
+                self._ready_queue.push([item])
 
     def _count(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):
-            self._tally.failed += 1
+            self._runner_stats.failed += 1
             return
         self._on_served()
-        self._tally.succeeded += 1
+        self._runner_stats.succeeded += 1
         self._count_tokens(outcome.usage)
 
     def _count_tokens(self, usage: Usage) -> None:
         """What was spent, also on answers that did not fit. A result's usage is that of its last attempt."""
-        self._tally.input_tokens += usage.input_tokens
-        self._tally.output_tokens += usage.output_tokens
-        self._tally.cached_tokens += usage.cached_tokens
-        self._tally.usage_unknown += usage.unknown
+        self._runner_stats.input_tokens += usage.input_tokens
+        self._runner_stats.output_tokens += usage.output_tokens
+        self._runner_stats.cached_tokens += usage.cached_tokens
+        self._runner_stats.usage_unknown += usage.unknown

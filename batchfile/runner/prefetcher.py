@@ -25,20 +25,20 @@ from batchfile.ledger import batches, bitmaps, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.repin import repin
-from batchfile.ledger.set_aside import Aside
-from batchfile.ledger.shards import Held
+from batchfile.ledger.set_aside import SetAside
+from batchfile.ledger.shards import ShardLease
 from batchfile.lines import custom_id_of, parse_request
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.routing import route
-from batchfile.runner.active import Item, ShardWork
+from batchfile.runner.active import ActiveShard, PendingRequest
 from batchfile.runner.claimer import Claims
 from batchfile.runner.fair_queue import FairQueue, Job
-from batchfile.runner.ready_queue import Window
-from batchfile.runner.schemas.output_schema import fitting_of, own_schema, unguided
-from batchfile.runner.stats import Tally
+from batchfile.runner.ready_queue import ReadyQueue
+from batchfile.runner.schemas.output_schema import output_schema_of, own_schema, unguided
+from batchfile.runner.stats import RunnerStats
 from batchfile.runner.tenant_turns import Turns
 from batchfile.runner.watchdog import Calls
 from batchfile.types import Failure, Request
@@ -46,7 +46,7 @@ from batchfile.types import Failure, Request
 log = structlog.get_logger()
 
 WINDOW_SLOTS = 4  # the window is refilled below this many times the engine's slots
-WINDOW_BYTES_MAX = 64 * 1024 * 1024
+READY_QUEUE_BYTES_MAX = 64 * 1024 * 1024
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
 PUSH_CHUNK = 64  # requests that become visible to the loop at once
 UNPREPARED = Prepared()
@@ -62,18 +62,18 @@ class OwnLine(NamedTuple):
     data: bytes
 
 
-class Feeder:
+class Prefetcher:
     """Fills the window. Shares `works`, the shards in work, with the keeper."""
 
     def __init__(
         self,
         ledger: Ledger,
         claims: Claims,
-        window: Window,
-        works: list[ShardWork],
-        tally: Tally,
+        ready_queue: ReadyQueue,
+        works: list[ActiveShard],
+        runner_stats: RunnerStats,
         changed: threading.Condition,
-        aside: Aside,
+        aside: SetAside,
         on_return: Callable[[], None],
     ) -> None:
         """`on_return`: a shard is to be put back.
@@ -84,9 +84,9 @@ class Feeder:
         self._claims = claims
         self._aside = aside
         self._on_return = on_return
-        self._window = window
+        self._ready_queue = ready_queue
         self._works = works
-        self._tally = tally
+        self._runner_stats = runner_stats
         self._changed = changed
         self._trial_turns = Turns(ledger.rng)
         self._keys = count(1)
@@ -107,14 +107,14 @@ class Feeder:
         self.has_engine = True
 
     def is_full(self) -> bool:
-        if len(self._window) >= self._low_water or self._window.size_bytes >= WINDOW_BYTES_MAX:
+        if len(self._ready_queue) >= self._low_water or self._ready_queue.size_bytes >= READY_QUEUE_BYTES_MAX:
             return True
         if self.unchecked.size_bytes >= UNCHECKED_BYTES_MAX:
             return True
         # What cannot be committed holds up no other: its batch is set aside, so there is little of it.
         return sum(work.finished_bytes for work in list(self._works) if not work.num_failures) >= BACKLOG_BYTES_MAX
 
-    def prepare_again(self, item: Item, request: Request) -> None:
+    def prepare_again(self, item: PendingRequest, request: Request) -> None:
         """Another attempt at `item`, with this request, goes into the window soon. From the loop's thread."""
         self.attempts.add(Job(item, request))
 
@@ -131,9 +131,9 @@ class Feeder:
         if not is_dropped and self._make_ready(job, queue):
             with self._changed:
                 if job.is_alone:
-                    self._window.push_alone([job.item])
+                    self._ready_queue.push_alone([job.item])
                 else:
-                    self._window.push([job.item])
+                    self._ready_queue.push([job.item])
                 self._changed.notify_all()
         queue.charge(job, self._ledger.clock.monotonic() - began_at)
         return True
@@ -142,7 +142,7 @@ class Feeder:
         """Claim one shard and feed it, or continue a trial; False where there is nothing to do now."""
         if not self._is_ready():
             return False
-        if self._continue_trials():
+        if self._continue_bisect():
             return True
         if self.is_full():
             return False
@@ -151,7 +151,7 @@ class Feeder:
             held = self._claims.next()
             has_more = held is not None or self._claims.has_more
             with self._changed:
-                self._window.set_ended(not has_more)
+                self._ready_queue.set_ended(not has_more)
                 self._changed.notify_all()
             if held is not None:
                 self._feed(held)
@@ -162,33 +162,33 @@ class Feeder:
     def _is_ready(self) -> bool:
         return self.has_engine and not self.is_stopped
 
-    def _feed(self, held: Held) -> None:
+    def _feed(self, held: ShardLease) -> None:
         record = held.record
         log.info(
             "shard.claimed",
             batch_id=held.batch.batch_id,
             shard=f"{record.pool}/{record.n}",
             epoch=record.epoch,
-            lapses=record.lapses,
+            crash_count=record.crash_count,
         )
-        fitting = fitting_of(held.batch.defaults)
-        work = ShardWork(
+        output_schema = output_schema_of(held.batch.defaults)
+        work = ActiveShard(
             held=held,
             left=record.num_lines - record.counts.finished,
-            fitting=fitting,
-            needs_answer=held.batch.defaults.needs_answer or fitting is not None,
+            output_schema=output_schema,
+            needs_answer=held.batch.defaults.needs_answer or output_schema is not None,
         )
-        work.is_trial = lease.is_trial(record)
+        work.is_bisecting = lease.is_bisecting(record)
         self._works.append(work)
-        if not work.is_trial:  # a trial waits for its turn
+        if not work.is_bisecting:  # a trial waits for its turn
             self._start(work)
 
-    def _start(self, work: ShardWork) -> None:
+    def _start(self, work: ActiveShard) -> None:
         """Queue the shard's lines, or the next of its trial. Where they cannot be read, the shard is put back."""
         batch_id = work.held.batch.batch_id
         try:
-            if work.is_trial:
-                self._start_trial(work)
+            if work.is_bisecting:
+                self._start_bisect(work)
             else:
                 self._push(work, work.held.missing)
             self._aside.worked(batch_id, "claim")
@@ -200,7 +200,7 @@ class Feeder:
         except (StoreError, BatchDamaged) as error:
             self._put_back(work, error)
 
-    def _put_back(self, work: ShardWork, error: BatchfileError) -> None:
+    def _put_back(self, work: ActiveShard, error: BatchfileError) -> None:
         """Another runner may have more luck with the shard, and this one goes on with other batches.
 
         Raises: `error` where there are none.
@@ -210,9 +210,9 @@ class Feeder:
         self._on_return()
         self._aside.put(work.held.batch.batch_id, "claim", error)
 
-    def _push(self, work: ShardWork, wanted: int, *, is_alone: bool = False) -> None:
+    def _push(self, work: ActiveShard, wanted: int, *, is_alone: bool = False) -> None:
         """Read the shard's range, prepare the wanted lines that are this pool's, and queue them."""
-        items: list[Item] = []
+        items: list[PendingRequest] = []
         is_first = True
         for line in self._own_lines(work.held, wanted):
             item = self._item(work, line, is_alone=is_alone)
@@ -226,17 +226,17 @@ class Feeder:
                 return
         if is_alone:
             with self._changed:
-                self._window.push_alone(items)
+                self._ready_queue.push_alone(items)
                 self._changed.notify_all()
         else:
             self._queue(items, new_generation=is_first)
 
-    def _queue(self, items: list[Item], *, new_generation: bool) -> None:
+    def _queue(self, items: list[PendingRequest], *, new_generation: bool) -> None:
         with self._changed:
-            self._window.push(items, new_generation=new_generation)
+            self._ready_queue.push(items, new_generation=new_generation)
             self._changed.notify_all()
 
-    def _own_lines(self, held: Held, wanted: int) -> list[OwnLine]:
+    def _own_lines(self, held: ShardLease, wanted: int) -> list[OwnLine]:
         span, batch = held.range, held.batch
         chunks = self._ledger.store.stream(batch.input.key, span.start, span.end, match=batch.input.etag)
         wanted &= ~bitmaps.parse(span.rejected)
@@ -249,7 +249,7 @@ class Feeder:
                 own.append(OwnLine(number, line.row, line.data))
         return own
 
-    def _item(self, work: ShardWork, line: OwnLine, *, is_alone: bool) -> Item | None:
+    def _item(self, work: ActiveShard, line: OwnLine, *, is_alone: bool) -> PendingRequest | None:
         """The request ready for the engine; None where `_make_ready` is False."""
         try:
             request = parse_request(line.data, work.held.batch.defaults)
@@ -257,8 +257,8 @@ class Feeder:
         except InvalidRequest as error:
             self._fail(work, line.number, custom_id_of(line.data), error)
             return None
-        is_checked = schema is not None or work.fitting is not None
-        item = Item(
+        is_checked = schema is not None or work.output_schema is not None
+        item = PendingRequest(
             key=next(self._keys),
             shard=work,
             line=line.number,
@@ -268,7 +268,7 @@ class Feeder:
             request=request if is_checked else None,
             schema=schema,
         )
-        job = Job(item, request if work.fitting is None else work.fitting.guide(request), is_alone)
+        job = Job(item, request if work.output_schema is None else work.output_schema.guide(request), is_alone)
         return item if self._make_ready(job) else None
 
     def _make_ready(self, job: Job, queue: FairQueue | None = None) -> bool:
@@ -277,21 +277,21 @@ class Feeder:
         False: it waits for its schema now, or it can never be served and is settled already.
         """
         item, request, _ = job
-        fitting = item.shard.fitting
+        output_schema = item.shard.output_schema
         try:
             item.prepared = self._prepared(job, queue)
         except SchemaUnchecked:
             self.unchecked.add(job)
             return False
         except InvalidRequest as error:
-            if fitting is None or not fitting.is_guided(request):
+            if output_schema is None or not output_schema.is_guided(request):
                 self._fail(item.shard, item.line, item.custom_id, error)
                 return False
             if not self._make_ready(job._replace(request=unguided(request)), queue):
                 return False  # something else is wrong with it
-            fitting.stop_guiding(str(error))
+            output_schema.stop_guiding(str(error))
             return True
-        if fitting is not None:
+        if output_schema is not None:
             item.request = request
         return True
 
@@ -310,39 +310,41 @@ class Feeder:
             calls.leave()
         return finish(job.batch_id)  # it has bounds of its own
 
-    def _fail(self, work: ShardWork, line: int, custom_id: str | None, error: InvalidRequest | Failure) -> None:
+    def _fail(self, work: ActiveShard, line: int, custom_id: str | None, error: InvalidRequest | Failure) -> None:
         failure = error if isinstance(error, Failure) else Failure(type=error.type, message=str(error))
         with self._changed:
-            self._tally.refused += 1
+            self._runner_stats.refused += 1
         if work.settle(FinishedLine(line, failure.status, encode_result(custom_id, failure, ""))):
             with self._changed:
                 self._changed.notify_all()
 
-    def _start_trial(self, work: ShardWork) -> None:
+    def _start_bisect(self, work: ActiveShard) -> None:
         """Name the next lines in the record, then queue exactly those to run alone."""
         with work.lock:
             held = work.held
             finished = list(work.finished)
             missing = held.missing & ~bitmaps.of(item.line for item in finished)
             own = [line.number for line in self._own_lines(held, missing)]
-            culprit = lease.guilty(held.record)
+            culprit = lease.poison_line(held.record)
             if culprit is not None and culprit in own:
-                self._blame(work, culprit)
+                self._fail_poison(work, culprit)
                 finished = list(work.finished)
                 own.remove(culprit)
-            trying = lease.next_trial(held.record, bitmaps.of(own)) if culprit is None else ()
+            bisect_set = lease.next_bisect_set(held.record, bitmaps.of(own)) if culprit is None else ()
             work.has_dispatched = work.wants_to_announce = False  # they wait for their turn; a death now is not theirs
-            shards.checkpoint(self._ledger, held, finished, has_dispatched=False, trying=trying)
+            shards.checkpoint(self._ledger, held, finished, has_dispatched=False, bisect_set=bisect_set)
             work.forget(len(finished))
-            if not lease.is_trial(held.record):
-                work.is_trial, wanted = False, bitmaps.of(own)
+            if not lease.is_bisecting(held.record):
+                work.is_bisecting, wanted = False, bitmaps.of(own)
             else:
-                work.trial_left, wanted = len(trying), bitmaps.of(trying)
+                work.num_bisect_left, wanted = len(bisect_set), bitmaps.of(bisect_set)
         if wanted:
-            log.warning("trial.started", shard=held.record.n, lines=wanted.bit_count(), lapses=held.record.lapses)
-            self._push(work, wanted, is_alone=work.is_trial)
+            log.warning(
+                "trial.started", shard=held.record.n, lines=wanted.bit_count(), crash_count=held.record.crash_count
+            )
+            self._push(work, wanted, is_alone=work.is_bisecting)
 
-    def _blame(self, work: ShardWork, line: int) -> None:
+    def _fail_poison(self, work: ActiveShard, line: int) -> None:
         (own,) = self._own_lines(work.held, 1 << line)
         failure = Failure(
             type="runner_crash",
@@ -350,25 +352,25 @@ class Feeder:
         )
         self._fail(work, line, custom_id_of(own.data), failure)
 
-    def _continue_trials(self) -> bool:
+    def _continue_bisect(self) -> bool:
         """One trial at a time: a death then speaks against its lines, and against nobody else's.
 
         Each waits until the engine is empty, so tenants take turns; of a tenant's shards, that of the most deaths is
         next.
         """
-        trials = [
+        bisects = [
             work
             for work in self._works
-            if work.is_trial and work.left > 0 and not (work.is_dropped or work.is_to_return)
+            if work.is_bisecting and work.left > 0 and not (work.is_dropped or work.is_to_return)
         ]
-        if not trials or any(work.trial_left > 0 for work in trials):
+        if not bisects or any(work.num_bisect_left > 0 for work in bisects):
             return False
-        tenant = self._trial_turns.take(work.held.batch.tenant for work in trials)
-        of_tenant = [work for work in trials if work.held.batch.tenant == tenant]
-        self._start(max(of_tenant, key=lambda work: work.held.record.lapses))
+        tenant = self._trial_turns.take(work.held.batch.tenant for work in bisects)
+        of_tenant = [work for work in bisects if work.held.batch.tenant == tenant]
+        self._start(max(of_tenant, key=lambda work: work.held.record.crash_count))
         return True
 
-    def _end_changed(self, work: ShardWork, error: StoreError) -> None:
+    def _end_changed(self, work: ActiveShard, error: StoreError) -> None:
         """The pinned input is not there any more: the batch ends, what is committed stays.
 
         Only if the store says so twice, in two ways: a batch never ends for an answer that may be a refusal. And only

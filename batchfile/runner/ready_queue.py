@@ -10,18 +10,18 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from batchfile.runner.active import Item
+from batchfile.runner.active import PendingRequest
 
 _Key = tuple[int, int, int, int, int]
 
 
-class Window:
+class ReadyQueue:
     """Requests that wait in this process. `size_bytes` sums their input lines."""
 
     def __init__(self) -> None:
         self.size_bytes = 0
-        self._heap: list[tuple[_Key, Item]] = []
-        self._alone: deque[list[Item]] = deque()
+        self._heap: list[tuple[_Key, PendingRequest]] = []
+        self._alone: deque[list[PendingRequest]] = deque()
         self._is_alone_running = False
         self._generation = 0
         self._num_ends = 0  # how often more came after an end
@@ -30,13 +30,13 @@ class Window:
     def __len__(self) -> int:
         return len(self._heap) + sum(len(group) for group in self._alone)
 
-    def push(self, items: Iterable[Item], *, new_generation: bool = False) -> None:
+    def push(self, items: Iterable[PendingRequest], *, new_generation: bool = False) -> None:
         self._generation += new_generation
         for item in items:
             self.size_bytes += item.size
             heapq.heappush(self._heap, (self._key(item, self._num_ends), item))
 
-    def push_alone(self, group: list[Item], *, is_next: bool = False) -> None:
+    def push_alone(self, group: list[PendingRequest], *, is_next: bool = False) -> None:
         if group:
             self.size_bytes += sum(item.size for item in group)
             if is_next:
@@ -52,7 +52,7 @@ class Window:
             self._heap = [(self._key(item, num_ends), item) for (num_ends, *_), item in self._heap]
             heapq.heapify(self._heap)
 
-    def pop(self, num_max: int, num_in_flight: int) -> list[Item]:
+    def pop(self, num_max: int, num_in_flight: int) -> list[PendingRequest]:
         """At most `num_max` requests to start now, given how many are in flight."""
         if self._is_alone_running:
             if num_in_flight:
@@ -74,7 +74,7 @@ class Window:
     def is_alone_running(self) -> bool:
         return self._is_alone_running
 
-    def drop(self, is_dropped: Callable[[Item], bool]) -> None:
+    def drop(self, is_dropped: Callable[[PendingRequest], bool]) -> None:
         """Forget the requests of shards that are no longer ours."""
         self._heap = [entry for entry in self._heap if not is_dropped(entry[1])]
         heapq.heapify(self._heap)
@@ -83,12 +83,12 @@ class Window:
         self.size_bytes = sum(item.size for _, item in self._heap)
         self.size_bytes += sum(item.size for group in self._alone for item in group)
 
-    def _count_out(self, items: list[Item]) -> list[Item]:
+    def _count_out(self, items: list[PendingRequest]) -> list[PendingRequest]:
         for item in items:
             self.size_bytes -= item.size
         return items
 
-    def _key(self, item: Item, num_ends: int) -> _Key:
+    def _key(self, item: PendingRequest, num_ends: int) -> _Key:
         # `key` grows with each request of a process: it keeps equals in input order and the heap from comparing items.
         if self._has_ended:
             return (num_ends, -item.prepared.cost, item.prepared.prefix, 0, item.key)

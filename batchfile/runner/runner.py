@@ -18,26 +18,26 @@ from batchfile.errors import BatchDamaged, EngineDead, StoreError
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import Aside
+from batchfile.ledger.set_aside import SetAside
 from batchfile.long_work import LongWork
-from batchfile.runner.active import ShardWork
-from batchfile.runner.checkpointer import Keeper
+from batchfile.runner.active import ActiveShard
+from batchfile.runner.checkpointer import Checkpointer
 from batchfile.runner.claimer import Claims
-from batchfile.runner.engine_host import Seat
+from batchfile.runner.engine_host import EngineHost
 from batchfile.runner.fair_queue import FairQueue
-from batchfile.runner.finalizer import Finisher
+from batchfile.runner.finalizer import Finalizer
 from batchfile.runner.loop import Loop
-from batchfile.runner.prefetcher import Feeder
-from batchfile.runner.ready_queue import Window
-from batchfile.runner.stats import Tally
+from batchfile.runner.prefetcher import Prefetcher
+from batchfile.runner.ready_queue import ReadyQueue
+from batchfile.runner.stats import RunnerStats
 from batchfile.runner.store_waits import Refusals
 from batchfile.runner.watchdog import Watchdog, end_stuck
 
 log = structlog.get_logger()
 
 IDLE_WAIT_S = 0.05  # how long the loop sleeps where nothing is in flight and nobody wakes it
-KEEPER_WAIT_S = 0.2
-FINISHER_WAIT_S = 0.1
+CHECKPOINTER_WAIT_S = 0.2
+FINALIZER_WAIT_S = 0.1
 # At the end, of the feeder, the steward and a stopped finisher: the store may be unavailable, and nothing that they do
 # must be done.
 JOIN_S_MAX = 10.0
@@ -56,7 +56,7 @@ class RunnerOptions:
     runner_id: str
     pool: str
     only: str | None = None
-    is_steward: bool = True
+    is_janitor: bool = True
     inbox: Inbox | None = None
     grace_s: float | None = None
 
@@ -77,67 +77,74 @@ class Runner:
     """
 
     def __init__(self, ledger: Ledger, engine_factory: EngineFactory, options: RunnerOptions) -> None:
-        self.tally = Tally()
+        self.runner_stats = RunnerStats()
         self.on_stuck: Callable[[str], NoReturn] = end_stuck
         self._ledger = ledger
         self._options = options
         self._engine: Engine
         self._changed = threading.Condition()
-        self._works: list[ShardWork] = []
-        self._window = Window()
+        self._works: list[ActiveShard] = []
+        self._ready_queue = ReadyQueue()
         self._stopped_at: float | None = None
         self._stop = threading.Event()
         self._stop_now = threading.Event()
         self._threads_over = threading.Event()
         self._failure: BaseException | None = None
         is_alone = options.only is not None
-        self._aside = Aside(ledger, only=options.only)
+        self._aside = SetAside(ledger, only=options.only)
         self._claims = Claims(
             ledger, options.pool, options.runner_id, only=options.only, in_order=is_alone, aside=self._aside
         )
-        self._seat = Seat(engine_factory, ledger.clock, self.tally, self._use)
-        dropped: list[ShardWork] = []
-        self._keeper = Keeper(ledger, self._claims, self._works, self.tally, dropped.append, self._aside)
-        self._feeder = Feeder(
+        self._engine_host = EngineHost(engine_factory, ledger.clock, self.runner_stats, self._use)
+        dropped: list[ActiveShard] = []
+        self._checkpointer = Checkpointer(
+            ledger, self._claims, self._works, self.runner_stats, dropped.append, self._aside
+        )
+        self._prefetcher = Prefetcher(
             ledger,
             self._claims,
-            self._window,
+            self._ready_queue,
             self._works,
-            self.tally,
+            self.runner_stats,
             self._changed,
             self._aside,
-            on_return=self._keeper.wake.set,
+            on_return=self._checkpointer.wake.set,
         )
         self._refusals = Refusals(ledger.clock, is_local=is_alone)
         self._loop = Loop(
             ledger.clock,
             ledger.limits.lease_ttl_s,
-            self._window,
+            self._ready_queue,
             self._changed,
             dropped,
-            self.tally,
-            is_full=self._feeder.is_full,
-            on_settled=self._keeper.wake.set,
-            on_served=self._seat.has_served,
-            prepare_again=self._feeder.prepare_again,
+            self.runner_stats,
+            is_full=self._prefetcher.is_full,
+            on_settled=self._checkpointer.wake.set,
+            on_served=self._engine_host.has_served,
+            prepare_again=self._prefetcher.prepare_again,
         )
         # Where there is one batch alone, nothing waits for it.
         num_threads = 0 if options.only is not None else 1
         self._long_work = LongWork(ledger, options.runner_id, num_threads=num_threads, aside=self._aside)
         self._watchdog = Watchdog(
-            [self._loop.calls, self._feeder.calls, self._feeder.attempts.calls, self._feeder.unchecked.calls],
+            [
+                self._loop.calls,
+                self._prefetcher.calls,
+                self._prefetcher.attempts.calls,
+                self._prefetcher.unchecked.calls,
+            ],
             ledger.limits.engine_stall_s,
             on_commit=self._commit_soon,
             is_committed=lambda: not any(work.finished or work.accused is not None for work in list(self._works)),
             on_stuck=self._end_stuck,
         )
-        self._finisher = Finisher(
+        self._finalizer = Finalizer(
             ledger,
             self._claims,
-            self._keeper,
+            self._checkpointer,
             options.runner_id,
             self._long_work,
-            is_steward=options.is_steward,
+            is_janitor=options.is_janitor,
             only=options.only,
             inbox=options.inbox,
             is_stopped=self._stop.is_set,
@@ -149,9 +156,9 @@ class Runner:
 
         Raises: EngineDead where engines die before they serve anything; BatchDamaged.
         """
-        self._engine = self._seat.build()
+        self._engine = self._engine_host.build()
         try:
-            with self._ledger.store.hold(self._options.runner_id):
+            with self._ledger.store.hold_process_lock(self._options.runner_id):
                 threads = self._start_threads()
                 over = threading.Event()
                 threading.Thread(target=self._watchdog.run, args=(over,), name="watchdog", daemon=True).start()
@@ -166,7 +173,7 @@ class Runner:
             self._engine.close()
         if self._failure is not None:
             raise self._failure
-        return self._finisher.ended
+        return self._finalizer.ended
 
     def _work(self) -> None:
         """The loop itself."""
@@ -183,32 +190,32 @@ class Runner:
         """`run` without a thread: everything in turn, on the ledger's clock. For simulations and virtual time."""
         self._long_work.num_threads = 0
         self._loop.checks.is_threaded = False
-        self._engine = self._seat.build()
-        queues = (self._feeder.attempts, self._feeder.unchecked)
+        self._engine = self._engine_host.build()
+        queues = (self._prefetcher.attempts, self._prefetcher.unchecked)
         try:
             while not self._is_over() and not until():
                 try:
-                    while self._feeder.tick() or any(map(self._feeder.prepare_next, queues)):
+                    while self._prefetcher.tick() or any(map(self._prefetcher.prepare_next, queues)):
                         pass
                     if not self._loop.turn(self._engine):
                         self._ledger.clock.sleep(IDLE_WAIT_S)
-                    self._keeper.tick()
-                    self._finisher.tick()
-                    self._finisher.steward()
+                    self._checkpointer.tick()
+                    self._finalizer.tick()
+                    self._finalizer.janitor()
                 except EngineDead as error:
                     self._engine = self._replace(self._engine, error)
                 except StoreError as error:
                     self._ledger.clock.sleep(self._refusals.pause_s("runner", error))
-            self._keeper.release_all()
-            self._seat.count_steps(self._engine)
+            self._checkpointer.release_all()
+            self._engine_host.count_steps(self._engine)
         finally:
             self._loop.checks.close()
             self._engine.close()
-        return self._finisher.ended
+        return self._finalizer.ended
 
     def stop(self) -> None:
         """Start nothing more, finish what is in flight, checkpoint, release. From any thread or a signal handler."""
-        self._feeder.is_stopped = self._loop.is_stopped = True
+        self._prefetcher.is_stopped = self._loop.is_stopped = True
         self._stop.set()
 
     def stop_now(self) -> None:
@@ -219,8 +226,8 @@ class Runner:
 
     def _commit_soon(self) -> None:
         """What is finished is due now, and in this process from now on."""
-        self._keeper.is_urgent = True
-        self._keeper.wake.set()
+        self._checkpointer.is_urgent = True
+        self._checkpointer.wake.set()
 
     def _end_stuck(self, reason: str) -> None:
         """The record of each shard tells the next runner of this death, as of any other; bisection finds the line."""
@@ -238,22 +245,22 @@ class Runner:
 
     @property
     def num_prefetched(self) -> int:
-        return len(self._window)
+        return len(self._ready_queue)
 
     @property
     def num_unchecked(self) -> int:
         """Requests that wait for their schemas."""
-        return len(self._feeder.unchecked)
+        return len(self._prefetcher.unchecked)
 
     @property
     def is_building(self) -> bool:
         """There is no engine now: the first one loads, or one died and the next one does."""
-        return self._seat.is_empty and not self._stop.is_set() and self._finisher.ended is None
+        return self._engine_host.is_empty and not self._stop.is_set() and self._finalizer.ended is None
 
     @property
     def is_assembling(self) -> bool:
         """The results file of a batch is being written in the store."""
-        return self._finisher.is_assembling
+        return self._finalizer.is_assembling
 
     @property
     def is_stopping(self) -> bool:
@@ -262,14 +269,14 @@ class Runner:
     @property
     def is_idle(self) -> bool:
         """An engine is ready, and there is nothing for it to do."""
-        is_working = self._loop.in_flight or len(self._loop.checks) or len(self._window)
+        is_working = self._loop.in_flight or len(self._loop.checks) or len(self._ready_queue)
         return not (self.is_building or self._works or is_working)
 
     @property
     def is_drained(self) -> bool:
         """Idle, and no shard of this pool is left in any batch that was open at the last look."""
         # In this order: a shard that is claimed in between is seen by one of the later looks.
-        return self._claims.is_settled and not self._feeder.is_claiming and self.is_idle
+        return self._claims.is_settled and not self._prefetcher.is_claiming and self.is_idle
 
     def shards_held(self, num_max: int) -> tuple[str, ...]:
         """As `batch_id/n`."""
@@ -282,17 +289,17 @@ class Runner:
 
     def engine_stats(self) -> EngineStats:
         """Over all engines since the start. From any thread, a moment old."""
-        return self._seat.stats()
+        return self._engine_host.stats()
 
     @property
     def down_s(self) -> float:
         """For how long the endpoint has been down; 0 while it is up, or only pauses for a moment."""
-        return self._seat.down_s
+        return self._engine_host.down_s
 
     def _is_over(self) -> bool:
         if self._failure is not None or self._stop_now.is_set():
             return True
-        if self._finisher.ended is not None:
+        if self._finalizer.ended is not None:
             return True
         is_done = not self._loop.in_flight and not len(self._loop.checks)
         return self._stop.is_set() and (is_done or self._is_grace_over())
@@ -306,7 +313,7 @@ class Runner:
 
     def _use(self, engine: Engine) -> None:
         self._loop.use(engine)
-        self._feeder.use(engine.prepare, engine.info.num_slots, engine.info.max_in_flight)
+        self._prefetcher.use(engine.prepare, engine.info.num_slots, engine.info.max_in_flight)
 
     def _replace(self, engine: Engine, error: EngineDead) -> Engine:
         """Bury a dead engine, put its requests back, and build the next.
@@ -314,50 +321,50 @@ class Runner:
         One that dies while the runner stops may have met what stops the runner: it blames none and has no successor.
         """
         log.error("engine.died", error=str(error), in_flight=self.num_in_flight)
-        self._feeder.has_engine = False
-        self._seat.bury(engine, error)
+        self._prefetcher.has_engine = False
+        self._engine_host.on_engine_death(engine, error)
         is_last = self._stop.is_set()
-        self._loop.bereave(has_successor=not is_last)
+        self._loop.requeue_in_flight(has_successor=not is_last)
         if is_last:
             return engine
-        return self._seat.rebuild(self._stop.is_set)
+        return self._engine_host.rebuild(self._stop.is_set)
 
     def _wind_down(self, threads: list[threading.Thread]) -> None:
         """Stop the threads, commit what is finished, put back the rest."""
-        self._feeder.is_stopped = self._keeper.is_ending = True
+        self._prefetcher.is_stopped = self._checkpointer.is_ending = True
         self._threads_over.set()
-        self._keeper.wake.set()
+        self._checkpointer.wake.set()
         with self._changed:
             self._changed.notify_all()
-        feeder, keeper, finisher, steward, preparer, _ = threads  # the last one may wait for a compiler
-        feeder.join(JOIN_S_MAX)
+        prefetcher, checkpointer, finalizer, janitor, preparer, _ = threads  # the last one may wait for a compiler
+        prefetcher.join(JOIN_S_MAX)
         preparer.join(JOIN_S_MAX)
-        keeper.join()
-        self._keeper.release_all()
-        if not self._keeper.is_store_away:
-            finisher.join(JOIN_S_MAX if self._stop.is_set() else None)
+        checkpointer.join()
+        self._checkpointer.release_all()
+        if not self._checkpointer.is_store_away:
+            finalizer.join(JOIN_S_MAX if self._stop.is_set() else None)
             self._long_work.stop()
-        steward.join(JOIN_S_MAX if not self._keeper.is_store_away else 0)
-        self._seat.count_steps(self._engine)
-        tally = self.tally
+        janitor.join(JOIN_S_MAX if not self._checkpointer.is_store_away else 0)
+        self._engine_host.count_steps(self._engine)
+        runner_stats = self.runner_stats
         log.info(
             "runner.ended",
-            succeeded=tally.succeeded,
-            errored=tally.errored,
-            steps=tally.num_steps,
-            full_steps=tally.num_full_steps,
-            engine_deaths=tally.num_engine_deaths,
-            leases_lost=tally.num_leases_lost,
+            succeeded=runner_stats.succeeded,
+            errored=runner_stats.errored,
+            steps=runner_stats.num_steps,
+            full_steps=runner_stats.num_full_steps,
+            engine_deaths=runner_stats.num_engine_deaths,
+            leases_lost=runner_stats.num_leases_lost,
         )
 
     def _start_threads(self) -> list[threading.Thread]:
         jobs: list[tuple[str, Callable[[], None]]] = [
-            ("feeder", self._feed_forever),
-            ("keeper", self._keep_forever),
-            ("finisher", self._finish_forever),
-            ("steward", self._steward_forever),
-            ("preparer", partial(self._prepare_forever, self._feeder.attempts)),
-            ("compiler", partial(self._prepare_forever, self._feeder.unchecked)),
+            ("feeder", self._prefetch_forever),
+            ("keeper", self._checkpoint_forever),
+            ("finisher", self._finalize_forever),
+            ("steward", self._janitor_forever),
+            ("preparer", partial(self._prepare_forever, self._prefetcher.attempts)),
+            ("compiler", partial(self._prepare_forever, self._prefetcher.unchecked)),
         ]
         threads = [
             threading.Thread(target=self._guarded, args=(name, job), name=name, daemon=True) for name, job in jobs
@@ -383,29 +390,29 @@ class Runner:
                 return None
         return None
 
-    def _feed_forever(self) -> None:
+    def _prefetch_forever(self) -> None:
         while not self._threads_over.is_set():
-            if not self._feeder.tick():
+            if not self._prefetcher.tick():
                 with self._changed:
                     self._changed.wait(IDLE_WAIT_S)
 
     def _prepare_forever(self, queue: FairQueue) -> None:
         while not self._threads_over.is_set():
-            if not self._feeder.prepare_next(queue):
+            if not self._prefetcher.prepare_next(queue):
                 queue.wait(IDLE_WAIT_S)
 
-    def _keep_forever(self) -> None:
+    def _checkpoint_forever(self) -> None:
         while not self._threads_over.is_set():
-            self._keeper.wake.wait(KEEPER_WAIT_S)
-            self._keeper.wake.clear()
-            self._keeper.tick()
+            self._checkpointer.wake.wait(CHECKPOINTER_WAIT_S)
+            self._checkpointer.wake.clear()
+            self._checkpointer.tick()
 
-    def _steward_forever(self) -> None:
-        while not self._threads_over.wait(FINISHER_WAIT_S):
-            self._finisher.steward()
+    def _janitor_forever(self) -> None:
+        while not self._threads_over.wait(FINALIZER_WAIT_S):
+            self._finalizer.janitor()
 
-    def _finish_forever(self) -> None:
-        while not self._threads_over.wait(FINISHER_WAIT_S):
-            self._finisher.tick()
-            if self._finisher.damaged is not None:
-                raise BatchDamaged(self._finisher.damaged)
+    def _finalize_forever(self) -> None:
+        while not self._threads_over.wait(FINALIZER_WAIT_S):
+            self._finalizer.tick()
+            if self._finalizer.damaged is not None:
+                raise BatchDamaged(self._finalizer.damaged)

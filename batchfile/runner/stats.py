@@ -6,7 +6,7 @@ from batchfile.runner.histogram import CHECKPOINT_BOUNDS_S, REQUEST_BOUNDS_S, Hi
 
 
 @dataclass(slots=True)
-class Tally:
+class RunnerStats:
     """Requests and tokens of this process; reads from other threads may be a moment old."""
 
     succeeded: int = 0

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import structlog
 
-from batchfile.runner.active import Item
+from batchfile.runner.active import PendingRequest
 
 log = structlog.get_logger()
 
@@ -34,9 +34,9 @@ class Calls:
     name: str = ""
     number: int = 0
     is_warm: bool = False
-    item: Item | None = None
+    item: PendingRequest | None = None
 
-    def enter(self, name: str, item: Item | None = None) -> None:
+    def enter(self, name: str, item: PendingRequest | None = None) -> None:
         self.number += 1
         self.item = item
         self.name = name
@@ -110,7 +110,7 @@ class Watchdog:
             self._on_stuck(f"the engine's {name} has not returned for {bound_s:g} s, and cannot be interrupted")
 
 
-def _accuse(item: Item) -> None:
+def _accuse(item: PendingRequest) -> None:
     """Its record is to say that this process ends for it."""
     batch_id, shard = item.shard.held.batch.batch_id, item.shard.held.record.n
     log.error("request.stuck", batch_id=batch_id, shard=shard, custom_id=item.custom_id)

@@ -118,11 +118,11 @@ class Store(Protocol):
         """Let `key` stand for the file at `path` without copying it; its etag, or None: can not, copy it."""
         ...
 
-    def hold(self, owner: str) -> AbstractContextManager[None]:
-        """While entered, `owner` is known to be alive to whoever can tell (see `is_dead`)."""
+    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
+        """While entered, `owner` is known to be alive to whoever can tell (see `is_process_dead`)."""
         ...
 
-    def is_dead(self, owner: str) -> bool:
+    def is_process_dead(self, owner: str) -> bool:
         """True only where the store knows for sure that `owner` no longer lives; False is no answer."""
         ...
 

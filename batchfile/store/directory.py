@@ -23,7 +23,7 @@ from batchfile.store.base import Entry, Object, Unchanged
 from batchfile.store.files import CHUNK_BYTES, translated
 from batchfile.store.keys import INTERNAL, check_key, is_of_others, is_unicode
 from batchfile.store.locks import Locks
-from batchfile.store.skipped_keys import PassedOver
+from batchfile.store.skipped_keys import SkippedKeys
 
 LEFTOVER_AGE_S = 3600.0  # an unfinished write older than this, whose process is gone, is removed
 _ETAG_HEX_DIGITS = 32
@@ -41,7 +41,7 @@ class DirectoryStore:
         self._locks = Locks(self._locks_folder)
         self._owners = os.path.join(self._root, INTERNAL, "owners")
         self._unfinished = os.path.join(self._root, INTERNAL, "unfinished")
-        self._passed_over = PassedOver()
+        self._skipped_keys = SkippedKeys()
         with translated(self._root):
             files.make_folders(self._owners, fsync=fsync)
             files.make_folders(self._unfinished, fsync=fsync)
@@ -137,12 +137,12 @@ class DirectoryStore:
                 except StoreError as error:
                     if not is_of_others(key):
                         raise
-                    self._passed_over.say(key, str(error))
+                    self._skipped_keys.say(key, str(error))
                     continue
                 if entry is not None:
                     yield entry
                 elif is_of_others(key) and os.path.lexists(self._path(key)):
-                    self._passed_over.say(key, "a link, below a link, or no regular file: copy the file itself there")
+                    self._skipped_keys.say(key, "a link, below a link, or no regular file: copy the file itself there")
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -176,11 +176,11 @@ class DirectoryStore:
         entry = self.head(key)
         return None if entry is None else entry.etag
 
-    def hold(self, owner: str) -> AbstractContextManager[None]:
-        return process_locks.hold(self._owners, owner)
+    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
+        return process_locks.hold_process_lock(self._owners, owner)
 
-    def is_dead(self, owner: str) -> bool:
-        return process_locks.is_dead(self._owners, owner)
+    def is_process_dead(self, owner: str) -> bool:
+        return process_locks.is_process_dead(self._owners, owner)
 
     def check_locks(self) -> None:
         with translated(self._locks_folder):
@@ -221,7 +221,7 @@ class DirectoryStore:
         except PermissionError as error:
             if not is_of_others(f"{folder}/"):
                 raise
-            self._passed_over.say(folder, str(error))
+            self._skipped_keys.say(folder, str(error))
             return
         names.sort()
         for name in names:
@@ -237,7 +237,7 @@ class DirectoryStore:
         if is_unicode(name):
             return _STRAY.fullmatch(name) is None
         if is_of_others(f"{folder}/"):
-            self._passed_over.say(f"{folder}/{name}", "the name is not UTF-8: rename it")
+            self._skipped_keys.say(f"{folder}/{name}", "the name is not UTF-8: rename it")
         return False
 
     def _open(self, key: str, path: str) -> int | None:

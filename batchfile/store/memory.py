@@ -91,11 +91,11 @@ class MemoryStore:
         return None
 
     @contextmanager
-    def hold(self, owner: str) -> Iterator[None]:
+    def hold_process_lock(self, owner: str) -> Iterator[None]:
         self._dead.discard(owner)
         yield
 
-    def is_dead(self, owner: str) -> bool:
+    def is_process_dead(self, owner: str) -> bool:
         return owner in self._dead
 
     def check_locks(self) -> None:

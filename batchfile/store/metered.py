@@ -84,11 +84,11 @@ class MeteredStore:
     def link(self, key: str, path: str) -> str | None:
         return self._timed("link", lambda: self._inner.link(key, path))
 
-    def hold(self, owner: str) -> AbstractContextManager[None]:
-        return self._inner.hold(owner)
+    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
+        return self._inner.hold_process_lock(owner)
 
-    def is_dead(self, owner: str) -> bool:
-        return self._inner.is_dead(owner)
+    def is_process_dead(self, owner: str) -> bool:
+        return self._inner.is_process_dead(owner)
 
     def check_locks(self) -> None:
         self._inner.check_locks()

@@ -19,7 +19,7 @@ _HOLD_PAUSE_S = 0.02
 
 
 @contextmanager
-def hold(folder: str, owner: str) -> Iterator[None]:
+def hold_process_lock(folder: str, owner: str) -> Iterator[None]:
     """While entered, `owner` lives. Raises: StoreError where another living process has this name."""
     path = _path(folder, owner)
     with translated(path):
@@ -33,7 +33,7 @@ def hold(folder: str, owner: str) -> Iterator[None]:
         unlock(fd)
 
 
-def is_dead(folder: str, owner: str) -> bool:
+def is_process_dead(folder: str, owner: str) -> bool:
     """True where `owner` once held its file and no living process does now."""
     return is_unlocked(_path(folder, owner))
 
@@ -44,7 +44,7 @@ def forget_old(folder: str, now: float) -> None:
 
 
 def _lock(fd: int, owner: str) -> None:
-    # Whoever asks `is_dead` holds a shared lock for a moment, so one refusal says nothing yet.
+    # Whoever asks `is_process_dead` holds a shared lock for a moment, so one refusal says nothing yet.
     for _ in range(_HOLD_ATTEMPTS):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

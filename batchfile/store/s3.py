@@ -30,7 +30,7 @@ from batchfile.store.s3_body import STREAM_BYTES_MIN, TooSlow, extent, read_chun
 from batchfile.store.s3_deadline import bound
 from batchfile.store.s3_errors import bare, must_be_an_answer, translated
 from batchfile.store.s3_writer import S3Writer
-from batchfile.store.skipped_keys import PassedOver
+from batchfile.store.skipped_keys import SkippedKeys
 
 DELETES_MAX = 1000  # of one request
 READ_ATTEMPTS = 5  # of a get or a stream, in a row without a byte of progress
@@ -62,7 +62,7 @@ class S3Store:
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._has_quotes = True
         self._has_batch_delete = True
-        self._passed_over = PassedOver()
+        self._skipped_keys = SkippedKeys()
         query = {name: value for name, value in {"endpoint": endpoint_url, "region": region}.items() if value}
         self._url = f"s3://{bucket}/{self._prefix}".rstrip("/") + ("?" + urlencode(query, safe=":/") if query else "")
         with translated(self._url):
@@ -205,7 +205,7 @@ class S3Store:
                         modified_at=item["LastModified"].timestamp(),
                     )
                 elif item["Size"] or not key.endswith("/"):  # not what a console makes to show an empty folder
-                    self._passed_over.say(key, "the name can not be used: no empty, '.' or '..' segment, no backslash")
+                    self._skipped_keys.say(key, "the name can not be used: no empty, '.' or '..' segment, no backslash")
 
     def delete(self, key: str) -> None:
         try:
@@ -262,10 +262,10 @@ class S3Store:
     def link(self, key: str, path: str) -> str | None:
         return None
 
-    def hold(self, owner: str) -> AbstractContextManager[None]:
+    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def is_dead(self, owner: str) -> bool:
+    def is_process_dead(self, owner: str) -> bool:
         return False
 
     def check_locks(self) -> None:

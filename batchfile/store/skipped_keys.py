@@ -9,7 +9,7 @@ log = structlog.get_logger()
 SAID_MAX = 10_000  # names that are remembered; more are passed over without a word
 
 
-class PassedOver:
+class SkippedKeys:
     """Of one store. Thread-safe."""
 
     def __init__(self) -> None:

@@ -61,7 +61,7 @@ class Holder:
 
     def _hold(self) -> None:
         while True:
-            code = self._supervisor.tend()
+            code = self._supervisor.reconcile()
             self._last_code = code
             if code == OK or self._over.is_set():
                 break

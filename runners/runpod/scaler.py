@@ -22,7 +22,7 @@ import structlog
 
 from batchfile import logs
 from batchfile.errors import SettingsError
-from runners.backoff import Setbacks
+from runners.backoff import Backoff
 from runners.options import positive, seconds
 from runners.runpod.api import Runpod, RunpodError, at, call, key_of
 from runners.runpod.fleets import Count, Fleet, Jobs, Pods
@@ -47,7 +47,7 @@ class Scaler:
         self._read = read
         self._shards_per_runner = shards_per_runner
         self._idle_since: float | None = None
-        self._setbacks = Setbacks()
+        self._setbacks = Backoff()
 
     def look(self, now: float) -> None:
         """Once. `now`: a monotonic clock. Raises: RunpodError where the API or RunPod does not answer as it should."""

@@ -1,8 +1,8 @@
 """How well a runner is fed while many batches are open, on a store that takes 20 ms for each call.
 
-One runner with its default threads, the steward too, in virtual time: the same on every machine. It begins when all the
+One runner with its default threads, the janitor too, in virtual time: the same on every machine. It begins when all the
 batches are open already; each has more work than it can do in the time that is measured. Store requests are counted by
-verb, the steward's among them. Run: `python tests/bench/claims.py` (`--batches 500` for one row).
+verb, the janitor's among them. Run: `python tests/bench/claims.py` (`--batches 500` for one row).
 """
 
 import argparse
@@ -93,15 +93,19 @@ def measure(num_batches: int, *, latency_s: float, seconds: float) -> Row:
     runner = Runner(ledger, engine, RunnerOptions(runner_id="runner", pool=POOL))
     world.spawn(process, runner.run)
     world.run(lambda: False, for_s=seconds)
-    tally = runner.tally
-    first_s = seconds if tally.first_dispatch_at is None else tally.first_dispatch_at - (tally.engine_ready_at or 0.0)
+    runner_stats = runner.runner_stats
+    first_s = (
+        seconds
+        if runner_stats.first_dispatch_at is None
+        else runner_stats.first_dispatch_at - (runner_stats.engine_ready_at or 0.0)
+    )
     requests: Counter[str] = Counter()
     for call, figure in store.figures().items():
         requests[call.verb] += figure.num
     world.close()
     return Row(
         batches=num_batches,
-        share=round(tally.succeeded / (SLOTS * seconds / REQUEST_S), 3),
+        share=round(runner_stats.succeeded / (SLOTS * seconds / REQUEST_S), 3),
         first_dispatch_s=round(first_s, 2),
         requests=dict(sorted(requests.items())),
     )

@@ -1,6 +1,6 @@
 """What the end of a large batch costs: store requests and virtual seconds, at 20 ms for each call.
 
-Three processes look at it every two seconds until one of them has ended it, as the stewards of a service do. One batch
+Three processes look at it every two seconds until one of them has ended it, as the janitors of a service do. One batch
 is complete; one was canceled with half of its shards done; one was canceled before anything of it ran. Time ends when
 the parts are swept. Run: `python tests/bench/ending.py` (970 shards).
 """
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import IN_FLIGHT, Ledger
 from batchfile.ledger.records import BatchRecord, Plan
-from batchfile.ledger.shards import Held
+from batchfile.ledger.shards import ShardLease
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.plan.planner import plan_input
@@ -78,7 +78,7 @@ def work(ledger: Ledger, batch: BatchRecord, plan: Plan, numbers: Iterable[int])
     answer = Completion(choices=(Choice("an answer", "end_turn"),), usage=Usage())
     for n in numbers:
         held = shards.claim(ledger, batch, plan, POOL, n, runner="r")
-        assert isinstance(held, Held)
+        assert isinstance(held, ShardLease)
         lines = [
             FinishedLine(line, "succeeded", encode_result(f"r{n * LINES_A_SHARD + line}", answer, "m"), Usage())
             for line in range(LINES_A_SHARD)

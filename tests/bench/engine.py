@@ -194,7 +194,7 @@ def ours(engine: Any, source: Path, output: Path, shards: int | None) -> tuple[f
     lines_per_range = None if shards is None else -(-num // shards)
     planned = plan_input(ledger, "bench", key, routing=routing, lines_per_range=lines_per_range)
     create(ledger, Draft(batch_id="bench", routing=routing, defaults=Defaults()), planned)
-    options = RunnerOptions(runner_id="bench", pool="local", only="bench", is_steward=False)
+    options = RunnerOptions(runner_id="bench", pool="local", only="bench", is_janitor=False)
     ended = Runner(ledger, lambda: lent, options).run()
     seconds = time.monotonic() - started_at
     assert ended is not None

@@ -1,7 +1,7 @@
 """Files dropped into a bucket with the AWS command line, or into a directory, and what comes back: planned, run by the
 echo engine, collected, checked line by line.
 
-Two API processes and three runners over one store, all of them stewards that race for the files. Prints how fast the
+Two API processes and three runners over one store, all of them janitors that race for the files. Prints how fast the
 large file was planned and what memory each kind of process took at its peak (VmHWM, with all that it maps).
 Run: `python tests/bench/inbox.py --lines 1000000` for one large file, `--lines 0 --files 200` for many small ones,
 `--store directory` for a directory, `--server seaweedfs` for another S3 server.

@@ -67,11 +67,11 @@ class LatentStore:
     def link(self, key: str, path: str) -> str | None:
         return self._inner.link(key, path)
 
-    def hold(self, owner: str) -> AbstractContextManager[None]:
-        return self._inner.hold(owner)
+    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
+        return self._inner.hold_process_lock(owner)
 
-    def is_dead(self, owner: str) -> bool:
-        return self._inner.is_dead(owner)
+    def is_process_dead(self, owner: str) -> bool:
+        return self._inner.is_process_dead(owner)
 
     def commit(self, inner: Writer) -> str:
         self._wait()

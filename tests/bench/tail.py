@@ -75,7 +75,7 @@ def makespan(data: bytes) -> float:
             tokens=lambda request: int(request.messages[-1].content),
         )
 
-    options = RunnerOptions(runner_id="bench", pool="local", only="bench", is_steward=False)
+    options = RunnerOptions(runner_id="bench", pool="local", only="bench", is_janitor=False)
     runner = Runner(ledger, engine, options)
     started_at = clock.now()
     runner.run_alone()

@@ -62,7 +62,7 @@ def check_all_known(asker: Asker, batches: list[Sent]) -> list[str]:
 
 
 def left_to_sweep(server: Server, batches: list[Sent]) -> int:
-    """Creates that died before their commit: objects of no batch. The steward removes them after an hour."""
+    """Creates that died before their commit: objects of no batch. The janitor removes them after an hour."""
     client = server.client()
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{PREFIX}/batches/")
     found = {item["Key"].split("/")[2] for page in pages for item in page.get("Contents", ())}

@@ -76,7 +76,7 @@ def create_batch(ledger: Ledger) -> None:
 
 
 def run(ledger: Ledger, runner_id: str, executions: Executions) -> None:
-    options = RunnerOptions(runner_id=runner_id, pool="local", only=BATCH, is_steward=False)
+    options = RunnerOptions(runner_id=runner_id, pool="local", only=BATCH, is_janitor=False)
     Runner(ledger, lambda: CountingEcho(executions), options).run_alone()
 
 

@@ -1,4 +1,4 @@
-"""What the tests of dropped files share: a store with an inbox, one steward, and who runs its batches."""
+"""What the tests of dropped files share: a store with an inbox, one janitor, and who runs its batches."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
 from batchfile.inbox import scan
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.records import BatchRecord
@@ -32,15 +32,15 @@ class World:
         self.store = store
         self.clock = clock
         self.ledger = self.new_ledger(7)
-        self.steward = self.new_steward("s")
+        self.janitor = self.new_janitor("s")
 
     def new_ledger(self, seed: int) -> Ledger:
         more: dict[str, Any] = {} if self.clock is None else {"clock": self.clock}
         return Ledger(store=self.store, rng=random.Random(seed), limits=Limits(checkpoint_s=1.0), **more)
 
-    def new_steward(self, name: str, ledger: Ledger | None = None) -> Steward:
+    def new_janitor(self, name: str, ledger: Ledger | None = None) -> Janitor:
         ledger = ledger or self.ledger
-        return Steward(ledger, runner=name, scan=Inbox(ledger, POOLS))
+        return Janitor(ledger, runner=name, scan=Inbox(ledger, POOLS))
 
     def drop(self, path: str, *rows: Any) -> bytes:
         data = b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)
@@ -57,7 +57,7 @@ class World:
         return batch
 
     def run(self, batch: BatchRecord, pool: str = "mistral") -> BatchRecord:
-        options = RunnerOptions(runner_id=f"r-{uuid.uuid4().hex}", pool=pool, only=batch.batch_id, is_steward=False)
+        options = RunnerOptions(runner_id=f"r-{uuid.uuid4().hex}", pool=pool, only=batch.batch_id, is_janitor=False)
         ended = Runner(self.ledger, engine_factory("echo", model="echo"), options).run()
         assert ended is not None
         return ended

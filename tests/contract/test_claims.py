@@ -13,7 +13,7 @@ from batchfile.errors import StoreUnavailable
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
-from batchfile.ledger.shards import Held
+from batchfile.ledger.shards import ShardLease
 from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned
 from batchfile.runner.claimer import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
@@ -55,7 +55,7 @@ class World:
         return sum(figure.num for call, figure in self.store.figures().items() if verb in {None, call.verb})
 
 
-def every(claims: Claims) -> Iterator[Held]:
+def every(claims: Claims) -> Iterator[ShardLease]:
     """All that is free now."""
     while True:
         held = claims.next()
@@ -177,7 +177,7 @@ def test_of_a_batch_that_ends_nothing_more_is_claimed_or_read() -> None:
     assert batches.finish(world.ledger, "b", runner="r") is not None
     world.clock.sleep(QUEUE_LIST_S)
     assert list(every(claims)) == []
-    assert [keys.marker_batch_id(entry.key) for entry in world.inner.list(keys.QUEUE_PREFIX)] == ["other"]
+    assert [keys.queue_batch_id(entry.key) for entry in world.inner.list(keys.QUEUE_PREFIX)] == ["other"]
 
 
 def test_a_batch_is_perhaps_complete_once_nothing_of_it_is_free_or_in_work_here() -> None:

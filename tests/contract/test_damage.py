@@ -7,12 +7,12 @@ import pytest
 
 from batchfile.client.store import StoreRemote
 from batchfile.errors import BatchDamaged, LeaseLost, RecordDamaged, RecordNewer
-from batchfile.janitor import DAMAGED_S, Steward
+from batchfile.janitor import DAMAGED_S, Janitor
 from batchfile.ledger import batches, damage, idempotency, keys, shards
 from batchfile.ledger.cas import READS_MAX, Lost, load, swap
 from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.ledger.set_aside import Aside
-from batchfile.ledger.turn import Turn
+from batchfile.ledger.set_aside import SetAside
+from batchfile.ledger.turn import Lease
 from batchfile.settings import load_settings
 from batchfile.store.base import Object
 from tests.contract.test_status import World
@@ -146,7 +146,7 @@ def test_a_damaged_record_of_whose_turn_it_is_holds_up_nothing() -> None:
     world = World()
     world.create("b", 4)
     world.store.put(keys.assembly_key("b"), b"\0\0\0")
-    assert not Turn.is_held(world.ledger, keys.assembly_key("b"))
+    assert not Lease.is_held(world.ledger, keys.assembly_key("b"))
     batches.end(world.ledger, "b", "canceled")
     ended = batches.finish(world.ledger, "b", runner="s")
     assert ended is not None
@@ -231,37 +231,37 @@ def test_a_deleted_batch_of_a_newer_version_is_not_swept() -> None:
     batches.finish(world.ledger, "b", runner="s")
     batches.delete(world.ledger, "b")
     data = edit(world, BATCH_KEY, fingerprint="abc")
-    steward = Steward(world.ledger, runner="s")
+    janitor = Janitor(world.ledger, runner="s")
     for _ in range(8):
         world.clock.sleep(12 * 3600.0)
-        steward.tick()
+        janitor.tick()
     found = world.store.get(BATCH_KEY)
     assert found is not None
     assert found.data == data
     assert world.store.get(batch.plan_key) is not None
 
 
-def test_a_steward_shows_what_is_damaged_among_what_it_set_aside() -> None:
+def test_a_janitor_shows_what_is_damaged_among_what_it_set_aside() -> None:
     world = World()
     world.create("b", 4)
     world.create("c", 4)
     damaged(world)
-    aside = Aside(world.ledger)
-    steward = Steward(world.ledger, runner="s", aside=aside)
-    steward.tick()
+    aside = SetAside(world.ledger)
+    janitor = Janitor(world.ledger, runner="s", aside=aside)
+    janitor.tick()
     assert list(aside.reasons()) == ["b"]
     assert f"{BATCH_KEY} in memory:" in aside.reasons()["b"]
     damage.cancel(world.ledger, damaged(world), keys.index_key("default", world.clock.now(), "b"))
     world.clock.sleep(DAMAGED_S)
-    steward.tick()
+    janitor.tick()
     assert aside.reasons() == {}
 
 
-def test_a_steward_of_one_damaged_batch_goes_on_with_the_rest_of_its_tick() -> None:
+def test_a_janitor_of_one_damaged_batch_goes_on_with_the_rest_of_its_tick() -> None:
     world = World()
     world.create("b", 4)
     damaged(world)
-    Steward(world.ledger, runner="s", aside=Aside(world.ledger, only="b")).tick()
+    Janitor(world.ledger, runner="s", aside=SetAside(world.ledger, only="b")).tick()
 
 
 def test_an_operator_sees_the_key_and_cancels_over_the_store() -> None:
@@ -302,9 +302,9 @@ def test_a_body_whose_record_is_damaged_can_be_created_and_a_key_says_that_it_is
     world.store.put(keys.idempotency_key("body", "t\nd"), b"\0\0\0")
     world.store.put(keys.idempotency_key("key", "t\nk"), b"\0\0\0")
 
-    def retry(batch_id: str) -> idempotency.Adopted:
+    def retry(batch_id: str) -> idempotency.KeyedBatch:
         now = world.ledger.clock.monotonic()
-        return idempotency.adopt_retry(
+        return idempotency.get_or_create_retry(
             world.ledger, tenant="t", digest="d", batch_id=batch_id, is_retry=True, arrived_at=now
         )
 
@@ -312,4 +312,4 @@ def test_a_body_whose_record_is_damaged_can_be_created_and_a_key_says_that_it_is
     assert (first.batch_id, first.is_first) == ("one", True)
     assert (second.batch_id, second.is_first) == ("one", False)
     with pytest.raises(RecordDamaged):
-        idempotency.adopt(world.ledger, kind="key", tenant="t", value="k", digest="d", batch_id="three")
+        idempotency.get_or_create(world.ledger, kind="key", tenant="t", value="k", digest="d", batch_id="three")

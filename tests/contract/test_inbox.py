@@ -23,7 +23,7 @@ from batchfile.clock import ManualClock
 from batchfile.errors import RecordDamaged, StoreUnavailable
 from batchfile.inbox import scan
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.purge import purge
@@ -51,14 +51,14 @@ class Killed(BaseException):
 
 def test_a_dropped_file_is_planned_where_it_lies_and_its_answers_lie_beside_its_path(world: World) -> None:
     data = world.drop("email/deep/a.jsonl", *(native(f"r{n}", f"text {n}") for n in range(70)))
-    world.steward.tick()
+    world.janitor.tick()
     batch = world.only()
     assert (batch.state, batch.stage, batch.total) == ("open", "email", 70)
     assert (batch.input.key, batch.input.sha256) == ("inbox/email/deep/a.jsonl", hashlib.sha256(data).hexdigest())
     assert [e.key for e in world.store.list(f"batches/{batch.batch_id}/input")] == []
     assert world.told("email/deep/a.jsonl.status.json")["state"] == "open"
     ended = world.run(batch)
-    world.steward.tick()
+    world.janitor.tick()
     results = world.out("email/deep/a.jsonl.results.jsonl")
     assert results is not None
     assert [json.loads(line)["custom_id"] for line in results.splitlines()] == [f"r{n}" for n in range(70)]
@@ -84,28 +84,28 @@ def test_a_dropped_file_is_planned_where_it_lies_and_its_answers_lie_beside_its_
 def test_a_file_is_one_batch_however_often_it_is_looked_at(world: World) -> None:
     world.drop("mistral/a.jsonl", native("a"))
     for n in range(3):
-        world.steward.tick()
-        world.new_steward(f"new-{n}").tick()
+        world.janitor.tick()
+        world.new_janitor(f"new-{n}").tick()
     assert len(world.batches()) == 1
 
 
-def test_stewards_that_race_over_many_files_make_one_batch_of_each(world: World) -> None:
+def test_janitors_that_race_over_many_files_make_one_batch_of_each(world: World) -> None:
     names = [f"mistral/{n % 3}/f{n}.jsonl" for n in range(40)]
     for name in names:
         world.drop(name, native(name))
     begin = threading.Barrier(2)
     failed: list[BaseException] = []
 
-    def tend(seed: int) -> None:
-        steward = world.new_steward(f"steward-{seed}", world.new_ledger(seed))
+    def reconcile(seed: int) -> None:
+        janitor = world.new_janitor(f"janitor-{seed}", world.new_ledger(seed))
         begin.wait(30)
         try:
-            steward.tick()
-            steward.tick()
+            janitor.tick()
+            janitor.tick()
         except BaseException as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=tend, args=(seed,)) for seed in (1, 2)]
+    threads = [threading.Thread(target=reconcile, args=(seed,)) for seed in (1, 2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -118,16 +118,16 @@ def test_stewards_that_race_over_many_files_make_one_batch_of_each(world: World)
 
 def test_a_file_that_is_replaced_while_it_runs_is_a_new_batch_and_nothing_mixes(world: World) -> None:
     world.drop("mistral/a.jsonl", native("old"))
-    world.steward.tick()
+    world.janitor.tick()
     old = world.only()
     world.drop("mistral/a.jsonl", native("new-1"), native("new-2"))
-    world.steward.tick()
-    world.steward.tick()
+    world.janitor.tick()
+    world.janitor.tick()
     first, second = world.batches()
     assert (first.batch_id, first.state, first.reason) == (old.batch_id, "ended", "input_changed")
     assert first.counts.errored == 1
     world.run(second)
-    world.steward.tick()
+    world.janitor.tick()
     results = world.out("mistral/a.jsonl.results.jsonl")
     assert results is not None
     assert [json.loads(line)["custom_id"] for line in results.splitlines()] == ["new-1", "new-2"]
@@ -146,8 +146,8 @@ def test_a_file_that_is_replaced_while_it_runs_is_a_new_batch_and_nothing_mixes(
 )
 def test_a_file_in_the_wrong_place_is_rejected_with_the_reason(world: World, path: str, why: str) -> None:
     world.drop(path, *([] if "empty" in path else [native("a")]))
-    world.steward.tick()
-    world.new_steward("t").tick()
+    world.janitor.tick()
+    world.new_janitor("t").tick()
     assert world.batches() == []
     assert world.outbox() == [f"{path}.rejected.json"]
     told = world.told(f"{path}.rejected.json")
@@ -157,12 +157,12 @@ def test_a_file_in_the_wrong_place_is_rejected_with_the_reason(world: World, pat
 
 def test_a_file_without_a_request_is_rejected_and_accepted_once_it_has_one(world: World) -> None:
     world.drop("mistral/a.jsonl", b"\n\n")
-    world.steward.tick()
+    world.janitor.tick()
     told = world.told("mistral/a.jsonl.rejected.json")
     assert "holds no request" in told["message"]
     assert told["batch_id"] == world.only().batch_id
     world.drop("mistral/a.jsonl", native("a"))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.batches()[-1])
     assert world.out("mistral/a.jsonl.rejected.json") is None
     assert world.told("mistral/a.jsonl.receipt.json")["counts"]["succeeded"] == 1
@@ -171,22 +171,22 @@ def test_a_file_without_a_request_is_rejected_and_accepted_once_it_has_one(world
 def test_what_is_hidden_or_not_yet_whole_by_its_name_is_passed_over(world: World) -> None:
     for path in ("mistral/.a.jsonl.Xy12", "mistral/.hidden/a.jsonl", "mistral/a.jsonl.part", "mistral/b.jsonl.tmp"):
         world.drop(path, native("a"))
-    world.steward.tick()
+    world.janitor.tick()
     assert (world.batches(), world.outbox()) == ([], [])
 
 
 def test_a_file_that_is_still_being_written_waits_until_it_is_quiet(still: World) -> None:
     still.drop("mistral/a.jsonl", native("a"))
-    still.steward.tick()
+    still.janitor.tick()
     assert still.batches() == []
     assert still.clock is not None
     still.clock.sleep(scan.QUIET_S - 1)
     still.drop("mistral/a.jsonl", native("a"), native("b"))
     still.clock.sleep(scan.QUIET_S - 1)
-    still.steward.tick()
+    still.janitor.tick()
     assert still.batches() == []
     still.clock.sleep(1)
-    still.steward.tick()
+    still.janitor.tick()
     assert still.only().total == 2
 
 
@@ -195,10 +195,10 @@ def test_a_file_from_the_future_waits_by_our_own_clock(monkeypatch: pytest.Monke
     ahead.sleep(3600.0)
     world = World(MemoryStore(ahead), clock)
     world.drop("mistral/a.jsonl", native("a"))
-    world.steward.tick()
+    world.janitor.tick()
     assert world.batches() == []
     clock.sleep(scan.QUIET_S)
-    world.steward.tick()
+    world.janitor.tick()
     assert world.only().state == "open"
 
 
@@ -207,8 +207,8 @@ def test_retention_never_makes_an_old_file_a_new_batch(still: World) -> None:
     still.drop("mistral/a.jsonl", b"\n")
     for _ in range(20):
         still.clock.sleep(86400.0)
-        still.steward.tick()
-        still.new_steward("new").tick()
+        still.janitor.tick()
+        still.new_janitor("new").tick()
     assert list(still.store.list("batches/")) == list(still.store.list("index/")) == []
     assert len(list(still.store.list("inbox-claims/"))) == 1
     assert still.outbox() == ["mistral/a.jsonl.rejected.json", "mistral/a.jsonl.status.json"]
@@ -218,13 +218,13 @@ def test_a_claim_goes_only_when_its_file_is_gone_for_days(still: World) -> None:
     assert still.clock is not None
     still.drop("mistral/a.jsonl", native("a"))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     still.store.delete("inbox/mistral/a.jsonl")
     still.clock.sleep(6 * 86400.0)
-    still.steward.tick()
+    still.janitor.tick()
     assert len(list(still.store.list("inbox-claims/"))) == 1
     still.clock.sleep(2 * 86400.0)
-    still.steward.tick()
+    still.janitor.tick()
     assert list(still.store.list("inbox-claims/")) == []
 
 
@@ -244,10 +244,10 @@ def test_a_crash_at_any_write_leaves_one_batch_and_the_same_outbox() -> None:
         was_killed = False
         try:
             ledger = Ledger(store=faulty, clock=clock, rng=random.Random(3))
-            Steward(ledger, runner="dies", scan=Inbox(ledger, POOLS)).tick()
+            Janitor(ledger, runner="dies", scan=Inbox(ledger, POOLS)).tick()
         except Killed:
             was_killed = True
-        after = world.new_steward("after")
+        after = world.new_janitor("after")
         for _ in range(3):
             clock.sleep(world.ledger.limits.lease_ttl_s)
             after.tick()
@@ -286,7 +286,7 @@ def test_a_create_that_was_given_up_before_it_came_to_be_is_made_again(still: Wo
     batches.fence_abandoned(still.ledger, "batch_lost")
 
     still.store.put(key, encode(claim))
-    still.steward.tick()
+    still.janitor.tick()
     assert still.only().state == "open"
     assert still.only().batch_id != "batch_lost"
 
@@ -306,7 +306,7 @@ def test_a_batch_that_can_not_be_read_is_not_made_again(still: World) -> None:
         Inbox(faulty, POOLS).look()
     (batch,) = (entry.key for entry in still.store.list("batches/"))
     still.store.put(batch, b'{"version": 99}')
-    still.new_steward("older").tick()
+    still.new_janitor("older").tick()
     assert [entry.key for entry in still.store.list("batches/")] == [batch]
 
 
@@ -323,7 +323,7 @@ def test_a_file_that_is_removed_while_it_is_planned_ends_its_batch_as_changed(
 
     monkeypatch.setattr(pending, "plan_input", remove_first)
     for _ in range(2):
-        still.steward.tick()
+        still.janitor.tick()
     assert (still.only().state, still.only().reason) == ("ended", "input_changed")
 
 
@@ -369,26 +369,26 @@ def test_a_version_that_is_refused_unread_leaves_nothing_of_the_version_before(
     world: World, how: str, data: list[Any], options: bytes
 ) -> None:
     world.drop("mistral/a.jsonl", native("a"), b"rubbish\n")
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.only())
-    world.steward.tick()
+    world.janitor.tick()
     assert len(world.outbox()) == 4
     world.store.put("inbox/mistral/a.batch.toml", options)
     world.drop("mistral/a.jsonl", *data)
     for _ in range(2):
-        world.steward.tick()
+        world.janitor.tick()
     assert world.outbox() == ["mistral/a.jsonl.rejected.json"]
 
 
 def test_options_that_are_broken_after_a_file_has_run_change_nothing(world: World) -> None:
     world.drop("mistral/a.jsonl", native("a"))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.only())
-    world.steward.tick()
+    world.janitor.tick()
     told = world.outbox()
     world.store.put("inbox/mistral/a.batch.toml", b"x = 1")
-    for steward in (world.steward, world.new_steward("t")):
-        steward.tick()
+    for janitor in (world.janitor, world.new_janitor("t")):
+        janitor.tick()
     assert world.outbox() == told
 
 
@@ -398,13 +398,13 @@ def test_options_that_are_broken_after_a_file_has_run_change_nothing(world: Worl
 def test_a_name_that_leaves_no_room_for_what_comes_of_it_does_not_run(world: World, path: str, fits: bool) -> None:
     world.store.put(f"inbox/{path.removesuffix('.jsonl')}.batch.toml", b'results = "parquet"')
     world.drop(path, native("a"))
-    world.steward.tick()
+    world.janitor.tick()
     if not fits:
         assert world.batches() == []
         assert "at most 239 bytes" in world.told(f"{path}.rejected.json")["message"]
         return
     world.run(world.only())
-    world.steward.tick()
+    world.janitor.tick()
     assert world.out(f"{path}.results.parquet") is not None
     assert world.out(f"{path}.receipt.json") is not None
 
@@ -416,7 +416,7 @@ def test_a_name_for_which_not_even_a_rejection_fits_does_not_run(tmp_path: Path)
     os.utime(tmp_path / "store" / "inbox" / path, (1.0, 1.0))
     with structlog.testing.capture_logs() as events:
         for _ in range(2):
-            world.steward.tick()
+            world.janitor.tick()
     assert world.batches() == []
     assert [event["key"] for event in events if event["event"] == "inbox.failed"] == [f"inbox/{path}"]
 
@@ -426,11 +426,11 @@ def test_the_same_bytes_put_there_again_end_the_batch_that_runs(still: World) ->
     assert still.clock is not None
     data = still.drop("mistral/a.jsonl", native("a"))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     still.store.put("inbox/mistral/a.jsonl", data)
     still.clock.sleep(10.0)
     for _ in range(2):
-        still.steward.tick()
+        still.janitor.tick()
     first, second = still.batches()
     assert (first.state, first.reason, second.state) == ("ended", "input_changed", "open")
     assert still.told("mistral/a.jsonl.status.json")["batch_id"] == second.batch_id
@@ -438,13 +438,13 @@ def test_the_same_bytes_put_there_again_end_the_batch_that_runs(still: World) ->
 
 def test_the_same_bytes_put_there_again_are_a_new_version(world: World) -> None:
     data = world.drop("mistral/a.jsonl", native("a"))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.only())
     first = entry = world.store.head("inbox/mistral/a.jsonl")
     while first is not None and entry is not None and int(entry.modified_at) == int(first.modified_at):
         world.store.put("inbox/mistral/a.jsonl", data)
         entry = world.store.head("inbox/mistral/a.jsonl")
-    world.steward.tick()
+    world.janitor.tick()
     assert len(world.batches()) == 2
 
 
@@ -456,15 +456,15 @@ def test_a_file_that_is_moved_out_and_back_is_a_new_version_only_where_it_was_to
     world.drop("mistral/a.jsonl", native("a"))
     place = tmp_path / "store" / "inbox" / "mistral" / "a.jsonl"
     os.utime(place, (1.0, 1.0))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.only())
     place.rename(away)
-    world.steward.tick()
+    world.janitor.tick()
     if is_touched:
         os.utime(away, (2.0, 2.0))
     place.parent.mkdir(parents=True, exist_ok=True)
     away.rename(place)
-    world.steward.tick()
+    world.janitor.tick()
     assert len(world.batches()) == (2 if is_touched else 1)
 
 
@@ -480,17 +480,17 @@ def test_other_formats_become_an_input_once_and_keep_their_name_in_the_outbox(wo
     plain = b"".join(json.dumps(native(f"r{n}")).encode() + b"\n" for n in range(120))
     made = {"a.jsonl.gz": gzip.compress, "a.jsonl.zst": zstd.compress, "a.parquet": lambda _: parquet(120)}
     world.store.put(f"inbox/mistral/{name}", made[name](plain))
-    world.steward.tick()
+    world.janitor.tick()
     batch = world.only()
     assert (batch.state, batch.total) == ("open", 120)
     assert batch.input.key.startswith(f"batches/{batch.batch_id}/input-")
     world.run(batch)
-    world.steward.tick()
+    world.janitor.tick()
     receipt = world.told(f"mistral/{name}.receipt.json")
     assert receipt["counts"]["succeeded"] == 120
     assert receipt["input"]["path"] == f"inbox/mistral/{name}"
     assert receipt["results"]["path"] == f"outbox/mistral/{name}.results.jsonl"
-    world.new_steward("t").tick()
+    world.new_janitor("t").tick()
     assert len(world.batches()) == 1
 
 
@@ -512,7 +512,7 @@ def test_a_file_that_can_not_be_read_is_rejected_with_the_reason(
     assert still.clock is not None
     still.store.put(f"inbox/mistral/{name}", data)
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     told = still.told(f"mistral/{name}.rejected.json")
     assert why in told["message"]
     assert told["message"].startswith(f"inbox/mistral/{name}: ")
@@ -529,7 +529,7 @@ def test_a_file_that_ends_what_reads_it_is_rejected_at_once(still: World, monkey
     converter_that_dies(monkeypatch, signal.SIGSEGV)
     still.store.put("inbox/mistral/a.parquet", parquet(3))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     assert "ended the process that read it (signal 11)" in still.told("mistral/a.parquet.rejected.json")["message"]
     assert still.only().reason == "failed"
 
@@ -541,11 +541,11 @@ def test_a_file_whose_converter_is_killed_is_tried_three_times(still: World, mon
     still.store.put("inbox/mistral/a.parquet", parquet(3))
     still.clock.sleep(10.0)
     for _ in range(3):
-        still.steward.tick()
+        still.janitor.tick()
         assert still.only().state == "planning"
-        still.steward.tick()  # nobody tries before the lease is over
+        still.janitor.tick()  # nobody tries before the lease is over
         still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
-    still.steward.tick()
+    still.janitor.tick()
     told = still.told("mistral/a.parquet.rejected.json")
     assert told["message"].startswith("inbox/mistral/a.parquet: 3 processes that read it ended, one after another")
     assert still.only().reason == "failed"
@@ -566,11 +566,11 @@ def test_a_file_that_kills_three_processes_is_rejected_by_the_fourth(
     monkeypatch.setattr(pending, "plan_input", die)
     for n in range(3):
         with pytest.raises(KeyboardInterrupt):
-            still.new_steward(f"s{n}", still.new_ledger(n)).tick()
+            still.new_janitor(f"s{n}", still.new_ledger(n)).tick()
         still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
-        still.steward.tick()  # asks whether it lives
+        still.janitor.tick()  # asks whether it lives
         still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
-    still.steward.tick()
+    still.janitor.tick()
     assert len(deaths) == 3
     assert "3 processes that read it ended" in still.told("mistral/a.jsonl.rejected.json")["message"]
 
@@ -593,10 +593,10 @@ def test_two_deaths_are_chance_and_a_planning_that_was_given_back_is_none(
     monkeypatch.setattr(pending, "plan_input", fail)
     for _ in range(7):  # after each of the two deaths, once only to ask
         with suppress(KeyboardInterrupt):
-            still.steward.tick()
+            still.janitor.tick()
         assert still.only().state == "planning"
         still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
-    still.steward.tick()
+    still.janitor.tick()
     assert (still.only().state, still.only().total) == ("open", 1)
     assert next(ends, "all of them came") == "all of them came"
 
@@ -616,8 +616,8 @@ def test_a_store_that_fails_while_parquet_is_read_rejects_nothing(
         return stream(key, *args, **more)
 
     monkeypatch.setattr(still.store, "stream", failing)
-    still.steward.tick()
+    still.janitor.tick()
     assert still.only().state == "planning"
     still.clock.sleep(1.0)
-    still.steward.tick()
+    still.janitor.tick()
     assert (still.only().state, still.only().total) == ("open", 3)

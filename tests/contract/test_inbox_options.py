@@ -9,7 +9,7 @@ import pytest
 
 from batchfile.inbox import outbox
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.webhooks import event_of
 from tests.contract.inbox_kit import POOLS, World, native, still, world
@@ -24,7 +24,7 @@ def test_options_beside_a_file_are_what_its_batch_gets(world: World) -> None:
     rows = [{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hello"}]}}]
     world.drop("llama/a.jsonl", *rows)
     world.drop("llama/b.jsonl", *rows)
-    world.steward.tick()
+    world.janitor.tick()
     made = {batch.input.key: batch for batch in world.batches()}
     batch = made["inbox/llama/a.jsonl"]
     assert (batch.stage, batch.priority) == ("email", 1)
@@ -39,16 +39,16 @@ def test_options_beside_a_file_are_what_its_batch_gets(world: World) -> None:
 def test_a_file_leaves_the_inbox_only_when_told_to_and_only_once_it_has_run(world: World) -> None:
     world.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
     data = world.drop("mistral/a.jsonl", native("a"))
-    world.steward.tick()
+    world.janitor.tick()
     assert world.store.head("inbox/mistral/a.jsonl") is not None
     world.run(world.only())
-    world.steward.tick()
+    world.janitor.tick()
     assert [entry.key for entry in world.store.list("inbox/")] == ["inbox/mistral/a.batch.toml"]
     moved = world.store.get("done/mistral/a.jsonl")
     assert moved is not None
     assert moved.data == data
     assert world.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] == "done/mistral/a.jsonl"
-    world.new_steward("t").tick()
+    world.new_janitor("t").tick()
     assert len(world.batches()) == 1
     ended = world.only()
     receipt = world.told("mistral/a.jsonl.receipt.json")
@@ -62,9 +62,9 @@ def test_a_file_that_did_not_run_to_its_end_is_not_moved(still: World) -> None:
     still.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
     still.drop("mistral/a.jsonl", native("a"))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     batches.end(still.ledger, still.only().batch_id, "canceled")
-    still.steward.tick()
+    still.janitor.tick()
     assert still.told("mistral/a.jsonl.receipt.json")["counts"]["canceled"] == 1
     assert still.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] is None
     assert still.store.head("inbox/mistral/a.jsonl") is not None
@@ -76,8 +76,8 @@ def test_settings_move_what_says_nothing_itself(still: World) -> None:
     for name in "ab":
         still.drop(f"mistral/{name}.jsonl", native(name))
     still.clock.sleep(10.0)
-    steward = Steward(still.ledger, runner="s", inbox=Inbox(still.ledger, POOLS, move_done=True))
-    steward.tick()
+    janitor = Janitor(still.ledger, runner="s", inbox=Inbox(still.ledger, POOLS, move_done=True))
+    janitor.tick()
     for batch in still.batches():
         still.run(batch)
     assert [entry.key for entry in still.store.list("inbox/")] == [
@@ -93,7 +93,7 @@ def test_a_file_that_is_replaced_while_it_is_moved_stays_and_is_a_batch_of_its_o
     still.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
     still.drop("mistral/a.jsonl", native("old"))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     stream = still.store.stream
 
     def replacing(key: str, *args: Any, match: str | None = None, **more: Any) -> Iterator[bytes]:
@@ -105,8 +105,8 @@ def test_a_file_that_is_replaced_while_it_is_moved_stays_and_is_a_batch_of_its_o
     monkeypatch.setattr(still.store, "stream", replacing)
     still.run(still.only())
     still.clock.sleep(10.0)
-    still.steward.tick()
-    still.steward.tick()
+    still.janitor.tick()
+    still.janitor.tick()
     still.run(still.batches()[-1])
     assert [batch.counts.succeeded for batch in still.batches()] == [1, 1]
     results = still.out("mistral/a.jsonl.results.jsonl")
@@ -119,7 +119,7 @@ def test_a_callback_is_kept_with_the_batch_and_its_event_names_the_file(still: W
     still.store.put("inbox/mistral/a.batch.toml", b'callback = "https://example.com/done?x=1"')
     still.drop("mistral/a.jsonl", b"\n")
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     batch = still.only()
     assert batch.dropped is not None
     assert batch.dropped.callback == "https://example.com/done?x=1"
@@ -150,10 +150,10 @@ def test_wrong_options_hold_their_file_back_until_they_are_mended(still: World, 
     still.store.put("inbox/mistral/a.batch.toml", options.encode())
     still.drop("mistral/a.jsonl", native("a"))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     assert still.batches() == []
     assert why in still.told("mistral/a.jsonl.rejected.json")["message"]
     still.store.put("inbox/mistral/a.batch.toml", b"priority = 1")
-    still.steward.tick()
+    still.janitor.tick()
     assert still.only().priority == 1
     assert still.out("mistral/a.jsonl.rejected.json") is None

@@ -167,7 +167,7 @@ def test_half_of_a_character_is_an_error_of_its_request_alone(service: Service, 
     body = document(requests) if content_type == JSON else lines(requests)
     batch = service.post(body, content_type, stage_query="email")
     assert service.input(batch) == requests, "as it was sent"
-    options = RunnerOptions(runner_id="r", pool="mistral", only=batch.batch_id, is_steward=False)
+    options = RunnerOptions(runner_id="r", pool="mistral", only=batch.batch_id, is_janitor=False)
     Runner(service.ledger, EchoEngine, options).run_alone(until=lambda: finished(service, batch) == 3)
     ended = batches.finish(service.ledger, batch.batch_id, runner="end")
     assert ended is not None
@@ -275,7 +275,7 @@ def test_a_store_that_fails_commits_nothing_and_the_same_again_completes(service
     assert not any(key.endswith("batch.json") for key in service.keys("batches/"))
     batch = service.post(body, idempotency_key="k")
     assert service.keys(ledger_keys.QUEUE_PREFIX) == [
-        ledger_keys.marker_key("mistral", batch.priority, batch.created_at, batch.batch_id)
+        ledger_keys.queue_key("mistral", batch.priority, batch.created_at, batch.batch_id)
     ]
 
 
@@ -292,7 +292,7 @@ def test_planner_and_runners_route_a_hinted_batch_alike(service: Service) -> Non
     requests = [request(n, **({"metadata": {"model_hint": "mistral"}} if n % 3 else {})) for n in range(100)]
     batch = service.post(document(requests, model_hint="big"))
     for pool in ("mistral", "llama-70b"):
-        options = RunnerOptions(runner_id=pool, pool=pool, only=batch.batch_id, is_steward=False)
+        options = RunnerOptions(runner_id=pool, pool=pool, only=batch.batch_id, is_janitor=False)
         runner = Runner(service.ledger, lambda: EchoEngine(num_slots=4), options)
         done = {"mistral": 66, "llama-70b": 100}[pool]
         runner.run_alone(until=lambda done=done: finished(service, batch) == done)  # type: ignore[misc]
@@ -464,7 +464,7 @@ def test_a_create_that_died_long_ago_is_made_anew() -> None:
 
 
 def test_what_a_dead_create_left_is_swept(service: Service) -> None:
-    """From its first write on: the steward finds it in the index."""
+    """From its first write on: the janitor finds it in the index."""
 
     def cut_off(number: int, verb: str, key: str, phase: str) -> None:
         if "/plan-" in key:
@@ -477,7 +477,7 @@ def test_what_a_dead_create_left_is_swept(service: Service) -> None:
         service.post(document([request(1)]), ledger=dying, idempotency_key="k")
     assert any("/input-" in key for key in service.keys("batches/"))
     service.clock.sleep(service.ledger.limits.abandoned_s)
-    janitor.Steward(service.ledger, runner="s").tick()
+    janitor.Janitor(service.ledger, runner="s").tick()
     assert not any("/input-" in key for key in service.keys("batches/"))
 
 

@@ -15,13 +15,13 @@ from batchfile.clock import ManualClock, SystemClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import ObjectChanged, StoreError, StoreUnavailable
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, expiry, idempotency, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.demand import read_scale
 from batchfile.ledger.heartbeats import read_presence, write_presence
 from batchfile.ledger.records import PresenceRecord
-from batchfile.ledger.set_aside import UNANSWERED_MAX, Aside
+from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside
 from batchfile.ledger.status import StatusReader
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
@@ -36,7 +36,7 @@ ILL = "b2"
 NUM_REQUESTS = 8
 ENDS_WITHIN_S = 75.0
 PHASE_S_MAX = 7200.0
-WELL_AGAIN_WITHIN_S = 90.0  # the longest pause, and a steward's or a finisher's next look
+WELL_AGAIN_WITHIN_S = 90.0  # the longest pause, and a janitor's or a finisher's next look
 
 REFUSALS: list[Answer] = ["400", "403", "405", "501", "EACCES"]
 UNANSWERED: list[Answer] = ["500", "EIO"]
@@ -270,29 +270,29 @@ def test_the_input_that_a_store_denies_to_have_in_one_way_only_ends_no_batch(mon
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
 @pytest.mark.parametrize("name", [*READ_KEYS, "shards/*", "*"])
-def test_a_steward_looks_after_the_others(name: str, answer: Answer) -> None:
+def test_a_janitor_looks_after_the_others(name: str, answer: Answer) -> None:
     world = World()
-    steward = Steward(world.ledger, runner="s")
+    janitor = Janitor(world.ledger, runner="s")
     for batch_id in [*HEALTHY, ILL]:
         batches.end(world.ledger, batch_id, "canceled")
     world.fall_ill(name, answer)
     for _ in range(4):
-        steward.tick()
+        janitor.tick()
         world.clock.sleep(15.0)
     world.store.ills = []
     states = {batch_id: found.state for batch_id in HEALTHY if (found := batches.read_batch(world.ledger, batch_id))}
     assert set(states.values()) == {"ended"}
     assert len(states) == len(HEALTHY)
     world.clock.sleep(60.0)
-    steward.tick()
+    janitor.tick()
     ill = batches.read_batch(world.ledger, ILL)
     assert ill is not None
     assert ill.state == "ended"
 
 
-def test_a_steward_does_not_ask_for_each_batch_where_the_store_answers_nobody() -> None:
+def test_a_janitor_does_not_ask_for_each_batch_where_the_store_answers_nobody() -> None:
     world = World()
-    steward = Steward(world.ledger, runner="s")
+    janitor = Janitor(world.ledger, runner="s")
     asked = 0
 
     class Counted(Ill):
@@ -305,7 +305,7 @@ def test_a_steward_does_not_ask_for_each_batch_where_the_store_answers_nobody() 
 
     world.store.ills = [Counted(pattern="batches/*", answer="500")]
     with pytest.raises(StoreUnavailable):
-        steward.tick()
+        janitor.tick()
     assert asked == UNANSWERED_MAX
     world.store.ills = []
 
@@ -340,7 +340,7 @@ def test_a_run_of_one_batch_ends_and_says_why_where_the_store_keeps_refusing() -
     """A person waits for it and can do something: so not at the first refusal, and not after hours."""
     world = World()
     world.fall_ill("shards/*", "EACCES")
-    options = RunnerOptions(runner_id="r", pool="local", only=ILL, is_steward=False)
+    options = RunnerOptions(runner_id="r", pool="local", only=ILL, is_janitor=False)
     began_at = world.clock.monotonic()
     with pytest.raises(StoreError, match="EACCES on purpose"):
         Runner(world.ledger, lambda: EchoEngine(num_slots=8), options).run_alone()
@@ -350,7 +350,7 @@ def test_a_run_of_one_batch_ends_and_says_why_where_the_store_keeps_refusing() -
 def test_a_run_of_one_batch_outlasts_a_few_refusals() -> None:
     world = World()
     world.fall_ill("*", "403")
-    options = RunnerOptions(runner_id="r", pool="local", only=ILL, is_steward=False)
+    options = RunnerOptions(runner_id="r", pool="local", only=ILL, is_janitor=False)
     runner = Runner(world.ledger, lambda: EchoEngine(num_slots=8), options)
     world.run(runner, world.after(5.0), world.get_well, lambda: world.has_ended(ILL))
 
@@ -405,7 +405,7 @@ def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern:
     clock = ManualClock()
     store = FaultyStore(MemoryStore(clock), clock=clock)
     ledger = Ledger(store=store, clock=clock, rng=random.Random(5))
-    steward = Steward(ledger, runner="s", inbox=Inbox(ledger, RoutingTable(pools={"local": ("m",)})))
+    janitor = Janitor(ledger, runner="s", inbox=Inbox(ledger, RoutingTable(pools={"local": ("m",)})))
     for name in ("b0", "b1", "b2"):
         store.put(f"inbox/local/{name}.jsonl", LINE)
     clock.sleep(60.0)
@@ -416,7 +416,7 @@ def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern:
     batches.end(ledger, "c", "canceled")
     store.ills = [Ill(pattern=pattern, answer=answer)]
     for _ in range(4):
-        steward.tick()
+        janitor.tick()
         clock.sleep(15.0)
     store.ills = []
     canceled = batches.read_batch(ledger, "c")
@@ -424,7 +424,7 @@ def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern:
     assert canceled.state == "ended", "what was not dropped does not wait for the inbox"
     clock.sleep(60.0)
     for _ in range(2):
-        steward.tick()
+        janitor.tick()
         clock.sleep(15.0)
     dropped = [batches.read_batch(ledger, keys.index_batch_id(entry.key)) for entry in store.list("index/")]
     assert sorted(batch.dropped.key for batch in dropped if batch is not None and batch.dropped is not None) == [
@@ -444,7 +444,7 @@ def test_a_thousand_ill_batches_make_no_look_at_one_of_them_slow() -> None:
             return super().items()
 
     world = World()
-    aside = Aside(world.ledger)
+    aside = SetAside(world.ledger)
     for n in range(1000):
         aside.put(f"b{n}", "claim", StoreError("403"))
     aside._setbacks = Counted(aside._setbacks)  # type: ignore[arg-type,assignment]
@@ -461,7 +461,9 @@ def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answ
     for name in "abcde":
         world.store.put(f"gone/{name}/x", b"")
         expiry.remove_after(world.ledger, f"gone/{name}", 60.0 + ord(name))
-        idempotency.adopt(world.ledger, kind="key", tenant="t", value=name, digest=name, batch_id=f"never-{name}")
+        idempotency.get_or_create(
+            world.ledger, kind="key", tenant="t", value=name, digest=name, batch_id=f"never-{name}"
+        )
     markers = [entry.key for entry in world.store.list(keys.EXPIRING_PREFIX)]
     entries = [entry.key for entry in world.store.list(keys.IDEMPOTENCY_PREFIX)]
     if answer == "rubbish":  # what it holds, not how it is answered
@@ -469,7 +471,7 @@ def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answ
     else:
         world.store.ills = [Ill(pattern=markers[0], answer=answer), Ill(pattern=entries[0], answer=answer)]
     world.clock.sleep(10 * 24 * 3600.0)
-    Steward(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
     world.store.ills = []
     assert [entry.key for entry in world.store.list("gone/")] == ["gone/a/x"]
     assert [entry.key for entry in world.store.list(keys.IDEMPOTENCY_PREFIX)] == entries[: answer != "rubbish"]

@@ -13,15 +13,15 @@ import structlog
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreFull, StoreUnavailable
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, lease, shards
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.keys import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
 from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.ledger.shards import Held
+from batchfile.ledger.shards import ShardLease
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.turn import Turn
+from batchfile.ledger.turn import Lease
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.plan import ranges as plan_ranges
@@ -72,14 +72,14 @@ class World:
         assert found is not None
         return found.record
 
-    def claim(self, n: int = 0, pool: str = "local", runner: str = "r1") -> Held:
+    def claim(self, n: int = 0, pool: str = "local", runner: str = "r1") -> ShardLease:
         plan = batches.read_plan(self.ledger, self.batch)
         held = shards.claim(self.ledger, self.batch, plan, pool, n, runner=runner)
-        assert isinstance(held, Held)
+        assert isinstance(held, ShardLease)
         return held
 
     def run(self, runner: str = "r1", pool: str = "local") -> None:
-        options = RunnerOptions(runner_id=runner, pool=pool, only=BATCH, is_steward=False)
+        options = RunnerOptions(runner_id=runner, pool=pool, only=BATCH, is_janitor=False)
         Runner(self.ledger, lambda: EchoEngine(num_slots=4), options).run_alone()
 
     def results(self) -> list[dict[str, object]]:
@@ -173,7 +173,7 @@ def test_a_released_shard_is_free_at_once_and_keeps_its_results() -> None:
     shards.release(world.ledger, held)
     heir = world.claim(runner="r2")
     assert heir.missing == 0b110
-    assert heir.record.lapses == 0
+    assert heir.record.crash_count == 0
 
 
 def test_a_dead_owner_is_replaced_without_waiting() -> None:
@@ -375,7 +375,7 @@ def test_a_turn_ends_although_the_answer_to_its_last_beat_was_lost(monkeypatch: 
     world = World()
     world.create([line(0)])
     key = assembly_key(BATCH)
-    turn = Turn.take(world.ledger, key, "_assembly", "r1")
+    turn = Lease.take(world.ledger, key, "_assembly", "r1")
     assert turn is not None
     put = world.store.put
 
@@ -498,15 +498,15 @@ def test_the_errors_file_holds_the_input_lines_that_did_not_succeed() -> None:
     assert b"".join(world.store.stream(world.batch.errors.key)) == rows[1] + b"\n"
 
 
-# -- two pools, status, stewarding
+# -- two pools, status, janitoring
 
 
 def test_two_pools_answer_one_batch_in_input_order() -> None:
     world = World()
     rows = [line(number, metadata={"model_hint": ("mistral", "llama")[number % 2]}) for number in range(50)]
     world.create(rows, TWO_POOLS)
-    mistral = RunnerOptions(runner_id="m", pool="mistral", is_steward=False)
-    llama = RunnerOptions(runner_id="l", pool="llama", only=BATCH, is_steward=False)
+    mistral = RunnerOptions(runner_id="m", pool="mistral", is_janitor=False)
+    llama = RunnerOptions(runner_id="l", pool="llama", only=BATCH, is_janitor=False)
     first = Runner(world.ledger, lambda: EchoEngine(num_slots=4), mistral)
     drive(first, lambda: StatusReader(world.ledger).read(BATCH).counts.finished == 25)  # type: ignore[union-attr]
     assert world.batch.state == "open"
@@ -536,28 +536,28 @@ def test_status_adds_up_and_never_goes_back() -> None:
     assert all(status is not None and status.pending + status.counts.finished == 40 for status in seen)
 
 
-def test_the_steward_expires_ends_deletes_and_sweeps() -> None:
+def test_the_janitor_expires_ends_deletes_and_sweeps() -> None:
     world = World()
     world.create([line(1)])
     limits = world.ledger.limits
     world.clock.sleep(limits.completion_window_s)
-    Steward(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
     assert (world.batch.state, world.batch.reason) == ("ended", "expired")
     world.clock.sleep(limits.retention_s)
-    Steward(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
     assert batches.read_batch(world.ledger, BATCH) is None
     world.clock.sleep(limits.tombstone_s)
-    Steward(world.ledger, runner="s").tick()
-    Steward(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
     assert [entry.key for entry in world.store.list("batches/")] in ([], [batch_key(BATCH)])
 
 
-def test_the_steward_ends_what_nobody_ended() -> None:
+def test_the_janitor_ends_what_nobody_ended() -> None:
     world = World()
     world.create([line(1)])
     held = world.claim()
     shards.checkpoint(world.ledger, held, [finished(1, 0)], has_dispatched=True)
-    Steward(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
     assert world.batch.reason == "completed"
 
 
@@ -573,7 +573,7 @@ def test_a_create_that_was_abandoned_can_not_commit_later() -> None:
     with pytest.raises(KeyboardInterrupt):
         batches.create(Ledger(store=FaultyStore(world.store, on_call=cut_off), clock=world.clock), draft, planned)
     world.clock.sleep(world.ledger.limits.abandoned_s)
-    Steward(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
     late = load(world.ledger, batch_key(BATCH), BatchRecord)
     assert isinstance(late, Stored)
     assert late.record.state == "deleted"

@@ -47,7 +47,7 @@ class World:
 
     def run(self, *, look_every: int | None = None) -> None:
         engine = EchoEngine(num_slots=4, seconds_per_token=0.5, clock=self.clock)
-        options = RunnerOptions(runner_id="r", pool="local", only=BATCH, is_steward=False)
+        options = RunnerOptions(runner_id="r", pool="local", only=BATCH, is_janitor=False)
         turns = iter(range(1_000_000))
 
         def until() -> bool:

@@ -9,17 +9,17 @@ from dataclasses import replace
 
 import pytest
 
-from api.ops.background import Tending
+from api.ops.background import BackgroundTasks
 from batchfile import long_work
 from batchfile.clock import Clock, ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, DroppedFile, FileInput, FileRecord
-from batchfile.ledger.set_aside import Aside
-from batchfile.ledger.shards import Held
+from batchfile.ledger.set_aside import SetAside
+from batchfile.ledger.shards import ShardLease
 from batchfile.lines.formats.openai_chat import URL
 from batchfile.lines.part import FinishedLine
 from batchfile.long_work import LongWork, is_long
@@ -97,7 +97,7 @@ class World:
         plan = batches.read_plan(self.ledger, batch)
         for n in range(len(plan.ranges)):
             held = shards.claim(self.ledger, batch, plan, POOL, n, runner="r")
-            assert isinstance(held, Held)
+            assert isinstance(held, ShardLease)
             lines = [FinishedLine(line, "succeeded", b"{}", Usage()) for line in range(held.range.num_lines)]
             shards.checkpoint(self.ledger, held, lines, has_dispatched=True)
 
@@ -130,57 +130,57 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 def test_large_files_that_are_planned_hold_up_no_cancel(world: World) -> None:
     ended: list[str] = []
     long = LongWork(world.ledger, "api", num_threads=2)
-    tending = Tending(world.ledger, "api", lambda batch: ended.append(batch.batch_id), long.take)
-    tending.start()
+    background = BackgroundTasks(world.ledger, "api", lambda batch: ended.append(batch.batch_id), long.take)
+    background.start()
     for batch_id in ("file1", "file2", "file3"):
         world.store_file(batch_id)
-        tending.wake(batch_id)
+        background.wake(batch_id)
     wait_for(lambda: world.store.num_waiting == 2)
     world.create("small")
     batches.end(world.ledger, "small", "canceled")
-    tending.wake("small")
+    background.wake("small")
     wait_for(lambda: ended == ["small"])
     assert [world.state(batch_id) for batch_id in ("file1", "file2", "file3")] == ["planning"] * 3
     world.store.let_go.set()
     wait_for(lambda: all(world.state(batch_id) == "open" for batch_id in ("file1", "file2", "file3")))
-    tending.stop()
+    background.stop()
 
 
 def test_a_large_batch_that_is_ended_holds_up_no_other_end(world: World) -> None:
     ended: list[str] = []
     long = LongWork(world.ledger, "api", on_ended=lambda batch: ended.append(batch.batch_id))
-    tending = Tending(world.ledger, "api", lambda batch: ended.append(batch.batch_id), long.take)
-    tending.start()
+    background = BackgroundTasks(world.ledger, "api", lambda batch: ended.append(batch.batch_id), long.take)
+    background.start()
     large = [world.create(f"large{n}", LARGE) for n in range(3)]
     for batch in large:
         world.store.slow.add(batch.input.key)
         batches.end(world.ledger, batch.batch_id, "canceled")
-        tending.wake(batch.batch_id)
+        background.wake(batch.batch_id)
     wait_for(lambda: world.store.num_waiting == 1)
     world.create("small")
     batches.end(world.ledger, "small", "canceled")
-    tending.wake("small")
+    background.wake("small")
     wait_for(lambda: ended == ["small"])
     world.store.let_go.set()
     wait_for(lambda: sorted(ended) == ["large0", "large1", "large2", "small"])
-    tending.stop()
+    background.stop()
 
 
-def test_a_steward_goes_on_while_a_large_file_is_planned(world: World) -> None:
+def test_a_janitor_goes_on_while_a_large_file_is_planned(world: World) -> None:
     world.store_file("file")
     world.work(world.create("complete"))
     long = LongWork(world.ledger, "s")
-    steward = Steward(world.ledger, runner="s", defer=long.take)
-    steward.tick()
+    janitor = Janitor(world.ledger, runner="s", defer=long.take)
+    janitor.tick()
     wait_for(lambda: world.store.num_waiting == 1)
     assert world.state("complete") == "ended"
-    steward.tick()
+    janitor.tick()
     world.store.let_go.set()
     wait_for(lambda: world.state("file") == "open")
     assert world.store.num_waiting in {1, 2}, "it was planned once: read twice at most"
 
 
-def test_a_runner_ends_batches_while_its_steward_is_held_up(world: World) -> None:
+def test_a_runner_ends_batches_while_its_janitor_is_held_up(world: World) -> None:
     world.store.slow_list = keys.INDEX_PREFIX
     world.create("small")
     runner = Runner(world.ledger, lambda: EchoEngine(num_slots=4), RunnerOptions(runner_id="r", pool=POOL))
@@ -238,7 +238,7 @@ def test_what_failed_is_set_aside_and_taken_again_after_its_pause(
     world.ledger = replace(world.ledger, clock=clock)
     batch = world.store_file("file")
     world.store.let_go.set()
-    aside = Aside(world.ledger)
+    aside = SetAside(world.ledger)
     long = LongWork(world.ledger, "s", aside=aside)
     num_tries = 0
 
@@ -248,12 +248,12 @@ def test_what_failed_is_set_aside_and_taken_again_after_its_pause(
         raise error
 
     monkeypatch.setattr(pending, "plan", fail)
-    steward = Steward(world.ledger, runner="s", defer=long.take, aside=aside)
-    steward.tick()
+    janitor = Janitor(world.ledger, runner="s", defer=long.take, aside=aside)
+    janitor.tick()
     wait_for(lambda: str(error) in aside.reasons().get("file", ""))
     wait_for(lambda: not long._under_way)
     for _ in range(5):
-        steward.tick()
+        janitor.tick()
     assert num_tries == 1
     assert 0 < aside.left_s("file", "long") <= aside.left_s("file")
     monkeypatch.undo()
@@ -280,7 +280,7 @@ def test_who_stops_gives_back_what_is_planned_and_that_counts_against_no_file(wo
         stopping.join(WAIT_S)
         assert world.state("file") == world.state("other") == "planning"
 
-    for _ in range(pending.LAPSES_MAX + 1):
+    for _ in range(pending.CRASHES_MAX + 1):
         begin_and_stop()
     planned = pending.plan(world.ledger, "file", runner="next")
     assert planned is not None

@@ -27,31 +27,31 @@ __all__ = ["still", "world"]
 def test_rubbish_lines_cost_only_themselves_and_their_file_drops_again(world: World) -> None:
     rubbish = b'{"custom_id": "r9", "params": \n'
     world.drop("mistral/a.jsonl", *(native(f"r{n}") for n in range(9)), rubbish, native("r0", "again"))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.only())
-    world.steward.tick()
+    world.janitor.tick()
     receipt = world.told("mistral/a.jsonl.receipt.json")
     assert (receipt["counts"]["succeeded"], receipt["counts"]["errored"]) == (9, 2)
     errors = world.out("mistral/a.jsonl.errors.jsonl")
     assert errors == rubbish + json.dumps(native("r0", "again")).encode() + b"\n"
     world.store.put("inbox/mistral/mended.jsonl", errors.replace(rubbish, json.dumps(native("r9")).encode() + b"\n"))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.batches()[-1])
-    world.steward.tick()
+    world.janitor.tick()
     assert world.told("mistral/mended.jsonl.receipt.json")["counts"]["succeeded"] == 2
     assert world.out("mistral/mended.jsonl.errors.jsonl") is None
 
 
 def test_a_file_that_is_replaced_after_its_end_replaces_what_is_in_the_outbox(world: World) -> None:
     world.drop("mistral/a.jsonl", native("old"), b"rubbish\n")
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.only())
-    world.steward.tick()
+    world.janitor.tick()
     assert world.out("mistral/a.jsonl.errors.jsonl") == b"rubbish\n"
     world.drop("mistral/a.jsonl", native("new"))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.batches()[-1])
-    world.new_steward("t").tick()
+    world.new_janitor("t").tick()
     results = world.out("mistral/a.jsonl.results.jsonl")
     assert results is not None
     assert json.loads(results)["custom_id"] == "new"
@@ -65,9 +65,9 @@ def chat(custom_id: str, model: str) -> dict[str, Any]:
 
 def test_requests_in_openais_format_get_answers_in_it(world: World) -> None:
     world.drop("org/m/a.jsonl", chat("a", "org/m"), b"rubbish\n", chat("b", "whatever"))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.only())
-    world.steward.tick()
+    world.janitor.tick()
     results = world.out("org/m/a.jsonl.results.jsonl")
     assert results is not None
     first, second, third = map(json.loads, results.splitlines())
@@ -79,8 +79,8 @@ def test_requests_in_openais_format_get_answers_in_it(world: World) -> None:
 
 def test_a_file_of_which_no_line_can_run_is_rejected_with_its_lines_and_nothing_else(world: World) -> None:
     world.drop("mistral/a.jsonl", b"name,mail\n", b"\n", b"ann,a@b.c\n")
-    world.steward.tick()
-    world.new_steward("t").tick()
+    world.janitor.tick()
+    world.new_janitor("t").tick()
     told = world.told("mistral/a.jsonl.rejected.json")
     assert told["message"] == "inbox/mistral/a.jsonl: none of its 2 lines is a request that can run"
     assert [error["line"] for error in told["errors"]] == [None, 1, 3]
@@ -93,18 +93,18 @@ def test_a_rejection_names_no_more_than_the_first_hundred_lines(still: World) ->
     assert still.clock is not None
     still.drop("mistral/a.jsonl", *(b"rubbish\n" for _ in range(5000)))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     lines = [error["line"] for error in still.told("mistral/a.jsonl.rejected.json")["errors"]]
     assert lines == [None, *range(1, rejections.TOLD_MAX + 1)]
 
 
 def test_what_a_reader_takes_out_of_the_outbox_does_not_come_back(world: World) -> None:
     world.drop("mistral/a.jsonl", native("a"))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.only())
     for name in world.outbox():
         world.store.delete(f"outbox/{name}")
-    world.new_steward("t").tick()
+    world.new_janitor("t").tick()
     assert world.outbox() == []
 
 
@@ -112,23 +112,23 @@ def test_a_damaged_record_of_whose_turn_it_is_holds_back_no_answers_and_keeps_no
     assert still.clock is not None
     still.drop("mistral/a.jsonl", native("a"))
     still.clock.sleep(10.0)
-    still.steward.tick()
-    options = RunnerOptions(runner_id="r", pool="mistral", only=still.only().batch_id, is_steward=False)
+    still.janitor.tick()
+    options = RunnerOptions(runner_id="r", pool="mistral", only=still.only().batch_id, is_janitor=False)
     ended = Runner(still.ledger, engine_factory("echo", model="echo"), options).run_alone()
     assert ended is not None
     still.store.delete(keys.outbox_key(keys.INBOX_PREFIX + "mistral/a.jsonl", outbox.RECEIPT))
     still.store.put(keys.outbox_turn_key(ended.batch_id), b"\0\0")
-    still.steward.tick()
+    still.janitor.tick()
     assert still.told("mistral/a.jsonl.receipt.json")["batch_id"] == ended.batch_id
     for _ in range(4):
         still.clock.sleep(12 * 3600.0)
-        still.steward.tick()
+        still.janitor.tick()
     assert still.batches() == []
 
 
 def test_the_outbox_has_the_same_bytes_when_it_is_written_twice(world: World) -> None:
     world.drop("mistral/a.jsonl", native("a"), b"rubbish\n")
-    world.steward.tick()
+    world.janitor.tick()
     ended = world.run(world.only())
     first = {name: world.out(name) for name in world.outbox()}
     world.store.delete(keys.outbox_turn_key(ended.batch_id))
@@ -141,7 +141,7 @@ def test_progress_is_told_at_most_every_fifteen_seconds_and_never_goes_back(stil
     assert still.clock is not None
     still.drop("mistral/a.jsonl", *(native(f"r{n}") for n in range(3)))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     batch = still.only()
     path = "mistral/a.jsonl.status.json"
 
@@ -164,9 +164,9 @@ def test_progress_is_told_at_most_every_fifteen_seconds_and_never_goes_back(stil
 def test_results_come_as_parquet_too_when_that_is_asked_for(world: World) -> None:
     world.store.put("inbox/mistral/a.batch.toml", b'results = "parquet"')
     world.drop("mistral/a.jsonl", *(native(f"r{n}", f"text {n}") for n in range(40)), b"rubbish\n")
-    world.steward.tick()
+    world.janitor.tick()
     ended = world.run(world.only())
-    world.steward.tick()
+    world.janitor.tick()
     data = world.out("mistral/a.jsonl.results.parquet")
     assert data is not None
     rows = pq.read_table(io.BytesIO(data)).to_pylist()
@@ -183,7 +183,7 @@ def test_results_come_as_parquet_too_when_that_is_asked_for(world: World) -> Non
     assert world.out("mistral/a.jsonl.results.parquet") == data
     world.store.delete("inbox/mistral/a.batch.toml")
     world.drop("mistral/a.jsonl", native("new"))
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.batches()[-1])
     assert world.out("mistral/a.jsonl.results.parquet") is None
 
@@ -194,9 +194,9 @@ def test_a_receipt_names_the_pools_their_models_and_what_ran_them(world: World) 
     )
     write_presence(world.ledger, told)
     world.drop("mistral/a.jsonl", native("a"), b"rubbish\n")
-    world.steward.tick()
+    world.janitor.tick()
     world.run(world.only())
-    world.steward.tick()
+    world.janitor.tick()
     receipt = world.told("mistral/a.jsonl.receipt.json")
     assert receipt["pools"] == {"mistral": {"model": "org/m", "requests": 1, "engines": ["vllm 9.9"]}}
     assert receipt["batchfile_version"] == __version__
@@ -224,7 +224,7 @@ def test_a_receipt_counts_the_seconds_of_the_gpus_that_worked_for_its_file_alone
     for name in "ab":
         still.drop(f"mistral/{name}.jsonl", *(native(f"{name}{n}") for n in range(40)))
     clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     options = RunnerOptions(runner_id="r", pool="mistral")
     engines: list[GpuEcho] = []
 
@@ -233,7 +233,7 @@ def test_a_receipt_counts_the_seconds_of_the_gpus_that_worked_for_its_file_alone
         return engines[-1]
 
     Runner(still.ledger, build, options).run_alone(lambda: all(batch.state == "ended" for batch in still.batches()))
-    still.steward.tick()
+    still.janitor.tick()
     told = [still.told(f"mistral/{name}.jsonl.receipt.json")["gpu_seconds"] for name in "ab"]
     assert told[0] == pytest.approx(told[1], rel=0.6)
     assert sum(told) == pytest.approx(2 * 10.0 * engines[0].stats().num_steps, rel=0.01)
@@ -243,6 +243,6 @@ def test_without_a_gpu_a_receipt_says_that_none_is_known(still: World) -> None:
     assert still.clock is not None
     still.drop("mistral/a.jsonl", native("a"))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     still.run(still.only())
     assert still.told("mistral/a.jsonl.receipt.json")["gpu_seconds"] is None

@@ -9,7 +9,7 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.inbox import outbox
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.records import BatchRecord
@@ -23,23 +23,23 @@ PATH = "mistral/a.jsonl"
 RUBBISH = b"rubbish\n"
 
 
-def tend(world: World, name: str = "other") -> None:
+def reconcile(world: World, name: str = "other") -> None:
     """Others take up what is there, run it and tell of it; leases of sleepers have lapsed."""
     assert world.clock is not None
-    steward = world.new_steward(name, world.new_ledger(5))
+    janitor = world.new_janitor(name, world.new_ledger(5))
     world.clock.sleep(world.ledger.limits.lease_ttl_s)
     for _ in range(2):
-        steward.tick()
+        janitor.tick()
     for batch in world.batches():
         if batch.state == "open":
             world.run(batch)
     for _ in range(2):
-        steward.tick()
+        janitor.tick()
 
 
 def replaced(world: World) -> None:
     world.drop(PATH, native("new-1"), native("new-2"), RUBBISH)
-    tend(world)
+    reconcile(world)
 
 
 def replaced_and_moved(world: World) -> None:
@@ -49,26 +49,26 @@ def replaced_and_moved(world: World) -> None:
 
 
 def taken_away(world: World) -> None:
-    tend(world)
+    reconcile(world)
     for name in world.outbox():
         world.store.delete(f"outbox/{name}")
 
 
 def rejected(world: World) -> None:
     world.drop(PATH, RUBBISH)
-    tend(world)
+    reconcile(world)
 
 
 def refused(world: World) -> None:
     world.drop(PATH)
-    tend(world)
+    reconcile(world)
 
 
 def ended_and_not_told(clock: ManualClock) -> tuple[World, BatchRecord]:
     world = World(MemoryStore(clock), clock)
     world.drop(PATH, native("old"), RUBBISH)
     clock.sleep(10.0)
-    world.steward.tick()
+    world.janitor.tick()
     ended = world.run(world.only())
     world.store.delete(keys.outbox_turn_key(ended.batch_id))
     for name in world.outbox():
@@ -100,7 +100,7 @@ def outbox_after(meanwhile: Callable[[World], None], sleep_at: int, *, is_word_s
     if not slept:
         return None
     for _ in range(2):
-        tend(world, "later")
+        reconcile(world, "later")
     found = {name: world.out(name) for name in world.outbox()}
     return {name: data for name, data in found.items() if data is not None}
 
@@ -129,7 +129,7 @@ def test_a_version_that_ends_after_a_newer_one_was_moved_tells_nothing(still: Wo
     assert still.clock is not None
     still.drop(PATH, native("old"))
     still.clock.sleep(10.0)
-    still.steward.tick()
+    still.janitor.tick()
     old = still.only()
     batches.end(still.ledger, old.batch_id, "input_changed", "replaced")
     still.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
@@ -139,7 +139,7 @@ def test_a_version_that_ends_after_a_newer_one_was_moved_tells_nothing(still: Wo
     new = still.batches()[-1]
     outbox.report(still.ledger, new, new.counts, new.usage)
     still.store.delete(f"inbox/{PATH}")
-    tend(still)
+    reconcile(still)
     assert {batch.state for batch in still.batches()} == {"ended"}
     assert still.told(f"{PATH}.receipt.json")["batch_id"] == new.batch_id
     assert still.told(f"{PATH}.status.json")["batch_id"] == new.batch_id
@@ -166,7 +166,7 @@ def test_an_older_version_that_a_wrong_clock_took_up_is_not_the_last_word_once_t
         assert new.batch_id != old.batch_id
         outbox.report(still.ledger, new, new.counts, new.usage)
     still.store.delete(f"inbox/{PATH}")
-    tend(still)
+    reconcile(still)
     if is_refused:
         assert still.outbox() == [f"{PATH}.rejected.json"]
         assert still.told(f"{PATH}.rejected.json")["batch_id"] is None
@@ -183,11 +183,11 @@ def test_who_made_the_batch_and_slept_does_not_remove_what_was_said_of_it_since(
     def sleep(number: int, verb: str, key: str, phase: Phase) -> None:
         if phase == "after" and key.endswith("/batch.json") and not has_slept:
             has_slept.append(key)
-            tend(still)
+            reconcile(still)
             assert f"{PATH}.rejected.json" in still.outbox()
 
     ledger = Ledger(store=FaultyStore(still.store, on_call=sleep), clock=still.clock, rng=random.Random(1))
-    Steward(ledger, runner="sleeper", inbox=Inbox(ledger, POOLS)).tick()
+    Janitor(ledger, runner="sleeper", inbox=Inbox(ledger, POOLS)).tick()
     assert has_slept
     assert still.told(f"{PATH}.rejected.json")["batch_id"] == still.only().batch_id
 

@@ -22,7 +22,7 @@ from batchfile.errors import PreconditionFailed
 from batchfile.files import stored_files, uploads
 from batchfile.inbox import scan
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
@@ -108,7 +108,7 @@ def run(ledger: Ledger, batch: BatchRecord, pool: str = POOL) -> None:
     store = ledger.store
     assert isinstance(store, Kms)
     store.send_late()
-    options = RunnerOptions(runner_id="r", pool=pool, only=batch.batch_id, is_steward=False)
+    options = RunnerOptions(runner_id="r", pool=pool, only=batch.batch_id, is_janitor=False)
     ended = Runner(ledger, lambda: EchoEngine(num_slots=4), options).run_alone()
     assert ended is not None
     assert (ended.state, ended.reason, ended.counts.succeeded) == ("ended", "completed", 10), ended.detail
@@ -155,7 +155,7 @@ def test_an_upload_of_parts(ledger: Ledger, store: Kms) -> None:
 def test_a_packed_file_in_the_inbox(ledger: Ledger, store: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "QUIET_S", -3600.0)
     store.put(f"inbox/{POOL}/a.jsonl.gz", gzip.compress(body()))
-    Steward(ledger, runner="s", scan=Inbox(ledger, ROUTING)).tick()
+    Janitor(ledger, runner="s", scan=Inbox(ledger, ROUTING)).tick()
     (entry,) = store.list(keys.INDEX_PREFIX)
     batch = batches.read_batch(ledger, keys.index_batch_id(entry.key))
     assert batch is not None

@@ -8,13 +8,13 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, InvalidFile
 from batchfile.files import stored_files
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
-from batchfile.ledger.turn import Turn
+from batchfile.ledger.turn import Lease
 from batchfile.plan import pending
 from batchfile.plan import planner as planner_module
 from batchfile.store.memory import MemoryStore
@@ -62,21 +62,21 @@ def test_a_batch_opens_with_its_plan_and_its_markers() -> None:
     assert opened is not None
     assert (opened.state, opened.total, opened.planned_at) == ("open", 3, world.clock.now())
     assert sorted(batches.read_plan(world.ledger, opened).pools) == ["llama", "mistral"]
-    assert [keys.marker_batch_id(entry.key) for entry in world.store.list("queue/")] == ["b", "b"]
+    assert [keys.queue_batch_id(entry.key) for entry in world.store.list("queue/")] == ["b", "b"]
     assert pending.plan(world.ledger, "b", runner="r") == opened
 
 
-def test_a_steward_plans_what_nobody_planned() -> None:
+def test_a_janitor_plans_what_nobody_planned() -> None:
     world = World()
     world.create()
-    Steward(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
     assert world.read().state == "open"
 
 
 def test_while_one_plans_the_others_leave_it_and_take_over_when_it_is_silent() -> None:
     world = World()
     world.create()
-    assert Turn.take(world.ledger, keys.planning_key("b"), keys.PLANNING_POOL, "first") is not None
+    assert Lease.take(world.ledger, keys.planning_key("b"), keys.PLANNING_POOL, "first") is not None
     assert pending.plan(world.ledger, "b", runner="second") is None
     world.clock.sleep(world.ledger.limits.lease_ttl_s)
     taken = pending.plan(world.ledger, "b", runner="second")
@@ -131,7 +131,7 @@ def test_a_cancel_while_it_is_planned_stands(monkeypatch: pytest.MonkeyPatch) ->
     found = pending.plan(world.ledger, "b", runner="r")
     assert found is not None
     assert (found.state, found.plan_key) == ("ending", "")
-    Steward(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
     assert world.read().state == "ended"
 
 
@@ -139,7 +139,7 @@ def test_a_batch_expires_also_before_it_has_a_plan() -> None:
     world = World()
     world.create()
     world.clock.sleep(world.ledger.limits.completion_window_s)
-    Steward(world.ledger, runner="s").tick()
+    Janitor(world.ledger, runner="s").tick()
     assert (world.read().state, world.read().reason) == ("ended", "expired")
 
 
@@ -244,16 +244,16 @@ def test_results_stay_for_as_long_as_was_asked_and_the_batch_for_its_retention_a
         world.create(None, batch_id, output_kept_s=kept_s)
         batches.end(world.ledger, batch_id, "canceled")
         batches.finish(world.ledger, batch_id, runner="r")
-    steward = Steward(world.ledger, runner="s")
+    janitor = Janitor(world.ledger, runner="s")
     world.clock.sleep(limits.retention_s - 1)
-    steward.tick()
+    janitor.tick()
     assert world.read("short").state == "ended"
     world.clock.sleep(3601.0)
-    steward.tick()
+    janitor.tick()
     assert batches.read_batch(world.ledger, "short") is None
     world.clock.sleep(8 * limits.retention_s)
-    steward.tick()
+    janitor.tick()
     assert world.read("long").state == "ended"
     world.clock.sleep(2 * limits.retention_s)
-    steward.tick()
+    janitor.tick()
     assert batches.read_batch(world.ledger, "long") is None

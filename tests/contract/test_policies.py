@@ -21,7 +21,7 @@ from batchfile.engine.open import engine_factory
 from batchfile.errors import StoreError
 from batchfile.files import stored_files, uploads
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, idempotency
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
@@ -80,8 +80,8 @@ class Guarded:
         self._inner = inner
         self._roles = roles
         self.url = inner.url
-        self.hold = inner.hold
-        self.is_dead = inner.is_dead
+        self.hold_process_lock = inner.hold_process_lock
+        self.is_process_dead = inner.is_process_dead
         self.link = inner.link
 
     def _check(self, action: str, key: str) -> None:
@@ -137,21 +137,21 @@ class World:
         self.ledger = Ledger(store=Guarded(self.bucket, *roles), clock=self.clock, rng=random.Random(7))
         self.ended: list[str] = []
 
-    def tend(self) -> None:
-        steward = Steward(
+    def reconcile(self) -> None:
+        janitor = Janitor(
             self.ledger,
             runner="s",
             inbox=Inbox(self.ledger, POOLS),
             on_ended=lambda batch: self.ended.append(batch.batch_id),
         )
         self.clock.sleep(10.0)
-        steward.tick()
-        steward.tick()
+        janitor.tick()
+        janitor.tick()
 
     def run(self) -> None:
         (marker,) = self.bucket.list(ledger_keys.queue_prefix("mistral"))
-        batch_id = ledger_keys.marker_batch_id(marker.key)
-        options = RunnerOptions(runner_id="r", pool="mistral", only=batch_id, is_steward=False)
+        batch_id = ledger_keys.queue_batch_id(marker.key)
+        options = RunnerOptions(runner_id="r", pool="mistral", only=batch_id, is_janitor=False)
         Runner(self.ledger, engine_factory("echo", model="echo"), options).run()
 
     def names(self) -> list[str]:
@@ -164,19 +164,19 @@ def request(custom_id: str) -> bytes:
 
 
 def live(world: World) -> None:
-    """From a dropped file to the end of its retention, by one role's stewards."""
+    """From a dropped file to the end of its retention, by one role's janitors."""
     world.bucket.put("inbox/mistral/a.batch.toml", b'results = "parquet"')
     world.bucket.put("inbox/mistral/a.jsonl", request("a") + b"rubbish\n")
     world.bucket.put("inbox/nowhere/b.jsonl", request("b"))
-    world.tend()
+    world.reconcile()
     world.run()
-    world.tend()
+    world.reconcile()
     assert "outbox/mistral/a.jsonl.receipt.json" in world.names()
     assert "outbox/nowhere/b.jsonl.rejected.json" in world.names()
     world.bucket.delete("inbox/mistral/a.jsonl")
     for _ in range(12):
         world.clock.sleep(86400.0)
-        world.tend()
+        world.reconcile()
     left = {key.split("/")[0] for key in world.names()}
     assert left <= {"inbox", "outbox", "bell"}, left
 
@@ -224,7 +224,7 @@ def test_a_runner_may_announce_itself_and_sweep_what_others_left() -> None:
     write_presence(world.ledger, told)
     leave_files(Ledger(store=world.bucket, clock=world.clock))
     world.clock.sleep(40 * 86400.0)
-    world.tend()
+    world.reconcile()
     assert world.names() == []
 
 
@@ -232,20 +232,20 @@ def test_the_api_may_store_files_and_sweep_them() -> None:
     world = World("api")
     leave_files(world.ledger)
     world.clock.sleep(40 * 86400.0)
-    world.tend()
+    world.reconcile()
     assert world.names() == []
 
 
 def leave_files(ledger: Ledger) -> None:
     stored_files.store_file(ledger, "t", [b"{}"], filename="f", purpose="batch", kept_s=9.0, bytes_max=9)
     uploads.begin(ledger, "t", filename="f", mime_type="text/plain", purpose="batch", size=9, file_kept_s=9.0)
-    idempotency.adopt(ledger, kind="key", tenant="t", value="v", digest="d", batch_id="batch_never")
+    idempotency.get_or_create(ledger, kind="key", tenant="t", value="v", digest="d", batch_id="batch_never")
 
 
 def test_the_api_may_tell_of_an_end() -> None:
     world = World("api")
     world.bucket.put("inbox/mistral/a.jsonl", b"rubbish\n")
-    world.tend()
+    world.reconcile()
     (batch_id,) = world.ended
     assert webhooks.tell(world.ledger, batch_id, lambda event: None) is None
     assert batches.delete(world.ledger, batch_id) is not None
@@ -257,9 +257,9 @@ def test_nothing_leaves_the_inbox_without_the_policy_that_lets_it(role: str) -> 
         world = World(*roles)
         world.bucket.put("inbox/mistral/a.batch.toml", b"move_done = true")
         world.bucket.put("inbox/mistral/a.jsonl", request("a"))
-        world.tend()
+        world.reconcile()
         world.run()
-        world.tend()
+        world.reconcile()
         assert ("inbox/mistral/a.jsonl" in world.names()) == is_left
         assert ("done/mistral/a.jsonl" in world.names()) == (not is_left)
         assert "outbox/mistral/a.jsonl.receipt.json" in world.names()
@@ -278,7 +278,7 @@ def test_a_receipt_is_written_however_the_file_left_the_inbox(
         world = World(*roles)
         world.bucket.put("inbox/mistral/a.batch.toml", b"move_done = true")
         world.bucket.put("inbox/mistral/a.jsonl.gz", gzip.compress(request("a")))
-        world.tend()
+        world.reconcile()
         if is_owner:
             world.bucket.delete("inbox/mistral/a.jsonl.gz")
         with monkeypatch.context() as patched:
@@ -286,7 +286,7 @@ def test_a_receipt_is_written_however_the_file_left_the_inbox(
             with pytest.raises(Killed):
                 world.run()
         world.clock.sleep(world.ledger.limits.lease_ttl_s)
-        world.tend()
+        world.reconcile()
         found = world.bucket.get("outbox/mistral/a.jsonl.gz.receipt.json")
         assert found is not None
         is_moved = "move-done" in roles and not is_owner

@@ -9,7 +9,7 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
@@ -84,10 +84,10 @@ def test_the_last_trace_goes_with_the_tombstone_and_with_it_what_came_late() -> 
     batches.delete(ledger, BATCH)
     purge(ledger, BATCH)
     ledger.store.put(keys.results_key(BATCH, "late"), SECRET.encode())  # of a process that slept
-    steward = Steward(ledger, runner="s")
+    janitor = Janitor(ledger, runner="s")
     for _ in range(30):
         ledger.clock.sleep(3600.0)
-        steward.tick()
+        janitor.tick()
     assert [key for key in stored(ledger) if BATCH in key] == []
 
 

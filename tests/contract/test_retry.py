@@ -19,7 +19,7 @@ def test_a_dropped_batch_is_retried_in_the_pool_of_its_folder_as_often_as_one_li
     still.drop(f"{folder}/a.jsonl", native("good"), b"{rubbish\n")
     assert still.clock is not None
     still.clock.sleep(3600)
-    still.steward.tick()
+    still.janitor.tick()
     batch = still.run(still.only(), pool)
     for _ in range(2):
         again = retry(still.ledger, batch)
@@ -33,7 +33,7 @@ def test_a_retry_of_a_pools_folder_ignores_what_the_lines_say_as_the_first_batch
     still.drop("llama/a.jsonl", native("hinted", metadata={"model_hint": "mistral"}))
     assert still.clock is not None
     still.clock.sleep(3600)
-    still.steward.tick()
+    still.janitor.tick()
     batches.end(still.ledger, still.only().batch_id, "canceled")
     ended = batches.finish(still.ledger, still.only().batch_id, runner="s")
     assert ended is not None

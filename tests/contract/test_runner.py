@@ -10,7 +10,7 @@ from batchfile.engine.base import Engine, Finished, Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.engine.echo_options import EchoFaults
 from batchfile.errors import EngineDead, StoreUnavailable
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.keys import input_key
@@ -41,7 +41,7 @@ def world(texts: list[str], *, store: Store | None = None, limits: Limits | None
 
 
 def runner(ledger: Ledger, engine: type[Engine] | object, runner_id: str = "r1") -> Runner:
-    options = RunnerOptions(runner_id=runner_id, pool="local", only=BATCH, is_steward=False)
+    options = RunnerOptions(runner_id=runner_id, pool="local", only=BATCH, is_janitor=False)
     return Runner(ledger, engine, options)  # type: ignore[arg-type]
 
 
@@ -61,14 +61,14 @@ def test_a_line_that_kills_the_engine_is_errored_and_all_others_succeed(place: i
     run.run_alone()
     errors = {n: row["error"]["type"] for n, row in enumerate(results(ledger)) if row["error"]}
     assert errors == {place: "engine_crash"}
-    assert run.tally.num_engine_deaths >= 3
+    assert run.runner_stats.num_engine_deaths >= 3
 
 
 def test_tidying_that_fails_does_not_end_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(steward: Steward) -> None:
+    def failing(janitor: Janitor) -> None:
         raise KeyError("nobody foresaw this")
 
-    monkeypatch.setattr(Steward, "tick", failing)
+    monkeypatch.setattr(Janitor, "tick", failing)
     ledger = world([f"hello {n}" for n in range(40)])
     Runner(ledger, EchoEngine, RunnerOptions(runner_id="r1", pool="local", only=BATCH)).run_alone()
     assert len(results(ledger)) == 40
@@ -123,7 +123,7 @@ def test_the_engine_never_runs_dry_between_shards() -> None:
 
     seen: list[tuple[int, int]] = []
     run = runner(ledger, build)
-    run.run_alone(until=lambda: seen.append((run.num_in_flight, run.tally.succeeded)) or False)  # type: ignore[func-returns-value]
+    run.run_alone(until=lambda: seen.append((run.num_in_flight, run.runner_stats.succeeded)) or False)  # type: ignore[func-returns-value]
     num_before_the_tail = 200 - 2 * run.info.max_in_flight  # type: ignore[union-attr]
     while_fed = [in_flight for in_flight, done in seen if 0 < done < num_before_the_tail]
     assert while_fed
@@ -132,7 +132,7 @@ def test_the_engine_never_runs_dry_between_shards() -> None:
 
 def test_only_time_with_requests_in_flight_counts_as_busy() -> None:
     ledger = world([f"hello {n}" for n in range(100)])
-    options = RunnerOptions(runner_id="r1", pool="local", is_steward=False)
+    options = RunnerOptions(runner_id="r1", pool="local", is_janitor=False)
     run = Runner(ledger, lambda: EchoEngine(num_slots=8, seconds_per_token=0.1, clock=ledger.clock), options)
 
     later_at = ledger.clock.monotonic() + 60
@@ -142,10 +142,10 @@ def test_only_time_with_requests_in_flight_counts_as_busy() -> None:
             assert run.is_idle
             planned = plan_input(ledger, "later", input_key(BATCH, "n"), routing=LOCAL)
             batches.create(ledger, batches.Draft(batch_id="later", routing=LOCAL, defaults=Defaults()), planned)
-        return run.tally.succeeded == 200
+        return run.runner_stats.succeeded == 200
 
     run.run_alone(until=one_more_after_a_minute)
-    assert run.tally.busy_s == pytest.approx(run.tally.num_steps * 0.2, abs=1e-3)  # two tokens each
+    assert run.runner_stats.busy_s == pytest.approx(run.runner_stats.num_steps * 0.2, abs=1e-3)  # two tokens each
 
 
 def test_a_stop_finishes_what_is_in_flight_and_gives_back_the_rest() -> None:
@@ -153,7 +153,7 @@ def test_a_stop_finishes_what_is_in_flight_and_gives_back_the_rest() -> None:
     first = runner(ledger, lambda: EchoEngine(num_slots=8, seconds_per_token=0.1, clock=ledger.clock))
 
     def stop_soon() -> bool:
-        if first.tally.succeeded >= 20:
+        if first.runner_stats.succeeded >= 20:
             first.stop()
         return False
 
@@ -166,7 +166,7 @@ def test_a_stop_finishes_what_is_in_flight_and_gives_back_the_rest() -> None:
     assert states <= {"open", "done"}
     second = runner(ledger, lambda: EchoEngine(num_slots=8), "r2")
     second.run_alone()
-    assert first.tally.succeeded + second.tally.succeeded == 100
+    assert first.runner_stats.succeeded + second.runner_stats.succeeded == 100
     assert len(results(ledger)) == 100
 
 
@@ -188,16 +188,16 @@ def test_an_engine_that_dies_while_the_runner_stops_is_not_built_again_and_blame
     first = runner(ledger, build)
 
     def stop_soon() -> bool:
-        if first.tally.succeeded >= 20:
+        if first.runner_stats.succeeded >= 20:
             first.stop()
         return False
 
     first.run_alone(until=stop_soon)
     assert (len(built), first.num_in_flight, first.is_building) == (1, 0, False)
-    assert first.tally.num_steps == built[0].stats().num_steps
+    assert first.runner_stats.num_steps == built[0].stats().num_steps
     second = runner(ledger, lambda: EchoEngine(num_slots=8), "r2")
     second.run_alone()
-    assert (first.tally.succeeded + second.tally.succeeded, second.tally.failed) == (100, 0)
+    assert (first.runner_stats.succeeded + second.runner_stats.succeeded, second.runner_stats.failed) == (100, 0)
     assert [row["status"] for row in results(ledger)] == ["succeeded"] * 100
 
 
@@ -280,7 +280,7 @@ def test_a_batch_that_is_cancelled_elsewhere_is_dropped_and_the_run_ends() -> No
     ended = first.run_alone(until=cancel_once)
     assert ended is not None
     assert ended.reason == "canceled"
-    assert first.tally.num_leases_lost == 0, "nobody has taken anything over"
+    assert first.runner_stats.num_leases_lost == 0, "nobody has taken anything over"
     statuses = [str(row["status"]) for row in results(ledger)]
     assert "canceled" in statuses
     assert set(statuses) <= {"succeeded", "canceled"}
@@ -303,9 +303,9 @@ def test_waiting_for_another_pool_costs_no_read_of_every_record() -> None:
     ledger.store.put(input_key(BATCH, "n"), "\n".join(map(json.dumps, rows)).encode())
     planned = plan_input(ledger, BATCH, input_key(BATCH, "n"), routing=pools, lines_per_range=2)
     batches.create(ledger, batches.Draft(batch_id=BATCH, routing=pools, defaults=Defaults()), planned)
-    options = RunnerOptions(runner_id="r", pool="one", is_steward=False)
+    options = RunnerOptions(runner_id="r", pool="one", is_janitor=False)
     run = Runner(ledger, lambda: EchoEngine(num_slots=64), options)
-    run.run_alone(until=lambda: run.tally.succeeded == 40 and run.is_idle)
+    run.run_alone(until=lambda: run.runner_stats.succeeded == 40 and run.is_idle)
     waiting_since, before = clock.now(), sum(figure.num for figure in store.figures().values())
     run = Runner(ledger, lambda: EchoEngine(num_slots=64), options)
     run.run_alone(until=lambda: clock.now() - waiting_since >= 300)

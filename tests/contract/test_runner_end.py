@@ -13,17 +13,17 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.records import ShardRecord
-from batchfile.ledger.set_aside import Aside
+from batchfile.ledger.set_aside import SetAside
 from batchfile.plan.planner import plan_input
-from batchfile.runner.active import ShardWork
-from batchfile.runner.checkpointer import AWAY_S_MAX, Keeper
+from batchfile.runner.active import ActiveShard
+from batchfile.runner.checkpointer import AWAY_S_MAX, Checkpointer
 from batchfile.runner.claimer import Claims
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.stats import Tally
+from batchfile.runner.stats import RunnerStats
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable
-from runners.heartbeat import Announcer, Identity
+from runners.heartbeat import Heartbeat, Identity
 
 CALL_S = 3.0  # what a call takes to fail
 NUM_SHARDS = 20
@@ -68,7 +68,7 @@ def ledger(store: Leaving) -> Ledger:
 
 
 @pytest.fixture
-def keeper(ledger: Ledger) -> Keeper:
+def checkpointer(ledger: Ledger) -> Checkpointer:
     """Of a runner that holds every shard of a batch."""
     routing = RoutingTable(everything="local")
     params = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 9}
@@ -79,9 +79,9 @@ def keeper(ledger: Ledger) -> Keeper:
     works = []
     for n in range(NUM_SHARDS):
         held = shards.claim(ledger, batch, planned.plan, "local", n, runner="r")
-        assert isinstance(held, shards.Held)
-        works.append(ShardWork(held=held, left=32))
-    return Keeper(ledger, Claims(ledger, "local", "r"), works, Tally(), lambda work: None, Aside(ledger))
+        assert isinstance(held, shards.ShardLease)
+        works.append(ActiveShard(held=held, left=32))
+    return Checkpointer(ledger, Claims(ledger, "local", "r"), works, RunnerStats(), lambda work: None, SetAside(ledger))
 
 
 def states(ledger: Ledger) -> set[str]:
@@ -90,30 +90,32 @@ def states(ledger: Ledger) -> set[str]:
 
 
 def test_an_end_waits_for_a_store_that_stays_away_as_long_as_for_a_few_calls(
-    keeper: Keeper, ledger: Ledger, store: Leaving
+    checkpointer: Checkpointer, ledger: Ledger, store: Leaving
 ) -> None:
     store.away_until, began_at = float("inf"), store.time.now()
-    keeper.release_all()
+    checkpointer.release_all()
     assert AWAY_S_MAX <= store.time.now() - began_at <= AWAY_S_MAX + 4 * CALL_S
-    assert keeper.is_store_away
-    assert not keeper.is_working("b")
+    assert checkpointer.is_store_away
+    assert not checkpointer.is_working("b")
     store.away_until = float("-inf")
     assert states(ledger) == {"leased"}
 
 
-def test_a_store_that_is_away_for_a_moment_hears_of_every_shard(keeper: Keeper, ledger: Ledger, store: Leaving) -> None:
+def test_a_store_that_is_away_for_a_moment_hears_of_every_shard(
+    checkpointer: Checkpointer, ledger: Ledger, store: Leaving
+) -> None:
     store.away_until = store.time.now() + CALL_S / 2
-    keeper.release_all()
+    checkpointer.release_all()
     assert store.num_failures == 1
-    assert not keeper.is_store_away
+    assert not checkpointer.is_store_away
     assert states(ledger) == {"open"}
 
 
-def test_a_keeper_that_ends_begins_no_checkpoint(keeper: Keeper, ledger: Ledger, store: Leaving) -> None:
+def test_a_keeper_that_ends_begins_no_checkpoint(checkpointer: Checkpointer, ledger: Ledger, store: Leaving) -> None:
     store.time.sleep(ledger.limits.lease_ttl_s / 2)
     store.away_until = float("inf")
-    keeper.is_ending = True
-    keeper.tick()
+    checkpointer.is_ending = True
+    checkpointer.tick()
     assert store.num_failures == 0
 
 
@@ -123,7 +125,7 @@ def test_a_runner_takes_its_presence_away_only_where_its_store_answered_it_last(
 ) -> None:
     runner = Runner(ledger, engine_factory("echo", model="org/m"), RunnerOptions(runner_id="m-1", pool="mistral"))
     who = Identity(pool="mistral", runner_id="m-1", model="org/m", engine="echo", host="h", started_at=5.0)
-    announcer = Announcer(ledger, runner, who)
+    announcer = Heartbeat(ledger, runner, who)
     announcer.tick()
     assert len(read_presence(ledger)) == 1
     store.away_until = float("inf") if is_away else float("-inf")

@@ -57,7 +57,7 @@ def create(
 
 @contextmanager
 def running(ledger: Ledger, engine: Callable[[], EchoEngine]) -> Iterator[Runner]:
-    runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", is_steward=False))
+    runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", is_janitor=False))
     thread = threading.Thread(target=runner.run)
     thread.start()
     try:
@@ -93,7 +93,7 @@ def test_another_attempt_is_prepared_while_the_store_does_not_give_another_batch
             answer.wait(HANGS_S_MAX)
             return super().step()
 
-    with running(ledger, lambda: Waiting(num_slots=16, guided=GOOD, misfits=2)) as runner:
+    with running(ledger, lambda: Waiting(num_slots=16, guided=GOOD, schema_mismatches=2)) as runner:
         try:
             wait_for(lambda: runner.num_in_flight == 8)
             create(ledger, "ill", [{}])
@@ -140,7 +140,7 @@ def test_requests_wait_for_their_schemas_aside_and_no_other_batch_waits_for_them
     engine = Compiling(go)
     with running(ledger, lambda: engine) as runner:
         try:
-            wait_for(lambda: runner.tally.succeeded >= 16 and runner.num_unchecked > 64)
+            wait_for(lambda: runner.runner_stats.succeeded >= 16 and runner.num_unchecked > 64)
             create(ledger, "quick", [{}] * 50)
             wait_for(lambda: has_ended(ledger, "quick"))
             assert runner.num_unchecked <= 64 + 8, "no more of the batch is claimed than waits"

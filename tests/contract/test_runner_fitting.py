@@ -33,7 +33,7 @@ def answers(
     """Run a batch of these texts to its end; its runner and its result lines."""
     clock = ManualClock()
     ledger = ledger_of(texts, clock, schema=schema, **params)
-    runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", only=BATCH, is_steward=False))
+    runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", only=BATCH, is_janitor=False))
     ended = runner.run_alone()
     assert ended is not None
     assert ended.results is not None
@@ -82,19 +82,19 @@ def test_answers_that_fit_pass_and_others_are_errored_after_three_attempts() -> 
         else:
             assert row["error"] == {"type": "model_error", "message": "Output validation failed"}
     assert len(engine.added) == 40 + 3 * 40
-    assert (runner.tally.succeeded, runner.tally.failed) == (40, 40)
+    assert (runner.runner_stats.succeeded, runner.runner_stats.failed) == (40, 40)
 
 
 @pytest.mark.parametrize(("misfits", "is_fit"), [(0, True), (1, True), (2, True), (3, False)])
-def test_the_third_attempt_is_the_last(misfits: int, is_fit: bool) -> None:
-    _, rows = answers(["hello"] * 40, lambda: EchoEngine(num_slots=4, guided=GOOD, misfits=misfits))
+def test_the_third_attempt_is_the_last(schema_mismatches: int, is_fit: bool) -> None:
+    _, rows = answers(["hello"] * 40, lambda: EchoEngine(num_slots=4, guided=GOOD, schema_mismatches=schema_mismatches))
     assert {row["status"] for row in rows} == {"succeeded" if is_fit else "errored"}
 
 
 def test_a_result_shows_the_usage_of_its_last_attempt_and_the_tally_what_was_spent() -> None:
-    runner, rows = answers(["one two three"], lambda: EchoEngine(guided=GOOD, misfits=2))
+    runner, rows = answers(["one two three"], lambda: EchoEngine(guided=GOOD, schema_mismatches=2))
     assert rows[0]["usage"] == {"input_tokens": 3, "output_tokens": 3, "cached_tokens": 0}
-    assert runner.tally.output_tokens == 9
+    assert runner.runner_stats.output_tokens == 9
 
 
 def test_a_set_seed_is_another_one_in_each_attempt() -> None:
@@ -122,7 +122,7 @@ def test_a_refusal_is_no_misfit_it_fails_at_once_and_says_why() -> None:
     engine = Unwilling()
     runner, rows = answers(["one two three"], lambda: engine)
     assert rows[0]["error"] == {"type": "refusal", "message": "The model refused to answer: I cannot."}
-    assert (len(engine.added), runner.tally.failed, runner.tally.output_tokens) == (1, 1, 2)
+    assert (len(engine.added), runner.runner_stats.failed, runner.runner_stats.output_tokens) == (1, 1, 2)
     _, rows = answers(["one two three"], Unwilling, schema=None)
     assert (rows[0]["status"], rows[0]["stop_reason"]) == ("succeeded", "refusal")
 
@@ -206,8 +206,8 @@ def test_another_attempt_is_prepared_on_no_thread_that_turns_the_engine() -> Non
             return super().prepare(request)
 
     ledger = ledger_of(["hello"] * 40, seed=7)
-    options = RunnerOptions(runner_id="r", pool="local", only=BATCH, is_steward=False)
-    runner = Runner(ledger, lambda: Noting(num_slots=4, guided=GOOD, misfits=2), options)
+    options = RunnerOptions(runner_id="r", pool="local", only=BATCH, is_janitor=False)
+    runner = Runner(ledger, lambda: Noting(num_slots=4, guided=GOOD, schema_mismatches=2), options)
     ended = runner.run()
     assert ended is not None
     assert ended.counts.succeeded == 40

@@ -71,7 +71,7 @@ def ledger_of(rows: list[dict[str, Any]], *, is_manual: bool = False, **defaults
 
 
 def runner_of(ledger: Ledger, engine: Callable[[], Engine]) -> Runner:
-    return Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", only=BATCH, is_steward=False))
+    return Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", only=BATCH, is_janitor=False))
 
 
 def answers(
@@ -135,15 +135,15 @@ def test_the_engine_goes_on_while_an_answer_is_checked(monkeypatch: pytest.Monke
     thread = threading.Thread(target=runner.run)
     thread.start()
     deadline = time.monotonic() + 60
-    while runner.tally.succeeded < 400 and time.monotonic() < deadline:
+    while runner.runner_stats.succeeded < 400 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert runner.tally.succeeded == 400
+    assert runner.runner_stats.succeeded == 400
     assert not runner.is_idle
     runner.stop()
     assert thread.is_alive(), "a runner that stops finishes what is being checked"
     others_are_done.set()
     thread.join(60)
-    assert runner.tally.succeeded == 403
+    assert runner.runner_stats.succeeded == 403
 
 
 def test_batches_take_turns_at_being_checked() -> None:
@@ -184,8 +184,8 @@ def waiting_answer(batch_id: str) -> check_queue.Answer:
 
 @pytest.mark.parametrize("schema", [SIMPLE, AHEAD])
 @pytest.mark.parametrize(("misfits", "is_fit"), [(0, True), (2, True), (3, False)])
-def test_what_does_not_fit_is_tried_three_times(schema: dict[str, Any], misfits: int, is_fit: bool) -> None:
-    engine = EchoEngine(num_slots=4, guided=GOOD, misfits=misfits)
+def test_what_does_not_fit_is_tried_three_times(schema: dict[str, Any], schema_mismatches: int, is_fit: bool) -> None:
+    engine = EchoEngine(num_slots=4, guided=GOOD, schema_mismatches=schema_mismatches)
     runner_answers = answers([params("no json", schema, seed=3)] * 20, lambda: engine)
     assert set(statuses(runner_answers)) == {"succeeded" if is_fit else "errored"}
 

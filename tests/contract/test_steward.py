@@ -1,4 +1,4 @@
-"""What a steward does to the batches of a store, when, and how little it asks while nothing is to be done."""
+"""What a janitor does to the batches of a store, when, and how little it asks while nothing is to be done."""
 
 import json
 import random
@@ -11,12 +11,12 @@ from batchfile import janitor
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreError
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import RELOOK_S, Steward
+from batchfile.janitor import RELOOK_S, Janitor
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import BatchRecord, PresenceRecord
-from batchfile.ledger.shards import Held
+from batchfile.ledger.shards import ShardLease
 from batchfile.lines.part import FinishedLine
 from batchfile.plan.planner import plan_input
 from batchfile.store.base import Object
@@ -34,7 +34,7 @@ class World:
         self.store = MeteredStore(MemoryStore(self.clock))
         self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(7))
         self.ended: list[str] = []
-        self.steward = Steward(self.ledger, runner="s", on_ended=lambda batch: self.ended.append(batch.batch_id))
+        self.janitor = Janitor(self.ledger, runner="s", on_ended=lambda batch: self.ended.append(batch.batch_id))
 
     def create(self, batch_id: str, hints: tuple[str, ...] = ("mistral",)) -> BatchRecord:
         rows = [
@@ -57,7 +57,7 @@ class World:
         assert batch is not None
         plan = batches.read_plan(self.ledger, batch)
         held = shards.claim(self.ledger, batch, plan, pool, 0, runner="r")
-        assert isinstance(held, Held)
+        assert isinstance(held, ShardLease)
         (line,) = range(held.record.num_lines)
         shards.checkpoint(self.ledger, held, [FinishedLine(line, "succeeded", b"{}")], has_dispatched=True)
 
@@ -65,7 +65,7 @@ class World:
         """One tick, 15 s after the last; how many requests it took."""
         self.clock.sleep(TICK_S)
         before = sum(figure.num for figure in self.store.figures().values())
-        self.steward.tick()
+        self.janitor.tick()
         return sum(figure.num for figure in self.store.figures().values()) - before
 
     def state(self, batch_id: str) -> str | None:
@@ -148,10 +148,10 @@ class WrongClock:
 DAYS_S = 30 * 24 * 3600.0
 
 
-def test_a_steward_whose_clock_is_ahead_expires_and_deletes_nothing_before_its_time() -> None:
+def test_a_janitor_whose_clock_is_ahead_expires_and_deletes_nothing_before_its_time() -> None:
     world = World()
     wrong = replace(world.ledger, clock=WrongClock(world.clock, DAYS_S))
-    janitor = Steward(wrong, runner="wrong")
+    janitor = Janitor(wrong, runner="wrong")
     world.create("open")
     world.create("ended")
     world.end("ended")
@@ -180,10 +180,10 @@ def test_a_batch_of_a_creator_whose_clock_is_behind_has_its_whole_window() -> No
     assert world.state("a") == "ended"
 
 
-def test_a_steward_whose_clock_is_set_back_goes_on_looking() -> None:
+def test_a_janitor_whose_clock_is_set_back_goes_on_looking() -> None:
     world = World()
     clock = WrongClock(world.clock, 0.0)
-    janitor = Steward(replace(world.ledger, clock=clock), runner="s")
+    janitor = Janitor(replace(world.ledger, clock=clock), runner="s")
     world.create("a")
     janitor.tick()
     clock._off_s = -DAYS_S
@@ -208,12 +208,12 @@ def test_a_lost_marker_is_put_back_and_the_bell_rings() -> None:
     world = World()
     batch = world.create("a", ("mistral", "llama"))
     world.tick()
-    lost = keys.marker_key("llama", batch.priority, batch.created_at, "a")
+    lost = keys.queue_key("llama", batch.priority, batch.created_at, "a")
     world.store.delete(lost)
-    before = {pool: world.store.get(keys.bell_key(pool)) for pool in ("mistral", "llama")}
+    before = {pool: world.store.get(keys.notification_key(pool)) for pool in ("mistral", "llama")}
     world.tick()
     assert world.store.head(lost) is not None
-    after = {pool: world.store.get(keys.bell_key(pool)) for pool in ("mistral", "llama")}
+    after = {pool: world.store.get(keys.notification_key(pool)) for pool in ("mistral", "llama")}
     assert [pool for pool in after if after[pool].data != before[pool].data] == ["llama"]  # type: ignore[union-attr]
 
 
@@ -221,7 +221,7 @@ def test_the_marker_of_a_pool_that_has_nothing_left_is_not_put_back() -> None:
     world = World()
     batch = world.create("a", ("mistral", "llama"))
     world.answer("a", "llama")
-    done = keys.marker_key("llama", batch.priority, batch.created_at, "a")
+    done = keys.queue_key("llama", batch.priority, batch.created_at, "a")
     world.store.delete(done)
     world.tick()
     assert world.store.head(done) is None
@@ -232,7 +232,7 @@ def test_every_end_is_told_once_whoever_ended_it_and_when() -> None:
     world.create("before")
     world.end("before")
     world.clock.sleep(1.0)
-    late = Steward(world.ledger, runner="t", on_ended=lambda batch: world.ended.append(batch.batch_id))
+    late = Janitor(world.ledger, runner="t", on_ended=lambda batch: world.ended.append(batch.batch_id))
     for name in ("mine", "another's", "unseen"):
         world.create(name.replace("'", ""))
     late.tick()
@@ -300,7 +300,7 @@ class BrokenInbox(Inbox):
 
 def test_an_inbox_that_can_not_be_read_keeps_no_batch_waiting() -> None:
     world = World()
-    world.steward = Steward(world.ledger, runner="s", inbox=BrokenInbox(world.ledger, POOLS))
+    world.janitor = Janitor(world.ledger, runner="s", inbox=BrokenInbox(world.ledger, POOLS))
     world.create("a")
     batches.end(world.ledger, "a", "canceled")
     world.tick()
@@ -320,7 +320,7 @@ def test_a_batch_that_the_store_refuses_something_for_keeps_no_other_waiting() -
             return super().get(key)
 
     ledger = Ledger(store=Refusing(world.store), clock=world.clock, rng=random.Random(7))
-    world.steward = Steward(ledger, runner="s")
+    world.janitor = Janitor(ledger, runner="s")
     world.tick()
     assert (world.state("a"), world.state("b")) == ("ending", "ended")
 
@@ -344,7 +344,7 @@ def test_what_nobody_expects_of_one_batch_stops_no_other_and_is_tried_again() ->
         world.create(batch_id)
         batches.end(world.ledger, batch_id, "canceled")
     odd = Odd(world.store, "batches/a/plan-", KeyError("Column custom_id does not exist in schema"))
-    world.steward = Steward(Ledger(store=odd, clock=world.clock, rng=random.Random(7)), runner="s")
+    world.janitor = Janitor(Ledger(store=odd, clock=world.clock, rng=random.Random(7)), runner="s")
     with structlog.testing.capture_logs() as events:
         world.tick()
     assert (world.state("a"), world.state("b")) == ("ending", "ended")
@@ -358,7 +358,7 @@ def test_what_nobody_expects_of_one_batch_stops_no_other_and_is_tried_again() ->
     assert world.state("a") == "ended"
 
 
-def test_a_process_that_is_killed_while_it_stewards_does_nothing_more() -> None:
+def test_a_process_that_is_killed_while_it_janitors_does_nothing_more() -> None:
     class Gone(BaseException):
         pass
 
@@ -367,7 +367,7 @@ def test_a_process_that_is_killed_while_it_stewards_does_nothing_more() -> None:
         world.create(batch_id)
         batches.end(world.ledger, batch_id, "canceled")
     odd = Odd(world.store, "batches/a/plan-", Gone())
-    world.steward = Steward(Ledger(store=odd, clock=world.clock, rng=random.Random(7)), runner="s")
+    world.janitor = Janitor(Ledger(store=odd, clock=world.clock, rng=random.Random(7)), runner="s")
     with pytest.raises(Gone):
         world.tick()
 

@@ -404,6 +404,6 @@ def test_the_store_keeps_its_conditions(store: Store) -> None:
 
 
 def test_an_owner_who_never_was_is_not_known_dead(store: Store, folder: str) -> None:
-    assert not store.is_dead(folder)
-    with store.hold(folder):
-        assert not store.is_dead(folder)
+    assert not store.is_process_dead(folder)
+    with store.hold_process_lock(folder):
+        assert not store.is_process_dead(folder)

@@ -127,50 +127,54 @@ def test_of_racing_processes_each_object_is_created_by_one(store: DirectoryStore
 
 def test_a_killed_holder_is_dead_at_once(store: DirectoryStore) -> None:
     with holder(store, "runner-1") as process:
-        assert not store.is_dead("runner-1")
+        assert not store.is_process_dead("runner-1")
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert store.is_dead("runner-1")
-        assert store.is_dead("runner-1")
-        assert not store.is_dead("runner-2")
+        assert store.is_process_dead("runner-1")
+        assert store.is_process_dead("runner-1")
+        assert not store.is_process_dead("runner-2")
 
 
 def test_a_child_that_outlives_a_killed_holder_does_not_keep_it_alive(store: DirectoryStore) -> None:
     with holder(store, "runner-1", with_child=True) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert store.is_dead("runner-1")
+        assert store.is_process_dead("runner-1")
 
 
 def test_an_owner_who_left_is_dead_until_it_holds_again(store: DirectoryStore) -> None:
-    with store.hold("runner-1"):
-        assert not store.is_dead("runner-1")
-    assert store.is_dead("runner-1")
-    with store.hold("runner-1"):
-        assert not DirectoryStore(store.url).is_dead("runner-1")
+    with store.hold_process_lock("runner-1"):
+        assert not store.is_process_dead("runner-1")
+    assert store.is_process_dead("runner-1")
+    with store.hold_process_lock("runner-1"):
+        assert not DirectoryStore(store.url).is_process_dead("runner-1")
 
 
 def test_one_name_is_held_by_one(store: DirectoryStore) -> None:
-    with store.hold("runner-1"), pytest.raises(StoreError, match="a name of its own"), store.hold("runner-1"):
+    with (
+        store.hold_process_lock("runner-1"),
+        pytest.raises(StoreError, match="a name of its own"),
+        store.hold_process_lock("runner-1"),
+    ):
         pass
 
 
 def test_files_of_owners_long_dead_are_swept_and_those_of_the_living_stay(store: DirectoryStore) -> None:
     folder = Path(store.url, ".store", "owners")
-    with store.hold("dead"):
+    with store.hold_process_lock("dead"):
         pass
-    with store.hold("recent"):
+    with store.hold_process_lock("recent"):
         pass
     recent = {path.name for path in folder.iterdir()}
-    with store.hold("alive"):
+    with store.hold_process_lock("alive"):
         for path in folder.iterdir():
             backdate(path)
-        with store.hold("recent"):
+        with store.hold_process_lock("recent"):
             pass
         again = DirectoryStore(store.url)
-        assert not again.is_dead("dead")
-        assert again.is_dead("recent")
-        assert not again.is_dead("alive")
+        assert not again.is_process_dead("dead")
+        assert again.is_process_dead("recent")
+        assert not again.is_process_dead("alive")
         assert len(list(folder.iterdir())) == len(recent)
 
 

@@ -188,7 +188,7 @@ def test_a_lock_that_changes_hands_is_not_stuck(store: DirectoryStore, virtual: 
 
 
 def test_the_service_says_so_and_goes_on_with_what_can_be_done(store: DirectoryStore, virtual: VirtualTime) -> None:
-    app = create_app(Ledger(store=store), Settings(), is_steward=False)
+    app = create_app(Ledger(store=store), Settings(), is_janitor=False)
 
     async def ask() -> tuple[object, int, int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:

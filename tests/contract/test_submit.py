@@ -9,12 +9,12 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, TooLarge
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, idempotency
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.submit import submit
 from batchfile.store.memory import MemoryStore
@@ -41,36 +41,38 @@ class SlowToRead(MemoryStore):
 
 
 class World:
-    """A steward of another process looks after every pause."""
+    """A janitor of another process looks after every pause."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.store = SlowToRead(self.clock)
         self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(1))
-        self.steward = Steward(self.ledger, runner="other")
+        self.janitor = Janitor(self.ledger, runner="other")
 
     def pause(self, seconds: float) -> None:
         self.clock.sleep(seconds)
-        self.steward.tick()
+        self.janitor.tick()
 
-    def adopt(self, batch_id: str) -> Adopted:
-        return idempotency.adopt(self.ledger, kind="key", tenant=TENANT, value="K", digest="d", batch_id=batch_id)
+    def get_or_create(self, batch_id: str) -> KeyedBatch:
+        return idempotency.get_or_create(
+            self.ledger, kind="key", tenant=TENANT, value="K", digest="d", batch_id=batch_id
+        )
 
-    def submit(self, chunks: Iterator[bytes], adopted: Adopted, **more: Any) -> BatchRecord:
+    def submit(self, chunks: Iterator[bytes], keyed: KeyedBatch, **more: Any) -> BatchRecord:
         draft = Draft(
-            batch_id=adopted.batch_id,
+            batch_id=keyed.batch_id,
             routing=RoutingTable(everything="local"),
             defaults=Defaults(),
             tenant=TENANT,
-            created_at=adopted.created_at,
+            created_at=keyed.created_at,
         )
-        return submit(self.ledger, draft, chunks, size=1000, is_strict=False, is_shared=adopted.is_shared, **more)
+        return submit(self.ledger, draft, chunks, size=1000, is_strict=False, is_shared=keyed.is_shared, **more)
 
     def keys(self, prefix: str) -> list[str]:
         return [entry.key for entry in self.store.list(prefix)]
 
-    def attempt(self, num: int, adopted: Adopted, **more: Any) -> BatchRecord:
-        return self.submit(iter([line(f"r{number}") for number in range(num)]), adopted, **more)
+    def attempt(self, num: int, keyed: KeyedBatch, **more: Any) -> BatchRecord:
+        return self.submit(iter([line(f"r{number}") for number in range(num)]), keyed, **more)
 
 
 @pytest.fixture
@@ -81,17 +83,17 @@ def world() -> World:
 @pytest.mark.parametrize("key", [None, "K"])
 def test_a_create_that_takes_hours_is_given_up_by_nobody(world: World, key: str | None) -> None:
     """Neither while the input is stored, nor while it is read again for duplicates, nor by whoever repeats it."""
-    adopted = Adopted(batch_id="one", created_at=world.clock.now()) if key is None else world.adopt("one")
+    keyed = KeyedBatch(batch_id="one", created_at=world.clock.now()) if key is None else world.get_or_create("one")
     step_s = world.ledger.limits.abandoned_s / 4
 
     def chunks() -> Iterator[bytes]:
         for number in range(12):
             world.pause(step_s)
-            assert key is None or world.adopt("another").batch_id == "one"
+            assert key is None or world.get_or_create("another").batch_id == "one"
             yield line(f"r{number % 10}")
         world.store.pause = lambda: world.pause(step_s)
 
-    batch = world.submit(chunks(), adopted)
+    batch = world.submit(chunks(), keyed)
     assert (batch.batch_id, batch.state, batch.total) == ("one", "open", 12)
     assert world.clock.now() - batch.created_at > 5 * world.ledger.limits.abandoned_s
 
@@ -102,29 +104,29 @@ def test_a_create_that_was_given_up_says_why(world: World) -> None:
         world.pause(world.ledger.limits.abandoned_s)
 
     with pytest.raises(BatchDamaged, match=r"nothing was heard of its create for 60 minutes.*; send this one again"):
-        world.submit(chunks(), Adopted(batch_id="one", created_at=world.clock.now()))
+        world.submit(chunks(), KeyedBatch(batch_id="one", created_at=world.clock.now()))
 
 
 def test_a_refused_attempt_finds_the_batch_that_another_has_made(world: World) -> None:
     """Two replicas need not have the same settings: what the one takes may be too large for the other."""
-    first = world.adopt("one")
+    first = world.get_or_create("one")
 
     def chunks() -> Iterator[bytes]:
         yield line("r0")
-        assert world.attempt(2, world.adopt("two")).batch_id == "one"
+        assert world.attempt(2, world.get_or_create("two")).batch_id == "one"
         yield line("r1")
 
     batch = world.submit(chunks(), first, requests_max=1)
     assert batch == batches.read_batch(world.ledger, "one")
     assert batch.state == "open"
-    assert world.adopt("three").batch_id == "one"
+    assert world.get_or_create("three").batch_id == "one"
     assert world.keys(ledger_keys.index_prefix(TENANT)) == [ledger_keys.index_key(TENANT, first.created_at, "one")]
 
 
 @pytest.mark.parametrize("refuses_the_first", [True, False])
 def test_what_one_attempt_was_refused_no_other_can_make(world: World, refuses_the_first: bool) -> None:
-    first = world.adopt("one")
-    repeat = world.adopt("two")
+    first = world.get_or_create("one")
+    repeat = world.get_or_create("two")
     refused, accepted = (first, repeat) if refuses_the_first else (repeat, first)
 
     def chunks() -> Iterator[bytes]:
@@ -139,10 +141,10 @@ def test_what_one_attempt_was_refused_no_other_can_make(world: World, refuses_th
 
 def test_a_key_of_what_was_refused_is_free_again_and_nothing_of_it_stays(world: World) -> None:
     with pytest.raises(TooLarge):
-        world.attempt(2, world.adopt("one"), requests_max=1)
+        world.attempt(2, world.get_or_create("one"), requests_max=1)
     assert world.keys(ledger_keys.batch_prefix("one")) == [ledger_keys.batch_key("one")]
-    assert world.adopt("two").is_first
-    assert world.attempt(2, world.adopt("three")).batch_id == "two"
+    assert world.get_or_create("two").is_first
+    assert world.attempt(2, world.get_or_create("three")).batch_id == "two"
     limits = world.ledger.limits
     for _ in range(3):
         world.pause(limits.tombstone_s / 2)

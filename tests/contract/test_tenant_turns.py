@@ -14,7 +14,7 @@ from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.ledger import batches, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
-from batchfile.ledger.shards import Held
+from batchfile.ledger.shards import ShardLease
 from batchfile.plan.planner import plan_input
 from batchfile.runner.claimer import Claims
 from batchfile.runner.runner import Runner, RunnerOptions
@@ -46,7 +46,7 @@ def create(ledger: Ledger, tenant: str, *, num_batches: int, num_shards: int, pr
         batches.create(ledger, draft, planned)
 
 
-def claimed(ledger: Ledger, runner_id: str = "r") -> Iterator[Held]:
+def claimed(ledger: Ledger, runner_id: str = "r") -> Iterator[ShardLease]:
     claims = Claims(ledger, POOL, runner_id)
     while (held := claims.next()) is not None or claims.has_more:
         if held is not None:
@@ -105,14 +105,14 @@ def test_lines_that_are_tried_alone_take_turns_by_tenant_the_most_suspected_firs
     def engine() -> EchoEngine:
         return Watched(latency_s=5.0, clock=ledger.clock)
 
-    runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool=POOL, is_steward=False))
+    runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool=POOL, is_janitor=False))
     runner.run_alone(until=lambda: len(started) == 19)
     places = {name: place for place, name in enumerate(started) if name.startswith("one")}
     assert min(places, key=lambda name: places[name]) == "one-0/1"
     assert max(places.values()) - min(places.values()) == 4, "one of the first tenant's between two of the other's"
 
 
-def die_with(ledger: Ledger, chosen: Callable[[Held], bool]) -> None:
+def die_with(ledger: Ledger, chosen: Callable[[ShardLease], bool]) -> None:
     """A runner claims all that is free, says that it dispatches what is `chosen`, and is not heard of again."""
     for held in list(claimed(ledger, "dead")):
         shards.checkpoint(ledger, held, has_dispatched=chosen(held))

@@ -8,12 +8,12 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
 from batchfile.files import stored_files
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap
 from batchfile.ledger.records import BatchRecord, FileInput, FileRecord, ShardRecord
-from batchfile.ledger.turn import Turn, settle
+from batchfile.ledger.turn import Lease, settle
 from batchfile.plan import pending
 from batchfile.plan import planner as planner_module
 from batchfile.store.memory import MemoryStore
@@ -70,7 +70,7 @@ class Process:
         self.name = f"r{number}"
         self.store = FaultyStore(world.store)
         self.ledger = Ledger(store=self.store, clock=world.clock, rng=random.Random(number))
-        self.steward = Steward(self.ledger, runner=self.name)
+        self.janitor = Janitor(self.ledger, runner=self.name)
 
     def plan(self) -> BatchRecord | None:
         return pending.plan(self.ledger, "b", runner=self.name)
@@ -105,7 +105,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Process | None]:
 
 
 def test_no_outage_while_a_file_is_planned_counts_against_it(world: World, plans: list[Process | None]) -> None:
-    for number in range(2 * pending.LAPSES_MAX):
+    for number in range(2 * pending.CRASHES_MAX):
         process, other = world.process(number), world.process(50 + number)
         plans.append(process)
         with pytest.raises(StoreUnavailable):
@@ -118,7 +118,7 @@ def test_no_outage_while_a_file_is_planned_counts_against_it(world: World, plans
     opened = other.plan()
     assert opened is not None
     assert opened.state == "open"
-    assert world.turn().lapses == 0
+    assert world.turn().crash_count == 0
 
 
 def test_a_turn_whose_return_failed_is_given_back_once_the_store_is_there(
@@ -132,7 +132,7 @@ def test_a_turn_whose_return_failed_is_given_back_once_the_store_is_there(
     assert world.turn().state == "leased"
     process.store.is_down = False
     process.store.ills = [Ill(pattern="batches/b/batch.json", answer="500")]  # so that it does not plan it at once
-    process.steward.tick()
+    process.janitor.tick()
     assert world.turn().state == "open"
     opened = other.plan()
     assert opened is not None
@@ -143,7 +143,7 @@ def test_a_planner_that_died_is_counted_after_it_was_asked_for_a_whole_lease(
     world: World, plans: list[Process | None]
 ) -> None:
     ttl_s = world.process(0).ledger.limits.lease_ttl_s
-    for number in range(pending.LAPSES_MAX):
+    for number in range(pending.CRASHES_MAX):
         plans.append(None)
         with pytest.raises(Died):
             world.process(number).plan()
@@ -159,7 +159,7 @@ def test_a_planner_that_died_is_counted_after_it_was_asked_for_a_whole_lease(
 
 def test_a_holder_that_is_asked_and_beats_keeps_its_turn(world: World) -> None:
     process, other = world.process(1), world.process(2)
-    turn = Turn.take(process.ledger, KEY, keys.PLANNING_POOL, process.name, counts=True)
+    turn = Lease.take(process.ledger, KEY, keys.PLANNING_POOL, process.name, counts=True)
     assert turn is not None
     world.clock.sleep(process.ledger.limits.lease_ttl_s)
     assert other.plan() is None
@@ -174,16 +174,16 @@ def test_a_holder_that_is_asked_and_beats_keeps_its_turn(world: World) -> None:
 def test_a_turn_that_counts_for_nothing_is_taken_over_at_once(world: World) -> None:
     process, other = world.process(1), world.process(2)
     key = keys.assembly_key("b")
-    assert Turn.take(process.ledger, key, keys.ASSEMBLY_POOL, "r1") is not None
+    assert Lease.take(process.ledger, key, keys.ASSEMBLY_POOL, "r1") is not None
     world.clock.sleep(process.ledger.limits.lease_ttl_s)
-    assert Turn.take(other.ledger, key, keys.ASSEMBLY_POOL, "r2") is not None
+    assert Lease.take(other.ledger, key, keys.ASSEMBLY_POOL, "r2") is not None
 
 
-def shard(world: World, *, trying: tuple[int, ...], has_dispatched: bool = True) -> tuple[str, ShardRecord]:
+def shard(world: World, *, bisect_set: tuple[int, ...], has_dispatched: bool = True) -> tuple[str, ShardRecord]:
     """The record of a shard whose holder tries these lines, as it stands in the store."""
     key = keys.shard_key("b", "mistral", 0)
     fresh = lease.fresh("mistral", 0, 8, lease="a", runner="r1")
-    held = replace(fresh, trying=trying, has_dispatched=has_dispatched, lapses=2)
+    held = replace(fresh, bisect_set=bisect_set, has_dispatched=has_dispatched, crash_count=2)
     assert not isinstance(swap(world.process(0).ledger, key, held, None), Lost)
     return key, held
 
@@ -196,7 +196,7 @@ def take_over(world: World, key: str) -> ShardRecord | None:
 
 
 def test_a_line_is_blamed_for_a_lapse_only_when_its_runner_was_asked(world: World) -> None:
-    key, _ = shard(world, trying=(3,))
+    key, _ = shard(world, bisect_set=(3,))
     ttl_s = world.process(0).ledger.limits.lease_ttl_s
     world.clock.sleep(ttl_s)
     assert take_over(world, key) is None
@@ -204,11 +204,11 @@ def test_a_line_is_blamed_for_a_lapse_only_when_its_runner_was_asked(world: Worl
     world.clock.sleep(ttl_s)
     taken = take_over(world, key)
     assert taken is not None
-    assert (taken.blamed, taken.is_doubted) == (1, False)
+    assert (taken.crashes_alone, taken.is_doubted) == (1, False)
 
 
 def test_a_runner_that_was_cut_off_answers_with_its_next_checkpoint(world: World) -> None:
-    key, held = shard(world, trying=(3,))
+    key, held = shard(world, bisect_set=(3,))
     ledger = world.process(1).ledger
     stored = load(ledger, key, ShardRecord)
     world.clock.sleep(ledger.limits.lease_ttl_s)
@@ -218,13 +218,13 @@ def test_a_runner_that_was_cut_off_answers_with_its_next_checkpoint(world: World
     assert not isinstance(written, Lost)
     taken = take_over(world, key)
     assert taken is not None
-    assert (taken.blamed, taken.lapses) == (0, 2)
+    assert (taken.crashes_alone, taken.crash_count) == (0, 2)
 
 
 @pytest.mark.parametrize(("trying", "has_dispatched"), [((), True), ((2, 3), True), ((3,), False)])
 def test_a_shard_of_which_no_line_would_be_blamed_is_taken_over_at_once(
-    world: World, trying: tuple[int, ...], has_dispatched: bool
+    world: World, bisect_set: tuple[int, ...], has_dispatched: bool
 ) -> None:
-    key, _ = shard(world, trying=trying, has_dispatched=has_dispatched)
+    key, _ = shard(world, bisect_set=bisect_set, has_dispatched=has_dispatched)
     world.clock.sleep(world.process(0).ledger.limits.lease_ttl_s)
     assert take_over(world, key) is not None

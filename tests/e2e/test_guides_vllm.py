@@ -112,7 +112,7 @@ def test_a_schema_that_takes_minutes_to_compile_fails_alone_and_the_engine_compi
     assert "answer.a does not fit properties/a/pattern" in ahead["no"]["error"]["message"]
     # A stage's schema of this kind guides nothing; its answers are checked all the same.
     assert [row["error"]["message"] for row in stage.values()] == ["Output validation failed"] * 2
-    assert runner.tally.num_engine_deaths == 0
+    assert runner.runner_stats.num_engine_deaths == 0
 
 
 def test_many_slow_schemas_of_one_batch_hold_up_no_other(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,13 +129,13 @@ def test_many_slow_schemas_of_one_batch_hold_up_no_other(model_dir: Path, monkey
     thread.start()
     try:
         deadline = time.monotonic() + WAIT_S
-        while not runner.tally.refused:
+        while not runner.runner_stats.refused:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         create(ledger, "plain", [line(f"r{n}", None) for n in range(8)])
         create(ledger, "good", [line(f"r{n}", GOOD | {"title": str(n)}) for n in range(8)])
         plain, good = read_ended(ledger, "plain"), read_ended(ledger, "good")
-        num_refused = runner.tally.refused
+        num_refused = runner.runner_stats.refused
     finally:
         runner.stop_now()
         thread.join(60)

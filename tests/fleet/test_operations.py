@@ -18,7 +18,7 @@ from batchfile.engine.open import engine_factory
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import PresenceRecord
-from batchfile.ledger.set_aside import Aside
+from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.status import StatusReader
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
@@ -49,7 +49,7 @@ def known() -> set[str]:
         ledger, PresenceRecord(pool="mistral", runner_id="m", model="m", engine="echo", state="idle", started_at=0.0)
     )
     fleet = Fleet(ledger, settings, StatusReader(ledger))
-    page = Metrics(fleet, store, list(settings.pools), Aside(ledger)).render().decode()
+    page = Metrics(fleet, store, list(settings.pools), SetAside(ledger)).render().decode()
     typed = dict(re.findall(r"^# TYPE (\S+) (\w+)$", page, re.M))
     histograms = {name + ending for name, kind in typed.items() if kind == "histogram" for ending in OF_HISTOGRAMS}
     runner = Runner(ledger, engine_factory("echo", model="m"), RunnerOptions(runner_id="m", pool="mistral"))

@@ -51,7 +51,7 @@ class Api:
         ledger = open_service_ledger(self.store, load_settings())
 
         def one(pool: str) -> None:
-            options = RunnerOptions(runner_id=f"{pool}-test", pool=pool, only=batch_id, is_steward=False)
+            options = RunnerOptions(runner_id=f"{pool}-test", pool=pool, only=batch_id, is_janitor=False)
             task: Task = "embed" if pool == embedding else "generate"
             Runner(ledger, engine_factory("echo", model=f"echo-{pool}", task=task), options).run()
 

@@ -60,7 +60,7 @@ class Shell:
 
     def work(self, batch_id: str, pool: str = "mistral") -> None:
         """Run the batch to its end with an echo engine."""
-        options = RunnerOptions(runner_id=f"{pool}-test", pool=pool, only=batch_id, is_steward=False)
+        options = RunnerOptions(runner_id=f"{pool}-test", pool=pool, only=batch_id, is_janitor=False)
         ledger = open_service_ledger(self.store, load_settings())
         Runner(ledger, engine_factory("echo", model="echo"), options).run()
 

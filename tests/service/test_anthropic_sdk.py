@@ -53,7 +53,7 @@ def api(serve_api: Callable[..., Any]) -> Iterator[Any]:
             lambda seconds=seconds, pool=pool, more=more: EchoEngine(
                 seconds_per_token=seconds, model=POOLS[pool]["model"], **more
             ),
-            RunnerOptions(runner_id=f"{pool}-test", pool=pool, is_steward=False),
+            RunnerOptions(runner_id=f"{pool}-test", pool=pool, is_janitor=False),
         )
         for pool, seconds, more in (
             ("fast", 0.0, {"tool_input": {"place": "Zürich"}, "thinking": "Hm."}),

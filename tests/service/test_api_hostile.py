@@ -390,7 +390,7 @@ class StuckStore(MemoryStore):
 
 def test_probes_answer_while_every_thread_is_busy() -> None:
     store = StuckStore()
-    app = create_app(Ledger(store=store), Settings(), is_steward=False)
+    app = create_app(Ledger(store=store), Settings(), is_janitor=False)
 
     async def ask() -> tuple[list[int], set[int]]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
@@ -428,7 +428,7 @@ def test_head_and_options_of_every_path_are_answered_without_a_body(api: Any, ma
 
 def test_what_anyone_may_read_is_rendered_before_the_first_request() -> None:
     """However many ask, each request only copies bytes."""
-    app = create_app(Ledger(store=MemoryStore()), Settings(), is_steward=False)
+    app = create_app(Ledger(store=MemoryStore()), Settings(), is_janitor=False)
 
     async def read(path: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:

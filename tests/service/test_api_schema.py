@@ -28,7 +28,7 @@ def _lines(_: Any, value: Any) -> bytes:
 
 
 def _document() -> dict[str, Any]:
-    app = create_app(Ledger(store=MemoryStore()), Settings(api_keys=KEYS), is_steward=False)
+    app = create_app(Ledger(store=MemoryStore()), Settings(api_keys=KEYS), is_janitor=False)
     document: dict[str, Any] = schemathesis.openapi.from_asgi("/openapi.json", app).raw_schema
     return document
 

@@ -56,11 +56,11 @@ def dropped(path: str, data: bytes) -> World:
     world = World(MemoryStore(clock), clock)
     world.drop(path, data)
     for _ in range(4):
-        world.steward.tick()
+        world.janitor.tick()
         clock.sleep(30.0)
     for batch in world.batches():
         world.run(batch)
-    world.steward.tick()
+    world.janitor.tick()
     return world
 
 

@@ -87,7 +87,7 @@ def endpoint() -> Iterator[Any]:
 def work(served: Any, batch_id: str, url: str) -> None:
     """Run it to its end, one request after the other: the first proves that the endpoint serves requests."""
     options = HttpOptions(base_url=url, model="served", concurrency=1, backoff_s=0.001)
-    runner = RunnerOptions(runner_id="test", pool="mistral", only=batch_id, is_steward=False)
+    runner = RunnerOptions(runner_id="test", pool="mistral", only=batch_id, is_janitor=False)
     Runner(open_service_ledger(served.store, load_settings()), lambda: HttpEngine(options), runner).run()
 
 

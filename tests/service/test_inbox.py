@@ -16,7 +16,7 @@ WAIT_S = 600.0  # a busy machine with two cores takes minutes
 def test_dropped_files_become_a_batch_each_and_rubbish_runs_once_it_is_mended(
     tmp_path: Path, kind: str, apis: int
 ) -> None:
-    """API processes and three runners, stewards all; 20,000 lines, 1 % of them cut off, and 40 small files beside them.
+    """API processes and three runners, janitors all; 20,000 lines, 1 % of them cut off, and 40 small files beside them.
 
     Answers are in the order of the input, digests are right, every process stays under 300 MiB, and the errors file
     runs to its end after it was mended and dropped again.

@@ -284,7 +284,7 @@ def test_an_expired_batch_keeps_what_has_finished_and_says_of_the_rest_that_it_e
     batch = submit(client, line("a"), line("b", model="llama-70b"))
     until(client, batch.id, "in_progress")
     ledger = open_service_ledger(served.store, load_settings())
-    options = RunnerOptions(runner_id="a", pool="mistral", is_steward=False)
+    options = RunnerOptions(runner_id="a", pool="mistral", is_janitor=False)
     runner = Runner(ledger, engine_factory("echo", model="echo"), options)
     thread = threading.Thread(target=runner.run)
     thread.start()

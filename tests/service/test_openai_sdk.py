@@ -150,7 +150,7 @@ def test_the_node_client_of_every_major_does_all_that_it_can(
         Runner(
             ledger,
             engine_factory("echo", model="echo", task=task),
-            RunnerOptions(runner_id=f"{pool}-{version}", pool=pool, is_steward=False),
+            RunnerOptions(runner_id=f"{pool}-{version}", pool=pool, is_janitor=False),
         )
         for pool, task in tasks.items()
     ]

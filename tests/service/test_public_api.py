@@ -24,7 +24,7 @@ GREETINGS = [
 
 
 def work(store: str, batch: batchfile.Batch) -> None:
-    options = batchfile.RunnerOptions(runner_id="test", pool="mistral", only=batch.id, is_steward=False)
+    options = batchfile.RunnerOptions(runner_id="test", pool="mistral", only=batch.id, is_janitor=False)
     batchfile.Runner(batchfile.Ledger(store=batchfile.open_store(store)), EchoEngine, options).run()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from batchfile.client.resolve import open_service_ledger
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.settings import load_settings
 from batchfile.store.open import open_store
 from tests.chaos.servers import BUCKET, KEYS, Server
@@ -125,7 +125,7 @@ def test_a_dropped_file_is_listed_by_its_path_and_can_be_retried(shell: Shell) -
     os.utime(dropped, (1e9, 1e9))  # it has been whole for long
     settings = load_settings()
     ledger = open_service_ledger(shell.store, settings)
-    Steward(ledger, runner="test", inbox=Inbox(ledger, settings.routing())).tick()
+    Janitor(ledger, runner="test", inbox=Inbox(ledger, settings.routing())).tick()
     listed = next(row for row in shell.json("ls") if row["inbox_path"] == "inbox/mistral/leads/a.jsonl")
     batch_id = listed["batch_id"]
     (row,) = [row for row in shell.run("ls").stdout.decode().splitlines() if row.startswith(batch_id)]

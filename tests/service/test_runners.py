@@ -245,7 +245,7 @@ def test_a_drained_pool_leaves_the_other_pools_work_alone(start: Callable[..., S
     assert [(record.pool, record.state) for record in shards(ledger)] == [("mistral", "done")]
 
 
-def test_an_idle_runner_of_any_pool_is_a_steward(start: Callable[..., Supervisor], ledger: Ledger) -> None:
+def test_an_idle_runner_of_any_pool_is_a_janitor(start: Callable[..., Supervisor], ledger: Ledger) -> None:
     create(ledger, ["mistral"])
     assert start("--pool", "mistral", "--drain").ended() == 0
     supervisor = start("--pool", "llama-70b", BATCHFILE_LIMITS__RETENTION_S="0.001")

@@ -24,16 +24,16 @@ from openai.types.webhooks import (
 from pydantic import SecretStr
 
 from api.ops.safe_post import post
-from api.ops.webhook_sender import AT_ONCE, Delivering, _Due
+from api.ops.webhook_sender import AT_ONCE, WebhookSender, _Due
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
 from batchfile.files import stored_files
 from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, DroppedFile, EndReason, FileInput
-from batchfile.ledger.set_aside import Aside
+from batchfile.ledger.set_aside import SetAside
 from batchfile.plan import pending
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Webhook
@@ -108,10 +108,10 @@ class Process:
     """What an API process does about webhooks, with time in the test's hands."""
 
     def __init__(self, ledger: Ledger, hook: Webhook, **others: Webhook) -> None:
-        self.delivering = Delivering(ledger, {"acme": hook, **others})
-        self.steward = Steward(ledger, runner="s", on_ended=self.delivering.hear)
+        self.webhook_sender = WebhookSender(ledger, {"acme": hook, **others})
+        self.janitor = Janitor(ledger, runner="s", on_ended=self.webhook_sender.hear)
         self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.delivering.run, args=(self.stop,))
+        self.thread = threading.Thread(target=self.webhook_sender.run, args=(self.stop,))
         self.thread.start()
 
     def close(self) -> None:
@@ -191,7 +191,7 @@ def test_what_was_not_taken_comes_again_from_another_process_as_the_same_event(
     calls = []
     for _ in range(3):
         process = Process(ledger, hook)
-        process.steward.tick()  # which finds a batch that ended before it began
+        process.janitor.tick()  # which finds a batch that ended before it began
         calls.append(receiver.calls.get(timeout=WAIT_S))
         process.close()
         ledger.clock.sleep(3600.0)
@@ -209,7 +209,7 @@ def test_one_process_comes_again_by_itself(ledger: Ledger, receiver: Receiver) -
     receiver.answers = [500]
     hook = Webhook(url=receiver.url, secret=SecretStr(SECRET), allow_private=True)
     process = Process(ledger, hook)
-    process.delivering.hear(ended(ledger))
+    process.webhook_sender.hear(ended(ledger))
     first = receiver.calls.get(timeout=WAIT_S)
     ledger.clock.sleep(60.0)
     assert receiver.calls.get(timeout=WAIT_S).body == first.body
@@ -228,11 +228,11 @@ def test_a_receiver_that_hangs_holds_up_no_other(ledger: Ledger, receiver: Recei
         with closing(Process(ledger, ours, other=theirs)) as process:
             for n in range(5 * AT_ONCE):
                 batch = ended(ledger, f"batch_{n}")
-                process.delivering.hear(
+                process.webhook_sender.hear(
                     replace(batch, dropped=dropped) if is_callback else replace(batch, tenant="other")
                 )
             last = ended(ledger, "batch_last")
-            process.delivering.hear(last)
+            process.webhook_sender.hear(last)
             assert receiver.calls.get(timeout=WAIT_S).body == event_of(last).body
             hanging.may_answer.set()
 
@@ -248,12 +248,12 @@ def test_who_dropped_a_file_is_told_where_it_asked_to_be(
     store.put("inbox/mistral/a.jsonl", b"rubbish")
     ledger = Ledger(store=store)
     hook = Webhook(url="http://127.0.0.1:9/nobody", secret=SecretStr(SECRET), allow_private=True)
-    delivering = Delivering(ledger, {"default": hook} if has_secret else {})
+    webhook_sender = WebhookSender(ledger, {"default": hook} if has_secret else {})
     inbox = Inbox(ledger, RoutingTable(pools={"mistral": ("m",)}))
     stop = threading.Event()
-    thread = threading.Thread(target=delivering.run, args=(stop,))
+    thread = threading.Thread(target=webhook_sender.run, args=(stop,))
     thread.start()
-    Steward(ledger, runner="s", inbox=inbox, on_ended=delivering.hear).tick()
+    Janitor(ledger, runner="s", inbox=inbox, on_ended=webhook_sender.hear).tick()
     call = receiver.calls.get(timeout=WAIT_S)
     stop.set()
     thread.join(WAIT_S)
@@ -271,18 +271,18 @@ def test_a_damaged_record_of_an_attempt_is_set_aside_with_a_pause_that_grows(
     key = keys.webhook_key("batch_1")
     ledger.store.put(key, b"\0\0\0")
     hook = Webhook(url=receiver.url, secret=SecretStr(SECRET), allow_private=True)
-    aside = Aside(ledger)
-    delivering = Delivering(ledger, {"acme": hook}, aside)
+    aside = SetAside(ledger)
+    webhook_sender = WebhookSender(ledger, {"acme": hook}, aside)
     due, pauses = _Due(0.0, "batch_1", "acme", ""), []
     for _ in range(8):
-        again = delivering._attempt(due)
+        again = webhook_sender._attempt(due)
         assert again is not None
         pauses.append(round(again - ledger.clock.now()))
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
     assert f"{key} in memory:" in aside.reasons()["batch_1"]
     assert receiver.calls.empty()
     ledger.store.delete(key)
-    assert delivering._attempt(due) is None
+    assert webhook_sender._attempt(due) is None
     assert receiver.calls.get(timeout=WAIT_S)
     assert aside.reasons() == {}
 

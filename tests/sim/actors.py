@@ -16,8 +16,8 @@ from pydantic import SecretStr
 
 from api import create as api_create
 from api.http.errors import Refusal
-from api.ops.janitor_thread import Stewarding
-from api.ops.webhook_sender import Delivering
+from api.ops.janitor_thread import JanitorThread
+from api.ops.webhook_sender import WebhookSender
 from api.service import Service
 from batchfile.errors import BatchfileError, StoreError
 from batchfile.inbox.scan import Inbox
@@ -139,7 +139,7 @@ class RunnerProcess(Process):
         self.role, self.pool, self.life = role, pool, life
         self._stage = stage
         ledger = stage.ledger_of(self)
-        options = RunnerOptions(runner_id=self.name, pool=pool, is_steward=life % 2 == 0, inbox=stage.inbox_of(ledger))
+        options = RunnerOptions(runner_id=self.name, pool=pool, is_janitor=life % 2 == 0, inbox=stage.inbox_of(ledger))
         self.runner = Runner(ledger, self._engine, options)
         stage.world.spawn(self, self._run)
 
@@ -166,7 +166,7 @@ class RunnerProcess(Process):
 
 
 class Replica(Process):
-    """One API process: its steward, and whatever it is asked."""
+    """One API process: its janitor, and whatever it is asked."""
 
     def __init__(self, stage: Stage, role: str, life: int) -> None:
         super().__init__(stage.world, f"{role}.{life}")
@@ -177,18 +177,18 @@ class Replica(Process):
         self.service = Service(stage.ledger_of(self), stage.settings, self.name)
         ledger = self.service.ledger
         long_work = LongWork(ledger, self.name)
-        delivering = Delivering(ledger, HOOKS if stage.shape.has_webhooks else {})
-        stewarding = Stewarding(
+        webhook_sender = WebhookSender(ledger, HOOKS if stage.shape.has_webhooks else {})
+        janitor_thread = JanitorThread(
             ledger,
             self.name,
             self.service.reader,
-            delivering.hear,
+            webhook_sender.hear,
             inbox=stage.inbox_of(ledger),
             defer=long_work.take,
         )
-        self._background = [stage.world.spawn(self, stewarding.run, Event())]
+        self._background = [stage.world.spawn(self, janitor_thread.run, Event())]
         if stage.shape.has_webhooks:
-            self._background.append(stage.world.spawn(self, delivering.run, Event()))
+            self._background.append(stage.world.spawn(self, webhook_sender.run, Event()))
         self.on_kill.append(self._hang_up)
 
     @property
@@ -218,14 +218,14 @@ class Replica(Process):
     def create_from_file(self, body: bytes, key: str, lines_per_range: int) -> BatchRecord:
         """As a local run does: the input is stored first, and what can not run is rejected line by line."""
         ledger, routing = self.service.ledger, self._stage.settings.routing()
-        adopted = idempotency.adopt(
+        keyed = idempotency.get_or_create(
             ledger, kind="file", tenant=TENANT, value=key, digest=key, batch_id=f"file_{ledger.new_id()[:12]}"
         )
-        standing = None if adopted.is_first else batches.read_batch(ledger, adopted.batch_id)
+        standing = None if keyed.is_first else batches.read_batch(ledger, keyed.batch_id)
         if standing is not None:
             return standing
         draft = batches.Draft(
-            batch_id=adopted.batch_id, routing=routing, defaults=Defaults(), created_at=adopted.created_at
+            batch_id=keyed.batch_id, routing=routing, defaults=Defaults(), created_at=keyed.created_at
         )
         batches.announce(ledger, draft)
         input_key = keys.input_key(draft.batch_id, ledger.new_id()[:12])
@@ -236,7 +236,7 @@ class Replica(Process):
     def create_of_stored(self, body: bytes, key: str) -> BatchRecord:
         """Of a file that was stored before: the batch exists at once and is planned by whoever comes first."""
         ledger = self.service.ledger
-        adopted = idempotency.adopt(
+        keyed = idempotency.get_or_create(
             ledger,
             kind="stored",
             tenant=TENANT,
@@ -244,7 +244,7 @@ class Replica(Process):
             digest=key,
             batch_id=f"stored_{ledger.new_id()[:12]}",
         )
-        standing = None if adopted.is_first else batches.read_batch(ledger, adopted.batch_id)
+        standing = None if keyed.is_first else batches.read_batch(ledger, keyed.batch_id)
         if standing is not None:
             return standing
         file = FileRecord(
@@ -261,16 +261,16 @@ class Replica(Process):
         if ledger.store.head(file.key) is None:
             ledger.store.put(file.key, body)
         draft = batches.Draft(
-            batch_id=adopted.batch_id,
+            batch_id=keyed.batch_id,
             routing=self._stage.settings.routing(),
             defaults=Defaults(),
-            created_at=adopted.created_at,
+            created_at=keyed.created_at,
         )
         return pending.create(ledger, draft, file, FileInput(file_id=key, endpoint=URL, requests_max=100))
 
     def ask(self, do: Callable[["Replica"], T], *, patience_s: float) -> T:
         """From a client's strand. Raises: what `do` raises; NoAnswer, and `do` may go on all the same."""
-        if self.is_dead:
+        if self.is_process_dead:
             raise NoAnswer
         call: Call[T] = Call(self, do)
         self._calls.append(call)

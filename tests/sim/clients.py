@@ -22,7 +22,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class CreateOptions:
     """What a client does besides sending and reading."""
 
     begins_after_s: float = 0.0
@@ -45,7 +45,7 @@ class Wishes:
 class Client:
     stage: Stage
     sent: Sent
-    wishes: Wishes
+    create_options: CreateOptions
     is_done: bool = False
     num_asking: int = 0  # also for a twin, say, after it is done itself
     rng: Random = field(init=False)
@@ -53,7 +53,7 @@ class Client:
 
     @property
     def caller(self) -> Caller:
-        return Caller(tenant=self.wishes.tenant, key="k")
+        return Caller(tenant=self.create_options.tenant, key="k")
 
     def __post_init__(self) -> None:
         self.process = Process(self.stage.world, f"client-{self.sent.key}")
@@ -61,42 +61,42 @@ class Client:
         self.stage.world.spawn(self.process, self._run)
 
     def _run(self) -> None:
-        world, model, wishes, sent = self.stage.world, self.stage.model, self.wishes, self.sent
+        world, model, create_options, sent = self.stage.world, self.stage.model, self.create_options, self.sent
         model.sent[sent.sha256] = sent
-        world.sleep(wishes.begins_after_s)
-        if wishes.refusable is not None:
-            self._send_refusable(wishes.refusable)
-        if wishes.has_twin:
+        world.sleep(create_options.begins_after_s)
+        if create_options.refusable is not None:
+            self._send_refusable(create_options.refusable)
+        if create_options.has_twin:
             world.spawn(self.process, self._create)
         batch_id = self._create()
         if batch_id is None:
             self.is_done = True
             return
-        if wishes.reads_live:
+        if create_options.reads_live:
             world.spawn(self.process, self._read_live, batch_id)
-        for number in range(wishes.num_watchers):
+        for number in range(create_options.num_watchers):
             world.spawn(self.process, self._stare, batch_id, f"watcher-{number}")
-        if wishes.deletes_at_once:
+        if create_options.deletes_at_once:
             world.spawn(self.process, self._delete_at_once, batch_id)
         try:
             self._follow(batch_id)
         except Refused as error:
-            if not wishes.deletes_at_once:
+            if not create_options.deletes_at_once:
                 self.stage.model.fail(3, f"{batch_id} exists, and its client was told {error.__cause__!r}")
         self.is_done = True
 
     def _follow(self, batch_id: str) -> None:
         self._watch(batch_id)
         self._read(batch_id)
-        if self.wishes.repeats:
+        if self.create_options.repeats:
             self._create()
-        if self.wishes.deletes:
+        if self.create_options.deletes:
             self._delete(batch_id)
 
     def _send_refusable(self, body: Sent) -> None:
         self.stage.model.sent[body.sha256] = body
         try:
-            self._ask(lambda api, num: api.create(body.data, body.key, num, tenant=self.wishes.tenant))
+            self._ask(lambda api, num: api.create(body.data, body.key, num, tenant=self.create_options.tenant))
         except Refused:
             self.stage.model.refused(body)
         else:
@@ -104,22 +104,22 @@ class Client:
 
     def _create(self) -> str | None:
         """The batch, however many attempts it takes; None where the key was used up by what was refused before."""
-        sent, wishes = self.sent, self.wishes
+        sent, create_options = self.sent, self.create_options
 
         def create(api: Replica, num: int) -> str:
-            if wishes.way == "stored":
+            if create_options.way == "stored":
                 return api.create_of_stored(sent.data, sent.key).batch_id
-            if wishes.way == "local":
-                return api.create_from_file(sent.data, sent.key, wishes.lines_per_range).batch_id
-            key, waits_s = sent.key if wishes.has_key else None, 20.0 * self.rng.random()
-            waits_s = 0.0 if wishes.has_key else waits_s
-            return api.create(sent.data, key, num, tenant=wishes.tenant, waits_s=waits_s).batch_id
+            if create_options.way == "local":
+                return api.create_from_file(sent.data, sent.key, create_options.lines_per_range).batch_id
+            key, waits_s = sent.key if create_options.has_key else None, 20.0 * self.rng.random()
+            waits_s = 0.0 if create_options.has_key else waits_s
+            return api.create(sent.data, key, num, tenant=create_options.tenant, waits_s=waits_s).batch_id
 
         try:
             batch_id = self._ask(create)
         except Refused as error:
             self.stage.model.refused(sent, for_good=False)  # what a key stands for may be forgotten
-            if wishes.refusable is None or not isinstance(error.__cause__, KeyReused):
+            if create_options.refusable is None or not isinstance(error.__cause__, KeyReused):
                 self.stage.model.fail(4, f"a good body was refused: {error.__cause__!r}")
             return None
         self.stage.world.say(self.process.name, f"has {batch_id}")
@@ -128,10 +128,10 @@ class Client:
 
     def _watch(self, batch_id: str) -> None:
         """Until it has ended."""
-        world, wishes, since = self.stage.world, self.wishes, self.stage.world.now
-        is_canceled = wishes.cancels_after_s is None
+        world, create_options, since = self.stage.world, self.create_options, self.stage.world.now
+        is_canceled = create_options.cancels_after_s is None
         while True:
-            if not is_canceled and world.now - since >= (wishes.cancels_after_s or 0.0):
+            if not is_canceled and world.now - since >= (create_options.cancels_after_s or 0.0):
                 is_canceled = True
                 self._ask(lambda api, num: api.service.cancel(self.caller, batch_id))
                 self.stage.model.batches[batch_id].canceled_at = world.now
@@ -207,12 +207,14 @@ class Client:
         num = 0
         while True:
             patience_s = 300.0
-            if self.rng.random() < self.wishes.hangs_up and self.stage.world.now < self.stage.model.calm_since:
+            if self.rng.random() < self.create_options.hangs_up and self.stage.world.now < self.stage.model.calm_since:
                 patience_s = 3.0 * self.rng.random()
             try:
                 return self._replica().ask(lambda api, num=num: do(api, num), patience_s=patience_s)  # type: ignore[misc]
             except (InvalidFile, KeyReused) as error:
-                if self.wishes.way == "upload":  # else it took so long that it counted as abandoned and was swept
+                if (
+                    self.create_options.way == "upload"
+                ):  # else it took so long that it counted as abandoned and was swept
                     raise Refused from error
             except Refusal as error:
                 if error.status < 500:

@@ -8,7 +8,7 @@ from batchfile.runner.prefetcher import WINDOW_SLOTS
 from tests.sim import bodies
 from tests.sim.actors import Stage
 from tests.sim.bodies import Sent
-from tests.sim.clients import Client, Wishes
+from tests.sim.clients import Client, CreateOptions
 from tests.sim.invariants import Known
 from tests.sim.world import Process
 
@@ -35,7 +35,7 @@ def words_until_served(batches: Iterable[Known], own: Iterable[bodies.SentLine])
     lines = list(own)
     num_words = sum(line.num_words for line in lines)
     of_flood = len(lines) * SHARD_LINES + 2 * HELD_LINES
-    suspects = [shard for known in batches for shard in known.shards.values() if shard.lapses]
+    suspects = [shard for known in batches for shard in known.shards.values() if shard.crash_count]
     trial = 2 * ENGINE_LINES + SHARD_LINES
     of_trials = sum(shard.num_lines for shard in suspects) * trial
     return 2 * (num_words + of_flood * LINE_WORDS) + of_trials * LINE_WORDS
@@ -62,5 +62,5 @@ class Flood:
         key = f"f{len(self.sent)}"
         sent = bodies.draw(self._rng, key, [self._pool], num_lines=LINES, way="upload", odd=0.0)
         self.sent.append(sent)
-        self._mine.append(Client(stage=self._stage, sent=sent, wishes=Wishes(tenant="flood")))
+        self._mine.append(Client(stage=self._stage, sent=sent, create_options=CreateOptions(tenant="flood")))
         self._clients.append(self._mine[-1])

@@ -172,9 +172,9 @@ THREADED = (
 # Polls of a runner that has nothing to do, in virtual seconds: seldom enough that idle runners cost little.
 WAITS = {
     "batchfile.runner.runner.IDLE_WAIT_S": 2.0,
-    "batchfile.runner.runner.KEEPER_WAIT_S": 2.0,
-    "batchfile.runner.runner.FINISHER_WAIT_S": 3.0,
-    "batchfile.runner.claimer.BELL_S": 3.0,
+    "batchfile.runner.runner.CHECKPOINTER_WAIT_S": 2.0,
+    "batchfile.runner.runner.FINALIZER_WAIT_S": 3.0,
+    "batchfile.runner.claimer.NOTIFICATION_S": 3.0,
     "batchfile.runner.claimer.QUEUE_IDLE_S": 30.0,
     "api.ops.webhook_sender.LOOK_S": 3.0,
 }
@@ -184,10 +184,10 @@ WAITS = {
 def installed(*, is_patient: bool = True) -> Iterator[None]:
     """The library's threads are strands, its log goes to the trace; its polls are few if `is_patient`."""
     from batchfile.runner import prefetcher
-    from batchfile.runner.active import ShardWork
+    from batchfile.runner.active import ActiveShard
 
-    def shard_work(**fields: Any) -> ShardWork:
-        return ShardWork(lock=Lock(), **fields)  # type: ignore[arg-type]
+    def shard_work(**fields: Any) -> ActiveShard:
+        return ActiveShard(lock=Lock(), **fields)  # type: ignore[arg-type]
 
     before = structlog.get_config()
     structlog.configure(wrapper_class=_ToTrace, processors=[])
@@ -200,7 +200,7 @@ def installed(*, is_patient: bool = True) -> Iterator[None]:
             stack.enter_context(patch(f"{module}.threading", GREEN))
         for name, value in WAITS.items() if is_patient else ():
             stack.enter_context(patch(name, value))
-        stack.enter_context(patch.object(prefetcher, "ShardWork", shard_work))
+        stack.enter_context(patch.object(prefetcher, "ActiveShard", shard_work))
         try:
             yield
         finally:

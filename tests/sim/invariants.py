@@ -11,9 +11,9 @@ from typing import NoReturn
 
 from batchfile.ledger import bitmaps, keys
 from batchfile.ledger.base import Limits
-from batchfile.ledger.lease import LAPSES_OF_ONE_LINE
+from batchfile.ledger.lease import CRASHES_OF_ONE_LINE
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, decode
-from batchfile.ledger.shards import Held
+from batchfile.ledger.shards import ShardLease
 from batchfile.lines.part import decode_part
 from batchfile.lines.result import decode_result
 from batchfile.plan import pending
@@ -201,8 +201,8 @@ class Model:
                 self.fail(2, f"{where} went back from seq {old.seq} to {new.seq}")
             if bitmaps.parse(old.done) & ~done:
                 self.fail(5, f"{where}: committed work was dropped")
-            if old.lease != new.lease and old.state == "leased" and len(old.trying) == 1 and old.has_dispatched:
-                self._lapses_alone[known.record.batch_id, old.n, old.trying[0]] += 1
+            if old.lease != new.lease and old.state == "leased" and len(old.bisect_set) == 1 and old.has_dispatched:
+                self._lapses_alone[known.record.batch_id, old.n, old.bisect_set[0]] += 1
         self._check_parts(known, where, new)
         self._done_of_lease[new.lease] = done
         known.shards[key] = new
@@ -267,7 +267,7 @@ class Model:
     def _may_be_poison(self, batch_id: str) -> bool:
         """Did three processes die while they planned it? Then nobody can tell whether it was the file."""
         found = self.store.peek(keys.planning_key(batch_id))
-        return found is not None and decode(found, ShardRecord).lapses >= pending.LAPSES_MAX
+        return found is not None and decode(found, ShardRecord).crash_count >= pending.CRASHES_MAX
 
     def _result(self, known: Known, number: int, row: bytes) -> str:
         record, line, result = known.record, known.sent.lines[number], decode_result(row)
@@ -310,7 +310,7 @@ class Model:
     def _may_be_blamed(self, known: Known, number: int, error: str | None) -> bool:
         """Was it, alone, what its process was about to run at three deaths? Then nobody can tell."""
         n, place = self._place(known.plan, number)
-        return error == "runner_crash" and self._lapses_alone[known.record.batch_id, n, place] >= LAPSES_OF_ONE_LINE
+        return error == "runner_crash" and self._lapses_alone[known.record.batch_id, n, place] >= CRASHES_OF_ONE_LINE
 
     @staticmethod
     def _place(plan: Plan | None, number: int) -> tuple[int, int]:
@@ -321,7 +321,7 @@ class Model:
 
     # -- what engines and clients see
 
-    def started(self, process: Process, held: Held, line: int, custom_id: str) -> None:
+    def started(self, process: Process, held: ShardLease, line: int, custom_id: str) -> None:
         """A request is given to an engine."""
         batch_id, lease = held.batch.batch_id, held.record.lease
         known = self.batches.get(batch_id)

@@ -20,7 +20,7 @@ from batchfile.ledger import assemble, batches, bitmaps, cas, expiry, idempotenc
 from batchfile.ledger.assemble import Records
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load
-from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import (
     BatchRecord,
     BatchState,
@@ -30,12 +30,12 @@ from batchfile.ledger.records import (
     WebhookRecord,
     encode,
 )
-from batchfile.ledger.set_aside import Aside
-from batchfile.ledger.shards import Held
+from batchfile.ledger.set_aside import SetAside
+from batchfile.ledger.shards import ShardLease
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.part import encode_part
 from batchfile.plan import pending as plan_pending
-from batchfile.runner.checkpointer import Keeper
+from batchfile.runner.checkpointer import Checkpointer
 from batchfile.runner.claimer import BatchView, Claims
 from batchfile.runner.tenant_turns import Turns
 from batchfile.types import Counts
@@ -141,7 +141,7 @@ def _record_before_part() -> Iterator[None]:
         pending.append((key, data))
         return PartRef(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    def after(ledger: Ledger, held: Held, wanted: ShardRecord, _: PartRef | None = None) -> None:
+    def after(ledger: Ledger, held: ShardLease, wanted: ShardRecord, _: PartRef | None = None) -> None:
         mine, pending[:] = list(pending), []
         rewrite(ledger, held, wanted)
         for key, data in mine:
@@ -156,7 +156,7 @@ def _repeat_with_the_same_seq() -> Iterator[None]:
     """A checkpoint numbers its write by the record that it last saw, not by what it last tried."""
     checkpoint = shards.checkpoint
 
-    def forgetful(ledger: Ledger, held: Held, finished: Any = (), **how: Any) -> None:
+    def forgetful(ledger: Ledger, held: ShardLease, finished: Any = (), **how: Any) -> None:
         held.seq = held.record.seq
         checkpoint(ledger, held, finished, **how)
 
@@ -168,7 +168,7 @@ def _counted_before_commit() -> AbstractContextManager[object]:
     """A failed checkpoint is taken for done: its lines are forgotten."""
     checkpoint = shards.checkpoint
 
-    def forgetful(ledger: Ledger, held: Held, finished: Any = (), **how: Any) -> None:
+    def forgetful(ledger: Ledger, held: ShardLease, finished: Any = (), **how: Any) -> None:
         try:
             checkpoint(ledger, held, finished, **how)
         except StoreUnavailable:
@@ -206,14 +206,14 @@ def _key_after_batch() -> Iterator[None]:
     """The idempotency record is written once the batch exists."""
     create, pending = batches.create, dict[str, tuple[str, IdempotencyRecord]]()
 
-    def adopt(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> Adopted:
+    def get_or_create(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> KeyedBatch:
         key = keys.idempotency_key(kind, f"{tenant}\n{value}")
         found = load(ledger, key, IdempotencyRecord)
         if found is not None:
-            return Adopted(batch_id=found.record.batch_id, created_at=found.record.created_at, is_first=False)
+            return KeyedBatch(batch_id=found.record.batch_id, created_at=found.record.created_at, is_first=False)
         now = ledger.clock.now()
         pending[batch_id] = (key, IdempotencyRecord(batch_id=batch_id, digest=digest, created_at=now))
-        return Adopted(batch_id=batch_id, created_at=now)
+        return KeyedBatch(batch_id=batch_id, created_at=now)
 
     def create_then_key(ledger: Ledger, draft: Any, planned: Any) -> BatchRecord:
         made = create(ledger, draft, planned)
@@ -222,16 +222,16 @@ def _key_after_batch() -> Iterator[None]:
             ledger.store.put(key, encode(record))
         return made
 
-    with patch.object(idempotency, "adopt", adopt), patch.object(batches, "create", create_then_key):
+    with patch.object(idempotency, "adopt", get_or_create), patch.object(batches, "create", create_then_key):
         yield
 
 
 def _first_attempt_overwrites() -> AbstractContextManager[object]:
     """Whatever a retry wrote down before it."""
-    adopt_retry = idempotency.adopt_retry
+    get_or_create_retry = idempotency.get_or_create_retry
 
-    def never_late(ledger: Ledger, **asked: Any) -> Adopted:
-        return adopt_retry(ledger, **asked | {"arrived_at": ledger.clock.monotonic()})
+    def never_late(ledger: Ledger, **asked: Any) -> KeyedBatch:
+        return get_or_create_retry(ledger, **asked | {"arrived_at": ledger.clock.monotonic()})
 
     return patch.object(idempotency, "adopt_retry", never_late)
 
@@ -293,7 +293,7 @@ def _part_of_whoever(batch_id: str, pool: str, n: int, lease: str, k: int) -> st
     return f"{keys.parts_prefix(batch_id)}{pool}/{n:06d}/{k}.jsonl"
 
 
-def _every_line(held: Held) -> int:
+def _every_line(held: ShardLease) -> int:
     return (1 << held.range.num_lines) - 1
 
 
@@ -321,10 +321,10 @@ def _same_lease() -> Iterator[None]:
 
 
 def _one_refusal_stops_all() -> AbstractContextManager[object]:
-    def put(self: Aside, batch_id: str, work: Any, error: BatchfileError) -> float:
+    def put(self: SetAside, batch_id: str, work: Any, error: BatchfileError) -> float:
         raise error
 
-    return patch.object(Aside, "put", put)
+    return patch.object(SetAside, "put", put)
 
 
 def _an_id_for_each_attempt() -> AbstractContextManager[object]:
@@ -389,7 +389,7 @@ MUTANTS: dict[str, Mutant] = {
     "a cancel closes nothing": lambda: _closes(known=False),
     "a cancel knows only what was claimed": _forgets_the_unclaimed,
     "the idempotency record comes after the batch": _key_after_batch,
-    "lines that are done run again": _replaced(Held, "missing", property(_every_line)),
+    "lines that are done run again": _replaced(ShardLease, "missing", property(_every_line)),
     "a zombie goes on writing": _zombie_writes_on,
     "a cancel changes an ended batch": _ends_whatever_it_is,
     "parts are swept before the end is committed": _sweeps_before_the_end,
@@ -406,7 +406,7 @@ MUTANTS: dict[str, Mutant] = {
     "results go by the clock of whoever looks": _by_the_clock_of_whoever_looks,
     "what is refused of one batch stops the others": _one_refusal_stops_all,
     "a batch that was set aside is left alone for ever": _replaced(
-        Aside, "left_s", lambda self, batch_id: 1e9 if batch_id in self.reasons() else 0.0
+        SetAside, "left_s", lambda self, batch_id: 1e9 if batch_id in self.reasons() else 0.0
     ),
     "a file in the inbox is claimed without a condition": _unconditional(keys.CLAIMS_PREFIX),
     "what came of an older version is told too": _replaced(outbox, "is_newest", lambda *_: True),
@@ -432,7 +432,7 @@ HARMLESS: dict[str, Mutant] = {
         lambda found, ours, verdict: "lost" if verdict == "again" else verdict
     ),
     # The next write of a holder that lost its lease is refused all the same: it generates in vain, and commits nothing.
-    "a holder that can not write goes on dispatching": _replaced(Held, "may_dispatch", lambda *_: True),
+    "a holder that can not write goes on dispatching": _replaced(ShardLease, "may_dispatch", lambda *_: True),
     # Only the record says who holds a shard, so nothing depends on the file lock or the runner's death being known.
     "dead runners are never known to be dead": _replaced(ProcessStore, "is_dead", lambda *_: False),
     # Whoever is told is told again by the next poll: a bell, a marker and presence are hints.
@@ -451,7 +451,7 @@ HARMLESS: dict[str, Mutant] = {
         keys, "results_key", lambda batch_id, _: f"batches/{batch_id}/results-x.jsonl"
     ),
     # Its leases lapse instead, and its lines run again.
-    "shards are never given back at a stop": _replaced(Keeper, "release_all", lambda self: None),
+    "shards are never given back at a stop": _replaced(Checkpointer, "release_all", lambda self: None),
 }
 
 

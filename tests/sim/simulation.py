@@ -18,7 +18,7 @@ from batchfile.settings_tables import Pool
 from tests.sim import bodies, dropped, illness, receiver
 from tests.sim.actors import Shape, Stage, seeded_secrets
 from tests.sim.bodies import Sent
-from tests.sim.clients import Client, Wishes
+from tests.sim.clients import Client, CreateOptions
 from tests.sim.dropped import Dropper, Files
 from tests.sim.faults import Drawn, Fault, Given
 from tests.sim.flood import SLOTS, Flood, words_until_served
@@ -121,7 +121,9 @@ def run(
                 _play(scene, troubled_s, faults)
             except Exception as raised:
                 error = raised
-            num_deaths = sum(process.is_dead for process in world.processes)  # closing the world ends those that live
+            num_deaths = sum(
+                process.is_process_dead for process in world.processes
+            )  # closing the world ends those that live
             world.close()
     finally:
         gc.enable()
@@ -161,7 +163,7 @@ def _play(scene: Scene, troubled_s: float, faults: Drawn | Given) -> None:
     if stage.store.illness is not None:
         stage.store.illness.is_over = True
     is_disturbed = stage.store.illness is not None or any(dropper.is_killer for dropper in scene.droppers)
-    is_quiet = not (faults.struck or is_disturbed or any(client.wishes.hangs_up for client in scene.clients))
+    is_quiet = not (faults.struck or is_disturbed or any(client.create_options.hangs_up for client in scene.clients))
     model.check_rest(is_quiet=is_quiet)
     gone = [batch_id for batch_id, known in model.batches.items() if known.record.state == "deleted"]
     if gone:
@@ -200,7 +202,7 @@ def _sleep_over_it(world: World, stage: Stage, gone: list[str]) -> None:
     world.run(lambda: False, for_s=RELOOK_S + stage.shape.limits.tombstone_s + 100.0)
     for batch_id in gone:
         left = [entry.key for entry in stage.store.list(f"batches/{batch_id}/")]
-        if left and left != [f"batches/{batch_id}/batch.json"]:  # two stewards may have put up its tombstone again
+        if left and left != [f"batches/{batch_id}/batch.json"]:  # two janitors may have put up its tombstone again
             stage.model.fail(3, f"{batch_id} was deleted long ago, and {left} are left")
     stage.model.check_rest(is_quiet=False)
 
@@ -246,7 +248,7 @@ def _client(rng: Random, stage: Stage, number: int, kind: SceneKind, *, needs_ke
     sent = bodies.draw(rng, key, pools, num_lines=num_lines, way=way, odd=odd)
     has_key = way != "upload" or rng.random() < 0.5 or needs_key
     may_refuse = way == "upload" and has_key and rng.random() < 0.2
-    wishes = Wishes(
+    create_options = CreateOptions(
         begins_after_s=rng.random() * rng.choice((1.0, 30.0)),
         refusable=bodies.refusable(key, POOLS) if may_refuse else None,
         way=way,
@@ -261,7 +263,7 @@ def _client(rng: Random, stage: Stage, number: int, kind: SceneKind, *, needs_ke
         deletes=rng.random() < 0.05,
         deletes_at_once=rng.random() < 0.05,
     )
-    return Client(stage=stage, sent=sent, wishes=wishes)
+    return Client(stage=stage, sent=sent, create_options=create_options)
 
 
 def shrink(outcome: Outcome) -> Outcome:

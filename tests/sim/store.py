@@ -124,18 +124,18 @@ class ProcessStore:
     def link(self, key: str, path: str) -> str | None:
         return None
 
-    def hold(self, owner: str) -> AbstractContextManager[None]:
-        return self._inner.hold(owner)
+    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
+        return self._inner.hold_process_lock(owner)
 
-    def is_dead(self, owner: str) -> bool:
-        return self._inner.is_dead(owner)
+    def is_process_dead(self, owner: str) -> bool:
+        return self._inner.is_process_dead(owner)
 
     def check_locks(self) -> None:
         self._inner.check_locks()
 
     def _call(self, verb: str, key: str, do: Callable[[], T], *, is_conditional: bool = False) -> T:
         process, world = self._process, self._process.world
-        if process.is_dead:
+        if process.is_process_dead:
             raise Gone
         process.num_calls += 1
         world.num_calls += 1

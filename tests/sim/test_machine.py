@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from batchfile.plan import ranges
 from tests.sim import bodies
 from tests.sim.actors import Shape, Stage, seeded_secrets
-from tests.sim.clients import Client, Wishes
+from tests.sim.clients import Client, CreateOptions
 from tests.sim.faults import PROCESS_KINDS, READ_KINDS, WRITE_KINDS, Fault, Kind
 from tests.sim.green import installed
 from tests.sim.invariants import Model
@@ -63,8 +63,8 @@ class Machine(RuleBasedStateMachine):
     )
     def submit(self, way: bodies.Way, num_lines: int, cancels_after_s: float | None, has_twin: bool) -> None:
         sent = bodies.draw(Random(num_lines), f"k{len(self.clients)}", POOLS, num_lines=num_lines, way=way, odd=0.0)
-        wishes = Wishes(way=way, cancels_after_s=cancels_after_s, has_twin=has_twin, repeats=True)
-        self.clients.append(Client(stage=self.stage, sent=sent, wishes=wishes))
+        create_options = CreateOptions(way=way, cancels_after_s=cancels_after_s, has_twin=has_twin, repeats=True)
+        self.clients.append(Client(stage=self.stage, sent=sent, create_options=create_options))
 
     @rule(seconds=st.sampled_from((0.1, 1.0, 5.0, TTL_S)))
     def wait(self, seconds: float) -> None:

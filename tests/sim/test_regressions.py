@@ -12,12 +12,12 @@ from api.service import Service
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, RecordDamaged, StoreUnavailable
 from batchfile.inbox.scan import CLAIM_KEPT_S, Inbox
-from batchfile.janitor import Steward
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, idempotency, keys, lease, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.idempotency import Adopted
+from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import encode
-from batchfile.ledger.shards import Held
+from batchfile.ledger.shards import ShardLease
 from batchfile.ledger.status import StatusReader
 from batchfile.lines.part import FinishedLine
 from batchfile.plan.planner import plan_input
@@ -84,17 +84,17 @@ def create(ledger: Ledger, batch_id: str, created_at: float | None = None) -> Pl
     return planned
 
 
-def claim(ledger: Ledger) -> Held:
+def claim(ledger: Ledger) -> ShardLease:
     planned = create(ledger, "b")
     batch = batches.read_batch(ledger, "b")
     assert batch is not None
     held = shards.claim(ledger, batch, planned.plan, "local", 0, runner="r")
-    assert isinstance(held, Held)
+    assert isinstance(held, ShardLease)
     return held
 
 
-def adopt(ledger: Ledger, batch_id: str) -> Adopted:
-    return idempotency.adopt(ledger, kind="key", tenant="t", value="K", digest="d", batch_id=batch_id)
+def get_or_create(ledger: Ledger, batch_id: str) -> KeyedBatch:
+    return idempotency.get_or_create(ledger, kind="key", tenant="t", value="K", digest="d", batch_id=batch_id)
 
 
 def test_a_slow_reader_counts_an_ended_batch_by_its_record_alone(store: HookedStore, ledger: Ledger) -> None:
@@ -149,13 +149,13 @@ def test_a_read_from_before_the_create_makes_nobody_forget_what_was_seen_since(
 
 
 def test_a_create_that_was_only_slow_makes_no_second_batch_of_its_key(ledger: Ledger) -> None:
-    slow = adopt(ledger, "one")
+    slow = get_or_create(ledger, "one")
     ledger.clock.sleep(ledger.limits.abandoned_s)
-    assert adopt(ledger, "two").batch_id == "two"
+    assert get_or_create(ledger, "two").batch_id == "two"
     with pytest.raises(BatchDamaged, match="send this one again"):
         create(ledger, slow.batch_id, slow.created_at)
     create(ledger, "two")
-    assert adopt(ledger, "three").batch_id == "two"
+    assert get_or_create(ledger, "three").batch_id == "two"
 
 
 def test_a_shard_that_is_done_is_not_written_again(store: HookedStore, ledger: Ledger) -> None:
@@ -184,7 +184,7 @@ def test_the_last_trace_of_a_batch_is_removed_for_good(store: HookedStore, ledge
     batches.finish(ledger, "b", runner="r")
     batches.delete(ledger, "b")
     ledger.clock.sleep(ledger.limits.tombstone_s)
-    first, second = (Steward(ledger, runner=name) for name in ("one", "two"))
+    first, second = (Janitor(ledger, runner=name) for name in ("one", "two"))
     store.hooked_key, store.after_read = keys.INDEX_PREFIX, first.tick
     second.tick()
     assert [entry.key for prefix in ("batches/", "index/") for entry in store.list(prefix)] == []
@@ -197,7 +197,7 @@ def test_a_wrong_clock_removes_no_tombstone(store: HookedStore, ledger: Ledger) 
     batches.finish(ledger, "b", runner="r")
     batches.delete(ledger, "b")
     ahead = ManualClock(ledger.clock.now() + 2 * ledger.limits.tombstone_s)
-    Steward(Ledger(store=store, clock=ahead, rng=ledger.rng), runner="ahead").tick()
+    Janitor(Ledger(store=store, clock=ahead, rng=ledger.rng), runner="ahead").tick()
     assert store.get(keys.batch_key("b")) is not None
     assert [entry.key for entry in store.list(keys.batch_prefix("b"))] != [keys.batch_key("b")]
 
@@ -210,22 +210,22 @@ def test_a_line_that_waits_for_its_turn_alone_is_not_blamed_for_a_death(store: H
     for _ in range(4):
         ledger.clock.sleep(ledger.limits.lease_ttl_s)
         again = shards.claim(ledger, batch, plan, "local", 0, runner="r")
-        assert isinstance(again, Held)
-        if lease.is_trial(again.record):
-            shards.checkpoint(ledger, again, has_dispatched=False, trying=(0,))
+        assert isinstance(again, ShardLease)
+        if lease.is_bisecting(again.record):
+            shards.checkpoint(ledger, again, has_dispatched=False, bisect_set=(0,))
             assert lease.must_announce(again.record)
         else:
             shards.checkpoint(ledger, again, has_dispatched=True)
-    assert (again.record.trying, again.record.blamed) == ((0,), 0)
+    assert (again.record.bisect_set, again.record.crashes_alone) == ((0,), 0)
 
 
 def test_a_wrong_clock_forgets_no_create_that_is_under_way(store: HookedStore, ledger: Ledger) -> None:
     """Its key would stand for another batch as soon as it is done."""
-    slow = adopt(ledger, "one")
+    slow = get_or_create(ledger, "one")
     ahead = ManualClock(ledger.clock.now() + 3 * ledger.limits.tombstone_s)
     idempotency.sweep_idempotency(Ledger(store=store, clock=ahead, rng=ledger.rng))
     create(ledger, slow.batch_id, slow.created_at)
-    assert adopt(ledger, "two").batch_id == "one"
+    assert get_or_create(ledger, "two").batch_id == "one"
 
 
 def drop(ledger: Ledger, text: bytes) -> None:

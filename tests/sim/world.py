@@ -64,13 +64,13 @@ class World:
         """Wait until woken, or for `seconds`."""
         strand = self.strand
         assert strand is not None, "only strands wait"
-        if strand.process.is_dead:
+        if strand.process.is_process_dead:
             raise Gone
         strand.turn += 1
         if seconds is not None:
             self._push(self.now + max(seconds, 0.0), strand)
         self._hub.switch()
-        if strand.process.is_dead:
+        if strand.process.is_process_dead:
             raise Gone
 
     def wake(self, strand: Strand) -> None:
@@ -120,13 +120,13 @@ class World:
                 do()
             elif strand is not None and strand.turn == turn and not strand.is_over:
                 process = strand.process
-                if process.paused_until > self.now and not process.is_dead:
+                if process.paused_until > self.now and not process.is_process_dead:
                     self._push(process.paused_until, strand)
                     continue
                 strand.turn += 1
                 self._enter(strand)
             while self._dying:
-                self._bury(self._dying.pop())
+                self._on_exit(self._dying.pop())
             if self.broken is not None:
                 raise self.broken
         return True
@@ -134,8 +134,8 @@ class World:
     def close(self) -> None:
         """End every strand; whatever they try on their way out fails."""
         for process in self.processes:
-            process.is_dead = True
-            self._bury(process)
+            process.is_process_dead = True
+            self._on_exit(process)
 
     def doom(self, process: "Process") -> None:
         self._dying.append(process)
@@ -149,7 +149,7 @@ class World:
         strand.greenlet.switch()
         self.strand = None
 
-    def _bury(self, process: "Process") -> None:
+    def _on_exit(self, process: "Process") -> None:
         for strand in process.strands:
             if strand.greenlet:  # it has begun, and is not over
                 self.strand = strand
@@ -164,7 +164,7 @@ class World:
         except Gone:
             pass
         except BaseException as error:
-            if not strand.process.is_dead:
+            if not strand.process.is_process_dead:
                 self.broken = self.broken or error
         finally:
             self._end(strand)
@@ -184,7 +184,7 @@ class Process:
         self.name = name
         self.rng = Random(f"{world.seed}/{name}")
         self.num_calls = 0
-        self.is_dead = False
+        self.is_process_dead = False
         self.paused_until = 0.0
         self.cut_off_until = 0.0  # its calls of the store reach nothing
         self.disturbed_at = world.now  # when it was last held up
@@ -195,10 +195,10 @@ class Process:
 
     def kill(self) -> None:
         """From now on it does nothing. Whoever calls this from inside raises Gone next."""
-        if self.is_dead:
+        if self.is_process_dead:
             return
         self.world.say(self.name, "is killed")
-        self.is_dead = True
+        self.is_process_dead = True
         self.world.doom(self)
         for tell in self.on_kill:
             tell()

@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from batchfile.engine.base import Prepared
 from batchfile.runner import bisect
-from batchfile.runner.active import Item
+from batchfile.runner.active import PendingRequest
 
 
-def items(num: int) -> list[Item]:
+def items(num: int) -> list[PendingRequest]:
     prepared = Prepared()
     return [
-        Item(key=key, shard=None, line=key, custom_id=str(key), prepared=prepared, size=1)  # type: ignore[arg-type]
+        PendingRequest(key=key, shard=None, line=key, custom_id=str(key), prepared=prepared, size=1)  # type: ignore[arg-type]
         for key in range(num)
     ]
 
@@ -36,14 +36,14 @@ def test_the_third_death_in_common_makes_suspects_of_exactly_those() -> None:
 @given(num=st.integers(1, 300), data=st.data())
 def test_the_poison_is_found_by_halving_and_nobody_else_is_guilty(num: int, data: st.DataObject) -> None:
     flight = items(num)
-    poison = flight[data.draw(st.integers(0, num - 1))]
-    queue, guilty, deaths = [flight], list[Item](), 0
+    killer = flight[data.draw(st.integers(0, num - 1))]
+    queue, found, deaths = [flight], list[PendingRequest](), 0
     while queue:
         group = queue.pop(0)
-        if poison in group:
+        if killer in group:
             deaths += 1
             verdicts = bisect.judge(group, was_alone=True)
-            guilty += verdicts.guilty
+            found += verdicts.poison
             queue += [half for half in verdicts.alone if half]
-    assert guilty == [poison]
+    assert found == [killer]
     assert deaths <= num.bit_length() + 1

@@ -129,7 +129,7 @@ def test_a_wrong_option_is_named(text: str):
 
 
 def test_a_request_with_a_schema_gets_the_answer_that_was_set_and_its_echo_the_first_times():
-    engine = EchoEngine(guided='{"a": 1}', misfits=1)
+    engine = EchoEngine(guided='{"a": 1}', schema_mismatches=1)
     texts = []
     for _ in range(2):
         [done] = run(engine, request("one two", json_schema={}))
@@ -143,7 +143,7 @@ def test_a_request_with_a_schema_gets_the_answer_that_was_set_and_its_echo_the_f
 
 def test_the_answer_to_guided_requests_is_set_by_the_environment():
     options = EchoOptions.from_env({"BATCHFILE_ECHO_GUIDED": "{}", "BATCHFILE_ECHO_MISFITS": "2"})
-    assert (options.guided, options.misfits) == ("{}", 2)
+    assert (options.guided, options.schema_mismatches) == ("{}", 2)
 
 
 TOOLS = Tools(offered=(Tool("look", None, {}), Tool("find", None, {})))

@@ -10,7 +10,7 @@ import openai
 import pytest
 from anthropic._exceptions import ServiceUnavailableError as AnthropicUnavailable
 
-from api.http.negotiation import Dialect, Speech, problem
+from api.http.negotiation import ApiFormat, NegotiatedFormat, problem
 
 ID = "req_0123456789abcdef01234567"
 STATUSES: dict[int, tuple[type[Exception], str, type[Exception]]] = {
@@ -29,9 +29,9 @@ STATUSES: dict[int, tuple[type[Exception], str, type[Exception]]] = {
 }
 
 
-def told(status: int, dialect: Dialect, library: Any, call: Callable[[Any], Any]) -> Any:
+def told(status: int, dialect: ApiFormat, library: Any, call: Callable[[Any], Any]) -> Any:
     """The error that a client raises whose server answers so. `library`: what the client speaks HTTP with."""
-    body = problem(Speech(dialect=dialect, request_id=ID), status, "why", param=None)
+    body = problem(NegotiatedFormat(dialect=dialect, request_id=ID), status, "why", param=None)
     headers = {"request-id": ID, "x-request-id": ID}
     transport = library.MockTransport(lambda _: library.Response(status, json=body, headers=headers))
     with library.Client(transport=transport) as http, pytest.raises(Exception) as caught:  # noqa: PT011

@@ -9,7 +9,14 @@ from msgspec.structs import replace
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import SEED_MAX
 from batchfile.runner.schemas import output_schema as rules
-from batchfile.runner.schemas.output_schema import Demand, Fitting, fitting_of, next_try, own_schema, unguided
+from batchfile.runner.schemas.output_schema import (
+    Demand,
+    OutputSchema,
+    next_try,
+    output_schema_of,
+    own_schema,
+    unguided,
+)
 from batchfile.runner.schemas.rules import NOT_JSON, Verdict, judged
 from batchfile.types import (
     Choice,
@@ -30,8 +37,8 @@ NUMBER = {"type": "integer"}
 GOOD = '{"subject": "hello"}'
 
 
-def fitting_for(schema: dict[str, Any] | None = None) -> Fitting:
-    return Fitting(msgspec.json.encode(SUBJECT if schema is None else schema))
+def fitting_for(schema: dict[str, Any] | None = None) -> OutputSchema:
+    return OutputSchema(msgspec.json.encode(SUBJECT if schema is None else schema))
 
 
 def request(*, prefill: str | None = None, **sampling: Any) -> Request:
@@ -43,17 +50,17 @@ def answer(*texts: str, reason: StopReason = "end_turn") -> Completion:
     return Completion(choices=tuple(Choice(text, reason) for text in texts), usage=Usage())
 
 
-def misfit(asked: Request, completion: Completion, batch: Fitting | None = None) -> Demand | None:
+def schema_mismatch(asked: Request, completion: Completion, batch: OutputSchema | None = None) -> Demand | None:
     """What the answer does not fit; the same whoever checks it."""
     wanted = rules.demands(asked, completion, own_schema(asked), batch)
-    found, judgement = rules.first_misfit(wanted), rules.first_verdict(wanted, judged)
-    assert found is None or found[1] == "misfit"
+    found, judgement = rules.first_mismatch(wanted), rules.first_verdict(wanted, judged)
+    assert found is None or found[1] == "mismatch"
     assert (found and found[0]) == (judgement and judgement[0])
     return None if found is None else found[0]
 
 
-def fits(asked: Request, completion: Completion, batch: Fitting | None = None) -> bool:
-    return misfit(asked, completion, batch) is None
+def fits(asked: Request, completion: Completion, batch: OutputSchema | None = None) -> bool:
+    return schema_mismatch(asked, completion, batch) is None
 
 
 @pytest.mark.parametrize("reason", ["refusal", "content_filter"])
@@ -72,10 +79,10 @@ def test_an_answer_fits_the_schema_of_its_request_and_that_of_its_batch() -> Non
     asked, batch = request(json_schema=NUMBER), fitting_for({"type": ["integer", "string"]})
     assert fits(asked, answer("3"), batch)
     for text, is_own in (('"x"', True), ("[]", True)):
-        found = misfit(asked, answer(text), batch)
+        found = schema_mismatch(asked, answer(text), batch)
         assert found is not None
         assert found.is_own is is_own
-    other = misfit(asked, answer("3"), fitting_for())
+    other = schema_mismatch(asked, answer("3"), fitting_for())
     assert other is not None
     assert not other.is_own
     assert fits(request(), answer("any text"))
@@ -96,36 +103,36 @@ def test_a_continuation_fits_together_with_its_beginning_and_its_own_schema_also
 
 
 def test_a_request_without_a_schema_is_guided_by_the_batchs() -> None:
-    fitting = fitting_for()
-    guided = fitting.guide(request())
+    output_schema = fitting_for()
+    guided = output_schema.guide(request())
     assert guided.sampling.json_schema == SUBJECT
-    assert fitting.is_guided(guided)
+    assert output_schema.is_guided(guided)
     assert unguided(guided) == request()
 
 
 @pytest.mark.parametrize("own", [request(json_schema={}), request(json_schema=dict(SUBJECT)), request(prefill="{")])
 def test_a_request_with_its_own_schema_and_a_continuation_stay_as_they_are(own: Request) -> None:
-    fitting = fitting_for()
-    assert fitting.guide(own) is own
-    assert not fitting.is_guided(own)
+    output_schema = fitting_for()
+    assert output_schema.guide(own) is own
+    assert not output_schema.is_guided(own)
 
 
 def test_a_request_with_tools_is_free_to_call_them_and_its_text_is_checked() -> None:
-    fitting, tools = fitting_for(), Tools(offered=(Tool("look", None, {}),))
+    output_schema, tools = fitting_for(), Tools(offered=(Tool("look", None, {}),))
     called = Completion(choices=(Choice("", "tool_use", calls=(ToolCall("t", "look", {}),)),), usage=Usage())
-    for one, batch in ((request(), fitting), (request(json_schema=SUBJECT), None)):
+    for one, batch in ((request(), output_schema), (request(json_schema=SUBJECT), None)):
         asked = replace(one, tools=tools)
-        assert fitting.guide(asked) is asked
+        assert output_schema.guide(asked) is asked
         assert fits(asked, called, batch)
         assert not fits(asked, answer("no JSON"), batch)
-    assert fitting.guide(request()).sampling.json_schema == SUBJECT
+    assert output_schema.guide(request()).sampling.json_schema == SUBJECT
 
 
 def test_an_engine_that_refuses_the_schema_is_not_asked_again() -> None:
-    fitting = fitting_for()
-    assert fitting.guide(request()) != request()
-    fitting.answered(unguided(fitting.guide(request())))
-    assert fitting.guide(request()) == request()
+    output_schema = fitting_for()
+    assert output_schema.guide(request()) != request()
+    output_schema.answered(unguided(output_schema.guide(request())))
+    assert output_schema.guide(request()) == request()
 
 
 @pytest.mark.parametrize(("seed", "then"), [(None, None), (0, 1), (SEED_MAX, 0)])
@@ -134,13 +141,13 @@ def test_a_set_seed_is_another_one_in_the_next_attempt(seed: int | None, then: i
 
 
 def test_a_batch_and_a_request_without_a_schema_have_nothing_to_check() -> None:
-    assert fitting_of(Defaults()) is None
+    assert output_schema_of(Defaults()) is None
     assert own_schema(request()) is None
 
 
 def test_equal_schemas_are_one() -> None:
     one, two = Defaults(output_schema=dict(SUBJECT)), Defaults(output_schema=dict(SUBJECT))
-    assert fitting_of(one) is fitting_of(two)
+    assert output_schema_of(one) is output_schema_of(two)
 
 
 def test_a_schema_that_cannot_be_written_is_refused_in_our_words() -> None:
@@ -153,12 +160,12 @@ def test_a_schema_that_cannot_be_written_is_refused_in_our_words() -> None:
 
 OWN, BATCHS = Demand(b"{}", (), True), Demand(b"{}", (), False)
 FAILURES = [
-    (OWN, Verdict("misfit", "answer.a does not fit properties/a/type"), "model_error", "answer.a does not fit"),
-    (OWN, Verdict("misfit", NOT_JSON), "model_error", "failed: the answer is not JSON (the request's"),
+    (OWN, Verdict("mismatch", "answer.a does not fit properties/a/type"), "model_error", "answer.a does not fit"),
+    (OWN, Verdict("mismatch", NOT_JSON), "model_error", "failed: the answer is not JSON (the request's"),
     (OWN, Verdict("unusable", '3 is not of type "object"'), "invalid_request_error", "cannot be checked against the"),
     (OWN, Verdict("unknown", "takes more than 1 s"), "invalid_request_error", "schema takes more than 1 s. Make"),
     (BATCHS, Verdict("unknown", "takes more than 1 s"), "model_error", "against its stage's JSON schema takes more"),
-    (BATCHS, Verdict("misfit", "x"), "model_error", "Output validation failed"),
+    (BATCHS, Verdict("mismatch", "x"), "model_error", "Output validation failed"),
     (BATCHS, Verdict("unusable", "x"), "model_error", "Output validation failed"),
 ]
 
@@ -173,7 +180,7 @@ def test_what_a_request_ends_with_whose_answer_does_not_fit(
 
 
 def test_an_answer_that_was_cut_off_says_so() -> None:
-    failure = rules.failure_of(OWN, Verdict("misfit", NOT_JSON), answer('{"a', reason="max_tokens"))
+    failure = rules.failure_of(OWN, Verdict("mismatch", NOT_JSON), answer('{"a', reason="max_tokens"))
     assert failure.message == "Output validation failed: the answer ends at max_tokens. Raise max_tokens."
-    failure = rules.failure_of(OWN, Verdict("misfit", "answer.a does not"), answer("{}", reason="max_tokens"))
+    failure = rules.failure_of(OWN, Verdict("mismatch", "answer.a does not"), answer("{}", reason="max_tokens"))
     assert "answer.a does not" in failure.message

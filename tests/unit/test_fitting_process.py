@@ -53,9 +53,9 @@ def wait_for(what: Callable[[], bool]) -> None:
 def test_it_judges_one_after_the_other(process: CheckProcess) -> None:
     assert process.check(AHEAD, '"good"').kind == "fits"
     pid = pid_of(process)
-    assert process.check(AHEAD, '"bad"') == ("misfit", "answer does not fit pattern")
+    assert process.check(AHEAD, '"bad"') == ("mismatch", "answer does not fit pattern")
     assert process.check(b'{"type":"nonsense"}', "1").kind == "unusable"
-    assert process.check(AHEAD, '"\ud800"') == ("misfit", "the answer is not JSON")
+    assert process.check(AHEAD, '"\ud800"') == ("mismatch", "the answer is not JSON")
     assert process.check(AHEAD, '"' + "x" * 3_000_000 + '"').kind == "fits"
     assert pid_of(process) == pid
 

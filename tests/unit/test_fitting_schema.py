@@ -30,7 +30,7 @@ def encoded(schema: Any) -> bytes:
     ],
 )
 def test_an_answer_is_one_json_text_that_fits(text: str, why: str) -> None:
-    assert kind_of(encoded(SUBJECT), text) == ("misfit" if why else "fits")
+    assert kind_of(encoded(SUBJECT), text) == ("mismatch" if why else "fits")
     assert judged(encoded(SUBJECT), text).why == why
 
 
@@ -73,4 +73,4 @@ def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
     schema = encoded({"type": "string", "pattern": r"^(a+)(a+)\1b|^a+$"})
     assert kind_of(schema, f'"{"a" * 200}"') == "fits"
     found = judged(schema, f'"{"a" * 800}"')
-    assert found == ("misfit", "answer takes more than 100,000 steps to compare with pattern")
+    assert found == ("mismatch", "answer takes more than 100,000 steps to compare with pattern")

@@ -3,9 +3,9 @@
 import pytest
 
 from batchfile.errors import SettingsError
-from batchfile.runner.stats import Tally
+from batchfile.runner.stats import RunnerStats
 from runners.rates import RateMeter, Rates
-from runners.shutdown import Ending
+from runners.shutdown import ShutdownRule
 from runners.slots import plan_slots, visible_gpus
 
 
@@ -41,34 +41,40 @@ def test_only_the_gpus_that_are_shown_are_used() -> None:
 
 
 def test_a_runner_ends_after_it_was_idle_without_a_break() -> None:
-    ending = Ending(is_drain=False, idle_exit_s=10)
+    ending = ShutdownRule(is_drain=False, idle_exit_s=10)
     looks = [(True, 0), (True, 9), (False, 9.5), (True, 11), (True, 20.9)]
     assert not any(ending.is_due(is_idle=is_idle, is_drained=True, now=now) for is_idle, now in looks)
     assert ending.is_due(is_idle=True, is_drained=True, now=21)
 
 
 def test_a_draining_runner_ends_with_the_queue_and_any_other_does_not() -> None:
-    assert Ending(is_drain=True, idle_exit_s=None).is_due(is_idle=True, is_drained=True, now=0)
-    assert not Ending(is_drain=True, idle_exit_s=None).is_due(is_idle=True, is_drained=False, now=0)
-    assert not Ending(is_drain=False, idle_exit_s=None).is_due(is_idle=True, is_drained=True, now=1e9)
+    assert ShutdownRule(is_drain=True, idle_exit_s=None).is_due(is_idle=True, is_drained=True, now=0)
+    assert not ShutdownRule(is_drain=True, idle_exit_s=None).is_due(is_idle=True, is_drained=False, now=0)
+    assert not ShutdownRule(is_drain=False, idle_exit_s=None).is_due(is_idle=True, is_drained=True, now=1e9)
 
 
 def test_rates_are_of_the_last_minute() -> None:
-    meter, tally = RateMeter(), Tally()
-    assert meter.look(tally, 100) == Rates()
-    tally.succeeded, tally.failed, tally.input_tokens, tally.output_tokens, tally.busy_s = 15, 5, 2_000, 400, 10
-    assert meter.look(tally, 110) == Rates(requests=2, input_tokens=200, output_tokens=40)
-    tally.succeeded, tally.busy_s = 75, 70
-    assert meter.look(tally, 170).requests == 1
-    assert meter.look(tally, 231) == Rates()
+    meter, runner_stats = RateMeter(), RunnerStats()
+    assert meter.look(runner_stats, 100) == Rates()
+    (
+        runner_stats.succeeded,
+        runner_stats.failed,
+        runner_stats.input_tokens,
+        runner_stats.output_tokens,
+        runner_stats.busy_s,
+    ) = 15, 5, 2_000, 400, 10
+    assert meter.look(runner_stats, 110) == Rates(requests=2, input_tokens=200, output_tokens=40)
+    runner_stats.succeeded, runner_stats.busy_s = 75, 70
+    assert meter.look(runner_stats, 170).requests == 1
+    assert meter.look(runner_stats, 231) == Rates()
 
 
 def test_time_without_work_slows_no_rate() -> None:
-    meter, tally = RateMeter(), Tally()
-    meter.look(tally, 0)
-    tally.succeeded, tally.busy_s = 20, 2
-    assert [meter.look(tally, now).requests for now in (3, 30, 60)] == [10, 10, 10]
-    assert meter.look(tally, 64) == Rates()
+    meter, runner_stats = RateMeter(), RunnerStats()
+    meter.look(runner_stats, 0)
+    runner_stats.succeeded, runner_stats.busy_s = 20, 2
+    assert [meter.look(runner_stats, now).requests for now in (3, 30, 60)] == [10, 10, 10]
+    assert meter.look(runner_stats, 64) == Rates()
 
 
 @pytest.mark.parametrize(
@@ -84,14 +90,14 @@ def test_time_without_work_slows_no_rate() -> None:
     ],
 )
 def test_a_rate_is_of_several_requests_and_of_some_time(num: int, busy_s: float, is_measured: bool) -> None:
-    meter, tally = RateMeter(), Tally()
-    meter.look(tally, 0)
-    tally.succeeded, tally.busy_s = num, busy_s
-    assert (meter.look(tally, 50).requests > 0) == is_measured
+    meter, runner_stats = RateMeter(), RunnerStats()
+    meter.look(runner_stats, 0)
+    runner_stats.succeeded, runner_stats.busy_s = num, busy_s
+    assert (meter.look(runner_stats, 50).requests > 0) == is_measured
 
 
 def test_work_of_which_nothing_finishes_has_no_rate() -> None:
-    meter, tally = RateMeter(), Tally()
-    meter.look(tally, 0)
-    tally.busy_s = 50
-    assert meter.look(tally, 50) == Rates()
+    meter, runner_stats = RateMeter(), RunnerStats()
+    meter.look(runner_stats, 0)
+    runner_stats.busy_s = 50
+    assert meter.look(runner_stats, 50) == Rates()

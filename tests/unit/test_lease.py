@@ -17,7 +17,7 @@ def fresh(num_lines: int = 8) -> ShardRecord:
     return lease.fresh("mistral", 3, num_lines, lease="a", runner="r1")
 
 
-def progress(record: ShardRecord, lines: list[int], trying: tuple[int, ...] | None = None) -> ShardRecord:
+def progress(record: ShardRecord, lines: list[int], bisect_set: tuple[int, ...] | None = None) -> ShardRecord:
     return lease.checkpointed(
         record,
         seq=record.seq + 1,
@@ -26,7 +26,7 @@ def progress(record: ShardRecord, lines: list[int], trying: tuple[int, ...] | No
         counts=Counts(succeeded=len(lines)),
         usage=Usage(output_tokens=len(lines)),
         has_dispatched=True,
-        trying=trying,
+        bisect_set=bisect_set,
     )
 
 
@@ -45,9 +45,11 @@ def lapse(record: ShardRecord) -> ShardRecord:
         ("closed", 1e6, True, False),
     ],
 )
-def test_a_record_is_claimable_when_open_or_lapsed(state: str, age_s: float, is_dead: bool, expected: bool) -> None:
+def test_a_record_is_claimable_when_open_or_lapsed(
+    state: str, age_s: float, is_process_dead: bool, expected: bool
+) -> None:
     record = replace(fresh(), state=state)
-    assert lease.is_claimable(record, age_s=age_s, ttl_s=90, is_owner_dead=is_dead) is expected
+    assert lease.is_claimable(record, age_s=age_s, ttl_s=90, is_owner_dead=is_process_dead) is expected
 
 
 def test_a_takeover_keeps_what_is_committed_and_counts_the_owners() -> None:
@@ -70,19 +72,19 @@ def test_the_last_line_makes_the_shard_done() -> None:
 
 def test_a_release_counts_no_lapse() -> None:
     record = progress(fresh(), [])
-    assert lapse(lease.released(record, seq=9)).lapses == 0
+    assert lapse(lease.released(record, seq=9)).crash_count == 0
 
 
 def test_a_lapse_of_a_holder_that_announced_nothing_counts_only_once() -> None:
     record = lapse(fresh())
-    assert record.lapses == 1
+    assert record.crash_count == 1
     assert lease.must_announce(record)
-    assert lapse(record).lapses == 1
+    assert lapse(record).crash_count == 1
 
 
 def test_progress_forgets_the_lapses() -> None:
     record = progress(lapse(fresh()), [0])
-    assert record.lapses == 0
+    assert record.crash_count == 0
     assert not lease.must_announce(record)
 
 
@@ -97,24 +99,24 @@ def test_closing_fences_the_holder_and_keeps_what_is_committed() -> None:
 def test_a_line_that_kills_its_process_is_found_and_no_other_is_blamed(num_lines: int, data: st.DataObject) -> None:
     """Play the holder: whatever is dispatched together with the poison kills before anything is committed."""
     poison = data.draw(st.integers(0, num_lines - 1))
-    record, blamed = fresh(num_lines), list[int]()
+    record, crashes_alone = fresh(num_lines), list[int]()
     for _ in range(200):
         missing = ((1 << num_lines) - 1) & ~bitmaps.parse(record.done)
         if not missing:
             break
-        culprit = lease.guilty(record)
+        culprit = lease.poison_line(record)
         if culprit is not None:
-            blamed.append(culprit)
+            crashes_alone.append(culprit)
             record = progress(record, [culprit], ())
-        elif lease.is_trial(record):
-            trying = lease.next_trial(record, missing)
-            record = progress(record, [], trying)
-            record = lapse(record) if poison in trying else progress(record, list(trying))
+        elif lease.is_bisecting(record):
+            bisect_set = lease.next_bisect_set(record, missing)
+            record = progress(record, [], bisect_set)
+            record = lapse(record) if poison in bisect_set else progress(record, list(bisect_set))
         else:
             record = progress(record, [])
             lines = list(bitmaps.lines(missing))
             record = lapse(record) if poison in lines else progress(record, lines)
-    assert blamed == [poison]
+    assert crashes_alone == [poison]
     assert record.state == "done"
 
 
@@ -123,7 +125,7 @@ def test_a_spot_kill_blames_nobody() -> None:
     record = fresh()
     for _ in range(3):
         record = lapse(progress(record, []))
-    assert lease.guilty(record) is None
+    assert lease.poison_line(record) is None
 
 
 def accuse(record: ShardRecord, line: int, lines: list[int]) -> ShardRecord:
@@ -143,22 +145,22 @@ def accuse(record: ShardRecord, line: int, lines: list[int]) -> ShardRecord:
 def test_a_line_that_its_holder_ends_for_is_tried_alone_and_guilty_at_the_third_time(lines: list[int]) -> None:
     record = accuse(fresh(), 5, lines)
     assert record.counts.finished == len(lines)
-    for num in range(1, lease.LAPSES_OF_ONE_LINE + 1):
+    for num in range(1, lease.CRASHES_OF_ONE_LINE + 1):
         record = lapse(record)
-        assert lease.is_trial(record)
-        assert lease.next_trial(record, 0b11111100) == (5,)
-        assert lease.guilty(record) == (5 if num == lease.LAPSES_OF_ONE_LINE else None)
-        if lease.guilty(record) is None:
+        assert lease.is_bisecting(record)
+        assert lease.next_bisect_set(record, 0b11111100) == (5,)
+        assert lease.poison_line(record) == (5 if num == lease.CRASHES_OF_ONE_LINE else None)
+        if lease.poison_line(record) is None:
             record = accuse(record, 5, [])
 
 
 def test_accusing_another_line_begins_to_count_anew() -> None:
     record = lapse(accuse(lapse(accuse(fresh(), 5, [])), 5, []))
-    assert record.blamed == 2
+    assert record.crashes_alone == 2
     record = lapse(accuse(record, 6, []))
-    assert (record.trying, record.blamed) == ((6,), 1)
+    assert (record.bisect_set, record.crashes_alone) == ((6,), 1)
 
 
 def test_a_line_that_was_accused_for_nothing_is_not_guilty_once_it_is_done() -> None:
     record = progress(lapse(accuse(fresh(), 5, [])), [5])
-    assert lease.guilty(lapse(lapse(record))) is None
+    assert lease.poison_line(lapse(lapse(record))) is None

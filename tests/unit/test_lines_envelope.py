@@ -150,7 +150,7 @@ def test_bytes_that_are_no_utf8_are_told_so(line: bytes, custom_id: str | None, 
 def test_all_that_is_wrong_outside_is_found_at_once() -> None:
     with pytest.raises(Unreadable) as caught:
         decode_envelope(b'{"custom_id":"","params":[],"metdata":{}}')
-    assert [finding.where for finding in caught.value.findings] == ["metdata", "custom_id", "params"]
+    assert [diagnostic.where for diagnostic in caught.value.diagnostics] == ["metdata", "custom_id", "params"]
 
 
 json_like = st.recursive(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from batchfile.errors import InvalidRequest
 from batchfile.lines import lone_surrogates
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.lone_surrogates import find_half, without_halves
+from batchfile.lines.lone_surrogates import find_lone_surrogate, without_lone_surrogates
 from batchfile.lines.parse import find_problems, parse_request
 from batchfile.types import Defaults
 
@@ -21,7 +21,7 @@ def test_halves_are_what_no_utf8_can_carry(parts: list[str], piece: int) -> None
     text = '"' + "".join(parts) + '"'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lone_surrogates, "PIECE_BYTES", piece)
-        at, whole = find_half(text.encode()), without_halves(text.encode())
+        at, whole = find_lone_surrogate(text.encode()), without_lone_surrogates(text.encode())
     read = json.loads(text)
     is_sound = read == read.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert (at is None) is (whole is None) is is_sound
@@ -46,7 +46,7 @@ def test_half_of_a_character_is_that_requests_own_error(line: str, root: str) ->
     assert (envelope.custom_id, envelope.model, envelope.carried) == ("é", "m", CHAT.encode())
     with pytest.raises(InvalidRequest, match=rf"^{root}: \\ud83d is half of a character; cut strings between"):
         parse_request(line.encode(), Defaults())
-    assert [finding.where for finding in find_problems(line.encode())] == [root]
+    assert [diagnostic.where for diagnostic in find_problems(line.encode())] == [root]
 
 
 @pytest.mark.parametrize(

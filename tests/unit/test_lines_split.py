@@ -185,7 +185,7 @@ def test_half_of_a_character_leaves_every_request_as_it_was(contents: list[list[
 
 
 def test_more_halves_than_the_limit_refuse_the_document() -> None:
-    body = b'{"requests": ["%b"]}' % (b"\\ud83d" * (split_document.HALVES_MAX + 1))
+    body = b'{"requests": ["%b"]}' % (b"\\ud83d" * (split_document.LONE_SURROGATES_MAX + 1))
     with pytest.raises(InvalidFile, match="half of a character"):
         read_document(memoryview(body), memoryview(bytearray(body)))
 

@@ -15,7 +15,7 @@ from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
-from batchfile.ledger.shards import Held
+from batchfile.ledger.shards import ShardLease
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
 from batchfile.local import inputs, outputs
@@ -59,7 +59,7 @@ class World:
     def finish_some(self, batch: BatchRecord, num: int, custom_id: str = "r%d") -> None:
         plan = batches.read_plan(self.ledger, batch)
         held = shards.claim(self.ledger, batch, plan, "local", 0, runner="killed")
-        assert isinstance(held, Held)
+        assert isinstance(held, ShardLease)
         outcome = Completion(choices=(Choice("kept", "end_turn"),), usage=Usage(input_tokens=2, output_tokens=1))
         done = [
             FinishedLine(n, "succeeded", encode_result(custom_id % n, outcome, "echo"), outcome.usage)
@@ -75,7 +75,7 @@ class World:
 
     def run(self, batch: BatchRecord) -> list[tuple[str | None, str]]:
         """The custom_id and the answer of each result, once all have one."""
-        options = RunnerOptions(runner_id="r2", pool="local", only=batch.batch_id, is_steward=False)
+        options = RunnerOptions(runner_id="r2", pool="local", only=batch.batch_id, is_janitor=False)
         ended = batches.finish(self.ledger, batch.batch_id, runner="r2")
         if ended is None:
             Runner(self.ledger, lambda: EchoEngine(num_slots=8), options).run_alone()

@@ -72,7 +72,7 @@ def test_a_create_that_was_cut_off_is_begun_anew_and_leaves_nothing(
     assert opened.batch.batch_id != lost
     assert batches.read_batch(ledger, lost) is None
     left = [entry.key for entry in ledger.store.list(keys.batch_prefix(lost))]
-    assert left == [keys.batch_key(lost)], "only the tombstone stays, until a steward removes it"
+    assert left == [keys.batch_key(lost)], "only the tombstone stays, until a janitor removes it"
     assert _open(ledger, options).batch.batch_id == opened.batch.batch_id
 
 
@@ -103,7 +103,7 @@ def test_a_restart_removes_the_old_batch_whatever_its_state(ledger: Ledger, opti
     assert list(ledger.store.list(keys.batch_prefix(old))) == []
     assert [keys.index_batch_id(entry.key) for entry in ledger.store.list(keys.INDEX_PREFIX)] == [new]
     queue = ledger.store.list(keys.queue_prefix(local_run.POOL))
-    assert [keys.marker_batch_id(entry.key) for entry in queue] == [new]
+    assert [keys.queue_batch_id(entry.key) for entry in queue] == [new]
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 99, b'{"batch_id": "b'])
@@ -120,7 +120,7 @@ def test_a_restart_replaces_a_damaged_batch_and_nothing_else_does(
     assert list(ledger.store.list(keys.batch_prefix(old))) == []
     assert [keys.index_batch_id(entry.key) for entry in ledger.store.list(keys.INDEX_PREFIX)] == [new]
     queue = ledger.store.list(keys.queue_prefix(local_run.POOL))
-    assert [keys.marker_batch_id(entry.key) for entry in queue] == [new]
+    assert [keys.queue_batch_id(entry.key) for entry in queue] == [new]
     assert _open(ledger, options).batch.batch_id == new
 
 

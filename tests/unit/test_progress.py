@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from batchfile.engine.base import EngineStats
 from batchfile.local.progress import ACTIVE_S_MIN, Meter, Snapshot
-from batchfile.runner.stats import Tally
+from batchfile.runner.stats import RunnerStats
 from batchfile.types import Counts, Usage
 
 LOOK_S = 0.25
@@ -27,7 +27,7 @@ class Run:
     prompt_s: float = 0.05
     loading_s: float = 5.0
     tells_steps: bool = True
-    tally: Tally = field(default_factory=Tally)
+    runner_stats: RunnerStats = field(default_factory=RunnerStats)
 
     def looks(self, before: Counts | None = None, usage: Usage | None = None) -> Iterator[tuple[float, Snapshot]]:
         """The time and the snapshot, every LOOK_S, until all requests have finished."""
@@ -36,9 +36,9 @@ class Run:
         waiting, running = list(self.lengths), []
         now, look_at, prompts, tokens = self.loading_s, 0.0, 0, 0
         while look_at < now:
-            yield look_at, meter.look(self.tally, look_at)
+            yield look_at, meter.look(self.runner_stats, look_at)
             look_at += LOOK_S
-        self.tally.engine_ready_at = now
+        self.runner_stats.engine_ready_at = now
         while waiting or running:
             joining = waiting[: self.slots - len(running)]
             del waiting[: len(joining)]
@@ -48,7 +48,7 @@ class Run:
                 prompt_tokens=prompts, output_tokens=tokens, num_running=len(running), num_waiting=len(waiting)
             )
             while look_at < ends_at:
-                yield look_at, meter.look(self.tally, look_at, 0.0, stats if self.tells_steps else EngineStats())
+                yield look_at, meter.look(self.runner_stats, look_at, 0.0, stats if self.tells_steps else EngineStats())
                 look_at += LOOK_S
             now = ends_at
             prompts += self.prompt * len(joining)
@@ -57,9 +57,9 @@ class Run:
                 one[1] -= 1
             for length, left in running:
                 if left == 0:
-                    self.tally.succeeded += 1
-                    self.tally.input_tokens += self.prompt
-                    self.tally.output_tokens += length
+                    self.runner_stats.succeeded += 1
+                    self.runner_stats.input_tokens += self.prompt
+                    self.runner_stats.output_tokens += length
             running = [one for one in running if one[1] > 0]
 
 
@@ -161,14 +161,14 @@ def test_what_was_done_before_counts_for_the_eta_at_once() -> None:
 
 def test_a_downtime_of_the_endpoint_is_no_slowness_of_it() -> None:
     meter = Meter(100, Counts(), Usage(), 0.0)
-    tally = Tally(engine_ready_at=0.0)
+    runner_stats = RunnerStats(engine_ready_at=0.0)
     for second in range(1, 41):
-        tally.succeeded, tally.output_tokens = second, 10 * second
-        before = meter.look(tally, float(second))
+        runner_stats.succeeded, runner_stats.output_tokens = second, 10 * second
+        before = meter.look(runner_stats, float(second))
     for second in range(41, 141):
-        assert meter.look(tally, float(second), down_s=float(second - 40)).down_s
-    tally.succeeded, tally.output_tokens = 41, 410
-    after = meter.look(tally, 141.0)
+        assert meter.look(runner_stats, float(second), down_s=float(second - 40)).down_s
+    runner_stats.succeeded, runner_stats.output_tokens = 41, 410
+    after = meter.look(runner_stats, 141.0)
     assert before.output_rate == after.output_rate == 10.0
     assert before.eta_s == pytest.approx(60, rel=0.05)
     assert after.eta_s == pytest.approx(59, rel=0.05)
@@ -176,8 +176,8 @@ def test_a_downtime_of_the_endpoint_is_no_slowness_of_it() -> None:
 
 def test_what_a_fast_engine_did_in_its_first_moment_is_no_rate() -> None:
     meter = Meter(100, Counts(), Usage(), 0.0)
-    tally = Tally(engine_ready_at=0.0, succeeded=1, input_tokens=80, output_tokens=30)
-    first = meter.look(tally, 0.001)
+    runner_stats = RunnerStats(engine_ready_at=0.0, succeeded=1, input_tokens=80, output_tokens=30)
+    first = meter.look(runner_stats, 0.001)
     assert (first.done, first.input_rate, first.output_rate) == (1, 0.0, 0.0)
-    tally.succeeded, tally.output_tokens = 10, 300
-    assert meter.look(tally, 2.0).output_rate == 150.0
+    runner_stats.succeeded, runner_stats.output_tokens = 10, 300
+    assert meter.look(runner_stats, 2.0).output_rate == 150.0

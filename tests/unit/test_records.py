@@ -26,7 +26,7 @@ from batchfile.types import Counts, Defaults, RoutingTable, Usage
 
 PART = PartRef(key="p", size=1, sha256="s")
 SHARD = ShardRecord(
-    pool="m", n=0, num_lines=4, state="leased", lease="l", runner="r", parts=(PART, PART), trying=(1, 2)
+    pool="m", n=0, num_lines=4, state="leased", lease="l", runner="r", parts=(PART, PART), bisect_set=(1, 2)
 )
 BATCH = BatchRecord(
     batch_id="b",

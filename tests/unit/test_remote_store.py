@@ -11,7 +11,7 @@ import pytest
 
 from batchfile.cli import following
 from batchfile.client import base, store
-from batchfile.client.base import BatchStatus, Wanted
+from batchfile.client.base import BatchStatus, SubmitOptions
 from batchfile.client.resolve import find_batch, open_ledger, open_service_ledger
 from batchfile.client.store import StoreRemote
 from batchfile.client.upload import Upload, open_upload
@@ -42,7 +42,7 @@ def remote(folder: Path, tenant: str) -> StoreRemote:
 def batch(tmp_path: Path) -> BatchStatus:
     (tmp_path / "in.jsonl").write_text(LINE)
     upload = open_upload(str(tmp_path / "in.jsonl"))
-    return remote(tmp_path, "acme").submit(upload, Wanted(stage="email"), lambda num: None)
+    return remote(tmp_path, "acme").submit(upload, SubmitOptions(stage="email"), lambda num: None)
 
 
 def test_a_batch_of_another_tenant_is_not_there(tmp_path: Path, batch: BatchStatus) -> None:
@@ -138,7 +138,7 @@ def test_the_time_that_a_batch_has_begins_when_all_of_a_slow_input_is_here(still
 
     began_at = clock.now()
     piped = Upload(name="stdin", size=None, format="jsonl", chunks=slow, is_repeatable=False)
-    assert still.submit(piped, Wanted(stage="email"), lambda num: None).created_at == began_at + 3600
+    assert still.submit(piped, SubmitOptions(stage="email"), lambda num: None).created_at == began_at + 3600
 
 
 def test_a_batch_whose_create_took_longer_than_that_of_others_is_new_all_the_same(still: StoreRemote) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from batchfile.local.display import about, line
 from batchfile.local.progress import Meter, Snapshot
-from batchfile.runner.stats import Tally
+from batchfile.runner.stats import RunnerStats
 from batchfile.types import Counts, Usage
 
 SNAP = Snapshot(
@@ -28,11 +28,11 @@ SNAP = Snapshot(
 
 def test_a_run_whose_endpoint_is_down_says_that_it_waits() -> None:
     meter = Meter(10, Counts(), Usage(), 0.0)
-    tally = Tally(succeeded=3, engine_ready_at=1.0)
-    assert line(meter.look(tally, 100.0, 12.0)) == (
+    runner_stats = RunnerStats(succeeded=3, engine_ready_at=1.0)
+    assert line(meter.look(runner_stats, 100.0, 12.0)) == (
         "the endpoint has been down for 12 s, waiting for it; 3/10 requests are done"
     )
-    assert line(meter.look(tally, 101.0)).startswith("3/10 requests (30 %)")
+    assert line(meter.look(runner_stats, 101.0)).startswith("3/10 requests (30 %)")
 
 
 def test_progress_names_everything_that_is_asked_for() -> None:
@@ -43,8 +43,8 @@ def test_progress_names_everything_that_is_asked_for() -> None:
 
 
 def test_answers_without_usage_are_told_next_to_the_tokens() -> None:
-    tally = Tally(engine_ready_at=0.0, succeeded=2, input_tokens=80, output_tokens=30, usage_unknown=1)
-    snap = Meter(2, Counts(), Usage(), 0.0).look(tally, 5.0)
+    runner_stats = RunnerStats(engine_ready_at=0.0, succeeded=2, input_tokens=80, output_tokens=30, usage_unknown=1)
+    snap = Meter(2, Counts(), Usage(), 0.0).look(runner_stats, 5.0)
     assert "80 tokens in, 30 tokens out, usage unknown for 1 result" in line(snap)
 
 
@@ -55,7 +55,7 @@ def test_nothing_is_said_of_what_is_not_known_or_zero() -> None:
 
 
 def test_while_the_model_loads_the_time_and_what_is_done_are_shown() -> None:
-    snap = Meter(100, Counts(succeeded=7), Usage(), 0.0).look(Tally(), 34.0)
+    snap = Meter(100, Counts(succeeded=7), Usage(), 0.0).look(RunnerStats(), 34.0)
     assert line(snap) == "loading the model, 34 s; 7/100 requests are done"
 
 

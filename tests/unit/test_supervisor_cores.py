@@ -15,7 +15,7 @@ def cores_of_two(folder: Path, core_sets: list[str | None] | None) -> list[str]:
     def command(slot: int) -> list[str]:
         return [sys.executable, "-c", SAY, str(folder / str(slot)), BIND]
 
-    assert Supervisor([None, None], command, 0.0, core_sets).tend() == 0
+    assert Supervisor([None, None], command, 0.0, core_sets).reconcile() == 0
     return [(folder / str(slot)).read_text() for slot in range(2)]
 
 

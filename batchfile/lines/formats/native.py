@@ -18,7 +18,7 @@ from batchfile.lines.chat import (
     text_of,
     without_user,
 )
-from batchfile.lines.diagnostics import Finding
+from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.tools import (
     Block,
     ToolChoice,
@@ -123,12 +123,12 @@ def is_plain(params: Params) -> bool:
     return is_spoken and CHECKED.isdisjoint(params.model_fields_set)
 
 
-def more_problems(params: Params) -> list[Finding]:
+def more_problems(params: Params) -> list[Diagnostic]:
     """What a model of each key alone can not say."""
     return without_user(params.messages, "params") + _tool_problems(params)
 
 
-def _tool_problems(params: Params) -> list[Finding]:
+def _tool_problems(params: Params) -> list[Diagnostic]:
     choice = params.tool_choice
     tools = anthropic_tools(params.tools, choice)
     is_forced = choice is not None and choice.type in {"any", "tool"}

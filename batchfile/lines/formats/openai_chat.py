@@ -15,7 +15,7 @@ from batchfile.lines.chat import (
     text_of,
     without_user,
 )
-from batchfile.lines.diagnostics import Finding
+from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
 from batchfile.lines.tools import (
     FunctionCall,
@@ -117,19 +117,21 @@ def is_plain(body: Body) -> bool:
     return is_spoken and CHECKED.isdisjoint(body.model_fields_set)
 
 
-def more_problems(body: Body) -> list[Finding]:
+def more_problems(body: Body) -> list[Diagnostic]:
     """What a model of each key alone can not say."""
     return without_user(body.messages, "body") + _system_names(body) + _tool_problems(body)
 
 
-def _system_names(body: Body) -> list[Finding]:
+def _system_names(body: Body) -> list[Diagnostic]:
     """System turns become one, which has one name at most."""
     named = [(number, turn.name) for number, turn in enumerate(body.messages) if turn.role in SYSTEM_ROLES]
     message = "system turns with different names are not served, they become one; give them one name, or none"
-    return [Finding(("body", "messages", number, "name"), message) for number, name in named if name != named[0][1]][:1]
+    return [Diagnostic(("body", "messages", number, "name"), message) for number, name in named if name != named[0][1]][
+        :1
+    ]
 
 
-def _tool_problems(body: Body) -> list[Finding]:
+def _tool_problems(body: Body) -> list[Diagnostic]:
     tools = openai_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     is_forced = body.tool_choice not in (None, "none", "auto")
     return call_problems(body.messages, "body") + choice_problems(tools, is_forced=is_forced, root="body")

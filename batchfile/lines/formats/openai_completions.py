@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from batchfile.lines.chat import Unserved
-from batchfile.lines.diagnostics import Finding
+from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_inputs import inputs_of
 from batchfile.lines.formats.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
 from batchfile.types import Defaults, Input, Raw, Request
@@ -45,7 +45,7 @@ def is_plain(body: Body) -> bool:
     return _CHECKED.isdisjoint(body.model_fields_set)
 
 
-def more_problems(_: Body) -> list[Finding]:
+def more_problems(_: Body) -> list[Diagnostic]:
     return []
 
 

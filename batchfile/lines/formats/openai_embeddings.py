@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from batchfile.lines.chat import Strict, Unserved, Whole
-from batchfile.lines.diagnostics import Finding
+from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_inputs import inputs_of
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
 
@@ -38,7 +38,7 @@ def is_plain(_: Body) -> bool:
     return True
 
 
-def more_problems(_: Body) -> list[Finding]:
+def more_problems(_: Body) -> list[Diagnostic]:
     return []
 
 

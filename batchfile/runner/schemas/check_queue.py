@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from batchfile.runner.active import Item
+from batchfile.runner.active import PendingRequest
 from batchfile.runner.schemas.output_schema import Demand, first_verdict
 from batchfile.runner.schemas.process import CheckProcess
 from batchfile.runner.schemas.rules import Verdict
@@ -22,7 +22,7 @@ CHARS_MAX = 64 * 1024 * 1024  # of answers that wait; then the engine gets nothi
 class Answer:
     """Of `item`, to `request`. `gpu_s`: what it took. `was_alone`: it ran with no other."""
 
-    item: Item
+    item: PendingRequest
     request: Request
     completion: Completion
     demands: list[Demand]
@@ -36,7 +36,7 @@ class Answer:
 
 class Checked(NamedTuple):
     answer: Answer
-    misfit: tuple[Demand, Verdict] | None
+    schema_mismatch: tuple[Demand, Verdict] | None
 
 
 class Checks:

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 ATTEMPTS_MAX = 3  # of one request, the first included
 SCHEMAS_KEPT = 64  # of batches, in one process
 
-MISFIT = Failure(type="model_error", message="Output validation failed")
+SCHEMA_MISMATCH = Failure(type="model_error", message="Output validation failed")
 _ANY_OBJECT = {"type": "object"}  # what an empty schema of a request means
 
 
@@ -35,7 +35,7 @@ class Demand(NamedTuple):
     is_own: bool
 
 
-class Fitting:
+class OutputSchema:
     """A batch's schema."""
 
     def __init__(self, encoded: bytes) -> None:
@@ -81,15 +81,15 @@ def _is_free(request: Request) -> bool:
     return request.is_continuation or request.tools is not None
 
 
-def fitting_of(defaults: Defaults) -> Fitting | None:
+def output_schema_of(defaults: Defaults) -> OutputSchema | None:
     """What checks the answers of a batch; None where any text will do. Equal schemas are one."""
     schema = defaults.output_schema
-    return None if schema is None else _fitting(msgspec.json.encode(schema))
+    return None if schema is None else _output_schema(msgspec.json.encode(schema))
 
 
 @lru_cache(maxsize=SCHEMAS_KEPT)
-def _fitting(encoded: bytes) -> Fitting:
-    return Fitting(encoded)
+def _output_schema(encoded: bytes) -> OutputSchema:
+    return OutputSchema(encoded)
 
 
 def own_schema(request: Request) -> bytes | None:
@@ -103,7 +103,9 @@ def own_schema(request: Request) -> bytes | None:
         raise InvalidRequest("The JSON schema is nested too deeply. Make it flatter.") from error
 
 
-def demands(request: Request, completion: Completion, own: bytes | None, fitting: Fitting | None) -> list[Demand]:
+def demands(
+    request: Request, completion: Completion, own: bytes | None, output_schema: OutputSchema | None
+) -> list[Demand]:
     """What each choice must fit, unless it calls a tool or is a refusal. The request's schema, `own`, comes first.
 
     A continuation fits its batch's schema together with the text it goes on from; its own, guided by which it begins
@@ -114,8 +116,8 @@ def demands(request: Request, completion: Completion, own: bytes | None, fitting
     found: list[Demand] = []
     if own is not None:
         found += [Demand(own, (begun + text, text) if begun else (text,), True) for text in texts]
-    if fitting is not None:
-        found += [Demand(fitting.encoded, (begun + text,), False) for text in texts]
+    if output_schema is not None:
+        found += [Demand(output_schema.encoded, (begun + text,), False) for text in texts]
     return found
 
 
@@ -124,7 +126,7 @@ def are_here(wanted: list[Demand]) -> bool:
     return all(place_of(demand.schema, sum(map(len, demand.texts))) == "here" for demand in wanted)
 
 
-def first_misfit(wanted: list[Demand]) -> tuple[Demand, Kind] | None:
+def first_mismatch(wanted: list[Demand]) -> tuple[Demand, Kind] | None:
     """None where the answer fits. For what may be checked here."""
     for demand in wanted:
         kinds = [kind_of(demand.schema, text) for text in demand.texts]
@@ -138,7 +140,7 @@ def first_verdict(wanted: list[Demand], judge: Callable[[bytes, str], Verdict]) 
     for demand in wanted:
         for text in demand.texts:
             verdict = judge(demand.schema, text)
-            if verdict.kind != "misfit":
+            if verdict.kind != "mismatch":
                 break
         if verdict.kind != "fits":
             return demand, verdict
@@ -152,19 +154,22 @@ def failure_of(demand: Demand, verdict: Verdict, completion: Completion) -> Fail
         advice = "Make the schema simpler: fewer references, alternatives and repeat counts in `pattern`."
         return _failed(demand, f"Checking the answer against {whose} {verdict.why}. {advice}")
     if not demand.is_own:
-        return MISFIT
+        return SCHEMA_MISMATCH
     if verdict.kind == "unusable":
         return _failed(demand, f"The answer cannot be checked against {whose}: {verdict.why}. Fix the schema.")
     if verdict.why == NOT_JSON and any(choice.stop_reason == "max_tokens" for choice in completion.choices):
-        return replace(MISFIT, message=f"{MISFIT.message}: the answer ends at max_tokens. Raise max_tokens.")
-    message = f"{MISFIT.message}: {verdict.why} ({whose}, {ATTEMPTS_MAX} attempts)."
+        return replace(
+            SCHEMA_MISMATCH, message=f"{SCHEMA_MISMATCH.message}: the answer ends at max_tokens. Raise max_tokens."
+        )
+    message = f"{SCHEMA_MISMATCH.message}: {verdict.why} ({whose}, {ATTEMPTS_MAX} attempts)."
     return replace(
-        MISFIT, message=f"{message} Describe the format in the prompt, simplify the schema, or name another model."
+        SCHEMA_MISMATCH,
+        message=f"{message} Describe the format in the prompt, simplify the schema, or name another model.",
     )
 
 
 def _failed(demand: Demand, message: str) -> Failure:
-    return Failure(type="invalid_request_error" if demand.is_own else MISFIT.type, message=message)
+    return Failure(type="invalid_request_error" if demand.is_own else SCHEMA_MISMATCH.type, message=message)
 
 
 def unguided(request: Request) -> Request:

@@ -14,7 +14,7 @@ PLACE_CHARS_MAX = 200
 PROBLEM_CHARS_MAX = 500
 NOT_JSON = "the answer is not JSON"
 
-Kind = Literal["fits", "misfit", "unusable", "unknown"]
+Kind = Literal["fits", "mismatch", "unusable", "unknown"]
 
 
 class Verdict(NamedTuple):
@@ -34,9 +34,9 @@ def kind_of(schema: bytes, text: str) -> Kind:
     except (ValueError, RecursionError):
         return "unusable"
     try:
-        return "fits" if validator.is_valid(msgspec.json.decode(text)) else "misfit"
+        return "fits" if validator.is_valid(msgspec.json.decode(text)) else "mismatch"
     except (ValueError, RecursionError):  # no JSON, or nested without measure
-        return "misfit"
+        return "mismatch"
 
 
 def judged(schema: bytes, text: str) -> Verdict:
