@@ -11,14 +11,15 @@ from functools import partial
 import structlog
 import uvicorn
 
-from api.app import create_app
-from api.http.auth import AuthMiddleware
-from api.http.connections import Connection, Connections, raise_file_limit
-from api.ops.wait_for_store import opened
 from batchfile import logs
 from batchfile.client import resolve
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
+
+from .app import create_app
+from .http.auth import AuthMiddleware
+from .http.connections import Connection, Connections, raise_file_limit
+from .ops.wait_for_store import opened
 
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"

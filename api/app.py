@@ -15,26 +15,6 @@ from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import OpenAPI
 
-from api.anthropic import batches as anthropic_batches
-from api.anthropic import models
-from api.http import errors
-from api.http.auth import AuthMiddleware, Caller
-from api.http.docs_pages import Pages
-from api.http.negotiation import NegotiatedFormat
-from api.http.openapi import StrictSchemas, document_config
-from api.http.queries import Parameters, check_query, known_parameters
-from api.native import rerun_routes, routes
-from api.openai import batches as openai_batches
-from api.openai import files, uploads
-from api.openai.output_files import OutputFiles
-from api.ops import health
-from api.ops.background import BackgroundTasks
-from api.ops.janitor_thread import JanitorThread
-from api.ops.metrics import Metrics
-from api.ops.pools import Fleet
-from api.ops.store_health import StoreHealth
-from api.ops.webhook_sender import WebhookSender
-from api.service import Service
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
@@ -42,6 +22,27 @@ from batchfile.ledger.set_aside import SetAside
 from batchfile.long_work import LongWork
 from batchfile.settings import Settings
 from batchfile.store.metered import MeteredStore
+
+from .anthropic import batches as anthropic_batches
+from .anthropic import models
+from .http import errors
+from .http.auth import AuthMiddleware, Caller
+from .http.docs_pages import Pages
+from .http.negotiation import NegotiatedFormat
+from .http.openapi import StrictSchemas, document_config
+from .http.queries import Parameters, check_query, known_parameters
+from .native import rerun_routes, routes
+from .openai import batches as openai_batches
+from .openai import files, uploads
+from .openai.output_files import OutputFiles
+from .ops import health
+from .ops.background import BackgroundTasks
+from .ops.janitor_thread import JanitorThread
+from .ops.metrics import Metrics
+from .ops.pools import Fleet
+from .ops.store_health import StoreHealth
+from .ops.webhook_sender import WebhookSender
+from .service import Service
 
 LONG_THREADS = 2  # plan large files, and as many end large batches
 THREADS_SPARE = 32  # beyond what the requests of one key can take: the store is asked in threads

@@ -10,8 +10,6 @@ import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from api.http.errors import Refusal
-from api.http.spool import Spooled
 from batchfile.errors import InvalidFile, InvalidRequest, TooLarge
 from batchfile.ledger import batches, idempotency
 from batchfile.ledger.base import Ledger
@@ -23,6 +21,9 @@ from batchfile.plan.submit import submit
 from batchfile.routing import route
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
+
+from .http.errors import Refusal
+from .http.spool import Spooled
 
 CHUNK_BYTES = 256 * 1024
 KEY_CHARS_MAX = 255

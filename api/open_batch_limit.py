@@ -6,13 +6,14 @@ What has ended is remembered, so that only the records of batches that may be op
 import threading
 from contextlib import suppress
 
-from api.http.errors import Refusal
 from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord
+
+from .http.errors import Refusal
 
 FULL_S = 2.0  # for so long a tenant that has reached its limit is refused without another look
 RETRY_AFTER_S = 30

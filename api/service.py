@@ -12,9 +12,6 @@ from itertools import islice, takewhile
 
 import structlog
 
-from api.http.auth import Caller
-from api.http.errors import Refusal, not_found, unreadable
-from api.open_batch_limit import Room
 from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged, StoreError
 from batchfile.files.stored_files import read_file
 from batchfile.ledger import batches, damage, keys
@@ -24,6 +21,10 @@ from batchfile.ledger.purge import purge
 from batchfile.ledger.records import BatchRecord, FileRecord, FileRef
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.settings import Settings
+
+from .http.auth import Caller
+from .http.errors import Refusal, not_found, unreadable
+from .open_batch_limit import Room
 
 log = structlog.get_logger()
 

@@ -6,7 +6,8 @@ import structlog
 
 from batchfile import logs
 from batchfile.errors import BatchfileError, SettingsError, StoreError, StoreUnavailable
-from runners.options import Options, parse
+
+from .options import Options, parse
 
 log = structlog.get_logger()
 
@@ -35,10 +36,10 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: Options) -> int:
     if options.slot is None:
-        from runners.supervisor import supervise
+        from .supervisor import supervise
 
         return supervise(options)
-    from runners.worker import run_slot
+    from .worker import run_slot
 
     return run_slot(options, options.slot)
 

@@ -13,7 +13,8 @@ import structlog
 from batchfile import logs
 from batchfile.errors import SettingsError
 from batchfile.settings import load_settings
-from runners.pools import pool_of
+
+from .pools import pool_of
 
 log = structlog.get_logger()
 

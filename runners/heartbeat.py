@@ -12,7 +12,8 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import remove_presence, write_presence
 from batchfile.ledger.records import PresenceRecord, RunnerState, RunnerTotals
 from batchfile.runner.runner import Runner
-from runners.rates import RateMeter, Rates
+
+from .rates import RateMeter, Rates
 
 log = structlog.get_logger()
 

@@ -21,7 +21,8 @@ from batchfile.ledger.records import RunnerState
 from batchfile.runner.histogram import Histogram
 from batchfile.runner.runner import Runner
 from batchfile.store.metered import MeteredStore
-from runners.heartbeat import state_of
+
+from .heartbeat import state_of
 
 log = structlog.get_logger()
 

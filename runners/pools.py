@@ -6,7 +6,8 @@ from batchfile.errors import SettingsError
 from batchfile.settings import Settings
 from batchfile.settings_tables import Pool
 from batchfile.types import EngineKind
-from runners.options import Options
+
+from .options import Options
 
 
 def pool_of(settings: Settings, name: str) -> Pool:

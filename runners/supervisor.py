@@ -19,9 +19,10 @@ import structlog
 from batchfile.engine.vllm.cpu import BIND, core_shares
 from batchfile.engine.vllm.machine import read_cpu
 from batchfile.settings import load_settings
-from runners.options import Options
-from runners.pools import kind_of, pool_of
-from runners.slots import VISIBLE, plan_slots, visible_gpus
+
+from .options import Options
+from .pools import kind_of, pool_of
+from .slots import VISIBLE, plan_slots, visible_gpus
 
 log = structlog.get_logger()
 

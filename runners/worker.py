@@ -22,11 +22,12 @@ from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
 from batchfile.signals import hearing
 from batchfile.store.metered import MeteredStore
-from runners.heartbeat import Heartbeat, Identity
-from runners.metrics import RunnerCollector, counted, serving
-from runners.options import Options
-from runners.pools import factory_of, kind_of, pool_of
-from runners.shutdown import ShutdownRule
+
+from .heartbeat import Heartbeat, Identity
+from .metrics import RunnerCollector, counted, serving
+from .options import Options
+from .pools import factory_of, kind_of, pool_of
+from .shutdown import ShutdownRule
 
 log = structlog.get_logger()
 

@@ -10,21 +10,22 @@ from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
-from api.anthropic import schemas as anthropic_schemas
-from api.anthropic import serializers as anthropic_serializers
-from api.http.addresses import own_url
-from api.http.auth import Caller
-from api.http.errors import Refusal
-from api.http.negotiation import BATCHES, NegotiatedFormat
-from api.http.openapi_responses import CREATE, JSON_LINES, OR_LINES, READ, STAGE_RESULTS, problems
-from api.http.request_bodies import JSON_OR_LINES, create_from
-from api.http.streams import stream
-from api.native import schemas as native_schemas
-from api.native import serializers as native_serializers
-from api.ops.background import BackgroundTasks
-from api.service import PAGE_MAX, Service
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.stage import stage_document, stage_lines
+
+from ..http.addresses import own_url
+from ..http.auth import Caller
+from ..http.errors import Refusal
+from ..http.negotiation import BATCHES, NegotiatedFormat
+from ..http.openapi_responses import CREATE, JSON_LINES, OR_LINES, READ, STAGE_RESULTS, problems
+from ..http.request_bodies import JSON_OR_LINES, create_from
+from ..http.streams import stream
+from ..native import schemas as native_schemas
+from ..native import serializers as native_serializers
+from ..ops.background import BackgroundTasks
+from ..service import PAGE_MAX, Service
+from . import schemas as anthropic_schemas
+from . import serializers as anthropic_serializers
 
 ONE = BATCHES + "/{batch_id:str}"
 PROBLEM = native_schemas.Problem | anthropic_schemas.ErrorBody

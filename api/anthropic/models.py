@@ -6,15 +6,16 @@ from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
-from api.anthropic import schemas as anthropic_schemas
-from api.anthropic import serializers
-from api.http.errors import Refusal
-from api.http.negotiation import NegotiatedFormat
-from api.http.openapi_responses import READ, problems
-from api.native import schemas as native_schemas
-from api.service import PAGE_MAX, Service
 from batchfile.errors import InvalidRequest
 from batchfile.routing import route
+
+from ..http.errors import Refusal
+from ..http.negotiation import NegotiatedFormat
+from ..http.openapi_responses import READ, problems
+from ..native import schemas as native_schemas
+from ..service import PAGE_MAX, Service
+from . import schemas as anthropic_schemas
+from . import serializers
 
 MODELS = "/v1/models"
 PROBLEM = native_schemas.OpenAIProblem | anthropic_schemas.ErrorBody

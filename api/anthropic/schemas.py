@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from api.native.schemas import StageCounts
+from ..native.schemas import StageCounts
 
 
 class RequestCounts(BaseModel):

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from api.anthropic import schemas as shapes
-from api.http.negotiation import BATCHES
-from api.native.schemas import StageCounts
-from api.service import Page
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.formats.stage import stage_counts, timestamp
 from batchfile.settings_tables import Pool
+
+from ..http.negotiation import BATCHES
+from ..native.schemas import StageCounts
+from ..service import Page
+from . import schemas as shapes
 
 UNKNOWN_TIME = timestamp(0)  # what the format has for a model whose release is not known
 

@@ -22,12 +22,13 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.errors import Refusal
-from api.http.guard import check_browser, check_reading
-from api.http.negotiation import NegotiatedFormat, needs_other_format, negotiate, problem
-from api.ops.store_health import StoreHealth
 from batchfile.settings import Settings
 from batchfile.settings_tables import ApiKey
+
+from ..ops.store_health import StoreHealth
+from .errors import Refusal
+from .guard import check_browser, check_reading
+from .negotiation import NegotiatedFormat, needs_other_format, negotiate, problem
 
 log = structlog.get_logger()
 

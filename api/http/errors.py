@@ -9,8 +9,6 @@ import structlog
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException
 
-from api.http.negotiation import NegotiatedFormat, problem
-from api.http.wording import explain
 from batchfile.errors import (
     BatchDamaged,
     BatchfileError,
@@ -26,6 +24,9 @@ from batchfile.errors import (
 )
 from batchfile.ledger.damage import DAMAGED
 from batchfile.ledger.status import NEWER, UNREADABLE
+
+from .negotiation import NegotiatedFormat, problem
+from .wording import explain
 
 log = structlog.get_logger()
 

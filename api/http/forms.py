@@ -10,11 +10,12 @@ from litestar import Request
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
-from api.http.errors import Refusal
-from api.http.multipart import Form, read_form
-from api.http.spool import SpoolLimits, spool
-from api.service import Service
 from batchfile.errors import TooLarge
+
+from ..service import Service
+from .errors import Refusal
+from .multipart import Form, read_form
+from .spool import SpoolLimits, spool
 
 BESIDE_BYTES_MAX = 1024 * 1024  # of a form without its file
 

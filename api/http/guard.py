@@ -5,7 +5,7 @@ page makes a browser send to a service that asks for no key. Pure.
 import ipaddress
 from collections.abc import Iterable
 
-from api.http.errors import Refusal
+from .errors import Refusal
 
 # Who stands before this service may go by the first of two and this service by the last.
 SAID_ONCE = frozenset({b"host", b"authorization", b"x-api-key", b"transfer-encoding", b"idempotency-key"})

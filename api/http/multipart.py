@@ -10,8 +10,8 @@ from multipart import (  # type: ignore[import-untyped]
     parse_options_header,
 )
 
-from api.http.errors import Refusal
-from api.http.spool import Spooled
+from .errors import Refusal
+from .spool import Spooled
 
 CHUNK_BYTES = 256 * 1024
 SEGMENTS_MAX = 32

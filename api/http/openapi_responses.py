@@ -7,7 +7,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
-from api.native.schemas import Problem, StageResults
+from ..native.schemas import Problem, StageResults
 
 JSON_LINES = "application/x-ndjson"
 

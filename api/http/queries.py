@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from api.http.errors import Refusal
-from api.http.negotiation import BATCHES, NegotiatedFormat
+from .errors import Refusal
+from .negotiation import BATCHES, NegotiatedFormat
 
 OWN = "/api/"
 

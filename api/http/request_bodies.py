@@ -9,12 +9,13 @@ from litestar import Request
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
-from api.create import CreateOptions, create_batch
-from api.http.auth import Caller
-from api.http.errors import Refusal
-from api.http.spool import SpoolLimits, spool
-from api.service import Service
 from batchfile.ledger.records import BatchRecord
+
+from ..create import CreateOptions, create_batch
+from ..service import Service
+from .auth import Caller
+from .errors import Refusal
+from .spool import SpoolLimits, spool
 
 RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
 NUMBER = re.compile(r"[0-9]{1,9}")

@@ -12,10 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Self
 
-from api.http.errors import Refusal
 from batchfile.errors import TooLarge
 from batchfile.lines.unpack import Packing, Unpacker
 from batchfile.settings_tables import Api
+
+from .errors import Refusal
 
 FLUSH_BYTES = 1024 * 1024  # collected before a thread writes them: a switch to one costs as much as 50 KB
 BODY_S_MAX = 3600.0  # a body that takes longer than this is given up, however steadily it drips

@@ -15,12 +15,13 @@ from litestar import Request, Response
 from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
-from api.http.auth import ENDLESS
-from api.http.errors import Refusal
-from api.http.openapi_responses import JSON_LINES
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import FileRef
 from batchfile.ledger.tail import Cursor, iter_live
+
+from .auth import ENDLESS
+from .errors import Refusal
+from .openapi_responses import JSON_LINES
 
 GZIP_LEVEL = 1  # a chunk costs less than the network saves
 LIVE_CHUNK_BYTES = 256 * 1024

@@ -7,16 +7,17 @@ from litestar import Request, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from api.create import KEY_CHARS_MAX, made_before
-from api.http.auth import Caller
-from api.http.errors import Refusal
-from api.http.openapi_responses import READ, problems
-from api.native import schemas, serializers
-from api.native.routes import BATCHES
-from api.service import Service
 from batchfile.errors import InvalidFile
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.submit import retry as retry_batch
+
+from ..create import KEY_CHARS_MAX, made_before
+from ..http.auth import Caller
+from ..http.errors import Refusal
+from ..http.openapi_responses import READ, problems
+from ..service import Service
+from . import schemas, serializers
+from .routes import BATCHES
 
 
 @post(

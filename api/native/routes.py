@@ -9,18 +9,19 @@ from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
-from api.create import CreateOptions
-from api.http.auth import Caller
-from api.http.errors import Refusal
-from api.http.openapi_responses import CREATE, FILE, JSON_LINES, READ, problems
-from api.http.request_bodies import JSON_OR_LINES, create_from
-from api.http.streams import follow, serve_file
-from api.native import schemas, serializers
-from api.ops.background import BackgroundTasks
-from api.ops.pools import Fleet
-from api.service import PAGE_MAX, Service
 from batchfile.errors import InvalidFile
 from batchfile.ledger.records import FileRef
+
+from ..create import CreateOptions
+from ..http.auth import Caller
+from ..http.errors import Refusal
+from ..http.openapi_responses import CREATE, FILE, JSON_LINES, READ, problems
+from ..http.request_bodies import JSON_OR_LINES, create_from
+from ..http.streams import follow, serve_file
+from ..ops.background import BackgroundTasks
+from ..ops.pools import Fleet
+from ..service import PAGE_MAX, Service
+from . import schemas, serializers
 
 BATCHES = "/api/batches"
 POOLS = "/api/pools"

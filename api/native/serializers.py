@@ -1,8 +1,9 @@
 """From what the ledger knows to what the routes answer. Pure."""
 
-from api.native import schemas
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.formats.stage import processing_status, stage_counts, timestamp
+
+from . import schemas
 
 PARTLY = "a stored record of this batch cannot be read now: its counts may lack some results"
 

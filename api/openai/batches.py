@@ -10,22 +10,23 @@ from litestar import Request, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from api.create import get_or_create, made_before
-from api.http.auth import Caller
-from api.http.errors import Refusal, not_found
-from api.http.openapi_responses import READ, problems
-from api.http.request_bodies import retry_count
-from api.native.schemas import OpenAIProblem
-from api.openai import schemas as shapes
-from api.openai import serializers as views
-from api.ops.background import BackgroundTasks
-from api.service import Service, Shown
 from batchfile.files import stored_files
 from batchfile.ledger import batches
 from batchfile.ledger.records import FileInput
 from batchfile.ledger.status import BatchStatus
 from batchfile.plan import pending
 from batchfile.types import Defaults
+
+from ..create import get_or_create, made_before
+from ..http.auth import Caller
+from ..http.errors import Refusal, not_found
+from ..http.openapi_responses import READ, problems
+from ..http.request_bodies import retry_count
+from ..native.schemas import OpenAIProblem
+from ..ops.background import BackgroundTasks
+from ..service import Service, Shown
+from . import schemas as shapes
+from . import serializers as views
 
 BATCHES = "/v1/batches"
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")

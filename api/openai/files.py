@@ -10,20 +10,21 @@ from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
-from api.http.auth import Caller
-from api.http.errors import Refusal
-from api.http.forms import FILE_FORM, received_form
-from api.http.multipart import Form
-from api.http.openapi_responses import FILE, READ, problems
-from api.http.streams import serve_file, stream
-from api.native.schemas import OpenAIProblem
-from api.openai import schemas as shapes
-from api.openai import serializers as views
-from api.openai.output_files import OutputFiles
-from api.service import Service
 from batchfile.files import stored_files
 from batchfile.ledger import keys
 from batchfile.ledger.records import FileRecord, FileRef
+
+from ..http.auth import Caller
+from ..http.errors import Refusal
+from ..http.forms import FILE_FORM, received_form
+from ..http.multipart import Form
+from ..http.openapi_responses import FILE, READ, problems
+from ..http.streams import serve_file, stream
+from ..native.schemas import OpenAIProblem
+from ..service import Service
+from . import schemas as shapes
+from . import serializers as views
+from .output_files import OutputFiles
 
 T = TypeVar("T")
 

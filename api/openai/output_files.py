@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from api.http.auth import Caller
-from api.openai import schemas as shapes
-from api.service import Service
 from batchfile.ledger import keys
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.expiry import remove_after
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_results import openai_file
+
+from ..http.auth import Caller
+from ..service import Service
+from . import schemas as shapes
 
 Kind = Literal["output", "errors"]
 

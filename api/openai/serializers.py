@@ -1,10 +1,11 @@
 """From what is stored to what OpenAI's clients read. Pure."""
 
-from api.openai import schemas as shapes
-from api.openai.output_files import output_file_id
 from batchfile.ledger.records import BatchRecord, FileRecord, UploadRecord
 from batchfile.ledger.status import BatchStatus
 from batchfile.types import Usage
+
+from . import schemas as shapes
+from .output_files import output_file_id
 
 _ENDED: dict[str | None, shapes.BatchState] = {
     "completed": "completed",

@@ -7,17 +7,18 @@ from litestar import Request, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
-from api.http.auth import Caller
-from api.http.errors import Refusal
-from api.http.forms import PART_FORM, received_form
-from api.http.openapi_responses import READ, problems
-from api.native.schemas import OpenAIProblem
-from api.openai import schemas as shapes
-from api.openai import serializers as views
-from api.openai.files import KEPT_S
-from api.service import Service
 from batchfile.files import uploads
 from batchfile.ledger.records import UploadRecord
+
+from ..http.auth import Caller
+from ..http.errors import Refusal
+from ..http.forms import PART_FORM, received_form
+from ..http.openapi_responses import READ, problems
+from ..native.schemas import OpenAIProblem
+from ..service import Service
+from . import schemas as shapes
+from . import serializers as views
+from .files import KEPT_S
 
 UPLOADS = "/v1/uploads"
 PART_BYTES_MAX = 64 * 1024 * 1024  # OpenAI's own

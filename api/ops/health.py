@@ -10,17 +10,18 @@ from typing import Any, TypeVar
 from litestar import Request, Response, get
 from litestar.di import NamedDependency
 
-from api.http.docs_pages import PAGE_POLICY, Page, Pages
-from api.http.errors import Refusal
-from api.http.openapi_responses import problems
-from api.http.streams import names_any
-from api.native import schemas
-from api.ops.metrics import CONTENT_TYPE, Metrics
-from api.ops.pools import Fleet
-from api.ops.store_health import SILENT, StoreHealth
 from batchfile import __version__
 from batchfile.errors import StoreError
 from batchfile.lines.formats.stage import timestamp
+
+from ..http.docs_pages import PAGE_POLICY, Page, Pages
+from ..http.errors import Refusal
+from ..http.openapi_responses import problems
+from ..http.streams import names_any
+from ..native import schemas
+from .metrics import CONTENT_TYPE, Metrics
+from .pools import Fleet
+from .store_health import SILENT, StoreHealth
 
 # Of their own: threads that are all busy with uploads must not make the service look dead.
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="probe")

@@ -8,14 +8,15 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from api.http.errors import Refusal
-from api.native import schemas
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.demand import Scale, has_waiting, read_scale
 from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.records import PresenceRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.settings import Settings
+
+from ..http.errors import Refusal
+from ..native import schemas
 
 T = TypeVar("T")
 

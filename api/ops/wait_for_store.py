@@ -13,11 +13,12 @@ import structlog
 import uvicorn
 from litestar.types import Receive, Scope, Send
 
-from api.http.negotiation import negotiate, problem
-from api.ops.store_health import SILENT
 from batchfile import __version__
 from batchfile.errors import StoreUnavailable
 from batchfile.lines.formats.stage import timestamp
+
+from ..http.negotiation import negotiate, problem
+from .store_health import SILENT
 
 log = structlog.get_logger()
 

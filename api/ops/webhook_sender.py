@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 import structlog
 
-from api.ops import safe_post
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import PAUSE_S_MAX, SetAside
 from batchfile.settings_tables import Webhook
 from batchfile.webhooks import Event, signed_headers, tell
+
+from . import safe_post
 
 log = structlog.get_logger()
 

@@ -9,7 +9,8 @@ import structlog
 from batchfile import logs
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.settings import load_settings
-from runners.ray.options import RayOptions, order_of, parse, use_config
+
+from .options import RayOptions, order_of, parse, use_config
 
 log = structlog.get_logger()
 
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(options: RayOptions) -> int:
-    from runners.ray import verbs
+    from . import verbs
 
     if options.verb == "up":
         use_config(options)

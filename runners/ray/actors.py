@@ -6,8 +6,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from runners.ray.holder import Holder
-from runners.ray.plans import HolderReport, Task, holder_name, read_holder_name
+from .holder import Holder
+from .plans import HolderReport, Task, holder_name, read_holder_name
 
 NAMESPACE = "batchfile"
 LAUNCHER = "launcher"

@@ -14,8 +14,9 @@ import ray
 import structlog
 
 from batchfile import logs
-from runners.ray.plans import HolderReport, HolderState, Task
-from runners.supervisor import OK, Supervisor
+
+from ..supervisor import OK, Supervisor
+from .plans import HolderReport, HolderState, Task
 
 log = structlog.get_logger()
 

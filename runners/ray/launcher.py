@@ -15,9 +15,10 @@ from batchfile.errors import StoreError
 from batchfile.ledger.demand import read_scale
 from batchfile.ledger.status import StatusReader
 from batchfile.settings import CONFIG_VARIABLE, load_settings
-from runners.ray import actors
-from runners.ray.plans import HolderReport, Order, PoolPlan, PoolReport, moves
-from runners.scaling import wanted
+
+from ..scaling import wanted
+from . import actors
+from .plans import HolderReport, Order, PoolPlan, PoolReport, moves
 
 log = structlog.get_logger()
 

@@ -9,10 +9,11 @@ from batchfile.errors import SettingsError
 from batchfile.settings import CONFIG_VARIABLE, Settings, config_path
 from batchfile.store.open import local_path
 from batchfile.types import EngineKind
-from runners.options import METRICS_PORT, Options
-from runners.pools import kind_of, pool_of
-from runners.ray.plans import PORTS_PER_POOL, Order, PoolPlan
-from runners.scaling import Bounds
+
+from ..options import METRICS_PORT, Options
+from ..pools import kind_of, pool_of
+from ..scaling import Bounds
+from .plans import PORTS_PER_POOL, Order, PoolPlan
 
 ADDRESS = "auto"
 EXAMPLES = """`--pool mistral=4` keeps four runners; `--pool llama-70b=0..2` none without work and at most two. `up`

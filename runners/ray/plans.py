@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from runners.scaling import Bounds
+from ..scaling import Bounds
 
 PORTS_PER_POOL = 100  # so that no two runners of one machine want the same one
 

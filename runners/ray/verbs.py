@@ -10,10 +10,11 @@ import structlog
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from batchfile.errors import BatchfileError
-from runners.ray import actors
-from runners.ray.launcher import Launcher
-from runners.ray.plans import Order, PoolReport
-from runners.supervisor import STOP_MARGIN_S
+
+from ..supervisor import STOP_MARGIN_S
+from . import actors
+from .launcher import Launcher
+from .plans import Order, PoolReport
 
 log = structlog.get_logger()
 

@@ -8,8 +8,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
-from runners.runpod.api import Json, Runpod, RunpodError, at
-from runners.scaling import Bounds
+from ..scaling import Bounds
+from .api import Json, Runpod, RunpodError, at
 
 NAME = "batchfile-{pool}"  # of an endpoint, and how the names of a pool's pods begin
 FLASHBOOT_SUFFIX = " -fb"  # which the console adds to the names of some endpoints

@@ -22,11 +22,12 @@ import structlog
 
 from batchfile import logs
 from batchfile.errors import SettingsError
-from runners.backoff import Backoff
-from runners.options import positive, seconds
-from runners.runpod.api import Runpod, RunpodError, at, call, key_of
-from runners.runpod.fleets import Count, Fleet, Jobs, Pods
-from runners.scaling import SHARDS_PER_RUNNER, wanted
+
+from ..backoff import Backoff
+from ..options import positive, seconds
+from ..scaling import SHARDS_PER_RUNNER, wanted
+from .api import Runpod, RunpodError, at, call, key_of
+from .fleets import Count, Fleet, Jobs, Pods
 
 log = structlog.get_logger()
 
