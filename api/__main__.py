@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Tells the door when it begins to stop: it waits for the answers that are under way."""
+    """Tells the auth middleware when it begins to stop: it waits for the answers that are under way."""
 
     def __init__(self, config: uvicorn.Config, auth_middleware: AuthMiddleware) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""The application: routes, what they share, and the door around it. `python -m api` serves it."""
+"""The application: routes, what they share, and the auth middleware around it. `python -m api` serves it."""
 
 import asyncio
 import secrets
@@ -127,7 +127,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
         beating = asyncio.create_task(store_health.beat())
         stop = threading.Event()
         if janitor_thread is not None:
-            threading.Thread(target=janitor_thread.run, args=(stop,), name="steward", daemon=True).start()
+            threading.Thread(target=janitor_thread.run, args=(stop,), name="janitor", daemon=True).start()
             threading.Thread(target=webhook_sender.run, args=(stop,), name="webhooks", daemon=True).start()
         background.start()
         yield
@@ -183,7 +183,7 @@ def _negotiated(request: Request) -> NegotiatedFormat:  # type: ignore[type-arg]
 
 
 def _with_head(handler: HTTPRouteHandler) -> HTTPRouteHandler:
-    """HEAD wherever there is GET, as HTTP wants it; the door strips the bodies."""
+    """HEAD wherever there is GET, as HTTP wants it; the auth middleware strips the bodies."""
     if HttpMethod.GET in handler.http_methods:
         handler.http_methods.add("HEAD")
     return handler

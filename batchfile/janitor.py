@@ -224,7 +224,7 @@ class Janitor:
         """A create that was cut off before its commit: fenced by a tombstone first, then swept with it."""
         marker = self._ledger.store.get(index_key)
         if marker is None:
-            return  # not abandoned: another steward has just removed the last trace of it
+            return  # not abandoned: another janitor has just removed the last trace of it
         if marker.age_s < self._ledger.limits.abandoned_s:
             return
         if batches.fence_abandoned(self._ledger, batch_id):

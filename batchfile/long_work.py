@@ -127,7 +127,7 @@ class LongWork:
         try:
             self._aside.put(batch_id, "long", error)
         except BatchfileError:  # there is no room, for any batch
-            log.warning("long_work.left_to_steward", batch_id=batch_id, error=str(error))
+            log.warning("long_work.left_to_janitor", batch_id=batch_id, error=str(error))
 
     def _next(self, lane: _Lane) -> str | None:
         """None: nothing waits, and this thread is over."""

@@ -1,4 +1,4 @@
-"""Rates while there was work in the last minute, from a tally that only grows. Pure."""
+"""Rates while there was work in the last minute, from a runner's stats that only grows. Pure."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class _Point:
 
 
 class RateMeter:
-    """Look at the same tally about once a second; `now` is a monotonic clock."""
+    """Look at the same stats about once a second; `now` is a monotonic clock."""
 
     def __init__(self) -> None:
         self._points: deque[_Point] = deque()

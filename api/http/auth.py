@@ -1,4 +1,5 @@
-"""The door: every request gets an id, a caller and a place in the line before any route sees it, and a log line after.
+"""The auth middleware: every request gets an id, a caller and a place in the line before any route sees it, and a log
+line after.
 
 Plain ASGI around the application, so that it holds for routes that do not exist and answers that stream. Keys are
 compared as SHA-256 digests in constant time; what a key may do depends on its tenant alone. When the server stops, an

@@ -1,6 +1,6 @@
 """Work on a batch that its request does not wait for: planning it, ending it. Begun at once in this process.
 
-If the process dies before it is done, a steward does it, here or elsewhere.
+If the process dies before it is done, a janitor does it, here or elsewhere.
 """
 
 import queue
@@ -64,6 +64,6 @@ class BackgroundTasks:
                 if batch is not None and batch.state == "ended":
                     self._on_ended(batch)
             except (StoreError, BatchDamaged) as error:
-                log.warning("tending.left_to_steward", batch_id=batch_id, error=str(error))
+                log.warning("background.left_to_janitor", batch_id=batch_id, error=str(error))
             except Exception:  # the top of this thread
-                log.exception("tending.failed", batch_id=batch_id)
+                log.exception("background.failed", batch_id=batch_id)

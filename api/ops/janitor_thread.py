@@ -1,4 +1,4 @@
-"""The steward of an API process: a thread that tidies in the background, harmless in any number of processes."""
+"""The janitor of an API process: a thread that tidies in the background, harmless in any number of processes."""
 
 import threading
 from collections.abc import Callable
@@ -47,7 +47,7 @@ class JanitorThread:
                 with self._ledger.store.hold_process_lock(self._name):
                     self._run_janitor(stop)
             except StoreError as error:
-                log.warning("steward.paused", error=str(error))
+                log.warning("janitor.paused", error=str(error))
                 stop.wait(TICK_S)
 
     def _run_janitor(self, stop: threading.Event) -> None:
@@ -55,6 +55,6 @@ class JanitorThread:
             try:
                 self._janitor.tick()
             except StoreError as error:
-                log.warning("steward.paused", error=str(error))
+                log.warning("janitor.paused", error=str(error))
             except Exception:  # the top of this thread
-                log.exception("steward.failed")
+                log.exception("janitor.failed")

@@ -22,7 +22,7 @@ BATCH_BUCKETS_S = (1, 5, 15, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
 
 
 class Metrics:
-    """`count_answer` and `observe_ended` are called by the door and by the steward of this process."""
+    """`count_answer` and `observe_ended` are called by the auth middleware and by the janitor of this process."""
 
     def __init__(self, fleet: Fleet, store: MeteredStore, pools: list[str], aside: SetAside) -> None:
         self._registry = CollectorRegistry()

@@ -43,7 +43,7 @@ class Draft:
 
 
 def announce(ledger: Ledger, draft: Draft) -> None:
-    """Before anything of a batch is written: the steward will sweep it, should it never be committed.
+    """Before anything of a batch is written: the janitor will sweep it, should it never be committed.
 
     Again from time to time while that lasts: a create of which nothing was heard for `abandoned_s` is given up.
     """
@@ -51,7 +51,7 @@ def announce(ledger: Ledger, draft: Draft) -> None:
 
 
 def withdraw(ledger: Ledger, draft: Draft) -> None:
-    """An announced batch was refused. Best effort: the steward does it too."""
+    """An announced batch was refused. Best effort: the janitor does it too."""
     with suppress(StoreError):
         ledger.store.delete(_index_key(draft))
 
@@ -139,7 +139,7 @@ def read_plan(ledger: Ledger, batch: BatchRecord) -> Plan:
 def end(ledger: Ledger, batch_id: str, reason: EndReason, detail: str | None = None) -> BatchRecord | None:
     """Cancel, expire or fail an open batch: from now on no line starts. None: no such batch.
 
-    Committed results stay. The rest is done by `finish`, here or by any steward.
+    Committed results stay. The rest is done by `finish`, here or by any janitor.
     """
 
     now = ledger.clock.now()
@@ -241,7 +241,7 @@ def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled, r
     if ended is None or ended.results != made.results:
         _discard(ledger, made)
         return ended
-    with suppress(StoreError):  # a steward does it too
+    with suppress(StoreError):  # a janitor does it too
         outbox.publish(ledger, ended, runner=runner)
     with suppress(StoreError):  # retention removes what stays
         sweep_parts(ledger, ended)

@@ -71,7 +71,7 @@ def cancel(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | N
 
 
 def delete(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | None:
-    """Make the batch unreadable; a steward frees its space later. None: as `cancel`."""
+    """Make the batch unreadable; a janitor frees its space later. None: as `cancel`."""
     now = ledger.clock.now()
     shown = placeholder(place)
     # With a key of an input: without one it would be the fence of a create that was given up.

@@ -110,7 +110,7 @@ def checkpointed(
     """The record after one more part (None: only a heartbeat). `done`, `counts` and the rest are of that part alone.
 
     The shard is `done` with its last line. Progress forgets the lapses, but for a trial, which goes on until
-    the shard is done or its guilty line is found. `accused`: the holder ends in a moment, for this line: the lapse
+    the shard is done or its poison line is found. `accused`: the holder ends in a moment, for this line: the lapse
     counts against that one, and the next holder tries it alone.
     """
     total = record.counts + counts

@@ -1,4 +1,4 @@
-"""Remove a deleted batch now, rather than when the steward would: its objects, and what its record says of it.
+"""Remove a deleted batch now, rather than when the janitor would: its objects, and what its record says of it.
 
 What stays until `tombstone_s` is that there was a batch of this id, whose, and when: it keeps a slow create of the same
 id, a runner that slept and the cursors of listings from going wrong. Objects that such a process writes later are

@@ -42,7 +42,7 @@ def place(path: Path) -> str:
 
 
 def short(text: str) -> str:
-    """Also without halves of surrogate pairs, which JSON can escape and no output can carry."""
+    """Also without lone surrogates, which JSON can escape and no output can carry."""
     text = text[: _SHOWN_MAX + 1].encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 3] + "..."
 

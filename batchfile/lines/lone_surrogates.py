@@ -1,4 +1,4 @@
-"""Halves of surrogate pairs, as JavaScript writes them where a string was cut inside an emoji: `\\ud83d` alone.
+"""Lone surrogates, as JavaScript writes them where a string was cut inside an emoji: `\\ud83d` alone.
 
 Any JSON may have them and no UTF-8 can carry them, so that no parser of ours reads the string around one. Pure.
 """

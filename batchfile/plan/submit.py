@@ -124,7 +124,7 @@ def _announcing(ledger: Ledger, draft: Draft) -> Callable[[], None]:
 
 
 def _remove(ledger: Ledger, draft: Draft) -> None:
-    """Best effort: a steward sweeps what stays, as long as it is announced."""
+    """Best effort: a janitor sweeps what stays, as long as it is announced."""
     with suppress(StoreError):
         for entry in list(ledger.store.list(keys.batch_prefix(draft.batch_id))):
             ledger.store.delete(entry.key)

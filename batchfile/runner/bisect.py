@@ -1,7 +1,7 @@
 """Which request kills the engine? Pure bookkeeping over the requests that were in flight at each death.
 
 Three deaths in common make suspects. They run alone: all of them, then halves of what died again, down to one. One that
-kills an engine alone is guilty. An innocent request runs again, and is never errored.
+kills an engine alone is poison. An innocent request runs again, and is never errored.
 """
 
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ HEARTBEAT_SHARE_OF_TTL = 1 / 6  # a shard without news is rewritten this often: 
 
 
 class Checkpointer:
-    """Shares `works` with the feeder. `on_dropped` tells the loop to abort a lost shard's requests."""
+    """Shares `works` with the prefetcher. `on_dropped` tells the loop to abort a lost shard's requests."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 RELIST_S = 5.0  # a batch of which nothing was free is looked at again after this
 QUEUE_LIST_S = 15.0  # the queue while it has markers
-QUEUE_IDLE_S = 120.0  # the queue while it has none and the bell is silent
+QUEUE_IDLE_S = 120.0  # the queue while it has none and the change notification is silent
 NOTIFICATION_S = 1.0
 LISTING_IN_READS = 12  # a listing costs as much as so many reads on AWS; with fewer shards it would save nothing
 TRIES_MAX = 8  # batches that one call looks for a shard in
@@ -110,7 +110,9 @@ class Claims:
         self._views: dict[str, BatchView] = {}
         self._new: deque[Entry] = deque()  # markers whose batches are to be looked at, in the order of the queue
         self._unread: set[str] = set()  # batches that could not be read at the last look
-        self._list_at = float("-inf")  # when the queue is to be listed again, unless the bell rings before
+        self._list_at = float(
+            "-inf"
+        )  # when the queue is to be listed again, unless the change notification rings before
         self._notification_asked_at = float("-inf")
         self._notification = ""
         self._has_listed = False
@@ -360,7 +362,7 @@ class Claims:
     def _take(self, batch_id: str, look: _Look) -> None:
         """Begin to work on a batch that is open; remove the marker of one that has ended or was never committed.
 
-        A marker without its batch may be a create in progress; one that is ending is the steward's. Raises: what the
+        A marker without its batch may be a create in progress; one that is ending is the janitor's. Raises: what the
         look met.
         """
         batch, marker = look.batch, look.marker

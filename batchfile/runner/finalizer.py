@@ -1,4 +1,4 @@
-"""Ends batches beside the engine, and stewards: expires, finishes what nobody finished, deletes what is old.
+"""Ends batches beside the engine, and janitors: expires, finishes what nobody finished, deletes what is old.
 
 `tick` does what is due; a thread repeats it. Harmless in any number of processes.
 """
@@ -82,16 +82,16 @@ class Finalizer:
             self._looks[batch_id] = (at, wait_s)
 
     def janitor(self) -> None:
-        """What is due of the steward's work. Takes long where many batches are open: on a thread of its own."""
+        """What is due of the janitor's work. Takes long where many batches are open: on a thread of its own."""
         now = self._ledger.clock.monotonic()
         if self._janitor is not None and now - self._janitor_ran_at >= JANITOR_S:
             self._janitor_ran_at = now
             try:
                 self._janitor.tick()
             except StoreError as error:
-                log.warning("steward.paused", error=str(error))
+                log.warning("janitor.paused", error=str(error))
             except Exception:  # tidying is no reason to stop working
-                log.exception("steward.failed")
+                log.exception("janitor.failed")
 
     def _defer(self, batch: BatchRecord) -> bool:
         """Is this batch ended elsewhere in this process: here, where that can be stopped, or by `long_work`?"""

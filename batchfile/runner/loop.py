@@ -1,7 +1,7 @@
 """The loop: keep the engine full, step it, hand over what finished, and find the request that kills it.
 
-One thread turns it, and nothing here waits for the store: the feeder fills the window before, the keeper commits what
-is settled behind.
+One thread turns it, and nothing here waits for the store: the prefetcher fills the ready queue before, the checkpointer
+commits what is settled behind.
 """
 
 import threading
@@ -38,11 +38,12 @@ _ENGINE_CRASH = Failure(
 
 
 class Loop:
-    """Shares the window and its condition `changed` with the feeder, `dropped` (shards that were lost) with the keeper.
+    """Shares the ready queue and its condition `changed` with the prefetcher, `dropped` (shards that were lost) with
+    the checkpointer.
 
-    `lease_ttl_s` in seconds. `is_full`: nothing more comes into the window for now. `on_settled`: a shard has
-    something for the keeper. `on_served`: an engine has answered. `prepare_again`: another attempt at an item is to be
-    prepared and put into the window by another thread.
+    `lease_ttl_s` in seconds. `is_full`: nothing more comes into the ready queue for now. `on_settled`: a shard has
+    something for the checkpointer. `on_served`: an engine has answered. `prepare_again`: another attempt at an item is
+    to be prepared and put into the ready queue by another thread.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class Loop:
         return len(self._parked) + sum(map(len, self._parked_alone))
 
     def _unpark(self) -> None:
-        """What may be dispatched again goes back into the window; what was lost is forgotten."""
+        """What may be dispatched again goes back into the ready queue; what was lost is forgotten."""
         if not self._parked and not self._parked_alone:
             return
         now = self._clock.monotonic()
@@ -324,10 +325,10 @@ class Loop:
         self._again(answer.item, output_schema.next_try(answer.request), answer.gpu_s, is_alone=answer.was_alone)
 
     def _again(self, item: PendingRequest, request: Request, gpu_s: float, *, is_alone: bool) -> None:
-        """Back into the window, among the others; one that ran alone runs alone again.
+        """Back into the ready queue, among the others; one that ran alone runs alone again.
 
-        The feeder prepares what differs: a long prompt takes long, and the engine would wait. Only where it ran alone
-        this thread does it, since nothing else may run before it.
+        The prefetcher prepares what differs: a long prompt takes long, and the engine would wait. Only where it ran
+        alone this thread does it, since nothing else may run before it.
         """
         if item.request is not request:
             if not is_alone:

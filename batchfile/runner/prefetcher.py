@@ -1,4 +1,4 @@
-"""Claims ahead and prefetches: store bytes become prepared requests in the window, before the engine runs dry.
+"""Claims ahead and prefetches: store bytes become prepared requests in the ready queue, before the engine runs dry.
 
 `tick` does one shard's worth of work; a thread repeats it. Knows the engine only through `prepare`.
 """
@@ -45,7 +45,7 @@ from batchfile.types import Failure, Request
 
 log = structlog.get_logger()
 
-WINDOW_SLOTS = 4  # the window is refilled below this many times the engine's slots
+WINDOW_SLOTS = 4  # the ready queue is refilled below this many times the engine's slots
 READY_QUEUE_BYTES_MAX = 64 * 1024 * 1024
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
 PUSH_CHUNK = 64  # requests that become visible to the loop at once
@@ -63,7 +63,7 @@ class OwnLine(NamedTuple):
 
 
 class Prefetcher:
-    """Fills the window. Shares `works`, the shards in work, with the keeper."""
+    """Fills the ready queue. Shares `works`, the shards in work, with the checkpointer."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Prefetcher:
         return sum(work.finished_bytes for work in list(self._works) if not work.num_failures) >= BACKLOG_BYTES_MAX
 
     def prepare_again(self, item: PendingRequest, request: Request) -> None:
-        """Another attempt at `item`, with this request, goes into the window soon. From the loop's thread."""
+        """Another attempt at `item`, with this request, goes into the ready queue soon. From the loop's thread."""
         self.attempts.add(Job(item, request))
 
     def prepare_next(self, queue: FairQueue) -> bool:

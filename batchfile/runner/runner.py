@@ -1,8 +1,8 @@
 """The runner: one process, one engine, one loop, from its first engine to its last checkpoint.
 
-Six threads work around the loop (`loop.py`): the feeder (claims, prefetch), the preparer (further attempts), the
-compiler (requests that wait for their schemas), the keeper (checkpoints) and the finisher (ends batches) share a few
-lists with it, and the steward tidies. The engine never waits for the store and never drains between shards.
+Six threads work around the loop (`loop.py`): the prefetcher (claims, prefetch), the preparer (further attempts), the
+compiler (requests that wait for their schemas), the checkpointer (checkpoints) and the finalizer (ends batches) share a
+few lists with it, and the janitor tidies. The engine never waits for the store and never drains between shards.
 """
 
 import threading
@@ -38,8 +38,8 @@ log = structlog.get_logger()
 IDLE_WAIT_S = 0.05  # how long the loop sleeps where nothing is in flight and nobody wakes it
 CHECKPOINTER_WAIT_S = 0.2
 FINALIZER_WAIT_S = 0.1
-# At the end, of the feeder, the steward and a stopped finisher: the store may be unavailable, and nothing that they do
-# must be done.
+# At the end, of the prefetcher, the janitor and a stopped finalizer: the store may be unavailable, and nothing that
+# they do must be done.
 JOIN_S_MAX = 10.0
 
 
@@ -49,7 +49,7 @@ class RunnerOptions:
 
     >>> options = batchfile.RunnerOptions(runner_id="worker-1", pool="mistral")
 
-    `only`: work on this batch alone, claim in order, and return when it has ended. `inbox`: for its steward.
+    `only`: work on this batch alone, claim in order, and return when it has ended. `inbox`: for its janitor.
     `grace_s`: what a stopping runner gives its requests in flight; None: as the ledger's limits say.
     """
 
@@ -359,10 +359,10 @@ class Runner:
 
     def _start_threads(self) -> list[threading.Thread]:
         jobs: list[tuple[str, Callable[[], None]]] = [
-            ("feeder", self._prefetch_forever),
-            ("keeper", self._checkpoint_forever),
-            ("finisher", self._finalize_forever),
-            ("steward", self._janitor_forever),
+            ("prefetcher", self._prefetch_forever),
+            ("checkpointer", self._checkpoint_forever),
+            ("finalizer", self._finalize_forever),
+            ("janitor", self._janitor_forever),
             ("preparer", partial(self._prepare_forever, self._prefetcher.attempts)),
             ("compiler", partial(self._prepare_forever, self._prefetcher.unchecked)),
         ]

@@ -11,7 +11,7 @@ class RunnerStats:
 
     succeeded: int = 0
     failed: int = 0  # by the engine; counted by the loop
-    refused: int = 0  # before the engine; counted by the feeder
+    refused: int = 0  # before the engine; counted by the prefetcher
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0

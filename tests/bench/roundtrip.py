@@ -1,7 +1,7 @@
 """How long one request takes through the whole service: from POST to a finished batch, with the echo engine.
 
 The API and one runner as real processes over a directory store; the batch is asked for until it has ended. What it
-shows is the path itself: the bell, the claim, the checkpoint, the assembly.
+shows is the path itself: the change notification, the claim, the checkpoint, the assembly.
 
 Run: `python tests/bench/roundtrip.py` (30 batches; `--batches` for less).
 """

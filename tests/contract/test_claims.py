@@ -103,7 +103,7 @@ def test_a_batch_that_is_known_is_not_read_again() -> None:
     for _ in range(20):
         world.clock.sleep(QUEUE_LIST_S)
         assert claims.next() is None
-    assert world.num_requests() - before == 40, "the bell and the queue"
+    assert world.num_requests() - before == 40, "the change notification and the queue"
 
 
 def test_the_queue_is_read_from_its_head() -> None:
@@ -148,7 +148,7 @@ def test_what_others_hold_is_not_read_at_every_look() -> None:
     for _ in range(2):
         world.clock.sleep(RELIST_S)
         assert list(every(claims)) == []
-    assert world.num_requests("get") - before == 2, "the bell"
+    assert world.num_requests("get") - before == 2, "the change notification"
 
 
 def test_a_shard_that_was_given_back_or_whose_lease_expired_is_claimed_again() -> None:

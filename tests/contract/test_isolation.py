@@ -36,7 +36,7 @@ ILL = "b2"
 NUM_REQUESTS = 8
 ENDS_WITHIN_S = 75.0
 PHASE_S_MAX = 7200.0
-WELL_AGAIN_WITHIN_S = 90.0  # the longest pause, and a janitor's or a finisher's next look
+WELL_AGAIN_WITHIN_S = 90.0  # the longest pause, and a janitor's or a finalizer's next look
 
 REFUSALS: list[Answer] = ["400", "403", "405", "501", "EACCES"]
 UNANSWERED: list[Answer] = ["500", "EIO"]

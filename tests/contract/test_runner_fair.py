@@ -27,7 +27,7 @@ HANGS_S_MAX = 60.0  # only against a test that would not end
 
 
 class HangingStore(MemoryStore):
-    """The feeder's reads of the input of `batch_id` do not return until `go` is set."""
+    """The prefetcher's reads of the input of `batch_id` do not return until `go` is set."""
 
     def __init__(self, batch_id: str) -> None:
         super().__init__(SystemClock())
@@ -36,7 +36,7 @@ class HangingStore(MemoryStore):
         self.is_hanging = threading.Event()
 
     def stream(self, key: str, *args: Any, **named: Any) -> Iterator[bytes]:
-        if key == self.key and threading.current_thread().name == "feeder":
+        if key == self.key and threading.current_thread().name == "prefetcher":
             self.is_hanging.set()
             self.go.wait(HANGS_S_MAX)
         return super().stream(key, *args, **named)
@@ -87,7 +87,7 @@ def test_another_attempt_is_prepared_while_the_store_does_not_give_another_batch
     answer = threading.Event()
 
     class Waiting(EchoEngine):
-        """Answers once the feeder waits for the store."""
+        """Answers once the prefetcher waits for the store."""
 
         def step(self) -> list[Any]:
             answer.wait(HANGS_S_MAX)
@@ -190,7 +190,7 @@ def test_an_engine_that_has_died_prepares_nothing_for_the_next() -> None:
     def build() -> EchoEngine:
         if built:
             create(ledger, "two", [{}])
-            time.sleep(3)  # in which the feeder would find it
+            time.sleep(3)  # in which the prefetcher would find it
         built.append(Next() if built else Mortal())
         return built[-1]
 

@@ -436,7 +436,7 @@ HARMLESS: dict[str, Mutant] = {
     # Only the record says who holds a shard, so nothing depends on the file lock or the runner's death being known.
     "dead runners are never known to be dead": _replaced(ProcessStore, "is_dead", lambda *_: False),
     # Whoever is told is told again by the next poll: a bell, a marker and presence are hints.
-    "the bell never rings": _replaced(batches, "ring", lambda *_: None),
+    "the change notification never rings": _replaced(batches, "ring", lambda *_: None),
     # A process that claims a shard without a record looks at the batch after its write, and closes it itself: the fence
     # before is for the day on which that look is not answered.
     "a cancel closes only what was claimed": lambda: _closes(known=True),

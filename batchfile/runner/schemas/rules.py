@@ -18,7 +18,7 @@ Kind = Literal["fits", "mismatch", "unusable", "unknown"]
 
 
 class Verdict(NamedTuple):
-    """`why`, in words: of a misfit what is wrong with the text, of an unusable schema what is wrong with it.
+    """`why`, in words: of a mismatch what is wrong with the text, of an unusable schema what is wrong with it.
 
     Unknown: the check was given up; `why` then ends a sentence that begins with what was checked.
     """
