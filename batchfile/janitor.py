@@ -180,7 +180,7 @@ class Janitor:
         elif batch.state == "open" and status.pending > 0:
             self._repair_queue(status)
             return None
-        return None if self._defer(batch) else batches.finish(ledger, batch.batch_id, runner=self._runner)
+        return None if self._defer(batch) else outbox.finish(ledger, batch.batch_id, runner=self._runner)
 
     def _repair_queue(self, status: BatchStatus) -> None:
         """A pool that has work left and no marker of it would never begin."""

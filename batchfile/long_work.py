@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
-from batchfile.ledger import batches
+from batchfile.inbox import outbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
@@ -63,7 +63,7 @@ class LongWork:
             lambda batch_id: pending.plan(ledger, batch_id, runner=runner, is_stopped=lambda: self._is_stopped)
         )
         self._ending = _Lane(
-            lambda batch_id: batches.finish(ledger, batch_id, runner=runner, is_stopped=lambda: self._leaves_ends)
+            lambda batch_id: outbox.finish(ledger, batch_id, runner=runner, is_stopped=lambda: self._leaves_ends)
         )
 
     def take(self, batch: BatchRecord) -> bool:

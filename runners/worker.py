@@ -15,8 +15,9 @@ import structlog
 
 from batchfile.client.resolve import open_service_ledger
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
+from batchfile.inbox import outbox
 from batchfile.inbox.scan import Inbox
-from batchfile.ledger import batches, keys
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings, load_settings
@@ -191,7 +192,7 @@ def _end_what_is_complete(ledger: Ledger, pool: str, runner_id: str) -> None:
     with suppress(StoreError), ledger.store.hold_process_lock(runner_id):
         for marker in list(ledger.store.list(keys.queue_prefix(pool))):
             with suppress(BatchDamaged, StoreError):  # the runner has said so
-                batches.finish(ledger, keys.queue_batch_id(marker.key), runner=runner_id)
+                outbox.finish(ledger, keys.queue_batch_id(marker.key), runner=runner_id)
 
 
 def _new_runner_id(pool: str) -> str:

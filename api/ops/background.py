@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from batchfile.errors import BatchDamaged, StoreError
+from batchfile.inbox import outbox
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
@@ -60,7 +61,7 @@ class BackgroundTasks:
                 if batch is not None and batch.state == "planning":
                     batch = pending.plan(self._ledger, batch_id, runner=self._runner)
                 if batch is not None and batch.state == "ending":
-                    batch = batches.finish(self._ledger, batch_id, runner=self._runner)
+                    batch = outbox.finish(self._ledger, batch_id, runner=self._runner)
                 if batch is not None and batch.state == "ended":
                     self._on_ended(batch)
             except (StoreError, BatchDamaged) as error:

@@ -25,7 +25,7 @@ from batchfile.errors import (
     StoreUnavailable,
 )
 from batchfile.inbox import documents
-from batchfile.ledger import keys
+from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_presence
@@ -104,6 +104,17 @@ def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Co
             return
     document = documents.status_of(batch, dropped, counts, usage, ledger.clock.now())
     _put_over(ledger, found, key, document)
+
+
+def finish(
+    ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
+) -> BatchRecord | None:
+    """End a batch as `batches.finish` does, and write what came of a dropped file to the outbox."""
+    batch = batches.finish(ledger, batch_id, runner=runner, is_stopped=is_stopped)
+    if batch is not None and batch.state == "ended":
+        with suppress(StoreError):  # a janitor does it too
+            publish(ledger, batch, runner=runner)
+    return batch
 
 
 def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, RecordDamaged, RecordNewer, StoreError
-from batchfile.inbox import outbox
 from batchfile.ledger import keys, shards
 from batchfile.ledger.assemble import Assembled, Records, Shard, assemble
 from batchfile.ledger.base import Ledger
@@ -18,7 +17,6 @@ from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord
 from batchfile.ledger.turn import Lease
-from batchfile.plan.ranges import Planned
 from batchfile.types import Defaults, RoutingTable
 
 log = structlog.get_logger()
@@ -40,6 +38,20 @@ class Draft:
     metadata: dict[str, str] = field(default_factory=dict)
     created_at: float | None = None
     deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A planned input, everything but its commit stored. `num_rejected` counts the lines that will not run."""
+
+    input: InputRef
+    plan: Plan
+    plan_key: str
+    total: int
+    num_rejected: int
+    first_problem: str | None = None
+    num_hints: int = 0
+    num_reused: int = 0
 
 
 def announce(ledger: Ledger, draft: Draft) -> None:
@@ -232,17 +244,15 @@ def finish(
         return None
     turn = Lease.take(ledger, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner)
     made = None if turn is None else _assemble(ledger, batch_id, plan, turn, is_stopped)
-    return None if made is None else _conclude(ledger, batch, plan, made, runner)
+    return None if made is None else _conclude(ledger, batch, plan, made)
 
 
-def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled, runner: str) -> BatchRecord | None:
+def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -> BatchRecord | None:
     """Commit the end; who does that alone tidies up behind it."""
     ended = _commit_end(ledger, batch, plan, made)
     if ended is None or ended.results != made.results:
         _discard(ledger, made)
         return ended
-    with suppress(StoreError):  # a janitor does it too
-        outbox.publish(ledger, ended, runner=runner)
     with suppress(StoreError):  # retention removes what stays
         sweep_parts(ledger, ended)
     return ended

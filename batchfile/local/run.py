@@ -15,6 +15,7 @@ from batchfile.engine.base import Engine, EngineFactory
 from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, OutputTaken, RecordDamaged
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.lines.envelope import decode_envelope
@@ -25,7 +26,6 @@ from batchfile.local.inputs import Source
 from batchfile.local.removal import CUT_OFF, POOL, remove_unborn, throw_away
 from batchfile.local.strict import check_every_line
 from batchfile.plan.planner import plan_input
-from batchfile.plan.ranges import Planned
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.types import Defaults, RoutingTable
 

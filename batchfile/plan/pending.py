@@ -22,14 +22,13 @@ from batchfile.errors import (
 )
 from batchfile.ledger import batches, expiry, keys, rejections
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft
+from batchfile.ledger.batches import Draft, Planned
 from batchfile.ledger.cas import Lost, swap, update_batch
 from batchfile.ledger.records import BatchRecord, DroppedFile, EndReason, FileInput, FileRecord, InputRef, LineError
 from batchfile.ledger.turn import Lease
 from batchfile.plan.conversion import readable
 from batchfile.plan.line_problems import LineProblems
 from batchfile.plan.planner import plan_input
-from batchfile.plan.ranges import Planned
 from batchfile.types import REQUESTS_MAX
 
 log = structlog.get_logger()

@@ -12,10 +12,11 @@ from contextlib import nullcontext, suppress
 from batchfile.errors import InvalidFile, ObjectMissing, StoreError
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.custom_ids import CustomIdsWriter
 from batchfile.ledger.records import BatchRecord, InputRef
 from batchfile.plan.line_problems import LineProblems
-from batchfile.plan.ranges import Cutter, Place, Planned, by_line
+from batchfile.plan.ranges import Cutter, Place, by_line
 from batchfile.plan.reuse import settle
 from batchfile.store.base import Writer
 from batchfile.types import REQUESTS_MAX, RoutingTable

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from batchfile.errors import InvalidRequest, RequestRefused, TooLarge
 from batchfile.ledger import bitmaps, keys, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.custom_ids import CustomIdsWriter
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import InputRef, PartRef, Plan, Range, encode
@@ -45,20 +46,6 @@ def by_number(number: int, row: int) -> str:
 def located(place: str, message: str) -> str:
     """`line 4: custom_id: ...`, `requests[3].custom_id: ...`, `requests[3]: is not valid JSON ...`."""
     return f"{place}{'.' if place[-1] == ']' and _LEADING_PATH.match(message) else ': '}{message}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A planned input, everything but its commit stored. `rejected` counts the lines that will not run."""
-
-    input: InputRef
-    plan: Plan
-    plan_key: str
-    total: int
-    num_rejected: int
-    first_problem: str | None = None
-    num_hints: int = 0
-    num_reused: int = 0
 
 
 @dataclass(slots=True)

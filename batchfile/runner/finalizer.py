@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from batchfile.errors import BatchDamaged, StoreError
+from batchfile.inbox import outbox
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches
@@ -105,7 +106,7 @@ class Finalizer:
             if status is not None and status.batch.state != "ended" and self._long_work.take(status.batch):
                 return
             self.is_assembling = True
-            ended = batches.finish(self._ledger, batch_id, runner=self._runner_id, is_stopped=self._is_stopped)
+            ended = outbox.finish(self._ledger, batch_id, runner=self._runner_id, is_stopped=self._is_stopped)
         except BatchDamaged as error:
             if batch_id == self._only:
                 self.damaged = str(error)

@@ -34,4 +34,4 @@ print("LOADED", *sys.modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(done.stdout.rsplit("LOADED", 1)[1].split())
     assert "aiohttp" in loaded
-    assert loaded & {"boto3", "pydantic", "batchfile.lines", "batchfile.ledger", "batchfile.store"} == set()
+    assert loaded & {"boto3", "pydantic", "batchfile.lines", "batchfile.ledger.base", "batchfile.store"} == set()
