@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from batchfile.runner.active import Item
+from batchfile.runner.active import PendingRequest
 from batchfile.runner.fair_queue import FairQueue, Job
 from batchfile.types import Request
 
@@ -11,7 +11,7 @@ from batchfile.types import Request
 def job(batch_id: str, number: int = 0) -> Job:
     held = SimpleNamespace(batch=SimpleNamespace(batch_id=batch_id))
     item = SimpleNamespace(shard=SimpleNamespace(held=held), line=number, size=10)
-    return Job(cast("Item", item), cast("Request", None))
+    return Job(cast("PendingRequest", item), cast("Request", None))
 
 
 def served(queue: FairQueue, num: int, costs: dict[str, float]) -> list[str]:

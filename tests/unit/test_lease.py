@@ -35,7 +35,7 @@ def lapse(record: ShardRecord) -> ShardRecord:
 
 
 @pytest.mark.parametrize(
-    ("state", "age_s", "is_dead", "expected"),
+    ("state", "age_s", "is_process_dead", "expected"),
     [
         ("open", 0, False, True),
         ("leased", 89.9, False, False),

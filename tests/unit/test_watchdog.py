@@ -8,7 +8,7 @@ import pytest
 
 from batchfile.engine.vllm.steps import COLD as COLD_ENGINE
 from batchfile.engine.vllm.steps import Stall
-from batchfile.runner.active import Item
+from batchfile.runner.active import PendingRequest
 from batchfile.runner.watchdog import COLD, COMMIT_S_MAX, Calls, Watchdog
 
 
@@ -51,7 +51,7 @@ def test_a_call_about_one_request_alone_names_it() -> None:
     world = World()
     held = SimpleNamespace(batch=SimpleNamespace(batch_id="b"), record=SimpleNamespace(n=0))
     shard: Any = SimpleNamespace(held=held, accused=None)
-    world.calls.enter("prepare", cast("Item", SimpleNamespace(shard=shard, line=7, custom_id="r7")))
+    world.calls.enter("prepare", cast("PendingRequest", SimpleNamespace(shard=shard, line=7, custom_id="r7")))
     world.ticks(10)
     assert world.num_commits == 0
     world.ticks(2)
