@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from batchfile.child_env import child_environment
 from batchfile.errors import ConverterKilled, InvalidFile
 from batchfile.lines.file_formats import CHUNK_BYTES, Format
 
@@ -26,7 +27,6 @@ FRAME = struct.Struct(">cQ")
 ASK = struct.Struct(">QQ")  # an offset and a number of bytes
 READ, LINES, INVALID, NO_MEMORY, END = b"R", b"L", b"E", b"M", b"."
 
-_KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME")
 # One thread and one arena: otherwise address space says nothing of memory.
 _THRIFTY = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -53,7 +53,7 @@ def convert(name: str, kind: Format, stream: BinaryIO, *, beat: Callable[[], Non
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         bufsize=0,
-        env=_environment(),
+        env=child_environment(**_THRIFTY),
         start_new_session=True,  # Ctrl-C is for this process
     )
     assert child.stdin is not None
@@ -86,12 +86,6 @@ def convert(name: str, kind: Format, stream: BinaryIO, *, beat: Callable[[], Non
 def _command(name: str, kind: Format, size: int) -> list[str]:
     arguments = (name, kind, str(size), str(_memory_bytes()))
     return [sys.executable, "-P", "-m", "batchfile.lines.converter_child", *arguments]
-
-
-def _environment() -> dict[str, str]:
-    kept = {variable: os.environ[variable] for variable in _KEPT if variable in os.environ}
-    here = str(Path(__file__).parents[2])
-    return {**kept, **_THRIFTY, "PYTHONPATH": os.pathsep.join(filter(None, (here, kept.get("PYTHONPATH"))))}
 
 
 def _memory_bytes() -> int:

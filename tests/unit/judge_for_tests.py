@@ -1,4 +1,4 @@
-"""Loaded by the process of schema_check.py: compiles with xgrammar alone, and does what tests need besides."""
+"""Loaded by the process of compile.py: compiles with xgrammar alone, and does what tests need besides."""
 
 import ctypes
 import os

@@ -136,9 +136,9 @@ def test_closing_ends_it(process: CheckProcess) -> None:
 
 def test_it_does_not_outlive_its_owner_that_is_killed_in_a_check() -> None:
     program = (
-        "from batchfile.runner import fitting_process\n"
-        "fitting_process.TIME_S_MAX = 1.0\n"
-        "process = fitting_process.CheckProcess()\n"
+        "from batchfile.runner.schemas import process as schemas\n"
+        "schemas.TIME_S_MAX = 1.0\n"
+        "process = schemas.CheckProcess()\n"
         f"process.check({AHEAD!r}, '1')\n"
         "print('PID', process._worker.pid, flush=True)\n"
         f"process.check({ENDLESS!r}, '1')\n"

@@ -1,7 +1,7 @@
 """Compiles schemas ahead of the engine, in a process that may be killed, with bounds on time and memory.
 
 A schema that costs too much is then found before an engine's own thread compiles it, which cannot be interrupted. The
-process starts with the first schema (schema_worker.py); it knows the engine's compiler, this module knows only bytes.
+process starts with the first schema (compile_worker.py); it knows the engine's compiler, this module knows only bytes.
 """
 
 import os
@@ -18,6 +18,7 @@ from typing import Literal
 
 import structlog
 
+from batchfile.child_env import python_path
 from batchfile.engine.schemas import compile_worker
 from batchfile.engine.vllm.process_guard import FOR_SERVICES, ProcessGuard
 
@@ -176,13 +177,13 @@ class SchemaCheck:
         return None
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        environ = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+        environ = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path()}
         if self._guard is not None:
             environ |= self._guard.environ
         before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
         try:
             worker = subprocess.Popen(
-                [sys.executable, "-m", compile_worker.__name__, self._module],
+                [sys.executable, "-P", "-m", compile_worker.__name__, self._module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environ,

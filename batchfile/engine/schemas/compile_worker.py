@@ -1,6 +1,6 @@
 """The process that compiles schemas: it loads once, then each schema is compiled in a fork of it, with bounds.
 
-Started by schema_check.py, with `MODULE` as its argument: `MODULE.load(payload)` gives the function that judges one
+Started by compile.py, with `MODULE` as its argument: `MODULE.load(payload)` gives the function that judges one
 schema, bytes to bytes. It is alone in its process group and ends when its standard input closes. A fork costs
 milliseconds where loading costs seconds, and gives back whatever a compiler took. Imports only the standard library.
 """

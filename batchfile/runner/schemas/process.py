@@ -1,9 +1,8 @@
-"""Has answers checked in a process that may be killed (fitting_worker.py), with bounds on time and memory.
+"""Has answers checked in a process that may be killed (worker.py), with bounds on time and memory.
 
 What checks a schema cannot be interrupted, and holds up every thread of its process meanwhile.
 """
 
-import os
 import select
 import signal
 import subprocess
@@ -12,11 +11,11 @@ import threading
 import time
 from collections import Counter, deque
 from hashlib import blake2b
-from pathlib import Path
 from typing import cast
 
 import structlog
 
+from batchfile.child_env import child_environment
 from batchfile.engine.schemas.compile_worker import read, write
 from batchfile.engine.vllm.process_guard import FOR_SERVICES
 from batchfile.runner.schemas import worker as schemas_worker
@@ -35,7 +34,6 @@ ANSWER_S_MAX = 60.0  # by the clock: a busy machine fails none before that
 START_S_MAX = 60.0
 ANSWER_TICK_S = 0.25
 TRIES = 2  # the process may have been killed from outside
-_KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME")
 
 TOO_LARGE = f"ends the process that does it, which may use {schemas_worker.MEMORY_MAX >> 30} GiB"
 
@@ -124,7 +122,7 @@ class CheckProcess:
                 [sys.executable, "-P", "-m", schemas_worker.__name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=_environment(),
+                env=child_environment(),
                 start_new_session=True,
             )
         finally:
@@ -151,13 +149,6 @@ class CheckProcess:
         for pipe in (worker.stdin, worker.stdout):
             if pipe is not None:
                 pipe.close()
-
-
-def _environment() -> dict[str, str]:
-    """Without the secrets of this process: it reads what strangers write."""
-    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    here = str(Path(__file__).parents[2])
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (here, kept.get("PYTHONPATH"))))}
 
 
 def _too_slow(time_s: float) -> str:

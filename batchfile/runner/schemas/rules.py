@@ -40,7 +40,7 @@ def kind_of(schema: bytes, text: str) -> Kind:
 
 
 def judged(schema: bytes, text: str) -> Verdict:
-    """Takes as long as it takes: see fitting_place.py."""
+    """Takes as long as it takes: see placement.py."""
     import jsonschema_rs
 
     kind = kind_of(schema, text)

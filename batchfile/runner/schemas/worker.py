@@ -1,6 +1,6 @@
 """The process that checks answers: one after the other, each within a bound on processor time.
 
-Started by fitting_process.py. It is ended by the system once a check takes too long (SIGPROF), or too much memory; it
+Started by process.py. It is ended by the system once a check takes too long (SIGPROF), or too much memory; it
 ends by itself when its standard input closes.
 """
 
