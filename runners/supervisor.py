@@ -1,6 +1,6 @@
 """One process per engine slot: started, started again when it dies, stopped with this one. Knows no store.
 
-A runner reads the end of its standard input as its supervisor's death (see child.py), so none outlives this
+A runner reads the end of its standard input as its supervisor's death (see worker.py), so none outlives this
 process, however that ends. Runners are in sessions of their own: a Ctrl-C reaches them through here alone.
 """
 

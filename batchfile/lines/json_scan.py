@@ -1,7 +1,7 @@
 """JSON as RFC 8259 has it, on bytes: where a value ends, and where and why a text is not valid. Builds nothing. Pure.
 
 Parsers say this in words that change with their versions, and some not at all. Lone surrogates pass here
-(see halves.py), and so do bytes in strings that are not UTF-8.
+(see lone_surrogates.py), and so do bytes in strings that are not UTF-8.
 """
 
 import re

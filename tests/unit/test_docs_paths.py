@@ -1,17 +1,27 @@
-"""docs/architecture.md names every folder of product code, and nothing that does not exist."""
+"""What docs and comments name exists: files, links, modules. docs/architecture.md names every product folder."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/architecture.md"
 PRODUCT = ("batchfile", "api", "runners", "deploy")
-CODE = [path for folder in PRODUCT for path in (ROOT / folder).rglob("*.py")]
+DOCS = [
+    path
+    for pattern in ("*.md", "docs/*.md", "api/**/*.md", "runners/**/*.md", "deploy/**/*.md", "containers/**/*.md")
+    for path in ROOT.glob(pattern)
+] + [ROOT / "tests/golden/README.md", ROOT / "ts/README.md"]
+CODE = [path for folder in (*PRODUCT, "containers") for path in (ROOT / folder).rglob("*.py")]
 
 LINK = re.compile(r"\[[^][]*\]\(([^)\s]+)\)")
+FILE = re.compile(r"(?<![\w:./*{}-])[\w./-]*\w\.py\b")
+MODULE = re.compile(r"-m ((?:batchfile|api|runners|tests)(?:\.\w+)*)")
 QUOTED_PATH = re.compile(r"`((?:batchfile|api|runners|deploy|containers|tests|docs)/[\w./-]*)`")
 NAME_IN_FILE = re.compile(r"`(\w+)` in `([\w./]+\.py)`")
+NOT_OURS = {"multiprocessing/resource_tracker.py"}
 
 
 def _links(doc: Path) -> Iterator[Path]:
@@ -20,13 +30,35 @@ def _links(doc: Path) -> Iterator[Path]:
             yield doc.parent / target.partition("#")[0]
 
 
+def _missing_files(path: Path) -> list[str]:
+    """Names of files and folders, relative to the file's own folder, to the root or to `batchfile/`."""
+    text = LINK.sub("", path.read_text())
+    bases = (path.parent, ROOT, ROOT / "batchfile")
+    names = {*FILE.findall(text), *QUOTED_PATH.findall(text)} - NOT_OURS
+    return sorted(name for name in names if not any((base / name).exists() for base in bases))
+
+
+def _missing_modules(path: Path) -> list[str]:
+    """Modules that are started with `python -m`."""
+    names = {name.replace(".", "/") for name in MODULE.findall(path.read_text())}
+    return sorted(n for n in names if not (ROOT / f"{n}.py").is_file() and not (ROOT / n / "__main__.py").is_file())
+
+
 def _named_on_page() -> set[Path]:
     text = PAGE.read_text()
     return {(ROOT / name).resolve() for name in QUOTED_PATH.findall(text)} | {link.resolve() for link in _links(PAGE)}
 
 
-def test_the_architecture_page_names_only_what_exists() -> None:
-    assert [str(path) for path in _named_on_page() if not path.exists()] == []
+@pytest.mark.parametrize("doc", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_links_to_exists(doc: Path) -> None:
+    assert [str(target) for target in _links(doc) if not target.exists()] == []
+
+
+@pytest.mark.parametrize("path", [*DOCS, *CODE], ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_that_is_named_exists(path: Path) -> None:
+    if path.name == "CHANGELOG.md":
+        pytest.skip("it tells of the past")
+    assert _missing_files(path) + _missing_modules(path) == []
 
 
 def test_a_name_is_in_the_file_that_the_architecture_page_says() -> None:
@@ -36,7 +68,7 @@ def test_a_name_is_in_the_file_that_the_architecture_page_says() -> None:
 
 
 def test_the_architecture_page_names_every_folder_of_product_code() -> None:
-    folders = {path.parent for path in CODE}
+    folders = {path.parent for path in CODE if path.relative_to(ROOT).parts[0] in PRODUCT}
     assert sorted(str(folder.relative_to(ROOT)) for folder in folders - _named_on_page()) == []
 
 

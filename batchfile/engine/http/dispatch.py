@@ -64,7 +64,7 @@ class _Probed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """`concurrency`: requests at once, at most. `backoff_s`: the first pause. The rest as in http_retry.py."""
+    """`concurrency`: requests at once, at most. `backoff_s`: the first pause. The rest as in retry.py."""
 
     concurrency: int
     backoff_s: float = BACKOFF_S

@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint as an engine. An event loop of its own, in a thread of its own.
 
-Knows nothing of files, stores and shards. What it says and hears is in http_wire.py, the connection in
-http_connection.py.
+Knows nothing of files, stores and shards. What it says and hears is in wire.py, the connection in
+connection.py.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class HttpOptions:
     """`base_url` may lack its /v1. `model`: the name that the endpoint serves. `concurrency`: requests at once.
 
     `timeout_s`: for one attempt, from the connection to the last byte. `backoff_s`: the first pause; `window_s` and
-    `throttle_s` as in http_retry.py.
+    `throttle_s` as in retry.py.
     `wait_for_endpoint`: also for one that has answered nothing well yet; else a wrong address, key or model ends it.
     """
 

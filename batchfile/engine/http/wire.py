@@ -1,6 +1,6 @@
 """The wire of OpenAI's chat completions, completions and embeddings: a request's body, what a response means. No I/O.
 
-What a good response holds is in http_answer.py.
+What a good response holds is in answer.py.
 
 Besides OpenAI's own keys it uses those that vLLM's server adds (top_k, min_p, repetition_penalty,
 continue_final_message, stop_reason), and only where a request asks for them.
@@ -56,7 +56,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Unserved:
-    """The request was not worked on: because of the endpoint, or because of what it does to it (http_retry.py).
+    """The request was not worked on: because of the endpoint, or because of what it does to it (retry.py).
 
     `reason`: for the operator; `message`: for the caller, should it be the request. `is_sent`: it may be.
     `http_status`: what was answered, where an answer came.

@@ -1,4 +1,4 @@
-"""vLLM loaded to make embeddings: texts or token ids into vectors. Beside vllm.py, for it alone."""
+"""vLLM loaded to make embeddings: texts or token ids into vectors."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""vLLM loaded to generate: conversations and raw prompts into text. Beside vllm.py, for it alone."""
+"""vLLM loaded to generate: conversations and raw prompts into text."""
 
 import copy
 from functools import partial

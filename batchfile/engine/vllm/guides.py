@@ -1,8 +1,9 @@
-"""Guides of vLLM (JSON schemas, grammars, structural tags), checked and compiled ahead. Next to vllm.py, for it alone.
+"""Guides of vLLM (JSON schemas, grammars, structural tags), checked and compiled ahead.
 
 vLLM checks a guide inside `add_request`, on its caller's thread, by compiling it; its engine process compiles it again
-with the tokenizer. Here both are done first, in the process of compile.py, by vLLM's own code. What is used of
-vLLM here is private: where a version lacks it, guides are not checked ahead, and vLLM checks them as it always did.
+with the tokenizer. Here both are done first, in the process of engine/schemas/compile.py, by vLLM's own code. What is
+used of vLLM here is private: where a version lacks it, guides are not checked ahead, and vLLM checks them as it always
+did.
 """
 
 import dataclasses
@@ -156,7 +157,7 @@ def _payload(config: Any) -> bytes:
 
 
 def load(payload: bytes) -> Judge:
-    """In the process of compile.py: what judges a guide as this engine's vLLM would."""
+    """In the process of engine/schemas/compile.py: what judges a guide as this engine's vLLM would."""
     config = pickle.loads(payload)  # from the process that started this one
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams

@@ -1,4 +1,4 @@
-"""vLLM's own parsers: which part of an answer is a call of a tool, which is thinking. Beside vllm.py, for it alone.
+"""vLLM's own parsers: which part of an answer is a call of a tool, which is thinking.
 
 A parser belongs to a model's family. That of tools is known for the common ones by their chat template.
 """

@@ -45,8 +45,9 @@ def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> An
     vLLM's processes end on either, with all that is in flight. They inherit the signal mask of the thread that
     starts them, so that one blocks both. The thread that waits for it still hears them. The resource tracker is
     started before, since starting it unblocks them again (multiprocessing/resource_tracker.py). After: see
-    guard.py; the guard knows them by their environment, or by their fork, from their first moment on, since this
-    process may be killed while a model loads. Where that is interrupted, what it still starts is ended too.
+    process_guard.py; the guard knows them by their environment, or by their fork, from their first moment on,
+    since this process may be killed while a model loads. Where that is interrupted, what it still starts is ended
+    too.
     """
     resource_tracker.ensure_running()
     built: list[Any] = []

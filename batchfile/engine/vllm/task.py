@@ -1,4 +1,4 @@
-"""What vLLM may be loaded for, as the engine sees it: requests into prompts, outputs into outcomes. Beside vllm.py."""
+"""What vLLM may be loaded for, as the engine sees it: requests into prompts, outputs into outcomes."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
