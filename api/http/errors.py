@@ -38,7 +38,7 @@ DOCS = "/docs lists what there is"
 class Refusal(Exception):
     """An answer that is no success, decided by a route: its status, its detail, its headers.
 
-    `param` (which part of the request is wrong) and `code` are for dialects that have them.
+    `param` (which part of the request is wrong) is for dialects that have it.
     """
 
     def __init__(
@@ -48,14 +48,12 @@ class Refusal(Exception):
         headers: dict[str, str] | None = None,
         *,
         param: str | None = None,
-        code: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.headers = headers or {}
         self.param = param
-        self.code = code
 
 
 def not_found() -> Refusal:
@@ -122,7 +120,6 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[s
             refusal.status,
             refusal.detail,
             param=refusal.param,
-            code=refusal.code,
         ),
         status_code=refusal.status,
         headers=refusal.headers,

@@ -66,16 +66,14 @@ def needs_other_format(negotiated: NegotiatedFormat, path: str) -> bool:
     return negotiated.dialect == "anthropic" and _OPENAI_ONLY.match(path) is not None
 
 
-def problem(
-    negotiated: NegotiatedFormat, status: int, detail: str, *, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    """The body of an answer that is no success. `param` and `code` are OpenAI's."""
+def problem(negotiated: NegotiatedFormat, status: int, detail: str, *, param: str | None = None) -> dict[str, Any]:
+    """The body of an answer that is no success. `param` is OpenAI's."""
     if negotiated.dialect == "anthropic":
         kind = _ANTHROPIC_TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": detail}, "request_id": negotiated.request_id}
     if negotiated.dialect == "openai":
         kind = "invalid_request_error" if status < 500 else "server_error"
-        code = "invalid_api_key" if status == 401 else code
+        code = "invalid_api_key" if status == 401 else None
         return {"error": {"message": detail, "type": kind, "param": param, "code": code}}
     return {"detail": detail}
 

@@ -125,12 +125,12 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def prepare_now(engine: Engine, request: Request, owner: str = "") -> Prepared:
+def prepare_now(engine: Engine, request: Request) -> Prepared:
     """Wait for a schema where that is needed. Raises: InvalidRequest."""
     try:
         return engine.prepare(request)
     except SchemaUnchecked as unchecked:
-        return unchecked.finish(owner)
+        return unchecked.finish("")
 
 
 EngineFactory = Callable[[], Engine]

@@ -28,13 +28,13 @@ def is_local(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~")) or Path(model).exists()
 
 
-def check_model(model: str, *, revision: str | None = None) -> None:
+def check_model(model: str) -> None:
     """Raises: SettingsError where the model cannot be loaded by that name, here and now."""
     if "://" in model or _is_other_hub():
         return  # vLLM's other loaders know
     path = Path(model).expanduser()
     if not is_local(model):
-        _check_hub(model, revision)
+        _check_hub(model)
     elif not path.exists():
         raise SettingsError(f"model {model!r}: there is no such directory")
     elif path.is_dir():
@@ -119,16 +119,16 @@ def _cached_config(model: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _check_hub(model: str, revision: str | None) -> None:
+def _check_hub(model: str) -> None:
     """One small file is asked for: with the same permissions as the weights, and needed first."""
     try:
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
     except ImportError:
         return  # vLLM, which needs it, is not here either
-    if _cached_config(model, revision) is not None:
+    if _cached_config(model, None) is not None:
         return  # it has been fetched before, and may be used while the hub is unavailable
     try:
-        get_hf_file_metadata(hf_hub_url(model, CONFIG, revision=revision), timeout=HUB_S_MAX)
+        get_hf_file_metadata(hf_hub_url(model, CONFIG), timeout=HUB_S_MAX)
     except errors.HFValidationError as error:
         raise SettingsError(
             f"model {model!r} is neither a directory here nor a name such as owner/model of a model hub"
@@ -143,8 +143,6 @@ def _check_hub(model: str, revision: str | None) -> None:
             f"model {model!r}: there is no such directory here, and the model hub has no such model, or it is private; "
             f"check the name, or {TOKEN_HINT}"
         ) from error
-    except errors.RevisionNotFoundError as error:
-        raise SettingsError(f"model {model!r} has no revision {revision!r} on the model hub") from error
     except errors.EntryNotFoundError:
         return  # a model in another layout (Mistral's, GGUF), of which vLLM knows more
     except errors.HfHubHTTPError as error:

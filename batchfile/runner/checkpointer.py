@@ -51,8 +51,8 @@ class Checkpointer:
         self.is_urgent = False  # the process ends in a moment: what is finished is due now
         self.wake = threading.Event()
 
-    def tick(self, *, everything: bool = False) -> None:
-        """Checkpoint each shard that is due; all of them with `everything`. None more once `is_ending`."""
+    def tick(self) -> None:
+        """Checkpoint each shard that is due. None more once `is_ending`."""
         for work in list(self._works):
             if self.is_ending:
                 return
@@ -60,7 +60,7 @@ class Checkpointer:
                 self._drop(work)
             elif work.is_to_return:
                 self._put_back(work)
-            elif everything or self._is_due(work):
+            elif self._is_due(work):
                 self._checkpoint(work)
 
     def release_all(self) -> None:

@@ -82,10 +82,10 @@ class S3Store:
         self._control.close()
         self._data.close()
 
-    def prove(self, *, heavy: bool = False, clock: Clock | None = None) -> Proof:
+    def prove(self, *, clock: Clock | None = None) -> Proof:
         """Learn how this server wants etags, then prove that it keeps conditions. Raises: StoreUnfit."""
         self._learn_spelling()
-        return prove_conditions(self, heavy=heavy, clock=clock)
+        return prove_conditions(self, clock=clock)
 
     def _learn_spelling(self) -> None:
         """Some servers take an etag only without its quotes. Raises: StoreUnfit where they take neither."""

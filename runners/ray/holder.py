@@ -10,7 +10,6 @@ import sys
 import threading
 from pathlib import Path
 
-import ray
 import structlog
 
 from batchfile import logs
@@ -37,7 +36,6 @@ class Holder:
         self._last_code: int | None = None
         self._over = threading.Event()
         self._supervisor = self._new_supervisor()
-        self._node_id = str(ray.get_runtime_context().get_node_id())
         threading.Thread(target=self._hold, name="hold", daemon=True).start()
 
     def report(self) -> HolderReport:
@@ -45,7 +43,6 @@ class Holder:
             task=self._task,
             state=self._state,
             host=socket.gethostname(),
-            node_id=self._node_id,
             pid=os.getpid(),
             last_code=self._last_code,
         )

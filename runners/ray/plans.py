@@ -63,7 +63,6 @@ class HolderReport:
     task: Task
     state: HolderState
     host: str
-    node_id: str
     pid: int
     last_code: int | None = None
 

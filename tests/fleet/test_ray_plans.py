@@ -18,7 +18,7 @@ def order(*arguments: str) -> Order:
 
 
 def holder(number: int, state: HolderState = "running", plan: PoolPlan = PLAN) -> HolderReport:
-    return HolderReport(task=plan.task(number), state=state, host="h", node_id="n", pid=1)
+    return HolderReport(task=plan.task(number), state=state, host="h", pid=1)
 
 
 def test_a_pool_that_generates_takes_the_gpus_of_its_settings_and_others_take_none(
