@@ -57,7 +57,7 @@ def draw(rng: Random, key: str, pools: Sequence[str], *, num_lines: int, way: Wa
             kind = "rejected"
         lines.append(line(f"{key}-{number}", kind, rng.choice(pools), rng.randrange(1, 4), is_openai=way == "stored"))
     if way == "stored" and rng.random() < 0.1:
-        lines.append(line("", "rejected", pools[0], 1))  # the whole batch will fail
+        lines.append(line(f"{key}-{num_lines}", "rejected", pools[0], 1))  # the whole batch will fail
     return Sent(key=key, lines=lines)
 
 
@@ -69,8 +69,10 @@ def refusable(key: str, pools: Sequence[str]) -> Sent:
 
 
 def line(custom_id: str, kind: LineKind, pool: str, num_words: int, *, is_openai: bool = False) -> SentLine:
+    """Each `custom_id` has bytes of its own: the model finds a body by its digest, the store a killer by its bytes."""
     if kind == "rejected":
-        return SentLine(None, kind, "", b'{"custom_id": 7.5, "params": {}}')
+        broken = {"custom_id": 7.5, "params": {}, "metadata": {"name": custom_id}}
+        return SentLine(None, kind, "", json.dumps(broken).encode())
     text = " ".join([custom_id] + ["word"] * (num_words - 1))
     text += {"poison": f" {POISON}", "killer": f" {KILLER}"}.get(kind, "")
     params = {"messages": [{"role": "user", "content": text}], "max_tokens": 0 if kind == "bad" else 16}
