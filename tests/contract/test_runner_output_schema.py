@@ -85,7 +85,7 @@ def test_answers_that_fit_pass_and_others_are_errored_after_three_attempts() -> 
     assert (runner.runner_stats.succeeded, runner.runner_stats.failed) == (40, 40)
 
 
-@pytest.mark.parametrize(("mismatches", "is_fit"), [(0, True), (1, True), (2, True), (3, False)])
+@pytest.mark.parametrize(("schema_mismatches", "is_fit"), [(0, True), (1, True), (2, True), (3, False)])
 def test_the_third_attempt_is_the_last(schema_mismatches: int, is_fit: bool) -> None:
     _, rows = answers(["hello"] * 40, lambda: EchoEngine(num_slots=4, guided=GOOD, schema_mismatches=schema_mismatches))
     assert {row["status"] for row in rows} == {"succeeded" if is_fit else "errored"}

@@ -183,7 +183,7 @@ def waiting_answer(batch_id: str) -> check_queue.Answer:
 
 
 @pytest.mark.parametrize("schema", [SIMPLE, AHEAD])
-@pytest.mark.parametrize(("mismatches", "is_fit"), [(0, True), (2, True), (3, False)])
+@pytest.mark.parametrize(("schema_mismatches", "is_fit"), [(0, True), (2, True), (3, False)])
 def test_what_does_not_fit_is_tried_three_times(schema: dict[str, Any], schema_mismatches: int, is_fit: bool) -> None:
     engine = EchoEngine(num_slots=4, guided=GOOD, schema_mismatches=schema_mismatches)
     runner_answers = answers([params("no json", schema, seed=3)] * 20, lambda: engine)

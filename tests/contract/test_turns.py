@@ -221,7 +221,7 @@ def test_a_runner_that_was_cut_off_answers_with_its_next_checkpoint(world: World
     assert (taken.crashes_alone, taken.crash_count) == (0, 2)
 
 
-@pytest.mark.parametrize(("trying", "has_dispatched"), [((), True), ((2, 3), True), ((3,), False)])
+@pytest.mark.parametrize(("bisect_set", "has_dispatched"), [((), True), ((2, 3), True), ((3,), False)])
 def test_a_shard_of_which_no_line_would_be_blamed_is_taken_over_at_once(
     world: World, bisect_set: tuple[int, ...], has_dispatched: bool
 ) -> None:
