@@ -40,7 +40,7 @@ class World:
 
     def new_janitor(self, name: str, ledger: Ledger | None = None) -> Janitor:
         ledger = ledger or self.ledger
-        return Janitor(ledger, runner=name, scan=Inbox(ledger, POOLS))
+        return Janitor(ledger, runner=name, inbox=Inbox(ledger, POOLS))
 
     def drop(self, path: str, *rows: Any) -> bytes:
         data = b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)

@@ -244,7 +244,7 @@ def test_a_crash_at_any_write_leaves_one_batch_and_the_same_outbox() -> None:
         was_killed = False
         try:
             ledger = Ledger(store=faulty, clock=clock, rng=random.Random(3))
-            Janitor(ledger, runner="dies", scan=Inbox(ledger, POOLS)).tick()
+            Janitor(ledger, runner="dies", inbox=Inbox(ledger, POOLS)).tick()
         except Killed:
             was_killed = True
         after = world.new_janitor("after")

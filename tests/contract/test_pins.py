@@ -155,7 +155,7 @@ def test_an_upload_of_parts(ledger: Ledger, store: Kms) -> None:
 def test_a_packed_file_in_the_inbox(ledger: Ledger, store: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "QUIET_S", -3600.0)
     store.put(f"inbox/{POOL}/a.jsonl.gz", gzip.compress(body()))
-    Janitor(ledger, runner="s", scan=Inbox(ledger, ROUTING)).tick()
+    Janitor(ledger, runner="s", inbox=Inbox(ledger, ROUTING)).tick()
     (entry,) = store.list(keys.INDEX_PREFIX)
     batch = batches.read_batch(ledger, keys.index_batch_id(entry.key))
     assert batch is not None
