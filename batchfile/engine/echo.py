@@ -7,21 +7,18 @@ is its own answer; a vector is made of the digest of its text. Knows no file, no
 """
 
 import heapq
-import os
-import signal
 import struct
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from hashlib import pbkdf2_hmac, shake_128
+from dataclasses import dataclass
+from hashlib import shake_128
 from math import hypot, inf
-from typing import Any, Literal
+from typing import Any
 
 from msgspec.structs import replace as replace_fields
 
 from batchfile.clock import Clock, SystemClock
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.echo_options import EchoFaults, EchoOptions
 from batchfile.engine.embedding import check_size, check_task, vector_of
 from batchfile.engine.prefix import prefix_of
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
@@ -38,10 +35,6 @@ class EchoPrepared(Prepared):
     request: Request
     completion: Completion
     work_s: float
-    fault: Literal["poison", "hang", "kill"] | None = None
-    schema_mismatch: Completion | None = (
-        None  # what it is answered the first times, where `completion` is the guided one
-    )
 
 
 class EchoEngine:
@@ -60,10 +53,8 @@ class EchoEngine:
         clock: Clock | None = None,
         tokens: Callable[[Request], int] | None = None,
         guided: str | None = None,
-        schema_mismatches: int = 0,
         tool_input: dict[str, Any] | None = None,
         thinking: str | None = None,
-        faults: EchoFaults | None = None,
         model: str = "echo",
         task: Task = "generate",
     ) -> None:
@@ -81,12 +72,8 @@ class EchoEngine:
         self._task = task
         self._tokens = tokens
         self._guided = guided
-        self._schema_mismatches = schema_mismatches
-        self._num_schema_mismatches: Counter[str] = Counter()  # by custom_id
         self._tool_input = tool_input
         self._thinking = thinking
-        self._faults = faults or EchoFaults()
-        self._executions_fd = _open_to_append(self._faults.executions_path)
         self._waiting: deque[tuple[int, EchoPrepared]] = deque()
         # (when it finishes, key, what it is); a heap.
         self._running: list[tuple[float, int, EchoPrepared]] = []
@@ -97,32 +84,12 @@ class EchoEngine:
         self._seen = (0, 0)  # what `stats` said last: prompt tokens, output tokens
         self._is_dead = False
 
-    @classmethod
-    def from_options(
-        cls, options: EchoOptions, clock: Clock | None = None, model: str = "echo", task: Task = "generate"
-    ) -> "EchoEngine":
-        return cls(
-            num_slots=options.num_slots,
-            seconds_per_token=options.seconds_per_token,
-            latency_s=options.latency_s,
-            clock=clock,
-            guided=options.guided,
-            schema_mismatches=options.schema_mismatches,
-            tool_input=options.tool_input,
-            thinking=options.thinking,
-            faults=options.faults,
-            model=model,
-            task=task,
-        )
-
     def prepare(self, request: Request) -> EchoPrepared:
         if request.raw is None and self._task == "generate":
             num_tokens, completion = self._answer(request)
         else:
             num_tokens, completion = self._raw_answer(request)
-        schema_mismatch = None
         if self._guided is not None and request.sampling.json_schema is not None:
-            schema_mismatch = completion
             choices = (Choice(self._guided, "end_turn"),) * request.sampling.num_choices
             completion = Completion(choices=choices, usage=completion.usage)
         if request.tools is not None or request.is_thinking:
@@ -133,20 +100,12 @@ class EchoEngine:
             request=request,
             completion=completion,
             work_s=self._latency_s + num_tokens * self._seconds_per_token,
-            fault=self._fault_of(request) if self._faults.has_markers else None,
-            schema_mismatch=schema_mismatch,
         )
 
     def add(self, key: int, prepared: Prepared) -> None:
         assert isinstance(prepared, EchoPrepared)
         if self._is_dead:
             raise EngineDead("The echo engine died earlier. Build another one.")
-        if (
-            prepared.schema_mismatch is not None
-            and self._num_schema_mismatches[prepared.request.custom_id] < self._schema_mismatches
-        ):
-            self._num_schema_mismatches[prepared.request.custom_id] += 1
-            prepared = replace(prepared, completion=prepared.schema_mismatch)
         self._waiting.append((key, prepared))
 
     def step(self) -> list[Finished]:
@@ -196,51 +155,24 @@ class EchoEngine:
 
     def close(self) -> None:
         self._is_dead = True
-        if self._executions_fd is not None:
-            os.close(self._executions_fd)
-            self._executions_fd = None
 
     def _start(self, now: float) -> list[Finished]:
-        """Give free slots to those that wait, first come first served. Returns those that cost nothing."""
-        free = self.info.num_slots - len(self._running)
-        started = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-        if len(started) == free:
-            self._num_full_steps += 1
-        if self._executions_fd is not None and started:
-            names = "".join(prepared.request.custom_id.replace("\n", "\\n") + "\n" for _, prepared in started)
-            os.write(self._executions_fd, names.encode())
+        """Returns those that cost nothing."""
         done = []
-        for key, prepared in started:
-            if prepared.fault is not None:
-                self._fail(prepared)
+        for key, prepared in self._take():
             if prepared.work_s > 0:
                 heapq.heappush(self._running, (now + prepared.work_s, key, prepared))
             else:
                 done.append(Finished(key, prepared.completion))
         return done
 
-    def _fail(self, prepared: EchoPrepared) -> None:
-        if prepared.fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if prepared.fault == "hang":
-            pbkdf2_hmac("sha512", b"", b"", 2**31 - 1)  # hours in C, without the GIL: no signal handler runs meanwhile
-        self._is_dead = True
-        raise EngineDead("The echo engine died of a request with the poison marker. Build another one.")
-
-    def _fault_of(self, request: Request) -> Literal["poison", "hang", "kill"] | None:
-        texts = [message.content for message in request.messages]
-        if request.raw is not None:
-            texts = [_text(given) for given in request.raw.inputs]
-        faults = self._faults
-        if faults.refuse and any(faults.refuse in text for text in texts):
-            raise InvalidRequest(f"The text holds the marker {faults.refuse!r}, which this engine refuses.")
-        if faults.kill and any(faults.kill in text for text in texts):
-            return "kill"
-        if faults.hang and any(faults.hang in text for text in texts):
-            return "hang"
-        if faults.poison and any(faults.poison in text for text in texts):
-            return "poison"
-        return None
+    def _take(self) -> list[tuple[int, EchoPrepared]]:
+        """Give free slots to those that wait, first come first served."""
+        free = self.info.num_slots - len(self._running)
+        taken = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        if len(taken) == free:
+            self._num_full_steps += 1
+        return taken
 
     def _with_blocks(self, request: Request, completion: Completion) -> Completion:
         """The answer with what was set for tools and for thinking. Raises: InvalidRequest where nothing was."""
@@ -268,7 +200,7 @@ class EchoEngine:
         assert raw is not None, "an engine that generates answers conversations"
         if raw.kind == "embedding":
             return 1, _vectors(raw)
-        text = _text(raw.inputs[0])
+        text = text_of(raw.inputs[0])
         num_tokens, completion = self._echo(request, text, text.count(" ") + 1)
         return num_tokens, replace_fields(completion, kind="completion")
 
@@ -298,7 +230,7 @@ class EchoEngine:
         return num_tokens, Completion(choices=(Choice(text, reason, matched),) * sampling.num_choices, usage=usage)
 
 
-def _text(given: Input) -> str:
+def text_of(given: Input) -> str:
     return given if isinstance(given, str) else " ".join(map(str, given))
 
 
@@ -308,13 +240,9 @@ def _vectors(raw: Raw) -> Completion:
     check_size(len(raw.inputs), num)
     vectors = []
     for given in raw.inputs:
-        numbers = struct.unpack(f"<{num}h", shake_128(_text(given).encode("utf-8", "replace")).digest(2 * num))
+        numbers = struct.unpack(f"<{num}h", shake_128(text_of(given).encode("utf-8", "replace")).digest(2 * num))
         length = hypot(*numbers) or 1.0
         singles = struct.pack(f"<{num}f", *[number / length for number in numbers])
         vectors.append(vector_of(struct.unpack(f"<{num}f", singles), is_base64=raw.is_base64))
-    usage = Usage(input_tokens=sum(_text(given).count(" ") + 1 for given in raw.inputs))
+    usage = Usage(input_tokens=sum(text_of(given).count(" ") + 1 for given in raw.inputs))
     return Completion(choices=(), usage=usage, kind="embedding", vectors=tuple(vectors))
-
-
-def _open_to_append(path: str | None) -> int | None:
-    return None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -1,10 +1,15 @@
 """Engines by name. Each is imported when it is built, so that naming one costs nothing."""
 
+import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.types import EngineKind, Task
+
+# With any of these set, tests get the echo engine that fails: batchfile/testing/faulty_echo.py.
+ECHO_FAULTS = [f"BATCHFILE_ECHO_{fault}" for fault in ("POISON", "HANG", "KILL", "REFUSE", "MISFITS", "EXECUTIONS")]
 
 
 def engine_factory(
@@ -67,6 +72,11 @@ def engine_factory(
         from batchfile.engine.echo import EchoEngine
         from batchfile.engine.echo_options import EchoOptions
 
-        return EchoEngine.from_options(EchoOptions.from_env(), model=model, task=task)
+        options = asdict(EchoOptions.from_env())
+        if any(os.environ.get(name) for name in ECHO_FAULTS):
+            from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
+
+            return FaultyEchoEngine(faults=EchoFaults.from_env(), model=model, task=task, **options)
+        return EchoEngine(model=model, task=task, **options)
 
     return build

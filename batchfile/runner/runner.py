@@ -186,33 +186,6 @@ class Runner:
             if not is_busy:
                 self._loop.wait(IDLE_WAIT_S)
 
-    def run_alone(self, until: Callable[[], bool] = lambda: False) -> BatchRecord | None:
-        """`run` without a thread: everything in turn, on the ledger's clock. For simulations and virtual time."""
-        self._long_work.num_threads = 0
-        self._loop.checks.is_threaded = False
-        self._engine = self._engine_host.build()
-        queues = (self._prefetcher.attempts, self._prefetcher.unchecked)
-        try:
-            while not self._is_over() and not until():
-                try:
-                    while self._prefetcher.tick() or any(map(self._prefetcher.prepare_next, queues)):
-                        pass
-                    if not self._loop.turn(self._engine):
-                        self._ledger.clock.sleep(IDLE_WAIT_S)
-                    self._checkpointer.tick()
-                    self._finalizer.tick()
-                    self._finalizer.janitor()
-                except EngineDead as error:
-                    self._engine = self._replace(self._engine, error)
-                except StoreError as error:
-                    self._ledger.clock.sleep(self._refusals.pause_s("runner", error))
-            self._checkpointer.release_all()
-            self._engine_host.count_steps(self._engine)
-        finally:
-            self._loop.checks.close()
-            self._engine.close()
-        return self._finalizer.ended
-
     def stop(self) -> None:
         """Start nothing more, finish what is in flight, checkpoint, release. From any thread or a signal handler."""
         self._prefetcher.is_stopped = self._loop.is_stopped = True

@@ -1,8 +1,8 @@
 """What tests of programs that use batchfile need: no model, no network, no waiting.
 
 `MemoryStore`: a store in this process. `FaultyStore`: one that fails as `Faults` and `Ill` say. `EchoEngine`: an engine
-without a model, with `EchoFaults`. `ManualClock`: time that moves when it is told to. `run_alone`: a runner without
-threads. `CrashPoint` and `armed`: a process that kills itself at a named write.
+without a model; `FaultyEchoEngine`: one that fails as `EchoFaults` say. `ManualClock`: time that moves when it is told
+to. `run_alone`: a runner without threads. `CrashPoint` and `armed`: a process that kills itself at a named write.
 
 >>> from batchfile.testing import EchoEngine, MemoryStore, run_alone
 >>> store = MemoryStore()
@@ -18,10 +18,13 @@ from collections.abc import Callable
 
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
-from batchfile.engine.echo_options import EchoFaults, EchoOptions
-from batchfile.runner.runner import Runner
+from batchfile.engine.echo_options import EchoOptions
+from batchfile.errors import EngineDead, StoreError
+from batchfile.ledger.records import BatchRecord
+from batchfile.runner.runner import IDLE_WAIT_S, Runner
 from batchfile.store.memory import MemoryStore
 from batchfile.testing.crash_points import CrashPoint, armed
+from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
 from batchfile.testing.faulty_store import Faults, FaultyStore, Ill
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "EchoFaults",
     "EchoOptions",
     "Faults",
+    "FaultyEchoEngine",
     "FaultyStore",
     "Ill",
     "ManualClock",
@@ -39,6 +43,29 @@ __all__ = [
 ]
 
 
-def run_alone(runner: Runner, until: Callable[[], bool] = lambda: False) -> None:
+def run_alone(runner: Runner, until: Callable[[], bool] = lambda: False) -> BatchRecord | None:
     """`runner.run()` without a thread, everything in turn and on the ledger's clock, until `until()` or its end."""
-    runner.run_alone(until)
+    runner._long_work.num_threads = 0
+    runner._loop.checks.is_threaded = False
+    runner._engine = runner._engine_host.build()
+    clock, queues = runner._ledger.clock, (runner._prefetcher.attempts, runner._prefetcher.unchecked)
+    try:
+        while not runner._is_over() and not until():
+            try:
+                while runner._prefetcher.tick() or any(map(runner._prefetcher.prepare_next, queues)):
+                    pass
+                if not runner._loop.turn(runner._engine):
+                    clock.sleep(IDLE_WAIT_S)
+                runner._checkpointer.tick()
+                runner._finalizer.tick()
+                runner._finalizer.janitor()
+            except EngineDead as error:
+                runner._engine = runner._replace(runner._engine, error)
+            except StoreError as error:
+                clock.sleep(runner._refusals.pause_s("runner", error))
+        runner._checkpointer.release_all()
+        runner._engine_host.count_steps(runner._engine)
+    finally:
+        runner._loop.checks.close()
+        runner._engine.close()
+    return runner._finalizer.ended

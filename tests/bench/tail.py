@@ -23,6 +23,7 @@ from batchfile.ledger.keys import input_key
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
 from batchfile.types import Defaults, RoutingTable
 
 SLOTS = 39
@@ -78,7 +79,7 @@ def makespan(data: bytes) -> float:
     options = RunnerOptions(runner_id="bench", pool="local", only="bench", is_janitor=False)
     runner = Runner(ledger, engine, options)
     started_at = clock.now()
-    runner.run_alone()
+    run_alone(runner)
     return clock.now() - started_at
 
 

@@ -21,6 +21,7 @@ from batchfile.ledger.status import StatusReader
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
 from batchfile.testing.faulty_store import FaultyStore
 from batchfile.types import Defaults, RoutingTable
 
@@ -77,7 +78,7 @@ def create_batch(ledger: Ledger) -> None:
 
 def run(ledger: Ledger, runner_id: str, executions: Executions) -> None:
     options = RunnerOptions(runner_id=runner_id, pool="local", only=BATCH, is_janitor=False)
-    Runner(ledger, lambda: CountingEcho(executions), options).run_alone()
+    run_alone(Runner(ledger, lambda: CountingEcho(executions), options))
 
 
 def results_of(store: MemoryStore) -> bytes:

@@ -29,6 +29,7 @@ from batchfile.settings import load_settings
 from batchfile.settings_tables import Api, Pool
 from batchfile.store.base import Store
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
 from batchfile.testing.faulty_store import FaultyStore
 
 STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mistral", "polish": "llama-70b"}
@@ -168,7 +169,7 @@ def test_half_of_a_character_is_an_error_of_its_request_alone(service: Service, 
     batch = service.post(body, content_type, stage_query="email")
     assert service.input(batch) == requests, "as it was sent"
     options = RunnerOptions(runner_id="r", pool="mistral", only=batch.batch_id, is_janitor=False)
-    Runner(service.ledger, EchoEngine, options).run_alone(until=lambda: finished(service, batch) == 3)
+    run_alone(Runner(service.ledger, EchoEngine, options), until=lambda: finished(service, batch) == 3)
     ended = batches.finish(service.ledger, batch.batch_id, runner="end")
     assert ended is not None
     assert ended.results is not None
@@ -295,7 +296,7 @@ def test_planner_and_runners_route_a_hinted_batch_alike(service: Service) -> Non
         options = RunnerOptions(runner_id=pool, pool=pool, only=batch.batch_id, is_janitor=False)
         runner = Runner(service.ledger, lambda: EchoEngine(num_slots=4), options)
         done = {"mistral": 66, "llama-70b": 100}[pool]
-        runner.run_alone(until=lambda done=done: finished(service, batch) == done)  # type: ignore[misc]
+        run_alone(runner, until=lambda done=done: finished(service, batch) == done)  # type: ignore[misc]
     ended = batches.finish(service.ledger, batch.batch_id, runner="end")
     assert ended is not None
     assert ended.results is not None

@@ -27,6 +27,7 @@ from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
 from batchfile.testing.faulty_store import Answer, FaultyStore, Ill
 from batchfile.types import Defaults, RoutingTable
 
@@ -95,7 +96,7 @@ class World:
                 began_at = now
             return not left
 
-        runner.run_alone(is_over)
+        run_alone(runner, is_over)
         return took
 
     def read(self, key: str) -> bytes:
@@ -343,7 +344,7 @@ def test_a_run_of_one_batch_ends_and_says_why_where_the_store_keeps_refusing() -
     options = RunnerOptions(runner_id="r", pool="local", only=ILL, is_janitor=False)
     began_at = world.clock.monotonic()
     with pytest.raises(StoreError, match="EACCES on purpose"):
-        Runner(world.ledger, lambda: EchoEngine(num_slots=8), options).run_alone()
+        run_alone(Runner(world.ledger, lambda: EchoEngine(num_slots=8), options))
     assert 30.0 < world.clock.monotonic() - began_at < 120.0
 
 

@@ -30,6 +30,7 @@ from batchfile.plan.ranges import Planned
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
 from batchfile.testing.faulty_store import FaultyStore
 from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
 
@@ -80,7 +81,7 @@ class World:
 
     def run(self, runner: str = "r1", pool: str = "local") -> None:
         options = RunnerOptions(runner_id=runner, pool=pool, only=BATCH, is_janitor=False)
-        Runner(self.ledger, lambda: EchoEngine(num_slots=4), options).run_alone()
+        run_alone(Runner(self.ledger, lambda: EchoEngine(num_slots=4), options))
 
     def results(self) -> list[dict[str, object]]:
         assert self.batch.results is not None
@@ -510,13 +511,13 @@ def test_two_pools_answer_one_batch_in_input_order() -> None:
     first = Runner(world.ledger, lambda: EchoEngine(num_slots=4), mistral)
     drive(first, lambda: StatusReader(world.ledger).read(BATCH).counts.finished == 25)  # type: ignore[union-attr]
     assert world.batch.state == "open"
-    Runner(world.ledger, lambda: EchoEngine(num_slots=4), llama).run_alone()
+    run_alone(Runner(world.ledger, lambda: EchoEngine(num_slots=4), llama))
     assert [row["custom_id"] for row in world.results()] == [f"r{number}" for number in range(50)]
     assert world.batch.counts.succeeded == 50
 
 
 def drive(runner: Runner, until: Callable[[], bool]) -> None:
-    runner.run_alone(until=until)
+    run_alone(runner, until=until)
 
 
 def test_status_adds_up_and_never_goes_back() -> None:

@@ -18,6 +18,7 @@ from batchfile.ledger import keys, rejections
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import PresenceRecord
 from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.testing import run_alone
 from batchfile.types import Counts, Usage
 from tests.contract.inbox_kit import World, native, still, world
 
@@ -114,7 +115,7 @@ def test_a_damaged_record_of_whose_turn_it_is_holds_back_no_answers_and_keeps_no
     still.clock.sleep(10.0)
     still.janitor.tick()
     options = RunnerOptions(runner_id="r", pool="mistral", only=still.only().batch_id, is_janitor=False)
-    ended = Runner(still.ledger, engine_factory("echo", model="echo"), options).run_alone()
+    ended = run_alone(Runner(still.ledger, engine_factory("echo", model="echo"), options))
     assert ended is not None
     still.store.delete(keys.outbox_key(keys.INBOX_PREFIX + "mistral/a.jsonl", outbox.RECEIPT))
     still.store.put(keys.outbox_turn_key(ended.batch_id), b"\0\0")
@@ -232,7 +233,7 @@ def test_a_receipt_counts_the_seconds_of_the_gpus_that_worked_for_its_file_alone
         engines.append(GpuEcho(clock))
         return engines[-1]
 
-    Runner(still.ledger, build, options).run_alone(lambda: all(batch.state == "ended" for batch in still.batches()))
+    run_alone(Runner(still.ledger, build, options), lambda: all(batch.state == "ended" for batch in still.batches()))
     still.janitor.tick()
     told = [still.told(f"mistral/{name}.jsonl.receipt.json")["gpu_seconds"] for name in "ab"]
     assert told[0] == pytest.approx(told[1], rel=0.6)

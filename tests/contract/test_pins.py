@@ -34,6 +34,7 @@ from batchfile.plan import pending
 from batchfile.plan.submit import submit
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
 from batchfile.types import Defaults, RoutingTable
 
 POOL = "one"
@@ -109,7 +110,7 @@ def run(ledger: Ledger, batch: BatchRecord, pool: str = POOL) -> None:
     assert isinstance(store, Kms)
     store.send_late()
     options = RunnerOptions(runner_id="r", pool=pool, only=batch.batch_id, is_janitor=False)
-    ended = Runner(ledger, lambda: EchoEngine(num_slots=4), options).run_alone()
+    ended = run_alone(Runner(ledger, lambda: EchoEngine(num_slots=4), options))
     assert ended is not None
     assert (ended.state, ended.reason, ended.counts.succeeded) == ("ended", "completed", 10), ended.detail
     assert ended.results is not None

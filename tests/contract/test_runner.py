@@ -8,7 +8,6 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.engine.base import Engine, Finished, Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
-from batchfile.engine.echo_options import EchoFaults
 from batchfile.errors import EngineDead, StoreUnavailable
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches
@@ -19,6 +18,8 @@ from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
+from batchfile.testing import run_alone
+from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
 from batchfile.testing.faulty_store import FaultyStore
 from batchfile.types import Defaults, Request, RoutingTable
 
@@ -57,8 +58,8 @@ def test_a_line_that_kills_the_engine_is_errored_and_all_others_succeed(place: i
     texts = [f"hello {n}" for n in range(80)]
     texts[place] = "POISON"
     ledger = world(texts)
-    run = runner(ledger, lambda: EchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
-    run.run_alone()
+    run = runner(ledger, lambda: FaultyEchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
+    run_alone(run)
     errors = {n: row["error"]["type"] for n, row in enumerate(results(ledger)) if row["error"]}
     assert errors == {place: "engine_crash"}
     assert run.runner_stats.num_engine_deaths >= 3
@@ -70,7 +71,7 @@ def test_tidying_that_fails_does_not_end_the_runner(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Janitor, "tick", failing)
     ledger = world([f"hello {n}" for n in range(40)])
-    Runner(ledger, EchoEngine, RunnerOptions(runner_id="r1", pool="local", only=BATCH)).run_alone()
+    run_alone(Runner(ledger, EchoEngine, RunnerOptions(runner_id="r1", pool="local", only=BATCH)))
     assert len(results(ledger)) == 40
 
 
@@ -78,7 +79,7 @@ def test_two_poison_lines_are_both_found() -> None:
     texts = [f"hello {n}" for n in range(40)]
     texts[3] = texts[30] = "POISON"
     ledger = world(texts)
-    runner(ledger, lambda: EchoEngine(num_slots=16, faults=EchoFaults(poison="POISON"))).run_alone()
+    run_alone(runner(ledger, lambda: FaultyEchoEngine(num_slots=16, faults=EchoFaults(poison="POISON"))))
     assert [n for n, row in enumerate(results(ledger)) if row["error"]] == [3, 30]
 
 
@@ -89,7 +90,7 @@ def test_an_engine_that_dies_before_it_serves_anything_ends_the_run() -> None:
 
     ledger = world([f"hello {n}" for n in range(40)])
     with pytest.raises(EngineDead, match="no GPU"):
-        runner(ledger, Stillborn).run_alone()
+        run_alone(runner(ledger, Stillborn))
 
 
 def test_an_engine_that_dies_while_it_is_filled_loses_no_request() -> None:
@@ -105,7 +106,7 @@ def test_an_engine_that_dies_while_it_is_filled_loses_no_request() -> None:
             super().add(key, prepared)
 
     ledger = world([f"hello {n}" for n in range(50)])
-    runner(ledger, lambda: Fragile(num_slots=8)).run_alone()
+    run_alone(runner(ledger, lambda: Fragile(num_slots=8)))
     assert [row["custom_id"] for row in results(ledger)] == [f"r{n}" for n in range(50)]
     assert not any(row["error"] for row in results(ledger))
 
@@ -123,7 +124,7 @@ def test_the_engine_never_runs_dry_between_shards() -> None:
 
     seen: list[tuple[int, int]] = []
     run = runner(ledger, build)
-    run.run_alone(until=lambda: seen.append((run.num_in_flight, run.runner_stats.succeeded)) or False)  # type: ignore[func-returns-value]
+    run_alone(run, until=lambda: seen.append((run.num_in_flight, run.runner_stats.succeeded)) or False)  # type: ignore[func-returns-value]
     num_before_the_tail = 200 - 2 * run.info.max_in_flight  # type: ignore[union-attr]
     while_fed = [in_flight for in_flight, done in seen if 0 < done < num_before_the_tail]
     assert while_fed
@@ -144,7 +145,7 @@ def test_only_time_with_requests_in_flight_counts_as_busy() -> None:
             batches.create(ledger, batches.Draft(batch_id="later", routing=LOCAL, defaults=Defaults()), planned)
         return run.runner_stats.succeeded == 200
 
-    run.run_alone(until=one_more_after_a_minute)
+    run_alone(run, until=one_more_after_a_minute)
     assert run.runner_stats.busy_s == pytest.approx(run.runner_stats.num_steps * 0.2, abs=1e-3)  # two tokens each
 
 
@@ -157,7 +158,7 @@ def test_a_stop_finishes_what_is_in_flight_and_gives_back_the_rest() -> None:
             first.stop()
         return False
 
-    first.run_alone(until=stop_soon)
+    run_alone(first, until=stop_soon)
     assert first.num_in_flight == 0
     states = {
         json.loads(ledger.store.get(entry.key).data)["state"]  # type: ignore[union-attr]
@@ -165,7 +166,7 @@ def test_a_stop_finishes_what_is_in_flight_and_gives_back_the_rest() -> None:
     }
     assert states <= {"open", "done"}
     second = runner(ledger, lambda: EchoEngine(num_slots=8), "r2")
-    second.run_alone()
+    run_alone(second)
     assert first.runner_stats.succeeded + second.runner_stats.succeeded == 100
     assert len(results(ledger)) == 100
 
@@ -192,11 +193,11 @@ def test_an_engine_that_dies_while_the_runner_stops_is_not_built_again_and_blame
             first.stop()
         return False
 
-    first.run_alone(until=stop_soon)
+    run_alone(first, until=stop_soon)
     assert (len(built), first.num_in_flight, first.is_building) == (1, 0, False)
     assert first.runner_stats.num_steps == built[0].stats().num_steps
     second = runner(ledger, lambda: EchoEngine(num_slots=8), "r2")
-    second.run_alone()
+    run_alone(second)
     assert (first.runner_stats.succeeded + second.runner_stats.succeeded, second.runner_stats.failed) == (100, 0)
     assert [row["status"] for row in results(ledger)] == ["succeeded"] * 100
 
@@ -217,7 +218,7 @@ def test_a_stop_that_comes_while_a_dead_engine_is_taken_apart_is_heard() -> None
         return built[-1]
 
     first = runner(ledger, build)
-    first.run_alone()
+    run_alone(first)
     assert len(built) == 1
 
 
@@ -242,7 +243,7 @@ def test_requests_of_one_prefix_start_side_by_side_and_the_longest_first() -> No
             super().add(key, prepared)
 
     ledger = world(["b", "a", "bbb", "aa"] * 40)
-    runner(ledger, lambda: Recorder(num_slots=4)).run_alone()
+    run_alone(runner(ledger, lambda: Recorder(num_slots=4)))
     assert started[:16] == ["aa"] * 8 + ["a"] * 8 or started[0] in {"bbb", "aa"}
     assert sorted(started) == sorted(["b", "a", "bbb", "aa"] * 40)
 
@@ -260,7 +261,7 @@ def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else() -> None:
         store=FaultyStore(inner, on_call=sometimes), clock=ledger.clock, rng=ledger.rng, limits=Limits(checkpoint_s=0)
     )
     run = runner(flaky, lambda: EchoEngine(num_slots=4))
-    run.run_alone()
+    run_alone(run)
     assert [row["custom_id"] for row in results(ledger)] == [f"r{n}" for n in range(70)]
 
 
@@ -277,7 +278,7 @@ def test_a_batch_that_is_cancelled_elsewhere_is_dropped_and_the_run_ends() -> No
             batches.finish(ledger, BATCH, runner="someone")
         return False
 
-    ended = first.run_alone(until=cancel_once)
+    ended = run_alone(first, until=cancel_once)
     assert ended is not None
     assert ended.reason == "canceled"
     assert first.runner_stats.num_leases_lost == 0, "nobody has taken anything over"
@@ -305,9 +306,9 @@ def test_waiting_for_another_pool_costs_no_read_of_every_record() -> None:
     batches.create(ledger, batches.Draft(batch_id=BATCH, routing=pools, defaults=Defaults()), planned)
     options = RunnerOptions(runner_id="r", pool="one", is_janitor=False)
     run = Runner(ledger, lambda: EchoEngine(num_slots=64), options)
-    run.run_alone(until=lambda: run.runner_stats.succeeded == 40 and run.is_idle)
+    run_alone(run, until=lambda: run.runner_stats.succeeded == 40 and run.is_idle)
     waiting_since, before = clock.now(), sum(figure.num for figure in store.figures().values())
     run = Runner(ledger, lambda: EchoEngine(num_slots=64), options)
-    run.run_alone(until=lambda: clock.now() - waiting_since >= 300)
+    run_alone(run, until=lambda: clock.now() - waiting_since >= 300)
     spent = sum(figure.num for figure in store.figures().values()) - before
     assert spent / 300 < 5, "requests a second"

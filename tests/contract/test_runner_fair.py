@@ -18,6 +18,7 @@ from batchfile.ledger.keys import input_key
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
+from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
 from batchfile.types import Defaults, Request, RoutingTable
 
 LOCAL = RoutingTable(everything="local")
@@ -86,14 +87,14 @@ def test_another_attempt_is_prepared_while_the_store_does_not_give_another_batch
     create(ledger, "good", [{"seed": 7}] * 8, schema=SCHEMA)
     answer = threading.Event()
 
-    class Waiting(EchoEngine):
+    class Waiting(FaultyEchoEngine):
         """Answers once the prefetcher waits for the store."""
 
         def step(self) -> list[Any]:
             answer.wait(HANGS_S_MAX)
             return super().step()
 
-    with running(ledger, lambda: Waiting(num_slots=16, guided=GOOD, schema_mismatches=2)) as runner:
+    with running(ledger, lambda: Waiting(num_slots=16, guided=GOOD, faults=EchoFaults(schema_mismatches=2))) as runner:
         try:
             wait_for(lambda: runner.num_in_flight == 8)
             create(ledger, "ill", [{}])

@@ -11,7 +11,6 @@ import pytest
 from batchfile.clock import Clock, ManualClock, SystemClock
 from batchfile.engine.base import Finished, Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
-from batchfile.engine.echo_options import EchoFaults
 from batchfile.errors import InvalidRequest
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
@@ -19,6 +18,8 @@ from batchfile.ledger.keys import input_key
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
+from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
 from batchfile.types import Choice, Completion, Defaults, Failure, Request, RoutingTable, Usage
 
 BATCH = "b"
@@ -34,7 +35,7 @@ def answers(
     clock = ManualClock()
     ledger = ledger_of(texts, clock, schema=schema, **params)
     runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool="local", only=BATCH, is_janitor=False))
-    ended = runner.run_alone()
+    ended = run_alone(runner)
     assert ended is not None
     assert ended.results is not None
     return runner, [json.loads(row) for row in b"".join(ledger.store.stream(ended.results.key)).splitlines()]
@@ -87,12 +88,17 @@ def test_answers_that_fit_pass_and_others_are_errored_after_three_attempts() -> 
 
 @pytest.mark.parametrize(("schema_mismatches", "is_fit"), [(0, True), (1, True), (2, True), (3, False)])
 def test_the_third_attempt_is_the_last(schema_mismatches: int, is_fit: bool) -> None:
-    _, rows = answers(["hello"] * 40, lambda: EchoEngine(num_slots=4, guided=GOOD, schema_mismatches=schema_mismatches))
+    _, rows = answers(
+        ["hello"] * 40,
+        lambda: FaultyEchoEngine(num_slots=4, guided=GOOD, faults=EchoFaults(schema_mismatches=schema_mismatches)),
+    )
     assert {row["status"] for row in rows} == {"succeeded" if is_fit else "errored"}
 
 
 def test_a_result_shows_the_usage_of_its_last_attempt_and_the_tally_what_was_spent() -> None:
-    runner, rows = answers(["one two three"], lambda: EchoEngine(guided=GOOD, schema_mismatches=2))
+    runner, rows = answers(
+        ["one two three"], lambda: FaultyEchoEngine(guided=GOOD, faults=EchoFaults(schema_mismatches=2))
+    )
     assert rows[0]["usage"] == {"input_tokens": 3, "output_tokens": 3, "cached_tokens": 0}
     assert runner.runner_stats.output_tokens == 9
 
@@ -191,7 +197,7 @@ def test_the_engine_is_not_drained_for_another_attempt() -> None:
 
 def test_a_poison_line_is_found_among_others_that_are_tried_again() -> None:
     texts = ["POISON" if n == 11 else "no json" if n % 2 else GOOD for n in range(40)]
-    _, rows = answers(texts, lambda: EchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
+    _, rows = answers(texts, lambda: FaultyEchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
     errors = [row["error"] and row["error"]["type"] for row in rows]
     assert errors == ["engine_crash" if n == 11 else "model_error" if n % 2 else None for n in range(40)]
 
@@ -200,14 +206,14 @@ def test_another_attempt_is_prepared_on_no_thread_that_turns_the_engine() -> Non
     """Preparing a long prompt takes long: the engine must not wait for it."""
     prepared_by: set[int] = set()
 
-    class Noting(EchoEngine):
+    class Noting(FaultyEchoEngine):
         def prepare(self, request: Request) -> EchoPrepared:
             prepared_by.add(threading.get_ident())
             return super().prepare(request)
 
     ledger = ledger_of(["hello"] * 40, seed=7)
     options = RunnerOptions(runner_id="r", pool="local", only=BATCH, is_janitor=False)
-    runner = Runner(ledger, lambda: Noting(num_slots=4, guided=GOOD, schema_mismatches=2), options)
+    runner = Runner(ledger, lambda: Noting(num_slots=4, guided=GOOD, faults=EchoFaults(schema_mismatches=2)), options)
     ended = runner.run()
     assert ended is not None
     assert ended.counts.succeeded == 40

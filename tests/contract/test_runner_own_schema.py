@@ -13,7 +13,6 @@ import pytest
 from batchfile.clock import ManualClock, SystemClock
 from batchfile.engine.base import Engine
 from batchfile.engine.echo import EchoEngine
-from batchfile.engine.echo_options import EchoFaults
 from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
@@ -26,6 +25,8 @@ from batchfile.runner.schemas.output_schema import Demand
 from batchfile.runner.schemas.process import CheckProcess
 from batchfile.runner.schemas.rules import Verdict
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
+from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
 from batchfile.types import Choice, Completion, Defaults, Message, Request, RoutingTable, Sampling, Usage
 from tests.contract import chat_server
 
@@ -80,7 +81,7 @@ def answers(
     """The result lines. `is_alone`: without threads, on virtual time."""
     ledger = ledger_of(rows, is_manual=is_alone, **defaults)
     runner = runner_of(ledger, engine)
-    ended = runner.run_alone() if is_alone else runner.run()
+    ended = run_alone(runner) if is_alone else runner.run()
     assert ended is not None
     assert ended.results is not None
     return [json.loads(row) for row in b"".join(ledger.store.stream(ended.results.key)).splitlines()]
@@ -185,7 +186,7 @@ def waiting_answer(batch_id: str) -> check_queue.Answer:
 @pytest.mark.parametrize("schema", [SIMPLE, AHEAD])
 @pytest.mark.parametrize(("schema_mismatches", "is_fit"), [(0, True), (2, True), (3, False)])
 def test_what_does_not_fit_is_tried_three_times(schema: dict[str, Any], schema_mismatches: int, is_fit: bool) -> None:
-    engine = EchoEngine(num_slots=4, guided=GOOD, schema_mismatches=schema_mismatches)
+    engine = FaultyEchoEngine(num_slots=4, guided=GOOD, faults=EchoFaults(schema_mismatches=schema_mismatches))
     runner_answers = answers([params("no json", schema, seed=3)] * 20, lambda: engine)
     assert set(statuses(runner_answers)) == {"succeeded" if is_fit else "errored"}
 
@@ -236,7 +237,7 @@ def test_a_stages_schema_is_checked_where_it_may_take_long_too(monkeypatch: pyte
 
 def test_one_that_runs_alone_and_does_not_fit_runs_alone_again() -> None:
     asked = [params("POISON" if n == 5 else BAD if n % 2 else GOOD, AHEAD) for n in range(24)]
-    rows = answers(asked, lambda: EchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
+    rows = answers(asked, lambda: FaultyEchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
     found = [row["error"] and row["error"]["type"] for row in rows]
     assert found == ["engine_crash" if n == 5 else "model_error" if n % 2 else None for n in range(24)]
 

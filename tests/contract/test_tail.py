@@ -11,6 +11,7 @@ from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
 from batchfile.types import Defaults, RoutingTable
 
 BATCH, NUM = "b", 100
@@ -55,7 +56,7 @@ class World:
                 self.look()
             return False
 
-        Runner(self.ledger, lambda: engine, options).run_alone(until)
+        run_alone(Runner(self.ledger, lambda: engine, options), until)
 
     def assert_all(self) -> None:
         assert sorted(self.seen) == list(range(NUM))

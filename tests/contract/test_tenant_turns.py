@@ -19,6 +19,7 @@ from batchfile.plan.planner import plan_input
 from batchfile.runner.claimer import Claims
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
+from batchfile.testing import run_alone
 from batchfile.types import Defaults, RoutingTable
 
 POOL = "one"
@@ -106,7 +107,7 @@ def test_lines_that_are_tried_alone_take_turns_by_tenant_the_most_suspected_firs
         return Watched(latency_s=5.0, clock=ledger.clock)
 
     runner = Runner(ledger, engine, RunnerOptions(runner_id="r", pool=POOL, is_janitor=False))
-    runner.run_alone(until=lambda: len(started) == 19)
+    run_alone(runner, until=lambda: len(started) == 19)
     places = {name: place for place, name in enumerate(started) if name.startswith("one")}
     assert min(places, key=lambda name: places[name]) == "one-0/1"
     assert max(places.values()) - min(places.values()) == 4, "one of the first tenant's between two of the other's"

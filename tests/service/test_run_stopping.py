@@ -63,7 +63,7 @@ from batchfile.engine.echo import EchoEngine
 def load(*args, **more):
     print("there", flush=True)
     time.sleep(600)
-EchoEngine.from_options = load
+EchoEngine.__init__ = load
 """
 ASSEMBLES_FOR_EVER = """
 import time

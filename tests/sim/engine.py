@@ -3,15 +3,15 @@
 from collections.abc import Callable
 
 from batchfile.engine.base import Prepared
-from batchfile.engine.echo import EchoEngine, EchoPrepared
-from batchfile.engine.echo_options import EchoFaults
+from batchfile.engine.echo import EchoPrepared
+from batchfile.testing.faulty_echo import EchoFaults, Fault, FaultyEchoEngine
 from tests.sim.world import Gone, Process
 
 POISON = "POISON"  # ends the engine
 KILLER = "KILLER"  # ends the process
 
 
-class SimEngine(EchoEngine):
+class SimEngine(FaultyEchoEngine):
     def __init__(self, process: Process, started: Callable[[int, str], None], *, num_slots: int, token_s: float):
         super().__init__(
             num_slots=num_slots,
@@ -27,8 +27,8 @@ class SimEngine(EchoEngine):
         self._started(key, prepared.request.custom_id)
         super().add(key, prepared)
 
-    def _fail(self, prepared: EchoPrepared) -> None:
-        if prepared.fault == "kill":
+    def _fail(self, fault: Fault) -> None:
+        if fault == "kill":
             self._process.kill()
             raise Gone
-        super()._fail(prepared)
+        super()._fail(fault)

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from batchfile.clock import ManualClock
 from batchfile.engine.base import Finished
 from batchfile.engine.echo import EchoEngine
-from batchfile.engine.echo_options import EchoFaults, EchoOptions
+from batchfile.engine.echo_options import EchoOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
+from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
 from batchfile.types import Choice, Completion, Message, Raw, Request, Sampling, Tool, Tools, Usage
 
 
@@ -82,7 +83,7 @@ def test_an_aborted_request_does_not_come_back():
 
 
 def test_poison_kills_the_engine_once_it_runs_and_for_good():
-    engine = EchoEngine(num_slots=1, faults=EchoFaults(poison="POISON"))
+    engine = FaultyEchoEngine(num_slots=1, faults=EchoFaults(poison="POISON"))
     engine.add(0, engine.prepare(request("fine")))
     engine.add(1, engine.prepare(request("a POISON b")))
     assert [done.key for done in engine.step()] == [0]
@@ -93,17 +94,16 @@ def test_poison_kills_the_engine_once_it_runs_and_for_good():
 
 
 def test_a_marker_can_make_it_refuse_a_request():
-    engine = EchoEngine(faults=EchoFaults(refuse="NO"))
+    engine = FaultyEchoEngine(faults=EchoFaults(refuse="NO"))
     with pytest.raises(InvalidRequest, match="'NO'"):
         engine.prepare(request("a NO b"))
 
 
 def test_the_kill_marker_kills_the_process_after_the_execution_is_noted(tmp_path: Path):
     program = """
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.echo_options import EchoOptions
+from batchfile.engine.open import engine_factory
 from batchfile.types import Message, Request, Sampling
-engine = EchoEngine.from_options(EchoOptions.from_env())
+engine = engine_factory("echo", model="echo")()
 for key, text in enumerate(["fine", "a KILL b", "fine"]):
     one = Request(custom_id=f"r{key}", messages=(Message("user", text),), sampling=Sampling(max_tokens=5))
     engine.add(key, engine.prepare(one))
@@ -129,7 +129,7 @@ def test_a_wrong_option_is_named(text: str):
 
 
 def test_a_request_with_a_schema_gets_the_answer_that_was_set_and_its_echo_the_first_times():
-    engine = EchoEngine(guided='{"a": 1}', schema_mismatches=1)
+    engine = FaultyEchoEngine(guided='{"a": 1}', faults=EchoFaults(schema_mismatches=1))
     texts = []
     for _ in range(2):
         [done] = run(engine, request("one two", json_schema={}))
@@ -142,8 +142,8 @@ def test_a_request_with_a_schema_gets_the_answer_that_was_set_and_its_echo_the_f
 
 
 def test_the_answer_to_guided_requests_is_set_by_the_environment():
-    options = EchoOptions.from_env({"BATCHFILE_ECHO_GUIDED": "{}", "BATCHFILE_ECHO_MISFITS": "2"})
-    assert (options.guided, options.schema_mismatches) == ("{}", 2)
+    env = {"BATCHFILE_ECHO_GUIDED": "{}", "BATCHFILE_ECHO_MISFITS": "2"}
+    assert (EchoOptions.from_env(env).guided, EchoFaults.from_env(env).schema_mismatches) == ("{}", 2)
 
 
 TOOLS = Tools(offered=(Tool("look", None, {}), Tool("find", None, {})))

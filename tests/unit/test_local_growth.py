@@ -24,6 +24,7 @@ from batchfile.local.inputs import inspect
 from batchfile.local.run import Opened, RunOptions, open_batch
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.directory import DirectoryStore
+from batchfile.testing import run_alone
 from batchfile.testing.faulty_store import FaultyStore, Phase
 from batchfile.types import Choice, Completion, Usage
 
@@ -78,7 +79,7 @@ class World:
         options = RunnerOptions(runner_id="r2", pool="local", only=batch.batch_id, is_janitor=False)
         ended = batches.finish(self.ledger, batch.batch_id, runner="r2")
         if ended is None:
-            Runner(self.ledger, lambda: EchoEngine(num_slots=8), options).run_alone()
+            run_alone(Runner(self.ledger, lambda: EchoEngine(num_slots=8), options))
             ended = batches.read_batch(self.ledger, batch.batch_id)
         assert ended is not None
         assert ended.results is not None

@@ -45,7 +45,7 @@ ALLOWED = {
 PARTS = {
     "store": (),
     "lines": ("routing",),
-    "engine": (),
+    "engine": ("testing",),  # where a variable asks for faults
     "ledger": ("store", "lines"),
     "webhooks": ("ledger",),
     "files": ("ledger",),
