@@ -41,44 +41,34 @@ class RunnerCollector(Collector):
         self._model = model
 
     def collect(self) -> Iterable[Metric]:
-        runner, runner_stats = self._runner, self._runner.runner_stats
+        runner, counts = self._runner, self._runner.runner_stats
         stats, state = runner.engine_stats(), state_of(runner)
         yield self._counter(
             "requests",
             "Requests that have a result, by outcome; refused ones never reached the engine",
+            {"succeeded": counts.succeeded, "failed": counts.failed, "refused": counts.refused},
             "outcome",
-            {"succeeded": runner_stats.succeeded, "failed": runner_stats.failed, "refused": runner_stats.refused},
         )
-        yield self._counter(
-            "tokens",
-            "Tokens read (cached ones among them) and written",
-            "kind",
-            {
-                "input": runner_stats.input_tokens,
-                "cached": runner_stats.cached_tokens,
-                "output": runner_stats.output_tokens,
-            },
-        )
-        yield self._one("usage_unknown", "Answers whose tokens an endpoint did not tell", runner_stats.usage_unknown)
-        yield self._one("steps", "Steps of the engine", stats.num_steps)
-        yield self._one("full_steps", "Steps with every slot in use", stats.num_full_steps)
-        yield self._one("engine_deaths", "Engines that died and were built again", runner_stats.num_engine_deaths)
-        yield self._one("leases_lost", "Shards that another runner has taken over", runner_stats.num_leases_lost)
-        yield self._gauge(
-            "state", "1 for the state that it is in", "state", {s: float(s == state) for s in get_args(RunnerState)}
-        )
-        yield self._now("shards_held", "Shards in work", len(runner.shards_held(SHARDS_COUNTED_MAX)))
-        yield self._now(
-            "batches_set_aside",
-            "Batches left alone because the store refuses something of them",
-            len(runner.set_aside()),
-        )
-        yield self._now("requests_in_flight", "Requests inside the engine", runner.num_in_flight)
-        yield self._now("requests_prefetched", "Requests that are ready for the engine", runner.num_prefetched)
-        yield self._histogram(
-            "request_seconds", "From the engine's taking a request to its answer", runner_stats.request_s
-        )
-        yield self._histogram("checkpoint_seconds", "One checkpoint of one shard", runner_stats.checkpoint_s)
+        tokens: dict[str, float] = {
+            "input": counts.input_tokens,
+            "cached": counts.cached_tokens,
+            "output": counts.output_tokens,
+        }
+        yield self._counter("tokens", "Tokens read (cached ones among them) and written", tokens, "kind")
+        yield self._counter("usage_unknown", "Answers whose tokens an endpoint did not tell", counts.usage_unknown)
+        yield self._counter("steps", "Steps of the engine", stats.num_steps)
+        yield self._counter("full_steps", "Steps with every slot in use", stats.num_full_steps)
+        yield self._counter("engine_deaths", "Engines that died and were built again", counts.num_engine_deaths)
+        yield self._counter("leases_lost", "Shards that another runner has taken over", counts.num_leases_lost)
+        states = {known: float(known == state) for known in get_args(RunnerState)}
+        yield self._gauge("state", "1 for the state that it is in", states, "state")
+        yield self._gauge("shards_held", "Shards in work", len(runner.shards_held(SHARDS_COUNTED_MAX)))
+        text = "Batches left alone because the store refuses something of them"
+        yield self._gauge("batches_set_aside", text, len(runner.set_aside()))
+        yield self._gauge("requests_in_flight", "Requests inside the engine", runner.num_in_flight)
+        yield self._gauge("requests_prefetched", "Requests that are ready for the engine", runner.num_prefetched)
+        yield self._histogram("request_seconds", "From the engine's taking a request to its answer", counts.request_s)
+        yield self._histogram("checkpoint_seconds", "One checkpoint of one shard", counts.checkpoint_s)
         yield from self._store_figures()
 
     def _store_figures(self) -> Iterator[Metric]:
@@ -94,30 +84,23 @@ class RunnerCollector(Collector):
         yield requests
         yield seconds
 
-    def _counter(self, name: str, text: str, label: str, values: dict[str, int]) -> Metric:
-        family = CounterMetricFamily(PREFIX + name, text, labels=["pool", "model", label])
-        for value, number in values.items():
-            family.add_metric([self._pool, self._model, value], number)
-        return family
+    def _counter(self, name: str, text: str, values: float | dict[str, float], label: str | None = None) -> Metric:
+        return self._filled(CounterMetricFamily(PREFIX + name, text, labels=self._labels(label)), values)
 
-    def _one(self, name: str, text: str, number: int) -> Metric:
-        family = CounterMetricFamily(PREFIX + name, text, labels=["pool", "model"])
-        family.add_metric([self._pool, self._model], number)
-        return family
+    def _gauge(self, name: str, text: str, values: float | dict[str, float], label: str | None = None) -> Metric:
+        return self._filled(GaugeMetricFamily(PREFIX + name, text, labels=self._labels(label)), values)
 
-    def _gauge(self, name: str, text: str, label: str, values: dict[str, float]) -> Metric:
-        family = GaugeMetricFamily(PREFIX + name, text, labels=["pool", "model", label])
-        for value, number in values.items():
-            family.add_metric([self._pool, self._model, value], number)
-        return family
+    @staticmethod
+    def _labels(label: str | None) -> list[str]:
+        return ["pool", "model"] if label is None else ["pool", "model", label]
 
-    def _now(self, name: str, text: str, number: int) -> Metric:
-        family = GaugeMetricFamily(PREFIX + name, text, labels=["pool", "model"])
-        family.add_metric([self._pool, self._model], number)
+    def _filled(self, family: CounterMetricFamily | GaugeMetricFamily, values: float | dict[str, float]) -> Metric:
+        for value, number in values.items() if isinstance(values, dict) else [(None, values)]:
+            family.add_metric([self._pool, self._model] if value is None else [self._pool, self._model, value], number)
         return family
 
     def _histogram(self, name: str, text: str, seen: Histogram) -> Metric:
-        family = HistogramMetricFamily(PREFIX + name, text, labels=["pool", "model"])
+        family = HistogramMetricFamily(PREFIX + name, text, labels=self._labels(None))
         edges = [*map(str, seen.bounds), "+Inf"]
         family.add_metric(
             [self._pool, self._model], list(zip(edges, accumulate(seen.counts), strict=True)), sum_value=seen.sum
