@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 
 from batchfile.errors import OutputTaken, SettingsError
-from batchfile.store.files import close_in_children, unlock
+from batchfile.store.files import close_in_children, is_locked, unlock
 
 _ATTEMPTS = 10  # each lost to a process that ended and removed its lock in between, or to one that looked at it
 _NAME_BYTES_MAX = 255  # of a file in most file systems
@@ -44,18 +44,7 @@ def lock_path(output: str) -> str:
 
 def is_being_written(output: str) -> bool:
     """Does a process of this machine run this output now, or write its files?"""
-    try:
-        fd = os.open(lock_path(output), os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    close_in_children(fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        unlock(fd)
-    return False
+    return is_locked(lock_path(output)) is True
 
 
 def _lock(path: str, output: str) -> int:

@@ -236,21 +236,20 @@ def unlock(fd: int) -> None:
         os.close(fd)
 
 
-def is_unlocked(path: str) -> bool:
-    """True where the file is there and nobody holds a lock on it."""
+def is_locked(path: str) -> bool | None:
+    """Does anybody hold a lock on the file? None where it is not there."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
-        return False
+        return None
     close_in_children(fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return False
-    else:
         return True
     finally:
         unlock(fd)
+    return False
 
 
 def remove_unlocked(folder: str, *, older_than: float) -> None:
@@ -259,5 +258,5 @@ def remove_unlocked(folder: str, *, older_than: float) -> None:
         for entry in found:
             with suppress(OSError):
                 is_old = entry.stat(follow_symlinks=False).st_mtime < older_than
-                if is_old and (entry.is_symlink() or is_unlocked(entry.path)):
+                if is_old and (entry.is_symlink() or is_locked(entry.path) is False):
                     os.unlink(entry.path)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from batchfile.errors import StoreError
-from batchfile.store.files import close_in_children, is_unlocked, remove_unlocked, translated, unlock
+from batchfile.store.files import close_in_children, is_locked, remove_unlocked, translated, unlock
 
 FORGET_AFTER_S = 7 * 24 * 3600.0  # a dead owner's file is removed; its leases have lapsed long before
 _HOLD_ATTEMPTS = 50
@@ -35,7 +35,7 @@ def hold_process_lock(folder: str, owner: str) -> Iterator[None]:
 
 def is_process_dead(folder: str, owner: str) -> bool:
     """True where `owner` once held its file and no living process does now."""
-    return is_unlocked(_path(folder, owner))
+    return is_locked(_path(folder, owner)) is False
 
 
 def forget_old(folder: str, now: float) -> None:
