@@ -11,8 +11,8 @@ from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.settings import Settings
+from batchfile.store.base import Store
 from batchfile.store.open import local_path, open_store
-from batchfile.testing.crash_points import armed
 
 STORE_FOLDER = ".batchfile"
 
@@ -31,7 +31,7 @@ def check_pool(pools: Collection[str], pool: str) -> None:
 
 def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> Ledger:
     """A bucket is proven fit first, unless nothing will be written with a condition."""
-    store = armed(open_store(url, prove=not is_read_only))
+    store = _opened(url, prove=not is_read_only)
     limits = settings.ledger_limits(is_local=local_path(url) is not None)
     return Ledger(store=store, limits=limits, num_in_flight=IN_FLIGHT)
 
@@ -40,7 +40,7 @@ def open_service_ledger(url: str | None, settings: Settings) -> Ledger:
     """The ledger of a service or a runner of one: named, set, or in the current directory."""
     chosen = url or settings.store or STORE_FOLDER
     limits = settings.ledger_limits(is_local=local_path(chosen) is not None, is_service=True)
-    return Ledger(store=armed(open_store(chosen)), limits=limits, num_in_flight=IN_FLIGHT)
+    return Ledger(store=_opened(chosen), limits=limits, num_in_flight=IN_FLIGHT)
 
 
 def existing_ledger(
@@ -80,3 +80,12 @@ def find_batch(ledger: Ledger, name: str) -> BatchRecord:
     if batch is None:
         raise NotFound(f"{name}: no such batch in {ledger.store.url}; `batchfile ls` lists them")
     return batch
+
+
+def _opened(url: str, *, prove: bool = True) -> Store:
+    store = open_store(url, prove=prove)
+    if os.environ.get("BATCHFILE_CRASH_AT"):  # tests of processes that die at a named write
+        from batchfile.testing.crash_points import armed
+
+        return armed(store)
+    return store
