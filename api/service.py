@@ -13,12 +13,13 @@ from itertools import islice, takewhile
 import structlog
 
 from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged, StoreError
+from batchfile.files.records import FileRecord
 from batchfile.files.stored_files import read_file
 from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.purge import purge
-from batchfile.ledger.records import BatchRecord, FileRecord, FileRef
+from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.settings import Settings
 

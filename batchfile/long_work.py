@@ -12,6 +12,7 @@ import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.inbox import outbox
+from batchfile.inbox.records import inbox_path
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
@@ -142,6 +143,7 @@ class LongWork:
 def is_long(batch: BatchRecord) -> bool:
     """Does it take more than a moment to plan or to end it?"""
     if batch.state == "planning":
-        is_plain = batch.dropped is None or batch.dropped.key.endswith(PLAIN)
+        path = inbox_path(batch)
+        is_plain = path is None or path.endswith(PLAIN)
         return batch.input.size > LONG_BYTES or not is_plain
     return bool(batch.plan_key) and (batch.input.size > LONG_BYTES or batch.total > LONG_LINES)

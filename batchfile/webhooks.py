@@ -9,6 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import msgspec
 import structlog
@@ -17,9 +18,11 @@ from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import Lost, Stored, load, swap
-from batchfile.ledger.records import BatchRecord, EndReason, WebhookRecord
+from batchfile.ledger.records import VERSION, BatchRecord, EndReason
 
 log = structlog.get_logger()
+
+WebhookState = Literal["pending", "delivered", "given_up"]
 
 # After each attempt the wait for the next one, in seconds; after the last one it is given up.
 BACKOFF_S = (30.0, 300.0, 1800.0, 7200.0, 18000.0, 60.0)
@@ -35,6 +38,19 @@ _EVENTS: dict[EndReason, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookRecord:
+    """How far the telling of a batch's end is. `num_attempts` were begun. The next is due at `next_at`, by the clock of
+    whoever wrote it: others go by the age of this record instead.
+    """
+
+    num_attempts: int
+    next_at: float
+    state: WebhookState = "pending"
+    write_id: str = ""
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """What is sent: always the same bytes for one batch. `event_id` lets the receiver know a repetition."""
 
@@ -43,8 +59,8 @@ class Event:
     body: bytes
 
 
-def event_of(batch: BatchRecord) -> Event:
-    """Of an ended batch."""
+def event_of(batch: BatchRecord, path: str | None) -> Event:
+    """Of an ended batch. `path`: of the file that it was made of, where its receiver knows one."""
     kind = _EVENTS[batch.reason or "completed"]
     event_id = f"evt_{hashlib.sha256(f'{batch.batch_id} {kind}'.encode()).hexdigest()[:32]}"
     document = {
@@ -52,7 +68,7 @@ def event_of(batch: BatchRecord) -> Event:
         "object": "event",
         "type": kind,
         "created_at": int(batch.ended_at or batch.created_at),
-        "data": {"id": batch.batch_id} if batch.dropped is None else {"id": batch.batch_id, "path": batch.dropped.key},
+        "data": {"id": batch.batch_id} if path is None else {"id": batch.batch_id, "path": path},
     }
     return Event(event_id=event_id, type=kind, body=msgspec.json.encode(document))
 
@@ -71,7 +87,12 @@ def signed_headers(event: Event, secret: str | None, now: float) -> dict[str, st
     return {**named, "webhook-signature": f"v1,{base64.b64encode(digest).decode()}"}
 
 
-def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> float | None:
+def tell(
+    ledger: Ledger,
+    batch_id: str,
+    send: Callable[[Event], str | None],
+    path_of: Callable[[BatchRecord], str | None] = lambda batch: None,
+) -> float | None:
     """Make an attempt if one is due. When to come again (epoch seconds); None: done, given up, or the batch is gone.
 
     `send` gives None where the receiver took it, else what went wrong. Raises: StoreUnavailable.
@@ -98,7 +119,7 @@ def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> 
     claimed = swap(ledger, key, begun, found)
     if isinstance(claimed, Lost):
         return None if claimed.found is None else now + _left_s(claimed.found)
-    event = event_of(batch)
+    event = event_of(batch, path_of(batch))
     problem = send(event)
     if problem is not None:
         log.warning("webhook.failed", batch_id=batch_id, event_id=event.event_id, error=problem)

@@ -1,5 +1,6 @@
 """From what the ledger knows to what the routes answer. Pure."""
 
+from batchfile.inbox.records import inbox_path
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.formats.stage import processing_status, stage_counts, timestamp
 
@@ -48,7 +49,7 @@ def batch(status: BatchStatus) -> schemas.Batch:
         metadata=record.metadata,
         priority=record.priority,
         dialect=record.input.dialect,
-        inbox_path=None if record.dropped is None else record.dropped.key,
+        inbox_path=inbox_path(record),
         pools={
             name: schemas.Share(
                 shards=pool.num_shards,

@@ -11,8 +11,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from batchfile.files import stored_files
+from batchfile.files.records import file_input, source
 from batchfile.ledger import batches
-from batchfile.ledger.records import FileInput
 from batchfile.ledger.status import BatchStatus
 from batchfile.plan import pending
 from batchfile.types import Defaults
@@ -30,7 +30,7 @@ from . import serializers as views
 
 BATCHES = "/v1/batches"
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
-OF_FILES = Shown(ids_like=BATCH_ID, has=lambda status: status.batch.file is not None)
+OF_FILES = Shown(ids_like=BATCH_ID, has=lambda status: file_input(status.batch) is not None)
 BODY_BYTES_MAX = 1024 * 1024
 
 
@@ -147,19 +147,20 @@ def _create(
         metadata=data.metadata or {},
         created_at=keyed.created_at,
     )
-    wanted = FileInput(
-        file_id=file.file_id,
+    made_of = source(
+        ledger,
+        file,
         endpoint=data.endpoint,
         requests_max=settings.api.requests_max,
-        output_kept_s=None if data.output_expires_after is None else float(data.output_expires_after.seconds),
+        kept_s=None if data.output_expires_after is None else float(data.output_expires_after.seconds),
     )
-    return pending.create(ledger, draft, file, wanted).batch_id
+    return pending.create(ledger, draft, made_of).batch_id
 
 
 def _status(service: Service, caller: Caller, batch_id: str) -> BatchStatus:
     if not BATCH_ID.fullmatch(batch_id):
         raise not_found()
     status = service.seen(caller, batch_id)
-    if status.batch.file is None:
+    if file_input(status.batch) is None:
         raise not_found()
     return status

@@ -11,8 +11,9 @@ from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
 from batchfile.files import stored_files
+from batchfile.files.records import FileRecord
 from batchfile.ledger import keys
-from batchfile.ledger.records import FileRecord, FileRef
+from batchfile.ledger.records import FileRef
 
 from ..http.auth import Caller
 from ..http.errors import Refusal

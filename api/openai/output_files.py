@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from batchfile.files.records import file_input
 from batchfile.ledger import keys
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.expiry import remove_after
@@ -62,11 +63,11 @@ class OutputFiles:
         ledger = self._service.ledger
         kind: Kind = "output" if match[2] == "output" else "errors"
         batch = read_batch(ledger, f"batch_{match[1]}")
-        if batch is None or batch.tenant != caller.tenant or batch.file is None:
+        if batch is None or batch.tenant != caller.tenant or file_input(batch) is None:
             return None
         if output_file_id(batch, kind) != file_id or batch.ended_at is None:
             return None
-        expires_at = batch.ended_at + (batch.file.output_kept_s or ledger.limits.retention_s)
+        expires_at = batch.ended_at + (batch.kept_s or ledger.limits.retention_s)
         if ledger.clock.now() >= expires_at or ledger.store.head(self._removed_key(caller, file_id)) is not None:
             return None
         return OutputFile(file_id, batch, kind, expires_at)

@@ -1,6 +1,7 @@
 """From what is stored to what OpenAI's clients read. Pure."""
 
-from batchfile.ledger.records import BatchRecord, FileRecord, UploadRecord
+from batchfile.files.records import FileRecord, UploadRecord, file_input
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchStatus
 from batchfile.types import Usage
 
@@ -41,15 +42,16 @@ def upload(record: UploadRecord) -> shapes.Upload:
 def batch(status: BatchStatus) -> shapes.Batch:
     """Of a batch that was made of a file."""
     record, counts, usage = status.batch, status.counts, status.usage
-    assert record.file is not None, "other batches have no such view"
+    made_of = file_input(record)
+    assert made_of is not None, "other batches have no such view"
     state = _state(status)
     ended_at = _seconds(record.ended_at)
     is_canceled = record.reason == "canceled"
     return shapes.Batch(
         id=record.batch_id,
-        endpoint=record.file.endpoint,
+        endpoint=made_of.endpoint,
         errors=_errors(record),
-        input_file_id=record.file.file_id,
+        input_file_id=made_of.file_id,
         status=state,
         output_file_id=output_file_id(record, "output"),
         error_file_id=output_file_id(record, "errors"),
@@ -96,10 +98,9 @@ def _state(status: BatchStatus) -> shapes.BatchState:
 
 
 def _errors(record: BatchRecord) -> shapes.BatchErrors | None:
-    assert record.file is not None
     found = [
         shapes.BatchError(code=error.code, line=error.line, message=error.message, param=error.param)
-        for error in record.file.errors
+        for error in record.problems
     ]
     if not found and record.reason in {"failed", "input_changed"} and record.state == "ended":
         why = record.detail or "The input file was changed while the batch ran."

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
+from batchfile.inbox.records import dropped_file, inbox_path
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import PAUSE_S_MAX, SetAside
@@ -70,7 +71,8 @@ class WebhookSender:
 
     def hear(self, batch: BatchRecord) -> None:
         """Of an ended batch, perhaps not for the first time."""
-        callback = (batch.dropped and batch.dropped.callback) or ""
+        dropped = dropped_file(batch)
+        callback = (dropped and dropped.callback) or ""
         if callback or batch.tenant in self._hooks:
             self._news.put(_Due(0.0, batch.batch_id, batch.tenant, callback))
 
@@ -112,7 +114,7 @@ class WebhookSender:
     def _attempt(self, due: _Due) -> float | None:
         """When to come again, if at all."""
         try:
-            again = tell(self._ledger, due.batch_id, partial(self._send, due))
+            again = tell(self._ledger, due.batch_id, partial(self._send, due), inbox_path)
             self._aside.worked(due.batch_id, "tell")
             return again
         except (StoreError, BatchDamaged) as error:

@@ -12,6 +12,7 @@ from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, Share, Sh
 from batchfile.client.resolve import check_pool, check_stage, find_batch, find_batch_id
 from batchfile.client.upload import Upload, repeatable
 from batchfile.errors import BatchDamaged, NotEnded, NotFound, RecordDamaged
+from batchfile.inbox.records import inbox_path
 from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
@@ -224,7 +225,7 @@ def view_of(status: DerivedStatus) -> BatchStatus:
         stage=batch.stage,
         priority=batch.priority,
         dialect=batch.input.dialect,
-        inbox_path=None if batch.dropped is None else batch.dropped.key,
+        inbox_path=inbox_path(batch),
         total=batch.total,
         counts=status.counts,
         usage=status.usage,

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from batchfile.errors import RecordDamaged, StoreError, TooLarge
+from batchfile.files.records import FileRecord
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.expiry import remove_after
-from batchfile.ledger.records import FileRecord, encode
+from batchfile.ledger.records import encode
 
 MARGIN_S = 3600.0  # an expired batch reads its input once more
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from batchfile.errors import InvalidFile, ObjectChanged, ObjectMissing, StoreError, TooLarge
+from batchfile.files.records import FileRecord, UploadRecord
 from batchfile.files.stored_files import publish, write_data
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.expiry import remove_after
-from batchfile.ledger.records import FileRecord, UploadRecord
 
 UPLOAD_S = 3600.0  # then a pending one can be completed no more
 STORED_SHARE_MAX = 2  # of what was announced, all parts together

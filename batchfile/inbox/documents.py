@@ -7,7 +7,8 @@ import msgspec
 
 from batchfile import __version__
 from batchfile.errors import UNREADABLE
-from batchfile.ledger.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError
+from batchfile.inbox.records import DroppedFile
+from batchfile.ledger.records import BatchRecord, BatchState, FileRef, LineError
 from batchfile.types import Counts, Usage
 
 Kind = TypeVar("Kind")
@@ -160,7 +161,7 @@ def rejected_of(batch: BatchRecord, dropped: DroppedFile) -> Rejected:
         batch_id=batch.batch_id,
         input=input_of(batch, dropped),
         message=batch.detail or "the file can not be read",
-        errors=dropped.errors,
+        errors=batch.problems,
     )
 
 

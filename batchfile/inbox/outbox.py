@@ -25,11 +25,12 @@ from batchfile.errors import (
     StoreUnavailable,
 )
 from batchfile.inbox import documents
+from batchfile.inbox.records import DroppedFile, dropped_file
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_presence
-from batchfile.ledger.records import BatchRecord, BatchState, DroppedFile, FileRef, LineError, Plan, ShardRecord
+from batchfile.ledger.records import BatchRecord, BatchState, FileRef, LineError, Plan, ShardRecord
 from batchfile.ledger.turn import Lease
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
@@ -54,12 +55,13 @@ _STATES: tuple[BatchState, ...] = ("planning", "open", "ending", "ended")
 
 def is_replaced(ledger: Ledger, batch: BatchRecord) -> bool:
     """Can the rest of this batch no longer be what its file asks for?"""
-    if batch.dropped is None:
+    dropped = dropped_file(batch)
+    if dropped is None:
         return False
-    entry = ledger.store.head(batch.dropped.key)
+    entry = ledger.store.head(dropped.key)
     if entry is None:
-        return batch.input.key == batch.dropped.key
-    return not _is_version(entry, batch.dropped)
+        return batch.input.key == dropped.key
+    return not _is_version(entry, dropped)
 
 
 def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
@@ -86,9 +88,10 @@ def _is_version(entry: Entry, dropped: DroppedFile) -> bool:
 
 def report(ledger: Ledger, batch: BatchRecord, counts: Counts, usage: Usage) -> None:
     """Write how far a batch is, where that is news; counts never go back. Raises: StoreUnavailable."""
-    if batch.dropped is not None:
+    dropped = dropped_file(batch)
+    if dropped is not None:
         with suppress(PreconditionFailed):  # someone else has just told
-            _report(ledger, batch, batch.dropped, counts, usage)
+            _report(ledger, batch, dropped, counts, usage)
 
 
 def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage) -> None:
@@ -122,7 +125,7 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
 
     What a reader takes away afterwards does not come back. Raises: StoreError; cut off, it is done again.
     """
-    dropped = batch.dropped
+    dropped = dropped_file(batch)
     if dropped is None or batch.state != "ended":
         return True
     key = keys.outbox_turn_key(batch.batch_id)
@@ -178,14 +181,15 @@ def accept(ledger: Ledger, batch: BatchRecord) -> None:
 
     What was said meanwhile of the batch itself stays. Raises: StoreUnavailable.
     """
-    assert batch.dropped is not None, "only what was dropped is in the outbox"
-    place = keys.outbox_key(batch.dropped.key, REJECTED)
+    dropped = dropped_file(batch)
+    assert dropped is not None, "only what was dropped is in the outbox"
+    place = keys.outbox_key(dropped.key, REJECTED)
     found = ledger.store.get(place)
     if found is None:
         return
     said = documents.read(found.data, documents.Rejected)
     is_of_batch = said is not None and said.batch_id == batch.batch_id
-    if not is_of_batch and is_newest(ledger, batch.dropped):
+    if not is_of_batch and is_newest(ledger, dropped):
         ledger.store.delete(place)
 
 

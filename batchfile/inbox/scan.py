@@ -14,11 +14,12 @@ import structlog
 from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavailable
 from batchfile.inbox import outbox
 from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
+from batchfile.inbox.records import ClaimRecord, DroppedFile, source
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, load, must_know, swap
-from batchfile.ledger.records import BatchRecord, ClaimRecord, DroppedFile
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside, do_each
 from batchfile.plan import pending
 from batchfile.store.base import Entry
@@ -194,9 +195,8 @@ class Inbox:
             if not self._is_there(claim):
                 return False
             try:
-                batch = pending.create_of_dropped(
-                    self._ledger, self._draft(claim, wish), self._dropped(claim, wish), entry.size
-                )
+                made_of = source(self._dropped(claim, wish), entry.size)
+                batch = pending.create(self._ledger, self._draft(claim, wish), made_of)
             except BatchDamaged:
                 standing = load(self._ledger, keys.batch_key(claim.batch_id), BatchRecord)
                 if standing is None:

@@ -13,14 +13,13 @@ from batchfile.errors import RecordDamaged
 from batchfile.ledger import keys, lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap
-from batchfile.ledger.records import BatchRecord, FileInput, InputRef, LineError, ShardRecord
+from batchfile.ledger.records import BatchRecord, InputRef, LineError, ShardRecord
 from batchfile.types import Defaults, RoutingTable
 
 log = structlog.get_logger()
 
 DAMAGED = "the stored record of this batch is damaged; cancel or delete it, or ask the operator to restore it"
 CANCELED = "the stored record of this batch was damaged when it was canceled: it has no results; submit the file again"
-_OPENAI_ID_CHARS = len("batch_") + 32
 
 
 def place_of(ledger: Ledger, tenant: str | None, batch_id: str) -> str | None:
@@ -34,9 +33,6 @@ def place_of(ledger: Ledger, tenant: str | None, batch_id: str) -> str | None:
 def placeholder(place: str, detail: str = DAMAGED) -> BatchRecord:
     """What a listing shows in place of a record that cannot be read: an end without results. `place`: in the index."""
     batch_id, created_at = keys.index_batch_id(place), keys.index_created_at(place)
-    error = LineError(code="damaged", message=detail)
-    # The form of the id tells which of them were made of a stored file.
-    file = FileInput(file_id="", endpoint="", requests_max=0, errors=(error,))
     return BatchRecord(
         batch_id=batch_id,
         created_at=created_at,
@@ -50,7 +46,7 @@ def placeholder(place: str, detail: str = DAMAGED) -> BatchRecord:
         reason="failed",
         detail=detail,
         tenant=keys.index_tenant(place),
-        file=file if len(batch_id) == _OPENAI_ID_CHARS else None,
+        problems=(LineError(code="damaged", message=detail),),
         ended_at=created_at,
         seq=1,
     )

@@ -33,7 +33,7 @@ def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
 
     Raises: StoreUnavailable.
     """
-    kept_s = max(ledger.limits.retention_s, (batch.file and batch.file.output_kept_s) or 0.0)
+    kept_s = max(ledger.limits.retention_s, batch.kept_s or 0.0)
     left_s = (batch.ended_at or batch.created_at) + kept_s - ledger.clock.now()
     if left_s > 0:
         return left_s

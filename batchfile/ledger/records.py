@@ -9,21 +9,19 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import inspect
 
 from batchfile.errors import UNREADABLE, BatchDamaged, RecordNewer
-from batchfile.types import Counts, Defaults, InputFormat, RoutingTable, Usage
+from batchfile.types import REQUESTS_MAX, Counts, Defaults, InputFormat, RoutingTable, Usage
 
 VERSION = 1
 
 BatchState = Literal["planning", "open", "ending", "ended", "deleted"]
 EndReason = Literal["completed", "canceled", "expired", "failed", "input_changed"]
 ShardState = Literal["leased", "open", "done", "closed"]
-UploadState = Literal["pending", "completed", "cancelled"]
-WebhookState = Literal["pending", "delivered", "given_up"]
 RunnerState = Literal["loading", "running", "idle", "draining", "down"]
 
 
@@ -50,7 +48,7 @@ class FileRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineError:
-    """Why a stored file makes no batch: `line` of the file, from 1 (None: the whole file), `param` the place in it."""
+    """Why an input makes no batch: `line` of the file, from 1 (None: the whole file), `param` the place in it."""
 
     code: str
     message: str
@@ -59,34 +57,27 @@ class LineError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileInput:
-    """What a batch keeps that was made of a stored file: the file, and what every line of it must ask for.
+class PlanRules:
+    """What the planner asks of the input of a batch that exists before its plan.
 
-    `output_kept_s`: for how long its results are kept, counted from their end; None: for the retention.
+    `endpoint`: one line that is not a request to it fails the batch. None: such lines are rejected one by one, and the
+    batch fails where none is left. More than `requests_max` fail it as well.
     """
 
-    file_id: str
-    endpoint: str
-    requests_max: int
-    output_kept_s: float | None = None
-    errors: tuple[LineError, ...] = ()
+    endpoint: str | None = None
+    requests_max: int = REQUESTS_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DroppedFile:
-    """The file in the inbox that a batch is made of, as it was claimed. `errors`: why it came to nothing.
+class Origin:
+    """What a batch was made of, for whoever made it. The ledger keeps `facts` whole and never reads them.
 
-    `modified_at`: epoch seconds, by the store's clock. `wants_parquet`, `callback`, `move_done`: what was asked for
-    beside it.
+    `kind` says whose they are; `name` is the same for each try to make the batch.
     """
 
-    key: str
-    etag: str
-    modified_at: float
-    errors: tuple[LineError, ...] = ()
-    wants_parquet: bool = False
-    callback: str | None = None
-    move_done: bool = False
+    kind: str
+    name: str
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +85,8 @@ class BatchRecord:
     """`batch.json`. Many writers: `write_id` tells whose write a read-back shows. Times: epoch seconds.
 
     While `state` is planning, `plan_key` is empty and `total` 0; so they stay where it ends before it has a plan.
-    `gpu_s`: seconds of GPUs that its committed results took; 0 where no GPU is known.
+    `problems`: why it failed before it ran. `kept_s`: for how long its results are kept from its end (None: for the
+    retention). `gpu_s`: seconds of GPUs that its committed results took; 0 where no GPU is known.
     """
 
     batch_id: str
@@ -112,8 +104,10 @@ class BatchRecord:
     stage: str | None = None
     priority: int = 5
     metadata: dict[str, str] = field(default_factory=dict)
-    file: FileInput | None = None
-    dropped: DroppedFile | None = None
+    origin: Origin | None = None
+    rules: PlanRules | None = None
+    problems: tuple[LineError, ...] = ()
+    kept_s: float | None = None
     planned_at: float | None = None
     ending_at: float | None = None
     ended_at: float | None = None
@@ -215,22 +209,6 @@ class IdempotencyRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimRecord:
-    """Which batch a version of a file in the inbox became. `created_at`: the batch's.
-
-    `is_made`: the batch has existed; what became of it since, this version is never a batch again.
-    """
-
-    key: str
-    etag: str
-    modified_at: float
-    batch_id: str
-    created_at: float
-    is_made: bool = False
-    version: int = VERSION
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerTotals:
     """What a runner has done since it started."""
 
@@ -274,84 +252,20 @@ class PresenceRecord:
     version: int = VERSION
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileRecord:
-    """A file that a tenant stored; its bytes are the object `key`. Never rewritten. Times: epoch seconds."""
+class Versioned(Protocol):
+    """Any stored document: a frozen dataclass whose `version` is VERSION unless a newer process wrote it."""
 
-    file_id: str
-    tenant: str
-    filename: str
-    purpose: str
-    key: str
-    size: int
-    sha256: str
-    created_at: float
-    expires_at: float
-    version: int = VERSION
+    @property
+    def version(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadRecord:
-    """A file that comes in parts. `size` in bytes of the whole, as announced; `file_kept_s` of what it becomes."""
-
-    upload_id: str
-    tenant: str
-    filename: str
-    mime_type: str
-    purpose: str
-    size: int
-    created_at: float
-    expires_at: float
-    file_kept_s: float
-    state: UploadState = "pending"
-    part_ids: tuple[str, ...] = ()
-    file: FileRecord | None = None
-    write_id: str = ""
-    version: int = VERSION
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookRecord:
-    """How far the telling of a batch's end is. `num_attempts` were begun. The next is due at `next_at`, by the clock of
-    whoever wrote it: others go by the age of this record instead.
-    """
-
-    num_attempts: int
-    next_at: float
-    state: WebhookState = "pending"
-    write_id: str = ""
-    version: int = VERSION
-
-
-AnyRecord = (
-    BatchRecord
-    | Plan
-    | ShardRecord
-    | IdempotencyRecord
-    | ClaimRecord
-    | PresenceRecord
-    | FileRecord
-    | UploadRecord
-    | WebhookRecord
-)
-Record = TypeVar(
-    "Record",
-    BatchRecord,
-    Plan,
-    ShardRecord,
-    IdempotencyRecord,
-    ClaimRecord,
-    PresenceRecord,
-    FileRecord,
-    UploadRecord,
-    WebhookRecord,
-)
+Record = TypeVar("Record", bound=Versioned)
 
 _encoder = msgspec.json.Encoder()
 _decoders: dict[type, msgspec.json.Decoder[object]] = {}
 
 
-def encode(record: AnyRecord) -> bytes:
+def encode(record: Versioned) -> bytes:
     return _encoder.encode(record)
 
 
@@ -380,14 +294,14 @@ def decode(data: bytes, kind: type[Record]) -> Record:
     return record
 
 
-def unknown_fields(data: bytes, record: AnyRecord) -> tuple[str, ...]:
+def unknown_fields(data: bytes, record: Versioned) -> tuple[str, ...]:
     """The paths in `data` that `record`, decoded from it, does not have. Cheap for what this version wrote."""
     if encode(record) == data:
         return ()
     return tuple(_unknown(msgspec.json.decode(data), inspect.type_info(type(record)), ""))
 
 
-def check_known(data: bytes, record: AnyRecord) -> None:
+def check_known(data: bytes, record: Versioned) -> None:
     """Raises: RecordNewer where a rewrite of `record`, which was decoded from `data`, would lose fields."""
     unknown = unknown_fields(data, record)
     if unknown:
@@ -403,7 +317,7 @@ def _check_version(data: bytes, kind: type[Record]) -> None:
         raise _newer(kind, f"has version {version}, this process knows {VERSION}")
 
 
-def _newer(kind: type[AnyRecord], why: str) -> RecordNewer:
+def _newer(kind: type[Versioned], why: str) -> RecordNewer:
     return RecordNewer(f"a stored {kind.__name__} {why}: a newer batchfile wrote it; upgrade this process")
 
 

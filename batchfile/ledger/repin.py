@@ -33,8 +33,7 @@ def repin(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None] = lambda:
     if now.record.input != pinned:
         return now.record  # another process has done it
     entry = ledger.store.head(pinned.key)
-    is_others = batch.dropped is not None or batch.file is not None
-    if is_others or entry is None or entry.size < pinned.size:
+    if batch.origin is not None or entry is None or entry.size < pinned.size:
         return None
     if entry.size == pinned.size:
         fresh = _in_place(ledger, pinned, entry, beat)

@@ -24,53 +24,29 @@ from batchfile.ledger import batches, expiry, keys, rejections
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, Planned
 from batchfile.ledger.cas import Lost, swap, update_batch
-from batchfile.ledger.records import BatchRecord, DroppedFile, EndReason, FileInput, FileRecord, InputRef, LineError
+from batchfile.ledger.origin import Source
+from batchfile.ledger.records import BatchRecord, EndReason, LineError, PlanRules
 from batchfile.ledger.turn import Lease
 from batchfile.plan.conversion import readable
 from batchfile.plan.line_problems import LineProblems
 from batchfile.plan.planner import plan_input
-from batchfile.types import REQUESTS_MAX
 
 log = structlog.get_logger()
 
 CRASHES_MAX = 3  # of the planning of one file: then it is the file that ends the processes that read it
 
 
-def create(ledger: Ledger, draft: Draft, file: FileRecord, wanted: FileInput) -> BatchRecord:
-    """Make a batch of a stored file exist. The same draft again finds its own batch.
-
-    Raises: InvalidFile where the bytes are gone; BatchDamaged where another batch has this id; StoreUnavailable.
-    """
-    entry = ledger.store.head(file.key)
-    if entry is None:
-        raise InvalidFile(f"the bytes of {file.file_id} are gone; upload the file again")
-    pinned = InputRef(key=file.key, etag=entry.etag, size=file.size, sha256=file.sha256, dialect="openai")
-    return _create(ledger, draft, pinned, file=wanted)
-
-
-def create_of_dropped(ledger: Ledger, draft: Draft, dropped: DroppedFile, size: int) -> BatchRecord:
-    """Make a batch of a file in the inbox exist. The same draft again finds its own batch.
+def create(ledger: Ledger, draft: Draft, source: Source) -> BatchRecord:
+    """Make a batch exist. The same draft of the same source again finds its own batch.
 
     Raises: BatchDamaged where another batch has this id, or a create of it was given up; StoreUnavailable.
     """
-    pinned = InputRef(key=dropped.key, etag=dropped.etag, size=size, sha256="", dialect="native")
-    return _create(ledger, draft, pinned, dropped=dropped)
-
-
-def _create(
-    ledger: Ledger,
-    draft: Draft,
-    pinned: InputRef,
-    *,
-    file: FileInput | None = None,
-    dropped: DroppedFile | None = None,
-) -> BatchRecord:
     assert draft.created_at is not None, "what is announced has a time"
     record = BatchRecord(
         batch_id=draft.batch_id,
         created_at=draft.created_at,
         expires_at=draft.deadline or draft.created_at + ledger.limits.completion_window_s,
-        input=pinned,
+        input=source.input,
         plan_key="",
         total=0,
         routing=draft.routing,
@@ -80,15 +56,16 @@ def _create(
         priority=draft.priority,
         tenant=draft.tenant,
         metadata=draft.metadata,
-        file=file,
-        dropped=dropped,
+        origin=source.origin,
+        rules=source.rules,
+        kept_s=source.kept_s,
         seq=1,
         write_id=ledger.new_id(),
     )
     batches.announce(ledger, draft)
     written = swap(ledger, keys.batch_key(draft.batch_id), record, None)
     if not isinstance(written, Lost):
-        log.info("batch.created", batch_id=draft.batch_id, key=pinned.key)
+        log.info("batch.created", batch_id=draft.batch_id, key=source.input.key)
         return written.record
     found = None if written.found is None else written.found.record
     # What was planned meanwhile may have another input; what it was made of stays.
@@ -98,8 +75,12 @@ def _create(
     return found
 
 
-def _identity(batch: BatchRecord) -> tuple[str, float, str]:
-    return batch.tenant, batch.created_at, batch.input.key if batch.dropped is None else batch.dropped.key
+def _identity(batch: BatchRecord) -> tuple[object, ...]:
+    return batch.tenant, batch.created_at, batch.origin and (batch.origin.kind, batch.origin.name)
+
+
+def _endpoint(batch: BatchRecord) -> str | None:
+    return None if batch.rules is None else batch.rules.endpoint
 
 
 class _Stopped(Exception):
@@ -129,7 +110,8 @@ def plan(
 
 
 def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Lease, is_stopped: Callable[[], bool]) -> BatchRecord | None:
-    problems = None if batch.file is None else LineProblems(batch.file.endpoint)
+    endpoint = _endpoint(batch)
+    problems = None if endpoint is None else LineProblems(endpoint)
 
     def beat() -> None:
         if is_stopped():
@@ -152,7 +134,7 @@ def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Lease, is_stopped: Call
             turn.give_back()
             raise
         errors = () if problems is None else tuple(problems.found)
-        is_other = batch.dropped is not None and isinstance(error, ObjectChanged | ObjectMissing)
+        is_other = problems is None and isinstance(error, ObjectChanged | ObjectMissing)
         return _fail(ledger, batch, errors or (_of_file(batch, error),), "input_changed" if is_other else "failed")
     try:
         return _open(ledger, batch, planned)
@@ -163,11 +145,8 @@ def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Lease, is_stopped: Call
 
 def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, beat: Callable[[], None]) -> Planned:
     """Convert the file where it is no plain JSONL, and plan it."""
-    name = "the file" if batch.dropped is None else f"{batch.dropped.key}:"
-    key = batch.input.key
     try:
-        if batch.dropped is not None or batch.file is not None:
-            key = readable(ledger, batch, beat, "the file" if batch.dropped is None else key)
+        key = readable(ledger, batch, beat, _name(batch))
     except InvalidFile as error:
         if problems is not None and not isinstance(error, TooLarge):
             problems.found.append(LineError(code="invalid_file", message=str(error)))
@@ -178,10 +157,10 @@ def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, bea
         key,
         routing=batch.routing,
         stage=batch.stage,
-        requests_max=REQUESTS_MAX if batch.file is None else batch.file.requests_max,
+        requests_max=(batch.rules or PlanRules()).requests_max,
         problems=problems,
         beat=beat,
-        name=name,
+        name=_name(batch) if problems is not None else f"{_name(batch)}:",
     )
     if key == batch.input.key and planned.input.etag != batch.input.etag:
         raise ObjectChanged(f"{batch.input.key} is another than the batch was made of")
@@ -189,10 +168,10 @@ def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, bea
 
 
 def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord | None:
-    """A dropped file of which nothing can run is rejected instead, with its lines."""
+    """An input of which nothing can run is rejected instead, with its lines."""
     now = ledger.clock.now()
-    if batch.dropped is not None and planned.num_rejected == planned.total:
-        message = f"{batch.dropped.key}: none of its {planned.total:,} lines is a request that can run"
+    if _endpoint(batch) is None and planned.num_rejected == planned.total:
+        message = f"{_name(batch)}: none of its {planned.total:,} lines is a request that can run"
         whole = LineError(code="invalid_file", message=message)
         return _fail(ledger, batch, (whole, *rejections.told(ledger, batch.batch_id, planned.plan)), "failed")
 
@@ -231,8 +210,7 @@ def _fail(ledger: Ledger, batch: BatchRecord, errors: tuple[LineError, ...], rea
             reason=reason,
             detail=errors[0].message,
             ended_at=now,
-            file=record.file and replace(record.file, errors=errors),
-            dropped=record.dropped and replace(record.dropped, errors=errors),
+            problems=errors,
         )
 
     failed = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
@@ -253,11 +231,15 @@ def _is_fault(ledger: Ledger, batch: BatchRecord, error: BatchfileError) -> bool
     return entry is None or entry.etag != batch.input.etag
 
 
+def _name(batch: BatchRecord) -> str:
+    """Of its input, in messages. A file whose batch has an endpoint was uploaded: its user does not know its key."""
+    return batch.input.key if _endpoint(batch) is None else "the file"
+
+
 def _poison(batch: BatchRecord, num: int) -> LineError:
-    name = "the file" if batch.dropped is None else batch.dropped.key
     message = (
-        f"{name}: {num} processes that read it ended, one after another, before they were done. It may take more "
-        "memory than they have: split it, or write it again as JSONL"
+        f"{_name(batch)}: {num} processes that read it ended, one after another, before they were done. It may take "
+        "more memory than they have: split it, or write it again as JSONL"
     )
     return LineError(code="invalid_file", message=message)
 
@@ -266,5 +248,6 @@ def _of_file(batch: BatchRecord, error: Exception) -> LineError:
     if isinstance(error, TooLarge):
         return LineError(code="too_many_tasks", message=str(error))
     if isinstance(error, InvalidFile):
-        return LineError(code="empty_file" if batch.dropped is None else "invalid_file", message=str(error))
+        code = "invalid_file" if _endpoint(batch) is None else "empty_file"
+        return LineError(code=code, message=str(error))
     return LineError(code="input_file_missing", message="The input file was removed or replaced before it was read.")

@@ -9,10 +9,10 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import InvalidFile, ObjectChanged, StoreUnavailable, TooLarge
 from batchfile.files import stored_files, uploads
+from batchfile.files.records import FileRecord, UploadRecord
 from batchfile.ledger import expiry
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import FileRecord, UploadRecord
 from batchfile.store.base import Entry, Store
 from batchfile.store.memory import MemoryStore
 from batchfile.testing.faulty_store import FaultyStore

@@ -22,12 +22,13 @@ import structlog
 from batchfile.clock import ManualClock
 from batchfile.errors import RecordDamaged, StoreUnavailable
 from batchfile.inbox import scan
+from batchfile.inbox.records import ClaimRecord
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.purge import purge
-from batchfile.ledger.records import ClaimRecord, decode, encode
+from batchfile.ledger.records import decode, encode
 from batchfile.lines import converter
 from batchfile.plan import pending
 from batchfile.plan.planner import plan_input

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from batchfile.inbox import outbox
+from batchfile.inbox.records import dropped_file, inbox_path
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
@@ -121,9 +122,14 @@ def test_a_callback_is_kept_with_the_batch_and_its_event_names_the_file(still: W
     still.clock.sleep(10.0)
     still.janitor.tick()
     batch = still.only()
-    assert batch.dropped is not None
-    assert batch.dropped.callback == "https://example.com/done?x=1"
-    assert json.loads(event_of(batch).body)["data"] == {"id": batch.batch_id, "path": "inbox/mistral/a.jsonl"}
+    dropped = dropped_file(batch)
+    assert dropped is not None
+    assert dropped.callback == "https://example.com/done?x=1"
+    event = event_of(batch, inbox_path(batch))
+    assert json.loads(event.body)["data"] == {
+        "id": batch.batch_id,
+        "path": "inbox/mistral/a.jsonl",
+    }
 
 
 @pytest.mark.parametrize(

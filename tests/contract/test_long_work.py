@@ -14,10 +14,14 @@ from batchfile import long_work
 from batchfile.clock import Clock, ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
+from batchfile.files import records as file_records
+from batchfile.files.records import FileRecord
+from batchfile.inbox import records as inbox_records
+from batchfile.inbox.records import DroppedFile
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord, DroppedFile, FileInput, FileRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.shards import ShardLease
 from batchfile.lines.formats.openai_chat import URL
@@ -91,7 +95,8 @@ class World:
             expires_at=0.0,
         )
         draft = batches.Draft(batch_id=batch_id, routing=ROUTING, defaults=Defaults(), created_at=time.time())
-        return pending.create(self.ledger, draft, file, FileInput(file_id=batch_id, endpoint=URL, requests_max=100))
+        made_of = file_records.source(self.ledger, file, endpoint=URL, requests_max=100)
+        return pending.create(self.ledger, draft, made_of)
 
     def work(self, batch: BatchRecord) -> None:
         plan = batches.read_plan(self.ledger, batch)
@@ -349,7 +354,7 @@ def test_a_plan_with_many_rejected_lines_keeps_its_lease_on_a_slow_store() -> No
     dropped = DroppedFile(key=entry.key, etag=entry.etag, modified_at=entry.modified_at)
     routing = RoutingTable(everything=POOL)
     draft = batches.Draft(batch_id="file", routing=routing, defaults=Defaults(), created_at=clock.now())
-    pending.create_of_dropped(world.ledger, draft, dropped, entry.size)
+    pending.create(world.ledger, draft, inbox_records.source(dropped, entry.size))
     batch = pending.plan(world.ledger, "file", runner="p")
     assert batch is not None
     assert (batch.state, batch.total) == ("open", 150 * 32)

@@ -8,9 +8,10 @@ import pytest
 from api.http.errors import Refusal
 from api.open_batch_limit import FULL_S, Room
 from batchfile.clock import ManualClock
+from batchfile.files.records import FileRecord, source
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_chat import URL
 from batchfile.plan import pending
 from batchfile.plan.planner import plan_input
@@ -53,7 +54,7 @@ class World:
         draft = batches.Draft(
             batch_id=batch_id, routing=ROUTING, defaults=Defaults(), tenant="acme", created_at=self.clock.now()
         )
-        pending.create(self.ledger, draft, file, FileInput(file_id="f", endpoint=URL, requests_max=100))
+        pending.create(self.ledger, draft, source(self.ledger, file, endpoint=URL, requests_max=100))
 
     def end(self, batch_id: str) -> None:
         batches.end(self.ledger, batch_id, "canceled")

@@ -20,13 +20,14 @@ import pytest
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import PreconditionFailed
 from batchfile.files import stored_files, uploads
+from batchfile.files.records import FileRecord, source
 from batchfile.inbox import scan
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_chat import URL
 from batchfile.local.inputs import inspect
 from batchfile.local.run import RunOptions, open_batch
@@ -122,7 +123,7 @@ def of_file(ledger: Ledger, file: FileRecord) -> None:
     draft = Draft(batch_id="b", routing=ROUTING, defaults=Defaults(), created_at=ledger.clock.now())
     store = ledger.store
     assert isinstance(store, Kms)
-    pending.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=URL, requests_max=100))
+    pending.create(ledger, draft, source(ledger, file, endpoint=URL, requests_max=100))
     store.send_late()
     batch = pending.plan(ledger, "b", runner="p")
     assert batch is not None

@@ -1,5 +1,6 @@
 """A batch that exists before it is planned: exactly one plan, whoever plans, dies, cancels or is late."""
 
+import gzip
 import json
 import random
 
@@ -8,10 +9,11 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, InvalidFile
 from batchfile.files import stored_files
+from batchfile.files.records import FileRecord, source
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.ledger.turn import Lease
@@ -31,23 +33,24 @@ class World:
         self.store = MemoryStore(self.clock)
         self.ledger = Ledger(store=self.store, clock=self.clock, rng=random.Random(7))
 
-    def file(self, *models: str) -> FileRecord:
+    def file(self, *models: str, is_packed: bool = False) -> FileRecord:
         rows = [
             {"custom_id": f"r{n}", "method": "POST", "url": CHAT, "body": {"model": model, "messages": []}}
             for n, model in enumerate(models or ("m", "l", "m"))
         ]
         data = "\n".join(map(json.dumps, rows)).encode()
+        data = gzip.compress(data) if is_packed else data
         return stored_files.store_file(
             self.ledger, "acme", [data], filename="f", purpose="batch", kept_s=30 * 86400.0, bytes_max=10**6
         )
 
     def create(self, file: FileRecord | None = None, batch_id: str = "b", **more: float) -> BatchRecord:
         file = file or self.file()
-        wanted = FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=1000, **more)  # type: ignore[arg-type]
+        made_of = source(self.ledger, file, endpoint=CHAT, requests_max=1000, **more)
         draft = batches.Draft(
             batch_id=batch_id, routing=POOLS, defaults=Defaults(), tenant="acme", created_at=self.clock.now()
         )
-        return pending.create(self.ledger, draft, file, wanted)
+        return pending.create(self.ledger, draft, made_of)
 
     def read(self, batch_id: str = "b") -> BatchRecord:
         batch = batches.read_batch(self.ledger, batch_id)
@@ -150,8 +153,7 @@ def test_a_file_without_its_bytes_makes_no_batch_or_a_failed_one() -> None:
     world.store.delete(file.key)
     failed = pending.plan(world.ledger, "b", runner="r")
     assert failed is not None
-    assert failed.file is not None
-    assert (failed.state, failed.reason, len(failed.file.errors)) == ("ended", "failed", 1)
+    assert (failed.state, failed.reason, len(failed.problems)) == ("ended", "failed", 1)
     with pytest.raises(InvalidFile, match="upload"):
         world.create(file, "c")
 
@@ -161,9 +163,8 @@ def test_a_failed_batch_has_no_plan_no_markers_and_at_most_a_hundred_errors() ->
     world.create(world.file(*["none"] * 300))
     failed = pending.plan(world.ledger, "b", runner="r")
     assert failed is not None
-    assert failed.file is not None
-    assert [error.line for error in failed.file.errors] == list(range(1, 101))
-    assert {error.code for error in failed.file.errors} == {"model_not_found"}
+    assert [error.line for error in failed.problems] == list(range(1, 101))
+    assert {error.code for error in failed.problems} == {"model_not_found"}
     assert list(world.store.list("queue/")) == []
     assert failed.plan_key == ""
 
@@ -173,15 +174,20 @@ def test_too_many_requests_are_one_error() -> None:
     world.create(world.file(*["m"] * 1001))
     failed = pending.plan(world.ledger, "b", runner="r")
     assert failed is not None
-    assert failed.file is not None
-    assert [error.code for error in failed.file.errors] == ["too_many_tasks"]
+    assert [error.code for error in failed.problems] == ["too_many_tasks"]
 
 
-def test_a_create_that_is_repeated_finds_its_own_batch_and_no_other() -> None:
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_create_that_is_repeated_finds_its_own_batch_and_no_other(is_packed: bool) -> None:
     world = World()
-    file = world.file()
+    file = world.file(is_packed=is_packed)
     first = world.create(file)
     assert world.create(file) == first
+    planned = pending.plan(world.ledger, "b", runner="p")
+    assert planned is not None
+    assert planned.state == "open"
+    assert (planned.input.key != file.key) == is_packed
+    assert world.create(file) == planned
     world.clock.sleep(1.0)
     with pytest.raises(BatchDamaged):
         world.create(world.file())
@@ -192,11 +198,11 @@ class Gone(BaseException):
 
 
 def make_and_plan(world: World, file: FileRecord, ledger: Ledger, created_at: float) -> None:
-    wanted = FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=1000)
+    made_of = source(ledger, file, endpoint=CHAT, requests_max=1000)
     draft = batches.Draft(
         batch_id="b", routing=POOLS, defaults=Defaults(), tenant="acme", created_at=created_at, metadata={}
     )
-    pending.create(ledger, draft, file, wanted)
+    pending.create(ledger, draft, made_of)
     pending.plan(ledger, "b", runner=f"r{ledger.rng.random()}")
 
 
@@ -241,7 +247,7 @@ def test_results_stay_for_as_long_as_was_asked_and_the_batch_for_its_retention_a
     world = World()
     limits = world.ledger.limits
     for batch_id, kept_s in (("short", 3600.0), ("long", 10 * limits.retention_s)):
-        world.create(None, batch_id, output_kept_s=kept_s)
+        world.create(None, batch_id, kept_s=kept_s)
         batches.end(world.ledger, batch_id, "canceled")
         batches.finish(world.ledger, batch_id, runner="r")
     janitor = Janitor(world.ledger, runner="s")

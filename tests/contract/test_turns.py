@@ -8,11 +8,12 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
 from batchfile.files import stored_files
+from batchfile.files.records import FileRecord, source
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap
-from batchfile.ledger.records import BatchRecord, FileInput, FileRecord, ShardRecord
+from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.ledger.turn import Lease, settle
 from batchfile.plan import pending
 from batchfile.plan import planner as planner_module
@@ -47,9 +48,7 @@ class World:
             tenant="acme",
             created_at=self.clock.now(),
         )
-        pending.create(
-            ledger, draft, file, FileInput(file_id=file.file_id, endpoint="/v1/chat/completions", requests_max=9)
-        )
+        pending.create(ledger, draft, source(ledger, file, endpoint="/v1/chat/completions", requests_max=9))
 
     @property
     def state(self) -> str:

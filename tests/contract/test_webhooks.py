@@ -67,8 +67,8 @@ def test_events_have_openais_names_and_are_the_same_for_one_batch() -> None:
     }
     for reason, name in names.items():
         batch = World(reason).batch
-        event = event_of(batch)
-        assert event == event_of(batch)
+        event = event_of(batch, None)
+        assert event == event_of(batch, None)
         document = json.loads(event.body)
         assert document == {
             "id": event.event_id,

@@ -10,10 +10,13 @@ import openai
 import pytest
 
 from batchfile.client.resolve import open_service_ledger
+from batchfile.files import records as file_records
+from batchfile.files.records import FileRecord
+from batchfile.inbox import records as inbox_records
+from batchfile.inbox.records import DroppedFile
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.records import DroppedFile, FileInput, FileRecord
 from batchfile.plan import pending
 from batchfile.settings import load_settings
 from batchfile.types import Defaults
@@ -51,10 +54,10 @@ def fill(ledger: Ledger) -> dict[str, list[str]]:
                 created_at=1e9,
                 expires_at=1e11,
             )
-            pending.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=1))
+            pending.create(ledger, draft, file_records.source(ledger, file, endpoint=CHAT, requests_max=1))
         else:
             dropped = DroppedFile(key=name, etag="e", modified_at=1e9)
-            pending.create_of_dropped(ledger, draft, dropped, 1)
+            pending.create(ledger, draft, inbox_records.source(dropped, 1))
         for kind in (origin, "all"):
             made[kind].insert(0, draft.batch_id)
     return made

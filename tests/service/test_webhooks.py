@@ -28,11 +28,14 @@ from api.ops.webhook_sender import AT_ONCE, WebhookSender, _Due
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
 from batchfile.files import stored_files
+from batchfile.files.records import source
+from batchfile.inbox import records as inbox_records
+from batchfile.inbox.records import DroppedFile
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord, DroppedFile, EndReason, FileInput
+from batchfile.ledger.records import BatchRecord, EndReason
 from batchfile.ledger.set_aside import SetAside
 from batchfile.plan import pending
 from batchfile.settings import load_settings
@@ -133,7 +136,7 @@ def ended(ledger: Ledger, batch_id: str = "batch_1") -> BatchRecord:
     draft = batches.Draft(
         batch_id=batch_id, routing=RoutingTable(), defaults=Defaults(), tenant="acme", created_at=ledger.clock.now()
     )
-    pending.create(ledger, draft, file, FileInput(file_id=file.file_id, endpoint=CHAT, requests_max=9))
+    pending.create(ledger, draft, source(ledger, file, endpoint=CHAT, requests_max=9))
     batches.end(ledger, batch_id, "canceled")
     batch = batches.finish(ledger, batch_id, runner="r")
     assert batch is not None
@@ -175,7 +178,7 @@ def test_each_event_is_of_its_class_in_openais_client(
     reason: EndReason, kind: Any, name: str, ledger: Ledger, client: openai.OpenAI
 ) -> None:
     batch = replace(ended(ledger), reason=reason)
-    told = event_of(batch)
+    told = event_of(batch, None)
     event = client.webhooks.unwrap(told.body, signed_headers(told, SECRET, time.time()))
     assert isinstance(event, kind)
     kind.model_validate_json(told.body, strict=True)
@@ -225,15 +228,16 @@ def test_a_receiver_that_hangs_holds_up_no_other(ledger: Ledger, receiver: Recei
             Webhook(url=url, secret=SecretStr(SECRET), allow_private=True) for url in (receiver.url, hanging.url)
         )
         dropped = DroppedFile(key="inbox/m/a.jsonl", etag="e", modified_at=0.0, callback=hanging.url)
+        origin = inbox_records.source(dropped, 1).origin
         with closing(Process(ledger, ours, other=theirs)) as process:
             for n in range(5 * AT_ONCE):
                 batch = ended(ledger, f"batch_{n}")
                 process.webhook_sender.hear(
-                    replace(batch, dropped=dropped) if is_callback else replace(batch, tenant="other")
+                    replace(batch, origin=origin) if is_callback else replace(batch, tenant="other")
                 )
             last = ended(ledger, "batch_last")
             process.webhook_sender.hear(last)
-            assert receiver.calls.get(timeout=WAIT_S).body == event_of(last).body
+            assert receiver.calls.get(timeout=WAIT_S).body == event_of(last, None).body
             hanging.may_answer.set()
 
 

@@ -20,10 +20,11 @@ from api.ops.janitor_thread import JanitorThread
 from api.ops.webhook_sender import WebhookSender
 from api.service import Service
 from batchfile.errors import BatchfileError, StoreError
+from batchfile.files.records import FileRecord, source
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import batches, idempotency, keys
 from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.records import BatchRecord, FileInput, FileRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_chat import URL
 from batchfile.long_work import LongWork
 from batchfile.plan import pending
@@ -266,7 +267,7 @@ class Replica(Process):
             defaults=Defaults(),
             created_at=keyed.created_at,
         )
-        return pending.create(ledger, draft, file, FileInput(file_id=key, endpoint=URL, requests_max=100))
+        return pending.create(ledger, draft, source(ledger, file, endpoint=URL, requests_max=100))
 
     def ask(self, do: Callable[["Replica"], T], *, patience_s: float) -> T:
         """From a client's strand. Raises: what `do` raises; NoAnswer, and `do` may go on all the same."""

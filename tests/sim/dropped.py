@@ -11,6 +11,7 @@ from random import Random
 from typing import Literal, NoReturn
 
 from batchfile.inbox import documents, outbox
+from batchfile.inbox.records import dropped_file
 from batchfile.ledger.records import BatchRecord
 from batchfile.store.base import Object
 from tests.sim import bodies
@@ -62,7 +63,7 @@ class Files:
 
     def made(self, batch: BatchRecord) -> Version:
         """A batch was made of a dropped file."""
-        dropped = batch.dropped
+        dropped = dropped_file(batch)
         assert dropped is not None
         version = self._versions.get((dropped.key, dropped.etag))
         if version is None:
@@ -74,7 +75,8 @@ class Files:
         return version
 
     def of(self, batch: BatchRecord) -> Version | None:
-        return None if batch.dropped is None else self._versions[batch.dropped.key, batch.dropped.etag]
+        dropped = dropped_file(batch)
+        return None if dropped is None else self._versions[dropped.key, dropped.etag]
 
     def put(self, key: str, old: Object | None, data: bytes, states: dict[str, str]) -> None:
         """Something was written to the outbox. `states`: of all batches."""

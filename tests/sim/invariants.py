@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
+from batchfile.inbox.records import inbox_path
 from batchfile.ledger import bitmaps, keys
 from batchfile.ledger.base import Limits
 from batchfile.ledger.lease import CRASHES_OF_ONE_LINE
@@ -156,7 +157,7 @@ class Model:
 
     def _committed_batch(self, batch_id: str, new: BatchRecord) -> None:
         sent = self._sent_of(new)
-        if sent is None or (new.dropped is None and self.store.peek(new.input.key) != sent.data):
+        if sent is None or (inbox_path(new) is None and self.store.peek(new.input.key) != sent.data):
             self.fail(1, f"{batch_id} was committed with an input that nobody sent, or before it")
         if sent.is_refused:
             self.fail(4, f"{batch_id} was committed, and its create was refused")
@@ -169,7 +170,7 @@ class Model:
         self._planned(known)
 
     def _sent_of(self, new: BatchRecord) -> Sent | None:
-        if new.dropped is None or self.files is None:
+        if inbox_path(new) is None or self.files is None:
             return self.sent.get(new.input.sha256)
         return self.files.made(new).sent
 

@@ -27,7 +27,6 @@ from batchfile.ledger.records import (
     IdempotencyRecord,
     PartRef,
     ShardRecord,
-    WebhookRecord,
     encode,
 )
 from batchfile.ledger.set_aside import SetAside
@@ -331,8 +330,8 @@ def _an_id_for_each_attempt() -> AbstractContextManager[object]:
     event_of = webhooks.event_of
     num = itertools.count()
 
-    def named_anew(batch: BatchRecord) -> webhooks.Event:
-        return replace(event_of(batch), event_id=f"evt_{next(num)}")
+    def named_anew(batch: BatchRecord, path: str | None) -> webhooks.Event:
+        return replace(event_of(batch, path), event_id=f"evt_{next(num)}")
 
     return patch.object(webhooks, "event_of", named_anew)
 
@@ -342,14 +341,14 @@ def _told_before_it_is_sent() -> Iterator[None]:
     """The attempt is written down as the delivery."""
     record = webhooks.WebhookRecord
 
-    def delivered(**known: Any) -> WebhookRecord:
+    def delivered(**known: Any) -> webhooks.WebhookRecord:
         return record(**known | ({"state": "delivered"} if known["num_attempts"] else {}))
 
     with patch.object(webhooks, "WebhookRecord", delivered), patch.object(webhooks, "load", _load_hook(record)):
         yield
 
 
-def _load_hook(record: type[WebhookRecord]) -> Callable[..., Any]:
+def _load_hook(record: type[webhooks.WebhookRecord]) -> Callable[..., Any]:
     return lambda ledger, key, kind: load(ledger, key, record)
 
 

@@ -1,0 +1,59 @@
+"""What is stored of files in the inbox, and what a batch keeps of the one that it was made of."""
+
+from dataclasses import dataclass
+
+from batchfile.ledger.origin import Source, facts_of, origin_of
+from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules
+
+_KIND = "inbox"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DroppedFile:
+    """The file in the inbox that a batch is made of, as it was claimed.
+
+    `modified_at`: epoch seconds, by the store's clock. `wants_parquet`, `callback`, `move_done`: what was asked for
+    beside it.
+    """
+
+    key: str
+    etag: str
+    modified_at: float
+    wants_parquet: bool = False
+    callback: str | None = None
+    move_done: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRecord:
+    """Which batch a version of a file in the inbox became. `created_at`: the batch's.
+
+    `is_made`: the batch has existed; what became of it since, this version is never a batch again.
+    """
+
+    key: str
+    etag: str
+    modified_at: float
+    batch_id: str
+    created_at: float
+    is_made: bool = False
+    version: int = VERSION
+
+
+def dropped_file(batch: BatchRecord) -> DroppedFile | None:
+    """None where the batch was not made of a file in the inbox. Raises: BatchDamaged."""
+    return facts_of(batch, _KIND, DroppedFile)
+
+
+def inbox_path(batch: BatchRecord) -> str | None:
+    """The key of that file."""
+    return batch.origin.name if batch.origin is not None and batch.origin.kind == _KIND else None
+
+
+def source(dropped: DroppedFile, size: int) -> Source:
+    """What a batch is made of. `size`: in bytes, of the file."""
+    return Source(
+        input=InputRef(key=dropped.key, etag=dropped.etag, size=size, sha256="", dialect="native"),
+        origin=origin_of(_KIND, dropped.key, dropped),
+        rules=PlanRules(),
+    )
