@@ -96,7 +96,7 @@ class Supervisor:
             self._forward()
             for slot in self._slots:
                 if slot.code is None:
-                    self._run_janitor(slot)
+                    self._check(slot)
             time.sleep(LOOK_S)
         codes = {slot.code for slot in self._slots} - {OK, _STOPPED_EARLY}
         return REFUSED if REFUSED in codes else FAILED if codes else OK
@@ -122,7 +122,7 @@ class Supervisor:
             self._num_signals = self._num_forwarded
             self._kill_at = now + STOP_MARGIN_S
 
-    def _run_janitor(self, slot: Slot) -> None:
+    def _check(self, slot: Slot) -> None:
         if slot.process is None:
             if self._num_signals:
                 slot.code = OK

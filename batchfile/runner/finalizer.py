@@ -1,4 +1,4 @@
-"""Ends batches beside the engine, and janitors: expires, finishes what nobody finished, deletes what is old.
+"""Ends batches beside the engine, and works as a janitor: expires, finishes what nobody finished, deletes what is old.
 
 `tick` does what is due; a thread repeats it. Harmless in any number of processes.
 """
