@@ -1,14 +1,43 @@
-"""The environment of a process of ours that reads what strangers write: without the secrets of this process."""
+"""Processes of ours: how they start, and an environment without the secrets of this process."""
 
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = str(Path(__file__).parents[1])  # where this package is imported from
 _KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONHOME")
+# Signals that are meant for a whole service (Ctrl-C, systemd's SIGTERM): a child's parent may have work to finish.
+FOR_SERVICES = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+def start_child(
+    *arguments: str, env: Mapping[str, str] | None = None, has_stdout: bool = True
+) -> "subprocess.Popen[bytes]":
+    """A Python that is written to, and read from where `has_stdout`.
+
+    A session of its own keeps a kill of the process group from ending it; of blocked signals a child hears nothing from
+    its first moment on.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
+    try:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if has_stdout else subprocess.DEVNULL,
+            env=env,
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """With `python -P`, which reads no module of the working directory, such a process finds this package."""
+    """For a process that reads what strangers write. With `python -P`, which reads no module of the working directory,
+    it finds this package.
+    """
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return {**kept, "PYTHONPATH": python_path(), **more}
 

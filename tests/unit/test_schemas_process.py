@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from batchfile.engine.schemas.compile import answer_of
 from batchfile.runner.schemas import process as schemas_process
 from batchfile.runner.schemas.process import CheckProcess
 
@@ -98,7 +99,7 @@ def test_one_that_ends_its_process_twice_is_given_up(process: CheckProcess, monk
     def asked(worker: "subprocess.Popen[bytes]", frame: tuple[bytes, ...], timeout_s: float) -> list[bytes]:
         ended.append(worker.pid)
         worker.kill()
-        return process._answer(worker, timeout_s)
+        return answer_of(worker, timeout_s)
 
     with monkeypatch.context() as patched:
         patched.setattr(process, "_asked", asked)

@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -18,9 +17,9 @@ from typing import Literal
 
 import structlog
 
-from batchfile.child_env import python_path
+from batchfile.child_env import python_path, start_child
 from batchfile.engine.schemas import compile_worker
-from batchfile.engine.vllm.process_guard import FOR_SERVICES, ProcessGuard
+from batchfile.engine.vllm.process_guard import ProcessGuard
 
 log = structlog.get_logger()
 
@@ -123,7 +122,7 @@ class SchemaCheck:
             assert worker.stdin is not None
             frame = (str(time_s).encode(), str(MEMORY_MAX).encode(), schema)
             compile_worker.write(worker.stdin.fileno(), *frame)
-            kind, answer = self._answer(worker, 2 * compile_worker.STARVED * time_s)
+            kind, answer = answer_of(worker, 2 * compile_worker.STARVED * time_s)
         except (OSError, EOFError, TimeoutError, ValueError) as error:
             self._end(worker)
             if not self._is_closed:
@@ -162,7 +161,7 @@ class SchemaCheck:
             try:
                 assert worker.stdin is not None
                 compile_worker.write(worker.stdin.fileno(), self._payload)
-                kind, reason = self._answer(worker, START_S_MAX)
+                kind, reason = answer_of(worker, START_S_MAX)
             except (OSError, EOFError, TimeoutError, ValueError) as error:
                 kind, reason = compile_worker.BROKEN, f"{type(error).__name__}: {error}".encode()
             if kind == compile_worker.READY:
@@ -180,29 +179,10 @@ class SchemaCheck:
         environ = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path()}
         if self._guard is not None:
             environ |= self._guard.environ
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
-        try:
-            worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", compile_worker.__name__, self._module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environ,
-                start_new_session=True,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        worker = start_child("-P", "-m", compile_worker.__name__, self._module, env=environ)
         if self._guard is not None:
             self._guard.watch(worker.pid)
         return worker
-
-    def _answer(self, worker: "subprocess.Popen[bytes]", timeout_s: float) -> list[bytes]:
-        """Raises: EOFError, TimeoutError. Ticks are counted: time in which this process is stopped is no time."""
-        assert worker.stdout is not None
-        fd = worker.stdout.fileno()
-        for _ in range(int(timeout_s / ANSWER_TICK_S) + 1):
-            if select.select([fd], [], [], ANSWER_TICK_S)[0]:
-                return compile_worker.read(fd)
-        raise TimeoutError(f"no answer within {timeout_s:g} s")
 
     def _end(self, worker: "subprocess.Popen[bytes]") -> None:
         """With a fork that it may have: they are a process group."""
@@ -217,6 +197,16 @@ class SchemaCheck:
             for pipe in (worker.stdin, worker.stdout):
                 if pipe is not None:
                     pipe.close()
+
+
+def answer_of(worker: "subprocess.Popen[bytes]", timeout_s: float) -> list[bytes]:
+    """Raises: EOFError, TimeoutError. Ticks are counted: time in which this process is stopped is no time."""
+    assert worker.stdout is not None
+    fd = worker.stdout.fileno()
+    for _ in range(int(timeout_s / ANSWER_TICK_S) + 1):
+        if select.select([fd], [], [], ANSWER_TICK_S)[0]:
+            return compile_worker.read(fd)
+    raise TimeoutError(f"no answer within {timeout_s:g} s")
 
 
 def _digest(schema: bytes) -> bytes:

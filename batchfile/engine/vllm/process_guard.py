@@ -9,12 +9,12 @@ process's start and the message about it. A guard that is itself killed is start
 import contextlib
 import os
 import secrets
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from typing import IO
+
+from batchfile.child_env import start_child
 
 # With a number of its own for each guard: a process can have several, of which one is started within the other's.
 MARK = "GUARDED_BY_BATCHFILE_"
@@ -24,8 +24,6 @@ LOOK_S = 0.5
 END_S = 5.0
 # Between a guard's unexpected end and the next one: it ends at once where, say, there is no memory left.
 AGAIN_S = 0.2
-# Signals that are meant for a whole service (Ctrl-C, systemd's SIGTERM): its parent may have work to finish.
-FOR_SERVICES = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 KILL, CLOSE = b"kill\n", b"close\n"
 
 # Runs without site-packages, so that it starts in milliseconds and stays small. A pidfd stays with its process, where a
@@ -179,18 +177,7 @@ class ProcessGuard:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         arguments = [str(os.getpid()), f"{self._mark}=1", str(LOOK_S)]
-        # A session of its own keeps a kill of the process group from ending it; of blocked signals a child hears
-        # nothing from its first moment on.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
-        try:
-            return subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return start_child("-I", "-S", "-c", _PROGRAM, *arguments, has_stdout=False)
 
     def _start_again(self) -> None:
         """Each time that the guard ends before it was asked to."""

@@ -3,10 +3,8 @@
 What checks a schema cannot be interrupted, and holds up every thread of its process meanwhile.
 """
 
-import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -15,9 +13,9 @@ from typing import cast
 
 import structlog
 
-from batchfile.child_env import child_environment
-from batchfile.engine.schemas.compile_worker import read, write
-from batchfile.engine.vllm.process_guard import FOR_SERVICES
+from batchfile.child_env import child_environment, start_child
+from batchfile.engine.schemas.compile import answer_of
+from batchfile.engine.schemas.compile_worker import write
 from batchfile.runner.schemas import worker as schemas_worker
 from batchfile.runner.schemas.rules import Kind, Verdict
 
@@ -32,7 +30,6 @@ TIME_S_HURRIED = 0.1
 SLOW_SCHEMAS_KEPT = 1024
 ANSWER_S_MAX = 60.0  # by the clock: a busy machine fails none before that
 START_S_MAX = 60.0
-ANSWER_TICK_S = 0.25
 TRIES = 2  # the process may have been killed from outside
 
 TOO_LARGE = f"ends the process that does it, which may use {schemas_worker.MEMORY_MAX >> 30} GiB"
@@ -107,41 +104,19 @@ class CheckProcess:
             if worker is not None and worker.poll() is None:
                 return worker
             self.release()
-            worker = self._worker = self._start()
+            worker = self._worker = start_child("-P", "-m", schemas_worker.__name__, env=child_environment())
         try:
-            self._answer(worker, START_S_MAX)
+            answer_of(worker, START_S_MAX)
         except (OSError, EOFError, TimeoutError):
             self._end(worker)
             raise
         return worker
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
-        try:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", schemas_worker.__name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=child_environment(),
-                start_new_session=True,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
     def _asked(self, worker: "subprocess.Popen[bytes]", frame: tuple[bytes, ...], timeout_s: float) -> list[bytes]:
         """Raises: OSError, EOFError, TimeoutError."""
         assert worker.stdin is not None
         write(worker.stdin.fileno(), *frame)
-        return self._answer(worker, timeout_s)
-
-    def _answer(self, worker: "subprocess.Popen[bytes]", timeout_s: float) -> list[bytes]:
-        """Raises: EOFError, TimeoutError. Ticks are counted: time in which this process is stopped is no time."""
-        assert worker.stdout is not None
-        fd = worker.stdout.fileno()
-        for _ in range(int(timeout_s / ANSWER_TICK_S) + 1):
-            if select.select([fd], [], [], ANSWER_TICK_S)[0]:
-                return read(fd)
-        raise TimeoutError(f"no answer within {timeout_s:g} s")
+        return answer_of(worker, timeout_s)
 
     def _end(self, worker: "subprocess.Popen[bytes]") -> None:
         worker.kill()  # nothing where it has ended; what ended it is kept
