@@ -221,11 +221,6 @@ class Runner:
         return len(self._ready_queue)
 
     @property
-    def num_unchecked(self) -> int:
-        """Requests that wait for their schemas."""
-        return len(self._prefetcher.unchecked)
-
-    @property
     def is_building(self) -> bool:
         """There is no engine now: the first one loads, or one died and the next one does."""
         return self._engine_host.is_empty and not self._stop.is_set() and self._finalizer.ended is None

@@ -9,7 +9,7 @@ from openai.types.chat import ChatCompletion
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines import find_problems, parse_request
-from batchfile.lines.formats.openai_results import render_openai
+from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.result import encode_result
 from batchfile.types import Choice, Completion, Defaults, Failure, Message, Outcome, Request, Sampling, Usage
 
@@ -208,7 +208,8 @@ def test_a_line_without_method_and_url_is_told_both() -> None:
 
 def rendered(outcome: Outcome) -> Any:
     result = encode_result("a", outcome, "m")
-    return json.loads(render_openai(result, batch_id="batch_1", line=4, created=1_800_000_000))
+    [line] = openai_file([result + b"\n"], batch_id="batch_1", created=1_800_000_000, is_output=None)
+    return json.loads(line)
 
 
 def test_a_success_is_a_chat_completion() -> None:
@@ -216,13 +217,13 @@ def test_a_success_is_a_chat_completion() -> None:
     choices = (Choice("yes", "end_turn"), Choice("no", "max_tokens"), Choice("", "stop_sequence"))
     message = {"role": "assistant", "refusal": None}
     assert rendered(Completion(choices=choices, usage=usage)) == {
-        "id": "batch_req_batch_1_4",
+        "id": "batch_req_batch_1_0",
         "custom_id": "a",
         "response": {
             "status_code": 200,
-            "request_id": "req_batch_1_4",
+            "request_id": "req_batch_1_0",
             "body": {
-                "id": "chatcmpl-batch_1_4",
+                "id": "chatcmpl-batch_1_0",
                 "object": "chat.completion",
                 "created": 1_800_000_000,
                 "model": "m",

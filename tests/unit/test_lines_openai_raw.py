@@ -10,7 +10,7 @@ import pytest
 from batchfile.errors import InvalidRequest
 from batchfile.lines import find_problems, parse_request
 from batchfile.lines.formats.anthropic import anthropic_lines
-from batchfile.lines.formats.openai_results import render_openai
+from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.formats.stage import stage_lines
 from batchfile.lines.parquet import write_results
 from batchfile.lines.result import encode_result
@@ -126,7 +126,8 @@ def test_a_check_counts_their_characters_and_tokens() -> None:
 
 
 def body_of(outcome: Outcome) -> Any:
-    made = render_openai(encode_result("a", outcome, "m"), batch_id="batch_1", line=4, created=1_800_000_000)
+    result = encode_result("a", outcome, "m") + b"\n"
+    [made] = openai_file([result], batch_id="batch_1", created=1_800_000_000, is_output=None)
     return json.loads(made)["response"]["body"]
 
 
@@ -137,7 +138,7 @@ def test_a_completion_is_a_text_completion() -> None:
     choices = (Choice("yes", "end_turn"), Choice("no", "max_tokens"))
     found = body_of(Completion(choices=choices, usage=USAGE, kind="completion"))
     assert list(found) == ["id", "object", "created", "model", "choices", "usage"]
-    assert (found["id"], found["object"]) == ("cmpl-batch_1_4", "text_completion")
+    assert (found["id"], found["object"]) == ("cmpl-batch_1_0", "text_completion")
     assert found["choices"] == [
         {"index": 0, "text": "yes", "logprobs": None, "finish_reason": "stop"},
         {"index": 1, "text": "no", "logprobs": None, "finish_reason": "length"},

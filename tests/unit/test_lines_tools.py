@@ -8,7 +8,7 @@ import pytest
 from batchfile.errors import InvalidRequest
 from batchfile.lines import parse_request
 from batchfile.lines.formats.anthropic import anthropic_lines
-from batchfile.lines.formats.openai_results import render_openai
+from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.formats.stage import stage_lines
 from batchfile.lines.result import decode_result, encode_result
 from batchfile.types import Choice, Completion, Defaults, Message, Request, Tool, ToolCall, Tools, Usage
@@ -217,7 +217,8 @@ def test_calls_without_a_word_have_no_text_block() -> None:
     silent = Choice("", "tool_use", calls=CHOICE.calls)
     line = encode_result("a", Completion(choices=(silent,), usage=Usage()), "m")
     assert json.loads(line)["message"]["content"] == BLOCKS[2:]
-    body = json.loads(render_openai(line, batch_id="b", line=0, created=1))["response"]["body"]
+    [made] = openai_file([line + b"\n"], batch_id="b", created=1, is_output=None)
+    body = json.loads(made)["response"]["body"]
     assert body["choices"][0]["message"]["content"] is None
 
 
@@ -238,7 +239,8 @@ def test_anthropics_blocks_have_every_key() -> None:
 
 
 def test_openais_message_has_calls_and_no_thinking() -> None:
-    body = json.loads(render_openai(LINE, batch_id="b", line=0, created=1))["response"]["body"]
+    [made] = openai_file([LINE + b"\n"], batch_id="b", created=1, is_output=None)
+    body = json.loads(made)["response"]["body"]
     assert body["choices"] == [
         {
             "index": 0,

@@ -45,18 +45,11 @@ _PLACE = re.compile(r"(?:body\.)?(model|(?<=body\.)[^\s:]+): ")  # which key of 
 _encoder = msgspec.json.Encoder()
 
 
-def render_openai(result_line: bytes, *, batch_id: str, line: int, created: int) -> bytes:
-    """One output line without its newline. Ids are made of the batch and the number of the request in it.
-
-    `created` in whole seconds since the epoch: the batch's own time, so that reading twice gives the same bytes.
-    """
-    return _rendered(decode_result(result_line), batch_id, line, created)
-
-
 def openai_file(chunks: Iterable[bytes], *, batch_id: str, created: int, is_output: bool | None) -> Iterator[bytes]:
     """Native results, in chunks, as one of OpenAI's two files, in chunks: what succeeded, or all the rest.
 
-    `is_output` None: both in one, in order.
+    `is_output` None: both in one, in order. Ids are made of the batch and the number of the request in it. `created` in
+    whole seconds since the epoch: the batch's own time, so that reading twice gives the same bytes.
     """
     rows: list[bytes] = []
     size = 0
