@@ -413,7 +413,7 @@ MUTANTS: dict[str, Mutant] = {
     "each attempt at a webhook has an id of its own": _an_id_for_each_attempt,
     "the batch that sorts first is always claimed from": _replaced(Claims, "_choose", _the_first_of_all),
     "the tenant whose name sorts last is always next": _replaced(Turns, "take", lambda self, tenants: max(tenants)),
-    "a file that kills its planners is never found": _replaced(plan_pending, "LAPSES_MAX", 10**6),
+    "a file that kills its planners is never found": _replaced(plan_pending, "CRASHES_MAX", 10**6),
     # found here once, and mended
     "a done record is written again": _judged(_rewritten_when_done),
     "an abandoned create is not fenced": _abandoned_without_fence,
