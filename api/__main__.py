@@ -1,4 +1,4 @@
-"""`python -m api`: the HTTP service over a store."""
+"""`batchfile serve`, in a checkout also `python -m api`: the HTTP service over a store."""
 
 import argparse
 import ipaddress
@@ -27,10 +27,17 @@ KEEP_ALIVE_S = 75  # longer than load balancers keep one idle, or they meet clos
 CONNECTIONS_MAX = 2_000  # more push out those that wait for a request
 HEADER_BYTES_MAX = 64 * 1024
 SHUTDOWN_S = 20
+EXAMPLES = """\
+examples:
+  {prog}                                     # the store .batchfile here, for this machine only
+  {prog} --store s3://bucket/prefix --host 0.0.0.0 --port 8000
+  {prog} --config batchfile.toml
+
+Everything else is a setting: batchfile.toml and BATCHFILE_* variables."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = _parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, prog: str = f"python -m {__package__}") -> int:
+    args = _parser(prog).parse_args(arguments)
     if args.config:
         os.environ[CONFIG_VARIABLE] = args.config
     logs.configure()
@@ -118,8 +125,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Serve batches over HTTP from a store.",
+        epilog=EXAMPLES.format(prog=prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--host", help="the address to listen on (BATCHFILE_HOST; loopback without API keys)")
     parser.add_argument("--port", type=_port, help="the port, 0 for any that is free (BATCHFILE_PORT or PORT; 8000)")
     parser.add_argument("--store", help="a directory or s3://bucket/prefix (BATCHFILE_STORE; .batchfile here)")

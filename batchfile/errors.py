@@ -39,6 +39,11 @@ A class exists only where a caller acts differently. A message says what happene
 UNREADABLE = (ValueError, RecursionError)
 
 
+def install_hint(extra: str) -> str:
+    """What installs an extra that is missing, for a message."""
+    return f"pip install 'batchfile[{extra}]', or '.[{extra}]' in a checkout"
+
+
 class BatchfileError(Exception):
     """The root: nothing else is raised on purpose.
 

@@ -1,22 +1,25 @@
-"""`python -m runners --pool NAME`. With `--slot`, which only the supervisor gives, it is one runner."""
+"""`batchfile worker --pool NAME`, in a checkout also `python -m runners`.
+
+With `--slot`, which only the supervisor gives, it is one runner.
+"""
 
 import sys
 
 import structlog
 
 from batchfile import logs
-from batchfile.errors import BatchfileError, SettingsError, StoreError, StoreUnavailable
+from batchfile.errors import BatchfileError, SettingsError, StoreError, StoreUnavailable, install_hint
 
-from .options import Options, parse
+from .options import PROG, Options, parse
 
 log = structlog.get_logger()
 
 FAILED, REFUSED = 1, 2
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], prog: str = PROG) -> int:
     """0: done or stopped. 1: something that another start may mend. 2: a setting that can not be used."""
-    options = parse(arguments)
+    options = parse(arguments, prog)
     logs.configure(**options.log_keys)
     try:
         return _run(options)
@@ -27,7 +30,7 @@ def main(arguments: list[str]) -> int:
         log.error("process.failed", error=str(error))
         return FAILED
     except ModuleNotFoundError as error:
-        log.error("process.refused", error=f"{error.name} is not installed here: pip install '.[fleet]' in a checkout")
+        log.error("process.refused", error=f"{error.name} is not installed here: {install_hint('fleet')}")
         return REFUSED
     except Exception:
         log.exception("process.crashed")

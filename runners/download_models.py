@@ -24,7 +24,7 @@ OK, FAILED, REFUSED = 0, 1, 2
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m runners.download_models", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.download_models", description=__doc__)
     parser.add_argument("--pool", required=True, metavar="NAME")
     name = parser.parse_args(arguments).pool
     logs.configure(pool=name)

@@ -10,7 +10,14 @@ from batchfile.types import EngineKind
 
 METRICS_PORT = 9400
 METRICS_PORTS = 100  # from there on; a runner takes the first that is free
-EXAMPLES = """Everything else is a setting: batchfile.toml, BATCHFILE_* variables, and MISTRAL_BASE_URL and the like
+PROG = f"python -m {__package__}"
+EXAMPLES = """\
+examples:
+  {prog} --pool mistral                      # for the store .batchfile here
+  {prog} --pool mistral --store s3://bucket/prefix --idle-exit 300
+  {prog} --pool test --engine echo --drain   # without a model, until all is done
+
+Everything else is a setting: batchfile.toml, BATCHFILE_* variables, and MISTRAL_BASE_URL and the like
 for pools behind an HTTP endpoint. SIGTERM or Ctrl-C finishes what is in flight and gives the rest back; a second
 one does not wait."""
 
@@ -46,10 +53,13 @@ class Options:
         return {"pool": self.pool} | ({} if self.slot is None else {"slot": self.slot})
 
 
-def parse(arguments: list[str]) -> Options:
+def parse(arguments: list[str], prog: str = PROG) -> Options:
     """`--config` goes into the environment, which the children inherit. Exits with 2 where it can not be used."""
     parser = argparse.ArgumentParser(
-        prog="python -m runners", description="Work for one pool: one runner per engine slot.", epilog=EXAMPLES
+        prog=prog,
+        description="Work for one pool of a store: one runner per engine slot.",
+        epilog=EXAMPLES.format(prog=prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--pool", required=True, metavar="NAME", help="the pool, as the settings name it")

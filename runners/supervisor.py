@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from batchfile.engine.vllm.cpu import BIND, core_shares
 from batchfile.engine.vllm.machine import read_cpu
 from batchfile.settings import load_settings
 
+from . import child
 from .options import Options
 from .pools import kind_of, pool_of
 from .slots import VISIBLE, plan_slots, visible_gpus
@@ -134,7 +134,7 @@ class Supervisor:
             self._on_exit(slot, slot.process, code)
 
     def _start(self, slot: Slot) -> None:
-        environ = dict(os.environ)
+        environ = child.environment()
         if slot.gpus is not None:
             environ[VISIBLE] = slot.gpus
         if slot.cores is not None:
@@ -173,7 +173,7 @@ def supervise(options: Options) -> int:
     grace_s = settings.service_grace_s
 
     def command(slot: int) -> list[str]:
-        return [sys.executable, "-m", "runners", *options.arguments, "--slot", str(slot)]
+        return child.command(*options.arguments, "--slot", str(slot))
 
     is_on_cpu = kind == "vllm" and not gpus and pool.tensor_parallel_size == 1
     core_sets = core_shares(read_cpu().cores, len(gpu_sets)) if is_on_cpu else None

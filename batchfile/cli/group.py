@@ -37,6 +37,8 @@ COMMANDS = {
     "retry": Lazy("retry", "Run again what did not succeed, as a new batch."),
     "doctor": Lazy("doctor", "Check this machine, the engine and the store."),
     "config": Lazy("config", "Show the settings and where they came from."),
+    "serve": Lazy("serve", "Serve batches over HTTP from a store."),
+    "worker": Lazy("worker", "Work for one pool of a store."),
     "keys": Lazy("keys", "Make API keys for the service."),
     "completion": Lazy("completion", "Print the completion script of a shell."),
 }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from batchfile.errors import SettingsError
+from batchfile.errors import SettingsError, install_hint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ def hosted_price(name: str, input_tokens: int, max_output_tokens: int) -> Hosted
         from genai_prices import Usage, calc_price
         from genai_prices.data_snapshot import get_snapshot
     except ImportError:
-        raise SettingsError("--against needs the package genai-prices: pip install '.[prices]' in a checkout") from None
+        raise SettingsError(f"--against needs the package genai-prices: {install_hint('prices')}") from None
     first, _, rest = name.partition(":")  # a model's own name may have a colon too
     is_provider = first in {provider.id for provider in get_snapshot().providers}
     provider, model = (first, rest) if is_provider else ("", name)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import structlog
 
 from batchfile import logs
-from batchfile.errors import BatchfileError, SettingsError
+from batchfile.errors import BatchfileError, SettingsError, install_hint
 from batchfile.settings import load_settings
 
 from .options import RayOptions, order_of, parse, use_config
@@ -30,9 +30,7 @@ def main(arguments: list[str]) -> int:
         log.error("order.failed", error=str(error))
         return FAILED
     except ModuleNotFoundError as error:
-        log.error(
-            "order.refused", error=f"{error.name} is not installed here: pip install '.[fleet,ray]' in a checkout"
-        )
+        log.error("order.refused", error=f"{error.name} is not installed here: {install_hint('fleet,ray')}")
         return REFUSED
 
 

@@ -6,14 +6,13 @@ The process ends with its holder: in order if the holder was killed, at once if 
 import os
 import random
 import socket
-import sys
 import threading
-from pathlib import Path
 
 import structlog
 
 from batchfile import logs
 
+from .. import child
 from ..supervisor import OK, Supervisor
 from .plans import HolderReport, HolderState, Task
 
@@ -21,7 +20,6 @@ log = structlog.get_logger()
 
 # A runner that refuses at its first start may yet find the GPU's memory free, or its settings mended.
 REFUSED_WAIT_S = 30.0
-ROOT = Path(__file__).resolve().parents[2]
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -54,7 +52,7 @@ class Holder:
             self._supervisor.stop()
 
     def _new_supervisor(self) -> Supervisor:
-        command = [sys.executable, "-m", "runners", *self._task.arguments]
+        command = child.command(*self._task.arguments)
         return Supervisor([None], lambda slot: command, self._task.grace_s)
 
     def _hold(self) -> None:
@@ -75,8 +73,6 @@ class Holder:
 
 
 def _prepare_environment(task: Task) -> None:
-    """For the child: the code that this process has, and as many threads as there are where no GPU does the work."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    """For the child: as many threads as there are where no GPU does the work."""
     if not task.num_gpus:
         os.environ.pop(THREADS, None)  # Ray sets it to the CPUs that it counts for the actor

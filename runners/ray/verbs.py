@@ -75,7 +75,7 @@ def status() -> Sequence[PoolReport]:
     """As the launcher saw it last. Raises: BatchfileError where there is none, or none that answers."""
     handle = actors.find(actors.LAUNCHER)
     if handle is None:
-        raise BatchfileError("nothing runs on this cluster: `python -m runners.ray up` starts it")
+        raise BatchfileError(f"nothing runs on this cluster: `python -m {__package__} up` starts it")
     found: Sequence[PoolReport] = _ask(handle.reports, actors.ANSWER_S_MAX)
     return found
 

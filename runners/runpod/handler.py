@@ -2,7 +2,7 @@
 
     POOL=mistral python -m runners.runpod.handler
 
-The runner is a child, `python -m runners --pool NAME`. What goes wrong with a request is in that request's result;
+The runner is a child, `batchfile worker --pool NAME`. What goes wrong with a request is in that request's result;
 only a runner that can not work fails a job. Knows no store and no engine.
 
 A job's input, all of it optional:
@@ -18,7 +18,6 @@ import asyncio
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +25,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from .. import child
+
 POOL_VARIABLE = "POOL"
-ARGUMENTS_VARIABLE = "RUNNER_ARGUMENTS"  # more for `python -m runners`
+ARGUMENTS_VARIABLE = "RUNNER_ARGUMENTS"  # more for `batchfile worker`
 TIMEOUT_S = 600.0  # the platform's own default
 IDLE_S = 60.0
 # Before the timeout: what is in flight finishes, is checkpointed, and the rest is given back.
@@ -73,10 +74,10 @@ def _seconds(name: str, value: object) -> float:
 
 def command_of(job: Job, pool: str) -> list[str]:
     if job.is_prefetch:
-        return [sys.executable, "-m", "runners.download_models", "--pool", pool]
+        return child.command("--pool", pool, module="download_models")
     idle = [] if job.idle_s is None else ["--idle-exit", str(job.idle_s)]
     more = shlex.split(os.environ.get(ARGUMENTS_VARIABLE, ""))
-    return [sys.executable, "-m", "runners", "--pool", pool, *idle, *more]
+    return child.command("--pool", pool, *idle, *more)
 
 
 async def handle(given: dict[str, Any]) -> dict[str, object]:
@@ -89,7 +90,7 @@ async def handle(given: dict[str, Any]) -> dict[str, object]:
         job = read_job(given.get("input"))
     except ValueError as error:
         return {"error": str(error)}
-    process = await asyncio.create_subprocess_exec(*command_of(job, pool))
+    process = await asyncio.create_subprocess_exec(*command_of(job, pool), env=child.environment())
     ended = "prefetched" if job.is_prefetch else "idle"
     try:
         with stopping_on_sigterm(process) as told:

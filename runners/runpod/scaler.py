@@ -110,7 +110,7 @@ def run(scalers: list[Scaler], look_s: float) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m runners.runpod.scaler",
+        prog=f"python -m {__package__}.scaler",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
