@@ -34,14 +34,11 @@ A class exists only where a caller acts differently. A message says what happene
 (True, True)
 """
 
+from importlib.util import find_spec
+
 # What a JSON decoder raises for bytes that it cannot read: every msgspec error and UnicodeDecodeError is a ValueError.
 # Which of them comes for what differs between versions, so nothing asks.
 UNREADABLE = (ValueError, RecursionError)
-
-
-def install_hint(extra: str) -> str:
-    """What installs an extra that is missing, for a message."""
-    return f"pip install 'batchfile[{extra}]', or '.[{extra}]' in a checkout"
 
 
 class BatchfileError(Exception):
@@ -232,3 +229,14 @@ class RecordNewer(BatchDamaged):
 
 class EngineDead(BatchfileError):
     """The engine can not go on. The caller closes it, builds another and runs the in-flight requests again."""
+
+
+def install_hint(extra: str) -> str:
+    """What installs an extra that is missing, for a message."""
+    return f"pip install 'batchfile[{extra}]', or '.[{extra}]' in a checkout"
+
+
+def check_installed(package: str, *, extra: str, what: str) -> None:
+    """`what`: that needs the package. Raises: SettingsError naming the extra."""
+    if find_spec(package) is None:
+        raise SettingsError(f"{what} needs {package}, which is not installed: {install_hint(extra)}")

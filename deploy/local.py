@@ -23,8 +23,9 @@ from local_setup.model import model_dir
 from local_setup.progress import say
 from local_setup.recipe import set_up
 
-EXTRAS_SERVICE = ("api", "fleet")
-EXTRAS_TEST = ("test", "api", "fleet", "prices", "ray", "runpod")
+EXTRAS_DEMO = ("parquet", "s3")
+EXTRAS_SERVICE = (*EXTRAS_DEMO, "api", "fleet")
+EXTRAS_TEST = (*EXTRAS_SERVICE, "test", "prices", "ray", "runpod")
 
 
 def parse() -> argparse.Namespace:
@@ -42,7 +43,7 @@ def main() -> int:
     if arguments.print_model:
         sys.stdout.write(f"{model_dir()}\n")
         return 0
-    extras = EXTRAS_TEST if arguments.test else EXTRAS_SERVICE if arguments.service else ()
+    extras = EXTRAS_TEST if arguments.test else EXTRAS_SERVICE if arguments.service else EXTRAS_DEMO
     try:
         if arguments.write_constraints:
             from local_setup.constraints import write_constraints

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchfile.child_env import child_environment
-from batchfile.errors import ConverterKilled, InvalidFile
+from batchfile.errors import ConverterKilled, InvalidFile, check_installed
 from batchfile.lines.file_formats import CHUNK_BYTES, Format
 
 MEMORY_BYTES_MAX = 2 * 1024**3  # beyond what the child needs to start; at most half of a container's limit
@@ -43,9 +43,11 @@ def convert(name: str, kind: Format, stream: BinaryIO, *, beat: Callable[[], Non
     """The file as JSONL, in chunks of at most 1 MiB. `name` is for messages; Parquet needs a stream that can seek.
 
     `beat` is called every second or so, also while nothing comes.
-    Raises: InvalidFile, also where the file takes too much memory or time, or ends its reader; ConverterKilled; and
-    whatever the stream or `beat` raises.
+    Raises: InvalidFile, also where the file takes too much memory or time, or ends its reader; ConverterKilled;
+    SettingsError where Parquet cannot be read here; and whatever the stream or `beat` raises.
     """
+    if kind == "parquet":
+        check_installed("pyarrow", extra="parquet", what=name)
     size = stream.seek(0, os.SEEK_END) if kind == "parquet" else 0
     child = subprocess.Popen(
         _command(name, kind, size),

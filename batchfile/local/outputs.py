@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from batchfile.errors import OutputTaken, SettingsError
+from batchfile.errors import OutputTaken, SettingsError, check_installed
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.lines.file_formats import file_chunks
@@ -52,6 +52,8 @@ def check_output(output: str, input_path: str | None) -> str:
             raise SettingsError(f"{output}{ending}: is the input itself; choose another output")
     if Path(path).suffix.lower() in _OTHER_FORMATS:
         raise SettingsError(f"{output}: the results are JSONL or Parquet; let its name end with .jsonl or .parquet")
+    if path.endswith(PARQUET_ENDING):
+        check_installed("pyarrow", extra="parquet", what=output)
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise SettingsError(f"{output}: there is no directory {folder}; make it first")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from batchfile.errors import SettingsError, StoreError, StoreUnavailable
+from batchfile.errors import SettingsError, StoreError, StoreUnavailable, check_installed
 from batchfile.store.base import Store
 
 ACCEPTED = "a directory, file:PATH, memory: or s3://BUCKET/PREFIX?endpoint=URL&region=NAME"
@@ -73,6 +73,7 @@ def _bucket(url: str, *, prove: bool) -> Store:
         raise SettingsError(f"{url} names no bucket; give s3://BUCKET/PREFIX")
     if unknown := sorted(set(query) - _QUERY):
         raise SettingsError(f"{url}: {unknown[0]!r} is not known; accepted are {', '.join(sorted(_QUERY))}")
+    check_installed("boto3", extra="s3", what=url)
     from batchfile.store.s3 import S3Store
 
     store = S3Store(

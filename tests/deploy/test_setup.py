@@ -32,6 +32,8 @@ dependencies = ["apple>=1,<3"]
 [project.optional-dependencies]
 api = ["pear>=1"]
 fleet = []
+parquet = []
+s3 = []
 """
 BACKEND = """
 import sys
@@ -267,4 +269,4 @@ def test_an_environment_without_pip_and_no_environment_are_told(checkout: Checko
 def test_the_stamp_says_what_was_installed(checkout: Checkout) -> None:
     assert checkout.run("--service").returncode == 0
     stamp = json.loads((checkout.root / ".venv" / "batchfile-setup.json").read_text())
-    assert (stamp["vllm"], stamp["extras"]) == ("0.32.0", ["api", "fleet"])
+    assert (stamp["vllm"], stamp["extras"]) == ("0.32.0", ["api", "fleet", "parquet", "s3"])
