@@ -428,11 +428,10 @@ def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern:
     for _ in range(2):
         janitor.tick()
         clock.sleep(15.0)
-    dropped = [batches.read_batch(ledger, keys.index_batch_id(entry.key)) for entry in store.list("index/")]
-    assert sorted(inbox_path(batch) or "" for batch in dropped if batch is not None) == [
-        f"inbox/local/{name}.jsonl" for name in ("b0", "b1", "b2")
-    ]
-    assert {batch.state for batch in dropped if batch is not None} == {"open"}
+    made = [batches.read_batch(ledger, keys.index_batch_id(entry.key)) for entry in store.list("index/")]
+    states = {inbox_path(batch): batch.state for batch in made if batch is not None and batch.batch_id != "c"}
+    assert len(made) == 4
+    assert states == {f"inbox/local/{name}.jsonl": "open" for name in ("b0", "b1", "b2")}
 
 
 def test_a_thousand_ill_batches_make_no_look_at_one_of_them_slow() -> None:
