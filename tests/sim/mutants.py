@@ -221,7 +221,7 @@ def _key_after_batch() -> Iterator[None]:
             ledger.store.put(key, encode(record))
         return made
 
-    with patch.object(idempotency, "adopt", get_or_create), patch.object(batches, "create", create_then_key):
+    with patch.object(idempotency, "get_or_create", get_or_create), patch.object(batches, "create", create_then_key):
         yield
 
 
@@ -232,7 +232,7 @@ def _first_attempt_overwrites() -> AbstractContextManager[object]:
     def never_late(ledger: Ledger, **asked: Any) -> KeyedBatch:
         return get_or_create_retry(ledger, **asked | {"arrived_at": ledger.clock.monotonic()})
 
-    return patch.object(idempotency, "adopt_retry", never_late)
+    return patch.object(idempotency, "get_or_create_retry", never_late)
 
 
 def _abandoned_without_fence() -> AbstractContextManager[object]:
