@@ -1,4 +1,7 @@
-"""A request's body onto disk: counted, hashed, unpacked, and gone when the request is. Memory holds a few MiB of it."""
+"""A request's body onto disk: counted, hashed, unpacked, and gone when the request is. Memory holds a few MiB of it.
+
+It is unpacked as its Content-Encoding says; what that leaves is read as any file is, whose first bytes say what it is.
+"""
 
 import asyncio
 import errno
@@ -13,6 +16,7 @@ from tempfile import TemporaryFile
 from typing import IO, Self
 
 from batchfile.errors import TooLarge
+from batchfile.lines.file_formats import PlainText
 from batchfile.lines.unpack import Packing, Unpacker
 from batchfile.settings_tables import Api
 
@@ -20,6 +24,8 @@ from .errors import Refusal
 
 FLUSH_BYTES = 1024 * 1024  # collected before a thread writes them: a switch to one costs as much as 50 KB
 BODY_S_MAX = 3600.0  # a body that takes longer than this is given up, however steadily it drips
+NAME = "the body"
+HINT = "pack and send it again"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ENCODINGS: dict[str, Packing | None] = {
     "": None,
@@ -77,7 +83,8 @@ async def spool(
 ) -> AsyncIterator[Spooled]:
     """The whole body; its file has no name and is gone afterwards.
 
-    Raises: Refusal (408, 415, 503), TooLarge, InvalidFile (what is packed is damaged), and what `stream` raises.
+    Raises: Refusal (408, 415, 503), TooLarge, InvalidFile (it is no text, or what is packed is damaged), and what
+    `stream` raises.
     """
     encoding = (content_encoding or "").strip().lower()
     if encoding not in _ENCODINGS:
@@ -120,31 +127,43 @@ class _Sink:
         self.size = 0
         self.digest = hashlib.sha256()
         self._num_received = 0
+        self._num_decoded = 0
         self._fd = fd
-        self._unpacker = None if packing is None else Unpacker(packing, "the body", "pack and send it again")
+        self._unpacker = None if packing is None else Unpacker(packing, NAME, HINT)
+        self._text = PlainText(NAME, HINT)
         self._limits = limits
 
     def write(self, chunks: list[bytes]) -> None:
         data = b"".join(chunks)
         self._num_received += len(data)
-        if self._num_received > self._limits.bytes_max:
-            raise _too_large(self._limits.bytes_max)
-        for piece in (data,) if self._unpacker is None else self._unpacker.unpack(data):
-            self.size += len(piece)
-            if self.size > self._limits.bytes_max:
-                raise _too_large(self._limits.bytes_max)
-            self.digest.update(piece)
-            try:
-                left = memoryview(piece)
-                while left:
-                    left = left[os.write(self._fd, left) :]
-            except OSError as error:
-                raise _no_room(self._limits, error) from error
+        self._check(self._num_received)
+        for decoded in (data,) if self._unpacker is None else self._unpacker.unpack(data):
+            self._num_decoded += len(decoded)
+            self._check(self._num_decoded)
+            for piece in self._text.read(decoded):
+                self._keep(piece)
 
     def finish(self, chunks: list[bytes]) -> None:
         self.write(chunks)
         if self._unpacker is not None:
             self._unpacker.finish()
+        for piece in self._text.finish():
+            self._keep(piece)
+
+    def _keep(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self._check(self.size)
+        self.digest.update(piece)
+        try:
+            left = memoryview(piece)
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError as error:
+            raise _no_room(self._limits, error) from error
+
+    def _check(self, size: int) -> None:
+        if size > self._limits.bytes_max:
+            raise _too_large(self._limits.bytes_max)
 
 
 def _unnamed_file(limits: SpoolLimits) -> IO[bytes]:

@@ -1,4 +1,4 @@
-"""The file formats that become JSONL: gzip, Zstandard, Parquet; told apart by their first bytes.
+"""File formats that become JSONL: gzip, Zstandard, Parquet; told apart by first bytes, in files and in bodies.
 
 Streams in bounded memory. What is damaged is an InvalidFile that says where. Knows no store and no request.
 """
@@ -13,6 +13,7 @@ Format = Literal["jsonl", "gzip", "zstd", "parquet"]
 
 CHUNK_BYTES = 1024 * 1024
 HEAD_BYTES = 4
+PARQUET_HINT = "give the file to `batchfile submit`, or put it into the inbox"
 _MAGIC: tuple[tuple[bytes, Format], ...] = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -25,16 +26,78 @@ _OTHERS = ((b"PK\x03\x04", "a zip archive (or an .xlsx)"), (b"BZh", "bzip2 data"
 
 def detect(name: str, head: bytes) -> Format:
     """The format of a file that begins with `head`. Raises: InvalidFile where its name says otherwise."""
-    if head.startswith(_UTF16):
-        raise InvalidFile(f"{name}: is UTF-16 text; save it as UTF-8")
-    for magic, what in _OTHERS:
-        if head.startswith(magic):
-            raise InvalidFile(f"{name}: is {what}; unpack it (.gz and .zst can be read as they are)")
-    found: Format = next((kind for magic, kind in _MAGIC if head.startswith(magic)), "jsonl")
+    found = _format_of(name, head)
     for ending, kind in _ENDINGS:
         if name.endswith(ending) and found != kind:
             raise InvalidFile(f"{name}: is named {ending} and is no {kind} data; the file is damaged or misnamed")
     return found
+
+
+def _format_of(name: str, head: bytes) -> Format:
+    """Raises: InvalidFile of what is never read."""
+    if head.startswith(_UTF16) or _has_nul_bytes_between(head):
+        raise InvalidFile(f"{name}: is UTF-16 text; save it as UTF-8")
+    for magic, what in _OTHERS:
+        if head.startswith(magic):
+            raise InvalidFile(f"{name}: is {what}; unpack it (.gz and .zst can be read as they are)")
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), "jsonl")
+
+
+def _has_nul_bytes_between(head: bytes) -> bool:
+    """As UTF-16 without a byte order mark has, of either byte order."""
+    return [n for n, byte in enumerate(head[:HEAD_BYTES]) if byte == 0] in ([0, 2], [1, 3])
+
+
+class PlainText:
+    """Data as it arrives into the text that it holds, unpacked where its first bytes say gzip or Zstandard.
+
+    `name` and `hint` are for messages: what the data is, and what to do where it is damaged. Packed twice is rejected:
+    what lies between the two could be of any size.
+    """
+
+    def __init__(self, name: str, hint: str, *, is_unpacked: bool = False) -> None:
+        self._name = name
+        self._hint = hint
+        self._is_unpacked = is_unpacked
+        self._head = b""
+        self._is_detected = False
+        self._unpacker: Unpacker | None = None
+        self._inner: PlainText | None = None
+
+    def read(self, data: bytes) -> Iterator[bytes]:
+        """What `data` adds. Raises: InvalidFile where it is not text, or damaged."""
+        if not self._is_detected:
+            data = self._head + data
+            self._head = data if len(data) < HEAD_BYTES else b""
+            if self._head:
+                return
+            self._detect(data)
+        if self._unpacker is None or self._inner is None:
+            yield data
+            return
+        for piece in self._unpacker.unpack(data):
+            yield from self._inner.read(piece)
+
+    def finish(self) -> Iterator[bytes]:
+        """Nothing follows. Raises: as `read`."""
+        if self._head:
+            self._detect(self._head)
+            yield self._head
+        if self._unpacker is not None and self._inner is not None:
+            self._unpacker.finish()
+            yield from self._inner.finish()
+
+    def _detect(self, head: bytes) -> None:
+        self._is_detected = True
+        kind = _format_of(self._name, head[:HEAD_BYTES])
+        if kind == "parquet":
+            raise InvalidFile(f"{self._name}: is Parquet data, which is read from a file of its own; {PARQUET_HINT}")
+        if kind == "jsonl":
+            return
+        if self._is_unpacked:
+            raise InvalidFile(f"{self._name}: is packed twice, {kind} data is within; unpack it once")
+        self._unpacker = Unpacker(kind, self._name, self._hint)
+        self._inner = PlainText(self._name, self._hint, is_unpacked=True)
 
 
 def open_lines(path: str | None, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
@@ -75,9 +138,12 @@ def open_text(path: str | None, kind: Literal["jsonl", "gzip", "zstd"], stream: 
             while chunk := source.read(CHUNK_BYTES):
                 yield chunk
             return
-        unpacker = Unpacker(kind, name, "copy the file again")
+        hint = "copy the file again"
+        unpacker, text = Unpacker(kind, name, hint), PlainText(name, hint, is_unpacked=True)
         while chunk := source.read(CHUNK_BYTES):
-            yield from unpacker.unpack(chunk)
+            for piece in unpacker.unpack(chunk):
+                yield from text.read(piece)
         unpacker.finish()
+        yield from text.finish()
     finally:
         source.close()

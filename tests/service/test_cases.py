@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from batchfile.clock import ManualClock
+from batchfile.lines.unpack import zstd
 from batchfile.store.memory import MemoryStore
 from tests.contract.inbox_kit import World
 from tests.service.openai_kit import CHAT, KEY, client, connect, served, until, work
@@ -204,3 +205,45 @@ def test_a_file_that_is_not_lines_fails_with_one_sentence(client: Any) -> None:
     failed = until(client, uploaded(client, (CASES / "bytes-utf16le-bom.jsonl").read_bytes()).id, "failed")
     (error,) = failed.errors.data
     assert (error.code, error.message) == ("invalid_file", "the file: is UTF-16 text; save it as UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("path", "media"),
+    [
+        ("/v1/messages/batches", "application/json"),
+        ("/v1/messages/batches", "application/x-ndjson"),
+        ("/api/batches?strict=false", "application/x-ndjson"),
+    ],
+)
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+def test_a_packed_body_is_read_without_a_header_that_says_so(served: Any, path: str, media: str, pack: Any) -> None:
+    params = {"model": "mistral", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8}
+    request = {"custom_id": "a", "params": params}
+    document = {"requests": [request]} if media == "application/json" else request
+    data = pack(json.dumps(document).encode())
+    made = served.http.post(path, content=data, headers=HEADERS | {"content-type": media})
+    assert made.status_code == 200, made.text
+    served.work(made.json()["id"], "mistral")
+    results = served.http.get(f"/api/batches/{made.json()['id']}/results", headers=HEADERS).text.splitlines()
+    assert [json.loads(one)["status"] for one in results] == ["succeeded"]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/api/batches", "/api/batches?strict=false"])
+@pytest.mark.parametrize("media", ["application/x-ndjson", "application/json"])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ((CASES / "bytes-utf16le-bom.jsonl").read_bytes(), "is UTF-16 text; save it as UTF-8"),
+        ('{"custom_id": "a"}'.encode("utf-16-be"), "is UTF-16 text; save it as UTF-8"),
+        (gzip.compress('{"custom_id": "a"}'.encode("utf-16"), mtime=0), "is UTF-16 text; save it as UTF-8"),
+        ((CASES / "parquet-int-ids.parquet").read_bytes(), "is Parquet data"),
+        (b"PK\x03\x04 and so on", "is a zip archive"),
+    ],
+    ids=["UTF-16", "without a mark", "packed UTF-16", "Parquet", "zip"],
+)
+def test_a_body_that_is_not_text_is_refused_in_one_sentence(
+    served: Any, path: str, media: str, data: bytes, words: str
+) -> None:
+    refused = served.http.post(path, content=data, headers=HEADERS | {"content-type": media})
+    assert refused.status_code == 400
+    assert f"the body: {words}" in refused.text

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines import parse_request
-from batchfile.lines.file_formats import detect, open_lines
+from batchfile.lines.file_formats import PlainText, detect, open_lines
 from batchfile.lines.formats import native, openai_chat
 from batchfile.lines.parquet import RESULT_COLUMNS, write_results
 from batchfile.lines.parquet_columns import COLUMNS, REQUEST_KEYS
@@ -81,6 +81,8 @@ def test_damaged_packed_data_is_refused_with_its_place(tmp_path: Path, ending: s
         ("a.zst", b'{"cu', "named .zst"),
         ("a.parquet", b'{"cu', "named .parquet"),
         ("a.jsonl", b"\xff\xfe{\x00", "UTF-16"),
+        ("a.jsonl", b'{\x00"\x00', "UTF-16"),
+        ("a.jsonl", b'\x00{\x00"', "UTF-16"),
         ("a.jsonl", b"PK\x03\x04", "zip"),
     ],
 )
@@ -92,6 +94,32 @@ def test_a_file_that_is_not_what_it_seems_is_refused(name: str, head: bytes, wor
 def test_packed_data_is_known_by_its_bytes_whatever_its_name() -> None:
     assert detect("a.jsonl", gzip.compress(b"x")[:4]) == "gzip"
     assert detect("stdin", zstd.compress(b"x")[:4]) == "zstd"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ('{"custom_id": "a"}'.encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        (b"PAR1 and so on", "is Parquet data"),
+        (gzip.compress(TEXT), "is packed twice, gzip data is within; unpack it once"),
+        (zstd.compress(TEXT), "is packed twice, zstd data is within; unpack it once"),
+        (b"PK\x03\x04 and so on", "is a zip archive"),
+    ],
+)
+def test_what_is_packed_must_be_text(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(data))
+    with pytest.raises(InvalidFile, match=words):
+        _read(path)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+@pytest.mark.parametrize("data", [b"", b"a", b"abc", b"abcd", TEXT[:500]])
+def test_text_that_arrives_in_pieces_is_the_same(data: bytes, size: int) -> None:
+    for packed in (data, gzip.compress(data), zstd.compress(data)):
+        text = PlainText("x", "y")
+        pieces = [piece for at in range(0, len(packed), size) for piece in text.read(packed[at : at + size])]
+        assert b"".join([*pieces, *text.finish()]) == data
 
 
 @given(st.integers(1, 30), st.integers(1, 25), st.booleans())
