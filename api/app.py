@@ -28,6 +28,7 @@ from .anthropic import models
 from .http import errors
 from .http.auth import AuthMiddleware, Caller
 from .http.docs_pages import Pages
+from .http.documents import check_document
 from .http.negotiation import NegotiatedFormat
 from .http.openapi import StrictSchemas, document_config
 from .http.queries import Parameters, check_query, known_parameters
@@ -140,9 +141,10 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
     known: dict[tuple[str, str], Parameters] = {}
 
     async def before(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
-        """Before any route: see that the query holds nothing that would be ignored."""
-        path = request.scope["path_template"]
-        check_query(known, request.method, path, request.query_params.multi_items(), request.scope["negotiated"])  # type: ignore[typeddict-item]
+        """Before any route: see that neither query nor document holds what would be ignored."""
+        check_query(known, request)
+        if request.route_handler.parsed_data_field is not None:
+            check_document(await request.body())
         return _name_methods(request)
 
     app = Litestar(

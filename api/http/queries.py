@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from litestar import Request
+
 from .errors import Refusal
 from .negotiation import BATCHES, NegotiatedFormat
 
@@ -33,17 +35,17 @@ def known_parameters(document: Mapping[str, Any]) -> Known:
     }
 
 
-def check_query(
-    known: Known, method: str, path: str, given: Iterable[tuple[str, str]], negotiated: NegotiatedFormat
-) -> None:
-    """`path`: as the document has it. Raises: Refusal 400 that names the parameter and those that there are."""
-    method = "GET" if method == "HEAD" else method
+def check_query(known: Known, request: Request[Any, Any, Any]) -> None:
+    """Raises: Refusal 400 that names the parameter and those that there are."""
+    method = "GET" if request.method == "HEAD" else str(request.method)
+    path = request.scope["path_template"]
+    negotiated: NegotiatedFormat = request.scope["negotiated"]  # type: ignore[typeddict-item]
     is_stage_create = (method, path, negotiated.dialect) == ("POST", BATCHES, "stage")
     parameters = known.get((method, path))
     if parameters is None or not (path.startswith(OWN) or is_stage_create):
         return
     seen = set[str]()
-    for name, _ in given:
+    for name, _ in request.query_params.multi_items():
         if name not in parameters.names:
             there_are = f"it takes {', '.join(sorted(parameters.names))}" if parameters.names else "it takes none"
             detail = f"{name[:80]!r} is not a query parameter of {method} {path}; {there_are}"

@@ -109,3 +109,29 @@ def test_head_of_files_and_of_results(api: Any, make_request: Any) -> None:
     plain = {"accept-encoding": "identity"}
     content = api.http.head(f"/v1/files/{file['id']}/content", headers=plain)
     assert content.headers["content-length"] == str(len(data))
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "param"),
+    [
+        ("/v1/batches", '{"input_file_id":"a","input_file_id":"b"}', "input_file_id"),
+        ("/v1/batches", '{"input_file_id":"a","metadata":{"x":"1","\\u0078":"2"}}', "metadata.x"),
+        ("/v1/uploads", '{"bytes":1,"filename":"a","filename":"b"}', "filename"),
+        ("/v1/uploads/upload_1/complete", '{"part_ids":[],"part_ids":["a"]}', "part_ids"),
+    ],
+)
+def test_a_key_given_twice_is_rejected_in_every_document(api: Any, path: str, document: str, param: str) -> None:
+    answer = api.http.post(path, content=document, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["message"], error["param"]) == (f"{param}: is given twice; keep one of them", param)
+
+
+def test_a_document_in_utf16_is_named(api: Any) -> None:
+    answer = api.http.post(
+        "/v1/batches", content='{"a":1}'.encode("utf-16"), headers={"content-type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        400,
+        "the body: is UTF-16 text; save it as UTF-8",
+    )
