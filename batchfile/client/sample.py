@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.framing import iter_lines
+from batchfile.lines.framing import NO_REQUEST, iter_lines
 from batchfile.lines.parse import parse_request
 from batchfile.routing import route
 from batchfile.types import Defaults, InputFormat, Request, RoutingTable
@@ -65,7 +65,7 @@ def read_sample(
                 left, weight = full - full // STEP, weight * STEP
         found.num_requests += 1
     if not found.num_requests:
-        raise InvalidFile("the file holds no request: every line is blank")
+        raise InvalidFile(f"the file {NO_REQUEST}")
     return _scaled(found, found.num_requests / weights)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from batchfile.types import LINE_BYTES_MAX
 
 BOM = b"\xef\xbb\xbf"
+NO_REQUEST = "holds no request: it is empty, or every line is blank"
 NUL_TAIL = "ends in NUL bytes, which are not a request; it was probably cut off while it was written"
 _CR = 13
 _BRACE = b"{"[0]

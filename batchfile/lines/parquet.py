@@ -56,6 +56,8 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
         with pq.ParquetFile(stream or path, memory_map=False, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             columns = wanted_columns(path, file.schema_arrow)
             for group in range(file.num_row_groups):
+                if not file.metadata.row_group(group).num_rows:
+                    continue  # though its pages have headers
                 row_bytes = _row_bytes(path, file.metadata.row_group(group), columns, group)
                 rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, row_bytes)))
                 for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
@@ -93,7 +95,7 @@ def _row_bytes(path: str, group: Any, columns: list[str], number: int) -> int:
                 f"{path}: column {name} has {size:,} bytes in the {group.num_rows:,} rows of row group {number}; "
                 f"a request may have {LINE_BYTES_MAX // 2**20} MiB"
             )
-    return sum(sizes.values()) // max(1, int(group.num_rows))
+    return sum(sizes.values()) // int(group.num_rows)
 
 
 def _damaged(path: str, error: Exception) -> str:

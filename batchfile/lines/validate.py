@@ -15,7 +15,7 @@ from batchfile.lines.diagnostics import Diagnostic, short
 from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
 from batchfile.lines.formats import openai_chat, openai_completions, openai_embeddings
-from batchfile.lines.framing import NUL_TAIL, Line, iter_lines
+from batchfile.lines.framing import NO_REQUEST, NUL_TAIL, Line, iter_lines
 from batchfile.lines.parse import Carried, find_problems, read_carried
 from batchfile.lines.repeated_keys import find_any_repeats, repeats
 from batchfile.lines.summary import Kind, Summary
@@ -149,7 +149,7 @@ def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Proble
 def _late(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
     """What only the whole file shows."""
     if scan.summary.num_requests == 0:
-        yield _of_file("holds no request: it is empty, or every line is blank", "Write one request on each line.")
+        yield _of_file(NO_REQUEST, "Write one request on each line.")
     if scan.summary.num_requests > REQUESTS_MAX:
         yield _of_file(f"holds more than {REQUESTS_MAX:,} requests", "Split it.")
     suspects = scan.duplicates.suspects()

@@ -14,7 +14,7 @@ from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines import parse_request
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.file_formats import CHUNK_BYTES, open_lines
-from batchfile.lines.framing import iter_lines
+from batchfile.lines.framing import NO_REQUEST, iter_lines
 from batchfile.lines.summary import Summary
 from batchfile.lines.validate import Problem, Scan, nul_tail, repeated, validate
 from batchfile.local.inputs import Source
@@ -90,7 +90,7 @@ class Check:
             self.summary.num_problems += 1
             yield nul_tail()
         if self.summary.num_requests == 0:
-            raise InvalidFile(f"{path}: holds no request: it is empty, or every line is blank")
+            raise InvalidFile(f"{path}: {NO_REQUEST}")
         if self.summary.num_requests > REQUESTS_MAX:
             raise InvalidFile(f"{path}: holds more than {REQUESTS_MAX:,} requests; split it")
         suspects = total.duplicates.suspects()

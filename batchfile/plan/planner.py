@@ -15,6 +15,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.custom_ids import CustomIdsWriter
 from batchfile.ledger.records import BatchRecord, InputRef
+from batchfile.lines.framing import NO_REQUEST
 from batchfile.plan.line_problems import LineProblems
 from batchfile.plan.ranges import Cutter, Place, by_line
 from batchfile.plan.reuse import settle
@@ -63,7 +64,7 @@ def plan_input(
         digest = hashlib.sha256()
         cuts = cutter.read(_hashed(_stream(ledger, input_key, entry.etag, beat), digest), entry.size)
         if cutter.total == 0:
-            raise InvalidFile(f"{name} holds no request: it is empty, or every line is blank")
+            raise InvalidFile(f"{name} {NO_REQUEST}")
         if problems is None or not problems.found:
             cuts = cutter.without_duplicates(cuts, _stream(ledger, input_key, entry.etag, beat))
         if problems is not None and problems.found:
@@ -118,7 +119,8 @@ def plan_upload(
     with ledger.store.writer(key, is_new=True) as writer:
         cuts = cutter.read(stored.copied(_hashed(_beating(chunks, beat), digest), writer), size)
         if cutter.total == 0:
-            raise InvalidFile("requests: there is none; send at least one")
+            is_lines = place is by_line
+            raise InvalidFile(f"the input {NO_REQUEST}" if is_lines else "requests: there is none; send at least one")
         etag = writer.commit()
     try:
         cuts = cutter.without_duplicates(cuts, _stream(ledger, key, etag, beat))

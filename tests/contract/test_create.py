@@ -221,8 +221,8 @@ def test_a_refused_document_says_where_and_leaves_nothing(service: Service, body
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "requests: there is none"),
-        (b"\n \n", "requests: there is none"),
+        (b"", "holds no request"),
+        (b"\n \n", "holds no request"),
         (lines([request(1)]) + b"\n\n\n{rubbish", "line 4: is not valid JSON"),
         (b'\n\n{"custom_id": 5.5, "params": {}}', "line 3: custom_id: must be a string or a whole number, got 5.5"),
         (lines([request(1), request(2), request(1)]), "line 3: custom_id: 'lead_1_email' was used on line 1"),

@@ -247,3 +247,32 @@ def test_a_body_that_is_not_text_is_refused_in_one_sentence(
     refused = served.http.post(path, content=data, headers=HEADERS | {"content-type": media})
     assert refused.status_code == 400
     assert f"the body: {words}" in refused.text
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("in.parquet", (CASES / "parquet-empty.parquet").read_bytes()),
+        ("in.jsonl", b"\n \n"),
+        ("in.jsonl", b"\xef\xbb\xbf"),
+        ("in.jsonl", b"\0" * 40),
+        ("in.jsonl.gz", gzip.compress(b"")),
+        ("in.jsonl.zst", zstd.compress(b"\n")),
+    ],
+    ids=["no rows", "blank", "a mark", "NUL bytes", "packed nothing", "packed blank"],
+)
+def test_a_file_without_a_request_says_so_in_every_entry_point(
+    tmp_path: Path, served: Any, client: Any, name: str, data: bytes
+) -> None:
+    said = "holds no request"
+    (tmp_path / name).write_bytes(data)
+    for arguments in (("run", name, "-o", "o", "--engine", "echo"), ("validate", name)):
+        done = batchfile(tmp_path, *arguments)
+        assert (done.returncode, said in (done.stdout + done.stderr).decode()) == (4, True), done
+    assert said in json.dumps(dropped(f"email/{name}", data).told(f"email/{name}.rejected.json"))
+    if name.endswith(".parquet"):
+        return  # which the service reads from its inbox
+    (error,) = until(client, uploaded(client, data, name).id, "failed").errors.data
+    assert said in error.message
+    refused = posted(served, data)
+    assert (refused.status_code, said in refused.text) == (400, True), refused.text
