@@ -28,12 +28,21 @@ def _whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]  # 100.0 is 100, as JSON has one kind of number
 
 
+# A key that is accepted and changes no answer. docs/service.md names each.
+_NO_EFFECT = "no effect"
+NoEffect = Annotated[Any, _NO_EFFECT]
+
+
+def without_effect(model: type[BaseModel]) -> set[str]:
+    return {key for key, field in model.model_fields.items() if _NO_EFFECT in field.metadata}
+
+
 class TextBlock(Strict):
     type: Literal["text"]
     text: str
-    cache_control: Any = None
-    citations: Any = None
-    prompt_cache_breakpoint: Any = None  # OpenAI's
+    cache_control: NoEffect = None
+    citations: NoEffect = None
+    prompt_cache_breakpoint: NoEffect = None  # OpenAI's
 
 
 class Unserved(NamedTuple):

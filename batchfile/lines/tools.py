@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import Field, field_validator
 
-from batchfile.lines.chat import JOINT, Strict, TextBlock, text_of
+from batchfile.lines.chat import JOINT, NoEffect, Strict, TextBlock, never, text_of
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.types import Message, Role, Tool, ToolCall, Tools
 
@@ -16,17 +16,17 @@ _Name = Annotated[str, Field(min_length=1)]
 
 
 class ToolDefinition(Strict):
-    """Anthropic's. The last keys change where and when a hosted service shows a tool, not what it is."""
+    """Anthropic's."""
 
     type: Literal["custom"] | None = None
     name: _Name
     input_schema: dict[str, Any]
     description: str | None = None
-    allowed_callers: Any = None
-    cache_control: Any = None
-    defer_loading: Any = None
-    eager_input_streaming: Any = None
-    input_examples: Any = None
+    allowed_callers: Annotated[Any, never('only ["direct"] is served; remove it', ["direct"])] = None
+    cache_control: NoEffect = None
+    defer_loading: Annotated[Any, never("deferred loading is not served; remove it", False)] = None
+    eager_input_streaming: NoEffect = None
+    input_examples: Annotated[Any, never("is not served; put the examples into description", [])] = None
     strict: bool | None = None
 
     @field_validator("type", mode="before")
@@ -48,9 +48,9 @@ class ToolUseBlock(Strict):
     id: _Name
     name: _Name
     input: dict[str, Any]
-    cache_control: Any = None
-    caller: Any = None
-    toolset_name: Any = None
+    cache_control: NoEffect = None
+    caller: NoEffect = None
+    toolset_name: NoEffect = None
 
 
 class ToolResultBlock(Strict):
@@ -58,8 +58,8 @@ class ToolResultBlock(Strict):
     tool_use_id: _Name
     content: str | list[TextBlock] | None = None
     is_error: bool | None = None
-    cache_control: Any = None
-    toolset_name: Any = None
+    cache_control: NoEffect = None
+    toolset_name: NoEffect = None
 
     @property
     def text(self) -> str:
@@ -73,12 +73,12 @@ class ThinkingBlock(Strict):
 
     type: Literal["thinking"]
     thinking: str
-    signature: Any = None
+    signature: NoEffect = None
 
 
 class RedactedThinkingBlock(Strict):
     type: Literal["redacted_thinking"]
-    data: Any = None
+    data: NoEffect = None
 
 
 Block = Annotated[
@@ -129,7 +129,7 @@ class FunctionCall(Strict):
     id: _Name
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: Any = None
+    index: NoEffect = None
 
 
 def anthropic_tools(given: list[ToolDefinition] | None, choice: ToolChoice | None) -> Tools | None:

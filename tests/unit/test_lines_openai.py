@@ -43,7 +43,7 @@ def test_the_least_request_gets_openais_temperature() -> None:
 def test_every_sampling_key_arrives() -> None:
     request = parsed(
         max_completion_tokens=5,
-        max_tokens=9,
+        max_tokens=5,
         temperature=0,
         top_p=0.5,
         top_k=40,
@@ -184,6 +184,18 @@ BAD = [
     (
         {"messages": [{"role": "user", "content": "x", "refusal": "No."}]},
         "body.messages[0].refusal: refusal belongs in a turn of the assistant",
+    ),
+    (
+        {"max_tokens": 7, "max_completion_tokens": 5},
+        "body.max_completion_tokens: is 5, and max_tokens is 7; keep one of them",
+    ),
+    (
+        {"response_format": {"type": "text", "json_schema": {"schema": {"type": "object"}}}},
+        'body.response_format: holds a json_schema, and its type is "text"; make it "json_schema" or remove one',
+    ),
+    (
+        {"response_format": {"type": "json_object"}, "structured_outputs": {"json": {}}},
+        "body.structured_outputs: is given, and response_format is too; keep one of them",
     ),
     ({"messages": [{"role": "developer", "content": "x"}]}, "body.messages: holds no user turn; add one"),
 ]

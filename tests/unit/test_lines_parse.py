@@ -16,6 +16,10 @@ from batchfile.types import Defaults, Message, Request, Sampling
 HI = [{"role": "user", "content": "hi"}]
 
 
+TOOL = {"name": "look", "input_schema": {"type": "object"}}
+FORM = {"type": "json_schema", "schema": {"type": "object"}}
+
+
 def line(**params: Any) -> bytes:
     return json.dumps({"custom_id": "a", "params": {"messages": HI, **params}}).encode()
 
@@ -102,6 +106,9 @@ def test_keys_of_the_hosted_service_and_keys_that_ask_for_nothing_are_ignored() 
             compaction=None,
             context_management=None,
             fallbacks=[],
+            container=None,
+            inference_geo="global",
+            speed="standard",
             output_format=None,
             temperature=None,
             stop_sequences=None,
@@ -116,6 +123,16 @@ def test_keys_of_the_hosted_service_and_keys_that_ask_for_nothing_are_ignored() 
         ({"output_config": {"effort": "low"}}, "params.output_config.effort: "),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "params.thinking.budget_tokens: "),
         ({"thinking": {"type": "enabled", "display": "omitted"}}, "params.thinking.display: "),
+        ({"inference_geo": "us"}, "params.inference_geo: "),
+        ({"speed": "fast"}, "params.speed: "),
+        ({"container": "c1"}, "params.container: "),
+        ({"tools": [TOOL | {"defer_loading": True}]}, r"params.tools\[0\].defer_loading: "),
+        ({"tools": [TOOL | {"allowed_callers": ["code_execution_20250825"]}]}, r"params.tools\[0\].allowed_callers: "),
+        ({"tools": [TOOL | {"input_examples": [{"a": 1}]}]}, r"params.tools\[0\].input_examples: "),
+        (
+            {"output_config": {"format": FORM}, "output_format": FORM | {"schema": {"type": "array"}}},
+            "params.output_format: ",
+        ),
     ],
 )
 def test_a_key_that_would_change_the_answer_is_rejected_by_name(params: dict[str, Any], place: str) -> None:
@@ -137,10 +154,10 @@ def test_a_whole_number_may_be_written_as_a_fraction(key: str, value: float) -> 
 
 
 def test_the_older_place_of_an_output_format_is_read_where_the_newer_one_is_empty() -> None:
-    old, new = ({"type": "json_schema", "schema": {"title": name}} for name in ("old", "new"))
+    old = {"type": "json_schema", "schema": {"title": "old"}}
     assert parsed(output_format=old).sampling.json_schema == {"title": "old"}
     assert parsed(output_format=old, output_config={"effort": None}).sampling.json_schema == {"title": "old"}
-    assert parsed(output_format=old, output_config={"format": new}).sampling.json_schema == {"title": "new"}
+    assert parsed(output_format=old, output_config={"format": old}).sampling.json_schema == {"title": "old"}
 
 
 def test_system_text_leads_and_blocks_are_joined() -> None:

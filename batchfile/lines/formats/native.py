@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import (
     SEED_MAX,
     SEED_MIN,
     TOKENS_MAX,
+    NoEffect,
     Strict,
     TextBlock,
     Unserved,
@@ -31,6 +32,7 @@ from batchfile.lines.tools import (
 from batchfile.types import Defaults, Message, Request, Sampling
 
 _BUDGET = "a bound on thinking alone is not served; remove it, max_tokens bounds thinking and answer together"
+_GEO = "a choice of where the model runs is not served; remove it, a pool runs where it was started"
 
 TEMPERATURE = 0.2  # the stage contract: where a `params` line says none
 
@@ -79,32 +81,42 @@ class Params(Strict):
     tools: list[ToolDefinition] | None = None
     tool_choice: ToolChoice | None = None
 
-    # Accepted and ignored: they change where and how a hosted service works, not the text.
-    cache_control: Any = None
-    container: Any = None
-    diagnostics: Any = None
-    inference_geo: Any = None
-    metadata: Any = None
-    service_tier: Any = None
-    speed: Any = None
-    user_profile_id: Any = None
-    workspace_id: Any = None
+    @field_validator("output_format")
+    @classmethod
+    def _is_the_only_form(cls, given: JsonSchemaFormat | None, info: ValidationInfo) -> JsonSchemaFormat | None:
+        output = info.data.get("output_config")
+        if given is not None and output is not None and output.format not in (None, given):
+            raise ValueError("is given, and output_config.format is another; keep one of them")
+        return given
+
+    cache_control: NoEffect = None
+    diagnostics: NoEffect = None
+    metadata: NoEffect = None
+    service_tier: NoEffect = None
+    user_profile_id: NoEffect = None
+    workspace_id: NoEffect = None
 
     # Refused, unless they ask for nothing: see UNSERVED.
     betas: Any = None
     compaction: Any = None
+    container: Any = None
     context_management: Any = None
     fallbacks: Any = None
+    inference_geo: Any = None
     mcp_servers: Any = None
+    speed: Any = None
     stream: Any = None
 
 
 UNSERVED: dict[str, Unserved] = {
     "betas": Unserved((None, []), "beta features are not served; remove it"),
     "compaction": Unserved((None,), "compaction is not served; remove it"),
+    "container": Unserved((None,), "containers are not served; remove it"),
     "context_management": Unserved((None, {}), "context management is not served; remove it"),
     "fallbacks": Unserved((None, []), "fallbacks are not served; remove it"),
+    "inference_geo": Unserved((None, "global"), _GEO),
     "mcp_servers": Unserved((None, []), "MCP servers are not served; remove it"),
+    "speed": Unserved((None, "standard"), 'only "standard" is served; remove it'),
     "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false"),
 }
 

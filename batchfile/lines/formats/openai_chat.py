@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.lines.chat import (
     SYSTEM_ROLES,
     TOKENS_MAX,
+    NoEffect,
     Strict,
     TextBlock,
     Unserved,
@@ -37,12 +38,12 @@ class Turn(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextBlock], Field(min_length=1)] | None = None
     name: Annotated[str, Field(min_length=1)] | None = None
-    annotations: Any = None
+    annotations: NoEffect = None
     refusal: str | None = None
     audio: None = None
     function_call: None = None
-    reasoning: Any = None
-    reasoning_content: Any = None
+    reasoning: NoEffect = None
+    reasoning_content: NoEffect = None
     tool_calls: list[FunctionCall] | None = None
     tool_call_id: str | None = None
 
@@ -56,15 +57,22 @@ class Body(Sampled):
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
 
-    # Accepted and ignored: they change where and how a hosted service works, not the text.
-    metadata: Any = None
-    prediction: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    safety_identifier: Any = None
-    service_tier: Any = None
-    store: Any = None
+    metadata: NoEffect = None
+    prediction: NoEffect = None
+    prompt_cache_key: NoEffect = None
+    prompt_cache_options: NoEffect = None
+    prompt_cache_retention: NoEffect = None
+    safety_identifier: NoEffect = None
+    service_tier: NoEffect = None
+    store: NoEffect = None
+
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _is_the_only_limit(cls, given: int | None, info: ValidationInfo) -> int | None:
+        other = info.data.get("max_tokens")
+        if None not in (given, other) and given != other:
+            raise ValueError(f"is {given}, and max_tokens is {other}; keep one of them")
+        return given
 
     # Refused, unless they ask for nothing: see UNSERVED.
     audio: Any = None
@@ -145,7 +153,6 @@ def _message(turn: Turn) -> Message:
 
 
 def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
-    # The newer name wins where a body carries both, as it does for the hosted service.
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     return Request(
         custom_id=custom_id,

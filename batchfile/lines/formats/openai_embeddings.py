@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from batchfile.lines.chat import Strict, Unserved, Whole
+from batchfile.lines.chat import NoEffect, Strict, Unserved, Whole
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_inputs import inputs_of
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
@@ -28,7 +28,7 @@ class Body(Strict):
     model: Annotated[str, Field(min_length=1)] | None = None
     dimensions: Annotated[Whole, Field(ge=1, le=DIMENSIONS_MAX)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    user: Any = None
+    user: NoEffect = None
 
 
 UNSERVED: dict[str, Unserved] = {}

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Strict, Unserved, Whole
+from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, NoEffect, Strict, Unserved, Whole
 from batchfile.types import Defaults, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's own, where a body says none
@@ -28,6 +28,8 @@ class ResponseFormat(Strict):
     def _has_schema(self) -> "ResponseFormat":
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("json_schema is missing; put the schema there")
+        if self.type != "json_schema" and self.json_schema is not None:
+            raise ValueError(f'holds a json_schema, and its type is "{self.type}"; make it "json_schema" or remove one')
         return self
 
     @property
@@ -60,9 +62,15 @@ class Sampled(Strict):
     ignore_eos: bool = False
     structured_outputs: StructuredOutputs | None = None
 
-    # Accepted and ignored.
-    stream_options: Any = None
-    user: Any = None
+    @field_validator("structured_outputs")
+    @classmethod
+    def _is_the_only_form(cls, given: StructuredOutputs | None, info: ValidationInfo) -> StructuredOutputs | None:
+        if given is not None and info.data.get("response_format") is not None:
+            raise ValueError("is given, and response_format is too; keep one of them")
+        return given
+
+    stream_options: NoEffect = None
+    user: NoEffect = None
 
     # Refused, unless they ask for nothing: see UNSERVED_SAMPLING.
     guided_json: Any = None
