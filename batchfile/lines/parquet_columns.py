@@ -1,30 +1,25 @@
 """Which columns of a Parquet file are requests, and whether their types can be. Reads no row."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.key_advice import typo_of
+from batchfile.lines.chat import without_effect
+from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.key_advice import NOT_SERVED, OTHERWISE, SAME, typo_of
 
 INTEGERS = ("max_tokens", "top_k", "seed")
 NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 SAMPLING = (*INTEGERS, *NUMBERS, "stop_sequences", "model")
 COLUMNS = ("custom_id", "messages", "system", "prompt", *SAMPLING)
-# Keys of a request that would change its answer and that no column is read as. Those that are accepted and ignored in
-# `params` are left out, as any other column is.
-# fmt: off
-REQUEST_KEYS = frozenset({
-    "add_generation_prompt", "allowed_token_ids", "audio", "bad_words", "best_of", "betas", "chat_template",
-    "chat_template_kwargs", "compaction", "context_management", "continue_final_message", "fallbacks",
-    "function_call", "functions", "guided_choice", "guided_grammar", "guided_json", "guided_regex", "ignore_eos",
-    "include_stop_str_in_output", "length_penalty", "logit_bias", "logprobs", "max_completion_tokens",
-    "mcp_servers", "metadata", "min_tokens", "modalities", "moderation", "n", "output_config", "output_format",
-    "parallel_tool_calls", "prompt_logprobs", "reasoning", "reasoning_effort", "response_format",
-    "skip_special_tokens", "stop", "stop_token_ids", "stream", "structured_outputs", "thinking", "tool_choice",
-    "tools", "top_logprobs", "truncate_prompt_tokens", "verbosity", "web_search_options",
-})
-# fmt: on
+_FORMATS = (native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body)
+_OUTSIDE = frozenset({"params", "body", "metadata", "model_hint"})  # of a line, or of its metadata
+# Keys of a request, or of other APIs, that would change its answer and that no column is read as. Those without an
+# effect are left out, as any other column is.
+REQUEST_KEYS = _OUTSIDE.union(
+    *(model.model_fields.keys() - without_effect(model) for model in _FORMATS), SAME, OTHERWISE, NOT_SERVED
+).difference(COLUMNS)
 
 
 def wanted_columns(path: str, schema: Any) -> list[str]:
@@ -39,8 +34,8 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
         raise InvalidFile(f"{path}: needs a column messages or prompt; there are {shown}")
     for name in names:
         if name in REQUEST_KEYS and not _is_nothing(schema.field(schema.get_all_field_indices(name)[0]).type):
-            raise InvalidFile(f"{path}: column {name}: {_unread(name)}, or rename it if it is data")
-        near = None if name in COLUMNS else typo_of(name, COLUMNS)
+            raise InvalidFile(f"{path}: column {name}: {_unread(name, names)}")
+        near = None if name in COLUMNS or name in REQUEST_KEYS else typo_of(name, COLUMNS)
         if near is not None and near not in names:
             raise InvalidFile(f"{path}: column {name}: did you mean {near}? Rename it, or drop it")
     wanted = [name for name in names if name in COLUMNS]
@@ -71,12 +66,14 @@ def _bare(kind: Any) -> Any:
             return kind
 
 
-def _unread(name: str) -> str:
-    if name == "stop":
-        return "is read as stop_sequences; rename it"
-    if name == "max_completion_tokens":
-        return "is read as max_tokens; rename it"
-    return f"{name} is not read from Parquet; drop it, write the requests as JSONL"
+def _unread(name: str, names: Sequence[str]) -> str:
+    ours = next((ours for ours in SAME.get(name, ()) if ours in COLUMNS and ours not in names), None)
+    if ours is not None:
+        return f"is not read; rename it to {ours}, or to another name if it is data"
+    told = next((told for known, told in OTHERWISE.get(name, ()) if known in COLUMNS), None)
+    if told is not None:
+        return f"{told.message}, or rename it if it is data"
+    return f"{name} is not read from Parquet; drop it, write the requests as JSONL, or rename it if it is data"
 
 
 def _is_nothing(kind: Any) -> bool:

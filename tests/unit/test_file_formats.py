@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines import parse_request
+from batchfile.lines.chat import without_effect
 from batchfile.lines.file_formats import PlainText, detect, open_lines
 from batchfile.lines.formats import native, openai_chat
 from batchfile.lines.parquet import RESULT_COLUMNS, write_results
@@ -233,9 +234,39 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
                 {"custom_id": ["a"], "prompt": ["x"], key: ["{}"]},
                 f"column {key}: {key} is not read from Parquet; drop it",
             )
-            for key in ("response_format", "tools", "n", "logprobs", "metadata", "min_tokens", "thinking")
+            for key in (
+                "response_format",
+                "tools",
+                "logprobs",
+                "metadata",
+                "min_tokens",
+                "thinking",
+                "params",
+                "body",
+                "model_hint",
+            )
         ],
-        ({"custom_id": ["a"], "prompt": ["x"], "stop": ["."]}, "column stop: is read as stop_sequences; rename it"),
+        (
+            {"custom_id": ["a"], "prompt": ["x"], "stop": ["."]},
+            "column stop: is not read; rename it to stop_sequences, or",
+        ),
+        (
+            {"custom_id": ["a"], "prompt": ["x"], "max_new_tokens": [1]},
+            "column max_new_tokens: is not read; rename it to max_tokens, or to another name if it is data",
+        ),
+        (
+            {"custom_id": ["a"], "prompt": ["x"], "max_tokens": [1], "max_completion_tokens": [1]},
+            "column max_completion_tokens: max_completion_tokens is not read from Parquet; drop it",
+        ),
+        (
+            {"custom_id": ["a"], "prompt": ["x"], "system_prompt": ["x"]},
+            "column system_prompt: is not read here, put it into system, or rename it if it is data",
+        ),
+        (
+            {"custom_id": ["a"], "prompt": ["x"], "n": [2]},
+            "column n: is not served in params; write the line in OpenAI's",
+        ),
+        ({"custom_id": ["a"], "prompt": ["x"], "json_schema": ["{}"]}, "column json_schema: json_schema is not read"),
         (
             {"custom_id": ["a"], "messages": _turns_with(pa.timestamp("ns"), 1_700_000_000_123_456_789)},
             r"column messages.x is timestamp\[ns\]; cast it to text, or drop it",
@@ -251,19 +282,16 @@ def test_a_column_that_is_missing_or_wrong_is_named(tmp_path: Path, columns: dic
 
 
 def test_a_column_of_a_request_key_without_values_asks_for_nothing(tmp_path: Path) -> None:
-    table = _table(tmp_path / "a.parquet", custom_id=["a"], prompt=["x"], tools=pa.nulls(1))
+    table = _table(tmp_path / "a.parquet", custom_id=["a"], prompt=["x"], tools=pa.nulls(1), speed=pa.nulls(1))
     assert [list(row["params"]) for row in _rows(table)] == [["messages"]]
 
 
-def test_every_key_of_a_request_is_a_column_or_rejected_or_changes_no_answer() -> None:
-    ignored = {
-        *("cache_control", "container", "diagnostics", "inference_geo", "service_tier", "speed", "user_profile_id"),
-        *("workspace_id", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-        *("safety_identifier", "store", "stream_options", "user"),
-    }
+def test_every_key_of_a_request_is_a_column_or_rejected_or_has_no_effect() -> None:
     keys = native.Params.model_fields.keys() | openai_chat.Body.model_fields.keys()
+    ignored = without_effect(native.Params) | without_effect(openai_chat.Body)
     assert keys - ignored <= REQUEST_KEYS | set(COLUMNS)
-    assert not ignored & REQUEST_KEYS
+    assert ignored & REQUEST_KEYS == {"metadata"}  # which names a pool in the lines of a stage
+    assert not REQUEST_KEYS & set(COLUMNS)
 
 
 def test_two_columns_or_two_fields_of_one_name_are_refused(tmp_path: Path) -> None:
