@@ -108,6 +108,7 @@ def test_what_only_an_endpoint_understands_is_sent_as_the_request_has_it(server:
             {"role": "user", "name": "bob", "content": "b"},
         ],
         "max_completion_tokens": 8,
+        "ignore_eos": True,
         "response_format": {"type": "json_schema", "json_schema": form},
         "tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}, "strict": True}}],
     }
@@ -629,6 +630,27 @@ def test_a_max_tokens_that_nobody_asked_for_is_left_out_where_it_does_not_fit(se
     [outcome] = run(engine, request(max_tokens=2048, is_given=False))
     assert isinstance(outcome, Completion)
     assert ["max_tokens" in seen["body"] for seen in server.seen] == [True, False]
+
+
+def test_a_max_tokens_that_nobody_asked_for_is_sent_under_the_name_that_the_endpoint_takes(
+    server: Any, engine: HttpEngine
+) -> None:
+    told = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    server.script.append({"status": 400, "text": json.dumps({"error": {"message": told}})})
+    [outcome] = run(engine, request(max_tokens=2048, is_given=False))
+    assert isinstance(outcome, Completion)
+    server.script.extend({"status": 400, "text": json.dumps({"error": {"message": told}})} for _ in range(2))
+    [outcome] = run(engine, request(max_tokens=2048, is_given=False))
+    assert isinstance(outcome, Completion)
+    names = ("max_tokens", "max_completion_tokens")
+    old, new = {"max_tokens": 2048}, {"max_completion_tokens": 2048}
+    assert [{n: seen["body"][n] for n in names if n in seen["body"]} for seen in server.seen] == [
+        old,
+        new,
+        old,
+        new,
+        {},
+    ]
 
 
 def test_a_response_that_is_too_long_is_refused(

@@ -25,6 +25,7 @@ from batchfile.engine.http.wire import (
     Unserved,
     is_max_tokens_complaint,
     read_answer,
+    with_newer_limit,
 )
 from batchfile.types import Completion, Failure, Kind, Outcome
 
@@ -47,7 +48,9 @@ PROBES_AT_ONCE = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpPrepared(Prepared):
-    """`body` goes over the wire; `body_without_limit` if the endpoint refuses a max_tokens nobody asked for."""
+    """`body` goes over the wire. If the endpoint refuses a max_tokens that nobody asked for: the same under the newer
+    name, where the endpoint asks for that, and else `body_without_limit`.
+    """
 
     body: bytes
     body_without_limit: bytes | None
@@ -153,8 +156,8 @@ class Dispatcher:
                     message = f"{answer.message} ({num_failed} attempts)"
                     return Failure(type="model_error", message=message, http_status=answer.http_status)
                 await self._pause(num_failed, answer.retry_after_s)
-            elif prepared.body_without_limit not in (None, body) and is_max_tokens_complaint(answer):
-                body = prepared.body_without_limit or body
+            elif is_max_tokens_complaint(answer) and (other := _other_limit(prepared, body, answer)) is not None:
+                body = other
             else:
                 return answer
 
@@ -341,3 +344,13 @@ class Dispatcher:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _other_limit(prepared: HttpPrepared, body: bytes, answer: Outcome) -> bytes | None:
+    """What to send instead of `body`, whose max_tokens the endpoint refused; None where there is nothing else."""
+    if prepared.body_without_limit in (None, body):
+        return None
+    is_first = body is prepared.body
+    if is_first and isinstance(answer, Failure) and "max_completion_tokens" in answer.message:
+        return with_newer_limit(body)
+    return prepared.body_without_limit

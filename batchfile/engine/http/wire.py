@@ -2,7 +2,7 @@
 
 What a good response holds is in answer.py.
 
-Besides OpenAI's own keys it uses those that vLLM's server adds (top_k, min_p, repetition_penalty,
+Besides OpenAI's own keys it uses those that vLLM's server adds (top_k, min_p, repetition_penalty, ignore_eos,
 continue_final_message, stop_reason), and only where a request asks for them.
 """
 
@@ -131,6 +131,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "repetition_penalty": sampling.repetition_penalty,
+        "ignore_eos": sampling.ignore_eos or None,
         "n": sampling.num_choices if sampling.num_choices > 1 else None,
         "response_format": _response_format(sampling),
     }
@@ -145,6 +146,13 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         "temperature": sampling.temperature,
     } | {name: value for name, value in optional.items() if value is not None}
     return json.dumps(body).encode()
+
+
+def with_newer_limit(body: bytes) -> bytes:
+    """The same body, with max_tokens under the name that newer models take."""
+    told = json.loads(body)
+    told["max_completion_tokens"] = told.pop("max_tokens")
+    return json.dumps(told).encode()
 
 
 def unwrapped(said: Said) -> Said:
