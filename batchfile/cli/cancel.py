@@ -4,6 +4,7 @@ import click
 
 from batchfile.cli.batch_text import end_line
 from batchfile.cli.remote import Where, where_options
+from batchfile.cli.stdout import report_lost_output
 
 
 @click.command("cancel")
@@ -17,7 +18,8 @@ def command(batch: str, where: Where) -> None:
             click.echo(f"{found.id} had ended already ({found.last_status.reason})")
             return
         after = found.cancel()
-    if after.has_ended:
-        click.echo(end_line(after))
-    else:
-        click.echo(f"{after.batch_id} is ending: its runner or the service does the rest")
+    with report_lost_output(f"the batch {after.batch_id} is canceled all the same"):
+        if after.has_ended:
+            click.echo(end_line(after))
+        else:
+            click.echo(f"{after.batch_id} is ending: its runner or the service does the rest")

@@ -3,6 +3,7 @@
 import click
 
 from batchfile.cli.remote import Where, where_options
+from batchfile.cli.stdout import report_lost_output
 
 
 @click.command("delete")
@@ -21,4 +22,5 @@ def command(batch: str, is_now: bool, where: Where) -> None:
     """
     with where.connected(batch, writes=True) as connection:
         batch_id = connection.delete(batch, now=is_now)
-    click.echo(f"{batch_id} is deleted" + (", and so are its bytes" if is_now else ""))
+    with report_lost_output(f"the batch {batch_id} is deleted all the same"):
+        click.echo(f"{batch_id} is deleted" + (", and so are its bytes" if is_now else ""))

@@ -7,6 +7,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import NoReturn
 
+from batchfile.cli.stdout import StdoutLost
 from batchfile.errors import (
     BatchfileError,
     InvalidFile,
@@ -63,6 +64,8 @@ def exit_of(error: BaseException) -> Exit:
 
 def explain(error: BaseException) -> str | None:
     """One message for a person, or None where only a traceback helps."""
+    if isinstance(error, StdoutLost):
+        return f"{error}: the answer is incomplete, and nothing was changed; send it to where it can be written"
     system = error if isinstance(error, OSError) else error.__cause__
     if isinstance(system, OSError) and system.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return "the disk is full; what was done is kept: free some space and run the same command again"

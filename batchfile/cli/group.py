@@ -12,6 +12,7 @@ import click
 
 from batchfile import __version__
 from batchfile.cli.exits import Exit, end_process, exit_of, explain
+from batchfile.cli.stdout import tell_lost_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ def root() -> None:
 def main() -> None:
     """The console script: every expected error is one line on stderr and its exit code."""
     _open_closed_streams()
+    tell_lost_output()
     try:
         root.main(prog_name="batchfile", standalone_mode=False)
     except click.ClickException as error:

@@ -235,7 +235,8 @@ def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) 
     else:
         receipt = outputs.export(ledger, batch, path)
     if voice.is_json:
-        click.echo(msgspec.json.encode(receipt))
+        with report_lost_output(f"the results are in {path}, and the receipt is in {path}.receipt.json"):
+            click.echo(msgspec.json.encode(receipt))
     voice.say(_summary(receipt, path))
     return Exit.OK if receipt.is_all_succeeded else Exit.FAILED_REQUESTS
 

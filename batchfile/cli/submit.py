@@ -79,7 +79,8 @@ def finish(batch: Batch, path: str | None) -> Exit:
         click.echo(f"{batch_id} goes on: `batchfile watch {batch_id}` shows it", err=True)
         raise
     try:
-        is_saved = path is None or save(batch, path)
+        with report_lost_output(f"the batch {batch_id} is made and has ended; do not make it again"):
+            is_saved = path is None or save(batch, path)
     except (KeyboardInterrupt, BatchfileError, OSError):
         click.echo(f"{batch_id} has ended: `batchfile results {batch_id} -o OUT` fetches its results", err=True)
         raise

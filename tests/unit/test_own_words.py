@@ -15,6 +15,8 @@ from batchfile.types import Sampling
 ROOT = Path(__file__).parents[2]
 LINE = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}}\n'
 
+NOTHING_CHANGED = "the answer is incomplete, and nothing was changed; send it to where it can be written"
+
 
 def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     (folder / "in.jsonl").write_text(LINE)
@@ -67,6 +69,46 @@ def test_a_batch_whose_id_could_not_be_printed_is_not_submitted_again(tmp_path: 
     assert "is made; do not submit the file again" in done.stderr
     assert "same command" not in done.stderr
     assert len(run(tmp_path, "ls --store st --json").stdout.splitlines()) == 1
+
+
+def test_what_only_reads_says_that_nothing_was_changed(tmp_path: Path) -> None:
+    receipt = json.loads(run(tmp_path, "run in.jsonl -o out.jsonl --engine echo --store st --json").stdout)
+    batch = receipt["batch_id"]
+    reading = ["ls", "ls --json", f"status {batch}", f"results {batch}", f"tail {batch}", f"watch {batch}"]
+    for command in reading:
+        _is_lost(run(tmp_path, f"{command} --store st > /dev/full"), NOTHING_CHANGED)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["validate in.jsonl", "validate in.jsonl --json", "config show", "estimate in.jsonl", "completion bash", "--help"],
+)
+def test_what_needs_no_batch_says_that_nothing_was_changed(tmp_path: Path, command: str) -> None:
+    _is_lost(run(tmp_path, f"{command} > /dev/full"), NOTHING_CHANGED)
+
+
+def test_a_receipt_that_could_not_be_printed_is_in_its_file(tmp_path: Path) -> None:
+    done = run(tmp_path, "run in.jsonl -o out.jsonl --engine echo --json > /dev/full")
+    _is_lost(done, f"the results are in {tmp_path}/out.jsonl, and the receipt is in {tmp_path}/out.jsonl.receipt.json")
+    assert (tmp_path / "out.jsonl.receipt.json").exists()
+
+
+def test_what_was_changed_is_said_where_it_could_not_be_printed(tmp_path: Path) -> None:
+    (tmp_path / "st").mkdir()
+    batch_id = run(tmp_path, "submit in.jsonl --stage email --store st").stdout.strip()
+    _is_lost(
+        run(tmp_path, f"cancel {batch_id} --store st > /dev/full"), f"the batch {batch_id} is canceled all the same"
+    )
+    _is_lost(
+        run(tmp_path, f"delete {batch_id} --store st > /dev/full"), f"the batch {batch_id} is deleted all the same"
+    )
+    assert run(tmp_path, "ls --store st --json").stdout == ""
+
+
+def _is_lost(done: subprocess.CompletedProcess[str], what_now: str) -> None:
+    assert done.returncode == 1
+    assert f"stdout cannot be written (No space left on device): {what_now}" in done.stderr.splitlines()[-1]
+    assert "Exception ignored" not in done.stderr
 
 
 @pytest.mark.parametrize("num_prompt", [128, 200])
