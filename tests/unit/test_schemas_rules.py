@@ -34,6 +34,9 @@ def test_an_answer_is_one_json_text_that_fits(text: str, why: str) -> None:
     assert judged(encoded(SUBJECT), text).why == why
 
 
+NOT_CONTAINED = "which it does not contain; copy what that names into its $defs"
+
+
 def test_the_place_is_told_and_is_not_long() -> None:
     schema = {"properties": {"items": {"items": {"properties": {"n": {"pattern": "^(?!x)"}}}}}}
     found = judged(encoded(schema), '{"items": [{}, {"n": "xy"}]}')
@@ -48,8 +51,16 @@ def test_the_place_is_told_and_is_not_long() -> None:
         ({"type": "objct"}, "objct"),
         ({"properties": 3}, "3 is not of type"),
         ({"pattern": "("}, "regex"),
-        ({"$ref": "#/$defs/gone"}, "does not exist"),
-        ({"$ref": "https://example.com/other"}, "copy what https://example.com/other names"),
+        ({"$ref": "#/$defs/gone"}, f"it refers to '/$defs/gone', {NOT_CONTAINED}"),
+        *(
+            ({name: given}, f"it refers to {given!r}, {NOT_CONTAINED}")
+            for name, given in [
+                ("$ref", "https://example.com/other"),
+                ("$ref", "other.json"),
+                ("$ref", "urn:a:b"),
+                ("$dynamicRef", "https://example.com/other"),
+            ]
+        ),
         ({"$schema": "http://json-schema.org/draft-03/schema#"}, "is unknown; remove it or name draft 4, 6, 7"),
     ],
 )

@@ -66,7 +66,7 @@ def schema_problem(schema: dict[str, Any]) -> str | None:
     try:
         _compiled(schema)
     except ValueError as error:
-        return _unknown_draft(schema) or _first_line(error)
+        return _unknown_draft(schema) or _lost_reference(error) or _first_line(error)
     return None
 
 
@@ -106,6 +106,17 @@ def _cut(text: str, chars_max: int = PLACE_CHARS_MAX) -> str:
     return text if len(text) <= chars_max else text[:chars_max] + "..."
 
 
+def _lost_reference(error: ValueError) -> str | None:
+    """None where no reference is what is wrong."""
+    from jsonschema_rs import ValidationError, ValidationErrorKind
+
+    if not (isinstance(error, ValidationError) and isinstance(error.kind, ValidationErrorKind.Referencing)):
+        return None
+    _, _, quoted = _first_line(error).partition("'")
+    named = quoted.rpartition("'")[0]
+    return f"it refers to {_cut(repr(named))}, which it does not contain; copy what that names into its $defs"
+
+
 def _first_line(error: ValueError) -> str:
     return str(error).splitlines()[0]
 
@@ -124,4 +135,4 @@ def _compiled(schema: dict[str, Any]) -> Any:
 
 
 def _refuse(uri: str) -> Any:
-    raise ValueError(f"a schema stands alone; copy what {uri} names into its $defs")
+    raise ValueError(f"a schema stands alone; {uri} is not read")
