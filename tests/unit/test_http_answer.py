@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from batchfile.engine.http.answer import Wanted, wanted_of
-from batchfile.engine.http.wire import Answer, Failed, Said, Throttled, Unserved, read_answer, unwrapped
+from batchfile.engine.http.wire import (
+    Answer,
+    Failed,
+    Said,
+    Throttled,
+    Unserved,
+    endpoints_words,
+    read_answer,
+    unwrapped,
+)
 from batchfile.types import Choice, Completion, Failure, Raw, Request, Sampling, Usage
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -79,6 +88,7 @@ def test_other_names_of_a_finish_reason_are_known(told: Any, reason: str) -> Non
         ({"choices": [{"message": {}, "finish_reason": "stop"}]}, "its content is null"),
         (answer("", "tool_calls"), "it calls none"),
         (answer("x", "abort"), "its finish_reason is 'abort'"),
+        (answer("x", {"of": None}), 'its finish_reason is {"of": null}'),
         (answer("x", tool_calls=[CALL]), "none was offered"),
         ({"choices": []}, "it has no choices"),
         ({"choices": [answer("a")["choices"][0]] * 2}, "it has 2 choices, and 1 were asked for"),
@@ -208,3 +218,21 @@ def test_vectors_have_the_encoding_that_was_asked_for(given: Any) -> None:
 )
 def test_vectors_that_are_not_what_was_asked_for_spend_an_attempt(data: Any, words: str) -> None:
     assert words in odd({"data": data}, replace(VECTORS, dimensions=2))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            {"detail": [{"type": "missing", "loc": ["body", "x", 0], "msg": "field required"}]},
+            "body.x.0: field required",
+        ),
+        ({"detail": [{"loc": ["body"], "msg": "a"}, {"msg": "b"}]}, "body: a; b"),
+        ({"error": {"message": {"why": None}}}, '{"why": null}'),
+        ({"detail": [{"why": True}, None]}, '[{"why": true}, null]'),
+        ({"error": [{"why": True}]}, '{"error": [{"why": true}]}'),
+        ({"error": {"message": "so", "code": None}}, "so"),
+    ],
+)
+def test_an_endpoints_words_are_its_own_and_never_pythons(body: Any, words: str) -> None:
+    assert endpoints_words(json.dumps(body).encode()) == words

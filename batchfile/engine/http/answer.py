@@ -163,8 +163,12 @@ def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
 def _reason(given: Any) -> StopReason:
     reason = _REASONS.get(str(given or "stop").lower())
     if reason is None:
-        raise Odd(f"its finish_reason is {str(given)[:80]!r}, so whether the answer is complete is not known.")
+        raise Odd(f"its finish_reason is {_shown(given)}, so whether the answer is complete is not known.")
     return reason
+
+
+def _shown(given: Any) -> str:
+    return repr(given[:80]) if isinstance(given, str) else json.dumps(given)[:80]
 
 
 def _calls(given: list[dict[str, Any]], wanted: Wanted, index: int, *, is_cut: bool) -> tuple[ToolCall, ...]:
@@ -183,7 +187,7 @@ def _arguments(name: Any, arguments: Any, *, is_cut: bool) -> Any:
         return json.loads(arguments or "{}")
     except (ValueError, RecursionError) as error:
         why = ": max_tokens ended them. Raise max_tokens." if is_cut else "."
-        raise Odd(f"the arguments of its call of {str(name)[:80]!r} are not JSON{why}") from error
+        raise Odd(f"the arguments of its call of {_shown(name)} are not JSON{why}") from error
 
 
 def _text(given: object) -> str:

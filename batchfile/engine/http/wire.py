@@ -291,11 +291,25 @@ def endpoints_words(data: bytes) -> str:
     try:
         body = json.loads(text)
         error = body.get("error", body)
-        text = error if isinstance(error, str) else str(error.get("message") or error.get("detail") or text)
+        text = error if isinstance(error, str) else _in_words(error.get("message") or error.get("detail") or text)
     except (ValueError, AttributeError, RecursionError):
         if text.lstrip().startswith("<"):
             text = " ".join(_TAG.sub(" ", text[:PAGE_CHARS_MAX]).split())
     return text.strip()[:MESSAGE_CHARS_MAX] or NO_WORDS
+
+
+def _in_words(told: Any) -> str:
+    """FastAPI tells a list of what is wrong, with where; anything else that is no text stays JSON."""
+    if isinstance(told, str):
+        return told
+    if isinstance(told, list) and told and all(isinstance(one, dict) and "msg" in one for one in told):
+        return "; ".join(_problem(one) for one in told)
+    return json.dumps(told, ensure_ascii=False)
+
+
+def _problem(told: dict[str, Any]) -> str:
+    place, words = told.get("loc"), _in_words(told["msg"])
+    return f"{'.'.join(map(str, place))}: {words}" if isinstance(place, list) and place else words
 
 
 def _retry_after_s(value: str | None) -> float:
