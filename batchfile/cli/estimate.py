@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from batchfile.cli import logs
-from batchfile.cli.numbers import Finite
+from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.remote import Where, place_options
 from batchfile.cli.transfer import transfer
 from batchfile.client.estimate import Estimate, PoolTime, expected_output_tokens, pool_times
@@ -26,7 +26,7 @@ from batchfile.types import Request, RoutingTable
 @click.option("--stage", help="The stage whose work this is.")
 @click.option("--tokens", "tokenizer", metavar="MODEL", help="Count with MODEL's tokenizer.  [default: characters / 4]")
 @click.option("--gpu-hour", type=Finite(min=0), metavar="USD", help="What a GPU costs an hour.")
-@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="How many GPUs each pool has.")
+@click.option("--gpus", type=Whole(min=1), metavar="N", help="How many GPUs each pool has.")
 @click.option("--against", multiple=True, metavar="MODEL", help="A hosted model, or provider:model; repeatable.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
 @place_options

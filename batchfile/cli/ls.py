@@ -6,13 +6,14 @@ from itertools import islice
 import click
 
 from batchfile.cli.batch_text import as_json, list_lines
+from batchfile.cli.numbers import Whole
 from batchfile.cli.remote import Where, where_options
 
 PAGE = 100  # batches whose columns are as wide
 
 
 @click.command("ls")
-@click.option("-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@click.option("-n", "--limit", type=Whole(min=1), default=50, show_default=True, help="At most so many.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON line for each batch.")
 @where_options
 def command(limit: int, is_json: bool, where: Where) -> None:

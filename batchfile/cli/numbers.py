@@ -1,4 +1,4 @@
-"""Numbers as options: NaN and infinity pass click's own ranges and mean nothing here."""
+"""Numbers as options, and what they may be in our own words. Every option that is a number is one of these."""
 
 from math import isfinite
 from typing import Any
@@ -6,11 +6,32 @@ from typing import Any
 import click
 
 
-class Finite(click.FloatRange):
-    """A range of floats without NaN and infinity."""
+def _between(min: float | None, max: float | None) -> str:
+    if min is not None and max is not None:
+        return f" from {min:g} to {max:g}"
+    if min is not None:
+        return f" of at least {min:g}"
+    return "" if max is None else f" of at most {max:g}"
+
+
+class Whole(click.IntRange):
+    """A range of whole numbers."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{str(value)[:80]!r} is not a whole number{_between(self.min, self.max)}.", param, ctx)
+
+
+class Finite(click.FloatRange):
+    """A range of floats without NaN and infinity, which pass click's own ranges and mean nothing here."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            number = super().convert(value, param, ctx)
+        except click.BadParameter:
+            number = None
+        if number is None or not isfinite(number):
+            self.fail(f"{str(value)[:80]!r} is not a finite number{_between(self.min, self.max)}.", param, ctx)
         return number

@@ -11,7 +11,7 @@ import msgspec
 
 from batchfile.cli import logs
 from batchfile.cli.exits import EXIT_HELP, Exit
-from batchfile.cli.numbers import Finite
+from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.stdout import report_lost_output
 from batchfile.cli.stopping import Interrupted, Signals
 from batchfile.ledger.base import Ledger
@@ -61,13 +61,13 @@ class Voice:
     "ending the run.",
 )
 @click.option("--stage", help="The stage whose work this is; kept with the batch.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Run the first N requests only.")
+@click.option("--limit", type=Whole(min=1), metavar="N", help="Run the first N requests only.")
 @click.option("--strict", is_flag=True, help="Refuse the file if one line can not run, before the engine loads.")
 @click.option("--restart", is_flag=True, help="Throw away the run that this output belongs to, and begin anew.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Where a request does not say.  [default: 2048]")
+@click.option("--max-tokens", type=Whole(min=1), help="Where a request does not say.  [default: 2048]")
 @click.option("--temperature", type=Finite(0, 2), help="Where a request does not say.")
-@click.option("--max-model-len", type=click.IntRange(min=16), help="Tokens of prompt and answer together.")
-@click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that are generated at the same time.")
+@click.option("--max-model-len", type=Whole(min=16), help="Tokens of prompt and answer together.")
+@click.option("--max-num-seqs", type=Whole(min=1), help="Requests that are generated at the same time.")
 @click.option(
     "--task",
     type=click.Choice(["generate", "embed"]),

@@ -11,6 +11,7 @@ import click
 from batchfile.cli.batch_text import end_line
 from batchfile.cli.exits import Exit
 from batchfile.cli.following import follow_one
+from batchfile.cli.numbers import Whole
 from batchfile.cli.remote import CREATE_EXITS, Where, exit_of_batch, where_options
 from batchfile.cli.saving import check_free, save
 from batchfile.cli.stdout import report_lost_output
@@ -28,7 +29,7 @@ LOOKS_MAX = 4  # for the first problem, at results as they land
 @click.argument("file")
 @click.option("--stage", help="The stage whose work this is.  [default: by each line's model_hint or model]")
 @click.option("--pool", help="The pool that all of it goes to, whatever its lines say.")
-@click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="0 is first.")
+@click.option("--priority", type=Whole(0, 9), default=5, show_default=True, help="0 is first.")
 @click.option("--metadata", "pairs", multiple=True, metavar="NAME=VALUE", help="Kept with the batch; repeatable.")
 @click.option("--strict", is_flag=True, help="Refuse the file if one line can not run.")
 @click.option("--detach", is_flag=True, help="Do not wait for its end: the default.")

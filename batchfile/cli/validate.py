@@ -14,6 +14,7 @@ import click
 
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
+from batchfile.cli.numbers import Whole
 from batchfile.client.resolve import check_stage
 from batchfile.errors import InvalidFile
 from batchfile.lines.summary import Summary
@@ -32,8 +33,8 @@ ID_SHOWN_MAX = 60  # characters of a custom_id
 @click.option("--stage", help="Check the routing too, as for a batch of this stage on the pools of the settings.")
 @click.option("--routing", is_flag=True, help="Check the routing too: model_hint and model must be known.")
 @click.option("--tokens", "model", metavar="MODEL", help="Count tokens with MODEL's tokenizer; find what can not fit.")
-@click.option("--max-model-len", type=click.IntRange(min=16), help="With --tokens.  [default: the model's own]")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Where a request does not say.  [default: 2048]")
+@click.option("--max-model-len", type=Whole(min=16), help="With --tokens.  [default: the model's own]")
+@click.option("--max-tokens", type=Whole(min=1), help="Where a request does not say.  [default: 2048]")
 @click.option("--json", "is_json", is_flag=True, help="One JSON line for each problem and for each file's summary.")
 def command(
     files: tuple[str, ...],

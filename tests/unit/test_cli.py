@@ -16,6 +16,7 @@ from batchfile.cli import completion
 from batchfile.cli.estimate import _time_lines
 from batchfile.cli.exits import Exit, exit_of, explain
 from batchfile.cli.group import COMMANDS, LazyGroup, main, root
+from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.reference import reference
 from batchfile.client.estimate import PoolTime
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
@@ -213,3 +214,38 @@ def test_a_number_that_is_none_is_refused(arguments: list[str], value: str) -> N
     said = CliRunner().invoke(root, [*arguments, value])
     assert said.exit_code == Exit.USAGE
     assert "Invalid value" in said.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("run in -o out --limit 0", "'--limit': '0' is not a whole number of at least 1."),
+        ("run in -o out --limit many", "'--limit': 'many' is not a whole number of at least 1."),
+        ("run in -o out --temperature 3", "'--temperature': '3' is not a finite number from 0 to 2."),
+        ("run in -o out --grace nan", "'--grace': 'nan' is not a finite number of at least 0."),
+        ("submit in --priority 12", "'--priority': '12' is not a whole number from 0 to 9."),
+        ("ls -n -1", "'-n' / '--limit': '-1' is not a whole number of at least 1."),
+    ],
+)
+def test_a_number_out_of_range_is_told_which_would_do(words: str, message: str) -> None:
+    done = CliRunner().invoke(root, words.split())
+    assert done.exit_code == Exit.USAGE
+    assert message in done.output
+
+
+def test_every_option_that_is_a_number_is_in_our_words() -> None:
+    bare = (click.types.IntParamType, click.types.FloatParamType)
+    assert [str(one) for one in _parameters(root) if isinstance(one.type, bare)] == [
+        str(one) for one in _parameters(root) if isinstance(one.type, Whole | Finite)
+    ]
+
+
+def _parameters(command: click.Command) -> list[click.Parameter]:
+    found = list(command.params)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            found += _parameters(inner)
+    return found
