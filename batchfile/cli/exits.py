@@ -1,11 +1,14 @@
 """The exit codes, and the one table from what was raised to what the process answers. Knows no command."""
 
 import errno
+import json
 import os
 import sys
 from contextlib import suppress
 from enum import IntEnum
 from typing import NoReturn
+
+import click
 
 from batchfile.cli.stdout import StdoutLost
 from batchfile.errors import (
@@ -77,6 +80,11 @@ def explain(error: BaseException) -> str | None:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}"
     return None
+
+
+def say_json(message: str, code: Exit) -> None:
+    """The one shape of an error where --json is given. On stderr: stdout has answers only."""
+    click.echo(json.dumps({"error": {"message": message, "exit_code": int(code)}}), err=True)
 
 
 def end_process(code: int) -> NoReturn:

@@ -1,7 +1,6 @@
 """The command group: names and one line each, so that `batchfile --help` loads no command."""
 
 import importlib
-import json
 import os
 import sys
 import traceback
@@ -11,7 +10,7 @@ from typing import NoReturn
 import click
 
 from batchfile import __version__
-from batchfile.cli.exits import Exit, end_process, exit_of, explain
+from batchfile.cli.exits import Exit, end_process, exit_of, explain, say_json
 from batchfile.cli.stdout import tell_lost_output
 
 
@@ -91,7 +90,7 @@ def main() -> None:
         root.main(prog_name="batchfile", standalone_mode=False)
     except click.ClickException as error:
         if _wants_json():
-            _say_json(error.format_message(), Exit.USAGE)
+            say_json(error.format_message(), Exit.USAGE)
         else:
             error.show()
         sys.exit(Exit.USAGE)
@@ -120,7 +119,7 @@ def _fail(error: Exception) -> NoReturn:
         traceback.print_exception(error)
     message, code = message or f"unexpected error: {error!r}", exit_of(error)
     if _wants_json():
-        _say_json(message, code)
+        say_json(message, code)
     else:
         click.echo(f"batchfile: {message}", err=True)
     sys.exit(code)
@@ -129,8 +128,3 @@ def _fail(error: Exception) -> NoReturn:
 def _wants_json() -> bool:
     """Whatever the command: where its answer is JSON, so is what went wrong."""
     return "--json" in sys.argv[1:]
-
-
-def _say_json(message: str, code: Exit) -> None:
-    """On stderr: stdout has answers only."""
-    click.echo(json.dumps({"error": {"message": message, "exit_code": int(code)}}), err=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from batchfile.cli import logs
-from batchfile.cli.exits import Exit
+from batchfile.cli.exits import Exit, say_json
 from batchfile.cli.numbers import Whole
 from batchfile.client.resolve import check_stage
 from batchfile.errors import InvalidFile
@@ -60,7 +60,10 @@ def command(
                 is_fine &= _check(name, source, rules, tokens, is_json=is_json)
         except InvalidFile as error:
             is_fine = False
-            _show_file(name, str(error), is_json=is_json)
+            if is_json:
+                say_json(str(error), Exit.INVALID_INPUT)
+            else:
+                click.echo(str(error))
     sys.exit(Exit.OK if is_fine else Exit.INVALID_INPUT)
 
 
@@ -131,10 +134,6 @@ def _show(name: str, problem: Problem, *, is_json: bool) -> None:
     whose = "" if problem.custom_id is None else f" [{problem.custom_id[:ID_SHOWN_MAX]!r}]"
     message = problem.message if problem.message.endswith((".", "?", "!")) else f"{problem.message}."
     click.echo(f"{place}: {where}{message} {problem.fix}".rstrip() + whose)
-
-
-def _show_file(name: str, message: str, *, is_json: bool) -> None:
-    click.echo(json.dumps({"file": name, "message": message}) if is_json else message)
 
 
 def _as_json(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> dict[str, object]:

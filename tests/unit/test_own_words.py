@@ -31,6 +31,9 @@ def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
         ("ls --json --store nowhere", 2, "there is no such directory"),
         ("run nothing.jsonl -o out.jsonl --engine echo --json", 4, "there is no such file"),
         ("run in.jsonl -o out.jsonl --engine ech --json", 2, "is not one of 'vllm', 'http', 'echo'"),
+        ("validate nothing.jsonl --json", 4, "nothing.jsonl: there is no such file"),
+        ("validate in.jsonl --max-tokens 0 --json", 2, "is not a whole number"),
+        ("estimate nothing.jsonl --json", 4, "there is no such file"),
         ("status --json", 2, "Missing argument"),
     ],
 )
