@@ -25,8 +25,9 @@ ACTIVE_S_MIN = 2.0  # and not before this time, without loading
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """`eta_s` None: not known yet. Rates are tokens per second; `cache_hit_rate` and `share` (of the work) 0 to 1.
+    """`eta_s` None: not known yet, or nothing runs. Rates are tokens per second.
 
+    `cache_hit_rate` and `share` (of the work): from 0 to 1.
     `input_tokens`, `output_tokens`: computed and generated so far, for unfinished requests too, where the engine tells.
     `in_flight_s`: what the requests that the engine has will likely take, if no more are added; None: not known.
     `quiet_s`: for how long a working engine has reported no new token: it is in a long step.
@@ -100,6 +101,8 @@ class Meter:
         done = min(self._total, self._before.finished + runner_stats.succeeded + runner_stats.errored)
         work_left = self._work_left(runner_stats, stats, self._total - done)
         in_flight_s = None
+        is_paused = stats.num_waiting > 0 and not stats.num_running  # all that is left waits out an endpoint's 429
+        eta_s = self._eta_s(None if work_left is None or is_paused else work_left[0], step_s)
         if work_left is not None:
             self._share = max(self._share, 1 - work_left[0] / max(work_left[1], 1e-9))
             in_flight_s = self._in_flight_s(work_left[1] / max(1, self._total), stats)
@@ -117,7 +120,7 @@ class Meter:
             cache_hit_rate=usage.cached_tokens / max(1, usage.input_tokens),
             usage_unknown=self._usage_before.unknown + runner_stats.usage_unknown,
             elapsed_s=now - self._started_at,
-            eta_s=0.0 if done == self._total else self._eta_s(None if work_left is None else work_left[0], step_s),
+            eta_s=0.0 if done == self._total else eta_s,
             num_running=stats.num_running,
             num_waiting=stats.num_waiting,
             share=None if work_left is None else max(self._share, done / max(1, self._total)),

@@ -181,3 +181,15 @@ def test_what_a_fast_engine_did_in_its_first_moment_is_no_rate() -> None:
     assert (first.done, first.input_rate, first.output_rate) == (1, 0.0, 0.0)
     runner_stats.succeeded, runner_stats.output_tokens = 10, 300
     assert meter.look(runner_stats, 2.0).output_rate == 150.0
+
+
+def test_while_all_that_is_left_waits_no_time_left_is_promised() -> None:
+    meter = Meter(55, Counts(), Usage(), 0.0)
+    runner_stats = RunnerStats(engine_ready_at=0.0)
+    for second in range(1, 28):
+        runner_stats.succeeded, runner_stats.output_tokens = 2 * second, 80 * second
+        meter.look(runner_stats, float(second), 0.0, EngineStats(num_running=2))
+    for second in range(28, 150):
+        paused = meter.look(runner_stats, float(second), 0.0, EngineStats(num_waiting=1))
+        assert (paused.done, paused.eta_s) == (54, None)
+    assert meter.look(runner_stats, 150.0, 0.0, EngineStats(num_running=1)).eta_s is not None
