@@ -17,7 +17,7 @@ from batchfile.client.resolve import STORE_FOLDER, check_stage
 from batchfile.client.sample import CHARS_PER_TOKEN, Sample, read_sample
 from batchfile.client.upload import Upload, open_upload
 from batchfile.local.display import counted, duration
-from batchfile.settings import load_settings
+from batchfile.settings import Settings, load_settings
 from batchfile.types import Request, RoutingTable
 
 
@@ -42,8 +42,9 @@ def command(
 ) -> None:
     """Say what FILE (- is stdin, or s3://BUCKET/KEY) will take: requests, tokens, time, and what it costs where.
 
-    Nothing runs. Time is by what the pool's runners measured while they had work in the last minute, hosted prices
-    are those of the package genai-prices. What is not known is said to be unknown.
+    Nothing runs. Time is by what the pool's runners measured while they had work in the last minute, and no less than
+    one request takes; hosted prices are those of the package genai-prices. What is not known is said to be unknown.
+    Where neither a service nor a store is named, and no runner is at work here, it speaks of this machine alone.
     """
     logs.configure()
     upload = open_upload(file)
@@ -63,15 +64,28 @@ def command(
 def _asked(
     upload: Upload, stage: str | None, tokenizer: str | None, where: Where
 ) -> tuple[Sample, list[PoolTime] | None]:
-    """The file's sample, and its pools where there is a service or a store to ask."""
-    if where.url is None and where.store is None and not _has_store():
-        return _sampled(upload, None, None, tokenizer), None
+    """The file's sample, and its pools where there is a service or a store to ask.
+
+    The folder of local runs is a store that nobody named: it counts where somebody works at it.
+    """
+    settings = load_settings()
+    is_named = any(place is not None for place in (where.url, where.store, settings.store))
+    if not is_named and not Path(STORE_FOLDER).is_dir():
+        return _of_this_machine(upload, settings, stage, tokenizer), None
     with where.opened() as remote:
+        if not is_named and not remote.runners():
+            return _of_this_machine(upload, settings, stage, tokenizer), None
         routing = remote.routing()
         if stage is not None:
             check_stage(routing.stages, stage)
         sample = _sampled(upload, routing, stage, tokenizer)
         return sample, pool_times(sample, remote.runners(), {pool: remote.pending(pool) for pool in sample.pools})
+
+
+def _of_this_machine(upload: Upload, settings: Settings, stage: str | None, tokenizer: str | None) -> Sample:
+    if stage is not None:
+        check_stage(settings.stages, stage)
+    return _sampled(upload, None, None, tokenizer)
 
 
 def _sampled(upload: Upload, routing: RoutingTable | None, stage: str | None, tokenizer: str | None) -> Sample:
@@ -86,10 +100,6 @@ def _sampled(upload: Upload, routing: RoutingTable | None, stage: str | None, to
 
     with transfer(upload.name, upload.size) as on_bytes:
         return read_sample(upload.chunks(on_bytes), routing=routing, stage=stage, count=count)
-
-
-def _has_store() -> bool:
-    return load_settings().store is not None or Path(STORE_FOLDER).is_dir()
 
 
 def _lines(made: Estimate, stage: str | None) -> Iterator[str]:
@@ -125,7 +135,7 @@ def _unrouted(sample: Sample, stage: str | None) -> str:
 
 def _time_lines(times: list[PoolTime] | None) -> Iterator[str]:
     if times is None:
-        yield "  time           unknown: no pool was asked; name a service or a store (--url, --store)"
+        yield "  time           unknown: `batchfile run` shows it as it goes; --url or --store asks a service"
     elif not times:
         yield "  time           unknown: no request leads to a pool"
     for time in times or []:
@@ -134,8 +144,10 @@ def _time_lines(times: list[PoolTime] | None) -> Iterator[str]:
             verb = "is" if time.num_runners == 1 else "are"
             yield f"  time           unknown: {who} {verb} there, and too little was measured in the last minute"
             continue
-        rate = f"{time.requests_per_s:,.1f} requests/s ({who}, last minute)"
-        text = f"  time           about {duration(time.busy_s)} at {rate}"
+        how = f"at {time.requests_per_s:,.1f} requests/s ({who}, last minute)"
+        if time.busy_s == time.request_s:
+            how = f"as one request takes alone ({who}, the median of the last 1,000)"
+        text = f"  time           about {duration(time.busy_s)} {how}"
         if time.waiting:
             text += f"; {time.waiting:,} requests wait before them: done in {duration(time.until_s)}"
         yield text

@@ -16,7 +16,8 @@ class PoolTime:
     """A pool's part of the work. `requests_per_s`: of its runners while they had work in the last minute; None: none.
 
     `output_tokens_each`: what its runners' answers had on average since they began. `waiting`: requests before ours.
-    `busy_s`: for ours alone; `until_s`: until ours are done.
+    `request_s`: what one request takes, the median of the slowest runner. `busy_s`: for ours alone; `until_s`: until
+    ours are done; neither is less than one request takes.
     """
 
     pool: str
@@ -25,14 +26,18 @@ class PoolTime:
     waiting: int
     requests_per_s: float | None
     output_tokens_each: float | None
+    request_s: float | None = None
 
     @property
     def busy_s(self) -> float | None:
-        return None if self.requests_per_s is None else self.num_requests / self.requests_per_s
+        return self._takes_s(self.num_requests)
 
     @property
     def until_s(self) -> float | None:
-        return None if self.requests_per_s is None else (self.num_requests + self.waiting) / self.requests_per_s
+        return self._takes_s(self.num_requests + self.waiting)
+
+    def _takes_s(self, num: int) -> float | None:
+        return None if self.requests_per_s is None else max(num / self.requests_per_s, self.request_s or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,4 +91,5 @@ def _pool_time(pool: str, num: int, runners: Sequence[PresenceRecord], waiting: 
         waiting=waiting,
         requests_per_s=rate or None,
         output_tokens_each=tokens / answers if answers else None,
+        request_s=max((runner.latency_p50_s for runner in own if runner.latency_p50_s is not None), default=None),
     )

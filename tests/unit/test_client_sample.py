@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli.estimate import command
+from batchfile.cli.estimate import _time_lines, command
 from batchfile.client.estimate import Estimate, expected_output_tokens, pool_times
+from batchfile.client.resolve import STORE_FOLDER
 from batchfile.client.sample import Sample, read_sample
 from batchfile.errors import InvalidFile
 from batchfile.ledger.records import PresenceRecord, RunnerTotals
@@ -90,8 +91,22 @@ def test_a_file_without_a_stage_is_told_to_name_one_and_not_that_no_pool_was_ask
     Path("in.jsonl").write_bytes(rows(2, metadata={"model_hint": "nonesuch"}))
     done = CliRunner().invoke(command, ["in.jsonl", "--store", "st", "--stage", "email"])
     assert "no pool for about 2 of them: `batchfile validate --stage email` says why" in done.output
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", STORE_FOLDER])
+def test_without_a_service_or_a_store_an_estimate_is_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """A folder that local runs left is no store that somebody named."""
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_bytes(rows(2))
+    Path(folder).mkdir()
     done = CliRunner().invoke(command, ["in.jsonl"])
-    assert "unknown: no pool was asked; name a service or a store (--url, --store)" in done.output
+    assert "unknown: `batchfile run` shows it as it goes; --url or --store asks a service" in done.output
+    assert "pool" not in done.output
+    assert "stage" not in done.output
+    refused = CliRunner().invoke(command, ["in.jsonl", "--stage", "emial"])
+    assert "'emial' is unknown" in str(refused.exception)
 
 
 def test_time_is_by_what_the_runners_of_the_pool_measured_and_what_waits_before() -> None:
@@ -99,6 +114,15 @@ def test_time_is_by_what_the_runners_of_the_pool_measured_and_what_waits_before(
     runners = [runner(requests_per_s=1.5), runner(requests_per_s=0.5), runner("llama-70b", requests_per_s=100.0)]
     (time,) = pool_times(sample, runners, {"mistral": 60})
     assert (time.num_runners, time.requests_per_s, time.busy_s, time.until_s) == (2, 2.0, 50.0, 80.0)
+
+
+def test_no_request_takes_less_than_one_takes() -> None:
+    five = sampled(rows(5))
+    (time,) = pool_times(five, [runner(requests_per_s=117.6, latency_p50_s=2.0)], {"mistral": 10})
+    assert (time.busy_s, time.until_s) == (2.0, 2.0)
+    assert "about 2.0 s as one request takes alone (1 runner of mistral" in next(_time_lines([time]))
+    (time,) = pool_times(five, [runner(requests_per_s=0.5, latency_p50_s=2.0)], {})
+    assert time.busy_s == 10.0
 
 
 def test_what_nobody_measured_is_unknown() -> None:
