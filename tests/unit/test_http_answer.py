@@ -27,8 +27,8 @@ TEXT = Wanted()
 TOOLS = Wanted("toolu_")
 
 
-def read(body: Any, wanted: Wanted = TEXT) -> Answer:
-    said = Said(200, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+def read(body: Any, wanted: Wanted = TEXT, status: int = 200) -> Answer:
+    said = Said(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
     return read_answer(unwrapped(said), 10**6, wanted)
 
 
@@ -59,6 +59,13 @@ def odd(body: Any, wanted: Wanted = TEXT) -> str:
         (answer(None, "length", refusal="I can"), "I can", "refusal"),
         (answer(None, "content_filter", refusal="I cannot."), "I cannot.", "content_filter"),
         (answer("I cannot.", "refusal"), "I cannot.", "refusal"),
+        (answer("so far", refusal="I cannot."), "so far\n\nI cannot.", "refusal"),
+        (answer([{"type": "refusal", "refusal": "I cannot."}]), "I cannot.", "refusal"),
+        (
+            answer([{"type": "text", "text": "so far"}, {"type": "refusal", "refusal": "I cannot."}]),
+            "so far\n\nI cannot.",
+            "refusal",
+        ),
         (answer("no", refusal=None), "no", "end_turn"),
     ],
 )
@@ -173,6 +180,39 @@ def test_an_error_with_status_200_is_read_as_with_its_own(error: Any, status: in
         found = read(body)
         assert isinstance(found, Failure)
         assert (found.message, found.http_status) == ("The endpoint answered 200 with an error: no", status)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"message": "no", "code": 400}, 400),
+        ({"detail": "no", "status": 404}, 404),
+        ({"detail": {"message": "no", "code": 413}}, 413),
+        ({"errors": [{"message": "no", "code": "422"}]}, 422),
+    ],
+)
+def test_an_error_of_another_shape_keeps_its_words(body: Any, status: int) -> None:
+    for good in (200, 201):
+        found = read(body, status=good)
+        assert isinstance(found, Failure)
+        assert (found.message, found.http_status) == (f"The endpoint answered {good} with an error: no", status)
+
+
+@pytest.mark.parametrize("body", [{"detail": "no"}, {"message": "no"}, {"errors": ["no"]}])
+def test_an_error_of_another_shape_without_a_status_spends_an_attempt(body: Any) -> None:
+    assert odd(body) == "The endpoint answered 200 with an error: no"
+
+
+def test_a_body_of_another_api_is_not_taken_for_an_error() -> None:
+    assert "it has no 'choices'" in odd({"model": "m", "message": {"role": "assistant", "content": "x"}})
+
+
+def test_every_good_status_is_one() -> None:
+    found = read(answer("x"), status=201)
+    assert isinstance(found, Completion)
+    found = read(b"", status=204)
+    assert isinstance(found, Failed)
+    assert "it is not JSON" in found.message
 
 
 def test_an_error_with_status_200_that_may_be_over_is_tried_again() -> None:

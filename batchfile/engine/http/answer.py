@@ -15,6 +15,7 @@ from batchfile.types import Choice, Completion, Kind, Request, StopReason, ToolC
 
 TOKENS_MAX = 2**31  # that one request can have used; no number above it was counted
 FLOAT_BYTES = 4
+REFUSAL_JOINT = "\n\n"  # between the text so far and the refusal that followed it
 
 # What endpoints call it, in lower case. One that is null or missing is taken for `stop`.
 _REASONS: dict[str, StopReason] = {
@@ -103,9 +104,21 @@ def error_in(body: Any) -> Any:
         return body["error"]
     if body.get("object") == "error":
         return body
+    if "choices" not in body and "data" not in body:
+        return _error_of_no_answer(body)
     choices = body.get("choices")
     each = choices if isinstance(choices, list) else []
     return next((one["error"] for one in each if isinstance(one, dict) and one.get("error")), None)
+
+
+def _error_of_no_answer(body: dict[str, Any]) -> Any:
+    """As web frameworks and gateways tell of it."""
+    errors, detail = body.get("errors"), body.get("detail")
+    if isinstance(errors, list) and errors:
+        return errors[0]
+    if isinstance(detail, dict) and detail:
+        return detail
+    return body if detail or isinstance(body.get("message"), str) else None
 
 
 def status_of(error: Any) -> int | None:
@@ -141,12 +154,14 @@ def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
 def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
     reason = _reason(choice.get("finish_reason"))
     message = choice["message"] if wanted.kind == "chat" else {"content": choice["text"]}
-    text, refusal = _text(message.get("content")), _text(message.get("refusal"))
+    text, refused = _text_and_refusal(message.get("content"))
+    refusal = refused + _text(message.get("refusal"))
     thought = message.get("reasoning_content") or message.get("reasoning")
     thinking = _text(thought) if thought is not None and wanted.is_thinking else None
     calls = _calls(message.get("tool_calls") or [], wanted, index, is_cut=reason == "max_tokens")
     if refusal:
-        text, reason = text + refusal, "content_filter" if reason == "content_filter" else "refusal"
+        text = REFUSAL_JOINT.join(filter(None, (text, refusal)))
+        reason = "content_filter" if reason == "content_filter" else "refusal"
     if reason == "tool_use" and not calls:
         raise Odd("its finish_reason says that it calls a tool, and it calls none.")
     if message.get("content") is None and not (calls or refusal or thinking) and reason == "end_turn":
@@ -188,6 +203,15 @@ def _arguments(name: Any, arguments: Any, *, is_cut: bool) -> Any:
     except (ValueError, RecursionError) as error:
         why = ": max_tokens ended them. Raise max_tokens." if is_cut else "."
         raise Odd(f"the arguments of its call of {_shown(name)} are not JSON{why}") from error
+
+
+def _text_and_refusal(content: object) -> tuple[str, str]:
+    """Of a content, whose parts may be either."""
+    if not isinstance(content, list):
+        return _text(content), ""
+    is_refusal = [isinstance(part, dict) and part.get("type") == "refusal" for part in content]
+    refused = [{"text": part["refusal"]} for part, it_is in zip(content, is_refusal, strict=True) if it_is]
+    return _text([part for part, it_is in zip(content, is_refusal, strict=True) if not it_is]), _text(refused)
 
 
 def _text(given: object) -> str:

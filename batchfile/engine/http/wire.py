@@ -45,13 +45,13 @@ ERROR_TYPES = {
 class Said:
     """A response as it came. `data` may be cut a little after the longest that is read.
 
-    `is_unwrapped`: it came with status 200, and `status` is that of the error in it.
+    `came_with`: the good status that it came with, where `status` is that of the error in it.
     """
 
     status: int
     headers: Mapping[str, str]
     data: bytes
-    is_unwrapped: bool = False
+    came_with: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +156,9 @@ def with_newer_limit(body: bytes) -> bytes:
 
 
 def unwrapped(said: Said) -> Said:
-    """An error that came with status 200, as the status that it names itself (else 500); all else as it is."""
-    if said.status != 200 or b'"error"' not in said.data:
+    """An error that came with a good status, as the status that it names itself (else 500); all else as it is."""
+    is_answer = b'"error"' not in said.data and (b'"choices"' in said.data or b'"data"' in said.data)
+    if not _is_good(said.status) or is_answer:
         return said
     try:
         error = error_in(json.loads(said.data))
@@ -165,7 +166,7 @@ def unwrapped(said: Said) -> Said:
         return said
     if error is None:
         return said
-    return Said(status_of(error) or 500, said.headers, json.dumps({"error": error}).encode(), is_unwrapped=True)
+    return Said(status_of(error) or 500, said.headers, json.dumps({"error": error}).encode(), said.status)
 
 
 def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_proven: bool = True) -> Answer:
@@ -182,7 +183,7 @@ def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_p
             type="model_error",
             message=f"The endpoint's response is longer than {bytes_max} bytes. Lower max_tokens.",
         )
-    if status == 200:
+    if _is_good(status):
         return _read_good(data, wanted, retry_after_s)
     if status >= 500 or status == 408:
         return Failed(message, retry_after_s, http_status=status)
@@ -206,7 +207,7 @@ def _unserved_reason(said: Said, *, is_proven: bool) -> str | None:
     is_misplaced = said.status in MISPLACED_STATUSES or (
         said.status in UNPROVEN_STATUSES and not (is_proven and is_json(said.data))
     )
-    if not is_misplaced and not (said.status == 200 and is_page):
+    if not is_misplaced and not (_is_good(said.status) and is_page):
         return None
     where = f" and points to {said.headers['Location']}" if "Location" in said.headers else ""
     told = "a web page" if is_page else endpoints_words(said.data)
@@ -218,7 +219,11 @@ def _is_page(said: Said) -> bool:
 
 
 def _answered(said: Said) -> str:
-    return "answered 200 with an error" if said.is_unwrapped else f"answered {said.status}"
+    return f"answered {said.status}" if said.came_with is None else f"answered {said.came_with} with an error"
+
+
+def _is_good(status: int) -> bool:
+    return 200 <= status < 300
 
 
 def _reason(said: Said) -> str:
