@@ -10,7 +10,6 @@ from batchfile.errors import UNREADABLE
 from batchfile.lines.diagnostics import Diagnostic, Path
 
 _MESSAGE = "is given twice; keep one of them"
-_FIX = "Remove one of them."
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _FIRST_BYTES = 64  # of an object, in which the first colon is most likely
@@ -65,7 +64,7 @@ def find_any_repeats(data: bytes) -> list[Path]:
 
 
 def repeats(paths: list[Path], root: Path = ()) -> list[Diagnostic]:
-    return [Diagnostic((*root, *path), _MESSAGE, _FIX, at_key=True) for path in paths]
+    return [Diagnostic((*root, *path), _MESSAGE, at_key=True) for path in paths]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def test_validate_tells_keys_at_all_depths_with_their_column() -> None:
     assert parse_request(line.encode(), Defaults()).custom_id == "a"
     (problem,) = Scan().problems([line.encode()])
     assert (problem.where, problem.message) == ("params.messages[0].role", "is given twice; keep one of them")
+    assert problem.fix == "", "the message says it all"
     assert problem.column == line.rindex('"role"') + 1
 
 
