@@ -5,6 +5,9 @@ import os
 import sys
 
 import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+_SAID = frozenset({"input.changed"})  # in words, by the command itself
 
 
 def configure(*, is_verbose: bool = False) -> None:
@@ -13,6 +16,7 @@ def configure(*, is_verbose: bool = False) -> None:
     colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     structlog.configure(
         processors=[
+            *([] if is_verbose else [_drop_said]),
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
@@ -22,3 +26,9 @@ def configure(*, is_verbose: bool = False) -> None:
         # Looked up each time: a live display puts itself in its place, and writes each message above itself.
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
+
+
+def _drop_said(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    if event.get("event") in _SAID:
+        raise structlog.DropEvent
+    return event

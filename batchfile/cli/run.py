@@ -1,6 +1,7 @@
 """`batchfile run`: options, signals and words around `batchfile.local`. The exit codes are in `exits.py`."""
 
 import json
+import os
 import shlex
 import sys
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -246,7 +247,7 @@ def _summary(receipt: Receipt, path: str | None) -> str:
     total = counted(receipt.input.requests, "request")
     text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
     if receipt.reason == "input_changed":
-        text += f"; the rest was not run, because {receipt.input.path} was changed, and not only at its end"
+        text += f"; the rest was not run, because {receipt.input.path} {_what_became_of(receipt.input.path)}"
     elif receipt.reason != "completed":
         text += f"; the batch was ended early ({receipt.reason})"
     if path is not None:
@@ -256,11 +257,17 @@ def _summary(receipt: Receipt, path: str | None) -> str:
     return text
 
 
+def _what_became_of(path: str) -> str:
+    return "was changed, and not only at its end" if os.path.exists(path) else "was removed while it ran"
+
+
 def _what_to_do(receipt: Receipt, num_failed: int) -> str:
     """The errors file has no line that is too long, or is not there any more."""
     errors = receipt.errors
     if receipt.reason == "input_changed":
         named = "" if errors is None else f"{errors.path} names them; "
+        if not os.path.exists(receipt.input.path):
+            return f"{named}put the file back and run the same command again, which finishes the rest"
         return f"{named}run the changed file with another output, or with --restart, which replaces these results"
     if errors is None:
         return "their results say why"

@@ -148,8 +148,12 @@ def test_of_an_input_that_was_changed_otherwise_no_id_is_lost(folder: Path, chan
     assert 0 < len(failed) < NUM
     assert {line["error"]["type"] for line in failed} == {"input_changed"}
     assert read(folder / "out.jsonl.errors.jsonl") == failed
-    for part in (b"in.jsonl was changed, and not only at its end", b"out.jsonl.errors.jsonl names them", b"--restart"):
+    told = (b"in.jsonl was changed, and not only at its end", b"--restart")
+    if change is Path.unlink:
+        told = (b"in.jsonl was removed while it ran", b"put the file back and run the same command again")
+    for part in (*told, b"out.jsonl.errors.jsonl names them"):
         assert part in words
+    assert b"input.changed" not in words, "a line of the log, which only -v shows"
     if change is not Path.unlink:
         refused = again(folder)
         assert (refused.returncode, ids(folder)) == (7, OLD)
