@@ -33,7 +33,9 @@ class _Stdout(io.FileIO):
 
 def tell_lost_output() -> None:
     """From now on a failed write of sys.stdout is a StdoutLost, which no error of a file is taken for."""
-    given = sys.stdout
+    given = sys.__stdout__
+    if given is None or sys.stdout is not given:
+        return  # it was closed, or is somebody's capture
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Stdout(1, "w", closefd=False)),
         encoding=given.encoding,

@@ -108,6 +108,11 @@ def test_what_was_changed_is_said_where_it_could_not_be_printed(tmp_path: Path) 
     assert run(tmp_path, "ls --store st --json").stdout == ""
 
 
+def test_a_stdout_that_is_closed_is_no_error(tmp_path: Path) -> None:
+    done = run(tmp_path, "completion bash >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def _is_lost(done: subprocess.CompletedProcess[str], what_now: str) -> None:
     assert done.returncode == 1
     assert f"stdout cannot be written (No space left on device): {what_now}" in done.stderr.splitlines()[-1]
