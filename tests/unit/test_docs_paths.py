@@ -39,8 +39,9 @@ def _missing_files(path: Path) -> list[str]:
 
 
 def _missing_modules(path: Path) -> list[str]:
-    """Modules that are started with `python -m`."""
-    names = {name.replace(".", "/") for name in MODULE.findall(path.read_text())}
+    """Modules that are started with `python -m`; the wheel has `api` and `runners` within `batchfile`."""
+    found = (re.sub(r"^batchfile\.(?=api|runners)", "", name) for name in MODULE.findall(path.read_text()))
+    names = {name.replace(".", "/") for name in found}
     return sorted(n for n in names if not (ROOT / f"{n}.py").is_file() and not (ROOT / n / "__main__.py").is_file())
 
 
