@@ -145,7 +145,7 @@ def _range_lines(
                 by_line[item.line] = item
     if len(by_line) < span.num_lines:
         raw = requests.of(span)
-        known = ids.of(span) if raw is None else [custom_id_of(line.data or b"") for line in raw]
+        known = ids.of(span) if raw is None else [custom_id_of(line.data or line.head) for line in raw]
         _fill(by_line, records, span, known)
     return [by_line[line] for line in range(span.num_lines)]
 

@@ -25,35 +25,42 @@ _EXAMPLES: dict[InputFormat, str] = {
 }
 _DEEP = Diagnostic((), "is nested too deeply", "Flatten the request; no model needs such a depth.")
 
-_LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+")')
+WHOLE_FLOAT_MAX = 2.0**53  # beyond it a float may not be the number that was written
+_LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+"|-?[0-9.]++(?=[\s,}]))')
 
 
 class _CustomId(msgspec.Struct):
-    custom_id: str | int
+    custom_id: str | int | float
 
 
 _custom_id = msgspec.json.Decoder(_CustomId)
-_string = msgspec.json.Decoder(str)
+_given_id = msgspec.json.Decoder(str | int | float)
+
+
+def id_text(given: object) -> str | None:
+    """The custom_id that a value of JSON stands for; tables and databases have whole numbers, `17.0` too."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, float) and given.is_integer() and abs(given) < WHOLE_FLOAT_MAX:
+        return str(int(given))
+    return str(given) if type(given) is int else None
 
 
 def custom_id_of(line: bytes) -> str | None:
     """The custom_id where it can be read: from the whole object, or where the line is broken behind it."""
     try:
-        given = _custom_id.decode(line).custom_id
-        return str(given) or None
+        return id_text(_custom_id.decode(line).custom_id) or None
     except UNREADABLE:
         pass
     try:
         found = json.loads(line.decode())
-        custom_id = found.get("custom_id") if isinstance(found, dict) else None
-        if type(custom_id) is int:
-            return str(custom_id)
-        return custom_id if isinstance(custom_id, str) and custom_id.encode() else None
+        custom_id = id_text(found.get("custom_id")) if isinstance(found, dict) else None
+        return custom_id if custom_id and custom_id.encode() else None
     except UNREADABLE:
         pass
     leading = _LEADING_ID.match(line)
     try:
-        return _string.decode(leading[1]) or None if leading else None
+        return id_text(_given_id.decode(leading[1])) or None if leading else None
     except UNREADABLE:
         return None
 
@@ -110,7 +117,7 @@ def _structure(found: dict[str, Any], expected: InputFormat) -> list[Diagnostic]
     diagnostics = [_unknown(key, is_openai=is_openai) for key in found if key not in KEYS]
     if "custom_id" not in found:
         diagnostics.append(Diagnostic(("custom_id",), "is missing; give every request a name of its own"))
-    elif not isinstance(found["custom_id"], str) and type(found["custom_id"]) is not int:
+    elif id_text(found["custom_id"]) is None:
         got = shown(found["custom_id"])
         message = f"must be a string or a whole number, got {got}"
         diagnostics.append(Diagnostic(("custom_id",), message, "Put it in double quotes."))

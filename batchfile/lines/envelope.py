@@ -9,6 +9,7 @@ import msgspec
 
 from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import diagnose_envelope
+from batchfile.lines.diagnose_envelope import id_text
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.lone_surrogates import without_lone_surrogates
 from batchfile.lines.repeated_keys import has_repeats
@@ -55,7 +56,7 @@ class _Metadata(msgspec.Struct, gc=False):
 
 
 class _Wire(msgspec.Struct, forbid_unknown_fields=True):
-    custom_id: str | int
+    custom_id: str | int | float
     params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     metadata: _Metadata | None = None
     method: str | msgspec.UnsetType = msgspec.UNSET
@@ -108,22 +109,20 @@ def _has_repeats(line: bytes, envelope: Envelope, wire: _Wire) -> bool:
 
 
 def _envelope(wire: _Wire) -> Envelope | None:
+    custom_id = id_text(wire.custom_id)
+    if not custom_id:
+        return None
     if wire.params is not _UNSET:
         params = bytes(wire.params)
         is_alone = wire.body is _UNSET and wire.method is _UNSET and wire.url is _UNSET
-        if wire.custom_id != "" and params[:1] == b"{" and is_alone:
+        if params[:1] == b"{" and is_alone:
             hint = None if wire.metadata is None else wire.metadata.model_hint
-            return Envelope(_text(wire.custom_id), "native", params, hint)
+            return Envelope(custom_id, "native", params, hint)
     elif wire.body is not _UNSET:
         body = bytes(wire.body)
-        if wire.custom_id != "" and body[:1] == b"{" and wire.metadata is None:
-            return Envelope(_text(wire.custom_id), "openai", body, None, wire.method or None, wire.url or None)
+        if body[:1] == b"{" and wire.metadata is None:
+            return Envelope(custom_id, "openai", body, None, wire.method or None, wire.url or None)
     return None
-
-
-def _text(custom_id: str | int) -> str:
-    """Whole numbers are read as text: tables and databases have them as ids."""
-    return custom_id if isinstance(custom_id, str) else str(custom_id)
 
 
 def _around_lone_surrogates(line: bytes) -> Envelope | None:

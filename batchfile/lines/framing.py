@@ -13,6 +13,7 @@ from batchfile.types import LINE_BYTES_MAX
 BOM = b"\xef\xbb\xbf"
 NO_REQUEST = "holds no request: it is empty, or every line is blank"
 NUL_TAIL = "ends in NUL bytes, which are not a request; it was probably cut off while it was written"
+LONG_HEAD_BYTES = 4096  # kept of a line over the limit
 _CR = 13
 _BRACE = b"{"[0]
 
@@ -20,13 +21,14 @@ _BRACE = b"{"[0]
 class Line(NamedTuple):
     """One line that is not blank: bytes [start, end) with its newline, row from 1, data without the newline.
 
-    `data` is None where the line is longer than the limit.
+    `data` is None where the line is longer than the limit; `head` is then how it begins, where its custom_id may be.
     """
 
     start: int
     end: int
     row: int
     data: bytes | None
+    head: bytes = b""
 
 
 def iter_lines(
@@ -34,7 +36,7 @@ def iter_lines(
 ) -> Iterator[Line]:
     """The lines of `chunks`, of which the first byte is at `start`, on the line `row`."""
     tail = _Tail(line_bytes_max)
-    at = start
+    at, head = start, b""
     for chunk in chunks:
         raws = chunk.split(b"\n")
         rest = raws.pop()
@@ -43,12 +45,12 @@ def iter_lines(
             size = len(raw)
             if tail.size or size > line_bytes_max:
                 tail.add(raw)
-                size, data = tail.size, tail.take()
+                size, head, data = tail.size, tail.head, tail.take()
             end = at + size + 1
             if data and data[0] == _BRACE and data[-1] != _CR:
                 yield Line(at, end, row, data)  # as nearly all are
             else:
-                line = _line(at, end, row, data)
+                line = _line(at, end, row, data, head)
                 if line is not None:
                     yield line
             at = end
@@ -56,16 +58,16 @@ def iter_lines(
         if rest:
             tail.add(rest)
     if tail.size and not tail.is_nul:
-        size, data = tail.size, tail.take()
-        line = _line(at, at + size, row, data and data.rstrip(b"\0"))
+        size, head, data = tail.size, tail.head, tail.take()
+        line = _line(at, at + size, row, data and data.rstrip(b"\0"), head)
         if line is not None:
             yield line
 
 
-def _line(start: int, end: int, row: int, data: bytes | None) -> Line | None:
+def _line(start: int, end: int, row: int, data: bytes | None, head: bytes) -> Line | None:
     """None where it is blank."""
     if data is None:
-        return Line(start, end, row, None)
+        return Line(start, end, row, None, head.removeprefix(BOM))
     if data.startswith(BOM):
         data = data[len(BOM) :]
     if not data or data.isspace():
@@ -74,16 +76,18 @@ def _line(start: int, end: int, row: int, data: bytes | None) -> Line | None:
 
 
 class _Tail:
-    """The line that has not ended yet. Past the limit its bytes are counted and not kept."""
+    """The line that has not ended yet. Past the limit its bytes are counted, and only its head is kept."""
 
     def __init__(self, line_bytes_max: int) -> None:
         self.size = 0
+        self.head = b""
         self.is_nul = True  # nothing but NUL bytes, as disks leave them behind what was written last
         self._pieces: list[bytes] = []
         self._max = line_bytes_max
 
     def add(self, piece: bytes) -> None:
         self.size += len(piece)
+        self.head += piece[: LONG_HEAD_BYTES - len(self.head)]
         self.is_nul = self.is_nul and piece[:1] == b"\0" and not piece.strip(b"\0")
         if self.size <= self._max:
             self._pieces.append(piece)
@@ -94,6 +98,7 @@ class _Tail:
         """The whole line, None where it is over the limit; then begin anew."""
         data = b"".join(self._pieces) if self.size <= self._max else None
         self.size = 0
+        self.head = b""
         self.is_nul = True
         self._pieces.clear()
         return data

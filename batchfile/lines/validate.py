@@ -182,7 +182,7 @@ def repeated(chunks: Iterable[bytes], suspects: set[int]) -> Iterator[Problem]:
 def _problems(line: Line, diagnostics: list[Diagnostic]) -> list[Problem]:
     data = line.data or b""
     text = data.decode("utf-8", "replace")
-    custom_id = custom_id_of(data)
+    custom_id = custom_id_of(data or line.head)
     made = [
         Problem(
             line=line.row,

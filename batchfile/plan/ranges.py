@@ -16,7 +16,7 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import InputRef, PartRef, Plan, Range, encode
 from batchfile.lines.diagnostics import short
 from batchfile.lines.duplicates import DuplicateFinder
-from batchfile.lines.envelope import Envelope, decode_envelope
+from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.part import FinishedLine
 from batchfile.lines.result import encode_result
@@ -152,6 +152,7 @@ class Cutter:
         is_inside = False  # what is wrong inside params refuses nothing
         try:
             if line.data is None:
+                custom_id = custom_id_of(line.head)
                 raise InvalidRequest(f"the line is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
             envelope = decode_envelope(line.data, "native" if self._problems is None else "openai")
             custom_id, hint = envelope.custom_id, envelope.hint

@@ -23,6 +23,7 @@ HEADERS = {
     "content-type": "application/x-ndjson",
     "anthropic-version": "2023-06-01",
 }
+LONG = "line 1: the line is longer than 16 MiB; shorten the request"
 TWICE = "is given twice; keep one of them"
 INSIDE = (
     b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"mistral","messages":[{"role":"user",'
@@ -276,3 +277,24 @@ def test_a_file_without_a_request_says_so_in_every_entry_point(
     assert said in error.message
     refused = posted(served, data)
     assert (refused.status_code, said in refused.text) == (400, True), refused.text
+
+
+@pytest.mark.parametrize("custom_id", ['"long"', "17"])
+def test_a_line_over_the_limit_keeps_its_id_in_every_entry_point(tmp_path: Path, served: Any, custom_id: str) -> None:
+    wanted = custom_id.strip('"')
+    long = b'{"custom_id": %s, "params": {"messages": [{"role": "user", "content": "%s"}]}}\n' % (
+        custom_id.encode(),
+        b"x" * 17 * 2**20,
+    )
+    (result,) = ran(tmp_path, long)
+    assert (result["custom_id"], result["error"]["message"]) == (wanted, LONG)
+    checked = command(tmp_path, long, "validate", "--json").stdout.decode()
+    assert json.loads(checked.splitlines()[0])["custom_id"] == wanted
+    good = b'{"custom_id":"ok","params":{"messages":[{"role":"user","content":"x"}],"max_tokens":8}}\n'
+    results = dropped("email/in.jsonl", long + good).out("email/in.jsonl.results.jsonl") or b""
+    assert [json.loads(one)["custom_id"] for one in results.splitlines()] == [wanted, "ok"]
+    made = served.http.post("/api/batches?strict=false", content=long, headers=HEADERS)
+    assert made.status_code == 200, made.text
+    served.work(made.json()["id"], "mistral")
+    results = served.http.get(f"/api/batches/{made.json()['id']}/results", headers=HEADERS).text
+    assert [json.loads(one)["custom_id"] for one in results.splitlines()] == [wanted]

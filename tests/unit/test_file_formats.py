@@ -222,7 +222,7 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
         ({"prompt": ["x"]}, "no column custom_id"),
         ({"custom_id": ["a"]}, "messages or prompt"),
         ({"custom_id": ["a"], "prompt": ["x"], "messages": ["[]"]}, "both columns"),
-        ({"custom_id": [1.5], "prompt": ["x"]}, "column custom_id is double; it must be text or a whole number"),
+        ({"custom_id": [True], "prompt": ["x"]}, "column custom_id is bool; it must be text or a whole number"),
         ({"custom_id": ["a"], "prompt": [[1]]}, "column prompt is list"),
         (
             {"custom_id": ["a"], "prompt": ["x"], "max_tokens": ["7"]},
@@ -321,6 +321,15 @@ def test_text_is_text_however_a_column_keeps_it(tmp_path: Path, kind: pa.DataTyp
     packed = plain.dictionary_encode() if pa.types.is_dictionary(kind) else plain.cast(kind)
     path = _table(tmp_path / "a.parquet", custom_id=["a"], messages=packed)
     assert _rows(path) == [{"custom_id": "a", "params": {"messages": json.loads(turns)}}]
+
+
+def test_ids_that_a_data_frame_made_floats_are_whole_numbers_and_others_fail_alone(tmp_path: Path) -> None:
+    path = _table(tmp_path / "a.parquet", custom_id=[17.0, 17.5, None], prompt=["x", "y", "z"])
+    lines = _read(path).splitlines()
+    assert parse_request(lines[0], Defaults(max_tokens=1)).custom_id == "17"
+    for line, words in zip(lines[1:], ("got 17.5", "got null"), strict=True):
+        with pytest.raises(InvalidRequest, match=f"custom_id: must be a string or a whole number, {words}"):
+            parse_request(line, Defaults(max_tokens=1))
 
 
 def test_a_decimal_is_a_number_and_an_infinite_one_is_no_default(tmp_path: Path) -> None:

@@ -30,6 +30,30 @@ def test_a_whole_number_is_read_as_text() -> None:
         assert decode_envelope(line).custom_id == custom_id_of(line) == str(number)
 
 
+@pytest.mark.parametrize(
+    ("number", "text"), [("17.0", "17"), ("-3.00", "-3"), ("1e3", "1000"), ("9007199254740991.0", "9007199254740991")]
+)
+def test_a_whole_number_with_a_point_is_one_too(number: str, text: str) -> None:
+    line = f'{{"custom_id":{number},"params":{{}}}}'.encode()
+    assert decode_envelope(line).custom_id == custom_id_of(line) == text
+
+
+@pytest.mark.parametrize("number", ["17.5", "1e300", "9007199254740993.0", "true"])
+def test_other_numbers_are_not_ids(number: str) -> None:
+    line = f'{{"custom_id":{number},"params":{{}}}}'.encode()
+    with pytest.raises(InvalidRequest, match="custom_id: must be a string or a whole number, got"):
+        decode_envelope(line)
+    assert custom_id_of(line) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "text"), [("17", "17"), ("17.0", "17"), ('"a b"', "a b"), ("1.2.3", None), ("17.5", None)]
+)
+def test_the_id_of_a_line_that_breaks_off_is_read_from_its_start(written: str, text: str | None) -> None:
+    assert custom_id_of(f'{{"custom_id": {written}, "params": {{'.encode()) == text
+    assert custom_id_of(f'{{"custom_id": {written}'.encode()) == (text if written[0] == '"' else None)
+
+
 def test_a_body_line_is_openai() -> None:
     envelope = decode_envelope(b'{"custom_id":"a","method":"POST","url":"/v1/x","body":{}}')
     assert (envelope.dialect, envelope.method, envelope.url, envelope.model) == ("openai", "POST", "/v1/x", None)

@@ -16,7 +16,7 @@ def naive(data: bytes, start: int = 0, limit: int = LIMIT) -> list[Line]:
         end = min(at + len(raw) + 1, start + len(data))
         text = None if len(raw) > limit else raw.removeprefix(BOM)
         if text is None:
-            found.append(Line(at, end, row, None))
+            found.append(Line(at, end, row, None, raw.removeprefix(BOM)))
         elif text.strip():
             found.append(Line(at, end, row, text.removesuffix(b"\r")))
         at += len(raw) + 1
@@ -67,9 +67,9 @@ def test_an_over_long_line_is_told_without_its_data_and_the_next_one_is_read() -
     chunks = [b"ok\n", *[b"x" * 5] * 10, b"\nok\n", b"y" * 13]
     assert list(iter_lines(chunks, line_bytes_max=12)) == [
         Line(0, 3, 1, b"ok"),
-        Line(3, 54, 2, None),
+        Line(3, 54, 2, None, b"x" * 50),
         Line(54, 57, 3, b"ok"),
-        Line(57, 70, 4, None),
+        Line(57, 70, 4, None, b"y" * 13),
     ]
 
 
