@@ -18,8 +18,9 @@ from batchfile.cli.stdout import report_lost_output
 from batchfile.cli.transfer import transfer
 from batchfile.client.batch import Batch
 from batchfile.client.connection import Connection, checked_metadata
-from batchfile.client.upload import open_upload
+from batchfile.client.upload import LastByte, open_upload
 from batchfile.errors import BatchfileError
+from batchfile.lines.framing import NUL_TAIL
 from batchfile.local.display import counted
 
 LOOKS_MAX = 4  # for the first problem, at results as they land
@@ -57,7 +58,8 @@ def command(
         raise click.UsageError("--detach does not wait, and --wait and -o do")
     metadata = _metadata(pairs)
     path = None if output is None else check_free(output)
-    upload = open_upload(file)
+    last_byte = LastByte()
+    upload = last_byte.watch(open_upload(file))
     with where.connected(writes=True, is_new=True) as connection:
         with _interruptible(), transfer(upload.name, upload.size) as on_bytes:
             batch = connection.submit(
@@ -65,6 +67,8 @@ def command(
             )
         with report_lost_output(f"the batch {batch.id} is made; do not submit the file again"):
             click.echo(batch.id, err=path == "-")
+        if last_byte.value == b"\0":
+            click.echo(f"note: {upload.name} {NUL_TAIL}", err=True)
         _say_what_can_not_run(batch)
         _say_who_works(connection, batch)
         if wait or path is not None:

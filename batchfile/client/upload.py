@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
@@ -44,6 +44,20 @@ class Upload:
 def open_upload(name: str) -> Upload:
     """Of a path, `-` or an s3:// URL. Raises: InvalidFile where it can not be used."""
     return _of_object(name) if name.startswith("s3://") else _of_file(name)
+
+
+class LastByte:
+    """Remembers how a file ends while it is read."""
+
+    value = b""
+
+    def watch(self, upload: Upload) -> Upload:
+        def chunks(on_bytes: OnBytes) -> Iterator[bytes]:
+            for chunk in upload.chunks(on_bytes):
+                self.value = chunk[-1:] or self.value
+                yield chunk
+
+        return replace(upload, chunks=chunks)
 
 
 @contextmanager

@@ -186,3 +186,14 @@ def test_an_object_of_a_bucket_is_submitted_whatever_its_format(shell: Shell, tm
     assert b"there is no such object" in missing.stderr
     nowhere = shell.run("submit", f"s3://nobucket/some/other.jsonl?{query}", code=4)
     assert b"some/other.jsonl: the bucket does not exist: create it or correct its name" in nowhere.stderr
+
+
+@over("service", "directory")
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "-"])
+def test_a_submit_says_that_its_file_ends_in_nul_bytes(shell: Shell, name: str) -> None:
+    for tail, is_said in ((b"", False), (b"\0" * 40, True)):
+        data = jsonl(GOOD[0]) + tail
+        (shell.folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        submitted = shell.run("submit", name, "--stage", "email", stdin=data)
+        assert (b"ends in NUL bytes, which are not a request" in submitted.stderr) == is_said
+        assert len(submitted.stdout.splitlines()) == 1
