@@ -71,9 +71,11 @@ def privates(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             if not is_self(node.value) and node.attr not in own:
                 yield ast.unparse(node)
-        elif isinstance(node, ast.ImportFrom) and node.module != "_typeshed":  # that is for type checkers alone
-            if any(part.startswith("_") for part in (node.module or "").split(".")):
-                yield ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom) and any(
+            part.startswith("_") and part != "_typeshed"  # that is for type checkers alone
+            for part in (node.module or "").split(".")
+        ):
+            yield ast.unparse(node)
 
 
 def is_self(node: ast.expr) -> bool:
