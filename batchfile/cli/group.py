@@ -88,7 +88,8 @@ def main() -> None:
     tell_lost_output()
     try:
         root.main(prog_name="batchfile", standalone_mode=False)
-    except click.ClickException as error:
+    except click.ClickException as raised:
+        error = _without_guess(raised) if isinstance(raised, click.NoSuchOption) else raised
         if _wants_json():
             say_json(error.format_message(), Exit.USAGE)
         else:
@@ -104,6 +105,18 @@ def main() -> None:
         raise
     except Exception as error:  # noqa: BLE001 the process's top
         _fail(error)
+
+
+def _without_guess(error: click.NoSuchOption) -> click.UsageError:
+    """Only a typing error or the beginning of one option is taken for another; click guesses by likeness."""
+    from batchfile.lines.key_advice import typo_of
+
+    name, command = error.option_name, error.ctx.command_path if error.ctx else "batchfile"
+    options = error.possibilities or []
+    begun = [option for option in options if option.startswith(name)]
+    meant = begun[0] if len(begun) == 1 else typo_of(name, options)
+    hint = f"Did you mean {meant}?" if meant else f"`{command} --help` lists them."
+    return click.UsageError(f"there is no option {name}. {hint}", error.ctx)
 
 
 def _open_closed_streams() -> None:

@@ -22,6 +22,7 @@ _UNSERVED: dict[type[BaseModel], Mapping[str, Unserved]] = {
     openai_embeddings.Body: openai_embeddings.UNSERVED,
 }
 _FIELDS = frozenset[str]().union(*(model.model_fields for model in _UNSERVED))
+_SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
 # What a turn's content may hold in `params`; anywhere else, text alone.
 _BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking"}
@@ -140,13 +141,20 @@ def _not_text(block: dict[str, Any]) -> tuple[str, str]:
 
 def _unknown(path: Path, root: str, model: type[BaseModel], data: Mapping[str, Any]) -> Diagnostic:
     if path[0] == "response_format" and len(path) == 2 and path[1] in _IN_JSON_SCHEMA:
-        told = Advice("belongs inside response_format.json_schema", f"Move {path[1]} there.")
+        told = _moved(str(path[1]), data["response_format"])
     elif len(path) == 1:
         told = advice(str(path[0]), _served(model), data, _FIELDS)
     else:
         typo = typo_of(str(path[-1]), _keys_at(path, model))
         told = advice(str(path[-1]), () if typo is None else (typo,))
     return Diagnostic((root, *path), told.message, told.fix, at_key=True)
+
+
+def _moved(key: str, response_format: Mapping[str, Any]) -> Advice:
+    """Of a key of a JSON schema that stands beside its type, which may be another."""
+    if response_format.get("type") == "json_schema":
+        return Advice("belongs inside response_format.json_schema", f"Move {key} there.")
+    return Advice("goes with the type json_schema alone", f"Write {_SCHEMA_FORM} as response_format.")
 
 
 def _served(model: type[BaseModel]) -> list[str]:

@@ -75,7 +75,20 @@ NOT_SERVED = frozenset(
         *("guided_choice", "guided_decoding_backend", "guided_grammar", "guided_json", "guided_regex", "grammar"),
         *("include_reasoning", "include_stop_str_in_output", "kv_transfer_params", "length_penalty", "logit_bias"),
         *("logits_processors", "logprobs", "max_length", "max_time", "min_length", "min_new_tokens", "min_tokens"),
-        *("mirostat", "mirostat_eta", "mirostat_tau", "mm_processor_kwargs", "early_stopping", "do_sample"),
+        *(
+            "models",
+            "plugins",
+            "provider",
+            "route",
+            "transforms",
+            "prediction",
+            "mirostat",
+            "mirostat_eta",
+            "mirostat_tau",
+            "mm_processor_kwargs",
+            "early_stopping",
+            "do_sample",
+        ),
         *("num_beams", "priority", "prompt_logprobs", "reasoning", "reasoning_effort", "return_token_ids"),
         *("return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids"),
         *("structured_outputs", "thinking", "thinking_budget", "thinking_token_budget", "top_a", "top_logprobs"),
@@ -107,7 +120,10 @@ def typo_of(key: str, keys: Collection[str]) -> str | None:
     """The only one of `keys` that can be meant: the same letters in other spelling, or one letter from it."""
     letters = _letters(key)
     near = {ours for ours in keys if ours != key and _is_near(letters, _letters(ours))}
-    near = {ours for ours in near if _letters(ours) == letters} or near
+    same = {ours for ours in near if _letters(ours) == letters}
+    if not same and any(_differs_in_one(letters, _letters(ours)) for ours in set(keys) - near):
+        return None  # tok_p may be top_k or top_p
+    near = same or near
     return near.pop() if len(near) == 1 else None
 
 
@@ -119,6 +135,10 @@ def _rename(ours: str, given: Collection[str]) -> Advice:
 
 def _letters(key: str) -> str:
     return key.lower().replace("_", "").replace("-", "")
+
+
+def _differs_in_one(one: str, other: str) -> bool:
+    return len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) == 1
 
 
 def _is_near(one: str, other: str) -> bool:

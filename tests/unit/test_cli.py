@@ -249,3 +249,22 @@ def _parameters(command: click.Command) -> list[click.Parameter]:
             assert inner is not None
             found += _parameters(inner)
     return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("cancel b --json", "there is no option --json. `batchfile cancel --help` lists them."),
+        ("ls --stor x", "there is no option --stor. Did you mean --store?"),
+        ("run in.jsonl --ouput o", "there is no option --ouput. Did you mean --output?"),
+        ("run in.jsonl --out o", "there is no option --out. Did you mean --output?"),
+        ("ls --nothing", "there is no option --nothing. `batchfile ls --help` lists them."),
+    ],
+)
+def test_an_unknown_option_is_told_another_only_where_it_is_meant(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["batchfile", *arguments.split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert (stopped.value.code, said in capsys.readouterr().err) == (Exit.USAGE, True)

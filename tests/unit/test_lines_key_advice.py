@@ -46,6 +46,8 @@ def fields(module: Any) -> set[str]:
         ("params", "logprobs", "logprobs is not served; remove it"),
         ("params", "streem", "unknown key; remove it"),  # a batch does not stream
         ("params", "top_n", "unknown key; remove it"),
+        ("params", "tok_p", "unknown key; remove it"),  # top_k or top_p
+        ("params", "models", "models is not served; remove it"),
         ("params", "response_format", "is not read here, use output_config"),
         (openai_chat.URL, "system", "is not read here, put it into a system turn"),
         (openai_chat.URL, "prompt", "is not read here, put the text into messages"),
@@ -77,6 +79,16 @@ def test_a_flat_response_format_is_told_where_its_keys_belong() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["json_object", "text", None])
+def test_a_schema_next_to_another_type_is_told_the_whole_form(kind: str | None) -> None:
+    form = {"schema": {}} if kind is None else {"type": kind, "schema": {}}
+    said = told(openai_chat.URL, response_format=form)["body.response_format.schema"]
+    assert said == (
+        "goes with the type json_schema alone | "
+        'Write {"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}} as response_format.'
+    )
+
+
 @pytest.mark.parametrize("place", FORMATS)
 def test_a_suggestion_is_another_key_that_is_served_there(place: str) -> None:
     module, minimal = FORMATS[place]
@@ -103,7 +115,10 @@ def test_whatever_a_key_is_a_suggestion_is_another_key_that_is_served_there(plac
 @pytest.mark.parametrize(
     ("key", "meant"),
     [("max_token", "max_tokens"), ("maxTokens", "max_tokens"), ("max-tokens", "max_tokens"), ("sede", "seed")]
-    + [(key, None) for key in ("min_tokens", "max", "top", "top_a", "length_penalty", "stop", "seed", "s", "")],
+    + [
+        (key, None)
+        for key in ("min_tokens", "max", "top", "top_a", "length_penalty", "stop", "seed", "s", "", "tok_p", "tok_k")
+    ],
 )
 def test_a_typing_error_is_other_spelling_or_one_letter(key: str, meant: str | None) -> None:
     assert typo_of(key, ["max_tokens", "top_k", "top_p", "seed", "presence_penalty"]) == meant
