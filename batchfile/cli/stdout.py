@@ -5,12 +5,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 from batchfile.errors import BatchfileError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 
 class StdoutLost(OSError):
@@ -21,7 +18,7 @@ class StdoutLost(OSError):
 
 
 class _Stdout(io.FileIO):
-    def write(self, data: "ReadableBuffer", /) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:

@@ -51,15 +51,20 @@ def test_the_place_is_told_and_is_not_long() -> None:
         ({"type": "objct"}, "objct"),
         ({"properties": 3}, "3 is not of type"),
         ({"pattern": "("}, "regex"),
-        ({"$ref": "#/$defs/gone"}, f"it refers to '/$defs/gone', {NOT_CONTAINED}"),
+        ({"$ref": "#/$defs/gone"}, f"it refers to '#/$defs/gone', {NOT_CONTAINED}"),
         *(
             ({name: given}, f"it refers to {given!r}, {NOT_CONTAINED}")
             for name, given in [
                 ("$ref", "https://example.com/other"),
                 ("$ref", "other.json"),
                 ("$ref", "urn:a:b"),
+                ("$ref", "#gone"),
                 ("$dynamicRef", "https://example.com/other"),
             ]
+        ),
+        (
+            {"$defs": {"a": {}}, "properties": {"a": {"$ref": "#/$defs/a"}, "c": {"anyOf": [{"$ref": "x.json"}]}}},
+            f"it refers to 'x.json', {NOT_CONTAINED}",
         ),
         ({"$schema": "http://json-schema.org/draft-03/schema#"}, "is unknown; remove it or name draft 4, 6, 7"),
     ],

@@ -1,6 +1,6 @@
 """Is a text JSON that fits a schema? The one place that knows jsonschema-rs; it knows no request."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ SCHEMAS_KEPT = 64  # compiled ones, in one process
 BACKTRACKS_MAX = 100_000
 PLACE_CHARS_MAX = 200
 PROBLEM_CHARS_MAX = 500
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 NOT_JSON = "the answer is not JSON"
 
 Kind = Literal["fits", "mismatch", "unusable", "unknown"]
@@ -66,7 +67,7 @@ def schema_problem(schema: dict[str, Any]) -> str | None:
     try:
         _compiled(schema)
     except ValueError as error:
-        return _unknown_draft(schema) or _lost_reference(error) or _first_line(error)
+        return _unknown_draft(schema) or _lost_reference(schema, error) or _first_line(error)
     return None
 
 
@@ -106,15 +107,38 @@ def _cut(text: str, chars_max: int = PLACE_CHARS_MAX) -> str:
     return text if len(text) <= chars_max else text[:chars_max] + "..."
 
 
-def _lost_reference(error: ValueError) -> str | None:
-    """None where no reference is what is wrong."""
+def _lost_reference(schema: dict[str, Any], error: ValueError) -> str | None:
+    """The first that leads to nothing in the schema. None where no reference is what is wrong."""
     from jsonschema_rs import ValidationError, ValidationErrorKind
 
     if not (isinstance(error, ValidationError) and isinstance(error.kind, ValidationErrorKind.Referencing)):
         return None
-    _, _, quoted = _first_line(error).partition("'")
-    named = quoted.rpartition("'")[0]
-    return f"it refers to {_cut(repr(named))}, which it does not contain; copy what that names into its $defs"
+    for reference in dict.fromkeys(_references(schema)):
+        try:
+            _compiled(_with_only(reference, schema))
+        except ValueError:
+            return (
+                f"it refers to {_cut(repr(reference))}, which it does not contain; copy what that names into its $defs"
+            )
+    return None
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (value[name] for name in _REFERENCES if isinstance(value.get(name), str))
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _references(part)
+
+
+def _with_only(reference: str, value: Any) -> Any:
+    """The schema without its other references."""
+    if isinstance(value, dict):
+        return {
+            name: _with_only(reference, part)
+            for name, part in value.items()
+            if name not in _REFERENCES or not isinstance(part, str) or part == reference
+        }
+    return [_with_only(reference, part) for part in value] if isinstance(value, list) else value
 
 
 def _first_line(error: ValueError) -> str:
