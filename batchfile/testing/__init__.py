@@ -9,7 +9,7 @@ to. `run_alone`: a runner without threads. `CrashPoint` and `armed`: a process t
 >>> client = batchfile.connect(store)
 >>> batch = client.submit("requests.jsonl", stage="email")
 >>> options = batchfile.RunnerOptions(runner_id="test", pool="mistral", only=batch.id)
->>> run_alone(batchfile.Runner(batchfile.Ledger(store=store), EchoEngine, options))
+>>> _ = run_alone(batchfile.Runner(batchfile.Ledger(store=store), EchoEngine, options))
 >>> [result.text for result in batch.results()]
 ['Hello.', 'Goodbye.']
 """

@@ -43,7 +43,7 @@ def holder(store: DirectoryStore, owner: str, *, with_child: bool = False) -> "I
         """
         import os, sys, time
         from batchfile.store.directory import DirectoryStore
-        with DirectoryStore(sys.argv[1]).hold(sys.argv[2]):
+        with DirectoryStore(sys.argv[1]).hold_process_lock(sys.argv[2]):
             child = os.fork() if sys.argv[3] else None
             if not child:
                 print("held", flush=True)

@@ -433,9 +433,9 @@ HARMLESS: dict[str, Mutant] = {
     # The next write of a holder that lost its lease is refused all the same: it generates in vain, and commits nothing.
     "a holder that can not write goes on dispatching": _replaced(ShardLease, "may_dispatch", lambda *_: True),
     # Only the record says who holds a shard, so nothing depends on the file lock or the runner's death being known.
-    "dead runners are never known to be dead": _replaced(ProcessStore, "is_dead", lambda *_: False),
+    "dead runners are never known to be dead": _replaced(ProcessStore, "is_process_dead", lambda *_: False),
     # Whoever is told is told again by the next poll: a bell, a marker and presence are hints.
-    "the change notification never rings": _replaced(batches, "ring", lambda *_: None),
+    "no change is ever notified": _replaced(batches, "notify", lambda *_: None),
     # A process that claims a shard without a record looks at the batch after its write, and closes it itself: the fence
     # before is for the day on which that look is not answered.
     "a cancel closes only what was claimed": lambda: _closes(known=True),
