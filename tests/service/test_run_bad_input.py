@@ -82,7 +82,7 @@ def test_a_line_over_the_limit_is_an_errored_result(tmp_path: Path) -> None:
     lines = [json.loads(found) for found in (tmp_path / "out.jsonl").read_bytes().splitlines()]
     assert [line["status"] for line in lines] == ["succeeded", "errored", "succeeded"]
     assert "16 MiB" in lines[1]["error"]["message"]
-    assert (lines[1]["custom_id"], lines[1]["line"]) == (None, 2)
+    assert lines[1]["custom_id"] == "huge"  # as the line begins
     assert (tmp_path / "out.jsonl.errors.jsonl").read_bytes() == huge
 
 
