@@ -82,7 +82,7 @@ class WebhookSender:
         lanes: defaultdict[_Receiver, _Lane] = defaultdict(_Lane)
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook") as senders:
             while not stop.is_set():
-                while later and later[0].at <= self._ledger.clock.now():
+                while later and later[0].at <= self._ledger.clock.monotonic():
                     due = heapq.heappop(later)
                     lanes[self._receiver(due)].waiting.append(due)
                 for receiver, lane in list(lanes.items()):
@@ -106,19 +106,19 @@ class WebhookSender:
                 yield self._news.get_nowait()
 
     def _tell(self, receiver: _Receiver, due: _Due) -> None:
-        again = self._attempt(due)
-        if again is not None:
-            self._news.put(due._replace(at=again))
+        wait_s = self._attempt(due)
+        if wait_s is not None:  # by a clock that nobody sets back
+            self._news.put(due._replace(at=self._ledger.clock.monotonic() + wait_s))
         self._news.put(receiver)
 
     def _attempt(self, due: _Due) -> float | None:
-        """When to come again, if at all."""
+        """In how many seconds to come again, if at all."""
         try:
             again = tell(self._ledger, due.batch_id, partial(self._send, due), inbox_path)
             self._aside.worked(due.batch_id, "tell")
-            return again
+            return None if again is None else max(0.0, again - self._ledger.clock.now())
         except (StoreError, BatchDamaged) as error:
-            return self._ledger.clock.now() + self._set_aside(due.batch_id, error)
+            return self._set_aside(due.batch_id, error)
         except Exception:  # the top of this thread
             log.exception("webhook.crashed", batch_id=due.batch_id)
             return None

@@ -24,7 +24,7 @@ from openai.types.webhooks import (
 from pydantic import SecretStr
 
 from api.ops.safe_post import post
-from api.ops.webhook_sender import AT_ONCE, WebhookSender, _Due
+from api.ops.webhook_sender import AT_ONCE, WebhookSender, _Due, _Receiver
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
 from batchfile.files import stored_files
@@ -279,9 +279,9 @@ def test_a_damaged_record_of_an_attempt_is_set_aside_with_a_pause_that_grows(
     webhook_sender = WebhookSender(ledger, {"acme": hook}, aside)
     due, pauses = _Due(0.0, "batch_1", "acme", ""), []
     for _ in range(8):
-        again = webhook_sender._attempt(due)
-        assert again is not None
-        pauses.append(round(again - ledger.clock.now()))
+        wait_s = webhook_sender._attempt(due)
+        assert wait_s is not None
+        pauses.append(round(wait_s))
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
     assert f"{key} in memory:" in aside.reasons()["batch_1"]
     assert receiver.calls.empty()
@@ -289,6 +289,16 @@ def test_a_damaged_record_of_an_attempt_is_set_aside_with_a_pause_that_grows(
     assert webhook_sender._attempt(due) is None
     assert receiver.calls.get(timeout=WAIT_S)
     assert aside.reasons() == {}
+
+
+def test_a_clock_that_is_set_back_does_not_put_off_the_next_attempt(ledger: Ledger) -> None:
+    ended(ledger)
+    ledger.store.put(keys.webhook_key("batch_1"), b"damaged: it is set aside for a second")
+    webhook_sender = WebhookSender(ledger, {})
+    webhook_sender._tell(_Receiver("acme", "host"), _Due(0.0, "batch_1", "acme", "https://host/"))
+    due = webhook_sender._news.get_nowait()
+    assert isinstance(due, _Due)
+    assert due.at == pytest.approx(ledger.clock.monotonic() + 1.0, abs=0.5)
 
 
 def test_a_private_address_is_refused_unless_it_is_allowed(receiver: Receiver) -> None:

@@ -20,8 +20,8 @@ ONCE_BROKEN = (48, 684, 951, 957, 1583, 2500, 2711, 2814, 2863, 3028, 3189)
 
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_whatever_goes_wrong_every_promise_holds(block: int) -> None:
-    """Of calls, with ill objects, and floods. Webhooks have an open find (docs/reliability.md), so the seeds of
-    schedules with dropped files and webhooks are fixed below.
+    """Of calls, with ill objects, and floods. The seeds of schedules with dropped files and webhooks are fixed below
+    (docs/reliability.md says until when).
     """
     for seed in range(FRESH + block * BLOCK, FRESH + (block + 1) * BLOCK):
         kind: SceneKind = "flood" if seed % FLOODS == 0 else "calls"
