@@ -1,4 +1,4 @@
-"""Processes of ours: how they start, and an environment without the secrets of this process."""
+"""Our own child processes: how they start, and an environment without the secrets of this process."""
 
 import os
 import signal

@@ -67,7 +67,7 @@ def needs_other_format(negotiated: NegotiatedFormat, path: str) -> bool:
 
 
 def problem(negotiated: NegotiatedFormat, status: int, detail: str, *, param: str | None = None) -> dict[str, Any]:
-    """The body of an answer that is no success. `param` is OpenAI's."""
+    """The body of an error response. `param` is OpenAI's."""
     if negotiated.dialect == "anthropic":
         kind = _ANTHROPIC_TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": detail}, "request_id": negotiated.request_id}

@@ -58,7 +58,7 @@ class _Lane:
 
 
 class WebhookSender:
-    """`hooks`: by tenant. A batch's own callback stands over its tenant's address, and is signed with its secret.
+    """`hooks`: by tenant. A batch's own callback overrides its tenant's address, and is signed with its secret.
 
     What the store refuses, or has of an attempt in damaged form, is set aside, for a while that grows.
     """
