@@ -81,7 +81,6 @@ NOT_SERVED = frozenset(
             "provider",
             "route",
             "transforms",
-            "prediction",
             "mirostat",
             "mirostat_eta",
             "mirostat_tau",
