@@ -1,4 +1,4 @@
-"""Rates while there was work in the last minute, from a runner's stats that only grows. Pure."""
+"""Rates while there was work in the last minute, from a runner's stats, which only grow. Pure."""
 
 from collections import deque
 from dataclasses import dataclass

@@ -110,9 +110,7 @@ class Claims:
         self._views: dict[str, BatchView] = {}
         self._new: deque[Entry] = deque()  # markers whose batches are to be looked at, in the order of the queue
         self._unread: set[str] = set()  # batches that could not be read at the last look
-        self._list_at = float(
-            "-inf"
-        )  # when the queue is to be listed again, unless the change notification rings before
+        self._list_at = float("-inf")  # when the queue is to be listed again, unless a change is notified before
         self._notification_asked_at = float("-inf")
         self._notification = ""
         self._has_listed = False
@@ -392,7 +390,7 @@ class Claims:
             self._aside.clear_unavailable()
             raise
         except StoreError as error:  # it is only a hint
-            log.warning("bell.refused", pool=self._pool, error=str(error))
+            log.warning("notification.refused", pool=self._pool, error=str(error))
             self._notification_asked_at = now + QUEUE_LIST_S
             return False
         if found is None or found == "unchanged":

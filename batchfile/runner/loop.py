@@ -79,9 +79,8 @@ class Loop:
         self._busy_until: float | None = None  # up to when `runner_stats.busy_s` counts; None: nothing was in flight
         self._gpu_s_each = 0.0  # seconds of GPUs, shared by those in flight, one share after the other
         self._fills_since: float | None = None
-        self._parked: list[
-            PendingRequest
-        ] = []  # whose lease may be lost, or must say first that they go: they hold up no other
+        # Whose lease may be lost, or must say first that they go: they hold up no other.
+        self._parked: list[PendingRequest] = []
         self._parked_alone: list[list[PendingRequest]] = []
 
     def use(self, engine: Engine) -> None:
@@ -117,7 +116,7 @@ class Loop:
         return True
 
     def requeue_in_flight(self, *, has_successor: bool) -> None:
-        """The engine died: each request goes where `crashes.judge` says, or nowhere if no other engine follows."""
+        """The engine died: each request goes where `bisect.judge` says, or nowhere if no other engine follows."""
         in_flight = list(self.in_flight.values())
         self.in_flight.clear()
         self._busy_until = None

@@ -291,7 +291,7 @@ class Prefetcher:
                 return False  # something else is wrong with it
             output_schema.stop_guiding(str(error))
             return True
-        if output_schema is not None:
+        if item.request is not None:  # its answer is checked: the next attempt follows from this one
             item.request = request
         return True
 

@@ -103,6 +103,18 @@ def test_a_pattern_that_no_guide_enforces_is_checked(form: Callable[..., dict[st
     )
 
 
+def test_a_set_seed_is_another_one_in_each_attempt() -> None:
+    seeds: list[int | None] = []
+
+    class Recorder(EchoEngine):
+        def add(self, key: int, prepared: Any) -> None:
+            seeds.append(prepared.request.sampling.seed)
+            super().add(key, prepared)
+
+    assert statuses(answers([params("no json", SIMPLE, seed=3)], Recorder)) == ["errored"]
+    assert seeds == [3, 4, 5]
+
+
 def words(row: dict[str, Any]) -> str:
     error = row["error"]
     return "" if error is None else f"{error['type']}: {error['message']}"
@@ -126,9 +138,9 @@ def test_the_engine_goes_on_while_an_answer_is_checked(monkeypatch: pytest.Monke
     others_are_done = threading.Event()
 
     class Waiting(CheckProcess):
-        def check(self, schema: bytes, text: str) -> Verdict:
+        def check(self, schema: bytes, text: str, owner: str = "") -> Verdict:
             assert others_are_done.wait(60)
-            return super().check(schema, text)
+            return super().check(schema, text, owner)
 
     monkeypatch.setattr(check_queue, "CheckProcess", Waiting)
     ledger = ledger_of([params(GOOD, AHEAD)] * 3 + [params(GOOD, SIMPLE)] * 400)
@@ -153,7 +165,7 @@ def test_batches_take_turns_at_being_checked() -> None:
     found = check_queue.Checks(lambda: None)
 
     class Noting(CheckProcess):
-        def check(self, schema: bytes, text: str) -> Verdict:
+        def check(self, schema: bytes, text: str, owner: str = "") -> Verdict:
             all_there.wait(60)
             order.append(text)
             return Verdict("fits")

@@ -76,11 +76,14 @@ def test_after_a_few_of_one_schema_none_of_it_is_tried(process: CheckProcess) ->
     assert pid_of(process) == pid, "nothing was killed"
 
 
-def test_after_a_few_of_any_schema_the_next_get_less(process: CheckProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_few_of_any_schema_the_next_of_their_owner_get_less(
+    process: CheckProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(schemas_process, "TIME_S_HURRIED", 0.1)
     schemas: list[dict[str, Any]] = [BOMB | {"title": str(n)} for n in range(5)]
     limits = [process.check(msgspec.json.encode(schema), "1").why for schema in schemas]
     assert limits == ["takes more than 0.3 s"] * 3 + ["takes more than 0.1 s"] * 2
+    assert process.check(msgspec.json.encode(BOMB), "1", "another").why == "takes more than 0.3 s"
 
 
 def test_a_process_that_was_killed_is_started_again(process: CheckProcess) -> None:

@@ -173,9 +173,10 @@ def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_p
     """What a response means. `is_proven`: the endpoint has served a request, so that 403 and 404 are its own word."""
     status, data = said.status, said.data
     retry_after_s = _retry_after_s(said.headers.get("Retry-After"))
-    message = f"The endpoint {_answered(said)}: {endpoints_words(data)}"
+    words = "" if _is_good(status) and not _is_page(said) else endpoints_words(data)  # a good answer has none
+    message = f"The endpoint {_answered(said)}: {words}"
     if status == 429:
-        return Throttled(_reason(said), message, retry_after_s, _is_too_large(endpoints_words(data)))
+        return Throttled(_reason(said), message, retry_after_s, _is_too_large(words))
     if (reason := _unserved_reason(said, is_proven=is_proven)) is not None:
         return Unserved(reason, message, retry_after_s, http_status=status if status >= 400 else None)
     if len(data) > bytes_max:

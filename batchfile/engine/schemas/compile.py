@@ -9,8 +9,7 @@ import select
 import signal
 import subprocess
 import threading
-import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
@@ -19,18 +18,15 @@ import structlog
 
 from batchfile.child_env import python_path, start_child
 from batchfile.engine.schemas import compile_worker
+from batchfile.engine.schemas.slow_owners import SlowOwners
 from batchfile.engine.vllm.process_guard import ProcessGuard
 
 log = structlog.get_logger()
 
 TIME_S_MAX = 10.0  # for one schema
 MEMORY_MAX = 2 * 1024**3  # bytes that one schema may take in addition to what the process has
-# Many schemas that reach the bound would take hours: after this many of one owner in this time its next get less.
-SLOW_MAX = 3
-SLOW_WINDOW_S = 600.0
-TIME_S_HURRIED = 1.0
+TIME_S_HURRIED = 1.0  # for one of an owner whose last ones met the bound
 VERDICTS_KEPT = 4096
-OWNERS_KEPT = 1024  # who had slow ones last
 START_S_MAX = 300.0  # to import and to load a tokenizer
 STARTS_MAX = 3  # that fail one after the other
 ANSWER_TICK_S = 0.25
@@ -59,12 +55,12 @@ class SchemaCheck:
         self._payload = payload
         self._guard = guard
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._slow_at: OrderedDict[str, deque[float]] = OrderedDict()  # by owner
+        self._slow_owners = SlowOwners()
         self._worker: subprocess.Popen[bytes] | None = None
         self._num_failed_starts = 0
         self._is_closed = False
         self._turn = threading.Lock()  # whose request the worker has
-        self._lock = threading.Lock()  # of verdicts and owners, and of whether it is closed; held for no time
+        self._lock = threading.Lock()  # of verdicts, and of whether it is closed; held for no time
 
     @property
     def pid(self) -> int | None:
@@ -89,7 +85,7 @@ class SchemaCheck:
                 return found
             verdict = self._judged(schema, time_s)
             if verdict is not None and verdict.bound == "time":
-                self._note_slow(owner)
+                self._slow_owners.note(owner)
         if verdict is not None:
             with self._lock:
                 self._verdicts[digest] = verdict
@@ -136,17 +132,7 @@ class SchemaCheck:
 
     def _time_s(self, owner: str) -> float:
         """The bound for the owner's next one."""
-        with self._lock:
-            slow_at = self._slow_at.get(owner, deque())
-            is_hurried = len(slow_at) == SLOW_MAX and time.monotonic() - slow_at[0] < SLOW_WINDOW_S
-        return TIME_S_HURRIED if is_hurried else TIME_S_MAX
-
-    def _note_slow(self, owner: str) -> None:
-        with self._lock:
-            self._slow_at.setdefault(owner, deque(maxlen=SLOW_MAX)).append(time.monotonic())
-            self._slow_at.move_to_end(owner)
-            while len(self._slow_at) > OWNERS_KEPT:
-                self._slow_at.popitem(last=False)
+        return TIME_S_HURRIED if self._slow_owners.is_hurried(owner) else TIME_S_MAX
 
     def _started(self) -> "subprocess.Popen[bytes] | None":
         """The process, ready; None where it does not start."""

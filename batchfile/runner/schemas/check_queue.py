@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from batchfile.runner.active import PendingRequest
@@ -116,4 +117,5 @@ class Checks:
     def _check(self, answer: Answer) -> Checked:
         if answer.item.shard.is_dropped:
             return Checked(answer, None)
-        return Checked(answer, first_verdict(answer.demands, self._process.check))
+        check = partial(self._process.check, owner=answer.item.shard.held.batch.batch_id)
+        return Checked(answer, first_verdict(answer.demands, check))

@@ -123,7 +123,8 @@ def demands(
 
 def are_here(wanted: list[Demand]) -> bool:
     """Can all of them be checked on the caller's thread?"""
-    return all(place_of(demand.schema, sum(map(len, demand.texts))) == "here" for demand in wanted)
+    num_chars = sum(len(text) for demand in wanted for text in demand.texts)
+    return all(place_of(demand.schema, num_chars) == "here" for demand in wanted)
 
 
 def first_mismatch(wanted: list[Demand]) -> tuple[Demand, Kind] | None:

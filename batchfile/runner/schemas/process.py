@@ -6,8 +6,7 @@ What checks a schema cannot be interrupted, and holds up every thread of its pro
 import signal
 import subprocess
 import threading
-import time
-from collections import Counter, deque
+from collections import Counter
 from hashlib import blake2b
 from typing import cast
 
@@ -16,17 +15,14 @@ import structlog
 from batchfile.child_env import child_environment, start_child
 from batchfile.engine.schemas.compile import answer_of
 from batchfile.engine.schemas.compile_worker import write
+from batchfile.engine.schemas.slow_owners import SLOW_MAX, SlowOwners
 from batchfile.runner.schemas import worker as schemas_worker
 from batchfile.runner.schemas.rules import Kind, Verdict
 
 log = structlog.get_logger()
 
 TIME_S_MAX = 1.0  # of processor time, for one text
-# Many that reach the bound would hold up all others: after this many in this time the next get less, and after as many
-# of one schema none of it is tried again.
-SLOW_MAX = 3
-SLOW_WINDOW_S = 600.0
-TIME_S_HURRIED = 0.1
+TIME_S_HURRIED = 0.1  # for one of an owner whose last ones met the bound
 SLOW_SCHEMAS_KEPT = 1024
 ANSWER_S_MAX = 60.0  # by the clock: a busy machine fails none before that
 START_S_MAX = 60.0
@@ -40,17 +36,17 @@ class CheckProcess:
 
     def __init__(self) -> None:
         self._worker: subprocess.Popen[bytes] | None = None
-        self._slow_at: deque[float] = deque(maxlen=SLOW_MAX)
+        self._slow_owners = SlowOwners()
         self._num_slow: Counter[bytes] = Counter()  # by the schema's digest
         self._is_closed = False
         self._lock = threading.Lock()  # of whether it is closed
 
-    def check(self, schema: bytes, text: str) -> Verdict:
-        """Blocks for as long as the bound, for ANSWER_S_MAX on a busy machine."""
+    def check(self, schema: bytes, text: str, owner: str = "") -> Verdict:
+        """Blocks for as long as the bound, for ANSWER_S_MAX on a busy machine. `owner`: whose next may get less."""
         digest = blake2b(schema, digest_size=16).digest()
         if self._num_slow[digest] >= SLOW_MAX:
             return Verdict("unknown", _too_slow(TIME_S_MAX))
-        time_s = self._time_s()
+        time_s = TIME_S_HURRIED if self._slow_owners.is_hurried(owner) else TIME_S_MAX
         frame = (str(time_s).encode(), schema, text.encode("utf-8", "surrogatepass"))
         for _ in range(TRIES):
             try:
@@ -64,11 +60,11 @@ class CheckProcess:
                 return Verdict(cast(Kind, kind.decode()), why.decode())
             except TimeoutError:
                 self._end(worker)
-                return self._slow(digest, time_s)
+                return self._slow(digest, time_s, owner)
             except (OSError, EOFError):
                 self._end(worker)
                 if worker.returncode == -signal.SIGPROF:
-                    return self._slow(digest, time_s)
+                    return self._slow(digest, time_s, owner)
         return Verdict("unknown", TOO_LARGE)
 
     def close(self) -> None:
@@ -84,12 +80,8 @@ class CheckProcess:
         if self._worker is not None:
             self._end(self._worker)
 
-    def _time_s(self) -> float:
-        is_hurried = len(self._slow_at) == SLOW_MAX and time.monotonic() - self._slow_at[0] < SLOW_WINDOW_S
-        return TIME_S_HURRIED if is_hurried else TIME_S_MAX
-
-    def _slow(self, digest: bytes, time_s: float) -> Verdict:
-        self._slow_at.append(time.monotonic())
+    def _slow(self, digest: bytes, time_s: float, owner: str) -> Verdict:
+        self._slow_owners.note(owner)
         if len(self._num_slow) >= SLOW_SCHEMAS_KEPT:
             self._num_slow.clear()
         self._num_slow[digest] += 1
