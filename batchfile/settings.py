@@ -226,8 +226,10 @@ def load_settings() -> Settings:
         raise SettingsError(f"{path}: is not UTF-8; save it as UTF-8") from error
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
+    except RecursionError as error:
+        raise SettingsError(f"{path}: a value is nested too deeply; shorten it") from error
     except ValueError as error:  # pydantic-settings' own, of a variable in the place of a table
-        raise SettingsError(_no_json()) from error
+        raise SettingsError(_no_json(error.__cause__)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,18 +301,16 @@ def _problems(error: ValidationError) -> Iterator[str]:
         yield f"{name}{shown} (from {origin}): {words[:1].lower()}{words[1:]}"
 
 
-def _no_json() -> str:
-    """Which variable is to be JSON and is not."""
-    for name in os.environ:
-        field = Settings.model_fields.get(name.upper().removeprefix(PREFIX).lower())
-        if field is not None and name.upper().startswith(PREFIX) and field.annotation not in {str, int, bool}:
-            try:
-                json.loads(os.environ[name])
-            except ValueError:
-                return (
-                    f"{name} is not valid JSON; give a JSON object, or one value of it in a variable of its own, such "
-                    f"as {name.upper()}{NESTED}NAME"
-                )
+def _no_json(cause: BaseException | None) -> str:
+    """Which variable is to be JSON and is not. `cause`: what its decoder raised."""
+    if isinstance(cause, json.JSONDecodeError):
+        for name, value in os.environ.items():
+            if not name.upper().startswith(PREFIX) or value != cause.doc:
+                continue
+            said = f"{name} is not valid JSON; give a JSON object or list"
+            if NESTED in name.upper().removeprefix(PREFIX):
+                return said
+            return f"{said}, or one value of it in a variable of its own, such as {name.upper()}{NESTED}NAME"
     return f"a {PREFIX}* variable cannot be read; `env | grep {PREFIX}` lists them"
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from batchfile.settings_tables import PUBLIC_URL, WEBHOOK_URL
+
 _KINDS = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -15,7 +17,6 @@ _KINDS = {
     "bool_parsing": "true or false",
     "string_type": "text",
     "string_too_short": "text that is not empty",
-    "string_pattern_mismatch": "an http:// or https:// URL without a user and without #, with a / before any ?",
     "path_type": "the path of a file",
     "list_type": "a list",
     "tuple_type": "a list",
@@ -23,6 +24,10 @@ _KINDS = {
     "model_type": "a table",
     "model_attributes_type": "a table",
     "none_required": "nothing",
+}
+_PATTERNS = {
+    WEBHOOK_URL: "an http:// or https:// URL without a user and without #, with a / before any ?",
+    PUBLIC_URL: "an http:// or https:// URL without ?, #, { or }",
 }
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),
@@ -40,6 +45,8 @@ def expected(kind: str, context: Mapping[str, Any]) -> str:
         return "is missing; add it"
     if kind == "literal_error":
         return f"must be {context['expected']}"
+    if kind == "string_pattern_mismatch":
+        return f"must be {_PATTERNS[context['pattern']]}"
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         bound = context[key]

@@ -35,6 +35,9 @@ def _without_user(url: str) -> str:
 
 BaseUrl = Annotated[str, AfterValidator(_without_user)]
 
+WEBHOOK_URL = r"^https?://[^\s/?#@]+(/[^\s#]*)?$"
+PUBLIC_URL = r"^https?://[^\s{}?#]+$"
+
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -148,7 +151,7 @@ class Webhook(BaseModel):
 
     model_config = _STRICT
 
-    url: str = Field(pattern=r"^https?://[^\s/?#@]+(/[^\s#]*)?$")
+    url: str = Field(pattern=WEBHOOK_URL)
     secret: SecretStr
     allow_private: bool = False
 
@@ -182,7 +185,7 @@ class Api(BaseModel):
     open_batches_max: int = Field(default=1_000, ge=1)  # of one tenant
     body_wait_s: Positive = 60.0  # a body of which nothing arrives for this long is given up
     spool_dir: Path | None = None
-    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s{}?#]+$")
+    public_url: str | None = Field(default=None, pattern=PUBLIC_URL)
     trust_forwarded: bool = False
 
 

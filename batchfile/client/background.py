@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, TypeVar
 
+from batchfile.errors import BatchfileError
+
 T = TypeVar("T")
 
 
@@ -43,7 +45,10 @@ class LoopThread:
             raise
 
     def post(self, asking: Coroutine[Any, Any, T]) -> Future[T]:
-        """The same without waiting for it."""
+        """The same without waiting for it. Raises: BatchfileError where it is closed."""
+        if not self.close.alive:
+            asking.close()
+            raise BatchfileError("the connection is closed; connect again")
         return asyncio.run_coroutine_threadsafe(asking, self._loop)
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, get_args
 
 from batchfile.client.base import LOOK_AGAIN_S, Access, BatchStatus, Download, Remote, ResultFormat
 from batchfile.errors import (
@@ -12,8 +12,10 @@ from batchfile.errors import (
     InvalidFile,
     NotEnded,
     ServiceUnavailable,
+    SettingsError,
     StoreUnavailable,
     WaitTimeout,
+    check_installed,
 )
 
 if TYPE_CHECKING:  # to look at a batch loads no line formats
@@ -78,8 +80,8 @@ class Batch:
 
         Raises: WaitTimeout, which is a TimeoutError, after `timeout_s`; the batch keeps running.
         """
-        for status in self.watch(timeout_s=timeout_s):
-            self.last_status = status
+        for _ in self.watch(timeout_s=timeout_s):
+            pass
         return self.last_status
 
     def results(self) -> "Iterator[Result]":
@@ -119,11 +121,16 @@ class Batch:
         succeed come next to it, as `PATH.errors.jsonl`. A download that broke off is resumed by the same call.
         `on_bytes` is called with the size of each piece that arrived.
 
-        Raises: as `results`; SettingsError for a path that cannot be written.
+        Raises: as `results`; SettingsError for a format that is unknown and for a path that cannot be written.
         """
         from batchfile.client.download import in_dialect, save_results
         from batchfile.local.outputs import check_output
 
+        if format is not None and format not in get_args(ResultFormat):
+            known = ", ".join(get_args(ResultFormat))
+            raise SettingsError(f"format: {format!r} is unknown; use one of {known}")
+        if format == "parquet":
+            check_installed("pyarrow", extra="parquet", what="format='parquet'")
         results = self._results()
         if isinstance(output, str | os.PathLike):
             path = check_output(os.fspath(output), None)
@@ -131,6 +138,8 @@ class Batch:
             return
         for chunk in in_dialect(self.last_status, results.read(0), format):
             output.write(chunk)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
 
     def save_errors(self, output: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the input lines that did not succeed, ready to be fixed and run again. Raises: NotEnded."""
@@ -162,6 +171,7 @@ class Batch:
         try:
             self._open("write").delete(self.id, now=now)
         except NotEnded as error:
+            self.status()
             raise NotEnded(f"{self._how_far()}: wait for its end, or cancel it first") from error
 
     def _results(self) -> Download:

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Coroutine, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from batchfile.client.background import LoopThread
 from batchfile.client.base import BatchStatus, Download, Share, ShownState, SubmitOptions, until_old
 from batchfile.client.http_api import Client, FileHead, Pairs
-from batchfile.errors import InvalidFile, NotEnded, NotFound, TooLarge
+from batchfile.errors import BatchfileError, InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.ledger.records import EndReason, PresenceRecord
 from batchfile.types import Counts, InputFormat, RoutingTable, Usage
 
@@ -143,7 +144,8 @@ class HttpRemote:
             while (item := self._run(step())) is not None:
                 yield item
         finally:
-            self._loop.post(end())  # a garbage collection may come to it anywhere: it waits for nothing
+            with suppress(BatchfileError):  # closed, and so is what it read
+                self._loop.post(end())  # a garbage collection may come to it anywhere: it waits for nothing
 
 
 def _path(batch_id: str) -> str:

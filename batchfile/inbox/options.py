@@ -52,8 +52,10 @@ def _why(data: bytes) -> str | None:
         given = tomllib.loads(data.decode())
     except tomllib.TOMLDecodeError as error:
         return f"is not valid TOML: {error}; write `key = value` lines, with text in double quotes"
-    except UNREADABLE:
+    except UnicodeDecodeError:
         return "is not UTF-8; save it as UTF-8"
+    except UNREADABLE:
+        return "has a value that is too long or nested too deeply; write `key = value` lines"
     for key, value in given.items():
         if key not in _MUST_BE:
             return f"{key!r} is not an option"

@@ -364,10 +364,10 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
 
 
 def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
-    """Remove what an ended batch does not name: parts, and assemblies that lost."""
+    """Remove what an ended batch does not name: parts, ids, and assemblies that lost."""
     keep = {ref.key for ref in (batch.results, batch.errors) if ref is not None}
     found = [entry.key for entry in ledger.store.list(keys.parts_prefix(batch.batch_id))]
-    for stem in ("results-", "errors-"):
+    for stem in ("results-", "errors-", "custom-ids-"):
         found += [entry.key for entry in ledger.store.list(keys.batch_prefix(batch.batch_id) + stem)]
     ledger.store.delete_many([key for key in found if key not in keep])
 

@@ -127,7 +127,7 @@ class Range:
     """Whole lines of the input: bytes [start, end); `first` is the number of its first request in the batch.
 
     `num_lines` counts requests (blank lines are none). `first_row` is the physical line number, from 1, of the
-    range's first byte. `rejected` is a bitmap (see `bits`) of what nobody is to run: rejected, or taken over.
+    range's first byte. `rejected` is a bitmap (see `bitmaps`) of what nobody is to run: rejected, or taken over.
     """
 
     start: int

@@ -68,9 +68,10 @@ class PlainText:
         """What `data` adds. Raises: InvalidFile where it is not text, or damaged."""
         if not self._is_detected:
             data = self._head + data
-            self._head = data if len(data) < HEAD_BYTES else b""
-            if self._head:
+            if len(data) < HEAD_BYTES:
+                self._head = data
                 return
+            self._head = b""
             self._detect(data)
         if self._unpacker is None or self._inner is None:
             yield data

@@ -16,6 +16,7 @@ from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
+from batchfile.local.display import counted
 from batchfile.local.engines import EngineChoice
 from batchfile.local.inputs import Source, inspect, is_added_to
 from batchfile.local.output_lock import lock_output
@@ -122,8 +123,7 @@ def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace
     def on_runner(runner: Runner) -> None:
         observer.on_runner(runner)
         runners.append(runner)
-        requests = f"{batch.total:,} {'request' if batch.total == 1 else 'requests'}"
-        observer.say(f"{requests}; loading {choice.label}")
+        observer.say(f"{counted(batch.total, 'request')}; loading {choice.label}")
 
     with observer.show(lambda: _look(meter, runners[0]) if runners else None):
         runner_id = f"local-{ledger.new_id()[:12]}"

@@ -18,7 +18,7 @@ from batchfile.ledger.records import BatchRecord, InputRef
 from batchfile.lines.framing import NO_REQUEST
 from batchfile.plan.line_problems import LineProblems
 from batchfile.plan.ranges import Cutter, Place, by_line
-from batchfile.plan.reuse import settle
+from batchfile.plan.reuse import hashed, settle
 from batchfile.store.base import Writer
 from batchfile.types import REQUESTS_MAX, RoutingTable
 
@@ -62,7 +62,7 @@ def plan_input(
             ids=ids,
         )
         digest = hashlib.sha256()
-        cuts = cutter.read(_hashed(_stream(ledger, input_key, entry.etag, beat), digest), entry.size)
+        cuts = cutter.read(hashed(_stream(ledger, input_key, entry.etag, beat), digest), entry.size)
         if cutter.total == 0:
             raise InvalidFile(f"{name} {NO_REQUEST}")
         if problems is None or not problems.found:
@@ -117,7 +117,7 @@ def plan_upload(
     digest = hashlib.sha256()
     stored = _Stored()
     with ledger.store.writer(key, is_new=True) as writer:
-        cuts = cutter.read(stored.copied(_hashed(_beating(chunks, beat), digest), writer), size)
+        cuts = cutter.read(stored.copied(hashed(_beating(chunks, beat), digest), writer), size)
         if cutter.total == 0:
             is_lines = place is by_line
             raise InvalidFile(f"the input {NO_REQUEST}" if is_lines else "requests: there is none; send at least one")
@@ -136,12 +136,6 @@ def plan_upload(
         dialect=cutter.dialect or "native",
     )
     return cutter.publish(cuts, pinned)
-
-
-def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
-    for chunk in chunks:
-        digest.update(chunk)
-        yield chunk
 
 
 def _stream(ledger: Ledger, key: str, etag: str, beat: Callable[[], None]) -> Iterator[bytes]:

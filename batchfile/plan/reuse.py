@@ -68,8 +68,8 @@ def _taken(
     was, kept = hashlib.sha256(), hashlib.sha256()
     num_same = old.total - _is_last_line_longer(ledger, pinned, old.input.size)
     begin = ledger.store.stream(pinned.key, 0, min(old.input.size, pinned.size), match=pinned.etag)
-    lines = iter_lines(_hashed(begin, was))
-    results = iter_lines(_hashed(ledger.store.stream(stored.key), kept), line_bytes_max=RESULT_BYTES_MAX)
+    lines = iter_lines(hashed(begin, was))
+    results = iter_lines(hashed(ledger.store.stream(stored.key), kept), line_bytes_max=RESULT_BYTES_MAX)
     for n, cut in enumerate(cuts):
         places = range(min(cut.range.num_lines, num_same - cut.range.first))
         if not places:
@@ -132,7 +132,7 @@ def _size(taken: _Taken) -> int:
     return sum(len(line.result) for line in taken.lines)
 
 
-def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+def hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
     for chunk in chunks:
         digest.update(chunk)
         yield chunk

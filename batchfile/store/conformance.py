@@ -66,7 +66,7 @@ class _Answer:
     is_refused: bool = False
 
 
-_Diagnostic = Literal["kept", "busy", "refused"]  # refused: nobody was let through
+_Finding = Literal["kept", "busy", "refused"]  # refused: nobody was let through
 
 _CREATE = "of several writers that create one object, one succeeds"
 _CREATE_AGAIN = "an object that exists is not created again"
@@ -128,7 +128,7 @@ class _Prover:
         for key in self._keys:
             self._store.delete(key)
 
-    def _repeat(self, rule: str, look: Callable[[], _Diagnostic]) -> None:
+    def _repeat(self, rule: str, look: Callable[[], _Finding]) -> None:
         """Look at one rule until the answer is clear or the time is up."""
         num_refused = 0
         while self._clock.monotonic() - self._began < self._effort.budget_s:
@@ -144,20 +144,20 @@ class _Prover:
                 raise self._unfit(f"it refused {num_refused} times what must succeed: {rule}")
             self._clock.sleep(PAUSE_S)
 
-    def _create(self) -> _Diagnostic:
+    def _create(self) -> _Finding:
         key = self._key = self._new_key()
         finding = self._race(key, lambda data: self._store.put(key, data, absent=True))
         # Refused to all, and yet it is there: a writer whose answer was lost came first.
         return "busy" if finding == "refused" and self._store.head(key) is not None else finding
 
-    def _create_again(self) -> _Diagnostic:
+    def _create_again(self) -> _Finding:
         self._etag()
         return self._must_refuse(
             "a write with If-None-Match: * replaced an object that was there",
             lambda data: self._store.put(self._key, data, absent=True),
         )
 
-    def _replace(self) -> _Diagnostic:
+    def _replace(self) -> _Finding:
         before = self._before = self._etag()
         finding = self._race(self._key, lambda data: self._store.put(self._key, data, match=before))
         self._after = self._etag()
@@ -165,7 +165,7 @@ class _Prover:
             raise self._unfit("a write with If-Match was acknowledged and changed nothing")
         return "busy" if finding == "refused" and before != self._after else finding
 
-    def _replace_stale(self) -> _Diagnostic:
+    def _replace_stale(self) -> _Finding:
         if self._before == self._after:
             return "busy"  # nothing was replaced yet
         return self._must_refuse(
@@ -173,14 +173,14 @@ class _Prover:
             lambda data: self._store.put(self._key, data, match=self._before),
         )
 
-    def _replace_missing(self) -> _Diagnostic:
+    def _replace_missing(self) -> _Finding:
         key = self._new_key()
         return self._must_refuse(
             "a write with If-Match created an object that did not exist",
             lambda data: self._store.put(key, data, match=self._after or "0" * 32),
         )
 
-    def _read(self) -> _Diagnostic:
+    def _read(self) -> _Finding:
         if self._before == self._after:
             return "busy"
         if not b"".join(self._store.stream(self._key, match=self._etag())):
@@ -191,7 +191,7 @@ class _Prover:
             return "kept"
         raise self._unfit("a read with If-Match gave another version")
 
-    def _race(self, key: str, write: Callable[[bytes], str]) -> _Diagnostic:
+    def _race(self, key: str, write: Callable[[bytes], str]) -> _Finding:
         num_writers = self._effort.num_writers
         barrier = threading.Barrier(num_writers)
 
@@ -212,7 +212,7 @@ class _Prover:
             raise self._unfit("the object does not hold what the one acknowledged writer wrote")
         return "kept"
 
-    def _must_refuse(self, crime: str, write: Callable[[bytes], str]) -> _Diagnostic:
+    def _must_refuse(self, crime: str, write: Callable[[bytes], str]) -> _Finding:
         answer = _ask(write)
         if answer.etag is not None:
             raise self._unfit(crime)

@@ -148,6 +148,7 @@ def test_a_callback_is_kept_with_the_batch_and_its_event_names_the_file(still: W
         ("deadline = 2099-01-01T00:00:00", "deadline must be a time with its zone"),
         ("priority 1", "inbox/mistral/a.batch.toml: is not valid TOML: "),
         ("stage = 'email'\npriority 1", "line 2, column 10); write `key = value` lines, with text in double quotes"),
+        ("priority = " + "[" * 5_000, "is too long or nested too deeply"),
         (f"# {'x' * 70_000}", "is larger than"),
     ],
 )

@@ -114,6 +114,8 @@ def test_a_file_is_submitted_waited_for_read_saved_rerun_and_deleted(
     assert "max_token" in bad.error.message
     assert sorted(map(repr, tailed)) == sorted(map(repr, (first, second, bad)))
 
+    with pytest.raises(batchfile.SettingsError, match=r"format: 'jsonl' is unknown; use one of"):
+        batch.save("x.jsonl", format="jsonl")  # type: ignore[arg-type]
     batch.save("results.jsonl")
     batch.save(here / "results.jsonl")  # replaced: the same results
     assert [json.loads(row)["custom_id"] for row in Path("results.jsonl").read_text().splitlines()] == ["a", "b", "bad"]

@@ -367,3 +367,10 @@ def test_results_become_rows_with_one_column_for_each_fact(tmp_path: Path) -> No
         ("a", "succeeded", "hi", "end_turn", "m", 3, 2, 1, None, None),
         (None, "errored", None, None, None, None, None, None, "invalid_request_error", "no"),
     ]
+
+
+def test_an_empty_first_piece_hides_nothing() -> None:
+    text = PlainText("the body", "")
+    assert list(text.read(b"")) == []
+    with pytest.raises(InvalidFile, match="UTF-16"):
+        list(text.read("x".encode("utf-16") * 100))

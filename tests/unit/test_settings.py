@@ -96,8 +96,24 @@ def test_a_wrong_value_is_named_with_what_is_accepted(text: str, words: list[str
 
 @pytest.mark.parametrize("name", ["BATCHFILE_POOLS", "BATCHFILE_RUN", "BATCHFILE_WEBHOOKS"])
 def test_a_variable_in_the_place_of_a_table_must_be_json(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("BATCHFILE_STORE", "./store")  # no JSON, and right
     monkeypatch.setenv(name, "{half")
-    with pytest.raises(SettingsError, match=f"{name} is not valid JSON; give a JSON object, .* {name}__NAME"):
+    with pytest.raises(SettingsError, match=f"{name} is not valid JSON; give a JSON object or list, .* {name}__NAME"):
+        load_settings()
+
+
+def test_a_variable_of_a_list_within_a_table_must_be_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFILE_STORE", "./store")
+    monkeypatch.setenv("BATCHFILE_POOLS__X__ALIASES", "[bad")
+    with pytest.raises(
+        SettingsError, match="BATCHFILE_POOLS__X__ALIASES is not valid JSON; give a JSON object or list"
+    ):
+        load_settings()
+
+
+def test_each_kind_of_url_is_told_its_own_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFILE_API__PUBLIC_URL", "https://x.org/?a=1")
+    with pytest.raises(SettingsError, match=r"URL without \?, #"):
         load_settings()
 
 
