@@ -12,6 +12,7 @@ from unittest.mock import patch
 from batchfile import long_work
 from batchfile.janitor import RELOOK_S
 from batchfile.ledger.base import Limits
+from batchfile.ledger.lease import CRASHES_BEFORE_BISECT, CRASHES_OF_ONE_LINE
 from batchfile.plan import ranges
 from batchfile.settings import Settings
 from batchfile.settings_tables import Pool
@@ -29,6 +30,8 @@ from tests.sim.world import START, World
 TTL_S = 30.0
 CHECKPOINT_S = 5.0
 GHOST_S_MAX = 3 * TTL_S
+# What a line that kills its process adds: every lease it ends runs out, and as long again may pass to the next claim.
+KILLER_S = (CRASHES_BEFORE_BISECT + CRASHES_OF_ONE_LINE) * 2.5 * TTL_S
 CALM_S_MAX = 3000.0  # in which everything must have ended; a line that kills its process takes the longest
 
 POOLS = ("one", "two")
@@ -183,7 +186,8 @@ def _serve_the_healthy(scene: Scene) -> None:
     if flood is not None:
         batches = scene.stage.model.batches.values()
         num_words = words_until_served((known for known in batches if known.sent not in others), lines)
-    wait_s = HEALTHY_S_MAX + num_words * token_s
+    num_killers = sum(line.kind == "killer" for line in lines)
+    wait_s = HEALTHY_S_MAX + num_words * token_s + num_killers * KILLER_S
     if not scene.world.run(lambda: scene.is_over_but(others), for_s=wait_s):
         what = ill or flood or "a file that kills"
         scene.stage.model.fail(9, f"after {wait_s:.0f} s those still wait: {scene.waiting()}, because of {what}")
