@@ -2,7 +2,7 @@
 
 from batchfile.lines.diagnostics import place
 from batchfile.lines.file_formats import HEAD_BYTES, detect
-from batchfile.lines.repeated_keys import find_any_repeats
+from batchfile.lines.json_scan import find_any_repeats
 
 from .errors import Refusal
 

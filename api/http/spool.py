@@ -16,8 +16,7 @@ from tempfile import TemporaryFile
 from typing import IO, Self
 
 from batchfile.errors import TooLarge
-from batchfile.lines.file_formats import PlainText
-from batchfile.lines.unpack import Packing, Unpacker
+from batchfile.lines.file_formats import Packing, PlainText, Unpacker
 from batchfile.settings_tables import Api
 
 from .errors import Refusal

@@ -17,8 +17,7 @@ from batchfile.cli.exits import Exit, say_json
 from batchfile.cli.numbers import Whole
 from batchfile.client.resolve import check_stage
 from batchfile.errors import InvalidFile
-from batchfile.lines.summary import Summary
-from batchfile.lines.validate import Problem
+from batchfile.lines.validate import Problem, Summary
 from batchfile.local.check import Check, Rules, token_problems
 from batchfile.local.display import counted
 from batchfile.local.inputs import STDIN, Source, inspect

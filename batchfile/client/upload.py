@@ -11,8 +11,7 @@ from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
-from batchfile.lines.chunks import ChunkReader
-from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, Format, detect, open_lines
+from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, Format, detect, open_lines
 from batchfile.local.inputs import check_untouched, inspect
 from batchfile.store.open import open_store
 

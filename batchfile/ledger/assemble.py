@@ -23,8 +23,7 @@ from batchfile.ledger.records import BatchRecord, EndReason, FileRef, PartRef, P
 from batchfile.ledger.repin import repin
 from batchfile.lines import custom_id_of
 from batchfile.lines.framing import Line, iter_lines
-from batchfile.lines.part import PartLine, decode_part
-from batchfile.lines.result import encode_result
+from batchfile.lines.result import PartLine, decode_part, encode_result
 from batchfile.types import Counts, Failure, Usage
 
 log = structlog.get_logger()

@@ -8,8 +8,7 @@ from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import LineError, Plan, ShardRecord
-from batchfile.lines.part import decode_part
-from batchfile.lines.result import decode_result
+from batchfile.lines.result import decode_part, decode_result
 
 TOLD_MAX = 100
 

@@ -15,7 +15,7 @@ from batchfile.ledger import bitmaps, keys, lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
-from batchfile.lines.part import FinishedLine, encode_part
+from batchfile.lines.result import FinishedLine, encode_part
 from batchfile.types import Counts, Usage
 
 log = structlog.get_logger()

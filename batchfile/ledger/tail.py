@@ -18,8 +18,7 @@ from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import parse
 from batchfile.ledger.records import BatchRecord, PartRef, ShardRecord
 from batchfile.lines.framing import iter_lines
-from batchfile.lines.part import decode_part
-from batchfile.lines.result import RESULT_BYTES_MAX
+from batchfile.lines.result import RESULT_BYTES_MAX, decode_part
 
 log = structlog.get_logger()
 

@@ -1,6 +1,8 @@
-"""One thing that is wrong with a line: where, what, and how to mend it. Knows no file."""
+"""One thing that is wrong with a line: where, what, and how to fix it. Knows no file."""
 
+import json
 import math
+import re
 from dataclasses import dataclass
 
 Path = tuple[str | int, ...]
@@ -60,3 +62,43 @@ def shown(value: object) -> str:
     if isinstance(value, dict):
         return "an object"
     return "a number out of range" if value in {math.inf, -math.inf} else short(str(value))
+
+
+_TOKEN = re.compile(r'\s*("(?:[^"\\]++|\\.)*+"|[{}\[\],:]|[^\s"{}\[\],:]+)', re.DOTALL)
+
+
+def locate(text: str, path: Path, *, at_key: bool = False) -> int | None:
+    """The column (characters, from 1) of the value at `path`, or of its key; None where there is none.
+
+    Of a key that stands twice the last is meant, as parsers read it.
+    """
+    here: list[str | int] = []  # the path of the value that is being read
+    kinds: list[str] = []  # the brackets that are open
+    key_column = found = None
+    awaits_key = False
+    goal = list(path)
+    for match in _TOKEN.finditer(text):
+        token, column = match[1], match.start(1) + 1
+        if awaits_key and token[0] == '"':
+            here[-1] = json.loads(token)
+            key_column, awaits_key = column, False
+        elif token in {"}", "]"}:
+            if not kinds:
+                return None
+            kinds.pop()
+            here.pop()
+            awaits_key = False
+        elif token == ",":
+            if not kinds:
+                return None
+            awaits_key = kinds[-1] == "{"
+            if not awaits_key:
+                here[-1] = int(here[-1]) + 1
+        elif token != ":":
+            if here == goal:
+                found = key_column if at_key else column
+            if token in {"{", "["}:
+                kinds.append(token)
+                here.append("" if token == "{" else 0)
+                awaits_key = token == "{"
+    return found

@@ -1,19 +1,190 @@
 """The outside of a request line: whose it is and which format it is in. What it carries is not looked into.
 
-msgspec frames the bytes; the carried object stays raw.
+msgspec frames the bytes; the carried object stays raw. Why a line is no envelope is looked for in bad lines only.
 """
 
+import json
+import re
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
 from batchfile.errors import UNREADABLE, InvalidRequest
-from batchfile.lines import diagnose_envelope
-from batchfile.lines.diagnose_envelope import id_text
-from batchfile.lines.diagnostics import Diagnostic
-from batchfile.lines.lone_surrogates import without_lone_surrogates
-from batchfile.lines.repeated_keys import has_repeats
+from batchfile.lines.diagnostics import Diagnostic, shown
+from batchfile.lines.json_scan import (
+    LONE_SURROGATE_FIX,
+    find_fault,
+    find_lone_surrogate,
+    find_repeats,
+    has_repeats,
+    repeats,
+    without_lone_surrogates,
+)
+from batchfile.lines.key_advice import SAME, typo_of
 from batchfile.types import InputFormat
+
+KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
+OPENAI_KEYS = ("custom_id", "method", "url", "body")
+NATIVE_KEYS = ("custom_id", "params", "metadata")
+_INSIDE = {"messages", "model", "max_tokens", "temperature", "top_p", "prompt", "system", "tools", *SAME}
+_EXAMPLES: dict[InputFormat, str] = {
+    "native": '{"custom_id": "a", "params": {...}}',
+    "openai": '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}',
+}
+_DEEP = Diagnostic((), "is nested too deeply", "Flatten the request; no model needs such a depth.")
+
+WHOLE_FLOAT_MAX = 2.0**53  # beyond it a float may not be the number that was written
+_LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+"|-?[0-9.]++(?=[\s,}]))')
+
+
+class _CustomId(msgspec.Struct):
+    custom_id: str | int | float
+
+
+_custom_id = msgspec.json.Decoder(_CustomId)
+_given_id = msgspec.json.Decoder(str | int | float)
+
+
+def id_text(given: object) -> str | None:
+    """The custom_id that a value of JSON stands for; tables and databases have whole numbers, `17.0` too."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, float) and given.is_integer() and abs(given) < WHOLE_FLOAT_MAX:
+        return str(int(given))
+    return str(given) if type(given) is int else None
+
+
+def custom_id_of(line: bytes) -> str | None:
+    """The custom_id where it can be read: from the whole object, or where the line is broken behind it."""
+    try:
+        return id_text(_custom_id.decode(line).custom_id) or None
+    except UNREADABLE:
+        pass
+    try:
+        found = json.loads(line.decode())
+        custom_id = id_text(found.get("custom_id")) if isinstance(found, dict) else None
+        return custom_id if custom_id and custom_id.encode() else None
+    except UNREADABLE:
+        pass
+    leading = _LEADING_ID.match(line)
+    try:
+        return id_text(_given_id.decode(leading[1])) or None if leading else None
+    except UNREADABLE:
+        return None
+
+
+def explain(line: bytes, expected: InputFormat) -> list[Diagnostic]:
+    """What is wrong, most telling first; empty where nothing is found. `expected`: where the line does not tell."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return [_not_utf8(line, error.start)]
+    fault = find_fault(line)
+    if fault is not None:
+        return [_not_json(fault.reason, _column(line, fault.at), fault.fix)]
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        return [_DEEP]
+    except ValueError:  # of valid JSON: Python's bound on the digits of an integer
+        return [_not_json("a number has too many digits", None, "Write a shorter number.")]
+    if not isinstance(found, dict):
+        return [Diagnostic((), f"must be an object such as {_EXAMPLES[expected]}, got {shown(found)}", column=1)]
+    return repeats(find_repeats(line, depth_max=1)) + _structure(found, expected) or _lone_surrogate(line)
+
+
+def _not_utf8(line: bytes, at: int) -> Diagnostic:
+    if b"\0" in line[:4] or line[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        return Diagnostic((), "is not UTF-8, it looks like UTF-16", "Save the file as UTF-8.", 1)
+    column = _column(line, at)
+    return Diagnostic(
+        (), f"is not valid UTF-8: byte 0x{line[at]:02x} at column {column}", "Save the file as UTF-8.", column
+    )
+
+
+def _not_json(reason: str, column: int | None, fix: str) -> Diagnostic:
+    at = "" if column is None else f" at column {column}"
+    return Diagnostic((), f"is not valid JSON: {reason}{at}", fix, column)
+
+
+def _column(line: bytes, at: int) -> int:
+    """In characters, from 1."""
+    return len(line[:at].decode()) + 1
+
+
+def _lone_surrogate(line: bytes) -> list[Diagnostic]:
+    """JSON that msgspec refuses and Python reads."""
+    at = find_lone_surrogate(line)
+    if at is None:
+        return []
+    return [_not_json(f"{line[at : at + 6].decode()} is half of a character", _column(line, at), LONE_SURROGATE_FIX)]
+
+
+def _structure(found: dict[str, Any], expected: InputFormat) -> list[Diagnostic]:
+    is_openai = "params" not in found and (expected == "openai" or not found.keys().isdisjoint(OPENAI_KEYS[1:]))
+    diagnostics = [_unknown(key, is_openai=is_openai) for key in found if key not in KEYS]
+    if "custom_id" not in found:
+        diagnostics.append(Diagnostic(("custom_id",), "is missing; give every request a name of its own"))
+    elif id_text(found["custom_id"]) is None:
+        got = shown(found["custom_id"])
+        message = f"must be a string or a whole number, got {got}"
+        diagnostics.append(Diagnostic(("custom_id",), message, "Put it in double quotes."))
+    elif not found["custom_id"]:
+        diagnostics.append(Diagnostic(("custom_id",), "is empty; give every request a name of its own"))
+    if "params" in found:
+        diagnostics += [
+            Diagnostic((key,), "does not belong on a line with params", "Remove it.", at_key=True)
+            for key in ("body", "method", "url")
+            if key in found
+        ]
+    elif "body" not in found and is_openai:
+        diagnostics.append(Diagnostic(("body",), "is missing; put model and messages there"))
+    elif "body" not in found:
+        diagnostics.append(Diagnostic(("params",), "is missing; put messages and max_tokens there"))
+    for key in ("params", "body"):
+        if key in found and not isinstance(found[key], dict):
+            diagnostics.append(Diagnostic((key,), f"must be an object, got {shown(found[key])}"))
+    return diagnostics + _metadata(found) + _strings(found)
+
+
+def _unknown(key: str, *, is_openai: bool) -> Diagnostic:
+    near = typo_of(key, OPENAI_KEYS if is_openai else NATIVE_KEYS)
+    if near:
+        return Diagnostic((key,), f"unknown key, did you mean {near}?", f"Rename it to {near}.", at_key=True)
+    if key in _INSIDE:
+        carrier = "body" if is_openai else "params"
+        return Diagnostic((key,), f"belongs inside {carrier}", f"Move it into {carrier}.", at_key=True)
+    if is_openai:
+        return Diagnostic((key,), "unknown key; what is yours belongs in body.metadata", "Remove it.", at_key=True)
+    fix = "Remove it, or move it to metadata."
+    return Diagnostic((key,), "unknown key; what is yours belongs in metadata", fix, at_key=True)
+
+
+def _metadata(found: dict[str, Any]) -> list[Diagnostic]:
+    metadata = found.get("metadata")
+    if metadata is None:
+        return []
+    if "body" in found and "params" not in found:
+        fix = "Move it to body.metadata."
+        return [Diagnostic(("metadata",), "does not belong on a line with body", fix, at_key=True)]
+    if not isinstance(metadata, dict):
+        return [Diagnostic(("metadata",), f"must be an object, got {shown(metadata)}")]
+    hint = metadata.get("model_hint")
+    if hint is None or isinstance(hint, str):
+        return []
+    return [Diagnostic(("metadata", "model_hint"), f"must be a string, got {shown(hint)}", "Name a pool or a model.")]
+
+
+def _strings(found: dict[str, Any]) -> list[Diagnostic]:
+    if "params" in found:
+        return []
+    return [
+        Diagnostic((key,), f"must be a string, got {shown(found[key])}")
+        for key in ("method", "url")
+        if key in found and not isinstance(found[key], str)
+    ]
+
 
 REPLACED = "\ufffd"  # what a half of a character is read as
 
@@ -139,12 +310,5 @@ def _around_lone_surrogates(line: bytes) -> Envelope | None:
     return None
 
 
-def custom_id_of(line: bytes) -> str | None:
-    """The custom_id where it can be read, whatever else is wrong with the line."""
-    return diagnose_envelope.custom_id_of(line)
-
-
 def _unreadable(line: bytes, reason: str, expected: InputFormat) -> Unreadable:
-    return Unreadable(
-        diagnose_envelope.explain(line, expected) or [Diagnostic((), reason)], diagnose_envelope.custom_id_of(line)
-    )
+    return Unreadable(explain(line, expected) or [Diagnostic((), reason)], custom_id_of(line))

@@ -1,13 +1,23 @@
-"""JSON as RFC 8259 has it, on bytes: where a value ends, and where and why a text is not valid. Builds nothing. Pure.
+"""JSON as RFC 8259 has it, on bytes: where a value ends, where and why a text is not valid, and what parsers pass over.
 
-Parsers say this in words that change with their versions, and some not at all. Lone surrogates pass here
-(see lone_surrogates.py), and so do bytes in strings that are not UTF-8.
+Parsers say what is wrong in words that change with their versions. Bytes in strings that are not UTF-8 pass here. Pure.
+
+Lone surrogates pass `find_fault` too: JavaScript writes them where a string was cut inside an emoji, `\\ud83d` alone.
+Any JSON may have them and no UTF-8 can carry them, so that no parser of ours reads the string around one. A key that an
+object has twice is valid JSON as well; parsers keep the last of them without a word.
 """
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
+
+import msgspec
+
+from batchfile.errors import UNREADABLE
+from batchfile.lines.diagnostics import Diagnostic, Path
 
 PIECE_BYTES = 256 * 1024  # looked at in one go, which nothing else runs beside
 STEPS_MAX = 1_000_000  # a few seconds: containers that are entered one by one to find a fault
@@ -206,3 +216,128 @@ def nesting(data: Any) -> int:
 def longest_number(data: Any) -> int:
     """How many digits stand in a row, at most, outside of strings."""
     return max((len(found[0]) for found in _digits.finditer(data) if found[0][:1] != b'"'), default=0)
+
+
+PLACEHOLDER = b"\\ufffd"  # as long as a half
+LONE_SURROGATE_FIX = "Cut strings between characters; an emoji is two units in JavaScript."
+
+_ESCAPE_BYTES_MAX = 12  # of a pair
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SOUND = re.compile(
+    rb"(?:[^\\]++|\\[^u]|\\u(?:[dD][0-7]|[0-9abcefABCEF][0-9a-fA-F])[0-9a-fA-F]{2}"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*+"
+)
+
+
+def find_lone_surrogate(data: bytes | bytearray | memoryview, start: int = 0) -> int | None:
+    """Where the first half begins, from `start` on, which is inside no escape; None where there is none."""
+    at, end = start, len(data)
+    while at < end:
+        stop = min(at + PIECE_BYTES, end)
+        found = _SOUND.match(data, at, stop)
+        at = found.end() if found else at
+        if at == end or (stop < end and at > stop - _ESCAPE_BYTES_MAX):
+            continue  # the piece ends here, maybe inside an escape
+        return at if _HALF.match(data, at) else None
+    return None
+
+
+def replace_lone_surrogates(data: bytearray | memoryview, num_max: int) -> dict[int, bytes]:
+    """A stand-in of the same length for each half, in place.
+
+    Returns: what was where. Empty where there is none, or more than `num_max`.
+    """
+    replaced: dict[int, bytes] = {}
+    at = find_lone_surrogate(data)
+    while at is not None and len(replaced) < num_max:
+        replaced[at] = bytes(data[at : at + len(PLACEHOLDER)])
+        data[at : at + len(PLACEHOLDER)] = PLACEHOLDER
+        at = find_lone_surrogate(data, at + len(PLACEHOLDER))
+    return replaced if at is None else {}
+
+
+def without_lone_surrogates(line: bytes) -> bytes | None:
+    """The line with a stand-in for each half; None where it has none."""
+    data = bytearray(line)
+    return bytes(data) if replace_lone_surrogates(data, len(data)) else None
+
+
+_MESSAGE = "is given twice; keep one of them"
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_FIRST_BYTES = 64  # of an object, in which the first colon is most likely
+_ESCAPED_QUOTE = b"\\u0022"
+
+
+class _Repeating(dict[str, Any]):
+    """An object, with the keys that it has twice."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def has_repeats(data: bytes) -> bool:
+    """Whether the object `data` has a key twice at its top level. False for what is not an object.
+
+    Building the objects would take as long as all the rest of reading a line. So it writes the members that a parser
+    kept once more, in the two ways in which libraries space JSON, and compares; else it counts quotes, each of which
+    belongs to a key or to a value.
+    """
+    try:
+        members = _members.decode(data)
+    except UNREADABLE:
+        return False
+    colon, comma = (b'": ', b', "') if b'": ' in data[:_FIRST_BYTES] else (b'":', b',"')
+    written = comma.join([colon.join((key.encode(), value)) for key, value in members.items()])
+    if b'{"%b}' % written == data:
+        return False
+    if 2 * len(members) + b"".join(members.values()).count(b'"') == data.count(b'"'):
+        return False
+    return bool(find_repeats(data, depth_max=1))  # a key may hold an escaped quote
+
+
+def find_repeats(data: bytes, depth_max: int | None = None) -> list[Path]:
+    """The paths of the keys that `data` has twice, from outside to inside; empty where it is not valid JSON.
+
+    `depth_max`: the deepest object that is looked into, the outermost being 1.
+    """
+    try:
+        found = json.loads(data, object_pairs_hook=_object)
+        return list(_paths(found, depth_max))
+    except UNREADABLE:
+        return []
+
+
+def find_any_repeats(data: bytes) -> list[Path]:
+    """As `find_repeats` at all depths, and quick where there are none."""
+    try:
+        is_sound = msgspec.json.encode(msgspec.json.decode(data)).count(b'"') == data.count(b'"')
+    except UNREADABLE:
+        is_sound = False
+    return [] if is_sound and _ESCAPED_QUOTE not in data else find_repeats(data)
+
+
+def repeats(paths: list[Path], root: Path = ()) -> list[Diagnostic]:
+    return [Diagnostic((*root, *path), _MESSAGE, at_key=True) for path in paths]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = _Repeating(pairs)
+    if len(made) != len(pairs):
+        made.repeated = tuple(key for key, num in Counter(key for key, _ in pairs).items() if num > 1)
+    return made
+
+
+def _paths(outermost: Any, depth_max: int | None) -> list[Path]:
+    found: list[Path] = []
+    layer: list[tuple[Path, Any]] = [((), outermost)]
+    depth = 0
+    while layer and (depth_max is None or depth < depth_max):
+        deeper: list[tuple[Path, Any]] = []
+        for path, value in layer:
+            if isinstance(value, _Repeating):
+                found += [(*path, key) for key in value.repeated]
+                deeper += [((*path, key), item) for key, item in value.items()]
+            elif isinstance(value, list):
+                deeper += [((*path, number), item) for number, item in enumerate(value)]
+        layer, depth = deeper, depth + 1
+    return found

@@ -13,9 +13,14 @@ from batchfile.lines.chat import Unserved
 from batchfile.lines.diagnostics import Diagnostic, shown
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
-from batchfile.lines.lone_surrogates import FIX as LONE_SURROGATE_FIX
-from batchfile.lines.lone_surrogates import PLACEHOLDER, find_lone_surrogate
-from batchfile.lines.repeated_keys import find_repeats, has_repeats, repeats
+from batchfile.lines.json_scan import (
+    LONE_SURROGATE_FIX,
+    PLACEHOLDER,
+    find_lone_surrogate,
+    find_repeats,
+    has_repeats,
+    repeats,
+)
 from batchfile.types import Defaults, Request
 
 METHOD = "POST"

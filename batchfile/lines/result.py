@@ -1,12 +1,33 @@
-"""The native result line: one finished request, the same bytes for the same work."""
+"""The native result line: one finished request, the same bytes for the same work; and the lines of a part.
 
+A line of a part is `[line, status, result]`, where `line` is the request's place in its range. The result travels in it
+as bytes, so that assembling parses nothing.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
-from batchfile.lines.separators import escape_separators
-from batchfile.types import Choice, Completion, Failure, Kind, Outcome, Usage
+from batchfile.errors import BatchDamaged
+from batchfile.types import Choice, Completion, Failure, Kind, Outcome, Status, Usage
+
+_ESCAPES = (
+    ("\u2028".encode(), rb"\u2028"),
+    ("\u2029".encode(), rb"\u2029"),
+    ("\u0085".encode(), rb"\u0085"),
+)
+
+
+def escape_separators(data: bytes) -> bytes:
+    """JSON of the same meaning without raw separators. In valid JSON they can only be in strings."""
+    if not data.isascii():
+        for raw, escape in _ESCAPES:
+            data = data.replace(raw, escape)  # the same object where there is none
+    return data
+
 
 RESULT_BYTES_MAX = 512 * 1024 * 1024  # more than any: 2,048 vectors of 8,192 numbers are some 350 MB
 
@@ -177,3 +198,66 @@ def _message(choice: Choice) -> dict[str, object]:
     for call in choice.calls:
         blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": call.input})
     return {"content": blocks}
+
+
+REFUSALS = frozenset({"refusal", "content_filter"})  # stop reasons
+TEXT_CHARS_MAX = 2_000  # of the answer, in a message
+
+_WHAT = {
+    "refusal": "The model refused to answer",
+    "content_filter": "The endpoint's content filter stopped the answer",
+}
+
+
+def refusal_failure(stop_reason: str, text: str) -> Failure:
+    """`text`: what the model said. The type of the failure is the stop reason."""
+    what, told = _WHAT[stop_reason], text.strip()[:TEXT_CHARS_MAX]
+    return Failure(type=stop_reason, message=f"{what}: {told}" if told else f"{what}.")
+
+
+def explanation(stop_reason: str) -> str:
+    """Next to the text."""
+    return f"{_WHAT[stop_reason]}."
+
+
+class FinishedLine(Struct, frozen=True):
+    """One finished request: its place in the range, how it ended, its native result line (no newline).
+
+    `gpu_s`: its share of the seconds that GPUs worked; 0 where there are none.
+    """
+
+    line: int
+    status: Status
+    result: bytes
+    usage: Usage = Usage()
+    gpu_s: float = 0.0
+
+
+class PartLine(NamedTuple):
+    line: int
+    status: Status
+    result: bytes
+
+
+_STATUS: dict[bytes, Status] = {
+    b'"succeeded"': "succeeded",
+    b'"errored"': "errored",
+    b'"canceled"': "canceled",
+    b'"expired"': "expired",
+}
+
+
+def encode_part(lines: Sequence[FinishedLine]) -> bytes:
+    return b"".join([b'[%d,"%s",%s]\n' % (item.line, item.status.encode(), item.result) for item in lines])
+
+
+def decode_part(data: bytes) -> list[PartLine]:
+    """Raises: BatchDamaged where the bytes are no part (the digest was checked before: this is a bug)."""
+    lines = []
+    try:
+        for row in data[:-1].split(b"\n"):
+            number, status, result = row[1:-1].split(b",", 2)
+            lines.append(PartLine(int(number), _STATUS[status], result))
+    except (ValueError, KeyError) as error:
+        raise BatchDamaged(f"a part holds a line that is none: {error}") from error
+    return lines

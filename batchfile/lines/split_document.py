@@ -16,9 +16,15 @@ import msgspec
 from batchfile.errors import UNREADABLE, InvalidFile, RequestRefused
 from batchfile.lines.diagnostics import short
 from batchfile.lines.framing import BOM
-from batchfile.lines.json_scan import find_fault, keys_of, value_end
+from batchfile.lines.json_scan import (
+    PLACEHOLDER,
+    find_fault,
+    find_lone_surrogate,
+    keys_of,
+    replace_lone_surrogates,
+    value_end,
+)
 from batchfile.lines.key_advice import typo_of
-from batchfile.lines.lone_surrogates import PLACEHOLDER, find_lone_surrogate, replace_lone_surrogates
 from batchfile.types import LINE_BYTES_MAX
 
 WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an element of it

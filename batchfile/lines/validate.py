@@ -1,26 +1,119 @@
-"""Every problem of every line, with its place and how to mend it, and a summary. Runs nothing, stores nothing.
+"""Every problem of every line, with its place and how to fix it, and a summary. Runs nothing, stores nothing.
 
 A line is rejected here for exactly what would reject it in a run, because the same functions read it; and for a key
 that is given twice at any depth, of which a run knows those at the top level of a line, `params` and `body` alone.
 """
 
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import TextBlock
-from batchfile.lines.diagnose_place import locate
-from batchfile.lines.diagnostics import Diagnostic, short
-from batchfile.lines.duplicates import DuplicateFinder
+from batchfile.lines.diagnostics import Diagnostic, locate, short
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
 from batchfile.lines.formats import openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.framing import NO_REQUEST, NUL_TAIL, Line, iter_lines
+from batchfile.lines.json_scan import find_any_repeats, repeats
 from batchfile.lines.parse import Carried, find_problems, read_carried
-from batchfile.lines.repeated_keys import find_any_repeats, repeats
-from batchfile.lines.summary import Kind, Summary
 from batchfile.routing import route
-from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, RoutingTable
+from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, InputFormat, RoutingTable
+
+_Key = TypeVar("_Key", str, int)
+
+
+class Kind(NamedTuple):
+    """What a good request asks for."""
+
+    hint: str | None
+    model: str | None
+    max_tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Summary:
+    """Grows line by line. `num_requests` counts every line that is not blank, good or bad.
+
+    `prompt_chars` are characters of text in good requests, `kinds` counts these.
+    """
+
+    dialect: InputFormat | None = None
+    num_requests: int = 0
+    num_bad: int = 0
+    num_problems: int = 0
+    size_bytes: int = 0
+    prompt_chars: int = 0
+    kinds: dict[Kind, int] = field(default_factory=dict)
+
+    @property
+    def hints(self) -> Counter[str]:
+        """Good requests by the `model_hint` that they give."""
+        return _total((kind.hint, num) for kind, num in self.kinds.items() if kind.hint is not None)
+
+    @property
+    def models(self) -> Counter[str]:
+        """Good requests by the model that they name."""
+        return _total((kind.model, num) for kind, num in self.kinds.items() if kind.model is not None)
+
+    @property
+    def max_tokens(self) -> Counter[int]:
+        """Good requests by the tokens that they ask for at most."""
+        return _total((kind.max_tokens, num) for kind, num in self.kinds.items())
+
+    @property
+    def max_tokens_median(self) -> int | None:
+        """The lower one of two in the middle; None without a good request."""
+        counts = self.max_tokens
+        half = (counts.total() + 1) // 2
+        for value in sorted(counts):
+            half -= counts[value]
+            if half <= 0:
+                return value
+        return None
+
+
+def _total(counts: Iterable[tuple[_Key, int]]) -> Counter[_Key]:
+    total: Counter[_Key] = Counter()
+    for key, num in counts:
+        total[key] += num
+    return total
+
+
+_BUCKETS = 256  # each is made a set in turn, so that the peak is one bucket's
+
+
+class DuplicateFinder:
+    """For use within one process: Python seeds its string hash anew in each."""
+
+    def __init__(self) -> None:
+        self._buckets = [array("q") for _ in range(_BUCKETS)]
+
+    def add(self, custom_id: str) -> None:
+        value = hash(custom_id)
+        self._buckets[value % _BUCKETS].append(value)
+
+    def merge(self, other: "DuplicateFinder") -> None:
+        """Take what a fork of this process has added: it has the same seed."""
+        for mine, theirs in zip(self._buckets, other._buckets, strict=True):
+            mine.extend(theirs)
+
+    def suspects(self) -> set[int]:
+        """Hashes that were added twice: duplicates, or (rarely) two ids with one hash."""
+        found: set[int] = set()
+        for bucket in self._buckets:
+            if len(set(bucket)) != len(bucket):
+                seen: set[int] = set()
+                for value in bucket:
+                    if value in seen:
+                        found.add(value)
+                    seen.add(value)
+        return found
+
+    @staticmethod
+    def is_suspect(custom_id: str, suspects: set[int]) -> bool:
+        return hash(custom_id) in suspects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,7 @@ from batchfile.lines import parse_request
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.file_formats import CHUNK_BYTES, open_lines
 from batchfile.lines.framing import NO_REQUEST, iter_lines
-from batchfile.lines.summary import Summary
-from batchfile.lines.validate import Problem, Scan, nul_tail, repeated, validate
+from batchfile.lines.validate import Problem, Scan, Summary, nul_tail, repeated, validate
 from batchfile.local.inputs import Source
 from batchfile.types import REQUESTS_MAX, Defaults, InputFormat, Request, RoutingTable
 

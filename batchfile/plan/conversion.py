@@ -8,9 +8,8 @@ from batchfile.errors import TooLarge
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, InputRef
-from batchfile.lines.chunks import ChunkReader
 from batchfile.lines.converter import convert
-from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, detect
+from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, detect
 from batchfile.store.base import Store
 
 UNPACKED_BYTES_MAX = 256 * 1024**3  # a small file may unpack to anything

@@ -15,11 +15,10 @@ from batchfile.ledger.custom_ids import CustomIdsWriter
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import InputRef, PartRef, Plan, Range, encode
 from batchfile.lines.diagnostics import short
-from batchfile.lines.duplicates import DuplicateFinder
 from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.framing import Line, iter_lines
-from batchfile.lines.part import FinishedLine
-from batchfile.lines.result import encode_result
+from batchfile.lines.result import FinishedLine, encode_result
+from batchfile.lines.validate import DuplicateFinder
 from batchfile.plan.line_problems import LineProblems
 from batchfile.routing import route
 from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Failure, InputFormat, RoutingTable

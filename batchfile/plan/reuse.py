@@ -17,8 +17,7 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import Line, iter_lines
-from batchfile.lines.part import FinishedLine
-from batchfile.lines.result import RESULT_BYTES_MAX, decode_result
+from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, decode_result
 from batchfile.plan.ranges import Cut, Cutter
 
 PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that passes it

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from batchfile.engine.base import Prepared
 from batchfile.ledger.shards import ShardLease
-from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import FinishedLine
 from batchfile.runner.schemas.output_schema import OutputSchema
 from batchfile.types import Request
 

@@ -15,9 +15,7 @@ from batchfile.clock import Clock
 from batchfile.engine.base import Engine, EngineInfo, Finished, Prepared, prepare_now
 from batchfile.errors import InvalidRequest
 from batchfile.ledger import lease
-from batchfile.lines.part import FinishedLine
-from batchfile.lines.refusals import REFUSALS, refusal_failure
-from batchfile.lines.result import encode_result
+from batchfile.lines.result import REFUSALS, FinishedLine, encode_result, refusal_failure
 from batchfile.runner import bisect
 from batchfile.runner.active import ActiveShard, PendingRequest
 from batchfile.runner.ready_queue import ReadyQueue

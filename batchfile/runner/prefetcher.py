@@ -30,8 +30,7 @@ from batchfile.ledger.shards import ShardLease
 from batchfile.lines import custom_id_of, parse_request
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import iter_lines
-from batchfile.lines.part import FinishedLine
-from batchfile.lines.result import encode_result
+from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.routing import route
 from batchfile.runner.active import ActiveShard, PendingRequest
 from batchfile.runner.claimer import Claims

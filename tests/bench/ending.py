@@ -20,8 +20,7 @@ from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import IN_FLIGHT, Ledger
 from batchfile.ledger.records import BatchRecord, Plan
 from batchfile.ledger.shards import ShardLease
-from batchfile.lines.part import FinishedLine
-from batchfile.lines.result import encode_result
+from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore

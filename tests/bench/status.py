@@ -23,7 +23,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, InputRef, Plan, Range, encode
 from batchfile.ledger.shards import ShardLease
 from batchfile.ledger.status import BatchStatus, StatusReader
-from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import FinishedLine
 from batchfile.plan.ranges import Planned
 from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore

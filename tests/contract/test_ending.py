@@ -15,7 +15,7 @@ from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.ledger.shards import ShardLease
-from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import FinishedLine
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore

@@ -17,7 +17,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import BatchRecord, PresenceRecord
 from batchfile.ledger.shards import ShardLease
-from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import FinishedLine
 from batchfile.plan.planner import plan_input
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore

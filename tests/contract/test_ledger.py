@@ -22,8 +22,7 @@ from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.ledger.shards import ShardLease
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.turn import Lease
-from batchfile.lines.part import FinishedLine
-from batchfile.lines.result import encode_result
+from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.plan import ranges as plan_ranges
 from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned

@@ -25,7 +25,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.shards import ShardLease
 from batchfile.lines.formats.openai_chat import URL
-from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import FinishedLine
 from batchfile.long_work import LongWork, is_long
 from batchfile.plan import pending
 from batchfile.plan.planner import plan_input

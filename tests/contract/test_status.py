@@ -17,8 +17,7 @@ from batchfile.ledger.records import BatchRecord, PresenceRecord
 from batchfile.ledger.shards import ShardLease
 from batchfile.ledger.status import BatchStatus, PoolProgress, StatusReader
 from batchfile.lines.formats.stage import processing_status
-from batchfile.lines.part import FinishedLine
-from batchfile.lines.result import encode_result
+from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore

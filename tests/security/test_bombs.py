@@ -10,11 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines.file_formats import CHUNK_BYTES, detect, open_lines
+from batchfile.lines.file_formats import CHUNK_BYTES, detect, open_lines, zstd
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.parquet import parquet_lines
 from batchfile.lines.parse import parse_request
-from batchfile.lines.unpack import zstd
 from batchfile.types import Defaults
 
 MIB = 1024 * 1024

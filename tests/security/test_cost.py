@@ -18,7 +18,7 @@ from api.http.errors import Refusal
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchfileError
 from batchfile.ledger.base import Ledger
-from batchfile.lines.unpack import Unpacker, zstd
+from batchfile.lines.file_formats import Unpacker, zstd
 from batchfile.plan.planner import plan_input
 from batchfile.settings import Settings
 from batchfile.store.memory import MemoryStore

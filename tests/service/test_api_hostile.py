@@ -16,7 +16,7 @@ import pytest
 
 from api.app import create_app
 from batchfile.ledger.base import Ledger
-from batchfile.lines.unpack import zstd
+from batchfile.lines.file_formats import zstd
 from batchfile.settings import Settings
 from batchfile.store.memory import MemoryStore
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchfile.clock import ManualClock
-from batchfile.lines.unpack import zstd
+from batchfile.lines.file_formats import zstd
 from batchfile.store.memory import MemoryStore
 from tests.contract.inbox_kit import World
 from tests.service.openai_kit import CHAT, KEY, client, connect, served, until, work

@@ -15,8 +15,7 @@ from batchfile.ledger.base import Limits
 from batchfile.ledger.lease import CRASHES_OF_ONE_LINE
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, decode
 from batchfile.ledger.shards import ShardLease
-from batchfile.lines.part import decode_part
-from batchfile.lines.result import decode_result
+from batchfile.lines.result import decode_part, decode_result
 from batchfile.plan import pending
 from batchfile.store.base import Object
 from batchfile.types import Counts

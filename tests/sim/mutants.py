@@ -32,7 +32,7 @@ from batchfile.ledger.records import (
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.shards import ShardLease
 from batchfile.ledger.status import BatchStatus
-from batchfile.lines.part import encode_part
+from batchfile.lines.result import encode_part
 from batchfile.plan import pending as plan_pending
 from batchfile.runner.checkpointer import Checkpointer
 from batchfile.runner.claimer import BatchView, Claims

@@ -19,7 +19,7 @@ from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import encode
 from batchfile.ledger.shards import ShardLease
 from batchfile.ledger.status import StatusReader
-from batchfile.lines.part import FinishedLine
+from batchfile.lines.result import FinishedLine
 from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned
 from batchfile.settings import Settings

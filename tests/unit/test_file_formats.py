@@ -17,8 +17,7 @@ from batchfile.lines import parse_request
 from batchfile.lines.chat import without_effect
 from batchfile.lines.file_formats import PlainText, detect, open_lines
 from batchfile.lines.formats import native, openai_chat
-from batchfile.lines.parquet import RESULT_COLUMNS, write_results
-from batchfile.lines.parquet_columns import COLUMNS, REQUEST_KEYS
+from batchfile.lines.parquet import COLUMNS, REQUEST_KEYS, RESULT_COLUMNS, write_results
 from batchfile.lines.result import encode_result
 from batchfile.local.inputs import bring_in, first_requests, inspect
 from batchfile.store.memory import MemoryStore

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.duplicates import DuplicateFinder
+from batchfile.lines.validate import DuplicateFinder
 
 
 @given(st.lists(st.text(max_size=3)))

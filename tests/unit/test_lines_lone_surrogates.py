@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines import lone_surrogates
+from batchfile.lines import json_scan
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.lone_surrogates import find_lone_surrogate, without_lone_surrogates
+from batchfile.lines.json_scan import find_lone_surrogate, without_lone_surrogates
 from batchfile.lines.parse import find_problems, parse_request
 from batchfile.types import Defaults
 
@@ -20,7 +20,7 @@ PARTS = [r"\ud83d", r"\uDE00", r"\\", r"\n", r"\"", "u", "d83d", r"\ud83d\ude00"
 def test_halves_are_what_no_utf8_can_carry(parts: list[str], piece: int) -> None:
     text = '"' + "".join(parts) + '"'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lone_surrogates, "PIECE_BYTES", piece)
+        patch.setattr(json_scan, "PIECE_BYTES", piece)
         at, whole = find_lone_surrogate(text.encode()), without_lone_surrogates(text.encode())
     read = json.loads(text)
     is_sound = read == read.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

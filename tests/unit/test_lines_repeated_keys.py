@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
+from batchfile.lines.json_scan import find_any_repeats, find_repeats, has_repeats
 from batchfile.lines.parse import find_problems, parse_request
-from batchfile.lines.repeated_keys import find_any_repeats, find_repeats, has_repeats
 from batchfile.lines.validate import Scan
 from batchfile.types import Defaults
 

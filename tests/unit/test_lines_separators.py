@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.formats.stage import stage_document, stage_lines
-from batchfile.lines.result import encode_result
-from batchfile.lines.separators import escape_separators
+from batchfile.lines.result import encode_result, escape_separators
 from batchfile.types import Choice, Completion, Failure, Outcome, ToolCall, Usage
 
 SEPARATORS = "\u2028\u2029\u0085"

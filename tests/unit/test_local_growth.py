@@ -16,8 +16,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.ledger.shards import ShardLease
-from batchfile.lines.part import FinishedLine
-from batchfile.lines.result import encode_result
+from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.local import inputs, outputs
 from batchfile.local import run as local_run
 from batchfile.local.inputs import inspect

@@ -13,7 +13,7 @@ from openai.types.shared_params import FunctionDefinition, ResponseFormatJSONSch
 from pydantic import BaseModel
 
 from batchfile.lines import chat, tools
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings, openai_sampling
+from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings, openai_shared
 
 
 def keys(kind: Any) -> set[str]:
@@ -43,8 +43,8 @@ PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (o.ChatCompletionFunctionToolParam, tools.FunctionTool),
     (o.ChatCompletionNamedToolChoiceParam, tools.FunctionChoice),
     (FunctionDefinition, tools.Function),
-    (ResponseFormatJSONSchema, openai_sampling.ResponseFormat),
-    (response_format_json_schema.JSONSchema, openai_sampling.JsonSchema),
+    (ResponseFormatJSONSchema, openai_shared.ResponseFormat),
+    (response_format_json_schema.JSONSchema, openai_shared.JsonSchema),
     (o_completion.CompletionCreateParamsNonStreaming, openai_completions.Body),
     (o_embedding.EmbeddingCreateParams, openai_embeddings.Body),
 ]

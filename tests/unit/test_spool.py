@@ -15,7 +15,7 @@ import pytest
 from api.http.errors import Refusal
 from api.http.spool import SpoolLimits, spool
 from batchfile.errors import InvalidFile, TooLarge
-from batchfile.lines.unpack import FEED_BYTES, Unpacker, zstd
+from batchfile.lines.file_formats import FEED_BYTES, Unpacker, zstd
 
 LIMITS = SpoolLimits(bytes_max=10_000_000, wait_s=60.0)
 TEXT = b'{"custom_id": "a", "params": {}}\n' * 50_000
@@ -210,7 +210,7 @@ def test_unpacking_copies_no_more_than_a_few_bytes_for_each_that_comes_in() -> N
         def __getattr__(self, name: str) -> object:
             return getattr(self._one, name)
 
-    with patch.dict("batchfile.lines.unpack._NEW", {"gzip": Counting}):
+    with patch.dict("batchfile.lines.file_formats._NEW", {"gzip": Counting}):
         unpacker = Unpacker("gzip", "the body", "send it again")
         assert b"".join(unpacker.unpack(packed)) == b""
         unpacker.finish()

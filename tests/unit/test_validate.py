@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.diagnose_place import locate
+from batchfile.lines.diagnostics import locate
 from batchfile.lines.validate import Problem, Scan, validate
 from batchfile.types import Defaults, RoutingTable
 

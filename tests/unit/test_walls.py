@@ -32,13 +32,13 @@ ALLOWED = {
     "torch": ("batchfile/engine/vllm/",),
     "transformers": ("batchfile/engine/vllm/", "batchfile/engine/tokens.py"),
     "aiohttp": ("batchfile/engine/http/connection.py", "batchfile/client/http_api.py"),
-    "backports": ("batchfile/lines/unpack.py", "batchfile/client/http_api.py"),
+    "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_api.py"),
     "jsonschema_rs": ("batchfile/runner/schemas/",),
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/", "batchfile/local/progress_bar.py"),
     "genai_prices": ("batchfile/client/prices.py",),
-    "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/parquet_columns.py"),
+    "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/parquet.py"),
     "ray": ("runners/ray/",),
 }
 # part of the library -> the parts that it may import besides errors, clock, types and child_env

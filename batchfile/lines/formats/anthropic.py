@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from batchfile.lines.formats.stage import VECTORS, whole_lines
-from batchfile.lines.refusals import REFUSALS, explanation
-from batchfile.lines.separators import escape_separators
+from batchfile.lines.result import REFUSALS, escape_separators, explanation
 
 # What the clients know; an error of another type is our own failure.
 ERROR_TYPES = frozenset(

@@ -17,7 +17,7 @@ from batchfile.lines.chat import (
     without_user,
 )
 from batchfile.lines.diagnostics import Diagnostic
-from batchfile.lines.formats.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
+from batchfile.lines.formats.openai_shared import UNSERVED_SAMPLING, Sampled, sampling_of
 from batchfile.lines.tools import (
     FunctionCall,
     FunctionChoice,

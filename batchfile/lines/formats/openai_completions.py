@@ -6,8 +6,7 @@ from pydantic import AfterValidator
 
 from batchfile.lines.chat import Unserved
 from batchfile.lines.diagnostics import Diagnostic
-from batchfile.lines.formats.openai_inputs import inputs_of
-from batchfile.lines.formats.openai_sampling import UNSERVED_SAMPLING, Sampled, sampling_of
+from batchfile.lines.formats.openai_shared import UNSERVED_SAMPLING, Sampled, inputs_of, sampling_of
 from batchfile.types import Defaults, Input, Raw, Request
 
 URL = "/v1/completions"

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from batchfile.lines.chat import NoEffect, Strict, Unserved, Whole
 from batchfile.lines.diagnostics import Diagnostic
-from batchfile.lines.formats.openai_inputs import inputs_of
+from batchfile.lines.formats.openai_shared import inputs_of
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
 
 URL = "/v1/embeddings"

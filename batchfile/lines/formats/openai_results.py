@@ -14,8 +14,8 @@ from batchfile.lines.result import (
     NativeMessage,
     NativeResult,
     decode_result,
+    escape_separators,
 )
-from batchfile.lines.separators import escape_separators
 
 CHUNK_BYTES = 256 * 1024
 

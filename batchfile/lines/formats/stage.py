@@ -12,8 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from batchfile.lines.refusals import REFUSALS, refusal_failure
-from batchfile.lines.separators import escape_separators
+from batchfile.lines.result import REFUSALS, escape_separators, refusal_failure
 from batchfile.types import Counts
 
 ProcessingStatus = Literal["collected", "submitted", "processing", "ended"]

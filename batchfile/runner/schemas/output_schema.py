@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import SEED_MAX
-from batchfile.lines.refusals import REFUSALS
+from batchfile.lines.result import REFUSALS
 from batchfile.runner.schemas.placement import place_of
 from batchfile.runner.schemas.rules import NOT_JSON, Kind, Verdict, kind_of
 from batchfile.types import Completion, Defaults, Failure, Request

@@ -1,11 +1,12 @@
-"""What OpenAI's chat completions and completions share: how to sample, with vLLM's extra keys."""
+"""What OpenAI's formats share: the keys of sampling, with vLLM's extra ones; and inputs of text or token ids."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, NoEffect, Strict, Unserved, Whole
-from batchfile.types import Defaults, LimitKey, Sampling
+from batchfile.lines.diagnostics import shown
+from batchfile.types import Defaults, Input, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's own, where a body says none
 CHOICES_MAX = 128  # OpenAI's own
@@ -130,3 +131,29 @@ def _schema_form(body: Sampled) -> dict[str, Any] | None:
     if body.structured_outputs is not None or asked is None or asked.type != "json_schema" or not asked.json_schema:
         return None
     return asked.json_schema.model_dump(by_alias=True, exclude_unset=True)
+
+
+TOKEN_ID_MAX = 2**31 - 1
+
+
+def inputs_of(given: Any) -> tuple[Input, ...]:
+    """Raises: ValueError, in words for the user."""
+    if given in ("", []):
+        raise ValueError("must not be empty")
+    if isinstance(given, list) and isinstance(given[0], list | str):
+        return tuple([_input(one, f"at [{number}] ") for number, one in enumerate(given)])
+    return (_input(given, ""),)
+
+
+def _input(given: Any, place: str) -> Input:
+    if isinstance(given, str | list) and not given:
+        raise ValueError(f"{place}must not be empty")
+    if isinstance(given, str):
+        return given
+    if isinstance(given, list) and all(_is_token(item) for item in given):
+        return tuple(given)
+    raise ValueError(f"{place}must be a text or a list of token ids, got {shown(given)}")
+
+
+def _is_token(item: Any) -> bool:
+    return type(item) is int and 0 <= item <= TOKEN_ID_MAX
