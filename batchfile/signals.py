@@ -3,7 +3,7 @@
 Handlers run in the main thread, between two of its instructions. A call that blocks for long (a step of an engine in
 this process, an import) would keep them waiting, so a thread hears of each signal too and ends the process where the
 main thread does not. That is safe at any moment: results are committed by conditional writes, and a guard kills the
-engine's processes (engine/vllm/process_guard.py).
+engine's processes (engine/vllm/processes.py).
 """
 
 import os

@@ -30,8 +30,7 @@ from local_setup.machine import has_nvidia_gpu
 from local_setup.places import ROOT, models_dir
 from local_setup.progress import say
 
-from batchfile.engine.vllm.cpu import BIND, KV_CACHE, core_shares
-from batchfile.engine.vllm.machine import read_cpu
+from batchfile.engine.vllm.cpu import BIND, KV_CACHE, core_shares, read_cpu
 from batchfile.errors import SettingsError
 from batchfile.settings import CONFIG_VARIABLE, load_settings
 from batchfile.settings_tables import Pool

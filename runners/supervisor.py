@@ -15,8 +15,7 @@ from types import FrameType
 
 import structlog
 
-from batchfile.engine.vllm.cpu import BIND, core_shares
-from batchfile.engine.vllm.machine import read_cpu
+from batchfile.engine.vllm.cpu import BIND, core_shares, read_cpu
 from batchfile.settings import load_settings
 
 from . import child

@@ -10,9 +10,8 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from batchfile.engine.vllm.cpu import BIND, core_shares
-from batchfile.engine.vllm.machine import read_cpu
-from batchfile.engine.vllm.process_guard import ProcessGuard
+from batchfile.engine.vllm.cpu import BIND, core_shares, read_cpu
+from batchfile.engine.vllm.processes import ProcessGuard
 
 # No test depends on a timing: a busy machine makes none of them fail.
 settings.register_profile("batchfile", deadline=None)

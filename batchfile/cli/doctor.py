@@ -17,10 +17,8 @@ from batchfile import __version__
 from batchfile.cli import logs
 from batchfile.cli.config import has_own_pools
 from batchfile.cli.exits import Exit
-from batchfile.engine.model_files import check_model, is_local
-from batchfile.engine.vllm.cpu import check_usable
-from batchfile.engine.vllm.machine import read_cpu
-from batchfile.engine.vllm.preflight import PACKAGES, is_cpu_build
+from batchfile.engine.vllm.cpu import check_usable, read_cpu
+from batchfile.engine.vllm.preflight import PACKAGES, check_model, is_cpu_build, is_local
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.local.engines import demo_model
 from batchfile.settings import Settings, config_path, explain_settings, load_settings

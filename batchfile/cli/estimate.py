@@ -91,7 +91,7 @@ def _of_this_machine(upload: Upload, settings: Settings, stage: str | None, toke
 def _sampled(upload: Upload, routing: RoutingTable | None, stage: str | None, tokenizer: str | None) -> Sample:
     count: Callable[[Request], int] | None = None
     if tokenizer is not None:
-        from batchfile.engine.tokens import token_counter
+        from batchfile.engine.fit import token_counter
 
         counts = token_counter(tokenizer).count
 

@@ -87,7 +87,7 @@ class _Tokens:
     """Counts with a model's tokenizer, and knows whether a request fits the model."""
 
     def __init__(self, model: str, max_model_len: int | None) -> None:
-        from batchfile.engine.tokens import token_counter
+        from batchfile.engine.fit import token_counter
 
         counter = token_counter(model)
         self.total = 0
@@ -97,7 +97,7 @@ class _Tokens:
 
     def fit(self, request: Request) -> None:
         """Raises: InvalidRequest with the words that a run would use."""
-        from batchfile.engine.tokens import check_fit
+        from batchfile.engine.fit import check_fit
 
         nums = self._count(request)
         self.total += sum(nums)

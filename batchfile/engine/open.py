@@ -69,8 +69,7 @@ def engine_factory(
                     wait_for_endpoint=wait_for_endpoint,
                 )
             )
-        from batchfile.engine.echo import EchoEngine
-        from batchfile.engine.echo_options import EchoOptions
+        from batchfile.engine.echo import EchoEngine, EchoOptions
 
         options = asdict(EchoOptions.from_env())
         if any(os.environ.get(name) for name in ECHO_FAULTS):

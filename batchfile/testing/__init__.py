@@ -17,8 +17,7 @@ to. `run_alone`: a runner without threads. `CrashPoint` and `armed`: a process t
 from collections.abc import Callable
 
 from batchfile.clock import ManualClock
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.echo_options import EchoOptions
+from batchfile.engine.echo import EchoEngine, EchoOptions
 from batchfile.errors import EngineDead, StoreError
 from batchfile.ledger.records import BatchRecord
 from batchfile.runner.runner import IDLE_WAIT_S, Runner

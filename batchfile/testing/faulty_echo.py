@@ -14,8 +14,7 @@ from typing import Any, Literal
 from msgspec.structs import replace as replace_fields
 
 from batchfile.engine.base import Prepared
-from batchfile.engine.echo import EchoEngine, EchoPrepared, text_of
-from batchfile.engine.echo_options import PREFIX
+from batchfile.engine.echo import PREFIX, EchoEngine, EchoPrepared, text_of
 from batchfile.errors import EngineDead, InvalidRequest
 from batchfile.types import Request
 

@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from batchfile.engine.vllm.cpu import BIND, RESERVED
-from batchfile.engine.vllm.machine import read_cpu
+from batchfile.engine.vllm.cpu import BIND, RESERVED, read_cpu
 
 LEADS = Path(__file__).parents[2] / "examples" / "leads.jsonl"
 FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "asimdhp", "bf16")

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchfile.engine.vllm.process_guard import ProcessGuard
+from batchfile.engine.vllm.processes import ProcessGuard
 
 BOUND_GENERATE = 1.0
 BOUND_RUN_BATCH = 1.1

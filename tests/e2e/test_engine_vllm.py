@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from batchfile.engine.base import prepare_now
-from batchfile.engine.chat_template import ChatPrompts, fold_system
-from batchfile.engine.vllm.detokenize import OneDecode
+from batchfile.engine.prompts import ChatPrompts, fold_system
 from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
 from batchfile.engine.vllm.steps import Stall, lacking
+from batchfile.engine.vllm.tasks import OneDecode
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.types import Completion, Message, Outcome, Request, Sampling
 

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from batchfile.engine.base import prepare_now
-from batchfile.engine.chat_template import ChatPrompts
+from batchfile.engine.prompts import ChatPrompts
 from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
 from batchfile.engine.vllm.parsers import Parsers
 from batchfile.errors import InvalidRequest, SettingsError

@@ -14,9 +14,10 @@ from batchfile.engine.vllm.cpu import (
     check_usable,
     choose,
     core_shares,
+    flags_of,
     kv_cache_gib,
+    read_cpu,
 )
-from batchfile.engine.vllm.machine import flags_of, read_cpu
 from batchfile.errors import SettingsError
 
 AVX2 = frozenset({"sse4_2", "avx", "avx2", "f16c", "fma"})

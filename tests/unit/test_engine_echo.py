@@ -11,8 +11,7 @@ from msgspec.structs import replace
 
 from batchfile.clock import ManualClock
 from batchfile.engine.base import Finished
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.echo_options import EchoOptions
+from batchfile.engine.echo import EchoEngine, EchoOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
 from batchfile.types import Choice, Completion, Message, Raw, Request, Sampling, Tool, Tools, Usage

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchfile.engine.tokens import check_fit, fitting_max_tokens
+from batchfile.engine.fit import check_fit, fitting_max_tokens
 from batchfile.errors import InvalidRequest
 from batchfile.types import Raw, Request, Sampling
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from batchfile.engine.vllm.load_errors import not_loaded
+from batchfile.engine.vllm.preflight import not_loaded
 from batchfile.errors import EngineDead, SettingsError
 
 hub_client = pytest.importorskip("huggingface_hub")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.engine.model_files import check_model, model_facts
+from batchfile.engine.vllm.preflight import check_model, model_facts
 from batchfile.errors import SettingsError
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
 CHECK = """
 import sys
-from batchfile.engine.model_files import check_model
+from batchfile.engine.vllm.preflight import check_model
 from batchfile.errors import SettingsError
 try:
     check_model(sys.argv[1])

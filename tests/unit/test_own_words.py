@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from batchfile.engine.fit import fitting_max_tokens
 from batchfile.engine.http.answer import what_is_odd
-from batchfile.engine.tokens import fitting_max_tokens
 from batchfile.errors import InvalidRequest
 from batchfile.types import Sampling
 

@@ -12,7 +12,7 @@ import pytest
 # Prints the guard's pid and then those that must not outlive this process, one way of starting them each.
 PARENT = """
 import os, subprocess, sys, threading, time
-from batchfile.engine.vllm.process_guard import ProcessGuard
+from batchfile.engine.vllm.processes import ProcessGuard
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 # A grandchild in a session of its own, whose pid is printed by the child; that ends, or stays.

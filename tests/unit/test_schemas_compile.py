@@ -15,7 +15,7 @@ import pytest
 
 from batchfile.engine.schemas import compile
 from batchfile.engine.schemas.compile import SchemaCheck
-from batchfile.engine.vllm.process_guard import ProcessGuard
+from batchfile.engine.vllm.processes import ProcessGuard
 
 HERE = str(Path(__file__).parent)
 POISON = {"type": "string", "pattern": "^[a-z]{1,50000}$"}
@@ -170,7 +170,7 @@ def test_it_does_not_outlive_its_owner(make: Maker, guarded: bool) -> None:
     """Killed while the process compiles."""
     program = (
         "import threading, time\n"
-        "from batchfile.engine.vllm.process_guard import ProcessGuard\n"
+        "from batchfile.engine.vllm.processes import ProcessGuard\n"
         "from batchfile.engine.schemas.compile import SchemaCheck\n"
         f"check = SchemaCheck('judge_for_tests', b'', ProcessGuard() if {guarded} else None)\n"
         "check.check(b'{}')\n"

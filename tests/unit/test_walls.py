@@ -30,7 +30,7 @@ ALLOWED = {
     "botocore": ("batchfile/store/s3.py",),
     "vllm": ("batchfile/engine/vllm/",),
     "torch": ("batchfile/engine/vllm/",),
-    "transformers": ("batchfile/engine/vllm/", "batchfile/engine/tokens.py"),
+    "transformers": ("batchfile/engine/vllm/", "batchfile/engine/fit.py"),
     "aiohttp": ("batchfile/engine/http/connection.py", "batchfile/client/http_api.py"),
     "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_api.py"),
     "jsonschema_rs": ("batchfile/runner/schemas/",),

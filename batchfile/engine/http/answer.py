@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from batchfile.engine.embedding import vector_of
+from batchfile.engine.fit import vector_of
 from batchfile.engine.tool_wire import call_stem, made_calls
 from batchfile.types import Choice, Completion, Kind, Request, StopReason, ToolCall, Usage, Vector
 

@@ -21,7 +21,7 @@ from batchfile.engine.http.connection import Connection
 from batchfile.engine.http.dispatch import BACKOFF_S, PROBES_AT_ONCE, Dispatcher, HttpPrepared, Pace
 from batchfile.engine.http.retry import THROTTLE_S, WINDOW_S
 from batchfile.engine.http.wire import api_root, request_body
-from batchfile.engine.prefix import prefix_of
+from batchfile.engine.prompts import prefix_of
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.types import Completion, Failure, Outcome, Request
 

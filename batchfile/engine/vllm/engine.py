@@ -16,16 +16,12 @@ from typing import Any
 import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.model_files import model_facts
-from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib
-from batchfile.engine.vllm.embed import Embedding
-from batchfile.engine.vllm.generate import Generating
+from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib, read_cpu
 from batchfile.engine.vllm.guides import Guides
-from batchfile.engine.vllm.machine import read_cpu
-from batchfile.engine.vllm.preflight import check_vllm
-from batchfile.engine.vllm.process_guard import ProcessGuard
+from batchfile.engine.vllm.preflight import check_vllm, model_facts
 from batchfile.engine.vllm.processes import (
     CLOSE_S,
+    ProcessGuard,
     built_apart,
     children,
     close_sockets,
@@ -34,7 +30,7 @@ from batchfile.engine.vllm.processes import (
     environment,
 )
 from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
-from batchfile.engine.vllm.task import VllmPrepared, Work, refusals
+from batchfile.engine.vllm.tasks import Embedding, Generating, VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest
 from batchfile.types import Completion, Request, Task
 

@@ -19,7 +19,7 @@ import structlog
 
 from batchfile.engine.schemas.compile import SchemaCheck, Verdict
 from batchfile.engine.schemas.compile_worker import Judge
-from batchfile.engine.vllm.process_guard import ProcessGuard
+from batchfile.engine.vllm.processes import ProcessGuard
 from batchfile.errors import InvalidRequest
 
 log = structlog.get_logger()
@@ -163,7 +163,7 @@ def load(payload: bytes) -> Judge:
     from vllm.sampling_params import StructuredOutputsParams
     from vllm.tokenizers import cached_tokenizer_from_config
 
-    from batchfile.engine.vllm.task import refusals
+    from batchfile.engine.vllm.tasks import refusals
 
     tokenizer = cached_tokenizer_from_config(model_config=config.model_config)
     known = {

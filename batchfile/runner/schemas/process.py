@@ -13,9 +13,8 @@ from typing import cast
 import structlog
 
 from batchfile.child_env import child_environment, start_child
-from batchfile.engine.schemas.compile import answer_of
+from batchfile.engine.schemas.compile import SLOW_MAX, SlowOwners, answer_of
 from batchfile.engine.schemas.compile_worker import write
-from batchfile.engine.schemas.slow_owners import SLOW_MAX, SlowOwners
 from batchfile.runner.schemas import worker as schemas_worker
 from batchfile.runner.schemas.rules import Kind, Verdict
 

@@ -1,6 +1,6 @@
-"""Turns of a conversation into token ids, by the model's own chat template. Any thread may do it.
+"""Requests into token ids: conversations by the model's own chat template, other texts as they are.
 
-Works on a Hugging Face tokenizer that is handed in; imports none, and knows no engine.
+Works on a Hugging Face tokenizer that is handed in; imports none, and knows no engine. Any thread may call it.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any
 
 from batchfile.engine.tool_wire import wire_tools, wire_turn
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.types import Message, Tool, Tools
+from batchfile.types import Input, Message, Request, Tool, Tools
 
 # Tokenised prefixes that are remembered; a stage has one, so a few batches' worth is plenty.
 PREFIXES_MAX = 64
@@ -189,3 +189,37 @@ def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
     if rest and rest[0].role == "user":
         return (Message("user", f"{system}\n\n{rest[0].content}"), *rest[1:])
     return (Message("user", system), *rest)
+
+
+def prefix_of(request: Request) -> int:
+    """Equal for requests with the same first turn or input. The same in every process, unlike `hash`."""
+    if request.raw is not None:
+        return zlib.crc32(repr(request.raw.inputs[0]).encode("utf-8", "surrogatepass"))
+    return zlib.crc32(request.messages[0].content.encode("utf-8", "surrogatepass"))
+
+
+class RawPrompts:
+    """Takes a tokenizer of its own, which nobody else changes."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+
+    def token_ids(self, given: Input) -> list[int]:
+        """With what the tokenizer puts around any text (a first token, say); ids that were given stay as they are."""
+        if not isinstance(given, str):
+            return list(given)
+        if self._backend is not None:
+            ids: list[int] = self._backend.encode(given, add_special_tokens=True).ids
+            return ids
+        with self._lock:
+            return list(self._tokenizer.encode(given))
+
+
+def prefix_of_ids(token_ids: list[int]) -> int:
+    """Equal for prompts that begin with the same tokens."""
+    return zlib.crc32(repr(token_ids[:PREFIX_TOKENS]).encode())

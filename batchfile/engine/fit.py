@@ -1,15 +1,16 @@
-"""Counts a request's tokens as the model would see them, without loading the model, and says whether they fit.
+"""Whether a request fits a model: what it is loaded for, its bound on tokens, and how large its vectors may become.
 
-Knows no file.
+Counts a request's tokens as the model would see them, without loading the model. Knows no file.
 """
 
+import base64
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from batchfile.engine.chat_template import ChatPrompts
-from batchfile.engine.raw_prompt import RawPrompts
+from batchfile.engine.prompts import ChatPrompts, RawPrompts
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.types import Request, Sampling
+from batchfile.types import Request, Sampling, Task, Vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,3 +80,32 @@ def fitting_max_tokens(sampling: Sampling, num_prompt: int, max_model_len: int) 
             f"max_model_len {max_model_len}: shorten the prompt or set max_tokens to at most {room}."
         )
     return min(sampling.max_tokens, room)
+
+
+VALUES_MAX = 1_000_000  # numbers in the vectors of one request: about 20 MB of JSON
+
+_NO_EMBEDDINGS = "This pool's model generates text: name a pool that makes embeddings (task = 'embed')."
+_NO_TEXT = "This pool's model makes embeddings and generates no text: name another pool."
+
+
+def check_task(request: Request, task: Task) -> None:
+    """Raises: InvalidRequest where a model loaded for `task` can not serve the request."""
+    if task == "embed" and request.kind != "embedding":
+        raise InvalidRequest(_NO_TEXT)
+    if task == "generate" and request.kind == "embedding":
+        raise InvalidRequest(_NO_EMBEDDINGS)
+
+
+def check_size(num_inputs: int, dimensions: int) -> None:
+    """Raises: InvalidRequest where the vectors would make too large a result."""
+    if num_inputs * dimensions > VALUES_MAX:
+        raise InvalidRequest(
+            f"{num_inputs} vectors of {dimensions} numbers are more than {VALUES_MAX:,} in one result: "
+            f"put at most {VALUES_MAX // dimensions} inputs on a line."
+        )
+
+
+def vector_of(values: Sequence[float], *, is_base64: bool) -> Vector:
+    if not is_base64:
+        return tuple(values)
+    return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()

@@ -1,22 +1,84 @@
-"""vLLM loaded to generate: conversations and raw prompts into text."""
+"""What vLLM may be loaded for, text or embeddings: requests into prompts, outputs into outcomes."""
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from batchfile.engine.base import SchemaUnchecked
-from batchfile.engine.chat_template import ChatPrompts
-from batchfile.engine.embedding import check_task
-from batchfile.engine.raw_prompt import RawPrompts, prefix_of_ids
-from batchfile.engine.tokens import fitting_max_tokens
-from batchfile.engine.vllm.detokenize import OneDecode
+from batchfile.engine.base import Prepared, SchemaUnchecked
+from batchfile.engine.fit import check_inputs, check_size, check_task, fitting_max_tokens, vector_of
+from batchfile.engine.prompts import ChatPrompts, RawPrompts, prefix_of_ids
 from batchfile.engine.vllm.guides import Guides
-from batchfile.engine.vllm.load_errors import why_unavailable
-from batchfile.engine.vllm.parsers import Parsers
-from batchfile.engine.vllm.task import VllmPrepared, refusals
+from batchfile.engine.vllm.parsers import Parsers, Reading
+from batchfile.engine.vllm.preflight import why_unavailable
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.types import Choice, Completion, Failure, Outcome, Request, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmPrepared(Prepared):
+    """`prompts`: token ids; more than one only of an embedding. `num_sequences`: the slots it takes in all."""
+
+    prompts: list[list[int]]
+    params: Any
+    num_sequences: int
+    reading: Reading | None = None
+    is_raw: bool = False
+    is_base64: bool = False
+
+
+class Work(Protocol):
+    """Any thread may call these, several at once."""
+
+    def prepare(self, request: Request) -> VllmPrepared:
+        """Raises: InvalidRequest if it can never be served; SchemaUnchecked."""
+        ...
+
+    def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
+        """`outputs`: vLLM's, one for each prompt, in their order."""
+        ...
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that is wrong; versions without a word for it raise ValueError."""
+    from vllm import exceptions
+
+    named = getattr(exceptions, "VLLMClientError", ValueError)
+    return (ValueError, TypeError, named)
+
+
+# What a decoder writes for bytes that are no character: an answer cut in the middle of one, or nonsense.
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+class OneDecode:
+    """Makes the text of an answer. Use `of`."""
+
+    def __init__(self, backend: Any, new_stream: Callable[..., Any]) -> None:
+        self._backend = backend
+        self._new_stream = new_stream
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "OneDecode | None":
+        """None where text depends on what came before it: any but a byte-level decoder of the fast kind."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None or type(backend.decoder).__name__ != "ByteLevel":
+            return None
+        from tokenizers.decoders import DecodeStream
+
+        return cls(backend, DecodeStream)
+
+    def text(self, token_ids: list[int], prompt_ids: list[int]) -> str:
+        """What vLLM's own detokenizer makes of these, special tokens left out."""
+        text: str = self._backend.decode(token_ids, skip_special_tokens=True)
+        return self._stepwise(token_ids, prompt_ids) if BROKEN in text else text
+
+    def _stepwise(self, token_ids: list[int], prompt_ids: list[int]) -> str:
+        """The way vLLM does it: bytes that are no character yet are held back, at the end for good."""
+        stream = self._new_stream(ids=prompt_ids, skip_special_tokens=True)
+        return "".join(stream.step(self._backend, token) or "" for token in token_ids)
 
 
 class Generating:
@@ -165,3 +227,41 @@ def _read_template(path: str) -> str:
         if why := why_unavailable(error, path):
             raise EngineDead(f"chat_template {path!r} is unavailable now ({why})") from error
         raise SettingsError(f"chat_template {path!r} cannot be read: {error.strerror}. Name a file.") from error
+
+
+class Embedding:
+    """Of an LLM with the pooling runner. Raises: SettingsError where its model makes no embeddings."""
+
+    def __init__(self, llm: Any, model: str) -> None:
+        if "embed" not in llm.llm_engine.get_supported_tasks():
+            raise SettingsError(f"The model {model} makes no embeddings; task = 'embed' needs one that does.")
+        config = llm.llm_engine.vllm_config.model_config
+        self._max_model_len: int = config.max_model_len
+        self._dimensions: int = getattr(config, "embedding_size", None) or config.get_hidden_size()
+        self._prompts = RawPrompts(copy.deepcopy(llm.get_tokenizer()))
+
+    def prepare(self, request: Request) -> VllmPrepared:
+        from vllm import PoolingParams
+
+        check_task(request, "embed")
+        raw = request.raw
+        assert raw is not None, "an embedding has inputs"
+        check_size(len(raw.inputs), raw.dimensions or self._dimensions)
+        prompts = [self._prompts.token_ids(given) for given in raw.inputs]
+        check_inputs([len(token_ids) for token_ids in prompts], self._max_model_len)
+        return VllmPrepared(
+            prefix=prefix_of_ids(prompts[0]),
+            cost=sum(map(len, prompts)),
+            prompts=prompts,
+            params=PoolingParams(task="embed", dimensions=raw.dimensions),
+            num_sequences=len(prompts),
+            is_base64=raw.is_base64,
+        )
+
+    def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
+        vectors = tuple(vector_of(output.outputs.data.tolist(), is_base64=prepared.is_base64) for output in outputs)
+        usage = Usage(
+            input_tokens=sum(map(len, prepared.prompts)),
+            cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
+        )
+        return Completion(choices=(), usage=usage, kind="embedding", vectors=vectors)
