@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from batchfile.lines.diagnostics import Diagnostic
-from batchfile.types import Message
+from batchfile.lines.diagnostics import Diagnostic, Path, shown
+from batchfile.types import Message, Tools
 
 JOINT = "\n\n"  # between what is merged: blocks, neighbours of one role, system texts
 
@@ -35,6 +35,9 @@ NoEffect = Annotated[Any, _NO_EFFECT]
 
 def without_effect(model: type[BaseModel]) -> set[str]:
     return {key for key, field in model.model_fields.items() if _NO_EFFECT in field.metadata}
+
+
+Name = Annotated[str, Field(min_length=1)]
 
 
 class TextBlock(Strict):
@@ -94,3 +97,32 @@ def join_turns(turns: Iterable[Message]) -> tuple[Message, ...]:
         else:
             joined.append(turn)
     return (Message("system", JOINT.join(system), name=system_name), *joined) if system else tuple(joined)
+
+
+def choice_problems(tools: Tools | None, *, is_forced: bool, root: str) -> list[Diagnostic]:
+    """`is_forced`: the request says that a tool must be called."""
+    if tools is None:
+        message = "asks for the call of a tool, but tools offers none"
+        return [Diagnostic((root, "tool_choice"), message, "Add tools or remove it.")] if is_forced else []
+    names = [tool.name for tool in tools.offered]
+    diagnostics = [
+        Diagnostic((root, "tools", n), f"a second tool of the name {shown(name)}", "Give each a name of its own.")
+        for n, name in enumerate(names)
+        if name in names[:n]
+    ]
+    if tools.choice == "named" and tools.name not in names:
+        message = "names no tool" if tools.name is None else f"names {shown(tools.name)}, which tools does not offer"
+        diagnostics.append(Diagnostic((root, "tool_choice"), message, "Name one that is offered."))
+    return diagnostics
+
+
+def misplaced(place: Path, what: str, whose: str) -> Diagnostic:
+    return Diagnostic(place, f"{what} belongs in a turn of {whose}", "Move it there.")
+
+
+def unknown_call(place: Path, call_id: str) -> Diagnostic:
+    return Diagnostic(place, f"{shown(call_id)} is the id of no call before it", "Send the turn with the call, too.")
+
+
+def unanswered(place: Path) -> Diagnostic:
+    return Diagnostic(place, "calls a tool, and its answer does not follow", "Add what the tool answered.")

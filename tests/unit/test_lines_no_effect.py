@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from batchfile.lines import tools
 from batchfile.lines.chat import TextBlock, without_effect
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 
 DOCS = Path(__file__).parents[2] / "docs" / "service.md"
 MODELS: list[type[BaseModel]] = [
     *(native.Params, openai_chat.Body, openai_chat.Turn, openai_completions.Body, openai_embeddings.Body, TextBlock),
-    *(tools.ToolDefinition, tools.ToolUseBlock, tools.ToolResultBlock, tools.ThinkingBlock),
-    *(tools.RedactedThinkingBlock, tools.FunctionCall),
+    *(native.ToolDefinition, native.ToolUseBlock, native.ToolResultBlock, native.ThinkingBlock),
+    *(native.RedactedThinkingBlock, openai_chat.FunctionCall),
 ]
 
 

@@ -12,7 +12,7 @@ from openai.types import embedding_create_params as o_embedding
 from openai.types.shared_params import FunctionDefinition, ResponseFormatJSONSchema, response_format_json_schema
 from pydantic import BaseModel
 
-from batchfile.lines import chat, tools
+from batchfile.lines import chat
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings, openai_shared
 
 
@@ -27,22 +27,22 @@ PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (a_create.MessageCreateParamsNonStreaming, native.Params),
     (a.MessageParam, native.Turn),
     (a.TextBlockParam, chat.TextBlock),
-    (a.ToolUseBlockParam, tools.ToolUseBlock),
-    (a.ToolResultBlockParam, tools.ToolResultBlock),
-    (a.ThinkingBlockParam, tools.ThinkingBlock),
-    (a.RedactedThinkingBlockParam, tools.RedactedThinkingBlock),
-    (a.ToolParam, tools.ToolDefinition),
-    (a.ToolChoiceParam, tools.ToolChoice),
+    (a.ToolUseBlockParam, native.ToolUseBlock),
+    (a.ToolResultBlockParam, native.ToolResultBlock),
+    (a.ThinkingBlockParam, native.ThinkingBlock),
+    (a.RedactedThinkingBlockParam, native.RedactedThinkingBlock),
+    (a.ToolParam, native.ToolDefinition),
+    (a.ToolChoiceParam, native.ToolChoice),
     (a.ThinkingConfigParam, native.Thinking),
     (a.OutputConfigParam, native.OutputConfig),
     (a.JSONOutputFormatParam, native.JsonSchemaFormat),
     (o_create.CompletionCreateParamsNonStreaming, openai_chat.Body),
     (o.ChatCompletionMessageParam, openai_chat.Turn),
     (o.ChatCompletionContentPartTextParam, chat.TextBlock),
-    (o.ChatCompletionMessageFunctionToolCallParam, tools.FunctionCall),
-    (o.ChatCompletionFunctionToolParam, tools.FunctionTool),
-    (o.ChatCompletionNamedToolChoiceParam, tools.FunctionChoice),
-    (FunctionDefinition, tools.Function),
+    (o.ChatCompletionMessageFunctionToolCallParam, openai_chat.FunctionCall),
+    (o.ChatCompletionFunctionToolParam, openai_chat.FunctionTool),
+    (o.ChatCompletionNamedToolChoiceParam, openai_chat.FunctionChoice),
+    (FunctionDefinition, openai_chat.Function),
     (ResponseFormatJSONSchema, openai_shared.ResponseFormat),
     (response_format_json_schema.JSONSchema, openai_shared.JsonSchema),
     (o_completion.CompletionCreateParamsNonStreaming, openai_completions.Body),

@@ -6,35 +6,103 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import (
+    JOINT,
     SEED_MAX,
     SEED_MIN,
     TOKENS_MAX,
+    Name,
     NoEffect,
     Strict,
     TextBlock,
     Unserved,
     Whole,
+    choice_problems,
     join_turns,
+    misplaced,
     never,
     text_of,
+    unanswered,
+    unknown_call,
     without_user,
 )
-from batchfile.lines.diagnostics import Diagnostic
-from batchfile.lines.tools import (
-    Block,
-    ToolChoice,
-    ToolDefinition,
-    anthropic_tools,
-    block_problems,
-    choice_problems,
-    turns_of_blocks,
-)
-from batchfile.types import Defaults, Message, Request, Sampling
+from batchfile.lines.diagnostics import Diagnostic, Path, shown
+from batchfile.types import Defaults, Message, Request, Role, Sampling, Tool, ToolCall, Tools
 
 _BUDGET = "a bound on thinking alone is not served; remove it, max_tokens bounds thinking and answer together"
 _GEO = "a choice of where the model runs is not served; remove it, a pool runs where it was started"
 
 TEMPERATURE = 0.2  # the stage contract: where a `params` line says none
+
+
+class ToolDefinition(Strict):
+    """Anthropic's."""
+
+    type: Literal["custom"] | None = None
+    name: Name
+    input_schema: dict[str, Any]
+    description: str | None = None
+    allowed_callers: Annotated[Any, never('only ["direct"] is served; remove it', ["direct"])] = None
+    cache_control: NoEffect = None
+    defer_loading: Annotated[Any, never("deferred loading is not served; remove it", False)] = None
+    eager_input_streaming: NoEffect = None
+    input_examples: Annotated[Any, never("is not served; put the examples into description", [])] = None
+    strict: bool | None = None
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _is_the_callers(cls, kind: object) -> object:
+        if isinstance(kind, str) and kind != "custom":
+            raise ValueError(f'server tools such as {shown(kind)} are not served, only "custom" ones are')
+        return kind
+
+
+class ToolChoice(Strict):
+    type: Literal["auto", "any", "tool", "none"]
+    name: Name | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ToolUseBlock(Strict):
+    type: Literal["tool_use"]
+    id: Name
+    name: Name
+    input: dict[str, Any]
+    cache_control: NoEffect = None
+    caller: NoEffect = None
+    toolset_name: NoEffect = None
+
+
+class ToolResultBlock(Strict):
+    type: Literal["tool_result"]
+    tool_use_id: Name
+    content: str | list[TextBlock] | None = None
+    is_error: bool | None = None
+    cache_control: NoEffect = None
+    toolset_name: NoEffect = None
+
+    @property
+    def text(self) -> str:
+        """What the model reads. Chat templates have no mark for a tool that failed, so words say it."""
+        text = text_of(self.content or "")
+        return f"Error: {text}" if self.is_error else text
+
+
+class ThinkingBlock(Strict):
+    """Of an earlier answer. Models do not see what they thought before."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: NoEffect = None
+
+
+class RedactedThinkingBlock(Strict):
+    type: Literal["redacted_thinking"]
+    data: NoEffect = None
+
+
+Block = Annotated[
+    TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock, Field(discriminator="type")
+]
 
 
 class Turn(Strict):
@@ -62,14 +130,14 @@ class Params(Strict):
     """What may stand in `params`."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
-    model: Annotated[str, Field(min_length=1)] | None = None
+    model: Name | None = None
     system: str | list[TextBlock] | None = None
     max_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop_sequences: list[Annotated[str, Field(min_length=1)]] | None = None
+    stop_sequences: list[Name] | None = None
     seed: Annotated[Whole, Field(ge=SEED_MIN, le=SEED_MAX)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -142,9 +210,63 @@ def more_problems(params: Params) -> list[Diagnostic]:
 
 def _tool_problems(params: Params) -> list[Diagnostic]:
     choice = params.tool_choice
-    tools = anthropic_tools(params.tools, choice)
+    tools = tools_of(params.tools, choice)
     is_forced = choice is not None and choice.type in {"any", "tool"}
-    return block_problems(params.messages, "params") + choice_problems(tools, is_forced=is_forced, root="params")
+    return _block_problems(params.messages, "params") + choice_problems(tools, is_forced=is_forced, root="params")
+
+
+def tools_of(given: list[ToolDefinition] | None, choice: ToolChoice | None) -> Tools | None:
+    """None where there are none, or none may be called."""
+    if not given or (choice is not None and choice.type == "none"):
+        return None
+    offered = tuple(Tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in given)
+    if choice is None:
+        return Tools(offered=offered)
+    return Tools(
+        offered=offered,
+        choice="named" if choice.type == "tool" else "any" if choice.type == "any" else "auto",
+        name=choice.name if choice.type == "tool" else None,
+        is_parallel=not choice.disable_parallel_tool_use,
+    )
+
+
+def _turns(role: Role, blocks: list[Any]) -> list[Message]:
+    """A turn of Anthropic's: the answers of tools first, each a turn of its own, then what was said and called."""
+    turns: list[Message] = []
+    texts: list[str] = []
+    calls: list[ToolCall] = []
+    for block in blocks:
+        if isinstance(block, TextBlock):
+            texts.append(block.text)
+        elif isinstance(block, ToolUseBlock):
+            calls.append(ToolCall(block.id, block.name, block.input))
+        elif isinstance(block, ToolResultBlock):
+            turns.append(Message("tool", block.text, call_id=block.tool_use_id))
+    if texts or not turns:
+        turns.append(Message(role, JOINT.join(texts), tuple(calls)))
+    return turns
+
+
+def _block_problems(turns: list[Any], root: str) -> list[Diagnostic]:
+    """What is wrong with the calls and answers in turns of Anthropic's, each of which is right by itself."""
+    diagnostics: list[Diagnostic] = []
+    called: set[str] = set()
+    for n, turn in enumerate(turns):
+        for at, block in enumerate(turn.content if isinstance(turn.content, list) else ()):
+            place: Path = (root, "messages", n, "content", at)
+            if isinstance(block, ToolUseBlock):
+                called.add(block.id)
+                if turn.role != "assistant":
+                    diagnostics.append(misplaced(place, "tool_use", "the assistant"))
+            elif isinstance(block, ToolResultBlock):
+                if turn.role != "user":
+                    diagnostics.append(misplaced(place, "tool_result", "the user"))
+                elif block.tool_use_id not in called:
+                    diagnostics.append(unknown_call((*place, "tool_use_id"), block.tool_use_id))
+    last = turns[-1].content
+    if isinstance(last, list) and any(isinstance(block, ToolUseBlock) for block in last):
+        diagnostics.append(unanswered((root, "messages", len(turns) - 1)))
+    return diagnostics
 
 
 def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
@@ -156,7 +278,7 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
         if isinstance(turn.content, str):
             turns.append(Message(turn.role, turn.content))
         else:
-            turns += turns_of_blocks(turn.role, turn.content)
+            turns += _turns(turn.role, turn.content)
     temperature = params.temperature
     if temperature is None:
         temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
@@ -166,7 +288,7 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
         custom_id=custom_id,
         messages=join_turns(turns),
         model=params.model or defaults.model,
-        tools=None if params.tools is None else anthropic_tools(params.tools, params.tool_choice),
+        tools=None if params.tools is None else tools_of(params.tools, params.tool_choice),
         is_thinking=None if params.thinking is None else params.thinking.type != "disabled",
         sampling=Sampling(
             max_tokens=defaults.max_tokens if params.max_tokens is None else params.max_tokens,

@@ -2,34 +2,77 @@
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.lines.chat import (
     SYSTEM_ROLES,
     TOKENS_MAX,
+    Name,
     NoEffect,
     Strict,
     TextBlock,
     Unserved,
     Whole,
+    choice_problems,
     join_turns,
+    misplaced,
     text_of,
+    unanswered,
+    unknown_call,
     without_user,
 )
-from batchfile.lines.diagnostics import Diagnostic
+from batchfile.lines.diagnostics import Diagnostic, Path
 from batchfile.lines.formats.openai_shared import UNSERVED_SAMPLING, Sampled, sampling_of
-from batchfile.lines.tools import (
-    FunctionCall,
-    FunctionChoice,
-    FunctionTool,
-    call_problems,
-    calls_of,
-    choice_problems,
-    openai_tools,
-)
-from batchfile.types import Defaults, Message, Request, Role
+from batchfile.types import Defaults, Message, Request, Role, Tool, ToolCall, Tools
 
 URL = "/v1/chat/completions"
+
+
+class Function(Strict):
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(Strict):
+    """OpenAI's."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Strict):
+    name: Name
+
+
+class FunctionChoice(Strict):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class CalledFunction(Strict):
+    name: Name
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_object(cls, arguments: str) -> str:
+        try:
+            found = msgspec.json.decode(arguments or "{}")
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError("must be a string that holds a JSON object")
+        return arguments
+
+
+class FunctionCall(Strict):
+    id: Name
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: NoEffect = None
 
 
 class Turn(Strict):
@@ -37,7 +80,7 @@ class Turn(Strict):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextBlock], Field(min_length=1)] | None = None
-    name: Annotated[str, Field(min_length=1)] | None = None
+    name: Name | None = None
     annotations: NoEffect = None
     refusal: str | None = None
     audio: None = None
@@ -140,16 +183,62 @@ def _system_names(body: Body) -> list[Diagnostic]:
 
 
 def _tool_problems(body: Body) -> list[Diagnostic]:
-    tools = openai_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    tools = tools_of(body.tools, body.tool_choice, body.parallel_tool_calls)
     is_forced = body.tool_choice not in (None, "none", "auto")
-    return call_problems(body.messages, "body") + choice_problems(tools, is_forced=is_forced, root="body")
+    return _call_problems(body.messages, "body") + choice_problems(tools, is_forced=is_forced, root="body")
+
+
+def tools_of(
+    given: list[FunctionTool] | None, choice: str | FunctionChoice | None, is_parallel: bool | None
+) -> Tools | None:
+    if not given or choice == "none":
+        return None
+    is_named = isinstance(choice, FunctionChoice)
+    return Tools(
+        offered=tuple(
+            Tool(called.name, called.description, called.parameters or {"type": "object"}, called.strict)
+            for called in (tool.function for tool in given)
+        ),
+        choice="named" if is_named else "any" if choice == "required" else "auto",
+        name=choice.function.name if isinstance(choice, FunctionChoice) else None,
+        is_parallel=is_parallel is not False,
+    )
+
+
+def _calls(given: list[FunctionCall]) -> tuple[ToolCall, ...]:
+    return tuple(
+        ToolCall(call.id, call.function.name, msgspec.json.decode(call.function.arguments or "{}")) for call in given
+    )
+
+
+def _call_problems(turns: list[Any], root: str) -> list[Diagnostic]:
+    """The same of OpenAI's turns, and a content that is missing."""
+    diagnostics: list[Diagnostic] = []
+    called: set[str] = set()
+    for n, turn in enumerate(turns):
+        place: Path = (root, "messages", n)
+        if turn.tool_calls:
+            called.update(call.id for call in turn.tool_calls)
+            if turn.role != "assistant":
+                diagnostics.append(misplaced((*place, "tool_calls"), "tool_calls", "the assistant"))
+        elif turn.content is None and not turn.refusal:
+            diagnostics.append(Diagnostic((*place, "content"), "is missing", "Add it."))
+        if turn.refusal is not None and turn.role != "assistant":
+            diagnostics.append(misplaced((*place, "refusal"), "refusal", "the assistant"))
+        if turn.role == "tool" and turn.tool_call_id is None:
+            diagnostics.append(Diagnostic((*place, "tool_call_id"), "is missing", "Name the call that this answers."))
+        elif turn.role == "tool" and turn.tool_call_id not in called:
+            diagnostics.append(unknown_call((*place, "tool_call_id"), turn.tool_call_id))
+    if turns[-1].tool_calls:
+        diagnostics.append(unanswered((root, "messages", len(turns) - 1)))
+    return diagnostics
 
 
 def _message(turn: Turn) -> Message:
     text = text_of(turn.content or turn.refusal or "")
     if turn.tool_calls is None and turn.role != "tool":
         return Message(_ROLES[turn.role], text, name=turn.name)
-    return Message(_ROLES[turn.role], text, calls_of(turn.tool_calls or []), turn.tool_call_id, turn.name)
+    return Message(_ROLES[turn.role], text, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)
 
 
 def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
@@ -158,7 +247,7 @@ def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
         custom_id=custom_id,
         messages=join_turns([_message(turn) for turn in body.messages]),
         model=body.model or defaults.model,
-        tools=None if body.tools is None else openai_tools(body.tools, body.tool_choice, body.parallel_tool_calls),
+        tools=None if body.tools is None else tools_of(body.tools, body.tool_choice, body.parallel_tool_calls),
         sampling=sampling_of(
             body,
             defaults,

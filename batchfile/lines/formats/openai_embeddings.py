@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from batchfile.lines.chat import NoEffect, Strict, Unserved, Whole
+from batchfile.lines.chat import Name, NoEffect, Strict, Unserved, Whole
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_shared import inputs_of
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
@@ -25,7 +25,7 @@ class Body(Strict):
     """What may stand in `body`."""
 
     input: Annotated[Any, AfterValidator(_inputs)]
-    model: Annotated[str, Field(min_length=1)] | None = None
+    model: Name | None = None
     dimensions: Annotated[Whole, Field(ge=1, le=DIMENSIONS_MAX)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: NoEffect = None

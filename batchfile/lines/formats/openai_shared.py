@@ -4,14 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, NoEffect, Strict, Unserved, Whole
+from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Name, NoEffect, Strict, Unserved, Whole
 from batchfile.lines.diagnostics import shown
 from batchfile.types import Defaults, Input, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's own, where a body says none
 CHOICES_MAX = 128  # OpenAI's own
-
-_Stop = Annotated[str, Field(min_length=1)]
 
 
 class JsonSchema(Strict):
@@ -45,12 +43,12 @@ class StructuredOutputs(Strict):
 
 
 class Sampled(Strict):
-    model: Annotated[str, Field(min_length=1)] | None = None
+    model: Name | None = None
     max_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[Whole, Field(ge=1, le=CHOICES_MAX)] | None = None
-    stop: _Stop | list[_Stop] | None = None
+    stop: Name | list[Name] | None = None
     seed: Annotated[Whole, Field(ge=SEED_MIN, le=SEED_MAX)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
