@@ -1,10 +1,12 @@
-"""Our own child processes: how they start, and an environment without the secrets of this process."""
+"""Our own child processes: how they start, an environment without the secrets of this process, and their limits."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = str(Path(__file__).parents[1])  # where this package is imported from
@@ -44,3 +46,31 @@ def child_environment(**more: str) -> dict[str, str]:
 
 def python_path() -> str:
     return os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+
+
+def begin_child() -> int:
+    """In a child that answers over its standard output: the descriptor to write to.
+
+    What a library prints goes to standard error instead. Signals for the whole service are for the parent alone.
+    """
+    for number in FOR_SERVICES:
+        signal.signal(number, signal.SIG_IGN)
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    return answers
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Of this process, beyond what it has now; and no core dump. A system that knows no such limit (macOS) has none."""
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with open("/proc/self/statm", "rb") as statm:
+            size = int(statm.read().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (size + num_bytes, hard))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

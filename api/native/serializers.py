@@ -48,7 +48,7 @@ def batch(status: BatchStatus) -> schemas.Batch:
         expires_at=record.expires_at,
         metadata=record.metadata,
         priority=record.priority,
-        dialect=record.input.dialect,
+        dialect=record.input.format,
         inbox_path=inbox_path(record),
         pools={
             name: schemas.Share(

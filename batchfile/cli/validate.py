@@ -137,7 +137,7 @@ def _show(name: str, problem: Problem, *, is_json: bool) -> None:
 
 def _as_json(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> dict[str, object]:
     return {
-        "format": summary.dialect,
+        "format": summary.format,
         "requests": summary.num_requests,
         "bad": summary.num_bad,
         "problems": num_problems,
@@ -153,7 +153,7 @@ def _as_json(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> d
 
 def _as_text(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> str:
     found = "no problems" if num_problems == 0 else counted(num_problems, "problem")
-    text = f"{counted(summary.num_requests, 'request')} ({summary.dialect or 'unknown'} format), {found}"
+    text = f"{counted(summary.num_requests, 'request')} ({summary.format or 'unknown'} format), {found}"
     if summary.num_requests > summary.num_bad:
         text += (
             f"; {counted(summary.prompt_chars, 'character')} of prompt, median max_tokens {summary.max_tokens_median:,}"

@@ -31,7 +31,7 @@ class Sample:
     num_requests: int = 0
     num_looked_at: int = 0
     size_bytes: int = 0
-    dialect: InputFormat | None = None
+    format: InputFormat | None = None
     num_bad: float = 0
     num_unrouted: float = 0
     input_tokens: float = 0
@@ -84,7 +84,7 @@ def _add(
     except InvalidRequest:
         found.num_bad += weight
         return
-    found.dialect = found.dialect or envelope.dialect
+    found.format = found.format or envelope.format
     found.input_tokens += weight * tokens
     if request.kind != "embedding":
         found.max_output_tokens += weight * request.sampling.max_tokens * request.sampling.num_choices

@@ -224,7 +224,7 @@ def view_of(status: DerivedStatus) -> BatchStatus:
         detail=batch.detail if status.problem is None else str(status.problem),
         stage=batch.stage,
         priority=batch.priority,
-        dialect=batch.input.dialect,
+        dialect=batch.input.format,
         inbox_path=inbox_path(batch),
         total=batch.total,
         counts=status.counts,

@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
-from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, Format, detect, open_lines
+from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, FileFormat, detect, open_lines
 from batchfile.local.inputs import check_untouched, inspect
 from batchfile.store.open import open_store
 
@@ -31,7 +31,7 @@ class Upload:
 
     name: str
     size: int | None
-    format: Format
+    format: FileFormat
     chunks: Callable[[OnBytes], Iterator[bytes]]
     is_repeatable: bool = True
 
@@ -125,7 +125,7 @@ def _of_object(url: str) -> Upload:
     return Upload(name=url, size=entry.size, format=kind, chunks=from_object)
 
 
-def _file_lines(path: str, kind: Format, on_bytes: OnBytes) -> Iterator[bytes]:
+def _file_lines(path: str, kind: FileFormat, on_bytes: OnBytes) -> Iterator[bytes]:
     if kind == "parquet":
         yield from open_lines(path, kind, None)
         on_bytes(os.path.getsize(path))

@@ -80,7 +80,7 @@ def source(
     if entry is None:
         raise InvalidFile(f"the bytes of {file.file_id} are gone; upload the file again")
     return Source(
-        input=InputRef(key=file.key, etag=entry.etag, size=file.size, sha256=file.sha256, dialect="openai"),
+        input=InputRef(key=file.key, etag=entry.etag, size=file.size, sha256=file.sha256, format="openai"),
         origin=origin_of(_KIND, file.file_id, FileInput(file_id=file.file_id, endpoint=endpoint)),
         rules=PlanRules(endpoint=endpoint, requests_max=requests_max),
         kept_s=kept_s,

@@ -246,7 +246,7 @@ def _write_files(
 ) -> documents.Written:
     results = parquet = errors = None
     if batch.results is not None:
-        results = _copy(ledger, keys.outbox_key(dropped.key, RESULTS), _in_dialect(ledger, batch), beat, check)
+        results = _copy(ledger, keys.outbox_key(dropped.key, RESULTS), _in_format(ledger, batch), beat, check)
         if dropped.wants_parquet:
             parquet = _write_parquet(ledger, keys.outbox_key(dropped.key, RESULTS_PARQUET), batch.results, beat, check)
     if batch.errors is not None and batch.errors.num_lines:
@@ -272,11 +272,11 @@ def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
     return pools
 
 
-def _in_dialect(ledger: Ledger, batch: BatchRecord) -> Iterable[bytes]:
-    """The results as the input's own dialect has them."""
+def _in_format(ledger: Ledger, batch: BatchRecord) -> Iterable[bytes]:
+    """The results as the input's own format has them."""
     assert batch.results is not None
     chunks = ledger.store.stream(batch.results.key)
-    if batch.input.dialect == "native":
+    if batch.input.format == "native":
         return chunks
     return openai_file(chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=None)
 

@@ -53,7 +53,7 @@ def inbox_path(batch: BatchRecord) -> str | None:
 def source(dropped: DroppedFile, size: int) -> Source:
     """What a batch is made of. `size`: in bytes, of the file."""
     return Source(
-        input=InputRef(key=dropped.key, etag=dropped.etag, size=size, sha256="", dialect="native"),
+        input=InputRef(key=dropped.key, etag=dropped.etag, size=size, sha256="", format="native"),
         origin=origin_of(_KIND, dropped.key, dropped),
         rules=PlanRules(),
     )

@@ -1,7 +1,7 @@
 """Parts into one results file, in input order: a pure function of the input, the plan and the shard records.
 
 Every line exactly once, or nothing. Memory is bounded by the records, one range and some parts ahead of it. Knows no
-dialect: it writes native lines.
+API format: it writes native lines.
 """
 
 import hashlib

@@ -406,7 +406,7 @@ def fence(ledger: Ledger, batch_id: str, why: str) -> bool:
         batch_id=batch_id,
         created_at=now,
         expires_at=now,
-        input=InputRef(key="", etag="", size=0, sha256="", dialect="native"),
+        input=InputRef(key="", etag="", size=0, sha256="", format="native"),
         plan_key="",
         total=0,
         routing=RoutingTable(),

@@ -37,7 +37,7 @@ def placeholder(place: str, detail: str = DAMAGED) -> BatchRecord:
         batch_id=batch_id,
         created_at=created_at,
         expires_at=created_at,
-        input=InputRef(key="", etag="", size=0, sha256="", dialect="native"),
+        input=InputRef(key="", etag="", size=0, sha256="", format="native"),
         plan_key="",
         total=0,
         routing=RoutingTable(),

@@ -41,7 +41,7 @@ def purge(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 def _bare(record: BatchRecord) -> BatchRecord:
     """With nothing of what its user sent: no name of a file, no metadata, no digest, no message, no figures."""
     # With a key all the same: without one it would be the fence of a create that was given up.
-    nothing = InputRef(key=keys.batch_prefix(record.batch_id), etag="", size=0, sha256="", dialect="native")
+    nothing = InputRef(key=keys.batch_prefix(record.batch_id), etag="", size=0, sha256="", format="native")
     return replace(
         record,
         input=nothing,

@@ -33,7 +33,7 @@ class InputRef:
     etag: str
     size: int
     sha256: str
-    dialect: InputFormat
+    format: InputFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

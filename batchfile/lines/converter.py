@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from batchfile.child_env import child_environment
+from batchfile.child_env import child_environment, write_all
 from batchfile.errors import ConverterKilled, InvalidFile, check_installed
-from batchfile.lines.file_formats import CHUNK_BYTES, Format
+from batchfile.lines.file_formats import CHUNK_BYTES, FileFormat
 
 MEMORY_BYTES_MAX = 2 * 1024**3  # beyond what the child needs to start; at most half of a container's limit
 SILENT_S_MAX = 600.0  # of a child that is neither done nor asks for anything; its CPU time has a limit of its own
@@ -39,7 +39,9 @@ _CGROUP_LIMIT = "/sys/fs/cgroup/memory.max"
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
-def convert(name: str, kind: Format, stream: BinaryIO, *, beat: Callable[[], None] = lambda: None) -> Iterator[bytes]:
+def convert(
+    name: str, kind: FileFormat, stream: BinaryIO, *, beat: Callable[[], None] = lambda: None
+) -> Iterator[bytes]:
     """The file as JSONL, in chunks of at most 1 MiB. `name` is for messages; Parquet needs a stream that can seek.
 
     `beat` is called every second or so, also while nothing comes.
@@ -69,7 +71,7 @@ def convert(name: str, kind: Format, stream: BinaryIO, *, beat: Callable[[], Non
             elif letter == READ:
                 answer = _read(stream, kind, *ASK.unpack(data))
                 with suppress(BrokenPipeError):  # its end is noticed when it is read
-                    _write(child.stdin.fileno(), FRAME.pack(READ, len(answer)) + answer)
+                    write_all(child.stdin.fileno(), FRAME.pack(READ, len(answer)) + answer)
             elif letter == INVALID:
                 raise InvalidFile(data.decode())
             elif letter == NO_MEMORY:
@@ -85,7 +87,7 @@ def convert(name: str, kind: Format, stream: BinaryIO, *, beat: Callable[[], Non
         child.wait()
 
 
-def _command(name: str, kind: Format, size: int) -> list[str]:
+def _command(name: str, kind: FileFormat, size: int) -> list[str]:
     arguments = (name, kind, str(size), str(_memory_bytes()))
     return [sys.executable, "-P", "-m", "batchfile.lines.converter_child", *arguments]
 
@@ -97,7 +99,7 @@ def _memory_bytes() -> int:
         return MEMORY_BYTES_MAX
 
 
-def _read(stream: BinaryIO, kind: Format, offset: int, size: int) -> bytes:
+def _read(stream: BinaryIO, kind: FileFormat, offset: int, size: int) -> bytes:
     if kind == "parquet":
         stream.seek(offset)
     return stream.read(min(size, CHUNK_BYTES))
@@ -129,12 +131,6 @@ def _receive(name: str, fd: int, size: int, beat: Callable[[], None]) -> bytes:
             break
         received += data
     return bytes(received)
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _too_large(name: str) -> str:

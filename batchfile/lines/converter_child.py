@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
+from batchfile.child_env import limit_memory, write_all
 from batchfile.errors import InvalidFile
 from batchfile.lines.converter import ASK, END, FRAME, INVALID, LINES, NO_MEMORY, READ
-from batchfile.lines.file_formats import CHUNK_BYTES, Format, open_text
+from batchfile.lines.file_formats import CHUNK_BYTES, FileFormat, open_text
 
 CPU_S_MAX = 60  # between two chunks
 _STDIN, _STDOUT = 0, 1
 
 
-def main(name: str, kind: Format, size: int, memory_bytes: int) -> None:
+def main(name: str, kind: FileFormat, size: int, memory_bytes: int) -> None:
     stream = io.BufferedReader(_Asked(size if kind == "parquet" else None), CHUNK_BYTES)
     try:
         for chunk in _lines(name, kind, cast(BinaryIO, stream), memory_bytes):
@@ -34,25 +35,14 @@ def main(name: str, kind: Format, size: int, memory_bytes: int) -> None:
         _send(END, b"")
 
 
-def _lines(name: str, kind: Format, stream: BinaryIO, memory_bytes: int) -> Iterator[bytes]:
-    if kind != "parquet":
-        _limit_memory(memory_bytes)
-        _limit_time()
-        return open_text(name, kind, stream)
-    from batchfile.lines.parquet import load, parquet_lines
+def _lines(name: str, kind: FileFormat, stream: BinaryIO, memory_bytes: int) -> Iterator[bytes]:
+    if kind == "parquet":
+        import pyarrow.parquet  # noqa: F401 before the limits hold: they are for the file
 
-    load()  # before the limits hold: they are for the file
-    _limit_memory(memory_bytes)
+        from batchfile.lines.parquet import parquet_lines
+    limit_memory(memory_bytes)
     _limit_time()
-    return parquet_lines(name, stream)
-
-
-def _limit_memory(num_bytes: int) -> None:
-    """Beyond what this process has now. A system that knows no such limit (macOS) has none."""
-    with suppress(OSError, ValueError):
-        with open("/proc/self/statm", "rb") as file:
-            now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (now + num_bytes, resource.RLIM_INFINITY))
+    return parquet_lines(name, stream) if kind == "parquet" else open_text(name, kind, stream)
 
 
 def _limit_time() -> None:
@@ -83,15 +73,11 @@ class _Asked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         _send(READ, ASK.pack(self._at, len(buffer)))
-        data = _answer()
+        _, size = FRAME.unpack(_receive(FRAME.size))
+        data = _receive(size)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
-
-
-def _answer() -> bytes:
-    _, size = FRAME.unpack(_receive(FRAME.size))
-    return _receive(size)
 
 
 def _receive(size: int) -> bytes:
@@ -105,13 +91,11 @@ def _receive(size: int) -> bytes:
 
 
 def _send(letter: bytes, data: bytes) -> None:
-    view = memoryview(FRAME.pack(letter, len(data)) + data)
-    while view:
-        try:
-            view = view[os.write(_STDOUT, view) :]
-        except BrokenPipeError:
-            os._exit(1)
+    try:
+        write_all(_STDOUT, FRAME.pack(letter, len(data)) + data)
+    except BrokenPipeError:
+        os._exit(1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], cast(Format, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], cast(FileFormat, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -202,7 +202,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     """`carried` is the raw `params` or `body`. `hint` and `model` are what routing may look at."""
 
     custom_id: str
-    dialect: InputFormat
+    format: InputFormat
     carried: bytes
     hint: str | None = None
     method: str | None = None

@@ -8,6 +8,7 @@ that says where. Knows no store, no HTTP and no request.
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, BinaryIO, Literal
 
 from batchfile.errors import InvalidFile
@@ -18,7 +19,9 @@ else:
     from backports import zstd as zstd  # noqa: PLC0414
 
 Packing = Literal["gzip", "zstd"]
+FileFormat = Literal["jsonl", "gzip", "zstd", "parquet"]
 
+CHUNK_BYTES = 1024 * 1024
 PIECE_BYTES = 1024 * 1024  # at most this much is unpacked at once, whatever goes in
 FEED_BYTES = 16 * 1024  # given to zlib at once: what it does not use it copies, once a member
 MEMBERS_FREE = 10_000  # gzip members or Zstandard frames of any size
@@ -29,17 +32,12 @@ ZSTD_WINDOW_LOG_MAX = 23  # 8 MiB, as RFC 8878 advises to receivers; `zstd -1` t
 _DAMAGE = (zlib.error, zstd.ZstdError)
 
 
-def _new_gzip() -> Any:
-    return zlib.decompressobj(31)
-
-
-def _new_zstd() -> Any:
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX})
-
-
-_PACKED_MAGIC: dict[Packing, bytes] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_MAGIC: dict[FileFormat, bytes] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "parquet": b"PAR1"}
 SKIPPABLE = b"\x2a\x4d\x18"  # how a Zstandard frame without data begins, after its first byte
-_NEW: dict[Packing, Callable[[], Any]] = {"gzip": _new_gzip, "zstd": _new_zstd}
+_NEW: dict[Packing, Callable[[], Any]] = {
+    "gzip": partial(zlib.decompressobj, 31),
+    "zstd": partial(zstd.ZstdDecompressor, options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}),
+}
 
 
 class Unpacker:
@@ -103,7 +101,7 @@ class Unpacker:
         self._member, self._is_begun = _NEW[self._kind](), False
 
     def _invalid(self, what: str) -> InvalidFile:
-        if not self._head.startswith(_PACKED_MAGIC[self._kind]) and self._head[1:] != SKIPPABLE:
+        if not self._head.startswith(_MAGIC[self._kind]) and self._head[1:] != SKIPPABLE:
             return InvalidFile(f"{self._name}: is not {self._kind} data; {self._hint}")
         return InvalidFile(
             f"{self._name}: the {self._kind} data {what} after {self._size:,} bytes of text; {self._hint}"
@@ -127,21 +125,13 @@ class ChunkReader:
         self._chunks = iter(())
 
 
-Format = Literal["jsonl", "gzip", "zstd", "parquet"]
-
-CHUNK_BYTES = 1024 * 1024
 PARQUET_HINT = "give the file to `batchfile submit`, or put it into the inbox"
-_MAGIC: tuple[tuple[bytes, Format], ...] = (
-    (b"\x1f\x8b", "gzip"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"PAR1", "parquet"),
-)
-_ENDINGS: tuple[tuple[str, Format], ...] = ((".gz", "gzip"), (".zst", "zstd"), (".parquet", "parquet"))
+_ENDINGS: tuple[tuple[str, FileFormat], ...] = ((".gz", "gzip"), (".zst", "zstd"), (".parquet", "parquet"))
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _OTHERS = ((b"PK\x03\x04", "a zip archive (or an .xlsx)"), (b"BZh", "bzip2 data"), (b"\xfd7zX", "xz data"))
 
 
-def detect(name: str, head: bytes) -> Format:
+def detect(name: str, head: bytes) -> FileFormat:
     """The format of a file that begins with `head`. Raises: InvalidFile where its name says otherwise."""
     found = _format_of(name, head)
     for ending, kind in _ENDINGS:
@@ -150,14 +140,14 @@ def detect(name: str, head: bytes) -> Format:
     return found
 
 
-def _format_of(name: str, head: bytes) -> Format:
+def _format_of(name: str, head: bytes) -> FileFormat:
     """Raises: InvalidFile of what is never read."""
     if head.startswith(_UTF16) or _has_nul_bytes_between(head):
         raise InvalidFile(f"{name}: is UTF-16 text; save it as UTF-8")
     for magic, what in _OTHERS:
         if head.startswith(magic):
             raise InvalidFile(f"{name}: is {what}; unpack it (.gz and .zst can be read as they are)")
-    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), "jsonl")
+    return next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), "jsonl")
 
 
 def _has_nul_bytes_between(head: bytes) -> bool:
@@ -168,11 +158,11 @@ def _has_nul_bytes_between(head: bytes) -> bool:
 class PlainText:
     """Data as it arrives into the text that it holds, unpacked where its first bytes say gzip or Zstandard.
 
-    `name` and `hint` are for messages: what the data is, and what to do where it is damaged. Packed twice is rejected:
-    what lies between the two could be of any size.
+    `name` and `hint` are for messages: what the data is, and what to do where it is damaged. `packing`: where that is
+    known already. Packed twice is rejected: what lies between the two could be of any size.
     """
 
-    def __init__(self, name: str, hint: str, *, is_unpacked: bool = False) -> None:
+    def __init__(self, name: str, hint: str, *, packing: Packing | None = None, is_unpacked: bool = False) -> None:
         self._name = name
         self._hint = hint
         self._is_unpacked = is_unpacked
@@ -180,6 +170,8 @@ class PlainText:
         self._is_detected = False
         self._unpacker: Unpacker | None = None
         self._inner: PlainText | None = None
+        if packing is not None:
+            self._unpack(packing)
 
     def read(self, data: bytes) -> Iterator[bytes]:
         """What `data` adds. Raises: InvalidFile where it is not text, or damaged."""
@@ -206,19 +198,23 @@ class PlainText:
             yield from self._inner.finish()
 
     def _detect(self, head: bytes) -> None:
-        self._is_detected = True
         kind = _format_of(self._name, head[:HEAD_BYTES])
         if kind == "parquet":
             raise InvalidFile(f"{self._name}: is Parquet data, which is read from a file of its own; {PARQUET_HINT}")
+        self._is_detected = True
         if kind == "jsonl":
             return
         if self._is_unpacked:
             raise InvalidFile(f"{self._name}: is packed twice, {kind} data is within; unpack it once")
+        self._unpack(kind)
+
+    def _unpack(self, kind: Packing) -> None:
+        self._is_detected = True
         self._unpacker = Unpacker(kind, self._name, self._hint)
         self._inner = PlainText(self._name, self._hint, is_unpacked=True)
 
 
-def open_lines(path: str | None, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
+def open_lines(path: str | None, kind: FileFormat, stream: BinaryIO | None) -> Iterator[bytes]:
     """The JSONL in the file `path`, or in `stream`, as chunks. `path` then only names it; None means stdin.
 
     Parquet is read from a stream that can seek, by a process of its own. Raises: InvalidFile, ConverterKilled, and
@@ -231,7 +227,7 @@ def open_lines(path: str | None, kind: Format, stream: BinaryIO | None) -> Itera
     return open_text(path, kind, stream)
 
 
-def _converted(path: str, kind: Format, stream: BinaryIO | None) -> Iterator[bytes]:
+def _converted(path: str, kind: FileFormat, stream: BinaryIO | None) -> Iterator[bytes]:
     from batchfile.lines.converter import convert
 
     if stream is not None:
@@ -252,16 +248,9 @@ def open_text(path: str | None, kind: Literal["jsonl", "gzip", "zstd"], stream: 
     name = path or "stdin"
     source = open(name, "rb") if stream is None else stream  # noqa: SIM115 closed below
     try:
-        if kind == "jsonl":
-            while chunk := source.read(CHUNK_BYTES):
-                yield chunk
-            return
-        hint = "copy the file again"
-        unpacker, text = Unpacker(kind, name, hint), PlainText(name, hint, is_unpacked=True)
+        text = PlainText(name, "copy the file again", packing=None if kind == "jsonl" else kind)
         while chunk := source.read(CHUNK_BYTES):
-            for piece in unpacker.unpack(chunk):
-                yield from text.read(piece)
-        unpacker.finish()
+            yield from text.read(chunk)
         yield from text.finish()
     finally:
         source.close()

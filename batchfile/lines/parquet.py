@@ -217,11 +217,6 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
         raise InvalidFile(_damaged(path, error)) from None
 
 
-def load() -> None:
-    """What takes long to load, before it is needed."""
-    import pyarrow.parquet  # noqa: F401
-
-
 def _row_bytes(path: str, group: Any, columns: list[str], number: int) -> int:
     """How many bytes a row has by the footer, which may lie. Raises: InvalidFile where no request is as large."""
     sizes = dict.fromkeys(columns, 0)

@@ -77,7 +77,7 @@ def read_carried(envelope: Envelope) -> Carried:
         carried: Carried = form.read(envelope.carried)
     except ValidationError:
         raise _refused(find_problems(envelope)) from None
-    is_addressed = envelope.dialect == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
+    is_addressed = envelope.format == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
     if not (is_addressed and form.is_plain(carried)) or has_repeats(envelope.carried):
         diagnostics = find_problems(envelope)
         if diagnostics:
@@ -86,7 +86,7 @@ def read_carried(envelope: Envelope) -> Carried:
 
 
 def _format_of(envelope: Envelope) -> _Format:
-    return _NATIVE if envelope.dialect == "native" else _OPENAI.get(envelope.url or "", _CHAT)
+    return _NATIVE if envelope.format == "native" else _OPENAI.get(envelope.url or "", _CHAT)
 
 
 def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
@@ -96,7 +96,7 @@ def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
     except Unreadable as error:
         is_json = bool(error.diagnostics[0].path)
         return error.diagnostics + (_carried_problems(line) if is_json else [])
-    if envelope.dialect == "native":
+    if envelope.format == "native":
         return _inside(envelope.carried, "params", _NATIVE)
     outside = _outside(envelope)
     if envelope.url is not None and envelope.url not in _OPENAI:

@@ -39,7 +39,7 @@ class Summary:
     `prompt_chars` are characters of text in good requests, `kinds` counts these.
     """
 
-    dialect: InputFormat | None = None
+    format: InputFormat | None = None
     num_requests: int = 0
     num_bad: int = 0
     num_problems: int = 0
@@ -182,13 +182,13 @@ class Scan:
         return diagnostics
 
     def _check_outside(self, envelope: Envelope) -> list[Diagnostic]:
-        dialect = self.summary.dialect
-        if dialect == envelope.dialect:
+        first = self.summary.format
+        if first == envelope.format:
             return []
-        if dialect is None:
-            self.summary.dialect = envelope.dialect
+        if first is None:
+            self.summary.format = envelope.format
             return []
-        message = f"is in the {envelope.dialect} format, but the file began in the {dialect} one"
+        message = f"is in the {envelope.format} format, but the file began in the {first} one"
         return [Diagnostic((), message, "Use one format in a file.")]
 
     def _check_route(self, hint: str | None, model: str | None) -> list[Diagnostic]:

@@ -37,7 +37,7 @@ class _Piece:
     path: str
     start: int
     end: int
-    dialect: InputFormat | None
+    format: InputFormat | None
     rules: Rules
 
 
@@ -70,8 +70,8 @@ class Check:
         self.summary = scan.summary
 
     def _in_processes(self, path: str, num_processes: int) -> Iterator[Problem]:
-        dialect = _first_dialect(self._source)
-        pieces = (_Piece(path, start, end, dialect, self._rules) for start, end in _cuts(path))
+        found = _first_format(self._source)
+        pieces = (_Piece(path, start, end, found, self._rules) for start, end in _cuts(path))
         total = _new_scan(self._rules)
         num_rows = 0
         # Forked: the hash seed of the custom_ids must be one, and this process has no threads yet.
@@ -83,7 +83,7 @@ class Check:
                 total.duplicates.merge(done.scan.duplicates)
                 num_rows += done.num_rows
         self.summary = total.summary
-        self.summary.dialect = dialect
+        self.summary.format = found
         self.summary.size_bytes = os.path.getsize(path)
         if _last_byte(path) == b"\0":
             self.summary.num_problems += 1
@@ -136,7 +136,7 @@ def _new_scan(rules: Rules) -> Scan:
 
 def _scan_piece(piece: _Piece) -> _Scanned:
     scan = _new_scan(piece.rules)
-    scan.summary.dialect = piece.dialect
+    scan.summary.format = piece.format
     num_rows = 0
 
     def chunks() -> Iterator[bytes]:
@@ -177,11 +177,11 @@ def _line_end(file: BinaryIO, at: int, size: int) -> int:
     return size
 
 
-def _first_dialect(source: Source) -> InputFormat | None:
+def _first_format(source: Source) -> InputFormat | None:
     """The format in which the file begins: that of its first readable line."""
     for line in iter_lines(read(source)):
         try:
-            return decode_envelope(line.data or b"").dialect
+            return decode_envelope(line.data or b"").format
         except InvalidRequest:
             continue
     return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.file_formats import HEAD_BYTES, Format, detect, file_chunks, open_lines
+from batchfile.lines.file_formats import HEAD_BYTES, FileFormat, detect, file_chunks, open_lines
 from batchfile.lines.framing import iter_lines
 from batchfile.store.base import Store
 
@@ -30,7 +30,7 @@ class Source:
     """
 
     path: str | None
-    format: Format
+    format: FileFormat
     stamp: str = ""
     size: int = 0
     head: bytes = b""

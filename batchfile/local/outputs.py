@@ -1,6 +1,6 @@
 """What a run leaves: the results, the input lines that failed, the receipt. Each is there whole, or as it was before.
 
-Knows how a file is replaced, and which dialect its lines are in. No engine, no terminal.
+Knows how a file is replaced, and which format its lines are in. No engine, no terminal.
 """
 
 import hashlib
@@ -121,10 +121,10 @@ def batch_at(output: str) -> str | None:
 
 
 def write_results_to(ledger: Ledger, batch: BatchRecord, file: BinaryIO) -> None:
-    """The results as JSONL, in the dialect of the input."""
+    """The results as JSONL, in the format of the input."""
     assert batch.results is not None
     chunks = ledger.store.stream(batch.results.key)
-    if batch.input.dialect != "native":
+    if batch.input.format != "native":
         chunks = openai_file(chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=None)
     for chunk in chunks:
         file.write(chunk)

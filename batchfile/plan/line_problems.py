@@ -29,7 +29,7 @@ class LineProblems:
 
     def check(self, envelope: Envelope) -> None:
         """Raises: InvalidRequest where the line is no request to the endpoint."""
-        if envelope.dialect != "openai":
+        if envelope.format != "openai":
             raise InvalidRequest(
                 "body: is missing; a line needs custom_id, method, url and body (params is another API's)"
             )

@@ -74,7 +74,7 @@ def plan_input(
             etag=entry.etag,
             size=entry.size,
             sha256=digest.hexdigest(),
-            dialect=cutter.dialect or "native",
+            format=cutter.format or "native",
         )
         if reuse is not None:
             cuts = settle(ledger, batch_id, cutter, cuts, pinned, reuse, beat)
@@ -133,7 +133,7 @@ def plan_upload(
         etag=etag,
         size=stored.size,
         sha256=digest.hexdigest(),
-        dialect=cutter.dialect or "native",
+        format=cutter.format or "native",
     )
     return cutter.publish(cuts, pinned)
 

@@ -103,7 +103,7 @@ class Cutter:
         self.num_rejected = 0
         self.num_hints = 0
         self.first_problem: str | None = None
-        self.dialect: InputFormat | None = None
+        self.format: InputFormat | None = None
         self.duplicates = DuplicateFinder()
         self._ledger = ledger
         self._batch_id = batch_id
@@ -155,8 +155,8 @@ class Cutter:
                 raise InvalidRequest(f"the line is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
             envelope = decode_envelope(line.data, "native" if self._problems is None else "openai")
             custom_id, hint = envelope.custom_id, envelope.hint
-            if envelope.dialect != self.dialect:
-                self._check_dialect(envelope.dialect)
+            if envelope.format != self.format:
+                self._check_format(envelope.format)
             if self._custom_ids is not None and not self._custom_ids.fullmatch(custom_id):
                 raise InvalidRequest(f"custom_id: {short(custom_id)!r} does not match {self._custom_ids.pattern}")
             self.duplicates.add(custom_id)
@@ -181,16 +181,16 @@ class Cutter:
                 span.ids.append(known)
             return None
 
-    def _check_dialect(self, dialect: InputFormat) -> None:
+    def _check_format(self, found: InputFormat) -> None:
         """The first line says which it is."""
-        if self._refuse_at is not None and dialect != "native":
+        if self._refuse_at is not None and found != "native":
             raise InvalidRequest("params: is missing; put messages and max_tokens there (body is another format)")
-        if self.dialect is not None:
+        if self.format is not None:
             raise InvalidRequest(
-                f"this line is in the {dialect} format and the file began in the {self.dialect} one; "
+                f"this line is in the {found} format and the file began in the {self.format} one; "
                 "use one format in a file"
             )
-        self.dialect = dialect
+        self.format = found
 
     def pool_of(self, envelope: Envelope) -> str:
         """Raises: InvalidRequest where it leads nowhere."""

@@ -97,7 +97,7 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
 
 
 def _get_or_create(ledger: Ledger, batch: BatchRecord, key: str | None) -> KeyedBatch:
-    """Ids of Anthropic's form stay of that form: they tell in which dialect a batch is answered."""
+    """Ids of Anthropic's form stay of that form: they tell in which API format a batch is answered."""
     kind = batch.batch_id.partition("_")[0]
     batch_id = f"msgbatch_{ledger.new_id()[:24]}" if kind == "msgbatch" else f"batch_{ledger.new_id()[:12]}"
     if key is None:

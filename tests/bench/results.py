@@ -53,7 +53,7 @@ def write_batch(store: DirectoryStore, num: int) -> None:
         ended_at=now,
         state="ended",
         reason="completed",
-        input=InputRef(key="", etag="", size=0, sha256="", dialect="native"),
+        input=InputRef(key="", etag="", size=0, sha256="", format="native"),
         plan_key="",
         total=num,
         counts=Counts(succeeded=num),

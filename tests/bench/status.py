@@ -74,7 +74,7 @@ def build(ledger: Ledger, num_shards: int) -> list[ShardLease]:
     plan_key = keys.plan_key(BATCH, "n")
     ledger.store.put(plan_key, encode(plan))
     planned = Planned(
-        input=InputRef(key=keys.input_key(BATCH, "n"), etag="", size=0, sha256="", dialect="native"),
+        input=InputRef(key=keys.input_key(BATCH, "n"), etag="", size=0, sha256="", format="native"),
         plan=plan,
         plan_key=plan_key,
         total=num_shards * REQUESTS_A_SHARD,

@@ -59,7 +59,7 @@ def stored(ledger: Ledger) -> BatchRecord:
 def test_an_origin_that_no_code_knows_is_kept_through_all_of_a_batch_and_purged_with_it(ledger: Ledger) -> None:
     etag = ledger.store.put("elsewhere/a", LINE)
     origin = Origin(kind="mail", name="a", facts={"from": {"parts": [1, 2.5, None, {"deep": "er"}]}, "new": True})
-    pinned = InputRef(key="elsewhere/a", etag=etag, size=len(LINE), sha256="", dialect="native")
+    pinned = InputRef(key="elsewhere/a", etag=etag, size=len(LINE), sha256="", format="native")
     made = make(ledger, Source(input=pinned, origin=origin, rules=PlanRules()))
     assert (file_input(made), dropped_file(made), inbox_path(made)) == (None, None, None)
     steps = [

@@ -29,7 +29,7 @@ class World:
             batch_id="b",
             created_at=now,
             expires_at=now,
-            input=InputRef(key="k", etag="e", size=0, sha256="", dialect="openai"),
+            input=InputRef(key="k", etag="e", size=0, sha256="", format="openai"),
             plan_key="",
             total=0,
             routing=RoutingTable(),

@@ -18,7 +18,7 @@ def native(**more: object) -> bytes:
 
 def test_a_params_line_is_native_and_carried_raw() -> None:
     envelope = decode_envelope(b'{"custom_id": "a", "params":  {"model" : "m", "x":[1, 2]} }')
-    assert (envelope.custom_id, envelope.dialect) == ("a", "native")
+    assert (envelope.custom_id, envelope.format) == ("a", "native")
     assert envelope.carried == b'{"model" : "m", "x":[1, 2]}'
     assert envelope.model == "m"
     assert envelope.hint is None
@@ -56,7 +56,7 @@ def test_the_id_of_a_line_that_breaks_off_is_read_from_its_start(written: str, t
 
 def test_a_body_line_is_openai() -> None:
     envelope = decode_envelope(b'{"custom_id":"a","method":"POST","url":"/v1/x","body":{}}')
-    assert (envelope.dialect, envelope.method, envelope.url, envelope.model) == ("openai", "POST", "/v1/x", None)
+    assert (envelope.format, envelope.method, envelope.url, envelope.model) == ("openai", "POST", "/v1/x", None)
 
 
 def test_metadata_is_free_and_only_its_hint_is_read() -> None:

@@ -1,4 +1,4 @@
-"""The stage dialect: exactly the contract's keys, whatever the chunks."""
+"""The stage format: exactly the contract's keys, whatever the chunks."""
 
 import json
 

@@ -33,7 +33,7 @@ BATCH = BatchRecord(
     batch_id="b",
     created_at=1.0,
     expires_at=2.0,
-    input=InputRef(key="k", etag="e", size=1, sha256="s", dialect="native"),
+    input=InputRef(key="k", etag="e", size=1, sha256="s", format="native"),
     plan_key="p",
     total=1,
     routing=RoutingTable(pools={"m": ("a", "b")}, stages={"email": "m"}),

@@ -35,7 +35,7 @@ def test_a_good_file_has_no_problem_and_a_summary() -> None:
     ]
     assert check(*lines, scan=scan) == []
     summary = scan.summary
-    assert (summary.num_requests, summary.num_bad, summary.num_problems, summary.dialect) == (4, 0, 0, "native")
+    assert (summary.num_requests, summary.num_bad, summary.num_problems, summary.format) == (4, 0, 0, "native")
     assert summary.size_bytes == len("\n".join(lines))
     assert summary.prompt_chars == 3 + 4 * 2
     assert dict(summary.max_tokens) == {10: 1, 30: 2, 50: 1}

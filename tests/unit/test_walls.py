@@ -38,7 +38,7 @@ ALLOWED = {
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/", "batchfile/local/progress_bar.py"),
     "genai_prices": ("batchfile/client/prices.py",),
-    "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/parquet.py"),
+    "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/converter_child.py"),
     "ray": ("runners/ray/",),
 }
 # part of the library -> the parts that it may import besides errors, clock, types and child_env

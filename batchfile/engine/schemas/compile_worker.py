@@ -2,13 +2,13 @@
 
 Started by compile.py, with `MODULE` as its argument: `MODULE.load(payload)` gives the function that judges one
 schema, bytes to bytes. It is alone in its process group and ends when its standard input closes. A fork costs
-milliseconds where loading costs seconds, and gives back whatever a compiler took. Imports only the standard library.
+milliseconds where loading costs seconds, and gives back whatever a compiler took. Imports child_env and the
+standard library alone.
 """
 
 import contextlib
 import importlib
 import os
-import resource
 import select
 import signal
 import struct
@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
+
+from batchfile.child_env import begin_child, limit_memory, write_all
 
 TICK_S = 0.05
 # A schema fails when both its time and its processor time reach the bound, so that a busy machine fails none; time
@@ -28,10 +30,7 @@ Judge = Callable[[bytes], bytes]
 
 def write(fd: int, *parts: bytes) -> None:
     """A frame: the number of parts, their sizes, the parts."""
-    data = b"".join([struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)), *parts])
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    write_all(fd, b"".join([struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)), *parts]))
 
 
 def read(fd: int) -> list[bytes]:
@@ -98,22 +97,11 @@ def _judge_and_end(judge: Judge, schema: bytes, memory: int, far: int) -> NoRetu
     """In the fork. It ends without the interpreter's own end, which belongs to the process that was forked."""
     code = 1
     try:
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + memory, hard))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        view = memoryview(judge(schema))
-        while view:
-            view = view[os.write(far, view) :]
+        limit_memory(memory)
+        write_all(far, judge(schema))
         code = 0
     finally:
         os._exit(code)
-
-
-def _address_space() -> int:
-    """In bytes; 0 where the system does not tell, which leaves the bound absolute."""
-    with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[0]) * resource.getpagesize()
-    return 0
 
 
 def _cpu_s(pid: int, otherwise: float) -> float:
@@ -125,10 +113,7 @@ def _cpu_s(pid: int, otherwise: float) -> float:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # they are meant for the owner, which may have work to finish
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not get in between
+    answers = begin_child()
     try:
         [payload] = read(0)
     except EOFError:

@@ -153,7 +153,7 @@ _NO_ID = msgspec.Raw(b'""')  # of a line whose custom_id could not be read; the 
 
 
 def anthropic_lines(chunks: Iterable[bytes], batch_id: str) -> Iterator[bytes]:
-    """Native result lines, cut anywhere, as lines of this dialect; each chunk is whole lines.
+    """Native result lines, cut anywhere, as lines of this format; each chunk is whole lines.
 
     A message's id is made of the batch and of the request's number in it.
     """

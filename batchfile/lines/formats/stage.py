@@ -1,4 +1,4 @@
-"""The stage dialect: a batch's status and results in the user's own contract. Pure; exactly these keys, no others.
+"""The stage's API format: a batch's status and results in the user's own contract. Pure; exactly these keys, no others.
 
 Its four states, in order: `collected` (not planned yet), `submitted` (visible to runners), `processing` (a runner has
 begun), `ended`. Canceled and expired requests are errored ones with that error type, and so are refusals, answers
@@ -44,7 +44,7 @@ class _Error(msgspec.Struct, gc=False):
 
 
 class _Line(msgspec.Struct, gc=False):
-    """A native line without what this dialect leaves out. What is only carried stays raw."""
+    """A native line without what this format leaves out. What is only carried stays raw."""
 
     custom_id: msgspec.Raw
     status: str
@@ -106,7 +106,7 @@ def processing_status(state: str, num_records: int) -> ProcessingStatus:
 
 
 def stage_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Native result lines, cut anywhere, as lines of this dialect; each chunk is whole lines."""
+    """Native result lines, cut anywhere, as lines of this format; each chunk is whole lines."""
     for lines in _rendered(chunks):
         yield escape_separators(_encoder.encode_lines(lines))
 

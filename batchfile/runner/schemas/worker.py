@@ -4,11 +4,9 @@ Started by process.py. It is ended by the system once a check takes too long (SI
 ends by itself when its standard input closes.
 """
 
-import contextlib
-import os
-import resource
 import signal
 
+from batchfile.child_env import begin_child, limit_memory
 from batchfile.engine.schemas.compile_worker import read, write
 from batchfile.runner.schemas.rules import judged
 
@@ -31,24 +29,11 @@ def serve(requests: int, answers: int) -> None:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # they are meant for the owner, which may have work to finish
+    answers = begin_child()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    _limit_memory()
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not get in between
+    limit_memory(MEMORY_MAX)
     serve(0, answers)
-
-
-def _limit_memory() -> None:
-    """A system that knows no such limit (macOS) has none."""
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            size = int(statm.read().split()[0]) * resource.getpagesize()
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_MAX, hard))
 
 
 if __name__ == "__main__":
