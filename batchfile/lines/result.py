@@ -6,7 +6,7 @@ as bytes, so that assembling parses nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 from msgspec import Struct
@@ -106,7 +106,12 @@ def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: 
     `model` is written where the request succeeded. Text that UTF-8 can not carry (half of a surrogate pair, which
     an HTTP endpoint may send) is replaced, so that any outcome has a line.
     """
-    made = _succeeded(custom_id, outcome, model) if isinstance(outcome, Completion) else _failed(custom_id, outcome)
+    made: dict[str, object] = {
+        "custom_id": custom_id,
+        "status": outcome.status if isinstance(outcome, Failure) else "succeeded",
+        **dict.fromkeys(("message", "stop_reason", "model", "usage", "error")),
+    }
+    made |= _succeeded(outcome, model) if isinstance(outcome, Completion) else {"error": _error(outcome)}
     if line is not None:
         made["line"] = line
     try:
@@ -120,46 +125,21 @@ def decode_result(line: bytes) -> NativeResult:
     return _decoder.decode(line)
 
 
-def _failed(custom_id: str | None, failure: Failure) -> dict[str, object]:
+def _error(failure: Failure) -> dict[str, object]:
     error: dict[str, object] = {"type": failure.type, "message": failure.message}
     if failure.http_status is not None:
         error["http_status"] = failure.http_status
-    return {
-        "custom_id": custom_id,
-        "status": failure.status,
-        "message": None,
-        "stop_reason": None,
-        "model": None,
-        "usage": None,
-        "error": error,
-    }
+    return error
 
 
-def _succeeded(custom_id: str | None, outcome: Completion, model: str) -> dict[str, object]:
-    if outcome.vectors:
-        return {
-            "custom_id": custom_id,
-            "status": "succeeded",
-            "message": None,
-            "stop_reason": None,
-            "model": model,
-            "usage": _usage(outcome.usage),
-            "error": None,
-            "kind": outcome.kind,
-            "vectors": outcome.vectors,
-        }
-    first = outcome.choices[0]
-    line: dict[str, object] = {
-        "custom_id": custom_id,
-        "status": "succeeded",
-        "message": _message(first),
-        "stop_reason": first.stop_reason,
-        "model": model,
-        "usage": _usage(outcome.usage),
-        "error": None,
-    }
+def _succeeded(outcome: Completion, model: str) -> dict[str, object]:
+    line: dict[str, object] = {"model": model, "usage": _usage(outcome.usage)}
     if outcome.kind != "chat":
         line["kind"] = outcome.kind
+    if outcome.vectors:
+        return line | {"vectors": outcome.vectors}
+    first = outcome.choices[0]
+    line |= {"message": _message(first), "stop_reason": first.stop_reason}
     if first.stop_sequence is not None:
         line["stop_sequence"] = first.stop_sequence
     if len(outcome.choices) > 1:
@@ -239,12 +219,7 @@ class PartLine(NamedTuple):
     result: bytes
 
 
-_STATUS: dict[bytes, Status] = {
-    b'"succeeded"': "succeeded",
-    b'"errored"': "errored",
-    b'"canceled"': "canceled",
-    b'"expired"': "expired",
-}
+_STATUS: dict[bytes, Status] = {f'"{status}"'.encode(): status for status in get_args(Status)}
 
 
 def encode_part(lines: Sequence[FinishedLine]) -> bytes:

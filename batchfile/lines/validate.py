@@ -8,7 +8,8 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from statistics import median_low
+from typing import Any, NamedTuple
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.chat import TextBlock
@@ -21,22 +22,13 @@ from batchfile.lines.parse import Carried, find_problems, read_carried
 from batchfile.routing import route
 from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, InputFormat, RoutingTable
 
-_Key = TypeVar("_Key", str, int)
-
-
-class Kind(NamedTuple):
-    """What a good request asks for."""
-
-    hint: str | None
-    model: str | None
-    max_tokens: int
-
 
 @dataclass(slots=True, kw_only=True)
 class Summary:
     """Grows line by line. `num_requests` counts every line that is not blank, good or bad.
 
-    `prompt_chars` are characters of text in good requests, `kinds` counts these.
+    `prompt_chars` are characters of text in good requests. These are counted by the `model_hint` that they give, by the
+    model that they name, and by the tokens that they ask for at most.
     """
 
     format: InputFormat | None = None
@@ -45,40 +37,14 @@ class Summary:
     num_problems: int = 0
     size_bytes: int = 0
     prompt_chars: int = 0
-    kinds: dict[Kind, int] = field(default_factory=dict)
-
-    @property
-    def hints(self) -> Counter[str]:
-        """Good requests by the `model_hint` that they give."""
-        return _total((kind.hint, num) for kind, num in self.kinds.items() if kind.hint is not None)
-
-    @property
-    def models(self) -> Counter[str]:
-        """Good requests by the model that they name."""
-        return _total((kind.model, num) for kind, num in self.kinds.items() if kind.model is not None)
-
-    @property
-    def max_tokens(self) -> Counter[int]:
-        """Good requests by the tokens that they ask for at most."""
-        return _total((kind.max_tokens, num) for kind, num in self.kinds.items())
+    hints: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+    max_tokens: Counter[int] = field(default_factory=Counter)
 
     @property
     def max_tokens_median(self) -> int | None:
         """The lower one of two in the middle; None without a good request."""
-        counts = self.max_tokens
-        half = (counts.total() + 1) // 2
-        for value in sorted(counts):
-            half -= counts[value]
-            if half <= 0:
-                return value
-        return None
-
-
-def _total(counts: Iterable[tuple[_Key, int]]) -> Counter[_Key]:
-    total: Counter[_Key] = Counter()
-    for key, num in counts:
-        total[key] += num
-    return total
+        return median_low(self.max_tokens.elements()) if self.max_tokens else None
 
 
 _BUCKETS = 256  # each is made a set in turn, so that the peak is one bucket's
@@ -104,11 +70,7 @@ class DuplicateFinder:
         found: set[int] = set()
         for bucket in self._buckets:
             if len(set(bucket)) != len(bucket):
-                seen: set[int] = set()
-                for value in bucket:
-                    if value in seen:
-                        found.add(value)
-                    seen.add(value)
+                found.update(value for value, num in Counter(bucket).items() if num > 1)
         return found
 
     @staticmethod
@@ -205,10 +167,13 @@ class Scan:
         return [] if refusal is None else [Diagnostic((), refusal, "Name one that exists.")]
 
     def _count(self, envelope: Envelope, carried: Carried) -> None:
-        asks = _asks(carried, self._max_tokens)
-        self.summary.prompt_chars += asks.prompt_chars
-        kind = Kind(envelope.hint, carried.model, asks.max_tokens)
-        self.summary.kinds[kind] = self.summary.kinds.get(kind, 0) + 1
+        asks, summary = _asks(carried, self._max_tokens), self.summary
+        summary.prompt_chars += asks.prompt_chars
+        summary.max_tokens[asks.max_tokens] += 1
+        if envelope.hint is not None:
+            summary.hints[envelope.hint] += 1
+        if carried.model is not None:
+            summary.models[carried.model] += 1
 
 
 def _repeats_inside(data: bytes | None, diagnostics: list[Diagnostic]) -> list[Diagnostic]:

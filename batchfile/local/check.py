@@ -192,5 +192,6 @@ def _add(total: Summary, piece: Summary) -> None:
     total.num_bad += piece.num_bad
     total.num_problems += piece.num_problems
     total.prompt_chars += piece.prompt_chars
-    for kind, num in piece.kinds.items():
-        total.kinds[kind] = total.kinds.get(kind, 0) + num
+    total.hints.update(piece.hints)
+    total.models.update(piece.models)
+    total.max_tokens.update(piece.max_tokens)

@@ -70,7 +70,8 @@ def _rendered(result: NativeResult, batch_id: str, line: int, created: int) -> b
     response: dict[str, object] | None = None
     error: dict[str, object] | None = None
     if result.status == "succeeded":
-        response = {"status_code": 200, "request_id": f"req_{stem}", "body": _body(result, stem, created)}
+        body = _embedding(result) if result.kind == "embedding" else _completion(result, stem, created)
+        response = {"status_code": 200, "request_id": f"req_{stem}", "body": body}
     elif result.status == "errored":
         status, body = _error(result)
         response = {"status_code": status, "request_id": f"req_{stem}", "body": body}
@@ -79,12 +80,6 @@ def _rendered(result: NativeResult, batch_id: str, line: int, created: int) -> b
         error = {"code": code, "message": result.error.message if result.error else ""}
     made = {"id": f"batch_req_{stem}", "custom_id": result.custom_id, "response": response, "error": error}
     return escape_separators(_encoder.encode(made))
-
-
-def _body(result: NativeResult, stem: str, created: int) -> dict[str, object]:
-    if result.kind == "embedding":
-        return _embedding(result)
-    return _completion(result, stem, created)
 
 
 def _embedding(result: NativeResult) -> dict[str, object]:
@@ -101,7 +96,6 @@ def _embedding(result: NativeResult) -> dict[str, object]:
 
 def _completion(result: NativeResult, stem: str, created: int) -> dict[str, object]:
     is_chat = result.kind == "chat"
-    one = _choice if is_chat else _text_choice
     choices = result.choices
     if choices is None:
         message = result.message or NativeMessage(content=[])
@@ -111,37 +105,28 @@ def _completion(result: NativeResult, stem: str, created: int) -> dict[str, obje
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created,
         "model": result.model or "",
-        "choices": [one(index, choice) for index, choice in enumerate(choices)],
+        "choices": [_choice(index, choice, is_chat=is_chat) for index, choice in enumerate(choices)],
         "usage": _usage(result),
     }
 
 
-def _choice(index: int, choice: NativeChoice) -> dict[str, object]:
+def _choice(index: int, choice: NativeChoice, *, is_chat: bool) -> dict[str, object]:
+    text = "".join([block.text for block in choice.message.content])
+    return {
+        "index": index,
+        **({"message": _message(choice, text)} if is_chat else {"text": text}),
+        "logprobs": None,
+        "finish_reason": _FINISH.get(choice.stop_reason, "stop"),
+    }
+
+
+def _message(choice: NativeChoice, text: str) -> dict[str, object]:
     """A thinking block has no place in this format."""
-    blocks = choice.message.content
-    text = "".join([block.text for block in blocks])
+    calls = [_call(block) for block in choice.message.content if block.type == "tool_use"]
     message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
-    if len(blocks) > 1 or (blocks and blocks[0].type != "text"):
-        calls = [_call(block) for block in blocks if block.type == "tool_use"]
-        if calls:
-            message |= {"content": text or None, "tool_calls": calls}
-    if choice.stop_reason == "refusal":
-        message |= {"content": None, "refusal": text}
-    return {
-        "index": index,
-        "message": message,
-        "logprobs": None,
-        "finish_reason": _FINISH.get(choice.stop_reason, "stop"),
-    }
-
-
-def _text_choice(index: int, choice: NativeChoice) -> dict[str, object]:
-    return {
-        "index": index,
-        "text": "".join([block.text for block in choice.message.content]),
-        "logprobs": None,
-        "finish_reason": _FINISH.get(choice.stop_reason, "stop"),
-    }
+    if calls:
+        message |= {"content": text or None, "tool_calls": calls}
+    return message | {"content": None, "refusal": text} if choice.stop_reason == "refusal" else message
 
 
 def _call(block: NativeBlock) -> dict[str, object]:
