@@ -52,10 +52,7 @@ class ChatPrompts:
         named = tokenizer.chat_template
         self._template = named if isinstance(named, str) else None  # None: the one of several that suits
         self._lock = threading.Lock()
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        if self._backend is not None:
-            self._backend.no_truncation()
-            self._backend.no_padding()
+        self._backend = _whole_backend(tokenizer)
         self._takes_system = self._has_system_role()
         self._separator = self._exact_separator()
         self._prefixes: OrderedDict[str, list[int]] = OrderedDict()
@@ -91,8 +88,8 @@ class ChatPrompts:
         system = messages[0].content if messages[0].role == "system" else None
         token_ids = self._tokenise(text, system if self._takes_system else None)
         if system is not None:
-            return Prompt(token_ids, zlib.crc32(system.encode("utf-8", "surrogatepass")))
-        return Prompt(token_ids, zlib.crc32(repr(token_ids[:PREFIX_TOKENS]).encode()))
+            return Prompt(token_ids, _prefix(system))
+        return Prompt(token_ids, prefix_of_ids(token_ids))
 
     def _render(self, turns: Sequence[Message], arguments: dict[str, Any], is_continued: bool) -> str:
         rendered: str = self._tokenizer.apply_chat_template(
@@ -169,6 +166,15 @@ class ChatPrompts:
         return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
 
 
+def _whole_backend(tokenizer: Any) -> Any:
+    """The fast tokenizer inside, which cuts nothing and fills nothing up; None where there is none."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    return backend
+
+
 def _wired(turns: Sequence[Message]) -> list[dict[str, Any]]:
     """Ids of calls become nine letters and digits by their order, as Mistral's templates demand; others ignore them."""
     wired = [wire_turn(turn) for turn in turns]
@@ -191,11 +197,14 @@ def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
     return (Message("user", system), *rest)
 
 
+def _prefix(text: str) -> int:
+    """The same in every process, unlike `hash`."""
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
 def prefix_of(request: Request) -> int:
-    """Equal for requests with the same first turn or input. The same in every process, unlike `hash`."""
-    if request.raw is not None:
-        return zlib.crc32(repr(request.raw.inputs[0]).encode("utf-8", "surrogatepass"))
-    return zlib.crc32(request.messages[0].content.encode("utf-8", "surrogatepass"))
+    """Equal for requests with the same first turn or input."""
+    return _prefix(request.messages[0].content if request.raw is None else repr(request.raw.inputs[0]))
 
 
 class RawPrompts:
@@ -204,10 +213,7 @@ class RawPrompts:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        if self._backend is not None:
-            self._backend.no_truncation()
-            self._backend.no_padding()
+        self._backend = _whole_backend(tokenizer)
 
     def token_ids(self, given: Input) -> list[int]:
         """With what the tokenizer puts around any text (a first token, say); ids that were given stay as they are."""
@@ -222,4 +228,4 @@ class RawPrompts:
 
 def prefix_of_ids(token_ids: list[int]) -> int:
     """Equal for prompts that begin with the same tokens."""
-    return zlib.crc32(repr(token_ids[:PREFIX_TOKENS]).encode())
+    return _prefix(repr(token_ids[:PREFIX_TOKENS]))

@@ -30,6 +30,11 @@ def wire_tools(tools: Tools) -> list[dict[str, Any]]:
     ]
 
 
+def wire_choice(tools: Tools) -> str | dict[str, Any]:
+    named = {"type": "function", "function": {"name": tools.name}}
+    return named if tools.choice == "named" else {"auto": "auto", "any": "required"}[tools.choice]
+
+
 def wire_turn(turn: Message) -> dict[str, Any]:
     """`arguments` as an object, as templates take them; endpoints want it as a string."""
     name = {} if turn.name is None else {"name": turn.name}

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from batchfile.errors import UNREADABLE, InvalidFile
-from batchfile.lines.chat import TOKENS_MAX
+from batchfile.lines.formats.shared import TOKENS_MAX
 
 OPTIONS_ENDING = ".batch.toml"
 OPTIONS_BYTES_MAX = 64 * 1024

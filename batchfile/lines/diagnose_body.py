@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from batchfile.lines.chat import TextBlock, Unserved
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.formats.native import ToolChoice, ToolDefinition, ToolResultBlock, ToolUseBlock
 from batchfile.lines.formats.openai_chat import Body, Function
+from batchfile.lines.formats.shared import TextBlock, Unserved
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
 from batchfile.lines.key_advice import Advice, advice, typo_of
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import msgspec
 
 from batchfile.errors import UNREADABLE, InvalidFile
-from batchfile.lines.chat import without_effect
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats.shared import without_effect
 from batchfile.lines.key_advice import NOT_SERVED, OTHERWISE, SAME, typo_of
 from batchfile.lines.result import NativeResult, decode_result
 from batchfile.types import LINE_BYTES_MAX
@@ -44,7 +44,7 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
     if "messages" not in names and "prompt" not in names:
         raise InvalidFile(f"{path}: needs a column messages or prompt; there are {shown}")
     for name in names:
-        if name in REQUEST_KEYS and not _is_nothing(schema.field(schema.get_all_field_indices(name)[0]).type):
+        if name in REQUEST_KEYS and not _is(_bare(schema.field(schema.get_all_field_indices(name)[0]).type), "null"):
             raise InvalidFile(f"{path}: column {name}: {_unread(name, names)}")
         near = None if name in COLUMNS or name in REQUEST_KEYS else typo_of(name, COLUMNS)
         if near is not None and near not in names:
@@ -63,15 +63,21 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
     return wanted
 
 
+def _is(kind: Any, *names: str) -> bool:
+    """Whether a type is one of these, by the names of pyarrow.types."""
+    import pyarrow.types
+
+    return any(getattr(pyarrow.types, f"is_{name}")(kind) for name in names)
+
+
 def _bare(kind: Any) -> Any:
     """The type of the values, whatever they are packed in."""
     import pyarrow as pa
-    import pyarrow.types as is_
 
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type
-        elif is_.is_dictionary(kind):
+        elif _is(kind, "dictionary"):
             kind = kind.value_type
         else:
             return kind
@@ -87,24 +93,12 @@ def _unread(name: str, names: Sequence[str]) -> str:
     return f"{name} is not read from Parquet; drop it, write the requests as JSONL, or rename it if it is data"
 
 
-def _is_nothing(kind: Any) -> bool:
-    import pyarrow.types as is_
-
-    return bool(is_.is_null(_bare(kind)))
-
-
 def _is_text(kind: Any) -> bool:
-    import pyarrow.types as is_
-
-    kind = _bare(kind)
-    return bool(is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind) or is_.is_null(kind))
+    return _is(_bare(kind), "string", "large_string", "string_view", "null")
 
 
 def _is_number(kind: Any) -> bool:
-    import pyarrow.types as is_
-
-    kind = _bare(kind)
-    return bool(is_.is_integer(kind) or is_.is_floating(kind) or is_.is_decimal(kind) or is_.is_null(kind))
+    return _is(_bare(kind), "integer", "floating", "decimal", "null")
 
 
 def _is_id(kind: Any) -> bool:
@@ -113,17 +107,12 @@ def _is_id(kind: Any) -> bool:
 
 
 def _is_list(kind: Any) -> bool:
-    import pyarrow.types as is_
-
-    kinds = (is_.is_list, is_.is_large_list, is_.is_fixed_size_list, is_.is_list_view, is_.is_large_list_view)
-    return any(is_kind(kind) for is_kind in kinds)
+    return _is(kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view")
 
 
 def _is_turns(kind: Any) -> bool:
-    import pyarrow.types as is_
-
     kind = _bare(kind)
-    return _is_text(kind) or (_is_list(kind) and bool(is_.is_struct(_bare(kind.value_type))))
+    return _is_text(kind) or (_is_list(kind) and _is(_bare(kind.value_type), "struct"))
 
 
 def _is_texts(kind: Any) -> bool:
@@ -142,10 +131,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _without_json(kind: Any, place: str) -> Iterator[str]:
     """What in a type has no form in JSON, in words. Times have none that every reader agrees on."""
-    import pyarrow.types as is_
-
     kind = _bare(kind)
-    if is_.is_struct(kind):
+    if _is(kind, "struct"):
         fields = [kind.field(number) for number in range(kind.num_fields)]
         for name, num in Counter(field.name for field in fields).items():
             if num > 1:
@@ -154,7 +141,7 @@ def _without_json(kind: Any, place: str) -> Iterator[str]:
             yield from _without_json(field.type, f"{place}.{field.name}")
     elif _is_list(kind):
         yield from _without_json(kind.value_type, place)
-    elif not (_is_text(kind) or _is_number(kind) or is_.is_boolean(kind)):
+    elif not (_is_text(kind) or _is_number(kind) or _is(kind, "boolean")):
         yield f"{place} is {kind}; cast it to text, or drop it"
 
 

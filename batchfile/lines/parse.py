@@ -9,10 +9,10 @@ from pydantic_core import from_json
 
 from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import diagnose_body
-from batchfile.lines.chat import Unserved
 from batchfile.lines.diagnostics import Diagnostic, shown
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats.shared import Unserved
 from batchfile.lines.json_scan import (
     LONE_SURROGATE_FIX,
     PLACEHOLDER,

@@ -12,10 +12,10 @@ from statistics import median_low
 from typing import Any, NamedTuple
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.chat import TextBlock
 from batchfile.lines.diagnostics import Diagnostic, locate, short
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
 from batchfile.lines.formats import openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats.shared import TextBlock
 from batchfile.lines.framing import NO_REQUEST, NUL_TAIL, Line, iter_lines
 from batchfile.lines.json_scan import find_any_repeats, repeats
 from batchfile.lines.parse import Carried, find_problems, read_carried

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.chat import SEED_MAX
+from batchfile.lines.formats.shared import SEED_MAX
 from batchfile.runner.schemas import output_schema as rules
 from batchfile.runner.schemas.output_schema import (
     Demand,

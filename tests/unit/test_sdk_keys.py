@@ -12,8 +12,7 @@ from openai.types import embedding_create_params as o_embedding
 from openai.types.shared_params import FunctionDefinition, ResponseFormatJSONSchema, response_format_json_schema
 from pydantic import BaseModel
 
-from batchfile.lines import chat
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings, openai_shared
+from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings, openai_shared, shared
 
 
 def keys(kind: Any) -> set[str]:
@@ -26,7 +25,7 @@ def keys(kind: Any) -> set[str]:
 PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (a_create.MessageCreateParamsNonStreaming, native.Params),
     (a.MessageParam, native.Turn),
-    (a.TextBlockParam, chat.TextBlock),
+    (a.TextBlockParam, shared.TextBlock),
     (a.ToolUseBlockParam, native.ToolUseBlock),
     (a.ToolResultBlockParam, native.ToolResultBlock),
     (a.ThinkingBlockParam, native.ThinkingBlock),
@@ -38,7 +37,7 @@ PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (a.JSONOutputFormatParam, native.JsonSchemaFormat),
     (o_create.CompletionCreateParamsNonStreaming, openai_chat.Body),
     (o.ChatCompletionMessageParam, openai_chat.Turn),
-    (o.ChatCompletionContentPartTextParam, chat.TextBlock),
+    (o.ChatCompletionContentPartTextParam, shared.TextBlock),
     (o.ChatCompletionMessageFunctionToolCallParam, openai_chat.FunctionCall),
     (o.ChatCompletionFunctionToolParam, openai_chat.FunctionTool),
     (o.ChatCompletionNamedToolChoiceParam, openai_chat.FunctionChoice),

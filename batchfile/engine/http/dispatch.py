@@ -69,7 +69,7 @@ class _Probed:
 class Pace:
     """`concurrency`: requests at once, at most. `backoff_s`: the first pause. The rest as in retry.py."""
 
-    concurrency: int
+    concurrency: int = 32
     backoff_s: float = BACKOFF_S
     window_s: float = WINDOW_S
     throttle_s: float = THROTTLE_S

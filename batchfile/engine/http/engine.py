@@ -18,8 +18,7 @@ from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, i
 from batchfile.engine.http.answer import wanted_of
 from batchfile.engine.http.check import CHECK_SILENCE_S_MAX, CHECK_TIMEOUT_S, Checked, Subject, check
 from batchfile.engine.http.connection import Connection
-from batchfile.engine.http.dispatch import BACKOFF_S, PROBES_AT_ONCE, Dispatcher, HttpPrepared, Pace
-from batchfile.engine.http.retry import THROTTLE_S, WINDOW_S
+from batchfile.engine.http.dispatch import PROBES_AT_ONCE, Dispatcher, HttpPrepared, Pace
 from batchfile.engine.http.wire import api_root, request_body
 from batchfile.engine.prompts import prefix_of
 from batchfile.errors import EngineDead, SettingsError
@@ -33,22 +32,17 @@ PAUSED_MAX = 1_024  # requests that wait for their next try beside those that fi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HttpOptions:
-    """`base_url` may lack its /v1. `model`: the name that the endpoint serves. `concurrency`: requests at once.
+class HttpOptions(Pace):
+    """`base_url` may lack its /v1. `model`: the name that the endpoint serves.
 
-    `timeout_s`: for one attempt, from the connection to the last byte. `backoff_s`: the first pause; `window_s` and
-    `throttle_s` as in retry.py.
+    `timeout_s`: for one attempt, from the connection to the last byte.
     `wait_for_endpoint`: also for one that has answered nothing well yet; else a wrong address, key or model ends it.
     """
 
     base_url: str
     model: str
     api_key: str | None = None
-    concurrency: int = 32
     timeout_s: float = 600.0
-    backoff_s: float = BACKOFF_S
-    window_s: float = WINDOW_S
-    throttle_s: float = THROTTLE_S
     wait_for_endpoint: bool = True
 
 
@@ -221,7 +215,10 @@ class HttpEngine:
     async def _serve(self) -> None:
         self._closing = asyncio.Event()
         async with self._connection() as kept, self._connection(is_kept=False) as anew:
-            self._dispatcher = self._dispatching(kept, anew)
+            check_now = None if self._options.wait_for_endpoint else self._check
+            self._dispatcher = Dispatcher(
+                self._root, kept.ask, anew.ask, self._options.model, self._options, self._rng, check_now
+            )
             self._is_ready.set()
             await self._closing.wait()
             self._dispatcher.close()
@@ -231,20 +228,8 @@ class HttpEngine:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _connection(self, *, is_kept: bool = True) -> Connection:
-        options = self._options
-        concurrency, timeout_s = options.concurrency + PROBES_AT_ONCE, options.timeout_s
+        concurrency, timeout_s = self._options.concurrency + PROBES_AT_ONCE, self._options.timeout_s
         return Connection(self._root, self._key, concurrency=concurrency, timeout_s=timeout_s, is_kept=is_kept)
-
-    def _dispatching(self, kept: Connection, anew: Connection) -> Dispatcher:
-        options = self._options
-        pace = Pace(
-            concurrency=options.concurrency,
-            backoff_s=options.backoff_s,
-            window_s=options.window_s,
-            throttle_s=options.throttle_s,
-        )
-        check_now = None if options.wait_for_endpoint else self._check
-        return Dispatcher(self._root, kept.ask, anew.ask, options.model, pace, self._rng, check_now)
 
     async def _check(self) -> Checked:
         subject = Subject(root=self._root, model=self._options.model, has_key=bool(self._key), is_planned=True)

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from batchfile.engine.http.answer import Odd, Wanted, error_in, read_completion, status_of
-from batchfile.engine.tool_wire import wire_tools, wire_turn
+from batchfile.engine.tool_wire import wire_choice, wire_tools, wire_turn
 from batchfile.errors import SettingsError
 from batchfile.types import Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools
 
@@ -273,13 +273,12 @@ def _turn(turn: Message) -> dict[str, Any]:
 
 
 def _tools(tools: Tools) -> dict[str, Any]:
-    named = {"type": "function", "function": {"name": tools.name}}
     return {
         "tools": [
             wired if tool.is_strict is None else wired | {"function": wired["function"] | {"strict": tool.is_strict}}
             for wired, tool in zip(wire_tools(tools), tools.offered, strict=True)
         ],
-        "tool_choice": {"auto": "auto", "any": "required", "named": named}[tools.choice],
+        "tool_choice": wire_choice(tools),
         "parallel_tool_calls": None if tools.is_parallel else False,
     }
 

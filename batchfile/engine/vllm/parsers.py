@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from batchfile.engine.prompts import ChatPrompts
-from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_tools
+from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_choice, wire_tools
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Choice, Request, StopReason, Tools
 
@@ -129,9 +129,11 @@ def _asked(tools: Tools | None) -> Any:
 
     about: dict[str, Any] = {}
     if tools is not None:
-        named = {"type": "function", "function": {"name": tools.name}}
-        choice = {"auto": "auto", "any": "required", "named": named}[tools.choice]
-        about = {"tools": wire_tools(tools), "tool_choice": choice, "parallel_tool_calls": tools.is_parallel}
+        about = {
+            "tools": wire_tools(tools),
+            "tool_choice": wire_choice(tools),
+            "parallel_tool_calls": tools.is_parallel,
+        }
         if tools.choice != "auto":
             for tool in about["tools"]:
                 tool["function"]["strict"] = True  # decoding is guided by the tool's schema

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.chat import (
+from batchfile.lines.diagnostics import Diagnostic, Path, shown
+from batchfile.lines.formats.shared import (
     JOINT,
     SEED_MAX,
     SEED_MIN,
@@ -25,7 +26,6 @@ from batchfile.lines.chat import (
     unknown_call,
     without_user,
 )
-from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.types import Defaults, Message, Request, Role, Sampling, Tool, ToolCall, Tools
 
 _BUDGET = "a bound on thinking alone is not served; remove it, max_tokens bounds thinking and answer together"

@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import Field, ValidationInfo, field_validator
 
-from batchfile.lines.chat import (
+from batchfile.lines.diagnostics import Diagnostic, Path
+from batchfile.lines.formats.openai_shared import UNSERVED_SAMPLING, Sampled, sampling_of
+from batchfile.lines.formats.shared import (
     SYSTEM_ROLES,
     TOKENS_MAX,
     Name,
@@ -22,8 +24,6 @@ from batchfile.lines.chat import (
     unknown_call,
     without_user,
 )
-from batchfile.lines.diagnostics import Diagnostic, Path
-from batchfile.lines.formats.openai_shared import UNSERVED_SAMPLING, Sampled, sampling_of
 from batchfile.types import Defaults, Message, Request, Role, Tool, ToolCall, Tools
 
 URL = "/v1/chat/completions"

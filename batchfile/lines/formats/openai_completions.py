@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from batchfile.lines.chat import Unserved
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_shared import UNSERVED_SAMPLING, Sampled, inputs_of, sampling_of
+from batchfile.lines.formats.shared import Unserved
 from batchfile.types import Defaults, Input, Raw, Request
 
 URL = "/v1/completions"

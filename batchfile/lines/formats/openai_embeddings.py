@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from batchfile.lines.chat import Name, NoEffect, Strict, Unserved, Whole
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_shared import inputs_of
+from batchfile.lines.formats.shared import Name, NoEffect, Strict, Unserved, Whole
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
 
 URL = "/v1/embeddings"

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from batchfile.lines.chat import SEED_MAX, SEED_MIN, TOKENS_MAX, Name, NoEffect, Strict, Unserved, Whole
 from batchfile.lines.diagnostics import shown
+from batchfile.lines.formats.shared import SEED_MAX, SEED_MIN, TOKENS_MAX, Name, NoEffect, Strict, Unserved, Whole
 from batchfile.types import Defaults, Input, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's own, where a body says none

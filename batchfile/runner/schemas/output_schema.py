@@ -12,7 +12,7 @@ import structlog
 from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.chat import SEED_MAX
+from batchfile.lines.formats.shared import SEED_MAX
 from batchfile.lines.result import REFUSALS
 from batchfile.runner.schemas.placement import place_of
 from batchfile.runner.schemas.rules import NOT_JSON, Kind, Verdict, kind_of
