@@ -1,4 +1,4 @@
-"""What the request formats share: kinds of values, text blocks, and turns brought into the one form that engines get."""
+"""What the request formats share: kinds of values, text blocks, and turns brought into the form that engines get."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple
