@@ -1,10 +1,10 @@
 """A request line into a Request, whichever format it is in."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import msgspec
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from batchfile.errors import UNREADABLE, InvalidRequest
@@ -12,7 +12,6 @@ from batchfile.lines import diagnose_body
 from batchfile.lines.diagnostics import Diagnostic, shown
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
-from batchfile.lines.formats.shared import Unserved
 from batchfile.lines.json_scan import (
     LONE_SURROGATE_FIX,
     PLACEHOLDER,
@@ -28,30 +27,8 @@ METHOD = "POST"
 Carried = native.Params | openai_chat.Body | openai_completions.Body | openai_embeddings.Body
 
 
-class _Format(NamedTuple):
-    """How the carried object is read. `is_plain`: there is nothing more to check, for which `more_problems` is."""
-
-    model: type[BaseModel]
-    read: Callable[[bytes], Any]
-    unserved: Mapping[str, Unserved]
-    is_plain: Callable[[Any], bool]
-    more_problems: Callable[[Any], list[Diagnostic]]
-    to_request: Callable[[str, Any, Defaults], Request]
-
-
-def _format(module: Any, model: type[BaseModel]) -> _Format:
-    # The validator itself: `model_validate_json` spends 0.5 us a line on the way to it.
-    read = model.__pydantic_validator__.validate_json
-    return _Format(model, read, module.UNSERVED, module.is_plain, module.more_problems, module.to_request)
-
-
-_NATIVE = _format(native, native.Params)
-_CHAT = _format(openai_chat, openai_chat.Body)
-_OPENAI = {
-    openai_chat.URL: _CHAT,
-    openai_completions.URL: _format(openai_completions, openai_completions.Body),
-    openai_embeddings.URL: _format(openai_embeddings, openai_embeddings.Body),
-}
+# Each is a module of formats/: Body, UNSERVED, is_plain (there is nothing more to check), more_problems, to_request.
+_OPENAI: dict[str, ModuleType] = {module.URL: module for module in (openai_chat, openai_completions, openai_embeddings)}
 _URLS = " or ".join([", ".join(f'"{url}"' for url in [*_OPENAI][:-1]), f'"{[*_OPENAI][-1]}"'])
 
 
@@ -67,26 +44,28 @@ _carried = msgspec.json.Decoder(_Carried)
 def parse_request(line: bytes | Envelope, defaults: Defaults) -> Request:
     """Raises: InvalidRequest that names the place, as in `params.max_tokens: must be at least 1, got 0`."""
     envelope = decode_envelope(line) if isinstance(line, bytes) else line
-    return _format_of(envelope).to_request(envelope.custom_id, read_carried(envelope), defaults)
+    made: Request = _module_of(envelope).to_request(envelope.custom_id, read_carried(envelope), defaults)
+    return made
 
 
 def read_carried(envelope: Envelope) -> Carried:
     """The checked `params` or `body`. Raises: InvalidRequest."""
-    form = _format_of(envelope)
+    module = _module_of(envelope)
     try:
-        carried: Carried = form.read(envelope.carried)
+        # The validator itself: `model_validate_json` spends 0.5 us a line on the way to it.
+        carried: Carried = module.Body.__pydantic_validator__.validate_json(envelope.carried)
     except ValidationError:
         raise _refused(find_problems(envelope)) from None
     is_addressed = envelope.format == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
-    if not (is_addressed and form.is_plain(carried)) or has_repeats(envelope.carried):
+    if not (is_addressed and module.is_plain(carried)) or has_repeats(envelope.carried):
         diagnostics = find_problems(envelope)
         if diagnostics:
             raise _refused(diagnostics)
     return carried
 
 
-def _format_of(envelope: Envelope) -> _Format:
-    return _NATIVE if envelope.format == "native" else _OPENAI.get(envelope.url or "", _CHAT)
+def _module_of(envelope: Envelope) -> ModuleType:
+    return native if envelope.format == "native" else _OPENAI.get(envelope.url or "", openai_chat)
 
 
 def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
@@ -97,11 +76,11 @@ def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
         is_json = bool(error.diagnostics[0].path)
         return error.diagnostics + (_carried_problems(line) if is_json else [])
     if envelope.format == "native":
-        return _inside(envelope.carried, "params", _NATIVE)
+        return _inside(envelope.carried, "params", native)
     outside = _outside(envelope)
     if envelope.url is not None and envelope.url not in _OPENAI:
         return outside  # nobody knows what its body should be
-    return outside + _inside(envelope.carried, "body", _format_of(envelope))
+    return outside + _inside(envelope.carried, "body", _module_of(envelope))
 
 
 def _carried_problems(line: bytes | Envelope) -> list[Diagnostic]:
@@ -111,10 +90,10 @@ def _carried_problems(line: bytes | Envelope) -> list[Diagnostic]:
         wire = _carried.decode(line)
     except UNREADABLE:
         return []
-    body = _OPENAI.get(wire.url, _CHAT) if isinstance(wire.url, str) else _CHAT
-    for root, raw, form in (("params", wire.params, _NATIVE), ("body", wire.body, body)):
+    body = _OPENAI.get(wire.url, openai_chat) if isinstance(wire.url, str) else openai_chat
+    for root, raw, module in (("params", wire.params, native), ("body", wire.body, body)):
         if bytes(raw).startswith(b"{"):
-            return _inside(bytes(raw), root, form)
+            return _inside(bytes(raw), root, module)
     return []
 
 
@@ -129,13 +108,13 @@ def _outside(envelope: Envelope) -> list[Diagnostic]:
     return diagnostics
 
 
-def _inside(carried: bytes, root: str, form: _Format) -> list[Diagnostic]:
+def _inside(carried: bytes, root: str, module: ModuleType) -> list[Diagnostic]:
     data = _data(carried)
     diagnostics = repeats(find_repeats(carried, depth_max=1), (root,)) + diagnose_body.unserved(
-        data, form.unserved, root
+        data, module.UNSERVED, root
     )
     try:
-        valid = form.model.model_validate_json(carried)
+        valid = module.Body.model_validate_json(carried)
     except ValidationError as error:
         at = find_lone_surrogate(carried)
         if at is not None:
@@ -145,8 +124,8 @@ def _inside(carried: bytes, root: str, form: _Format) -> list[Diagnostic]:
                     (root,), f"{half} is half of a character; cut strings between characters", LONE_SURROGATE_FIX
                 )
             ]
-        return diagnose_body.from_pydantic(error, root, form.model, data, carried) + diagnostics
-    return diagnostics + form.more_problems(valid)
+        return diagnose_body.from_pydantic(error, root, module.Body, data, carried) + diagnostics
+    return diagnostics + module.more_problems(valid)
 
 
 def _data(carried: bytes) -> dict[str, Any]:

@@ -176,6 +176,8 @@ class Params(Strict):
     stream: Any = None
 
 
+Body = Params  # by the name that it has in the other formats
+
 UNSERVED: dict[str, Unserved] = {
     "betas": Unserved((None, []), "beta features are not served; remove it"),
     "compaction": Unserved((None,), "compaction is not served; remove it"),
