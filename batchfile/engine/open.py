@@ -39,7 +39,8 @@ def engine_factory(
 
     def build() -> Engine:
         if kind == "vllm":
-            from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+            from batchfile.engine.vllm.engine import VllmEngine
+            from batchfile.engine.vllm.tasks import VllmOptions
 
             return VllmEngine(
                 VllmOptions(

@@ -39,7 +39,8 @@ def cases() -> dict[str, tuple[str, dict[str, str]]]:
 
 def work(args: argparse.Namespace) -> None:
     """One case: load, warm up with one request, generate for the rest."""
-    from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+    from batchfile.engine.vllm.engine import VllmEngine
+    from batchfile.engine.vllm.tasks import VllmOptions
     from batchfile.types import Message, Request, Sampling
 
     started_at = time.monotonic()

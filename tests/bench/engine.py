@@ -123,7 +123,8 @@ def answer(**what: Any) -> None:
 
 def work_ours(args: argparse.Namespace) -> None:
     """Ours and `generate` on one and the same engine."""
-    from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+    from batchfile.engine.vllm.engine import VllmEngine
+    from batchfile.engine.vllm.tasks import VllmOptions
 
     engine = VllmEngine(
         VllmOptions(

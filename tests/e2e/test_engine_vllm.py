@@ -17,9 +17,9 @@ import pytest
 
 from batchfile.engine.base import prepare_now
 from batchfile.engine.prompts import ChatPrompts, fold_system
-from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+from batchfile.engine.vllm.engine import VllmEngine
 from batchfile.engine.vllm.steps import Stall, lacking
-from batchfile.engine.vllm.tasks import OneDecode
+from batchfile.engine.vllm.tasks import OneDecode, VllmOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.types import Completion, Message, Outcome, Request, Sampling
 
@@ -262,7 +262,8 @@ def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
 
 PROGRAM = """
 import os, signal, sys
-from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+from batchfile.engine.vllm.engine import VllmEngine
+from batchfile.engine.vllm.tasks import VllmOptions
 from batchfile.engine.vllm.steps import lacking
 from batchfile.types import Message, Request, Sampling
 

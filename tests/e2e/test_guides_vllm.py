@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from batchfile.engine.schemas import compile
-from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+from batchfile.engine.vllm.engine import VllmEngine
 from batchfile.engine.vllm.guides import checked_params
+from batchfile.engine.vllm.tasks import VllmOptions
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key

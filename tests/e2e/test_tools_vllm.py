@@ -9,8 +9,9 @@ from msgspec.structs import replace
 
 from batchfile.engine.base import prepare_now
 from batchfile.engine.prompts import ChatPrompts
-from batchfile.engine.vllm.engine import VllmEngine, VllmOptions
+from batchfile.engine.vllm.engine import VllmEngine
 from batchfile.engine.vllm.parsers import Parsers
+from batchfile.engine.vllm.tasks import VllmOptions
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Choice, Completion, Message, Request, Sampling, Tool, ToolCall, Tools
 

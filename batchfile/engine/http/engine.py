@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 
@@ -52,24 +53,30 @@ def check_endpoint(options: HttpOptions, say: Callable[[str], None] = lambda lin
     `say` is given a line for people where that takes more than a moment.
     Raises: SettingsError with what is wrong with its address, the key or the model.
     """
-    root, key = api_root(options.base_url), _header_key(options)
+    root = api_root(options.base_url)
 
     def tell() -> None:
         log.info("endpoint.checking", endpoint=root, timeout_s=CHECK_TIMEOUT_S)
         say(f"checking the endpoint {root} ...")
 
     async def ask_all() -> str | None:
-        async with Connection(root, key, concurrency=1, timeout_s=CHECK_TIMEOUT_S) as connection:
-            subject = Subject(root=root, model=options.model, has_key=bool(key), is_planned=False)
-            notice = asyncio.get_running_loop().call_later(CHECK_SILENCE_S_MAX, tell)
-            try:
-                return (await check(connection.ask, subject, is_listing_enough=True)).problem
-            finally:
-                notice.cancel()
+        notice = asyncio.get_running_loop().call_later(CHECK_SILENCE_S_MAX, tell)
+        try:
+            return (await _checked(options, is_planned=False)).problem
+        finally:
+            notice.cancel()
 
     problem = asyncio.run(ask_all())
     if problem is not None:
         raise SettingsError(problem)
+
+
+async def _checked(options: HttpOptions, *, is_planned: bool) -> Checked:
+    """`is_planned`: a run of this model exists already; before that, it is enough that the endpoint lists the model."""
+    root, key = api_root(options.base_url), _header_key(options)
+    subject = Subject(root=root, model=options.model, has_key=bool(key), is_planned=is_planned)
+    async with Connection(root, key, concurrency=1, timeout_s=CHECK_TIMEOUT_S) as connection:
+        return await check(connection.ask, subject, is_listing_enough=not is_planned)
 
 
 def _header_key(options: HttpOptions) -> str:
@@ -215,7 +222,7 @@ class HttpEngine:
     async def _serve(self) -> None:
         self._closing = asyncio.Event()
         async with self._connection() as kept, self._connection(is_kept=False) as anew:
-            check_now = None if self._options.wait_for_endpoint else self._check
+            check_now = None if self._options.wait_for_endpoint else partial(_checked, self._options, is_planned=True)
             self._dispatcher = Dispatcher(
                 self._root, kept.ask, anew.ask, self._options.model, self._options, self._rng, check_now
             )
@@ -230,11 +237,6 @@ class HttpEngine:
     def _connection(self, *, is_kept: bool = True) -> Connection:
         concurrency, timeout_s = self._options.concurrency + PROBES_AT_ONCE, self._options.timeout_s
         return Connection(self._root, self._key, concurrency=concurrency, timeout_s=timeout_s, is_kept=is_kept)
-
-    async def _check(self) -> Checked:
-        subject = Subject(root=self._root, model=self._options.model, has_key=bool(self._key), is_planned=True)
-        async with Connection(self._root, self._key, concurrency=1, timeout_s=CHECK_TIMEOUT_S) as connection:
-            return await check(connection.ask, subject, is_listing_enough=False)
 
     def _start(self, key: int, serial: int, prepared: HttpPrepared) -> None:
         task = self._loop.create_task(self._answer(key, serial, prepared))

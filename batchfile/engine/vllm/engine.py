@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from batchfile.engine.vllm.processes import (
     environment,
 )
 from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
-from batchfile.engine.vllm.tasks import Embedding, Generating, VllmPrepared, Work, refusals
+from batchfile.engine.vllm.tasks import Embedding, Generating, VllmOptions, VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest
-from batchfile.types import Completion, Request, Task
+from batchfile.types import Completion, Request
 
 log = structlog.get_logger()
 
@@ -52,38 +52,6 @@ CPU_BLOCK_TOKENS = 32  # the smallest that the CPU's fast attention takes
 # What a repository has where transformers can load it, tokenizer and chat template too.
 TRANSFORMERS_FILES = ("config.json", "tokenizer_config.json")
 NOT_FETCHED = ["original/**/*", "consolidated*"]  # the first is vLLM's own default
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VllmOptions:
-    """What the LLM is built with; None leaves the choice to vLLM.
-
-    `model`: a folder or a hub id. `dtype` "auto": the model's own, and on a CPU without
-    instructions for that float32. `enforce_eager` None: eager on a CPU, where compiling costs more start-up than a
-    small batch can win back. `chat_template`: a file to use instead of the model's own.
-    `tool_parser`, `reasoning_parser`: vLLM's names of those; None: by the chat template, and none.
-    `task`: what the model is loaded for; with "embed" it makes vectors and no text.
-    `stall_s`: with requests in it and no progress for this long, the engine counts as dead.
-    `extra`: further arguments of vLLM's engine, as they are.
-    """
-
-    model: str
-    served_name: str | None = None
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
-    gpu_memory_utilization: float = 0.9
-    tensor_parallel_size: int = 1
-    dtype: str = "auto"
-    quantization: str | None = None
-    enforce_eager: bool | None = None
-    load_format: str = "auto"
-    seed: int = 0
-    chat_template: str | None = None
-    tool_parser: str | None = None
-    reasoning_parser: str | None = None
-    task: Task = "generate"
-    stall_s: float = 600.0
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +113,11 @@ class VllmEngine:
         self._num_full_steps = 0
         self._guides = Guides(self._llm, self._guard)
         try:
-            self._work: Work = _work(self._llm, options, self._guides)
+            self._work: Work = (
+                Embedding(self._llm, options.model)
+                if options.task == "embed"
+                else Generating(self._llm, options, self._guides)
+            )
         except BaseException:
             self.close()
             raise
@@ -267,20 +239,6 @@ class VllmEngine:
             self._engine.abort_request(names)
         except Exception as error:
             raise self._died(error) from error
-
-
-def _work(llm: Any, options: VllmOptions, guides: Guides) -> Work:
-    """Raises: SettingsError."""
-    if options.task == "embed":
-        return Embedding(llm, options.model)
-    return Generating(
-        llm,
-        options.model,
-        guides=guides,
-        chat_template=options.chat_template,
-        tool_parser=options.tool_parser,
-        reasoning_parser=options.reasoning_parser,
-    )
 
 
 def _choose_on_cpu(options: VllmOptions, arguments: dict[str, Any]) -> CpuChoice:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,39 @@ from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.parsers import Parsers, Reading
 from batchfile.engine.vllm.preflight import why_unavailable
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.types import Choice, Completion, Failure, Outcome, Request, Usage
+from batchfile.types import Choice, Completion, Failure, Outcome, Request, Task, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmOptions:
+    """What the LLM is built with; None leaves the choice to vLLM.
+
+    `model`: a folder or a hub id. `dtype` "auto": the model's own, and on a CPU without
+    instructions for that float32. `enforce_eager` None: eager on a CPU, where compiling costs more start-up than a
+    small batch can win back. `chat_template`: a file to use instead of the model's own.
+    `tool_parser`, `reasoning_parser`: vLLM's names of those; None: by the chat template, and none.
+    `task`: what the model is loaded for; with "embed" it makes vectors and no text.
+    `stall_s`: with requests in it and no progress for this long, the engine counts as dead.
+    `extra`: further arguments of vLLM's engine, as they are.
+    """
+
+    model: str
+    served_name: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
+    dtype: str = "auto"
+    quantization: str | None = None
+    enforce_eager: bool | None = None
+    load_format: str = "auto"
+    seed: int = 0
+    chat_template: str | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    task: Task = "generate"
+    stall_s: float = 600.0
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,36 +114,24 @@ class OneDecode:
 
 
 class Generating:
-    """Of an LLM. `guides`: what checks its guides. `chat_template`: a file.
+    """Of an LLM. `guides`: what checks its guides. Raises: SettingsError."""
 
-    `tool_parser`, `reasoning_parser`: vLLM's names. Raises: SettingsError.
-    """
-
-    def __init__(
-        self,
-        llm: Any,
-        model: str,
-        *,
-        guides: Guides,
-        chat_template: str | None,
-        tool_parser: str | None,
-        reasoning_parser: str | None,
-    ) -> None:
+    def __init__(self, llm: Any, options: VllmOptions, guides: Guides) -> None:
         config = llm.llm_engine.vllm_config.model_config
         self._max_model_len: int = config.max_model_len
         self._guides = guides
         self._defaults: dict[str, Any] = config.get_diff_sampling_param()
         tokenizer = copy.deepcopy(llm.get_tokenizer())
-        if chat_template is not None:
-            tokenizer.chat_template = _read_template(chat_template)
-        self._prompts = ChatPrompts(tokenizer, model)
+        if options.chat_template is not None:
+            tokenizer.chat_template = _read_template(options.chat_template)
+        self._prompts = ChatPrompts(tokenizer, options.model)
         self._raw_prompts = RawPrompts(tokenizer)
         self._parsers = Parsers(
             tokenizer=llm.get_tokenizer(),
             model_config=config,
             prompts=self._prompts,
-            tool_parser=tool_parser,
-            reasoning_parser=reasoning_parser,
+            tool_parser=options.tool_parser,
+            reasoning_parser=options.reasoning_parser,
         )
         self._decode = OneDecode.of(tokenizer)
 
