@@ -24,7 +24,7 @@ CONFIG = "config.json"
 CONFIG_BYTES_MAX = 16 * 1024 * 1024
 HUB_S_MAX = 10.0  # for one answer of a model hub
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
-# Mistral's second copy of the weights, and what is no weights; see NOT_FETCHED in vllm/engine.py.
+# Mistral's second copy of the weights, and what is no weights; see NOT_FETCHED in engine.py.
 NOT_WEIGHTS = ("consolidated", "training_args", "optimizer", "scheduler")
 TOKEN_HINT = "log in with `hf auth login`, or set HF_TOKEN"
 
