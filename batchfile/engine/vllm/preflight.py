@@ -199,19 +199,8 @@ def is_cpu_build() -> bool:
 
 
 _ERRNOS = {
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOTCONN,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.ENODEV,
-    errno.ENXIO,
-    errno.EAGAIN,
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN),
+    *(errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENODEV, errno.ENXIO, errno.EAGAIN),
 }
 _STATUSES = {408, 425, 429}  # and from 500 on: the hub cannot now
 # Of modules that are loaded where these are raised; the first name is the module's.
