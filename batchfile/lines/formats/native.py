@@ -214,7 +214,7 @@ def _tool_problems(params: Params) -> list[Diagnostic]:
     choice = params.tool_choice
     tools = tools_of(params.tools, choice)
     is_forced = choice is not None and choice.type in {"any", "tool"}
-    return _block_problems(params.messages, "params") + choice_problems(tools, is_forced=is_forced, root="params")
+    return _block_problems(params.messages) + choice_problems(tools, is_forced=is_forced, root="params")
 
 
 def tools_of(given: list[ToolDefinition] | None, choice: ToolChoice | None) -> Tools | None:
@@ -249,13 +249,13 @@ def _turns(role: Role, blocks: list[Any]) -> list[Message]:
     return turns
 
 
-def _block_problems(turns: list[Any], root: str) -> list[Diagnostic]:
+def _block_problems(turns: list[Any]) -> list[Diagnostic]:
     """What is wrong with the calls and answers in turns of Anthropic's, each of which is right by itself."""
     diagnostics: list[Diagnostic] = []
     called: set[str] = set()
     for n, turn in enumerate(turns):
         for at, block in enumerate(turn.content if isinstance(turn.content, list) else ()):
-            place: Path = (root, "messages", n, "content", at)
+            place: Path = ("params", "messages", n, "content", at)
             if isinstance(block, ToolUseBlock):
                 called.add(block.id)
                 if turn.role != "assistant":
@@ -267,7 +267,7 @@ def _block_problems(turns: list[Any], root: str) -> list[Diagnostic]:
                     diagnostics.append(unknown_call((*place, "tool_use_id"), block.tool_use_id))
     last = turns[-1].content
     if isinstance(last, list) and any(isinstance(block, ToolUseBlock) for block in last):
-        diagnostics.append(unanswered((root, "messages", len(turns) - 1)))
+        diagnostics.append(unanswered(("params", "messages", len(turns) - 1)))
     return diagnostics
 
 

@@ -185,7 +185,7 @@ def _system_names(body: Body) -> list[Diagnostic]:
 def _tool_problems(body: Body) -> list[Diagnostic]:
     tools = tools_of(body.tools, body.tool_choice, body.parallel_tool_calls)
     is_forced = body.tool_choice not in (None, "none", "auto")
-    return _call_problems(body.messages, "body") + choice_problems(tools, is_forced=is_forced, root="body")
+    return _call_problems(body.messages) + choice_problems(tools, is_forced=is_forced, root="body")
 
 
 def tools_of(
@@ -211,12 +211,12 @@ def _calls(given: list[FunctionCall]) -> tuple[ToolCall, ...]:
     )
 
 
-def _call_problems(turns: list[Any], root: str) -> list[Diagnostic]:
+def _call_problems(turns: list[Any]) -> list[Diagnostic]:
     """The same of OpenAI's turns, and a content that is missing."""
     diagnostics: list[Diagnostic] = []
     called: set[str] = set()
     for n, turn in enumerate(turns):
-        place: Path = (root, "messages", n)
+        place: Path = ("body", "messages", n)
         if turn.tool_calls:
             called.update(call.id for call in turn.tool_calls)
             if turn.role != "assistant":
@@ -230,7 +230,7 @@ def _call_problems(turns: list[Any], root: str) -> list[Diagnostic]:
         elif turn.role == "tool" and turn.tool_call_id not in called:
             diagnostics.append(unknown_call((*place, "tool_call_id"), turn.tool_call_id))
     if turns[-1].tool_calls:
-        diagnostics.append(unanswered((root, "messages", len(turns) - 1)))
+        diagnostics.append(unanswered(("body", "messages", len(turns) - 1)))
     return diagnostics
 
 
