@@ -32,7 +32,7 @@ PREFIX = "BATCHFILE_ECHO_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoOptions:
-    """`guided`: the answer to a request that brings a JSON schema, which this engine can not follow by itself.
+    """`guided`: the answer to a request that brings a JSON schema, which this engine cannot follow by itself.
 
     `tool_input`: with it tools are served: a request that offers some calls one with this input (the named one, else
     the first), unless its last turn is the answer of a tool. `thinking`: with it thinking is served, by this.

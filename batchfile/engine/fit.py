@@ -36,7 +36,7 @@ def token_counter(model: str) -> TokenCounter:
         config = transformers.AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise SettingsError(f"the tokenizer of {model} can not be loaded: {first}") from error
+        raise SettingsError(f"the tokenizer of {model} cannot be loaded: {first}") from error
     prompts = ChatPrompts(tokenizer, model)
     raw = RawPrompts(tokenizer)
     bound = getattr(config, "max_position_embeddings", None)
@@ -89,7 +89,7 @@ _NO_TEXT = "This pool's model makes embeddings and generates no text: name anoth
 
 
 def check_task(request: Request, task: Task) -> None:
-    """Raises: InvalidRequest where a model loaded for `task` can not serve the request."""
+    """Raises: InvalidRequest where a model loaded for `task` cannot serve the request."""
     if task == "embed" and request.kind != "embedding":
         raise InvalidRequest(_NO_TEXT)
     if task == "generate" and request.kind == "embedding":

@@ -45,7 +45,7 @@ class ChatPrompts:
         self._tokenizer = tokenizer
         if not getattr(tokenizer, "chat_template", None):
             raise SettingsError(
-                f"The model {model} has no chat template, so a conversation can not be put to it. "
+                f"The model {model} has no chat template, so a conversation cannot be put to it. "
                 "Use its instruct variant, or set chat_template to a file with a template."
             )
         # Named each time: vLLM's tokenizer is a pool of several, which do not hear of one that is set on it.

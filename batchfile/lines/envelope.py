@@ -40,7 +40,7 @@ _LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+"|-?[0
 
 
 class Unreadable(InvalidRequest):
-    """A line that can not run. `custom_id` where it could be read all the same. `diagnostics`: all that is wrong."""
+    """A line that cannot run. `custom_id` where it could be read all the same. `diagnostics`: all that is wrong."""
 
     def __init__(self, diagnostics: list[Diagnostic], custom_id: str | None) -> None:
         super().__init__(str(diagnostics[0]))
@@ -98,7 +98,7 @@ def decode_envelope(line: bytes, expected: InputFormat = "native") -> Envelope:
     """What is wrong inside of what it carries is left to the request's own parser, half of a character too.
 
     `expected`: of which format a refusal speaks where the line is of neither.
-    Raises: Unreadable (an InvalidRequest) that says what is wrong and how to mend it.
+    Raises: Unreadable (an InvalidRequest) that says what is wrong and how to fix it.
     """
     try:
         if not line.isascii():

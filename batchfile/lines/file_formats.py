@@ -220,7 +220,7 @@ def open_lines(path: str | None, kind: FileFormat, stream: BinaryIO | None) -> I
     """
     if kind == "parquet":
         if path is None:
-            raise InvalidFile("stdin: Parquet can not be read from a pipe; name the file")
+            raise InvalidFile("stdin: Parquet cannot be read from a pipe; name the file")
         return _converted(path, kind, stream)
     return open_text(path, kind, stream)
 

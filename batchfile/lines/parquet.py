@@ -223,7 +223,7 @@ def _row_bytes(path: str, group: Any, columns: list[str], number: int) -> int:
 
 def _damaged(path: str, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    return f"{path}: the Parquet data is damaged, or of a kind that can not be read: {reason}; write it again"
+    return f"{path}: the Parquet data is damaged, or of a kind that cannot be read: {reason}; write it again"
 
 
 def _slices(batch: Any) -> Iterator[Any]:

@@ -103,7 +103,7 @@ def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: 
     Line separators of Unicode are escaped.
 
     `line`: of the file, from 1, of a request that has no custom_id to find it by.
-    `model` is written where the request succeeded. Text that UTF-8 can not carry (half of a surrogate pair, which
+    `model` is written where the request succeeded. Text that UTF-8 cannot carry (half of a surrogate pair, which
     an HTTP endpoint may send) is replaced, so that any outcome has a line.
     """
     made: dict[str, object] = {

@@ -153,7 +153,7 @@ def _guess(array: memoryview, at: int, end: int, boundary: bytes) -> _Found | No
     """All elements of a window before the last `boundary` in it; None where that is no end of an element.
 
     A prefix ends an element exactly if it decodes as a list once brackets are put around it: JSON is parsed from left
-    to right, so what follows can not change what the prefix means.
+    to right, so what follows cannot change what the prefix means.
     """
     stop = min(at + WINDOW_BYTES, end)
     window = bytearray(b"[")

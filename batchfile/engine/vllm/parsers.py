@@ -34,7 +34,7 @@ class Reading:
 
 
 class Parsers:
-    """`tool_parser`, `reasoning_parser`: vLLM's names. Raises: SettingsError for one that can not be used here."""
+    """`tool_parser`, `reasoning_parser`: vLLM's names. Raises: SettingsError for one that cannot be used here."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Parsers:
                 self._class, self._why_no_tools = None, f"vLLM's parser {name} does not suit its model"
                 return
             raise SettingsError(
-                f"tool_parser {tool_parser!r} with reasoning_parser {reasoning_parser!r} can not be used: {error}"
+                f"tool_parser {tool_parser!r} with reasoning_parser {reasoning_parser!r} cannot be used: {error}"
             ) from error
 
     def template_arguments(self, request: Request) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Parsers:
         return Reading(asked=asked, template_arguments=template_arguments, stem=stem, tools=request.tools)
 
     def read(self, reading: Reading, choice: Choice, token_ids: list[int], index: int) -> Choice:
-        """The answer with its calls and its thinking told apart from its text. What can not be read stays text."""
+        """The answer with its calls and its thinking told apart from its text. What cannot be read stays text."""
         parser = self._parser(reading.tools, reading.template_arguments)
         try:
             thinking, text, found = parser.parse(

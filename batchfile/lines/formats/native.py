@@ -191,7 +191,7 @@ UNSERVED: dict[str, Unserved] = {
 }
 
 
-# Keys that need a second look, for what a model of each alone can not say.
+# Keys that need a second look, for what a model of each alone cannot say.
 CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
 
 
@@ -206,7 +206,7 @@ def is_plain(params: Params) -> bool:
 
 
 def more_problems(params: Params) -> list[Diagnostic]:
-    """What a model of each key alone can not say."""
+    """What a model of each key alone cannot say."""
     return without_user(params.messages, "params") + _tool_problems(params)
 
 

@@ -152,7 +152,7 @@ _ROLES: dict[str, Role] = {
     "tool": "tool",
 }
 
-# Keys that need a second look, for what a model of each alone can not say.
+# Keys that need a second look, for what a model of each alone cannot say.
 CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
 
 
@@ -169,7 +169,7 @@ def is_plain(body: Body) -> bool:
 
 
 def more_problems(body: Body) -> list[Diagnostic]:
-    """What a model of each key alone can not say."""
+    """What a model of each key alone cannot say."""
     return without_user(body.messages, "body") + _system_names(body) + _tool_problems(body)
 
 
