@@ -144,14 +144,6 @@ UNSERVED: dict[str, Unserved] = UNSERVED_SAMPLING | {
     "web_search_options": Unserved((None,), "web search is not served; remove it"),
 }
 
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
-
 # Keys that need a second look, for what a model of each alone cannot say.
 CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
 
@@ -236,9 +228,10 @@ def _call_problems(turns: list[Any]) -> list[Diagnostic]:
 
 def _message(turn: Turn) -> Message:
     text = text_of(turn.content or turn.refusal or "")
+    role: Role = "system" if turn.role == "developer" else turn.role
     if turn.tool_calls is None and turn.role != "tool":
-        return Message(_ROLES[turn.role], text, name=turn.name)
-    return Message(_ROLES[turn.role], text, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)
+        return Message(role, text, name=turn.name)
+    return Message(role, text, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)
 
 
 def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
