@@ -10,18 +10,13 @@ from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.formats.native import ToolChoice, ToolDefinition, ToolResultBlock, ToolUseBlock
 from batchfile.lines.formats.openai_chat import Body, Function
-from batchfile.lines.formats.shared import TextBlock, Unserved
+from batchfile.lines.formats.shared import TextBlock, Unserved, unserved_of
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
 from batchfile.lines.key_advice import Advice, advice, typo_of
 
 _MISSING: Any = object()
-_UNSERVED: dict[type[BaseModel], Mapping[str, Unserved]] = {
-    native.Params: native.UNSERVED,
-    openai_chat.Body: openai_chat.UNSERVED,
-    openai_completions.Body: openai_completions.UNSERVED,
-    openai_embeddings.Body: openai_embeddings.UNSERVED,
-}
-_FIELDS = frozenset[str]().union(*(model.model_fields for model in _UNSERVED))
+_BODIES = (native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body)
+_FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
 # What a turn's content may hold in `params`; anywhere else, text alone.
@@ -159,7 +154,7 @@ def _moved(key: str, response_format: Mapping[str, Any]) -> Advice:
 
 def _served(model: type[BaseModel]) -> list[str]:
     """The keys of `params` or `body`, without those that are always rejected."""
-    return [key for key in model.model_fields if key not in _UNSERVED[model]]
+    return [key for key in model.model_fields if key not in unserved_of(model)]
 
 
 def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:

@@ -125,7 +125,8 @@ def _inside(carried: bytes, root: str, module: ModuleType) -> list[Diagnostic]:
                 )
             ]
         return diagnose_body.from_pydantic(error, root, module.Body, data, carried) + diagnostics
-    return diagnostics + module.more_problems(valid)
+    more: list[Diagnostic] = module.more_problems(valid)
+    return diagnostics + more
 
 
 def _data(carried: bytes) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from batchfile.lines.formats.shared import (
     text_of,
     unanswered,
     unknown_call,
+    unserved_of,
     without_user,
 )
 from batchfile.types import Defaults, Message, Request, Role, Sampling, Tool, ToolCall, Tools
@@ -164,31 +165,21 @@ class Params(Strict):
     user_profile_id: NoEffect = None
     workspace_id: NoEffect = None
 
-    # Refused, unless they ask for nothing: see UNSERVED.
-    betas: Any = None
-    compaction: Any = None
-    container: Any = None
-    context_management: Any = None
-    fallbacks: Any = None
-    inference_geo: Any = None
-    mcp_servers: Any = None
-    speed: Any = None
-    stream: Any = None
+    # Rejected, unless they ask for nothing.
+    betas: Annotated[Any, Unserved((None, []), "beta features are not served; remove it")] = None
+    compaction: Annotated[Any, Unserved((None,), "compaction is not served; remove it")] = None
+    container: Annotated[Any, Unserved((None,), "containers are not served; remove it")] = None
+    context_management: Annotated[Any, Unserved((None, {}), "context management is not served; remove it")] = None
+    fallbacks: Annotated[Any, Unserved((None, []), "fallbacks are not served; remove it")] = None
+    inference_geo: Annotated[Any, Unserved((None, "global"), _GEO)] = None
+    mcp_servers: Annotated[Any, Unserved((None, []), "MCP servers are not served; remove it")] = None
+    speed: Annotated[Any, Unserved((None, "standard"), 'only "standard" is served; remove it')] = None
+    stream: Annotated[Any, Unserved((None, False), "a batch does not stream; remove it or set it to false")] = None
 
 
 Body = Params  # by the name that it has in the other formats
 
-UNSERVED: dict[str, Unserved] = {
-    "betas": Unserved((None, []), "beta features are not served; remove it"),
-    "compaction": Unserved((None,), "compaction is not served; remove it"),
-    "container": Unserved((None,), "containers are not served; remove it"),
-    "context_management": Unserved((None, {}), "context management is not served; remove it"),
-    "fallbacks": Unserved((None, []), "fallbacks are not served; remove it"),
-    "inference_geo": Unserved((None, "global"), _GEO),
-    "mcp_servers": Unserved((None, []), "MCP servers are not served; remove it"),
-    "speed": Unserved((None, "standard"), 'only "standard" is served; remove it'),
-    "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false"),
-}
+UNSERVED = unserved_of(Params)
 
 
 # Keys that need a second look, for what a model of each alone cannot say.

@@ -6,7 +6,7 @@ import msgspec
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.lines.diagnostics import Diagnostic, Path
-from batchfile.lines.formats.openai_shared import UNSERVED_SAMPLING, Sampled, sampling_of
+from batchfile.lines.formats.openai_shared import Sampled, sampling_of
 from batchfile.lines.formats.shared import (
     SYSTEM_ROLES,
     TOKENS_MAX,
@@ -22,11 +22,15 @@ from batchfile.lines.formats.shared import (
     text_of,
     unanswered,
     unknown_call,
+    unserved_of,
     without_user,
 )
 from batchfile.types import Defaults, Message, Request, Role, Tool, ToolCall, Tools
 
 URL = "/v1/chat/completions"
+
+_TOOLS = "is an old form that is not served; use tools"
+_TOOLS_FIX = "Use tools and tool_choice."
 
 
 class Function(Strict):
@@ -117,32 +121,21 @@ class Body(Sampled):
             raise ValueError(f"is {given}, and max_tokens is {other}; keep one of them")
         return given
 
-    # Refused, unless they ask for nothing: see UNSERVED.
-    audio: Any = None
-    function_call: Any = None
-    functions: Any = None
-    modalities: Any = None
-    moderation: Any = None
-    reasoning_effort: Any = None
-    top_logprobs: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
+    # Rejected, unless they ask for nothing.
+    audio: Annotated[Any, Unserved((None,), "audio is not served; remove it")] = None
+    function_call: Annotated[Any, Unserved((None, "none", "auto"), _TOOLS, _TOOLS_FIX)] = None
+    functions: Annotated[Any, Unserved((None, []), _TOOLS, _TOOLS_FIX)] = None
+    modalities: Annotated[Any, Unserved((None, ["text"]), 'only ["text"] is served; remove it', "Remove it.")] = None
+    moderation: Annotated[Any, Unserved((None,), "moderation is not served; remove it")] = None
+    reasoning_effort: Annotated[Any, Unserved((None,), "reasoning effort is not served; remove it")] = None
+    top_logprobs: Annotated[Any, Unserved((None, 0), "logprobs are not served; remove it")] = None
+    verbosity: Annotated[
+        Any, Unserved((None,), "verbosity is not served; remove it and say in the prompt how long to write")
+    ] = None
+    web_search_options: Annotated[Any, Unserved((None,), "web search is not served; remove it")] = None
 
 
-_TOOLS = "is an old form that is not served; use tools"
-_TOOLS_FIX = "Use tools and tool_choice."
-
-UNSERVED: dict[str, Unserved] = UNSERVED_SAMPLING | {
-    "audio": Unserved((None,), "audio is not served; remove it"),
-    "function_call": Unserved((None, "none", "auto"), _TOOLS, _TOOLS_FIX),
-    "functions": Unserved((None, []), _TOOLS, _TOOLS_FIX),
-    "modalities": Unserved((None, ["text"]), 'only ["text"] is served; remove it', "Remove it."),
-    "moderation": Unserved((None,), "moderation is not served; remove it"),
-    "reasoning_effort": Unserved((None,), "reasoning effort is not served; remove it"),
-    "top_logprobs": Unserved((None, 0), "logprobs are not served; remove it"),
-    "verbosity": Unserved((None,), "verbosity is not served; remove it and say in the prompt how long to write"),
-    "web_search_options": Unserved((None,), "web search is not served; remove it"),
-}
+UNSERVED = unserved_of(Body)
 
 # Keys that need a second look, for what a model of each alone cannot say.
 CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})

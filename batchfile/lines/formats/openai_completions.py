@@ -5,8 +5,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from batchfile.lines.diagnostics import Diagnostic
-from batchfile.lines.formats.openai_shared import UNSERVED_SAMPLING, Sampled, inputs_of, sampling_of
-from batchfile.lines.formats.shared import Unserved
+from batchfile.lines.formats.openai_shared import Sampled, inputs_of, sampling_of
+from batchfile.lines.formats.shared import Unserved, unserved_of
 from batchfile.types import Defaults, Input, Raw, Request
 
 URL = "/v1/completions"
@@ -25,18 +25,16 @@ class Body(Sampled):
 
     prompt: Annotated[Any, AfterValidator(_prompt)]
 
-    # Refused, unless they ask for nothing: see UNSERVED.
-    best_of: Any = None
-    echo: Any = None
-    suffix: Any = None
+    # Rejected, unless they ask for nothing.
+    best_of: Annotated[Any, Unserved((None, 1), "best_of is not served; use n")] = None
+    logprobs: Annotated[Any, Unserved((None,), "logprobs are not served; remove it")] = None
+    echo: Annotated[Any, Unserved((None, False), "echo is not served; remove it or set it to false")] = None
+    suffix: Annotated[
+        Any, Unserved((None, ""), "suffix is not served: text is only written behind the prompt", "Remove it.")
+    ] = None
 
 
-UNSERVED: dict[str, Unserved] = UNSERVED_SAMPLING | {
-    "best_of": Unserved((None, 1), "best_of is not served; use n"),
-    "logprobs": Unserved((None,), "logprobs are not served; remove it"),
-    "echo": Unserved((None, False), "echo is not served; remove it or set it to false"),
-    "suffix": Unserved((None, ""), "suffix is not served: text is only written behind the prompt", "Remove it."),
-}
+UNSERVED = unserved_of(Body)
 _CHECKED = frozenset(UNSERVED)
 
 

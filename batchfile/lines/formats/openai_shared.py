@@ -9,6 +9,7 @@ from batchfile.lines.formats.shared import SEED_MAX, SEED_MIN, TOKENS_MAX, Name,
 from batchfile.types import Defaults, Input, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's own, where a body says none
+_GUIDED = ("use response_format of type json_schema instead", "Put the schema into response_format.json_schema.schema.")
 CHOICES_MAX = 128  # OpenAI's own
 
 
@@ -71,21 +72,11 @@ class Sampled(Strict):
     stream_options: NoEffect = None
     user: NoEffect = None
 
-    # Refused, unless they ask for nothing: see UNSERVED_SAMPLING.
-    guided_json: Any = None
-    logit_bias: Any = None
-    logprobs: Any = None
-    stream: Any = None
-
-
-_SCHEMA_FIX = "Put the schema into response_format.json_schema.schema."
-
-UNSERVED_SAMPLING: dict[str, Unserved] = {
-    "guided_json": Unserved((None,), "use response_format of type json_schema instead", _SCHEMA_FIX),
-    "logit_bias": Unserved((None, {}), "logit_bias is not served; remove it"),
-    "logprobs": Unserved((None, False), "logprobs are not served; remove it or set it to false"),
-    "stream": Unserved((None, False), "a batch does not stream; remove it or set it to false"),
-}
+    # Rejected, unless they ask for nothing.
+    guided_json: Annotated[Any, Unserved((None,), *_GUIDED)] = None
+    logit_bias: Annotated[Any, Unserved((None, {}), "logit_bias is not served; remove it")] = None
+    logprobs: Annotated[Any, Unserved((None, False), "logprobs are not served; remove it or set it to false")] = None
+    stream: Annotated[Any, Unserved((None, False), "a batch does not stream; remove it or set it to false")] = None
 
 
 def sampling_of(

@@ -56,6 +56,12 @@ class Unserved(NamedTuple):
     fix: str = ""
 
 
+def unserved_of(model: type[BaseModel]) -> dict[str, Unserved]:
+    return {
+        key: rule for key, field in model.model_fields.items() for rule in field.metadata if isinstance(rule, Unserved)
+    }
+
+
 def never(message: str, *harmless: Any) -> AfterValidator:
     """Of a key inside of another that is not served. `harmless`: the values, besides null, that ask for nothing."""
 
