@@ -73,10 +73,7 @@ async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> Chec
 
 def has_read(said: Said) -> bool:
     """Whether the endpoint took the request for one of its own, be it a bad one."""
-    with suppress(ValueError, RecursionError):
-        body = json.loads(said.data)
-        return isinstance(body, dict) and said.status in _READ
-    return False
+    return said.status in _READ and is_json(said.data)
 
 
 def is_refusal(said: Said) -> bool:
