@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 
 from batchfile.errors import OutputTaken, SettingsError
-from batchfile.store.files import close_in_children, is_locked, unlock
+from batchfile.store.locks import close_in_children, is_locked, unlock
 
 _ATTEMPTS = 10  # each lost to a process that ended and removed its lock in between, or to one that looked at it
 _NAME_BYTES_MAX = 255  # of a file in most file systems

@@ -1,15 +1,27 @@
-"""The seam to whatever keeps bytes: an S3 bucket, a directory, memory.
+"""The interface of a store, whatever keeps the bytes: an S3 bucket, a directory, memory. Which names can be keys.
 
-A key is a relative path with forward slashes, never empty, without `.` or `..` segments.
-Axioms that every implementation keeps: an acknowledged put is durable; a get of one key is consistent;
-a conditional put of one key is linearisable. Listings, ages and clocks are hints.
+Axioms that every store keeps: an acknowledged put is durable; a get of one key is consistent; a conditional put of one
+key is linearizable. Listings, ages and clocks are hints.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+import structlog
+
+from batchfile.errors import StoreError
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+INTERNAL = ".store"  # the first segment that a store keeps for itself; never an object, never listed
+SKIPPED_KEYS_MAX = 10_000  # that are remembered; more are skipped without a line in the log
+_SHOWN_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +63,8 @@ class Writer(Protocol):
         """Make the object visible; its etag."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -59,7 +72,10 @@ class Writer(Protocol):
 
 
 class Store(Protocol):
-    """Raises everywhere: StoreUnavailable when the store does not answer. All methods are thread-safe."""
+    """Raises everywhere: StoreUnavailable when the store does not answer. All methods are thread-safe.
+
+    The methods with a body are optional: the body is right for a store that has no such thing.
+    """
 
     @property
     def url(self) -> str:
@@ -72,7 +88,8 @@ class Store(Protocol):
 
     def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
         """The object unless it still has this etag (HTTP's If-None-Match on a get)."""
-        ...
+        found = self.get(key)
+        return "unchanged" if found is not None and found.etag == etag else found
 
     def head(self, key: str) -> Entry | None: ...
 
@@ -108,26 +125,149 @@ class Store(Protocol):
 
     def delete_many(self, keys: Sequence[str]) -> None:
         """As `delete` of each, in as few requests as the store knows, in any order. Cut off, some are left."""
-        ...
+        for key in keys:
+            self.delete(key)
 
     def abort_uploads(self, prefix: str, *, older_s: float) -> int:
         """Free what killed writers left of objects under `prefix`, begun so long ago; how many. Best effort."""
-        ...
+        return 0
 
     def link(self, key: str, path: str) -> str | None:
-        """Let `key` stand for the file at `path` without copying it; its etag, or None: can not, copy it."""
-        ...
+        """Let `key` stand for the file at `path` without copying it; its etag, or None: it cannot, copy it."""
+        return None
 
-    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
-        """While entered, `owner` is known to be alive to whoever can tell (see `is_process_dead`)."""
-        ...
+    def hold_process_lock(self, process: str) -> AbstractContextManager[None]:
+        """While entered, `process` is known to be alive to every process that can tell (see `is_process_dead`)."""
+        return nullcontext()
 
-    def is_process_dead(self, owner: str) -> bool:
-        """True only where the store knows for sure that `owner` no longer lives; False is no answer."""
-        ...
+    def is_process_dead(self, process: str) -> bool:
+        """True only where the store knows for sure that `process` no longer lives; False says nothing."""
+        return False
 
     def check_locks(self) -> None:
         """For a health check, every few seconds. Raises: StoreUnavailable where a process that does not move on has a
         lock that writes need.
         """
-        ...
+        return None
+
+
+class WrappedStore(Store):
+    """A store around another, for subclasses: every request goes through `_call`, which may count it or let it fail."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+
+    def _call(self, verb: str, key: str, do: Callable[[], T]) -> T:
+        """`verb`: get, head, stream, put, write, commit, list, delete or link. `key`: the prefix, of a listing."""
+        return do()
+
+    @property
+    def url(self) -> str:
+        return self._inner.url
+
+    def get(self, key: str) -> Object | None:
+        return self._call("get", key, lambda: self._inner.get(key))
+
+    def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
+        return self._call("get", key, lambda: self._inner.get_if_changed(key, etag))
+
+    def head(self, key: str) -> Entry | None:
+        return self._call("head", key, lambda: self._inner.head(key))
+
+    def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
+        return self._call("stream", key, lambda: self._inner.stream(key, start, end, match=match))
+
+    def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
+        return self._call("put", key, lambda: self._inner.put(key, data, absent=absent, match=match))
+
+    def writer(self, key: str, *, is_new: bool = False) -> Writer:
+        return WrappedWriter(key, self._inner.writer(key, is_new=is_new), self._call)
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+        return self._call("list", prefix, lambda: self._inner.list(prefix, after=after))
+
+    def delete(self, key: str) -> None:
+        self._call("delete", key, lambda: self._inner.delete(key))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        self._call("delete", "", lambda: self._inner.delete_many(keys))
+
+    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
+        return self._call("list", prefix, lambda: self._inner.abort_uploads(prefix, older_s=older_s))
+
+    def link(self, key: str, path: str) -> str | None:
+        return self._call("link", key, lambda: self._inner.link(key, path))
+
+    def hold_process_lock(self, process: str) -> AbstractContextManager[None]:
+        return self._inner.hold_process_lock(process)
+
+    def is_process_dead(self, process: str) -> bool:
+        return self._inner.is_process_dead(process)
+
+    def check_locks(self) -> None:
+        self._inner.check_locks()
+
+
+class WrappedWriter(Writer):
+    """The writer of a WrappedStore."""
+
+    def __init__(self, key: str, inner: Writer, call: Callable[[str, str, Callable[[], Any]], Any]) -> None:
+        self._key = key
+        self._inner = inner
+        self._call = call
+
+    def write(self, data: bytes) -> None:
+        self._call("write", self._key, lambda: self._inner.write(data))
+
+    def commit(self) -> str:
+        return self._call("commit", self._key, self._inner.commit)  # type: ignore[no-any-return]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inner.__exit__(kind, error, trace)
+
+
+def is_key(name: str) -> bool:
+    """A relative path with forward slashes, valid Unicode, without empty, `.` or `..` segments.
+
+    The same rule for every store, so that a batch can move from one to another.
+    """
+    segments = name.split("/")
+    if "" in segments or "." in segments or ".." in segments or segments[0] == INTERNAL:
+        return False
+    return "\\" not in name and "\0" not in name and is_unicode(name)
+
+
+def check_key(key: str) -> str:
+    """The key itself. Raises: StoreError for a name that no object can have."""
+    if not is_key(key):
+        raise StoreError(
+            f"{key[:_SHOWN_CHARS]!r} cannot be a key: use a relative path with forward slashes, "
+            f"without empty, '.' or '..' segments and not below {INTERNAL}"
+        )
+    return key
+
+
+def is_unicode(name: str) -> bool:
+    """False for what the operating system could not decode (lone surrogates)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class SkippedKeys:
+    """Names in a store that cannot be keys: one line in the log for each, once. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
+
+    def note(self, name: str, why: str) -> None:
+        with self._lock:
+            if name in self._known or len(self._known) >= SKIPPED_KEYS_MAX:
+                return
+            self._known.add(name)
+        log.warning("store.skipped_keys", key=name.encode(errors="backslashreplace").decode(), error=why)

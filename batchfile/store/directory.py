@@ -12,44 +12,42 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import Self
 
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
-from batchfile.store import files, process_locks
-from batchfile.store.base import Entry, Object, Unchanged
+from batchfile.store import files
+from batchfile.store.base import INTERNAL, Entry, Object, SkippedKeys, Store, Unchanged, Writer, check_key, is_unicode
 from batchfile.store.files import CHUNK_BYTES, translated
-from batchfile.store.keys import INTERNAL, check_key, is_of_others, is_unicode
-from batchfile.store.locks import Locks
-from batchfile.store.skipped_keys import SkippedKeys
+from batchfile.store.locks import KeyLocks, ProcessLocks, remove_unlocked
 
+OTHERS = "inbox/"  # below it others write: no link is followed there
 LEFTOVER_AGE_S = 3600.0  # an unfinished write older than this, whose process is gone, is removed
 _ETAG_HEX_DIGITS = 32
 # What macOS, NFS and FUSE put beside files.
 _STRAY = re.compile(r"\.DS_Store|\._.*|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+")
 
 
-class DirectoryStore:
+class DirectoryStore(Store):
     """`fsync` False is for tests: what was acknowledged then survives a killed process, but not a power cut."""
 
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool = True) -> None:
         self._root = os.path.abspath(path)
         self._fsync = fsync
         self._locks_folder = os.path.join(self._root, INTERNAL, "locks")
-        self._locks = Locks(self._locks_folder)
-        self._owners = os.path.join(self._root, INTERNAL, "owners")
+        self._key_locks = KeyLocks(self._locks_folder)
+        processes = os.path.join(self._root, INTERNAL, "processes")
+        self._process_locks = ProcessLocks(processes)
         self._unfinished = os.path.join(self._root, INTERNAL, "unfinished")
         self._skipped_keys = SkippedKeys()
         with translated(self._root):
-            files.make_folders(self._owners, fsync=fsync)
-            files.make_folders(self._unfinished, fsync=fsync)
-            files.make_folders(self._locks_folder, fsync=fsync)
-            self._locks.make()
+            for folder in (processes, self._unfinished, self._locks_folder):
+                files.make_folders(folder, fsync=fsync)
+            self._key_locks.make()
             now = time.time()
-            files.remove_unlocked(self._unfinished, older_than=now - LEFTOVER_AGE_S)
-            process_locks.forget_old(self._owners, now)
+            remove_unlocked(self._unfinished, older_than=now - LEFTOVER_AGE_S)
+            self._process_locks.forget_old(now)
 
     @property
     def url(self) -> str:
@@ -58,7 +56,7 @@ class DirectoryStore:
     def get(self, key: str) -> Object | None:
         path = self._path(key)
         with translated(path):
-            fd = self._open(key, path)
+            fd = files.open_file(self._root, key, follow=not _is_of_others(key))
             if fd is None:
                 self._check_alive()
                 return None
@@ -85,7 +83,7 @@ class DirectoryStore:
             return Entry(key=key, size=len(document.data), etag=document.etag, modified_at=document.modified_at)
         path = self._path(key)
         with translated(path):
-            found = files.stat_file_below(self._root, key) if is_of_others(key) else files.stat_file(path)
+            found = files.stat_file(self._root, key, follow=not _is_of_others(key))
             if found is None:
                 self._check_alive()
                 return None
@@ -95,7 +93,7 @@ class DirectoryStore:
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
         path = self._path(key)
         with translated(path):
-            fd = self._open(key, path)
+            fd = files.open_file(self._root, key, follow=not _is_of_others(key))
         if fd is None:
             self._check_alive()
             raise ObjectMissing(f"{key} is not in the store {self._root}")
@@ -135,29 +133,22 @@ class DirectoryStore:
                 except StoreUnavailable:
                     raise
                 except StoreError as error:
-                    if not is_of_others(key):
+                    if not _is_of_others(key):
                         raise
-                    self._skipped_keys.say(key, str(error))
+                    self._skipped_keys.note(key, str(error))
                     continue
                 if entry is not None:
                     yield entry
-                elif is_of_others(key) and os.path.lexists(self._path(key)):
-                    self._skipped_keys.say(key, "a link, below a link, or no regular file: copy the file itself there")
+                elif _is_of_others(key) and os.path.lexists(self._path(key)):
+                    self._skipped_keys.note(key, "a link, below a link, or no regular file: copy the file itself there")
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with translated(path), self._locks.held(key):
+        with translated(path), self._key_locks.held(key):
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(path)
-            if not is_of_others(key):
+            if not _is_of_others(key):
                 files.remove_empty_folders(os.path.dirname(path), self._root)
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self.delete(key)
-
-    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
-        return 0  # its opening removes them
 
     def link(self, key: str, path: str) -> str | None:
         """A symbolic link: its etag changes with the file, and deleting the key leaves the file alone.
@@ -168,36 +159,38 @@ class DirectoryStore:
         with translated(target):
             if not os.path.exists(target):
                 raise ObjectMissing(f"{target} does not exist")
-            if files.stat_file(target) is None:
+            if files.stat_file("", target, follow=True) is None:
                 return None
         with translated(place):
             os.symlink(target, temporary)
-            self.publish(temporary, key, lambda: True)
+            self.publish(temporary, key)
         entry = self.head(key)
         return None if entry is None else entry.etag
 
-    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
-        return process_locks.hold_process_lock(self._owners, owner)
+    def hold_process_lock(self, process: str) -> AbstractContextManager[None]:
+        return self._process_locks.hold(process)
 
-    def is_process_dead(self, owner: str) -> bool:
-        return process_locks.is_process_dead(self._owners, owner)
+    def is_process_dead(self, process: str) -> bool:
+        return self._process_locks.is_dead(process)
 
     def check_locks(self) -> None:
         with translated(self._locks_folder):
-            self._locks.check()
+            self._key_locks.check()
 
-    def publish(self, temporary: str, key: str, holds: Callable[[], bool] | None) -> None:
-        """Let a finished file become the object `key`, if `holds` says so under the lock."""
+    def publish(self, temporary: str, key: str, *, absent: bool = False, match: str | None = None) -> None:
+        """Let a finished file become the object `key`, if the condition holds under the lock."""
         path = self._path(key)
         folder = os.path.dirname(path)
-        with self._locks.held(key):
-            if holds is not None and not holds():
+        is_conditional = absent or match is not None
+        with self._key_locks.held(key):
+            found = self.head(key) if is_conditional else None
+            if is_conditional and (found.etag if found is not None else None) != match:
                 raise PreconditionFailed(f"{key}: the condition of the write does not hold")
             files.rename(temporary, path, fsync=self._fsync)
-            # Whoever sees a record acts on it, so it is durable before anyone can see the next one.
-            if self._fsync and holds is not None:
+            # A process that sees a record acts on it, so it is durable before any process can see the next one.
+            if self._fsync and is_conditional:
                 files.sync_folder(folder)
-        if self._fsync and holds is None:
+        if self._fsync and not is_conditional:
             files.sync_folder(folder)
 
     def _check_alive(self) -> None:
@@ -219,9 +212,9 @@ class DirectoryStore:
             self._check_alive()
             return
         except PermissionError as error:
-            if not is_of_others(f"{folder}/"):
+            if not _is_of_others(f"{folder}/"):
                 raise
-            self._skipped_keys.say(folder, str(error))
+            self._skipped_keys.note(folder, str(error))
             return
         names.sort()
         for name in names:
@@ -236,12 +229,9 @@ class DirectoryStore:
         """Not what a system keeps beside the files."""
         if is_unicode(name):
             return _STRAY.fullmatch(name) is None
-        if is_of_others(f"{folder}/"):
-            self._skipped_keys.say(f"{folder}/{name}", "the name is not UTF-8: rename it")
+        if _is_of_others(f"{folder}/"):
+            self._skipped_keys.note(f"{folder}/{name}", "the name is not UTF-8: rename it")
         return False
-
-    def _open(self, key: str, path: str) -> int | None:
-        return files.open_file_below(self._root, key) if is_of_others(key) else files.open_file(path)
 
     def _path(self, key: str) -> str:
         return os.path.join(self._root, check_key(key))
@@ -250,8 +240,8 @@ class DirectoryStore:
         return os.path.join(self._unfinished, uuid.uuid4().hex)
 
 
-class _DirectoryWriter:
-    """Writes a file beside the objects; the rename at `commit` makes it one."""
+class _DirectoryWriter(Writer):
+    """Writes a file next to the objects; the rename at `commit` makes it one."""
 
     def __init__(self, store: DirectoryStore, key: str, path: str, temporary: str, *, fsync: bool) -> None:
         self._store = store
@@ -275,23 +265,8 @@ class _DirectoryWriter:
             if self._fsync:
                 files.sync_data(self._fd)
             found = os.fstat(self._fd)
-            self._store.publish(self._temporary, self._key, self._condition(absent, match))
+            self._store.publish(self._temporary, self._key, absent=absent, match=match)
         return _stat_etag(found, is_linked=False) if self._hash is None else self._hash.hexdigest()[:_ETAG_HEX_DIGITS]
-
-    def _condition(self, absent: bool, match: str | None) -> Callable[[], bool] | None:
-        if absent:
-            return lambda: files.stat_file(self._path) is None
-        if match is None:
-            return None
-
-        def matches() -> bool:
-            entry = self._store.head(self._key)
-            return entry is not None and entry.etag == match
-
-        return matches
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -299,6 +274,10 @@ class _DirectoryWriter:
         os.close(self._fd)
         with suppress(OSError):  # after a commit it is gone already
             os.unlink(self._temporary)
+
+
+def _is_of_others(key: str) -> bool:
+    return key.startswith(OTHERS)
 
 
 def _is_document(key: str) -> bool:

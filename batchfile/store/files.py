@@ -1,20 +1,23 @@
-"""Files and folders for the directory store: durable writes, locks, and the operating system's errors in ours.
+"""Files and folders for the directory store: durable writes, and the operating system's errors as ours.
 
-Knows no keys, no etags and no conditions.
+Knows no etags and no conditions.
 """
 
 import errno
-import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from batchfile.errors import StoreError, StoreFull, StoreUnavailable
 
 CHUNK_BYTES = 1024 * 1024
 _RENAME_ATTEMPTS = 100  # each lost to another process that has just removed the folder
-_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
+
+T = TypeVar("T")
+
+sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
 _FULL = {
     errno.ENOSPC: "the disk is full: free some space, then the work goes on",
@@ -39,10 +42,8 @@ _REFUSED = {
     errno.ENOTEMPTY: "a folder stands where an object should be: remove or rename it",
     errno.ENOLCK: "the file system has no locks: choose a local directory",
     errno.ENOTSUP: "the file system has no locks or links: choose a local directory",
-    errno.ENOENT: "the store's directory is gone, or can not be made there: restore it or choose another",
+    errno.ENOENT: "the store's directory is gone, or cannot be made there: restore it or choose another",
 }
-
-
 _NOTHING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # there is no such file, or a link in its place
 
 
@@ -60,80 +61,51 @@ def translated(path: str) -> Iterator[None]:
         raise StoreError(f"{path}: {_REFUSED.get(code) or error.strerror or error}") from error
 
 
-def is_file(found: os.stat_result) -> bool:
-    return stat.S_ISREG(found.st_mode)
+def open_file(root: str, key: str, *, follow: bool) -> int | None:
+    """A descriptor for reading, or None where there is no regular file. Never waits for the writer of a pipe.
 
-
-def open_file(path: str) -> int | None:
-    """A descriptor for reading, or None where there is no regular file. Never waits for the writer of a pipe."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if is_file(os.fstat(fd)):
+    Not `follow`: of a path that others write, where a link anywhere in it counts as nothing.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    fd = _found(root, key, follow, lambda name, folder_fd: os.open(name, flags, dir_fd=folder_fd))
+    if fd is None or stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
     return None
 
 
-def stat_file(path: str) -> os.stat_result | None:
-    """What a regular file (or a link to one) is like, or None where there is none."""
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found if is_file(found) else None
+def stat_file(root: str, key: str, *, follow: bool) -> os.stat_result | None:
+    """What a regular file is like, or None where there is none. `follow`: as `open_file`."""
+    found = _found(root, key, follow, lambda name, fd: os.stat(name, dir_fd=fd, follow_symlinks=follow))
+    return found if found is not None and stat.S_ISREG(found.st_mode) else None
 
 
-def open_file_below(root: str, key: str) -> int | None:
-    """As `open_file`, of a path that others write: a link anywhere in it is nothing."""
-    folder_fd = _folder_below(root, key)
-    if folder_fd is None:
-        return None
+def _found(root: str, key: str, follow: bool, do: Callable[[str, int | None], T]) -> T | None:
+    """`do` of a name and the folder that it is in, opened segment by segment if no link is to be followed.
+
+    None where there is nothing of this name.
+    """
+    fd: int | None = None
     try:
-        fd = os.open(os.path.basename(key), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder_fd)
+        if follow:
+            return do(os.path.join(root, key), None)
+        *folders, name = key.split("/")
+        for segment in [root, *folders]:
+            above, fd = fd, None
+            try:
+                flags = os.O_RDONLY | os.O_DIRECTORY | (0 if above is None else os.O_NOFOLLOW)
+                fd = os.open(segment, flags, dir_fd=above)
+            finally:
+                if above is not None:
+                    os.close(above)
+        return do(name, fd)
     except OSError as error:
         if error.errno in _NOTHING:
             return None
         raise
     finally:
-        os.close(folder_fd)
-    if is_file(os.fstat(fd)):
-        return fd
-    os.close(fd)
-    return None
-
-
-def stat_file_below(root: str, key: str) -> os.stat_result | None:
-    """As `stat_file`, of a path that others write: a link anywhere in it is nothing."""
-    folder_fd = _folder_below(root, key)
-    if folder_fd is None:
-        return None
-    try:
-        found = os.stat(os.path.basename(key), dir_fd=folder_fd, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in _NOTHING:
-            return None
-        raise
-    finally:
-        os.close(folder_fd)
-    return found if is_file(found) else None
-
-
-def _folder_below(root: str, key: str) -> int | None:
-    """The folder of `key`, opened segment by segment without following a link; None where there is none."""
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    for segment in key.split("/")[:-1]:
-        try:
-            below = os.open(segment, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-        except OSError as error:
-            if error.errno in _NOTHING:
-                return None
-            raise
-        finally:
+        if fd is not None:
             os.close(fd)
-        fd = below
-    return fd
 
 
 def read_all(fd: int) -> bytes:
@@ -147,10 +119,6 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def sync_data(fd: int) -> None:
-    _sync_data(fd)
 
 
 def sync_folder(folder: str) -> None:
@@ -201,62 +169,3 @@ def remove_empty_folders(folder: str, root: str) -> None:
         except OSError:  # not empty, or somebody's mount point: it stays
             return
         folder = os.path.dirname(folder)
-
-
-_locked: set[int] = set()
-
-
-def _let_go_in_child() -> None:
-    """A forked child shares its parent's locks and would keep those of a dead parent: it closes its copies."""
-    for fd in _locked:
-        with suppress(OSError):
-            os.close(fd)
-    _locked.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-def close_in_children(fd: int) -> None:
-    """Until `unlock`, a forked child closes its copy of this file."""
-    _locked.add(fd)
-
-
-def unlock(fd: int) -> None:
-    """Let go of the lock and close the file; nothing in a child that was forked in the meantime.
-
-    Only closed, it would stay locked for as long as another copy of the descriptor is open.
-    """
-    if fd not in _locked:
-        return
-    _locked.discard(fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    finally:
-        os.close(fd)
-
-
-def is_locked(path: str) -> bool | None:
-    """Does anybody hold a lock on the file? None where it is not there."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    close_in_children(fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        unlock(fd)
-    return False
-
-
-def remove_unlocked(folder: str, *, older_than: float) -> None:
-    """Remove the files that nobody holds and that were last written before `older_than`, and links as old."""
-    with os.scandir(folder) as found:
-        for entry in found:
-            with suppress(OSError):
-                is_old = entry.stat(follow_symlinks=False).st_mtime < older_than
-                if is_old and (entry.is_symlink() or is_locked(entry.path) is False):
-                    os.unlink(entry.path)

@@ -1,8 +1,10 @@
-"""Locks of a directory store: a fixed set of files, one chosen by the hash of a key, never deleted.
+"""File locks of a directory store. The operating system drops a lock with its process, however that ends.
 
-The operating system drops a lock with its process. One of a process that is stopped (Ctrl-Z, `docker pause`) stays with
-it and is never taken over, so that its waking up does no harm: who waits for it gives up after `WAIT_S`. The holder
-writes who it is into the file; that is for messages only, and decides nothing.
+Key locks: a fixed set of files, one chosen by the hash of a key, never deleted. A process that is stopped (Ctrl-Z,
+`docker pause`) keeps its lock, and no other takes it over, so that its waking up does no harm: a process that waits for
+it gives up after `WAIT_S`. The holder writes who it is into the file; that is for messages only, and decides nothing.
+
+Process locks: one file for each process, named by a hash, which tells whether the process lives.
 """
 
 import fcntl
@@ -13,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from random import uniform
 
-from batchfile.errors import StoreUnavailable
-from batchfile.store import files
+from batchfile.errors import StoreError, StoreUnavailable
+from batchfile.store.files import translated
 
 NUM_LOCKS = 64
 WAIT_S = 10.0  # for one holder, whoever of this process has seen it first; a sync on a busy disk may take seconds
@@ -24,9 +26,70 @@ _POLL_S_MIN = 0.0005
 _POLL_S_MAX = 0.02
 _HOLDER_BYTES = 160  # a pid, a host's name and a time
 _NOBODY = b" " * _HOLDER_BYTES
+FORGET_AFTER_S = 7 * 24 * 3600.0  # the lock file of a dead process is removed; its leases have expired long before
+_HOLD_ATTEMPTS = 50
+_HOLD_PAUSE_S = 0.02
+
+_locked: set[int] = set()  # descriptors of lock files
 
 
-class Locks:
+def _let_go_in_child() -> None:
+    """A forked child shares its parent's locks and would keep those of a dead parent: it closes its copies."""
+    for fd in _locked:
+        with suppress(OSError):
+            os.close(fd)
+    _locked.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def close_in_children(fd: int) -> None:
+    """Until `unlock`, a forked child closes its copy of this file."""
+    _locked.add(fd)
+
+
+def unlock(fd: int) -> None:
+    """Let go of the lock and close the file; nothing in a child that was forked in the meantime.
+
+    Only closed, it would stay locked for as long as another copy of the descriptor is open.
+    """
+    if fd not in _locked:
+        return
+    _locked.discard(fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
+
+
+def is_locked(path: str) -> bool | None:
+    """Does anybody hold a lock on the file? None where it is not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    close_in_children(fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        unlock(fd)
+    return False
+
+
+def remove_unlocked(folder: str, *, older_than: float) -> None:
+    """Remove the files that nobody holds and that were last written before `older_than`, and links as old."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            with suppress(OSError):
+                is_old = entry.stat(follow_symlinks=False).st_mtime < older_than
+                if is_old and (entry.is_symlink() or is_locked(entry.path) is False):
+                    os.unlink(entry.path)
+
+
+class KeyLocks:
     """`check` and `held` share what they have seen of holders, so a process waits once for each that is stopped."""
 
     def __init__(self, folder: str) -> None:
@@ -43,7 +106,7 @@ class Locks:
         """Alone with the lock of `key`, among threads and processes. Raises: StoreUnavailable after a bounded wait."""
         path = self._path(hashlib.sha256(key.encode()).digest()[0] % NUM_LOCKS)
         fd = os.open(path, os.O_RDWR)  # each time one of its own, so that threads exclude each other too
-        files.close_in_children(fd)
+        close_in_children(fd)
         try:
             self._wait(fd, path)
             os.pwrite(fd, _this_process(), 0)
@@ -53,7 +116,7 @@ class Locks:
                 with suppress(OSError):
                     os.pwrite(fd, _NOBODY, 0)
         finally:
-            files.unlock(fd)
+            unlock(fd)
 
     def check(self) -> None:
         """Raises: StoreUnavailable where a lock has had the same holder for `WAIT_S`. Waits for nothing.
@@ -63,7 +126,7 @@ class Locks:
         for n in range(NUM_LOCKS):
             path = self._path(n)
             fd = os.open(path, os.O_RDONLY)
-            files.close_in_children(fd)
+            close_in_children(fd)
             try:
                 if not _holder(fd).strip() and path not in self._seen:
                     continue
@@ -72,7 +135,7 @@ class Locks:
                 elif (held_s := self._look(fd, path)) >= WAIT_S:
                     raise StoreUnavailable(self._stuck(fd, held_s))
             finally:
-                files.unlock(fd)
+                unlock(fd)
 
     def _wait(self, fd: int, path: str) -> None:
         started_at, pause_s = time.monotonic(), _POLL_S_MIN
@@ -106,6 +169,44 @@ class Locks:
 
     def _path(self, n: int) -> str:
         return os.path.join(self._folder, f"{n:02d}")
+
+
+class ProcessLocks:
+    """Knows no leases and no records."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def hold(self, process: str) -> Iterator[None]:
+        """While entered, `process` lives. Raises: StoreError where another living process has this name."""
+        path = self._path(process)
+        with translated(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            os.utime(path)
+        close_in_children(fd)
+        try:
+            # `is_dead` of another process holds a shared lock for a moment, so one refusal says nothing yet.
+            for _ in range(_HOLD_ATTEMPTS):
+                if _try(fd, fcntl.LOCK_EX):
+                    break
+                time.sleep(_HOLD_PAUSE_S)
+            else:
+                raise StoreError(f"{process} is the name of another living process: give each runner a different name")
+            yield
+        finally:
+            unlock(fd)
+
+    def is_dead(self, process: str) -> bool:
+        """True where `process` once held its lock and no living process does now."""
+        return is_locked(self._path(process)) is False
+
+    def forget_old(self, now: float) -> None:
+        """Remove the locks of processes long dead. A missing one only means: unknown, wait for the lease to expire."""
+        remove_unlocked(self._folder, older_than=now - FORGET_AFTER_S)
+
+    def _path(self, process: str) -> str:
+        return os.path.join(self._folder, hashlib.sha256(process.encode()).hexdigest()[:32])
 
 
 def _try(fd: int, kind: int) -> bool:

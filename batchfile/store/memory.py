@@ -2,20 +2,18 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
 
 from batchfile.clock import Clock, SystemClock
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed
-from batchfile.store.base import Entry, Object, Unchanged
-from batchfile.store.keys import check_key
+from batchfile.store.base import Entry, Object, Store, Writer, check_key
 
 CHUNK_BYTES = 1024 * 1024
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """Everything under one lock; etags are hashes of the content. A test says who died with `kill`."""
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -35,10 +33,6 @@ class MemoryStore:
         if found is None:
             return None
         return Object(data=found.data, etag=found.etag, modified_at=found.modified_at, read_at=self._clock.now())
-
-    def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
-        found = self.get(key)
-        return "unchanged" if found is not None and found.etag == etag else found
 
     def head(self, key: str) -> Entry | None:
         found = self.get(key)
@@ -66,7 +60,7 @@ class MemoryStore:
             self._objects[key] = Object(data=data, etag=etag, modified_at=now, read_at=now)
         return etag
 
-    def writer(self, key: str, *, is_new: bool = False) -> "_MemoryWriter":
+    def writer(self, key: str, *, is_new: bool = False) -> Writer:
         return _MemoryWriter(self, key)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
@@ -80,33 +74,20 @@ class MemoryStore:
         with self._lock:
             self._objects.pop(key, None)
 
-    def delete_many(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self.delete(key)
-
-    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
-        return 0
-
-    def link(self, key: str, path: str) -> str | None:
-        return None
-
     @contextmanager
-    def hold_process_lock(self, owner: str) -> Iterator[None]:
-        self._dead.discard(owner)
+    def hold_process_lock(self, process: str) -> Iterator[None]:
+        self._dead.discard(process)
         yield
 
-    def is_process_dead(self, owner: str) -> bool:
-        return owner in self._dead
+    def is_process_dead(self, process: str) -> bool:
+        return process in self._dead
 
-    def check_locks(self) -> None:
-        """There are none that a process could keep."""
-
-    def kill(self, owner: str) -> None:
-        """From now on `owner` is known dead."""
-        self._dead.add(owner)
+    def kill(self, process: str) -> None:
+        """From now on `process` is known dead."""
+        self._dead.add(process)
 
 
-class _MemoryWriter:
+class _MemoryWriter(Writer):
     def __init__(self, store: MemoryStore, key: str) -> None:
         self._store = store
         self._key = check_key(key)
@@ -117,9 +98,6 @@ class _MemoryWriter:
 
     def commit(self) -> str:
         return self._store.put(self._key, bytes(self._data))
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,14 +7,12 @@ did not hold), `unavailable`, `failed`.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from batchfile.errors import ObjectMissing, PreconditionFailed, StoreUnavailable
-from batchfile.store.base import Entry, Object, Store, Unchanged, Writer
+from batchfile.store.base import Entry, Store, WrappedStore, WrappedWriter, Writer
 
 T = TypeVar("T")
 
@@ -33,11 +31,11 @@ class Call:
     outcome: str
 
 
-class MeteredStore:
+class MeteredStore(WrappedStore):
     """It is its inner store, with `figures`."""
 
     def __init__(self, inner: Store, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._clock = clock
         self._lock = threading.Lock()
         self._figures: dict[Call, Figure] = {}
@@ -47,51 +45,14 @@ class MeteredStore:
         with self._lock:
             return dict(self._figures)
 
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    def get(self, key: str) -> Object | None:
-        return self._timed("get", lambda: self._inner.get(key))
-
-    def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
-        return self._timed("get", lambda: self._inner.get_if_changed(key, etag))
-
-    def head(self, key: str) -> Entry | None:
-        return self._timed("head", lambda: self._inner.head(key))
-
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
         return self._drawn("stream", lambda: self._inner.stream(key, start, end, match=match))
 
-    def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
-        return self._timed("put", lambda: self._inner.put(key, data, absent=absent, match=match))
-
-    def writer(self, key: str, *, is_new: bool = False) -> "_MeteredWriter":
-        return _MeteredWriter(self, self._inner.writer(key, is_new=is_new))
+    def writer(self, key: str, *, is_new: bool = False) -> Writer:
+        return _MeteredWriter(self, key, self._inner.writer(key, is_new=is_new))
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         return self._drawn("list", lambda: self._inner.list(prefix, after=after))
-
-    def delete(self, key: str) -> None:
-        return self._timed("delete", lambda: self._inner.delete(key))
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        return self._timed("delete", lambda: self._inner.delete_many(keys))
-
-    def abort_uploads(self, prefix: str, *, older_s: float) -> int:
-        return self._timed("list", lambda: self._inner.abort_uploads(prefix, older_s=older_s))
-
-    def link(self, key: str, path: str) -> str | None:
-        return self._timed("link", lambda: self._inner.link(key, path))
-
-    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
-        return self._inner.hold_process_lock(owner)
-
-    def is_process_dead(self, owner: str) -> bool:
-        return self._inner.is_process_dead(owner)
-
-    def check_locks(self) -> None:
-        self._inner.check_locks()
 
     def count(self, verb: str, outcome: str, seconds: float) -> None:
         call = Call(verb, outcome)
@@ -102,7 +63,7 @@ class MeteredStore:
     def now(self) -> float:
         return self._clock()
 
-    def _timed(self, verb: str, do: Callable[[], T]) -> T:
+    def _call(self, verb: str, key: str, do: Callable[[], T]) -> T:
         started_at = self._clock()
         try:
             found = do()
@@ -138,21 +99,15 @@ class MeteredStore:
             self.count(verb, outcome, seconds)
 
 
-class _MeteredWriter:
-    def __init__(self, store: MeteredStore, inner: Writer) -> None:
+class _MeteredWriter(WrappedWriter):
+    """Counts once, when it is committed or fails."""
+
+    def __init__(self, store: MeteredStore, key: str, inner: Writer) -> None:
+        super().__init__(key, inner, self._spend)
         self._store = store
-        self._inner = inner
         self._seconds = 0.0
 
-    def write(self, data: bytes) -> None:
-        self._spend(lambda: self._inner.write(data))
-
-    def commit(self) -> str:
-        etag = self._spend(self._inner.commit)
-        self._store.count("write", "ok", self._seconds)
-        return etag
-
-    def _spend(self, do: Callable[[], T]) -> T:
+    def _spend(self, verb: str, key: str, do: Callable[[], T]) -> T:
         started_at = self._store.now()
         try:
             done = do()
@@ -160,16 +115,9 @@ class _MeteredWriter:
             self._store.count("write", outcome_of(error), self._seconds + self._store.now() - started_at)
             raise
         self._seconds += self._store.now() - started_at
+        if verb == "commit":
+            self._store.count("write", "ok", self._seconds)
         return done
-
-    def __enter__(self) -> Self:
-        self._inner.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, error, trace)
 
 
 def outcome_of(error: BaseException) -> str:

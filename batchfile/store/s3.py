@@ -6,7 +6,7 @@ attempt; `data` does. Etags are passed around without their quotes; `prove` lear
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from random import uniform
@@ -21,16 +21,11 @@ from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
 
 from batchfile.clock import Clock
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
-from batchfile.store.base import Entry, Object, Unchanged
+from batchfile.store.base import Entry, Object, SkippedKeys, Store, Unchanged, Writer, check_key, is_key
 from batchfile.store.conformance import FIT_STORES, Proof, prove_conditions
 from batchfile.store.conformance import PREFIX as PROOF_PREFIX
-from batchfile.store.keys import check_key, is_key
-from batchfile.store.s3_answers import NotModified, PastTheEnd
-from batchfile.store.s3_body import STREAM_BYTES_MIN, TooSlow, extent, read_chunks, read_record
-from batchfile.store.s3_deadline import bound
-from batchfile.store.s3_errors import bare, must_be_an_answer, translated
-from batchfile.store.s3_writer import S3Writer
-from batchfile.store.skipped_keys import SkippedKeys
+from batchfile.store.s3_requests import NotModified, PastTheEnd, bare, guard, translated
+from batchfile.store.s3_streams import STREAM_BYTES_MIN, S3Writer, TooSlow, extent, read_chunks, read_record
 
 DELETES_MAX = 1000  # of one request
 READ_ATTEMPTS = 5  # of a get or a stream, in a row without a byte of progress
@@ -52,7 +47,7 @@ _DEFAULT_REGION = "us-east-1"  # servers that know no regions accept this one
 T = TypeVar("T")
 
 
-class S3Store:
+class S3Store(Store):
     """`prefix` is a folder in the bucket, or empty for all of it. Credentials come from boto3's usual places."""
 
     def __init__(
@@ -71,8 +66,7 @@ class S3Store:
             self._control = session.client("s3", config=Config(**_CONTROL, **_BOTH), **place)
             self._data = session.client("s3", config=Config(**_DATA, **_BOTH), **place)
             for client in (self._control, self._data):
-                client.meta.events.register("after-call.s3", must_be_an_answer)
-                bound(client)
+                guard(client)
 
     @property
     def url(self) -> str:
@@ -156,7 +150,7 @@ class S3Store:
         with translated(key, is_conditional=True):
             return bare(self._control.put_object(**self._at(key), Body=data, **condition)["ETag"])
 
-    def writer(self, key: str, *, is_new: bool = False) -> "S3Writer":
+    def writer(self, key: str, *, is_new: bool = False) -> Writer:
         put = self._put_new if is_new else self.put
         return S3Writer(self._data, key, self._at(key), put=put, head=self.head)
 
@@ -182,30 +176,17 @@ class S3Store:
         raise StoreUnavailable(f"{key}: a write failed {READ_ATTEMPTS} times, at last: {refusal}") from refusal
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-        pages = self._data.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket,
-            Prefix=self._prefix + prefix,
-            **({"StartAfter": self._prefix + after} if after else {}),
-        )
-        iterator = iter(pages)
-        while True:
-            with translated(f"{self._url}: list {prefix}"):
-                page = next(iterator, None)
-            if page is None:
-                return
+        start = {"StartAfter": self._prefix + after} if after else {}
+        for page in self._pages("list_objects_v2", f"list {prefix}", prefix, **start):
             for item in page.get("Contents", ()):
-                key = item["Key"][len(self._prefix) :]
+                key, size = item["Key"][len(self._prefix) :], item["Size"]
                 if key <= after:
                     continue
                 if is_key(key):
-                    yield Entry(
-                        key=key,
-                        size=item["Size"],
-                        etag=bare(item["ETag"]),
-                        modified_at=item["LastModified"].timestamp(),
-                    )
-                elif item["Size"] or not key.endswith("/"):  # not what a console makes to show an empty folder
-                    self._skipped_keys.say(key, "the name can not be used: no empty, '.' or '..' segment, no backslash")
+                    modified_at = item["LastModified"].timestamp()
+                    yield Entry(key=key, size=size, etag=bare(item["ETag"]), modified_at=modified_at)
+                elif size or not key.endswith("/"):  # not what a console makes to show an empty folder
+                    self._skipped_keys.note(key, "the name cannot be used: no empty, '.' or '..' segment, no backslash")
 
     def delete(self, key: str) -> None:
         try:
@@ -234,19 +215,23 @@ class S3Store:
         return [error["Key"][len(self._prefix) :] for error in answer.get("Errors", ())]
 
     def abort_uploads(self, prefix: str, *, older_s: float) -> int:
-        pages = self._data.get_paginator("list_multipart_uploads").paginate(
-            Bucket=self._bucket, Prefix=self._prefix + prefix
-        )
-        num, iterator = 0, iter(pages)
-        while True:
-            with translated(f"{self._url}: list unfinished uploads"):
-                page = next(iterator, None)
-            if page is None:
-                return num
+        num = 0
+        for page in self._pages("list_multipart_uploads", "list unfinished uploads", prefix):
             now = _date_of(page)
             for upload in page.get("Uploads", ()):
                 if now - upload["Initiated"].timestamp() >= older_s:
                     num += self._abort(upload["Key"], upload["UploadId"])
+        return num
+
+    def _pages(self, operation: str, what: str, prefix: str, **more: str) -> Iterator[Any]:
+        paginator = self._data.get_paginator(operation)
+        pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **more))
+        while True:
+            with translated(f"{self._url}: {what}"):
+                page = next(pages, None)
+            if page is None:
+                return
+            yield page
 
     def _abort(self, full_key: str, upload_id: str) -> bool:
         """False: it is gone by now, or we may not."""
@@ -258,18 +243,6 @@ class S3Store:
         except StoreError:
             return False
         return True
-
-    def link(self, key: str, path: str) -> str | None:
-        return None
-
-    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def is_process_dead(self, owner: str) -> bool:
-        return False
-
-    def check_locks(self) -> None:
-        """There are none."""
 
     def _get(self, key: str, condition: dict[str, str]) -> Object | Unchanged | None:
         def read() -> Object | Unchanged | None:

@@ -8,15 +8,14 @@ happen (`before`) or has happened (`after`); what it raises is what the caller g
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 from batchfile.clock import Clock, SystemClock
 from batchfile.errors import PreconditionFailed, StoreError, StoreUnavailable
-from batchfile.store.base import Entry, Object, Store, Unchanged, Writer
+from batchfile.store.base import Object, Store, Unchanged, WrappedStore
 
 Phase = Literal["before", "after"]
 T = TypeVar("T")
@@ -71,7 +70,7 @@ class _Ghost:
     write: Callable[[], object]
 
 
-class FaultyStore:
+class FaultyStore(WrappedStore):
     """Without `on_call`, `faults` and `ills` it is its inner store. While `is_down`, every call is answered 503.
 
     `ills` may be changed at any time.
@@ -86,7 +85,7 @@ class FaultyStore:
         seed: int = 0,
         clock: Clock | None = None,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._on_call = on_call
         self._faults = faults or Faults()
         self._random = random.Random(seed)
@@ -97,10 +96,6 @@ class FaultyStore:
         self.is_down = False
         self.ills: list[Ill] = []
 
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
     def get(self, key: str) -> Object | None:
         return self._spoilt(self._inner.get(key)) if self._read(key) else self._inner.get(key)
 
@@ -109,10 +104,6 @@ class FaultyStore:
             return self._spoilt(self._inner.get(key))
         return self._inner.get_if_changed(key, etag)
 
-    def head(self, key: str) -> Entry | None:
-        self._read(key)
-        return self._inner.head(key)
-
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
         if self._read(key):
             return iter([NONSENSE])
@@ -120,23 +111,8 @@ class FaultyStore:
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
         data = bytes(data)  # a ghost must not see what the caller does with its buffer later
-        is_conditional = absent or match is not None
-        return self._write(
-            "put",
-            key,
-            lambda: self._inner.put(key, data, absent=absent, match=match),
-            is_conditional=is_conditional,
-        )
-
-    def writer(self, key: str, *, is_new: bool = False) -> "_FaultyWriter":
-        return _FaultyWriter(self, key, self._inner.writer(key, is_new=is_new))
-
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-        self._read(prefix)
-        return self._inner.list(prefix, after=after)
-
-    def delete(self, key: str) -> None:
-        self._write("delete", key, lambda: self._inner.delete(key))
+        write = lambda: self._inner.put(key, data, absent=absent, match=match)  # noqa: E731
+        return self._write("put", key, write, is_conditional=absent or match is not None)
 
     def delete_many(self, keys: Sequence[str]) -> None:
         """Each is a write of its own, so that it can be cut off in the middle."""
@@ -146,24 +122,16 @@ class FaultyStore:
     def abort_uploads(self, prefix: str, *, older_s: float) -> int:
         return self._inner.abort_uploads(prefix, older_s=older_s)
 
-    def link(self, key: str, path: str) -> str | None:
-        return self._write("link", key, lambda: self._inner.link(key, path))
-
-    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
-        return self._inner.hold_process_lock(owner)
-
-    def is_process_dead(self, owner: str) -> bool:
-        return self._inner.is_process_dead(owner)
-
-    def check_locks(self) -> None:
-        self._inner.check_locks()
-
     def release_ghosts(self) -> None:
         """Let every write that is still on its way happen now."""
         self._let_happen(float("inf"))
 
-    def commit(self, key: str, inner: Writer) -> str:
-        return self._write("commit", key, inner.commit)
+    def _call(self, verb: str, key: str, do: Callable[[], T]) -> T:
+        if verb in {"commit", "delete", "link"}:
+            return self._write(verb, key, do)
+        if verb != "write":  # the bytes of a writer are nothing before its commit
+            self._read(key)
+        return do()
 
     def _read(self, key: str) -> bool:
         """True: the answer is to be nonsense."""
@@ -234,25 +202,3 @@ class FaultyStore:
     def _chance(self) -> float:
         with self._lock:
             return self._random.random()
-
-
-class _FaultyWriter:
-    def __init__(self, store: FaultyStore, key: str, inner: Writer) -> None:
-        self._store = store
-        self._key = key
-        self._inner = inner
-
-    def write(self, data: bytes) -> None:
-        self._inner.write(data)
-
-    def commit(self) -> str:
-        return self._store.commit(self._key, self._inner)
-
-    def __enter__(self) -> Self:
-        self._inner.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, error, trace)

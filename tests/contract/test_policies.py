@@ -6,10 +6,10 @@ import gzip
 import inspect
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
 import pytest
@@ -28,11 +28,13 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import PresenceRecord
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.base import Entry, Object, Store, Unchanged, Writer
+from batchfile.store.base import Store, WrappedStore, Writer
 from batchfile.store.conformance import PREFIX as PROOF_PREFIX
 from batchfile.store.conformance import prove_conditions
 from batchfile.store.memory import MemoryStore
 from batchfile.types import RoutingTable
+
+T = TypeVar("T")
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "policies"
 ROLES = ("api", "move-done", "reader", "runner", "uploader")
@@ -73,53 +75,36 @@ def allows(roles: tuple[str, ...], action: str, key: str) -> bool:
     return False
 
 
-class Guarded:
+ACTION_OF = {
+    "get": "s3:GetObject",
+    "head": "s3:GetObject",
+    "stream": "s3:GetObject",
+    "put": "s3:PutObject",
+    "list": "s3:ListBucket",
+    "delete": "s3:DeleteObject",
+}
+
+
+class Guarded(WrappedStore):
     """A store in a bucket where only these roles' policies allow anything."""
 
     def __init__(self, inner: Store, *roles: str) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._roles = roles
-        self.url = inner.url
-        self.hold_process_lock = inner.hold_process_lock
-        self.is_process_dead = inner.is_process_dead
-        self.link = inner.link
 
     def _check(self, action: str, key: str) -> None:
         if not allows(self._roles, action, key):
             raise StoreError(f"{action} of {key} is not allowed to {' and '.join(self._roles)}")
 
-    def get(self, key: str) -> Object | None:
-        self._check("s3:GetObject", key)
-        return self._inner.get(key)
-
-    def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
-        self._check("s3:GetObject", key)
-        return self._inner.get_if_changed(key, etag)
-
-    def head(self, key: str) -> Entry | None:
-        self._check("s3:GetObject", key)
-        return self._inner.head(key)
-
-    def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
-        self._check("s3:GetObject", key)
-        return self._inner.stream(key, start, end, match=match)
-
-    def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
-        self._check("s3:PutObject", key)
-        return self._inner.put(key, data, absent=absent, match=match)
+    def _call(self, verb: str, key: str, do: Callable[[], T]) -> T:
+        if verb in ACTION_OF:
+            self._check(ACTION_OF[verb], key)
+        return do()
 
     def writer(self, key: str, *, is_new: bool = False) -> Writer:
         self._check("s3:PutObject", key)
         self._check("s3:AbortMultipartUpload", key)
         return self._inner.writer(key, is_new=is_new)
-
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-        self._check("s3:ListBucket", prefix)
-        return self._inner.list(prefix, after=after)
-
-    def delete(self, key: str) -> None:
-        self._check("s3:DeleteObject", key)
-        self._inner.delete(key)
 
     def abort_uploads(self, prefix: str, *, older_s: float) -> int:
         self._check("s3:ListBucketMultipartUploads", prefix)

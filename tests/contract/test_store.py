@@ -393,7 +393,7 @@ def test_bad_keys_are_refused(store: Store, key: str) -> None:
         lambda: list(store.stream(key)),
         lambda: store.writer(key),
     ):
-        with pytest.raises(StoreError, match="can not be a key"):
+        with pytest.raises(StoreError, match="cannot be a key"):
             use()
 
 

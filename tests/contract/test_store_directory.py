@@ -18,7 +18,7 @@ import structlog
 
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
 from batchfile.store.directory import LEFTOVER_AGE_S, DirectoryStore
-from batchfile.store.process_locks import FORGET_AFTER_S
+from batchfile.store.locks import FORGET_AFTER_S
 
 NUM_PROCESSES = 4
 NUM_INCREMENTS = 25
@@ -153,14 +153,14 @@ def test_an_owner_who_left_is_dead_until_it_holds_again(store: DirectoryStore) -
 def test_one_name_is_held_by_one(store: DirectoryStore) -> None:
     with (
         store.hold_process_lock("runner-1"),
-        pytest.raises(StoreError, match="a name of its own"),
+        pytest.raises(StoreError, match="a different name"),
         store.hold_process_lock("runner-1"),
     ):
         pass
 
 
 def test_files_of_owners_long_dead_are_swept_and_those_of_the_living_stay(store: DirectoryStore) -> None:
-    folder = Path(store.url, ".store", "owners")
+    folder = Path(store.url, ".store", "processes")
     with store.hold_process_lock("dead"):
         pass
     with store.hold_process_lock("recent"):
@@ -407,7 +407,7 @@ def test_what_is_passed_over_in_the_inbox_is_said_once(store: DirectoryStore, tm
         for _ in range(2):
             assert [entry.key for entry in store.list("inbox/")] == ["inbox/email/work.jsonl"]
         assert len(list(store.list("batches/"))) == 2
-    assert sorted(event["key"] for event in events if event["event"] == "store.passed_over") == sorted(said)
+    assert sorted(event["key"] for event in events if event["event"] == "store.skipped_keys") == sorted(said)
 
 
 def test_what_others_can_not_read_is_not_read_for_them(store: DirectoryStore, tmp_path: Path) -> None:
@@ -533,7 +533,7 @@ def test_a_store_whose_directory_is_gone_says_so(store: DirectoryStore) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /proc")
 def test_a_store_that_can_not_be_made_where_it_was_asked_for_says_so() -> None:
-    with pytest.raises(StoreError, match=r"/proc/here: .* can not be made there: .* choose another"):
+    with pytest.raises(StoreError, match=r"/proc/here: .* cannot be made there: .* choose another"):
         DirectoryStore("/proc/here")
 
 

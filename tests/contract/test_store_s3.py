@@ -20,11 +20,11 @@ from batchfile.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
-from batchfile.store import conformance, s3, s3_body, s3_writer
+from batchfile.store import conformance, s3, s3_streams
 from batchfile.store.conformance import prove_conditions
 from batchfile.store.open import open_store
 from batchfile.store.s3 import S3Store
-from batchfile.store.s3_writer import PART_BYTES
+from batchfile.store.s3_streams import PART_BYTES
 
 BUCKET = "contract"
 CLOSED_PORT = 9  # discard; nobody listens there
@@ -140,10 +140,10 @@ def test_a_record_that_comes_byte_by_byte_is_given_up(
     monkeypatch.setattr(s3, "READ_ATTEMPTS", 2)
     store.put("a.json", b"x" * 200)
     proxy.fault = lambda method, path, headers: "slow" if method == "GET" else "pass"
-    monkeypatch.setattr(s3_body, "RECORD_S", 0.1)
+    monkeypatch.setattr(s3_streams, "RECORD_S", 0.1)
     with pytest.raises(StoreUnavailable, match=r"a.json: only \d+ bytes came in 0 s"):
         store.get("a.json")
-    monkeypatch.setattr(s3_body, "RECORD_S", 600.0)
+    monkeypatch.setattr(s3_streams, "RECORD_S", 600.0)
     found = store.get("a.json")
     assert found is not None
     assert found.data == b"x" * 200
@@ -154,7 +154,7 @@ def test_a_stream_that_comes_byte_by_byte_is_read_again_and_then_given_up(
 ) -> None:
     data = os.urandom(200)
     store.put("a", data)
-    monkeypatch.setattr(s3_body, "STREAM_WINDOW_S", 0.1)
+    monkeypatch.setattr(s3_streams, "STREAM_WINDOW_S", 0.1)
     proxy.fault = Once("GET", "slow")
     assert read(store, "a") == data
     proxy.requests.clear()
@@ -162,7 +162,7 @@ def test_a_stream_that_comes_byte_by_byte_is_read_again_and_then_given_up(
     with pytest.raises(StoreUnavailable, match=r"only \d+ bytes came in 0 s"):
         read(store, "a")
     assert proxy.requests == ["GET"] * s3.SLOW_ATTEMPTS
-    monkeypatch.setattr(s3_body, "STREAM_BYTES_MIN", 1)  # slow as the server is, it is fast enough
+    monkeypatch.setattr(s3_streams, "STREAM_BYTES_MIN", 1)  # slow as the server is, it is fast enough
     assert read(store, "a") == data
 
 
@@ -171,9 +171,9 @@ def test_a_reader_that_takes_its_time_is_not_taken_for_a_slow_store(
 ) -> None:
     data = os.urandom(3 * 1024 * 1024)
     store.put("a", data)
-    monkeypatch.setattr(s3_body, "STREAM_WINDOW_S", 60.0)
+    monkeypatch.setattr(s3_streams, "STREAM_WINDOW_S", 60.0)
     clock = ManualClock()
-    monkeypatch.setattr(s3_body, "time", clock)
+    monkeypatch.setattr(s3_streams, "time", clock)
     proxy.requests.clear()
     found = []
     for chunk in store.stream("a"):
@@ -364,7 +364,7 @@ def test_parts_are_sent_several_at_a_time_and_become_one_object_in_order(
     store: S3Store, proxy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 5 * 1024 * 1024  # the least that S3 takes
-    monkeypatch.setattr(s3_writer, "PART_BYTES", size)
+    monkeypatch.setattr(s3_streams, "PART_BYTES", size)
     meeting = threading.Barrier(2)  # the first two go on only together
     parts: list[str] = []
 
@@ -518,7 +518,7 @@ def test_a_name_that_can_be_no_key_is_passed_over_and_said_once(moto: S3Store, f
     with structlog.testing.capture_logs() as events:
         for _ in range(2):
             assert [entry.key for entry in moto.list(f"{folder}/")] == [f"{folder}/good.jsonl"]
-    assert sorted(event["key"] for event in events if event["event"] == "store.passed_over") == sorted(names)
+    assert sorted(event["key"] for event in events if event["event"] == "store.skipped_keys") == sorted(names)
 
 
 def test_what_a_console_leaves_for_an_empty_folder_is_no_object(moto: S3Store, folder: str) -> None:

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from batchfile.errors import StoreUnavailable
-from batchfile.store import s3, s3_deadline
+from batchfile.store import s3, s3_requests
 from batchfile.store.s3 import S3Store
-from batchfile.store.s3_writer import PART_BYTES
+from batchfile.store.s3_streams import PART_BYTES
 
 TRICKLE_S = 0.05
 HELD_S = 30.0  # then the answer is whole: a caller that is still there was held
@@ -163,9 +163,9 @@ def store(server: SlowServer, s3_credentials: None) -> Iterator[S3Store]:
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch, server: SlowServer) -> Iterator[pytest.MonkeyPatch]:
-    monkeypatch.setattr(s3_deadline, "CALL_S", LIMIT_S)
-    monkeypatch.setattr(s3_deadline, "COMPLETE_S", LIMIT_S)
-    monkeypatch.setattr(s3_deadline, "SENT_BYTES_PER_S", 1024**3)
+    monkeypatch.setattr(s3_requests, "CALL_S", LIMIT_S)
+    monkeypatch.setattr(s3_requests, "COMPLETE_S", LIMIT_S)
+    monkeypatch.setattr(s3_requests, "SENT_BYTES_PER_S", 1024**3)
     monkeypatch.setattr(s3, "READ_ATTEMPTS", 1)
     yield monkeypatch
     server.slow, server.is_slow, server.rate = None, lambda line: True, 0.0
@@ -278,7 +278,7 @@ def test_a_large_object_over_a_slow_link_that_moves_is_written(
     store: S3Store, server: SlowServer, limits: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than a small one may, as the limit grows with its size."""
-    limits.setattr(s3_deadline, "SENT_BYTES_PER_S", len(LARGE) / HELD_S)
+    limits.setattr(s3_requests, "SENT_BYTES_PER_S", len(LARGE) / HELD_S)
     server.rate = len(LARGE) / (3 * LIMIT_S)
     started_at = time.monotonic()
     assert store.put("k", LARGE) == "x"
@@ -291,7 +291,7 @@ def test_a_connection_that_was_used_in_time_is_not_broken_off_later(
     for _ in range(3):
         assert store.put("k", b"1") == "x"
         time.sleep(LIMIT_S)
-    assert not s3_deadline._watch._calls
+    assert not s3_requests._watch._calls
 
 
 def test_what_is_broken_off_is_sent_again(server: SlowServer, limits: pytest.MonkeyPatch, s3_credentials: None) -> None:

@@ -124,11 +124,11 @@ class ProcessStore:
     def link(self, key: str, path: str) -> str | None:
         return None
 
-    def hold_process_lock(self, owner: str) -> AbstractContextManager[None]:
-        return self._inner.hold_process_lock(owner)
+    def hold_process_lock(self, process: str) -> AbstractContextManager[None]:
+        return self._inner.hold_process_lock(process)
 
-    def is_process_dead(self, owner: str) -> bool:
-        return self._inner.is_process_dead(owner)
+    def is_process_dead(self, process: str) -> bool:
+        return self._inner.is_process_dead(process)
 
     def check_locks(self) -> None:
         self._inner.check_locks()

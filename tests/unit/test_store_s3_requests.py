@@ -5,8 +5,8 @@ import pytest
 from urllib3.exceptions import ProtocolError
 
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
-from batchfile.store import s3_errors
-from batchfile.store.s3_answers import NotModified, PastTheEnd, error_of_answer
+from batchfile.store import s3_requests
+from batchfile.store.s3_requests import NotModified, PastTheEnd, error_of_answer
 
 READS = {
     301: StoreError,
@@ -62,7 +62,7 @@ def every_error_of_the_client() -> list[type[Exception]]:
 def test_every_error_of_the_client_becomes_ours(kind: type[Exception]) -> None:
     error = kind.__new__(kind)
     Exception.__init__(error, "as the client says it")
-    with pytest.raises(StoreError, match=r"a/b: .*as the client says it"), s3_errors.translated("a/b"):
+    with pytest.raises(StoreError, match=r"a/b: .*as the client says it"), s3_requests.translated("a/b"):
         raise error
 
 
@@ -80,5 +80,5 @@ def test_every_error_of_the_client_becomes_ours(kind: type[Exception]) -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_a_broken_connection_is_unavailable(error: Exception) -> None:
-    with pytest.raises(StoreUnavailable), s3_errors.translated("a/b"):
+    with pytest.raises(StoreUnavailable), s3_requests.translated("a/b"):
         raise error
