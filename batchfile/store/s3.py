@@ -1,7 +1,8 @@
 """An S3-compatible bucket as a store, with boto3. The one place that knows boto3.
 
-Two clients: `control` never retries a request by itself, because a repeated conditional write can refuse its own first
-attempt; `data` does. Etags are passed around without their quotes; `prove` learns whether the server wants them back.
+Two clients: `control`, for what is small, has short timeouts and never retries a request by itself, because a repeated
+conditional write can refuse its own first attempt; `data` is patient, and retries. Etags are passed around without
+their quotes; `prove` learns whether the server wants them back.
 """
 
 import time
@@ -28,6 +29,7 @@ from batchfile.store.s3_requests import NotModified, PastTheEnd, bare, guard, tr
 from batchfile.store.s3_streams import STREAM_BYTES_MIN, S3Writer, TooSlow, extent, read_chunks, read_record
 
 DELETES_MAX = 1000  # of one request
+CONTROL_BYTES_MAX = 128 * 1024  # of a conditional write; a larger one may take longer than `control` waits
 READ_ATTEMPTS = 5  # of a get or a stream, in a row without a byte of progress
 SLOW_ATTEMPTS = 2  # of a stream that is too slow, in a row
 READ_PAUSE_S = 0.1  # before the second attempt; doubles, jittered
@@ -143,12 +145,10 @@ class S3Store(Store):
         self._size_of(key, match)  # nothing was read, and the pin still holds or it is said
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
-        if not absent and match is None:
-            with translated(key):
-                return bare(self._data.put_object(**self._at(key), Body=data)["ETag"])
-        condition = {"IfNoneMatch": "*"} if absent else {"IfMatch": self._spelt(match or "")}
-        with translated(key, is_conditional=True):
-            return bare(self._control.put_object(**self._at(key), Body=data, **condition)["ETag"])
+        condition = {"IfNoneMatch": "*"} if absent else {} if match is None else {"IfMatch": self._spelt(match)}
+        client = self._control if condition and len(data) <= CONTROL_BYTES_MAX else self._data
+        with translated(key, is_conditional=bool(condition)):
+            return bare(client.put_object(**self._at(key), Body=data, **condition)["ETag"])
 
     def writer(self, key: str, *, is_new: bool = False) -> Writer:
         put = self._put_new if is_new else self.put

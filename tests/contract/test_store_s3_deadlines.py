@@ -285,6 +285,18 @@ def test_a_large_object_over_a_slow_link_that_moves_is_written(
     assert time.monotonic() - started_at > LIMIT_S
 
 
+def test_a_large_conditional_write_has_the_time_of_a_large_one(
+    server: SlowServer, limits: pytest.MonkeyPatch, s3_credentials: None
+) -> None:
+    limits.setattr(s3_requests, "SENT_BYTES_PER_S", len(LARGE) / HELD_S)
+    limits.setitem(s3._CONTROL, "read_timeout", LIMIT_S)
+    server.rate = len(LARGE) / (3 * LIMIT_S)
+    store = S3Store("b", endpoint_url=server.url)
+    assert store.put("k", LARGE, absent=True) == "x"
+    assert store.put("k", LARGE, match="x") == "x"
+    store.close()
+
+
 def test_a_connection_that_was_used_in_time_is_not_broken_off_later(
     store: S3Store, server: SlowServer, limits: pytest.MonkeyPatch
 ) -> None:
