@@ -13,8 +13,7 @@ from itertools import islice, takewhile
 import structlog
 
 from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged, StoreError
-from batchfile.files.records import FileRecord
-from batchfile.files.stored_files import read_file
+from batchfile.files.stored_files import FileRecord, read_file
 from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load

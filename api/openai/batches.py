@@ -11,7 +11,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from batchfile.files import stored_files
-from batchfile.files.records import file_input, source
+from batchfile.files.stored_files import file_input, source
 from batchfile.ledger import batches
 from batchfile.ledger.status import BatchStatus
 from batchfile.plan import pending

@@ -11,7 +11,7 @@ from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
 from batchfile.files import stored_files
-from batchfile.files.records import FileRecord
+from batchfile.files.stored_files import FileRecord
 from batchfile.ledger import keys
 from batchfile.ledger.records import FileRef
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from batchfile.files.records import file_input
+from batchfile.files.stored_files import file_input
 from batchfile.ledger import keys
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.expiry import remove_after

@@ -1,6 +1,7 @@
 """From what is stored to what OpenAI's clients read. Pure."""
 
-from batchfile.files.records import FileRecord, UploadRecord, file_input
+from batchfile.files.stored_files import FileRecord, file_input
+from batchfile.files.uploads import UploadRecord
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchStatus
 from batchfile.types import Usage

@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from batchfile.files import uploads
-from batchfile.files.records import UploadRecord
+from batchfile.files.uploads import UploadRecord
 
 from ..http.auth import Caller
 from ..http.errors import Refusal

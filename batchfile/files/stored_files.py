@@ -1,4 +1,5 @@
-"""Files that a tenant stored: written once, read, listed, removed. Knows no HTTP and does not look into them.
+"""Files that a tenant stored: written once, read, listed, removed, and made a batch of. Knows no HTTP and does not look
+into them.
 
 A document names the bytes and is written last. Once it is gone, nobody finds the file; the bytes stay for as long as
 a batch may run that was made of it.
@@ -7,16 +8,43 @@ a batch may run that was made of it.
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
-from batchfile.errors import RecordDamaged, StoreError, TooLarge
-from batchfile.files.records import FileRecord
+from batchfile.errors import BatchDamaged, InvalidFile, RecordDamaged, StoreError, TooLarge
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.expiry import remove_after
-from batchfile.ledger.records import encode
+from batchfile.ledger.origin import Source, facts_of, origin_of
+from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules, encode
 
 MARGIN_S = 3600.0  # an expired batch reads its input once more
+_KIND = "file"
+_ID_CHARS = len("batch_") + 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInput:
+    """The file that a batch was made of, and what every line of it asks for. Empty: nobody knows any more."""
+
+    file_id: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """A file that a tenant stored; its bytes are the object `key`. Never rewritten. Times: epoch seconds."""
+
+    file_id: str
+    tenant: str
+    filename: str
+    purpose: str
+    key: str
+    size: int
+    sha256: str
+    created_at: float
+    expires_at: float
+    version: int = VERSION
 
 
 def store_file(
@@ -28,24 +56,12 @@ def store_file(
     purpose: str,
     kept_s: float,
     bytes_max: int,
+    is_published: bool = True,
 ) -> FileRecord:
-    """Store the bytes, then the document. Raises: TooLarge, of which nothing stays; StoreUnavailable."""
-    record = write_data(ledger, tenant, chunks, filename=filename, purpose=purpose, kept_s=kept_s, bytes_max=bytes_max)
-    publish(ledger, record)
-    return record
+    """Store the bytes, then the document. Not `is_published`: the file does not exist before `publish`.
 
-
-def write_data(
-    ledger: Ledger,
-    tenant: str,
-    chunks: Iterable[bytes],
-    *,
-    filename: str,
-    purpose: str,
-    kept_s: float,
-    bytes_max: int,
-) -> FileRecord:
-    """Store the bytes of a file that does not exist before `publish`."""
+    Raises: TooLarge, of which nothing stays; StoreUnavailable.
+    """
     now = ledger.clock.now()
     file_id = keys.new_file_id(now, ledger.new_id())
     remove_after(ledger, keys.file_prefix(tenant, file_id), kept_s + _in_use_s(ledger))
@@ -60,7 +76,7 @@ def write_data(
             digest.update(chunk)
             writer.write(chunk)
         writer.commit()
-    return FileRecord(
+    record = FileRecord(
         file_id=file_id,
         tenant=tenant,
         filename=filename,
@@ -71,6 +87,9 @@ def write_data(
         created_at=now,
         expires_at=now + kept_s,
     )
+    if is_published:
+        publish(ledger, record)
+    return record
 
 
 def publish(ledger: Ledger, record: FileRecord) -> None:
@@ -79,13 +98,15 @@ def publish(ledger: Ledger, record: FileRecord) -> None:
 
 
 def read_file(ledger: Ledger, tenant: str, file_id: str) -> FileRecord | None:
-    """None where there is none, or none any more."""
+    """None where there is none, or none any more. By the store's clock: the one of this process may be ahead."""
     if not keys.is_file_id(file_id):
         return None
     found = load(ledger, keys.file_key(tenant, file_id), FileRecord)
-    if found is None or ledger.clock.now() >= found.record.expires_at:
+    if found is None:
         return None
-    return found.record
+    file = found.record
+    is_over = ledger.clock.now() >= file.expires_at and found.age_s >= file.expires_at - file.created_at
+    return None if is_over else file
 
 
 def list_file_ids(ledger: Ledger, tenant: str, *, after: str | None = None) -> Iterator[str]:
@@ -115,3 +136,32 @@ def remove_file(ledger: Ledger, tenant: str, file_id: str) -> bool:
 
 def _in_use_s(ledger: Ledger) -> float:
     return ledger.limits.completion_window_s + MARGIN_S
+
+
+def file_input(batch: BatchRecord) -> FileInput | None:
+    """None where the batch was not made of a stored file."""
+    if batch.origin is None and not batch.input.key and len(batch.batch_id) == _ID_CHARS:
+        # Its record is damaged, and the form of the id tells.
+        return FileInput(file_id="", endpoint="")
+    try:
+        return facts_of(batch, _KIND, FileInput)
+    except BatchDamaged:  # it is shown all the same
+        return FileInput(file_id=batch.origin.name if batch.origin else "", endpoint="")
+
+
+def source(
+    ledger: Ledger, file: FileRecord, *, endpoint: str, requests_max: int, kept_s: float | None = None
+) -> Source:
+    """What a batch is made of whose every line is a request to `endpoint`. `kept_s`: of its results.
+
+    Raises: InvalidFile where the bytes are gone; StoreUnavailable.
+    """
+    entry = ledger.store.head(file.key)
+    if entry is None:
+        raise InvalidFile(f"the bytes of {file.file_id} are gone; upload the file again")
+    return Source(
+        input=InputRef(key=file.key, etag=entry.etag, size=file.size, sha256=file.sha256, format="openai"),
+        origin=origin_of(_KIND, file.file_id, FileInput(file_id=file.file_id, endpoint=endpoint)),
+        rules=PlanRules(endpoint=endpoint, requests_max=requests_max),
+        kept_s=kept_s,
+    )

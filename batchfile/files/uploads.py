@@ -6,19 +6,42 @@ Whether it is completed or cancelled is decided by one conditional write of its 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from batchfile.errors import InvalidFile, ObjectChanged, ObjectMissing, StoreError, TooLarge
-from batchfile.files.records import FileRecord, UploadRecord
-from batchfile.files.stored_files import publish, write_data
-from batchfile.ledger import keys as ledger_keys
+from batchfile.files.stored_files import FileRecord, publish, store_file
+from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.expiry import remove_after
+from batchfile.ledger.records import VERSION
 
 UPLOAD_S = 3600.0  # then a pending one can be completed no more
 STORED_SHARE_MAX = 2  # of what was announced, all parts together
 KEPT_S = 24 * 3600.0  # then its record is gone too
+
+UploadState = Literal["pending", "completed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadRecord:
+    """A file that comes in parts. `size` in bytes of the whole, as announced; `file_kept_s` of what it becomes."""
+
+    upload_id: str
+    tenant: str
+    filename: str
+    mime_type: str
+    purpose: str
+    size: int
+    created_at: float
+    expires_at: float
+    file_kept_s: float
+    state: UploadState = "pending"
+    part_ids: tuple[str, ...] = ()
+    file: FileRecord | None = None
+    write_id: str = ""
+    version: int = VERSION
 
 
 def begin(
@@ -37,8 +60,8 @@ def begin(
         file_kept_s=file_kept_s,
         write_id=ledger.new_id(),
     )
-    remove_after(ledger, ledger_keys.upload_prefix(tenant, record.upload_id), KEPT_S)
-    swap(ledger, ledger_keys.upload_key(tenant, record.upload_id), record, None)
+    remove_after(ledger, keys.upload_prefix(tenant, record.upload_id), KEPT_S)
+    swap(ledger, keys.upload_key(tenant, record.upload_id), record, None)
     return record
 
 
@@ -48,7 +71,11 @@ def read_upload(ledger: Ledger, tenant: str, upload_id: str) -> UploadRecord | N
 
 
 def is_expired(ledger: Ledger, upload: UploadRecord) -> bool:
-    return upload.state == "pending" and ledger.clock.now() >= upload.expires_at
+    """By the store's clock. The one of this process, which may be ahead, says only when to look."""
+    if upload.state != "pending" or ledger.clock.now() < upload.expires_at:
+        return False
+    found = _find(ledger, upload.tenant, upload.upload_id)
+    return found is None or found.age_s >= upload.expires_at - upload.created_at
 
 
 def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, bytes_max: int) -> str:
@@ -57,9 +84,8 @@ def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, b
     _check_room(ledger, upload)
     part_id = f"part_{ledger.new_id()}"
     size = 0
-    with ledger.store.writer(
-        ledger_keys.upload_part_key(upload.tenant, upload.upload_id, part_id), is_new=True
-    ) as writer:
+    key = keys.upload_part_key(upload.tenant, upload.upload_id, part_id)
+    with ledger.store.writer(key, is_new=True) as writer:
         for chunk in chunks:
             size += len(chunk)
             if size > bytes_max:
@@ -89,14 +115,13 @@ def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, m
         if now is None or now.etag == found.etag:
             raise
         return complete(ledger, upload, part_ids, md5=md5)  # it was decided meanwhile, and then its parts went
-    wanted = replace(found.record, state="completed", part_ids=tuple(part_ids), file=file, write_id=ledger.new_id())
-    written = swap(ledger, ledger_keys.upload_key(upload.tenant, upload.upload_id), wanted, found)
-    if isinstance(written, Lost):
+    done = _decide(ledger, found, state="completed", part_ids=tuple(part_ids), file=file)
+    if done is None:
         ledger.store.delete(file.key)
         return complete(ledger, upload, part_ids, md5=md5)
-    _published(ledger, wanted)
+    _published(ledger, done)
     _remove_parts(ledger, upload)
-    return wanted
+    return done
 
 
 def cancel(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
@@ -105,18 +130,24 @@ def cancel(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
     if found is None or found.record.state == "cancelled":
         return upload if found is None else found.record
     _check_pending(ledger, found.record)
-    wanted = replace(found.record, state="cancelled", write_id=ledger.new_id())
-    written = swap(ledger, ledger_keys.upload_key(upload.tenant, upload.upload_id), wanted, found)
-    if isinstance(written, Lost):
+    done = _decide(ledger, found, state="cancelled")
+    if done is None:
         return cancel(ledger, upload)
     _remove_parts(ledger, upload)
-    return wanted
+    return done
+
+
+def _decide(ledger: Ledger, found: Stored[UploadRecord], **what: Any) -> UploadRecord | None:
+    """None: it was decided otherwise meanwhile."""
+    wanted = replace(found.record, write_id=ledger.new_id(), **what)
+    written = swap(ledger, keys.upload_key(wanted.tenant, wanted.upload_id), wanted, found)
+    return None if isinstance(written, Lost) else wanted
 
 
 def _find(ledger: Ledger, tenant: str, upload_id: str) -> Stored[UploadRecord] | None:
-    if not ledger_keys.is_upload_id(upload_id):
+    if not keys.is_upload_id(upload_id):
         return None
-    return load(ledger, ledger_keys.upload_key(tenant, upload_id), UploadRecord)
+    return load(ledger, keys.upload_key(tenant, upload_id), UploadRecord)
 
 
 def _check_pending(ledger: Ledger, upload: UploadRecord) -> None:
@@ -127,10 +158,15 @@ def _check_pending(ledger: Ledger, upload: UploadRecord) -> None:
 
 def _check_room(ledger: Ledger, upload: UploadRecord) -> None:
     """A part may be sent again, which is another one; what is stored is bounded all the same."""
-    prefix = f"{ledger_keys.upload_prefix(upload.tenant, upload.upload_id)}/part_"
-    stored = sum(entry.size for entry in ledger.store.list(prefix))
+    stored = sum(_list_parts(ledger, upload).values())
     if stored > STORED_SHARE_MAX * upload.size:
         raise InvalidFile(f"the upload announced {upload.size:,} bytes and {stored:,} have come; begin a new one")
+
+
+def _list_parts(ledger: Ledger, upload: UploadRecord) -> dict[str, int]:
+    """The key and the size of each part that is stored."""
+    prefix = f"{keys.upload_prefix(upload.tenant, upload.upload_id)}/part_"
+    return {entry.key: entry.size for entry in ledger.store.list(prefix)}
 
 
 def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None) -> FileRecord:
@@ -139,8 +175,8 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
     if len(set(part_ids)) != len(part_ids):
         raise InvalidFile("part_ids: one is named twice; name each part once, in order")
     for place, part_id in enumerate(part_ids):
-        key = ledger_keys.upload_part_key(upload.tenant, upload.upload_id, part_id)
-        entry = ledger.store.head(key) if ledger_keys.is_part_id(part_id) else None
+        key = keys.upload_part_key(upload.tenant, upload.upload_id, part_id)
+        entry = ledger.store.head(key) if keys.is_part_id(part_id) else None
         if entry is None:
             raise InvalidFile(f"part_ids[{place}]: {part_id[:80]!r} is no part of this upload")
         parts.append(key)
@@ -148,7 +184,7 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
     if size != upload.size:
         raise InvalidFile(f"part_ids: these parts have {size:,} bytes and the upload announced {upload.size:,}")
     digest = hashlib.md5(usedforsecurity=False)
-    file = write_data(
+    file = store_file(
         ledger,
         upload.tenant,
         _hashed(ledger, parts, digest),
@@ -156,6 +192,7 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
         purpose=upload.purpose,
         kept_s=upload.file_kept_s,
         bytes_max=upload.size,
+        is_published=False,
     )
     if md5 is not None and md5.lower() != digest.hexdigest():
         ledger.store.delete(file.key)
@@ -163,8 +200,8 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
     return file
 
 
-def _hashed(ledger: Ledger, keys: Iterable[str], digest: "hashlib._Hash") -> Iterator[bytes]:
-    for key in keys:
+def _hashed(ledger: Ledger, parts: Iterable[str], digest: "hashlib._Hash") -> Iterator[bytes]:
+    for key in parts:
         for chunk in ledger.store.stream(key):
             digest.update(chunk)
             yield chunk
@@ -172,7 +209,7 @@ def _hashed(ledger: Ledger, keys: Iterable[str], digest: "hashlib._Hash") -> Ite
 
 def _published(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
     """Whoever completed it may have been cut off before its file's document. One that was removed stays so."""
-    published = ledger_keys.upload_published_key(upload.tenant, upload.upload_id)
+    published = keys.upload_published_key(upload.tenant, upload.upload_id)
     if upload.file is not None and ledger.store.head(published) is None:
         publish(ledger, upload.file)
         ledger.store.put(published, b"")
@@ -181,7 +218,5 @@ def _published(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
 
 def _remove_parts(ledger: Ledger, upload: UploadRecord) -> None:
     """Best effort: expiry removes what stays."""
-    prefix = f"{ledger_keys.upload_prefix(upload.tenant, upload.upload_id)}/part_"
     with suppress(StoreError):
-        for entry in list(ledger.store.list(prefix)):
-            ledger.store.delete(entry.key)
+        ledger.store.delete_many(list(_list_parts(ledger, upload)))

@@ -1,4 +1,4 @@
-"""What a batch is made of, as those know it who make batches of their own kind: see `files/records.py` and
+"""What a batch is made of, as those know it who make batches of their own kind: see `files/stored_files.py` and
 `inbox/records.py`.
 """
 

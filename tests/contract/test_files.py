@@ -9,7 +9,8 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import InvalidFile, ObjectChanged, StoreUnavailable, TooLarge
 from batchfile.files import stored_files, uploads
-from batchfile.files.records import FileRecord, UploadRecord
+from batchfile.files.stored_files import FileRecord
+from batchfile.files.uploads import UploadRecord
 from batchfile.ledger import expiry
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
@@ -91,6 +92,16 @@ def test_a_clock_that_is_ahead_sweeps_nothing_before_its_time() -> None:
     ahead = replace(world.ledger, clock=ManualClock(world.clock.now() + 30 * DAY_S))
     assert expiry.sweep(ahead) == 0
     assert world.store.head(file.key) is not None
+
+
+def test_a_clock_that_is_ahead_expires_no_file_and_no_upload() -> None:
+    world = World()
+    file, upload = world.file(), world.upload()
+    ahead = replace(world.ledger, clock=ManualClock(world.clock.now() + 30 * DAY_S))
+    assert stored_files.read_file(ahead, "acme", file.file_id) == file
+    part = world.part(upload, b"abcdef")
+    assert not uploads.is_expired(ahead, upload)
+    assert uploads.complete(ahead, upload, [part], md5=None).state == "completed"
 
 
 def test_a_removed_files_bytes_stay_for_the_batches_that_were_made_of_it() -> None:

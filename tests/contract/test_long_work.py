@@ -14,8 +14,8 @@ from batchfile import long_work
 from batchfile.clock import Clock, ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
-from batchfile.files import records as file_records
-from batchfile.files.records import FileRecord
+from batchfile.files import stored_files
+from batchfile.files.stored_files import FileRecord
 from batchfile.inbox import records as inbox_records
 from batchfile.inbox.records import DroppedFile
 from batchfile.janitor import Janitor
@@ -95,7 +95,7 @@ class World:
             expires_at=0.0,
         )
         draft = batches.Draft(batch_id=batch_id, routing=ROUTING, defaults=Defaults(), created_at=time.time())
-        made_of = file_records.source(self.ledger, file, endpoint=URL, requests_max=100)
+        made_of = stored_files.source(self.ledger, file, endpoint=URL, requests_max=100)
         return pending.create(self.ledger, draft, made_of)
 
     def work(self, batch: BatchRecord) -> None:

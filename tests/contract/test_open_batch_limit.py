@@ -8,7 +8,7 @@ import pytest
 from api.http.errors import Refusal
 from api.open_batch_limit import FULL_S, Room
 from batchfile.clock import ManualClock
-from batchfile.files.records import FileRecord, source
+from batchfile.files.stored_files import FileRecord, source
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord

@@ -7,8 +7,8 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged
-from batchfile.files.records import FileInput, FileRecord, file_input
-from batchfile.files.records import source as source_of_file
+from batchfile.files.stored_files import FileInput, FileRecord, file_input
+from batchfile.files.stored_files import source as source_of_file
 from batchfile.inbox.records import DroppedFile, dropped_file, inbox_path
 from batchfile.inbox.records import source as source_of_dropped
 from batchfile.ledger import batches, keys

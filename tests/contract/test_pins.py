@@ -20,7 +20,7 @@ import pytest
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import PreconditionFailed
 from batchfile.files import stored_files, uploads
-from batchfile.files.records import FileRecord, source
+from batchfile.files.stored_files import FileRecord, source
 from batchfile.inbox import scan
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor

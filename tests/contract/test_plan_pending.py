@@ -9,7 +9,7 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, InvalidFile
 from batchfile.files import stored_files
-from batchfile.files.records import FileRecord, source
+from batchfile.files.stored_files import FileRecord, source
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger

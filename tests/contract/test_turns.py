@@ -8,7 +8,7 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
 from batchfile.files import stored_files
-from batchfile.files.records import FileRecord, source
+from batchfile.files.stored_files import FileRecord, source
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys, lease, shards
 from batchfile.ledger.base import Ledger

@@ -10,8 +10,8 @@ import openai
 import pytest
 
 from batchfile.client.resolve import open_service_ledger
-from batchfile.files import records as file_records
-from batchfile.files.records import FileRecord
+from batchfile.files import stored_files
+from batchfile.files.stored_files import FileRecord
 from batchfile.inbox import records as inbox_records
 from batchfile.inbox.records import DroppedFile
 from batchfile.inbox.scan import Inbox
@@ -54,7 +54,7 @@ def fill(ledger: Ledger) -> dict[str, list[str]]:
                 created_at=1e9,
                 expires_at=1e11,
             )
-            pending.create(ledger, draft, file_records.source(ledger, file, endpoint=CHAT, requests_max=1))
+            pending.create(ledger, draft, stored_files.source(ledger, file, endpoint=CHAT, requests_max=1))
         else:
             dropped = DroppedFile(key=name, etag="e", modified_at=1e9)
             pending.create(ledger, draft, inbox_records.source(dropped, 1))

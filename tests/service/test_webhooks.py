@@ -28,7 +28,7 @@ from api.ops.webhook_sender import AT_ONCE, WebhookSender, _Due, _Receiver
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
 from batchfile.files import stored_files
-from batchfile.files.records import source
+from batchfile.files.stored_files import source
 from batchfile.inbox import records as inbox_records
 from batchfile.inbox.records import DroppedFile
 from batchfile.inbox.scan import Inbox

@@ -20,7 +20,7 @@ from api.ops.janitor_thread import JanitorThread
 from api.ops.webhook_sender import WebhookSender
 from api.service import Service
 from batchfile.errors import BatchfileError, StoreError
-from batchfile.files.records import FileRecord, source
+from batchfile.files.stored_files import FileRecord, source
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import batches, idempotency, keys
 from batchfile.ledger.base import Ledger, Limits
