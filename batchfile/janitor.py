@@ -1,4 +1,4 @@
-"""Tidies: plans, expires and ends what nobody did, deletes what is old, sweeps what was never committed, heals markers.
+"""Plans, expires and ends what nobody did, deletes what is old, removes what was never committed, restores the queue.
 
 A tick lists the index and looks at what is due. Every verb in it may be cut off and repeated, by any number of
 processes at once; what one remembers only saves it requests.
@@ -52,7 +52,7 @@ class Janitor:
     With `inbox` it makes batches of what was dropped there. `on_ended` hears once of every ended batch that there is,
     whoever ended it and when. `defer` may take over what would take long: planning or ending a large batch. Remembers
     when each batch of the index is due again: an open one at the next tick, an ended or deleted one when its time
-    comes, and no later than `RELOOK_S`. What can not be undone happens by the store's clock: this one may be wrong, and
+    comes, and no later than `RELOOK_S`. What cannot be undone happens by the store's clock: this one may be wrong, and
     says only when to look.
     """
 
@@ -77,7 +77,7 @@ class Janitor:
         self._due: dict[str, float] = {}  # monotonic
         self._ended: set[str] = set()  # that were seen to have ended
         self._swept_at = float("-inf")
-        self._queues: dict[str, set[str]] = {}  # pool -> its markers, as they were listed in this tick
+        self._queues: dict[str, set[str]] = {}  # pool -> the keys of its queue, as they were listed in this tick
 
     def tick(self) -> None:
         """What nobody expects of one batch is logged, and holds up no other, nor does what the store refuses for one.
@@ -89,7 +89,7 @@ class Janitor:
         settle(self._ledger)
         if self._inbox is not None:
             with _harmless("inbox.failed"):
-                self._inbox.look()
+                self._inbox.look(self._aside)
         due = sorted(self._list_due(now))
         num_unanswered = 0
         for _, batch_id, key in due[:LOOKS_MAX]:
@@ -183,7 +183,7 @@ class Janitor:
         return None if self._defer(batch) else outbox.finish(ledger, batch.batch_id, runner=self._runner)
 
     def _repair_queue(self, status: BatchStatus) -> None:
-        """A pool that has work left and no marker of it would never begin."""
+        """A pool that has work left and no queue entry of it would never begin."""
         batch, store = status.batch, self._ledger.store
         lost = []
         for pool, progress in status.pools.items():
@@ -191,12 +191,12 @@ class Janitor:
                 continue
             if pool not in self._queues:
                 self._queues[pool] = {entry.key for entry in store.list(keys.queue_prefix(pool))}
-            marker = keys.queue_key(pool, batch.priority, batch.created_at, batch.batch_id)
-            if marker not in self._queues[pool]:
-                store.put(marker, b"")
+            key = keys.queue_key(pool, batch.priority, batch.created_at, batch.batch_id)
+            if key not in self._queues[pool]:
+                store.put(key, b"")
                 lost.append(pool)
         if lost:
-            log.warning("marker.healed", batch_id=batch.batch_id, pools=lost)
+            log.warning("queue.restored", batch_id=batch.batch_id, pools=lost)
             batches.notify(self._ledger, lost)
 
     def _look_at_remains(self, batch_id: str, index_key: str) -> float:
@@ -222,10 +222,9 @@ class Janitor:
 
     def _sweep_abandoned(self, batch_id: str, index_key: str) -> None:
         """A create that was cut off before its commit: fenced by a tombstone first, then swept with it."""
-        marker = self._ledger.store.get(index_key)
-        if marker is None:
-            return  # not abandoned: another janitor has just removed the last trace of it
-        if marker.age_s < self._ledger.limits.abandoned_s:
+        entry = self._ledger.store.get(index_key)
+        # None: not abandoned, another janitor has just removed the last trace of it.
+        if entry is None or entry.age_s < self._ledger.limits.abandoned_s:
             return
         if batches.fence_abandoned(self._ledger, batch_id):
             log.info("create.abandoned", batch_id=batch_id)

@@ -1,5 +1,6 @@
 """The documents that tell what came of a dropped file: how far it is, what it came to, why it came to nothing. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,6 +11,14 @@ from batchfile.errors import UNREADABLE
 from batchfile.inbox.records import DroppedFile
 from batchfile.ledger.records import BatchRecord, BatchState, FileRef, LineError
 from batchfile.types import Counts, Usage
+
+RESULTS = "results.jsonl"
+RESULTS_PARQUET = "results.parquet"
+ERRORS = "errors.jsonl"
+STATUS = "status.json"
+RECEIPT = "receipt.json"
+REJECTED = "rejected.json"
+KINDS = (RESULTS, RESULTS_PARQUET, ERRORS, STATUS, RECEIPT, REJECTED)
 
 Kind = TypeVar("Kind")
 
@@ -108,15 +117,6 @@ class About:
     input: Input
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """The files that were written of an ended batch. None: there is none of this kind."""
-
-    results: FileRef | None = None
-    results_parquet: FileRef | None = None
-    errors: FileRef | None = None
-
-
 def status_of(batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage, now: float) -> Status:
     return Status(
         batch_id=batch.batch_id,
@@ -133,8 +133,13 @@ def status_of(batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: U
 
 
 def receipt_of(
-    batch: BatchRecord, dropped: DroppedFile, pools: dict[str, Pool], written: Written, moved_to: str | None
+    batch: BatchRecord,
+    dropped: DroppedFile,
+    pools: dict[str, Pool],
+    written: Mapping[str, FileRef],
+    moved_to: str | None,
 ) -> Receipt:
+    """`written`: the files in the outbox, by their kind."""
     return Receipt(
         batch_id=batch.batch_id,
         reason=batch.reason or "completed",
@@ -142,9 +147,9 @@ def receipt_of(
         stage=batch.stage,
         pools=pools,
         input=input_of(batch, dropped, moved_to),
-        results=_file(written.results),
-        results_parquet=_file(written.results_parquet),
-        errors=_file(written.errors),
+        results=_file(written.get(RESULTS)),
+        results_parquet=_file(written.get(RESULTS_PARQUET)),
+        errors=_file(written.get(ERRORS)),
         counts=batch.counts,
         usage=batch.usage,
         created_at=batch.created_at,
@@ -160,7 +165,7 @@ def rejected_of(batch: BatchRecord, dropped: DroppedFile) -> Rejected:
     return Rejected(
         batch_id=batch.batch_id,
         input=input_of(batch, dropped),
-        message=batch.detail or "the file can not be read",
+        message=batch.detail or "the file cannot be read",
         errors=batch.problems,
     )
 

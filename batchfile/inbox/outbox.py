@@ -2,7 +2,7 @@
 
 Results and errors are a pure function of the ended batch, so that writing them twice gives the same bytes. The last
 word, a receipt or a rejection, is put over what lay there when the turn began and over nothing else: a process that
-slept can not have it after a newer version. Removals and large files have no condition; whose the outbox is, is asked
+slept cannot have it after a newer version. Removals and large files have no condition; whose the outbox is, is asked
 right before each.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
 import structlog
@@ -25,7 +26,8 @@ from batchfile.errors import (
     StoreUnavailable,
 )
 from batchfile.inbox import documents
-from batchfile.inbox.records import DroppedFile, dropped_file
+from batchfile.inbox.documents import ERRORS, KINDS, RECEIPT, REJECTED, RESULTS, RESULTS_PARQUET, STATUS
+from batchfile.inbox.records import ClaimRecord, DroppedFile, dropped_file
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
@@ -42,15 +44,17 @@ log = structlog.get_logger()
 
 STATUS_S = 15.0  # between two writes of one file's progress, by whoever; a new state is told at once
 
-RESULTS = "results.jsonl"
-RESULTS_PARQUET = "results.parquet"
-ERRORS = "errors.jsonl"
-STATUS = "status.json"
-RECEIPT = "receipt.json"
-REJECTED = "rejected.json"
-_KINDS = (RESULTS, RESULTS_PARQUET, ERRORS, STATUS, RECEIPT, REJECTED)
-
 _STATES: tuple[BatchState, ...] = ("planning", "open", "ending", "ended")
+
+
+def is_there(ledger: Ledger, version: DroppedFile | ClaimRecord) -> bool:
+    """Is this version the one in the inbox?"""
+    return _is_version(ledger.store.head(version.key), version)
+
+
+def _is_version(entry: Entry | None, version: DroppedFile | ClaimRecord) -> bool:
+    """As claims tell versions: the same bytes may have the same etag, put there again."""
+    return entry is not None and (entry.etag, int(entry.modified_at)) == (version.etag, int(version.modified_at))
 
 
 def is_replaced(ledger: Ledger, batch: BatchRecord) -> bool:
@@ -79,11 +83,6 @@ def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
         if known is not None and known.input.modified_at > dropped.modified_at:
             return False
     return True
-
-
-def _is_version(entry: Entry, dropped: DroppedFile) -> bool:
-    """As claims tell versions: the same bytes may have the same etag, put there again."""
-    return (entry.etag, int(entry.modified_at)) == (dropped.etag, int(dropped.modified_at))
 
 
 def report(ledger: Ledger, batch: BatchRecord, counts: Counts, usage: Usage) -> None:
@@ -137,7 +136,7 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
     if turn is None:
         return False
     try:
-        is_written = _write(ledger, batch, dropped, turn.beat)
+        is_written = _Publication(ledger, batch, dropped, turn.beat).write()
         turn.finish()
     except (LeaseLost, PreconditionFailed):
         turn.give_back()  # where it is still ours, the next try finds out whose the outbox is
@@ -165,7 +164,7 @@ def refuse(ledger: Ledger, file: Entry, message: str) -> bool:
     found = ledger.store.get(place)
     if found is not None and found.data == documents.encode(rejected):
         return True
-    for kind in _KINDS:
+    for kind in KINDS:
         if kind != REJECTED:
             ledger.store.delete(keys.outbox_key(file.key, kind))
     try:
@@ -193,66 +192,10 @@ def accept(ledger: Ledger, batch: BatchRecord) -> None:
         ledger.store.delete(place)
 
 
-def _write(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None]) -> bool:
-    """False, and nothing written: a newer version is there.
-
-    Raises: LeaseLost, PreconditionFailed where a newer version or another holder came meanwhile.
-    """
-
-    def check() -> None:
-        beat()
-        if not is_newest(ledger, dropped):
-            raise LeaseLost(f"{dropped.key}: a newer version has the outbox now")
-
-    is_rejected = batch.reason == "failed" and batch.results is None
-    last = keys.outbox_key(dropped.key, REJECTED if is_rejected else RECEIPT)
-    before = ledger.store.head(last)
-    if not is_newest(ledger, dropped):
-        return False
-    written = _write_files(ledger, batch, dropped, beat, check)
-    is_there = {
-        RESULTS: written.results is not None,
-        RESULTS_PARQUET: written.results_parquet is not None,
-        ERRORS: written.errors is not None,
-        REJECTED: is_rejected,
-        RECEIPT: not is_rejected,
-    }
-    for kind, stays in is_there.items():
-        if not stays:  # of an earlier version
-            check()
-            ledger.store.delete(keys.outbox_key(dropped.key, kind))
-    check()
-    _report(ledger, batch, dropped, batch.counts, batch.usage)
-    document: documents.Document
-    if is_rejected:
-        document = documents.rejected_of(batch, dropped)
-    else:
-        moves = dropped.move_done and batch.reason == "completed"
-        moved_to = _move(ledger, dropped, beat, check) if moves else None
-        document = documents.receipt_of(batch, dropped, _pools(ledger, batch), written, moved_to)
-    check()
-    _put_over(ledger, before, last, document)
-    return True
-
-
 def _put_over(ledger: Ledger, before: Object | Entry | None, key: str, document: documents.Document) -> None:
     """Raises: PreconditionFailed where something else is there now than was before."""
     etag = None if before is None else before.etag
     ledger.store.put(key, documents.encode(document), absent=etag is None, match=etag)
-
-
-def _write_files(
-    ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None], check: Callable[[], None]
-) -> documents.Written:
-    results = parquet = errors = None
-    if batch.results is not None:
-        results = _copy(ledger, keys.outbox_key(dropped.key, RESULTS), _in_format(ledger, batch), beat, check)
-        if dropped.wants_parquet:
-            parquet = _write_parquet(ledger, keys.outbox_key(dropped.key, RESULTS_PARQUET), batch.results, beat, check)
-    if batch.errors is not None and batch.errors.num_lines:
-        chunks = ledger.store.stream(batch.errors.key)
-        errors = _copy(ledger, keys.outbox_key(dropped.key, ERRORS), chunks, beat, check)
-    return documents.Written(results=results, results_parquet=parquet, errors=errors)
 
 
 def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
@@ -281,69 +224,114 @@ def _in_format(ledger: Ledger, batch: BatchRecord) -> Iterable[bytes]:
     return openai_file(chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=None)
 
 
-def _copy(
-    ledger: Ledger, key: str, chunks: Iterable[bytes], beat: Callable[[], None], check: Callable[[], None]
-) -> FileRef:
-    """`check` is called right before it becomes visible."""
-    with ledger.store.writer(key) as writer:
-        sink = _Sink(writer)
-        num_lines = 0
-        for chunk in chunks:
-            beat()
-            sink.write(chunk)
-            num_lines += chunk.count(b"\n")
-        check()
-        writer.commit()
-    return FileRef(key=key, size=sink.size, sha256=sink.digest.hexdigest(), num_lines=num_lines)
+class _Publication:
+    """Writes what came of an ended batch, while this process has the turn. `beat` renews it, and raises LeaseLost."""
 
+    def __init__(self, ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None]) -> None:
+        self._ledger = ledger
+        self._batch = batch
+        self._dropped = dropped
+        self._beat = beat
 
-def _write_parquet(
-    ledger: Ledger, key: str, results: FileRef, beat: Callable[[], None], check: Callable[[], None]
-) -> FileRef:
-    """As `_copy`; a row for each result."""
-    from batchfile.lines.parquet import write_results
+    def write(self) -> bool:
+        """False, and nothing written: a newer version is there.
 
-    def lines() -> Iterator[bytes]:
-        for line in iter_lines(ledger.store.stream(results.key), line_bytes_max=RESULT_BYTES_MAX):
-            beat()
-            yield line.data or b""
+        Raises: LeaseLost, PreconditionFailed where a newer version or another holder came meanwhile.
+        """
+        ledger, batch, dropped = self._ledger, self._batch, self._dropped
+        is_rejected = batch.reason == "failed" and batch.results is None
+        last = REJECTED if is_rejected else RECEIPT
+        before = ledger.store.head(self._key(last))
+        if not is_newest(ledger, dropped):
+            return False
+        written = self._write_files()
+        for kind in KINDS:
+            if kind not in {*written, STATUS, last}:  # of an earlier version
+                self._check()
+                ledger.store.delete(self._key(kind))
+        self._check()
+        _report(ledger, batch, dropped, batch.counts, batch.usage)
+        document: documents.Document
+        if is_rejected:
+            document = documents.rejected_of(batch, dropped)
+        else:
+            moved_to = self._move() if dropped.move_done and batch.reason == "completed" else None
+            document = documents.receipt_of(batch, dropped, _pools(ledger, batch), written, moved_to)
+        self._check()
+        _put_over(ledger, before, self._key(last), document)
+        return True
 
-    with ledger.store.writer(key) as writer:
-        sink = _Sink(writer)
-        write_results(lines(), cast(BinaryIO, sink))
-        check()
-        writer.commit()
-    return FileRef(key=key, size=sink.size, sha256=sink.digest.hexdigest(), num_lines=results.num_lines)
+    def _key(self, kind: str) -> str:
+        return keys.outbox_key(self._dropped.key, kind)
 
+    def _check(self) -> None:
+        self._beat()
+        if not is_newest(self._ledger, self._dropped):
+            raise LeaseLost(f"{self._dropped.key}: a newer version has the outbox now")
 
-def _move(ledger: Ledger, dropped: DroppedFile, beat: Callable[[], None], check: Callable[[], None]) -> str | None:
-    """Copy the file out of the inbox, then remove it there; where it is now. One that was replaced meanwhile stays."""
-    target = keys.done_key(dropped.key)
-    try:
+    def _write_files(self) -> dict[str, FileRef]:
+        """By their kind."""
+        batch, store, written = self._batch, self._ledger.store, dict[str, FileRef]()
+        if batch.results is not None:
+            chunks = _in_format(self._ledger, batch)
+            written[RESULTS] = self._write_object(self._key(RESULTS), lambda sink: sink.writelines(chunks))
+            if self._dropped.wants_parquet:
+                written[RESULTS_PARQUET] = self._write_parquet(batch.results)
+        if batch.errors is not None and batch.errors.num_lines:
+            lines = store.stream(batch.errors.key)
+            written[ERRORS] = self._write_object(self._key(ERRORS), lambda sink: sink.writelines(lines))
+        return written
+
+    def _write_object(self, key: str, fill: "Callable[[_Sink], object]") -> FileRef:
+        with self._ledger.store.writer(key) as writer:
+            sink = _Sink(writer, self._beat)
+            fill(sink)
+            self._check()  # right before it becomes visible
+            writer.commit()
+        return FileRef(key=key, size=sink.size, sha256=sink.digest.hexdigest(), num_lines=sink.num_lines)
+
+    def _write_parquet(self, results: FileRef) -> FileRef:
+        """A row for each result."""
+        from batchfile.lines.parquet import write_results
+
+        def lines() -> Iterator[bytes]:
+            for line in iter_lines(self._ledger.store.stream(results.key), line_bytes_max=RESULT_BYTES_MAX):
+                self._beat()
+                yield line.data or b""
+
+        fill = lambda sink: write_results(lines(), cast(BinaryIO, sink))  # noqa: E731
+        return replace(self._write_object(self._key(RESULTS_PARQUET), fill), num_lines=results.num_lines)
+
+    def _move(self) -> str | None:
+        """Copy the file out of the inbox, then remove it there; where it is now. A file that was replaced stays."""
+        store, dropped, target = self._ledger.store, self._dropped, keys.done_key(self._dropped.key)
         try:
-            _copy(ledger, target, ledger.store.stream(dropped.key, match=dropped.etag), beat, check)
-        except ObjectMissing:  # whoever was cut off here had moved it, or its owner took it away
-            return None if ledger.store.head(target) is None else target
-        check()
-        ledger.store.delete(dropped.key)
-    except ObjectChanged:
-        return None
-    except StoreUnavailable:
-        raise
-    except StoreError as error:  # not allowed, say
-        log.error("inbox.not_moved", key=dropped.key, error=str(error))
-        return None
-    log.info("inbox.moved", key=dropped.key, to=target)
-    return target
+            try:
+                chunks = store.stream(dropped.key, match=dropped.etag)
+                self._write_object(target, lambda sink: sink.writelines(chunks))
+            except ObjectMissing:  # a process that was cut off here had moved it, or its owner took it away
+                return None if store.head(target) is None else target
+            self._check()
+            store.delete(dropped.key)
+        except ObjectChanged:
+            return None
+        except StoreUnavailable:
+            raise
+        except StoreError as error:  # not allowed, say
+            log.error("inbox.not_moved", key=dropped.key, error=str(error))
+            return None
+        log.info("inbox.moved", key=dropped.key, to=target)
+        return target
 
 
 class _Sink(io.RawIOBase):
     """An object that is being written, as a file; counts and hashes what goes through."""
 
-    def __init__(self, writer: Writer) -> None:
-        self.size = 0
+    def __init__(self, writer: Writer, beat: Callable[[], None]) -> None:
+        self.size = self.num_lines = 0
         self.digest = hashlib.sha256()
         self._writer = writer
+        self._beat = beat
 
     def writable(self) -> bool:
         return True
@@ -352,8 +340,10 @@ class _Sink(io.RawIOBase):
         return self.size
 
     def write(self, data: Any) -> int:
+        self._beat()
         chunk = bytes(data)
         self._writer.write(chunk)
         self.digest.update(chunk)
         self.size += len(chunk)
+        self.num_lines += chunk.count(b"\n")
         return len(chunk)

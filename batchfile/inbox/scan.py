@@ -56,8 +56,8 @@ class _File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
-    """What the folder of a file and its options ask for: a stage, or one pool for everything."""
+class _Target:
+    """What the folder of a file and its options name: a stage, or one pool for everything."""
 
     routing: RoutingTable
     stage: str | None
@@ -82,19 +82,18 @@ class Inbox:
         self._move_done = move_done
         self._routing = routing
         self._schema_of = schema_of
-        self._aside = SetAside(ledger)
         self._known: dict[str, str] = {}  # key -> the version that was dealt with
         self._waiting: dict[str, tuple[str, float]] = {}  # key -> a version that may not be whole, and since when
 
-    def look(self) -> None:
-        """Make a batch of everything new. What the store refuses of one file holds up no other.
+    def look(self, aside: SetAside) -> None:
+        """Make a batch of everything new. What the store refuses of one file is set `aside`, and holds up no other.
 
         Raises: StoreError where the inbox cannot be listed, or no file is answered for; the next look goes on.
         """
         known, waiting, new = dict[str, str](), dict[str, tuple[str, float]](), list[_File]()
         options = dict[str, Entry]()  # in the order of a listing they come before their file
         for entry in self._ledger.store.list(keys.INBOX_PREFIX):
-            if _is_passed_over(entry.key):
+            if _is_skipped(entry.key):
                 continue
             if entry.key.endswith(OPTIONS_ENDING):
                 options[entry.key] = entry
@@ -102,7 +101,7 @@ class Inbox:
             file = _File(entry, options.get(_stem(entry.key) + OPTIONS_ENDING))
             if self._known.get(entry.key) == file.stamp:
                 known[entry.key] = file.stamp
-            elif self._is_quiet(file, waiting) and not self._aside.left_s(entry.key):
+            elif self._is_quiet(file, waiting) and not aside.left_s(entry.key):
                 new.append(file)
         self._known, self._waiting = known, waiting
         new.sort(key=lambda file: -file.entry.modified_at)
@@ -113,11 +112,11 @@ class Inbox:
                 if self._take(file):
                     self._known[key] = file.stamp
                 num_unanswered = 0
-                self._aside.worked(key, "plan")
+                aside.worked(key, "plan")
             except (StoreError, BatchDamaged) as error:  # of this file alone, perhaps: a name too long, say
-                if key not in self._aside.reasons():
+                if key not in aside.reasons():
                     log.error("inbox.failed", key=key, error=str(error))
-                self._aside.put(key, "plan", error)
+                aside.put(key, "plan", error)
                 num_unanswered = num_unanswered + 1 if isinstance(error, StoreUnavailable) else 0
                 if num_unanswered == UNANSWERED_MAX:
                     raise
@@ -135,7 +134,7 @@ class Inbox:
                 found = load(self._ledger, entry.key, ClaimRecord)
                 if found is None or found.age_s < CLAIM_KEPT_S:
                     return False
-                if not self._is_there(found.record):
+                if not outbox.is_there(self._ledger, found.record):
                     must_know(self._ledger, entry.key, found)
                     store.delete(entry.key)
                     return True
@@ -143,10 +142,6 @@ class Inbox:
 
         old = [entry for entry in store.list(keys.CLAIMS_PREFIX) if now - entry.modified_at >= CLAIM_KEPT_S]
         return do_each((entry for entry in old if entry.key not in there), remove, "inbox.failed")
-
-    def _is_there(self, claim: ClaimRecord) -> bool:
-        entry = self._ledger.store.head(claim.key)
-        return entry is not None and (entry.etag, int(entry.modified_at)) == (claim.etag, int(claim.modified_at))
 
     def _is_quiet(self, file: _File, waiting: dict[str, tuple[str, float]]) -> bool:
         """Written to long enough ago, by the file's own time or, should clocks differ, by how long we have seen it."""
@@ -161,22 +156,22 @@ class Inbox:
     def _take(self, file: _File) -> bool:
         """False: it changes under our eyes; look again."""
         entry = file.entry
-        wish: _Wish | InvalidFile
+        target: _Target | InvalidFile
         try:
-            wish = self._wish(file)
+            target = self._target(file)
         except InvalidFile as error:
-            wish = error
+            target = error
         found = self._ledger.store.head(entry.key)
         if found is None or (found.etag, found.size) != (entry.etag, entry.size):
             return False
-        if isinstance(wish, _Wish):
-            return self._claim(found, wish)
+        if isinstance(target, _Target):
+            return self._claim(found, target)
         # Who knows other pools may have taken it.
         if self._ledger.store.head(keys.claim_key(found.key, found.etag, found.modified_at)) is not None:
             return True
-        return outbox.refuse(self._ledger, found, str(wish))
+        return outbox.refuse(self._ledger, found, str(target))
 
-    def _claim(self, entry: Entry, wish: _Wish) -> bool:
+    def _claim(self, entry: Entry, target: _Target) -> bool:
         """False: the file is gone, or another.
 
         A claim is removed only when its version is gone for good. So the file is looked at once more after its claim
@@ -192,11 +187,10 @@ class Inbox:
             claim = found.record
             if claim.is_made:
                 return True
-            if not self._is_there(claim):
+            if not outbox.is_there(self._ledger, claim):
                 return False
             try:
-                made_of = source(self._dropped(claim, wish), entry.size)
-                batch = pending.create(self._ledger, self._draft(claim, wish), made_of)
+                batch = self._create(claim, entry.size, target)
             except BatchDamaged:
                 standing = load(self._ledger, keys.batch_key(claim.batch_id), BatchRecord)
                 if standing is None:
@@ -220,25 +214,22 @@ class Inbox:
             created_at=self._ledger.clock.now(),
         )
 
-    def _draft(self, claim: ClaimRecord, wish: _Wish) -> Draft:
-        options = wish.options
-        return Draft(
+    def _create(self, claim: ClaimRecord, size: int, target: _Target) -> BatchRecord:
+        options = target.options
+        draft = Draft(
             batch_id=claim.batch_id,
-            routing=wish.routing,
+            routing=target.routing,
             defaults=Defaults(
                 max_tokens=options.max_tokens,
                 temperature=options.temperature,
-                output_schema=self._schema_of(wish.stage),
+                output_schema=self._schema_of(target.stage),
             ),
-            stage=wish.stage,
+            stage=target.stage,
             priority=options.priority,
             created_at=claim.created_at,
             deadline=None if options.deadline is None else options.deadline.timestamp(),
         )
-
-    def _dropped(self, claim: ClaimRecord, wish: _Wish) -> DroppedFile:
-        options = wish.options
-        return DroppedFile(
+        dropped = DroppedFile(
             key=claim.key,
             etag=claim.etag,
             modified_at=claim.modified_at,
@@ -246,8 +237,9 @@ class Inbox:
             callback=options.callback,
             move_done=self._move_done if options.move_done is None else options.move_done,
         )
+        return pending.create(self._ledger, draft, source(dropped, size))
 
-    def _wish(self, file: _File) -> _Wish:
+    def _target(self, file: _File) -> _Target:
         """Raises: InvalidFile that says what is wrong with the name or the options."""
         key = file.entry.key
         path = key.removeprefix(keys.INBOX_PREFIX)
@@ -264,7 +256,7 @@ class Inbox:
         folder, slash, _ = path.partition("/")
         stage = options.stage or (folder if slash else None)
         if stage in self._routing.stages:
-            return _Wish(routing=self._routing, stage=stage, options=options)
+            return _Target(routing=self._routing, stage=stage, options=options)
         if options.stage is not None:
             known = ", ".join(sorted(self._routing.stages))
             raise InvalidFile(f"{key}: its options name the stage {options.stage!r}; stages are {known}")
@@ -272,7 +264,7 @@ class Inbox:
             raise InvalidFile(f"{key}: lies in no folder; put it into one of {self._folders()} under inbox/")
         for pool, models in self._routing.pools.items():
             if folder == pool or path.startswith(tuple(f"{model}/" for model in models)):
-                return _Wish(routing=replace(self._routing, everything=pool), stage=None, options=options)
+                return _Target(routing=replace(self._routing, everything=pool), stage=None, options=options)
         raise InvalidFile(f"{key}: {folder!r} is no stage, pool or model; put it into one of {self._folders()}")
 
     def _options(self, entry: Entry | None) -> Options:
@@ -288,7 +280,7 @@ class Inbox:
         return ", ".join(sorted({*self._routing.stages, *self._routing.pools}))
 
 
-def _is_passed_over(key: str) -> bool:
+def _is_skipped(key: str) -> bool:
     """Hidden, or not whole by its name: its writer will rename it."""
     return key.endswith(_UNFINISHED) or any(segment.startswith(".") for segment in key.split("/"))
 

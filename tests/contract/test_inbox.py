@@ -29,6 +29,7 @@ from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.purge import purge
 from batchfile.ledger.records import decode, encode
+from batchfile.ledger.set_aside import SetAside
 from batchfile.lines import converter
 from batchfile.plan import pending
 from batchfile.plan.planner import plan_input
@@ -304,7 +305,7 @@ def test_a_batch_that_can_not_be_read_is_not_made_again(still: World) -> None:
 
     faulty = Ledger(store=FaultyStore(still.store, on_call=die), clock=still.clock, rng=random.Random(3))
     with pytest.raises(Killed):
-        Inbox(faulty, POOLS).look()
+        Inbox(faulty, POOLS).look(SetAside(faulty))
     (batch,) = (entry.key for entry in still.store.list("batches/"))
     still.store.put(batch, b'{"version": 99}')
     still.new_janitor("older").tick()
@@ -343,7 +344,7 @@ def test_a_batch_that_was_deleted_before_its_claim_said_that_it_was_made_is_not_
 
     faulty = Ledger(store=FaultyStore(still.store, on_call=die), clock=still.clock, rng=random.Random(3))
     with pytest.raises(Killed):
-        Inbox(faulty, POOLS).look()
+        Inbox(faulty, POOLS).look(SetAside(faulty))
     made = still.only()
     if is_damaged:
         place = damage.place_of(still.ledger, "default", made.batch_id)
@@ -357,7 +358,7 @@ def test_a_batch_that_was_deleted_before_its_claim_said_that_it_was_made_is_not_
         batches.finish(still.ledger, made.batch_id, runner="r")
         batches.delete(still.ledger, made.batch_id)
         purge(still.ledger, made.batch_id)
-    Inbox(still.ledger, POOLS).look()
+    Inbox(still.ledger, POOLS).look(SetAside(still.ledger))
     assert still.batches() == []
     (claim,) = still.store.list("inbox-claims/")
     found = still.store.get(claim.key)
@@ -420,6 +421,16 @@ def test_a_name_for_which_not_even_a_rejection_fits_does_not_run(tmp_path: Path)
             world.janitor.tick()
     assert world.batches() == []
     assert [event["key"] for event in events if event["event"] == "inbox.failed"] == [f"inbox/{path}"]
+
+
+def test_a_file_that_the_store_refuses_is_counted_among_what_its_process_has_set_aside(tmp_path: Path) -> None:
+    world = World(DirectoryStore(tmp_path / "store", fsync=False))
+    path = f"mistral/{'n' * 245}.jsonl"
+    world.drop(path, native("a"))
+    os.utime(tmp_path / "store" / "inbox" / path, (1.0, 1.0))
+    aside = SetAside(world.ledger)
+    Janitor(world.ledger, runner="s", inbox=Inbox(world.ledger, POOLS), aside=aside).tick()
+    assert list(aside.reasons()) == [f"inbox/{path}"]
 
 
 def test_the_same_bytes_put_there_again_end_the_batch_that_runs(still: World) -> None:

@@ -13,6 +13,7 @@ from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import SetAside
 from batchfile.store.memory import MemoryStore
 from batchfile.testing.faulty_store import FaultyStore, Phase
 from tests.contract.inbox_kit import POOLS, World, native, still
@@ -135,7 +136,7 @@ def test_a_version_that_ends_after_a_newer_one_was_moved_tells_nothing(still: Wo
     still.store.put("inbox/mistral/a.batch.toml", b"move_done = true")
     still.drop(PATH, native("new"))
     still.clock.sleep(10.0)
-    Inbox(still.ledger, POOLS).look()
+    Inbox(still.ledger, POOLS).look(SetAside(still.ledger))
     new = still.batches()[-1]
     outbox.report(still.ledger, new, new.counts, new.usage)
     still.store.delete(f"inbox/{PATH}")
@@ -152,7 +153,7 @@ def test_an_older_version_that_a_wrong_clock_took_up_is_not_the_last_word_once_t
     assert still.clock is not None
     still.drop(PATH, native("old"))
     ahead = ManualClock(still.clock.now() + 30 * 86400.0)
-    Inbox(Ledger(store=still.store, clock=ahead, rng=random.Random(3)), POOLS).look()
+    Inbox(Ledger(store=still.store, clock=ahead, rng=random.Random(3)), POOLS).look(SetAside(still.ledger))
     old = still.only()
     batches.end(still.ledger, old.batch_id, "input_changed", "replaced")
     if is_refused:
@@ -160,7 +161,7 @@ def test_an_older_version_that_a_wrong_clock_took_up_is_not_the_last_word_once_t
     still.clock.sleep(10.0)
     still.drop(PATH, native("new"))
     still.clock.sleep(10.0)
-    Inbox(still.ledger, POOLS).look()
+    Inbox(still.ledger, POOLS).look(SetAside(still.ledger))
     (new, *_) = still.batches()
     if not is_refused:
         assert new.batch_id != old.batch_id

@@ -17,6 +17,7 @@ from batchfile.inbox.records import DroppedFile
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
+from batchfile.ledger.set_aside import SetAside
 from batchfile.plan import pending
 from batchfile.settings import load_settings
 from batchfile.types import Defaults
@@ -136,5 +137,5 @@ def test_ids_of_dropped_files_are_not_like_those_of_uploaded_ones(tmp_path: Any)
     ledger.store.put("inbox/email/a.jsonl", json.dumps(line).encode() + b"\n")
     inbox = Inbox(ledger, load_settings().routing())
     while not (made := [entry.key for entry in ledger.store.list("batches/")]):
-        inbox.look()
+        inbox.look(SetAside(ledger))
     assert len(made[0].split("/")[1]) == len("batch_") + 24

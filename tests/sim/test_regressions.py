@@ -17,6 +17,7 @@ from batchfile.ledger import batches, idempotency, keys, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import encode
+from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.shards import ShardLease
 from batchfile.ledger.status import StatusReader
 from batchfile.lines.result import FinishedLine
@@ -234,7 +235,7 @@ def drop(ledger: Ledger, text: bytes) -> None:
 
 
 def look(ledger: Ledger) -> None:
-    Inbox(ledger, LOCAL_POOL).look()
+    Inbox(ledger, LOCAL_POOL).look(SetAside(ledger))
 
 
 def inputs(ledger: Ledger) -> list[str]:
