@@ -27,11 +27,9 @@ from .anthropic import batches as anthropic_batches
 from .anthropic import models
 from .http import errors
 from .http.auth import AuthMiddleware, Caller
-from .http.docs_pages import Pages
-from .http.documents import check_document
 from .http.negotiation import NegotiatedFormat
-from .http.openapi import StrictSchemas, document_config
-from .http.queries import Parameters, check_query, known_parameters
+from .http.openapi import Pages, StrictSchemas, document_config
+from .http.request_bodies import Parameters, check_document, check_query, known_parameters
 from .native import rerun_routes, routes
 from .openai import batches as openai_batches
 from .openai import files, uploads
@@ -42,7 +40,7 @@ from .ops.janitor_thread import JanitorThread
 from .ops.metrics import Metrics
 from .ops.pools import Fleet
 from .ops.store_health import StoreHealth
-from .ops.webhook_sender import WebhookSender
+from .ops.webhooks import WebhookSender
 from .service import Service
 
 LONG_THREADS = 2  # plan large files, and as many end large batches

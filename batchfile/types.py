@@ -24,6 +24,11 @@ Vector = tuple[float, ...] | str  # numbers, or float32s (little-endian) in base
 # The limits of one batch.
 REQUESTS_MAX = 10_000_000
 LINE_BYTES_MAX = 16 * 1024 * 1024
+METADATA_MAX = 16  # pairs
+METADATA_NAME_CHARS_MAX = 64
+METADATA_VALUE_CHARS_MAX = 512
+
+TENANT = "default"  # of a service without keys, and of local runs
 
 
 class ToolCall(Struct, frozen=True):

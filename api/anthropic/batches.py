@@ -13,13 +13,12 @@ from litestar.params import FromPath, QueryParameter
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.stage import stage_document, stage_lines
 
-from ..http.addresses import own_url
 from ..http.auth import Caller
 from ..http.errors import Refusal
 from ..http.negotiation import BATCHES, NegotiatedFormat
-from ..http.openapi_responses import CREATE, JSON_LINES, OR_LINES, READ, STAGE_RESULTS, problems
+from ..http.openapi import CREATE, JSON_LINES, OR_LINES, READ, STAGE_RESULTS, problems
 from ..http.request_bodies import JSON_OR_LINES, create_from
-from ..http.streams import stream
+from ..http.responses import own_url, stream
 from ..native import schemas as native_schemas
 from ..native import serializers as native_serializers
 from ..ops.background import BackgroundTasks

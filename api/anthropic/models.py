@@ -11,7 +11,7 @@ from batchfile.routing import route
 
 from ..http.errors import Refusal
 from ..http.negotiation import NegotiatedFormat
-from ..http.openapi_responses import READ, problems
+from ..http.openapi import READ, problems
 from ..native import schemas as native_schemas
 from ..service import PAGE_MAX, Service
 from . import schemas as anthropic_schemas

@@ -9,12 +9,13 @@ answer that has no end of its own is cut off, in a way that its reader notices.
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import json
 import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,10 +26,10 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchfile.settings import Settings
 from batchfile.settings_tables import ApiKey
+from batchfile.types import TENANT
 
 from ..ops.store_health import StoreHealth
 from .errors import Refusal
-from .guard import check_browser, check_reading
 from .negotiation import NegotiatedFormat, needs_other_format, negotiate, problem
 
 log = structlog.get_logger()
@@ -45,7 +46,10 @@ DEFAULT_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
-ANYONE = "default"  # the tenant of a service without keys, and of local runs
+# A proxy in front may go by the first of two and this service by the last.
+SAID_ONCE = frozenset({b"host", b"authorization", b"x-api-key", b"transfer-encoding", b"idempotency-key"})
+# Names that no public name server answers for, so that no page of somebody else can have them.
+PRIVATE_ENDINGS = (".localhost", ".internal", ".local")
 
 Headers = dict[bytes, bytes]
 
@@ -165,7 +169,7 @@ class AuthMiddleware:
 
     def _caller(self, headers: Headers) -> Caller | None:
         if not self._keys:
-            return Caller(tenant=ANYONE, key=ANYONE)
+            return Caller(tenant=TENANT, key=TENANT)
         owners = [_owner(self._keys, key) for key in _keys_in(headers)]
         return next((owner for owner in owners if owner is not None), None)
 
@@ -260,3 +264,49 @@ class _RequestContext:
         fields += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": status, "headers": fields})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def check_reading(headers: Iterable[tuple[bytes, bytes]], http_version: str) -> None:
+    """Reject a request that two readers may read in two ways. Names are in lower case. Raises: Refusal (400, 501)."""
+    names = [name for name, _ in headers]
+    for name in SAID_ONCE:
+        if names.count(name) > 1:
+            raise Refusal(400, f"{name.decode()}: comes twice; send it once")
+    if not dict(headers).get(b"idempotency-key", b"-").strip():
+        raise Refusal(400, "Idempotency-Key: is empty; send a UUID, or leave the header out")
+    if http_version == "1.1" and b"host" not in names:
+        raise Refusal(400, "host: is missing; HTTP/1.1 needs it")
+    coding = dict(headers).get(b"transfer-encoding", b"chunked").strip().lower()
+    if coding != b"chunked":
+        raise Refusal(501, "Transfer-Encoding: only chunked is read here; pack the body with Content-Encoding")
+
+
+def check_browser(headers: Iterable[tuple[bytes, bytes]], *, is_local: bool) -> None:
+    """Reject what a web page makes a browser send to a service without keys. `is_local`: only this machine is meant to
+    reach it.
+
+    A browser tells where a page is from, or at least that it is from elsewhere, and asks by a name: one that the page's
+    owner has pointed at this machine is still a public one. To follow a link to here is fine. Raises: Refusal 403.
+    """
+    known = dict(headers)
+    host = known.get(b"host", b"").decode("latin-1").lower()
+    origin = known.get(b"origin", b"").decode("latin-1").lower()
+    is_embedded = known.get(b"sec-fetch-site") == b"cross-site" and known.get(b"sec-fetch-mode") != b"navigate"
+    if is_embedded or (origin and origin.partition("://")[2] != host):
+        raise Refusal(403, "A web page of another place asks this service, which has no API keys: make one for it.")
+    if is_local and _is_public_name(host):
+        raise Refusal(
+            403,
+            "Without API keys this service is for its own machine, and was asked for by a public name. Ask for "
+            "localhost, make a key with `batchfile keys new TENANT`, or set BATCHFILE_ALLOW_ANONYMOUS=1.",
+        )
+
+
+def _is_public_name(host: str) -> bool:
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]").rstrip(".")
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." in name and not name.endswith(PRIVATE_ENDINGS)
+    return False

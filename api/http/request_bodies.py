@@ -1,7 +1,10 @@
-"""From the body of a request to a batch: spooled to disk, then created in a thread. Knows the headers, no JSON."""
+"""What a request brings: its query and document without anything that would be ignored in silence, and its body spooled
+to disk and made into a batch in a thread.
+"""
 
 import asyncio
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +13,22 @@ from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Sche
 from litestar.openapi.spec.enums import OpenAPIType
 
 from batchfile.ledger.records import BatchRecord
+from batchfile.lines.diagnostics import place
+from batchfile.lines.file_formats import HEAD_BYTES, detect
+from batchfile.lines.json_scan import find_any_repeats
 
 from ..create import CreateOptions, create_batch
 from ..service import Service
 from .auth import Caller
 from .errors import Refusal
+from .negotiation import BATCHES, NegotiatedFormat
 from .spool import SpoolLimits, spool
 
 RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
 NUMBER = re.compile(r"[0-9]{1,9}")
+OWN = "/api/"
+
+Known = Mapping[tuple[str, str], "Parameters"]
 
 _REQUEST = Schema(
     type=OpenAPIType.OBJECT,
@@ -109,3 +119,62 @@ def retry_count(request: Request[Any, Any, Any]) -> int | None:
     """Which attempt of an official SDK this is, from 0; None: of another client."""
     given = request.headers.get(RETRY_COUNT, "")
     return int(given) if NUMBER.fullmatch(given) else None
+
+
+def check_document(body: bytes) -> None:
+    """Reject what the parser of a small JSON document would drop in silence.
+
+    Raises: Refusal 400 where an object in it has a key twice, at any depth; InvalidFile where it is not text.
+    """
+    detect("the body", body[:HEAD_BYTES])
+    for path in find_any_repeats(body):
+        where = place(path)
+        raise Refusal(400, f"{where}: is given twice; keep one of them", param=where)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Of one operation. `repeated`: those that may come several times."""
+
+    names: frozenset[str]
+    repeated: frozenset[str]
+
+
+def known_parameters(document: Mapping[str, Any]) -> Known:
+    """By method and path: what the OpenAPI document names, which is what the routes read."""
+    return {
+        (method.upper(), path): _parameters(operation.get("parameters", []))
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+
+
+def check_query(known: Known, request: Request[Any, Any, Any]) -> None:
+    """Reject query parameters that no route reads: on `/api/*`, and where a stage's batch is created.
+
+    Clients of Anthropic and OpenAI send parameters of their own (`?beta=true`), which are accepted on their routes.
+    Raises: Refusal 400 that names the parameter and those that there are.
+    """
+    method = "GET" if request.method == "HEAD" else str(request.method)
+    path = request.scope["path_template"]
+    negotiated: NegotiatedFormat = request.scope["negotiated"]  # type: ignore[typeddict-item]
+    is_stage_create = (method, path, negotiated.dialect) == ("POST", BATCHES, "stage")
+    parameters = known.get((method, path))
+    if parameters is None or not (path.startswith(OWN) or is_stage_create):
+        return
+    seen = set[str]()
+    for name, _ in request.query_params.multi_items():
+        if name not in parameters.names:
+            there_are = f"it takes {', '.join(sorted(parameters.names))}" if parameters.names else "it takes none"
+            detail = f"{name[:80]!r} is not a query parameter of {method} {path}; {there_are}"
+            raise Refusal(400, detail, param=name[:80])
+        if name in seen and name not in parameters.repeated:
+            raise Refusal(400, f"{name}: comes twice in the query; send it once", param=name)
+        seen.add(name)
+
+
+def _parameters(documented: Iterable[Mapping[str, Any]]) -> Parameters:
+    found = {one["name"]: one.get("schema", {}) for one in documented if one["in"] == "query"}
+    kinds = {name: [schema, *schema.get("oneOf", []), *schema.get("anyOf", [])] for name, schema in found.items()}
+    repeated = {name for name, those in kinds.items() if any("array" in str(one.get("type")) for one in those)}
+    return Parameters(frozenset(found), frozenset(repeated))

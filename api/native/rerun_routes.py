@@ -14,7 +14,7 @@ from batchfile.plan.submit import retry as retry_batch
 from ..create import KEY_CHARS_MAX, made_before
 from ..http.auth import Caller
 from ..http.errors import Refusal
-from ..http.openapi_responses import READ, problems
+from ..http.openapi import READ, problems
 from ..service import Service
 from . import schemas, serializers
 from .routes import BATCHES

@@ -1,7 +1,6 @@
 """Native operations under `/api/`: what the command, a dashboard and an autoscaler need."""
 
 import asyncio
-import re
 from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, post
@@ -11,13 +10,14 @@ from litestar.params import FromPath, QueryParameter
 
 from batchfile.errors import InvalidFile
 from batchfile.ledger.records import FileRef
+from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
 
 from ..create import CreateOptions
 from ..http.auth import Caller
 from ..http.errors import Refusal
-from ..http.openapi_responses import CREATE, FILE, JSON_LINES, READ, problems
+from ..http.openapi import CREATE, FILE, JSON_LINES, READ, problems
 from ..http.request_bodies import JSON_OR_LINES, create_from
-from ..http.streams import follow, serve_file
+from ..http.responses import follow, serve_file
 from ..ops.background import BackgroundTasks
 from ..ops.pools import Fleet
 from ..service import PAGE_MAX, Service
@@ -25,8 +25,10 @@ from . import schemas, serializers
 
 BATCHES = "/api/batches"
 POOLS = "/api/pools"
-METADATA_MAX = 16  # pairs
-METADATA_PAIR = re.compile(r"([^=]{1,64})=(.{0,512})", re.DOTALL)
+METADATA_RULE = (
+    f"metadata: give at most {METADATA_MAX} times name=value, names up to {METADATA_NAME_CHARS_MAX} letters, "
+    f"values up to {METADATA_VALUE_CHARS_MAX}"
+)
 
 
 @post(
@@ -178,12 +180,15 @@ async def list_runners(
 
 
 def _pairs(given: list[str]) -> dict[str, str]:
-    found = [METADATA_PAIR.fullmatch(pair) for pair in given]
-    if len(given) > METADATA_MAX or None in found:
-        raise InvalidFile(
-            f"metadata: give at most {METADATA_MAX} times name=value, names up to 64 letters, values up to 512"
-        )
-    return {pair[1]: pair[2] for pair in found if pair is not None}
+    found = {}
+    for name, sign, value in (pair.partition("=") for pair in given):
+        if sign and 0 < len(name) <= METADATA_NAME_CHARS_MAX and len(value) <= METADATA_VALUE_CHARS_MAX:
+            found[name] = value
+        else:
+            raise InvalidFile(METADATA_RULE)
+    if len(given) > METADATA_MAX:
+        raise InvalidFile(METADATA_RULE)
+    return found
 
 
 async def _file(request: Request[Any, Any, Any], service: Service, file: FileRef | None) -> Response[Any]:

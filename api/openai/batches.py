@@ -20,7 +20,7 @@ from batchfile.types import Defaults
 from ..create import get_or_create, made_before
 from ..http.auth import Caller
 from ..http.errors import Refusal, not_found
-from ..http.openapi_responses import READ, problems
+from ..http.openapi import READ, problems
 from ..http.request_bodies import retry_count
 from ..native.schemas import OpenAIProblem
 from ..ops.background import BackgroundTasks

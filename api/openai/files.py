@@ -17,10 +17,9 @@ from batchfile.ledger.records import FileRef
 
 from ..http.auth import Caller
 from ..http.errors import Refusal
-from ..http.forms import FILE_FORM, received_form
-from ..http.multipart import Form
-from ..http.openapi_responses import FILE, READ, problems
-from ..http.streams import serve_file, stream
+from ..http.forms import FILE_FORM, Form, received_form
+from ..http.openapi import FILE, READ, problems
+from ..http.responses import serve_file, stream
 from ..native.schemas import OpenAIProblem
 from ..service import Service
 from . import schemas as shapes

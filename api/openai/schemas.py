@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
+
 EXPIRES_S_MIN = 3600
 EXPIRES_S_MAX = 30 * 24 * 3600
 UPLOAD_BYTES_MAX = 8 * 1024 * 1024 * 1024  # OpenAI's own
@@ -11,8 +13,8 @@ PARTS_MAX = 10_000
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
-_Key = Annotated[str, Field(min_length=1, max_length=64)]
-_Value = Annotated[str, Field(max_length=512)]
+_Key = Annotated[str, Field(min_length=1, max_length=METADATA_NAME_CHARS_MAX)]
+_Value = Annotated[str, Field(max_length=METADATA_VALUE_CHARS_MAX)]
 
 
 # Lines of the last one are taken and answered, each with an error that says what is served.
@@ -32,7 +34,7 @@ class CreateBatch(BaseModel):
     input_file_id: str
     endpoint: Endpoint
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[_Key, _Value], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[_Key, _Value], Field(max_length=METADATA_MAX)] | None = None
     output_expires_after: ExpiresAfter | None = None
 
 

@@ -13,7 +13,7 @@ from batchfile.files.uploads import UploadRecord
 from ..http.auth import Caller
 from ..http.errors import Refusal
 from ..http.forms import PART_FORM, received_form
-from ..http.openapi_responses import READ, problems
+from ..http.openapi import READ, problems
 from ..native.schemas import OpenAIProblem
 from ..service import Service
 from . import schemas as shapes

@@ -14,10 +14,9 @@ from batchfile import __version__
 from batchfile.errors import StoreError
 from batchfile.lines.formats.stage import timestamp
 
-from ..http.docs_pages import PAGE_POLICY, Page, Pages
 from ..http.errors import Refusal
-from ..http.openapi_responses import problems
-from ..http.streams import names_any
+from ..http.openapi import PAGE_POLICY, Page, Pages, problems
+from ..http.responses import names_any
 from ..native import schemas
 from .metrics import CONTENT_TYPE, Metrics
 from .pools import Fleet

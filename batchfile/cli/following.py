@@ -12,13 +12,12 @@ import click
 
 from batchfile.cli.batch_text import end_line, pool_line, status_line
 from batchfile.client.base import BatchStatus, Remote
-from batchfile.client.batch import Batch
+from batchfile.client.batch import AWAY_S_MAX, Batch
 from batchfile.errors import ServiceUnavailable, StoreUnavailable
 from batchfile.local.display import PLAIN_S, duration
 
 LOOK_S = 1.0
 RATE_WINDOW_S = 60.0
-AWAY_S_MAX = 900.0  # for so long a service or a store that has answered before is waited for
 ROWS_MAX = 20  # batches in one picture
 RECENT_MAX = 1_000  # batches among which open ones are looked for
 

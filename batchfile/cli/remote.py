@@ -11,8 +11,9 @@ import click
 from batchfile.cli import logs
 from batchfile.cli.exits import Exit
 from batchfile.client.base import BatchStatus, Remote
-from batchfile.client.connection import TENANT, Connection
+from batchfile.client.connection import Connection
 from batchfile.ledger.keys import is_pool_name
+from batchfile.types import TENANT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

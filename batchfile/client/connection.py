@@ -9,6 +9,7 @@ from batchfile.client.base import Access, BatchStatus, Remote, SubmitOptions
 from batchfile.client.batch import Batch
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.ledger.keys import is_pool_name
+from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX, TENANT
 
 if TYPE_CHECKING:
     from batchfile.client.upload import Upload
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
 
 API_KEY_VARIABLES = ("BATCHFILE_API_KEY", "LOCAL_BATCH_API_KEY")
 ACCESSES: tuple[Access, ...] = ("read", "write", "create")  # each includes those before it
-TENANT = "default"  # of a service without keys, and of local runs
-METADATA_MAX = 16
-NAME_CHARS_MAX = 64
-VALUE_CHARS_MAX = 512
 
 log = logging.getLogger("batchfile")
 
@@ -155,8 +152,8 @@ def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     for name, value in metadata.items():
         if not isinstance(value, str):
             raise SettingsError(f"metadata {name[:80]!r}: {value!r:.80} is not text; give str(value)")
-        if not 0 < len(name) <= NAME_CHARS_MAX or len(value) > VALUE_CHARS_MAX:
-            limits = f"names have 1 to {NAME_CHARS_MAX} characters, values at most {VALUE_CHARS_MAX}"
+        if not 0 < len(name) <= METADATA_NAME_CHARS_MAX or len(value) > METADATA_VALUE_CHARS_MAX:
+            limits = f"names have 1 to {METADATA_NAME_CHARS_MAX} characters, values at most {METADATA_VALUE_CHARS_MAX}"
             raise SettingsError(f"metadata {name[:80]!r}: {limits}")
     return dict(metadata)
 

@@ -17,7 +17,7 @@ from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord
 from batchfile.ledger.turn import Lease
-from batchfile.types import Defaults, RoutingTable
+from batchfile.types import TENANT, Defaults, RoutingTable
 
 log = structlog.get_logger()
 
@@ -34,7 +34,7 @@ class Draft:
     defaults: Defaults
     stage: str | None = None
     priority: int = 5
-    tenant: str = "default"
+    tenant: str = TENANT
     metadata: dict[str, str] = field(default_factory=dict)
     created_at: float | None = None
     deadline: float | None = None

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from batchfile.errors import UNREADABLE, BatchDamaged, RecordNewer
-from batchfile.types import REQUESTS_MAX, Counts, Defaults, InputFormat, RoutingTable, Usage
+from batchfile.types import REQUESTS_MAX, TENANT, Counts, Defaults, InputFormat, RoutingTable, Usage
 
 VERSION = 1
 
@@ -100,7 +100,7 @@ class BatchRecord:
     state: BatchState = "open"
     reason: EndReason | None = None
     detail: str | None = None
-    tenant: str = "default"
+    tenant: str = TENANT
     stage: str | None = None
     priority: int = 5
     metadata: dict[str, str] = field(default_factory=dict)

@@ -7,9 +7,9 @@ from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import update_batch
 from batchfile.ledger.records import BatchRecord
+from batchfile.types import TENANT
 
 POOL = "local"
-TENANT = "default"
 CUT_OFF = "its run was cut off, and another one took its output"
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from api.ops.webhooks import event_of
 from batchfile.inbox import outbox
-from batchfile.inbox.records import dropped_file, inbox_path
+from batchfile.inbox.records import dropped_file
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
-from batchfile.webhooks import event_of
 from tests.contract.inbox_kit import POOLS, World, native, still, world
 
 __all__ = ["still", "world"]
@@ -125,7 +125,7 @@ def test_a_callback_is_kept_with_the_batch_and_its_event_names_the_file(still: W
     dropped = dropped_file(batch)
     assert dropped is not None
     assert dropped.callback == "https://example.com/done?x=1"
-    event = event_of(batch, inbox_path(batch))
+    event = event_of(batch)
     assert json.loads(event.body)["data"] == {
         "id": batch.batch_id,
         "path": "inbox/mistral/a.jsonl",

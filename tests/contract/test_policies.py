@@ -15,7 +15,7 @@ import boto3
 import pytest
 from moto.iam.policy_validation import IAMPolicyDocumentValidator
 
-from batchfile import webhooks
+from api.ops import webhooks
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
 from batchfile.errors import StoreError

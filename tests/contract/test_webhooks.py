@@ -5,14 +5,14 @@ import random
 
 import pytest
 
-from batchfile import webhooks
+from api.ops import webhooks
+from api.ops.webhooks import BACKOFF_S, Event, event_of, tell
 from batchfile.clock import ManualClock
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable
-from batchfile.webhooks import BACKOFF_S, Event, event_of, tell
 
 
 class World:
@@ -67,8 +67,8 @@ def test_events_have_openais_names_and_are_the_same_for_one_batch() -> None:
     }
     for reason, name in names.items():
         batch = World(reason).batch
-        event = event_of(batch, None)
-        assert event == event_of(batch, None)
+        event = event_of(batch)
+        assert event == event_of(batch)
         document = json.loads(event.body)
         assert document == {
             "id": event.event_id,

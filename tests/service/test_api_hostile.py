@@ -435,7 +435,7 @@ def test_what_anyone_may_read_is_rendered_before_the_first_request() -> None:
             return await client.get(path)
 
     with (
-        patch("api.http.docs_pages._render", side_effect=AssertionError("the page was rendered again")),
+        patch("api.http.openapi._render", side_effect=AssertionError("the page was rendered again")),
         patch("json.dumps", side_effect=AssertionError("the document was written again")),
     ):
         for path in ("/docs", "/openapi.json"):

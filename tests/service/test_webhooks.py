@@ -24,7 +24,7 @@ from openai.types.webhooks import (
 from pydantic import SecretStr
 
 from api.ops.safe_post import post
-from api.ops.webhook_sender import AT_ONCE, WebhookSender, _Due, _Receiver
+from api.ops.webhooks import AT_ONCE, WebhookSender, _Due, _Receiver, event_of, signed_headers
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
 from batchfile.files import stored_files
@@ -42,7 +42,6 @@ from batchfile.settings import load_settings
 from batchfile.settings_tables import Webhook
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable
-from batchfile.webhooks import event_of, signed_headers
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 CHAT = "/v1/chat/completions"
@@ -178,7 +177,7 @@ def test_each_event_is_of_its_class_in_openais_client(
     reason: EndReason, kind: Any, name: str, ledger: Ledger, client: openai.OpenAI
 ) -> None:
     batch = replace(ended(ledger), reason=reason)
-    told = event_of(batch, None)
+    told = event_of(batch)
     event = client.webhooks.unwrap(told.body, signed_headers(told, SECRET, time.time()))
     assert isinstance(event, kind)
     kind.model_validate_json(told.body, strict=True)
@@ -237,7 +236,7 @@ def test_a_receiver_that_hangs_holds_up_no_other(ledger: Ledger, receiver: Recei
                 )
             last = ended(ledger, "batch_last")
             process.webhook_sender.hear(last)
-            assert receiver.calls.get(timeout=WAIT_S).body == event_of(last, None).body
+            assert receiver.calls.get(timeout=WAIT_S).body == event_of(last).body
             hanging.may_answer.set()
 
 

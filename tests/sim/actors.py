@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from api import create as api_create
 from api.http.errors import Refusal
 from api.ops.janitor_thread import JanitorThread
-from api.ops.webhook_sender import WebhookSender
+from api.ops.webhooks import WebhookSender
 from api.service import Service
 from batchfile.errors import BatchfileError, StoreError
 from batchfile.files.stored_files import FileRecord, source

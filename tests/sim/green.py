@@ -176,7 +176,7 @@ WAITS = {
     "batchfile.runner.runner.FINALIZER_WAIT_S": 3.0,
     "batchfile.runner.claimer.NOTIFICATION_S": 3.0,
     "batchfile.runner.claimer.QUEUE_IDLE_S": 30.0,
-    "api.ops.webhook_sender.LOOK_S": 3.0,
+    "api.ops.webhooks.LOOK_S": 3.0,
 }
 
 
@@ -193,9 +193,9 @@ def installed(*, is_patient: bool = True) -> Iterator[None]:
     structlog.configure(wrapper_class=_ToTrace, processors=[])
     with ExitStack() as stack:
         stack.enter_context(
-            patch("api.ops.webhook_sender.queue", SimpleNamespace(SimpleQueue=SimpleQueue, Empty=queue.Empty))
+            patch("api.ops.webhooks.queue", SimpleNamespace(SimpleQueue=SimpleQueue, Empty=queue.Empty))
         )
-        stack.enter_context(patch("api.ops.webhook_sender.ThreadPoolExecutor", ThreadPoolExecutor))
+        stack.enter_context(patch("api.ops.webhooks.ThreadPoolExecutor", ThreadPoolExecutor))
         for module in THREADED:
             stack.enter_context(patch(f"{module}.threading", GREEN))
         for name, value in WAITS.items() if is_patient else ():

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from batchfile import webhooks
+from api.ops import webhooks
 from batchfile.errors import BatchfileError, StoreUnavailable
 from batchfile.inbox import outbox
 from batchfile.ledger import assemble, batches, bitmaps, cas, expiry, idempotency, keys, lease, shards
@@ -330,8 +330,8 @@ def _an_id_for_each_attempt() -> AbstractContextManager[object]:
     event_of = webhooks.event_of
     num = itertools.count()
 
-    def named_anew(batch: BatchRecord, path: str | None) -> webhooks.Event:
-        return replace(event_of(batch, path), event_id=f"evt_{next(num)}")
+    def named_anew(batch: BatchRecord) -> webhooks.Event:
+        return replace(event_of(batch), event_id=f"evt_{next(num)}")
 
     return patch.object(webhooks, "event_of", named_anew)
 

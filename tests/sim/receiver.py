@@ -1,6 +1,6 @@
 """A tenant's server for webhooks: it may not answer, fail, or take an event and lose its answer.
 
-Stands in for the network below `api.ops.webhook_sender`.
+Stands in for the network below `api.ops.webhooks`.
 """
 
 import json
@@ -11,8 +11,7 @@ from random import Random
 from typing import NoReturn
 from unittest.mock import patch
 
-from api.ops import safe_post
-from batchfile import webhooks
+from api.ops import safe_post, webhooks
 from batchfile.ledger import keys
 from batchfile.ledger.records import BatchRecord, decode
 from tests.sim.store import SharedStore

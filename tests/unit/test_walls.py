@@ -47,7 +47,6 @@ PARTS = {
     "lines": ("routing",),
     "engine": ("testing",),  # where a variable asks for faults
     "ledger": ("store", "lines"),
-    "webhooks": ("ledger",),
     "files": ("ledger",),
     "plan": ("store", "lines", "ledger", "routing"),
     "inbox": ("store", "lines", "ledger", "plan"),

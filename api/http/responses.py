@@ -1,6 +1,7 @@
-"""Stored lines as HTTP answers: streamed from the store in threads, gzip when asked, one range when asked.
+"""Stored lines as HTTP responses: streamed from the store in threads, gzip when asked, one range when asked; and where
+this service is, for links in responses.
 
-Memory holds a chunk or two, whatever the size. Knows no dialect: the caller renders.
+Memory holds a chunk or two, whatever the size. Knows no API format: the caller renders.
 """
 
 import asyncio
@@ -18,15 +19,17 @@ from litestar.response import Stream
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import FileRef
 from batchfile.ledger.tail import Cursor, iter_live
+from batchfile.settings_tables import Api
 
 from .auth import ENDLESS
 from .errors import Refusal
-from .openapi_responses import JSON_LINES
+from .openapi import JSON_LINES
 
 GZIP_LEVEL = 1  # a chunk costs less than the network saves
 LIVE_CHUNK_BYTES = 256 * 1024
 LOOK_AGAIN_S = 1.0
 
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
@@ -180,3 +183,23 @@ class _Feed:
         with self._lock:
             if isinstance(self._chunks, Generator):
                 self._chunks.close()
+
+
+def own_url(request: Request[Any, Any, Any], api: Api) -> str:
+    """`https://host[/prefix]` without a slash at its end; "" where it can not be told, and links are relative.
+
+    `api.public_url` where it is set, else what the request says it was sent to. What a proxy adds counts only where
+    the settings trust it: a caller sends its key to such a link.
+    """
+    if api.public_url:
+        return api.public_url.rstrip("/")
+    scheme, host = str(request.scope["scheme"]), request.headers.get("host", "")
+    if api.trust_forwarded:
+        scheme = _first(request, "x-forwarded-proto") or scheme
+        host = _first(request, "x-forwarded-host") or host
+    return f"{scheme}://{host}" if scheme in {"http", "https"} and _HOST.fullmatch(host) else ""
+
+
+def _first(request: Request[Any, Any, Any], name: str) -> str:
+    """What the proxy nearest to the caller says."""
+    return request.headers.get(name, "").partition(",")[0].strip()
