@@ -11,13 +11,74 @@ import select
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from batchfile.runner.runner import Runner
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _OVER = b"\0"  # no signal has this number
+
+
+class Interrupted(BaseException):
+    """A signal came while there was no engine. BaseException: no library may swallow it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass(kw_only=True)
+class StopSignals(ABC):
+    """What SIGINT and SIGTERM do to a process with one runner, which ends in time whatever its engine does.
+
+    The first: finish what is in flight, for `grace_s` at most, and give back the rest. The second: stop now. `runner`:
+    while there is one. `end_s_max`: to commit, to release and to close the engine, once the grace is over;
+    `end_now_s_max`: the same after a second signal. `num`: how many have come.
+    """
+
+    end_s_max: float
+    end_now_s_max: float
+    grace_s: float = 0.0
+    runner: "Runner | None" = None
+    num: int = 0
+
+    @abstractmethod
+    def end_by_force(self, number: int) -> NoReturn:
+        """In the thread that hears the signals: the main thread did not respond in time to the last one."""
+
+    def caught(self) -> AbstractContextManager[None]:
+        """Enter it in the main thread."""
+        return hearing(self.handle, self._patience_s, self.end_by_force)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread. Raises: Interrupted where there is no engine."""
+        self.num += 1
+        runner = self.runner
+        if runner is None or runner.is_building:
+            raise Interrupted(number)
+        if self.num == 1:
+            runner.stop()
+        else:
+            runner.stop_now()
+
+    def _patience_s(self, num: int) -> float:
+        if num == 1:
+            return (0.0 if self.runner is None else self.grace_s) + self.end_s_max
+        if self.runner is not None:
+            self.runner.stop_now()
+        return self.end_now_s_max
+
+
+def on_stop(stop: Callable[[], None]) -> None:
+    """Call `stop` for each SIGINT and SIGTERM, in the main thread."""
+    for number in NUMBERS:
+        signal.signal(number, lambda *_: stop())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,7 +23,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import tiny_llama
 from local_setup.errors import SetupError
@@ -34,6 +34,7 @@ from batchfile.engine.vllm.cpu import BIND, KV_CACHE, core_shares, read_cpu
 from batchfile.errors import SettingsError
 from batchfile.settings import CONFIG_VARIABLE, load_settings
 from batchfile.settings_tables import Pool
+from batchfile.signals import on_stop
 
 CONFIG = ROOT / "examples" / "service.toml"
 FOLDER = ROOT / "out" / "service"
@@ -73,12 +74,8 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._parts: list[Part] = []
-        self._is_stopped = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._is_stopped = True
+        self._stopped = threading.Event()
+        on_stop(self._stopped.set)
 
     def start(self, name: str, command: list[str], environ: dict[str, str]) -> None:
         log = self._folder / f"{name}.log"
@@ -111,7 +108,7 @@ class Machine:
             if code is not None:
                 told = part.log.read_text(errors="replace")[-LOG_CHARS_SHOWN:]
                 raise Stopped(f"{part.name} ended with {code}. The end of {part.log}:\n{told}")
-        if self._is_stopped:
+        if self._stopped.is_set():
             raise Stopped
 
     def stop(self) -> None:

@@ -2,11 +2,10 @@
 
 import os
 import sys
-from pathlib import Path
+
+from batchfile.child_env import python_path
 
 PACKAGE = __package__
-_IS_CHECKOUT = "." not in PACKAGE
-_ROOT = str(Path(__file__).resolve().parents[1])
 
 
 def command(*arguments: str, module: str = "") -> list[str]:
@@ -16,7 +15,5 @@ def command(*arguments: str, module: str = "") -> list[str]:
 
 def environment() -> dict[str, str]:
     """This process's, with which `command` finds the same code. From the wheel it is where Python looks anyway."""
-    if not _IS_CHECKOUT:
-        return dict(os.environ)
-    paths = (_ROOT, os.environ.get("PYTHONPATH"))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    is_checkout = "." not in PACKAGE
+    return {**os.environ, "PYTHONPATH": python_path()} if is_checkout else dict(os.environ)

@@ -14,7 +14,7 @@ from batchfile import logs
 from batchfile.errors import SettingsError
 from batchfile.settings import load_settings
 
-from .pools import pool_of
+from .options import pool_of
 
 log = structlog.get_logger()
 

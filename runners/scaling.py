@@ -1,4 +1,5 @@
-"""How many runners a pool wants: the one rule of all that start and stop them. Pure; knows no Ray, RunPod or clock.
+"""How many runners a pool wants, and when the next may start after some have failed: the one rule of all that start and
+stop them. Pure; knows no Ray, RunPod or clock.
 
 Its figures are those of `batchfile.ledger.demand.Scale`, which `GET /api/pools/{pool}/scale` answers.
 """
@@ -9,6 +10,8 @@ from math import ceil
 from batchfile.errors import SettingsError
 
 SHARDS_PER_RUNNER = 4  # a runner with more than this to do for itself wants company
+WAIT_S = 30.0  # doubled with each setback in a row
+WAIT_S_MAX = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +43,40 @@ def wanted(
     work = pending_shards + leased_shards
     busy_max = min(live_runners, leased_shards)
     return max(bounds.minimum, min(bounds.maximum, max(ceil(work / shards_per_runner), busy_max)))
+
+
+class Backoff:
+    """Of one pool. `now`: a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._num_failed: int | None = None
+        self._in_a_row = 0
+        self._start_at = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        return min(WAIT_S_MAX, WAIT_S * 2.0 ** min(self._in_a_row - 1, 16))
+
+    def look(self, *, num_failed: int, is_working: bool, now: float) -> int:
+        """How many have failed since the last look, if that is a setback: nobody works, else it is 0.
+
+        `num_failed`: all that are known of; fewer than before where old ones were forgotten.
+        """
+        num_new = 0 if self._num_failed is None else max(0, num_failed - self._num_failed)
+        self._num_failed = num_failed
+        if is_working:
+            self._in_a_row = 0
+        if is_working or not num_new:
+            return 0
+        self._in_a_row += 1
+        self._start_at = now + self.wait_s
+        return num_new
+
+    def allowed(self, num: int, now: float) -> int:
+        """Of `num` runners that are missing, those to start now: after a setback one at a time, until one works."""
+        if not self._in_a_row or num <= 0:
+            return max(0, num)
+        if now < self._start_at:
+            return 0
+        self._start_at = now + self.wait_s  # also where its failure will not be seen
+        return 1

@@ -9,22 +9,23 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 
 import structlog
 
 from batchfile.engine.vllm.cpu import BIND, core_shares, read_cpu
+from batchfile.errors import SettingsError
 from batchfile.settings import load_settings
+from batchfile.signals import on_stop
 
 from . import child
-from .options import Options
-from .pools import kind_of, pool_of
-from .slots import VISIBLE, plan_slots, visible_gpus
+from .options import Options, kind_of, pool_of
 
 log = structlog.get_logger()
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_LIST_S_MAX = 30.0
 LOOK_S = 0.1
 # The wait before a restart doubles from the first value to the second, each cut by up to half at random.
 RESTART_S = 1.0
@@ -34,6 +35,38 @@ STOP_MARGIN_S = 60.0  # beyond the grace: to checkpoint, release and free the GP
 
 OK, FAILED, REFUSED = 0, 1, 2
 _STOPPED_EARLY = -signal.SIGTERM  # before it could catch the signal
+
+
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """What may be named in CUDA_VISIBLE_DEVICES: what is there already, else every GPU of the machine."""
+    given = environ.get(VISIBLE)
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() not in {"", "-1"}]
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=_LIST_S_MAX, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []  # no driver: a machine without GPUs
+    return listed.split()
+
+
+def plan_slots(gpus: list[str], gpus_per_engine: int, num_wanted: int | None) -> list[str | None]:
+    """For each slot the value of CUDA_VISIBLE_DEVICES; None: leave it alone. Raises: SettingsError.
+
+    Without GPUs a slot is only a process: one, or as many as are wanted.
+    """
+    if not gpus:
+        return [None] * (num_wanted or 1)
+    if len(gpus) < gpus_per_engine:
+        raise SettingsError(
+            f"the pool's tensor_parallel_size is {gpus_per_engine} and this machine shows {len(gpus)} GPUs: "
+            "lower it, or run the pool where there are more"
+        )
+    num_sets = len(gpus) // gpus_per_engine
+    if num_wanted is not None and num_wanted > num_sets:
+        raise SettingsError(f"--slots {num_wanted}: the {len(gpus)} GPUs here hold {num_sets} engines of this pool")
+    starts = range(0, (num_wanted or num_sets) * gpus_per_engine, gpus_per_engine)
+    return [",".join(gpus[start : start + gpus_per_engine]) for start in starts]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,8 +114,7 @@ class Supervisor:
 
     def run(self) -> int:
         """`reconcile` in a main thread: SIGTERM and SIGINT are `stop`."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        on_stop(self.stop)
         return self.reconcile()
 
     def stop(self) -> None:
@@ -99,9 +131,6 @@ class Supervisor:
             time.sleep(LOOK_S)
         codes = {slot.code for slot in self._slots} - {OK, _STOPPED_EARLY}
         return REFUSED if REFUSED in codes else FAILED if codes else OK
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.stop()
 
     def _forward(self) -> None:
         """The first asks the runners to stop, the second to hurry, a third or too long a wait ends them."""

@@ -6,29 +6,27 @@ import signal
 import socket
 import threading
 import time
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import NoReturn, Self
 
 import structlog
 
-from batchfile.client.resolve import open_service_ledger
-from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
+from batchfile.client.resolve import open_service_ledger, wait_for_store
+from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.inbox import outbox
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import Settings, load_settings
-from batchfile.signals import hearing
+from batchfile.settings import load_settings
+from batchfile.signals import Interrupted, StopSignals
 from batchfile.store.metered import MeteredStore
 
 from .heartbeat import Heartbeat, Identity
 from .metrics import RunnerCollector, counted, serving
-from .options import Options
-from .pools import factory_of, kind_of, pool_of
-from .shutdown import ShutdownRule
+from .options import Options, factory_of, kind_of, pool_of
 
 log = structlog.get_logger()
 
@@ -38,53 +36,37 @@ WATCH_JOIN_S_MAX = 10.0
 # Once the grace is over: to commit, to release and to close the engine. Less than the supervisor's margin.
 END_S_MAX = 45.0
 END_NOW_S_MAX = 15.0  # the same after a second signal
-# Between two tries to open a store that is down.
-STORE_WAIT_S = 1.0
-STORE_WAIT_S_MAX = 15.0
 
 
-class Stopped(BaseException):
-    """A signal came while there was no engine. BaseException: no library may swallow it."""
+@dataclass(kw_only=True)
+class Signals(StopSignals):
+    end_s_max: float = END_S_MAX
+    end_now_s_max: float = END_NOW_S_MAX
+
+    def end_by_force(self, number: int) -> NoReturn:
+        log.error("runner.ended_by_force", reason="the main thread did not respond to the signal", signal=number)
+        os._exit(128 + number)
 
 
-@dataclass(slots=True)
-class Signals:
-    """The first: finish what is in flight, give back the rest. The second: do not wait for it.
+class ShutdownRule:
+    """When a runner ends by itself: drained, or idle for long enough. `idle_exit_s` None: never for being idle."""
 
-    The process ends by itself in time, whatever the engine does (batchfile/signals.py). `grace_s`: for what is in
-    flight.
-    """
+    def __init__(self, *, is_drain: bool, idle_exit_s: float | None) -> None:
+        self._is_drain = is_drain
+        self._idle_exit_s = idle_exit_s
+        self._idle_since: float | None = None
 
-    grace_s: float = 0.0
-    runner: Runner | None = None
-    _num: int = 0
-
-    def caught(self) -> AbstractContextManager[None]:
-        """Call it in the main thread."""
-        return hearing(self._handle, self._patience_s, _end)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._num += 1
-        runner = self.runner
-        if runner is None or runner.is_building:
-            raise Stopped
-        if self._num == 1:
-            runner.stop()
-        else:
-            runner.stop_now()
-
-    def _patience_s(self, num: int) -> float:
-        runner = self.runner
-        if num == 1:
-            return (0.0 if runner is None else self.grace_s) + END_S_MAX
-        if runner is not None:
-            runner.stop_now()
-        return END_NOW_S_MAX
-
-
-def _end(number: int) -> NoReturn:
-    log.error("runner.ended_by_force", reason="the main thread did not respond to the signal", signal=number)
-    os._exit(128 + number)
+    def is_due(self, *, is_idle: bool, is_drained: bool, now: float) -> bool:
+        """`now`: a monotonic clock, looked at again and again."""
+        if self._is_drain and is_drained:
+            return True
+        if not is_idle:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        if self._idle_exit_s is None or self._idle_since is None:
+            return False
+        return now - self._idle_since >= self._idle_exit_s
 
 
 class Watch:
@@ -132,7 +114,7 @@ def run_slot(options: Options, slot: int) -> int:
         with signals.caught():
             _end_with_parent()
             return _run(options, slot, signals)
-    except Stopped:
+    except Interrupted:
         log.info("runner.stopped_before_it_ran")
         return OK
 
@@ -144,7 +126,7 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
     with ExitStack() as stack:
         if ports := options.metrics_ports(slot):  # before there is a store: a runner that waits for it is alive
             stack.enter_context(serving(options.metrics_host, ports))
-        ledger = _open_patiently(options.store, settings)
+        ledger = wait_for_store(lambda: open_service_ledger(options.store, settings))
         store = MeteredStore(ledger.store)
         ledger = replace(ledger, store=store)
         identity = Identity(
@@ -175,24 +157,12 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
     return OK
 
 
-def _open_patiently(url: str | None, settings: Settings) -> Ledger:
-    """A store that is down is waited for. Raises: SettingsError, StoreUnfit, StoreError where waiting is no use."""
-    wait_s = STORE_WAIT_S
-    while True:
-        try:
-            return open_service_ledger(url, settings)
-        except StoreUnavailable as error:
-            log.warning("store.awaited", store=url or settings.store, error=str(error), again_in_s=wait_s)
-        time.sleep(wait_s)
-        wait_s = min(2 * wait_s, STORE_WAIT_S_MAX)
-
-
 def _end_what_is_complete(ledger: Ledger, pool: str, runner_id: str) -> None:
     """The last shard may be done for less time than its batch takes to end, and nobody may come after us."""
     with suppress(StoreError), ledger.store.hold_process_lock(runner_id):
-        for marker in list(ledger.store.list(keys.queue_prefix(pool))):
+        for entry in list(ledger.store.list(keys.queue_prefix(pool))):
             with suppress(BatchDamaged, StoreError):  # the runner has said so
-                outbox.finish(ledger, keys.queue_batch_id(marker.key), runner=runner_id)
+                outbox.finish(ledger, keys.queue_batch_id(entry.key), runner=runner_id)
 
 
 def _new_runner_id(pool: str) -> str:

@@ -14,7 +14,7 @@ from batchfile.cli import logs
 from batchfile.cli.exits import EXIT_HELP, Exit
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.stdout import report_lost_output
-from batchfile.cli.stopping import Interrupted, Signals
+from batchfile.cli.stopping import Signals, code_of
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
@@ -27,6 +27,7 @@ from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Job, Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
+from batchfile.signals import Interrupted
 from batchfile.types import Task
 
 
@@ -176,7 +177,7 @@ def command(
             )
             code = _run(open_session(stack, settings, job, choice, voice.say), choice, signals, voice)
     except Interrupted as stop:
-        code = stop.code
+        code = code_of(stop.number)
     if code in {Exit.INTERRUPTED, Exit.TERMINATED}:
         signals.say_end()
     sys.exit(code)

@@ -2,8 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import NoReturn
@@ -12,56 +12,43 @@ from batchfile.cli.exits import Exit, end_process
 from batchfile.local.display import about, counted
 from batchfile.local.progress import Snapshot
 from batchfile.runner.runner import Runner
-from batchfile.signals import hearing
+from batchfile.signals import StopSignals
 
 END_S_MAX = 15.0  # to commit, to release and to close the engine, once the grace is over
 END_NOW_S_MAX = 3.0  # the same after a second signal
 
 
-class Interrupted(BaseException):
-    """A signal came while nothing was in flight. BaseException: no library may swallow it."""
+@dataclass(kw_only=True)
+class Signals(StopSignals):
+    """As `StopSignals`; a third signal, or a second one without an engine, ends the process on the spot.
 
-    def __init__(self, code: Exit) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-@dataclass(slots=True, kw_only=True)
-class Signals:
-    """First signal: finish what is in flight, for `grace_s` at most. Second: stop now. Third: end on the spot.
-
-    `say` writes a line for people. `runner`: while there is one; `seen`: how it went a moment ago. `on_end` is called
-    once, before the process ends by a signal.
+    `say` writes a line for people. `seen`: how the runner did a moment ago. `on_end` is called once, before the process
+    ends by a signal.
     """
 
     say: Callable[[str], None]
     on_end: Callable[[], None]
-    grace_s: float
-    runner: Runner | None = None
+    end_s_max: float = END_S_MAX
+    end_now_s_max: float = END_NOW_S_MAX
     seen: Snapshot | None = None
     code: Exit | None = None
-    num: int = 0
     _is_unwinding: bool = False
     _is_end_said: bool = False
     _ending: threading.RLock = field(default_factory=threading.RLock)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread."""
-        self.code = _code_of(number)
-        self.num += 1
-        runner = self.runner
-        if self.num >= 3 or (self.num == 2 and self._is_unwinding):
+        self.code = code_of(number)
+        if self.num >= 2 or (self.num == 1 and self._is_unwinding):
             self.end(self.code)
-        if runner is None or runner.info is None or runner.is_building:
+        runner = self.runner
+        if runner is None or runner.is_building:
             self._is_unwinding = True
-            raise Interrupted(self.code)
-        if self.num == 1:
+        elif self.num == 0:
             again = "press Ctrl-C again" if number == signal.SIGINT else "send another signal"
             self.say(_first_words(runner, self.seen, self.grace_s, again))
-            runner.stop()
         else:
             self.say("stopping now")
-            runner.stop_now()
+        super().handle(number, frame)
 
     def say_end(self) -> None:
         with self._ending:
@@ -84,22 +71,11 @@ class Signals:
             )
         self.end(Exit.STUCK)
 
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Call it in the main thread."""
-        with hearing(self.handle, self._patience_s, lambda number: self.end(_code_of(number))):
-            yield
-
-    def _patience_s(self, num: int) -> float:
-        runner = self.runner
-        if num == 1:
-            return (0.0 if runner is None else self.grace_s) + END_S_MAX
-        if runner is not None:
-            runner.stop_now()
-        return END_NOW_S_MAX
+    def end_by_force(self, number: int) -> NoReturn:
+        self.end(code_of(number))
 
 
-def _code_of(number: int) -> Exit:
+def code_of(number: int) -> Exit:
     return Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
 
 

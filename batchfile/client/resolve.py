@@ -1,10 +1,14 @@
 """Where a command's batches are: the store it names, the ledger over it, a batch by its id or its output's path."""
 
 import os
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
-from batchfile.errors import InvalidRequest, NotFound, SettingsError
+import structlog
+
+from batchfile.errors import InvalidRequest, NotFound, SettingsError, StoreUnavailable
 from batchfile.ledger import keys
 from batchfile.ledger.base import IN_FLIGHT, Ledger
 from batchfile.ledger.batches import read_batch
@@ -14,7 +18,13 @@ from batchfile.settings import Settings
 from batchfile.store.base import Store
 from batchfile.store.open import local_path, open_store
 
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
 STORE_FOLDER = ".batchfile"
+WAIT_S = 1.0  # between the first two tries to open a store that is down; doubles
+WAIT_S_MAX = 15.0
 
 
 def check_stage(stages: Collection[str], stage: str) -> None:
@@ -80,6 +90,18 @@ def find_batch(ledger: Ledger, name: str) -> BatchRecord:
     if batch is None:
         raise NotFound(f"{name}: no such batch in {ledger.store.url}; `batchfile ls` lists them")
     return batch
+
+
+def wait_for_store(open_store: Callable[[], T]) -> T:
+    """What `open_store` returns, as soon as the store answers. Raises: what waiting does not fix."""
+    wait_s = WAIT_S
+    while True:
+        try:
+            return open_store()
+        except StoreUnavailable as error:
+            log.warning("store.awaited", error=str(error), again_in_s=wait_s)
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, WAIT_S_MAX)
 
 
 def _opened(url: str, *, prove: bool = True) -> Store:

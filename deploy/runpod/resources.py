@@ -15,7 +15,7 @@ from typing import Any
 from envs import Env, compare_env
 
 from runners.runpod.api import at
-from runners.runpod.fleets import FLASHBOOT_SUFFIX
+from runners.runpod.jobs_and_pods import FLASHBOOT_SUFFIX
 
 Json = dict[str, Any]
 

@@ -10,8 +10,7 @@ from batchfile.settings import CONFIG_VARIABLE, Settings, config_path
 from batchfile.store.open import local_path
 from batchfile.types import EngineKind
 
-from ..options import METRICS_PORT, Options
-from ..pools import kind_of, pool_of
+from ..options import METRICS_PORT, Options, kind_of, pool_of
 from ..scaling import Bounds
 from .plans import PORTS_PER_POOL, Order, PoolPlan
 

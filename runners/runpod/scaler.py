@@ -10,7 +10,6 @@ A pool's serverless endpoint is `batchfile-POOL`; its least and most workers and
 
 import argparse
 import json
-import signal
 import sys
 import threading
 import time
@@ -22,12 +21,12 @@ import structlog
 
 from batchfile import logs
 from batchfile.errors import SettingsError
+from batchfile.signals import on_stop
 
-from ..backoff import Backoff
 from ..options import positive, seconds
-from ..scaling import SHARDS_PER_RUNNER, wanted
+from ..scaling import SHARDS_PER_RUNNER, Backoff, wanted
 from .api import Runpod, RunpodError, at, call, key_of
-from .fleets import Count, Fleet, Jobs, Pods
+from .jobs_and_pods import Count, Jobs, Pods, Runners
 
 log = structlog.get_logger()
 
@@ -42,9 +41,9 @@ OK, REFUSED = 0, 2
 class Scaler:
     """One pool. `read`: what GET /api/pools/{pool}/scale answers."""
 
-    def __init__(self, pool: str, fleet: Fleet, read: Callable[[], dict[str, int]], shards_per_runner: int) -> None:
+    def __init__(self, pool: str, runners: Runners, read: Callable[[], dict[str, int]], shards_per_runner: int) -> None:
         self._pool = pool
-        self._fleet = fleet
+        self._runners = runners
         self._read = read
         self._shards_per_runner = shards_per_runner
         self._idle_since: float | None = None
@@ -53,23 +52,23 @@ class Scaler:
     def look(self, now: float) -> None:
         """Once. `now`: a monotonic clock. Raises: RunpodError where the API or RunPod does not answer as it should."""
         found = self._read()
-        bounds = self._fleet.bounds()
+        bounds = self._runners.bounds()
         num_wanted = wanted(**found, bounds=bounds, shards_per_runner=self._shards_per_runner)
-        count = self._fleet.count()
+        count = self._runners.count()
         self._note(count, found["leased_shards"], now)
         num_new = self._setbacks.allowed(num_wanted - count.num, now)
         has_work = found["pending_shards"] + found["leased_shards"] > 0
         if has_work and not bounds.maximum:
             log.error("pool.asleep", pool=self._pool, what_to_do="its most workers are 0: deploy.sh apply raises them")
         if num_new:
-            self._fleet.start(num_new, num_standing=max(0, bounds.minimum - count.num))
+            self._runners.start(num_new, num_standing=max(0, bounds.minimum - count.num))
             log.info("runners.started", pool=self._pool, num=num_new, of=num_wanted, **found)
         if has_work:
             self._idle_since = None
             return
         self._idle_since = now if self._idle_since is None else self._idle_since
         if count.num > bounds.minimum and now - self._idle_since >= COOLDOWN_S:
-            num = self._fleet.rest(bounds.minimum)
+            num = self._runners.rest(bounds.minimum)
             if num:
                 log.info("runners.given_back", pool=self._pool, num=num)
 
@@ -96,8 +95,7 @@ def scale_reader(url: str, pool: str, key: str | None) -> Callable[[], dict[str,
 def run(scalers: list[Scaler], look_s: float) -> int:
     """Until a signal. What can not be reached is waited for; one pool's trouble is not another's."""
     over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
+    on_stop(over.set)
     while True:
         for scaler in scalers:
             try:
@@ -141,7 +139,7 @@ def address(text: str) -> str:
     return text
 
 
-def fleet_of(runpod: Runpod, pool: str, args: argparse.Namespace) -> Fleet:
+def runners_of(runpod: Runpod, pool: str, args: argparse.Namespace) -> Runners:
     if args.pods is None:
         return Jobs(runpod, pool, args.idle)
     try:
@@ -158,7 +156,7 @@ def main(arguments: list[str]) -> int:
         key = key_of(API_KEY_VARIABLE)
         runpod = Runpod.from_environment()
         scalers = [
-            Scaler(pool, fleet_of(runpod, pool, args), scale_reader(args.api, pool, key), args.shards_per_runner)
+            Scaler(pool, runners_of(runpod, pool, args), scale_reader(args.api, pool, key), args.shards_per_runner)
             for pool in args.pools
         ]
     except (RunpodError, SettingsError) as error:

@@ -17,8 +17,8 @@ import yaml
 from fake_runpod import KEY, FakeRunpod, Server
 
 from runners.runpod.api import Runpod
-from runners.runpod.fleets import Jobs
 from runners.runpod.handler import handle
+from runners.runpod.jobs_and_pods import Jobs
 from runners.runpod.scaler import FIGURES, Scaler, scale_reader
 from runners.scaling import SHARDS_PER_RUNNER
 

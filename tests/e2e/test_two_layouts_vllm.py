@@ -9,7 +9,7 @@ import pytest
 
 from batchfile.settings_tables import Pool
 from batchfile.types import Completion, Message, Request, Sampling
-from runners.pools import factory_of
+from runners.options import factory_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

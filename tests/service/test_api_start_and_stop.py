@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from api.__main__ import main
-from api.ops import wait_for_store
+from batchfile.client.resolve import wait_for_store
 from batchfile.errors import StoreUnavailable
 from tests.contract.conftest import BUCKET, CREDENTIALS, free_port, moto_url, s3_credentials
 from tests.contract.fault_proxy import FaultProxy, fault_proxy

@@ -4,9 +4,9 @@ import pytest
 
 from batchfile.errors import SettingsError
 from batchfile.runner.stats import RunnerStats
-from runners.rates import RateMeter, Rates
-from runners.shutdown import ShutdownRule
-from runners.slots import plan_slots, visible_gpus
+from runners.heartbeat import RateMeter, Rates
+from runners.supervisor import plan_slots, visible_gpus
+from runners.worker import ShutdownRule
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class Count:
     num_failed: int
 
 
-class Fleet(Protocol):
+class Runners(Protocol):
     def bounds(self) -> Bounds: ...
 
     def count(self) -> Count: ...
