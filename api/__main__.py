@@ -19,7 +19,7 @@ from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
 from .app import create_app
 from .http.auth import AuthMiddleware
 from .http.connections import Connection, Connections, raise_file_limit
-from .ops.wait_for_store import opened
+from .ops.store_health import opened
 
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"

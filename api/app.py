@@ -4,18 +4,19 @@ import asyncio
 import secrets
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.enums import HttpMethod
-from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import OpenAPI
 
 from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Janitor
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
@@ -30,15 +31,14 @@ from .http.auth import AuthMiddleware, Caller
 from .http.negotiation import NegotiatedFormat
 from .http.openapi import Pages, StrictSchemas, document_config
 from .http.request_bodies import Parameters, check_document, check_query, known_parameters
-from .native import rerun_routes, routes
+from .native import routes as native
 from .openai import batches as openai_batches
 from .openai import files, uploads
 from .openai.output_files import OutputFiles
 from .ops import health
 from .ops.background import BackgroundTasks
-from .ops.janitor_thread import JanitorThread
 from .ops.metrics import Metrics
-from .ops.pools import Fleet
+from .ops.pools import PoolStatus
 from .ops.store_health import StoreHealth
 from .ops.webhooks import WebhookSender
 from .service import Service
@@ -46,47 +46,16 @@ from .service import Service
 LONG_THREADS = 2  # plan large files, and as many end large batches
 THREADS_SPARE = 32  # beyond what the requests of one key can take: the store is asked in threads
 
-ROUTES = [
-    anthropic_batches.create,
-    anthropic_batches.list_batches,
-    anthropic_batches.status,
-    anthropic_batches.results,
-    anthropic_batches.cancel,
-    anthropic_batches.remove,
-    files.create,
-    files.list_files,
-    files.retrieve,
-    files.remove,
-    files.content,
-    uploads.create,
-    uploads.add_part,
-    uploads.complete,
-    uploads.cancel,
-    openai_batches.create,
-    openai_batches.list_batches,
-    openai_batches.status,
-    openai_batches.cancel,
-    models.list_models,
-    models.one_model,
-    routes.create,
-    routes.list_batches,
-    routes.status,
-    routes.cancel,
-    routes.remove,
-    rerun_routes.retry,
-    routes.results,
-    routes.errors,
-    routes.list_pools,
-    routes.one_pool,
-    routes.scale,
-    routes.list_runners,
-    health.healthz,
-    health.ready,
-    health.version,
-    health.metrics,
-    health.docs,
-    health.openapi,
-]
+ROUTES = (
+    anthropic_batches.batches,
+    files.files,
+    uploads.uploads,
+    openai_batches.batches,
+    models.models,
+    native.batches,
+    native.pools,
+    health.probes,
+)
 
 
 def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -> AuthMiddleware:
@@ -94,9 +63,9 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
     store = MeteredStore(ledger.store)
     ledger = replace(ledger, store=store)
     service = Service(ledger, settings, f"api-{socket.gethostname()}-{secrets.token_hex(4)}")
-    fleet = Fleet(ledger, settings, service.reader)
+    pool_status = PoolStatus(ledger, settings, service.reader)
     aside = SetAside(ledger)
-    metrics = Metrics(fleet, store, sorted(settings.pools), aside)
+    metrics = Metrics(pool_status, store, sorted(settings.pools), aside)
     store_health = StoreHealth(store)
     output_files = OutputFiles(service)
     webhook_sender = WebhookSender(ledger, settings.webhooks, aside)
@@ -115,9 +84,15 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
             metrics.observe_ended(batch)
 
     inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
-    janitor_thread = None
-    if is_janitor:
-        janitor_thread = JanitorThread(ledger, service.name, service.reader, on_ended, inbox, long_work.take, aside)
+    janitor = Janitor(
+        ledger,
+        runner=service.name,
+        reader=service.reader,
+        on_ended=on_ended,
+        inbox=inbox,
+        defer=long_work.take,
+        aside=aside,
+    )
 
     @asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:
@@ -125,8 +100,8 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
         asyncio.get_running_loop().set_default_executor(threads)
         beating = asyncio.create_task(store_health.beat())
         stop = threading.Event()
-        if janitor_thread is not None:
-            threading.Thread(target=janitor_thread.run, args=(stop,), name="janitor", daemon=True).start()
+        if is_janitor:
+            threading.Thread(target=janitor.run, args=(stop,), name="janitor", daemon=True).start()
             threading.Thread(target=webhook_sender.run, args=(stop,), name="webhooks", daemon=True).start()
         background.start()
         yield
@@ -146,17 +121,17 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
         return _name_methods(request)
 
     app = Litestar(
-        route_handlers=[_with_head(handler) for handler in ROUTES],
+        route_handlers=[handler for routes in ROUTES for handler in routes.handlers],
         dependencies={
-            "service": Provide(lambda: service, sync_to_thread=False),
-            "fleet": Provide(lambda: fleet, sync_to_thread=False),
-            "metrics": Provide(lambda: metrics, sync_to_thread=False),
-            "store_health": Provide(lambda: store_health, sync_to_thread=False),
-            "pages": Provide(lambda: pages, sync_to_thread=False),
-            "output_files": Provide(lambda: output_files, sync_to_thread=False),
-            "background": Provide(lambda: background, sync_to_thread=False),
-            "caller": Provide(_caller, sync_to_thread=False),
-            "negotiated": Provide(_negotiated, sync_to_thread=False),
+            "service": _given(lambda: service),
+            "pool_status": _given(lambda: pool_status),
+            "metrics": _given(lambda: metrics),
+            "store_health": _given(lambda: store_health),
+            "pages": _given(lambda: pages),
+            "output_files": _given(lambda: output_files),
+            "background": _given(lambda: background),
+            "caller": _given(_caller),
+            "negotiated": _given(_negotiated),
         },
         exception_handlers={Exception: errors.answer},
         before_request=before,
@@ -168,25 +143,20 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
     document = _without_head(app.openapi_schema).to_schema()
     known.update(known_parameters(document))
     app.state.document = document  # `api.http.errors` says by it what a value must be
-    pages = Pages.of(document)
+    pages: Pages = Pages.of(document)
     return AuthMiddleware(app, settings, store_health, metrics.count_answer)
 
 
+def _given(find: Callable[..., Any]) -> Provide:
+    return Provide(find, sync_to_thread=False)
+
+
 def _caller(request: Request) -> Caller:  # type: ignore[type-arg]  # Litestar reads the annotation as it is
-    caller: Caller = request.scope["caller"]  # type: ignore[typeddict-item]
-    return caller
+    return request.scope["caller"]  # type: ignore[typeddict-item,no-any-return]
 
 
-def _negotiated(request: Request) -> NegotiatedFormat:  # type: ignore[type-arg]  # Litestar reads the annotation as it is
-    negotiated: NegotiatedFormat = request.scope["negotiated"]  # type: ignore[typeddict-item]
-    return negotiated
-
-
-def _with_head(handler: HTTPRouteHandler) -> HTTPRouteHandler:
-    """HEAD wherever there is GET, as HTTP wants it; the auth middleware strips the bodies."""
-    if HttpMethod.GET in handler.http_methods:
-        handler.http_methods.add("HEAD")
-    return handler
+def _negotiated(request: Request) -> NegotiatedFormat:  # type: ignore[type-arg]
+    return request.scope["negotiated"]  # type: ignore[typeddict-item,no-any-return]
 
 
 def _without_head(document: OpenAPI) -> OpenAPI:

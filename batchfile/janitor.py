@@ -4,6 +4,7 @@ A tick lists the index and looks at what is due. Every verb in it may be cut off
 processes at once; what one remembers only saves it requests.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -25,6 +26,7 @@ from batchfile.plan import pending
 
 log = structlog.get_logger()
 
+TICK_S = 15.0
 LOOKS_MAX = 500  # batches looked at in one tick, those due for the longest time first
 RELOOK_S = 3600.0  # an ended batch may be deleted by its user
 DAMAGED_S = 600.0  # a damaged one may be restored
@@ -78,6 +80,25 @@ class Janitor:
         self._ended: set[str] = set()  # that were seen to have ended
         self._swept_at = float("-inf")
         self._queues: dict[str, set[str]] = {}  # pool -> the keys of its queue, as they were listed in this tick
+
+    def run(self, stop: threading.Event) -> None:
+        """A tick every `TICK_S` until `stop`, harmless in any number of processes. Waits for a store that is down."""
+        while not stop.is_set():
+            try:
+                with self._ledger.store.hold_process_lock(self._runner):
+                    self._run(stop)
+            except StoreError as error:
+                log.warning("janitor.paused", error=str(error))
+                stop.wait(TICK_S)
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.wait(TICK_S):
+            try:
+                self.tick()
+            except StoreError as error:
+                log.warning("janitor.paused", error=str(error))
+            except Exception:  # the top of this thread
+                log.exception("janitor.failed")
 
     def tick(self) -> None:
         """What nobody expects of one batch is logged, and holds up no other, nor does what the store refuses for one.

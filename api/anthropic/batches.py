@@ -1,49 +1,40 @@
 """`/v1/messages/batches`: the stage contract, exactly as the Node app speaks it, and Anthropic's Message Batches.
 
-Two dialects share the path; `api.http.negotiation` says which one an answer is in. Any batch can be read in both.
+Two API formats share the path; `api.http.negotiation` says which one a response is in. Any batch can be read in both.
 """
 
 import asyncio
 from typing import Annotated, Any
 
-from litestar import Request, Response, delete, get, post
+from litestar import Response
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.stage import stage_document, stage_lines
 
-from ..http.auth import Caller
-from ..http.errors import Refusal
-from ..http.negotiation import BATCHES, NegotiatedFormat
-from ..http.openapi import CREATE, JSON_LINES, OR_LINES, READ, STAGE_RESULTS, problems
+from ..http.errors import AnyRequest, Refusal
+from ..http.negotiation import BATCHES
+from ..http.openapi import JSON_LINES, OR_LINES, STAGE_RESULTS
 from ..http.request_bodies import JSON_OR_LINES, create_from
 from ..http.responses import own_url, stream
+from ..http.routes import CREATE, CallerDep, FormatDep, Routes, ServiceDep
 from ..native import schemas as native_schemas
 from ..native import serializers as native_serializers
 from ..ops.background import BackgroundTasks
-from ..service import PAGE_MAX, Service
+from ..service import PAGE_MAX
 from . import schemas as anthropic_schemas
 from . import serializers as anthropic_serializers
 
-ONE = BATCHES + "/{batch_id:str}"
-PROBLEM = native_schemas.Problem | anthropic_schemas.ErrorBody
+batches = Routes(BATCHES, tag="messages", problem=native_schemas.Problem | anthropic_schemas.ErrorBody)
 
 
-@post(
-    BATCHES,
-    status_code=200,
-    request_max_body_size=None,  # the spool counts
-    operation_class=JSON_OR_LINES,
-    responses=problems(CREATE, shape=PROBLEM),
-    tags=["messages"],
-    summary="Submit a batch",
-)
+@batches.post("", *CREATE, summary="Submit a batch", request_max_body_size=None, operation_class=JSON_OR_LINES)
 async def create(
-    request: Request[Any, Any, Any],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
-    negotiated: NamedDependency[NegotiatedFormat],
+    request: AnyRequest,
+    service: ServiceDep,
+    caller: CallerDep,
+    negotiated: FormatDep,
     stage: Annotated[
         str | None, QueryParameter(description="Of `application/x-ndjson` bodies, which name none.")
     ] = None,
@@ -59,93 +50,70 @@ async def create(
     return anthropic_serializers.message_batch(status, own_url(request, service.settings.api))
 
 
-@get(BATCHES, responses=problems(READ, 400, shape=PROBLEM), tags=["messages"], summary="Batches, newest first")
-async def list_batches(
-    request: Request[Any, Any, Any],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
+@batches.get("", 400, summary="Batches, newest first")
+def list_batches(
+    request: AnyRequest,
+    service: ServiceDep,
+    caller: CallerDep,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 20,
     after_id: Annotated[str | None, QueryParameter(description="Only batches that are older than this one.")] = None,
     before_id: Annotated[str | None, QueryParameter(description="Only the next newer ones than this one.")] = None,
 ) -> anthropic_schemas.MessageBatchPage:
-    after, before = after_id or None, before_id or None
-    if after and before:
+    if after_id and before_id:
         raise Refusal(400, "after_id and before_id: give one of them, a page goes in one direction")
-    found = await asyncio.to_thread(lambda: service.page(caller, limit=limit, after=after, before=before))
+    found = service.page(caller, limit=limit, after=after_id or None, before=before_id or None)
     return anthropic_serializers.page(found, own_url(request, service.settings.api))
 
 
-@get(ONE, responses=problems(READ, shape=PROBLEM), tags=["messages"], summary="How far a batch is")
-async def status(
-    request: Request[Any, Any, Any],
-    batch_id: FromPath[str],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
-    negotiated: NamedDependency[NegotiatedFormat],
+@batches.get("/{batch_id:str}", summary="How far a batch is")
+def status(
+    request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, negotiated: FormatDep
 ) -> native_schemas.StageStatus | anthropic_schemas.MessageBatch:
     """Counts are live and only ever grow."""
     if negotiated.dialect == "stage":
-        return native_serializers.stage_status(await asyncio.to_thread(service.status, caller, batch_id))
-    found = await asyncio.to_thread(service.seen, caller, batch_id)
-    return anthropic_serializers.message_batch(found, own_url(request, service.settings.api))
+        return native_serializers.stage_status(service.status(caller, batch_id))
+    return anthropic_serializers.message_batch(service.seen(caller, batch_id), own_url(request, service.settings.api))
 
 
-@get(
-    ONE + "/results",
-    operation_class=OR_LINES,
-    responses=problems(READ, 400, shape=PROBLEM) | STAGE_RESULTS,
-    tags=["messages"],
-    summary="The results of a batch",
+@batches.get(
+    "/{batch_id:str}/results", 400, summary="The results of a batch", operation_class=OR_LINES, responses=STAGE_RESULTS
 )
-async def results(
-    request: Request[Any, Any, Any],
-    batch_id: FromPath[str],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
-    negotiated: NamedDependency[NegotiatedFormat],
+def results(
+    request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, negotiated: FormatDep
 ) -> Response[Any]:
     """One result for each request, in the order of the input; JSON lines where `application/x-ndjson` is accepted,
     and always in Anthropic's dialect.
     """
-    if negotiated.dialect == "anthropic":
-        found = await asyncio.to_thread(service.record, caller, batch_id)
-        if found.state != "ended":
-            raise Refusal(404, "The batch has not ended: its results_url is null until there are results")
-        chunks = await asyncio.to_thread(service.results, caller, batch_id)
-        return await stream(request, anthropic_lines(chunks, batch_id), JSON_LINES)
-    chunks = await asyncio.to_thread(service.results, caller, batch_id)
+    is_anthropic = negotiated.dialect == "anthropic"
+    if is_anthropic and service.record(caller, batch_id).state != "ended":
+        raise Refusal(404, "The batch has not ended: its results_url is null until there are results")
+    chunks = service.results(caller, batch_id)
+    if is_anthropic:
+        return stream(request, anthropic_lines(chunks, batch_id), JSON_LINES)
     if JSON_LINES in request.headers.get("accept", ""):
-        return await stream(request, stage_lines(chunks), JSON_LINES)
-    return await stream(request, stage_document(chunks), "application/json")
+        return stream(request, stage_lines(chunks), JSON_LINES)
+    return stream(request, stage_document(chunks), "application/json")
 
 
-@post(
-    ONE + "/cancel",
-    status_code=200,
-    responses=problems(READ, 400, shape=PROBLEM),
-    tags=["messages"],
-    summary="End early",
-)
-async def cancel(
-    request: Request[Any, Any, Any],
+@batches.post("/{batch_id:str}/cancel", 400, summary="End early")
+def cancel(
+    request: AnyRequest,
     batch_id: FromPath[str],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
+    service: ServiceDep,
+    caller: CallerDep,
     background: NamedDependency[BackgroundTasks],
 ) -> anthropic_schemas.MessageBatch:
     """No further request starts; finished ones keep their results. A batch that has ended can not be canceled."""
-    before = await asyncio.to_thread(service.seen, caller, batch_id)
+    before = service.seen(caller, batch_id)
     if before.batch.state == "ended" and before.is_known:
         raise Refusal(400, "The batch has ended already; its results are final")
-    found = await asyncio.to_thread(service.cancel, caller, batch_id)
+    found = service.cancel(caller, batch_id)
     background.wake(batch_id)
     return anthropic_serializers.message_batch(found, own_url(request, service.settings.api))
 
 
-@delete(ONE, status_code=200, responses=problems(READ, 400, shape=PROBLEM), tags=["messages"], summary="Delete")
-async def remove(
-    batch_id: FromPath[str], service: NamedDependency[Service], caller: NamedDependency[Caller]
-) -> anthropic_schemas.DeletedMessageBatch:
+@batches.delete("/{batch_id:str}", 400, summary="Delete")
+def remove(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> anthropic_schemas.DeletedMessageBatch:
     """Only an ended batch can be deleted. Downloads that are under way finish."""
-    await asyncio.to_thread(service.delete, caller, batch_id)
+    service.delete(caller, batch_id)
     return anthropic_schemas.DeletedMessageBatch(id=batch_id)

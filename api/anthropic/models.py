@@ -2,35 +2,25 @@
 
 from typing import Annotated
 
-from litestar import get
-from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from batchfile.errors import InvalidRequest
 from batchfile.routing import route
 
 from ..http.errors import Refusal
-from ..http.negotiation import NegotiatedFormat
-from ..http.openapi import READ, problems
+from ..http.routes import FormatDep, Routes, ServiceDep
 from ..native import schemas as native_schemas
-from ..service import PAGE_MAX, Service
+from ..service import PAGE_MAX
 from . import schemas as anthropic_schemas
 from . import serializers
 
-MODELS = "/v1/models"
-PROBLEM = native_schemas.OpenAIProblem | anthropic_schemas.ErrorBody
+models = Routes("/v1/models", tag="models", problem=native_schemas.OpenAIProblem | anthropic_schemas.ErrorBody)
 
 
-@get(
-    MODELS,
-    responses=problems(READ, 400, shape=PROBLEM),
-    tags=["models"],
-    summary="What `model` may name",
-    sync_to_thread=False,
-)
-def list_models(
-    service: NamedDependency[Service],
-    negotiated: NamedDependency[NegotiatedFormat],
+@models.get("", 400, summary="What `model` may name")
+async def list_models(
+    service: ServiceDep,
+    negotiated: FormatDep,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Anthropic's dialect.")] = 20,
     after_id: Annotated[str | None, QueryParameter(description="Anthropic's dialect.")] = None,
     before_id: Annotated[str | None, QueryParameter(description="Anthropic's dialect.")] = None,
@@ -45,19 +35,13 @@ def list_models(
     else:
         names = [name for name in names if name > (after_id or "")]
         shown = names[:limit]
-    models = [serializers.model(name, service.settings.pools[name]) for name in shown]
-    return serializers.model_page(models, has_more=len(shown) < len(names))
+    found = [serializers.model(name, service.settings.pools[name]) for name in shown]
+    return serializers.model_page(found, has_more=len(shown) < len(names))
 
 
-@get(
-    MODELS + "/{model_id:path}",
-    responses=problems(READ, shape=PROBLEM),
-    tags=["models"],
-    summary="One of them",
-    sync_to_thread=False,
-)
-def one_model(
-    model_id: FromPath[str], service: NamedDependency[Service], negotiated: NamedDependency[NegotiatedFormat]
+@models.get("/{model_id:path}", summary="One of them")
+async def one_model(
+    model_id: FromPath[str], service: ServiceDep, negotiated: FormatDep
 ) -> anthropic_schemas.ModelInfo | native_schemas.Model:
     """By the name of a pool, of its model or by an alias."""
     try:

@@ -34,6 +34,7 @@ RETRY_AFTER_S = 5
 _WHOLE_BODY = {None, "", "data"}  # what Litestar calls the body itself
 DOCS = "/docs lists what there is"
 
+AnyRequest = Request[Any, Any, Any]
 Schema = Mapping[str, Any]
 
 _ANY: Schema = {}
@@ -77,7 +78,7 @@ def unreadable() -> Refusal:
     return Refusal(503, f"{UNREADABLE.capitalize()}.", {"Retry-After": str(RETRY_AFTER_S)})
 
 
-def to_refusal(error: Exception, request: Request[Any, Any, Any]) -> Refusal:
+def to_refusal(error: Exception, request: AnyRequest) -> Refusal:
     """What the caller is told. Anything unknown is ours to mend: 500, and the log keeps the cause."""
     if isinstance(error, Refusal):
         return error
@@ -123,7 +124,7 @@ def _detail(error: BatchfileError) -> str:
     return str(error)
 
 
-def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+def answer(request: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
     """Litestar's exception handler, for everything."""
     refusal = to_refusal(error, request)
     return Response(
@@ -139,7 +140,7 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[dict[s
     )
 
 
-def _with_keys(request: Request[Any, Any, Any]) -> str:
+def _with_keys(request: AnyRequest) -> str:
     """The keys that the route's body needs."""
     field = request.route_handler.parsed_data_field
     fields = getattr(None if field is None else field.annotation, "model_fields", {})
@@ -147,7 +148,7 @@ def _with_keys(request: Request[Any, Any, Any]) -> str:
     return f" with {', '.join(names)}" if names else ""
 
 
-def _of_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> Refusal:
+def _of_litestar(error: HTTPException, request: AnyRequest) -> Refusal:
     where = f"{request.scope['method']} {request.url.path}"
     headers = {name.title(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 404:

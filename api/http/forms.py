@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
-from litestar import Request
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from multipart import (  # type: ignore[import-untyped]
@@ -21,7 +19,7 @@ from multipart import (  # type: ignore[import-untyped]
 from batchfile.errors import TooLarge
 
 from ..service import Service
-from .errors import Refusal
+from .errors import AnyRequest, Refusal
 from .spool import Spooled, SpoolLimits, spool
 
 CHUNK_BYTES = 256 * 1024
@@ -98,9 +96,7 @@ def _segments(body: memoryview, boundary: str) -> Iterator[tuple[MultipartSegmen
 
 
 @asynccontextmanager
-async def received_form(
-    request: Request[Any, Any, Any], service: Service, name: str, bytes_max: int
-) -> AsyncIterator[Form]:
+async def received_form(request: AnyRequest, service: Service, name: str, bytes_max: int) -> AsyncIterator[Form]:
     """`name`: of the field with the file, which may have `bytes_max` bytes.
 
     Raises: what `spool` and `read_form` do; Refusal 413 also for TooLarge from within.

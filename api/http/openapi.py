@@ -1,5 +1,5 @@
-"""The OpenAPI document: what of it no single route says, which responses a route may give, and the document as an HTML
-page, built once, with no script, style or font from elsewhere.
+"""The OpenAPI document: what of it no single route says, responses that are files, and the document as an HTML page,
+built once, with no script, style or font from elsewhere.
 """
 
 import base64
@@ -21,7 +21,7 @@ from litestar.typing import FieldDefinition
 from batchfile import __version__
 from batchfile.settings import Settings
 
-from ..native.schemas import Problem, StageResults
+from ..native.schemas import StageResults
 
 DESCRIPTION = "Batches of LLM requests: one file in, one file of results out, in the same order."
 
@@ -52,31 +52,6 @@ def document_config(settings: Settings) -> OpenAPIConfig:
 
 
 JSON_LINES = "application/x-ndjson"
-
-_WHY = {
-    400: "The request is wrong; the detail names the place.",
-    401: "No valid API key.",
-    404: "There is no such thing, or it is another tenant's.",
-    405: "The path exists with another method.",
-    408: "The body stopped arriving.",
-    413: "Over a limit of this service.",
-    415: "A content type or encoding that is not taken.",
-    416: "The range lies outside the file.",
-    422: "The idempotency key was used with another body.",
-    429: "Too much at once; `Retry-After` says when.",
-    500: "Something unexpected; the log has it under the request's id.",
-    503: "The store does not answer; `Retry-After` says when.",
-}
-
-READ = (401, 404, 405, 429, 500, 503)
-CREATE = (*READ, 400, 408, 413, 415, 422)
-
-
-def problems(common: tuple[int, ...], *more: int, shape: Any = Problem) -> dict[int, ResponseSpec]:
-    return {
-        status: ResponseSpec(shape, generate_examples=False, description=_WHY[status])
-        for status in sorted({*common, *more})
-    }
 
 
 def _plain(answer: type | None, description: str, media_type: str = "application/json") -> ResponseSpec:

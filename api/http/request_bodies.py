@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from litestar import Request
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
@@ -20,7 +19,7 @@ from batchfile.lines.json_scan import find_any_repeats
 from ..create import CreateOptions, create_batch
 from ..service import Service
 from .auth import Caller
-from .errors import Refusal
+from .errors import AnyRequest, Refusal
 from .negotiation import BATCHES, NegotiatedFormat
 from .spool import SpoolLimits, spool
 
@@ -70,7 +69,7 @@ class JSON_OR_LINES(Operation):
 
 
 async def create_from(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     service: Service,
     caller: Caller,
     stage: str | None,
@@ -115,7 +114,7 @@ async def create_from(
         )
 
 
-def retry_count(request: Request[Any, Any, Any]) -> int | None:
+def retry_count(request: AnyRequest) -> int | None:
     """Which attempt of an official SDK this is, from 0; None: of another client."""
     given = request.headers.get(RETRY_COUNT, "")
     return int(given) if NUMBER.fullmatch(given) else None
@@ -149,7 +148,7 @@ def known_parameters(document: Mapping[str, Any]) -> Known:
     }
 
 
-def check_query(known: Known, request: Request[Any, Any, Any]) -> None:
+def check_query(known: Known, request: AnyRequest) -> None:
     """Reject query parameters that no route reads: on `/api/*`, and where a stage's batch is created.
 
     Clients of Anthropic and OpenAI send parameters of their own (`?beta=true`), which are accepted on their routes.

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from litestar import Request, Response
+from litestar import Response
 from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
@@ -22,7 +22,7 @@ from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.settings_tables import Api
 
 from .auth import ENDLESS
-from .errors import Refusal
+from .errors import AnyRequest, Refusal
 from .openapi import JSON_LINES
 
 GZIP_LEVEL = 1  # a chunk costs less than the network saves
@@ -41,23 +41,20 @@ class Span:
     end: int
 
 
-async def stream(request: Request[Any, Any, Any], chunks: Iterable[bytes], media_type: str) -> Response[Any]:
-    """An answer of unknown length. Its first chunk is read before the status is sent, so that errors are answers."""
+def stream(request: AnyRequest, chunks: Iterable[bytes], media_type: str) -> Response[Any]:
+    """A response of unknown length. Its first chunk is read before the status is sent, so that errors are responses."""
     headers = {"Vary": "Accept, Accept-Encoding, Authorization, Anthropic-Version"}
     parts = iter(chunks)
     if _wants_gzip(request):
         parts = _gzip(parts)
         headers["Content-Encoding"] = "gzip"
-    feed = _Feed(parts)
-    first = await feed.next()
+    streamed = _streamed(parts, media_type=media_type, headers=headers)
     if request.scope["method"] == "HEAD":
-        return Response(b"", media_type=media_type, headers=headers, background=BackgroundTask(feed.close))
-    return Stream(feed.rest(first), media_type=media_type, headers=headers, background=BackgroundTask(feed.close))
+        return Response(b"", media_type=media_type, headers=headers, background=streamed.background)
+    return streamed
 
 
-async def serve_file(
-    request: Request[Any, Any, Any], ledger: Ledger, file: FileRef, media_type: str = JSON_LINES
-) -> Response[Any]:
+def serve_file(request: AnyRequest, ledger: Ledger, file: FileRef, media_type: str = JSON_LINES) -> Response[Any]:
     """A stored file as it is: HEAD, If-None-Match and one Range are honoured; gzip where no range is asked for.
 
     Packed it has an ETag of its own: who has a part of one goes on with no part of the other.
@@ -79,17 +76,18 @@ async def serve_file(
     if request.scope["method"] == "HEAD" or part.start == part.end:
         return Response(b"", status_code=status, headers=headers, media_type=media_type)
     chunks: Iterator[bytes] = ledger.store.stream(file.key, part.start, part.end)
-    feed = _Feed(_gzip(chunks) if is_gzip else chunks)
-    rest = feed.rest(await feed.next())
-    done = BackgroundTask(feed.close)
-    return Stream(rest, status_code=status, headers=headers, media_type=media_type, background=done)
+    return _streamed(_gzip(chunks) if is_gzip else chunks, status_code=status, headers=headers, media_type=media_type)
 
 
-async def follow(request: Request[Any, Any, Any], ledger: Ledger, batch_id: str) -> Stream:
+def follow(request: AnyRequest, ledger: Ledger, batch_id: str) -> Stream:
     """Results as they are committed, until the batch has ended: each once, in no order. A server that stops cuts it."""
     request.scope[ENDLESS] = True  # type: ignore[literal-required]
-    feed = _Feed(_landing(ledger, batch_id))
-    return Stream(feed.rest(await feed.next()), media_type=JSON_LINES, background=BackgroundTask(feed.close))
+    return _streamed(_landing(ledger, batch_id), media_type=JSON_LINES)
+
+
+def _streamed(chunks: Iterator[bytes], **more: Any) -> Stream:
+    feed = _Feed(chunks)
+    return Stream(feed.rest(feed.next()), background=BackgroundTask(feed.close), **more)
 
 
 def _landing(ledger: Ledger, batch_id: str) -> Iterator[bytes]:
@@ -135,7 +133,7 @@ def names_any(if_none_match: str, etags: set[str]) -> bool:
     return "*" in named or not named.isdisjoint(etags)
 
 
-def _wants_gzip(request: Request[Any, Any, Any]) -> bool:
+def _wants_gzip(request: AnyRequest) -> bool:
     """Is gzip among the accepted encodings, and not with q=0?"""
     for item in request.headers.get("accept-encoding", "").lower().split(","):
         name, _, q = item.partition(";")
@@ -160,8 +158,9 @@ class _Feed:
         self._chunks = chunks
         self._lock = threading.Lock()  # a thread may still fetch what nobody waits for any more
 
-    async def next(self) -> bytes | None:
-        return await asyncio.to_thread(self._next)
+    def next(self) -> bytes | None:
+        with self._lock:
+            return next(self._chunks, None)
 
     async def rest(self, first: bytes | None) -> AsyncIterator[bytes]:
         chunk = first
@@ -170,22 +169,15 @@ class _Feed:
                 yield chunk
             else:
                 await asyncio.sleep(LOOK_AGAIN_S)
-            chunk = await self.next()
+            chunk = await asyncio.to_thread(self.next)
 
-    async def close(self) -> None:
-        await asyncio.to_thread(self._close)
-
-    def _next(self) -> bytes | None:
-        with self._lock:
-            return next(self._chunks, None)
-
-    def _close(self) -> None:
+    def close(self) -> None:
         with self._lock:
             if isinstance(self._chunks, Generator):
                 self._chunks.close()
 
 
-def own_url(request: Request[Any, Any, Any], api: Api) -> str:
+def own_url(request: AnyRequest, api: Api) -> str:
     """`https://host[/prefix]` without a slash at its end; "" where it can not be told, and links are relative.
 
     `api.public_url` where it is set, else what the request says it was sent to. What a proxy adds counts only where
@@ -200,6 +192,6 @@ def own_url(request: Request[Any, Any, Any], api: Api) -> str:
     return f"{scheme}://{host}" if scheme in {"http", "https"} and _HOST.fullmatch(host) else ""
 
 
-def _first(request: Request[Any, Any, Any], name: str) -> str:
+def _first(request: AnyRequest, name: str) -> str:
     """What the proxy nearest to the caller says."""
     return request.headers.get(name, "").partition(",")[0].strip()

@@ -3,47 +3,41 @@
 import asyncio
 from typing import Annotated, Any
 
-from litestar import Request, Response, delete, get, post
+from litestar import Response
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
 from batchfile.errors import InvalidFile
-from batchfile.ledger.records import FileRef
+from batchfile.ledger.records import BatchRecord, FileRef
+from batchfile.plan.submit import retry as retry_batch
 from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
 
-from ..create import CreateOptions
-from ..http.auth import Caller
-from ..http.errors import Refusal
-from ..http.openapi import CREATE, FILE, JSON_LINES, READ, problems
+from ..create import KEY_CHARS_MAX, CreateOptions, made_before
+from ..http.errors import AnyRequest, Refusal
+from ..http.openapi import FILE, JSON_LINES
 from ..http.request_bodies import JSON_OR_LINES, create_from
 from ..http.responses import follow, serve_file
+from ..http.routes import CREATE, CallerDep, Routes, ServiceDep
 from ..ops.background import BackgroundTasks
-from ..ops.pools import Fleet
+from ..ops.pools import PoolStatus
 from ..service import PAGE_MAX, Service
 from . import schemas, serializers
 
-BATCHES = "/api/batches"
-POOLS = "/api/pools"
 METADATA_RULE = (
     f"metadata: give at most {METADATA_MAX} times name=value, names up to {METADATA_NAME_CHARS_MAX} letters, "
     f"values up to {METADATA_VALUE_CHARS_MAX}"
 )
 
+batches = Routes("/api/batches", tag="batches")
+pools = Routes("/api", tag="pools")
 
-@post(
-    BATCHES,
-    status_code=200,
-    request_max_body_size=None,  # the spool counts
-    operation_class=JSON_OR_LINES,
-    responses=problems(CREATE),
-    tags=["batches"],
-    summary="Submit a batch",
-)
+
+@batches.post("", *CREATE, summary="Submit a batch", request_max_body_size=None, operation_class=JSON_OR_LINES)
 async def create(
-    request: Request[Any, Any, Any],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
+    request: AnyRequest,
+    service: ServiceDep,
+    caller: CallerDep,
     stage: Annotated[
         str | None, QueryParameter(description="Of `application/x-ndjson` bodies, which name none and may have none.")
     ] = None,
@@ -61,48 +55,37 @@ async def create(
     return serializers.batch(await asyncio.to_thread(service.status, caller, batch.batch_id))
 
 
-@get(BATCHES, responses=problems(READ, 400), tags=["batches"], summary="Batches, newest first")
-async def list_batches(
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
+@batches.get("", 400, summary="Batches, newest first")
+def list_batches(
+    service: ServiceDep,
+    caller: CallerDep,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 20,
     after: Annotated[str | None, QueryParameter(description="Only batches that are older than this one.")] = None,
 ) -> schemas.BatchPage:
-    page = await asyncio.to_thread(lambda: service.page(caller, limit=limit, after=after))
+    page = service.page(caller, limit=limit, after=after)
     return schemas.BatchPage(data=[serializers.batch(item) for item in page.data], has_more=page.has_more)
 
 
-@get(BATCHES + "/{batch_id:str}", responses=problems(READ, 400), tags=["batches"], summary="One batch")
-async def status(
-    batch_id: FromPath[str], service: NamedDependency[Service], caller: NamedDependency[Caller]
-) -> schemas.Batch:
-    return serializers.batch(await asyncio.to_thread(service.seen, caller, batch_id))
+@batches.get("/{batch_id:str}", 400, summary="One batch")
+def status(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> schemas.Batch:
+    return serializers.batch(service.seen(caller, batch_id))
 
 
-@post(
-    BATCHES + "/{batch_id:str}/cancel",
-    status_code=200,
-    responses=problems(READ, 400),
-    tags=["batches"],
-    summary="End early",
-)
-async def cancel(
-    batch_id: FromPath[str],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
-    background: NamedDependency[BackgroundTasks],
+@batches.post("/{batch_id:str}/cancel", 400, summary="End early")
+def cancel(
+    batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, background: NamedDependency[BackgroundTasks]
 ) -> schemas.Batch:
     """No further request starts; finished ones keep their results. An ended batch stays what it is."""
-    found = await asyncio.to_thread(service.cancel, caller, batch_id)
+    found = service.cancel(caller, batch_id)
     background.wake(batch_id)
     return serializers.batch(found)
 
 
-@delete(BATCHES + "/{batch_id:str}", status_code=200, responses=problems(READ, 400), tags=["batches"], summary="Delete")
-async def remove(
+@batches.delete("/{batch_id:str}", 400, summary="Delete")
+def remove(
     batch_id: FromPath[str],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
+    service: ServiceDep,
+    caller: CallerDep,
     now: Annotated[
         bool, QueryParameter(description="Remove its bytes before this answers; downloads under way break off.")
     ] = False,
@@ -110,73 +93,80 @@ async def remove(
     """Only an ended batch can be deleted. Nobody can read it from then on; downloads that are under way finish, so that
     its bytes stay for an hour. A batch that is deleted already can be deleted with `now=true` as well.
     """
-    await asyncio.to_thread(service.purge if now else service.delete, caller, batch_id)
+    (service.purge if now else service.delete)(caller, batch_id)
     return schemas.Deleted(id=batch_id)
 
 
-@get(
-    BATCHES + "/{batch_id:str}/results",
-    responses=problems(READ, 400, 416) | FILE,
-    tags=["batches"],
-    summary="Native result lines",
-)
-async def results(
-    request: Request[Any, Any, Any],
+@batches.post("/{batch_id:str}/retry", 400, 422, summary="Run again what did not succeed")
+async def retry(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> schemas.Batch:
+    """A new batch of the requests without an answer, with `retry_of` in its metadata; the old one stays as it is.
+
+    With an `Idempotency-Key` a repeated call gives the same batch.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and len(key) > KEY_CHARS_MAX:
+        raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; send a UUID, say")
+
+    def act() -> BatchRecord:
+        batch = service.record(caller, batch_id)
+        try:
+            service.check_room(caller)
+        except Refusal:  # but it may be the retry that made a batch already
+            made = made_before(service.ledger, f"retry {batch.batch_id}", caller.tenant, key, None)
+            if made is None:
+                raise
+            return made
+        return retry_batch(service.ledger, batch, idempotency_key=key or None)
+
+    async with service.creating:
+        made = await asyncio.to_thread(act)
+    return serializers.batch(await asyncio.to_thread(service.status, caller, made.batch_id))
+
+
+@batches.get("/{batch_id:str}/results", 400, 416, summary="Native result lines", responses=FILE)
+def results(
+    request: AnyRequest,
     batch_id: FromPath[str],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
+    service: ServiceDep,
+    caller: CallerDep,
     live: Annotated[
         bool, QueryParameter(description="Do not wait for the end: results as they land, in no order.")
     ] = False,
 ) -> Response[Any]:
     """The results file as it is stored: one line for each request, in the order of the input. Range is honoured."""
-    if live:
-        status = await asyncio.to_thread(service.status, caller, batch_id)
-        if status.batch.state != "ended":
-            if request.method == HttpMethod.HEAD:
-                return Response(b"", media_type=JSON_LINES)
-            return await follow(request, service.ledger, batch_id)
-    batch = await asyncio.to_thread(service.ended, caller, batch_id)
-    return await _file(request, service, batch.results)
+    if live and service.status(caller, batch_id).batch.state != "ended":
+        if request.method == HttpMethod.HEAD:
+            return Response(b"", media_type=JSON_LINES)
+        return follow(request, service.ledger, batch_id)
+    return _file(request, service, service.ended(caller, batch_id).results)
 
 
-@get(
-    BATCHES + "/{batch_id:str}/errors",
-    responses=problems(READ, 400, 416) | FILE,
-    tags=["batches"],
-    summary="The requests that did not succeed",
-)
-async def errors(
-    request: Request[Any, Any, Any],
-    batch_id: FromPath[str],
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
-) -> Response[Any]:
+@batches.get("/{batch_id:str}/errors", 400, 416, summary="The requests that did not succeed", responses=FILE)
+def errors(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> Response[Any]:
     """The input lines of all requests without an answer, ready to be submitted again."""
-    batch = await asyncio.to_thread(service.ended, caller, batch_id)
-    return await _file(request, service, batch.errors)
+    return _file(request, service, service.ended(caller, batch_id).errors)
 
 
-@get(POOLS, responses=problems(READ, 400), tags=["pools"], summary="All pools")
-async def list_pools(fleet: NamedDependency[Fleet]) -> list[schemas.Pool]:
-    return await asyncio.to_thread(fleet.pools)
+@pools.get("/pools", 400, summary="All pools")
+def list_pools(pool_status: NamedDependency[PoolStatus]) -> list[schemas.Pool]:
+    return pool_status.pools()
 
 
-@get(POOLS + "/{pool:str}", responses=problems(READ, 400), tags=["pools"], summary="One pool")
-async def one_pool(pool: FromPath[str], fleet: NamedDependency[Fleet]) -> schemas.Pool:
-    return await asyncio.to_thread(fleet.pool, pool)
+@pools.get("/pools/{pool:str}", 400, summary="One pool")
+def one_pool(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> schemas.Pool:
+    return pool_status.pool(pool)
 
 
-@get(POOLS + "/{pool:str}/scale", responses=problems(READ, 400), tags=["pools"], summary="What an autoscaler needs")
-async def scale(pool: FromPath[str], fleet: NamedDependency[Fleet]) -> schemas.Scale:
-    return await asyncio.to_thread(fleet.scale, pool)
+@pools.get("/pools/{pool:str}/scale", 400, summary="What an autoscaler needs")
+def scale(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> schemas.Scale:
+    return pool_status.scale(pool)
 
 
-@get("/api/runners", responses=problems(READ, 400), tags=["pools"], summary="The live runners")
-async def list_runners(
-    fleet: NamedDependency[Fleet], pool: Annotated[str | None, QueryParameter()] = None
+@pools.get("/runners", 400, summary="The live runners")
+def list_runners(
+    pool_status: NamedDependency[PoolStatus], pool: Annotated[str | None, QueryParameter()] = None
 ) -> list[schemas.Runner]:
-    return await asyncio.to_thread(fleet.runners, pool)
+    return pool_status.runners(pool)
 
 
 def _pairs(given: list[str]) -> dict[str, str]:
@@ -191,7 +181,7 @@ def _pairs(given: list[str]) -> dict[str, str]:
     return found
 
 
-async def _file(request: Request[Any, Any, Any], service: Service, file: FileRef | None) -> Response[Any]:
+def _file(request: AnyRequest, service: Service, file: FileRef | None) -> Response[Any]:
     if file is None:
         raise Refusal(404, "This batch has no such file")
-    return await serve_file(request, service.ledger, file)
+    return serve_file(request, service.ledger, file)

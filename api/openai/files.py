@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
-from litestar import Request, Response, delete, get, post
+from litestar import Response
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
@@ -16,132 +16,94 @@ from batchfile.ledger import keys
 from batchfile.ledger.records import FileRef
 
 from ..http.auth import Caller
-from ..http.errors import Refusal
+from ..http.errors import AnyRequest, Refusal
 from ..http.forms import FILE_FORM, Form, received_form
-from ..http.openapi import FILE, READ, problems
+from ..http.openapi import FILE
 from ..http.responses import serve_file, stream
+from ..http.routes import CallerDep, Routes, ServiceDep
 from ..native.schemas import OpenAIProblem
 from ..service import Service
-from . import schemas as shapes
-from . import serializers as views
+from . import schemas, serializers
 from .output_files import OutputFiles
 
 T = TypeVar("T")
 
-FILES = "/v1/files"
 PAGE_MAX = 10_000
 KEPT_S = 30 * 24 * 3600.0  # unless the form says otherwise; OpenAI's own for files of this purpose
 BYTES = "application/octet-stream"
 LINES = "application/jsonl"
 
+files = Routes("/v1/files", tag="files", problem=OpenAIProblem)
 
-@post(
-    FILES,
-    status_code=200,
-    request_max_body_size=None,  # the spool counts
-    operation_class=FILE_FORM,
-    responses=problems(READ, 400, 408, 413, 415, shape=OpenAIProblem),
-    tags=["files"],
-    summary="Upload a file",
-)
-async def create(
-    request: Request[Any, Any, Any], service: NamedDependency[Service], caller: NamedDependency[Caller]
-) -> shapes.File:
+
+@files.post("", 400, 408, 413, 415, summary="Upload a file", request_max_body_size=None, operation_class=FILE_FORM)
+async def create(request: AnyRequest, service: ServiceDep, caller: CallerDep) -> schemas.File:
     """A form with `file` and `purpose`, in any order, of any length up to the limit."""
     bytes_max = service.settings.api.file_bytes_max
     async with received_form(request, service, "file", bytes_max) as form:
-        return views.file(await asyncio.to_thread(_store, service, caller, form, bytes_max))
+        return serializers.file(await asyncio.to_thread(_store, service, caller, form, bytes_max))
 
 
-@get(FILES, responses=problems(READ, 400, shape=OpenAIProblem), tags=["files"], summary="Uploaded files")
-async def list_files(
-    service: NamedDependency[Service],
-    caller: NamedDependency[Caller],
+@files.get("", 400, summary="Uploaded files")
+def list_files(
+    service: ServiceDep,
+    caller: CallerDep,
     purpose: Annotated[str | None, QueryParameter(description="Only `batch` is kept here.")] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = PAGE_MAX,
     order: Annotated[Literal["asc", "desc"], QueryParameter(description="By time.")] = "desc",
     after: Annotated[str | None, QueryParameter(description="The last id of the page before.")] = None,
-) -> shapes.FilePage:
+) -> schemas.FilePage:
     """Output files are not listed; a batch names its own."""
     if after is not None and not keys.is_file_id(after):
         raise Refusal(404, f"after: there is no uploaded file {after[:80]!r}", param="after")
     if purpose not in {None, "batch"}:
-        return shapes.FilePage(data=[], first_id=None, last_id=None, has_more=False)
-    found = await asyncio.to_thread(_page, service, caller, limit + 1, order == "asc", after)
-    data = [views.file(record) for record in found[:limit]]
-    return shapes.FilePage(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(found) > limit,
-    )
+        return schemas.FilePage(data=[], first_id=None, last_id=None, has_more=False)
+    found = _page(service, caller, limit + 1, order == "asc", after)
+    data = [serializers.file(record) for record in found[:limit]]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return schemas.FilePage(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
 
 
-@get(FILES + "/{file_id:str}", responses=problems(READ, shape=OpenAIProblem), tags=["files"], summary="One file")
-async def retrieve(
-    file_id: FromPath[str],
-    service: NamedDependency[Service],
-    output_files: NamedDependency[OutputFiles],
-    caller: NamedDependency[Caller],
-) -> shapes.File:
-    def look() -> shapes.File | None:
-        output = output_files.find(caller, file_id)
-        if output is not None:
-            return output_files.view(caller, output)
-        record = stored_files.read_file(service.ledger, caller.tenant, file_id)
-        return None if record is None else views.file(record)
-
-    return _known(await asyncio.to_thread(look), file_id)
+@files.get("/{file_id:str}", summary="One file")
+def retrieve(
+    file_id: FromPath[str], service: ServiceDep, output_files: NamedDependency[OutputFiles], caller: CallerDep
+) -> schemas.File:
+    output = output_files.find(caller, file_id)
+    if output is not None:
+        return output_files.view(caller, output)
+    return serializers.file(_known(stored_files.read_file(service.ledger, caller.tenant, file_id), file_id))
 
 
-@delete(
-    FILES + "/{file_id:str}",
-    status_code=200,
-    responses=problems(READ, shape=OpenAIProblem),
-    tags=["files"],
-    summary="Remove a file",
-)
-async def remove(
-    file_id: FromPath[str],
-    service: NamedDependency[Service],
-    output_files: NamedDependency[OutputFiles],
-    caller: NamedDependency[Caller],
-) -> shapes.FileDeleted:
+@files.delete("/{file_id:str}", summary="Remove a file")
+def remove(
+    file_id: FromPath[str], service: ServiceDep, output_files: NamedDependency[OutputFiles], caller: CallerDep
+) -> schemas.FileDeleted:
     """Batches that were made of it go on."""
-
-    def act() -> bool | None:
-        output = output_files.find(caller, file_id)
-        if output is None:
-            return stored_files.remove_file(service.ledger, caller.tenant, file_id) or None
+    output = output_files.find(caller, file_id)
+    if output is None:
+        _known(stored_files.remove_file(service.ledger, caller.tenant, file_id) or None, file_id)
+    else:
         output_files.remove(caller, output)
-        return True
-
-    _known(await asyncio.to_thread(act), file_id)
-    return shapes.FileDeleted(id=file_id)
+    return schemas.FileDeleted(id=file_id)
 
 
-@get(
-    FILES + "/{file_id:str}/content",
-    responses=problems(READ, 416, shape=OpenAIProblem) | FILE,
-    tags=["files"],
-    summary="The bytes of a file",
-)
-async def content(
-    request: Request[Any, Any, Any],
+@files.get("/{file_id:str}/content", 416, summary="The bytes of a file", responses=FILE)
+def content(
+    request: AnyRequest,
     file_id: FromPath[str],
-    service: NamedDependency[Service],
+    service: ServiceDep,
     output_files: NamedDependency[OutputFiles],
-    caller: NamedDependency[Caller],
+    caller: CallerDep,
 ) -> Response[Any]:
     """Range is honoured for uploaded files. An output file is rendered as it is read, the same bytes each time."""
-    output = await asyncio.to_thread(output_files.find, caller, file_id)
+    output = output_files.find(caller, file_id)
     if output is not None and request.method == HttpMethod.HEAD:
         return Response(b"", media_type=LINES)
     if output is not None:
-        return await stream(request, output_files.chunks(output), LINES)
-    record = _known(await asyncio.to_thread(stored_files.read_file, service.ledger, caller.tenant, file_id), file_id)
+        return stream(request, output_files.chunks(output), LINES)
+    record = _known(stored_files.read_file(service.ledger, caller.tenant, file_id), file_id)
     stored = FileRef(key=record.key, size=record.size, sha256=record.sha256, num_lines=0)
-    return await serve_file(request, service.ledger, stored, BYTES)
+    return serve_file(request, service.ledger, stored, BYTES)
 
 
 def _store(service: Service, caller: Caller, form: Form, bytes_max: int) -> FileRecord:
@@ -168,7 +130,7 @@ def _kept_s(fields: dict[str, str]) -> float:
     text = fields.get("expires_after[seconds]")
     if text is None:
         return KEPT_S
-    low, high = shapes.EXPIRES_S_MIN, shapes.EXPIRES_S_MAX
+    low, high = schemas.EXPIRES_S_MIN, schemas.EXPIRES_S_MAX
     if not (text.isascii() and text.isdigit() and len(text) < 9 and low <= int(text) <= high):
         raise Refusal(400, f"expires_after[seconds]: must be from {low} to {high}", param="expires_after")
     return float(text)

@@ -3,10 +3,10 @@
 Runners have a page of their own for what only they know: the latency of each request, vLLM's own figures.
 """
 
-from collections import Counter as RunnerStats
+import collections
 from collections.abc import Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -15,20 +15,19 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
 from batchfile.store.metered import MeteredStore
 
-from .pools import Fleet
+from .pools import PoolStatus
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 BATCH_BUCKETS_S = (1, 5, 15, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
 
 
 class Metrics:
     """`count_answer` and `observe_ended` are called by the auth middleware and by the janitor of this process."""
 
-    def __init__(self, fleet: Fleet, store: MeteredStore, pools: list[str], aside: SetAside) -> None:
+    def __init__(self, pool_status: PoolStatus, store: MeteredStore, pools: list[str], aside: SetAside) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_StoreCollector(store))
-        self._fleet = _FleetCollector(fleet, pools)
-        self._registry.register(self._fleet)
+        self._pools = _PoolCollector(pool_status, pools)
+        self._registry.register(self._pools)
         set_aside = Gauge(
             "batchfile_api_batches_set_aside",
             "Batches that this process leaves alone because an object of them is damaged or the store refuses it.",
@@ -60,7 +59,7 @@ class Metrics:
 
     def render(self, *, has_store: bool = True) -> bytes:
         """The page. Without a store nothing is asked of it."""
-        self._fleet.has_store = has_store
+        self._pools.has_store = has_store
         return generate_latest(self._registry)
 
 
@@ -83,12 +82,12 @@ class _StoreCollector(Collector):
         yield seconds
 
 
-class _FleetCollector(Collector):
+class _PoolCollector(Collector):
     """What is pending and who works on it. A store that is down leaves these out; the page itself still answers."""
 
-    def __init__(self, fleet: Fleet, pools: list[str]) -> None:
+    def __init__(self, pool_status: PoolStatus, pools: list[str]) -> None:
         self.has_store = True
-        self._fleet = fleet
+        self._pool_status = pool_status
         self._pools = pools
 
     def describe(self) -> list[Metric]:
@@ -111,7 +110,7 @@ class _FleetCollector(Collector):
             "pending_shards": "Shards that another runner could begin.",
             "leased_shards": "Shards in work.",
         }
-        scales = {pool: self._fleet.scale_of(pool) for pool in self._pools}
+        scales = {pool: self._pool_status.scale_of(pool) for pool in self._pools}
         for name, text in names.items():
             gauge = GaugeMetricFamily(f"batchfile_{name}", text, labels=["pool"])
             for pool, scale in scales.items():
@@ -126,9 +125,9 @@ class _FleetCollector(Collector):
         yield oldest
 
     def _runners(self) -> Iterator[Metric]:
-        runners = self._fleet.presence()
+        runners = self._pool_status.presence()
         states = GaugeMetricFamily("batchfile_runners", "Live runners by state.", labels=["pool", "state"])
-        for (pool, state), num in RunnerStats((runner.pool, runner.state) for runner in runners).items():
+        for (pool, state), num in collections.Counter((runner.pool, runner.state) for runner in runners).items():
             states.add_metric([pool, state], num)
         yield states
         for name in ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s"):

@@ -23,7 +23,7 @@ T = TypeVar("T")
 FRESH_S = 3.0  # any number of dashboards and probes cost one look in this time
 
 
-class Fleet:
+class PoolStatus:
     """Raises everywhere: StoreUnavailable; Refusal 404 for an unknown pool."""
 
     def __init__(self, ledger: Ledger, settings: Settings, reader: StatusReader) -> None:

@@ -5,23 +5,38 @@ thread of this process for a minute: after ten seconds without an answer it coun
 """
 
 import asyncio
+import json
+import socket
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
 
 import structlog
+import uvicorn
+from litestar.types import Receive, Scope, Send
 
-from batchfile.errors import StoreError
+from batchfile import __version__
+from batchfile.client.resolve import wait_for_store
+from batchfile.errors import StoreError, StoreUnavailable
+from batchfile.lines.formats.stage import timestamp
 from batchfile.store.base import Store
 
+from ..http.negotiation import negotiate, problem
+
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 PROBE_KEY = "bell/_ready"  # whether it is there does not matter, only that the store answers
 PROBE_WAIT_S = 5.0
 BEAT_S = 2.0
 LOST_S = 10.0
-
-
+RETRY_AFTER_S = 5
 SILENT = "The store does not answer."
+SILENT_YET = "The store does not answer yet; try again."
 STUCK = "A process that does not move on has a lock of the store; the log of this service names it."
 
 
@@ -85,3 +100,55 @@ class StoreHealth:
         elif now - self._answered_at >= LOST_S and not self.lost.is_set():
             log.error("store.lost", silent_s=round(now - self._answered_at))
             self.lost.set()
+
+
+def opened(open_store: Callable[[], T], listener: socket.socket) -> T:
+    """What `open_store` returns, as soon as it does. Meanwhile `listener` is served, if the store is away.
+
+    A signal that ends the process ends it here too. Raises: what waiting does not fix.
+    """
+    with suppress(StoreUnavailable):
+        return open_store()
+    found: list[T | Exception] = []
+    config = uvicorn.Config(_answer, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none")
+    server = uvicorn.Server(config)
+
+    def wait() -> None:
+        try:
+            found.append(wait_for_store(open_store))
+        except Exception as error:  # noqa: BLE001 whoever waits raises it
+            found.append(error)
+        server.should_exit = True
+
+    threading.Thread(target=wait, name="wait-for-store", daemon=True).start()
+    server.run(sockets=[listener.dup()])  # which closes its own
+    (result,) = found
+    if isinstance(result, Exception):
+        raise result
+    log.info("store.found")
+    return result
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application until the store has answered for the first time: it knows no route but the probes."""
+    path = scope["path"].rstrip("/")
+    status, body = 503, {}
+    if path == "/healthz":
+        degraded = {"status": "degraded", "storage": False, "pools": {}, "timestamp": timestamp(time.time())}
+        status, body = 200, {**degraded, "reason": SILENT}
+    elif path == "/version":
+        status, body = 200, {"version": __version__}
+    else:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        method = scope["method"]  # type: ignore[typeddict-item]
+        body = problem(negotiate(method, path, headers, of_key=None, request_id=""), 503, SILENT_YET)
+    data = json.dumps(body).encode()
+    fields = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(data)).encode()),
+        (b"retry-after", str(RETRY_AFTER_S).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    is_head = scope["method"] == "HEAD"  # type: ignore[typeddict-item]
+    await send({"type": "http.response.body", "body": b"" if is_head else data, "more_body": False})

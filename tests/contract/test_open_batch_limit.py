@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from api.http.errors import Refusal
-from api.open_batch_limit import FULL_S, Room
+from api.service import FULL_S, Room
 from batchfile.clock import ManualClock
 from batchfile.files.stored_files import FileRecord, source
 from batchfile.ledger import batches, keys

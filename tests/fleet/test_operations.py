@@ -13,7 +13,7 @@ import yaml
 from prometheus_client.core import Metric
 
 from api.ops.metrics import Metrics
-from api.ops.pools import Fleet
+from api.ops.pools import PoolStatus
 from batchfile.engine.open import engine_factory
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import write_presence
@@ -48,8 +48,8 @@ def known() -> set[str]:
     write_presence(
         ledger, PresenceRecord(pool="mistral", runner_id="m", model="m", engine="echo", state="idle", started_at=0.0)
     )
-    fleet = Fleet(ledger, settings, StatusReader(ledger))
-    page = Metrics(fleet, store, list(settings.pools), SetAside(ledger)).render().decode()
+    pool_status = PoolStatus(ledger, settings, StatusReader(ledger))
+    page = Metrics(pool_status, store, list(settings.pools), SetAside(ledger)).render().decode()
     typed = dict(re.findall(r"^# TYPE (\S+) (\w+)$", page, re.M))
     histograms = {name + ending for name, kind in typed.items() if kind == "histogram" for ending in OF_HISTOGRAMS}
     runner = Runner(ledger, engine_factory("echo", model="m"), RunnerOptions(runner_id="m", pool="mistral"))

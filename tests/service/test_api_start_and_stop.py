@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from api.__main__ import main
-from batchfile.client.resolve import wait_for_store
+from api.ops import store_health
+from batchfile.client import resolve
 from batchfile.errors import StoreUnavailable
 from tests.contract.conftest import BUCKET, CREDENTIALS, free_port, moto_url, s3_credentials
 from tests.contract.fault_proxy import FaultProxy, fault_proxy
@@ -117,14 +118,14 @@ def test_a_port_that_is_none_is_refused_with_what_is_taken(port: str, capsys: py
 
 
 def test_whatever_ends_the_waiting_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait_for_store, "WAIT_S", 0.01)
+    monkeypatch.setattr(resolve, "WAIT_S", 0.01)
     raised = iter([StoreUnavailable("away"), RuntimeError("a mistake of ours")])
 
     def open_store() -> None:
         raise next(raised)
 
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(RuntimeError, match="a mistake of ours"):
-        wait_for_store.opened(open_store, listener)
+        store_health.opened(open_store, listener)
 
 
 def test_silent_followers_do_not_hold_up_the_end_and_see_that_they_were_cut_off(

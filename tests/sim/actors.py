@@ -16,12 +16,12 @@ from pydantic import SecretStr
 
 from api import create as api_create
 from api.http.errors import Refusal
-from api.ops.janitor_thread import JanitorThread
 from api.ops.webhooks import WebhookSender
 from api.service import Service
 from batchfile.errors import BatchfileError, StoreError
 from batchfile.files.stored_files import FileRecord, source
 from batchfile.inbox.scan import Inbox
+from batchfile.janitor import Janitor
 from batchfile.ledger import batches, idempotency, keys
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.records import BatchRecord
@@ -179,15 +179,15 @@ class Replica(Process):
         ledger = self.service.ledger
         long_work = LongWork(ledger, self.name)
         webhook_sender = WebhookSender(ledger, HOOKS if stage.shape.has_webhooks else {})
-        janitor_thread = JanitorThread(
+        janitor = Janitor(
             ledger,
-            self.name,
-            self.service.reader,
-            webhook_sender.hear,
+            runner=self.name,
+            reader=self.service.reader,
+            on_ended=webhook_sender.hear,
             inbox=stage.inbox_of(ledger),
             defer=long_work.take,
         )
-        self._background = [stage.world.spawn(self, janitor_thread.run, Event())]
+        self._background = [stage.world.spawn(self, janitor.run, Event())]
         if stage.shape.has_webhooks:
             self._background.append(stage.world.spawn(self, webhook_sender.run, Event()))
         self.on_kill.append(self._hang_up)

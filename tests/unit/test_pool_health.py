@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from api.ops.pools import Fleet
+from api.ops.pools import PoolStatus
 from batchfile.clock import ManualClock
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
@@ -22,7 +22,7 @@ from batchfile.types import Defaults
     [("loading", "down"), ("running", "up"), ("idle", "up"), ("draining", "up"), ("down", "down")],
 )
 def test_a_pool_is_up_while_a_runner_of_it_can_answer(state: RunnerState, health: str) -> None:
-    assert fleet_of(state, "http").health()["mistral"].status == health
+    assert pool_status_of(state, "http").health()["mistral"].status == health
 
 
 @pytest.mark.parametrize(
@@ -39,22 +39,22 @@ def test_a_pool_is_up_while_a_runner_of_it_can_answer(state: RunnerState, health
 def test_requests_wait_in_vain_where_no_runner_can_answer(
     state: RunnerState | None, num_waiting: int, is_in_vain: bool
 ) -> None:
-    fleet = fleet_of(state or "idle", *(() if state is None else ("http",)), num_waiting=num_waiting)
-    assert fleet.is_waiting_in_vain() == is_in_vain
+    pool_status = pool_status_of(state or "idle", *(() if state is None else ("http",)), num_waiting=num_waiting)
+    assert pool_status.is_waiting_in_vain() == is_in_vain
 
 
 def test_the_engine_of_a_pool_is_what_its_runners_say_and_else_what_is_set() -> None:
-    fleet = fleet_of("idle", "echo", "http", "echo")
-    assert fleet.pool("mistral").engine == "echo, http"
-    assert fleet.pool("llama-70b").engine == "vllm"
+    pool_status = pool_status_of("idle", "echo", "http", "echo")
+    assert pool_status.pool("mistral").engine == "echo, http"
+    assert pool_status.pool("llama-70b").engine == "vllm"
 
 
 def test_what_a_runner_works_on_is_not_shown() -> None:
     """It may be another tenant's."""
-    assert not any(runner.model_dump()["shards"] for runner in fleet_of("running", "http").runners(None))
+    assert not any(runner.model_dump()["shards"] for runner in pool_status_of("running", "http").runners(None))
 
 
-def fleet_of(state: RunnerState, *engines: str, num_waiting: int = 0) -> Fleet:
+def pool_status_of(state: RunnerState, *engines: str, num_waiting: int = 0) -> PoolStatus:
     """With a runner of the pool mistral for each engine, and a batch of so many requests for it."""
     clock = ManualClock()
     ledger = Ledger(store=MemoryStore(clock), clock=clock)
@@ -80,4 +80,4 @@ def fleet_of(state: RunnerState, *engines: str, num_waiting: int = 0) -> Fleet:
             created_at=clock.now(),
         )
         submit(ledger, draft, rows, size=sum(map(len, rows)), is_strict=False)
-    return Fleet(ledger, load_settings(), StatusReader(ledger))
+    return PoolStatus(ledger, load_settings(), StatusReader(ledger))
