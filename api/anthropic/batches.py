@@ -24,7 +24,6 @@ from ..native import serializers as native_serializers
 from ..ops.background import BackgroundTasks
 from ..service import PAGE_MAX
 from . import schemas as anthropic_schemas
-from . import serializers as anthropic_serializers
 
 batches = Routes(BATCHES, tag="messages", problem=native_schemas.Problem | anthropic_schemas.ErrorBody)
 
@@ -43,11 +42,11 @@ async def create(
 
     Of one stage, or with `anthropic-version` and no `stage`: of whatever `params.model` each request names.
     """
-    batch = await create_from(request, service, caller, stage, needs_stage=negotiated.dialect != "anthropic")
-    if negotiated.dialect == "stage" or (batch.stage is not None and not negotiated.is_asked):
+    batch = await create_from(request, service, caller, stage, needs_stage=negotiated.api_format != "anthropic")
+    if negotiated.api_format == "stage" or (batch.stage is not None and not negotiated.is_asked):
         return native_schemas.BatchId(id=batch.batch_id)
     status = await asyncio.to_thread(service.status, caller, batch.batch_id)
-    return anthropic_serializers.message_batch(status, own_url(request, service.settings.api))
+    return anthropic_schemas.message_batch(status, own_url(request, service.settings.api))
 
 
 @batches.get("", 400, summary="Batches, newest first")
@@ -62,7 +61,7 @@ def list_batches(
     if after_id and before_id:
         raise Refusal(400, "after_id and before_id: give one of them, a page goes in one direction")
     found = service.page(caller, limit=limit, after=after_id or None, before=before_id or None)
-    return anthropic_serializers.page(found, own_url(request, service.settings.api))
+    return anthropic_schemas.page_of(found, own_url(request, service.settings.api))
 
 
 @batches.get("/{batch_id:str}", summary="How far a batch is")
@@ -70,9 +69,9 @@ def status(
     request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, negotiated: FormatDep
 ) -> native_schemas.StageStatus | anthropic_schemas.MessageBatch:
     """Counts are live and only ever grow."""
-    if negotiated.dialect == "stage":
+    if negotiated.api_format == "stage":
         return native_serializers.stage_status(service.status(caller, batch_id))
-    return anthropic_serializers.message_batch(service.seen(caller, batch_id), own_url(request, service.settings.api))
+    return anthropic_schemas.message_batch(service.seen(caller, batch_id), own_url(request, service.settings.api))
 
 
 @batches.get(
@@ -84,7 +83,7 @@ def results(
     """One result for each request, in the order of the input; JSON lines where `application/x-ndjson` is accepted,
     and always in Anthropic's dialect.
     """
-    is_anthropic = negotiated.dialect == "anthropic"
+    is_anthropic = negotiated.api_format == "anthropic"
     if is_anthropic and service.record(caller, batch_id).state != "ended":
         raise Refusal(404, "The batch has not ended: its results_url is null until there are results")
     chunks = service.results(caller, batch_id)
@@ -109,7 +108,7 @@ def cancel(
         raise Refusal(400, "The batch has ended already; its results are final")
     found = service.cancel(caller, batch_id)
     background.wake(batch_id)
-    return anthropic_serializers.message_batch(found, own_url(request, service.settings.api))
+    return anthropic_schemas.message_batch(found, own_url(request, service.settings.api))
 
 
 @batches.delete("/{batch_id:str}", 400, summary="Delete")

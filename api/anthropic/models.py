@@ -12,7 +12,6 @@ from ..http.routes import FormatDep, Routes, ServiceDep
 from ..native import schemas as native_schemas
 from ..service import PAGE_MAX
 from . import schemas as anthropic_schemas
-from . import serializers
 
 models = Routes("/v1/models", tag="models", problem=native_schemas.OpenAIProblem | anthropic_schemas.ErrorBody)
 
@@ -27,7 +26,7 @@ async def list_models(
 ) -> anthropic_schemas.ModelPage | native_schemas.ModelList:
     """The pools, by name."""
     names = sorted(service.settings.pools)
-    if negotiated.dialect != "anthropic":
+    if negotiated.api_format != "anthropic":
         return native_schemas.ModelList(data=[native_schemas.Model(id=name) for name in names])
     if before_id:
         names = [name for name in names if name < before_id]
@@ -35,8 +34,8 @@ async def list_models(
     else:
         names = [name for name in names if name > (after_id or "")]
         shown = names[:limit]
-    found = [serializers.model(name, service.settings.pools[name]) for name in shown]
-    return serializers.model_page(found, has_more=len(shown) < len(names))
+    found = [anthropic_schemas.model_of(name, service.settings.pools[name]) for name in shown]
+    return anthropic_schemas.model_page(found, has_more=len(shown) < len(names))
 
 
 @models.get("/{model_id:path}", summary="One of them")
@@ -48,6 +47,6 @@ async def one_model(
         name = route(service.settings.routing(), stage=None, hint=None, model=model_id.removeprefix("/"))
     except InvalidRequest as error:
         raise Refusal(404, str(error)) from None
-    if negotiated.dialect != "anthropic":
+    if negotiated.api_format != "anthropic":
         return native_schemas.Model(id=name)
-    return serializers.model(name, service.settings.pools[name])
+    return anthropic_schemas.model_of(name, service.settings.pools[name])

@@ -56,11 +56,11 @@ Headers = dict[bytes, bytes]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks. `key` tells two keys of one tenant apart; `dialect` is what the key is set to speak."""
+    """Who asks. `key` tells two keys of one tenant apart; `api_format`: which one the key is set to."""
 
     tenant: str
     key: str
-    dialect: Literal["stage", "anthropic"] | None = None
+    api_format: Literal["stage", "anthropic"] | None = None
 
 
 PROBE = Caller(tenant="", key="")
@@ -99,7 +99,7 @@ class AuthMiddleware:
             context.scope["method"],  # type: ignore[typeddict-item]
             context.path,
             context.headers,
-            of_key=None if caller is None else caller.dialect,
+            of_key=None if caller is None else caller.api_format,
             request_id=context.id,
         )
         try:
@@ -187,7 +187,7 @@ def _owner(keys: tuple[ApiKey, ...], given: bytes) -> Caller | None:
     found = None
     for key in keys:
         if hmac.compare_digest(key.sha256, digest):
-            found = Caller(tenant=key.tenant, key=digest, dialect=key.dialect)
+            found = Caller(tenant=key.tenant, key=digest, api_format=key.dialect)
     return found
 
 
@@ -205,7 +205,7 @@ class _RequestContext:
         self._has_left = False  # the client, before its request was whole
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-        self.negotiated = NegotiatedFormat(dialect="native", request_id=self.id)
+        self.negotiated = NegotiatedFormat(api_format="native", request_id=self.id)
 
     @property
     def is_endless(self) -> bool:

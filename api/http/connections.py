@@ -145,7 +145,7 @@ class Connection(HttpToolsProtocol):
         self._deadline = asyncio.get_running_loop().call_later(self._all.wait_s, self._give_up)
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Nothing is known of the request, so the answer is in no dialect; it has an id as every answer has."""
+        """Nothing is known of the request, so the answer is in no API format; it has an id as every answer has."""
         if not self._transport.has_answer_begun:
             name, body = f"req_{secrets.token_hex(12)}", json.dumps({"detail": detail})
             head = [

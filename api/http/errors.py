@@ -51,7 +51,7 @@ _NOUNS = {
 class Refusal(Exception):
     """An answer that is no success, decided by a route: its status, its detail, its headers.
 
-    `param` (which part of the request is wrong) is for dialects that have it.
+    `param` (which part of the request is wrong) is for API formats that have it.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ def _of_litestar(error: HTTPException, request: AnyRequest) -> Refusal:
     headers = {name.title(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 404:
         negotiated: NegotiatedFormat = request.scope["negotiated"]  # type: ignore[typeddict-item]
-        is_astray = negotiated.dialect == "openai" and not request.url.path.startswith("/v1/")
+        is_astray = negotiated.api_format == "openai" and not request.url.path.startswith("/v1/")
         return Refusal(404, f"There is no {where}; {'base_url must end in /v1' if is_astray else DOCS}.", headers)
     if error.status_code == 405:
         return Refusal(405, f"There is no {where}; it exists with {headers.get('Allow', 'other methods')}.", headers)

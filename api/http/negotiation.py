@@ -1,4 +1,4 @@
-"""Who speaks what: the dialect of an answer, by the request's path, headers and key; and what an error is in each.
+"""Who reads what: the API format of a response, by the request's path, headers and key; and what an error is in each.
 
 In this order: a `batchfile-dialect` header, what the key is set to, a `stage` in the body (the route sees to that), the
 headers of Anthropic's clients, the batch's id. OpenAI's clients get their own errors on any other path. Pure.
@@ -41,7 +41,7 @@ _ANTHROPIC_TYPES = {
 class NegotiatedFormat:
     """How one request is answered. `is_asked`: its header or key says so, and that stands over what its body is."""
 
-    dialect: ApiFormat
+    api_format: ApiFormat
     request_id: str
     is_asked: bool = False
 
@@ -53,25 +53,25 @@ def negotiate(
     path = path.rstrip("/")
     if path == BATCHES or path.startswith(BATCHES + "/"):
         asked = _ASKED.get(headers.get(HEADER, b"").strip().lower()) or of_key
-        dialect = asked or ("anthropic" if _is_anthropic(headers) else _of_batch(method, path.removeprefix(BATCHES)))
-        return NegotiatedFormat(dialect=dialect, request_id=request_id, is_asked=asked is not None)
+        api_format = asked or ("anthropic" if _is_anthropic(headers) else _of_batch(method, path.removeprefix(BATCHES)))
+        return NegotiatedFormat(api_format=api_format, request_id=request_id, is_asked=asked is not None)
     if path.startswith("/v1/") and _is_anthropic(headers):
-        return NegotiatedFormat(dialect="anthropic", request_id=request_id)
+        return NegotiatedFormat(api_format="anthropic", request_id=request_id)
     is_openai = _OPENAI.match(path) or _OPENAI_AGENT.match(headers.get(b"user-agent", b""))
-    return NegotiatedFormat(dialect="openai" if is_openai else "native", request_id=request_id)
+    return NegotiatedFormat(api_format="openai" if is_openai else "native", request_id=request_id)
 
 
 def needs_other_format(negotiated: NegotiatedFormat, path: str) -> bool:
     """Would it be answered in a form that its caller does not read? Anthropic's clients have files of another kind."""
-    return negotiated.dialect == "anthropic" and _OPENAI_ONLY.match(path) is not None
+    return negotiated.api_format == "anthropic" and _OPENAI_ONLY.match(path) is not None
 
 
 def problem(negotiated: NegotiatedFormat, status: int, detail: str, *, param: str | None = None) -> dict[str, Any]:
     """The body of an error response. `param` is OpenAI's."""
-    if negotiated.dialect == "anthropic":
+    if negotiated.api_format == "anthropic":
         kind = _ANTHROPIC_TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": detail}, "request_id": negotiated.request_id}
-    if negotiated.dialect == "openai":
+    if negotiated.api_format == "openai":
         kind = "invalid_request_error" if status < 500 else "server_error"
         code = "invalid_api_key" if status == 401 else None
         return {"error": {"message": detail, "type": kind, "param": param, "code": code}}

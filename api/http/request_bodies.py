@@ -157,7 +157,7 @@ def check_query(known: Known, request: AnyRequest) -> None:
     method = "GET" if request.method == "HEAD" else str(request.method)
     path = request.scope["path_template"]
     negotiated: NegotiatedFormat = request.scope["negotiated"]  # type: ignore[typeddict-item]
-    is_stage_create = (method, path, negotiated.dialect) == ("POST", BATCHES, "stage")
+    is_stage_create = (method, path, negotiated.api_format) == ("POST", BATCHES, "stage")
     parameters = known.get((method, path))
     if parameters is None or not (path.startswith(OWN) or is_stage_create):
         return

@@ -24,7 +24,7 @@ from ..http.routes import CallerDep, Routes, ServiceDep
 from ..native.schemas import OpenAIProblem
 from ..ops.background import BackgroundTasks
 from ..service import Service, Shown
-from . import schemas, serializers
+from . import schemas
 
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
 OF_FILES = Shown(ids_like=BATCH_ID, has=lambda status: file_input(status.batch) is not None)
@@ -48,7 +48,7 @@ async def create(
     def act() -> schemas.Batch:
         batch_id = _create(service, caller, data, key, retries, arrived_at)
         background.wake(batch_id)
-        return serializers.batch(service.status(caller, batch_id))
+        return schemas.batch_of(service.status(caller, batch_id))
 
     return await asyncio.to_thread(act)
 
@@ -62,14 +62,14 @@ def list_batches(
 ) -> schemas.BatchPage:
     """Newest first."""
     page = service.page(caller, limit=limit, after=after, shown=OF_FILES)
-    data = [serializers.batch(status) for status in page.data]
+    data = [schemas.batch_of(status) for status in page.data]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return schemas.BatchPage(data=data, first_id=first, last_id=last, has_more=page.has_more)
 
 
 @batches.get("/{batch_id:str}", summary="How far it is")
 def status(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> schemas.Batch:
-    return serializers.batch(_status(service, caller, batch_id))
+    return schemas.batch_of(_status(service, caller, batch_id))
 
 
 @batches.post("/{batch_id:str}/cancel", 400, summary="End early")
@@ -79,10 +79,10 @@ def cancel(
     """What has finished keeps its results, the rest goes to the error file."""
     before = _status(service, caller, batch_id)
     if before.batch.state == "ended" and before.is_known:
-        raise Refusal(400, f"Cannot cancel a batch with status '{serializers.batch(before).status}'.")
+        raise Refusal(400, f"Cannot cancel a batch with status '{schemas.batch_of(before).status}'.")
     after = service.cancel(caller, batch_id)
     background.wake(batch_id)
-    return serializers.batch(after)
+    return schemas.batch_of(after)
 
 
 def _create(

@@ -23,7 +23,7 @@ from ..http.responses import serve_file, stream
 from ..http.routes import CallerDep, Routes, ServiceDep
 from ..native.schemas import OpenAIProblem
 from ..service import Service
-from . import schemas, serializers
+from . import schemas
 from .output_files import OutputFiles
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ async def create(request: AnyRequest, service: ServiceDep, caller: CallerDep) ->
     """A form with `file` and `purpose`, in any order, of any length up to the limit."""
     bytes_max = service.settings.api.file_bytes_max
     async with received_form(request, service, "file", bytes_max) as form:
-        return serializers.file(await asyncio.to_thread(_store, service, caller, form, bytes_max))
+        return schemas.file_of(await asyncio.to_thread(_store, service, caller, form, bytes_max))
 
 
 @files.get("", 400, summary="Uploaded files")
@@ -59,7 +59,7 @@ def list_files(
     if purpose not in {None, "batch"}:
         return schemas.FilePage(data=[], first_id=None, last_id=None, has_more=False)
     found = _page(service, caller, limit + 1, order == "asc", after)
-    data = [serializers.file(record) for record in found[:limit]]
+    data = [schemas.file_of(record) for record in found[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return schemas.FilePage(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
 
@@ -71,7 +71,7 @@ def retrieve(
     output = output_files.find(caller, file_id)
     if output is not None:
         return output_files.view(caller, output)
-    return serializers.file(_known(stored_files.read_file(service.ledger, caller.tenant, file_id), file_id))
+    return schemas.file_of(_known(stored_files.read_file(service.ledger, caller.tenant, file_id), file_id))
 
 
 @files.delete("/{file_id:str}", summary="Remove a file")

@@ -8,7 +8,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from batchfile.files.stored_files import file_input
 from batchfile.ledger import keys
@@ -19,9 +18,8 @@ from batchfile.lines.formats.openai_results import openai_file
 
 from ..http.auth import Caller
 from ..service import Service
-from . import schemas as shapes
-
-Kind = Literal["output", "errors"]
+from . import schemas
+from .schemas import Kind, output_file_id
 
 SIZES_MAX = 1_000
 _ID = re.compile(r"file-([0-9a-f]{32})-(output|errors)")
@@ -36,16 +34,6 @@ class OutputFile:
     batch: BatchRecord
     kind: Kind
     expires_at: float
-
-
-def output_file_id(batch: BatchRecord, kind: Kind) -> str | None:
-    """None where the batch has (or will have) nothing in such a file, or has not ended."""
-    if batch.state != "ended" or batch.results is None:
-        return None
-    num_succeeded, num_all = batch.counts.succeeded, batch.counts.finished
-    if (num_succeeded if kind == "output" else num_all - num_succeeded) == 0:
-        return None
-    return f"file-{batch.batch_id.removeprefix('batch_')}-{kind}"
 
 
 class OutputFiles:
@@ -81,8 +69,8 @@ class OutputFiles:
             is_output=file.kind == "output",
         )
 
-    def view(self, caller: Caller, file: OutputFile) -> shapes.File:
-        return shapes.File(
+    def view(self, caller: Caller, file: OutputFile) -> schemas.File:
+        return schemas.File(
             id=file.file_id,
             bytes=self._size(caller, file),
             created_at=int(file.batch.ended_at or 0),

@@ -1,15 +1,24 @@
-"""What OpenAI's clients send and get: files, uploads, batches. Optional keys are always there, with null."""
+"""What OpenAI's clients send and get, and how it is made of what is stored: files, uploads, batches.
+
+Optional keys are always there, with null.
+"""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
+from batchfile.files.stored_files import FileRecord, file_input
+from batchfile.files.uploads import UploadRecord
+from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.status import BatchStatus
+from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX, Usage
 
 EXPIRES_S_MIN = 3600
 EXPIRES_S_MAX = 30 * 24 * 3600
 UPLOAD_BYTES_MAX = 8 * 1024 * 1024 * 1024  # OpenAI's own
 PARTS_MAX = 10_000
+
+Kind = Literal["output", "errors"]  # of the two files of an ended batch
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
@@ -177,3 +186,117 @@ class BatchPage(BaseModel):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+_ENDED: dict[str | None, BatchState] = {
+    "completed": "completed",
+    "canceled": "cancelled",
+    "expired": "expired",
+}
+
+
+def file_of(record: FileRecord) -> File:
+    return File(
+        id=record.file_id,
+        bytes=record.size,
+        created_at=int(record.created_at),
+        expires_at=int(record.expires_at),
+        filename=record.filename,
+        purpose="batch",
+    )
+
+
+def upload_of(record: UploadRecord) -> Upload:
+    return Upload(
+        id=record.upload_id,
+        bytes=record.size,
+        created_at=int(record.created_at),
+        expires_at=int(record.expires_at),
+        filename=record.filename,
+        purpose=record.purpose,
+        status=record.state,
+        file=None if record.file is None else file_of(record.file),
+    )
+
+
+def batch_of(status: BatchStatus) -> Batch:
+    """Of a batch that was made of a file."""
+    record, counts, usage = status.batch, status.counts, status.usage
+    made_of = file_input(record)
+    assert made_of is not None, "other batches have no such view"
+    state = _state(status)
+    ended_at = _seconds(record.ended_at)
+    is_canceled = record.reason == "canceled"
+    return Batch(
+        id=record.batch_id,
+        endpoint=made_of.endpoint,
+        errors=_errors(record),
+        input_file_id=made_of.file_id,
+        status=state,
+        output_file_id=output_file_id(record, "output"),
+        error_file_id=output_file_id(record, "errors"),
+        created_at=int(record.created_at),
+        in_progress_at=_seconds(record.planned_at),
+        expires_at=int(record.expires_at),
+        finalizing_at=int(status.updated_at) if state in {"finalizing", "completed"} else None,
+        completed_at=ended_at if state == "completed" else None,
+        failed_at=ended_at if state == "failed" else None,
+        expired_at=ended_at if state == "expired" else None,
+        cancelling_at=_seconds(record.ending_at) if is_canceled else None,
+        cancelled_at=ended_at if is_canceled else None,
+        request_counts=BatchCounts(
+            total=record.total,
+            completed=counts.succeeded,
+            failed=counts.finished - counts.succeeded,
+        ),
+        usage=_usage(usage),
+        metadata=record.metadata or None,
+    )
+
+
+def output_file_id(batch: BatchRecord, kind: Kind) -> str | None:
+    """None where the batch has (or will have) nothing in such a file, or has not ended."""
+    if batch.state != "ended" or batch.results is None:
+        return None
+    num_succeeded, num_all = batch.counts.succeeded, batch.counts.finished
+    if (num_succeeded if kind == "output" else num_all - num_succeeded) == 0:
+        return None
+    return f"file-{batch.batch_id.removeprefix('batch_')}-{kind}"
+
+
+def _usage(usage: Usage) -> BatchUsage | None:
+    if usage.unknown:
+        return None
+    return BatchUsage(
+        input_tokens=usage.input_tokens,
+        input_tokens_details=CachedTokens(cached_tokens=usage.cached_tokens),
+        output_tokens=usage.output_tokens,
+        output_tokens_details=ReasoningTokens(),
+        total_tokens=usage.input_tokens + usage.output_tokens,
+    )
+
+
+def _state(status: BatchStatus) -> BatchState:
+    record = status.batch
+    if record.state == "planning":
+        return "validating"
+    if record.state == "open":
+        return "in_progress" if status.pending > 0 else "finalizing"
+    if record.state == "ending":
+        return "cancelling" if record.reason == "canceled" else "finalizing"
+    return _ENDED.get(record.reason, "failed")
+
+
+def _errors(record: BatchRecord) -> BatchErrors | None:
+    found = [
+        BatchError(code=error.code, line=error.line, message=error.message, param=error.param)
+        for error in record.problems
+    ]
+    if not found and record.reason in {"failed", "input_changed"} and record.state == "ended":
+        why = record.detail or "The input file was changed while the batch ran."
+        found = [BatchError(code=record.reason, line=None, message=why, param=None)]
+    return BatchErrors(data=found) if found else None
+
+
+def _seconds(at: float | None) -> int | None:
+    return None if at is None else int(at)

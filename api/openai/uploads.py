@@ -13,7 +13,7 @@ from ..http.forms import PART_FORM, received_form
 from ..http.routes import CallerDep, Routes, ServiceDep
 from ..native.schemas import OpenAIProblem
 from ..service import Service
-from . import schemas, serializers
+from . import schemas
 from .files import KEPT_S
 
 PART_BYTES_MAX = 64 * 1024 * 1024  # OpenAI's own
@@ -34,7 +34,7 @@ def create(data: JSONBody[schemas.CreateUpload], service: ServiceDep, caller: Ca
         size=data.bytes,
         file_kept_s=KEPT_S if data.expires_after is None else float(data.expires_after.seconds),
     )
-    return serializers.upload(upload)
+    return schemas.upload_of(upload)
 
 
 @uploads.post(
@@ -64,12 +64,12 @@ def complete(
 ) -> schemas.Upload:
     """In the order of `part_ids`. Their bytes must be as many as were announced, and fit `md5` where it is given."""
     upload = _find(service, caller, upload_id)
-    return serializers.upload(stored_uploads.complete(service.ledger, upload, data.part_ids, md5=data.md5))
+    return schemas.upload_of(stored_uploads.complete(service.ledger, upload, data.part_ids, md5=data.md5))
 
 
 @uploads.post("/{upload_id:str}/cancel", 400, summary="Give an upload up")
 def cancel(upload_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> schemas.Upload:
-    return serializers.upload(stored_uploads.cancel(service.ledger, _find(service, caller, upload_id)))
+    return schemas.upload_of(stored_uploads.cancel(service.ledger, _find(service, caller, upload_id)))
 
 
 def _find(service: Service, caller: Caller, upload_id: str) -> UploadRecord:

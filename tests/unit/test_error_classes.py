@@ -31,7 +31,7 @@ STATUSES: dict[int, tuple[type[Exception], str, type[Exception]]] = {
 
 def told(status: int, dialect: ApiFormat, library: Any, call: Callable[[Any], Any]) -> Any:
     """The error that a client raises whose server answers so. `library`: what the client speaks HTTP with."""
-    body = problem(NegotiatedFormat(dialect=dialect, request_id=ID), status, "why", param=None)
+    body = problem(NegotiatedFormat(api_format=dialect, request_id=ID), status, "why", param=None)
     headers = {"request-id": ID, "x-request-id": ID}
     transport = library.MockTransport(lambda _: library.Response(status, json=body, headers=headers))
     with library.Client(transport=transport) as http, pytest.raises(Exception) as caught:  # noqa: PT011
