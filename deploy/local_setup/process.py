@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import SetupError
-from .places import ROOT
+from .places import ROOT, SetupError
 from .progress import Progress, size
 
 POLL_S = 0.2

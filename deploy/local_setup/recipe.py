@@ -5,16 +5,24 @@ import hashlib
 import json
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .errors import SetupError
 from .for_tests import NODE_FOLDERS, has_node_tools, has_sdk_majors, install_node_tools, install_sdk_majors
 from .install import Installer, Plan, forget_incomplete, vllm_version
-from .lock import locked
 from .machine import environment_problem, problem_with, this_machine
 from .model import MODEL_NAME, fetch_model, has_model
-from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, environment_dir, models_dir, packages_dir, scratch_dir
+from .places import (
+    CONSTRAINTS,
+    CONSTRAINTS_CPU,
+    ROOT,
+    SetupError,
+    environment_dir,
+    locked,
+    models_dir,
+    packages_dir,
+    scratch_dir,
+)
 from .process import require_space
 from .progress import Progress, bytes_in, say
 
@@ -22,27 +30,17 @@ STAMP_NAME = "batchfile-setup.json"
 BLOCKS = 1.2  # what files take on a disk, to their bytes: many are small
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
-    """Written last, removed first: while it is there, the environment is as this recipe makes it."""
-
-    recipe: str
-    vllm: str | None
-    extras: tuple[str, ...]
-
-    def text(self) -> str:
-        return json.dumps({"recipe": self.recipe, "vllm": self.vllm, "extras": sorted(self.extras)}) + "\n"
-
-
 def stamp_path() -> Path:
+    """Written last, removed first: while it is there, the environment is as this recipe makes it."""
     return environment_dir() / STAMP_NAME
 
 
-def read_stamp() -> Stamp | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+def read_stamp() -> dict[str, Any]:
+    """Its `recipe`, `vllm` and `extras`; empty where there is none."""
+    with contextlib.suppress(OSError, ValueError):
         stamp = json.loads(stamp_path().read_text())
-        return Stamp(recipe=stamp["recipe"], vllm=stamp["vllm"], extras=tuple(stamp["extras"]))
-    return None
+        return stamp if isinstance(stamp, dict) else {}
+    return {}
 
 
 def recipe_digest(*, is_newest: bool) -> str:
@@ -59,10 +57,9 @@ def recipe_digest(*, is_newest: bool) -> str:
 def is_up_to_date(extras: tuple[str, ...], *, is_newest: bool) -> bool:
     stamp = read_stamp()
     return (
-        stamp is not None
-        and stamp.recipe == recipe_digest(is_newest=is_newest)
-        and stamp.vllm == vllm_version() is not None
-        and set(extras) <= set(stamp.extras)
+        stamp.get("recipe") == recipe_digest(is_newest=is_newest)
+        and stamp.get("vllm") == vllm_version() is not None
+        and set(extras) <= set(stamp.get("extras", ()))
         and has_model()
         and ("test" not in extras or (has_sdk_majors() and (has_node_tools() or shutil.which("npm") is None)))
     )
@@ -89,11 +86,11 @@ def set_up(extras: tuple[str, ...], *, is_newest: bool = False, is_service: bool
         stamp = read_stamp()
         plan = Plan(extras=extras, has_gpu=has_gpu, is_newest=is_newest)
         try:
-            work(plan, Installer(progress=Progress(), lock=lock), was_interrupted=stamp is None)
+            work(plan, Installer(progress=Progress(), lock=lock), was_interrupted=not stamp)
         finally:
             shutil.rmtree(scratch_dir(), ignore_errors=True)
-        digest = recipe_digest(is_newest=is_newest)
-        stamp_path().write_text(Stamp(recipe=digest, vllm=vllm_version(), extras=extras).text())
+        made = {"recipe": recipe_digest(is_newest=is_newest), "vllm": vllm_version(), "extras": sorted(extras)}
+        stamp_path().write_text(json.dumps(made) + "\n")
 
 
 def require_space_for(plan: Plan) -> None:

@@ -6,22 +6,33 @@ by its name.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from envs import Env, compare_env
-
 from runners.runpod.api import at
 from runners.runpod.jobs_and_pods import FLASHBOOT_SUFFIX
 
 Json = dict[str, Any]
 
+SECRET = re.compile(r"\{\{\s*RUNPOD_SECRET_\w+\s*\}\}")
+
 
 class DeployError(Exception):
     """It can not be done like this. The message says what to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Env:
+    """`values`: what shall be. Names: what is `changed`, what is `kept` though the file differs, `extra` in no file."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +149,26 @@ def compare(resource: Resource, found: Json | None, container: Json, ids: Mappin
     differing = {key: value for key, value in differing.items() if key not in resource.kind.fixed}
     verb = "change" if differing else "keep"
     return Step(verb=verb, resource=resource, found_id=str(found["id"]), fields=differing, env=env)
+
+
+def compare_env(wanted: Mapping[str, str], found: Mapping[str, str]) -> Env:
+    """The variables of a container: an update replaces all of them, so `values` is whole, and what no file names stays.
+
+    Where a file names a secret of RunPod's and a value is there, somebody has set that by hand: it is kept.
+    """
+    differing = [name for name, value in wanted.items() if found.get(name) != value]
+    kept = [name for name in differing if name in found and is_secret(wanted[name]) and not is_secret(found[name])]
+    changed = [name for name in differing if name not in kept]
+    return Env(
+        values={**found, **{name: wanted[name] for name in changed}},
+        changed=tuple(changed),
+        kept=tuple(kept),
+        extra=tuple(name for name in found if name not in wanted),
+    )
+
+
+def is_secret(value: str) -> bool:
+    return SECRET.fullmatch(value) is not None
 
 
 def is_within(wanted: Any, found: Any) -> bool:

@@ -1,13 +1,17 @@
-"""A detached actor that keeps as many holders as each pool wants. What it knows it reads: from the store, from Ray.
+"""A detached actor that keeps as many holders as each pool wants, and the calls to Ray that it shares with the command.
 
-It never stops a runner for being one too many; those leave when they are idle. Killed, it begins again anywhere.
+What it knows it reads: from the store, from Ray. It never stops a runner for being one too many; those leave when they
+are idle. Killed, it begins again anywhere.
 """
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import ray
 import structlog
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from batchfile import logs
 from batchfile.client.resolve import open_service_ledger
@@ -17,17 +21,100 @@ from batchfile.ledger.status import StatusReader
 from batchfile.settings import CONFIG_VARIABLE, load_settings
 
 from ..scaling import wanted
-from . import actors
-from .plans import HolderReport, Order, PoolPlan, PoolReport, moves
+from .holder import Holder
+from .plans import HolderReport, Order, PoolPlan, PoolReport, Task, holder_name, moves, read_holder_name
 
 log = structlog.get_logger()
+
+NAMESPACE = "batchfile"
+LAUNCHER = "launcher"
+ANSWER_S_MAX = 5.0
+CPUS_PER_RUNNER = 1.0
+
+
+def holder_names() -> set[tuple[str, int]]:
+    """Pool and number of every holder that was not ended, whether it has a place or not."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    found = (read_holder_name(entry["name"]) for entry in named if entry["namespace"] == NAMESPACE)
+    return {name for name in found if name is not None}
+
+
+def find(name: str) -> Any | None:
+    try:
+        return ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return None
+
+
+def start_holder(pool: str, number: int, task: Task) -> None:
+    """It may have no place yet: then Ray gives it the first that fits, and an autoscaler makes one."""
+    name = holder_name(pool, number)
+    actor = ray.remote(Holder).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        max_restarts=-1,
+        num_cpus=CPUS_PER_RUNNER,
+        num_gpus=task.num_gpus,
+        resources={} if task.on is None else {task.on: 1},
+    )
+    actor.remote(name, task)
+
+
+def reports(names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], HolderReport | None]:
+    """Of each that is there; None for those that do not answer in time."""
+    handles = {name: handle for name in names if (handle := find(holder_name(*name))) is not None}
+    asked = {name: handle.report.remote() for name, handle in handles.items()}
+    if not asked:
+        return {}
+    _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S_MAX)
+    found = {name: _now(reference) for name, reference in asked.items()}
+    for reference in silent:
+        ray.cancel(reference)  # or one that waits for a place for weeks collects questions
+    return found
+
+
+def _now(reference: Any) -> HolderReport | None:
+    try:
+        found: HolderReport = ray.get(reference, timeout=0)
+    except (GetTimeoutError, RayActorError):
+        return None
+    return found
+
+
+def tell_stop(names: Iterable[tuple[str, int]]) -> None:
+    for name in names:
+        handle = find(holder_name(*name))
+        if handle is not None:
+            handle.stop.remote()
+
+
+def remove(names: Iterable[tuple[str, int]]) -> None:
+    """End the actors for good and give back what they took. A runner that still lives is killed."""
+    for name in names:
+        kill(holder_name(*name))
+
+
+def kill(name: str) -> None:
+    handle = find(name)
+    if handle is not None:
+        ray.kill(handle, no_restart=True)
+
+
+def by_pool(
+    found: Mapping[tuple[str, int], HolderReport | None],
+) -> dict[str, dict[int, HolderReport | None]]:
+    pools: dict[str, dict[int, HolderReport | None]] = {}
+    for (pool, number), report in found.items():
+        pools.setdefault(pool, {})[number] = report
+    return pools
 
 
 class Launcher:
     """Raises: SettingsError at its creation."""
 
     def __init__(self, order: Order) -> None:
-        logs.configure(actor=actors.LAUNCHER)
+        logs.configure(actor=LAUNCHER)
         if order.config is not None:
             os.environ[CONFIG_VARIABLE] = order.config
         self._order = order
@@ -55,13 +142,13 @@ class Launcher:
             pause.wait(self._order.look_s)
 
     def _look(self) -> None:
-        pools = actors.by_pool(actors.reports(actors.holder_names()))
+        pools = by_pool(reports(holder_names()))
         for plan in self._order.plans:
             self._move(plan, pools.pop(plan.pool, {}))
         for pool, holders in pools.items():  # of an earlier order
             ended = [(pool, n) for n, holder in holders.items() if holder is None or holder.state == "ended"]
-            actors.bury(ended)
-            actors.tell_stop((pool, n) for n in holders if (pool, n) not in ended)
+            remove(ended)
+            tell_stop((pool, n) for n in holders if (pool, n) not in ended)
 
     def _move(self, plan: PoolPlan, holders: Mapping[int, HolderReport | None]) -> None:
         """Raises: StoreError."""
@@ -76,13 +163,13 @@ class Launcher:
             bounds=plan.bounds,
         )
         todo = moves(plan, holders, want)
-        actors.bury((plan.pool, n) for n in todo.bury)
-        actors.tell_stop((plan.pool, n) for n in todo.stop)
+        remove((plan.pool, n) for n in todo.remove)
+        tell_stop((plan.pool, n) for n in todo.stop)
         for number in todo.start:
-            actors.start_holder(plan.pool, number, plan.task(number))
-        if todo.start or todo.stop or todo.bury:
+            start_holder(plan.pool, number, plan.task(number))
+        if todo.start or todo.stop or todo.remove:
             log.info(
-                "pool.changed", pool=plan.pool, wanted=want, started=todo.start, stopped=todo.stop, buried=todo.bury
+                "pool.changed", pool=plan.pool, wanted=want, started=todo.start, stopped=todo.stop, removed=todo.remove
             )
         self._reports[plan.pool] = PoolReport(
             plan=plan,

@@ -80,11 +80,11 @@ class PoolReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moves:
-    """Numbers of holders. `bury`: those that hold nothing. `stop`: in order; a later look buries them."""
+    """Numbers of holders. `remove`: those that hold nothing. `stop`: in order; a later look removes them."""
 
     start: Sequence[int] = field(default_factory=tuple)
     stop: Sequence[int] = field(default_factory=tuple)
-    bury: Sequence[int] = field(default_factory=tuple)
+    remove: Sequence[int] = field(default_factory=tuple)
 
 
 def moves(plan: PoolPlan, holders: Mapping[int, HolderReport | None], wanted: int) -> Moves:
@@ -102,7 +102,7 @@ def moves(plan: PoolPlan, holders: Mapping[int, HolderReport | None], wanted: in
     return Moves(
         start=[number for number, _ in zip(free, range(num_missing), strict=False)],
         stop=sorted(foreign),
-        bury=sorted(ended | set(unplaced)),
+        remove=sorted(ended | set(unplaced)),
     )
 
 

@@ -12,8 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from batchfile.errors import BatchfileError
 
 from ..supervisor import STOP_MARGIN_S
-from . import actors
-from .launcher import Launcher
+from . import launcher
 from .plans import Order, PoolReport
 
 log = structlog.get_logger()
@@ -27,7 +26,7 @@ UNPLACED_S_MAX = 10.0
 def connect(address: str) -> None:
     """Raises: BatchfileError where there is no cluster."""
     try:
-        ray.init(address=address, namespace=actors.NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, namespace=launcher.NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BatchfileError(
             f"no Ray cluster at {address}: {error}. Start one (`ray start --head`), or name it: --address HOST:6379"
@@ -36,47 +35,47 @@ def connect(address: str) -> None:
 
 def up(order: Order) -> str:
     """What was done. The same order twice changes nothing. Raises: BatchfileError."""
-    handle = actors.find(actors.LAUNCHER)
+    handle = launcher.find(launcher.LAUNCHER)
     done = "started"
     if handle is not None:
         if _ask(handle.order, CREATED_S_MAX) == order:
             return "as it was"
-        actors.kill(actors.LAUNCHER)
-        _until_gone(actors.LAUNCHER)
+        launcher.kill(launcher.LAUNCHER)
+        _until_gone(launcher.LAUNCHER)
         done = "changed"
-    launcher = ray.remote(Launcher).options(
-        name=actors.LAUNCHER, namespace=actors.NAMESPACE, lifetime="detached", max_restarts=-1, num_cpus=0
+    made = ray.remote(launcher.Launcher).options(
+        name=launcher.LAUNCHER, namespace=launcher.NAMESPACE, lifetime="detached", max_restarts=-1, num_cpus=0
     )
-    _ask(launcher.remote(order).order, CREATED_S_MAX)
+    _ask(made.remote(order).order, CREATED_S_MAX)
     return done
 
 
 def down() -> int:
     """How many runners were stopped. Waits for as long as they may take; what takes longer is killed."""
-    actors.kill(actors.LAUNCHER)
-    _until_gone(actors.LAUNCHER)
+    launcher.kill(launcher.LAUNCHER)
+    _until_gone(launcher.LAUNCHER)
     started = time.monotonic()
-    stopped = actors.holder_names()
-    actors.tell_stop(stopped)
-    while left := actors.holder_names():
-        found = actors.reports(left)
+    stopped = launcher.holder_names()
+    launcher.tell_stop(stopped)
+    while left := launcher.holder_names():
+        found = launcher.reports(left)
         spent_s = time.monotonic() - started
         longest_s = max((report.task.grace_s for report in found.values() if report is not None), default=0.0)
         if spent_s > longest_s + STOP_MARGIN_S:
-            actors.bury(left)
+            launcher.remove(left)
         for name, report in found.items():
             if report.state == "ended" if report is not None else spent_s > UNPLACED_S_MAX:
-                actors.bury([name])
+                launcher.remove([name])
         time.sleep(LOOK_S)
     return len(stopped)
 
 
 def status() -> Sequence[PoolReport]:
     """As the launcher saw it last. Raises: BatchfileError where there is none, or none that answers."""
-    handle = actors.find(actors.LAUNCHER)
+    handle = launcher.find(launcher.LAUNCHER)
     if handle is None:
         raise BatchfileError(f"nothing runs on this cluster: `python -m {__package__} up` starts it")
-    found: Sequence[PoolReport] = _ask(handle.reports, actors.ANSWER_S_MAX)
+    found: Sequence[PoolReport] = _ask(handle.reports, launcher.ANSWER_S_MAX)
     return found
 
 
@@ -97,7 +96,7 @@ def _reason(error: RayActorError) -> str:
 
 def _until_gone(name: str) -> None:
     deadline = time.monotonic() + GONE_S_MAX
-    while actors.find(name) is not None and time.monotonic() < deadline:
+    while launcher.find(name) is not None and time.monotonic() < deadline:
         time.sleep(LOOK_S)
 
 

@@ -198,7 +198,7 @@ def test_a_pip_that_outlives_its_set_up_is_waited_for(checkout: Checkout, tmp_pa
 import subprocess, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "deploy")!r})
-from local_setup.lock import locked
+from local_setup.places import locked
 from local_setup.process import attempt
 from local_setup.progress import Progress
 with locked(Path({str(checkout.root / ".venv")!r}), "environment") as lock:

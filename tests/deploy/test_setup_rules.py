@@ -14,10 +14,10 @@ from typing import Any
 import local_setup
 import pytest
 from local_setup import machine
-from local_setup.errors import SetupError
 from local_setup.install import Plan, forget_incomplete, is_whole, missing
 from local_setup.machine import MEMORY_MB_MIN, SERVICE_MEMORY_MB_MIN, Machine, flags_of, memory_mb_of, problem_with
 from local_setup.model import MODEL_BYTES, has_model, has_weights
+from local_setup.places import SetupError
 from local_setup.process import Done, attempt, require_space, short
 from local_setup.progress import Growth, Progress, bytes_in, elapsed, size
 from service import KV_CACHE_GIB

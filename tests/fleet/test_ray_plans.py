@@ -75,22 +75,22 @@ def test_a_pool_that_is_not_there_is_refused(words: list[str]) -> None:
 
 
 def test_missing_runners_are_started_from_the_lowest_free_number() -> None:
-    assert moves(PLAN, {1: holder(1)}, 3) == Moves(start=[0, 2], stop=[], bury=[])
+    assert moves(PLAN, {1: holder(1)}, 3) == Moves(start=[0, 2], stop=[], remove=[])
 
 
 def test_a_runner_that_is_one_too_many_is_left_alone_and_one_without_a_place_is_given_up() -> None:
-    assert moves(PLAN, {0: holder(0), 1: holder(1), 2: holder(2)}, 1) == Moves(start=[], stop=[], bury=[])
-    assert moves(PLAN, {0: holder(0), 1: None, 2: None}, 2) == Moves(start=[], stop=[], bury=[2])
+    assert moves(PLAN, {0: holder(0), 1: holder(1), 2: holder(2)}, 1) == Moves(start=[], stop=[], remove=[])
+    assert moves(PLAN, {0: holder(0), 1: None, 2: None}, 2) == Moves(start=[], stop=[], remove=[2])
 
 
-def test_one_that_has_ended_is_buried_before_its_number_is_used_again() -> None:
-    assert moves(PLAN, {0: holder(0, "ended")}, 1) == Moves(start=[1], stop=[], bury=[0])
+def test_one_that_has_ended_is_removed_before_its_number_is_used_again() -> None:
+    assert moves(PLAN, {0: holder(0, "ended")}, 1) == Moves(start=[1], stop=[], remove=[0])
 
 
 def test_a_runner_of_another_plan_is_stopped_and_counts_until_it_has_ended() -> None:
     other = PoolPlan(pool="mistral", bounds=Bounds(minimum=1, maximum=9), arguments=("--store", "elsewhere"))
-    assert moves(PLAN, {0: holder(0, plan=other)}, 1) == Moves(start=[], stop=[0], bury=[])
-    assert moves(PLAN, {0: holder(0), 7: holder(7)}, 2) == Moves(start=[], stop=[7], bury=[])
+    assert moves(PLAN, {0: holder(0, plan=other)}, 1) == Moves(start=[], stop=[0], remove=[])
+    assert moves(PLAN, {0: holder(0), 7: holder(7)}, 2) == Moves(start=[], stop=[7], remove=[])
 
 
 def test_a_holders_name_tells_pool_and_number() -> None:
