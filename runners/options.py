@@ -70,28 +70,18 @@ def parse(arguments: list[str], prog: str = PROG) -> Options:
     add("--engine", choices=get_args(EngineKind), help="what generates, instead of what the pool's settings say")
     add("--store", metavar="STORE", help="a directory or s3://bucket/prefix (default: the settings', else .batchfile)")
     add("--config", metavar="FILE", help="the settings file (default: batchfile.toml here, if there is one)")
-    add("--drain", action="store_true", help="end once no shard of the pool is left to do")
-    add("--idle-exit", type=seconds, metavar="S", help="end after S seconds without work")
-    add("--slots", type=positive, metavar="N", help="engines (default: one for each set of GPUs that a model needs)")
+    add("--drain", dest="is_drain", action="store_true", help="end once no shard of the pool is left to do")
+    add("--idle-exit", dest="idle_exit_s", type=seconds, metavar="S", help="end after S seconds without work")
+    per_gpus = "engines (default: one for each set of GPUs that a model needs)"
+    add("--slots", dest="num_slots", type=positive, metavar="N", help=per_gpus)
     add("--metrics-host", default="127.0.0.1", metavar="H", help="where /metrics and /healthz listen (%(default)s)")
     which = f"of slot 0 (default: {METRICS_PORT} or the next that is free); 0: none"
     add("--metrics-port", type=port, metavar="P", help=which)
     add("--slot", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.config:
-        os.environ[CONFIG_VARIABLE] = given.config
-    return Options(
-        pool=given.pool,
-        engine=given.engine,
-        store=given.store,
-        is_drain=given.drain,
-        idle_exit_s=given.idle_exit,
-        num_slots=given.slots,
-        metrics_host=given.metrics_host,
-        metrics_port=given.metrics_port,
-        slot=given.slot,
-        arguments=tuple(arguments),
-    )
+    given = vars(parser.parse_args(arguments))
+    if config := given.pop("config"):
+        os.environ[CONFIG_VARIABLE] = config
+    return Options(**given, arguments=tuple(arguments))
 
 
 def positive(text: str) -> int:

@@ -20,7 +20,7 @@ from batchfile.errors import TooLarge
 
 from ..service import Service
 from .errors import AnyRequest, Refusal
-from .spool import Spooled, SpoolLimits, spool
+from .spool import Spooled, SpoolLimits, spool_body
 
 CHUNK_BYTES = 256 * 1024
 SEGMENTS_MAX = 32
@@ -101,16 +101,10 @@ async def received_form(request: AnyRequest, service: Service, name: str, bytes_
 
     Raises: what `spool` and `read_form` do; Refusal 413 also for TooLarge from within.
     """
-    headers = request.headers
-    length = headers.get("content-length")
+    limits = replace(SpoolLimits.of(service.settings.api), bytes_max=bytes_max + BESIDE_BYTES_MAX)
     try:
-        async with spool(
-            request.stream(),
-            content_encoding=headers.get("content-encoding"),
-            content_length=int(length) if length else None,
-            limits=replace(SpoolLimits.of(service.settings.api), bytes_max=bytes_max + BESIDE_BYTES_MAX),
-        ) as spooled:
-            yield await asyncio.to_thread(read_form, spooled, headers.get("content-type"), name)
+        async with spool_body(request, limits) as spooled:
+            yield await asyncio.to_thread(read_form, spooled, request.headers.get("content-type"), name)
     except TooLarge:
         raise Refusal(413, f"{name}: may have {bytes_max:,} bytes; send more in several pieces", param=name) from None
 

@@ -21,7 +21,7 @@ from ..service import Service
 from .auth import Caller
 from .errors import AnyRequest, Refusal
 from .negotiation import BATCHES, NegotiatedFormat
-from .spool import SpoolLimits, spool
+from .spool import SpoolLimits, spool_body
 
 RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
 NUMBER = re.compile(r"[0-9]{1,9}")
@@ -87,15 +87,7 @@ async def create_from(
         if not headers.get("idempotency-key") and not retry_count(request):
             raise
         full = refusal  # but it may be the create of a batch that is there already
-    limits = SpoolLimits.of(service.settings.api)
-    length = headers.get("content-length")
-    body = spool(
-        request.stream(),
-        content_encoding=headers.get("content-encoding"),
-        content_length=int(length) if length else None,
-        limits=limits,
-    )
-    async with body as spooled, service.creating:
+    async with spool_body(request, SpoolLimits.of(service.settings.api)) as spooled, service.creating:
         return await asyncio.to_thread(
             lambda: create_batch(
                 service.ledger,

@@ -9,7 +9,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,7 +19,7 @@ from batchfile.errors import TooLarge
 from batchfile.lines.file_formats import Packing, PlainText, Unpacker
 from batchfile.settings_tables import Api
 
-from .errors import Refusal
+from .errors import AnyRequest, Refusal
 
 FLUSH_BYTES = 1024 * 1024  # collected before a thread writes them: a switch to one costs as much as 50 KB
 BODY_S_MAX = 3600.0  # a body that takes longer than this is given up, however steadily it drips
@@ -94,6 +94,17 @@ async def spool(
         sink = _Sink(file.fileno(), _ENCODINGS[encoding], limits)
         await _receive(stream, sink, limits.wait_s)
         yield Spooled(fd=file.fileno(), size=sink.size, sha256=sink.digest.hexdigest())
+
+
+def spool_body(request: AnyRequest, limits: SpoolLimits) -> AbstractAsyncContextManager[Spooled]:
+    """The body of a request, by its headers. Raises: as `spool`."""
+    length = request.headers.get("content-length")
+    return spool(
+        request.stream(),
+        content_encoding=request.headers.get("content-encoding"),
+        content_length=int(length) if length else None,
+        limits=limits,
+    )
 
 
 async def _receive(stream: AsyncIterable[bytes], sink: "_Sink", wait_s: float) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 from batchfile.errors import SettingsError
@@ -49,33 +50,29 @@ def parse(arguments: list[str]) -> RayOptions:
     for verb in (up, down, status):
         verb.add_argument("--address", default=ADDRESS, help="of the cluster (default: RAY_ADDRESS, else the one here)")
     add = up.add_argument
-    add("--pool", action="append", required=True, type=_pool, metavar="NAME=N|MIN..MAX", help="runners of a pool")
-    add("--gpus", action="append", default=[], type=_gpus, metavar="NAME=N", help="GPUs for each runner of a pool")
-    add("--on", action="append", default=[], type=_pair, metavar="NAME=RESOURCE", help="only where a node offers this")
+    several = partial(add, action="append", default=[])
+    several("--pool", dest="pools", required=True, type=_pool, metavar="NAME=N|MIN..MAX", help="runners of a pool")
+    several("--gpus", type=_gpus, metavar="NAME=N", help="GPUs for each runner of a pool")
+    several("--on", type=_pair, metavar="NAME=RESOURCE", help="only where a node offers this")
     add("--engine", choices=get_args(EngineKind), help="what generates, instead of what the pools' settings say")
     add("--store", metavar="STORE", help="a directory that all nodes share, or s3://bucket/prefix")
     add("--config", metavar="FILE", help="the settings file, on every node (default: batchfile.toml, if it is here)")
-    add("--idle-exit", type=float, default=300.0, metavar="S", help="above the minimum: idle for so long (%(default)g)")
-    add("--look", type=float, default=5.0, metavar="S", help="between two looks at the work (%(default)g)")
+    idle = "above the minimum: idle for so long (%(default)g)"
+    add("--idle-exit", dest="idle_exit_s", type=float, default=300.0, metavar="S", help=idle)
+    add(
+        "--look",
+        dest="look_s",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="between two looks at the work (%(default)g)",
+    )
     add("--metrics-host", default="127.0.0.1", metavar="H", help="where runners' /metrics listen (%(default)s)")
     add("--metrics-port", type=int, default=METRICS_PORT, metavar="P", help="of the first pool; 0: none (%(default)s)")
-    status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("--json", dest="is_json", action="store_true", help="for programs")
     given = vars(parser.parse_args(arguments))
-    return RayOptions(
-        verb=given["verb"],
-        address=given["address"],
-        pools=dict(given.get("pool", ())),
-        gpus=dict(given.get("gpus", ())),
-        on=dict(given.get("on", ())),
-        engine=given.get("engine"),
-        store=given.get("store"),
-        config=given.get("config"),
-        idle_exit_s=given.get("idle_exit", 0.0),
-        look_s=given.get("look", 0.0),
-        metrics_host=given.get("metrics_host", ""),
-        metrics_port=given.get("metrics_port", 0),
-        is_json=given.get("json", False),
-    )
+    given |= {name: dict(given.get(name, ())) for name in ("pools", "gpus", "on")}
+    return RayOptions(**given)
 
 
 def order_of(options: RayOptions, settings: Settings) -> Order:
