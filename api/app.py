@@ -71,15 +71,15 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
     webhook_sender = WebhookSender(ledger, settings.webhooks, aside)
     began_at = ledger.clock.now()
 
-    def hear(batch: BatchRecord) -> None:
-        service.room.hear(batch)
-        webhook_sender.hear(batch)
+    def on_ended_here(batch: BatchRecord) -> None:
+        service.room.on_ended(batch)
+        webhook_sender.on_ended(batch)
 
-    long_work = LongWork(ledger, service.name, num_threads=LONG_THREADS, on_ended=hear, aside=aside)
-    background = BackgroundTasks(ledger, service.name, hear, long_work.take)
+    long_work = LongWork(ledger, service.name, num_threads=LONG_THREADS, on_ended=on_ended_here, aside=aside)
+    background = BackgroundTasks(ledger, service.name, on_ended_here, long_work.take)
 
     def on_ended(batch: BatchRecord) -> None:
-        hear(batch)
+        on_ended_here(batch)
         if (batch.ended_at or 0.0) >= began_at:
             metrics.observe_ended(batch)
 

@@ -237,7 +237,7 @@ class Service:
     def _place_of_damaged(self, caller: Caller, batch_id: str, error: BatchDamaged) -> str:
         """Whose it is, its record does not say any more; the index does.
 
-        Only a marker of another tenant proves that it is not the caller's: a listing may leave one out.
+        Only an index entry of another tenant proves that it is not the caller's: a listing may leave one out.
         Raises: Refusal 404, or 503 where nobody can tell.
         """
         place = damage.place_of(self.ledger, caller.tenant, batch_id) or damage.place_of(self.ledger, None, batch_id)
@@ -268,7 +268,7 @@ class Room:
         self._ended: dict[str, set[str]] = {}  # tenant -> batches of its index that have ended
         self._full_until: dict[str, float] = {}  # monotonic
 
-    def hear(self, batch: BatchRecord) -> None:
+    def on_ended(self, batch: BatchRecord) -> None:
         """A batch has ended."""
         with self._lock:
             self._ended.setdefault(batch.tenant, set()).add(batch.batch_id)

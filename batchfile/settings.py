@@ -36,8 +36,7 @@ from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
 from batchfile.runner.schemas.rules import schema_problem
-from batchfile.settings_errors import expected
-from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook
+from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook, expected
 from batchfile.types import RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
@@ -154,7 +153,7 @@ class Settings(BaseSettings):
         """The protocol's times: the defaults of the kind of store and use, and what is set over them.
 
         A run on one machine keeps its batches for long; a service lets them expire, whatever its store.
-        Raises: SettingsError where leases would lapse between two checkpoints.
+        Raises: SettingsError where leases would expire between two checkpoints.
         """
         base = LOCAL if is_local else Limits()
         if is_service:
@@ -181,7 +180,7 @@ class Settings(BaseSettings):
 
 
 def _read_schema(stage: str, path: Path) -> dict[str, Any]:
-    """Raises: ValueError where the file can not be used. A relative path starts at the settings file."""
+    """Raises: ValueError where the file cannot be used. A relative path starts at the settings file."""
     try:
         schema = json.loads(path.read_text())
     except (OSError, ValueError) as error:

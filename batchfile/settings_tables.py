@@ -1,12 +1,14 @@
-"""The tables of the settings, each with its rules: pools, a run, times, keys, webhooks, the service, the inbox.
+"""The tables of the settings, each with its rules: pools, a run, times, keys, webhooks, the service, the inbox; and
+what pydantic finds wrong with a value, in our words.
 
 Knows no file and no variable.
 """
 
 import base64
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -37,6 +39,37 @@ BaseUrl = Annotated[str, AfterValidator(_without_user)]
 
 WEBHOOK_URL = r"^https?://[^\s/?#@]+(/[^\s#]*)?$"
 PUBLIC_URL = r"^https?://[^\s{}?#]+$"
+
+_KINDS = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "path_type": "the path of a file",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "none_required": "nothing",
+}
+_PATTERNS = {
+    WEBHOOK_URL: "an http:// or https:// URL without a user and without #, with a / before any ?",
+    PUBLIC_URL: "an http:// or https:// URL without ?, #, { or }",
+}
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("greater than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+}
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -147,7 +180,7 @@ class ApiKey(BaseModel):
 
 
 class Webhook(BaseModel):
-    """Where a tenant hears of the ends of its batches. `allow_private`: an address that the internet can not reach."""
+    """Where a tenant hears of the ends of its batches. `allow_private`: an address that the internet cannot reach."""
 
     model_config = _STRICT
 
@@ -190,8 +223,25 @@ class Api(BaseModel):
 
 
 class InboxFiles(BaseModel):
-    """What becomes of dropped files that do not say it beside them. `move_done`: to done/, once they have run."""
+    """What becomes of dropped files whose options do not say it. `move_done`: to done/, once they have run."""
 
     model_config = _STRICT
 
     move_done: bool = False
+
+
+def expected(kind: str, context: Mapping[str, Any]) -> str:
+    """What is wrong, by the type of pydantic's error: `must be at least 1`; of a validator of ours, what it raised."""
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "missing":
+        return "is missing; add it"
+    if kind == "literal_error":
+        return f"must be {context['expected']}"
+    if kind == "string_pattern_mismatch":
+        return f"must be {_PATTERNS[context['pattern']]}"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        bound = context[key]
+        return f"must be {words} {bound:g}" if isinstance(bound, float) else f"must be {words} {bound}"
+    return f"must be {_KINDS.get(kind, f'something else ({kind})')}"

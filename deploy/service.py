@@ -38,7 +38,7 @@ from batchfile.signals import on_stop
 CONFIG = ROOT / "examples" / "service.toml"
 FOLDER = ROOT / "out" / "service"
 START_S_MAX = 900.0  # two engines that share two cores need minutes
-STOP_S_MAX = 20.0  # after each signal, of which the last can not be ignored
+STOP_S_MAX = 20.0  # after each signal, of which the last cannot be ignored
 LOOK_S = 0.2
 LOG_CHARS_SHOWN = 3_000
 S3 = "s3"

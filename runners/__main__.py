@@ -18,7 +18,7 @@ FAILED, REFUSED = 1, 2
 
 
 def main(arguments: list[str], prog: str = PROG) -> int:
-    """0: done or stopped. 1: something that another start may mend. 2: a setting that can not be used."""
+    """0: done or stopped. 1: something that another start may fix. 2: a setting that cannot be used."""
     options = parse(arguments, prog)
     logs.configure(**options.log_keys)
     try:

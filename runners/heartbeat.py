@@ -125,7 +125,7 @@ class Heartbeat:
                 self._is_written = True
 
     def leave(self) -> None:
-        """Not where the last write failed, or is not over: a store that is away holds up no end. Presence lapses."""
+        """Not where the last write failed, or is not over: a store that is away holds up no end. Presence expires."""
         if self._is_written:
             remove_presence(self._ledger, self._identity.pool, self._identity.runner_id)
 

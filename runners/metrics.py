@@ -1,4 +1,4 @@
-"""A runner as Prometheus sees it: its stats, read at each scrape, beside whatever vLLM registers itself.
+"""A runner as Prometheus sees it: its stats, read at each scrape, next to whatever vLLM registers itself.
 
 No batch id is a label. The same port answers /healthz while the process lives.
 """

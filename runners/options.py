@@ -58,7 +58,7 @@ class Options:
 
 
 def parse(arguments: list[str], prog: str = PROG) -> Options:
-    """`--config` goes into the environment, which the children inherit. Exits with 2 where it can not be used."""
+    """`--config` goes into the environment, which the children inherit. Exits with 2 where it cannot be used."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Work for one pool of a store: one runner per engine slot.",

@@ -70,7 +70,7 @@ class ShutdownRule:
 
 
 class Watch:
-    """A thread beside the runner: announces it, and ends it when that is due."""
+    """A thread next to the runner: announces it, and ends it when that is due."""
 
     def __init__(self, runner: Runner, announcer: Heartbeat, ending: ShutdownRule) -> None:
         self._runner = runner

@@ -175,7 +175,7 @@ class AuthMiddleware:
 
 
 def _keys_in(headers: Headers) -> list[bytes]:
-    """Clients that know two services send the key of the other one beside ours. The first of ours counts."""
+    """Clients that know two services send the key of the other one as well. The first of ours counts."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     given = (token.strip() if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b""))
     return [key for key in given if key]

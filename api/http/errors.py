@@ -79,7 +79,7 @@ def unreadable() -> Refusal:
 
 
 def to_refusal(error: Exception, request: AnyRequest) -> Refusal:
-    """What the caller is told. Anything unknown is ours to mend: 500, and the log keeps the cause."""
+    """What the caller is told. Anything unknown is ours to fix: 500, and the log keeps the cause."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, HTTPException):

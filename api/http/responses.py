@@ -178,7 +178,7 @@ class _Feed:
 
 
 def own_url(request: AnyRequest, api: Api) -> str:
-    """`https://host[/prefix]` without a slash at its end; "" where it can not be told, and links are relative.
+    """`https://host[/prefix]` without a slash at its end; "" where it cannot be told, and links are relative.
 
     `api.public_url` where it is set, else what the request says it was sent to. What a proxy adds counts only where
     the settings trust it: a caller sends its key to such a link.

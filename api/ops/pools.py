@@ -84,7 +84,7 @@ class PoolStatus:
         return any(self._waiting[name].now() for name in down)
 
     def health(self) -> dict[str, schemas.PoolHealth]:
-        """Up is a pool with a runner that can answer: `loading` can not yet, `down` has lost its endpoint."""
+        """Up is a pool with a runner that can answer: `loading` cannot yet, `down` has lost its endpoint."""
         num = Counter(runner.pool for runner in self.presence() if runner.state not in {"loading", "down"})
         return {
             name: schemas.PoolHealth(status="up" if num[name] else "down", runners=num[name])

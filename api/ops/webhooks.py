@@ -103,7 +103,7 @@ def signed_headers(event: Event, secret: str | None, now: float) -> dict[str, st
     return {**named, "webhook-signature": f"v1,{base64.b64encode(digest).decode()}"}
 
 
-def tell(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> float | None:
+def deliver(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> float | None:
     """Make an attempt if one is due. When to come again (epoch seconds); None: done, given up, or the batch is gone.
 
     `send` gives None where the receiver took it, else what went wrong. Raises: StoreUnavailable.
@@ -185,7 +185,7 @@ class WebhookSender:
         self._hooks = hooks
         self._news: queue.SimpleQueue[_Due | _Receiver] = queue.SimpleQueue()  # a receiver: one attempt there is over
 
-    def hear(self, batch: BatchRecord) -> None:
+    def on_ended(self, batch: BatchRecord) -> None:
         """Of an ended batch, perhaps not for the first time."""
         dropped = dropped_file(batch)
         callback = (dropped and dropped.callback) or ""
@@ -204,24 +204,24 @@ class WebhookSender:
                 for receiver, lane in list(lanes.items()):
                     while lane.waiting and lane.num_busy < AT_RECEIVER:
                         lane.num_busy += 1
-                        senders.submit(self._tell, receiver, lane.waiting.popleft())
+                        senders.submit(self._deliver, receiver, lane.waiting.popleft())
                     if lane.num_busy == 0:
                         del lanes[receiver]
-                for news in self._hear_news():
+                for news in self._get_news():
                     if isinstance(news, _Due):
                         heapq.heappush(later, news)
                     else:
                         lanes[news].num_busy -= 1
             senders.shutdown(wait=False, cancel_futures=True)
 
-    def _hear_news(self) -> Iterator[_Due | _Receiver]:
+    def _get_news(self) -> Iterator[_Due | _Receiver]:
         """All there is; the first of it is waited for."""
         with suppress(queue.Empty):
             yield self._news.get(timeout=LOOK_S)
             while True:
                 yield self._news.get_nowait()
 
-    def _tell(self, receiver: _Receiver, due: _Due) -> None:
+    def _deliver(self, receiver: _Receiver, due: _Due) -> None:
         wait_s = self._attempt(due)
         if wait_s is not None:  # by a clock that nobody sets back
             self._news.put(due._replace(at=self._ledger.clock.monotonic() + wait_s))
@@ -230,8 +230,8 @@ class WebhookSender:
     def _attempt(self, due: _Due) -> float | None:
         """In how many seconds to come again, if at all."""
         try:
-            again = tell(self._ledger, due.batch_id, partial(self._send, due))
-            self._aside.worked(due.batch_id, "tell")
+            again = deliver(self._ledger, due.batch_id, partial(self._send, due))
+            self._aside.worked(due.batch_id, "webhook")
             return None if again is None else max(0.0, again - self._ledger.clock.now())
         except (StoreError, BatchDamaged) as error:
             return self._set_aside(due.batch_id, error)
@@ -242,7 +242,7 @@ class WebhookSender:
     def _set_aside(self, batch_id: str, error: BatchfileError) -> float:
         """For how many seconds."""
         try:
-            return self._aside.put(batch_id, "tell", error)
+            return self._aside.put(batch_id, "webhook", error)
         except BatchfileError:  # there is no room, for any batch
             log.warning("webhook.paused", batch_id=batch_id, error=str(error))
             return PAUSE_S_MAX

@@ -26,7 +26,7 @@ UNANSWERED_MAX = 3  # in a row, each of another batch or file: then the store an
 
 # What failed: to make a batch of a file in the inbox (then its key stands for the batch), to claim a shard and read its
 # input, to commit its results, to end the batch or look after it, to plan or end a large one, to tell of its end.
-Work = Literal["plan", "claim", "commit", "end", "long", "tell"]
+Work = Literal["plan", "claim", "commit", "end", "long", "webhook"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

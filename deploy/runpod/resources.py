@@ -22,7 +22,7 @@ SECRET = re.compile(r"\{\{\s*RUNPOD_SECRET_\w+\s*\}\}")
 
 
 class DeployError(Exception):
-    """It can not be done like this. The message says what to change."""
+    """It cannot be done like this. The message says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Env:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """`path` and `key`: where and under which name they are listed. `fixed`: what can not be changed later."""
+    """`path` and `key`: where and under which name they are listed. `fixed`: what cannot be changed later."""
 
     name: str
     path: str
@@ -129,7 +129,7 @@ def compare(resource: Resource, found: Json | None, container: Json, ids: Mappin
     """`container`: of an endpoint, what its template says, because an endpoint keeps a copy of its own.
 
     `ids`: of `kind name`, as far as they are known. Only what the files name is compared: the rest is RunPod's. Raises:
-    DeployError where it can not be changed to this.
+    DeployError where it cannot be changed to this.
     """
     if found is None:
         return Step(verb="create", resource=resource)

@@ -18,7 +18,7 @@ OK, FAILED, REFUSED = 0, 1, 2
 
 
 def main(arguments: list[str]) -> int:
-    """0: as it was asked for. 1: something that another try may mend. 2: a setting that can not be used."""
+    """0: as it was asked for. 1: something that another try may fix. 2: a setting that cannot be used."""
     options = parse(arguments)
     logs.configure()
     try:

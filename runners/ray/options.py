@@ -41,7 +41,7 @@ class RayOptions:
 
 
 def parse(arguments: list[str]) -> RayOptions:
-    """Exits with 2 where it can not be used."""
+    """Exits with 2 where it cannot be used."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description="Runners on a Ray cluster.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", help="have these runners on the cluster, and no others", epilog=EXAMPLES)

@@ -3,7 +3,7 @@
     POOL=mistral python -m runners.runpod.handler
 
 The runner is a child, `batchfile worker --pool NAME`. What goes wrong with a request is in that request's result;
-only a runner that can not work fails a job. Knows no store and no engine.
+only a runner that cannot work fails a job. Knows no store and no engine.
 
 A job's input, all of it optional:
 
@@ -116,7 +116,7 @@ async def _ended_by_itself(process: asyncio.subprocess.Process, wait_s: float) -
 
 
 async def _stop(process: asyncio.subprocess.Process, margin_s: float) -> None:
-    """Ask, ask to hurry, then end it, all within `margin_s`. Leases of one that was ended lapse by themselves."""
+    """Ask, ask to hurry, then end it, all within `margin_s`. Leases of one that was ended expire by themselves."""
     for ask, share in ((process.terminate, 0.6), (process.terminate, 0.2)):
         if process.returncode is None:
             ask()

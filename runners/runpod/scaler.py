@@ -93,7 +93,7 @@ def scale_reader(url: str, pool: str, key: str | None) -> Callable[[], dict[str,
 
 
 def run(scalers: list[Scaler], look_s: float) -> int:
-    """Until a signal. What can not be reached is waited for; one pool's trouble is not another's."""
+    """Until a signal. What cannot be reached is waited for; one pool's trouble is not another's."""
     over = threading.Event()
     on_stop(over.set)
     while True:

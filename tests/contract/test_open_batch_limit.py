@@ -110,7 +110,7 @@ def test_what_has_ended_is_read_once_and_not_at_all_where_it_was_heard_of(world:
     for n in range(10):
         ended = batches.read_batch(world.ledger, f"b{n}")
         assert ended is not None
-        world.room.hear(ended)
+        world.room.on_ended(ended)
     before = world.spent("get")
     assert not world.is_full()
     assert world.spent("get") - before == 10
@@ -129,9 +129,9 @@ def test_who_is_full_is_not_counted_again_for_a_while_unless_a_batch_of_it_ends(
     world.end("b0")
     ended = batches.read_batch(world.ledger, "b0")
     assert ended is not None
-    world.room.hear(replace(ended, tenant="zeta"))
+    world.room.on_ended(replace(ended, tenant="zeta"))
     assert world.is_full()
-    world.room.hear(ended)
+    world.room.on_ended(ended)
     assert not world.is_full()
 
 

@@ -232,7 +232,7 @@ def test_the_api_may_tell_of_an_end() -> None:
     world.bucket.put("inbox/mistral/a.jsonl", b"rubbish\n")
     world.reconcile()
     (batch_id,) = world.ended
-    assert webhooks.tell(world.ledger, batch_id, lambda event: None) is None
+    assert webhooks.deliver(world.ledger, batch_id, lambda event: None) is None
     assert batches.delete(world.ledger, batch_id) is not None
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from api.ops import webhooks
-from api.ops.webhooks import BACKOFF_S, Event, event_of, tell
+from api.ops.webhooks import BACKOFF_S, Event, deliver, event_of
 from batchfile.clock import ManualClock
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
@@ -47,7 +47,7 @@ class World:
         return self.answers.pop(0) if self.answers else None
 
     def tell(self) -> float | None:
-        return tell(self.ledger, "b", self.send)
+        return deliver(self.ledger, "b", self.send)
 
 
 def test_an_event_that_was_taken_is_not_sent_again() -> None:
@@ -99,7 +99,7 @@ def test_another_process_goes_on_where_one_died_in_an_attempt() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tell(world.ledger, "b", die)
+        deliver(world.ledger, "b", die)
     again = world.tell()
     assert again == world.clock.now() + BACKOFF_S[0]
     assert world.sent == []
@@ -113,7 +113,7 @@ def test_a_process_with_a_wrong_clock_neither_delays_nor_hurries_the_next_attemp
     world = World()
     world.answers = ["answered 500"]
     wrong = ManualClock(world.clock.now() + wrong_by_s)
-    tell(Ledger(store=world.store, clock=wrong, rng=random.Random(8)), "b", world.send)
+    deliver(Ledger(store=world.store, clock=wrong, rng=random.Random(8)), "b", world.send)
     assert world.tell() == world.clock.now() + BACKOFF_S[0]
     assert len(world.sent) == 1
     world.clock.sleep(BACKOFF_S[0])
@@ -129,7 +129,7 @@ def test_of_two_processes_at_the_same_time_one_sends() -> None:
         inner.append(world.tell())
         return world.send(event)
 
-    assert tell(world.ledger, "b", send) is None
+    assert deliver(world.ledger, "b", send) is None
     assert inner == [world.clock.now() + BACKOFF_S[0]]
     assert len(world.sent) == 1
 

@@ -111,7 +111,7 @@ class Process:
 
     def __init__(self, ledger: Ledger, hook: Webhook, **others: Webhook) -> None:
         self.webhook_sender = WebhookSender(ledger, {"acme": hook, **others})
-        self.janitor = Janitor(ledger, runner="s", on_ended=self.webhook_sender.hear)
+        self.janitor = Janitor(ledger, runner="s", on_ended=self.webhook_sender.on_ended)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.webhook_sender.run, args=(self.stop,))
         self.thread.start()
@@ -211,7 +211,7 @@ def test_one_process_comes_again_by_itself(ledger: Ledger, receiver: Receiver) -
     receiver.answers = [500]
     hook = Webhook(url=receiver.url, secret=SecretStr(SECRET), allow_private=True)
     process = Process(ledger, hook)
-    process.webhook_sender.hear(ended(ledger))
+    process.webhook_sender.on_ended(ended(ledger))
     first = receiver.calls.get(timeout=WAIT_S)
     ledger.clock.sleep(60.0)
     assert receiver.calls.get(timeout=WAIT_S).body == first.body
@@ -231,11 +231,11 @@ def test_a_receiver_that_hangs_holds_up_no_other(ledger: Ledger, receiver: Recei
         with closing(Process(ledger, ours, other=theirs)) as process:
             for n in range(5 * AT_ONCE):
                 batch = ended(ledger, f"batch_{n}")
-                process.webhook_sender.hear(
+                process.webhook_sender.on_ended(
                     replace(batch, origin=origin) if is_callback else replace(batch, tenant="other")
                 )
             last = ended(ledger, "batch_last")
-            process.webhook_sender.hear(last)
+            process.webhook_sender.on_ended(last)
             assert receiver.calls.get(timeout=WAIT_S).body == event_of(last).body
             hanging.may_answer.set()
 
@@ -256,7 +256,7 @@ def test_who_dropped_a_file_is_told_where_it_asked_to_be(
     stop = threading.Event()
     thread = threading.Thread(target=webhook_sender.run, args=(stop,))
     thread.start()
-    Janitor(ledger, runner="s", inbox=inbox, on_ended=webhook_sender.hear).tick()
+    Janitor(ledger, runner="s", inbox=inbox, on_ended=webhook_sender.on_ended).tick()
     call = receiver.calls.get(timeout=WAIT_S)
     stop.set()
     thread.join(WAIT_S)
@@ -294,7 +294,7 @@ def test_a_clock_that_is_set_back_does_not_put_off_the_next_attempt(ledger: Ledg
     ended(ledger)
     ledger.store.put(keys.webhook_key("batch_1"), b"damaged: it is set aside for a second")
     webhook_sender = WebhookSender(ledger, {})
-    webhook_sender._tell(_Receiver("acme", "host"), _Due(0.0, "batch_1", "acme", "https://host/"))
+    webhook_sender._deliver(_Receiver("acme", "host"), _Due(0.0, "batch_1", "acme", "https://host/"))
     due = webhook_sender._news.get_nowait()
     assert isinstance(due, _Due)
     assert due.at == pytest.approx(ledger.clock.monotonic() + 1.0, abs=0.5)

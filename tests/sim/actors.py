@@ -183,7 +183,7 @@ class Replica(Process):
             ledger,
             runner=self.name,
             reader=self.service.reader,
-            on_ended=webhook_sender.hear,
+            on_ended=webhook_sender.on_ended,
             inbox=stage.inbox_of(ledger),
             defer=long_work.take,
         )
