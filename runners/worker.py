@@ -6,10 +6,10 @@ import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 
 import structlog
 
@@ -69,42 +69,34 @@ class ShutdownRule:
         return now - self._idle_since >= self._idle_exit_s
 
 
-class Watch:
-    """A thread next to the runner: announces it, and ends it when that is due."""
+@contextmanager
+def watching(runner: Runner, heartbeat: Heartbeat, rule: ShutdownRule) -> Iterator[None]:
+    """While entered, a thread announces the runner, and ends it when that is due."""
+    over = threading.Event()
 
-    def __init__(self, runner: Runner, announcer: Heartbeat, ending: ShutdownRule) -> None:
-        self._runner = runner
-        self._announcer = announcer
-        self._ending = ending
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
-
-    def _watch(self) -> None:
-        while not self._over.is_set():
-            try:
-                self._look()
-            except Exception:  # the top of a thread that the runner does not depend on
-                log.exception("watch.failed")
-            self._over.wait(WATCH_S)
-
-    def _look(self) -> None:
-        self._announcer.tick()
-        runner = self._runner
-        is_due = self._ending.is_due(is_idle=runner.is_idle, is_drained=runner.is_drained, now=time.monotonic())
+    def look() -> None:
+        heartbeat.tick()
+        is_due = rule.is_due(is_idle=runner.is_idle, is_drained=runner.is_drained, now=time.monotonic())
         if is_due and not runner.is_stopping:
             log.info("runner.out_of_work")
             runner.stop()
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def watch() -> None:
+        while not over.is_set():
+            try:
+                look()
+            except Exception:  # the top of a thread that the runner does not depend on
+                log.exception("watch.failed")
+            over.wait(WATCH_S)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join(WATCH_JOIN_S_MAX)
-        self._announcer.leave()
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(WATCH_JOIN_S_MAX)
+        heartbeat.leave()
 
 
 def run_slot(options: Options, slot: int) -> int:
@@ -131,7 +123,7 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
         ledger = replace(ledger, store=store)
         identity = Identity(
             pool=options.pool,
-            runner_id=_new_runner_id(options.pool),
+            runner_id=f"{options.pool}-{secrets.token_hex(6)}",  # callers of the service see it: no machine's name
             model=pool.model,
             engine=kind,
             host=socket.gethostname(),
@@ -142,9 +134,9 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
         wanted = RunnerOptions(runner_id=identity.runner_id, pool=options.pool, inbox=inbox)
         runner = Runner(ledger, factory_of(pool, kind, ledger.limits.engine_stall_s), wanted)
         signals.runner, signals.grace_s = runner, ledger.limits.grace_s
-        ending = ShutdownRule(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
+        rule = ShutdownRule(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
         stack.enter_context(counted(RunnerCollector(runner, store, options.pool, pool.model)))
-        stack.enter_context(Watch(runner, Heartbeat(ledger, runner, identity), ending))
+        stack.enter_context(watching(runner, Heartbeat(ledger, runner, identity), rule))
         try:
             runner.run()
         except BatchfileError as error:
@@ -163,11 +155,6 @@ def _end_what_is_complete(ledger: Ledger, pool: str, runner_id: str) -> None:
         for entry in list(ledger.store.list(keys.queue_prefix(pool))):
             with suppress(BatchDamaged, StoreError):  # the runner has said so
                 outbox.finish(ledger, keys.queue_batch_id(entry.key), runner=runner_id)
-
-
-def _new_runner_id(pool: str) -> str:
-    """Without the name of the machine: callers of the service see it."""
-    return f"{pool}-{secrets.token_hex(6)}"
 
 
 def _end_with_parent() -> None:
