@@ -1,4 +1,7 @@
-"""The steps of set-up in their order, and whether there is anything to do."""
+"""The steps of set-up in their order, and whether there is anything to do.
+
+What only the tests need is here, too: older majors of an official client, and the packages of the tests in Node.
+"""
 
 import contextlib
 import hashlib
@@ -8,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .for_tests import NODE_FOLDERS, has_node_tools, has_sdk_majors, install_node_tools, install_sdk_majors
 from .install import Installer, Plan, forget_incomplete, vllm_version
 from .machine import environment_problem, problem_with, this_machine
 from .model import MODEL_NAME, fetch_model, has_model
@@ -23,11 +25,57 @@ from .places import (
     packages_dir,
     scratch_dir,
 )
-from .process import require_space
+from .process import require_space, run
 from .progress import Progress, bytes_in, say
 
+# Older majors of an official client, each in a folder of its own. They use the environment's own packages otherwise.
+SDK_MAJORS = {"anthropic-0": ("anthropic==0.84.0", "distro==1.9.0"), "anthropic-1": ("anthropic==1.17.0",)}
+NODE_FOLDERS = ("ts", "tests/sdk-node", "tests/sdk-node-openai", "tests/s3rver")
+SDK_MARK = ".complete"
 STAMP_NAME = "batchfile-setup.json"
 BLOCKS = 1.2  # what files take on a disk, to their bytes: many are small
+
+
+def sdk_dir(name: str) -> Path:
+    return ROOT / ".cache" / "sdks" / name
+
+
+def has_sdk_major(name: str) -> bool:
+    mark = sdk_dir(name) / SDK_MARK
+    return mark.is_file() and mark.read_text() == " ".join(SDK_MAJORS[name])
+
+
+def has_sdk_majors() -> bool:
+    return all(has_sdk_major(name) for name in SDK_MAJORS)
+
+
+def install_sdk_majors(installer: Installer) -> None:
+    for name, packages in SDK_MAJORS.items():
+        if has_sdk_major(name):
+            continue
+        shutil.rmtree(sdk_dir(name), ignore_errors=True)
+        installer.pip("install", "--no-deps", "--target", str(sdk_dir(name)), *packages)
+        (sdk_dir(name) / SDK_MARK).write_text(" ".join(packages))
+
+
+def has_node_tools() -> bool:
+    return all((ROOT / folder / "node_modules" / ".package-lock.json").exists() for folder in NODE_FOLDERS)
+
+
+def install_node_tools(installer: Installer) -> str:
+    """What builds the adapter and the tests in Node. Without Node only those tests do not run, and they say why."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return "left out, because npm is not on PATH: the tests of ts/ and of Node clients need Node 20 or newer"
+    for folder in NODE_FOLDERS:
+        run(
+            [npm, "--prefix", folder, "ci", "--no-audit", "--no-fund"],
+            installer.progress,
+            disk=ROOT,
+            hint="Check that npm reaches a registry, then run the same command again.",
+            holds=[installer.lock],
+        )
+    return "done"
 
 
 def stamp_path() -> Path:

@@ -10,11 +10,11 @@ Nothing is changed without --yes. RUNPOD_API_KEY is RunPod's; the other variable
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
 
-from costs import cost_lines
 from resources import KINDS, DeployError, Json, Resource, Step, compare, pick, read_files, with_ids
 
 from runners.runpod.api import Runpod, RunpodError, at
@@ -22,6 +22,7 @@ from runners.runpod.api import Runpod, RunpodError, at
 FOLDER = Path(__file__).resolve().parent
 OK, FAILED, REFUSED = 0, 1, 2
 PREFETCH_S = 3600
+HOURS_A_MONTH = 730
 
 
 class Deployment:
@@ -105,6 +106,47 @@ class Deployment:
             urls = "".join(f", https://{found['id']}-{port}.proxy.runpod.net" for port in ports)
             return f"{found['id']}: {found.get('status')}{urls}"
         return str(found["id"])
+
+
+def cost_lines(resources: list[Resource], prices_path: Path) -> list[str]:
+    """What the endpoints and volumes cost a month. A price that is not in the file is said, not guessed."""
+    prices = json.loads(prices_path.read_text())
+    lines, least, most = [], 0.0, 0.0
+    unknown: set[str] = set()
+    for resource in resources:
+        found = _monthly(resource, prices)
+        if found is None:
+            if resource.kind.name != "template":
+                unknown.add(resource.kind.name)
+                lines.append(f"  {resource}: its price is not in {prices_path.name}; see RunPod's pricing page")
+            continue
+        least, most = least + found[0], most + found[1]
+        lines.append(f"  {resource}: {_text(*found)}")
+    without = "".join(f", without the {name}s" for name in sorted(unknown))
+    lines.append(f"  together{without}: {_text(least, most)}")
+    lines.append(f"  (prices of {prices['date']}, {prices['source']}; 730 hours; discounts are not counted)")
+    return lines
+
+
+def _text(least: float, most: float) -> str:
+    if least == most:
+        return f"${least:,.0f} a month"
+    return f"${least:,.0f} a month for what is always on, ${most:,.0f} with every worker on all month"
+
+
+def _monthly(resource: Resource, prices: dict) -> tuple[float, float] | None:
+    """The least and the most. Between several kinds of GPU the dearest counts."""
+    body = resource.body
+    if resource.kind.name == "volume":
+        month = body["size"] * prices["volume_gb_month"]
+        return month, month
+    if resource.kind.name == "endpoint" and "gpu" in body:
+        hourly = [prices["gpu_hour"].get(pool) for pool in body["gpu"]["pools"]]
+        if None in hourly:
+            return None
+        worker = max(hourly) * body["gpu"].get("count", 1) * HOURS_A_MONTH
+        return worker * body["workers"]["min"], worker * body["workers"]["max"]
+    return None
 
 
 def say(text: str) -> None:
