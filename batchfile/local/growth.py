@@ -52,19 +52,21 @@ def settled(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> Sto
     the new one if that was committed.
     """
     record = pointer.record
-    if record.digest or not record.replaces:
+    if record.digest:
         return pointer
     try:
         made = batches.read_batch(ledger, record.batch_id)
-        old = batches.read_batch(ledger, record.replaces)
+        old = batches.read_batch(ledger, record.replaces) if record.replaces else None
     except RecordDamaged:
         return pointer  # whoever reads it says so
     if made is not None:
         if old is not None:
             throw_away(ledger, old.batch_id)
         wanted = replace(record, digest=made.input.sha256, replaces="")
-    else:
+    elif record.replaces:
         batches.fence(ledger, record.batch_id, CUT_OFF)
         wanted = IdempotencyRecord(batch_id=record.replaces, digest="" if old is None else old.input.sha256)
+    else:
+        return pointer
     written = swap(ledger, key, wanted, pointer)
     return pointer if isinstance(written, Lost) else written

@@ -85,6 +85,21 @@ def test_a_create_that_was_cut_off_after_its_commit_is_continued(ledger: Ledger,
     assert again.batch.batch_id == opened.batch.batch_id
 
 
+def test_a_restart_with_a_refused_file_keeps_a_batch_that_was_cut_off_after_its_commit(
+    ledger: Ledger, options: RunOptions
+) -> None:
+    opened = _open(ledger, options)
+    key = keys.idempotency_key("output", options.output or "")
+    ledger.store.put(key, encode(IdempotencyRecord(batch_id=opened.batch.batch_id, digest="")))
+    file = Path(options.output or "").with_name("in.jsonl")
+    requests = file.read_bytes()
+    file.write_text("\n\n")
+    with pytest.raises(InvalidFile):
+        _open(ledger, replace(options, is_restart=True))
+    file.write_bytes(requests)
+    assert _open(ledger, options).batch.batch_id == opened.batch.batch_id
+
+
 def test_an_output_whose_batch_was_deleted_is_not_overwritten_unasked(ledger: Ledger, options: RunOptions) -> None:
     opened = _open(ledger, options)
     batches.end(ledger, opened.batch.batch_id, "canceled")
