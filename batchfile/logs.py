@@ -1,4 +1,4 @@
-"""Logs of the service and of the library: structlog to stderr. Never prompts or outputs."""
+"""Logs of the service, of the commands and of the library: structlog to stderr. Never prompts or outputs."""
 
 import logging
 import os
@@ -7,6 +7,8 @@ from typing import Any
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+_SAID = frozenset({"input.changed"})  # in words, by the command itself
 
 
 def for_library() -> None:
@@ -44,3 +46,27 @@ def configure(**keys: Any) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def for_command(*, is_verbose: bool = False) -> None:
+    """Of a command: warnings and worse unless asked for more. Once per process, before anything logs."""
+    level = logging.INFO if is_verbose else logging.WARNING
+    colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    structlog.configure(
+        processors=[
+            *([] if is_verbose else [_drop_said]),
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(colors=colors),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        # Looked up each time: a live display puts itself in its place, and writes each message above itself.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+
+
+def _drop_said(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    if event.get("event") in _SAID:
+        raise structlog.DropEvent
+    return event

@@ -1,23 +1,53 @@
-"""`batchfile config show`: every setting, where it came from, and what holds where it has no value."""
+"""`batchfile config show`: every setting, where it came from, and what holds where it has no value.
 
+`batchfile keys new`: an API key, printed once and stored nowhere, and the setting by which the service knows it.
+"""
+
+import hashlib
 import json
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Mapping
 
 import click
 
-from batchfile.cli.in_force import as_words, in_force
+from batchfile.cli.remote import checked_tenant
+from batchfile.ledger.base import LOCAL
 from batchfile.settings import Setting, Settings, explain_settings, load_settings
+from batchfile.settings_tables import Times
 
 WIDTH_MAX = 48  # of the column of values; longer ones reach into the next
 OF_POOLS = ("pools", "stages")
+KEY_PREFIX = "bf_"
+KEY_BYTES = 32  # of chance
+
+# Where the protocol's times differ: is the store a directory, and is it a service's?
+PLACES = {
+    "run, directory": (True, False),
+    "run, bucket": (False, False),
+    "service, directory": (True, True),
+    "service, bucket": (False, True),
+}
+# In words, of settings whose absence means something.
+_UNSET = {
+    "store": ".batchfile next to OUT; of a service: .batchfile in its folder",
+    "host": "loopback without API keys, every interface with them",
+    "run.model": "the demo model, where it is cached",
+    "run.max_model_len": "as the model says",
+    "run.max_num_seqs": "as the engine says",
+    "run.temperature": "0.2 for `params` lines, 1.0 for OpenAI lines",
+    "api.spool_dir": "the system's folder for temporary files",
+    "api.public_url": "what callers sent their request to",
+}
+
+InForce = str | float | Mapping[str, float]
 
 
 @click.group("config")
-def command() -> None:
+def config() -> None:
     """Show the settings and where they came from."""
 
 
-@command.command("show")
+@config.command("show")
 @click.option("--all", "is_all", is_flag=True, help="The built-in pools and stages too, where you have set none.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object instead of a table, of everything.")
 def show(is_all: bool, is_json: bool) -> None:
@@ -59,3 +89,67 @@ def _shown(settings: Settings, item: Setting) -> str:
         return json.dumps(item.value, ensure_ascii=False)
     holds = in_force(settings, item.name)
     return "-" if holds is None else f"({as_words(holds)})"
+
+
+def in_force(settings: Settings, name: str) -> InForce | None:
+    """What the unset setting `name` amounts to: one number, numbers by place, or words; None: nothing."""
+    table, _, field = name.partition(".")
+    if table == "limits" and field in Times.model_fields:
+        return _time(settings, field)
+    if name == "run.grace_s":
+        return LOCAL.grace_s if settings.limits.grace_s is None else settings.limits.grace_s
+    return _UNSET.get(name)
+
+
+def as_words(found: InForce) -> str:
+    """`30 (directory), 90 (bucket)`: each number once, with the places that it is for."""
+    if isinstance(found, str):
+        return found
+    if not isinstance(found, Mapping):
+        return f"{found:g}" if found < 1e6 else f"{found:.0f}"
+    by_value: dict[float, list[str]] = {}
+    for place, value in found.items():
+        by_value.setdefault(value, []).append(place)
+    return ", ".join(f"{as_words(value)} ({_common(places)})" for value, places in by_value.items())
+
+
+def _time(settings: Settings, field: str) -> InForce:
+    values = {
+        place: float(getattr(settings.ledger_limits(is_local=is_local, is_service=is_service), field))
+        for place, (is_local, is_service) in PLACES.items()
+    }
+    return values if len(set(values.values())) > 1 else next(iter(values.values()))
+
+
+def _common(places: list[str]) -> str:
+    """Two places that share a half are named by it; all but one are the others."""
+    if len(places) == len(PLACES) - 1:
+        return "otherwise"
+    for half in ("directory", "bucket", "run", "service"):
+        if set(places) == {place for place in PLACES if half in place.split(", ")}:
+            return half
+    return "; ".join(places)
+
+
+@click.group("keys")
+def keys() -> None:
+    """Make API keys for the service."""
+
+
+@keys.command("new")
+@click.argument("tenant", callback=checked_tenant)
+@click.option(
+    "--dialect",
+    type=click.Choice(["stage", "anthropic"]),
+    help="What answers to this key speak.  [default: what the request tells]",
+)
+def new(tenant: str, dialect: str | None) -> None:
+    """Print a new key of TENANT, and the line by which the service knows it.
+
+    The key is for the client. The line is for the service: several are joined with commas.
+    """
+    key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    known = ":".join([tenant, hashlib.sha256(key.encode()).hexdigest(), *([dialect] if dialect else [])])
+    click.echo(f"LOCAL_BATCH_API_KEY={key}")
+    click.echo(f"BATCHFILE_API_KEYS={known}")
+    click.echo("The key is shown this once: keep it where the client finds it.", err=True)

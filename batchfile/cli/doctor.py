@@ -13,8 +13,7 @@ from typing import Literal
 
 import click
 
-from batchfile import __version__
-from batchfile.cli import logs
+from batchfile import __version__, logs
 from batchfile.cli.config import has_own_pools
 from batchfile.cli.exits import Exit
 from batchfile.engine.vllm.cpu import check_usable, read_cpu
@@ -42,9 +41,9 @@ class Diagnostic:
 @click.command("doctor")
 @click.option("--store", metavar="STORE", help="Also prove this store's conditions; up to a minute on a bucket.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
-def command(store: str | None, is_json: bool) -> None:
+def doctor(store: str | None, is_json: bool) -> None:
     """Check Python, vLLM, GPU, model, disk, settings and the store. Exits with 1 if a run could not work."""
-    logs.configure()
+    logs.for_command()
     found = [_safely("python", _python), _safely("batchfile", _batchfile), *_settings_and_store(store)]
     found += [_safely("vllm", _vllm), _safely("gpu", _gpu), _safely("model", _model), _safely("disk", _disk)]
     if is_json:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from batchfile.cli import logs
+from batchfile import logs
 from batchfile.cli.numbers import Finite, Whole
+from batchfile.cli.progress import transfer
 from batchfile.cli.remote import Where, place_options
-from batchfile.cli.transfer import transfer
 from batchfile.client.estimate import Estimate, PoolTime, expected_output_tokens, pool_times
 from batchfile.client.prices import hosted_price
 from batchfile.client.resolve import STORE_FOLDER, check_stage
@@ -30,7 +30,7 @@ from batchfile.types import Request, RoutingTable
 @click.option("--against", multiple=True, metavar="MODEL", help="A hosted model, or provider:model; repeatable.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
 @place_options
-def command(
+def estimate(
     file: str,
     stage: str | None,
     tokenizer: str | None,
@@ -46,7 +46,7 @@ def command(
     one request takes; hosted prices are those of the package genai-prices. What is not known is said to be unknown.
     Where neither a service nor a store is named, and no runner is at work here, it speaks of this machine alone.
     """
-    logs.configure()
+    logs.for_command()
     upload = open_upload(file)
     sample, times = _asked(upload, stage, tokenizer, where)
     made = Estimate(

@@ -1,16 +1,20 @@
-"""The exit codes, and the one table from what was raised to what the process answers. Knows no command."""
+"""How a command ends: its exit code, what is said of an error, and answers on stdout that must not be lost in silence.
+
+Knows no command.
+"""
 
 import errno
+import io
 import json
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
-from batchfile.cli.stdout import StdoutLost
 from batchfile.errors import (
     BatchfileError,
     InvalidFile,
@@ -58,6 +62,13 @@ _TABLE: tuple[tuple[type[Exception], Exit], ...] = (
 )
 
 
+class StdoutLost(OSError):
+    """Stdout cannot be written. A reader that has gone is no such case: that stays a BrokenPipeError."""
+
+    def __str__(self) -> str:
+        return f"stdout cannot be written ({self.strerror})"
+
+
 def exit_of(error: BaseException) -> Exit:
     for kind, code in _TABLE:
         if isinstance(error, kind):
@@ -95,3 +106,46 @@ def end_process(code: int) -> NoReturn:
     with suppress(OSError, ValueError):
         sys.stderr.flush()
     os._exit(code)
+
+
+class _Stdout(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _discard()  # or the interpreter tries once more at its end, and says so
+            raise StdoutLost(error.errno, error.strerror) from None
+
+
+def tell_lost_output() -> None:
+    """From now on a failed write of sys.stdout is a StdoutLost, which no error of a file is taken for."""
+    given = sys.__stdout__
+    if given is None or sys.stdout is not given:
+        return  # it was closed, or is somebody's capture
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(1, "w", closefd=False)),
+        encoding=given.encoding,
+        errors=given.errors,
+        line_buffering=bool(given.line_buffering),
+    )
+
+
+def _discard() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+@contextmanager
+def report_lost_output(what_now: str) -> Iterator[None]:
+    """Around what writes to stdout. `what_now`: what became of the work, and how to come by the answer.
+
+    Only for a command that has changed something. Raises: BatchfileError where stdout cannot be written.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except StdoutLost as error:
+        raise BatchfileError(f"{error}: {what_now}") from None

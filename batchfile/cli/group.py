@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import click
+from click.shell_completion import get_completion_class
 
 from batchfile import __version__
-from batchfile.cli.exits import Exit, end_process, exit_of, explain, say_json
-from batchfile.cli.stdout import tell_lost_output
+from batchfile.cli.exits import Exit, end_process, exit_of, explain, say_json, tell_lost_output
 
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
-    """A command that is not loaded yet: `module` holds `command`; `summary` is its first help line."""
+    """A command that is not loaded yet: `module` holds it under its name; `summary` is its first help line."""
 
     module: str
     summary: str
@@ -26,22 +26,23 @@ COMMANDS = {
     "run": Lazy("run", "Answer every request of a file with one engine on this machine."),
     "validate": Lazy("validate", "Check files of requests without running them."),
     "submit": Lazy("submit", "Make a batch of a file, at a service or in a store."),
-    "watch": Lazy("watch", "Show how far batches are until they have ended."),
-    "tail": Lazy("tail", "Write the results of a batch as they land."),
-    "results": Lazy("results", "Write the results of an ended batch."),
-    "ls": Lazy("ls", "List batches, newest first."),
-    "status": Lazy("status", "Show how far a batch is."),
-    "cancel": Lazy("cancel", "End a batch early; what is finished is kept."),
-    "delete": Lazy("delete", "Delete an ended batch and its results."),
+    "watch": Lazy("batches", "Show how far batches are until they have ended."),
+    "tail": Lazy("batches", "Write the results of a batch as they land."),
+    "results": Lazy("batches", "Write the results of an ended batch."),
+    "ls": Lazy("batches", "List batches, newest first."),
+    "status": Lazy("batches", "Show how far a batch is."),
+    "cancel": Lazy("batches", "End a batch early; what is finished is kept."),
+    "delete": Lazy("batches", "Delete an ended batch and its results."),
     "estimate": Lazy("estimate", "Say what a file will take: tokens, time, cost."),
-    "retry": Lazy("retry", "Run again what did not succeed, as a new batch."),
+    "rerun": Lazy("submit", "Run again what did not succeed, as a new batch."),
     "doctor": Lazy("doctor", "Check this machine, the engine and the store."),
     "config": Lazy("config", "Show the settings and where they came from."),
-    "serve": Lazy("serve", "Serve batches over HTTP from a store."),
-    "worker": Lazy("worker", "Work for one pool of a store."),
-    "keys": Lazy("keys", "Make API keys for the service."),
-    "completion": Lazy("completion", "Print the completion script of a shell."),
+    "serve": Lazy("program", "Serve batches over HTTP from a store."),
+    "worker": Lazy("program", "Work for one pool of a store."),
+    "keys": Lazy("config", "Make API keys for the service."),
+    "completion": Lazy("group", "Print the completion script of a shell."),
 }
+OLD_NAMES = {"retry": "rerun"}  # still understood, and shown nowhere
 
 
 class LazyGroup(click.Group):
@@ -54,12 +55,13 @@ class LazyGroup(click.Group):
         lazy = COMMANDS.get(cmd_name)
         if lazy is None:
             return None
-        command: click.Command = importlib.import_module(f"batchfile.cli.{lazy.module}").command
+        command: click.Command = getattr(importlib.import_module(f"batchfile.cli.{lazy.module}"), cmd_name)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        args = [OLD_NAMES.get(name, name) for name in args[:1]] + args[1:]
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from difflib import get_close_matches
 
@@ -80,6 +82,22 @@ def root() -> None:
 
     A batch lives in a store (a directory or an S3 bucket) and survives whatever happens to a process.
     """
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL.
+
+    \b
+    bash:  eval "$(batchfile completion bash)"   in ~/.bashrc
+    zsh:   eval "$(batchfile completion zsh)"    in ~/.zshrc
+    fish:  batchfile completion fish > ~/.config/fish/completions/batchfile.fish
+    """
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.ClickException(f"click knows no completion for {shell}")
+    click.echo(kind(root, {}, "batchfile", "_BATCHFILE_COMPLETE").source())
 
 
 def main() -> None:

@@ -64,3 +64,7 @@ def _in_place(entry: EntryPoint) -> EntryPoint:
         return entry
     sys.path.insert(0, str(Path(batchfile.__file__).parents[1]))  # before anything else of that name
     return EntryPoint(entry.name, entry.value.removeprefix(LIBRARY), entry.group)
+
+
+serve = Program("serve", "Serve batches over HTTP from a store.", extra="api")
+worker = Program("worker", "Work for one pool of a store.", extra="fleet")

@@ -1,6 +1,8 @@
-"""What the commands for batches elsewhere share: the options that say where, and the batch's end as an exit code."""
+"""What the commands for batches elsewhere share: the options that say where, saved results, the end as an exit code."""
 
 import functools
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,11 +10,15 @@ from typing import Any
 
 import click
 
-from batchfile.cli import logs
+from batchfile import logs
 from batchfile.cli.exits import Exit
+from batchfile.cli.progress import transfer
 from batchfile.client.base import BatchStatus, Remote
+from batchfile.client.batch import Batch
 from batchfile.client.connection import Connection
+from batchfile.errors import BatchFailed, OutputTaken
 from batchfile.ledger.keys import is_pool_name
+from batchfile.local.identity import STDOUT
 from batchfile.types import TENANT
 
 
@@ -30,7 +36,7 @@ class Where:
         """`name`: the batch that is meant. `is_new`: the store may have none yet."""
         from batchfile.client.open import open_remote
 
-        logs.configure()
+        logs.for_command()
         remote = open_remote(
             url=self.url,
             api_key=self.api_key,
@@ -118,3 +124,34 @@ _TENANT = click.option(
 
 def exit_of_batch(batch: BatchStatus) -> Exit:
     return Exit.OK if batch.is_all_succeeded else Exit.FAILED_REQUESTS
+
+
+def check_free(output: str, *, is_forced: bool | None = None) -> str:
+    """The path of an output that may be written; `-` stays. `is_forced` None: the command has no --force.
+
+    Raises: SettingsError, OutputTaken.
+    """
+    from batchfile.local.outputs import check_output
+
+    if output == STDOUT:
+        return output
+    path = check_output(output, None)
+    if os.path.exists(path) and not is_forced:
+        way_out = "" if is_forced is None else ", or add --force to replace it"
+        raise OutputTaken(f"{output} exists; choose another output{way_out}")
+    return path
+
+
+def save(batch: Batch, path: str) -> bool:
+    """The results of an ended batch to `path`. False, and said why, where it has none."""
+    try:
+        if path == STDOUT:
+            batch.save(sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        else:
+            with transfer(os.path.basename(path), batch.results_size()) as on_bytes:
+                batch.save(path, on_bytes=on_bytes)
+    except BatchFailed as error:
+        click.echo(str(error), err=True)
+        return False
+    return True

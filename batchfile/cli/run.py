@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import click
 import msgspec
 
-from batchfile.cli import logs
-from batchfile.cli.exits import EXIT_HELP, Exit
+from batchfile import logs
+from batchfile.cli.exits import EXIT_HELP, Exit, report_lost_output
 from batchfile.cli.numbers import Finite, Whole
-from batchfile.cli.stdout import report_lost_output
 from batchfile.cli.stopping import Signals, code_of
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
@@ -98,7 +97,7 @@ class Voice:
     "--json", "is_json", is_flag=True, help="The receipt as one JSON line on stdout, progress as JSON on stderr."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log what the runner does.")
-def command(
+def run(
     input_path: str,
     output: str,
     engine: str | None,
@@ -137,7 +136,7 @@ def command(
     Where lines were added at the end of IN, while it ran or later, the same command runs these and what has not
     succeeded, and OUT has the results of all. After any other change of IN it refuses, with exit code 7.
     """
-    logs.configure(is_verbose=verbose)
+    logs.for_command(is_verbose=verbose)
     settings = load_settings()
     is_stdout = output == outputs.STDOUT
     if is_stdout and is_json:

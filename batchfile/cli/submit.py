@@ -1,4 +1,4 @@
-"""`batchfile submit`: a file becomes a batch of a service, or of a store."""
+"""The commands that make a batch: of a file, or of what did not succeed in another batch."""
 
 import json
 import sys
@@ -9,13 +9,10 @@ from itertools import islice
 import click
 
 from batchfile.cli.batch_text import end_line
-from batchfile.cli.exits import Exit
-from batchfile.cli.following import follow_one
+from batchfile.cli.exits import Exit, report_lost_output
 from batchfile.cli.numbers import Whole
-from batchfile.cli.remote import CREATE_EXITS, Where, exit_of_batch, where_options
-from batchfile.cli.saving import check_free, save
-from batchfile.cli.stdout import report_lost_output
-from batchfile.cli.transfer import transfer
+from batchfile.cli.progress import follow_one, transfer
+from batchfile.cli.remote import CREATE_EXITS, Where, check_free, exit_of_batch, save, where_options
 from batchfile.client.batch import Batch
 from batchfile.client.connection import Connection, checked_metadata
 from batchfile.client.upload import LastByte, open_upload
@@ -37,7 +34,7 @@ LOOKS_MAX = 4  # for the first problem, at results as they land
 @click.option("--wait", is_flag=True, help="Wait for its end; the exit code says how it went.")
 @click.option("-o", "--output", metavar="OUT", help="Wait, and write the results to OUT (.jsonl or .parquet; -).")
 @where_options
-def command(
+def submit(
     file: str,
     stage: str | None,
     pool: str | None,
@@ -72,10 +69,30 @@ def command(
         _say_what_can_not_run(batch)
         _say_who_works(connection, batch)
         if wait or path is not None:
-            sys.exit(finish(batch, path))
+            sys.exit(_finish(batch, path))
 
 
-def finish(batch: Batch, path: str | None) -> Exit:
+@click.command("rerun", epilog=CREATE_EXITS)
+@click.argument("batch")
+@click.option("--wait", is_flag=True, help="Wait for the new batch's end; the exit code says how it went.")
+@click.option("-o", "--output", metavar="OUT", help="Wait, and write its results to OUT (.jsonl or .parquet; -).")
+@where_options
+def rerun(batch: str, wait: bool, output: str | None, where: Where) -> None:
+    """Make a new batch of the requests of BATCH that did not succeed, and print its id.
+
+    BATCH must have ended, and stays as it is. The new one has `retry_of` in its metadata.
+    """
+    path = None if output is None else check_free(output)
+    with where.connected(batch, writes=True) as connection:
+        made = connection.batch(batch).rerun_failed()
+        with report_lost_output(f"the batch {made.id} is made; do not rerun {batch} again"):
+            click.echo(made.id, err=path == "-")
+        click.echo(f"it runs {counted(made.last_status.total, 'request')} of {batch} again", err=True)
+        if wait or path is not None:
+            sys.exit(_finish(made, path))
+
+
+def _finish(batch: Batch, path: str | None) -> Exit:
     """Wait for the batch's end, and write its results where a path is given."""
     batch_id = batch.id
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from batchfile.cli import logs
+from batchfile import logs
 from batchfile.cli.exits import Exit, say_json
 from batchfile.cli.numbers import Whole
 from batchfile.client.resolve import check_stage
@@ -35,7 +35,7 @@ ID_SHOWN_MAX = 60  # characters of a custom_id
 @click.option("--max-model-len", type=Whole(min=16), help="With --tokens.  [default: the model's own]")
 @click.option("--max-tokens", type=Whole(min=1), help="Where a request does not say.  [default: 2048]")
 @click.option("--json", "is_json", is_flag=True, help="One JSON line for each problem and for each file's summary.")
-def command(
+def validate(
     files: tuple[str, ...],
     stage: str | None,
     routing: bool,
@@ -45,7 +45,7 @@ def command(
     is_json: bool,
 ) -> None:
     """Check FILE... (- is stdin) without running anything. Exits with 4 if anything is wrong."""
-    logs.configure()
+    logs.for_command()
     settings = load_settings()
     defaults = Defaults(max_tokens=max_tokens or settings.run.max_tokens)
     if stage is not None:

@@ -132,7 +132,7 @@ class Remote(Protocol):
         """An ended batch; its id. `now`: its bytes too, before this returns. Raises: NotEnded."""
         ...
 
-    def retry(self, name: str) -> BatchStatus:
+    def rerun(self, name: str) -> BatchStatus:
         """A new batch of what did not succeed. Raises: InvalidFile where there is nothing, or not yet."""
         ...
 

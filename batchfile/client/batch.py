@@ -160,7 +160,7 @@ class Batch:
     def rerun_failed(self) -> "Batch":
         """A new batch of its requests that did not succeed. Raises: NotEnded; InvalidFile where all succeeded."""
         try:
-            return Batch(self._open, self._open("write").retry(self.id))
+            return Batch(self._open, self._open("write").rerun(self.id))
         except InvalidFile as error:  # the service answers both with one status
             if self.status().has_ended:
                 raise

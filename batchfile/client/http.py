@@ -81,7 +81,7 @@ class HttpRemote:
         except InvalidFile as error:  # of a delete the service says this only where it has not ended
             raise NotEnded(str(error)) from error
 
-    def retry(self, name: str) -> BatchStatus:
+    def rerun(self, name: str) -> BatchStatus:
         asking = self._client.post(f"{_path(name)}/retry", _Batch, idempotency_key=uuid.uuid4().hex)
         return _view(self._of(name, asking))
 

@@ -128,7 +128,7 @@ class StoreRemote:
         if standing is not None and standing.state != "deleted":
             raise NotEnded(f"{name}: has not ended; `batchfile cancel {name}` ends it, then it can be deleted")
 
-    def retry(self, name: str) -> BatchStatus:
+    def rerun(self, name: str) -> BatchStatus:
         return self.batch(verbs.retry(self._ledger, self._find(name)).batch_id)
 
     def results(self, batch: BatchStatus) -> Download | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from batchfile.errors import OutputTaken
 
+STDOUT = "-"  # as an output
 _PREFIX = "run."
 SHA256 = "run.sha256"
 STAMP = "run.stamp"  # the input file as it was last seen; equal means untouched

@@ -75,7 +75,7 @@ def test_a_file_is_submitted_watched_tailed_fetched_and_retried(shell: Shell) ->
     assert rows((shell.folder / "out.jsonl.errors.jsonl").read_bytes()) == [BAD]
     assert b"exists" in shell.run("results", batch_id, "-o", "out.jsonl", code=7).stderr
 
-    repeated = shell.run("retry", batch_id)
+    repeated = shell.run("retry", batch_id)  # its old name
     assert f"it runs 1 request of {batch_id} again" in repeated.stderr.decode()
     again = repeated.stdout.decode().strip()
     listed = shell.run("ls", "-n", "2").stdout.decode().splitlines()
@@ -92,15 +92,15 @@ def test_a_file_is_submitted_watched_tailed_fetched_and_retried(shell: Shell) ->
 @over("service")
 def test_a_batch_that_is_canceled_ends_and_its_requests_can_be_retried(shell: Shell) -> None:
     batch_id = shell.id_of("submit", "-", "--stage", "subject", stdin=jsonl(*GOOD[:5]))
-    assert b"has not ended" in shell.run("retry", batch_id, code=4).stderr
+    assert b"has not ended" in shell.run("rerun", batch_id, code=4).stderr
     assert b"has not ended" in shell.run("results", batch_id, code=3).stderr
     shell.run("cancel", batch_id)
     assert b"0 of 5 requests succeeded" in shell.run("watch", batch_id, code=3).stdout
-    again = shell.id_of("retry", batch_id)
+    again = shell.id_of("rerun", batch_id)
     shell.work(again)
     ids = [row["custom_id"] for row in rows(shell.run("results", again).stdout)]
     assert ids == [f"r{number}" for number in range(5)]
-    assert b"every request succeeded" in shell.run("retry", again, code=4).stderr
+    assert b"every request succeeded" in shell.run("rerun", again, code=4).stderr
 
 
 @over("bucket")
@@ -131,7 +131,7 @@ def test_a_dropped_file_is_listed_by_its_path_and_can_be_retried(shell: Shell) -
     (row,) = [row for row in shell.run("ls").stdout.decode().splitlines() if row.startswith(batch_id)]
     assert row.endswith("  inbox/mistral/leads/a.jsonl")
     shell.work(batch_id)
-    again = shell.id_of("retry", batch_id)
+    again = shell.id_of("rerun", batch_id)
     shell.work(again)
     (result,) = rows(shell.run("results", again, code=3).stdout)
     assert (result["custom_id"], result["status"]) == ("bad", "errored")

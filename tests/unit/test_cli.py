@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli import completion
+from batchfile.cli import group
 from batchfile.cli.estimate import _time_lines
 from batchfile.cli.exits import Exit, exit_of, explain
 from batchfile.cli.group import COMMANDS, LazyGroup, main, root
@@ -59,6 +59,12 @@ def test_a_misspelt_command_is_told_the_right_one() -> None:
     assert "Did you mean status?" in done.output
 
 
+def test_the_old_name_of_rerun_is_understood_and_shown_nowhere() -> None:
+    done = CliRunner().invoke(root, ["retry", "--help"], prog_name="batchfile")
+    assert done.output.startswith("Usage: batchfile rerun [OPTIONS] BATCH")
+    assert "retry" not in CliRunner().invoke(root, ["--help"]).output + reference().replace("retry_of", "")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_shell_has_a_completion_script(shell: str) -> None:
     done = CliRunner().invoke(root, ["completion", shell])
@@ -100,7 +106,7 @@ def test_a_stray_end_of_file_is_an_error_like_any_other(
         raise EOFError("the stream broke off")
 
     monkeypatch.setattr(sys, "argv", ["batchfile", "completion", "bash"])
-    monkeypatch.setattr(completion, "get_completion_class", fail)
+    monkeypatch.setattr(group, "get_completion_class", fail)
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == Exit.UNEXPECTED
@@ -116,14 +122,14 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (Exit.UNEXPECTED, b"")
 
 
-@pytest.mark.parametrize("name", ["submit", "retry"])
+@pytest.mark.parametrize("name", ["submit", "rerun"])
 def test_a_command_that_makes_a_batch_each_time_does_not_advise_to_call_it_again(name: str) -> None:
     text = CliRunner().invoke(root, [name, "--help"]).output
     assert "the batch goes on: `batchfile watch ID`" in text
     assert "same command" not in text
 
 
-@pytest.mark.parametrize("name", ["submit", "retry"])
+@pytest.mark.parametrize("name", ["submit", "rerun"])
 def test_a_command_without_force_does_not_advise_it(tmp_path: Path, name: str) -> None:
     (tmp_path / "out.jsonl").write_text("{}")
     with pytest.raises(OutputTaken) as refused:

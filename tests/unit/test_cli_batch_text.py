@@ -3,7 +3,7 @@
 import pytest
 
 from batchfile.cli.batch_text import as_json, end_line, list_lines, pool_line, status_line, strip
-from batchfile.cli.following import Follower
+from batchfile.cli.progress import Follower
 from batchfile.client.base import BatchStatus, Share
 from batchfile.errors import InvalidRequest
 from batchfile.types import Counts, Usage

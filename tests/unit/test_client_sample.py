@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli.estimate import _time_lines, command
+from batchfile.cli.estimate import _time_lines
+from batchfile.cli.estimate import estimate as command
 from batchfile.client.estimate import Estimate, expected_output_tokens, pool_times
 from batchfile.client.resolve import STORE_FOLDER
 from batchfile.client.sample import Sample, read_sample

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.cli import following
+from batchfile.cli import progress
 from batchfile.client import base, store
 from batchfile.client.base import BatchStatus, SubmitOptions
 from batchfile.client.resolve import find_batch, open_ledger, open_service_ledger
@@ -47,7 +47,7 @@ def batch(tmp_path: Path) -> BatchStatus:
 
 def test_a_batch_of_another_tenant_is_not_there(tmp_path: Path, batch: BatchStatus) -> None:
     others = remote(tmp_path, "zeta")
-    calls: list[Any] = [others.batch, others.cancel, others.retry]
+    calls: list[Any] = [others.batch, others.cancel, others.rerun]
     for call in calls:
         with pytest.raises(InvalidRequest, match="no batch of the tenant zeta; --tenant names another"):
             call(batch.batch_id)
@@ -176,7 +176,7 @@ def test_whoever_watches_all_batches_sees_also_those_whose_create_had_begun_befo
         lambda: still.cancel("slow"),
     ]
     clock = SimpleNamespace(sleep=lambda seconds: between.pop(0)(), monotonic=time.monotonic, time=time.time)
-    monkeypatch.setattr(following, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     heard: list[str] = []
-    following.follow_all(still, lambda ended: heard.append(ended.batch_id))
+    progress.follow_all(still, lambda ended: heard.append(ended.batch_id))
     assert heard == ["quick", "slow"]

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("submit", "watch", "tail", "results", "ls", "status", "cancel", "retry", "estimate")
+NAMES = ("submit", "watch", "tail", "results", "ls", "status", "cancel", "rerun", "estimate")
 HEAVY = {"aiohttp", "boto3", "botocore", "litestar", "pyarrow", "genai_prices", "transformers", "vllm"}
 
 

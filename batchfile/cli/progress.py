@@ -1,4 +1,4 @@
-"""Batches until their end: a live picture on a terminal, else a line now and then. Looks; changes nothing."""
+"""What takes a while: batches until their end, bytes on their way. Live on a terminal, else a line now and then."""
 
 import os
 import sys
@@ -147,3 +147,34 @@ def _picture() -> Iterator[Callable[[str], None]]:
 
     with Live(console=Console(stderr=True, highlight=False), auto_refresh=False, transient=True) as live:
         yield lambda text: live.update(Text(text), refresh=True)
+
+
+@contextmanager
+def transfer(what: str, size: int | None) -> Iterator[Callable[[int], None]]:
+    """A function that is told of each piece, in bytes. `size` None: nobody knows."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _bar(what, size) as advance:
+            yield advance
+        return
+    num, said_at = 0, time.monotonic()
+
+    def plain(num_bytes: int) -> None:
+        nonlocal num, said_at
+        num += num_bytes
+        if time.monotonic() - said_at >= PLAIN_S:
+            said_at = time.monotonic()
+            of = "" if not size else f" of {size / 1e6:,.0f}"
+            click.echo(f"{what}: {num / 1e6:,.0f}{of} MB", err=True)
+
+    yield plain
+
+
+@contextmanager
+def _bar(what: str, size: int | None) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=size)
+        yield lambda num_bytes: progress.advance(task, num_bytes)
