@@ -12,8 +12,8 @@ import structlog
 import uvicorn
 
 from batchfile import logs
-from batchfile.client import resolve
 from batchfile.errors import BatchfileError, SettingsError
+from batchfile.open_ledger import open_service_ledger
 from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
 
 from .app import create_app
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None, prog: str = f"python -m {__package_
         host = _host(args.host, settings)
         port = settings.port if args.port is None else args.port
         listener = _listener(host, port)
-        ledger = opened(lambda: resolve.open_service_ledger(args.store, settings), listener)
+        ledger = opened(lambda: open_service_ledger(args.store, settings), listener)
     except BatchfileError as error:
         sys.stderr.write(f"batchfile api: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from batchfile.client.batch import Batch as Batch
     from batchfile.client.connection import Connection as Connection
     from batchfile.client.connection import connect as connect
-    from batchfile.client.result import Result as Result
+    from batchfile.client.results import Result as Result
     from batchfile.engine.base import Engine as Engine
     from batchfile.errors import BatchFailed as BatchFailed
     from batchfile.errors import BatchfileError as BatchfileError
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from batchfile.errors import SettingsError as SettingsError
     from batchfile.errors import WaitTimeout as WaitTimeout
     from batchfile.ledger.base import Ledger as Ledger
-    from batchfile.local.call import run as run
     from batchfile.local.receipt import Receipt as Receipt
+    from batchfile.local.session import run as run
     from batchfile.runner.runner import Runner as Runner
     from batchfile.runner.runner import RunnerOptions as RunnerOptions
     from batchfile.store.open import open_store as open_store
@@ -70,13 +70,13 @@ _MODULES = {
     "Engine": "engine.base",
     "Ledger": "ledger.base",
     "Receipt": "local.receipt",
-    "Result": "client.result",
+    "Result": "client.results",
     "Runner": "runner.runner",
     "RunnerOptions": "runner.runner",
     "Usage": "types",
     "connect": "client.connection",
     "open_store": "store.open",
-    "run": "local.call",
+    "run": "local.session",
 }
 
 

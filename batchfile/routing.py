@@ -1,6 +1,8 @@
 """Which pool a request goes to: one pure function, used alike by planner and runner."""
 
-from batchfile.errors import InvalidRequest
+from collections.abc import Collection
+
+from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import RoutingTable
 
 
@@ -34,6 +36,18 @@ def route(table: RoutingTable, *, stage: str | None, hint: str | None, model: st
     raise NamesNoPool(
         f"names no pool: give a stage ({_names(table.stages)}), metadata.model_hint or model ({pools})", pools
     )
+
+
+def check_stage(stages: Collection[str], stage: str) -> None:
+    """Raises: SettingsError where there is no such stage."""
+    if stage not in stages:
+        raise SettingsError(f"stage: {stage!r} is unknown; use one of {', '.join(sorted(stages))}")
+
+
+def check_pool(pools: Collection[str], pool: str) -> None:
+    """Raises: SettingsError where there is no such pool."""
+    if pool not in pools:
+        raise SettingsError(f"pool: {pool!r} is unknown; use one of {', '.join(sorted(pools))}")
 
 
 def _pool_named(table: RoutingTable, name: str, where: str) -> str:

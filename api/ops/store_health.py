@@ -19,9 +19,9 @@ import uvicorn
 from litestar.types import Receive, Scope, Send
 
 from batchfile import __version__
-from batchfile.client.resolve import wait_for_store
 from batchfile.errors import StoreError, StoreUnavailable
 from batchfile.lines.formats.stage import timestamp
+from batchfile.open_ledger import wait_for_store
 from batchfile.store.base import Store
 
 from ..http.negotiation import negotiate, problem

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from batchfile.client.base import BatchStatus, Share
 from batchfile.local.display import counted, duration
-from batchfile.local.identity import OUTPUT
+from batchfile.local.options import OUTPUT
 from batchfile.types import Usage
 
 STRIP_CELLS = 40

@@ -14,7 +14,7 @@ from batchfile.cli.progress import follow_all, follow_one
 from batchfile.cli.remote import REMOTE_EXITS, Where, check_free, exit_of_batch, save, where_options
 from batchfile.client.base import BatchStatus
 from batchfile.client.connection import Connection
-from batchfile.local.identity import STDOUT
+from batchfile.local.options import STDOUT
 
 PAGE = 100  # batches whose columns are as wide
 

@@ -11,12 +11,20 @@ from batchfile import logs
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.progress import transfer
 from batchfile.cli.remote import Where, place_options
-from batchfile.client.estimate import Estimate, PoolTime, expected_output_tokens, pool_times
-from batchfile.client.prices import hosted_price
-from batchfile.client.resolve import STORE_FOLDER, check_stage
-from batchfile.client.sample import CHARS_PER_TOKEN, Sample, read_sample
+from batchfile.client.estimate import (
+    CHARS_PER_TOKEN,
+    Estimate,
+    PoolTime,
+    Sample,
+    expected_output_tokens,
+    hosted_price,
+    pool_times,
+    read_sample,
+)
 from batchfile.client.upload import Upload, open_upload
 from batchfile.local.display import counted, duration
+from batchfile.open_ledger import STORE_FOLDER
+from batchfile.routing import check_stage
 from batchfile.settings import Settings, load_settings
 from batchfile.types import Request, RoutingTable
 

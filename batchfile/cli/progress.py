@@ -1,7 +1,5 @@
 """What takes a while: batches until their end, bytes on their way. Live on a terminal, else a line now and then."""
 
-import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,7 +12,7 @@ from batchfile.cli.batch_text import end_line, pool_line, status_line
 from batchfile.client.base import BatchStatus, Remote
 from batchfile.client.batch import AWAY_S_MAX, Batch
 from batchfile.errors import ServiceUnavailable, StoreUnavailable
-from batchfile.local.display import PLAIN_S, duration
+from batchfile.local.display import PLAIN_S, duration, is_terminal
 
 LOOK_S = 1.0
 RATE_WINDOW_S = 60.0
@@ -50,7 +48,7 @@ class Follower:
 
     def run(self) -> list[BatchStatus]:
         """The batches as they ended. Raises: what `look` raises, but that something is away only after a while."""
-        is_live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        is_live = is_terminal()
         found = self._look()
         with _picture() if is_live else nullcontext(None) as picture:
             while True:
@@ -152,7 +150,7 @@ def _picture() -> Iterator[Callable[[str], None]]:
 @contextmanager
 def transfer(what: str, size: int | None) -> Iterator[Callable[[int], None]]:
     """A function that is told of each piece, in bytes. `size` None: nobody knows."""
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if is_terminal():
         with _bar(what, size) as advance:
             yield advance
         return

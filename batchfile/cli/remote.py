@@ -15,10 +15,10 @@ from batchfile.cli.exits import Exit
 from batchfile.cli.progress import transfer
 from batchfile.client.base import BatchStatus, Remote
 from batchfile.client.batch import Batch
-from batchfile.client.connection import Connection
+from batchfile.client.connection import Connection, open_remote
 from batchfile.errors import BatchFailed, OutputTaken
 from batchfile.ledger.keys import is_pool_name
-from batchfile.local.identity import STDOUT
+from batchfile.local.options import STDOUT
 from batchfile.types import TENANT
 
 
@@ -34,8 +34,6 @@ class Where:
     @contextmanager
     def opened(self, name: str | None = None, *, writes: bool = False, is_new: bool = False) -> Iterator[Remote]:
         """`name`: the batch that is meant. `is_new`: the store may have none yet."""
-        from batchfile.client.open import open_remote
-
         logs.for_command()
         remote = open_remote(
             url=self.url,

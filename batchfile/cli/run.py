@@ -4,8 +4,10 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
 
 import click
 import msgspec
@@ -17,17 +19,15 @@ from batchfile.cli.stopping import Signals, code_of
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
-from batchfile.local.display import counted, duration
+from batchfile.local.display import Progress, counted, duration
 from batchfile.local.engines import EngineChoice, choose_engine
-from batchfile.local.inputs import STDIN
+from batchfile.local.options import STDIN, STDOUT, RunOptions, choices_of
 from batchfile.local.progress import Snapshot
-from batchfile.local.progress_bar import Progress
 from batchfile.local.receipt import Receipt, make_receipt
-from batchfile.local.session import Job, Look, Observer, Session, grace_s_of, open_session, work_on
+from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.signals import Interrupted
-from batchfile.types import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,83 +45,38 @@ class Voice:
         click.echo(json.dumps({"event": "note", "message": text}) if self.is_json else text, err=True)
 
 
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that `RunOptions` declares."""
+    kinds = get_type_hints(RunOptions)
+    for field in reversed([field for field in fields(RunOptions) if "help" in field.metadata]):
+        has, is_flag = field.metadata, kinds[field.name] is bool
+        choices = choices_of(field.name)
+        kind = click.Choice(choices) if choices else _number(kinds[field.name], has["least"], has["most"])
+        name = "--" + field.name.removesuffix("_s").replace("_", "-")
+        words = {"metavar": has["metavar"], "help": has["help"]}
+        command = click.option(name, field.name, type=kind, is_flag=is_flag, default=field.default, **words)(command)
+    return command
+
+
+def _number(kind: object, least: float | None, most: float | None) -> click.ParamType | None:
+    """None: the option is no number."""
+    if kind == int | None:
+        return Whole(least, most)
+    return Finite(least, most) if kind == float | None else None
+
+
 @click.command("run", epilog=EXIT_HELP)
-@click.argument("input_path", metavar="IN")
+@click.argument("input", metavar="IN")
 @click.option(
     "-o", "--output", required=True, metavar="OUT", help="The results file (.jsonl or .parquet); - is stdout."
 )
-@click.option("--engine", type=click.Choice(["vllm", "http", "echo"]), help="What generates.  [default: vllm]")
-@click.option("--model", help="A model's name or directory.  [default: the demo model, if it is cached]")
-@click.option(
-    "--base-url", metavar="URL", help="With --engine http: an OpenAI-compatible endpoint. Its key is OPENAI_API_KEY."
-)
-@click.option(
-    "--wait-for-endpoint",
-    is_flag=True,
-    help="With --engine http: wait where the endpoint is not available, or refuses the key or the model, instead of "
-    "ending the run.",
-)
-@click.option("--stage", help="The stage whose work this is; kept with the batch.")
-@click.option("--limit", type=Whole(min=1), metavar="N", help="Run the first N requests only.")
-@click.option("--strict", is_flag=True, help="Refuse the file if one line can not run, before the engine loads.")
-@click.option("--restart", is_flag=True, help="Throw away the run that this output belongs to, and begin anew.")
-@click.option("--max-tokens", type=Whole(min=1), help="Where a request does not say.  [default: 2048]")
-@click.option("--temperature", type=Finite(0, 2), help="Where a request does not say.")
-@click.option("--max-model-len", type=Whole(min=16), help="Tokens of prompt and answer together.")
-@click.option("--max-num-seqs", type=Whole(min=1), help="Requests that are generated at the same time.")
-@click.option(
-    "--task",
-    type=click.Choice(["generate", "embed"]),
-    default="generate",
-    help="What the model is for: embed for /v1/embeddings lines.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
-    metavar="TYPE",
-    help="What vLLM computes with: bfloat16, float16, float32, or auto: the model's own, or float32 where the CPU "
-    "would emulate that.  [default: auto]",
-)
-@click.option("--tool-parser", metavar="NAME", help="vLLM's name of the parser for tool calls.")
-@click.option("--reasoning-parser", metavar="NAME", help="vLLM's name of the parser for thinking.")
-@click.option(
-    "--grace",
-    "grace_s",
-    type=Finite(min=0),
-    metavar="SECONDS",
-    help="How long Ctrl-C or SIGTERM lets requests finish that are being generated.  [default: 30]",
-)
-@click.option("--store", metavar="STORE", help="A directory or s3://bucket/prefix.  [default: .batchfile beside OUT]")
+@_run_options
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option(
     "--json", "is_json", is_flag=True, help="The receipt as one JSON line on stdout, progress as JSON on stderr."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log what the runner does.")
-def run(
-    input_path: str,
-    output: str,
-    engine: str | None,
-    model: str | None,
-    base_url: str | None,
-    wait_for_endpoint: bool,
-    stage: str | None,
-    limit: int | None,
-    strict: bool,
-    restart: bool,
-    max_tokens: int | None,
-    temperature: float | None,
-    max_model_len: int | None,
-    max_num_seqs: int | None,
-    task: Task,
-    dtype: str | None,
-    tool_parser: str | None,
-    reasoning_parser: str | None,
-    grace_s: float | None,
-    store: str | None,
-    quiet: bool,
-    is_json: bool,
-    verbose: bool,
-) -> None:
+def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) -> None:
     """Answer every request of the file IN (- is stdin) and write one result line for each to OUT, in input order.
 
     IN is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. Beside OUT come
@@ -138,43 +93,20 @@ def run(
     """
     logs.for_command(is_verbose=verbose)
     settings = load_settings()
-    is_stdout = output == outputs.STDOUT
-    if is_stdout and is_json:
+    if output == STDOUT and is_json:
         raise click.UsageError("--json and -o - both want stdout; write the results to a file")
+    options = RunOptions(output=None if output == STDOUT else output, **given)
     voice = Voice(is_quiet=quiet, is_json=is_json)
     signals = Signals(
         say=voice.say,
-        on_end=lambda: voice.say_always(_how_to_resume(is_stdout=is_stdout, is_stdin=input_path == STDIN)),
-        grace_s=grace_s_of(settings, grace_s),
+        on_end=lambda: voice.say_always(_how_to_resume(options)),
+        grace_s=grace_s_of(settings, options.grace_s),
     )
     try:
         with ExitStack() as stack:
             stack.enter_context(signals.caught())
-            choice = choose_engine(
-                settings,
-                engine,
-                model,
-                base_url,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                task=task,
-                dtype=dtype,
-                tool_parser=tool_parser,
-                reasoning_parser=reasoning_parser,
-                wait_for_endpoint=wait_for_endpoint,
-            )
-            job = Job(
-                input=input_path,
-                output=output,
-                store=store,
-                stage=stage,
-                limit=limit,
-                is_strict=strict,
-                is_restart=restart,
-                max_tokens=max_tokens,
-                temperature=temperature,
-            )
-            code = _run(open_session(stack, settings, job, choice, voice.say), choice, signals, voice)
+            choice = choose_engine(settings, options)
+            code = _run(open_session(stack, settings, options, choice, voice.say), choice, signals, voice)
     except Interrupted as stop:
         code = code_of(stop.number)
     if code in {Exit.INTERRUPTED, Exit.TERMINATED}:
@@ -200,7 +132,7 @@ def _run(session: Session, choice: EngineChoice, signals: Signals, voice: Voice)
     if session.path is not None:
         code = _finish(session.ledger, batch, session.path, voice)
         if session.is_added_to(batch):
-            voice.say(f"{session.job.input} was added to while it ran; the same command again runs the new lines")
+            voice.say(f"{session.options.input} was added to while it ran; the same command again runs the new lines")
         return code
     how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
     nothing = "nothing of this run is kept; run it with -o FILE, which also resumes"
@@ -274,9 +206,9 @@ def _what_to_do(receipt: Receipt, num_failed: int) -> str:
     return f"mend and run {errors.path}" + (f" ({errors.lines:,} of them)" if errors.lines < num_failed else "")
 
 
-def _how_to_resume(*, is_stdout: bool, is_stdin: bool) -> str:
-    if is_stdout:
+def _how_to_resume(options: RunOptions) -> str:
+    if options.output is None:
         return "interrupted"
     arguments = [argument for argument in sys.argv[1:] if argument != "--restart"]
-    same = " (with the same input on stdin)" if is_stdin else ""
+    same = " (with the same input on stdin)" if options.input == STDIN else ""
     return f"interrupted; this continues{same}:\n  batchfile {shlex.join(arguments)}"

@@ -15,12 +15,13 @@ import click
 from batchfile import logs
 from batchfile.cli.exits import Exit, say_json
 from batchfile.cli.numbers import Whole
-from batchfile.client.resolve import check_stage
 from batchfile.errors import InvalidFile
 from batchfile.lines.validate import Problem, Summary
 from batchfile.local.check import Check, Rules, token_problems
 from batchfile.local.display import counted
-from batchfile.local.inputs import STDIN, Source, inspect
+from batchfile.local.inputs import Source, inspect
+from batchfile.local.options import STDIN
+from batchfile.routing import check_stage
 from batchfile.settings import load_settings
 from batchfile.types import Defaults, Request
 

@@ -19,7 +19,7 @@ from batchfile.errors import (
 )
 
 if TYPE_CHECKING:  # to look at a batch loads no line formats
-    from batchfile.client.result import Result
+    from batchfile.client.results import Result
 
 AWAY_S_MAX = 900.0  # for so long a service or a store that has answered before is waited for
 
@@ -89,13 +89,13 @@ class Batch:
 
         Raises: NotEnded; BatchFailed where it ended before it had any.
         """
-        from batchfile.client.result import read_results
+        from batchfile.client.results import read_results
 
         return read_results(self._results().read(0))
 
     def tail(self) -> "Iterator[Result]":
         """Results as they land, each once, in no order, until it has ended."""
-        from batchfile.client.result import read_result
+        from batchfile.client.results import read_result
 
         return (read_result(line) for lines in self.tail_lines() for line in lines)
 
@@ -123,7 +123,7 @@ class Batch:
 
         Raises: as `results`; SettingsError for a format that is unknown and for a path that cannot be written.
         """
-        from batchfile.client.download import in_dialect, save_results
+        from batchfile.client.results import in_dialect, save_results
         from batchfile.local.outputs import check_output
 
         if format is not None and format not in get_args(ResultFormat):

@@ -51,7 +51,6 @@ def connect(
     if api_key is not None:
         raise SettingsError(f"api_key is for a service; a store such as {place} has none: leave it out")
     from batchfile import logs
-    from batchfile.client.open import open_store_remote
     from batchfile.store.open import open_store
 
     if not is_pool_name(tenant):
@@ -59,6 +58,51 @@ def connect(
     logs.for_library()
     place = open_store(place) if place == "memory:" else place  # another one each time that it is opened
     return Connection(lambda access: open_store_remote(place, tenant, access))
+
+
+def open_remote(
+    *,
+    url: str | None,
+    api_key: str | None,
+    store: str | None,
+    tenant: str,
+    on_wait: Callable[[str], None],
+    name: str | None = None,
+    writes: bool = False,
+    is_new: bool = False,
+) -> Remote:
+    """A service's where there is a `url`, else a store's: named, set, or beside the output `name`.
+
+    `on_wait` hears of a service that is waited for. `writes`: something will be changed; a bucket is proven fit first.
+    `is_new`: a directory that is not there yet is made, and a batch lives as long as a service's.
+    Raises: SettingsError, StoreUnfit, StoreUnavailable; ServiceUnavailable only when it is asked.
+    """
+    if url is not None and store is not None:
+        raise SettingsError("--url and --store name two places; give one of them")
+    if url is not None:
+        from batchfile.client.http import HttpRemote
+
+        return HttpRemote(url, api_key, on_wait)
+    return open_store_remote(store, tenant, "create" if is_new else "write" if writes else "read", name)
+
+
+def open_store_remote(
+    place: "str | os.PathLike[str] | Store | None", tenant: str, access: Access, name: str | None = None
+) -> Remote:
+    """`place` None: as the settings say, or the folder that a run keeps next to its output `name`."""
+    from batchfile.client.store import StoreRemote
+    from batchfile.ledger.base import IN_FLIGHT, Ledger
+    from batchfile.open_ledger import existing_ledger, open_service_ledger
+    from batchfile.settings import load_settings
+
+    settings = load_settings()
+    if place is not None and not isinstance(place, str | os.PathLike):
+        limits = settings.ledger_limits(is_local=True, is_service=True)
+        return StoreRemote(Ledger(store=place, limits=limits, num_in_flight=IN_FLIGHT), settings, tenant)
+    url = None if place is None else os.fspath(place)
+    if access == "create":
+        return StoreRemote(open_service_ledger(url, settings), settings, tenant)
+    return StoreRemote(existing_ledger(url, settings, name, is_read_only=access == "read"), settings, tenant)
 
 
 class Connection:

@@ -1,14 +1,59 @@
-"""How long a file will take and what it will cost, from a sample of it and what the pools' runners say. Pure.
+"""What a file will take, and cost: from a sample of it, what the pools' runners say, and hosted prices.
 
-What nobody measured is None: no figure is invented.
+The first requests all count, then every tenth, then every hundredth: whatever its size, a file takes seconds. What
+nobody measured is None: no figure is invented. The only file that knows genai-prices, which is loaded when it is asked.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from batchfile.client.prices import HostedPrice
-from batchfile.client.sample import Sample
+from batchfile.errors import InvalidFile, InvalidRequest, SettingsError, install_hint
 from batchfile.ledger.records import PresenceRecord
+from batchfile.lines.envelope import decode_envelope
+from batchfile.lines.framing import NO_REQUEST, iter_lines
+from batchfile.lines.parse import parse_request
+from batchfile.routing import route
+from batchfile.types import Defaults, InputFormat, Request, RoutingTable
+
+CHARS_PER_TOKEN = 4  # of English, about; other languages and code have fewer
+STEP = 10
+FULL_MAX = 10_000  # so many requests count each, and ten times as many in the next stretch
+FULL_MAX_TOKENIZED = 1_000  # a tokenizer takes about a millisecond a request
+
+
+@dataclass(slots=True, kw_only=True)
+class Sample:
+    """`num_requests` is exact. The rest is of `num_looked_at` requests, and scaled to all.
+
+    `num_bad` can not be read, and no other figure holds them. `pools`: requests by pool, where routing is known;
+    `num_unrouted` lead to none. `max_output_tokens`: what they allow at most.
+    """
+
+    num_requests: int = 0
+    num_looked_at: int = 0
+    size_bytes: int = 0
+    format: InputFormat | None = None
+    num_bad: float = 0
+    num_unrouted: float = 0
+    input_tokens: float = 0
+    max_output_tokens: float = 0
+    pools: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.num_looked_at == self.num_requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostedPrice:
+    """In US dollars. `is_batch`: by the provider's price for batches; else by its list price."""
+
+    model: str
+    provider: str
+    input_usd: float
+    max_output_usd: float
+    is_batch: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,4 +137,102 @@ def _pool_time(pool: str, num: int, runners: Sequence[PresenceRecord], waiting: 
         requests_per_s=rate or None,
         output_tokens_each=tokens / answers if answers else None,
         request_s=max((runner.latency_p50_s for runner in own if runner.latency_p50_s is not None), default=None),
+    )
+
+
+def read_sample(
+    chunks: Iterable[bytes],
+    *,
+    routing: RoutingTable | None,
+    stage: str | None,
+    count: Callable[[Request], int] | None,
+    full_max: int | None = None,
+) -> Sample:
+    """`count`: a request's input tokens; None: its characters by CHARS_PER_TOKEN. Raises: InvalidFile."""
+    left = full = full_max or (FULL_MAX if count is None else FULL_MAX_TOKENIZED)
+    found, weight, weights = Sample(), 1, 0
+    for line in iter_lines(chunks):
+        found.size_bytes = line.end
+        if found.num_requests % weight == 0:
+            found.num_looked_at += 1
+            weights += weight
+            _add(found, line.data or b"", weight, routing, stage, count or _by_characters)
+            left -= 1
+            if not left:
+                left, weight = full - full // STEP, weight * STEP
+        found.num_requests += 1
+    if not found.num_requests:
+        raise InvalidFile(f"the file {NO_REQUEST}")
+    return _scaled(found, found.num_requests / weights)
+
+
+def _add(
+    found: Sample,
+    line: bytes,
+    weight: int,
+    routing: RoutingTable | None,
+    stage: str | None,
+    count: Callable[[Request], int],
+) -> None:
+    try:
+        envelope = decode_envelope(line)
+        request = parse_request(envelope, Defaults())
+        tokens = count(request)
+    except InvalidRequest:
+        found.num_bad += weight
+        return
+    found.format = found.format or envelope.format
+    found.input_tokens += weight * tokens
+    if request.kind != "embedding":
+        found.max_output_tokens += weight * request.sampling.max_tokens * request.sampling.num_choices
+    if routing is None:
+        return
+    try:
+        pool = route(routing, stage=stage, hint=envelope.hint, model=envelope.model)
+    except InvalidRequest:
+        found.num_unrouted += weight
+    else:
+        found.pools[pool] += weight
+
+
+def _by_characters(request: Request) -> int:
+    texts = [message.content for message in request.messages]
+    if request.raw is not None:
+        texts = [given for given in request.raw.inputs if isinstance(given, str)]
+        tokens = sum(len(given) for given in request.raw.inputs if not isinstance(given, str))
+        return tokens + sum(map(len, texts)) // CHARS_PER_TOKEN
+    return sum(map(len, texts)) // CHARS_PER_TOKEN
+
+
+def _scaled(found: Sample, factor: float) -> Sample:
+    found.num_bad *= factor
+    found.num_unrouted *= factor
+    found.input_tokens *= factor
+    found.max_output_tokens *= factor
+    found.pools = Counter({pool: round(num * factor) for pool, num in found.pools.items()})
+    return found
+
+
+def hosted_price(name: str, input_tokens: int, max_output_tokens: int) -> HostedPrice:
+    """Of a model by its name, or `provider:name`. Raises: SettingsError where it is not known."""
+    try:
+        from genai_prices import Usage, calc_price
+        from genai_prices.data_snapshot import get_snapshot
+    except ImportError:
+        raise SettingsError(f"--against needs the package genai-prices: {install_hint('prices')}") from None
+    first, _, rest = name.partition(":")  # a model's own name may have a colon too
+    is_provider = first in {provider.id for provider in get_snapshot().providers}
+    provider, model = (first, rest) if is_provider else ("", name)
+    usage = Usage(input_tokens=input_tokens, output_tokens=max_output_tokens)
+    try:
+        listed = calc_price(usage, model, provider_id=provider or None)
+        batch = calc_price(usage, model, provider_id=provider or None, price_context={"processing": "batch"})
+    except LookupError as error:
+        raise SettingsError(f"--against {name}: genai-prices knows no such model ({error})") from None
+    return HostedPrice(
+        model=batch.model.id,
+        provider=batch.provider.id,
+        input_usd=float(batch.input_price),
+        max_output_usd=float(batch.output_price),
+        is_batch=batch.total_price < listed.total_price,
     )

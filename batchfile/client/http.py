@@ -1,17 +1,24 @@
-"""Batches behind a service, over HTTP: the client's calls behind the seam, one at a time."""
+"""Batches behind a service, over HTTP: the async client's calls behind the seam, one at a time.
 
+The client has an event loop in a thread of its own, so that a notebook, whose thread has a running loop, can wait too.
+"""
+
+import asyncio
+import threading
 import uuid
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Coroutine, Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from batchfile.client.background import LoopThread
 from batchfile.client.base import BatchStatus, Download, Share, ShownState, SubmitOptions, until_old
-from batchfile.client.http_api import Client, FileHead, Pairs
+from batchfile.client.http_client import Client, FileHead, Pairs
 from batchfile.errors import BatchfileError, InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.ledger.records import EndReason, PresenceRecord
+from batchfile.routing import check_pool, check_stage
 from batchfile.types import Counts, InputFormat, RoutingTable, Usage
 
 if TYPE_CHECKING:
@@ -35,7 +42,6 @@ class HttpRemote:
         return self._client.url
 
     def submit(self, upload: "Upload", wanted: SubmitOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
-        from batchfile.client.resolve import check_pool, check_stage
         from batchfile.client.upload import repeatable
 
         routing = self.routing()  # a wrong address or key is said before anything is sent, as a wrong stage is
@@ -62,7 +68,8 @@ class HttpRemote:
     def batches(self) -> Iterator[BatchStatus]:
         after: str | None = None
         while True:
-            page = self._page(limit=PAGE, after=after)
+            query = [("limit", str(PAGE))] + ([] if after is None else [("after", after)])
+            page = self._run(self._client.get(BATCHES, _Page, query))
             yield from map(_view, page.data)
             if not page.has_more:
                 return
@@ -109,10 +116,6 @@ class HttpRemote:
 
     def close(self) -> None:
         self._loop.close()
-
-    def _page(self, *, limit: int, after: str | None = None) -> "_Page":
-        query = [("limit", str(limit))] + ([] if after is None else [("after", after)])
-        return self._run(self._client.get(BATCHES, _Page, query))
 
     def _download(self, path: str) -> Download | None:
         try:
@@ -231,3 +234,58 @@ def _view(batch: _Batch) -> BatchStatus:
             for name, share in batch.pools.items()
         },
     )
+
+
+class _Started(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    over: asyncio.Event
+
+
+class LoopThread:
+    """`resource` is entered in the loop at once, and left when this is closed, garbage-collected or at exit.
+
+    Any number of threads may call `run`. Raises: what entering `resource` raises.
+    """
+
+    def __init__(self, resource: AbstractAsyncContextManager[object]) -> None:
+        started: Future[_Started] = Future()
+        thread = threading.Thread(
+            target=lambda: asyncio.run(_serve(resource, started)), name="batchfile-http", daemon=True
+        )
+        thread.start()
+        self._loop, over = started.result()
+        self.close = weakref.finalize(self, _end, self._loop, over, thread)
+
+    def run(self, asking: Coroutine[Any, Any, T]) -> T:
+        """What the coroutine returns or raises. An interrupt of the caller cancels it."""
+        future = self.post(asking)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def post(self, asking: Coroutine[Any, Any, T]) -> Future[T]:
+        """The same without waiting for it. Raises: BatchfileError where it is closed."""
+        if not self.close.alive:
+            asking.close()
+            raise BatchfileError("the connection is closed; connect again")
+        return asyncio.run_coroutine_threadsafe(asking, self._loop)
+
+
+async def _serve(resource: AbstractAsyncContextManager[object], started: Future[_Started]) -> None:
+    try:
+        async with resource:
+            over = asyncio.Event()
+            started.set_result(_Started(asyncio.get_running_loop(), over))
+            await over.wait()
+    except Exception as error:
+        if started.done():
+            raise
+        started.set_exception(error)  # the caller waits for it
+
+
+def _end(loop: asyncio.AbstractEventLoop, over: asyncio.Event, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(over.set)
+    if thread is not threading.current_thread():  # a garbage collection may come to it there
+        thread.join()

@@ -1,5 +1,6 @@
 """Batches in a store, reached without any service: the ledger's own verbs behind the seam."""
 
+import os
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
@@ -9,24 +10,24 @@ from pathlib import Path
 import structlog
 
 from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, SubmitOptions, until_old
-from batchfile.client.resolve import check_pool, check_stage, find_batch, find_batch_id
 from batchfile.client.upload import Upload, repeatable
-from batchfile.errors import BatchDamaged, NotEnded, NotFound, RecordDamaged
+from batchfile.errors import BatchDamaged, InvalidRequest, NotEnded, NotFound, RecordDamaged
 from batchfile.inbox.records import inbox_path
 from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
 from batchfile.ledger.demand import read_scale
 from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.purge import purge
-from batchfile.ledger.records import BatchRecord, FileRef, PresenceRecord
+from batchfile.ledger.records import BatchRecord, FileRef, IdempotencyRecord, PresenceRecord
 from batchfile.ledger.status import BatchStatus as DerivedStatus
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
-from batchfile.local.identity import OUTPUT
-from batchfile.local.output_lock import is_being_written
-from batchfile.local.outputs import batch_at
+from batchfile.local.options import OUTPUT
+from batchfile.local.outputs import batch_at, is_being_written
 from batchfile.plan import submit as verbs
+from batchfile.routing import check_pool, check_stage
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
 
@@ -196,6 +197,24 @@ class StoreRemote:
         return Download(
             size=file.size, sha256=file.sha256, read=lambda start: self._ledger.store.stream(key, start, file.size)
         )
+
+
+def find_batch_id(ledger: Ledger, name: str) -> str:
+    """The id that `name` is, or that the path of an output stands for."""
+    path = os.path.realpath(name)
+    pointer = load(ledger, keys.idempotency_key("output", path), IdempotencyRecord)
+    return name if pointer is None else pointer.record.batch_id
+
+
+def find_batch(ledger: Ledger, name: str) -> BatchRecord:
+    """A batch by its id or by the path of its output. Raises: NotFound, BatchDamaged."""
+    try:
+        batch = read_batch(ledger, find_batch_id(ledger, name))
+    except InvalidRequest:
+        batch = None
+    if batch is None:
+        raise NotFound(f"{name}: no such batch in {ledger.store.url}; `batchfile ls` lists them")
+    return batch
 
 
 def _with_output(batch: BatchStatus) -> BatchStatus:

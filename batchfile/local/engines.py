@@ -10,8 +10,9 @@ from batchfile.engine.open import engine_factory
 from batchfile.engine.vllm.preflight import check_vllm
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import Limits
+from batchfile.local.options import RunOptions
 from batchfile.settings import Settings
-from batchfile.types import EngineKind, Task
+from batchfile.types import EngineKind
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"  # of the endpoint; BATCHFILE_API_KEY is a service's of ours, and goes nowhere else
 DEMO_MODEL = "SmolLM2-135M-Instruct"
@@ -51,64 +52,47 @@ class EngineChoice:
         return build
 
 
-def choose_engine(
-    settings: Settings,
-    kind: str | None,
-    model: str | None,
-    base_url: str | None,
-    *,
-    max_model_len: int | None,
-    max_num_seqs: int | None,
-    task: Task = "generate",
-    dtype: str | None = None,
-    tool_parser: str | None = None,
-    reasoning_parser: str | None = None,
-    wait_for_endpoint: bool = False,
-) -> EngineChoice:
+def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     """Raises: SettingsError where something that the engine needs is missing, or cannot be for this engine."""
-    chosen: EngineKind = kind or settings.run.engine  # type: ignore[assignment]  # the caller checked it
-    url = base_url or settings.run.base_url
-    if chosen == "http" and not url:
+    kind = options.engine or settings.run.engine
+    url = options.base_url or settings.run.base_url
+    if kind == "http" and not url:
         raise SettingsError("--engine http needs --base-url (base_url=), such as http://127.0.0.1:8000/v1")
-    if base_url and chosen != "http":
-        raise SettingsError(f"--base-url is for --engine http, not for {chosen}")
-    if wait_for_endpoint and chosen != "http":
-        raise SettingsError(f"--wait-for-endpoint is for --engine http, not for {chosen}")
-    for option, value in (
-        ("--dtype", dtype),
-        ("--tool-parser", tool_parser),
-        ("--reasoning-parser", reasoning_parser),
+    for option, value, owner in (
+        ("--base-url", options.base_url, "http"),
+        ("--wait-for-endpoint", options.wait_for_endpoint, "http"),
+        ("--dtype", options.dtype, "vllm"),
+        ("--tool-parser", options.tool_parser, "vllm"),
+        ("--reasoning-parser", options.reasoning_parser, "vllm"),
     ):
-        if value and chosen != "vllm":
-            raise SettingsError(f"{option} is for --engine vllm, not for {chosen}")
-    name = model or settings.run.model
-    if chosen == "echo":
+        if value and kind != owner:
+            raise SettingsError(f"{option} is for --engine {owner}, not for {kind}")
+    name = options.model or settings.run.model
+    if kind == "echo":
         name = name or "echo"
-    elif name is None and chosen == "http":
+    elif name is None and kind == "http":
         raise SettingsError("--engine http needs --model (model=): the name that the endpoint serves")
-    found = name or str(demo_model())
-    if chosen == "vllm":
-        check_vllm(found)  # before a large file is read
-
+    model = name or str(demo_model())
+    if kind == "vllm":
+        check_vllm(model)  # before a large file is read
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     factory = engine_factory(
-        chosen,
-        model=found,
+        kind,
+        model=model,
         base_url=url,
         api_key=api_key,
-        max_model_len=max_model_len or settings.run.max_model_len,
-        max_num_seqs=max_num_seqs or settings.run.max_num_seqs,
-        tool_parser=tool_parser,
-        reasoning_parser=reasoning_parser,
-        engine_args={} if dtype is None else {"dtype": dtype},
-        task=task,
-        wait_for_endpoint=wait_for_endpoint,
+        max_model_len=options.max_model_len or settings.run.max_model_len,
+        max_num_seqs=options.max_num_seqs or settings.run.max_num_seqs,
+        tool_parser=options.tool_parser,
+        reasoning_parser=options.reasoning_parser,
+        engine_args={} if options.dtype is None else {"dtype": options.dtype},
+        task=options.task,
+        wait_for_endpoint=options.wait_for_endpoint,
         stall_s=settings.limits.engine_stall_s or Limits().engine_stall_s,
     )
-    if chosen == "http" and url and not wait_for_endpoint:
-        check = _endpoint_check(url, found, api_key)
-        return EngineChoice(kind=chosen, model=found, factory=factory, check=check)
-    return EngineChoice(kind=chosen, model=found, factory=factory)
+    if kind == "http" and url and not options.wait_for_endpoint:
+        return EngineChoice(kind=kind, model=model, factory=factory, check=_endpoint_check(url, model, api_key))
+    return EngineChoice(kind=kind, model=model, factory=factory)
 
 
 def _endpoint_check(url: str, model: str, api_key: str | None) -> Callable[[Say], None]:

@@ -1,13 +1,15 @@
 """What a run leaves: the results, the input lines that failed, the receipt. Each is there whole, or as it was before.
 
-Knows how a file is replaced, and which format its lines are in. No engine, no terminal.
+One process writes an output at a time, whatever store each uses. Knows no engine and no terminal.
 """
 
+import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,15 +20,19 @@ from batchfile.lines.file_formats import file_chunks
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
-from batchfile.local import identity
+from batchfile.local.options import REPLACES
 from batchfile.local.receipt import FileFacts, Receipt, decode_receipt, encode_receipt, make_receipt
+from batchfile.store.locks import close_in_children, is_locked, unlock
 
 ERRORS_ENDING = ".errors.jsonl"
 RECEIPT_ENDING = ".receipt.json"
 PARQUET_ENDING = ".parquet"
 # What would promise another format than the one that is written.
 _OTHER_FORMATS = frozenset({".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".gz", ".zst", ".zip"})
-STDOUT = "-"
+
+_LOCK_ATTEMPTS = 10  # each lost to a process that ended and removed its lock in between, or to one that looked at it
+_LOCK_PAUSE_S = 0.01  # before the next: `is_being_written` holds a lock for less
+_FILE_NAME_BYTES_MAX = 255  # in most file systems
 
 # File names end at 255 bytes; what is written beside an output adds up to this many.
 NAME_BYTES_MAX = 220
@@ -106,7 +112,7 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
 def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt | None:
     """The receipt at the output. Raises: OutputTaken where another run has written there since this one began."""
     old = _read_receipt(output)
-    if old is None or old.batch_id in {batch.batch_id, batch.metadata.get(identity.REPLACES)}:
+    if old is None or old.batch_id in {batch.batch_id, batch.metadata.get(REPLACES)}:
         return old
     raise OutputTaken(
         f"{output} was written by another run ({old.batch_id}) since this one began; the results of this one are "
@@ -203,3 +209,63 @@ def _sync(path: str, flags: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def lock_output(output: str | None) -> Iterator[None]:
+    """`output`: its absolute path, None: stdout. Raises: OutputTaken where another process has it; SettingsError.
+
+    The lock is a hidden file next to the output, removed at the end: not in a shared temporary folder, where others
+    could take its name first, and not in the store, since two runs with two stores may write to one output.
+    """
+    if output is None:
+        yield
+        return
+    path = lock_path(output)
+    fd = _lock(path, output)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(path)  # still locked: nobody can have the file and miss that it is gone
+        unlock(fd)
+
+
+def lock_path(output: str) -> str:
+    folder, name = os.path.split(output)
+    if len(os.fsencode(name)) > _FILE_NAME_BYTES_MAX - len("..lock"):
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return os.path.join(folder, f".{name}.lock")
+
+
+def is_being_written(output: str) -> bool:
+    """Does a process of this machine run this output now, or write its files?"""
+    return is_locked(lock_path(output)) is True
+
+
+def _lock(path: str, output: str) -> int:
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise SettingsError(f"{output}: its lock {path} cannot be opened: {error.strerror}; remove it") from error
+        close_in_children(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            unlock(fd)
+            if not isinstance(error, BlockingIOError):
+                raise SettingsError(f"{output}: its folder has no file locks: {error.strerror}") from error
+            time.sleep(_LOCK_PAUSE_S)
+            continue
+        if _is_still_there(fd, path):
+            return fd
+        unlock(fd)
+    raise OutputTaken(f"another batchfile process is writing {output} right now; wait for it, or choose another output")
+
+
+def _is_still_there(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False

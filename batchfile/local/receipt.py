@@ -8,7 +8,7 @@ import msgspec
 from batchfile import __version__
 from batchfile.errors import UNREADABLE
 from batchfile.ledger.records import BatchRecord
-from batchfile.local import identity
+from batchfile.local import options
 from batchfile.types import Counts, Usage
 
 
@@ -85,8 +85,8 @@ def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None
         batch_id=batch.batch_id,
         reason=batch.reason or "completed",
         input=InputFacts(
-            path=meta.get(identity.INPUT, ""),
-            sha256=meta.get(identity.SHA256, batch.input.sha256),
+            path=meta.get(options.INPUT, ""),
+            sha256=meta.get(options.SHA256, batch.input.sha256),
             requests=batch.total,
             jsonl_bytes=batch.input.size,
             jsonl_sha256=batch.input.sha256,
@@ -102,7 +102,7 @@ def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None
         engine=EngineFacts(
             kind=meta.get("run.engine", ""),
             model=meta.get("run.model", ""),
-            version=meta.get(identity.ENGINE_VERSION, ""),
+            version=meta.get(options.ENGINE_VERSION, ""),
         ),
         settings={
             name: meta[f"run.{name}"]
@@ -111,8 +111,8 @@ def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None
         },
         batchfile_version=__version__,
         python_version=platform.python_version(),
-        reused=int(meta.get(identity.REUSED, "0")),
-        reused_from=meta.get(identity.REUSED_FROM, ""),
+        reused=int(meta.get(options.REUSED, "0")),
+        reused_from=meta.get(options.REUSED_FROM, ""),
     )
 
 

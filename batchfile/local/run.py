@@ -20,11 +20,23 @@ from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_bat
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import NUL_TAIL, iter_lines
-from batchfile.local import growth, identity, inputs, outputs
-from batchfile.local.identity import Identity
+from batchfile.local import inputs, outputs, previous_batch
 from batchfile.local.inputs import Source
-from batchfile.local.removal import CUT_OFF, POOL, remove_unborn, throw_away
-from batchfile.local.strict import check_every_line
+from batchfile.local.options import (
+    ENGINE_VERSION,
+    INPUT,
+    LINKED,
+    OUTPUT,
+    REPLACES,
+    REUSED,
+    REUSED_FROM,
+    SHA256,
+    STAMP,
+    STDOUT,
+    RunOptions,
+    check_same,
+)
+from batchfile.local.previous_batch import CUT_OFF, POOL, remove_unborn, throw_away
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.types import Defaults, RoutingTable
@@ -34,32 +46,6 @@ FIRST_BYTES = 256 * 1024  # enough for a line or two
 log = structlog.get_logger()
 
 _SPOOLED_AGAIN = "again"  # stdin of a run that exists: written here to be compared, then removed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """`output` is absolute; None: results go to stdout and nothing is resumed. `model`: as the engine names it."""
-
-    output: str | None
-    engine: str
-    model: str
-    stage: str | None = None
-    limit: int | None = None
-    max_tokens: int = 2048
-    temperature: float | None = None
-    is_strict: bool = False
-    is_restart: bool = False
-
-    def identity(self, digest: str) -> Identity:
-        return Identity(
-            sha256=digest,
-            engine=self.engine,
-            model=self.model,
-            stage=self.stage or "",
-            limit="" if self.limit is None else str(self.limit),
-            max_tokens=str(self.max_tokens),
-            temperature="" if self.temperature is None else str(self.temperature),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +72,11 @@ def open_batch(
     try:
         pointer = load(ledger, key, IdempotencyRecord)
     except RecordDamaged as error:
-        if not options.is_restart:
+        if not options.restart:
             raise _restart_instead(options.output, error) from error
         return _create(ledger, source, options, error)  # which batch it stood for is lost with it
-    pointer = pointer and growth.settled(ledger, key, pointer)
-    if pointer is not None and options.is_restart:
+    pointer = pointer and previous_batch.settled(ledger, key, pointer)
+    if pointer is not None and options.restart:
         _check_replaceable(ledger, pointer.record.batch_id)
         # The old run goes only when the new one exists: a new input that is refused costs nothing.
         before_plan()
@@ -107,7 +93,7 @@ def open_batch(
         if not pointer.record.digest:
             batches.fence(ledger, pointer.record.batch_id, CUT_OFF)
     is_ours = pointer is not None and not pointer.record.digest
-    if not options.is_restart and not is_ours and _holds_something(options.output):
+    if not options.restart and not is_ours and _holds_something(options.output):
         raise OutputTaken(
             f"{options.output} exists and is not known as a run of this store; "
             "choose another output, or add --restart to replace it"
@@ -163,9 +149,9 @@ def _remember_engine(ledger: Ledger, batch_id: str, version: str) -> None:
     """The receipt names the engine's version, also where another process writes it."""
 
     def decide(record: BatchRecord) -> BatchRecord | None:
-        if record.state != "open" or record.metadata.get(identity.ENGINE_VERSION) == version:
+        if record.state != "open" or record.metadata.get(ENGINE_VERSION) == version:
             return None
-        return replace(record, metadata={**record.metadata, identity.ENGINE_VERSION: version})
+        return replace(record, metadata={**record.metadata, ENGINE_VERSION: version})
 
     update_batch(ledger, keys.batch_key(batch_id), decide)
 
@@ -179,21 +165,21 @@ def _continue(
     before_plan: Callable[[], None],
 ) -> Opened:
     assert options.output is not None
-    is_untouched = bool(source.stamp) and batch.metadata.get(identity.STAMP) == f"{source.stamp} {source.path}"
+    is_untouched = bool(source.stamp) and batch.metadata.get(STAMP) == f"{source.stamp} {source.path}"
     if is_untouched:
-        digest = batch.metadata[identity.SHA256]
+        digest = batch.metadata[SHA256]
     elif source.path is not None:
         digest = inputs.digest_of(source)
     else:
         digest = _spool_again(ledger, source, batch.batch_id, options.limit)
     wanted = options.identity(digest)
-    if growth.is_reusable(source, batch, wanted, options.limit):
+    if previous_batch.is_reusable(source, batch, wanted, options.limit):
         outputs.check_not_taken(ledger, batch, options.output)
         before_plan()
         if batch.state != "ended":
-            batch = growth.end(ledger, _repin(ledger, source, batch, is_same=False))
+            batch = previous_batch.end(ledger, _repin(ledger, source, batch, is_same=False))
         return _create(ledger, source, options, pointer, reuse=batch)
-    identity.check_same(batch.metadata, wanted, options.output)
+    check_same(batch.metadata, wanted, options.output)
     if not is_untouched and source.path is not None and batch.state != "ended":
         batch = _repin(ledger, source, batch, is_same=True)
     return Opened(batch=batch, is_new=False)
@@ -206,8 +192,8 @@ def _repin(ledger: Ledger, source: Source, batch: BatchRecord, *, is_same: bool)
     Raises: InvalidFile where the file has changed since it was read.
     """
     assert source.path is not None
-    stamp = {identity.STAMP: f"{source.stamp} {source.path}"} if is_same else {}
-    is_linked = batch.metadata.get(identity.LINKED) == batch.input.key
+    stamp = {STAMP: f"{source.stamp} {source.path}"} if is_same else {}
+    is_linked = batch.metadata.get(LINKED) == batch.input.key
     etag = ledger.store.link(batch.input.key, source.path) if is_linked else None
     inputs.check_untouched(source)
 
@@ -270,8 +256,8 @@ def _plan_and_commit(
 ) -> Opened:
     key = keys.input_key(batch_id, ledger.new_id()[:12])
     is_linked = inputs.bring_in(ledger.store, source, key, limit=options.limit)
-    if options.is_strict:
-        check_every_line(ledger.store, key, source.name)
+    if options.strict:
+        inputs.check_every_line(ledger.store, key, source.name)
     routing = RoutingTable(everything=POOL)
     planned = plan_input(
         ledger,
@@ -283,33 +269,33 @@ def _plan_and_commit(
         keeps_ids=is_linked,
         reuse=reuse,
     )
-    if options.is_strict and planned.num_rejected:
+    if options.strict and planned.num_rejected:
         more = f" ({planned.num_rejected:,} such lines)" if planned.num_rejected > 1 else ""
         raise InvalidFile(f"{source.name}: {planned.first_problem}{more}; nothing ran (--strict)")
     is_own_bytes = is_linked or source.path is None
     inputs.check_untouched(source)
     digest = planned.input.sha256 if is_own_bytes else inputs.digest_of(source)
-    metadata = options.identity(digest).to_metadata()
-    metadata[identity.INPUT] = source.name
-    metadata[identity.OUTPUT] = options.output or "-"
+    metadata = options.identity(digest)
+    metadata[INPUT] = source.name
+    metadata[OUTPUT] = options.output or STDOUT
     if options.output is not None and (replaced := outputs.batch_at(options.output)) is not None:
-        metadata[identity.REPLACES] = replaced
+        metadata[REPLACES] = replaced
     if source.stamp:
-        metadata[identity.STAMP] = f"{source.stamp} {source.path}"
+        metadata[STAMP] = f"{source.stamp} {source.path}"
     if is_linked:
-        metadata[identity.LINKED] = key
+        metadata[LINKED] = key
     if reuse is not None:
-        metadata[identity.REUSED] = str(planned.num_reused)
-        metadata[identity.REUSED_FROM] = reuse.batch_id
+        metadata[REUSED] = str(planned.num_reused)
+        metadata[REUSED_FROM] = reuse.batch_id
     draft = batches.Draft(
         batch_id=batch_id,
         routing=routing,
-        defaults=Defaults(max_tokens=options.max_tokens, temperature=options.temperature),
+        defaults=Defaults(max_tokens=options.max_tokens or Defaults().max_tokens, temperature=options.temperature),
         stage=options.stage,
         metadata=metadata,
     )
     batch = batches.create(ledger, draft, planned)
-    notes = (*_notes(planned, _first_model(ledger, planned), options.model), *_tail_note(ledger, planned))
+    notes = (*_notes(planned, _first_model(ledger, planned), options.model or ""), *_tail_note(ledger, planned))
     return Opened(batch=batch, is_new=True, notes=notes)
 
 

@@ -1,46 +1,41 @@
-"""One run of a file from its options to its ended batch: what `batchfile run` and `batchfile.run` share.
+"""One run of a file from its options to its ended batch: what `batchfile run` needs, and `batchfile.run` itself.
 
-Knows no terminal and no signal.
+Ends no process and sets no signal handler.
 """
 
+import os
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from batchfile.client.resolve import STORE_FOLDER, check_stage, open_ledger
+from batchfile import logs
+from batchfile.errors import BatchfileError, EngineDead, SettingsError
 from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.display import counted
-from batchfile.local.engines import EngineChoice
+from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import Source, inspect, is_added_to
-from batchfile.local.output_lock import lock_output
+from batchfile.local.options import STDOUT, Dtype, RunOptions
 from batchfile.local.progress import Meter, Snapshot
-from batchfile.local.run import Opened, RunOptions, open_batch, work
+from batchfile.local.receipt import Receipt
+from batchfile.local.run import Opened, open_batch, work
+from batchfile.open_ledger import STORE_FOLDER, open_ledger
+from batchfile.routing import check_stage
 from batchfile.runner.runner import Runner
-from batchfile.settings import Settings
+from batchfile.settings import Settings, load_settings
+from batchfile.types import EngineKind, Task
 
 Look = Callable[[], Snapshot | None]  # None: nothing to show yet
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What was asked for. None: as the settings say. `output` may be `-`, which is stdout."""
-
-    input: str
-    output: str
-    store: str | None = None
-    stage: str | None = None
-    limit: int | None = None
-    is_strict: bool = False
-    is_restart: bool = False
-    max_tokens: int | None = None
-    temperature: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +53,12 @@ class Observer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A batch that exists, and where. `path` None: results go to stdout. `is_kept`: its store outlives the session."""
+    """A batch that exists, and where. `path` None: results go to stdout. `is_kept`: its store outlives the session.
 
-    job: Job
+    `options`: with what the settings say where nothing was given.
+    """
+
+    options: RunOptions
     ledger: Ledger
     source: Source
     opened: Opened
@@ -70,44 +68,41 @@ class Session:
 
     def is_added_to(self, ended: BatchRecord) -> bool:
         """Has the input got more lines since it was read?"""
-        return ended.reason == "completed" and self.job.limit is None and is_added_to(self.source)
+        return ended.reason == "completed" and self.options.limit is None and is_added_to(self.source)
 
 
 def open_session(
-    stack: ExitStack, settings: Settings, job: Job, choice: EngineChoice, say: Callable[[str], None]
+    stack: ExitStack, settings: Settings, options: RunOptions, choice: EngineChoice, say: Callable[[str], None]
 ) -> Session:
     """Lock the output, and find or make its batch. `stack` keeps the lock and a temporary store until it is left.
 
     Raises: InvalidFile, OutputTaken, SettingsError, StoreError; then nothing was made.
     """
-    if job.stage is not None:
-        check_stage(settings.stages, job.stage)
-    source = inspect(job.input)
-    path = None if job.output == outputs.STDOUT else outputs.check_output(job.output, source.path)
-    url = job.store or settings.store
+    if options.stage is not None:
+        check_stage(settings.stages, options.stage)
+    source = inspect(options.input)
+    path = None if options.output is None else outputs.check_output(options.output, source.path)
+    url = options.store or settings.store
     is_kept = url is not None
     if url is None and path is not None:
         url = str(Path(path).parent / STORE_FOLDER)
     elif url is None:
         url = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-"))
         say(f"results go to stdout at the end; until then they are in {url}, and an interrupted run is lost")
-    stack.enter_context(lock_output(path))
+    stack.enter_context(outputs.lock_output(path))
     ledger = open_ledger(url, settings)
-    options = RunOptions(
+    options = replace(
+        options,
         output=path,
         engine=choice.kind,
         model=choice.model,
-        stage=job.stage,
-        limit=job.limit,
-        max_tokens=job.max_tokens or settings.run.max_tokens,
-        temperature=settings.run.temperature if job.temperature is None else job.temperature,
-        is_strict=job.is_strict,
-        is_restart=job.is_restart,
+        max_tokens=options.max_tokens or settings.run.max_tokens,
+        temperature=settings.run.temperature if options.temperature is None else options.temperature,
     )
     opened = open_batch(ledger, source, options, before_plan=partial(choice.check, say))
     for note in opened.notes:
         say(note)
-    return Session(job=job, ledger=ledger, source=source, opened=opened, path=path, store=url, is_kept=is_kept)
+    return Session(options=options, ledger=ledger, source=source, opened=opened, path=path, store=url, is_kept=is_kept)
 
 
 def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace_s: float) -> BatchRecord | None:
@@ -146,3 +141,139 @@ def grace_s_of(settings: Settings, option: float | None) -> float:
         if given is not None:
             return given
     return LOCAL.grace_s
+
+
+def run(
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    engine: EngineKind | None = None,
+    base_url: str | None = None,
+    wait_for_endpoint: bool = False,
+    stage: str | None = None,
+    limit: int | None = None,
+    strict: bool = False,
+    restart: bool = False,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    max_model_len: int | None = None,
+    max_num_seqs: int | None = None,
+    task: Task = "generate",
+    dtype: Dtype | None = None,
+    tool_parser: str | None = None,
+    reasoning_parser: str | None = None,
+    grace_s: float | None = None,
+    store: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Receipt:
+    """Answer every request of the file `input` and write one result for each to `output`, in input order.
+
+    The options are those of `batchfile run` (docs/cli.md); what is not given is taken from the settings. The same call
+    again resumes where the last one stopped, whatever ended it, and runs lines that were added at the end of `input`;
+    once all is done it returns the same receipt. Requests that failed raise nothing: look at `receipt.counts` and
+    `receipt.errors`. Ctrl-C finishes what is being generated, for `grace_s`, and raises KeyboardInterrupt; a second one
+    stops now, a third does not wait. `progress`: on stderr.
+
+    Raises: InvalidFile where the input cannot be used (with `strict` also for one line that cannot run); SettingsError
+    for a wrong option, model or endpoint; OutputTaken where the output belongs to another run; EngineDead; StoreError.
+
+    >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
+    >>> receipt.counts.succeeded, receipt.is_all_succeeded
+    (2, True)
+    """
+    given = {**locals(), "input": os.fspath(input), "output": os.fspath(output), "store": store and os.fspath(store)}
+    given.pop("progress")  # the rest are the fields of RunOptions
+    if given["output"] == STDOUT:
+        raise SettingsError("output: give a path; only the command writes to stdout")
+    options = RunOptions(**given)
+    logs.for_library()
+    settings = load_settings()
+    choice = choose_engine(settings, options)
+    say = _say if progress else _say_nothing
+    with ExitStack() as stack:
+        session = open_session(stack, settings, options, choice, say)
+        assert session.path is not None
+        batch: BatchRecord | None = session.opened.batch
+        if batch is not None and batch.state != "ended":
+            worker = _Worker(say)
+            observer = Observer(say=say, on_runner=worker.on_runner, show=_shown if progress else _not_shown)
+            grace_s = grace_s_of(settings, options.grace_s)
+            batch = worker.run(lambda: work_on(session, choice, observer, grace_s=grace_s))
+        if batch is None:
+            raise BatchfileError("the run was stopped before its end; make the same call again")
+        receipt = outputs.export(session.ledger, batch, session.path)
+        if session.is_added_to(batch):
+            say(f"{options.input} was added to while it ran; the same call again runs the new lines")
+        return receipt
+
+
+class _Worker:
+    """The work in a thread of its own: Ctrl-C reaches the caller, who waits for it and tells the runner to stop.
+
+    So it needs no signal handler, and works in a notebook and in any thread.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._runner: Runner | None = None
+        self._how_to_stop: Callable[[Runner], None] | None = None
+        self._ended: Future[BatchRecord | None] = Future()
+
+    def on_runner(self, runner: Runner) -> None:
+        self._runner = runner
+        runner.on_stuck = self._end_stuck
+        if self._how_to_stop is not None:
+            self._how_to_stop(runner)
+
+    def run(self, work: Callable[[], BatchRecord | None]) -> BatchRecord | None:
+        """What `work` returns or raises. Raises: KeyboardInterrupt."""
+        threading.Thread(target=self._work, args=(work,), name="batchfile-run", daemon=True).start()
+        try:
+            return self._ended.result()
+        except KeyboardInterrupt:
+            self._stop(Runner.stop, "stopping: what is being generated is finished; interrupt again to stop now")
+        try:
+            self._ended.result()
+        except KeyboardInterrupt:
+            self._stop(Runner.stop_now, "stopping now")
+            self._ended.result()
+        raise KeyboardInterrupt
+
+    def _work(self, work: Callable[[], BatchRecord | None]) -> None:
+        with suppress(InvalidStateError):  # the caller has not waited for it
+            try:
+                self._ended.set_result(work())
+            except BaseException as error:  # noqa: BLE001 the caller raises it
+                self._ended.set_exception(error)
+
+    def _stop(self, how: Callable[[Runner], None], text: str) -> None:
+        self._say(text)
+        self._how_to_stop = how
+        if self._runner is not None:
+            how(self._runner)
+
+    def _end_stuck(self, reason: str) -> NoReturn:
+        """The engine's call may never return: its thread is left behind, and the caller goes on."""
+        self._ended.set_exception(
+            EngineDead(f"{reason}; what had finished is kept: restart this process and make the same call again")
+        )
+        raise SystemExit  # ends the watchdog's thread, no more
+
+
+def _shown(look: Look) -> AbstractContextManager[object]:
+    from batchfile.local.display import Progress
+
+    return Progress(look, is_json=False)
+
+
+def _not_shown(look: Look) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _say_nothing(text: str) -> None:
+    """Nobody looks."""

@@ -14,10 +14,10 @@ import structlog
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from batchfile import logs
-from batchfile.client.resolve import open_service_ledger
 from batchfile.errors import StoreError
 from batchfile.ledger.demand import read_scale
 from batchfile.ledger.status import StatusReader
+from batchfile.open_ledger import open_service_ledger
 from batchfile.settings import CONFIG_VARIABLE, load_settings
 
 from ..scaling import wanted

@@ -30,7 +30,8 @@ from batchfile.ledger.batches import Draft
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_chat import URL
 from batchfile.local.inputs import inspect
-from batchfile.local.run import RunOptions, open_batch
+from batchfile.local.options import RunOptions
+from batchfile.local.run import open_batch
 from batchfile.plan import pending
 from batchfile.plan.submit import submit
 from batchfile.runner.runner import Runner, RunnerOptions

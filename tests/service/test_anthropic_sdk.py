@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from batchfile.client.resolve import open_service_ledger
 from batchfile.engine.echo import EchoEngine
+from batchfile.open_ledger import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from anthropic.types.messages import MessageBatchExpiredResult, MessageBatchIndividualResponse
 
-from batchfile.client.resolve import open_service_ledger
 from batchfile.ledger import batches
+from batchfile.open_ledger import open_service_ledger
 from batchfile.settings import load_settings
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "anthropic"

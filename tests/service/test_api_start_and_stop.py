@@ -15,8 +15,8 @@ import pytest
 
 from api.__main__ import main
 from api.ops import store_health
-from batchfile.client import resolve
 from batchfile.errors import StoreUnavailable
+from deploy.local_setup.recipe import resolve
 from tests.contract.conftest import BUCKET, CREDENTIALS, free_port, moto_url, s3_credentials
 from tests.contract.fault_proxy import FaultProxy, fault_proxy
 

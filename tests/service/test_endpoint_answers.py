@@ -15,8 +15,8 @@ import pytest
 from anthropic.types.messages import MessageBatchIndividualResponse
 from openai.types.chat import ChatCompletion
 
-from batchfile.client.resolve import open_service_ledger
 from batchfile.engine.http.engine import HttpEngine, HttpOptions
+from batchfile.open_ledger import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from tests.contract import chat_server

@@ -9,7 +9,6 @@ import anthropic
 import openai
 import pytest
 
-from batchfile.client.resolve import open_service_ledger
 from batchfile.files import stored_files
 from batchfile.files.stored_files import FileRecord
 from batchfile.inbox import records as inbox_records
@@ -18,6 +17,7 @@ from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.set_aside import SetAside
+from batchfile.open_ledger import open_service_ledger
 from batchfile.plan import pending
 from batchfile.settings import load_settings
 from batchfile.types import Defaults

@@ -14,9 +14,9 @@ import pytest
 from openai.types import Batch, Completion, CreateEmbeddingResponse, FileDeleted, FileObject
 from openai.types.chat import ChatCompletion
 
-from batchfile.client.resolve import open_service_ledger
 from batchfile.engine.open import engine_factory
 from batchfile.ledger import batches
+from batchfile.open_ledger import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from tests.service.openai_kit import (

@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from batchfile.client.resolve import open_service_ledger
 from batchfile.engine.open import engine_factory
+from batchfile.open_ledger import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from batchfile.types import Task

@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from batchfile.client.resolve import open_service_ledger
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
+from batchfile.open_ledger import open_service_ledger
 from batchfile.settings import load_settings
 from batchfile.store.open import open_store
 from tests.chaos.servers import BUCKET, KEYS, Server

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.client.http_api import Client
+from batchfile.client.http_client import Client
 from batchfile.errors import ServiceUnavailable, SettingsError
 
 

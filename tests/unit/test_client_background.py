@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from batchfile.client.background import LoopThread
+from batchfile.client.http import LoopThread
 from batchfile.errors import BatchfileError
 
 

@@ -9,7 +9,7 @@ import pytest
 import batchfile
 from batchfile.client import batch as module
 from batchfile.client.base import Remote
-from batchfile.client.result import read_result
+from batchfile.client.results import read_result
 from batchfile.errors import ServiceUnavailable
 
 OPEN = batchfile.BatchStatus(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchfile.client.base import Download
-from batchfile.client.download import fetch
+from batchfile.client.results import fetch
 from batchfile.errors import BatchfileError, ServiceUnavailable
 
 DATA = bytes(range(256)) * 40

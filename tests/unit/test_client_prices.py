@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchfile.client.prices import hosted_price
+from batchfile.client.estimate import hosted_price
 from batchfile.errors import SettingsError
 
 

@@ -9,11 +9,10 @@ from click.testing import CliRunner
 
 from batchfile.cli.estimate import _time_lines
 from batchfile.cli.estimate import estimate as command
-from batchfile.client.estimate import Estimate, expected_output_tokens, pool_times
-from batchfile.client.resolve import STORE_FOLDER
-from batchfile.client.sample import Sample, read_sample
+from batchfile.client.estimate import Estimate, Sample, expected_output_tokens, pool_times, read_sample
 from batchfile.errors import InvalidFile
 from batchfile.ledger.records import PresenceRecord, RunnerTotals
+from batchfile.open_ledger import STORE_FOLDER
 from batchfile.types import RoutingTable
 
 TABLE = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("m",), "llama-70b": ("l",)})

@@ -12,8 +12,7 @@ import pytest
 from batchfile.cli import progress
 from batchfile.client import base, store
 from batchfile.client.base import BatchStatus, SubmitOptions
-from batchfile.client.resolve import find_batch, open_ledger, open_service_ledger
-from batchfile.client.store import StoreRemote
+from batchfile.client.store import StoreRemote, find_batch
 from batchfile.client.upload import Upload, open_upload
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
@@ -23,8 +22,10 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.inputs import inspect
-from batchfile.local.output_lock import is_being_written, lock_output
-from batchfile.local.run import RunOptions, open_batch, work
+from batchfile.local.options import RunOptions
+from batchfile.local.outputs import is_being_written, lock_output
+from batchfile.local.run import open_batch, work
+from batchfile.open_ledger import open_ledger, open_service_ledger
 from batchfile.plan.planner import plan_upload
 from batchfile.settings import load_settings
 from batchfile.store.memory import MemoryStore

@@ -20,7 +20,8 @@ from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.local import inputs, outputs
 from batchfile.local import run as local_run
 from batchfile.local.inputs import inspect
-from batchfile.local.run import Opened, RunOptions, open_batch
+from batchfile.local.options import RunOptions
+from batchfile.local.run import Opened, open_batch
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.directory import DirectoryStore
 from batchfile.testing import run_alone
@@ -254,7 +255,7 @@ def test_a_file_that_is_changed_while_it_is_planned_takes_over_nothing(
     world.append(gzip.compress(lines(40)))
     with monkeypatch.context() as patched:
         patched.setattr(inputs, "_requests", lambda source, limit: iter([lines(*range(99, 40, -1))]))
-        patched.setattr("batchfile.local.growth.begins_with", lambda *_, **__: True)
+        patched.setattr("batchfile.local.previous_batch.begins_with", lambda *_, **__: True)
         with pytest.raises(InvalidFile, match="does not begin any more as that of batch_"):
             world.open()
     assert world.pointer.batch_id == world.old.batch_id
@@ -319,7 +320,7 @@ def test_a_restart_after_such_a_death_leaves_no_batch_behind(tmp_path: Path) -> 
         with pytest.raises(Gone):
             world.open()
     assert world.pointer.replaces == world.old.batch_id
-    opened = world.open(is_restart=True)
+    opened = world.open(restart=True)
     known = {batch_id for batch_id in world.batch_ids() if batches.read_batch(world.ledger, batch_id) is not None}
     assert known == {opened.batch.batch_id}
     assert world.run(opened.batch) == wanted(*range(41), kept=0)

@@ -12,8 +12,9 @@ from batchfile.ledger.cas import load
 from batchfile.ledger.records import IdempotencyRecord, encode
 from batchfile.local import run as local_run
 from batchfile.local.inputs import inspect
-from batchfile.local.output_lock import lock_output, lock_path
-from batchfile.local.run import Opened, RunOptions, open_batch
+from batchfile.local.options import RunOptions
+from batchfile.local.outputs import lock_output, lock_path
+from batchfile.local.run import Opened, open_batch
 from batchfile.store.directory import DirectoryStore
 
 LINE = '{"custom_id":"r%d","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
@@ -95,7 +96,7 @@ def test_a_restart_with_a_refused_file_keeps_a_batch_that_was_cut_off_after_its_
     requests = file.read_bytes()
     file.write_text("\n\n")
     with pytest.raises(InvalidFile):
-        _open(ledger, replace(options, is_restart=True))
+        _open(ledger, replace(options, restart=True))
     file.write_bytes(requests)
     assert _open(ledger, options).batch.batch_id == opened.batch.batch_id
 
@@ -108,12 +109,12 @@ def test_an_output_whose_batch_was_deleted_is_not_overwritten_unasked(ledger: Le
     Path(options.output or "").write_text("results\n")
     with pytest.raises(OutputTaken):
         _open(ledger, options)
-    assert _open(ledger, replace(options, is_restart=True)).is_new
+    assert _open(ledger, replace(options, restart=True)).is_new
 
 
 def test_a_restart_removes_the_old_batch_whatever_its_state(ledger: Ledger, options: RunOptions) -> None:
     old = _open(ledger, options).batch.batch_id
-    new = _open(ledger, replace(options, is_restart=True)).batch.batch_id
+    new = _open(ledger, replace(options, restart=True)).batch.batch_id
     assert new != old
     assert list(ledger.store.list(keys.batch_prefix(old))) == []
     assert [keys.index_batch_id(entry.key) for entry in ledger.store.list(keys.INDEX_PREFIX)] == [new]
@@ -131,7 +132,7 @@ def test_a_restart_replaces_a_damaged_batch_and_nothing_else_does(
         BatchDamaged, match=r"batch\.json.*restore that object, or add --restart to run .*out\.jsonl anew"
     ):
         _open(ledger, options)
-    new = _open(ledger, replace(options, is_restart=True)).batch.batch_id
+    new = _open(ledger, replace(options, restart=True)).batch.batch_id
     assert list(ledger.store.list(keys.batch_prefix(old))) == []
     assert [keys.index_batch_id(entry.key) for entry in ledger.store.list(keys.INDEX_PREFIX)] == [new]
     queue = ledger.store.list(keys.queue_prefix(local_run.POOL))
@@ -144,7 +145,7 @@ def test_a_restart_replaces_a_damaged_pointer(ledger: Ledger, options: RunOption
     ledger.store.put(keys.idempotency_key("output", options.output or ""), b"\0" * 9)
     with pytest.raises(BatchDamaged, match="add --restart"):
         _open(ledger, options)
-    new = _open(ledger, replace(options, is_restart=True)).batch.batch_id
+    new = _open(ledger, replace(options, restart=True)).batch.batch_id
     assert _open(ledger, options).batch.batch_id == new
 
 
@@ -156,7 +157,7 @@ def test_a_restart_never_replaces_a_batch_of_a_newer_version(ledger: Ledger, opt
     data = found.data.replace(b'"version":1}', newer)
     ledger.store.put(keys.batch_key(old), data)
     with pytest.raises(RecordNewer, match="upgrade this process"):
-        _open(ledger, replace(options, is_restart=True))
+        _open(ledger, replace(options, restart=True))
     found = ledger.store.get(keys.batch_key(old))
     assert found is not None
     assert found.data == data

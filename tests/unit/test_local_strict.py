@@ -3,7 +3,7 @@
 import pytest
 
 from batchfile.errors import InvalidFile
-from batchfile.local.strict import check_every_line
+from batchfile.local.inputs import check_every_line
 from batchfile.store.memory import MemoryStore
 
 GOOD = b'{"custom_id":"a","params":{"messages":[{"role":"user","content":"hi"}]}}\n'

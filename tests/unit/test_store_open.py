@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.client.resolve import existing_ledger
 from batchfile.errors import SettingsError
+from batchfile.open_ledger import existing_ledger
 from batchfile.settings import load_settings
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.memory import MemoryStore

@@ -31,13 +31,13 @@ ALLOWED = {
     "vllm": ("batchfile/engine/vllm/",),
     "torch": ("batchfile/engine/vllm/",),
     "transformers": ("batchfile/engine/vllm/", "batchfile/engine/fit.py"),
-    "aiohttp": ("batchfile/engine/http/connection.py", "batchfile/client/http_api.py"),
-    "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_api.py"),
+    "aiohttp": ("batchfile/engine/http/connection.py", "batchfile/client/http_client.py"),
+    "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_client.py"),
     "jsonschema_rs": ("batchfile/runner/schemas/",),
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
-    "rich": ("batchfile/cli/", "batchfile/local/progress_bar.py"),
-    "genai_prices": ("batchfile/client/prices.py",),
+    "rich": ("batchfile/cli/", "batchfile/local/display.py"),
+    "genai_prices": ("batchfile/client/estimate.py",),
     "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/converter_child.py"),
     "ray": ("runners/ray/",),
 }
@@ -53,6 +53,9 @@ PARTS = {
     "long_work": ("ledger", "plan", "inbox"),
     "janitor": ("ledger", "plan", "inbox", "long_work"),
     "runner": ("store", "lines", "engine", "ledger", "plan", "inbox", "janitor", "long_work", "routing"),
+    "open_ledger": ("store", "ledger", "settings", "testing"),  # testing: where a variable names a crash point
+    "local": ("store", "lines", "engine", "ledger", "plan", "runner", "routing", "settings", "open_ledger", "logs"),
+    "client": ("store", "lines", "ledger", "plan", "inbox", "local", "routing", "settings", "open_ledger", "logs"),
 }
 
 

@@ -1,19 +1,15 @@
-"""Where a command's batches are: the store it names, the ledger over it, a batch by its id or its output's path."""
+"""From settings and the name of a store to the ledger over it: of a service, of a local run, or one that exists."""
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
-from batchfile.errors import InvalidRequest, NotFound, SettingsError, StoreUnavailable
-from batchfile.ledger import keys
+from batchfile.errors import SettingsError, StoreUnavailable
 from batchfile.ledger.base import IN_FLIGHT, Ledger
-from batchfile.ledger.batches import read_batch
-from batchfile.ledger.cas import load
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.settings import Settings
 from batchfile.store.base import Store
 from batchfile.store.open import local_path, open_store
@@ -25,18 +21,6 @@ T = TypeVar("T")
 STORE_FOLDER = ".batchfile"
 WAIT_S = 1.0  # between the first two tries to open a store that is down; doubles
 WAIT_S_MAX = 15.0
-
-
-def check_stage(stages: Collection[str], stage: str) -> None:
-    """Raises: SettingsError where there is no such stage."""
-    if stage not in stages:
-        raise SettingsError(f"stage: {stage!r} is unknown; use one of {', '.join(sorted(stages))}")
-
-
-def check_pool(pools: Collection[str], pool: str) -> None:
-    """Raises: SettingsError where there is no such pool."""
-    if pool not in pools:
-        raise SettingsError(f"pool: {pool!r} is unknown; use one of {', '.join(sorted(pools))}")
 
 
 def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> Ledger:
@@ -72,24 +56,6 @@ def existing_ledger(
     elif (path := local_path(chosen)) is not None and not path.is_dir():
         raise SettingsError(f"store {chosen}: there is no such directory")
     return open_ledger(chosen, settings, is_read_only=is_read_only)
-
-
-def find_batch_id(ledger: Ledger, name: str) -> str:
-    """The id that `name` is, or that the path of an output stands for."""
-    path = os.path.realpath(name)
-    pointer = load(ledger, keys.idempotency_key("output", path), IdempotencyRecord)
-    return name if pointer is None else pointer.record.batch_id
-
-
-def find_batch(ledger: Ledger, name: str) -> BatchRecord:
-    """A batch by its id or by the path of its output. Raises: NotFound, BatchDamaged."""
-    try:
-        batch = read_batch(ledger, find_batch_id(ledger, name))
-    except InvalidRequest:
-        batch = None
-    if batch is None:
-        raise NotFound(f"{name}: no such batch in {ledger.store.url}; `batchfile ls` lists them")
-    return batch
 
 
 def wait_for_store(open_store: Callable[[], T]) -> T:

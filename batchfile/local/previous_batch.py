@@ -1,33 +1,36 @@
-"""An output whose input has grown: what had finished is kept, as results of a new batch of the whole file.
+"""The batch that an output stood for, where it gets another: taken over because its input has grown, or removed.
 
-The pointer of the output names both batches until the new one is committed, so that a process may die anywhere.
+What had finished of a grown input is kept, as results of a new batch of the whole file. The pointer of the output names
+both batches until the new one is committed, so that a process may die anywhere. The output's lock is ours all the time.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from batchfile.errors import RecordDamaged, StoreUnavailable
-from batchfile.ledger import batches
+from batchfile.ledger import batches, damage, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, Stored, swap
+from batchfile.ledger.cas import Lost, Stored, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
-from batchfile.local import identity
-from batchfile.local.identity import Identity
+from batchfile.local import options
 from batchfile.local.inputs import Source, begins_with
-from batchfile.local.removal import CUT_OFF, throw_away
+from batchfile.types import TENANT
 
+POOL = "local"
+CUT_OFF = "its run was cut off, and another one took its output"
 DETAIL = "lines were added to its input; another batch has taken over its results"
 _TRIES = 90  # to end a batch that another process may hold: one a second, for longer than a lease
 
 
-def is_reusable(source: Source, batch: BatchRecord, wanted: Identity, limit: int | None) -> bool:
+def is_reusable(source: Source, batch: BatchRecord, wanted: Mapping[str, str], limit: int | None) -> bool:
     """Does the run ask for the same of an input that begins with the bytes of the batch, and is not done with it?
 
     Where a change of the input had ended the batch, the same bytes again are to be finished as well.
     """
-    is_grown = batch.metadata.get(identity.SHA256) != wanted.sha256
+    is_grown = batch.metadata.get(options.SHA256) != wanted[options.SHA256]
     if not is_grown and batch.reason != "input_changed":
         return False
-    if source.path is None or not identity.is_same_but_for_input(batch.metadata, wanted):
+    if source.path is None or not options.is_same_but_for_input(batch.metadata, wanted):
         return False
     if batch.state == "ended" and batch.results is None:
         return False
@@ -70,3 +73,41 @@ def settled(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> Sto
         return pointer
     written = swap(ledger, key, wanted, pointer)
     return pointer if isinstance(written, Lost) else written
+
+
+def throw_away(ledger: Ledger, batch_id: str) -> None:
+    """Remove a batch whatever its state: nobody works on it."""
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        return None if record.state == "deleted" else replace(record, state="deleted", deleted_at=now)
+
+    try:
+        found = update_batch(ledger, keys.batch_key(batch_id), decide)
+    except RecordDamaged:
+        _remove_damaged(ledger, batch_id)
+        return
+    if found is None:
+        batches.fence(ledger, batch_id, CUT_OFF)
+        return
+    record = found.record
+    ledger.store.delete(keys.queue_key(POOL, record.priority, record.created_at, batch_id))
+    batches.remove_objects(ledger, record)
+    batches.remove_tombstone(ledger, record)
+
+
+def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
+    """Its record says nothing any more; its id is in the keys of its markers."""
+    for entry in list(ledger.store.list(keys.queue_prefix(POOL))):
+        if keys.queue_batch_id(entry.key) == batch_id:
+            ledger.store.delete(entry.key)
+    remove_unborn(ledger, batch_id)
+    place = damage.place_of(ledger, TENANT, batch_id)
+    if place is not None:
+        ledger.store.delete(place)
+
+
+def remove_unborn(ledger: Ledger, batch_id: str) -> None:
+    """What was written for a batch that was refused before its commit: nobody knows its id."""
+    for entry in list(ledger.store.list(keys.batch_prefix(batch_id))):
+        ledger.store.delete(entry.key)

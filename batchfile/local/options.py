@@ -1,0 +1,151 @@
+"""What a run is asked for, and whether a command still asks for the same as the batch that its output stands for.
+
+A batch is found by its output's path; it is guarded by the input's digest, the engine, the model and what changes the
+answers. Those are kept in its metadata. Pure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from batchfile.errors import OutputTaken, SettingsError
+from batchfile.types import EngineKind, Task
+
+STDIN = "-"  # as an input
+STDOUT = "-"  # as an output
+
+SHA256 = "run.sha256"
+STAMP = "run.stamp"  # the input file as it was last seen; equal means untouched
+INPUT = "run.input"
+OUTPUT = "run.output"
+REPLACES = "run.replaces"  # the batch whose receipt was at the output when this one was made
+LINKED = "run.linked"  # the key of the object by which the store refers to the input file itself
+REUSED = "run.reused"  # how many results were taken over when this one was made
+REUSED_FROM = "run.reused_from"  # from which batch
+ENGINE_VERSION = "run.engine_version"
+
+# What makes a run that run, besides its input: options by name, and what people call them.
+_GUARDED = {
+    "engine": "the engine",
+    "model": "the model",
+    "stage": "the stage",
+    "limit": "--limit",
+    "max_tokens": "the default max_tokens",
+    "temperature": "the default temperature",
+}
+_NAMES = {SHA256: "the input"} | {f"run.{name}": words for name, words in _GUARDED.items()}
+_SHOWN_MAX = 60
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+# ruff: noqa: RUF009 fields are made by `_option`
+def _option(
+    help: str, default: Any = None, *, least: float | None = None, most: float | None = None, metavar: str | None = None
+) -> Any:
+    """A field that is an option of the command too. `help`, `metavar`: of that; `least` and `most` hold everywhere."""
+    return field(default=default, metadata={"help": help, "least": least, "most": most, "metavar": metavar})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of `batchfile run` and of `batchfile.run`. None: as the settings say.
+
+    `output`: None is stdout; nothing is resumed then. Raises: SettingsError for a value that cannot be.
+    """
+
+    input: str = STDIN
+    output: str | None = None
+    engine: EngineKind | None = _option("What generates.  [default: vllm]")
+    model: str | None = _option("A model's name or directory.  [default: the demo model, if it is cached]")
+    base_url: str | None = _option(
+        "With --engine http: an OpenAI-compatible endpoint. Its key is OPENAI_API_KEY.", metavar="URL"
+    )
+    wait_for_endpoint: bool = _option(
+        "With --engine http: wait where the endpoint is not available, or refuses the key or the model, instead of "
+        "ending the run.",
+        default=False,
+    )
+    stage: str | None = _option("The stage whose work this is; kept with the batch.")
+    limit: int | None = _option("Run the first N requests only.", least=1, metavar="N")
+    strict: bool = _option("Refuse the file if one line can not run, before the engine loads.", default=False)
+    restart: bool = _option("Throw away the run that this output belongs to, and begin anew.", default=False)
+    max_tokens: int | None = _option("Where a request does not say.  [default: 2048]", least=1)
+    temperature: float | None = _option("Where a request does not say.", least=0, most=2)
+    max_model_len: int | None = _option("Tokens of prompt and answer together.", least=16)
+    max_num_seqs: int | None = _option("Requests that are generated at the same time.", least=1)
+    task: Task = _option("What the model is for: embed for /v1/embeddings lines.", default="generate")
+    dtype: Dtype | None = _option(
+        "What vLLM computes with: bfloat16, float16, float32, or auto: the model's own, or float32 where the CPU "
+        "would emulate that.  [default: auto]",
+        metavar="TYPE",
+    )
+    tool_parser: str | None = _option("vLLM's name of the parser for tool calls.", metavar="NAME")
+    reasoning_parser: str | None = _option("vLLM's name of the parser for thinking.", metavar="NAME")
+    grace_s: float | None = _option(
+        "How long Ctrl-C or SIGTERM lets requests finish that are being generated.  [default: 30]",
+        least=0,
+        metavar="SECONDS",
+    )
+    store: str | None = _option("A directory or s3://bucket/prefix.  [default: .batchfile beside OUT]", metavar="STORE")
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            known = choices_of(option.name)
+            if value is not None and known and value not in known:
+                raise SettingsError(f"{option.name}: {value!r} is unknown; use one of {', '.join(known)}")
+            if value is not None and option.metadata.get("least") is not None:
+                _check_range(option.name, value, option.metadata["least"], option.metadata["most"])
+
+    def identity(self, digest: str) -> dict[str, str]:
+        """What makes a run that run, as metadata; empty where not given. `digest`: of the input as it was given."""
+        values = {name: getattr(self, name) for name in _GUARDED}
+        return {SHA256: digest} | {f"run.{name}": str("" if one is None else one) for name, one in values.items()}
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """The values that an option may have; empty where they are not listed."""
+    kind = get_type_hints(RunOptions)[name]
+    return next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is Literal), ())
+
+
+def _check_range(name: str, value: float, least: float, most: float | None) -> None:
+    if least <= value <= (float("inf") if most is None else most) and value != float("inf"):
+        return
+    limits = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+    raise SettingsError(f"{name}: {value!r} must be {limits}")
+
+
+def is_same_but_for_input(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return not changes(metadata, {**wanted, SHA256: metadata.get(SHA256, "")})
+
+
+def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """What differs from the run that `metadata` tells of, in words."""
+    return [
+        f"{_NAMES[name]} was {_shown(metadata.get(name, ''))} and is {_shown(value)} now"
+        for name, value in wanted.items()
+        if metadata.get(name, "") != value
+    ]
+
+
+def check_same(metadata: Mapping[str, str], wanted: Mapping[str, str], output: str) -> None:
+    """Raises: OutputTaken that says what changed."""
+    different = changes(metadata, wanted)
+    if not different:
+        return
+    if is_same_but_for_input(metadata, wanted):
+        raise OutputTaken(
+            f"{output} belongs to a run of other requests: {different[0]}. Finished results are kept only where lines "
+            "were added at the end of the file. Restore the file to continue that run, choose another output for the "
+            "new requests, or add --restart to throw that run away"
+        )
+    raise OutputTaken(
+        f"{output} belongs to a run that asked for something else: {'; '.join(different)}. "
+        "Choose another output, or add --restart to throw that run away"
+    )
+
+
+def _shown(value: str) -> str:
+    return value[:_SHOWN_MAX] if value else "not given"
