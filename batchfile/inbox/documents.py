@@ -41,6 +41,8 @@ class Input:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
+    """`sha256` of its bytes. Also in the receipts of local runs."""
+
     path: str
     bytes: int
     sha256: str
@@ -182,7 +184,7 @@ def input_of(batch: BatchRecord, dropped: DroppedFile, moved_to: str | None = No
     )
 
 
-def encode(document: Document) -> bytes:
+def encode(document: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchfile.errors import OutputTaken, SettingsError, check_installed
+from batchfile.inbox import documents
+from batchfile.inbox.documents import File
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.lines.file_formats import file_chunks
@@ -21,7 +23,7 @@ from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local.options import REPLACES
-from batchfile.local.receipt import FileFacts, Receipt, decode_receipt, encode_receipt, make_receipt
+from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.store.locks import close_in_children, is_locked, unlock
 
 ERRORS_ENDING = ".errors.jsonl"
@@ -105,7 +107,7 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
         _facts(errors, batch.errors.num_lines) if batch.errors.num_lines else None,
     )
     with _replaced(output + RECEIPT_ENDING) as temporary:
-        Path(temporary).write_bytes(encode_receipt(receipt))
+        Path(temporary).write_bytes(documents.encode(receipt))
     return receipt
 
 
@@ -143,14 +145,14 @@ def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
         yield line.data or b""
 
 
-def store_facts(ref: FileRef) -> FileFacts:
+def store_facts(ref: FileRef) -> File:
     """Of results that stay in the store."""
-    return FileFacts(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)
+    return File(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)
 
 
 def _read_receipt(output: str) -> Receipt | None:
     try:
-        return decode_receipt(Path(output + RECEIPT_ENDING).read_bytes())
+        return documents.read(Path(output + RECEIPT_ENDING).read_bytes(), Receipt)
     except OSError:
         return None
 
@@ -167,8 +169,8 @@ def _is_there(receipt: Receipt) -> bool:
     return True
 
 
-def _facts(path: str, num_lines: int) -> FileFacts:
-    return FileFacts(path=path, bytes=os.path.getsize(path), sha256=_digest(path), lines=num_lines)
+def _facts(path: str, num_lines: int) -> File:
+    return File(path=path, bytes=os.path.getsize(path), sha256=_digest(path), lines=num_lines)
 
 
 def _digest(path: str) -> str:

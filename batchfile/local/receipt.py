@@ -3,23 +3,11 @@
 import platform
 from dataclasses import dataclass
 
-import msgspec
-
 from batchfile import __version__
-from batchfile.errors import UNREADABLE
+from batchfile.inbox.documents import File
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import options
 from batchfile.types import Counts, Usage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileFacts:
-    """`sha256` of the file's bytes."""
-
-    path: str
-    bytes: int
-    sha256: str
-    lines: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +44,8 @@ class Receipt:
     batch_id: str
     reason: str
     input: InputFacts
-    output: FileFacts
-    errors: FileFacts | None
+    output: File
+    errors: File | None
     counts: Counts
     usage: Usage
     cache_hit_rate: float
@@ -77,7 +65,7 @@ class Receipt:
         return self.counts.succeeded == self.input.requests
 
 
-def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None) -> Receipt:
+def make_receipt(batch: BatchRecord, output: File, errors: File | None) -> Receipt:
     """Of an ended batch."""
     meta = batch.metadata
     ended_at = batch.ended_at or batch.created_at
@@ -114,15 +102,3 @@ def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None
         reused=int(meta.get(options.REUSED, "0")),
         reused_from=meta.get(options.REUSED_FROM, ""),
     )
-
-
-def encode_receipt(receipt: Receipt) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(receipt), indent=2) + b"\n"
-
-
-def decode_receipt(data: bytes) -> Receipt | None:
-    """None where the bytes are no receipt of ours."""
-    try:
-        return msgspec.json.decode(data, type=Receipt)
-    except UNREADABLE:
-        return None

@@ -1,10 +1,12 @@
 """The command line itself: its help, its reference, its exit codes. What the commands do is in tests/service."""
 
 import errno
+import inspect
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from batchfile.client.estimate import PoolTime
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
 from batchfile.local import engines, outputs
 from batchfile.local.display import duration
+from batchfile.local.options import Dtype, RunOptions
+from batchfile.local.session import run
 from batchfile.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -171,9 +175,8 @@ def test_the_key_of_a_service_of_ours_is_sent_to_no_other_endpoint(monkeypatch: 
     monkeypatch.setenv("BATCHFILE_API_KEY", "bf_ours")
     for key in ("", "sk-theirs"):
         monkeypatch.setenv("OPENAI_API_KEY", key)
-        engines.choose_engine(
-            load_settings(), "http", "m", "https://api.example/v1", max_model_len=None, max_num_seqs=None
-        )
+        options = RunOptions(engine="http", model="m", base_url="https://api.example/v1")
+        engines.choose_engine(load_settings(), options)
     assert sent == [None, "sk-theirs"]
 
 
@@ -181,11 +184,19 @@ def test_the_data_type_of_a_run_is_vllms_argument_and_no_other_engines(monkeypat
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(engines, "engine_factory", lambda kind, engine_args, **_: given.append(engine_args))
     monkeypatch.setattr(engines, "check_vllm", lambda model: None)
-    for dtype in (None, "float32"):
-        engines.choose_engine(load_settings(), "vllm", "m", None, max_model_len=None, max_num_seqs=None, dtype=dtype)
+    dtypes: tuple[Dtype | None, ...] = (None, "float32")
+    for dtype in dtypes:
+        engines.choose_engine(load_settings(), RunOptions(engine="vllm", model="m", dtype=dtype))
     assert given == [{}, {"dtype": "float32"}]
     with pytest.raises(SettingsError, match="--dtype is for --engine vllm, not for echo"):
-        engines.choose_engine(load_settings(), "echo", None, None, max_model_len=None, max_num_seqs=None, dtype="auto")
+        engines.choose_engine(load_settings(), RunOptions(engine="echo", dtype="auto"))
+
+
+def test_the_function_takes_the_options_of_the_command() -> None:
+    taken = {name: given.default for name, given in inspect.signature(run).parameters.items()}
+    for option in fields(RunOptions):
+        assert option.name in {"input", "output"} or taken[option.name] == option.default
+    assert taken.keys() == {option.name for option in fields(RunOptions)} | {"progress"}
 
 
 def test_a_signal_while_the_files_are_written_interrupts_and_the_same_command_continues(

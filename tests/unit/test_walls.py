@@ -41,6 +41,7 @@ ALLOWED = {
     "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/converter_child.py"),
     "ray": ("runners/ray/",),
 }
+ROUTED = ("routing", "settings", "open_ledger", "logs")
 # part of the library -> the parts that it may import besides errors, clock, types and child_env
 PARTS = {
     "store": (),
@@ -54,7 +55,19 @@ PARTS = {
     "janitor": ("ledger", "plan", "inbox", "long_work"),
     "runner": ("store", "lines", "engine", "ledger", "plan", "inbox", "janitor", "long_work", "routing"),
     "open_ledger": ("store", "ledger", "settings", "testing"),  # testing: where a variable names a crash point
-    "local": ("store", "lines", "engine", "ledger", "plan", "runner", "routing", "settings", "open_ledger", "logs"),
+    "local": (
+        "store",
+        "lines",
+        "engine",
+        "ledger",
+        "plan",
+        "inbox",
+        "runner",
+        "routing",
+        "settings",
+        "open_ledger",
+        "logs",
+    ),
     "client": ("store", "lines", "ledger", "plan", "inbox", "local", "routing", "settings", "open_ledger", "logs"),
 }
 
