@@ -58,7 +58,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _number(kind: object, least: float | None, most: float | None) -> click.ParamType | None:
+def _number(kind: object, least: Any, most: Any) -> Whole | Finite | None:
     """None: the option is no number."""
     if kind == int | None:
         return Whole(least, most)

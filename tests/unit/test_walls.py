@@ -55,20 +55,8 @@ PARTS = {
     "janitor": ("ledger", "plan", "inbox", "long_work"),
     "runner": ("store", "lines", "engine", "ledger", "plan", "inbox", "janitor", "long_work", "routing"),
     "open_ledger": ("store", "ledger", "settings", "testing"),  # testing: where a variable names a crash point
-    "local": (
-        "store",
-        "lines",
-        "engine",
-        "ledger",
-        "plan",
-        "inbox",
-        "runner",
-        "routing",
-        "settings",
-        "open_ledger",
-        "logs",
-    ),
-    "client": ("store", "lines", "ledger", "plan", "inbox", "local", "routing", "settings", "open_ledger", "logs"),
+    "local": ("store", "lines", "engine", "ledger", "plan", "inbox", "runner", *ROUTED),
+    "client": ("store", "lines", "ledger", "plan", "inbox", "local", *ROUTED),
 }
 
 
