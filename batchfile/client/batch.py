@@ -131,15 +131,16 @@ class Batch:
             raise SettingsError(f"format: {format!r} is unknown; use one of {known}")
         if format == "parquet":
             check_installed("pyarrow", extra="parquet", what="format='parquet'")
-        results = self._results()
+        results, hear = self._results(), on_bytes or (lambda num_bytes: None)
         if isinstance(output, str | os.PathLike):
             path = check_output(os.fspath(output), None)
-            save_results(self._open("read"), self.last_status, results, path, on_bytes or _ignore, format)
+            save_results(
+                self._open("read"), self.last_status, results, path, on_bytes or (lambda num_bytes: None), format
+            )
             return
         for chunk in in_dialect(self.last_status, results.read(0), format):
             output.write(chunk)
-            if on_bytes is not None:
-                on_bytes(len(chunk))
+            hear(len(chunk))
 
     def save_errors(self, output: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the input lines that did not succeed, ready to be fixed and run again. Raises: NotEnded."""
@@ -189,7 +190,3 @@ class Batch:
     def _how_far(self) -> str:
         status = self.last_status
         return f"{self.id} has not ended ({status.counts.finished:,} of {status.total:,} requests are done)"
-
-
-def _ignore(num_bytes: int) -> None:
-    """Nobody asked."""

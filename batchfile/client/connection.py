@@ -158,7 +158,7 @@ class Connection:
         from batchfile.client.upload import open_upload
 
         upload = open_upload(os.fspath(file)) if isinstance(file, str | os.PathLike) else file
-        return self._made(self._at("create").submit(upload, wanted, on_bytes or _ignore))
+        return self._made(self._at("create").submit(upload, wanted, on_bytes or (lambda num_bytes: None)))
 
     def batch(self, id: str) -> Batch:
         """A batch by its id; in a store also by the path of a local run's output. Raises: NotFound."""
@@ -200,7 +200,3 @@ def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
             limits = f"names have 1 to {METADATA_NAME_CHARS_MAX} characters, values at most {METADATA_VALUE_CHARS_MAX}"
             raise SettingsError(f"metadata {name[:80]!r}: {limits}")
     return dict(metadata)
-
-
-def _ignore(num_bytes: int) -> None:
-    """Nobody asked."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import cast
 
 import msgspec
 
@@ -179,9 +179,10 @@ def _arrived(download: Download, path: str, on_bytes: OnBytes) -> str:
     partial = _beside(path, f"{download.sha256[:12]}.partial")
     if os.path.exists(partial) and os.path.getsize(partial) > download.size:
         os.unlink(partial)
-    digest = hashlib.sha256()
     with open(partial, "ab+") as file:
-        size = _take_up(file, digest)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256")
+        size = file.tell()
         on_bytes(size)
         for chunk in download.read(size) if size < download.size else ():
             file.write(chunk)
@@ -194,16 +195,6 @@ def _arrived(download: Download, path: str, on_bytes: OnBytes) -> str:
         os.unlink(partial)
         raise BatchfileError(f"{path}: what arrived is not what was sent; run the same command again")
     return partial
-
-
-def _take_up(file: BinaryIO, digest: "hashlib._Hash") -> int:
-    """How much is there already."""
-    file.seek(0)
-    size = 0
-    while chunk := file.read(1024 * 1024):
-        digest.update(chunk)
-        size += len(chunk)
-    return size
 
 
 def _beside(path: str, kind: str) -> str:

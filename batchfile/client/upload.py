@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
 from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, FileFormat, detect, open_lines
-from batchfile.local.inputs import check_untouched, inspect
+from batchfile.local.inputs import Counted, check_untouched, inspect
 from batchfile.store.open import open_store
 
 OnBytes = Callable[[int], None]
@@ -68,7 +68,7 @@ def repeatable(upload: Upload) -> Iterator[Upload]:
     with tempfile.TemporaryDirectory(prefix="batchfile-") as folder:
         path = os.path.join(folder, "requests.jsonl")
         with open(path, "wb") as file:
-            for chunk in upload.chunks(_ignore):
+            for chunk in upload.chunks(lambda num_bytes: None):
                 file.write(chunk)
         yield _of_file(path)
 
@@ -80,7 +80,7 @@ def _of_file(name: str) -> Upload:
             raise InvalidFile("stdin: Parquet can not be read from a pipe; name the file")
 
         def from_stdin(on_bytes: OnBytes) -> Iterator[bytes]:
-            stream = _Counted(sys.stdin.buffer, on_bytes, source.head)
+            stream = Counted(sys.stdin.buffer, on_bytes, source.head)
             return open_lines(None, source.format, cast(BinaryIO, stream))
 
         return Upload(name="stdin", size=None, format=source.format, chunks=from_stdin, is_repeatable=False)
@@ -113,7 +113,7 @@ def _of_object(url: str) -> Upload:
     kind = detect(key, b"".join(store.stream(key, 0, min(HEAD_BYTES, entry.size))))
 
     def from_object(on_bytes: OnBytes) -> Iterator[bytes]:
-        stream = _Counted(ChunkReader(store.stream(key, match=entry.etag)), on_bytes)
+        stream = Counted(ChunkReader(store.stream(key, match=entry.etag)), on_bytes)
         if kind != "parquet":
             yield from open_lines(key, kind, cast(BinaryIO, stream))
             return
@@ -131,29 +131,4 @@ def _file_lines(path: str, kind: FileFormat, on_bytes: OnBytes) -> Iterator[byte
         on_bytes(os.path.getsize(path))
         return
     with open(path, "rb", buffering=0) as file:
-        yield from open_lines(path, kind, cast(BinaryIO, _Counted(cast(BinaryIO, file), on_bytes)))
-
-
-class _Counted:
-    """A file object for reading, no more, that tells how much was read. `head` comes first: it was read already."""
-
-    def __init__(self, stream: "BinaryIO | ChunkReader", on_bytes: OnBytes, head: bytes = b"") -> None:
-        self._stream = stream
-        self._on_bytes = on_bytes
-        self._head = head
-
-    def read(self, size: int = -1) -> bytes:
-        if self._head:
-            data = self._head if size < 0 else self._head[:size]
-            self._head = self._head[len(data) :]
-        else:
-            data = self._stream.read(size)
-        self._on_bytes(len(data))
-        return data
-
-    def close(self) -> None:
-        """Whoever opened the stream closes it."""
-
-
-def _ignore(num_bytes: int) -> None:
-    """Nobody asked."""
+        yield from open_lines(path, kind, cast(BinaryIO, Counted(cast(BinaryIO, file), on_bytes)))

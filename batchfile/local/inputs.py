@@ -9,13 +9,13 @@ import os
 import stat
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines import parse_request
-from batchfile.lines.file_formats import HEAD_BYTES, FileFormat, detect, file_chunks, open_lines
+from batchfile.lines.file_formats import HEAD_BYTES, ChunkReader, FileFormat, detect, file_chunks, open_lines
 from batchfile.lines.framing import iter_lines
 from batchfile.local.options import STDIN
 from batchfile.store.base import Store
@@ -78,11 +78,14 @@ def stamp_of(status: os.stat_result) -> str:
 def digest_of(source: Source) -> str:
     """sha256 of the file's own bytes. Raises: InvalidFile where it changes meanwhile."""
     assert source.path is not None
-    digest = hashlib.sha256()
-    for chunk in file_chunks(source.path):
-        digest.update(chunk)
+    digest = file_digest(source.path)
     check_untouched(source)
-    return digest.hexdigest()
+    return digest
+
+
+def file_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_untouched(source: Source) -> None:
@@ -154,7 +157,8 @@ def _requests(source: Source, limit: int | None) -> Iterable[bytes]:
     if source.format == "jsonl" and source.path is not None:
         lines: Iterable[bytes] = file_chunks(source.path)
     else:
-        lines = open_lines(source.path, source.format, _stdin_chunks(source))
+        stdin = Counted(sys.stdin.buffer, head=source.head) if source.path is None else None
+        lines = open_lines(source.path, source.format, cast(BinaryIO | None, stdin))
     return lines if limit is None else first_requests(lines, limit)
 
 
@@ -189,23 +193,25 @@ def _inspect_stdin(stream: BinaryIO) -> Source:
     return Source(path=None, format=detect("stdin", head), head=head)
 
 
-def _stdin_chunks(source: Source) -> BinaryIO | None:
-    return None if source.path is not None else _Rest(source.head, sys.stdin.buffer)  # type: ignore[return-value]
+class Counted:
+    """A file object for reading, no more, that tells how much was read. `head` comes first: it was read already."""
 
-
-class _Rest:
-    """A stream of which the first bytes were read already: a file object for reading, no more."""
-
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        self._head = head
+    def __init__(
+        self, stream: BinaryIO | ChunkReader, on_bytes: Callable[[int], None] | None = None, head: bytes = b""
+    ) -> None:
         self._stream = stream
+        self._on_bytes = on_bytes
+        self._head = head
 
     def read(self, size: int = -1) -> bytes:
         if self._head:
-            taken = self._head if size < 0 else self._head[:size]
-            self._head = self._head[len(taken) :]
-            return taken
-        return self._stream.read(size)
+            data = self._head if size < 0 else self._head[:size]
+            self._head = self._head[len(data) :]
+        else:
+            data = self._stream.read(size)
+        if self._on_bytes is not None:
+            self._on_bytes(len(data))
+        return data
 
     def close(self) -> None:
-        """The stream is the process's own."""
+        """Whoever opened the stream closes it."""

@@ -18,10 +18,10 @@ from batchfile.inbox import documents
 from batchfile.inbox.documents import File
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, FileRef
-from batchfile.lines.file_formats import file_chunks
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
+from batchfile.local.inputs import file_digest
 from batchfile.local.options import REPLACES
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.store.locks import close_in_children, is_locked, unlock
@@ -162,7 +162,7 @@ def _is_there(receipt: Receipt) -> bool:
     for facts in (receipt.output, receipt.errors):
         if facts is not None:
             try:
-                if os.path.getsize(facts.path) != facts.bytes or _digest(facts.path) != facts.sha256:
+                if os.path.getsize(facts.path) != facts.bytes or file_digest(facts.path) != facts.sha256:
                     return False
             except OSError:
                 return False
@@ -170,39 +170,26 @@ def _is_there(receipt: Receipt) -> bool:
 
 
 def _facts(path: str, num_lines: int) -> File:
-    return File(path=path, bytes=os.path.getsize(path), sha256=_digest(path), lines=num_lines)
+    return File(path=path, bytes=os.path.getsize(path), sha256=file_digest(path), lines=num_lines)
 
 
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    for chunk in file_chunks(path):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-class _replaced:
+@contextmanager
+def _replaced(path: str) -> Iterator[str]:
     """`with _replaced(path) as temporary`: what was written to `temporary` becomes `path` at the end, synced.
 
     One name per output, so that a killed run leaves at most one such file and the next one reuses it.
     """
-
-    def __init__(self, path: str) -> None:
-        folder, name = os.path.split(path)
-        self._path = path
-        self._folder = folder
-        self._temporary = os.path.join(folder, f".{name}.unfinished")
-
-    def __enter__(self) -> str:
-        return self._temporary
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is not None:
-            with suppress(OSError):
-                os.unlink(self._temporary)
-            return
-        _sync(self._temporary, os.O_RDONLY)
-        os.replace(self._temporary, self._path)
-        _sync(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.unfinished")
+    try:
+        yield temporary
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync(temporary, os.O_RDONLY)
+    os.replace(temporary, path)
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _sync(path: str, flags: int) -> None:

@@ -22,7 +22,7 @@ from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
-from batchfile.local.display import counted
+from batchfile.local.display import Progress, counted
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import Source, inspect, is_added_to
 from batchfile.local.options import STDOUT, Dtype, RunOptions
@@ -190,14 +190,14 @@ def run(
     logs.for_library()
     settings = load_settings()
     choice = choose_engine(settings, options)
-    say = _say if progress else _say_nothing
+    say: Callable[[str], None] = _say if progress else lambda text: None
     with ExitStack() as stack:
         session = open_session(stack, settings, options, choice, say)
         assert session.path is not None
         batch: BatchRecord | None = session.opened.batch
         if batch is not None and batch.state != "ended":
             worker = _Worker(say)
-            observer = Observer(say=say, on_runner=worker.on_runner, show=_shown if progress else _not_shown)
+            observer = Observer(say=say, on_runner=worker.on_runner, show=_shown if progress else nullcontext)
             grace_s = grace_s_of(settings, options.grace_s)
             batch = worker.run(lambda: work_on(session, choice, observer, grace_s=grace_s))
         if batch is None:
@@ -262,18 +262,8 @@ class _Worker:
 
 
 def _shown(look: Look) -> AbstractContextManager[object]:
-    from batchfile.local.display import Progress
-
     return Progress(look, is_json=False)
-
-
-def _not_shown(look: Look) -> AbstractContextManager[object]:
-    return nullcontext()
 
 
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
-
-
-def _say_nothing(text: str) -> None:
-    """Nobody looks."""
