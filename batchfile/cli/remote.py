@@ -13,10 +13,10 @@ import click
 from batchfile import logs
 from batchfile.cli.exits import Exit
 from batchfile.cli.progress import transfer
-from batchfile.client.base import BatchStatus, Remote
+from batchfile.client.base import Access, BatchStatus, Remote
 from batchfile.client.batch import Batch
-from batchfile.client.connection import Connection, open_remote
-from batchfile.errors import BatchFailed, OutputTaken
+from batchfile.client.connection import Connection, open_store_remote
+from batchfile.errors import BatchFailed, OutputTaken, SettingsError
 from batchfile.ledger.keys import is_pool_name
 from batchfile.local.options import STDOUT
 from batchfile.types import TENANT
@@ -33,18 +33,22 @@ class Where:
 
     @contextmanager
     def opened(self, name: str | None = None, *, writes: bool = False, is_new: bool = False) -> Iterator[Remote]:
-        """`name`: the batch that is meant. `is_new`: the store may have none yet."""
+        """A service's where there is a `url`, else a store's: named, set, or beside the output `name`.
+
+        `writes`: something will be changed; a bucket is proven fit first. `is_new`: a directory that is not there yet
+        is made, and a batch lives as long as a service's.
+        """
         logs.for_command()
-        remote = open_remote(
-            url=self.url,
-            api_key=self.api_key,
-            store=self.store,
-            tenant=self.tenant,
-            on_wait=lambda message: click.echo(f"waiting: {message}", err=True),
-            name=name,
-            writes=writes,
-            is_new=is_new,
-        )
+        remote: Remote
+        if self.url is not None and self.store is not None:
+            raise SettingsError("--url and --store name two places; give one of them")
+        if self.url is not None:
+            from batchfile.client.http import HttpRemote
+
+            remote = HttpRemote(self.url, self.api_key, lambda message: click.echo(f"waiting: {message}", err=True))
+        else:
+            access: Access = "create" if is_new else "write" if writes else "read"
+            remote = open_store_remote(self.store, self.tenant, access, name)
         try:
             yield remote
         finally:

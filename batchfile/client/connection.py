@@ -60,32 +60,6 @@ def connect(
     return Connection(lambda access: open_store_remote(place, tenant, access))
 
 
-def open_remote(
-    *,
-    url: str | None,
-    api_key: str | None,
-    store: str | None,
-    tenant: str,
-    on_wait: Callable[[str], None],
-    name: str | None = None,
-    writes: bool = False,
-    is_new: bool = False,
-) -> Remote:
-    """A service's where there is a `url`, else a store's: named, set, or beside the output `name`.
-
-    `on_wait` hears of a service that is waited for. `writes`: something will be changed; a bucket is proven fit first.
-    `is_new`: a directory that is not there yet is made, and a batch lives as long as a service's.
-    Raises: SettingsError, StoreUnfit, StoreUnavailable; ServiceUnavailable only when it is asked.
-    """
-    if url is not None and store is not None:
-        raise SettingsError("--url and --store name two places; give one of them")
-    if url is not None:
-        from batchfile.client.http import HttpRemote
-
-        return HttpRemote(url, api_key, on_wait)
-    return open_store_remote(store, tenant, "create" if is_new else "write" if writes else "read", name)
-
-
 def open_store_remote(
     place: "str | os.PathLike[str] | Store | None", tenant: str, access: Access, name: str | None = None
 ) -> Remote:
