@@ -20,8 +20,8 @@ from batchfile.ledger.heartbeats import sweep_presence
 from batchfile.ledger.idempotency import sweep_idempotency
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside
+from batchfile.ledger.shards import settle
 from batchfile.ledger.status import BatchStatus, StatusReader
-from batchfile.ledger.turn import settle
 from batchfile.plan import pending
 
 log = structlog.get_logger()

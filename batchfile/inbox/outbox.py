@@ -28,12 +28,11 @@ from batchfile.errors import (
 from batchfile.inbox import documents
 from batchfile.inbox.documents import ERRORS, KINDS, RECEIPT, REJECTED, RESULTS, RESULTS_PARQUET, STATUS
 from batchfile.inbox.records import ClaimRecord, DroppedFile, dropped_file
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.records import BatchRecord, BatchState, FileRef, LineError, Plan, ShardRecord
-from batchfile.ledger.turn import Lease
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
@@ -132,17 +131,17 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
         found = load(ledger, key, ShardRecord)
         if found is not None and found.record.state == "done":
             return True
-    turn = Lease.take(ledger, key, keys.OUTBOX_POOL, runner)
-    if turn is None:
+    held = shards.claim_task(ledger, batch, key, keys.OUTBOX_POOL, runner=runner)
+    if held is None:
         return False
     try:
-        is_written = _Publication(ledger, batch, dropped, turn.beat).write()
-        turn.finish()
+        is_written = _Publication(ledger, batch, dropped, lambda: shards.beat(ledger, held)).write()
+        shards.finish(ledger, held)
     except (LeaseLost, PreconditionFailed):
-        turn.give_back()  # where it is still ours, the next try finds out whose the outbox is
+        shards.give_back(ledger, held)  # where it is still ours, the next try finds out whose the outbox is
         return False
     except BatchfileError:
-        turn.give_back()
+        shards.give_back(ledger, held)
         raise
     if is_written:
         log.info("outbox.written", batch_id=batch.batch_id, key=dropped.key)

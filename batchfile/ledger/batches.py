@@ -16,7 +16,6 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef, Plan, ShardRecord
-from batchfile.ledger.turn import Lease
 from batchfile.types import TENANT, Defaults, RoutingTable
 
 log = structlog.get_logger()
@@ -234,7 +233,7 @@ def finish(
     if not batch.plan_key:
         return _end_unplanned(ledger, batch_id)
     # While one process ends it, all the others ask again and again whether it has ended: that must cost little.
-    if Lease.is_held(ledger, keys.assembly_key(batch_id)):
+    if shards.is_held(ledger, keys.assembly_key(batch_id)):
         return None
     try:
         plan = read_plan(ledger, batch)
@@ -242,8 +241,8 @@ def finish(
         return _end_without_plan(ledger, batch, error)
     if batch.state == "open" and not _is_begun(ledger, batch, plan):
         return None
-    turn = Lease.take(ledger, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner)
-    made = None if turn is None else _assemble(ledger, batch_id, plan, turn, is_stopped)
+    held = shards.claim_task(ledger, batch, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner=runner)
+    made = None if held is None else _assemble(ledger, held, plan, is_stopped)
     return None if made is None else _conclude(ledger, batch, plan, made)
 
 
@@ -258,18 +257,16 @@ def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -
     return ended
 
 
-def _assemble(
-    ledger: Ledger, batch_id: str, plan: Plan, turn: Lease, is_stopped: Callable[[], bool]
-) -> Assembled | None:
+def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callable[[], bool]) -> Assembled | None:
     """None where a shard is not done yet, where someone else has the turn now, or has ended the batch before."""
 
     def beat() -> None:
         if is_stopped():
             raise _Stopped
-        turn.beat()
+        shards.beat(ledger, held)
 
     try:
-        batch = read_batch(ledger, batch_id)  # as it is now that it is our turn
+        batch = read_batch(ledger, held.batch.batch_id)  # as it is now that it is our turn
         if batch is None or batch.state == "ended":
             return None
         if batch.state == "ending":
@@ -281,12 +278,12 @@ def _assemble(
     except LeaseLost:
         return None
     except _Stopped:
-        turn.give_back()
+        shards.give_back(ledger, held)
         return None
     except BatchfileError:
-        turn.give_back()
+        shards.give_back(ledger, held)
         raise
-    turn.give_back()
+    shards.give_back(ledger, held)
     return None
 
 

@@ -1,19 +1,28 @@
-"""The verbs of a shard's holder: claim, checkpoint, release. Each is one conditional write.
+"""The one lease, and the verbs of its holder: claim, checkpoint, release. Each is one conditional write.
 
-Knows no engine and no thread. A holder that loses a write has lost the shard and drops it at once.
+What one process does for a whole batch (plan it, assemble it, publish it) is a task: a lease on a pseudo-shard of one
+line. Knows no engine and no thread. A holder that loses a write has lost the record and drops its work at once.
 """
 
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import structlog
 
-from batchfile.errors import LeaseLost, RecordDamaged, ShardClosed, StoreError
+from batchfile.errors import (
+    BatchDamaged,
+    LeaseLost,
+    RecordDamaged,
+    RecordNewer,
+    ShardClosed,
+    StoreError,
+    StoreUnavailable,
+)
 from batchfile.ledger import bitmaps, keys, lease
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.ledger.cas import ATTEMPTS_MAX, Lost, Stored, load, swap
 from batchfile.ledger.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
 from batchfile.lines.result import FinishedLine, encode_part
 from batchfile.types import Counts, Usage
@@ -21,13 +30,19 @@ from batchfile.types import Counts, Usage
 log = structlog.get_logger()
 
 DISPATCH_SHARE_OF_TTL = 2 / 3  # a holder that could not write for this long stops dispatching
+RETURN_S = 1.0  # between two tries to give a task back; doubles, up to a share of the lease
+RETURN_SHARE_OF_TTL = 1 / 3
+SETTLE_ATTEMPTS = 2  # the first is refused where the holder was asked meanwhile
+
+TASK_RANGE = Range(start=0, end=0, first=0, first_row=1, num_lines=1)
 
 
 @dataclass(slots=True, kw_only=True)
-class ShardLease:
-    """A shard in its holder's hands. Changed only by the verbs below, by one thread at a time.
+class Lease:
+    """A shard, or a task, in its holder's hands. Changed only by the verbs below, by one thread at a time.
 
-    `written_at`: the holder's monotonic clock from before the last write that succeeded was sent.
+    `seq`: of the last write that was tried, since two with one number could not be told apart. `written_at`: the
+    holder's monotonic clock from before the last write that succeeded was sent. `num_parts`: that were written.
     """
 
     batch: BatchRecord
@@ -36,7 +51,7 @@ class ShardLease:
     stored: Stored[ShardRecord]
     seq: int
     written_at: float
-    num_parts: int = field(default=0)
+    num_parts: int = 0
 
     @property
     def record(self) -> ShardRecord:
@@ -51,7 +66,7 @@ class ShardLease:
         return now_monotonic - self.written_at < ttl_s * DISPATCH_SHARE_OF_TTL
 
 
-def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, runner: str) -> ShardLease | ShardState:
+def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, runner: str) -> Lease | ShardState:
     """Take shard `n` of `pool` if it is free; else the state in which it was found. Raises: StoreUnavailable."""
     key = keys.shard_key(batch.batch_id, pool, n)
     sent_at = ledger.clock.monotonic()
@@ -60,9 +75,7 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
     taken = take(ledger, key, found, fresh)
     if taken is None:
         return "leased" if found is None else found.record.state
-    held = ShardLease(
-        batch=batch, range=plan.ranges[n], key=key, stored=taken, seq=taken.record.seq, written_at=sent_at
-    )
+    held = Lease(batch=batch, range=plan.ranges[n], key=key, stored=taken, seq=taken.record.seq, written_at=sent_at)
     if found is None:
         # Whoever ends the batch may have looked at this shard before it had a record.
         now = load(ledger, keys.batch_key(batch.batch_id), BatchRecord)
@@ -75,6 +88,26 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
     return held
 
 
+def claim_task(
+    ledger: Ledger, batch: BatchRecord, key: str, pool: str, *, runner: str, counts: bool = False
+) -> Lease | None:
+    """Take what one process does for the whole batch. None: it is someone else's. `pool`: the pseudo-pool's name.
+
+    `counts`: the end of its holder counts against the work, so that a silent holder is asked before it does.
+    """
+    sent_at = ledger.clock.monotonic()
+    fresh = lease.fresh(pool, 0, TASK_RANGE.num_lines, lease=ledger.new_id(), runner=runner)
+    fresh = replace(fresh, has_dispatched=True, bisect_set=(0,) if counts else ())
+    try:
+        taken = take(ledger, key, load(ledger, key, ShardRecord), fresh)
+    except RecordDamaged as damage:  # it only says whose turn it is: nothing is lost with it
+        written = swap(ledger, key, fresh, damage)
+        taken = None if isinstance(written, Lost) else written
+    if taken is None:
+        return None
+    return Lease(batch=batch, range=TASK_RANGE, key=key, stored=taken, seq=taken.record.seq, written_at=sent_at)
+
+
 def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: ShardRecord) -> Stored[ShardRecord] | None:
     """Put `fresh` where nothing was found; else take over what was found, if the rules allow it and we win.
 
@@ -84,9 +117,10 @@ def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: Sha
     if found is None:
         taken = swap(ledger, key, fresh, None)
     else:
-        if not is_free(ledger, found):
+        is_owner_dead = _is_owner_dead(ledger, found.record)
+        if not _is_claimable(ledger, found, is_owner_dead):
             return None
-        if lease.must_ask(found.record, is_owner_dead=_is_dead(ledger, found.record)):
+        if lease.must_ask(found.record, is_owner_dead=is_owner_dead):
             swap(ledger, key, lease.doubted(found.record), found)
             return None
         claimed = lease.claimed(found.record, lease=fresh.lease, runner=fresh.runner)
@@ -96,20 +130,30 @@ def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: Sha
 
 def is_free(ledger: Ledger, found: Stored[ShardRecord]) -> bool:
     """May this record be taken over now?"""
-    is_process_dead = _is_dead(ledger, found.record)
-    return lease.is_claimable(
-        found.record, age_s=found.age_s, ttl_s=ledger.limits.lease_ttl_s, is_owner_dead=is_process_dead
-    )
+    return _is_claimable(ledger, found, _is_owner_dead(ledger, found.record))
 
 
-def _is_dead(ledger: Ledger, record: ShardRecord) -> bool:
+def is_held(ledger: Ledger, key: str) -> bool:
+    """Is this task someone's now? One read, for whoever would prepare for long before taking it."""
+    with suppress(RecordDamaged):
+        found = load(ledger, key, ShardRecord)
+        return found is not None and not is_free(ledger, found)
+    return False
+
+
+def _is_claimable(ledger: Ledger, found: Stored[ShardRecord], is_owner_dead: bool) -> bool:
+    ttl_s = ledger.limits.lease_ttl_s
+    return lease.is_claimable(found.record, age_s=found.age_s, ttl_s=ttl_s, is_owner_dead=is_owner_dead)
+
+
+def _is_owner_dead(ledger: Ledger, record: ShardRecord) -> bool:
     """Does the store know it?"""
     return record.state == "leased" and ledger.store.is_process_dead(record.runner)
 
 
 def checkpoint(
     ledger: Ledger,
-    held: ShardLease,
+    held: Lease,
     finished: Sequence[FinishedLine] = (),
     *,
     has_dispatched: bool,
@@ -144,10 +188,74 @@ def checkpoint(
     _rewrite(ledger, held, wanted, part)
 
 
-def release(ledger: Ledger, held: ShardLease) -> None:
+def release(ledger: Ledger, held: Lease) -> None:
     """Put the shard back for anyone to claim at once. Raises: LeaseLost, StoreUnavailable."""
+    _rewrite(ledger, held, _released(held))
+
+
+def beat(ledger: Ledger, held: Lease) -> None:
+    """Renew a task when a checkpoint is due. Raises: LeaseLost where it is someone else's now."""
+    if ledger.clock.monotonic() - held.written_at >= ledger.limits.checkpoint_s:
+        with suppress(StoreUnavailable):  # the next one tries again; an expired lease costs the work again, no result
+            _rewrite(ledger, held, _renewed(held))
+
+
+def finish(ledger: Ledger, held: Lease) -> None:
+    """The task is done, and is never taken again. Raises: StoreUnavailable."""
+    swap(ledger, held.key, replace(_renewed(held), state="done"), held.stored)
+
+
+def leave(ledger: Ledger, held: Lease) -> None:
+    """Let the lease expire and count, without anybody being asked: this process lives, and its work has failed."""
+    with suppress(StoreError, BatchDamaged):
+        swap(ledger, held.key, lease.doubted(_renewed(held)), held.stored)
+
+
+def give_back(ledger: Ledger, held: Lease) -> None:
+    """Let the next try at a task begin at once. What the store does not take now is owed: `settle`."""
+    due_at, pause_s = float("-inf"), RETURN_S
+
+    def is_settled() -> bool:
+        nonlocal due_at, pause_s
+        now = ledger.clock.monotonic()
+        if now < due_at:
+            return False
+        if _is_returned(ledger, held, SETTLE_ATTEMPTS):
+            return True
+        due_at, pause_s = now + pause_s, min(2 * pause_s, ledger.limits.lease_ttl_s * RETURN_SHARE_OF_TTL)
+        return False
+
+    if not _is_returned(ledger, held, ATTEMPTS_MAX):
+        ledger.owed.append(is_settled)
+
+
+def settle(ledger: Ledger) -> None:
+    """Give back what this process could not give back before. To be called every few seconds."""
+    for _ in range(len(ledger.owed)):
+        with suppress(IndexError):  # another thread is at it too
+            is_settled = ledger.owed.popleft()
+            if not is_settled():
+                ledger.owed.append(is_settled)
+
+
+def _is_returned(ledger: Ledger, held: Lease, attempts_max: int) -> bool:
+    """Is it given back, or lost anyway?"""
+    try:
+        with suppress(RecordDamaged, RecordNewer):
+            swap(ledger, held.key, _released(held), held.stored, attempts_max=attempts_max)
+    except StoreError:
+        return False
+    return True
+
+
+def _released(held: Lease) -> ShardRecord:
     held.seq += 1
-    _rewrite(ledger, held, lease.released(held.record, seq=held.seq))
+    return lease.released(held.record, seq=held.seq)
+
+
+def _renewed(held: Lease) -> ShardRecord:
+    held.seq += 1
+    return replace(held.record, seq=held.seq, is_doubted=False)
 
 
 def close(
@@ -208,7 +316,7 @@ def write_part(ledger: Ledger, key: str, lines: Sequence[FinishedLine]) -> PartR
     return PartRef(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def _write_part(ledger: Ledger, held: ShardLease, finished: Sequence[FinishedLine]) -> PartRef:
+def _write_part(ledger: Ledger, held: Lease, finished: Sequence[FinishedLine]) -> PartRef:
     record = held.record
     # A key is used once: an earlier try of the same checkpoint may be named by a record whose answer was lost.
     held.num_parts += 1
@@ -235,7 +343,7 @@ def _totals(lines: Sequence[FinishedLine]) -> tuple[Counts, Usage]:
     return Counts(**by_status), usage
 
 
-def _rewrite(ledger: Ledger, held: ShardLease, wanted: ShardRecord, part: PartRef | None = None) -> None:
+def _rewrite(ledger: Ledger, held: Lease, wanted: ShardRecord, part: PartRef | None = None) -> None:
     """`part`: what was written for it."""
     sent_at = ledger.clock.monotonic()
     written = swap(ledger, held.key, wanted, held.stored)

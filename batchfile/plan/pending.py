@@ -20,13 +20,13 @@ from batchfile.errors import (
     StoreError,
     TooLarge,
 )
-from batchfile.ledger import batches, expiry, keys, rejections
+from batchfile.ledger import batches, expiry, keys, rejections, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, Planned
 from batchfile.ledger.cas import Lost, swap, update_batch
 from batchfile.ledger.origin import Source
 from batchfile.ledger.records import BatchRecord, EndReason, LineError, PlanRules
-from batchfile.ledger.turn import Lease
+from batchfile.ledger.shards import Lease
 from batchfile.plan.conversion import readable
 from batchfile.plan.line_problems import LineProblems
 from batchfile.plan.planner import plan_input
@@ -101,37 +101,38 @@ def plan(
     if expiry.is_over(ledger, batch):
         batches.end(ledger, batch_id, "expired")
         return batches.finish(ledger, batch_id, runner=runner)
-    turn = Lease.take(ledger, keys.planning_key(batch_id), keys.PLANNING_POOL, runner, counts=True)
-    if turn is None:
+    held = shards.claim_task(ledger, batch, keys.planning_key(batch_id), keys.PLANNING_POOL, runner=runner, counts=True)
+    if held is None:
         return None
-    if turn.crash_count >= CRASHES_MAX:
-        return _fail(ledger, batch, (_poison(batch, turn.crash_count),), "failed")
-    return _plan_held(ledger, batch, turn, is_stopped)
+    if held.record.crash_count >= CRASHES_MAX:
+        return _fail(ledger, batch, (_poison(batch, held.record.crash_count),), "failed")
+    return _plan_held(ledger, held, is_stopped)
 
 
-def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Lease, is_stopped: Callable[[], bool]) -> BatchRecord | None:
+def _plan_held(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> BatchRecord | None:
+    batch = held.batch
     endpoint = _endpoint(batch)
     problems = None if endpoint is None else LineProblems(endpoint)
 
     def beat() -> None:
         if is_stopped():
             raise _Stopped
-        turn.beat()
+        shards.beat(ledger, held)
 
     try:
         planned = _read(ledger, batch, problems, beat)
     except LeaseLost:
         return None
     except _Stopped:  # given back: the end of this process says nothing about the file
-        turn.give_back()
+        shards.give_back(ledger, held)
         return None
     except ConverterKilled as error:  # not given back: it counts as a lapse, and the next try waits for that
-        turn.leave()
+        shards.leave(ledger, held)
         log.error("planning.killed", batch_id=batch.batch_id, error=str(error))
         return None
     except BatchfileError as error:
         if not _is_fault(ledger, batch, error):
-            turn.give_back()
+            shards.give_back(ledger, held)
             raise
         errors = () if problems is None else tuple(problems.found)
         is_other = problems is None and isinstance(error, ObjectChanged | ObjectMissing)
@@ -139,7 +140,7 @@ def _plan_held(ledger: Ledger, batch: BatchRecord, turn: Lease, is_stopped: Call
     try:
         return _open(ledger, batch, planned)
     except StoreError:
-        turn.give_back()  # only an end of this process may count against the file
+        shards.give_back(ledger, held)  # only an end of this process may count against the file
         raise
 
 

@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass, field
 
 from batchfile.engine.base import Prepared
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine
 from batchfile.runner.schemas.output_schema import OutputSchema
 from batchfile.types import Request
@@ -22,7 +22,7 @@ class ActiveShard:
     committed, and are tried again then.
     """
 
-    held: ShardLease
+    held: Lease
     left: int
     output_schema: OutputSchema | None = None
     needs_answer: bool = False

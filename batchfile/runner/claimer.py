@@ -18,7 +18,7 @@ from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, ShardState
 from batchfile.ledger.set_aside import PAUSE_S_MAX, SetAside
-from batchfile.ledger.shards import ShardLease, claim, is_free
+from batchfile.ledger.shards import Lease, claim, is_free
 from batchfile.runner.tenant_turns import Turns
 from batchfile.store.base import Entry
 
@@ -129,7 +129,7 @@ class Claims:
         """Is there something that the next claim would look at, new batches or shards that may be free by now?"""
         return bool(self._new or self._candidates())
 
-    def next(self) -> ShardLease | None:
+    def next(self) -> Lease | None:
         """One more shard, or None where none was found free.
 
         Raises: StoreError where the queue cannot be listed; BatchDamaged and StoreError of the batch `only`.
@@ -210,7 +210,7 @@ class Claims:
         weights = [10 - view.priority for view in candidates]
         return self._ledger.rng.choices(candidates, weights)[0]
 
-    def _try(self, view: BatchView) -> ShardLease | None:
+    def _try(self, view: BatchView) -> Lease | None:
         try:
             if not view.todo:
                 now = self._ledger.clock.monotonic()
@@ -233,7 +233,7 @@ class Claims:
             self._unread.add(batch_id)
             self._list_at = min(self._list_at, self._ledger.clock.monotonic() + pause_s)
 
-    def _claim_in(self, view: BatchView) -> ShardLease | None:
+    def _claim_in(self, view: BatchView) -> Lease | None:
         while view.todo:
             n = view.todo.pop()
             try:
@@ -245,7 +245,7 @@ class Claims:
                     raise
                 log.error("shard.unreadable", batch_id=view.batch.batch_id, shard=n, error=str(error))
                 continue
-            if isinstance(held, ShardLease):
+            if isinstance(held, Lease):
                 view.settle(n)
                 view.has_held = True
                 return held

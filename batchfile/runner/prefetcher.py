@@ -26,7 +26,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.repin import repin
 from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.lines import custom_id_of, parse_request
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import iter_lines
@@ -161,7 +161,7 @@ class Prefetcher:
     def _is_ready(self) -> bool:
         return self.has_engine and not self.is_stopped
 
-    def _feed(self, held: ShardLease) -> None:
+    def _feed(self, held: Lease) -> None:
         record = held.record
         log.info(
             "shard.claimed",
@@ -235,7 +235,7 @@ class Prefetcher:
             self._ready_queue.push(items, new_generation=new_generation)
             self._changed.notify_all()
 
-    def _own_lines(self, held: ShardLease, wanted: int) -> list[OwnLine]:
+    def _own_lines(self, held: Lease, wanted: int) -> list[OwnLine]:
         span, batch = held.range, held.batch
         chunks = self._ledger.store.stream(batch.input.key, span.start, span.end, match=batch.input.etag)
         wanted &= ~bitmaps.parse(span.rejected)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import IN_FLIGHT, Ledger
 from batchfile.ledger.records import BatchRecord, Plan
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
@@ -77,7 +77,7 @@ def work(ledger: Ledger, batch: BatchRecord, plan: Plan, numbers: Iterable[int])
     answer = Completion(choices=(Choice("an answer", "end_turn"),), usage=Usage())
     for n in numbers:
         held = shards.claim(ledger, batch, plan, POOL, n, runner="r")
-        assert isinstance(held, ShardLease)
+        assert isinstance(held, Lease)
         lines = [
             FinishedLine(line, "succeeded", encode_result(f"r{n * LINES_A_SHARD + line}", answer, "m"), Usage())
             for line in range(LINES_A_SHARD)

@@ -21,7 +21,7 @@ from typing import Any
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, InputRef, Plan, Range, encode
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.lines.result import FinishedLine
 from batchfile.plan.ranges import Planned
@@ -58,7 +58,7 @@ class Row:
         return is_quick and self.warm_requests <= allowed and self.changed_requests <= allowed + NUM_CHANGED
 
 
-def build(ledger: Ledger, num_shards: int) -> list[ShardLease]:
+def build(ledger: Ledger, num_shards: int) -> list[Lease]:
     """A batch of which every shard is held and half done."""
     ranges = tuple(
         Range(
@@ -85,14 +85,14 @@ def build(ledger: Ledger, num_shards: int) -> list[ShardLease]:
     return [_half_done(ledger, batch, plan, n) for n in range(num_shards)]
 
 
-def _half_done(ledger: Ledger, batch: BatchRecord, plan: Plan, n: int) -> ShardLease:
+def _half_done(ledger: Ledger, batch: BatchRecord, plan: Plan, n: int) -> Lease:
     held = shards.claim(ledger, batch, plan, POOL, n, runner="bench")
-    assert isinstance(held, ShardLease)
+    assert isinstance(held, Lease)
     answer(ledger, held, range(0, REQUESTS_A_SHARD, 2))
     return held
 
 
-def answer(ledger: Ledger, held: ShardLease, places: range) -> None:
+def answer(ledger: Ledger, held: Lease, places: range) -> None:
     usage = Usage(input_tokens=100, output_tokens=10)
     shards.checkpoint(ledger, held, [FinishedLine(n, "succeeded", b"{}", usage) for n in places], has_dispatched=True)
 

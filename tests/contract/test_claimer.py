@@ -13,7 +13,7 @@ from batchfile.errors import StoreUnavailable
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.plan.planner import plan_input
 from batchfile.plan.ranges import Planned
 from batchfile.runner.claimer import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
@@ -55,7 +55,7 @@ class World:
         return sum(figure.num for call, figure in self.store.figures().items() if verb in {None, call.verb})
 
 
-def every(claims: Claims) -> Iterator[ShardLease]:
+def every(claims: Claims) -> Iterator[Lease]:
     """All that is free now."""
     while True:
         held = claims.next()

@@ -12,7 +12,6 @@ from batchfile.ledger import batches, damage, idempotency, keys, shards
 from batchfile.ledger.cas import READS_MAX, Lost, load, swap
 from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.turn import Lease
 from batchfile.settings import load_settings
 from batchfile.store.base import Object
 from tests.contract.test_status import World
@@ -146,7 +145,7 @@ def test_a_damaged_record_of_whose_turn_it_is_holds_up_nothing() -> None:
     world = World()
     world.create("b", 4)
     world.store.put(keys.assembly_key("b"), b"\0\0\0")
-    assert not Lease.is_held(world.ledger, keys.assembly_key("b"))
+    assert not shards.is_held(world.ledger, keys.assembly_key("b"))
     batches.end(world.ledger, "b", "canceled")
     ended = batches.finish(world.ledger, "b", runner="s")
     assert ended is not None

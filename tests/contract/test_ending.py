@@ -14,7 +14,7 @@ from batchfile.ledger import assemble, batches, shards
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, FileRef
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
@@ -66,7 +66,7 @@ class World:
         """These shards are done, in two parts each; of each the line `failed` was errored."""
         for n in numbers:
             held = shards.claim(self.ledger, self.batch, self.plan, POOL, n, runner="r")
-            assert isinstance(held, ShardLease)
+            assert isinstance(held, Lease)
             for lines in (range(1), range(1, LINES_A_SHARD)):
                 shards.checkpoint(self.ledger, held, [result(n, line, failed) for line in lines], has_dispatched=True)
 
@@ -183,7 +183,7 @@ def test_who_finds_a_shard_in_work_gives_the_turn_back() -> None:
     world = World()
     world.work(*range(NUM_SHARDS - 1))
     held = shards.claim(world.ledger, world.batch, world.plan, POOL, NUM_SHARDS - 1, runner="r")
-    assert isinstance(held, ShardLease)
+    assert isinstance(held, Lease)
     assert batches.finish(world.ledger, BATCH, runner="one") is None
     last = [result(NUM_SHARDS - 1, line, None) for line in range(LINES_A_SHARD)]
     shards.checkpoint(world.ledger, held, last, has_dispatched=True)
@@ -229,13 +229,13 @@ def test_a_turn_that_is_lost_while_shards_are_closed_ends_nothing(monkeypatch: p
     batches.end(world.ledger, BATCH, "canceled")
     num_beats = 0
 
-    def lose(turn: object) -> None:
+    def lose(ledger: Ledger, held: Lease) -> None:
         nonlocal num_beats
         num_beats += 1
         if num_beats == NUM_SHARDS // 2:
             raise LeaseLost("someone else does this now")
 
-    monkeypatch.setattr("batchfile.ledger.turn.Lease.beat", lose)
+    monkeypatch.setattr("batchfile.ledger.shards.beat", lose)
     assert batches.finish(world.ledger, BATCH, runner="r") is None
     monkeypatch.undo()
     now = batches.read_batch(world.ledger, BATCH)
@@ -250,7 +250,7 @@ def test_a_close_that_meets_a_claim_it_did_not_expect_fences_it() -> None:
     """A listing is a hint: it may not show a record yet."""
     world = World()
     held = shards.claim(world.ledger, world.batch, world.plan, POOL, 0, runner="r")
-    assert isinstance(held, ShardLease)
+    assert isinstance(held, Lease)
     shards.checkpoint(world.ledger, held, [result(0, 0, None)], has_dispatched=True)
     closed = shards.close(world.ledger, BATCH, world.plan, POOL, 0, reason="canceled", is_new=True)
     assert (closed.state, len(closed.parts)) == ("closed", 1)
@@ -295,7 +295,7 @@ def removed(world: World) -> None:
 def test_a_holder_that_wakes_when_all_is_removed_leaves_nothing() -> None:
     world = World()
     held = shards.claim(world.ledger, world.batch, world.plan, POOL, 0, runner="r")
-    assert isinstance(held, ShardLease)
+    assert isinstance(held, Lease)
     batches.end(world.ledger, BATCH, "canceled")
     removed(world)
     with pytest.raises(LeaseLost):
@@ -331,12 +331,12 @@ def test_a_part_that_a_later_owner_s_record_names_stays() -> None:
     """The answer to its checkpoint was lost, the shard went to another: the lease is lost, and the part is not."""
     world = World()
     held = shards.claim(world.ledger, world.batch, world.plan, POOL, 0, runner="r")
-    assert isinstance(held, ShardLease)
+    assert isinstance(held, Lease)
     stale = replace(held)  # as it is before its checkpoint
     shards.checkpoint(world.ledger, held, [result(0, 0, None)], has_dispatched=True)
     world.clock.sleep(world.ledger.limits.lease_ttl_s)
     other = shards.claim(world.ledger, world.batch, world.plan, POOL, 0, runner="other")
-    assert isinstance(other, ShardLease)
+    assert isinstance(other, Lease)
     with pytest.raises(LeaseLost):
         shards.checkpoint(world.ledger, stale, [result(0, 0, None)], has_dispatched=True)
     assert world.inner.get(other.record.parts[0].key) is not None

@@ -16,7 +16,7 @@ from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import BatchRecord, PresenceRecord
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine
 from batchfile.plan.planner import plan_input
 from batchfile.store.base import Object
@@ -57,7 +57,7 @@ class World:
         assert batch is not None
         plan = batches.read_plan(self.ledger, batch)
         held = shards.claim(self.ledger, batch, plan, pool, 0, runner="r")
-        assert isinstance(held, ShardLease)
+        assert isinstance(held, Lease)
         (line,) = range(held.record.num_lines)
         shards.checkpoint(self.ledger, held, [FinishedLine(line, "succeeded", b"{}")], has_dispatched=True)
 

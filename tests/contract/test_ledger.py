@@ -19,9 +19,8 @@ from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.keys import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
 from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.turn import Lease
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.plan import ranges as plan_ranges
 from batchfile.plan.planner import plan_input
@@ -72,10 +71,10 @@ class World:
         assert found is not None
         return found.record
 
-    def claim(self, n: int = 0, pool: str = "local", runner: str = "r1") -> ShardLease:
+    def claim(self, n: int = 0, pool: str = "local", runner: str = "r1") -> Lease:
         plan = batches.read_plan(self.ledger, self.batch)
         held = shards.claim(self.ledger, self.batch, plan, pool, n, runner=runner)
-        assert isinstance(held, ShardLease)
+        assert isinstance(held, Lease)
         return held
 
     def run(self, runner: str = "r1", pool: str = "local") -> None:
@@ -375,7 +374,7 @@ def test_a_turn_ends_although_the_answer_to_its_last_beat_was_lost(monkeypatch: 
     world = World()
     world.create([line(0)])
     key = assembly_key(BATCH)
-    turn = Lease.take(world.ledger, key, "_assembly", "r1")
+    turn = shards.claim_task(world.ledger, world.batch, key, "_assembly", runner="r1")
     assert turn is not None
     put = world.store.put
 
@@ -389,9 +388,9 @@ def test_a_turn_ends_although_the_answer_to_its_last_beat_was_lost(monkeypatch: 
 
     monkeypatch.setattr(world.store, "put", put_and_fall_silent)
     world.clock.sleep(world.ledger.limits.checkpoint_s)
-    turn.beat()
+    shards.beat(world.ledger, turn)
     monkeypatch.undo()
-    turn.finish()
+    shards.finish(world.ledger, turn)
     found = load(world.ledger, key, ShardRecord)
     assert found is not None
     assert found.record.state == "done"

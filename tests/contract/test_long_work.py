@@ -23,7 +23,7 @@ from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.lines.formats.openai_chat import URL
 from batchfile.lines.result import FinishedLine
 from batchfile.long_work import LongWork, is_long
@@ -102,7 +102,7 @@ class World:
         plan = batches.read_plan(self.ledger, batch)
         for n in range(len(plan.ranges)):
             held = shards.claim(self.ledger, batch, plan, POOL, n, runner="r")
-            assert isinstance(held, ShardLease)
+            assert isinstance(held, Lease)
             lines = [FinishedLine(line, "succeeded", b"{}", Usage()) for line in range(held.range.num_lines)]
             shards.checkpoint(self.ledger, held, lines, has_dispatched=True)
 

@@ -11,12 +11,11 @@ from batchfile.errors import BatchDamaged, InvalidFile
 from batchfile.files import stored_files
 from batchfile.files.stored_files import FileRecord, source
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
-from batchfile.ledger.turn import Lease
 from batchfile.plan import pending
 from batchfile.plan import planner as planner_module
 from batchfile.store.memory import MemoryStore
@@ -79,7 +78,8 @@ def test_a_janitor_plans_what_nobody_planned() -> None:
 def test_while_one_plans_the_others_leave_it_and_take_over_when_it_is_silent() -> None:
     world = World()
     world.create()
-    assert Lease.take(world.ledger, keys.planning_key("b"), keys.PLANNING_POOL, "first") is not None
+    key = keys.planning_key("b")
+    assert shards.claim_task(world.ledger, world.read(), key, keys.PLANNING_POOL, runner="first") is not None
     assert pending.plan(world.ledger, "b", runner="second") is None
     world.clock.sleep(world.ledger.limits.lease_ttl_s)
     taken = pending.plan(world.ledger, "b", runner="second")

@@ -79,7 +79,7 @@ def checkpointer(ledger: Ledger) -> Checkpointer:
     works = []
     for n in range(NUM_SHARDS):
         held = shards.claim(ledger, batch, planned.plan, "local", n, runner="r")
-        assert isinstance(held, shards.ShardLease)
+        assert isinstance(held, shards.Lease)
         works.append(ActiveShard(held=held, left=32))
     return Checkpointer(ledger, Claims(ledger, "local", "r"), works, RunnerStats(), lambda work: None, SetAside(ledger))
 

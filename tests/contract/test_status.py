@@ -14,7 +14,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.demand import Scale, read_scale
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import BatchRecord, PresenceRecord
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import BatchStatus, PoolProgress, StatusReader
 from batchfile.lines.formats.stage import processing_status
 from batchfile.lines.result import FinishedLine, encode_result
@@ -51,14 +51,14 @@ class World:
         draft = batches.Draft(batch_id=batch_id, routing=TWO_POOLS, defaults=Defaults())
         return batches.create(self.ledger, draft, planned)
 
-    def claim(self, batch_id: str, pool: str, n: int) -> ShardLease:
+    def claim(self, batch_id: str, pool: str, n: int) -> Lease:
         batch = batches.read_batch(self.ledger, batch_id)
         assert batch is not None
         held = shards.claim(self.ledger, batch, batches.read_plan(self.ledger, batch), pool, n, runner="r1")
-        assert isinstance(held, ShardLease)
+        assert isinstance(held, Lease)
         return held
 
-    def answer(self, held: ShardLease, *places: int) -> None:
+    def answer(self, held: Lease, *places: int) -> None:
         outcome = Completion(choices=(Choice("ok", "end_turn"),), usage=Usage(input_tokens=2, output_tokens=1))
         lines = [FinishedLine(n, "succeeded", encode_result(f"r{n}", outcome, "m"), outcome.usage) for n in places]
         shards.checkpoint(self.ledger, held, lines, has_dispatched=True)

@@ -14,7 +14,7 @@ from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.ledger import batches, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.plan.planner import plan_input
 from batchfile.runner.claimer import Claims
 from batchfile.runner.runner import Runner, RunnerOptions
@@ -47,7 +47,7 @@ def create(ledger: Ledger, tenant: str, *, num_batches: int, num_shards: int, pr
         batches.create(ledger, draft, planned)
 
 
-def claimed(ledger: Ledger, runner_id: str = "r") -> Iterator[ShardLease]:
+def claimed(ledger: Ledger, runner_id: str = "r") -> Iterator[Lease]:
     claims = Claims(ledger, POOL, runner_id)
     while (held := claims.next()) is not None or claims.has_more:
         if held is not None:
@@ -113,7 +113,7 @@ def test_lines_that_are_tried_alone_take_turns_by_tenant_the_most_suspected_firs
     assert max(places.values()) - min(places.values()) == 4, "one of the first tenant's between two of the other's"
 
 
-def die_with(ledger: Ledger, chosen: Callable[[ShardLease], bool]) -> None:
+def die_with(ledger: Ledger, chosen: Callable[[Lease], bool]) -> None:
     """A runner claims all that is free, says that it dispatches what is `chosen`, and is not heard of again."""
     for held in list(claimed(ledger, "dead")):
         shards.checkpoint(ledger, held, has_dispatched=chosen(held))

@@ -14,7 +14,7 @@ from batchfile.ledger import batches, keys, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap
 from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.ledger.turn import Lease, settle
+from batchfile.ledger.shards import Lease, settle
 from batchfile.plan import pending
 from batchfile.plan import planner as planner_module
 from batchfile.store.memory import MemoryStore
@@ -55,6 +55,11 @@ class World:
         batch = batches.read_batch(self.process(99).ledger, "b")
         assert batch is not None
         return batch.state if batch.reason is None else batch.reason
+
+    def claim(self, process: "Process", key: str = KEY, *, counts: bool = False) -> Lease | None:
+        batch = batches.read_batch(process.ledger, "b")
+        assert batch is not None
+        return shards.claim_task(process.ledger, batch, key, "_task", runner=process.name, counts=counts)
 
     def turn(self) -> ShardRecord:
         found = load(self.process(99).ledger, KEY, ShardRecord)
@@ -158,12 +163,12 @@ def test_a_planner_that_died_is_counted_after_it_was_asked_for_a_whole_lease(
 
 def test_a_holder_that_is_asked_and_beats_keeps_its_turn(world: World) -> None:
     process, other = world.process(1), world.process(2)
-    turn = Lease.take(process.ledger, KEY, keys.PLANNING_POOL, process.name, counts=True)
+    turn = world.claim(process, counts=True)
     assert turn is not None
     world.clock.sleep(process.ledger.limits.lease_ttl_s)
     assert other.plan() is None
     assert world.turn().is_doubted
-    turn.beat()
+    shards.beat(process.ledger, turn)
     assert not world.turn().is_doubted
     world.clock.sleep(process.ledger.limits.lease_ttl_s - 1)
     assert other.plan() is None
@@ -173,9 +178,9 @@ def test_a_holder_that_is_asked_and_beats_keeps_its_turn(world: World) -> None:
 def test_a_turn_that_counts_for_nothing_is_taken_over_at_once(world: World) -> None:
     process, other = world.process(1), world.process(2)
     key = keys.assembly_key("b")
-    assert Lease.take(process.ledger, key, keys.ASSEMBLY_POOL, "r1") is not None
+    assert world.claim(process, key) is not None
     world.clock.sleep(process.ledger.limits.lease_ttl_s)
-    assert Lease.take(other.ledger, key, keys.ASSEMBLY_POOL, "r2") is not None
+    assert world.claim(other, key) is not None
 
 
 def shard(world: World, *, bisect_set: tuple[int, ...], has_dispatched: bool = True) -> tuple[str, ShardRecord]:

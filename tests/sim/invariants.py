@@ -14,7 +14,7 @@ from batchfile.ledger import bitmaps, keys
 from batchfile.ledger.base import Limits
 from batchfile.ledger.lease import CRASHES_OF_ONE_LINE
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, decode
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.lines.result import decode_part, decode_result
 from batchfile.plan import pending
 from batchfile.store.base import Object
@@ -321,7 +321,7 @@ class Model:
 
     # -- what engines and clients see
 
-    def started(self, process: Process, held: ShardLease, line: int, custom_id: str) -> None:
+    def started(self, process: Process, held: Lease, line: int, custom_id: str) -> None:
         """A request is given to an engine."""
         batch_id, lease = held.batch.batch_id, held.record.lease
         known = self.batches.get(batch_id)

@@ -30,7 +30,7 @@ from batchfile.ledger.records import (
     encode,
 )
 from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import BatchStatus
 from batchfile.lines.result import encode_part
 from batchfile.plan import pending as plan_pending
@@ -140,7 +140,7 @@ def _record_before_part() -> Iterator[None]:
         pending.append((key, data))
         return PartRef(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    def after(ledger: Ledger, held: ShardLease, wanted: ShardRecord, _: PartRef | None = None) -> None:
+    def after(ledger: Ledger, held: Lease, wanted: ShardRecord, _: PartRef | None = None) -> None:
         mine, pending[:] = list(pending), []
         rewrite(ledger, held, wanted)
         for key, data in mine:
@@ -155,7 +155,7 @@ def _repeat_with_the_same_seq() -> Iterator[None]:
     """A checkpoint numbers its write by the record that it last saw, not by what it last tried."""
     checkpoint = shards.checkpoint
 
-    def forgetful(ledger: Ledger, held: ShardLease, finished: Any = (), **how: Any) -> None:
+    def forgetful(ledger: Ledger, held: Lease, finished: Any = (), **how: Any) -> None:
         held.seq = held.record.seq
         checkpoint(ledger, held, finished, **how)
 
@@ -167,7 +167,7 @@ def _counted_before_commit() -> AbstractContextManager[object]:
     """A failed checkpoint is taken for done: its lines are forgotten."""
     checkpoint = shards.checkpoint
 
-    def forgetful(ledger: Ledger, held: ShardLease, finished: Any = (), **how: Any) -> None:
+    def forgetful(ledger: Ledger, held: Lease, finished: Any = (), **how: Any) -> None:
         try:
             checkpoint(ledger, held, finished, **how)
         except StoreUnavailable:
@@ -292,7 +292,7 @@ def _part_of_whoever(batch_id: str, pool: str, n: int, lease: str, k: int) -> st
     return f"{keys.parts_prefix(batch_id)}{pool}/{n:06d}/{k}.jsonl"
 
 
-def _every_line(held: ShardLease) -> int:
+def _every_line(held: Lease) -> int:
     return (1 << held.range.num_lines) - 1
 
 
@@ -388,7 +388,7 @@ MUTANTS: dict[str, Mutant] = {
     "a cancel closes nothing": lambda: _closes(known=False),
     "a cancel knows only what was claimed": _forgets_the_unclaimed,
     "the idempotency record comes after the batch": _key_after_batch,
-    "lines that are done run again": _replaced(ShardLease, "missing", property(_every_line)),
+    "lines that are done run again": _replaced(Lease, "missing", property(_every_line)),
     "a zombie goes on writing": _zombie_writes_on,
     "a cancel changes an ended batch": _ends_whatever_it_is,
     "parts are swept before the end is committed": _sweeps_before_the_end,
@@ -431,7 +431,7 @@ HARMLESS: dict[str, Mutant] = {
         lambda found, ours, verdict: "lost" if verdict == "again" else verdict
     ),
     # The next write of a holder that lost its lease is refused all the same: it generates in vain, and commits nothing.
-    "a holder that can not write goes on dispatching": _replaced(ShardLease, "may_dispatch", lambda *_: True),
+    "a holder that can not write goes on dispatching": _replaced(Lease, "may_dispatch", lambda *_: True),
     # Only the record says who holds a shard, so nothing depends on the file lock or the runner's death being known.
     "dead runners are never known to be dead": _replaced(ProcessStore, "is_process_dead", lambda *_: False),
     # Whoever is told is told again by the next poll: a bell, a marker and presence are hints.

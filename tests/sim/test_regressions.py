@@ -18,7 +18,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import encode
 from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import StatusReader
 from batchfile.lines.result import FinishedLine
 from batchfile.plan.planner import plan_input
@@ -85,12 +85,12 @@ def create(ledger: Ledger, batch_id: str, created_at: float | None = None) -> Pl
     return planned
 
 
-def claim(ledger: Ledger) -> ShardLease:
+def claim(ledger: Ledger) -> Lease:
     planned = create(ledger, "b")
     batch = batches.read_batch(ledger, "b")
     assert batch is not None
     held = shards.claim(ledger, batch, planned.plan, "local", 0, runner="r")
-    assert isinstance(held, ShardLease)
+    assert isinstance(held, Lease)
     return held
 
 
@@ -211,7 +211,7 @@ def test_a_line_that_waits_for_its_turn_alone_is_not_blamed_for_a_death(store: H
     for _ in range(4):
         ledger.clock.sleep(ledger.limits.lease_ttl_s)
         again = shards.claim(ledger, batch, plan, "local", 0, runner="r")
-        assert isinstance(again, ShardLease)
+        assert isinstance(again, Lease)
         if lease.is_bisecting(again.record):
             shards.checkpoint(ledger, again, has_dispatched=False, bisect_set=(0,))
             assert lease.must_announce(again.record)

@@ -15,7 +15,7 @@ from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
-from batchfile.ledger.shards import ShardLease
+from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.local import inputs, outputs
 from batchfile.local import run as local_run
@@ -60,7 +60,7 @@ class World:
     def finish_some(self, batch: BatchRecord, num: int, custom_id: str = "r%d") -> None:
         plan = batches.read_plan(self.ledger, batch)
         held = shards.claim(self.ledger, batch, plan, "local", 0, runner="killed")
-        assert isinstance(held, ShardLease)
+        assert isinstance(held, Lease)
         outcome = Completion(choices=(Choice("kept", "end_turn"),), usage=Usage(input_tokens=2, output_tokens=1))
         done = [
             FinishedLine(n, "succeeded", encode_result(custom_id % n, outcome, "echo"), outcome.usage)
