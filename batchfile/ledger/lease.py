@@ -111,7 +111,7 @@ def checkpointed(
 
     The shard is `done` with its last line. Progress forgets the lapses, but for a trial, which goes on until
     the shard is done or its poison line is found. `accused`: the holder ends in a moment, for this line: the lapse
-    counts against that one, and the next holder tries it alone.
+    counts against that one without another lease in which it is asked, and the next holder tries it alone.
     """
     total = record.counts + counts
     crash_count, crashes_alone = record.crash_count, record.crashes_alone
@@ -132,7 +132,7 @@ def checkpointed(
         bisect_set=() if crash_count == 0 else record.bisect_set if bisect_set is None else bisect_set,
         crash_count=crash_count,
         crashes_alone=crashes_alone if bisect_set is None or bisect_set == record.bisect_set else 0,
-        is_doubted=False,
+        is_doubted=accused is not None,
     )
 
 

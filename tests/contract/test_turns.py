@@ -19,7 +19,7 @@ from batchfile.plan import pending
 from batchfile.plan import planner as planner_module
 from batchfile.store.memory import MemoryStore
 from batchfile.testing.faulty_store import FaultyStore, Ill
-from batchfile.types import Defaults, RoutingTable
+from batchfile.types import Counts, Defaults, RoutingTable, Usage
 
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
 KEY = keys.planning_key("b")
@@ -232,3 +232,16 @@ def test_a_shard_of_which_no_line_would_be_blamed_is_taken_over_at_once(
     key, _ = shard(world, bisect_set=bisect_set, has_dispatched=has_dispatched)
     world.clock.sleep(world.process(0).ledger.limits.lease_ttl_s)
     assert take_over(world, key) is not None
+
+
+def test_a_line_that_its_holder_ended_for_is_blamed_after_one_lease(world: World) -> None:
+    ledger = world.process(0).ledger
+    key, held = shard(world, bisect_set=())
+    accused = lease.checkpointed(
+        held, seq=2, part=None, done=0, counts=Counts(), usage=Usage(), has_dispatched=False, accused=3
+    )
+    assert not isinstance(swap(ledger, key, accused, load(ledger, key, ShardRecord)), Lost)
+    world.clock.sleep(ledger.limits.lease_ttl_s)
+    taken = take_over(world, key)
+    assert taken is not None
+    assert (taken.bisect_set, taken.crashes_alone) == ((3,), 1)

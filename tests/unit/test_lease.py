@@ -154,6 +154,12 @@ def test_a_line_that_its_holder_ends_for_is_tried_alone_and_guilty_at_the_third_
             record = accuse(record, 5, [])
 
 
+def test_a_holder_that_says_it_ends_for_a_line_is_not_asked_whether_it_lives() -> None:
+    accused = accuse(fresh(), 5, [])
+    assert not lease.must_ask(accused, is_owner_dead=False)
+    assert lease.must_ask(progress(lapse(accused), [], (5,)), is_owner_dead=False)
+
+
 def test_accusing_another_line_begins_to_count_anew() -> None:
     record = lapse(accuse(lapse(accuse(fresh(), 5, [])), 5, []))
     assert record.crashes_alone == 2
