@@ -16,11 +16,9 @@ from batchfile.errors import BatchDamaged, LeaseLost, ObjectChanged, ObjectMissi
 from batchfile.ledger import bitmaps, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.custom_ids import CustomIds
-from batchfile.ledger.hashing_writer import HashingWriter
+from batchfile.ledger.inputs import CustomIds, HashingWriter, repin
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, EndReason, FileRef, PartRef, Plan, Range, ShardRecord
-from batchfile.ledger.repin import repin
 from batchfile.lines import custom_id_of
 from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.result import PartLine, decode_part, encode_result

@@ -13,7 +13,7 @@ from batchfile.errors import InvalidFile, ObjectMissing, StoreError
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
-from batchfile.ledger.custom_ids import CustomIdsWriter
+from batchfile.ledger.inputs import CustomIdsWriter
 from batchfile.ledger.records import BatchRecord, InputRef
 from batchfile.lines.framing import NO_REQUEST
 from batchfile.plan.line_problems import LineProblems

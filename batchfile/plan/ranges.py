@@ -11,7 +11,7 @@ from batchfile.errors import InvalidRequest, RequestRefused, TooLarge
 from batchfile.ledger import bitmaps, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
-from batchfile.ledger.custom_ids import CustomIdsWriter
+from batchfile.ledger.inputs import CustomIdsWriter
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import InputRef, PartRef, Plan, Range, encode
 from batchfile.lines.diagnostics import short

@@ -23,8 +23,8 @@ from batchfile.errors import (
 )
 from batchfile.ledger import batches, bitmaps, lease, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.inputs import repin
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.repin import repin
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.shards import Lease
 from batchfile.lines import custom_id_of, parse_request

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.ledger import batches, shards
-from batchfile.ledger import repin as repin_module
+from batchfile.ledger import batches, inputs, shards
 from batchfile.ledger.cas import update_batch
+from batchfile.ledger.inputs import repin
 from batchfile.ledger.keys import batch_key, batch_prefix, input_key
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.repin import repin
 from batchfile.plan.planner import plan_input
 from batchfile.types import Defaults
 from tests.contract.test_ledger import BATCH, LOCAL, World, finished, line
@@ -113,15 +112,15 @@ def test_who_repins_second_takes_what_the_first_has_pinned(monkeypatch: pytest.M
     stale = world.batch
     world.store.put(KEY, b"\n".join(line(n) for n in range(3)) + b"\n\n")
     first: list[BatchRecord | None] = []
-    commit = repin_module._commit
+    commit = inputs._commit
 
     def late(*arguments: object) -> BatchRecord | None:
         with monkeypatch.context() as patched:
-            patched.setattr(repin_module, "_commit", commit)
+            patched.setattr(inputs, "_commit", commit)
             first.append(repin(world.ledger, stale))
         return commit(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(repin_module, "_commit", late)
+    monkeypatch.setattr(inputs, "_commit", late)
     second = repin(world.ledger, stale)
     assert second == first[0] == world.batch
     assert len(list(world.store.list(f"{batch_prefix(BATCH)}input-"))) == 2, "one copy, and what was there"
