@@ -16,12 +16,12 @@ import structlog
 
 from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged, StoreError
 from batchfile.files.stored_files import FileRecord, read_file
-from batchfile.ledger import batches, damage, keys
+from batchfile.ledger import batches, damage, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.purge import purge
 from batchfile.ledger.records import BatchRecord, FileRef
+from batchfile.ledger.retention import purge
 from batchfile.ledger.status import BatchStatus, StatusReader
 from batchfile.settings import Settings
 
@@ -180,7 +180,7 @@ class Service:
         """Raises: Refusal 400 where it has not ended; a damaged one needs no end. RecordNewer, and as `record`."""
         try:
             self.record(caller, batch_id)
-            standing = batches.delete(self.ledger, batch_id)
+            standing = retention.delete(self.ledger, batch_id)
         except RecordDamaged as error:
             standing = damage.delete(self.ledger, error, self._place_of_damaged(caller, batch_id, error))
         if standing is not None and standing.state != "deleted":

@@ -13,7 +13,7 @@ import structlog
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.inbox import outbox
 from batchfile.inbox.scan import Inbox
-from batchfile.ledger import batches, expiry, keys
+from batchfile.ledger import batches, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load, must_know
 from batchfile.ledger.heartbeats import sweep_presence
@@ -45,7 +45,7 @@ def _abort_uploads(ledger: Ledger) -> None:
             log.info("uploads.aborted", prefix=prefix, num=num)
 
 
-_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, expiry.sweep, _abort_uploads)
+_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, retention.sweep, _abort_uploads)
 
 
 class Janitor:
@@ -169,10 +169,10 @@ class Janitor:
             self._ended.add(batch_id)
             self._on_ended(batch)
         is_told = self._tell(batch, status)
-        left_s = expiry.kept_for_s(self._ledger, batch)
+        left_s = retention.kept_for_s(self._ledger, batch)
         if left_s > 0:
             return min(left_s, RELOOK_S) if is_told else 0.0
-        batches.delete(self._ledger, batch_id)
+        retention.delete(self._ledger, batch_id)
         return self._ledger.limits.download_grace_s
 
     def _tell(self, batch: BatchRecord, status: BatchStatus) -> bool:
@@ -194,7 +194,7 @@ class Janitor:
             if self._defer(batch):
                 return None
             return pending.plan(ledger, batch.batch_id, runner=self._runner)
-        if batch.state == "open" and expiry.is_over(ledger, batch):
+        if batch.state == "open" and retention.is_over(ledger, batch):
             batches.end(ledger, batch.batch_id, "expired")
         elif batch.state == "open" and outbox.is_replaced(ledger, batch):
             batches.end(ledger, batch.batch_id, "input_changed", "the file in the inbox was replaced or removed")
@@ -236,9 +236,9 @@ class Janitor:
         if found.age_s < limits.download_grace_s:
             return limits.download_grace_s - found.age_s
         must_know(ledger, keys.batch_key(batch_id), found)
-        batches.remove_objects(ledger, batch)
+        retention.remove_objects(ledger, batch)
         if found.age_s >= limits.tombstone_s:
-            batches.remove_tombstone(ledger, batch)
+            retention.remove_tombstone(ledger, batch)
         return max(limits.tombstone_s - found.age_s, 0.0)
 
     def _sweep_abandoned(self, batch_id: str, index_key: str) -> None:
@@ -247,7 +247,7 @@ class Janitor:
         # None: not abandoned, another janitor has just removed the last trace of it.
         if entry is None or entry.age_s < self._ledger.limits.abandoned_s:
             return
-        if batches.fence_abandoned(self._ledger, batch_id):
+        if retention.fence_abandoned(self._ledger, batch_id):
             log.info("create.abandoned", batch_id=batch_id)
             self._ledger.store.delete(index_key)
 

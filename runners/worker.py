@@ -18,7 +18,7 @@ from batchfile.inbox import outbox
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
-from batchfile.open_ledger import open_service_ledger
+from batchfile.open_ledger import open_service_ledger, wait_for_store
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from batchfile.signals import Interrupted, StopSignals

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from batchfile.files.stored_files import file_input
 from batchfile.ledger import keys
 from batchfile.ledger.batches import read_batch
-from batchfile.ledger.expiry import remove_after
 from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.retention import remove_after
 from batchfile.lines.formats.openai_results import openai_file
 
 from ..http.auth import Caller

@@ -13,14 +13,14 @@ from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, Share, Sh
 from batchfile.client.upload import Upload, repeatable
 from batchfile.errors import BatchDamaged, InvalidRequest, NotEnded, NotFound, RecordDamaged
 from batchfile.inbox.records import inbox_path
-from batchfile.ledger import batches, damage, keys
+from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
 from batchfile.ledger.demand import read_scale
 from batchfile.ledger.heartbeats import read_presence
-from batchfile.ledger.purge import purge
 from batchfile.ledger.records import BatchRecord, FileRef, IdempotencyRecord, PresenceRecord
+from batchfile.ledger.retention import purge
 from batchfile.ledger.status import BatchStatus as DerivedStatus
 from batchfile.ledger.status import StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
@@ -102,7 +102,7 @@ class StoreRemote:
             place = self._place_of_damaged(name, error)
             damage.cancel(self._ledger, error, place)
             batch_id = keys.index_batch_id(place)
-        batches.finish(self._ledger, batch_id, runner=f"cancel-{self._ledger.new_id()[:12]}")
+        ending.finish(self._ledger, batch_id, runner=f"cancel-{self._ledger.new_id()[:12]}")
         return self.batch(batch_id)
 
     def delete(self, name: str, *, now: bool) -> str:
@@ -122,7 +122,7 @@ class StoreRemote:
 
     def _delete(self, name: str) -> None:
         try:
-            standing = batches.delete(self._ledger, self._find(name).batch_id)
+            standing = retention.delete(self._ledger, self._find(name).batch_id)
         except RecordDamaged as error:
             damage.delete(self._ledger, error, self._place_of_damaged(name, error))
             return

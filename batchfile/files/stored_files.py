@@ -14,9 +14,9 @@ from batchfile.errors import BatchDamaged, InvalidFile, RecordDamaged, StoreErro
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.expiry import remove_after
 from batchfile.ledger.origin import Source, facts_of, origin_of
 from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules, encode
+from batchfile.ledger.retention import remove_after
 
 MARGIN_S = 3600.0  # an expired batch reads its input once more
 _KIND = "file"

@@ -14,8 +14,8 @@ from batchfile.files.stored_files import FileRecord, publish, store_file
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
-from batchfile.ledger.expiry import remove_after
 from batchfile.ledger.records import VERSION
+from batchfile.ledger.retention import remove_after
 
 UPLOAD_S = 3600.0  # then a pending one can be completed no more
 STORED_SHARE_MAX = 2  # of what was announced, all parts together

@@ -28,7 +28,7 @@ from batchfile.errors import (
 from batchfile.inbox import documents
 from batchfile.inbox.documents import ERRORS, KINDS, RECEIPT, REJECTED, RESULTS, RESULTS_PARQUET, STATUS
 from batchfile.inbox.records import ClaimRecord, DroppedFile, dropped_file
-from batchfile.ledger import batches, keys, shards
+from batchfile.ledger import ending, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_presence
@@ -110,8 +110,8 @@ def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Co
 def finish(
     ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
 ) -> BatchRecord | None:
-    """End a batch as `batches.finish` does, and write what came of a dropped file to the outbox."""
-    batch = batches.finish(ledger, batch_id, runner=runner, is_stopped=is_stopped)
+    """End a batch as `ending.finish` does, and write what came of a dropped file to the outbox."""
+    batch = ending.finish(ledger, batch_id, runner=runner, is_stopped=is_stopped)
     if batch is not None and batch.state == "ended":
         with suppress(StoreError):  # a janitor does it too
             publish(ledger, batch, runner=runner)

@@ -15,7 +15,7 @@ from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavail
 from batchfile.inbox import outbox
 from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
 from batchfile.inbox.records import ClaimRecord, DroppedFile, source
-from batchfile.ledger import batches, keys
+from batchfile.ledger import keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, load, must_know, swap
@@ -196,7 +196,7 @@ class Inbox:
                 if standing is None:
                     raise
                 # Given up before it existed; or it did exist, and was emptied by a delete, say.
-                is_fence = batches.is_fence(standing.record)
+                is_fence = retention.is_fence(standing.record)
                 wanted = self._new_claim(entry) if is_fence else replace(claim, is_made=True)
             else:
                 outbox.accept(self._ledger, batch)

@@ -13,8 +13,8 @@ from batchfile.errors import RecordDamaged
 from batchfile.ledger import keys, lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap
-from batchfile.ledger.records import BatchRecord, InputRef, LineError, ShardRecord
-from batchfile.types import Defaults, RoutingTable
+from batchfile.ledger.records import BatchRecord, LineError, ShardRecord
+from batchfile.ledger.retention import not_a_fence, stand_in
 
 log = structlog.get_logger()
 
@@ -32,23 +32,15 @@ def place_of(ledger: Ledger, tenant: str | None, batch_id: str) -> str | None:
 
 def placeholder(place: str, detail: str = DAMAGED) -> BatchRecord:
     """What a listing shows in place of a record that cannot be read: an end without results. `place`: in the index."""
-    batch_id, created_at = keys.index_batch_id(place), keys.index_created_at(place)
-    return BatchRecord(
-        batch_id=batch_id,
-        created_at=created_at,
-        expires_at=created_at,
-        input=InputRef(key="", etag="", size=0, sha256="", format="native"),
-        plan_key="",
-        total=0,
-        routing=RoutingTable(),
-        defaults=Defaults(),
+    created_at = keys.index_created_at(place)
+    return replace(
+        stand_in(keys.index_batch_id(place), created_at),
         state="ended",
         reason="failed",
         detail=detail,
         tenant=keys.index_tenant(place),
         problems=(LineError(code="damaged", message=detail),),
         ended_at=created_at,
-        seq=1,
     )
 
 
@@ -69,10 +61,9 @@ def cancel(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | N
 def delete(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | None:
     """Make the batch unreadable; a janitor frees its space later. None: as `cancel`."""
     now = ledger.clock.now()
-    shown = placeholder(place)
-    # With a key of an input: without one it would be the fence of a create that was given up.
-    lost = replace(shown.input, key=keys.batch_prefix(shown.batch_id))
-    gone = replace(shown, state="deleted", reason=None, input=lost, deleted_at=now, write_id=ledger.new_id())
+    gone = replace(
+        not_a_fence(placeholder(place)), state="deleted", reason=None, deleted_at=now, write_id=ledger.new_id()
+    )
     written = swap(ledger, keys.batch_key(gone.batch_id), gone, damage)
     if isinstance(written, Lost):
         return None

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from batchfile.errors import BatchDamaged, KeyReused, RecordDamaged
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import fence_abandoned
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
+from batchfile.ledger.retention import fence_abandoned
 from batchfile.ledger.set_aside import do_each
 from batchfile.store.base import Entry
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from batchfile.errors import RecordDamaged, StoreUnavailable
-from batchfile.ledger import batches, damage, keys
+from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
@@ -43,7 +43,7 @@ def end(ledger: Ledger, batch: BatchRecord) -> BatchRecord:
     runner = f"local-{ledger.new_id()[:12]}-opening"
     with ledger.store.hold_process_lock(runner):
         for _ in range(_TRIES):
-            ended = batches.finish(ledger, batch.batch_id, runner=runner)
+            ended = ending.finish(ledger, batch.batch_id, runner=runner)
             if ended is not None and ended.results is not None:
                 return ended
             ledger.clock.sleep(1.0)
@@ -67,7 +67,7 @@ def settled(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> Sto
             throw_away(ledger, old.batch_id)
         wanted = replace(record, digest=made.input.sha256, replaces="")
     elif record.replaces:
-        batches.fence(ledger, record.batch_id, CUT_OFF)
+        retention.fence(ledger, record.batch_id, CUT_OFF)
         wanted = IdempotencyRecord(batch_id=record.replaces, digest="" if old is None else old.input.sha256)
     else:
         return pointer
@@ -88,12 +88,12 @@ def throw_away(ledger: Ledger, batch_id: str) -> None:
         _remove_damaged(ledger, batch_id)
         return
     if found is None:
-        batches.fence(ledger, batch_id, CUT_OFF)
+        retention.fence(ledger, batch_id, CUT_OFF)
         return
     record = found.record
     ledger.store.delete(keys.queue_key(POOL, record.priority, record.created_at, batch_id))
-    batches.remove_objects(ledger, record)
-    batches.remove_tombstone(ledger, record)
+    retention.remove_objects(ledger, record)
+    retention.remove_tombstone(ledger, record)
 
 
 def _remove_damaged(ledger: Ledger, batch_id: str) -> None:

@@ -13,7 +13,7 @@ import structlog
 
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, OutputTaken, RecordDamaged
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_batch
@@ -91,7 +91,7 @@ def open_batch(
         if batch is not None:
             return _continue(ledger, source, options, batch, pointer, before_plan)
         if not pointer.record.digest:
-            batches.fence(ledger, pointer.record.batch_id, CUT_OFF)
+            retention.fence(ledger, pointer.record.batch_id, CUT_OFF)
     is_ours = pointer is not None and not pointer.record.digest
     if not options.restart and not is_ours and _holds_something(options.output):
         raise OutputTaken(
@@ -130,7 +130,7 @@ def work(
     BatchDamaged, StoreError.
     """
     with ledger.store.hold_process_lock(f"{runner_id}-opening"):
-        ended = batches.finish(ledger, batch.batch_id, runner=f"{runner_id}-opening")
+        ended = ending.finish(ledger, batch.batch_id, runner=f"{runner_id}-opening")
     if ended is not None:
         return ended
 

@@ -20,7 +20,7 @@ from batchfile.errors import (
     StoreError,
     TooLarge,
 )
-from batchfile.ledger import batches, expiry, keys, rejections, shards
+from batchfile.ledger import batches, ending, keys, rejections, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, Planned
 from batchfile.ledger.cas import Lost, swap, update_batch
@@ -98,9 +98,9 @@ def plan(
     batch = batches.read_batch(ledger, batch_id)
     if batch is None or batch.state != "planning":
         return batch
-    if expiry.is_over(ledger, batch):
+    if retention.is_over(ledger, batch):
         batches.end(ledger, batch_id, "expired")
-        return batches.finish(ledger, batch_id, runner=runner)
+        return ending.finish(ledger, batch_id, runner=runner)
     held = shards.claim_task(ledger, batch, keys.planning_key(batch_id), keys.PLANNING_POOL, runner=runner, counts=True)
     if held is None:
         return None
@@ -192,7 +192,7 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
     opened = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     if opened is None:  # it was canceled, and all of it removed, while this process slept
         with suppress(StoreError):
-            batches.remove_objects(ledger, batch)
+            retention.remove_objects(ledger, batch)
         return None
     batches.notify(ledger, planned.plan.pools)
     log.info("batch.planned", batch_id=batch.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))

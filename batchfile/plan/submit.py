@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
-from batchfile.ledger import batches, idempotency, keys
+from batchfile.ledger import batches, idempotency, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.idempotency import KeyedBatch
@@ -56,7 +56,7 @@ def submit(
         if not is_shared:
             _remove(ledger, draft)
         elif isinstance(error, InvalidFile):
-            if batches.fence(ledger, draft.batch_id, "another attempt of its create was refused"):
+            if retention.fence(ledger, draft.batch_id, "another attempt of its create was refused"):
                 batches.withdraw(ledger, draft)
             elif (standing := batches.read_batch(ledger, draft.batch_id)) is not None:
                 return standing

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from batchfile.ledger import batches, keys, shards
+from batchfile.ledger import batches, ending, keys, shards
 from batchfile.ledger.base import IN_FLIGHT, Ledger
 from batchfile.ledger.records import BatchRecord, Plan
 from batchfile.ledger.shards import Lease
@@ -100,7 +100,7 @@ def measure(kind: str, num_shards: int, latency_s: float) -> Row:
         rng = random.Random(process.name)
         mine = Ledger(store=store, clock=process.clock, rng=rng, num_in_flight=IN_FLIGHT)
         while True:
-            ended = batches.finish(mine, BATCH, runner=process.name)
+            ended = ending.finish(mine, BATCH, runner=process.name)
             if ended is not None and ended.state == "ended":
                 ended_at.append(world.now)
                 return

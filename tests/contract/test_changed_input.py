@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.ledger import batches, inputs, shards
+from batchfile.ledger import batches, ending, inputs, shards
 from batchfile.ledger.cas import update_batch
 from batchfile.ledger.inputs import repin
 from batchfile.ledger.keys import batch_key, batch_prefix, input_key
@@ -102,7 +102,7 @@ def test_lines_that_failed_before_the_input_grew_are_in_the_errors_file() -> Non
     world = created(rows, keeps_ids=False)
     world.store.put(KEY, b"\n".join(rows) + b"\nmore")
     batches.end(world.ledger, BATCH, "canceled")
-    batches.finish(world.ledger, BATCH, runner="r")
+    ending.finish(world.ledger, BATCH, runner="r")
     assert world.batch.errors is not None
     assert b"".join(world.store.stream(world.batch.errors.key)) == b"\n".join(rows) + b"\n"
 

@@ -171,10 +171,10 @@ def test_of_a_batch_that_ends_nothing_more_is_claimed_or_read() -> None:
     assert claims.next() is not None
     ending = batches.end(world.ledger, "b", "canceled")
     assert ending is not None
-    batches.close_all(world.ledger, ending, world.planned.plan)
+    ending.close_all(world.ledger, ending, world.planned.plan)
     assert {held.batch.batch_id for held in every(claims)} == {"other"}
     assert claims.view_of("b") is None
-    assert batches.finish(world.ledger, "b", runner="r") is not None
+    assert ending.finish(world.ledger, "b", runner="r") is not None
     world.clock.sleep(QUEUE_LIST_S)
     assert list(every(claims)) == []
     assert [keys.queue_batch_id(entry.key) for entry in world.inner.list(keys.QUEUE_PREFIX)] == ["other"]

@@ -18,7 +18,7 @@ from batchfile import janitor
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, RequestRefused, StoreUnavailable, TooLarge
-from batchfile.ledger import batches, idempotency
+from batchfile.ledger import batches, ending, idempotency, retention
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
@@ -170,7 +170,7 @@ def test_half_of_a_character_is_an_error_of_its_request_alone(service: Service, 
     assert service.input(batch) == requests, "as it was sent"
     options = RunnerOptions(runner_id="r", pool="mistral", only=batch.batch_id, is_janitor=False)
     run_alone(Runner(service.ledger, EchoEngine, options), until=lambda: finished(service, batch) == 3)
-    ended = batches.finish(service.ledger, batch.batch_id, runner="end")
+    ended = ending.finish(service.ledger, batch.batch_id, runner="end")
     assert ended is not None
     assert ended.results is not None
     rows = [json.loads(row) for row in b"".join(service.store.stream(ended.results.key)).splitlines()]
@@ -297,7 +297,7 @@ def test_planner_and_runners_route_a_hinted_batch_alike(service: Service) -> Non
         runner = Runner(service.ledger, lambda: EchoEngine(num_slots=4), options)
         done = {"mistral": 66, "llama-70b": 100}[pool]
         run_alone(runner, until=lambda done=done: finished(service, batch) == done)  # type: ignore[misc]
-    ended = batches.finish(service.ledger, batch.batch_id, runner="end")
+    ended = ending.finish(service.ledger, batch.batch_id, runner="end")
     assert ended is not None
     assert ended.results is not None
     rows = [json.loads(row) for row in b"".join(service.store.stream(ended.results.key)).splitlines()]
@@ -334,8 +334,8 @@ def test_a_key_whose_batch_was_deleted_creates_anew(service: Service) -> None:
     body = document([request(1)])
     first = service.post(body, idempotency_key="k")
     batches.end(service.ledger, first.batch_id, "canceled")
-    batches.finish(service.ledger, first.batch_id, runner="r")
-    batches.delete(service.ledger, first.batch_id)
+    ending.finish(service.ledger, first.batch_id, runner="r")
+    retention.delete(service.ledger, first.batch_id)
     again = service.post(body, idempotency_key="k")
     assert again.batch_id != first.batch_id
     assert service.post(body, idempotency_key="k") == again

@@ -8,7 +8,7 @@ import pytest
 from batchfile.client.store import StoreRemote
 from batchfile.errors import BatchDamaged, LeaseLost, RecordDamaged, RecordNewer
 from batchfile.janitor import DAMAGED_S, Janitor
-from batchfile.ledger import batches, damage, idempotency, keys, shards
+from batchfile.ledger import batches, damage, ending, idempotency, keys, retention, shards
 from batchfile.ledger.cas import READS_MAX, Lost, load, swap
 from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.ledger.set_aside import SetAside
@@ -77,7 +77,7 @@ def test_a_damaged_batch_is_canceled_and_its_holders_lose_their_shards() -> None
     assert (ended.state, ended.reason, ended.results) == ("ended", "canceled", None)
     with pytest.raises(LeaseLost):
         world.answer(held, 1)
-    assert batches.finish(world.ledger, "b", runner="s") == ended, "it stays as it is"
+    assert ending.finish(world.ledger, "b", runner="s") == ended, "it stays as it is"
     # A runner that still knows its plan can claim nothing more.
     batch = world.reader.read("b")
     assert batch is not None
@@ -92,8 +92,8 @@ def test_a_damaged_batch_is_deleted_like_any_other() -> None:
     gone = damage.delete(world.ledger, damaged(world), place)
     assert gone is not None
     assert batches.read_batch(world.ledger, "b") is None
-    batches.remove_objects(world.ledger, gone)
-    batches.remove_tombstone(world.ledger, gone)
+    retention.remove_objects(world.ledger, gone)
+    retention.remove_tombstone(world.ledger, gone)
     assert [entry.key for entry in world.store.list("batches/")] == []
     assert [entry.key for entry in world.store.list("index/")] == []
 
@@ -124,7 +124,7 @@ def test_a_damaged_shard_record_is_closed_with_its_batch_and_the_other_shards_ke
     assert seen.counts.succeeded == 3, "of the shard that can be read"
     assert isinstance(seen.problem, RecordDamaged)
     batches.end(world.ledger, "b", "canceled")
-    ended = batches.finish(world.ledger, "b", runner="s")
+    ended = ending.finish(world.ledger, "b", runner="s")
     assert ended is not None
     assert (ended.state, ended.counts.succeeded, ended.counts.finished) == ("ended", 3, 16)
 
@@ -147,7 +147,7 @@ def test_a_damaged_record_of_whose_turn_it_is_holds_up_nothing() -> None:
     world.store.put(keys.assembly_key("b"), b"\0\0\0")
     assert not shards.is_held(world.ledger, keys.assembly_key("b"))
     batches.end(world.ledger, "b", "canceled")
-    ended = batches.finish(world.ledger, "b", runner="s")
+    ended = ending.finish(world.ledger, "b", runner="s")
     assert ended is not None
     assert ended.state == "ended"
 
@@ -157,9 +157,9 @@ def test_a_batch_whose_plan_is_lost_waits_while_it_is_open_and_ends_when_it_is_a
     batch = world.create("b", 4)
     world.store.delete(batch.plan_key)
     with pytest.raises(BatchDamaged):
-        batches.finish(world.ledger, "b", runner="s")
+        ending.finish(world.ledger, "b", runner="s")
     batches.end(world.ledger, "b", "canceled")
-    ended = batches.finish(world.ledger, "b", runner="s")
+    ended = ending.finish(world.ledger, "b", runner="s")
     assert ended is not None
     assert (ended.state, ended.reason, ended.results) == ("ended", "canceled", None)
     assert "plan" in (ended.detail or "")
@@ -186,8 +186,8 @@ def test_a_plan_that_only_a_proxy_denies_is_not_lost_however_often_it_is_read(
     with monkeypatch.context() as patched:
         patched.setattr(world.store, "get", proxied)
         with pytest.raises(BatchDamaged):
-            batches.finish(world.ledger, "b", runner="s")
-    ended = batches.finish(world.ledger, "b", runner="s")
+            ending.finish(world.ledger, "b", runner="s")
+    ended = ending.finish(world.ledger, "b", runner="s")
     assert ended is not None
     assert ended.results is not None
 
@@ -227,8 +227,8 @@ def test_a_deleted_batch_of_a_newer_version_is_not_swept() -> None:
     world = World()
     batch = world.create("b", 4)
     batches.end(world.ledger, "b", "canceled")
-    batches.finish(world.ledger, "b", runner="s")
-    batches.delete(world.ledger, "b")
+    ending.finish(world.ledger, "b", runner="s")
+    retention.delete(world.ledger, "b")
     data = edit(world, BATCH_KEY, fingerprint="abc")
     janitor = Janitor(world.ledger, runner="s")
     for _ in range(8):

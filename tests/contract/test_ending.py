@@ -10,7 +10,7 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.errors import LeaseLost
-from batchfile.ledger import assemble, batches, shards
+from batchfile.ledger import assemble, batches, ending, retention, shards
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, FileRef
@@ -75,7 +75,7 @@ class World:
         self.inner.reads.clear()
         self.inner.streams.clear()
         before = self.store.figures()
-        ended = batches.finish(self.ledger, BATCH, runner="r")
+        ended = ending.finish(self.ledger, BATCH, runner="r")
         assert ended is not None
         assert ended.state == "ended"
         self.batch = ended
@@ -163,7 +163,7 @@ def test_parts_are_read_ahead_only_so_far(monkeypatch: pytest.MonkeyPatch) -> No
 
         return make(*given, beat=noted, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batches, "assemble", watched)
+    monkeypatch.setattr(ending, "assemble", watched)
     world.finish()
     assert len(beats) == NUM_SHARDS
     assert all(num <= 2 * place + 10 for place, num in enumerate(beats))
@@ -174,7 +174,7 @@ def test_nothing_is_written_for_a_batch_that_is_not_begun_everywhere() -> None:
     world.work(*range(NUM_SHARDS - 1))
     before = sorted(entry.key for entry in world.inner.list(""))
     world.inner.reads.clear()
-    assert batches.finish(world.ledger, BATCH, runner="r") is None
+    assert ending.finish(world.ledger, BATCH, runner="r") is None
     assert sorted(entry.key for entry in world.inner.list("")) == before
     assert not of(world.inner.reads, "/shards/")
 
@@ -184,10 +184,10 @@ def test_who_finds_a_shard_in_work_gives_the_turn_back() -> None:
     world.work(*range(NUM_SHARDS - 1))
     held = shards.claim(world.ledger, world.batch, world.plan, POOL, NUM_SHARDS - 1, runner="r")
     assert isinstance(held, Lease)
-    assert batches.finish(world.ledger, BATCH, runner="one") is None
+    assert ending.finish(world.ledger, BATCH, runner="one") is None
     last = [result(NUM_SHARDS - 1, line, None) for line in range(LINES_A_SHARD)]
     shards.checkpoint(world.ledger, held, last, has_dispatched=True)
-    ended = batches.finish(world.ledger, BATCH, runner="two")
+    ended = ending.finish(world.ledger, BATCH, runner="two")
     assert ended is not None
     assert ended.reason == "completed"
 
@@ -203,16 +203,16 @@ def test_who_ends_it_sweeps_its_parts_in_one_request() -> None:
 def test_who_comes_second_removes_what_it_made_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.work(*range(NUM_SHARDS))
-    commit = batches._commit_end
+    commit = ending._commit_end
 
     def late(ledger: Ledger, *given: object) -> BatchRecord | None:
         """Paused beyond its turn, before its end is written."""
         monkeypatch.undo()
         world.clock.sleep(ledger.limits.lease_ttl_s + 1)
-        assert batches.finish(world.ledger, BATCH, runner="second") is not None
+        assert ending.finish(world.ledger, BATCH, runner="second") is not None
         return commit(ledger, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batches, "_commit_end", late)
+    monkeypatch.setattr(ending, "_commit_end", late)
     world.finish()
     assert world.batch.results is not None
     assert world.batch.errors is not None
@@ -236,7 +236,7 @@ def test_a_turn_that_is_lost_while_shards_are_closed_ends_nothing(monkeypatch: p
             raise LeaseLost("someone else does this now")
 
     monkeypatch.setattr("batchfile.ledger.shards.beat", lose)
-    assert batches.finish(world.ledger, BATCH, runner="r") is None
+    assert ending.finish(world.ledger, BATCH, runner="r") is None
     monkeypatch.undo()
     now = batches.read_batch(world.ledger, BATCH)
     assert now is not None
@@ -269,7 +269,7 @@ def test_a_sweep_that_is_cut_off_is_no_fault_of_the_end() -> None:
 
     broken = Ledger(store=FaultyStore(world.inner, on_call=cut_off), clock=world.clock)
     with pytest.raises(KeyboardInterrupt):
-        batches.finish(broken, BATCH, runner="r")
+        ending.finish(broken, BATCH, runner="r")
     ended = batches.read_batch(world.ledger, BATCH)
     assert ended is not None
     assert (ended.state, ended.counts.finished) == ("ended", LINES_A_SHARD * NUM_SHARDS)
@@ -285,10 +285,10 @@ def left(world: World) -> list[str]:
 def removed(world: World) -> None:
     """The batch was deleted, its objects were removed, and at last its tombstone."""
     world.finish()
-    deleted = batches.delete(world.ledger, BATCH)
+    deleted = retention.delete(world.ledger, BATCH)
     assert deleted is not None
-    batches.remove_objects(world.ledger, deleted)
-    batches.remove_tombstone(world.ledger, deleted)
+    retention.remove_objects(world.ledger, deleted)
+    retention.remove_tombstone(world.ledger, deleted)
     assert left(world) == []
 
 
@@ -314,7 +314,7 @@ def test_a_claim_of_what_was_removed_leaves_nothing() -> None:
 def test_an_end_of_what_was_removed_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     batches.end(world.ledger, BATCH, "canceled")
-    commit = batches._commit_end
+    commit = ending._commit_end
 
     def late(ledger: Ledger, *given: object) -> BatchRecord | None:
         monkeypatch.undo()
@@ -322,8 +322,8 @@ def test_an_end_of_what_was_removed_leaves_nothing(monkeypatch: pytest.MonkeyPat
         removed(world)
         return commit(ledger, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batches, "_commit_end", late)
-    assert batches.finish(world.ledger, BATCH, runner="r") is None
+    monkeypatch.setattr(ending, "_commit_end", late)
+    assert ending.finish(world.ledger, BATCH, runner="r") is None
     assert left(world) == []
 
 

@@ -11,8 +11,8 @@ from batchfile.errors import InvalidFile, ObjectChanged, StoreUnavailable, TooLa
 from batchfile.files import stored_files, uploads
 from batchfile.files.stored_files import FileRecord
 from batchfile.files.uploads import UploadRecord
-from batchfile.ledger import expiry
 from batchfile.ledger import keys as ledger_keys
+from batchfile.ledger import retention
 from batchfile.ledger.base import Ledger
 from batchfile.store.base import Entry, Store
 from batchfile.store.memory import MemoryStore
@@ -79,10 +79,10 @@ def test_an_expired_file_is_gone_at_once_and_its_bytes_when_no_batch_can_need_th
     file = world.file()
     world.clock.sleep(DAY_S)
     assert stored_files.read_file(world.ledger, "acme", file.file_id) is None
-    expiry.sweep(world.ledger)
+    retention.sweep(world.ledger)
     assert world.store.head(file.key) is not None
     world.clock.sleep(world.ledger.limits.completion_window_s + stored_files.MARGIN_S)
-    assert expiry.sweep(world.ledger) == 1
+    assert retention.sweep(world.ledger) == 1
     assert world.keys() == []
 
 
@@ -90,7 +90,7 @@ def test_a_clock_that_is_ahead_sweeps_nothing_before_its_time() -> None:
     world = World()
     file = world.file()
     ahead = replace(world.ledger, clock=ManualClock(world.clock.now() + 30 * DAY_S))
-    assert expiry.sweep(ahead) == 0
+    assert retention.sweep(ahead) == 0
     assert world.store.head(file.key) is not None
 
 
@@ -111,10 +111,10 @@ def test_a_removed_files_bytes_stay_for_the_batches_that_were_made_of_it() -> No
     assert not stored_files.remove_file(world.ledger, "acme", file.file_id)
     assert list(stored_files.list_file_ids(world.ledger, "acme")) == []
     world.clock.sleep(world.ledger.limits.completion_window_s)
-    expiry.sweep(world.ledger)
+    retention.sweep(world.ledger)
     assert world.store.head(file.key) is not None
     world.clock.sleep(stored_files.MARGIN_S + 1)
-    expiry.sweep(world.ledger)
+    retention.sweep(world.ledger)
     assert world.keys("files/") == []
 
 
@@ -129,7 +129,7 @@ def test_a_file_whose_removal_failed_keeps_its_bytes() -> None:
     with pytest.raises(StoreUnavailable):
         stored_files.remove_file(world.over(FaultyStore(world.store, on_call=refuse)), "acme", file.file_id)
     world.clock.sleep(3 * DAY_S)
-    expiry.sweep(world.ledger)
+    retention.sweep(world.ledger)
     assert stored_files.read_file(world.ledger, "acme", file.file_id) == file
     assert world.store.head(file.key) is not None
 
@@ -145,7 +145,7 @@ def test_a_removed_files_bytes_go_in_the_end_if_nothing_could_be_said_of_them() 
     assert stored_files.remove_file(world.over(FaultyStore(world.store, on_call=refuse)), "acme", file.file_id)
     assert stored_files.read_file(world.ledger, "acme", file.file_id) is None
     world.clock.sleep(3 * DAY_S)
-    expiry.sweep(world.ledger)
+    retention.sweep(world.ledger)
     assert world.keys() == []
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_is_too_large_or_cut_off_never_exists_and_leaves_nothing_for
         )
     assert world.keys("files/") == []
     world.clock.sleep(3 * DAY_S)
-    expiry.sweep(world.ledger)
+    retention.sweep(world.ledger)
     assert world.keys() == []
 
 
@@ -186,7 +186,7 @@ def test_an_upload_can_not_be_completed_after_an_hour_and_is_gone_after_a_day() 
     with pytest.raises(InvalidFile, match="expired"):
         world.part(upload, b"x")
     world.clock.sleep(DAY_S)
-    expiry.sweep(world.ledger)
+    retention.sweep(world.ledger)
     assert world.keys("uploads/") == []
 
 
@@ -288,10 +288,10 @@ def test_files_and_uploads_live_and_go_on_every_store(store: Store, folder: str)
     assert list(stored_files.list_file_ids(ledger, folder)) == ids[::-1]
     assert stored_files.remove_file(ledger, folder, ids[0])
     clock.sleep(100 * DAY_S)
-    assert expiry.sweep(ledger) == 0
+    assert retention.sweep(ledger) == 0
     for marker in list(store.list(ledger_keys.EXPIRING_PREFIX)):  # no test can move the store's own clock
         store.put(marker.key, b"0")
-    expiry.sweep(ledger)
+    retention.sweep(ledger)
     assert list(store.list(ledger_keys.files_prefix(folder))) == []
     assert list(store.list(f"uploads/{folder}/")) == []
     assert [entry for entry in store.list(ledger_keys.EXPIRING_PREFIX) if folder in entry.key] == []

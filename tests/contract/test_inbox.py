@@ -25,10 +25,10 @@ from batchfile.inbox import scan
 from batchfile.inbox.records import ClaimRecord
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, damage, keys
+from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.purge import purge
 from batchfile.ledger.records import decode, encode
+from batchfile.ledger.retention import purge
 from batchfile.ledger.set_aside import SetAside
 from batchfile.lines import converter
 from batchfile.plan import pending
@@ -285,7 +285,7 @@ def test_a_create_that_was_given_up_before_it_came_to_be_is_made_again(still: Wo
         key=entry.key, etag=entry.etag, modified_at=entry.modified_at, batch_id="batch_lost", created_at=1.0
     )
     key = keys.claim_key(entry.key, entry.etag, entry.modified_at)
-    batches.fence_abandoned(still.ledger, "batch_lost")
+    retention.fence_abandoned(still.ledger, "batch_lost")
 
     still.store.put(key, encode(claim))
     still.janitor.tick()
@@ -355,8 +355,8 @@ def test_a_batch_that_was_deleted_before_its_claim_said_that_it_was_made_is_not_
         damage.delete(still.ledger, raised.value, place)
     else:
         batches.end(still.ledger, made.batch_id, "canceled")
-        batches.finish(still.ledger, made.batch_id, runner="r")
-        batches.delete(still.ledger, made.batch_id)
+        ending.finish(still.ledger, made.batch_id, runner="r")
+        retention.delete(still.ledger, made.batch_id)
         purge(still.ledger, made.batch_id)
     Inbox(still.ledger, POOLS).look(SetAside(still.ledger))
     assert still.batches() == []

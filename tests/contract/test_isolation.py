@@ -17,7 +17,7 @@ from batchfile.errors import ObjectChanged, StoreError, StoreUnavailable
 from batchfile.inbox.records import inbox_path
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, expiry, idempotency, keys
+from batchfile.ledger import batches, idempotency, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.demand import read_scale
 from batchfile.ledger.heartbeats import read_presence, write_presence
@@ -461,7 +461,7 @@ def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answ
     world = World()
     for name in "abcde":
         world.store.put(f"gone/{name}/x", b"")
-        expiry.remove_after(world.ledger, f"gone/{name}", 60.0 + ord(name))
+        retention.remove_after(world.ledger, f"gone/{name}", 60.0 + ord(name))
         idempotency.get_or_create(
             world.ledger, kind="key", tenant="t", value=name, digest=name, batch_id=f"never-{name}"
         )
@@ -481,11 +481,11 @@ def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answ
 def test_a_sweep_stops_where_nothing_is_answered() -> None:
     world = World()
     for name in "abcdefgh":
-        expiry.remove_after(world.ledger, f"gone/{name}", 60.0)
+        retention.remove_after(world.ledger, f"gone/{name}", 60.0)
     world.clock.sleep(3600.0)
     world.store.ills = [Ill(pattern="expiring/*/*", answer="500"), Ill(pattern="expiring/?*", answer="500")]
     with pytest.raises(StoreUnavailable):
-        expiry.sweep(world.ledger)
+        retention.sweep(world.ledger)
 
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])

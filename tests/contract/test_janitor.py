@@ -12,7 +12,7 @@ from batchfile.clock import ManualClock
 from batchfile.errors import StoreError
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import RELOOK_S, Janitor
-from batchfile.ledger import batches, keys, shards
+from batchfile.ledger import batches, ending, keys, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import BatchRecord, PresenceRecord
@@ -74,7 +74,7 @@ class World:
 
     def end(self, batch_id: str) -> None:
         batches.end(self.ledger, batch_id, "canceled")
-        batches.finish(self.ledger, batch_id, runner="r")
+        ending.finish(self.ledger, batch_id, runner="r")
 
 
 def test_ended_batches_cost_nothing_but_their_line_in_the_index() -> None:
@@ -198,7 +198,7 @@ def test_a_batch_that_its_user_deletes_early_is_found_within_an_hour() -> None:
     world.create("a")
     world.end("a")
     world.tick()
-    batches.delete(world.ledger, "a")
+    retention.delete(world.ledger, "a")
     world.clock.sleep(RELOOK_S)
     world.tick()
     assert [entry.key for entry in world.store.list("batches/")] == [keys.batch_key("a")]

@@ -14,7 +14,7 @@ from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, PreconditionFailed, StoreFull, StoreUnavailable
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, lease, shards
+from batchfile.ledger import batches, ending, lease, shards
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.keys import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
@@ -304,7 +304,7 @@ def test_ending_keeps_what_is_committed_and_answers_the_rest(reason: str, status
     held = world.claim()
     shards.checkpoint(world.ledger, held, [finished(0, 0)], has_dispatched=True)
     batches.end(world.ledger, BATCH, reason)  # type: ignore[arg-type]
-    ended = batches.finish(world.ledger, BATCH, runner="r9")
+    ended = ending.finish(world.ledger, BATCH, runner="r9")
     assert ended is not None
     assert (ended.state, ended.reason) == ("ended", reason)
     assert [row["status"] for row in world.results()] == ["succeeded"] + [status] * 39
@@ -319,10 +319,10 @@ def test_an_assembly_that_is_stopped_leaves_nothing_and_any_process_does_it_agai
     held = world.claim()
     shards.checkpoint(world.ledger, held, [finished(number, number) for number in range(5)], has_dispatched=True)
     before = {entry.key for entry in world.store.list("")}
-    assert batches.finish(world.ledger, BATCH, runner="r2", is_stopped=lambda: True) is None
+    assert ending.finish(world.ledger, BATCH, runner="r2", is_stopped=lambda: True) is None
     assert {entry.key for entry in world.store.list("")} - before == {assembly_key(BATCH)}
     assert world.batch.state == "open"
-    ended = batches.finish(world.ledger, BATCH, runner="r3")
+    ended = ending.finish(world.ledger, BATCH, runner="r3")
     assert ended is not None
     assert [row["status"] for row in world.results()] == ["succeeded"] * 5
 
@@ -342,7 +342,7 @@ def test_an_ended_batch_never_changes() -> None:
     world.run()
     before, results = world.batch, world.results()
     batches.end(world.ledger, BATCH, "canceled")
-    batches.finish(world.ledger, BATCH, runner="r2")
+    ending.finish(world.ledger, BATCH, runner="r2")
     assert (world.batch, world.results()) == (before, results)
 
 
@@ -357,14 +357,14 @@ def test_who_comes_late_to_the_end_of_a_batch_does_not_look_for_its_parts(monkey
         """Before the late one takes its turn, another has ended the batch, and its lease on that has lapsed."""
         if key == assembly_key(BATCH):
             monkeypatch.setattr(world.store, "get", get)
-            assert batches.finish(world.ledger, BATCH, runner="r2") is not None
-            batches.sweep_parts(world.ledger, world.batch)
+            assert ending.finish(world.ledger, BATCH, runner="r2") is not None
+            ending.sweep_parts(world.ledger, world.batch)
             world.clock.sleep(world.ledger.limits.lease_ttl_s + 1)
         return get(key)
 
     monkeypatch.setattr(world.store, "get", end_first)
     with structlog.testing.capture_logs() as events:
-        late = batches.finish(world.ledger, BATCH, runner="r1")
+        late = ending.finish(world.ledger, BATCH, runner="r1")
     assert late is None
     assert world.batch.state == "ended"
     assert not [event for event in events if event["event"] == "part.lost"]
@@ -410,13 +410,13 @@ def test_who_assembles_what_another_has_ended_and_swept_says_nothing_of_lost_par
         if "/parts/" in key:
             monkeypatch.setattr(world.store, "get", get)
             world.clock.sleep(world.ledger.limits.lease_ttl_s + 1)
-            assert batches.finish(world.ledger, BATCH, runner="r2") is not None
-            batches.sweep_parts(world.ledger, world.batch)
+            assert ending.finish(world.ledger, BATCH, runner="r2") is not None
+            ending.sweep_parts(world.ledger, world.batch)
         return get(key)
 
     monkeypatch.setattr(world.store, "get", sleep_long)
     with structlog.testing.capture_logs() as events:
-        late = batches.finish(world.ledger, BATCH, runner="r1")
+        late = ending.finish(world.ledger, BATCH, runner="r1")
     assert late is None
     assert world.batch.counts is not None
     assert world.batch.counts.succeeded == 5
@@ -441,7 +441,7 @@ def test_who_finds_the_end_of_a_batch_in_other_hands_reads_no_record_of_it(monke
         return get(key)
 
     monkeypatch.setattr(world.store, "get", noting)
-    assert batches.finish(world.ledger, BATCH, runner="r2") is None
+    assert ending.finish(world.ledger, BATCH, runner="r2") is None
     assert asked == [batch_key(BATCH), assembly_key(BATCH)]
 
 
@@ -468,7 +468,7 @@ def test_of_a_changed_input_an_assembly_tells_once(monkeypatch: pytest.MonkeyPat
     world.store.put(input_key(BATCH, "n"), b"something else")
     batches.end(world.ledger, BATCH, "input_changed")
     with structlog.testing.capture_logs() as events:
-        batches.finish(world.ledger, BATCH, runner="r")
+        ending.finish(world.ledger, BATCH, runner="r")
     assert [event["event"] for event in events].count("input.changed") == 1
     batch = world.batch
     assert batch.errors is not None
@@ -482,7 +482,7 @@ def test_a_part_that_is_lost_makes_its_lines_storage_errors() -> None:
     shards.checkpoint(world.ledger, held, [finished(0, 0), finished(1, 1)], has_dispatched=True)
     shards.checkpoint(world.ledger, held, [finished(2, 2)], has_dispatched=True)
     world.store.delete(held.record.parts[0].key)
-    batches.finish(world.ledger, BATCH, runner="r1")
+    ending.finish(world.ledger, BATCH, runner="r1")
     assert [row["status"] for row in world.results()] == ["errored", "errored", "succeeded"]
     assert world.results()[0]["error"]["type"] == "storage_error"  # type: ignore[index]
     assert world.results()[0]["custom_id"] == "r0"

@@ -19,7 +19,7 @@ from batchfile.files.stored_files import FileRecord
 from batchfile.inbox import records as inbox_records
 from batchfile.inbox.records import DroppedFile
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys, shards
+from batchfile.ledger import batches, ending, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
@@ -320,7 +320,7 @@ def test_an_end_that_takes_longer_than_a_stop_waits_is_given_back(
     world.store.let_go.set()
     stopping.join(WAIT_S)
     assert world.state("large") == "ending"
-    ended = batches.finish(world.ledger, "large", runner="next")
+    ended = ending.finish(world.ledger, "large", runner="next")
     assert ended is not None, "its lease was given back"
     assert ended.state == "ended"
 

@@ -9,7 +9,7 @@ from api.http.errors import Refusal
 from api.service import FULL_S, Room
 from batchfile.clock import ManualClock
 from batchfile.files.stored_files import FileRecord, source
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_chat import URL
@@ -58,7 +58,7 @@ class World:
 
     def end(self, batch_id: str) -> None:
         batches.end(self.ledger, batch_id, "canceled")
-        assert batches.finish(self.ledger, batch_id, runner="r") is not None
+        assert ending.finish(self.ledger, batch_id, runner="r") is not None
 
     def is_full(self, tenant: str = "acme") -> bool:
         try:
@@ -144,5 +144,5 @@ def test_a_create_that_was_given_up_or_a_deleted_batch_takes_no_room(world: Worl
         )
         batches.announce(world.ledger, draft)
         world.end(world.create(f"deleted{n}").batch_id)
-        batches.delete(world.ledger, f"deleted{n}")
+        retention.delete(world.ledger, f"deleted{n}")
     assert not world.is_full()

@@ -11,12 +11,12 @@ from batchfile.files.stored_files import FileInput, FileRecord, file_input
 from batchfile.files.stored_files import source as source_of_file
 from batchfile.inbox.records import DroppedFile, dropped_file, inbox_path
 from batchfile.inbox.records import source as source_of_dropped
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.origin import Source
-from batchfile.ledger.purge import purge
 from batchfile.ledger.records import BatchRecord, InputRef, Origin, PlanRules
+from batchfile.ledger.retention import purge
 from batchfile.plan import pending
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable
@@ -65,11 +65,11 @@ def test_an_origin_that_no_code_knows_is_kept_through_all_of_a_batch_and_purged_
     steps = [
         pending.plan(ledger, "b", runner="p"),
         batches.end(ledger, "b", "canceled"),
-        batches.finish(ledger, "b", runner="r"),
+        ending.finish(ledger, "b", runner="r"),
     ]
     assert [step is not None for step in steps] == [True] * 3
     assert (stored(ledger).state, stored(ledger).origin) == ("ended", origin)
-    assert batches.delete(ledger, "b") is not None
+    assert retention.delete(ledger, "b") is not None
     assert stored(ledger).origin == origin
     purge(ledger, "b")
     assert (stored(ledger).origin, stored(ledger).rules) == (None, None)

@@ -11,7 +11,7 @@ from batchfile.errors import BatchDamaged, InvalidFile
 from batchfile.files import stored_files
 from batchfile.files.stored_files import FileRecord, source
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys, shards
+from batchfile.ledger import batches, ending, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
@@ -115,7 +115,7 @@ def test_a_batch_that_is_cancelled_before_it_has_a_plan_ends_with_nothing() -> N
     assert status is not None
     assert (status.batch.state, status.pending) == ("ending", 0)
     assert list(iter_live(world.ledger, "b", Cursor())) == []
-    ended = batches.finish(world.ledger, "b", runner="r")
+    ended = ending.finish(world.ledger, "b", runner="r")
     assert ended is not None
     assert (ended.state, ended.reason, ended.results, ended.total) == ("ended", "canceled", None, 0)
     assert pending.plan(world.ledger, "b", runner="r") == ended
@@ -249,7 +249,7 @@ def test_results_stay_for_as_long_as_was_asked_and_the_batch_for_its_retention_a
     for batch_id, kept_s in (("short", 3600.0), ("long", 10 * limits.retention_s)):
         world.create(None, batch_id, kept_s=kept_s)
         batches.end(world.ledger, batch_id, "canceled")
-        batches.finish(world.ledger, batch_id, runner="r")
+        ending.finish(world.ledger, batch_id, runner="r")
     janitor = Janitor(world.ledger, runner="s")
     world.clock.sleep(limits.retention_s - 1)
     janitor.tick()

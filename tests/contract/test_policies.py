@@ -22,7 +22,7 @@ from batchfile.errors import StoreError
 from batchfile.files import stored_files, uploads
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, idempotency
+from batchfile.ledger import idempotency, retention
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import write_presence
@@ -233,7 +233,7 @@ def test_the_api_may_tell_of_an_end() -> None:
     world.reconcile()
     (batch_id,) = world.ended
     assert webhooks.deliver(world.ledger, batch_id, lambda event: None) is None
-    assert batches.delete(world.ledger, batch_id) is not None
+    assert retention.delete(world.ledger, batch_id) is not None
 
 
 @pytest.mark.parametrize("role", ["api", "runner"])

@@ -10,11 +10,11 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.purge import purge
 from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.retention import purge
 from batchfile.plan.submit import submit
 from batchfile.store.memory import MemoryStore
 from batchfile.testing.faulty_store import FaultyStore
@@ -39,7 +39,7 @@ def world() -> Ledger:
     )
     submit(ledger, draft, [data], size=len(data), is_strict=False)
     batches.end(ledger, BATCH, "canceled", f"canceled for {SECRET}")
-    batches.finish(ledger, BATCH, runner="r")
+    ending.finish(ledger, BATCH, runner="r")
     return ledger
 
 
@@ -55,7 +55,7 @@ def stored(ledger: Ledger) -> dict[str, bytes]:
 def test_nothing_of_what_the_user_sent_is_left() -> None:
     ledger = world()
     assert SECRET in str(stored(ledger))
-    batches.delete(ledger, BATCH)
+    retention.delete(ledger, BATCH)
     assert SECRET in str(stored(ledger)), "for downloads that are under way"
     purge(ledger, BATCH)
     left = stored(ledger)
@@ -81,7 +81,7 @@ def test_what_is_not_deleted_stays() -> None:
 
 def test_the_last_trace_goes_with_the_tombstone_and_with_it_what_came_late() -> None:
     ledger = world()
-    batches.delete(ledger, BATCH)
+    retention.delete(ledger, BATCH)
     purge(ledger, BATCH)
     ledger.store.put(keys.results_key(BATCH, "late"), SECRET.encode())  # of a process that slept
     janitor = Janitor(ledger, runner="s")
@@ -94,7 +94,7 @@ def test_the_last_trace_goes_with_the_tombstone_and_with_it_what_came_late() -> 
 def test_the_fence_of_a_create_that_was_given_up_stays_one() -> None:
     ledger = world()
     other = "batch_000000000009"
-    batches.fence(ledger, other, "given up")
+    retention.fence(ledger, other, "given up")
     purge(ledger, other)
     found = load(ledger, keys.batch_key(other), BatchRecord)
     assert found is not None
@@ -104,7 +104,7 @@ def test_the_fence_of_a_create_that_was_given_up_stays_one() -> None:
 @pytest.mark.parametrize("last", range(1, 8))
 def test_cut_off_anywhere_it_is_done_by_the_next(last: int) -> None:
     ledger = world()
-    batches.delete(ledger, BATCH)
+    retention.delete(ledger, BATCH)
     num = 0
 
     def fail(*_: Any, **__: Any) -> None:

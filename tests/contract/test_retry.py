@@ -3,7 +3,7 @@
 import pytest
 
 from batchfile.errors import InvalidFile
-from batchfile.ledger import batches
+from batchfile.ledger import batches, ending
 from batchfile.plan.planner import plan_input
 from batchfile.plan.submit import retry
 from batchfile.types import Defaults, RoutingTable
@@ -35,7 +35,7 @@ def test_a_retry_of_a_pools_folder_ignores_what_the_lines_say_as_the_first_batch
     still.clock.sleep(3600)
     still.janitor.tick()
     batches.end(still.ledger, still.only().batch_id, "canceled")
-    ended = batches.finish(still.ledger, still.only().batch_id, runner="s")
+    ended = ending.finish(still.ledger, still.only().batch_id, runner="s")
     assert ended is not None
     again = retry(still.ledger, ended)
     assert list(batches.read_plan(still.ledger, again).pools) == ["llama"]

@@ -10,7 +10,7 @@ from batchfile.engine.base import Engine, Finished, Prepared
 from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.errors import EngineDead, StoreUnavailable
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches
+from batchfile.ledger import batches, ending
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.keys import input_key
 from batchfile.plan.planner import plan_input
@@ -275,7 +275,7 @@ def test_a_batch_that_is_cancelled_elsewhere_is_dropped_and_the_run_ends() -> No
         if first.num_in_flight and not is_cancelled:
             is_cancelled = True
             batches.end(ledger, BATCH, "canceled")
-            batches.finish(ledger, BATCH, runner="someone")
+            ending.finish(ledger, BATCH, runner="someone")
         return False
 
     ended = run_alone(first, until=cancel_once)

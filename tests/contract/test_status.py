@@ -9,7 +9,7 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged
-from batchfile.ledger import batches, keys, shards, status
+from batchfile.ledger import batches, ending, keys, retention, shards, status
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.demand import Scale, read_scale
 from batchfile.ledger.heartbeats import write_presence
@@ -103,7 +103,7 @@ def test_a_batch_whose_lines_were_all_rejected_is_submitted_until_it_has_ended()
     world.create("b", 0, num_bad=2)
     found = world.look()
     assert processing_status(found.batch.state, found.num_records) == "submitted"
-    batches.finish(world.ledger, "b", runner="r")
+    ending.finish(world.ledger, "b", runner="r")
     assert world.look().batch.state == "ended"
 
 
@@ -147,7 +147,7 @@ def test_an_ended_batch_costs_one_request_and_its_time_does_not_go_back() -> Non
     shards.close(world.ledger, "b", batches.read_plan(world.ledger, open_status.batch), "llama", 0, reason="canceled")
     newest = world.look().updated_at
     assert newest > open_status.updated_at
-    batches.finish(early, "b", runner="r")  # by a clock that is behind
+    ending.finish(early, "b", runner="r")  # by a clock that is behind
     before = world.num_requests()
     ended = world.look()
     assert world.num_requests() - before == 1
@@ -162,8 +162,8 @@ def test_a_batch_that_is_gone_is_forgotten() -> None:
     world.create("b", 4)
     world.look()
     batches.end(world.ledger, "b", "canceled")
-    batches.finish(world.ledger, "b", runner="r")
-    batches.delete(world.ledger, "b")
+    ending.finish(world.ledger, "b", runner="r")
+    retention.delete(world.ledger, "b")
     assert world.reader.read("b") is None
     assert world.reader.read("never") is None
 

@@ -8,7 +8,7 @@ import pytest
 from api.ops import webhooks
 from api.ops.webhooks import BACKOFF_S, Event, deliver, event_of
 from batchfile.clock import ManualClock
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef
 from batchfile.store.memory import MemoryStore
@@ -136,7 +136,7 @@ def test_of_two_processes_at_the_same_time_one_sends() -> None:
 
 def test_of_a_deleted_batch_nothing_is_told_and_nothing_is_written() -> None:
     world = World()
-    batches.delete(world.ledger, "b")
+    retention.delete(world.ledger, "b")
     assert world.tell() is None
     assert world.sent == []
     assert [entry.key for entry in world.store.list(keys.batch_prefix("b"))] == [keys.batch_key("b")]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from anthropic.types.messages import MessageBatchExpiredResult, MessageBatchIndividualResponse
 
-from batchfile.ledger import batches
+from batchfile.ledger import batches, ending
 from batchfile.open_ledger import open_service_ledger
 from batchfile.settings import load_settings
 
@@ -111,7 +111,7 @@ def test_only_the_envelope_refuses_and_an_unknown_model_is_an_errored_line(api: 
     # Also where no request can run at all.
     lost = create(api, message("bad", model="gpt"))
     ledger = open_service_ledger(api.store, load_settings())
-    batches.finish(ledger, lost, runner="test")
+    ending.finish(ledger, lost, runner="test")
     assert types(api, lost) == ["errored"]
     hint = {**message("a"), "metadata": {"model_hint": "gpt"}}
     answer = api.http.post(BATCHES, json={"requests": [hint]}, headers=VERSION)

@@ -15,7 +15,7 @@ from openai.types import Batch, Completion, CreateEmbeddingResponse, FileDeleted
 from openai.types.chat import ChatCompletion
 
 from batchfile.engine.open import engine_factory
-from batchfile.ledger import batches
+from batchfile.ledger import batches, ending
 from batchfile.open_ledger import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
@@ -293,7 +293,7 @@ def test_an_expired_batch_keeps_what_has_finished_and_says_of_the_rest_that_it_e
     runner.stop_now()
     thread.join(30)
     batches.end(ledger, batch.id, "expired")
-    batches.finish(ledger, batch.id, runner="test")
+    ending.finish(ledger, batch.id, runner="test")
     expired = until(client, batch.id, "expired")
     assert expired.expired_at is not None
     assert [row["custom_id"] for row in rows(client, expired.output_file_id)] == ["a"]

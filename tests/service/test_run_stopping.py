@@ -67,13 +67,13 @@ EchoEngine.__init__ = load
 """
 ASSEMBLES_FOR_EVER = """
 import time
-from batchfile.ledger import batches
+from batchfile.ledger import ending
 def assemble(*args, beat, **more):
     print("there", flush=True)
     while True:
         beat()
         time.sleep(0.05)
-batches.assemble = assemble
+ending.assemble = assemble
 """
 WRITES_FOR_EVER = """
 import time

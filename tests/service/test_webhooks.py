@@ -33,7 +33,7 @@ from batchfile.inbox import records as inbox_records
 from batchfile.inbox.records import DroppedFile
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches, ending, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, EndReason
 from batchfile.ledger.set_aside import SetAside
@@ -137,7 +137,7 @@ def ended(ledger: Ledger, batch_id: str = "batch_1") -> BatchRecord:
     )
     pending.create(ledger, draft, source(ledger, file, endpoint=CHAT, requests_max=9))
     batches.end(ledger, batch_id, "canceled")
-    batch = batches.finish(ledger, batch_id, runner="r")
+    batch = ending.finish(ledger, batch_id, runner="r")
     assert batch is not None
     return batch
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches
+from batchfile.ledger import batches, ending
 from batchfile.ledger.base import Limits
 from batchfile.plan.planner import plan_input
 from batchfile.types import Defaults
@@ -117,7 +117,7 @@ def _cancel(stage: Stage, process: Process) -> None:
     while True:
         with suppress(StoreUnavailable):
             batches.end(ledger, BATCH, "canceled")
-            batches.finish(ledger, BATCH, runner=process.name)
+            ending.finish(ledger, BATCH, runner=process.name)
             return
         process.clock.sleep(1.0)
 

@@ -16,7 +16,7 @@ from unittest.mock import patch
 from api.ops import webhooks
 from batchfile.errors import BatchfileError, StoreUnavailable
 from batchfile.inbox import outbox
-from batchfile.ledger import assemble, batches, bitmaps, cas, expiry, idempotency, keys, lease, shards
+from batchfile.ledger import assemble, batches, bitmaps, cas, ending, idempotency, keys, lease, retention, shards
 from batchfile.ledger.assemble import Records
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load
@@ -122,8 +122,8 @@ def _assembled_too_early() -> Iterator[None]:
 
     with (
         patch.object(BatchStatus, "pending", property(lambda _: 0)),
-        patch.object(batches, "_is_begun", lambda *_: True),
-        patch.object(batches, "final_records", as_they_are),
+        patch.object(ending, "_is_begun", lambda *_: True),
+        patch.object(ending, "final_records", as_they_are),
         patch.object(assemble, "_records_of", of_those_there_are),
     ):
         yield
@@ -192,12 +192,12 @@ def _closes(*, known: bool) -> AbstractContextManager[object]:
 
 
 def _forgets_the_unclaimed() -> AbstractContextManager[object]:
-    close_all = batches.close_all
+    close_all = ending.close_all
 
     def known(*given: Any) -> Records:
         return {shard: record for shard, record in close_all(*given).items() if record.runner or record.epoch > 1}
 
-    return patch.object(batches, "close_all", known)
+    return patch.object(ending, "close_all", known)
 
 
 @contextmanager
@@ -266,14 +266,14 @@ def _ends_whatever_it_is() -> AbstractContextManager[object]:
 
 
 def _sweeps_before_the_end() -> AbstractContextManager[object]:
-    commit = batches._commit_end
+    commit = ending._commit_end
 
     def swept(ledger: Ledger, batch: BatchRecord, plan: Any, made: Any) -> BatchRecord | None:
         for entry in list(ledger.store.list(keys.parts_prefix(batch.batch_id))):
             ledger.store.delete(entry.key)
         return commit(ledger, batch, plan, made)
 
-    return patch.object(batches, "_commit_end", swept)
+    return patch.object(ending, "_commit_end", swept)
 
 
 def _insists(module: ModuleType, verb: str, state: BatchState) -> Mutant:
@@ -306,7 +306,7 @@ def _by_the_clock_of_whoever_looks() -> AbstractContextManager[object]:
     def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
         return (batch.ended_at or batch.created_at) + ledger.limits.retention_s - ledger.clock.now()
 
-    return patch.object(expiry, "kept_for_s", kept_for_s)
+    return patch.object(retention, "kept_for_s", kept_for_s)
 
 
 @contextmanager
@@ -392,15 +392,15 @@ MUTANTS: dict[str, Mutant] = {
     "a zombie goes on writing": _zombie_writes_on,
     "a cancel changes an ended batch": _ends_whatever_it_is,
     "parts are swept before the end is committed": _sweeps_before_the_end,
-    "a second assembly replaces the first": _insists(batches, "_commit_end", "open"),
+    "a second assembly replaces the first": _insists(ending, "_commit_end", "open"),
     "a second plan replaces the first": _insists(plan_pending, "_open", "planning"),
-    "a batch that lives can be deleted": _insists(batches, "delete", "ended"),
+    "a batch that lives can be deleted": _insists(retention, "delete", "ended"),
     "a line that kills its runner is never found": _replaced(lease, "claimed", _no_lapse_counts),
     "the bitmap says more than the parts": _first_line_is_always_done,
     "every lease has the same id": _same_lease,
     "two writes have one id": _same_write_id,
     "a batch expires by the clock of whoever looks": _replaced(
-        expiry, "is_over", lambda ledger, batch: ledger.clock.now() >= batch.expires_at
+        retention, "is_over", lambda ledger, batch: ledger.clock.now() >= batch.expires_at
     ),
     "results go by the clock of whoever looks": _by_the_clock_of_whoever_looks,
     "what is refused of one batch stops the others": _one_refusal_stops_all,
@@ -440,7 +440,7 @@ HARMLESS: dict[str, Mutant] = {
     # before is for the day on which that look is not answered.
     "a cancel closes only what was claimed": lambda: _closes(known=True),
     # What stays behind is in nobody's way, and retention removes it.
-    "nothing is swept after the end": _replaced(batches, "sweep_parts", lambda *_: None),
+    "nothing is swept after the end": _replaced(ending, "sweep_parts", lambda *_: None),
     # A batch id has one body, the idempotency record sees to that: what is written over its input is the same bytes.
     "two uploads write one object": _replaced(
         keys, "input_key", lambda batch_id, _: f"batches/{batch_id}/input-x.jsonl"

@@ -13,7 +13,7 @@ from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, RecordDamaged, StoreUnavailable
 from batchfile.inbox.scan import CLAIM_KEPT_S, Inbox
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, idempotency, keys, lease, shards
+from batchfile.ledger import batches, ending, idempotency, keys, lease, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import encode
@@ -105,7 +105,7 @@ def test_a_slow_reader_counts_an_ended_batch_by_its_record_alone(store: HookedSt
 
     def end_it() -> None:
         batches.end(ledger, "b", "canceled")
-        batches.finish(ledger, "b", runner="r")
+        ending.finish(ledger, "b", runner="r")
         reader.read("b")
 
     store.hooked_key, store.after_read = keys.batch_key("b"), end_it
@@ -182,8 +182,8 @@ def test_a_shard_that_is_done_is_not_written_again(store: HookedStore, ledger: L
 def test_the_last_trace_of_a_batch_is_removed_for_good(store: HookedStore, ledger: Ledger) -> None:
     create(ledger, "b")
     batches.end(ledger, "b", "canceled")
-    batches.finish(ledger, "b", runner="r")
-    batches.delete(ledger, "b")
+    ending.finish(ledger, "b", runner="r")
+    retention.delete(ledger, "b")
     ledger.clock.sleep(ledger.limits.tombstone_s)
     first, second = (Janitor(ledger, runner=name) for name in ("one", "two"))
     store.hooked_key, store.after_read = keys.INDEX_PREFIX, first.tick
@@ -195,8 +195,8 @@ def test_a_wrong_clock_removes_no_tombstone(store: HookedStore, ledger: Ledger) 
     """A create that was slow would come to life behind it."""
     create(ledger, "b")
     batches.end(ledger, "b", "canceled")
-    batches.finish(ledger, "b", runner="r")
-    batches.delete(ledger, "b")
+    ending.finish(ledger, "b", runner="r")
+    retention.delete(ledger, "b")
     ahead = ManualClock(ledger.clock.now() + 2 * ledger.limits.tombstone_s)
     Janitor(Ledger(store=store, clock=ahead, rng=ledger.rng), runner="ahead").tick()
     assert store.get(keys.batch_key("b")) is not None

@@ -11,7 +11,7 @@ import pytest
 
 from batchfile.engine.echo import EchoEngine
 from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken
-from batchfile.ledger import batches, keys, shards
+from batchfile.ledger import batches, ending, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
@@ -77,7 +77,7 @@ class World:
     def run(self, batch: BatchRecord) -> list[tuple[str | None, str]]:
         """The custom_id and the answer of each result, once all have one."""
         options = RunnerOptions(runner_id="r2", pool="local", only=batch.batch_id, is_janitor=False)
-        ended = batches.finish(self.ledger, batch.batch_id, runner="r2")
+        ended = ending.finish(self.ledger, batch.batch_id, runner="r2")
         if ended is None:
             run_alone(Runner(self.ledger, lambda: EchoEngine(num_slots=8), options))
             ended = batches.read_batch(self.ledger, batch.batch_id)
@@ -129,7 +129,7 @@ def test_a_batch_that_grew_grows_again(tmp_path: Path) -> None:
 def test_what_failed_is_run_again(tmp_path: Path) -> None:
     world = World(tmp_path)
     batches.end(world.ledger, world.old.batch_id, "canceled")
-    batches.finish(world.ledger, world.old.batch_id, runner="r")
+    ending.finish(world.ledger, world.old.batch_id, runner="r")
     world.append(lines(40))
     assert world.run(world.open().batch) == wanted(*range(41))
 
@@ -218,7 +218,7 @@ def test_the_old_content_again_finishes_a_run_that_its_change_had_ended(tmp_path
     data = world.input.read_bytes()
     world.input.write_bytes(data[:100])
     batches.end(world.ledger, world.old.batch_id, "input_changed")
-    batches.finish(world.ledger, world.old.batch_id, runner="r")
+    ending.finish(world.ledger, world.old.batch_id, runner="r")
     world.input.write_bytes(data)
     assert world.run(world.open().batch) == wanted(*range(NUM))
 
@@ -234,7 +234,7 @@ def test_a_result_of_another_request_is_never_taken_over(tmp_path: Path) -> None
 def test_damaged_results_are_not_taken_over_and_the_output_keeps_its_batch(tmp_path: Path) -> None:
     world = World(tmp_path)
     batches.end(world.ledger, world.old.batch_id, "canceled")
-    ended = batches.finish(world.ledger, world.old.batch_id, runner="r")
+    ended = ending.finish(world.ledger, world.old.batch_id, runner="r")
     assert ended is not None
     assert ended.results is not None
     data = b"".join(world.ledger.store.stream(ended.results.key))
@@ -266,7 +266,7 @@ def test_a_file_that_is_changed_while_it_is_planned_takes_over_nothing(
 def test_an_output_that_another_run_has_written_since_is_not_taken_back(tmp_path: Path) -> None:
     world = World(tmp_path)
     other = World(tmp_path / "other")
-    ended = batches.end(other.ledger, other.old.batch_id, "canceled") and batches.finish(
+    ended = batches.end(other.ledger, other.old.batch_id, "canceled") and ending.finish(
         other.ledger, other.old.batch_id, runner="r"
     )
     assert ended is not None

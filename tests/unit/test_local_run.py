@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, RecordNewer, SettingsError
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import IdempotencyRecord, encode
@@ -104,8 +104,8 @@ def test_a_restart_with_a_refused_file_keeps_a_batch_that_was_cut_off_after_its_
 def test_an_output_whose_batch_was_deleted_is_not_overwritten_unasked(ledger: Ledger, options: RunOptions) -> None:
     opened = _open(ledger, options)
     batches.end(ledger, opened.batch.batch_id, "canceled")
-    batches.finish(ledger, opened.batch.batch_id, runner="r")
-    batches.delete(ledger, opened.batch.batch_id)
+    ending.finish(ledger, opened.batch.batch_id, runner="r")
+    retention.delete(ledger, opened.batch.batch_id)
     Path(options.output or "").write_text("results\n")
     with pytest.raises(OutputTaken):
         _open(ledger, options)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from api.http import multipart
+from api.http import forms
 from api.http.errors import Refusal
 from api.http.spool import Spooled
 
@@ -45,7 +45,7 @@ def test_the_file_is_what_was_sent_however_the_chunks_fall(
     body = b"".join(parts if is_file_first else parts[::-1]) + END
     with pytest.MonkeyPatch.context() as patch, spooled(tmp_path, body) as whole:
         patch.setattr(multipart, "CHUNK_BYTES", size)
-        form = multipart.read_form(whole, TYPE, "file")
+        form = forms.read_form(whole, TYPE, "file")
         assert (form.fields, form.filename) == ({"purpose": "batch"}, "a.jsonl")
         assert b"".join(form.chunks()) == content
 
@@ -67,5 +67,5 @@ def test_the_file_is_what_was_sent_however_the_chunks_fall(
 )
 def test_what_is_no_such_form_is_refused(tmp_path: Path, body: bytes, content_type: str | None, status: int) -> None:
     with spooled(tmp_path, body) as whole, pytest.raises(Refusal) as refused:
-        multipart.read_form(whole, content_type, "file")
+        forms.read_form(whole, content_type, "file")
     assert refused.value.status == status

@@ -1,0 +1,224 @@
+"""How a batch ends: its shards are closed or done, its files assembled, its end committed, by whoever comes first.
+
+May be cut off anywhere, and is called again.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import structlog
+
+from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, RecordDamaged, RecordNewer, StoreError
+from batchfile.ledger import keys, shards
+from batchfile.ledger.assemble import Assembled, Records, Shard, assemble
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import queue_entries, read_batch, read_plan
+from batchfile.ledger.cas import Stored, load, update_batch
+from batchfile.ledger.parallel import in_order
+from batchfile.ledger.records import BatchRecord, Plan, ShardRecord
+
+log = structlog.get_logger()
+
+
+class _Stopped(Exception):
+    """The process that assembles is to end."""
+
+
+def finish(
+    ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
+) -> BatchRecord | None:
+    """End a batch whose shards are all done, or that is ending: close, assemble, commit, tidy.
+
+    Returns the ended record; None where it can not end yet, someone else is at it, or it was stopped in the middle,
+    which is looked for between ranges. Raises: BatchDamaged.
+    """
+    batch = read_batch(ledger, batch_id)
+    if batch is None or batch.state == "ended":
+        return batch
+    if not batch.plan_key:
+        return _end_unplanned(ledger, batch_id)
+    # While one process ends it, all the others ask again and again whether it has ended: that must cost little.
+    if shards.is_held(ledger, keys.assembly_key(batch_id)):
+        return None
+    try:
+        plan = read_plan(ledger, batch)
+    except BatchDamaged as error:
+        return _end_without_plan(ledger, batch, error)
+    if batch.state == "open" and not _is_begun(ledger, batch, plan):
+        return None
+    held = shards.claim_task(ledger, batch, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner=runner)
+    made = None if held is None else _assemble(ledger, held, plan, is_stopped)
+    return None if made is None else _conclude(ledger, batch, plan, made)
+
+
+def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -> BatchRecord | None:
+    """Commit the end; who does that alone tidies up behind it."""
+    ended = _commit_end(ledger, batch, plan, made)
+    if ended is None or ended.results != made.results:
+        _discard(ledger, made)
+        return ended
+    with suppress(StoreError):  # retention removes what stays
+        sweep_parts(ledger, ended)
+    return ended
+
+
+def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callable[[], bool]) -> Assembled | None:
+    """None where a shard is not done yet, where someone else has the turn now, or has ended the batch before."""
+
+    def beat() -> None:
+        if is_stopped():
+            raise _Stopped
+        shards.beat(ledger, held)
+
+    try:
+        batch = read_batch(ledger, held.batch.batch_id)  # as it is now that it is our turn
+        if batch is None or batch.state == "ended":
+            return None
+        if batch.state == "ending":
+            records: Records | None = close_all(ledger, batch, plan, beat)
+        else:
+            records = final_records(ledger, batch, plan, beat)
+        if records is not None:
+            return assemble(ledger, batch, plan, records, nonce=ledger.new_id()[:12], beat=beat)
+    except LeaseLost:
+        return None
+    except _Stopped:
+        shards.give_back(ledger, held)
+        return None
+    except BatchfileError:
+        shards.give_back(ledger, held)
+        raise
+    shards.give_back(ledger, held)
+    return None
+
+
+def _discard(ledger: Ledger, made: Assembled) -> None:
+    """Files that no record names, because another's do, or the batch is gone. Best effort."""
+    with suppress(StoreError):
+        ledger.store.delete_many([made.results.key, made.errors.key])
+
+
+def _end_unplanned(ledger: Ledger, batch_id: str) -> BatchRecord | None:
+    """It was ended before it had a plan: nothing of it ran, and it has no results. None while it is planning."""
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        return replace(record, state="ended", ended_at=now) if record.state == "ending" else None
+
+    ended = update_batch(ledger, keys.batch_key(batch_id), decide)
+    if ended is None or ended.record.state != "ended":
+        return None
+    log.info("batch.ended", batch_id=batch_id, reason=ended.record.reason, total=0)
+    return ended.record
+
+
+def _end_without_plan(ledger: Ledger, batch: BatchRecord, error: BatchDamaged) -> BatchRecord | None:
+    """Nobody can tell any more which lines it has: one that is ending ends without results. Raises: `error` else."""
+    if batch.state != "ending" or not _is_lost(ledger, batch.plan_key, error):
+        raise error
+    log.error("plan.lost", batch_id=batch.batch_id, error=str(error))
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        if record.state != "ending":
+            return None
+        detail = "the stored plan of this batch is lost, and its results"
+        return replace(record, state="ended", ended_at=now, detail=detail)
+
+    ended = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
+    return None if ended is None or ended.record.state != "ended" else ended.record
+
+
+def _is_lost(ledger: Ledger, key: str, error: BatchDamaged) -> bool:
+    """Is what stood at `key` gone or damaged for good? Asked in another way: something that answers in place of the
+    store does not know the etag of what it gave. Raises: StoreError.
+    """
+    if isinstance(error, RecordNewer):
+        return False
+    entry = ledger.store.head(key)
+    return (entry and entry.etag) == (error.etag if isinstance(error, RecordDamaged) else None)
+
+
+def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -> BatchRecord | None:
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        if record.state not in {"open", "ending"}:
+            return None
+        return replace(
+            record,
+            state="ended",
+            reason=record.reason or "completed",
+            ended_at=now,
+            results=made.results,
+            errors=made.errors,
+            counts=made.counts,
+            usage=made.usage,
+            gpu_s=made.gpu_s,
+        )
+
+    ended = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
+    if ended is None:
+        return None
+    ledger.store.delete_many(list(queue_entries(batch, plan)))
+    log.info("batch.ended", batch_id=batch.batch_id, reason=ended.record.reason, total=batch.total)
+    return ended.record
+
+
+def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
+    """Remove what an ended batch does not name: parts, ids, and assemblies that lost."""
+    keep = {ref.key for ref in (batch.results, batch.errors) if ref is not None}
+    found = [entry.key for entry in ledger.store.list(keys.parts_prefix(batch.batch_id))]
+    for stem in ("results-", "errors-", "custom-ids-"):
+        found += [entry.key for entry in ledger.store.list(keys.batch_prefix(batch.batch_id) + stem)]
+    ledger.store.delete_many([key for key in found if key not in keep])
+
+
+def close_all(ledger: Ledger, batch: BatchRecord, plan: Plan, beat: Callable[[], None] = lambda: None) -> Records:
+    """Fence every shard of an ending batch, also those that nobody ever held: one write each. Their records.
+
+    Calls `beat` between them.
+    """
+    reason = batch.reason or "failed"
+    begun = {entry.key for entry in ledger.store.list(keys.shards_prefix(batch.batch_id))}
+
+    def close(shard: Shard) -> ShardRecord:
+        is_new = keys.shard_key(batch.batch_id, *shard) not in begun
+        return shards.close(ledger, batch.batch_id, plan, *shard, reason=reason, is_new=is_new)
+
+    records: Records = {}
+    members = list(_shards_of(plan))
+    for shard, record in zip(members, in_order(ledger, close, members), strict=True):
+        beat()
+        records[shard] = record
+    return records
+
+
+def final_records(
+    ledger: Ledger, batch: BatchRecord, plan: Plan, beat: Callable[[], None] = lambda: None
+) -> Records | None:
+    """Each shard's record, which no one writes again; None where one is not done yet. Calls `beat` between them."""
+
+    def read(shard: Shard) -> Stored[ShardRecord] | None:
+        return load(ledger, keys.shard_key(batch.batch_id, *shard), ShardRecord)
+
+    records: Records = {}
+    members = list(_shards_of(plan))
+    for shard, found in zip(members, in_order(ledger, read, members), strict=True):
+        beat()
+        if found is None or found.record.state not in {"done", "closed"}:
+            return None
+        records[shard] = found.record
+    return records
+
+
+def _is_begun(ledger: Ledger, batch: BatchRecord, plan: Plan) -> bool:
+    """Has every shard a record? Costs a listing, before anything is written for a batch that is not complete."""
+    begun = sum(1 for _ in ledger.store.list(keys.shards_prefix(batch.batch_id)))
+    return begun >= sum(1 for _ in _shards_of(plan))
+
+
+def _shards_of(plan: Plan) -> Iterator[Shard]:
+    """In the order of the input, as they are assembled."""
+    return ((pool, n) for n in range(len(plan.ranges)) for pool, members in plan.pools.items() if n in members)

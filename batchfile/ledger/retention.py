@@ -1,0 +1,190 @@
+"""For how long what is stored stays, and how it goes: a batch that runs, one that has ended, one that never was.
+
+A process whose clock is days off must not expire or remove anything. So what the clock here says is only asked for
+first, because that costs nothing; then the store's own clock decides.
+
+Of a deleted batch stays, until `tombstone_s`, that there was a batch of this id, whose, and when: it keeps a slow
+create of the same id, a runner that slept and the cursors of listings from going wrong.
+"""
+
+from dataclasses import replace
+from itertools import takewhile
+
+import structlog
+
+from batchfile.errors import BatchDamaged
+from batchfile.ledger import keys
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import Lost, swap, update_batch
+from batchfile.ledger.records import BatchRecord, InputRef
+from batchfile.ledger.set_aside import do_each
+from batchfile.store.base import Entry
+from batchfile.types import Defaults, RoutingTable
+
+log = structlog.get_logger()
+
+
+def is_over(ledger: Ledger, batch: BatchRecord) -> bool:
+    """Has the batch reached its end without having ended? Raises: StoreUnavailable.
+
+    The clock of whoever created it may have been wrong too: then its window counts from when its index marker was
+    written, by the store's clock.
+    """
+    if ledger.clock.now() < batch.expires_at:
+        return False
+    marker = ledger.store.get(keys.index_key(batch.tenant, batch.created_at, batch.batch_id))
+    if marker is None or marker.read_at < batch.expires_at:
+        return False
+    return marker.age_s >= batch.expires_at - batch.created_at
+
+
+def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
+    """For how many more seconds an ended batch and its results stay; its user may have asked for more than is usual.
+
+    Raises: StoreUnavailable.
+    """
+    kept_s = max(ledger.limits.retention_s, batch.kept_s or 0.0)
+    left_s = (batch.ended_at or batch.created_at) + kept_s - ledger.clock.now()
+    if left_s > 0:
+        return left_s
+    found = ledger.store.get(keys.batch_key(batch.batch_id))  # written last when it ended
+    return 0.0 if found is None else max(0.0, kept_s - found.age_s)
+
+
+def remove_after(ledger: Ledger, prefix: str, seconds: float) -> None:
+    """Everything under `prefix` goes soon after `seconds` from now. Written before what it is for."""
+    key = keys.expiring_key(ledger.clock.now() + seconds, prefix)
+    ledger.store.put(key, f"{seconds:.0f}".encode())
+
+
+def sweep(ledger: Ledger) -> int:
+    """Remove what is due; how many prefixes. Cut off, it is done again by the next. One that is ill holds up no other.
+
+    Raises: StoreUnavailable.
+    """
+    now = ledger.clock.now()
+
+    def remove(entry: Entry) -> bool:
+        marker = ledger.store.get(entry.key)
+        if marker is None or marker.age_s < _seconds(entry.key, marker.data):
+            return False
+        ledger.store.delete_many([found.key for found in ledger.store.list(keys.expiring_prefix(entry.key))])
+        ledger.store.delete(entry.key)
+        return True
+
+    entries = list(ledger.store.list(keys.EXPIRING_PREFIX))
+    return do_each(takewhile(lambda entry: keys.expiring_at(entry.key) <= now, entries), remove, "expiry.failed")
+
+
+def _seconds(key: str, data: bytes) -> float:
+    try:
+        return float(data or 0)
+    except ValueError:
+        raise BatchDamaged(f"{key}: holds no number of seconds; remove it, and what it is for stays") from None
+
+
+def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:
+    """Make an ended batch unreadable at once; `remove_objects` frees the space later."""
+    now = ledger.clock.now()
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        return replace(record, state="deleted", deleted_at=now) if record.state == "ended" else None
+
+    found = update_batch(ledger, keys.batch_key(batch_id), decide)
+    return None if found is None else found.record
+
+
+def remove_objects(ledger: Ledger, batch: BatchRecord) -> None:
+    """Everything of a deleted batch but its tombstone."""
+    tombstone = keys.batch_key(batch.batch_id)
+    found = [entry.key for entry in ledger.store.list(keys.batch_prefix(batch.batch_id))]
+    ledger.store.delete_many([key for key in found if key != tombstone])
+
+
+def fence_abandoned(ledger: Ledger, batch_id: str) -> bool:
+    """As `fence`, of a create that shows no sign of life."""
+    minutes = ledger.limits.abandoned_s / 60
+    return fence(ledger, batch_id, f"nothing was heard of its create for {minutes:.0f} minutes, and it was given up")
+
+
+def fence(ledger: Ledger, batch_id: str, why: str) -> bool:
+    """Make sure that a create which never committed never will, then free its space. False: it exists, or did.
+
+    `why` is what the create is told, should it only have been slow.
+    """
+    now = ledger.clock.now()
+    tombstone = replace(stand_in(batch_id, now), state="deleted", detail=why, deleted_at=now, write_id=ledger.new_id())
+    if isinstance(swap(ledger, keys.batch_key(batch_id), tombstone, None), Lost):
+        return False
+    ledger.store.put(keys.index_key(tombstone.tenant, now, batch_id), b"")
+    remove_objects(ledger, tombstone)
+    return True
+
+
+def is_fence(record: BatchRecord) -> bool:
+    """Does it stand for a create that was given up, so that there never was such a batch?"""
+    return record.state == "deleted" and not record.input.key
+
+
+def remove_tombstone(ledger: Ledger, batch: BatchRecord) -> None:
+    """The last trace; the index marker goes last, so that a cut-off removal is found again."""
+    ledger.store.delete(keys.batch_key(batch.batch_id))
+    ledger.store.delete(keys.index_key(batch.tenant, batch.created_at, batch.batch_id))
+
+
+def purge(ledger: Ledger, batch_id: str) -> BatchRecord | None:
+    """Of a deleted batch. Cut off anywhere, it is called again. None: there is no trace of it any more.
+
+    Another batch, or one that is not deleted, stays as it is. Raises: StoreError.
+    """
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        bare = _bare(record)
+        # A fence has nothing, and must stay known as such.
+        return None if record.state != "deleted" or is_fence(record) or bare == record else bare
+
+    found = update_batch(ledger, keys.batch_key(batch_id), decide)
+    if found is None:
+        return None
+    if found.record.state == "deleted":
+        remove_objects(ledger, found.record)
+        log.info("batch.purged", batch_id=batch_id)
+    return found.record
+
+
+def _bare(record: BatchRecord) -> BatchRecord:
+    """With nothing of what its user sent: no name of a file, no metadata, no digest, no message, no figures."""
+    return replace(
+        not_a_fence(stand_in(record.batch_id, record.created_at)),
+        expires_at=record.expires_at,
+        state=record.state,
+        reason=record.reason,
+        tenant=record.tenant,
+        priority=record.priority,
+        planned_at=record.planned_at,
+        ending_at=record.ending_at,
+        ended_at=record.ended_at,
+        deleted_at=record.deleted_at,
+        seq=record.seq,
+        write_id=record.write_id,
+    )
+
+
+def stand_in(batch_id: str, created_at: float) -> BatchRecord:
+    """For a record of which nothing else is known, or is to be."""
+    return BatchRecord(
+        batch_id=batch_id,
+        created_at=created_at,
+        expires_at=created_at,
+        input=InputRef(key="", etag="", size=0, sha256="", format="native"),
+        plan_key="",
+        total=0,
+        routing=RoutingTable(),
+        defaults=Defaults(),
+        seq=1,
+    )
+
+
+def not_a_fence(record: BatchRecord) -> BatchRecord:
+    """With a key of an input: without one, a deleted record is the fence of a create that was given up."""
+    return replace(record, input=replace(record.input, key=keys.batch_prefix(record.batch_id)))
