@@ -22,7 +22,7 @@ from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.ledger.retention import purge
-from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.ledger.status import DerivedStatus, StatusReader
 from batchfile.settings import Settings
 
 from .http.auth import Caller
@@ -42,7 +42,7 @@ FILES_MAX = 20_000  # that are remembered; about 500 bytes each
 class Page:
     """Batches, newest first. `has_more`: there are more in the direction that was asked for."""
 
-    data: list[BatchStatus]
+    data: list[DerivedStatus]
     has_more: bool
 
 
@@ -51,7 +51,7 @@ class Shown:
     """Which batches a listing has. `ids_like` rules most others out without a read; `has` decides."""
 
     ids_like: re.Pattern[str]
-    has: Callable[[BatchStatus], bool]
+    has: Callable[[DerivedStatus], bool]
 
 
 def known_id(batch_id: str) -> str:
@@ -86,7 +86,7 @@ class Service:
             raise not_found()
         return batch
 
-    def status(self, caller: Caller, batch_id: str) -> BatchStatus:
+    def status(self, caller: Caller, batch_id: str) -> DerivedStatus:
         """Raises: as `record`."""
         try:
             status = self.reader.read(known_id(batch_id))
@@ -97,7 +97,7 @@ class Service:
             raise not_found()
         return status
 
-    def seen(self, caller: Caller, batch_id: str) -> BatchStatus:
+    def seen(self, caller: Caller, batch_id: str) -> DerivedStatus:
         """As `status`; also of a damaged batch, as the listings show it."""
         try:
             return self.status(caller, batch_id)
@@ -128,7 +128,7 @@ class Service:
         if shown is not None:
             like = shown.ids_like
             places = (place for place in places if like.fullmatch(keys.index_batch_id(place)))
-        found: list[BatchStatus] = []
+        found: list[DerivedStatus] = []
         while len(found) <= limit:
             # Reading a few too many costs less than reading them one after the other.
             some = list(islice(places, max(limit + 1 - len(found), READS_AT_ONCE if shown else 1)))
@@ -157,7 +157,7 @@ class Service:
     def file_chunks(self, file: FileRef) -> Iterator[bytes]:
         return self.ledger.store.stream(file.key)
 
-    def cancel(self, caller: Caller, batch_id: str) -> BatchStatus:
+    def cancel(self, caller: Caller, batch_id: str) -> DerivedStatus:
         """An ended batch stays what it is. Raises: RecordNewer, and as `record`."""
         try:
             self.record(caller, batch_id)

@@ -21,7 +21,7 @@ from batchfile.ledger.idempotency import sweep_idempotency
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside
 from batchfile.ledger.shards import settle
-from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.ledger.status import DerivedStatus, StatusReader
 from batchfile.plan import pending
 
 log = structlog.get_logger()
@@ -175,7 +175,7 @@ class Janitor:
         retention.delete(self._ledger, batch_id)
         return self._ledger.limits.download_grace_s
 
-    def _tell(self, batch: BatchRecord, status: BatchStatus) -> bool:
+    def _tell(self, batch: BatchRecord, status: DerivedStatus) -> bool:
         """Write to the outbox what is news there. False: someone else is at it, and may die."""
         try:
             if batch.state == "ended":
@@ -187,7 +187,7 @@ class Janitor:
             log.error("outbox.failed", batch_id=batch.batch_id, error=str(error))
         return True
 
-    def _move_on(self, status: BatchStatus) -> BatchRecord | None:
+    def _move_on(self, status: DerivedStatus) -> BatchRecord | None:
         """Plan it, expire it or end it where that is due; the record if it ended. Else see that runners find it."""
         batch, ledger = status.batch, self._ledger
         if batch.state == "planning":
@@ -203,7 +203,7 @@ class Janitor:
             return None
         return None if self._defer(batch) else outbox.finish(ledger, batch.batch_id, runner=self._runner)
 
-    def _repair_queue(self, status: BatchStatus) -> None:
+    def _repair_queue(self, status: DerivedStatus) -> None:
         """A pool that has work left and no queue entry of it would never begin."""
         batch, store = status.batch, self._ledger.store
         lost = []

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.status import BatchStatus
+from batchfile.ledger.status import DerivedStatus
 from batchfile.lines.formats.stage import stage_counts, timestamp
 from batchfile.settings_tables import Pool
 
@@ -98,7 +98,7 @@ class ModelPage(BaseModel):
 UNKNOWN_TIME = timestamp(0)  # what the format has for a model whose release is not known
 
 
-def message_batch(status: BatchStatus, own_url: str) -> MessageBatch:
+def message_batch(status: DerivedStatus, own_url: str) -> MessageBatch:
     """`own_url`: where this service is for the caller, without a slash at its end."""
     batch = status.batch
     counts = stage_counts(batch.total, status.counts)
@@ -147,7 +147,7 @@ def _processing_status(batch: BatchRecord) -> Literal["in_progress", "canceling"
     return "canceling" if batch.reason == "canceled" else "in_progress"
 
 
-def _request_counts(status: BatchStatus) -> RequestCounts:
+def _request_counts(status: DerivedStatus) -> RequestCounts:
     total, counts = status.batch.total, status.counts
     if status.batch.state != "ended":
         return RequestCounts(processing=total, succeeded=0, errored=0, canceled=0, expired=0)

@@ -9,6 +9,7 @@ from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
 from batchfile.errors import InvalidFile
+from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage
 from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.plan.submit import retry as retry_batch
 from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
@@ -49,7 +50,7 @@ async def create(
     pool: Annotated[
         str | None, QueryParameter(description="The pool that all requests go to, whatever they say.")
     ] = None,
-) -> schemas.Batch:
+) -> BatchStatus:
     create_options = CreateOptions(priority=priority, metadata=_pairs(metadata or []), is_strict=strict, pool=pool)
     batch = await create_from(request, service, caller, stage, create_options=create_options)
     return serializers.batch(await asyncio.to_thread(service.status, caller, batch.batch_id))
@@ -61,20 +62,20 @@ def list_batches(
     caller: CallerDep,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 20,
     after: Annotated[str | None, QueryParameter(description="Only batches that are older than this one.")] = None,
-) -> schemas.BatchPage:
+) -> BatchStatusPage:
     page = service.page(caller, limit=limit, after=after)
-    return schemas.BatchPage(data=[serializers.batch(item) for item in page.data], has_more=page.has_more)
+    return BatchStatusPage(data=[serializers.batch(item) for item in page.data], has_more=page.has_more)
 
 
 @batches.get("/{batch_id:str}", 400, summary="One batch")
-def status(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> schemas.Batch:
+def status(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> BatchStatus:
     return serializers.batch(service.seen(caller, batch_id))
 
 
 @batches.post("/{batch_id:str}/cancel", 400, summary="End early")
 def cancel(
     batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, background: NamedDependency[BackgroundTasks]
-) -> schemas.Batch:
+) -> BatchStatus:
     """No further request starts; finished ones keep their results. An ended batch stays what it is."""
     found = service.cancel(caller, batch_id)
     background.wake(batch_id)
@@ -98,7 +99,7 @@ def remove(
 
 
 @batches.post("/{batch_id:str}/retry", 400, 422, summary="Run again what did not succeed")
-async def retry(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> schemas.Batch:
+async def retry(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> BatchStatus:
     """A new batch of the requests without an answer, with `retry_of` in its metadata; the old one stays as it is.
 
     With an `Idempotency-Key` a repeated call gives the same batch.

@@ -82,60 +82,6 @@ class Problem(BaseModel):
     detail: str
 
 
-class Share(BaseModel):
-    """How far a pool is with its part of a batch. Nobody works on a shard again that is done."""
-
-    shards: int
-    shards_done: int
-    shards_leased: int
-    requests: int
-    requests_finished: int
-
-
-class Batch(BaseModel):
-    """A batch as the service sees it. Times are epoch seconds. `pools` are those that work on it; none after its end.
-
-    `state`: `damaged` is a batch whose stored record is lost: cancel or delete it, or ask the operator to restore the
-    record. `unreadable`: it cannot be read now, and will be. Of both, only the id and `created_at` are known.
-
-    `dialect`: the format of its input, which is `openai` where it has a `body` and a `url` in each line. `inbox_path`:
-    the key of the dropped file that it was made of. `usage_unknown`: results whose tokens an endpoint did not tell, and
-    which the sums leave out.
-    """
-
-    id: str
-    state: Literal["planning", "open", "ending", "ended", "damaged", "unreadable"]
-    reason: str | None
-    detail: str | None
-    stage: str | None
-    total: int
-    succeeded: int
-    errored: int
-    canceled: int
-    expired: int
-    pending: int
-    input_tokens: int
-    output_tokens: int
-    cached_tokens: int
-    usage_unknown: int
-    created_at: float
-    updated_at: float
-    ended_at: float | None
-    expires_at: float
-    metadata: dict[str, str]
-    priority: int
-    dialect: Literal["native", "openai"]
-    inbox_path: str | None
-    pools: dict[str, Share]
-
-
-class BatchPage(BaseModel):
-    """Newest first. `has_more`: ask again with `after` set to the last id."""
-
-    data: list[Batch]
-    has_more: bool
-
-
 class Deleted(BaseModel):
     id: str
     deleted: Literal[True] = True

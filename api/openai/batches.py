@@ -12,7 +12,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from batchfile.files import stored_files
 from batchfile.files.stored_files import file_input, source
 from batchfile.ledger.batches import Draft, read_batch
-from batchfile.ledger.status import BatchStatus
+from batchfile.ledger.status import DerivedStatus
 from batchfile.plan import pending
 from batchfile.types import Defaults
 
@@ -125,7 +125,7 @@ def _create(
     return pending.create(ledger, draft, made_of).batch_id
 
 
-def _status(service: Service, caller: Caller, batch_id: str) -> BatchStatus:
+def _status(service: Service, caller: Caller, batch_id: str) -> DerivedStatus:
     if not BATCH_ID.fullmatch(batch_id):
         raise not_found()
     status = service.seen(caller, batch_id)

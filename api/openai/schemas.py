@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from batchfile.files.stored_files import FileRecord, file_input
 from batchfile.files.uploads import UploadRecord
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.status import BatchStatus
+from batchfile.ledger.status import DerivedStatus
 from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX, Usage
 
 EXPIRES_S_MIN = 3600
@@ -219,7 +219,7 @@ def upload_of(record: UploadRecord) -> Upload:
     )
 
 
-def batch_of(status: BatchStatus) -> Batch:
+def batch_of(status: DerivedStatus) -> Batch:
     """Of a batch that was made of a file."""
     record, counts, usage = status.batch, status.counts, status.usage
     made_of = file_input(record)
@@ -276,7 +276,7 @@ def _usage(usage: Usage) -> BatchUsage | None:
     )
 
 
-def _state(status: BatchStatus) -> BatchState:
+def _state(status: DerivedStatus) -> BatchState:
     record = status.batch
     if record.state == "planning":
         return "validating"

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from batchfile.client.base import BatchStatus, Share
+from batchfile.client.base import BatchStatus
+from batchfile.ledger.batch_status import PoolProgress
 from batchfile.local.display import counted, duration
 from batchfile.local.options import OUTPUT
 from batchfile.types import Usage
@@ -25,7 +26,7 @@ def as_json(batch: BatchStatus) -> dict[str, object]:
         "errored": counts.errored,
         "canceled": counts.canceled,
         "expired": counts.expired,
-        "pending": batch.total - counts.finished,
+        "pending": batch.pending,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "cached_tokens": usage.cached_tokens,
@@ -103,7 +104,7 @@ def end_line(batch: BatchStatus) -> str:
     return text
 
 
-def strip(pool: Share, num_cells: int = STRIP_CELLS) -> str:
+def strip(pool: PoolProgress, num_cells: int = STRIP_CELLS) -> str:
     """Shards by how far they are: done, in work, waiting. A cell is a shard, or several of them."""
     cells = min(num_cells, pool.num_shards)
     if not cells:
@@ -115,5 +116,5 @@ def strip(pool: Share, num_cells: int = STRIP_CELLS) -> str:
     return DONE * done + LEASED * busy + WAITING * (cells - done - busy)
 
 
-def pool_line(name: str, pool: Share) -> str:
+def pool_line(name: str, pool: PoolProgress) -> str:
     return f"{name}  {strip(pool)}  {pool.num_done:,}/{counted(pool.num_shards, 'shard')}, {pool.num_leased:,} in work"

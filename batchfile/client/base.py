@@ -4,8 +4,9 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from batchfile.ledger.records import BatchState, EndReason, PresenceRecord
-from batchfile.types import Counts, InputFormat, RoutingTable, Usage
+from batchfile.ledger.batch_status import BatchStatus as BatchStatus  # noqa: PLC0414 a noun of this seam
+from batchfile.ledger.records import PresenceRecord
+from batchfile.types import RoutingTable
 
 if TYPE_CHECKING:  # to look at a batch over HTTP loads neither the line formats nor the ledger
     from batchfile.client.upload import Upload
@@ -16,61 +17,6 @@ OLD_PLACES_MAX = 100  # of a list that are passed in a row in search of new ones
 
 Access = Literal["read", "write", "create"]  # what a store is opened for
 ResultFormat = Literal["native", "openai", "parquet"]
-
-# `damaged`: its stored record is lost; `unreadable`: it cannot be read now.
-ShownState = BatchState | Literal["damaged", "unreadable"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """How far a pool is with its part of a batch. Done are shards that nobody works on again."""
-
-    num_shards: int
-    num_done: int = 0
-    num_leased: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchStatus:
-    """How far a batch is, as of one look at it. Times in epoch seconds; `pools` is empty once it has ended.
-
-    `counts`: finished requests by how they ended. `dialect`: the format of its input, in which its results are written
-    for people. `inbox_path`: the key of the dropped file that it was made of.
-
-    >>> status = client.batch(done.id).status()
-    >>> status.state, status.reason, status.total, status.counts.succeeded
-    ('ended', 'completed', 2, 2)
-    """
-
-    batch_id: str
-    state: ShownState
-    total: int
-    counts: Counts
-    usage: Usage
-    created_at: float
-    updated_at: float
-    reason: EndReason | None = None
-    detail: str | None = None
-    stage: str | None = None
-    priority: int = 5
-    dialect: InputFormat = "native"
-    inbox_path: str | None = None
-    ended_at: float | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
-    pools: dict[str, Share] = field(default_factory=dict)
-
-    @property
-    def has_ended(self) -> bool:
-        return self.state == "ended"
-
-    @property
-    def num_failed(self) -> int:
-        """Of these that ran: what was canceled or expired never did."""
-        return self.counts.errored
-
-    @property
-    def is_all_succeeded(self) -> bool:
-        return self.has_ended and self.reason == "completed" and self.counts.succeeded == self.total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

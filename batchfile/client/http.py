@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from batchfile.client.base import BatchStatus, Download, Share, ShownState, SubmitOptions, until_old
+from batchfile.client.base import BatchStatus, Download, SubmitOptions, until_old
 from batchfile.client.http_client import Client, FileHead, Pairs
 from batchfile.errors import BatchfileError, InvalidFile, NotEnded, NotFound, TooLarge
-from batchfile.ledger.records import EndReason, PresenceRecord
+from batchfile.ledger.batch_status import BatchStatusPage
+from batchfile.ledger.records import PresenceRecord
 from batchfile.routing import check_pool, check_stage
-from batchfile.types import Counts, InputFormat, RoutingTable, Usage
+from batchfile.types import RoutingTable
 
 if TYPE_CHECKING:
     from batchfile.client.upload import Upload
@@ -55,31 +56,30 @@ class HttpRemote:
         query += [("metadata", f"{name}={value}") for name, value in wanted.metadata.items()]
         with repeatable(upload) as source:
             sending = self._client.send_lines(
-                BATCHES, _Batch, lambda: source.chunks(on_bytes), query=query, idempotency_key=uuid.uuid4().hex
+                BATCHES, BatchStatus, lambda: source.chunks(on_bytes), query=query, idempotency_key=uuid.uuid4().hex
             )
             try:
-                return _view(self._run(sending))
+                return self._run(sending)
             except TooLarge as error:
                 raise TooLarge(f"{error}; or submit it straight to the service's store, with --store") from None
 
     def batch(self, name: str) -> BatchStatus:
-        return _view(self._of(name, self._client.get(_path(name), _Batch)))
+        return self._of(name, self._client.get(_path(name), BatchStatus))
 
     def batches(self) -> Iterator[BatchStatus]:
         after: str | None = None
         while True:
-            query = [("limit", str(PAGE))] + ([] if after is None else [("after", after)])
-            page = self._run(self._client.get(BATCHES, _Page, query))
-            yield from map(_view, page.data)
+            page = self._page(limit=PAGE, after=after)
+            yield from page.data
             if not page.has_more:
                 return
-            after = page.data[-1].id
+            after = page.data[-1].batch_id
 
     def new_batches(self, seen: Container[str]) -> Iterator[BatchStatus]:
         return until_old(None if batch.batch_id in seen else batch for batch in self.batches())
 
     def cancel(self, name: str) -> BatchStatus:
-        return _view(self._of(name, self._client.post(f"{_path(name)}/cancel", _Batch)))
+        return self._of(name, self._client.post(f"{_path(name)}/cancel", BatchStatus))
 
     def delete(self, name: str, *, now: bool) -> str:
         query = [("now", "true")] if now else []
@@ -89,8 +89,8 @@ class HttpRemote:
             raise NotEnded(str(error)) from error
 
     def rerun(self, name: str) -> BatchStatus:
-        asking = self._client.post(f"{_path(name)}/retry", _Batch, idempotency_key=uuid.uuid4().hex)
-        return _view(self._of(name, asking))
+        asking = self._client.post(f"{_path(name)}/retry", BatchStatus, idempotency_key=uuid.uuid4().hex)
+        return self._of(name, asking)
 
     def results(self, batch: BatchStatus) -> Download | None:
         return self._download(f"{_path(batch.batch_id)}/results")
@@ -116,6 +116,10 @@ class HttpRemote:
 
     def close(self) -> None:
         self._loop.close()
+
+    def _page(self, *, limit: int, after: str | None = None) -> "BatchStatusPage":
+        query = [("limit", str(limit))] + ([] if after is None else [("after", after)])
+        return self._run(self._client.get(BATCHES, BatchStatusPage, query))
 
     def _download(self, path: str) -> Download | None:
         try:
@@ -162,78 +166,11 @@ class _Deleted(msgspec.Struct, frozen=True):
     id: str
 
 
-class _PoolShare(msgspec.Struct, frozen=True):
-    shards: int
-    shards_done: int
-    shards_leased: int
-
-
-class _Batch(msgspec.Struct, frozen=True):
-    """As the service answers it."""
-
-    id: str
-    state: ShownState
-    reason: EndReason | None
-    detail: str | None
-    stage: str | None
-    total: int
-    succeeded: int
-    errored: int
-    canceled: int
-    expired: int
-    input_tokens: int
-    output_tokens: int
-    cached_tokens: int
-    created_at: float
-    updated_at: float
-    ended_at: float | None
-    metadata: dict[str, str]
-    priority: int
-    dialect: InputFormat
-    inbox_path: str | None
-    pools: dict[str, _PoolShare]
-    usage_unknown: int = 0
-
-
-class _Page(msgspec.Struct, frozen=True):
-    data: list[_Batch]
-    has_more: bool
-
-
 class _Pool(msgspec.Struct, frozen=True):
     name: str
     model: str
     stages: list[str]
     pending_requests: int
-
-
-def _view(batch: _Batch) -> BatchStatus:
-    return BatchStatus(
-        batch_id=batch.id,
-        state=batch.state,
-        reason=batch.reason,
-        detail=batch.detail,
-        stage=batch.stage,
-        priority=batch.priority,
-        dialect=batch.dialect,
-        inbox_path=batch.inbox_path,
-        total=batch.total,
-        counts=Counts(succeeded=batch.succeeded, errored=batch.errored, canceled=batch.canceled, expired=batch.expired),
-        usage=Usage(
-            input_tokens=batch.input_tokens,
-            output_tokens=batch.output_tokens,
-            cached_tokens=batch.cached_tokens,
-            unknown=batch.usage_unknown,
-        ),
-        created_at=batch.created_at,
-        updated_at=batch.updated_at,
-        ended_at=batch.ended_at,
-        metadata=batch.metadata,
-        pools={
-            name: Share(num_shards=share.shards, num_done=share.shards_done, num_leased=share.shards_leased)
-            for name, share in batch.pools.items()
-        },
-    )
 
 
 class _Started(NamedTuple):

@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import structlog
 
-from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, Share, ShownState, SubmitOptions, until_old
+from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, SubmitOptions, until_old
 from batchfile.client.upload import Upload, repeatable
 from batchfile.errors import BatchDamaged, InvalidRequest, NotEnded, NotFound, RecordDamaged
 from batchfile.inbox.records import inbox_path
@@ -21,8 +22,7 @@ from batchfile.ledger.demand import read_scale
 from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.records import BatchRecord, FileRef, IdempotencyRecord, PresenceRecord
 from batchfile.ledger.retention import purge
-from batchfile.ledger.status import BatchStatus as DerivedStatus
-from batchfile.ledger.status import StatusReader
+from batchfile.ledger.status import DerivedStatus, StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.local.options import OUTPUT
 from batchfile.local.outputs import batch_at, is_being_written
@@ -84,7 +84,7 @@ class StoreRemote:
             status = self._reader.look(self._place_of_damaged(name, error))
         if status is None:
             raise NotFound(f"{name}: was deleted")
-        return _with_output(view_of(status))
+        return _shown(status)
 
     def batches(self) -> Iterator[BatchStatus]:
         return (batch for batch in map(self._look_at, self._places()) if batch is not None)
@@ -169,7 +169,7 @@ class StoreRemote:
 
     def _look_at(self, place: str) -> BatchStatus | None:
         status = self._reader.look(place)
-        return None if status is None else _with_output(view_of(status))
+        return None if status is None else _shown(status)
 
     def _place_of_damaged(self, name: str, error: BatchDamaged) -> str:
         """Whose it is, its record does not say any more; the index does. Raises: `error` where that is unreadable."""
@@ -223,37 +223,14 @@ def _with_output(batch: BatchStatus) -> BatchStatus:
     if not batch.has_ended or not Path(output).is_absolute() or batch_at(output) == batch.batch_id:
         return batch
     if is_being_written(output):
-        return replace(batch, state="ending", detail=f"{output} is being written")
+        return msgspec.structs.replace(batch, state="ending", detail=f"{output} is being written")
     if batch.detail is not None or Path(output).exists() or not Path(output).parent.is_dir():
         return batch
     where = f"`batchfile results {batch.batch_id} -o FILE` writes them"
-    return replace(batch, detail=f"{output} is not there: {where}, and so does the command of the run")
+    return msgspec.structs.replace(batch, detail=f"{output} is not there: {where}, and so does the command of the run")
 
 
-def view_of(status: DerivedStatus) -> BatchStatus:
+def _shown(status: DerivedStatus) -> BatchStatus:
     """For an operator: it names the object that cannot be read."""
-    batch: BatchRecord = status.batch
-    state: ShownState = batch.state
-    if not status.is_known:
-        state = "damaged" if batch.state == "ended" else "unreadable"
-    return BatchStatus(
-        batch_id=batch.batch_id,
-        state=state,
-        reason=batch.reason if status.is_known else None,
-        detail=batch.detail if status.problem is None else str(status.problem),
-        stage=batch.stage,
-        priority=batch.priority,
-        dialect=batch.input.format,
-        inbox_path=inbox_path(batch),
-        total=batch.total,
-        counts=status.counts,
-        usage=status.usage,
-        created_at=batch.created_at,
-        updated_at=status.updated_at,
-        ended_at=batch.ended_at if status.is_known else None,
-        metadata=batch.metadata,
-        pools={
-            name: Share(num_shards=pool.num_shards, num_done=pool.num_done, num_leased=pool.num_leased)
-            for name, pool in status.pools.items()
-        },
-    )
+    detail = status.batch.detail if status.problem is None else str(status.problem)
+    return _with_output(status.shown(detail=detail, inbox_path=inbox_path(status.batch)))

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from batchfile.ledger import keys
+from batchfile.ledger.batch_status import PoolProgress
 from batchfile.ledger.heartbeats import read_presence
-from batchfile.ledger.status import BatchStatus, PoolProgress, StatusReader
+from batchfile.ledger.status import DerivedStatus, StatusReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ def has_waiting(reader: StatusReader, pool: str) -> bool:
     return any(_left(status, pool) is not None for status in statuses)
 
 
-def _left(status: BatchStatus, pool: str) -> PoolProgress | None:
+def _left(status: DerivedStatus, pool: str) -> PoolProgress | None:
     """How far the pool is with the batch, where there is something left to do for it."""
     progress = status.pools.get(pool)
     # A marker may outlive its batch, and what is ending is nobody's work any more.

@@ -18,6 +18,7 @@ from batchfile.errors import BatchDamaged, BatchfileError, RecordDamaged, Record
 from batchfile.ledger import damage
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batch_status import BatchStatus, PoolProgress
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.damage import DAMAGED
@@ -38,24 +39,8 @@ UNREADABLE = "the store does not give the record of this batch now; ask again la
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolProgress:
-    """How far one pool is with its share of a batch. Done are shards that nobody works on again."""
-
-    num_shards: int
-    num_requests: int
-    num_done: int = 0
-    num_leased: int = 0
-    num_finished: int = 0
-
-    @property
-    def num_pending_shards(self) -> int:
-        """Neither done nor in work: what another runner could begin."""
-        return self.num_shards - self.num_done - self.num_leased
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchStatus:
-    """A batch and how far it is. `num_records`: of shards that a runner has begun, or that were closed.
+class DerivedStatus:
+    """A batch's record and how far it is. `num_records`: of shards that a runner has begun, or that were closed.
 
     `pools` is empty once the batch has ended. Neither it nor `num_records` has what the planner settled. Times in epoch
     seconds. `problem`: what of it cannot be read, for the operator; `is_known` False: `batch` is only a stand-in.
@@ -73,6 +58,37 @@ class BatchStatus:
     @property
     def pending(self) -> int:
         return self.batch.total - self.counts.finished
+
+    def shown(self, *, detail: str | None, inbox_path: str | None) -> BatchStatus:
+        """As it is sent and given. `detail`: what is said to whoever reads it."""
+        batch, counts, usage, is_known = self.batch, self.counts, self.usage, self.is_known
+        assert batch.state != "deleted", "a deleted batch is read as none"
+        return BatchStatus(
+            batch_id=batch.batch_id,
+            state=batch.state if is_known else "damaged" if batch.state == "ended" else "unreadable",
+            reason=batch.reason if is_known else None,
+            detail=detail,
+            stage=batch.stage,
+            total=batch.total,
+            succeeded=counts.succeeded,
+            errored=counts.errored,
+            canceled=counts.canceled,
+            expired=counts.expired,
+            pending=self.pending,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cached_tokens=usage.cached_tokens,
+            usage_unknown=usage.unknown,
+            created_at=batch.created_at,
+            updated_at=self.updated_at,
+            ended_at=batch.ended_at if is_known else None,
+            expires_at=batch.expires_at,
+            metadata=batch.metadata,
+            priority=batch.priority,
+            dialect=batch.input.format,
+            inbox_path=inbox_path,
+            pools=self.pools,
+        )
 
 
 class _Figures(NamedTuple):
@@ -129,14 +145,14 @@ class _View:
         self.updated_at = updated_at
         self.rows: dict[str, _Row] = {}
         self.totals: dict[str, _Figures] = {}
-        self.shares: dict[str, PoolProgress] = {}
+        self.shares: dict[str, tuple[int, int]] = {}  # pool -> how many shards, and requests
         self.is_planned = False
         self.problem: BatchDamaged | None = None  # of its plan or a shard record, at the last look
         self.is_whole = False  # the last look came to its end
 
     def use_plan(self, plan: Plan) -> None:
         self.shares = {
-            pool: PoolProgress(num_shards=len(members), num_requests=sum(members.values()))
+            pool: (len(members), sum(members.values()))
             for pool, members in plan.pools.items()
             if pool not in ledger_keys.SETTLED_POOLS
         }
@@ -152,17 +168,17 @@ class _View:
         self.totals[record.pool] = total.changed(_NONE if known is None else known.figures, figures)
         self.rows[key] = _Row(found.etag, record.epoch, record.seq, figures)
 
-    def status(self) -> BatchStatus:
+    def status(self) -> DerivedStatus:
         whole = _NONE
         for total in self.totals.values():
             whole = whole.changed(_NONE, total)
-        return BatchStatus(
+        return DerivedStatus(
             batch=self.batch,
             counts=whole.counts,
             usage=whole.usage,
             updated_at=self.updated_at,
             num_records=sum(self.totals.get(pool, _NONE).num_records for pool in self.shares),
-            pools={pool: _progress(share, self.totals.get(pool, _NONE)) for pool, share in self.shares.items()},
+            pools={pool: _progress(self.totals.get(pool, _NONE), *share) for pool, share in self.shares.items()},
             problem=self.problem,
         )
 
@@ -181,7 +197,7 @@ class StatusReader:
         self._record_readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="records")
         self._batch_readers = ThreadPoolExecutor(BATCH_THREADS, thread_name_prefix="status")
 
-    def read(self, batch_id: str) -> BatchStatus | None:
+    def read(self, batch_id: str) -> DerivedStatus | None:
         """None: no such batch. Raises: StoreUnavailable, BatchDamaged."""
         with self._lock:
             view = self._views.get(batch_id)
@@ -205,7 +221,7 @@ class StatusReader:
                 return view.status()
         return self._ended(view.batch)
 
-    def look(self, place: str) -> BatchStatus | None:
+    def look(self, place: str) -> DerivedStatus | None:
         """As `read`, of the batch at this place in the index, for listings: what is ill of one batch hides no other.
 
         What cannot be read has a `problem`, and a stand-in where nothing of it was known.
@@ -230,9 +246,9 @@ class StatusReader:
             unknown = replace(damage.placeholder(place, detail), state="planning", reason=None, ended_at=None)
             return self._ill(unknown, error)
 
-    def _ill(self, placeholder: BatchRecord, error: BatchfileError) -> BatchStatus:
+    def _ill(self, placeholder: BatchRecord, error: BatchfileError) -> DerivedStatus:
         self._tell(placeholder.batch_id, error)
-        return BatchStatus(
+        return DerivedStatus(
             batch=placeholder,
             counts=Counts(),
             usage=Usage(),
@@ -251,7 +267,7 @@ class StatusReader:
             self._told = {known: at for known, at in self._told.items() if now - at < TELL_S} | {batch_id: now}
         log.error("batch.unreadable", batch_id=batch_id, error=str(error))
 
-    def read_many(self, batch_ids: Iterable[str]) -> Iterator[BatchStatus]:
+    def read_many(self, batch_ids: Iterable[str]) -> Iterator[DerivedStatus]:
         """Several at a time, in order. Left out: those that are not there, or cannot be read.
 
         Raises: StoreError where none of them can be read.
@@ -261,11 +277,11 @@ class StatusReader:
             read = self._read_or_refusal
             found = list(map(read, some) if len(some) == 1 else self._batch_readers.map(read, some))
             refusals = [one for one in found if isinstance(one, StoreError)]
-            if refusals and not any(isinstance(one, BatchStatus) for one in found):
+            if refusals and not any(isinstance(one, DerivedStatus) for one in found):
                 raise refusals[0]
-            yield from (one for one in found if isinstance(one, BatchStatus))
+            yield from (one for one in found if isinstance(one, DerivedStatus))
 
-    def _read_or_refusal(self, batch_id: str) -> BatchStatus | StoreError | None:
+    def _read_or_refusal(self, batch_id: str) -> DerivedStatus | StoreError | None:
         try:
             return self.read(batch_id)
         except BatchDamaged:  # whoever works on it says so
@@ -273,7 +289,7 @@ class StatusReader:
         except StoreError as error:
             return error
 
-    def _ended(self, batch: BatchRecord) -> BatchStatus:
+    def _ended(self, batch: BatchRecord) -> DerivedStatus:
         updated_at = batch.ended_at or batch.created_at
         with self._lock:
             view = self._views.get(batch.batch_id)
@@ -282,7 +298,7 @@ class StatusReader:
                 updated_at = max(updated_at, view.updated_at)
                 if view.rows:
                     self._views[batch.batch_id] = _View(batch, updated_at)
-        return BatchStatus(batch=batch, counts=batch.counts, usage=batch.usage, updated_at=updated_at)
+        return DerivedStatus(batch=batch, counts=batch.counts, usage=batch.usage, updated_at=updated_at)
 
     def _view_of(self, batch: BatchRecord) -> _View:
         with self._lock:
@@ -364,11 +380,11 @@ def _figures(record: ShardRecord) -> _Figures:
     )
 
 
-def _progress(share: PoolProgress, total: _Figures) -> PoolProgress:
+def _progress(total: _Figures, num_shards: int, num_requests: int) -> PoolProgress:
     return PoolProgress(
-        num_shards=share.num_shards,
-        num_requests=share.num_requests,
+        num_shards=num_shards,
         num_done=total.num_done,
         num_leased=total.num_leased,
+        num_requests=num_requests,
         num_finished=total.counts.finished,
     )

@@ -22,7 +22,7 @@ from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, InputRef, Plan, Range, encode
 from batchfile.ledger.shards import Lease
-from batchfile.ledger.status import BatchStatus, StatusReader
+from batchfile.ledger.status import DerivedStatus, StatusReader
 from batchfile.lines.result import FinishedLine
 from batchfile.plan.ranges import Planned
 from batchfile.store.base import Store
@@ -102,7 +102,7 @@ def measure(name: str, store: Store, num_shards: int, num_requests: Callable[[],
     held = build(ledger, num_shards)
     reader = StatusReader(ledger)
 
-    def look() -> tuple[BatchStatus, float, int]:
+    def look() -> tuple[DerivedStatus, float, int]:
         before, started_at = num_requests(), time.perf_counter()
         found = reader.read(BATCH)
         took_ms = (time.perf_counter() - started_at) * 1000

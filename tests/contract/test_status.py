@@ -11,11 +11,12 @@ from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged
 from batchfile.ledger import batches, ending, keys, retention, shards, status
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batch_status import PoolProgress
 from batchfile.ledger.demand import Scale, read_scale
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import BatchRecord, PresenceRecord
 from batchfile.ledger.shards import Lease
-from batchfile.ledger.status import BatchStatus, PoolProgress, StatusReader
+from batchfile.ledger.status import DerivedStatus, StatusReader
 from batchfile.lines.formats.stage import processing_status
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.plan.planner import plan_input
@@ -63,7 +64,7 @@ class World:
         lines = [FinishedLine(n, "succeeded", encode_result(f"r{n}", outcome, "m"), outcome.usage) for n in places]
         shards.checkpoint(self.ledger, held, lines, has_dispatched=True)
 
-    def look(self, batch_id: str = "b") -> BatchStatus:
+    def look(self, batch_id: str = "b") -> DerivedStatus:
         found = self.reader.read(batch_id)
         assert found is not None
         return found
@@ -80,7 +81,7 @@ def test_a_batch_tells_how_far_each_of_its_pools_is() -> None:
     world.answer(begun, 1)
     found = world.look()
     assert found.pools == {
-        "llama": PoolProgress(num_shards=4, num_requests=4),
+        "llama": PoolProgress(num_shards=4, num_requests=4, num_done=0, num_leased=0, num_finished=0),
         "mistral": PoolProgress(num_shards=4, num_requests=12, num_done=1, num_leased=1, num_finished=4),
     }
     assert found.pools["mistral"].num_pending_shards == 2

@@ -1,29 +1,23 @@
 """Batches as people read them. Pure."""
 
+from typing import Any
+
 import pytest
 
 from batchfile.cli.batch_text import as_json, end_line, list_lines, pool_line, status_line, strip
 from batchfile.cli.progress import Follower
-from batchfile.client.base import BatchStatus, Share
 from batchfile.errors import InvalidRequest
-from batchfile.types import Counts, Usage
+from batchfile.ledger.batch_status import BatchStatus, PoolProgress
+from tests.unit.statuses import status
 
 
-def pool(num_shards: int, num_done: int = 0, num_leased: int = 0) -> Share:
-    return Share(num_shards=num_shards, num_done=num_done, num_leased=num_leased)
+def pool(num_shards: int, num_done: int = 0, num_leased: int = 0) -> PoolProgress:
+    return PoolProgress(num_shards=num_shards, num_done=num_done, num_leased=num_leased, num_requests=0, num_finished=0)
 
 
-def batch(**more: object) -> BatchStatus:
-    given: dict[str, object] = {
-        "batch_id": "batch_a",
-        "state": "open",
-        "total": 10,
-        "counts": Counts(succeeded=4, errored=1),
-        "usage": Usage(input_tokens=1000, output_tokens=50),
-        "created_at": 100.0,
-        "updated_at": 100.0,
-    }
-    return BatchStatus(**{**given, **more})  # type: ignore[arg-type]
+def batch(**more: Any) -> BatchStatus:
+    counts = {"total": 10, "succeeded": 4, "errored": 1, "input_tokens": 1000, "output_tokens": 50}
+    return status(**counts | {"created_at": 100.0, "updated_at": 100.0} | more)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +31,7 @@ def batch(**more: object) -> BatchStatus:
         (pool(0), ""),
     ],
 )
-def test_a_strip_has_a_cell_for_each_shard_or_for_several(progress: Share, text: str) -> None:
+def test_a_strip_has_a_cell_for_each_shard_or_for_several(progress: PoolProgress, text: str) -> None:
     assert strip(progress, 10) == text
 
 
@@ -53,7 +47,7 @@ def test_lines_say_how_far_a_batch_is_and_how_it_ended() -> None:
 
 
 def test_usage_that_is_not_known_is_said_next_to_the_sums() -> None:
-    view = batch(usage=Usage(input_tokens=1000, output_tokens=50, unknown=3))
+    view = batch(usage_unknown=3)
     assert "1,000 tokens in, 50 out (usage unknown for 3 results), " in status_line(view, 100.0)
     assert as_json(view)["usage_unknown"] == 3
 
@@ -62,7 +56,7 @@ def test_a_list_has_columns_as_wide_as_what_is_in_them_and_says_what_failed() ->
     dropped = batch(
         batch_id="batch_" + 32 * "c", state="ended", reason="completed", stage="email", inbox_path="inbox/email/a.jsonl"
     )
-    short = batch(total=2_000, counts=Counts(succeeded=990, errored=1_005, expired=5), stage="subject")
+    short = batch(total=2_000, succeeded=990, errored=1_005, expired=5, stage="subject")
     rows = list_lines([dropped, short])
     assert rows[0].split()[0] == dropped.batch_id
     assert rows[0].endswith("ended         5/10      1 failed             inbox/email/a.jsonl")
@@ -70,7 +64,7 @@ def test_a_list_has_columns_as_wide_as_what_is_in_them_and_says_what_failed() ->
     assert rows[0].index(" failed") == rows[1].index(" failed")
     assert list_lines([]) == []
     assert list_lines([dropped])[0].endswith("ended  5/10  1 failed  inbox/email/a.jsonl"), "no empty column"
-    canceled = batch(state="ended", reason="canceled", counts=Counts(succeeded=2, canceled=8))
+    canceled = batch(state="ended", reason="canceled", succeeded=2, errored=0, canceled=8)
     assert "  ended:canceled  10/10  0 failed  8 canceled" in list_lines([canceled])[0]
     assert "ended (canceled)  10/10 requests, 0 failed, 8 canceled, " in status_line(canceled, 0)
     odd = batch(inbox_path="inbox/email/\x1b[2Jb\nc é.jsonl")
@@ -78,11 +72,11 @@ def test_a_list_has_columns_as_wide_as_what_is_in_them_and_says_what_failed() ->
 
 
 def test_only_a_batch_of_which_everything_succeeded_counts_as_such() -> None:
-    whole = Counts(succeeded=10)
-    assert batch(state="ended", reason="completed", counts=whole).is_all_succeeded
+    whole = {"succeeded": 10, "errored": 0}
+    assert batch(state="ended", reason="completed", **whole).is_all_succeeded
     assert not batch(state="ended", reason="completed").is_all_succeeded
-    assert not batch(counts=whole).is_all_succeeded
-    assert not batch(state="ended", reason="failed", total=0, counts=Counts()).is_all_succeeded
+    assert not batch(**whole).is_all_succeeded
+    assert not batch(state="ended", reason="failed", total=0, succeeded=0, errored=0).is_all_succeeded
 
 
 def test_a_batch_is_followed_to_its_end_and_a_change_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:

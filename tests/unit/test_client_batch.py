@@ -1,6 +1,5 @@
 """A batch as the Python API holds it, over a remote that says what a test wants."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,17 +10,10 @@ from batchfile.client import batch as module
 from batchfile.client.base import Remote
 from batchfile.client.results import read_result
 from batchfile.errors import ServiceUnavailable
+from tests.unit.statuses import status
 
-OPEN = batchfile.BatchStatus(
-    batch_id="batch_a",
-    state="open",
-    total=3,
-    counts=batchfile.Counts(succeeded=1),
-    usage=batchfile.Usage(),
-    created_at=0.0,
-    updated_at=0.0,
-)
-FAILED = replace(OPEN, state="ended", reason="failed", detail="line 1: is not JSON", ended_at=1.0)
+OPEN = status()
+FAILED = status(state="ended", reason="failed", detail="line 1: is not JSON", ended_at=1.0)
 
 
 class Looks:

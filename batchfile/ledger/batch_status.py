@@ -1,0 +1,101 @@
+"""How far a batch is, as of one look: what the ledger derives, the native API sends and the client gives."""
+
+from typing import Literal
+
+import msgspec
+
+from batchfile.ledger.records import EndReason
+from batchfile.types import Counts, InputFormat, Usage
+
+# `damaged`: its stored record is lost; `unreadable`: it cannot be read now.
+ShownState = Literal["planning", "open", "ending", "ended", "damaged", "unreadable"]
+
+
+class PoolProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a pool is with its part of a batch. Nobody works on a shard again that is done."""
+
+    num_shards: int = msgspec.field(name="shards")
+    num_done: int = msgspec.field(name="shards_done")
+    num_leased: int = msgspec.field(name="shards_leased")
+    num_requests: int = msgspec.field(name="requests")
+    num_finished: int = msgspec.field(name="requests_finished")
+
+    @property
+    def num_pending_shards(self) -> int:
+        """Neither done nor in work: what another runner could begin."""
+        return self.num_shards - self.num_done - self.num_leased
+
+
+class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch as the service sees it. Times are epoch seconds. `pools` are those that work on it; none after its end.
+
+    `state`: `damaged` is a batch whose stored record is lost: cancel or delete it, or ask the operator to restore the
+    record. `unreadable`: it cannot be read now, and will be. Of both, only the id and `created_at` are known.
+
+    `dialect`: the format of its input, which is `openai` where it has a `body` and a `url` in each line. `inbox_path`:
+    the key of the dropped file that it was made of. `usage_unknown`: results whose tokens an endpoint did not tell, and
+    which the sums leave out.
+
+    >>> status = client.batch(done.id).status()
+    >>> status.state, status.reason, status.total, status.counts.succeeded
+    ('ended', 'completed', 2, 2)
+    """
+
+    batch_id: str = msgspec.field(name="id")
+    state: ShownState
+    reason: EndReason | None
+    detail: str | None
+    stage: str | None
+    total: int
+    succeeded: int
+    errored: int
+    canceled: int
+    expired: int
+    pending: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    usage_unknown: int
+    created_at: float
+    updated_at: float
+    ended_at: float | None
+    expires_at: float
+    metadata: dict[str, str]
+    priority: int
+    dialect: InputFormat
+    inbox_path: str | None
+    pools: dict[str, PoolProgress]
+
+    @property
+    def counts(self) -> Counts:
+        """Finished requests by how they ended."""
+        return Counts(succeeded=self.succeeded, errored=self.errored, canceled=self.canceled, expired=self.expired)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+            unknown=self.usage_unknown,
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state == "ended"
+
+    @property
+    def num_failed(self) -> int:
+        """Of these that ran: what was canceled or expired never did."""
+        return self.errored
+
+    @property
+    def is_all_succeeded(self) -> bool:
+        return self.has_ended and self.reason == "completed" and self.succeeded == self.total
+
+
+class BatchStatusPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Newest first. `has_more`: ask again with `after` set to the last id."""
+
+    data: list[BatchStatus]
+    has_more: bool
