@@ -1,7 +1,7 @@
 """How many runners a pool wants, and when the next may start after some have failed: the one rule of all that start and
 stop them. Pure; knows no Ray, RunPod or clock.
 
-Its figures are those of `batchfile.ledger.demand.Scale`, which `GET /api/pools/{pool}/scale` answers.
+Its figures are those of `batchfile.ledger.heartbeats.Scale`, which `GET /api/pools/{pool}/scale` answers.
 """
 
 from dataclasses import dataclass

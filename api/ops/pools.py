@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.demand import Scale, has_waiting, read_scale
-from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.heartbeats import Scale, has_waiting, read_presence, read_scale
 from batchfile.ledger.records import PresenceRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.settings import Settings

@@ -18,8 +18,7 @@ from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
-from batchfile.ledger.demand import read_scale
-from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.heartbeats import read_presence, read_scale
 from batchfile.ledger.records import BatchRecord, FileRef, IdempotencyRecord, PresenceRecord
 from batchfile.ledger.retention import purge
 from batchfile.ledger.status import DerivedStatus, StatusReader

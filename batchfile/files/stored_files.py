@@ -14,8 +14,7 @@ from batchfile.errors import BatchDamaged, InvalidFile, RecordDamaged, StoreErro
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.origin import Source, facts_of, origin_of
-from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules, encode
+from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules, Source, encode, facts_of, origin_of
 from batchfile.ledger.retention import remove_after
 
 MARGIN_S = 3600.0  # an expired batch reads its input once more

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from batchfile.ledger.origin import Source, facts_of, origin_of
-from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules
+from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules, Source, facts_of, origin_of
 
 _KIND = "inbox"
 

@@ -3,9 +3,11 @@
 `create` commits with one conditional write, last. `end` only says that it is to end: `ending` does it.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import structlog
 
@@ -13,10 +15,15 @@ from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger import keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap, update_batch
-from batchfile.ledger.records import BatchRecord, EndReason, InputRef, Plan
+from batchfile.ledger.records import BatchRecord, EndReason, InputRef, LineError, Plan, ShardRecord
+from batchfile.lines.result import decode_part, decode_result
 from batchfile.types import TENANT, Defaults, RoutingTable
 
 log = structlog.get_logger()
+
+REJECTED_READ_MAX = 100
+
+_PLACE = re.compile(r"line (\d+): ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +150,32 @@ def read_plan(ledger: Ledger, batch: BatchRecord) -> Plan:
     if found is None:
         raise BatchDamaged(f"{batch.batch_id}: its plan is gone; cancel it and submit the file again")
     return found.record
+
+
+def read_rejected(ledger: Ledger, batch_id: str, plan: Plan) -> tuple[LineError, ...]:
+    """The first lines that the planner rejected, in order, with the reason of each, from what it stored of them.
+
+    Raises: StoreUnavailable, BatchDamaged.
+    """
+    return tuple(islice(_rejected(ledger, batch_id, plan), REJECTED_READ_MAX))
+
+
+def _rejected(ledger: Ledger, batch_id: str, plan: Plan) -> Iterator[LineError]:
+    for n in sorted(plan.pools.get(keys.REJECTED_POOL, {})):
+        found = load(ledger, keys.shard_key(batch_id, keys.REJECTED_POOL, n), ShardRecord)
+        lines = []
+        for part in () if found is None else found.record.parts:
+            stored = ledger.store.get(part.key)
+            lines += [] if stored is None else decode_part(stored.data)
+        for line in sorted(lines, key=lambda item: item.line):
+            error = decode_result(line.result).error
+            message = "" if error is None else error.message
+            place = _PLACE.match(message)
+            yield LineError(
+                code="invalid_line",
+                message=message[place.end() :] if place else message,
+                line=int(place[1]) if place else None,
+            )
 
 
 def end(ledger: Ledger, batch_id: str, reason: EndReason, detail: str | None = None) -> BatchRecord | None:

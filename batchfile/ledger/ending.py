@@ -36,15 +36,18 @@ def finish(
     batch = read_batch(ledger, batch_id)
     if batch is None or batch.state == "ended":
         return batch
-    if not batch.plan_key:
-        return _end_unplanned(ledger, batch_id)
+    if not batch.plan_key:  # nothing of it ran
+        return _end_without_results(ledger, batch_id)
     # While one process ends it, all the others ask again and again whether it has ended: that must cost little.
     if shards.is_held(ledger, keys.assembly_key(batch_id)):
         return None
     try:
         plan = read_plan(ledger, batch)
-    except BatchDamaged as error:
-        return _end_without_plan(ledger, batch, error)
+    except BatchDamaged as error:  # nobody can tell any more which lines it has
+        if batch.state != "ending" or not _is_lost(ledger, batch.plan_key, error):
+            raise
+        log.error("plan.lost", batch_id=batch_id, error=str(error))
+        return _end_without_results(ledger, batch_id, "the stored plan of this batch is lost, and its results")
     if batch.state == "open" and not _is_begun(ledger, batch, plan):
         return None
     held = shards.claim_task(ledger, batch, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner=runner)
@@ -99,35 +102,19 @@ def _discard(ledger: Ledger, made: Assembled) -> None:
         ledger.store.delete_many([made.results.key, made.errors.key])
 
 
-def _end_unplanned(ledger: Ledger, batch_id: str) -> BatchRecord | None:
-    """It was ended before it had a plan: nothing of it ran, and it has no results. None while it is planning."""
+def _end_without_results(ledger: Ledger, batch_id: str, detail: str | None = None) -> BatchRecord | None:
+    """What is ending ends, with `detail` if that is given. None where it is not ending."""
     now = ledger.clock.now()
 
     def decide(record: BatchRecord) -> BatchRecord | None:
-        return replace(record, state="ended", ended_at=now) if record.state == "ending" else None
+        ended = replace(record, state="ended", ended_at=now, detail=detail or record.detail)
+        return ended if record.state == "ending" else None
 
-    ended = update_batch(ledger, keys.batch_key(batch_id), decide)
-    if ended is None or ended.record.state != "ended":
+    found = update_batch(ledger, keys.batch_key(batch_id), decide)
+    if found is None or found.record.state != "ended":
         return None
-    log.info("batch.ended", batch_id=batch_id, reason=ended.record.reason, total=0)
-    return ended.record
-
-
-def _end_without_plan(ledger: Ledger, batch: BatchRecord, error: BatchDamaged) -> BatchRecord | None:
-    """Nobody can tell any more which lines it has: one that is ending ends without results. Raises: `error` else."""
-    if batch.state != "ending" or not _is_lost(ledger, batch.plan_key, error):
-        raise error
-    log.error("plan.lost", batch_id=batch.batch_id, error=str(error))
-    now = ledger.clock.now()
-
-    def decide(record: BatchRecord) -> BatchRecord | None:
-        if record.state != "ending":
-            return None
-        detail = "the stored plan of this batch is lost, and its results"
-        return replace(record, state="ended", ended_at=now, detail=detail)
-
-    ended = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
-    return None if ended is None or ended.record.state != "ended" else ended.record
+    log.info("batch.ended", batch_id=batch_id, reason=found.record.reason, total=found.record.total)
+    return found.record
 
 
 def _is_lost(ledger: Ledger, key: str, error: BatchDamaged) -> bool:

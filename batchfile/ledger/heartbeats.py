@@ -1,15 +1,19 @@
-"""Who works now: each runner rewrites its own document every few seconds. Read it, write it, sweep it.
+"""Who works now, and what one pool has to do: the figures that people, autoscalers and dashboards look at.
 
-A hint for people, autoscalers and dashboards; no claim depends on it. Ages are by the store's own clock.
+Each runner rewrites its own document every few seconds: a hint; no claim depends on it. Ages are by the store's own
+clock. What waits for a pool is derived from the queue. Decides nothing itself.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 
 from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batch_status import PoolProgress
 from batchfile.ledger.records import PresenceRecord, decode, encode
 from batchfile.ledger.set_aside import UNANSWERED_MAX
+from batchfile.ledger.status import DerivedStatus, StatusReader
 from batchfile.store.base import Entry
 
 PRESENCE_S = 60.0  # a document not rewritten for this long is nobody's
@@ -70,3 +74,60 @@ def sweep_presence(ledger: Ledger) -> int:
 def _newest_first(ledger: Ledger, pool: str | None) -> list[Entry]:
     entries = ledger.store.list(keys.presence_prefix(pool))
     return sorted(entries, key=lambda entry: entry.modified_at, reverse=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """`pending_shards` could be begun by another runner; `pending_requests` have no committed result yet.
+
+    `open_batches` have something left for this pool; `oldest_created_at` is of these, None where there are none.
+    """
+
+    pool: str
+    pending_shards: int = 0
+    pending_requests: int = 0
+    leased_shards: int = 0
+    live_runners: int = 0
+    open_batches: int = 0
+    oldest_created_at: float | None = None
+
+
+def has_waiting(reader: StatusReader, pool: str) -> bool:
+    """Does any request wait for the pool? Looks no further than the first. Raises: StoreUnavailable."""
+    markers = reader.ledger.store.list(keys.queue_prefix(pool))
+    statuses = reader.read_many(keys.queue_batch_id(entry.key) for entry in markers)
+    return any(_left(status, pool) is not None for status in statuses)
+
+
+def _left(status: DerivedStatus, pool: str) -> PoolProgress | None:
+    """How far the pool is with the batch, where there is something left to do for it."""
+    progress = status.pools.get(pool)
+    # A marker may outlive its batch, and what is ending is nobody's work any more.
+    if status.batch.state != "open" or progress is None or progress.num_done == progress.num_shards:
+        return None
+    return progress
+
+
+def read_scale(reader: StatusReader, pool: str) -> Scale:
+    """One look at every batch in the pool's queue. Raises: StoreUnavailable."""
+    ledger = reader.ledger
+    markers = ledger.store.list(keys.queue_prefix(pool))
+    pending_shards = pending_requests = leased_shards = 0
+    created: list[float] = []
+    for status in reader.read_many(keys.queue_batch_id(entry.key) for entry in markers):
+        progress = _left(status, pool)
+        if progress is None:
+            continue
+        pending_shards += progress.num_pending_shards
+        pending_requests += progress.num_requests - progress.num_finished
+        leased_shards += progress.num_leased
+        created.append(status.batch.created_at)
+    return Scale(
+        pool=pool,
+        pending_shards=pending_shards,
+        pending_requests=pending_requests,
+        leased_shards=leased_shards,
+        live_runners=len(read_presence(ledger, pool)),
+        open_batches=len(created),
+        oldest_created_at=min(created, default=None),
+    )

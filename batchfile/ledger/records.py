@@ -19,6 +19,8 @@ from batchfile.types import REQUESTS_MAX, TENANT, Counts, Defaults, InputFormat,
 
 VERSION = 1
 
+Facts = TypeVar("Facts")
+
 BatchState = Literal["planning", "open", "ending", "ended", "deleted"]
 EndReason = Literal["completed", "canceled", "expired", "failed", "input_changed"]
 ShardState = Literal["leased", "open", "done", "closed"]
@@ -78,6 +80,16 @@ class Origin:
     kind: str
     name: str
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What `plan.pending` makes a batch of. The fields are those of the BatchRecord."""
+
+    input: InputRef
+    origin: Origin
+    rules: PlanRules
+    kept_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +262,21 @@ class PresenceRecord:
     shards: tuple[str, ...] = ()
     set_aside: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
+
+
+def origin_of(kind: str, name: str, facts: object) -> Origin:
+    """`facts`: a dataclass."""
+    return Origin(kind=kind, name=name, facts=msgspec.to_builtins(facts))
+
+
+def facts_of(batch: BatchRecord, kind: str, shape: type[Facts]) -> Facts | None:
+    """For who knows the origins of this kind; None where the batch has another. Raises: BatchDamaged."""
+    if batch.origin is None or batch.origin.kind != kind:
+        return None
+    try:
+        return msgspec.convert(batch.origin.facts, shape)
+    except msgspec.ValidationError as error:
+        raise BatchDamaged(f"{batch.batch_id}: its stored {shape.__name__} cannot be read: {error}") from error
 
 
 class Versioned(Protocol):

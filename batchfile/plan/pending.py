@@ -20,12 +20,11 @@ from batchfile.errors import (
     StoreError,
     TooLarge,
 )
-from batchfile.ledger import batches, ending, keys, rejections, retention, shards
+from batchfile.ledger import batches, ending, keys, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, Planned
 from batchfile.ledger.cas import Lost, swap, update_batch
-from batchfile.ledger.origin import Source
-from batchfile.ledger.records import BatchRecord, EndReason, LineError, PlanRules
+from batchfile.ledger.records import BatchRecord, EndReason, LineError, PlanRules, Source
 from batchfile.ledger.shards import Lease
 from batchfile.plan.conversion import readable
 from batchfile.plan.line_problems import LineProblems
@@ -174,7 +173,7 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
     if _endpoint(batch) is None and planned.num_rejected == planned.total:
         message = f"{_name(batch)}: none of its {planned.total:,} lines is a request that can run"
         whole = LineError(code="invalid_file", message=message)
-        return _fail(ledger, batch, (whole, *rejections.told(ledger, batch.batch_id, planned.plan)), "failed")
+        return _fail(ledger, batch, (whole, *batches.read_rejected(ledger, batch.batch_id, planned.plan)), "failed")
 
     def decide(record: BatchRecord) -> BatchRecord | None:
         if record.state != "planning":

@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from batchfile import logs
 from batchfile.errors import StoreError
-from batchfile.ledger.demand import read_scale
+from batchfile.ledger.heartbeats import read_scale
 from batchfile.ledger.status import StatusReader
 from batchfile.open_ledger import open_service_ledger
 from batchfile.settings import CONFIG_VARIABLE, load_settings

@@ -19,8 +19,7 @@ from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, idempotency, keys, retention
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.demand import read_scale
-from batchfile.ledger.heartbeats import read_presence, write_presence
+from batchfile.ledger.heartbeats import read_presence, read_scale, write_presence
 from batchfile.ledger.records import PresenceRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside
 from batchfile.ledger.status import StatusReader

@@ -14,8 +14,7 @@ from batchfile.inbox.records import source as source_of_dropped
 from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.origin import Source
-from batchfile.ledger.records import BatchRecord, InputRef, Origin, PlanRules
+from batchfile.ledger.records import BatchRecord, InputRef, Origin, PlanRules, Source
 from batchfile.ledger.retention import purge
 from batchfile.plan import pending
 from batchfile.store.memory import MemoryStore

@@ -14,7 +14,7 @@ from batchfile.clock import ManualClock
 from batchfile.engine.base import Finished
 from batchfile.engine.open import engine_factory
 from batchfile.inbox import outbox
-from batchfile.ledger import keys, rejections
+from batchfile.ledger import batches, keys
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import PresenceRecord
 from batchfile.runner.runner import Runner, RunnerOptions
@@ -96,7 +96,7 @@ def test_a_rejection_names_no_more_than_the_first_hundred_lines(still: World) ->
     still.clock.sleep(10.0)
     still.janitor.tick()
     lines = [error["line"] for error in still.told("mistral/a.jsonl.rejected.json")["errors"]]
-    assert lines == [None, *range(1, rejections.TOLD_MAX + 1)]
+    assert lines == [None, *range(1, batches.REJECTED_READ_MAX + 1)]
 
 
 def test_what_a_reader_takes_out_of_the_outbox_does_not_come_back(world: World) -> None:

@@ -12,8 +12,7 @@ from batchfile.errors import BatchDamaged
 from batchfile.ledger import batches, ending, keys, retention, shards, status
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batch_status import PoolProgress
-from batchfile.ledger.demand import Scale, read_scale
-from batchfile.ledger.heartbeats import write_presence
+from batchfile.ledger.heartbeats import Scale, read_scale, write_presence
 from batchfile.ledger.records import BatchRecord, PresenceRecord
 from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import DerivedStatus, StatusReader
