@@ -44,7 +44,7 @@ def test_the_file_is_what_was_sent_however_the_chunks_fall(
     parts = [part("file", content, "a.jsonl"), part("purpose", b"batch")]
     body = b"".join(parts if is_file_first else parts[::-1]) + END
     with pytest.MonkeyPatch.context() as patch, spooled(tmp_path, body) as whole:
-        patch.setattr(multipart, "CHUNK_BYTES", size)
+        patch.setattr(forms, "CHUNK_BYTES", size)
         form = forms.read_form(whole, TYPE, "file")
         assert (form.fields, form.filename) == ({"purpose": "batch"}, "a.jsonl")
         assert b"".join(form.chunks()) == content
