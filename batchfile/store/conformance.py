@@ -5,8 +5,7 @@ timeout) proves nothing either way; only an acknowledged write that must have be
 """
 
 import threading
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,23 +37,16 @@ HEAVY = _Effort(budget_s=60.0, num_writers=16, num_rounds=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One rule. `kept`: seen to hold `num_rounds` times; `unclear`: the store was too busy to tell."""
-
-    rule: str
-    verdict: Literal["kept", "unclear"]
-    num_rounds: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    checks: tuple[Check, ...]
+    """`kept`: how often each rule was seen to hold; 0: the store was too busy to tell."""
+
+    kept: Mapping[str, int]
     seconds: float
 
     @property
     def unclear(self) -> str:
         """The rules that the store was too busy for; empty where all were seen to hold."""
-        return "; ".join(check.rule for check in self.checks if check.verdict == "unclear")
+        return "; ".join(rule for rule, num_rounds in self.kept.items() if not num_rounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +59,6 @@ class _Answer:
 
 
 _Finding = Literal["kept", "busy", "refused"]  # refused: nobody was let through
-
-_CREATE = "of several writers that create one object, one succeeds"
-_CREATE_AGAIN = "an object that exists is not created again"
-_REPLACE = "of several writers that replace one version, one succeeds"
-_REPLACE_STALE = "a version that was replaced is not replaced again"
-_REPLACE_MISSING = "an object that does not exist is not replaced"
-_READ = "a read pinned to a version gives that version or fails"
 
 
 def prove_conditions(store: Store, *, heavy: bool = False, clock: Clock | None = None) -> Proof:
@@ -101,28 +86,24 @@ class _Prover:
         self._clock = clock
         self._began = clock.monotonic()
         self._keys: list[str] = []
-        self._kept: Counter[str] = Counter()
+        self._rules: dict[str, Callable[[], _Finding]] = {
+            "of several writers that create one object, one succeeds": self._create,
+            "an object that exists is not created again": self._create_again,
+            "of several writers that replace one version, one succeeds": self._replace,
+            "a version that was replaced is not replaced again": self._replace_stale,
+            "an object that does not exist is not replaced": self._replace_missing,
+            "a read pinned to a version gives that version or fails": self._read,
+        }
+        self._kept = dict.fromkeys(self._rules, 0)
         self._key = ""  # of the latest creation
         self._before = self._after = ""  # etags around the latest replacement
 
     def run(self) -> Proof:
         self._store.put(self._new_key(), _new_data())  # a store that does not answer says so here
         for _ in range(self._effort.num_rounds):
-            for rule, look in (
-                (_CREATE, self._create),
-                (_CREATE_AGAIN, self._create_again),
-                (_REPLACE, self._replace),
-                (_REPLACE_STALE, self._replace_stale),
-                (_REPLACE_MISSING, self._replace_missing),
-                (_READ, self._read),
-            ):
+            for rule, look in self._rules.items():
                 self._repeat(rule, look)
-        rules = (_CREATE, _CREATE_AGAIN, _REPLACE, _REPLACE_STALE, _REPLACE_MISSING, _READ)
-        checks = tuple(
-            Check(rule=rule, verdict="kept" if self._kept[rule] else "unclear", num_rounds=self._kept[rule])
-            for rule in rules
-        )
-        return Proof(checks=checks, seconds=self._clock.monotonic() - self._began)
+        return Proof(kept=self._kept, seconds=self._clock.monotonic() - self._began)
 
     def tidy(self) -> None:
         for key in self._keys:

@@ -112,7 +112,10 @@ class S3Store(Store):
 
     def head(self, key: str) -> Entry | None:
         found = _persist(lambda: self._head(key))
-        return None if found is None else _entry(key, found)
+        if found is None:
+            return None
+        modified_at = found["LastModified"].timestamp()
+        return Entry(key=key, size=found["ContentLength"], etag=bare(found["ETag"]), modified_at=modified_at)
 
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
         at, pinned = start, match
@@ -304,15 +307,6 @@ class S3Store(Store):
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
-
-
-def _entry(key: str, found: Any) -> Entry:
-    return Entry(
-        key=key,
-        size=found["ContentLength"],
-        etag=bare(found["ETag"]),
-        modified_at=found["LastModified"].timestamp(),
-    )
 
 
 def _new_session() -> Any:

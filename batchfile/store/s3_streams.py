@@ -81,7 +81,7 @@ def read_chunks(key: str, answer: Any, length: int | None) -> Generator[bytes, N
     What came before an error is passed on first. Raises: TooSlow, and StoreUnavailable where it ends early.
     """
     pending, passed_on_at = bytearray(), time.monotonic()
-    with closing(_paced(key, _pieces(key, answer, length), length)) as pieces:
+    with closing(_pieces(key, answer, length)) as pieces:
         try:
             for piece in pieces:
                 pending += piece
@@ -96,38 +96,30 @@ def read_chunks(key: str, answer: Any, length: int | None) -> Generator[bytes, N
         yield bytes(pending)
 
 
-def _paced(key: str, pieces: Generator[bytes, None, None], length: int | None) -> Generator[bytes, None, None]:
-    """The same. Raises: TooSlow where a window of time brings too few bytes. What the reader does does not count."""
-    num_bytes, num_in_window, window_s = 0, 0, 0.0
-    with closing(pieces):
-        while True:
-            asked_at = time.monotonic()
-            piece = next(pieces, None)
-            window_s += time.monotonic() - asked_at
-            if piece is None:
-                return
-            yield piece
-            num_bytes, num_in_window = num_bytes + len(piece), num_in_window + len(piece)
-            if window_s >= STREAM_WINDOW_S and num_bytes != length:
-                if num_in_window < STREAM_BYTES_MIN:
-                    raise TooSlow(f"{key}: only {num_in_window:,} bytes came in {window_s:.0f} s")
-                num_in_window, window_s = 0, 0.0
-
-
 def _pieces(key: str, answer: Any, length: int | None) -> Generator[bytes, None, None]:
-    """As they come, so that nothing waits for more than the next. Raises: StoreUnavailable where it ends early."""
-    left = length
+    """As they come, so that nothing waits for more than the next. What the reader does between two does not count.
+
+    Raises: TooSlow where a window of time brings too few bytes; StoreUnavailable where it ends early.
+    """
+    left, num_in_window, window_s = length, 0, 0.0
     with answer["Body"] as raw:  # urllib3's own response: botocore's `read` waits until it has all it was asked for
         while left is None or left > 0:
+            asked_at = time.monotonic()
             with translated(key):
                 piece = raw.read1(_PIECE_BYTES if left is None else min(_PIECE_BYTES, left))
+            window_s += time.monotonic() - asked_at
             if not piece:
                 if left:
                     raise StoreUnavailable(f"{key}: the answer ended {left:,} bytes early")
                 return
+            num_in_window += len(piece)
             if left is not None:
                 left -= len(piece)
             yield piece
+            if window_s >= STREAM_WINDOW_S and left != 0:
+                if num_in_window < STREAM_BYTES_MIN:
+                    raise TooSlow(f"{key}: only {num_in_window:,} bytes came in {window_s:.0f} s")
+                num_in_window, window_s = 0, 0.0
         if length is not None:
             with translated(key):
                 raw.read1(1)  # to the end of the answer, so that the connection can be used again
