@@ -123,7 +123,7 @@ class Batch:
 
         Raises: as `results`; SettingsError for a format that is unknown and for a path that cannot be written.
         """
-        from batchfile.client.results import in_dialect, save_results
+        from batchfile.client.results import in_format, save_results
         from batchfile.local.outputs import check_output
 
         if format is not None and format not in get_args(ResultFormat):
@@ -138,7 +138,7 @@ class Batch:
                 self._open("read"), self.last_status, results, path, on_bytes or (lambda num_bytes: None), format
             )
             return
-        for chunk in in_dialect(self.last_status, results.read(0), format):
+        for chunk in in_format(self.last_status, results.read(0), format):
             output.write(chunk)
             hear(len(chunk))
 

@@ -152,7 +152,7 @@ def save_results(
             write_results((line.data or b"" for line in lines), made)
         else:
             with open(made, "wb") as file:
-                for chunk in in_dialect(batch, file_chunks(arrived), form):
+                for chunk in in_format(batch, file_chunks(arrived), form):
                     file.write(chunk)
         os.replace(made, path)
         os.unlink(arrived)
@@ -164,7 +164,7 @@ def save_results(
             os.unlink(path + ERRORS_ENDING)
 
 
-def in_dialect(batch: BatchStatus, chunks: Iterator[bytes], form: ResultFormat | None = None) -> Iterator[bytes]:
+def in_format(batch: BatchStatus, chunks: Iterator[bytes], form: ResultFormat | None = None) -> Iterator[bytes]:
     """Native result lines in this format; None: as the batch's input was. Raises: SettingsError for Parquet."""
     form = form or batch.dialect
     if form == "parquet":
