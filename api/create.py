@@ -16,7 +16,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.split_document import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
-from batchfile.plan.ranges import Place, by_line, by_number
+from batchfile.plan.policy import Place, Policy, by_line, by_number
 from batchfile.plan.submit import submit
 from batchfile.routing import route
 from batchfile.settings import Settings
@@ -153,11 +153,13 @@ def create_batch(
         draft,
         upload.chunks,
         size=spooled.size,
-        is_strict=create_options.is_strict,
+        policy=Policy(
+            on_problem="refuse" if create_options.is_strict else "reject",
+            place=upload.place,
+            requests_max=upload.requests_max(settings),
+            custom_ids=CUSTOM_IDS if upload.is_messages else None,
+        ),
         is_shared=keyed.is_shared,
-        place=upload.place,
-        requests_max=upload.requests_max(settings),
-        custom_ids=CUSTOM_IDS if upload.is_messages else None,
     )
 
 

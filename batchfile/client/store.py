@@ -26,6 +26,7 @@ from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.local.options import OUTPUT
 from batchfile.local.outputs import batch_at, is_being_written
 from batchfile.plan import submit as verbs
+from batchfile.plan.policy import REFUSE, REJECT
 from batchfile.routing import check_pool, check_stage
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
@@ -72,7 +73,7 @@ class StoreRemote:
                 draft,
                 source.chunks(on_bytes),
                 size=source.unpacked_size,
-                is_strict=wanted.is_strict,
+                policy=REFUSE if wanted.is_strict else REJECT,
             )
         return self.batch(made.batch_id)
 

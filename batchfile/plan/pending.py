@@ -1,12 +1,15 @@
 """A batch that exists before it is planned: made of a stored or dropped file at once, planned by whoever
 comes first.
 
-It opens, or it fails with what is wrong in the file; one conditional write decides, however many try.
+It opens, or it fails with what is wrong in the file; one conditional write decides, however many try. A file that is
+not plain JSONL is converted once: unpacked, or its rows written as lines. Streamed.
 """
 
+import io
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any, BinaryIO, cast
 
 import structlog
 
@@ -24,14 +27,17 @@ from batchfile.ledger import batches, ending, keys, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, Planned
 from batchfile.ledger.cas import Lost, swap, update_batch
-from batchfile.ledger.records import BatchRecord, EndReason, LineError, PlanRules, Source
+from batchfile.ledger.records import BatchRecord, EndReason, InputRef, LineError, PlanRules, Source
 from batchfile.ledger.shards import Lease
-from batchfile.plan.conversion import readable
-from batchfile.plan.line_problems import LineProblems
+from batchfile.lines.converter import convert
+from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, detect
 from batchfile.plan.planner import plan_input
+from batchfile.plan.policy import REJECT, LinesRefused, collect
+from batchfile.store.base import Store
 
 log = structlog.get_logger()
 
+UNPACKED_BYTES_MAX = 256 * 1024**3  # a small file may unpack to anything
 CRASHES_MAX = 3  # of the planning of one file: then it is the file that ends the processes that read it
 
 
@@ -110,8 +116,6 @@ def plan(
 
 def _plan_held(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> BatchRecord | None:
     batch = held.batch
-    endpoint = _endpoint(batch)
-    problems = None if endpoint is None else LineProblems(endpoint)
 
     def beat() -> None:
         if is_stopped():
@@ -119,7 +123,7 @@ def _plan_held(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> B
         shards.beat(ledger, held)
 
     try:
-        planned = _read(ledger, batch, problems, beat)
+        planned = _read(ledger, batch, beat)
     except LeaseLost:
         return None
     except _Stopped:  # given back: the end of this process says nothing about the file
@@ -129,13 +133,14 @@ def _plan_held(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> B
         shards.leave(ledger, held)
         log.error("planning.killed", batch_id=batch.batch_id, error=str(error))
         return None
+    except LinesRefused as error:
+        return _fail(ledger, batch, error.errors, "failed")
     except BatchfileError as error:
         if not _is_fault(ledger, batch, error):
             shards.give_back(ledger, held)
             raise
-        errors = () if problems is None else tuple(problems.found)
-        is_other = problems is None and isinstance(error, ObjectChanged | ObjectMissing)
-        return _fail(ledger, batch, errors or (_of_file(batch, error),), "input_changed" if is_other else "failed")
+        is_other = _endpoint(batch) is None and isinstance(error, ObjectChanged | ObjectMissing)
+        return _fail(ledger, batch, (_of_file(batch, error),), "input_changed" if is_other else "failed")
     try:
         return _open(ledger, batch, planned)
     except StoreError:
@@ -143,28 +148,58 @@ def _plan_held(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> B
         raise
 
 
-def _read(ledger: Ledger, batch: BatchRecord, problems: LineProblems | None, beat: Callable[[], None]) -> Planned:
-    """Convert the file where it is no plain JSONL, and plan it."""
+def _read(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> Planned:
+    """Convert the file where it is not plain JSONL, and plan it."""
     try:
-        key = readable(ledger, batch, beat, _name(batch))
-    except InvalidFile as error:
-        if problems is not None and not isinstance(error, TooLarge):
-            problems.found.append(LineError(code="invalid_file", message=str(error)))
+        key = _readable(ledger, batch, beat)
+    except TooLarge:
         raise
+    except InvalidFile as error:
+        raise LinesRefused((LineError(code="invalid_file", message=str(error)),)) from error
+    rules = batch.rules or PlanRules()
+    policy = REJECT if rules.endpoint is None else collect(rules.endpoint)
     planned = plan_input(
         ledger,
         batch.batch_id,
         key,
         routing=batch.routing,
         stage=batch.stage,
-        requests_max=(batch.rules or PlanRules()).requests_max,
-        problems=problems,
+        policy=replace(policy, requests_max=rules.requests_max),
         beat=beat,
-        name=_name(batch) if problems is not None else f"{_name(batch)}:",
+        name=f"{_name(batch)}:" if rules.endpoint is None else _name(batch),
     )
     if key == batch.input.key and planned.input.etag != batch.input.etag:
         raise ObjectChanged(f"{batch.input.key} is another than the batch was made of")
     return planned
+
+
+def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> str:
+    """The key of the requests as plain lines: of the object itself, or of what was made of it.
+
+    Raises: InvalidFile (damaged data, a column that is missing, too much for one process), ConverterKilled,
+    ObjectChanged, ObjectMissing, StoreUnavailable.
+    """
+    store, pinned, name = ledger.store, batch.input, _name(batch)
+    head = b"".join(store.stream(pinned.key, 0, min(HEAD_BYTES, pinned.size), match=pinned.etag))
+    kind = detect(name, head)
+    if kind == "jsonl":
+        return pinned.key
+    source = (
+        io.BufferedReader(_Ranges(store, pinned), CHUNK_BYTES)
+        if kind == "parquet"
+        else ChunkReader(store.stream(pinned.key, match=pinned.etag))
+    )
+    key = keys.input_key(batch.batch_id, ledger.new_id()[:12])
+    size = 0
+    with store.writer(key, is_new=True) as writer:
+        # In a process of its own: this one may hold an engine, or be a service.
+        for chunk in convert(name, kind, cast(BinaryIO, source), beat=beat):
+            size += len(chunk)
+            if size > UNPACKED_BYTES_MAX:
+                raise TooLarge(f"{name}: unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
+            writer.write(chunk)
+        writer.commit()
+    return key
 
 
 def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord | None:
@@ -251,3 +286,33 @@ def _of_file(batch: BatchRecord, error: Exception) -> LineError:
         code = "invalid_file" if _endpoint(batch) is None else "empty_file"
         return LineError(code=code, message=str(error))
     return LineError(code="input_file_missing", message="The input file was removed or replaced before it was read.")
+
+
+class _Ranges(io.RawIOBase):
+    """A pinned object as a file that can be read anywhere."""
+
+    def __init__(self, store: Store, pinned: InputRef) -> None:
+        self._store = store
+        self._pinned = pinned
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._pinned.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        start, end = self._at, min(self._at + len(buffer), self._pinned.size)
+        if start >= end:
+            return 0
+        for chunk in self._store.stream(self._pinned.key, start, end, match=self._pinned.etag):
+            at = self._at - start
+            buffer[at : at + len(chunk)] = chunk
+            self._at += len(chunk)
+        return self._at - start

@@ -1,26 +1,38 @@
-"""The input, read once: stored or as it lies, counted, cut into ranges; what can not run is dealt with here.
+"""The input, read once: stored or as it lies, counted, cut into ranges; a policy says what becomes of lines that cannot
+run.
 
-In a stored input such lines are rejected: they get their errored results now, as parts of the pseudo-pool `_rejected`.
-An upload is refused for the first of them.
+Rejected lines get their errored results at once, as parts of the pseudo-pool `_rejected`. Memory: 8 bytes a line for
+duplicates, one range, and what was cut.
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 
-from batchfile.errors import InvalidFile, ObjectMissing, StoreError
-from batchfile.ledger import keys
+from batchfile.errors import InvalidFile, InvalidRequest, ObjectMissing, RequestRefused, StoreError, TooLarge
+from batchfile.ledger import bitmaps, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.inputs import CustomIdsWriter
-from batchfile.ledger.records import BatchRecord, InputRef
-from batchfile.lines.framing import NO_REQUEST
-from batchfile.plan.line_problems import LineProblems
-from batchfile.plan.ranges import Cutter, Place, by_line
-from batchfile.plan.reuse import hashed, settle
+from batchfile.ledger.parallel import in_order
+from batchfile.ledger.records import BatchRecord, InputRef, LineError, PartRef, Plan, Range, encode
+from batchfile.lines.diagnostics import short
+from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
+from batchfile.lines.framing import NO_REQUEST, Line, iter_lines
+from batchfile.lines.result import FinishedLine, encode_result
+from batchfile.lines.validate import DuplicateFinder
+from batchfile.plan.policy import PROBLEMS_MAX, REFUSE, REJECT, LinesRefused, Policy, by_line, line_error, located
+from batchfile.plan.reuse import Cut, reuse_results
+from batchfile.routing import route
 from batchfile.store.base import Writer
-from batchfile.types import REQUESTS_MAX, RoutingTable
+from batchfile.types import LINE_BYTES_MAX, Failure, InputFormat, RoutingTable
+
+RANGES_WANTED = 1000
+RANGE_LINES_MIN = 32
+RANGE_LINES_MAX = 4096
+RANGE_BYTES_MAX = 4 * 1024 * 1024
+SAMPLE_BYTES = 1024 * 1024  # the first lines of a file tell how long its lines are
 
 
 def plan_input(
@@ -30,19 +42,17 @@ def plan_input(
     *,
     routing: RoutingTable,
     stage: str | None = None,
+    policy: Policy = REJECT,
     lines_per_range: int | None = None,
-    requests_max: int = REQUESTS_MAX,
-    problems: LineProblems | None = None,
     beat: Callable[[], None] = lambda: None,
     name: str = "the file",
     keeps_ids: bool = False,
     reuse: BatchRecord | None = None,
 ) -> Planned:
-    """Plan the object `input_key`, which words call `name`. `lines_per_range` None: what `range_lines` says.
+    """Plan the object `input_key`, which messages call `name`. `lines_per_range` None: what `range_lines` says.
 
     `keeps_ids`: store the custom_ids next to it, because it is not the store's own and may change. `reuse`: a batch
-    that has ended and whose input is the beginning of this one; what succeeded of it is not run again.
-    With `problems`, a line that can not run refuses the whole, and all such lines are noted there. `beat` is called
+    that has ended and whose input is the beginning of this one; what succeeded of it is not run again. `beat` is called
     every MiB or so. Raises: InvalidFile (no request in it, too many, refused; another beginning than that of `reuse`),
     ObjectChanged, ObjectMissing; BatchDamaged of `reuse`.
     """
@@ -50,35 +60,11 @@ def plan_input(
     if entry is None:
         raise ObjectMissing(f"{input_key} is not in the store")
     with CustomIdsWriter(ledger, batch_id) if keeps_ids else nullcontext() as ids:
-        cutter = Cutter(
-            ledger,
-            batch_id,
-            routing,
-            stage,
-            lines_per_range=lines_per_range,
-            requests_max=requests_max,
-            problems=problems,
-            beat=beat,
-            ids=ids,
-        )
-        digest = hashlib.sha256()
-        cuts = cutter.read(hashed(_stream(ledger, input_key, entry.etag, beat), digest), entry.size)
-        if cutter.total == 0:
+        planner = _Planner(ledger, batch_id, routing, stage, policy, beat, lines_per_range=lines_per_range, ids=ids)
+        cuts = planner.read(ledger.store.stream(input_key, match=entry.etag), entry.size)
+        if not planner.total:
             raise InvalidFile(f"{name} {NO_REQUEST}")
-        if problems is None or not problems.found:
-            cuts = cutter.without_duplicates(cuts, _stream(ledger, input_key, entry.etag, beat))
-        if problems is not None and problems.found:
-            raise InvalidFile(f"the file has lines that can not run, the first is: {problems.found[0].message}")
-        pinned = InputRef(
-            key=input_key,
-            etag=entry.etag,
-            size=entry.size,
-            sha256=digest.hexdigest(),
-            format=cutter.format or "native",
-        )
-        if reuse is not None:
-            cuts = settle(ledger, batch_id, cutter, cuts, pinned, reuse, beat)
-        return cutter.publish(cuts, pinned)
+        return planner.finish(cuts, input_key, entry.etag, reuse)
 
 
 def plan_upload(
@@ -89,72 +75,287 @@ def plan_upload(
     size: int,
     routing: RoutingTable,
     stage: str | None = None,
-    place: Place = by_line,
-    requests_max: int = REQUESTS_MAX,
-    custom_ids: re.Pattern[str] | None = None,
-    is_strict: bool = True,
+    policy: Policy = REFUSE,
     beat: Callable[[], None] = lambda: None,
 ) -> Planned:
-    """Store JSONL of `params` lines as the input of a batch, and plan it in the same pass. `size`: of it, about.
+    """Store JSONL as the input of a batch, and plan it in the same pass. `size`: of it, about.
 
-    All envelopes are right or none will run: nothing that is named is left of a refused upload. `custom_ids`: what
-    each must match. Where it is a request's own `model` that leads nowhere, that line alone is rejected.
-    Not `is_strict`: as in `plan_input`, lines that can not run are rejected one by one, and either format will do.
+    A policy that refuses takes `params` lines alone, and nothing that is named is left of a refused upload. It is about
+    envelopes: where it is a request's own `model` that leads nowhere, that line alone is rejected.
     `beat` is called with every chunk, and when the input is read again.
-    Raises: RequestRefused, which names the first wrong request by `place`; InvalidFile (no request); TooLarge.
+    Raises: RequestRefused, which names the first wrong request by its place; InvalidFile (no request); TooLarge.
     """
-    cutter = Cutter(
-        ledger,
-        batch_id,
-        routing,
-        stage,
-        refuse_at=place if is_strict else None,
-        requests_max=requests_max,
-        custom_ids=custom_ids,
-        beat=beat,
-    )
+    planner = _Planner(ledger, batch_id, routing, stage, policy, beat)
     key = keys.input_key(batch_id, ledger.new_id()[:12])
-    digest = hashlib.sha256()
-    stored = _Stored()
     with ledger.store.writer(key, is_new=True) as writer:
-        cuts = cutter.read(stored.copied(hashed(_beating(chunks, beat), digest), writer), size)
-        if cutter.total == 0:
-            is_lines = place is by_line
+        cuts = planner.read(chunks, size, writer)
+        if not planner.total:
+            is_lines = policy.place is by_line
             raise InvalidFile(f"the input {NO_REQUEST}" if is_lines else "requests: there is none; send at least one")
         etag = writer.commit()
     try:
-        cuts = cutter.without_duplicates(cuts, _stream(ledger, key, etag, beat))
+        return planner.finish(cuts, key, etag)
     except InvalidFile:
         with suppress(StoreError):
             ledger.store.delete(key)
         raise
-    pinned = InputRef(
-        key=key,
-        etag=etag,
-        size=stored.size,
-        sha256=digest.hexdigest(),
-        format=cutter.format or "native",
-    )
-    return cutter.publish(cuts, pinned)
 
 
-def _stream(ledger: Ledger, key: str, etag: str, beat: Callable[[], None]) -> Iterator[bytes]:
-    yield from _beating(ledger.store.stream(key, match=etag), beat)
+def range_lines(total_bytes: int, sample_lines: int, sample_bytes: int) -> int:
+    """How many lines a range gets: about a thousandth of all, as far as a sample of the file tells."""
+    total = total_bytes * sample_lines // max(sample_bytes, 1)
+    return min(max(-(-total // RANGES_WANTED), RANGE_LINES_MIN), RANGE_LINES_MAX)
 
 
-def _beating(chunks: Iterable[bytes], beat: Callable[[], None]) -> Iterator[bytes]:
-    for chunk in chunks:
-        beat()
-        yield chunk
+@dataclass(slots=True)
+class _Span:
+    """The range that is being filled."""
+
+    start: int
+    first: int
+    first_row: int
+    num_lines: int = 0
+    pools: dict[str, int] = field(default_factory=dict)
+    rejected: list[FinishedLine] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)  # where they are kept
 
 
-class _Stored:
-    """Counts what is written."""
+class _Planner:
+    """One pass over the lines, and a second only where a custom_id seems to be used twice.
 
-    size = 0
+    `beat` is called with each chunk that is read and each object that is written. `ids`: takes the custom_id of each
+    line.
+    """
 
-    def copied(self, chunks: Iterable[bytes], writer: Writer) -> Iterator[bytes]:
+    def __init__(
+        self,
+        ledger: Ledger,
+        batch_id: str,
+        routing: RoutingTable,
+        stage: str | None,
+        policy: Policy,
+        beat: Callable[[], None],
+        *,
+        lines_per_range: int | None = None,
+        ids: CustomIdsWriter | None = None,
+    ) -> None:
+        self.total = 0
+        self._ledger = ledger
+        self._batch_id = batch_id
+        self._routing = routing
+        self._stage = stage
+        self._policy = policy
+        self._place = policy.place if policy.on_problem == "refuse" else by_line
+        self._beat = beat
+        self._lines_per_range = lines_per_range
+        self._ids = ids
+        self._size = 0
+        self._digest = hashlib.sha256()
+        self._first: InputFormat | None = None
+        self._num_rejected = 0
+        self._num_hints = 0
+        self._first_problem: str | None = None
+        self._problems: list[LineError] = []  # collected: with any, the plan is of no use
+        self._duplicates = DuplicateFinder()
+        self._pools: dict[str | None, str] = {}  # where a hint leads, for this stage
+        self._lease = ledger.new_id()
+        self._num_parts = 0
+
+    def read(self, chunks: Iterable[bytes], size: int, writer: Writer | None = None) -> list[Cut]:
+        """The ranges. `size`: of all chunks, about. What is read is also written to `writer`."""
+        cuts: list[Cut] = []
+        span: _Span | None = None
+        wanted = self._lines_per_range or RANGE_LINES_MIN
+        for line in iter_lines(self._taken(chunks, writer)):
+            if span is None:
+                span = _Span(line.start, self.total, line.row)
+            self._add(line, span)
+            if line.end <= SAMPLE_BYTES and self._lines_per_range is None:
+                wanted = range_lines(size, self.total, line.end)
+            if span.num_lines >= wanted or line.end - span.start >= RANGE_BYTES_MAX:
+                cuts.append(self._cut(span, line.end))
+                span = None
+            if self.total > self._policy.requests_max:
+                limit = self._policy.requests_max
+                self._raise_problems()
+                raise TooLarge(f"there are more than {limit:,} requests; send them in several batches")
+        if span is not None:
+            cuts.append(self._cut(span, line.end))
+        return cuts
+
+    def finish(self, cuts: list[Cut], key: str, etag: str, reuse: BatchRecord | None = None) -> Planned:
+        """The plan of an input that was read, stored. `key`, `etag`: where its bytes are.
+
+        Raises: LinesRefused, RequestRefused; what `reuse_results` does.
+        """
+        self._raise_problems()
+        suspects = self._duplicates.suspects()
+        if suspects:
+            lines = iter_lines(self._beating(self._ledger.store.stream(key, match=etag)))
+            first_place: dict[str, str] = {}
+            cuts = [self._reject_in(cut, lines, suspects, first_place) for cut in cuts]
+            self._raise_problems()
+        digest, found = self._digest.hexdigest(), self._first or "native"
+        pinned = InputRef(key=key, etag=etag, size=self._size, sha256=digest, format=found)
+        if reuse is not None:
+            cuts = reuse_results(self._ledger, self._batch_id, self._pool_of, cuts, pinned, reuse, self._beat)
+        return self._publish(cuts, pinned)
+
+    def _beating(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
-            writer.write(chunk)
-            self.size += len(chunk)
+            self._beat()
             yield chunk
+
+    def _taken(self, chunks: Iterable[bytes], writer: Writer | None) -> Iterator[bytes]:
+        for chunk in self._beating(chunks):
+            self._digest.update(chunk)
+            if writer is not None:
+                writer.write(chunk)
+            self._size += len(chunk)
+            yield chunk
+
+    def _add(self, line: Line, span: _Span) -> None:
+        """Count the line with its pool, or deal with what is wrong with it."""
+        custom_id = None
+        is_inside = False  # what is wrong inside params refuses nothing
+        try:
+            if line.data is None:
+                custom_id = custom_id_of(line.head)
+                raise InvalidRequest(f"the line is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
+            envelope = decode_envelope(line.data, self._policy.expected_format)
+            custom_id, hint = envelope.custom_id, envelope.hint
+            self._first = self._first or envelope.format
+            self._policy.check(envelope, self._first)
+            self._duplicates.add(custom_id)
+            if hint is not None:
+                self._num_hints += 1
+            is_inside = hint is None and self._stage is None
+            pool = self._pool_of(envelope)
+            span.pools[pool] = span.pools.get(pool, 0) + 1
+        except InvalidRequest as error:
+            if custom_id is None:
+                custom_id = getattr(error, "custom_id", None)
+            if self._is_to_reject(self.total, line.row, error, is_inside=is_inside):
+                span.rejected.append(self._reject(span.num_lines, line.row, custom_id, error))
+        if self._ids is not None:
+            span.ids.append(custom_id)
+        span.num_lines += 1
+        self.total += 1
+
+    def _pool_of(self, envelope: Envelope) -> str:
+        """Raises: InvalidRequest where it leads nowhere."""
+        if self._routing.everything is not None:
+            return self._routing.everything
+        hint = envelope.hint
+        if self._stage is None and hint is None:
+            return route(self._routing, stage=None, hint=None, model=envelope.model)
+        pool = self._pools.get(hint)
+        if pool is None:
+            pool = self._pools[hint] = route(self._routing, stage=self._stage, hint=hint, model=None)
+        return pool
+
+    def _is_to_reject(self, number: int, row: int, error: InvalidRequest, *, is_inside: bool = False) -> bool:
+        """What the policy says of a line with `error`. Raises: RequestRefused."""
+        if self._policy.on_problem == "collect":
+            if len(self._problems) < PROBLEMS_MAX:
+                self._problems.append(line_error(row, error))
+            return False
+        if self._policy.on_problem == "refuse" and not is_inside:
+            raise RequestRefused(located(self._place(number, row), str(error)), number) from None
+        return True
+
+    def _raise_problems(self) -> None:
+        if self._problems:
+            raise LinesRefused(tuple(self._problems))
+
+    def _reject(self, line: int, row: int, custom_id: str | None, error: InvalidRequest) -> FinishedLine:
+        message = located(by_line(0, row), str(error))
+        self._num_rejected += 1
+        self._first_problem = self._first_problem or message
+        # Who posted requests has no lines, and each of these has its custom_id.
+        known_by = row if custom_id is None else None
+        shown = str(error) if self._policy.on_problem == "refuse" else message
+        result = encode_result(custom_id, Failure(type=error.type, message=shown), "", line=known_by)
+        return FinishedLine(line, "errored", result)
+
+    def _cut(self, span: _Span, end: int) -> Cut:
+        if self._ids is not None:
+            self._ids.write(span.ids)
+        made = Range(
+            start=span.start,
+            end=end,
+            first=span.first,
+            first_row=span.first_row,
+            num_lines=span.num_lines,
+            rejected=bitmaps.render(bitmaps.of(item.line for item in span.rejected)),
+        )
+        return Cut(made, span.pools, *self._store(span.first, span.rejected))
+
+    def _store(self, first: int, rejected: list[FinishedLine]) -> tuple[list[PartRef], list[FinishedLine]]:
+        """The parts of these lines, and what stays in memory of them: enough to count them."""
+        if not rejected:
+            return [], []
+        self._beat()
+        self._num_parts += 1
+        key = keys.part_key(self._batch_id, keys.REJECTED_POOL, first, self._lease, self._num_parts)
+        stripped = [FinishedLine(item.line, item.status, b"", item.usage) for item in rejected]
+        return [shards.write_part(self._ledger, key, rejected)], stripped
+
+    def _reject_in(self, cut: Cut, lines: Iterator[Line], suspects: set[int], first_place: dict[str, str]) -> Cut:
+        """The second and later uses of a custom_id are rejected, or refuse the input."""
+        known = bitmaps.parse(cut.range.rejected)
+        pools, twice = dict(cut.pools), list[FinishedLine]()
+        for place_in_range in range(cut.range.num_lines):
+            line = next(lines)
+            is_rejected = known >> place_in_range & 1 and self._policy.on_problem == "reject"
+            if is_rejected or line.data is None:
+                continue
+            envelope = decode_envelope(line.data)
+            custom_id = envelope.custom_id
+            if not self._duplicates.is_suspect(custom_id, suspects):
+                continue
+            number = cut.range.first + place_in_range
+            if custom_id not in first_place:
+                first_place[custom_id] = self._place(number, line.row)
+                continue
+            first = first_place[custom_id]
+            by = "by" if first[-1] == "]" else "on"
+            error = InvalidRequest(f"custom_id: {short(custom_id)!r} was used {by} {first}; make it unique")
+            if self._is_to_reject(number, line.row, error):
+                twice.append(self._reject(place_in_range, line.row, custom_id, error))
+                pools[self._pool_of(envelope)] -= 1
+        if not twice:
+            return cut
+        rejected = bitmaps.render(known | bitmaps.of(item.line for item in twice))
+        parts, stripped = self._store(cut.range.first, twice)
+        return Cut(replace(cut.range, rejected=rejected), pools, [*cut.parts, *parts], [*cut.rejected, *stripped])
+
+    def _publish(self, cuts: list[Cut], pinned: InputRef) -> Planned:
+        """Store the plan, the ids where they are kept, and the records of the rejected lines."""
+        pools: dict[str, dict[int, int]] = {}
+        for n, cut in enumerate(cuts):
+            for pool, num_lines in cut.pools.items():
+                if num_lines:
+                    pools.setdefault(pool, {})[n] = num_lines
+            if cut.rejected:
+                pools.setdefault(keys.REJECTED_POOL, {})[n] = len(cut.rejected)
+
+        def put_done(n: int) -> None:
+            shards.put_done(self._ledger, self._batch_id, keys.REJECTED_POOL, n, cuts[n].parts, cuts[n].rejected)
+
+        for _ in in_order(self._ledger, put_done, pools.get(keys.REJECTED_POOL, {})):
+            self._beat()
+        ids = None if self._ids is None else self._ids.commit()
+        plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools, ids=ids)
+        plan_key = keys.plan_key(self._batch_id, self._ledger.new_id()[:12])
+        self._ledger.store.put(plan_key, encode(plan))
+        return Planned(
+            input=pinned,
+            plan=plan,
+            plan_key=plan_key,
+            total=self.total,
+            num_rejected=self._num_rejected,
+            first_problem=self._first_problem,
+            num_hints=self._num_hints,
+            num_reused=sum(pools.get(keys.REUSED_POOL, {}).values()),
+        )

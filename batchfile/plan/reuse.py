@@ -14,14 +14,27 @@ from batchfile.errors import BatchDamaged, InvalidFile
 from batchfile.ledger import bitmaps, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef
-from batchfile.lines.envelope import decode_envelope
+from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Range
+from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, decode_result
-from batchfile.plan.ranges import Cut, Cutter
 
 PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that passes it
 AHEAD_BYTES = 32 * 1024 * 1024
+
+
+PoolOf = Callable[[Envelope], str]
+
+
+class Cut(NamedTuple):
+    """A finished range: how many requests of it each pool has, the parts of its rejected lines, and these lines without
+    their results. What follows the pass over the input may still reject some, or reuse some.
+    """
+
+    range: Range
+    pools: dict[str, int]
+    parts: list[PartRef]
+    rejected: list[FinishedLine]
 
 
 class _Taken(NamedTuple):
@@ -32,10 +45,10 @@ class _Taken(NamedTuple):
     lines: list[FinishedLine]
 
 
-def settle(
+def reuse_results(
     ledger: Ledger,
     batch_id: str,
-    cutter: Cutter,
+    pool_of: PoolOf,
     cuts: Sequence[Cut],
     pinned: InputRef,
     old: BatchRecord,
@@ -53,27 +66,27 @@ def settle(
         _store(ledger, batch_id, lease, taken)
         return taken
 
-    settled = list(cuts)
-    found = _taken(ledger, cutter, cuts, pinned, old, old.results)
+    left = list(cuts)
+    found = _taken(ledger, pool_of, cuts, pinned, old, old.results)
     for taken in in_order(ledger, store, found, size_of=_size, size_max=AHEAD_BYTES):
         beat()
-        settled[taken.n] = taken.cut
-    return settled
+        left[taken.n] = taken.cut
+    return left
 
 
 def _taken(
-    ledger: Ledger, cutter: Cutter, cuts: Sequence[Cut], pinned: InputRef, old: BatchRecord, stored: FileRef
+    ledger: Ledger, pool_of: PoolOf, cuts: Sequence[Cut], pinned: InputRef, old: BatchRecord, stored: FileRef
 ) -> Iterator[_Taken]:
     was, kept = hashlib.sha256(), hashlib.sha256()
     num_same = old.total - _is_last_line_longer(ledger, pinned, old.input.size)
     begin = ledger.store.stream(pinned.key, 0, min(old.input.size, pinned.size), match=pinned.etag)
-    lines = iter_lines(hashed(begin, was))
-    results = iter_lines(hashed(ledger.store.stream(stored.key), kept), line_bytes_max=RESULT_BYTES_MAX)
+    lines = iter_lines(_hashed(begin, was))
+    results = iter_lines(_hashed(ledger.store.stream(stored.key), kept), line_bytes_max=RESULT_BYTES_MAX)
     for n, cut in enumerate(cuts):
         places = range(min(cut.range.num_lines, num_same - cut.range.first))
         if not places:
             break
-        taken = _of_range(cutter, n, cut, zip(places, lines, results, strict=False))
+        taken = _of_range(pool_of, n, cut, zip(places, lines, results, strict=False))
         if taken.lines:
             yield taken
     for rest in (lines, results):
@@ -85,7 +98,7 @@ def _taken(
         raise BatchDamaged(f"{stored.key}: the results of {old.batch_id} are damaged; add --restart to run them again")
 
 
-def _of_range(cutter: Cutter, n: int, cut: Cut, found: Iterable[tuple[int, Line, Line]]) -> _Taken:
+def _of_range(pool_of: PoolOf, n: int, cut: Cut, found: Iterable[tuple[int, Line, Line]]) -> _Taken:
     rejected, pools = bitmaps.parse(cut.range.rejected), dict(cut.pools)
     lines: list[FinishedLine] = []
     for place, line, result in found:
@@ -94,10 +107,10 @@ def _of_range(cutter: Cutter, n: int, cut: Cut, found: Iterable[tuple[int, Line,
         known, envelope = decode_result(result.data), decode_envelope(line.data)
         if known.status == "succeeded" and known.custom_id == envelope.custom_id:
             lines.append(FinishedLine(place, "succeeded", result.data))  # no usage: it cost this batch nothing
-            pools[cutter.pool_of(envelope)] -= 1
+            pools[pool_of(envelope)] -= 1
     pools[keys.REUSED_POOL] = len(lines)
     span = replace(cut.range, rejected=bitmaps.render(rejected | bitmaps.of(line.line for line in lines)))
-    return _Taken(n, replace(cut, range=span, pools=pools), lines)
+    return _Taken(n, cut._replace(range=span, pools=pools), lines)
 
 
 def _is_last_line_longer(ledger: Ledger, pinned: InputRef, size: int) -> bool:
@@ -131,7 +144,7 @@ def _size(taken: _Taken) -> int:
     return sum(len(line.result) for line in taken.lines)
 
 
-def hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
     for chunk in chunks:
         digest.update(chunk)
         yield chunk

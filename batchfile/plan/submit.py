@@ -1,6 +1,5 @@
 """Requests that stream in become a batch; those of an ended batch that got no answer become one once more."""
 
-import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -11,8 +10,7 @@ from batchfile.ledger.batches import Draft
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.planner import plan_upload
-from batchfile.plan.ranges import Place, by_line
-from batchfile.types import REQUESTS_MAX
+from batchfile.plan.policy import REJECT, Policy
 
 ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a create that lasts is announced again
 RETRY_OF = "retry_of"  # in the metadata of a retry: the batch whose requests it repeats
@@ -24,11 +22,8 @@ def submit(
     chunks: Iterable[bytes],
     *,
     size: int,
-    is_strict: bool,
+    policy: Policy,
     is_shared: bool = False,
-    place: Place = by_line,
-    requests_max: int = REQUESTS_MAX,
-    custom_ids: re.Pattern[str] | None = None,
 ) -> BatchRecord:
     """Store, plan and commit JSONL of `size` bytes, about: see `plan_upload`. However long that takes.
 
@@ -46,10 +41,7 @@ def submit(
             size=size,
             routing=draft.routing,
             stage=draft.stage,
-            place=place,
-            requests_max=requests_max,
-            custom_ids=custom_ids,
-            is_strict=is_strict,
+            policy=policy,
             beat=_announcing(ledger, draft),
         )
     except (InvalidFile, OSError, KeyboardInterrupt) as error:
@@ -93,7 +85,7 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
         created_at=keyed.created_at,
     )
     chunks = ledger.store.stream(errors.key)
-    return submit(ledger, draft, chunks, size=errors.size, is_strict=False, is_shared=keyed.is_shared)
+    return submit(ledger, draft, chunks, size=errors.size, policy=REJECT, is_shared=keyed.is_shared)
 
 
 def _get_or_create(ledger: Ledger, batch: BatchRecord, key: str | None) -> KeyedBatch:

@@ -20,11 +20,11 @@ from typing import Any
 
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.records import BatchRecord, InputRef, Plan, Range, encode
 from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import DerivedStatus, StatusReader
 from batchfile.lines.result import FinishedLine
-from batchfile.plan.ranges import Planned
 from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.metered import MeteredStore

@@ -12,10 +12,10 @@ from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.keys import input_key
 from batchfile.ledger.shards import Lease
 from batchfile.plan.planner import plan_input
-from batchfile.plan.ranges import Planned
 from batchfile.runner.claimer import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore

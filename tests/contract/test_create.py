@@ -21,9 +21,9 @@ from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, RequestRefuse
 from batchfile.ledger import batches, ending, idempotency, retention
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
-from batchfile.plan.ranges import Planned
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Api, Pool

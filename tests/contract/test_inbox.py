@@ -27,13 +27,13 @@ from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.records import decode, encode
 from batchfile.ledger.retention import purge
 from batchfile.ledger.set_aside import SetAside
 from batchfile.lines import converter
 from batchfile.plan import pending
 from batchfile.plan.planner import plan_input
-from batchfile.plan.ranges import Planned
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.memory import MemoryStore
 from batchfile.testing.faulty_store import FaultyStore

@@ -16,15 +16,15 @@ from batchfile.errors import InvalidFile, LeaseLost, ObjectChanged, Precondition
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, ending, lease, shards
 from batchfile.ledger.base import Ledger, Limits
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.keys import REJECTED_POOL, assembly_key, batch_key, input_key, shard_key
 from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import StatusReader
 from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.plan import ranges as plan_ranges
+from batchfile.plan import planner as planner_module
 from batchfile.plan.planner import plan_input
-from batchfile.plan.ranges import Planned
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
@@ -461,7 +461,7 @@ def test_a_changed_input_ends_the_batch_and_keeps_what_is_done() -> None:
 
 
 def test_of_a_changed_input_an_assembly_tells_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_ranges, "RANGE_LINES_MIN", 4)
+    monkeypatch.setattr(planner_module, "RANGE_LINES_MIN", 4)
     world = World()
     planned = world.create([line(number) for number in range(40)])
     assert len(planned.plan.ranges) == 10

@@ -33,6 +33,7 @@ from batchfile.local.inputs import inspect
 from batchfile.local.options import RunOptions
 from batchfile.local.run import open_batch
 from batchfile.plan import pending
+from batchfile.plan.policy import REFUSE
 from batchfile.plan.submit import submit
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
@@ -134,7 +135,7 @@ def of_file(ledger: Ledger, file: FileRecord) -> None:
 
 def test_requests_that_stream_in(ledger: Ledger) -> None:
     draft = Draft(batch_id="b", routing=ROUTING, defaults=Defaults(), created_at=ledger.clock.now())
-    run(ledger, submit(ledger, draft, [body()], size=1000, is_strict=True))
+    run(ledger, submit(ledger, draft, [body()], size=1000, policy=REFUSE))
 
 
 def test_a_stored_file(ledger: Ledger) -> None:

@@ -15,6 +15,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.retention import purge
+from batchfile.plan.policy import REJECT
 from batchfile.plan.submit import submit
 from batchfile.store.memory import MemoryStore
 from batchfile.testing.faulty_store import FaultyStore
@@ -37,7 +38,7 @@ def world() -> Ledger:
         metadata={"lead": SECRET},
         created_at=clock.now(),
     )
-    submit(ledger, draft, [data], size=len(data), is_strict=False)
+    submit(ledger, draft, [data], size=len(data), policy=REJECT)
     batches.end(ledger, BATCH, "canceled", f"canceled for {SECRET}")
     ending.finish(ledger, BATCH, runner="r")
     return ledger

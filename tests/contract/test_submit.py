@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
+from batchfile.plan.policy import REJECT
 from batchfile.plan.submit import submit
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable
@@ -66,7 +68,7 @@ class World:
             tenant=TENANT,
             created_at=keyed.created_at,
         )
-        return submit(self.ledger, draft, chunks, size=1000, is_strict=False, is_shared=keyed.is_shared, **more)
+        return submit(self.ledger, draft, chunks, size=1000, is_shared=keyed.is_shared, **{"policy": REJECT, **more})
 
     def keys(self, prefix: str) -> list[str]:
         return [entry.key for entry in self.store.list(prefix)]
@@ -116,7 +118,7 @@ def test_a_refused_attempt_finds_the_batch_that_another_has_made(world: World) -
         assert world.attempt(2, world.get_or_create("two")).batch_id == "one"
         yield line("r1")
 
-    batch = world.submit(chunks(), first, requests_max=1)
+    batch = world.submit(chunks(), first, policy=replace(REJECT, requests_max=1))
     assert batch == batches.read_batch(world.ledger, "one")
     assert batch.state == "open"
     assert world.get_or_create("three").batch_id == "one"
@@ -132,7 +134,7 @@ def test_what_one_attempt_was_refused_no_other_can_make(world: World, refuses_th
     def chunks() -> Iterator[bytes]:
         yield line("r0") + line("r1")
         with pytest.raises(TooLarge):
-            world.attempt(2, refused, requests_max=1)
+            world.attempt(2, refused, policy=replace(REJECT, requests_max=1))
 
     with pytest.raises(BatchDamaged, match="another attempt of its create was refused; send this one again"):
         world.submit(chunks(), accepted)
@@ -141,7 +143,7 @@ def test_what_one_attempt_was_refused_no_other_can_make(world: World, refuses_th
 
 def test_a_key_of_what_was_refused_is_free_again_and_nothing_of_it_stays(world: World) -> None:
     with pytest.raises(TooLarge):
-        world.attempt(2, world.get_or_create("one"), requests_max=1)
+        world.attempt(2, world.get_or_create("one"), policy=replace(REJECT, requests_max=1))
     assert world.keys(ledger_keys.batch_prefix("one")) == [ledger_keys.batch_key("one")]
     assert world.get_or_create("two").is_first
     assert world.attempt(2, world.get_or_create("three")).batch_id == "two"

@@ -15,6 +15,7 @@ from batchfile.inbox.scan import CLAIM_KEPT_S, Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, ending, idempotency, keys, lease, retention, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import encode
 from batchfile.ledger.set_aside import SetAside
@@ -22,7 +23,6 @@ from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import StatusReader
 from batchfile.lines.result import FinishedLine
 from batchfile.plan.planner import plan_input
-from batchfile.plan.ranges import Planned
 from batchfile.settings import Settings
 from batchfile.store.base import Entry, Object
 from batchfile.store.memory import MemoryStore

@@ -27,6 +27,7 @@ from batchfile.local.outputs import is_being_written, lock_output
 from batchfile.local.run import open_batch, work
 from batchfile.open_ledger import open_ledger, open_service_ledger
 from batchfile.plan.planner import plan_upload
+from batchfile.plan.policy import Policy
 from batchfile.settings import load_settings
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults
@@ -126,7 +127,8 @@ def create(remote: StoreRemote, name: str, created_at: float) -> None:
         batch_id=name, routing=routing, defaults=Defaults(), stage="email", tenant="acme", created_at=created_at
     )
     line = [LINE.encode()]
-    planned = plan_upload(ledger, name, line, size=100, routing=routing, stage="email", requests_max=1, is_strict=True)
+    policy = Policy(on_problem="refuse", requests_max=1)
+    planned = plan_upload(ledger, name, line, size=100, routing=routing, stage="email", policy=policy)
     batches.create(ledger, draft, planned)
 
 

@@ -11,6 +11,7 @@ from batchfile.ledger.batches import Draft
 from batchfile.ledger.heartbeats import write_presence
 from batchfile.ledger.records import PresenceRecord, RunnerState
 from batchfile.ledger.status import StatusReader
+from batchfile.plan.policy import REJECT
 from batchfile.plan.submit import submit
 from batchfile.settings import load_settings
 from batchfile.store.memory import MemoryStore
@@ -79,5 +80,5 @@ def pool_status_of(state: RunnerState, *engines: str, num_waiting: int = 0) -> P
             stage="email",
             created_at=clock.now(),
         )
-        submit(ledger, draft, rows, size=sum(map(len, rows)), is_strict=False)
+        submit(ledger, draft, rows, size=sum(map(len, rows)), policy=REJECT)
     return PoolStatus(ledger, load_settings(), StatusReader(ledger))
