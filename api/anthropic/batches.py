@@ -13,10 +13,11 @@ from litestar.params import FromPath, QueryParameter
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.stage import stage_document, stage_lines
 
+from ..create import Contract
 from ..http.errors import AnyRequest, Refusal
 from ..http.negotiation import BATCHES
 from ..http.openapi import JSON_LINES, OR_LINES, STAGE_RESULTS
-from ..http.request_bodies import JSON_OR_LINES, create_from
+from ..http.request_bodies import JSON_OR_LINES, create_from, create_options
 from ..http.responses import own_url, stream
 from ..http.routes import CREATE, CallerDep, FormatDep, Routes, ServiceDep
 from ..native import schemas as native_schemas
@@ -42,7 +43,9 @@ async def create(
 
     Of one stage, or with `anthropic-version` and no `stage`: of whatever `params.model` each request names.
     """
-    batch = await create_from(request, service, caller, stage, needs_stage=negotiated.api_format != "anthropic")
+    options = create_options(request, service, caller, stage=stage)
+    contract: Contract = "anthropic" if negotiated.api_format == "anthropic" else "stage"
+    batch = await create_from(request, service, caller, options, contract)
     if negotiated.api_format == "stage" or (batch.stage is not None and not negotiated.is_asked):
         return native_schemas.BatchId(id=batch.batch_id)
     status = await asyncio.to_thread(service.status, caller, batch.batch_id)

@@ -15,8 +15,9 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.lines.diagnostics import place
 from batchfile.lines.file_formats import HEAD_BYTES, detect
 from batchfile.lines.json_scan import find_any_repeats
+from batchfile.plan.submit import CreateOptions
 
-from ..create import CreateOptions, create_batch
+from ..create import Contract, create_batch
 from ..service import Service
 from .auth import Caller
 from .errors import AnyRequest, Refusal
@@ -68,23 +69,27 @@ class JSON_OR_LINES(Operation):
         )
 
 
+def create_options(request: AnyRequest, service: Service, caller: Caller, **asked: Any) -> CreateOptions:
+    """What a create asks for: `asked` by its query or its body, the rest by its headers. For the moment it arrives."""
+    return CreateOptions(
+        tenant=caller.tenant,
+        idempotency_key=request.headers.get("idempotency-key"),
+        retry_count=_retry_count(request),
+        arrived_at=service.ledger.clock.monotonic(),
+        **asked,
+    )
+
+
 async def create_from(
-    request: AnyRequest,
-    service: Service,
-    caller: Caller,
-    stage: str | None,
-    *,
-    needs_stage: bool = True,
-    create_options: CreateOptions | None = None,
+    request: AnyRequest, service: Service, caller: Caller, options: CreateOptions, contract: Contract
 ) -> BatchRecord:
     """Raises: what `api.http.errors` has answers for."""
     headers = request.headers
-    arrived_at = service.ledger.clock.monotonic()
     full = None
     try:
         await asyncio.to_thread(service.check_room, caller)
     except Refusal as refusal:
-        if not headers.get("idempotency-key") and not retry_count(request):
+        if not options.idempotency_key and not options.retry_count:
             raise
         full = refusal  # but it may be the create of a batch that is there already
     async with spool_body(request, SpoolLimits.of(service.settings.api)) as spooled, service.creating:
@@ -93,20 +98,15 @@ async def create_from(
                 service.ledger,
                 service.settings,
                 spooled,
+                options,
                 content_type=headers.get("content-type"),
-                stage_query=stage,
-                needs_stage=needs_stage,
-                tenant=caller.tenant,
-                idempotency_key=headers.get("idempotency-key"),
-                retry_count=retry_count(request),
-                arrived_at=arrived_at,
+                contract=contract,
                 full=full,
-                create_options=create_options,
             )
         )
 
 
-def retry_count(request: AnyRequest) -> int | None:
+def _retry_count(request: AnyRequest) -> int | None:
     """Which attempt of an official SDK this is, from 0; None: of another client."""
     given = request.headers.get(RETRY_COUNT, "")
     return int(given) if NUMBER.fullmatch(given) else None

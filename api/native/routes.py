@@ -11,13 +11,13 @@ from litestar.params import FromPath, QueryParameter
 from batchfile.errors import InvalidFile
 from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage
 from batchfile.ledger.records import BatchRecord, FileRef
+from batchfile.plan.submit import check_key, retried_before
 from batchfile.plan.submit import retry as retry_batch
 from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
 
-from ..create import KEY_CHARS_MAX, CreateOptions, made_before
 from ..http.errors import AnyRequest, Refusal
 from ..http.openapi import FILE, JSON_LINES
-from ..http.request_bodies import JSON_OR_LINES, create_from
+from ..http.request_bodies import JSON_OR_LINES, create_from, create_options
 from ..http.responses import follow, serve_file
 from ..http.routes import CREATE, CallerDep, Routes, ServiceDep
 from ..ops.background import BackgroundTasks
@@ -51,8 +51,11 @@ async def create(
         str | None, QueryParameter(description="The pool that all requests go to, whatever they say.")
     ] = None,
 ) -> BatchStatus:
-    create_options = CreateOptions(priority=priority, metadata=_pairs(metadata or []), is_strict=strict, pool=pool)
-    batch = await create_from(request, service, caller, stage, create_options=create_options)
+    pairs = _pairs(metadata or [])
+    options = create_options(
+        request, service, caller, stage=stage, priority=priority, metadata=pairs, is_strict=strict, pool=pool
+    )
+    batch = await create_from(request, service, caller, options, "native")
     return serializers.batch(await asyncio.to_thread(service.status, caller, batch.batch_id))
 
 
@@ -105,15 +108,15 @@ async def retry(request: AnyRequest, batch_id: FromPath[str], service: ServiceDe
     With an `Idempotency-Key` a repeated call gives the same batch.
     """
     key = request.headers.get("idempotency-key")
-    if key is not None and len(key) > KEY_CHARS_MAX:
-        raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; send a UUID, say")
+    if key is not None:
+        check_key(key)
 
     def act() -> BatchRecord:
         batch = service.record(caller, batch_id)
         try:
             service.check_room(caller)
         except Refusal:  # but it may be the retry that made a batch already
-            made = made_before(service.ledger, f"retry {batch.batch_id}", caller.tenant, key, None)
+            made = retried_before(service.ledger, batch, key)
             if made is None:
                 raise
             return made

@@ -11,15 +11,16 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 
 from batchfile.files import stored_files
 from batchfile.files.stored_files import file_input, source
-from batchfile.ledger.batches import Draft, read_batch
+from batchfile.ledger.idempotency import KeyedBatch
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import DerivedStatus
 from batchfile.plan import pending
+from batchfile.plan.submit import CreateOptions, create_once, made_before
 from batchfile.types import Defaults
 
-from ..create import get_or_create, made_before
 from ..http.auth import Caller
 from ..http.errors import AnyRequest, Refusal, not_found
-from ..http.request_bodies import retry_count
+from ..http.request_bodies import create_options
 from ..http.routes import CallerDep, Routes, ServiceDep
 from ..native.schemas import OpenAIProblem
 from ..ops.background import BackgroundTasks
@@ -42,11 +43,10 @@ async def create(
     caller: CallerDep,
 ) -> schemas.Batch:
     """Its file is read and checked after the answer: a batch of a wrong file turns `failed` and says why."""
-    key, retries = request.headers.get("idempotency-key"), retry_count(request)
-    arrived_at = service.ledger.clock.monotonic()
+    options = create_options(request, service, caller, metadata=data.metadata or {})
 
     def act() -> schemas.Batch:
-        batch_id = _create(service, caller, data, key, retries, arrived_at)
+        batch_id = _create(service, caller, data, options)
         background.wake(batch_id)
         return schemas.batch_of(service.status(caller, batch_id))
 
@@ -85,18 +85,11 @@ def cancel(
     return schemas.batch_of(after)
 
 
-def _create(
-    service: Service,
-    caller: Caller,
-    data: schemas.CreateBatch,
-    key: str | None,
-    retries: int | None,
-    arrived_at: float,
-) -> str:
+def _create(service: Service, caller: Caller, data: schemas.CreateBatch, options: CreateOptions) -> str:
     """The id of the batch: a new one, or for a repeated create the one that it made before."""
     ledger, settings = service.ledger, service.settings
     digest = hashlib.sha256(data.model_dump_json().encode()).hexdigest()
-    made = made_before(ledger, digest, caller.tenant, key, retries)
+    made = made_before(ledger, options, digest)
     if made is not None:
         return made.batch_id
     service.check_room(caller)
@@ -104,25 +97,19 @@ def _create(
     if file is None:
         detail = f"input_file_id: there is no file {data.input_file_id[:80]!r}; upload it with purpose 'batch' first"
         raise Refusal(400, detail, param="input_file_id")
-    keyed = get_or_create(ledger, f"batch_{secrets.token_hex(16)}", digest, caller.tenant, key, retries, arrived_at)
-    if not keyed.is_first and read_batch(ledger, keyed.batch_id) is not None:
-        return keyed.batch_id
-    draft = Draft(
-        batch_id=keyed.batch_id,
-        routing=settings.routing(),
-        defaults=Defaults(),
-        tenant=caller.tenant,
-        metadata=data.metadata or {},
-        created_at=keyed.created_at,
-    )
-    made_of = source(
-        ledger,
-        file,
-        endpoint=data.endpoint,
-        requests_max=settings.api.requests_max,
-        kept_s=None if data.output_expires_after is None else float(data.output_expires_after.seconds),
-    )
-    return pending.create(ledger, draft, made_of).batch_id
+
+    def make(keyed: KeyedBatch) -> BatchRecord:
+        made_of = source(
+            ledger,
+            file,
+            endpoint=data.endpoint,
+            requests_max=settings.api.requests_max,
+            kept_s=None if data.output_expires_after is None else float(data.output_expires_after.seconds),
+        )
+        draft = options.draft(keyed.batch_id, keyed.created_at, settings.routing(), Defaults())
+        return pending.create(ledger, draft, made_of)
+
+    return create_once(ledger, options, digest, f"batch_{secrets.token_hex(16)}", make).batch_id
 
 
 def _status(service: Service, caller: Caller, batch_id: str) -> DerivedStatus:

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -26,7 +25,7 @@ from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.local.options import OUTPUT
 from batchfile.local.outputs import batch_at, is_being_written
 from batchfile.plan import submit as verbs
-from batchfile.plan.policy import REFUSE, REJECT
+from batchfile.plan.submit import CreateOptions
 from batchfile.routing import check_pool, check_stage
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
@@ -56,24 +55,25 @@ class StoreRemote:
         routing = self.routing()
         if wanted.pool is not None:
             check_pool(routing.pools, wanted.pool)
-            routing = replace(routing, everything=wanted.pool)
+        options = CreateOptions(
+            tenant=self._tenant,
+            stage=wanted.stage,
+            pool=wanted.pool,
+            priority=wanted.priority,
+            metadata=wanted.metadata,
+            is_strict=wanted.is_strict,
+        )
+        defaults = Defaults(output_schema=self._settings.schema_of(wanted.stage))
         with repeatable(upload) as source:  # how large a shard becomes depends on the size of all
-            draft = batches.Draft(
-                batch_id=f"batch_{self._ledger.new_id()[:12]}",
-                routing=routing,
-                defaults=Defaults(output_schema=self._settings.schema_of(wanted.stage)),
-                stage=wanted.stage,
-                priority=wanted.priority,
-                tenant=self._tenant,
-                metadata=wanted.metadata,
-                created_at=self._ledger.clock.now(),  # not before all of it is here: its time to run begins now
-            )
+            # Not before all of it is here: its time to run begins now.
+            created_at = self._ledger.clock.now()
+            draft = options.draft(f"batch_{self._ledger.new_id()[:12]}", created_at, routing, defaults)
             made = verbs.submit(
                 self._ledger,
                 draft,
                 source.chunks(on_bytes),
                 size=source.unpacked_size,
-                policy=REFUSE if wanted.is_strict else REJECT,
+                policy=options.policy(),
             )
         return self.batch(made.batch_id)
 

@@ -17,11 +17,11 @@ from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, 
 from batchfile.inbox.records import ClaimRecord, DroppedFile, source
 from batchfile.ledger import keys, retention
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft
 from batchfile.ledger.cas import Lost, load, must_know, swap
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside, do_each
 from batchfile.plan import pending
+from batchfile.plan.submit import CreateOptions
 from batchfile.store.base import Entry
 from batchfile.types import Defaults, RoutingTable
 
@@ -59,8 +59,7 @@ class _File:
 class _Target:
     """What the folder of a file and its options name: a stage, or one pool for everything."""
 
-    routing: RoutingTable
-    stage: str | None
+    create: CreateOptions
     options: Options
 
 
@@ -216,19 +215,12 @@ class Inbox:
 
     def _create(self, claim: ClaimRecord, size: int, target: _Target) -> BatchRecord:
         options = target.options
-        draft = Draft(
-            batch_id=claim.batch_id,
-            routing=target.routing,
-            defaults=Defaults(
-                max_tokens=options.max_tokens,
-                temperature=options.temperature,
-                output_schema=self._schema_of(target.stage),
-            ),
-            stage=target.stage,
-            priority=options.priority,
-            created_at=claim.created_at,
-            deadline=None if options.deadline is None else options.deadline.timestamp(),
+        defaults = Defaults(
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            output_schema=self._schema_of(target.create.stage),
         )
+        draft = target.create.draft(claim.batch_id, claim.created_at, self._routing, defaults)
         dropped = DroppedFile(
             key=claim.key,
             etag=claim.etag,
@@ -255,8 +247,10 @@ class Inbox:
         options = self._options(file.options)
         folder, slash, _ = path.partition("/")
         stage = options.stage or (folder if slash else None)
+        deadline = None if options.deadline is None else options.deadline.timestamp()
+        create = CreateOptions(priority=options.priority, deadline=deadline)
         if stage in self._routing.stages:
-            return _Target(routing=self._routing, stage=stage, options=options)
+            return _Target(create=replace(create, stage=stage), options=options)
         if options.stage is not None:
             known = ", ".join(sorted(self._routing.stages))
             raise InvalidFile(f"{key}: its options name the stage {options.stage!r}; stages are {known}")
@@ -264,7 +258,7 @@ class Inbox:
             raise InvalidFile(f"{key}: lies in no folder; put it into one of {self._folders()} under inbox/")
         for pool, models in self._routing.pools.items():
             if folder == pool or path.startswith(tuple(f"{model}/" for model in models)):
-                return _Target(routing=replace(self._routing, everything=pool), stage=None, options=options)
+                return _Target(create=replace(create, pool=pool), options=options)
         raise InvalidFile(f"{key}: {folder!r} is no stage, pool or model; put it into one of {self._folders()}")
 
     def _options(self, entry: Entry | None) -> Options:

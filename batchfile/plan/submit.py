@@ -1,7 +1,9 @@
-"""Requests that stream in become a batch; those of an ended batch that got no answer become one once more."""
+"""A create: what it asks for, which batch a repeated one means, and how requests that stream in become a batch."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
 from batchfile.ledger import batches, idempotency, keys, retention
@@ -11,9 +13,109 @@ from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.planner import plan_upload
 from batchfile.plan.policy import REJECT, Policy
+from batchfile.types import Defaults, RoutingTable
 
+KEY_CHARS_MAX = 255
 ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a create that lasts is announced again
 RETRY_OF = "retry_of"  # in the metadata of a retry: the batch whose requests it repeats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateOptions:
+    """What a create asks for besides its input, whichever way it comes.
+
+    `stage`: of all requests. `pool`: where all of them go. `priority`: 0 (first) to 9. `deadline`: when the batch
+    expires, in epoch seconds. Not `is_strict`: lines that cannot run become errored results and refuse nothing.
+    A repeated create is known by its `idempotency_key`. Without one it is known by its body where `retry_count` says
+    which attempt of an SDK it is, from 0; `arrived_at` is when it came, by the ledger's monotonic clock.
+    """
+
+    tenant: str = "default"
+    stage: str | None = None
+    pool: str | None = None
+    priority: int = 5
+    metadata: dict[str, str] = field(default_factory=dict)
+    deadline: float | None = None
+    is_strict: bool = True
+    idempotency_key: str | None = None
+    retry_count: int | None = None
+    arrived_at: float = 0.0
+
+    @property
+    def digest(self) -> str:
+        """Of what tells two creates of one body and one stage apart; empty where nothing was asked for."""
+        if (self.priority, self.is_strict, self.metadata, self.pool) == (5, True, {}, None):
+            return ""
+        pool = "" if self.pool is None else f" {self.pool}"
+        return f"{self.priority} {self.is_strict} {sorted(self.metadata.items())}{pool}"
+
+    def policy(self, **more: Any) -> Policy:
+        """`more`: of the fields of Policy."""
+        return Policy(on_problem="refuse" if self.is_strict else "reject", **more)
+
+    def route(self, routing: RoutingTable) -> RoutingTable:
+        """Raises: InvalidFile where there is no such pool."""
+        if self.pool is None:
+            return routing
+        if self.pool not in routing.pools:
+            pools = ", ".join(sorted(routing.pools))
+            raise InvalidFile(f"pool: {self.pool[:80]!r} is unknown; use one of {pools}")
+        return replace(routing, everything=self.pool)
+
+    def draft(self, batch_id: str, created_at: float, routing: RoutingTable, defaults: Defaults) -> Draft:
+        """Raises: InvalidFile where there is no such pool."""
+        return Draft(
+            batch_id=batch_id,
+            routing=self.route(routing),
+            defaults=defaults,
+            stage=self.stage,
+            priority=self.priority,
+            tenant=self.tenant,
+            metadata=self.metadata,
+            created_at=created_at,
+            deadline=self.deadline,
+        )
+
+
+def create_once(
+    ledger: Ledger, options: CreateOptions, digest: str, batch_id: str, make: Callable[[KeyedBatch], BatchRecord]
+) -> BatchRecord:
+    """The batch that an earlier attempt of this create made, or what `make` does. `digest`: of all that was asked.
+
+    Raises: InvalidFile, KeyReused; what `make` does.
+    """
+    keyed = _get_or_create(ledger, options, digest, batch_id)
+    standing = None if keyed.is_first else batches.read_batch(ledger, keyed.batch_id)
+    return make(keyed) if standing is None else standing
+
+
+def made_before(ledger: Ledger, options: CreateOptions, digest: str) -> BatchRecord | None:
+    """The batch of an earlier attempt, if it stands. Changes nothing."""
+    tenant, batch_id = options.tenant, None
+    if options.idempotency_key:
+        batch_id = idempotency.known(ledger, kind="key", tenant=tenant, value=options.idempotency_key, digest=digest)
+    elif options.retry_count:
+        batch_id = idempotency.known(ledger, kind="body", tenant=tenant, value=digest, digest=digest)
+    return None if batch_id is None else batches.read_batch(ledger, batch_id)
+
+
+def check_key(key: str) -> None:
+    """Raises: InvalidFile."""
+    if len(key) > KEY_CHARS_MAX:
+        raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; send a UUID, say")
+
+
+def _get_or_create(ledger: Ledger, options: CreateOptions, digest: str, batch_id: str) -> KeyedBatch:
+    tenant, key = options.tenant, options.idempotency_key
+    if key:
+        check_key(key)
+        return idempotency.get_or_create(ledger, kind="key", tenant=tenant, value=key, digest=digest, batch_id=batch_id)
+    if options.retry_count is None:
+        return KeyedBatch(batch_id=batch_id, created_at=ledger.clock.now())
+    is_retry, arrived_at = options.retry_count > 0, options.arrived_at
+    return idempotency.get_or_create_retry(
+        ledger, tenant=tenant, digest=digest, batch_id=batch_id, is_retry=is_retry, arrived_at=arrived_at
+    )
 
 
 def submit(
@@ -70,34 +172,29 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
         raise InvalidFile(f"{batch.batch_id} ended before its file was read; mend the file and submit it again")
     if not errors.num_lines:
         raise InvalidFile(f"{batch.batch_id} has nothing to repeat: every request succeeded")
-    keyed = _get_or_create(ledger, batch, idempotency_key)
-    standing = None if keyed.is_first else batches.read_batch(ledger, keyed.batch_id)
-    if standing is not None:
-        return standing
-    draft = Draft(
-        batch_id=keyed.batch_id,
-        routing=batch.routing,
-        defaults=batch.defaults,
+    options = CreateOptions(
+        tenant=batch.tenant,
         stage=batch.stage,
         priority=batch.priority,
-        tenant=batch.tenant,
         metadata={**batch.metadata, RETRY_OF: batch.batch_id},
-        created_at=keyed.created_at,
+        idempotency_key=idempotency_key,
     )
-    chunks = ledger.store.stream(errors.key)
-    return submit(ledger, draft, chunks, size=errors.size, policy=REJECT, is_shared=keyed.is_shared)
+    # Ids of Anthropic's form stay of that form: they tell in which API format a batch is answered.
+    is_messages = batch.batch_id.startswith("msgbatch_")
+    batch_id = f"msgbatch_{ledger.new_id()[:24]}" if is_messages else f"batch_{ledger.new_id()[:12]}"
+
+    def make(keyed: KeyedBatch) -> BatchRecord:
+        draft = options.draft(keyed.batch_id, keyed.created_at, batch.routing, batch.defaults)
+        chunks = ledger.store.stream(errors.key)
+        return submit(ledger, draft, chunks, size=errors.size, policy=REJECT, is_shared=keyed.is_shared)
+
+    return create_once(ledger, options, f"retry {batch.batch_id}", batch_id, make)
 
 
-def _get_or_create(ledger: Ledger, batch: BatchRecord, key: str | None) -> KeyedBatch:
-    """Ids of Anthropic's form stay of that form: they tell in which API format a batch is answered."""
-    kind = batch.batch_id.partition("_")[0]
-    batch_id = f"msgbatch_{ledger.new_id()[:24]}" if kind == "msgbatch" else f"batch_{ledger.new_id()[:12]}"
-    if key is None:
-        return KeyedBatch(batch_id=batch_id, created_at=ledger.clock.now())
-    digest = f"retry {batch.batch_id}"
-    return idempotency.get_or_create(
-        ledger, kind="key", tenant=batch.tenant, value=key, digest=digest, batch_id=batch_id
-    )
+def retried_before(ledger: Ledger, batch: BatchRecord, idempotency_key: str | None) -> BatchRecord | None:
+    """The batch that an earlier retry with this key made, if it stands."""
+    options = CreateOptions(tenant=batch.tenant, idempotency_key=idempotency_key)
+    return made_before(ledger, options, f"retry {batch.batch_id}")
 
 
 def _announcing(ledger: Ledger, draft: Draft) -> Callable[[], None]:

@@ -24,6 +24,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
+from batchfile.plan.submit import CreateOptions
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Api, Pool
@@ -71,13 +72,7 @@ class Service:
     def post(
         self, body: bytes, content_type: str | None = JSON, *, ledger: Ledger | None = None, **more: Any
     ) -> BatchRecord:
-        given: dict[str, Any] = {
-            "stage_query": None,
-            "tenant": "t",
-            "idempotency_key": None,
-            "retry_count": None,
-            "arrived_at": self.clock.monotonic(),
-        }
+        options = CreateOptions(tenant="t", arrived_at=self.clock.monotonic())
 
         async def chunks() -> AsyncIterator[bytes]:
             yield body
@@ -89,7 +84,7 @@ class Service:
 
         def take(spooled: Spooled) -> BatchRecord:
             return create_batch(
-                ledger or self.ledger, SETTINGS, spooled, content_type=content_type, **{**given, **more}
+                ledger or self.ledger, SETTINGS, spooled, replace(options, **more), content_type=content_type
             )
 
         return asyncio.run(go())
@@ -119,7 +114,7 @@ def test_a_body_becomes_a_batch_in_any_store(store: Store, content_type: str) ->
     service = Service(store)
     requests = [request(number, metadata={"note": "é\n😀"}) for number in range(500)]
     body = document(requests) if content_type == JSON else lines(requests)
-    batch = service.post(body, content_type, stage_query=None if content_type == JSON else "email")
+    batch = service.post(body, content_type, stage=None if content_type == JSON else "email")
     standing = batches.read_batch(service.ledger, batch.batch_id)
     assert standing == batch
     assert service.input(batch) == requests
@@ -145,7 +140,7 @@ def test_json_is_read_under_its_names(service: Service, content_type: str | None
 
 @pytest.mark.parametrize("content_type", [LINES, "application/jsonl", "APPLICATION/NDJSON; charset=utf-8"])
 def test_lines_are_read_under_their_names(service: Service, content_type: str) -> None:
-    assert service.post(lines([request(1)]), content_type, stage_query="email").total == 1
+    assert service.post(lines([request(1)]), content_type, stage="email").total == 1
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml"])
@@ -166,7 +161,7 @@ def test_half_of_a_character_is_an_error_of_its_request_alone(service: Service, 
     cut = {"custom_id": "cut", "params": {"messages": [{"role": "user", "content": "Hi \ud83d"}]}}
     requests = [request(1), cut, request(2)]
     body = document(requests) if content_type == JSON else lines(requests)
-    batch = service.post(body, content_type, stage_query="email")
+    batch = service.post(body, content_type, stage="email")
     assert service.input(batch) == requests, "as it was sent"
     options = RunnerOptions(runner_id="r", pool="mistral", only=batch.batch_id, is_janitor=False)
     run_alone(Runner(service.ledger, EchoEngine, options), until=lambda: finished(service, batch) == 3)
@@ -231,7 +226,7 @@ def test_a_refused_document_says_where_and_leaves_nothing(service: Service, body
 )
 def test_refused_lines_say_where_and_leave_nothing(service: Service, body: bytes, message: str) -> None:
     with pytest.raises(InvalidFile, match=message):
-        service.post(body, LINES, stage_query="email")
+        service.post(body, LINES, stage="email")
     assert service.keys() == []
 
 
@@ -248,7 +243,7 @@ def test_lines_need_their_stage_in_the_query(service: Service) -> None:
 
 def test_two_different_stages_are_refused(service: Service) -> None:
     with pytest.raises(InvalidFile, match="say it once"):
-        service.post(document([request(1)]), stage_query="polish")
+        service.post(document([request(1)]), stage="polish")
 
 
 def test_more_requests_than_the_limit_are_too_large(service: Service) -> None:
@@ -260,7 +255,7 @@ def test_more_requests_than_the_limit_are_too_large(service: Service) -> None:
 
 def test_blank_lines_are_no_way_around_the_limit(service: Service) -> None:
     with pytest.raises(TooLarge, match="more than 50,000 lines"):
-        service.post(b"\n" * 50_001, LINES, stage_query="email")
+        service.post(b"\n" * 50_001, LINES, stage="email")
     assert service.keys() == []
 
 
@@ -427,8 +422,8 @@ def test_a_late_retry_is_a_new_batch() -> None:
 
 def test_the_same_lines_for_another_stage_are_another_request(service: Service) -> None:
     body = lines([request(1)])
-    first = service.post(body, LINES, stage_query="email", retry_count=0)
-    assert service.post(body, LINES, stage_query="subject", retry_count=1).batch_id != first.batch_id
+    first = service.post(body, LINES, stage="email", retry_count=0)
+    assert service.post(body, LINES, stage="subject", retry_count=1).batch_id != first.batch_id
 
 
 def test_a_create_that_died_is_completed_by_its_retry_under_the_same_id(service: Service) -> None:

@@ -20,6 +20,7 @@ from batchfile.errors import BatchfileError
 from batchfile.ledger.base import Ledger
 from batchfile.lines.file_formats import Unpacker, zstd
 from batchfile.plan.planner import plan_input
+from batchfile.plan.submit import CreateOptions
 from batchfile.settings import Settings
 from batchfile.store.memory import MemoryStore
 from batchfile.types import RoutingTable
@@ -126,12 +127,8 @@ def uploaded(data: bytes) -> None:
             ledger,
             Settings(),
             Body(data),  # type: ignore[arg-type]  # what is asked of a spooled body
+            CreateOptions(tenant="t", stage="email", retry_count=0, arrived_at=clock.monotonic()),
             content_type="application/x-ndjson",
-            stage_query="email",
-            tenant="t",
-            idempotency_key=None,
-            retry_count=0,
-            arrived_at=clock.monotonic(),
         )
 
 
@@ -145,12 +142,8 @@ def as_document(data: bytes) -> None:
             ledger,
             Settings(),
             Body(b'{"requests": [' + rows + b"]}"),  # type: ignore[arg-type]  # what is asked of a spooled body
+            CreateOptions(tenant="t", stage="email", retry_count=0, arrived_at=clock.monotonic()),
             content_type="application/json",
-            stage_query="email",
-            tenant="t",
-            idempotency_key=None,
-            retry_count=0,
-            arrived_at=clock.monotonic(),
         )
 
 

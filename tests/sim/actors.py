@@ -29,6 +29,7 @@ from batchfile.lines.formats.openai_chat import URL
 from batchfile.long_work import LongWork
 from batchfile.plan import pending
 from batchfile.plan.planner import plan_input
+from batchfile.plan.submit import CreateOptions
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
 from batchfile.settings_tables import Webhook
@@ -204,16 +205,15 @@ class Replica(Process):
         arrived_at = self.arrived_at
         if waits_s:
             self.world.sleep(waits_s)
+        options = CreateOptions(
+            tenant=tenant, stage="work", idempotency_key=key, retry_count=retry_count, arrived_at=arrived_at
+        )
         return api_create.create_batch(
             self.service.ledger,
             self._stage.settings,
             Body(body),  # type: ignore[arg-type]  # what is asked of a spooled body
+            options,
             content_type="application/x-ndjson",
-            stage_query="work",
-            tenant=tenant,
-            idempotency_key=key,
-            retry_count=retry_count,
-            arrived_at=arrived_at,
         )
 
     def create_from_file(self, body: bytes, key: str, lines_per_range: int) -> BatchRecord:
