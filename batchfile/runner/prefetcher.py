@@ -5,6 +5,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.shards import Lease
 from batchfile.lines import custom_id_of, parse_request
-from batchfile.lines.envelope import decode_envelope
+from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.routing import route
@@ -54,11 +55,11 @@ UNCHECKED_BYTES_MAX = 256 * 1024 * 1024  # no more is claimed at all while so mu
 
 
 class OwnLine(NamedTuple):
-    """A request of this pool: its place in the range, its line in the file (from 1), its bytes."""
+    """A request of this pool: its place in the range, its bytes, and what was read of them to find its pool."""
 
     number: int
-    row: int
     data: bytes
+    read: Envelope | Request | None
 
 
 class Prefetcher:
@@ -244,14 +245,16 @@ class Prefetcher:
         for number, line in enumerate(iter_lines(chunks, span.start, span.first_row)):
             if not wanted >> number & 1 or line.data is None:
                 continue
-            if not is_shared or _pool_of(line.data, batch) == held.record.pool:
-                own.append(OwnLine(number, line.row, line.data))
+            pool, read = _routed(line.data, batch) if is_shared else (held.record.pool, None)
+            if pool == held.record.pool:
+                own.append(OwnLine(number, line.data, read))
         return own
 
     def _item(self, work: ActiveShard, line: OwnLine, *, is_alone: bool) -> PendingRequest | None:
         """The request ready for the engine; None where `_make_ready` is False."""
         try:
-            request = parse_request(line.data, work.held.batch.defaults)
+            read = line.read or line.data
+            request = read if isinstance(read, Request) else parse_request(read, work.held.batch.defaults)
             schema = own_schema(request)
         except InvalidRequest as error:
             self._fail(work, line.number, custom_id_of(line.data), error)
@@ -396,10 +399,18 @@ class Prefetcher:
         return None
 
 
-def _pool_of(line: bytes, batch: BatchRecord) -> str | None:
-    """The pool that the planner chose; None for what it rejected (the plan's bitmap says so too)."""
+def _routed(line: bytes, batch: BatchRecord) -> tuple[str | None, Envelope | Request | None]:
+    """The pool that the planner chose, and what was read of the line: all of it where its own model decides, so that it
+    is not parsed twice. No pool: the planner rejected it (the plan's bitmap says so too).
+    """
     try:
-        envelope = decode_envelope(line)
-        return route(batch.routing, stage=batch.stage, hint=envelope.hint, model=envelope.model)
+        read: Envelope | Request
+        read = envelope = decode_envelope(line)
+        hint, model = envelope.hint, None
+        if hint is None and batch.stage is None and batch.routing.everything is None:
+            with suppress(InvalidRequest):
+                read = parse_request(envelope, batch.defaults)
+            model = read.model
+        return route(batch.routing, stage=batch.stage, hint=hint, model=model), read
     except InvalidRequest:
-        return None
+        return None, None
