@@ -210,49 +210,41 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
         whole = LineError(code="invalid_file", message=message)
         return _fail(ledger, batch, (whole, *batches.read_rejected(ledger, batch.batch_id, planned.plan)), "failed")
 
-    def decide(record: BatchRecord) -> BatchRecord | None:
-        if record.state != "planning":
-            return None
-        return replace(
-            record,
-            state="open",
-            input=planned.input,
-            plan_key=planned.plan_key,
-            total=planned.total,
-            planned_at=now,
-        )
-
     batches.enqueue(ledger, batch, planned.plan)
-    opened = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
+    opened = _leave_planning(
+        ledger,
+        batch,
+        state="open",
+        input=planned.input,
+        plan_key=planned.plan_key,
+        total=planned.total,
+        planned_at=now,
+    )
     if opened is None:  # it was canceled, and all of it removed, while this process slept
         with suppress(StoreError):
             retention.remove_objects(ledger, batch)
         return None
     batches.notify(ledger, planned.plan.pools)
     log.info("batch.planned", batch_id=batch.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))
-    return opened.record
+    return opened
 
 
 def _fail(ledger: Ledger, batch: BatchRecord, errors: tuple[LineError, ...], reason: EndReason) -> BatchRecord | None:
-    now = ledger.clock.now()
+    now, detail = ledger.clock.now(), errors[0].message
+    failed = _leave_planning(ledger, batch, state="ended", reason=reason, detail=detail, ended_at=now, problems=errors)
+    if failed is not None:
+        log.info("batch.failed", batch_id=batch.batch_id, num_errors=len(errors), code=errors[0].code)
+    return failed
+
+
+def _leave_planning(ledger: Ledger, batch: BatchRecord, **changes: Any) -> BatchRecord | None:
+    """The record with these changes, or as it stands where it is not planning any more; None where it is gone."""
 
     def decide(record: BatchRecord) -> BatchRecord | None:
-        if record.state != "planning":
-            return None
-        return replace(
-            record,
-            state="ended",
-            reason=reason,
-            detail=errors[0].message,
-            ended_at=now,
-            problems=errors,
-        )
+        return replace(record, **changes) if record.state == "planning" else None
 
-    failed = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
-    if failed is None:
-        return None
-    log.info("batch.failed", batch_id=batch.batch_id, num_errors=len(errors), code=errors[0].code)
-    return failed.record
+    found = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
+    return None if found is None else found.record
 
 
 def _is_fault(ledger: Ledger, batch: BatchRecord, error: BatchfileError) -> bool:

@@ -63,12 +63,19 @@ def reuse_results(
     lease = ledger.new_id()
 
     def store(taken: _Taken) -> _Taken:
-        _store(ledger, batch_id, lease, taken)
+        parts: list[PartRef] = []
+        for lines in _portions(taken.lines):
+            key = keys.part_key(batch_id, keys.REUSED_POOL, taken.n, lease, len(parts) + 1)
+            parts.append(shards.write_part(ledger, key, lines))
+        shards.put_done(ledger, batch_id, keys.REUSED_POOL, taken.n, parts, taken.lines)
         return taken
+
+    def size(taken: _Taken) -> int:
+        return sum(len(line.result) for line in taken.lines)
 
     left = list(cuts)
     found = _taken(ledger, pool_of, cuts, pinned, old, old.results)
-    for taken in in_order(ledger, store, found, size_of=_size, size_max=AHEAD_BYTES):
+    for taken in in_order(ledger, store, found, size_of=size, size_max=AHEAD_BYTES):
         beat()
         left[taken.n] = taken.cut
     return left
@@ -119,14 +126,6 @@ def _is_last_line_longer(ledger: Ledger, pinned: InputRef, size: int) -> bool:
     return len(around) == 2 and b"\n" not in (around[:1], around[1:])
 
 
-def _store(ledger: Ledger, batch_id: str, lease: str, taken: _Taken) -> None:
-    parts: list[PartRef] = []
-    for lines in _portions(taken.lines):
-        key = keys.part_key(batch_id, keys.REUSED_POOL, taken.n, lease, len(parts) + 1)
-        parts.append(shards.write_part(ledger, key, lines))
-    shards.put_done(ledger, batch_id, keys.REUSED_POOL, taken.n, parts, taken.lines)
-
-
 def _portions(lines: list[FinishedLine]) -> Iterator[list[FinishedLine]]:
     portion: list[FinishedLine] = []
     size = 0
@@ -138,10 +137,6 @@ def _portions(lines: list[FinishedLine]) -> Iterator[list[FinishedLine]]:
             portion, size = [], 0
     if portion:
         yield portion
-
-
-def _size(taken: _Taken) -> int:
-    return sum(len(line.result) for line in taken.lines)
 
 
 def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:

@@ -393,7 +393,7 @@ MUTANTS: dict[str, Mutant] = {
     "a cancel changes an ended batch": _ends_whatever_it_is,
     "parts are swept before the end is committed": _sweeps_before_the_end,
     "a second assembly replaces the first": _insists(ending, "_commit_end", "open"),
-    "a second plan replaces the first": _insists(plan_pending, "_open", "planning"),
+    "a second plan replaces the first": _insists(plan_pending, "_leave_planning", "planning"),
     "a batch that lives can be deleted": _insists(retention, "delete", "ended"),
     "a line that kills its runner is never found": _replaced(lease, "claimed", _no_lapse_counts),
     "the bitmap says more than the parts": _first_line_is_always_done,
