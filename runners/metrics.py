@@ -18,8 +18,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from batchfile.ledger.records import RunnerState
-from batchfile.runner.histogram import Histogram
 from batchfile.runner.runner import Runner
+from batchfile.runner.stats import Histogram
 from batchfile.store.metered import MeteredStore
 
 from .heartbeat import state_of

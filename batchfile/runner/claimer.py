@@ -5,21 +5,20 @@ is read once, when its marker is new in the queue; a shard that another holds is
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.ledger import keys
-from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, ShardState
-from batchfile.ledger.set_aside import PAUSE_S_MAX, SetAside
+from batchfile.ledger.set_aside import PAUSE_S_MAX
 from batchfile.ledger.shards import Lease, claim, is_free
-from batchfile.runner.tenant_turns import Turns
+from batchfile.runner.queues import Turns
+from batchfile.runner.state import RunnerState
 from batchfile.store.base import Entry
 
 log = structlog.get_logger()
@@ -33,21 +32,22 @@ TRIES_MAX = 8  # batches that one call looks for a shard in
 TRIES_ELSEWHERE_MAX = 2  # after so many in vain, those go first of which a shard is known to be nobody's
 NEW_AT_ONCE = 16  # new batches that are read before one more shard is claimed
 HELD_ELSEWHERE_SHARE_OF_TTL = 1 / 6  # a shard that another holds is read again after this: its record is rewritten then
+UNCHECKED_MAX = 64  # a batch with more requests that wait for their schemas is not claimed from
 
 
 @dataclass(slots=True, kw_only=True)
 class BatchView:
     """One open batch as this runner knows it. Times are monotonic.
 
-    `settled`: shards known done, closed or held by us. `elsewhere`: those that others hold, and when to read each
-    again. `todo`: what to try next, the first one last. `look_at`: when there may be something to try again.
-    `has_held`: we held a shard of it. `is_ending`: a shard of it was found closed.
+    `members`: the pool's shards. `settled`: those known done, closed or held by us. `elsewhere`: those that others
+    hold, and when to read each again. `todo`: what to try next, the first one last. `look_at`: when there may be
+    something to try again. `has_held`: we held a shard of it. `is_ending`: a shard of it was found closed.
     """
 
     batch: BatchRecord
     plan: Plan
-    pool: str
     priority: int
+    members: list[int]
     todo: list[int] = field(default_factory=list)
     settled: set[int] = field(default_factory=set)
     elsewhere: dict[int, float] = field(default_factory=dict)
@@ -57,56 +57,29 @@ class BatchView:
 
     @property
     def num_unsettled(self) -> int:
-        return len(self.plan.pools.get(self.pool, {})) - len(self.settled)
+        return len(self.members) - len(self.settled)
 
     @property
     def num_unclaimed(self) -> int:
         """Shards of which nobody is known to hold them."""
         return self.num_unsettled - len(self.elsewhere)
 
-    def untried(self, now: float) -> list[int]:
-        """What could be claimed now, as far as is known."""
-        members = self.plan.pools.get(self.pool, {})
-        return [n for n in members if n not in self.settled and self.elsewhere.get(n, now) <= now]
-
     def settle(self, n: int) -> None:
         self.settled.add(n)
         self.elsewhere.pop(n, None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
-    """What was found of a marker's batch. `plan`: where it is open."""
-
-    marker: Entry
-    batch: BatchRecord | None = None
-    plan: Plan | None = None
-    error: BatchfileError | None = None
-
-
 class Claims:
-    """Claims for one pool, or of one batch alone (`only`), in order when this runner is the only one.
+    """Claims for one pool, or of the batch `only` alone, in order since this runner is the only one then.
 
     A batch that cannot be read or claimed from is set aside, and the others go on.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        pool: str,
-        runner_id: str,
-        *,
-        only: str | None = None,
-        in_order: bool = False,
-        aside: SetAside | None = None,
-    ) -> None:
-        self._ledger = ledger
-        self._aside = aside or SetAside(ledger, only=only)
-        self._pool = pool
-        self._runner_id = runner_id
-        self._only = only
-        self._in_order = in_order
-        self._turns = Turns(ledger.rng)
+    def __init__(self, state: RunnerState) -> None:
+        self._state = state
+        self._ledger, self._aside = state.ledger, state.aside
+        self._pool, self._only = state.options.pool, state.options.only
+        self._turns = Turns(state.ledger.rng)
         self._views: dict[str, BatchView] = {}
         self._new: deque[Entry] = deque()  # markers whose batches are to be looked at, in the order of the queue
         self._unread: set[str] = set()  # batches that could not be read at the last look
@@ -114,7 +87,6 @@ class Claims:
         self._notification_asked_at = float("-inf")
         self._notification = ""
         self._has_listed = False
-        self.is_waiting: Callable[[str], bool] = lambda batch_id: False  # has the batch enough in this process?
         self._is_store_doubtful = False  # it did not answer for one batch: perhaps it answers for none
 
     @property
@@ -151,8 +123,8 @@ class Claims:
                 break  # the next call asks the store for something else first
         return None
 
-    def view_of(self, batch_id: str) -> BatchView | None:
-        return self._views.get(batch_id)
+    def knows(self, batch_id: str) -> bool:
+        return batch_id in self._views
 
     def forget(self, batch_id: str, n: int) -> None:
         """Shard `n` was ours and is not any more: it may have to be claimed again."""
@@ -171,7 +143,7 @@ class Claims:
         """Something changed: the next claim lists the queue first."""
         self._list_at = float("-inf")
 
-    def exhausted(self, is_working: Callable[[str], bool]) -> list[str]:
+    def exhausted(self) -> list[str]:
         """Batches of which, as far as is known, this pool has no shard left that is free or in work here.
 
         They may be complete. Where others hold the rest, only those that we had a part in: the last of us ends it.
@@ -179,20 +151,21 @@ class Claims:
         return [
             batch_id
             for batch_id, view in list(self._views.items())
-            if (view.num_unsettled == 0 or (view.has_held and view.num_unclaimed == 0)) and not is_working(batch_id)
+            if (view.num_unsettled == 0 or (view.has_held and view.num_unclaimed == 0))
+            and not self._state.is_working_on(batch_id)
         ]
 
     def drop(self, batch_id: str) -> None:
         self._views.pop(batch_id, None)
 
     def _candidates(self) -> list[BatchView]:
-        now = self._ledger.clock.monotonic()
+        now = self._state.now()
         return [
             view
-            for view in list(self._views.values())
+            for batch_id, view in list(self._views.items())
             if (view.todo or (view.num_unsettled and view.look_at <= now))
-            and not self._aside.left_s(view.batch.batch_id)
-            and not self.is_waiting(view.batch.batch_id)
+            and not self._aside.left_s(batch_id)
+            and self._state.unchecked.num_of(batch_id) <= UNCHECKED_MAX
         ]
 
     def _choose(self, *, is_unclaimed: bool) -> BatchView | None:
@@ -211,18 +184,17 @@ class Claims:
         return self._ledger.rng.choices(candidates, weights)[0]
 
     def _try(self, view: BatchView) -> Lease | None:
+        batch_id = view.batch.batch_id
         try:
             if not view.todo:
-                now = self._ledger.clock.monotonic()
+                now = self._state.now()
                 view.look_at = now + RELIST_S
                 view.todo = self._in_turn(view, now)
             return self._claim_in(view)
-        except BatchDamaged as error:
-            self.drop(view.batch.batch_id)  # it is read anew
-            self._set_aside(view.batch.batch_id, error)
-            return None
-        except StoreError as error:
-            self._set_aside(view.batch.batch_id, error)
+        except (BatchDamaged, StoreError) as error:
+            if isinstance(error, BatchDamaged):
+                self.drop(batch_id)  # it is read anew
+            self._set_aside(batch_id, error)
             return None
 
     def _set_aside(self, batch_id: str, error: BatchfileError) -> None:
@@ -231,16 +203,15 @@ class Claims:
         self._is_store_doubtful = isinstance(error, StoreUnavailable)
         if batch_id not in self._views:
             self._unread.add(batch_id)
-            self._list_at = min(self._list_at, self._ledger.clock.monotonic() + pause_s)
+            self._list_at = min(self._list_at, self._state.now() + pause_s)
 
     def _claim_in(self, view: BatchView) -> Lease | None:
         while view.todo:
             n = view.todo.pop()
             try:
-                held = claim(self._ledger, view.batch, view.plan, self._pool, n, runner=self._runner_id)
+                held = claim(self._ledger, view.batch, view.plan, self._pool, n, runner=self._state.options.runner_id)
             except BatchfileError as error:  # of this shard, perhaps: the others go first
-                again_s = RELIST_S if self._only is not None else PAUSE_S_MAX
-                view.elsewhere[n] = self._ledger.clock.monotonic() + again_s
+                view.elsewhere[n] = self._state.now() + (RELIST_S if self._only is not None else PAUSE_S_MAX)
                 if not isinstance(error, BatchDamaged) or self._only is not None:
                     raise
                 log.error("shard.unreadable", batch_id=view.batch.batch_id, shard=n, error=str(error))
@@ -254,30 +225,31 @@ class Claims:
 
     def _in_turn(self, view: BatchView, now: float) -> list[int]:
         """What may be free, the next one last. Those that have no record yet, since nobody holds them, go first."""
-        todo = view.untried(now)
-        if self._in_order:
+        todo = [n for n in view.members if n not in view.settled and view.elsewhere.get(n, now) <= now]
+        if self._only is not None:
             return todo[::-1]
         self._ledger.rng.shuffle(todo)
         if len(todo) < LISTING_IN_READS:
             return todo
         batch_id = view.batch.batch_id
-        records_of = [keys.shard_key(batch_id, self._pool, n) for n in todo]
+        records_of = {n: keys.shard_key(batch_id, self._pool, n) for n in todo}
         begun = {entry.key for entry in self._ledger.store.list(keys.shards_prefix(batch_id, self._pool))}
-        new = [n for n, key in zip(todo, records_of, strict=True) if key not in begun]
+        new = [n for n in todo if records_of[n] not in begun]
         if new:
             return new
-        records = in_order(self._ledger, self._load, records_of)
-        return [n for n, found in zip(todo, records, strict=True) if self._may_be_free(view, n, found)]
+        found = in_order(self._ledger, self._load, records_of.values())
+        return [n for n, record in zip(todo, found, strict=True) if self._may_be_free(view, n, record)]
 
-    def _load(self, key: str) -> Stored[ShardRecord] | BatchDamaged | None:
+    def _load(self, key: str) -> Stored[ShardRecord] | None:
+        """None too where it is damaged: the claim says so."""
         try:
             return load(self._ledger, key, ShardRecord)
-        except BatchDamaged as error:
-            return error
+        except BatchDamaged:
+            return None
 
-    def _may_be_free(self, view: BatchView, n: int, found: Stored[ShardRecord] | BatchDamaged | None) -> bool:
-        if found is None or isinstance(found, BatchDamaged) or is_free(self._ledger, found):
-            return True  # or damaged: the claim says so
+    def _may_be_free(self, view: BatchView, n: int, found: Stored[ShardRecord] | None) -> bool:
+        if found is None or is_free(self._ledger, found):
+            return True
         self._note(view, n, found.record.state)
         return False
 
@@ -287,24 +259,24 @@ class Claims:
             view.settle(n)
         else:
             again_s = self._ledger.limits.lease_ttl_s * HELD_ELSEWHERE_SHARE_OF_TTL
-            view.elsewhere[n] = self._ledger.clock.monotonic() + again_s
+            view.elsewhere[n] = self._state.now() + again_s
         if state == "closed" and not view.is_ending:
             view.is_ending = True
             view.todo.clear()
-            if not self._is_open(view.batch.batch_id):
+            batch = read_batch(self._ledger, view.batch.batch_id)
+            if batch is None or batch.state != "open":
                 self.drop(view.batch.batch_id)
 
-    def _is_open(self, batch_id: str) -> bool:
-        batch = read_batch(self._ledger, batch_id)
-        return batch is not None and batch.state == "open"
-
     def _refresh_queue(self) -> None:
-        now = self._ledger.clock.monotonic()
+        now = self._state.now()
         if not self._was_notified(now) and now < self._list_at:
             return
         self.look_again()  # until it was listed
         try:
-            self._list_queue()
+            if self._only is None:
+                self._list_queue()
+            else:
+                self._look_at_only(self._only)
         except StoreError as error:
             self._list_at = now + RELIST_S  # meanwhile what is known can be worked on
             if isinstance(error, StoreUnavailable):
@@ -314,70 +286,54 @@ class Claims:
         self._list_at = now + min([interval_s, *map(self._aside.left_s, self._unread)])
 
     def _list_queue(self) -> None:
-        if self._only is not None:
-            self._look_at_only(self._only)
-            return
-        markers = {keys.queue_batch_id(entry.key): entry for entry in self._ledger.store.list(self._queue)}
-        for batch_id in list(self._views):
-            if batch_id not in markers:
-                self.drop(batch_id)
-        new = [(batch_id, marker) for batch_id, marker in markers.items() if batch_id not in self._views]
-        self._unread = {batch_id for batch_id, _ in new if self._aside.left_s(batch_id)}
-        self._new = deque(marker for batch_id, marker in new if batch_id not in self._unread)
+        queue = self._ledger.store.list(keys.queue_prefix(self._pool))
+        markers = {keys.queue_batch_id(entry.key): entry for entry in queue}
+        for batch_id in self._views.keys() - markers.keys():
+            self.drop(batch_id)
+        new = [batch_id for batch_id in markers if batch_id not in self._views]
+        self._unread = {batch_id for batch_id in new if self._aside.left_s(batch_id)}
+        self._new = deque(markers[batch_id] for batch_id in new if batch_id not in self._unread)
         self._has_listed = True
 
-    @property
-    def _queue(self) -> str:
-        return keys.queue_prefix(self._pool)
-
     def _look_at_only(self, batch_id: str) -> None:
-        if batch_id not in self._views:
-            batch = read_batch(self._ledger, batch_id)
-            if batch is not None and batch.state == "open":
-                self._views[batch_id] = self._view(batch, read_plan(self._ledger, batch), 0)
-        elif not self._is_open(batch_id):
+        batch = read_batch(self._ledger, batch_id)
+        if batch is None or batch.state != "open":
             self.drop(batch_id)
+        elif batch_id not in self._views:
+            self._views[batch_id] = self._view(batch, 0)
 
     def _look_at_new(self) -> None:
         """Read some of the batches that are new in the queue, several at once."""
         some = [self._new.popleft() for _ in range(min(NEW_AT_ONCE, len(self._new)))]
-        for look in in_order(self._ledger, self._read, some):
-            batch_id = keys.queue_batch_id(look.marker.key)
-            try:
-                self._take(batch_id, look)
-            except (BatchDamaged, StoreError) as error:
-                self._set_aside(batch_id, error)
+        for marker, found in zip(some, in_order(self._ledger, self._read, some), strict=True):
+            batch_id = keys.queue_batch_id(marker.key)
+            if isinstance(found, BatchView):
+                self._views[batch_id] = found
+            elif found is not None:
+                self._set_aside(batch_id, found)
 
-    def _read(self, marker: Entry) -> _Look:
-        batch_id = keys.queue_batch_id(marker.key)
-        try:
-            batch = read_batch(self._ledger, batch_id)
-            plan = read_plan(self._ledger, batch) if batch is not None and batch.state == "open" else None
-        except (BatchDamaged, StoreError) as error:
-            return _Look(marker=marker, error=error)
-        return _Look(marker=marker, batch=batch, plan=plan)
+    def _read(self, marker: Entry) -> BatchView | BatchfileError | None:
+        """The batch of a marker, if it is open. Removes the marker of one that has ended or was never committed.
 
-    def _take(self, batch_id: str, look: _Look) -> None:
-        """Begin to work on a batch that is open; remove the marker of one that has ended or was never committed.
-
-        A marker without its batch may be a create in progress; one that is ending is the janitor's. Raises: what the
-        look met.
+        A marker without its batch may be a create in progress; one that is ending is the janitor's.
         """
-        batch, marker = look.batch, look.marker
-        if look.error is not None:
-            raise look.error
-        if batch is not None and look.plan is not None:
-            self._views[batch_id] = self._view(batch, look.plan, keys.queue_priority(marker.key))
-            return
-        is_old = self._ledger.clock.now() - marker.modified_at >= self._ledger.limits.abandoned_s
-        if is_old if batch is None else batch.state == "ended":
-            self._ledger.store.delete(marker.key)
+        try:
+            batch = read_batch(self._ledger, keys.queue_batch_id(marker.key))
+            if batch is not None and batch.state == "open":
+                return self._view(batch, keys.queue_priority(marker.key))
+            is_old = self._ledger.clock.now() - marker.modified_at >= self._ledger.limits.abandoned_s
+            if is_old if batch is None else batch.state == "ended":
+                self._ledger.store.delete(marker.key)
+        except (BatchDamaged, StoreError) as error:
+            return error
+        return None
 
-    def _view(self, batch: BatchRecord, plan: Plan, priority: int) -> BatchView:
-        """Raises: BatchDamaged."""
+    def _view(self, batch: BatchRecord, priority: int) -> BatchView:
+        """Raises: BatchDamaged, StoreError."""
+        plan = read_plan(self._ledger, batch)
         if self._pool not in plan.pools and set(plan.pools) - keys.SETTLED_POOLS:
             raise BatchDamaged(f"{batch.batch_id}: its plan has no pool {self._pool}, its marker says so")
-        return BatchView(batch=batch, plan=plan, pool=self._pool, priority=priority)
+        return BatchView(batch=batch, plan=plan, priority=priority, members=list(plan.pools.get(self._pool, {})))
 
     def _was_notified(self, now: float) -> bool:
         if now - self._notification_asked_at < NOTIFICATION_S:

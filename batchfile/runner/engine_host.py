@@ -1,98 +1,144 @@
-"""The engine that a runner has, and the next one when it dies. Knows no request."""
+"""The engine that a runner has, and the next one when it dies: which request killed it, and who runs again."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
-from batchfile.clock import Clock
-from batchfile.engine.base import Engine, EngineFactory, EngineStats
+from batchfile.engine.base import EngineFactory, EngineStats, Finished
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.runner.stats import RunnerStats
+from batchfile.runner import answers
+from batchfile.runner.state import PendingRequest, RunnerState
+from batchfile.types import Failure
 
 log = structlog.get_logger()
 
 ENGINE_BUILDS_MAX = 16  # in a row without one success: halving 1,024 suspects meets an innocent one sooner
 DOWN_AFTER_S = 2.0  # an endpoint that takes nothing for this long is called down
 REBUILD_PAUSE_S = 5.0  # before another try to build an engine that would not start
+DEATHS_OF_A_SUSPECT = 3
+
+_ENGINE_CRASH = Failure(
+    type="engine_crash",
+    message="This request ended the engine each time it ran, the last time alone; it was not tried again.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """What to do with the requests that were in flight: run again, run alone (in this order), or error."""
+
+    again: list[PendingRequest]
+    alone: list[list[PendingRequest]]
+    poison: list[PendingRequest]
+
+
+def judge(in_flight: list[PendingRequest], *, was_alone: bool) -> Verdicts:
+    """After an engine's death with `in_flight` on board. Counts the death on each item. Pure otherwise.
+
+    Three deaths in common make suspects. They run alone: all of them, then halves of what died again, down to one. One
+    that kills an engine alone is poison. An innocent request runs again, and is never errored.
+    """
+    for item in in_flight:
+        item.deaths += 1
+    if was_alone:
+        if len(in_flight) == 1:
+            return Verdicts(again=[], alone=[], poison=in_flight)
+        half = (len(in_flight) + 1) // 2
+        return Verdicts(again=[], alone=[in_flight[:half], in_flight[half:]], poison=[])
+    suspects = [item for item in in_flight if item.deaths >= DEATHS_OF_A_SUSPECT]
+    again = [item for item in in_flight if item.deaths < DEATHS_OF_A_SUSPECT]
+    return Verdicts(again=again, alone=[suspects] if suspects else [], poison=[])
 
 
 class EngineHost:
-    """One engine at a time, built and buried by the loop's thread. `on_ready` is told of each new one."""
+    """One engine at a time, built and closed by the loop's thread."""
 
-    def __init__(
-        self, factory: EngineFactory, clock: Clock, runner_stats: RunnerStats, on_ready: Callable[[Engine], None]
-    ) -> None:
+    def __init__(self, state: RunnerState, factory: EngineFactory) -> None:
+        self._state = state
         self._factory = factory
-        self._clock = clock
-        self._runner_stats = runner_stats
-        self._on_ready = on_ready
-        self._live: Engine | None = None  # built, and its steps not yet counted
-        self._num_builds = 0
 
-    @property
-    def is_empty(self) -> bool:
-        """There is no engine now: the first one loads, or one died."""
-        return self._live is None
-
-    def build(self) -> Engine:
+    def build(self) -> None:
         """Raises: EngineDead, SettingsError."""
-        self._num_builds += 1
+        state = self._state
+        state.num_builds += 1
         engine = self._factory()
-        self._live = engine
-        self._runner_stats.engine_ready_at = self._clock.monotonic()
-        self._on_ready(engine)
+        state.stats.engine_ready_at = state.now()
+        state.engine, state.info = engine, engine.info
+        state.calls["loop"].is_warm = False
+        state.has_engine = True
         info = engine.info
         about = {"note": info.note} if info.note else {}
         log.info("engine.ready", engine=info.name, model=info.model, slots=info.num_slots, **about)
-        return engine
 
-    def on_engine_death(self, engine: Engine, error: EngineDead) -> None:
-        """It died. Raises: EngineDead where too many did, and none had served anything."""
-        self._runner_stats.num_engine_deaths += 1
-        self.count_steps(engine)
-        engine.close()
-        if self._num_builds >= ENGINE_BUILDS_MAX:
+    def replace(self, error: EngineDead) -> None:
+        """The engine died: put its requests back, and build the next.
+
+        One that dies while the runner stops may have met what stops the runner: it blames none and has no successor.
+        Raises: EngineDead where too many died, and none had served anything.
+        """
+        state = self._state
+        log.error("engine.died", error=str(error), in_flight=len(state.in_flight))
+        state.stats.num_engine_deaths += 1
+        self.retire()
+        self.close()
+        if state.num_builds >= ENGINE_BUILDS_MAX:
             raise EngineDead(
-                f"{self._num_builds} engines in a row died and answered nothing; the last one: {error}"
+                f"{state.num_builds} engines in a row died and answered nothing; the last one: {error}"
             ) from error
+        in_flight = list(state.in_flight.values())
+        state.in_flight.clear()
+        state.steps.ended_at = None
+        if not state.is_stopping:
+            self._requeue(in_flight)
+            self._rebuild()
 
-    def rebuild(self, is_stopped: Callable[[], bool]) -> Engine:
+    def _requeue(self, in_flight: list[PendingRequest]) -> None:
+        state = self._state
+        verdicts = judge(in_flight, was_alone=state.ready.is_alone_running)
+        for item in verdicts.poison:
+            state.in_flight[item.key] = item
+            answers.settle(state, Finished(item.key, _ENGINE_CRASH))
+        state.push(verdicts.again)
+        for group in reversed(verdicts.alone):
+            state.push(group, is_alone=True, is_next=True)
+
+    def _rebuild(self) -> None:
         """A dead engine's memory may take a while to be free: patient, up to ENGINE_BUILDS_MAX. Raises: EngineDead."""
         while True:
             try:
                 return self.build()
             except (EngineDead, SettingsError) as error:
-                if self._num_builds >= ENGINE_BUILDS_MAX or is_stopped():
+                if self._state.num_builds >= ENGINE_BUILDS_MAX or self._state.is_stopping:
                     raise EngineDead(f"the engine died and no other could be built: {error}") from error
                 log.warning("engine.not_built", error=str(error))
-                self._clock.sleep(REBUILD_PAUSE_S)
+                self._state.ledger.clock.sleep(REBUILD_PAUSE_S)
 
-    def has_served(self) -> None:
-        """Engines do serve: the builds before do not count any more."""
-        self._num_builds = 0
+    def close(self) -> None:
+        if self._state.engine is not None:
+            self._state.engine.close()
 
-    def count_steps(self, engine: Engine) -> None:
-        """Of an engine that does no more; a second time does nothing."""
-        if self._live is None:
+    def retire(self) -> None:
+        """The engine does no more: count its steps. A second time does nothing."""
+        state = self._state
+        if state.engine is None or not state.has_engine:
             return
-        self._live = None
-        stats = engine.stats()
-        self._runner_stats.num_steps += stats.num_steps
-        self._runner_stats.num_full_steps += stats.num_full_steps
-        self._runner_stats.prompt_tokens_computed += stats.prompt_tokens
-        self._runner_stats.output_tokens_generated += stats.output_tokens
+        state.has_engine = False  # what a dead one prepares may be unchecked
+        of_engine, stats = state.engine.stats(), state.stats
+        stats.num_steps += of_engine.num_steps
+        stats.num_full_steps += of_engine.num_full_steps
+        stats.prompt_tokens_computed += of_engine.prompt_tokens
+        stats.output_tokens_generated += of_engine.output_tokens
 
     def stats(self) -> EngineStats:
         """Steps and tokens over all engines so far, the rest of the living one. From any thread, a moment old."""
-        live, runner_stats = self._live, self._runner_stats
-        stats = EngineStats() if live is None else live.stats()
+        engine, has_engine, past = self._state.engine, self._state.has_engine, self._state.stats
+        stats = engine.stats() if engine is not None and has_engine else EngineStats()
         return replace(
             stats,
-            num_steps=runner_stats.num_steps + stats.num_steps,
-            num_full_steps=runner_stats.num_full_steps + stats.num_full_steps,
-            prompt_tokens=runner_stats.prompt_tokens_computed + stats.prompt_tokens,
-            output_tokens=runner_stats.output_tokens_generated + stats.output_tokens,
+            num_steps=past.num_steps + stats.num_steps,
+            num_full_steps=past.num_full_steps + stats.num_full_steps,
+            prompt_tokens=past.prompt_tokens_computed + stats.prompt_tokens,
+            output_tokens=past.output_tokens_generated + stats.output_tokens,
         )
 
     @property

@@ -1,17 +1,45 @@
-"""What a runner has done since it started: for progress, receipts and metrics. Each count has one writer."""
+"""What a runner has done since it started, for progress, receipts and metrics: counts, durations, the engine's time."""
 
+from bisect import bisect_left
+from collections import deque
 from dataclasses import dataclass, field
+from math import ceil
 
-from batchfile.runner.histogram import CHECKPOINT_BOUNDS_S, REQUEST_BOUNDS_S, Histogram
+REQUEST_BOUNDS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+CHECKPOINT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0)
+LAST = 1_000  # values that quantiles are taken of
+
+
+class Histogram:
+    """How long things took: counts per bucket since the start, and the quantiles of the last few. One thread adds.
+
+    `bounds` are the upper edges of the buckets, edges included; one more bucket takes what is longer.
+    """
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+        self._last: deque[float] = deque(maxlen=LAST)
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+        self._last.append(value)
+
+    def quantile(self, share: float) -> float | None:
+        """Of the last 1,000 values, the smallest that at least `share` of them do not exceed; None without any."""
+        values = sorted(self._last)
+        return values[max(0, ceil(share * len(values)) - 1)] if values else None
 
 
 @dataclass(slots=True)
 class RunnerStats:
-    """Requests and tokens of this process; reads from other threads may be a moment old."""
+    """Requests and tokens of this process; reads from other threads may be a moment old. Each count has one writer."""
 
     succeeded: int = 0
     failed: int = 0  # by the engine; counted by the loop
-    refused: int = 0  # before the engine; counted by the prefetcher
+    refused: int = 0  # before the engine; counted where requests are prepared
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -31,3 +59,21 @@ class RunnerStats:
     @property
     def errored(self) -> int:
         return self.failed + self.refused
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """The time that the engine's steps take. For the loop's thread.
+
+    `ended_at`: monotonic, of the last step; None: nothing has been in flight since. `gpu_s_each`: seconds of GPUs,
+    which those in flight at a step share, summed over all steps: what a request cost is by how much it grew meanwhile.
+    """
+
+    stats: RunnerStats
+    ended_at: float | None = None
+    gpu_s_each: float = 0.0
+
+    def add(self, began_at: float, ended_at: float, *, num_in_flight: int, num_gpus: int) -> None:
+        self.stats.busy_s += ended_at - (began_at if self.ended_at is None else self.ended_at)
+        self.ended_at = ended_at
+        self.gpu_s_each += (ended_at - began_at) * num_gpus / num_in_flight

@@ -1,49 +1,24 @@
 """Finds a call of the engine that does not return. It cannot be interrupted, so the process has to end.
 
-The thread counts its own ticks instead of looking at a clock: while the process is stopped (SIGSTOP, a suspended
-machine) it does not tick, and that time does not count.
+It counts its own ticks instead of looking at a clock: while the process is stopped (SIGSTOP, a suspended machine) it
+does not tick, and that time does not count.
 """
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
 import structlog
 
-from batchfile.runner.active import PendingRequest
+from batchfile.runner.state import Calls, PendingRequest, RunnerState
 
 log = structlog.get_logger()
 
 TICK_S = 0.5
 COLD = 3  # before an engine has answered for the first time, its calls may take this many times the bound
 COMMIT_S_MAX = 10.0  # for what is finished, once a call counts as stuck
-
-
-@dataclass(slots=True)
-class Calls:
-    """Which call of the engine a thread is in. Written by that thread alone.
-
-    `name`: empty between two calls. `number`: of the call, so that two in a row are told apart. `is_warm`: the engine
-    has answered something. `item`: the request, where the call is about one alone and runs nothing.
-    """
-
-    name: str = ""
-    number: int = 0
-    is_warm: bool = False
-    item: PendingRequest | None = None
-
-    def enter(self, name: str, item: PendingRequest | None = None) -> None:
-        self.number += 1
-        self.item = item
-        self.name = name
-
-    def leave(self) -> None:
-        self.name = ""
-        self.item = None
 
 
 @dataclass(slots=True)
@@ -57,63 +32,48 @@ class _Watch:
 
 
 class Watchdog:
-    """`calls`: one for each thread that calls the engine. `stall_s`: the bound. `on_stuck` is told what is stuck.
+    """Watches the calls of all threads, `state.calls`."""
 
-    `on_commit` asks for a commit of what had finished and of which request is accused; `is_committed`: it was done. All
-    three are called by the watchdog's thread.
-    """
-
-    def __init__(
-        self,
-        calls: Sequence[Calls],
-        stall_s: float,
-        *,
-        on_commit: Callable[[], None],
-        is_committed: Callable[[], bool],
-        on_stuck: Callable[[str], None],
-        tick_s: float = TICK_S,
-    ) -> None:
-        self._watches = [_Watch(one) for one in calls]
-        self._stall_s = stall_s
-        self._on_commit = on_commit
-        self._is_committed = is_committed
-        self._on_stuck = on_stuck
+    def __init__(self, state: RunnerState, *, tick_s: float = TICK_S) -> None:
+        self._state = state
+        self._watches = [_Watch(calls) for calls in state.calls.values()]
         self._tick_s = tick_s
 
-    def run(self, over: threading.Event) -> None:
-        """The thread's."""
-        while not over.wait(self._tick_s):
-            self.tick()
+    def tick(self) -> str | None:
+        """`tick_s` have passed in which this process ran. What is stuck, once the process is to end for it.
 
-    def tick(self) -> None:
-        """`tick_s` have passed in which this process ran."""
-        for watch in self._watches:
-            self._look(watch)
+        Before that, what had finished is committed, and which request is accused.
+        """
+        stuck = [reason for watch in self._watches if (reason := self._look(watch))]
+        return stuck[0] if stuck else None
 
-    def _look(self, watch: _Watch) -> None:
+    def _look(self, watch: _Watch) -> str | None:
         # In this order: where the number is the one of the tick before, the item is of the same call.
         item, name, number = watch.calls.item, watch.calls.name, watch.calls.number
         if not name or number != watch.number:
             watch.number, watch.num_ticks, watch.is_late = number, 0, False
-            return
+            return None
         watch.num_ticks += 1
-        bound_s = self._stall_s if watch.calls.is_warm else COLD * self._stall_s
+        bound_s = self._state.ledger.limits.engine_stall_s * (1 if watch.calls.is_warm else COLD)
         late_s = watch.num_ticks * self._tick_s - bound_s
         if late_s < 0:
-            return
+            return None
         if not watch.is_late:
             watch.is_late = True
             if item is not None:
                 _accuse(item)
-            self._on_commit()
-        elif self._is_committed() or late_s >= COMMIT_S_MAX:
-            self._on_stuck(f"the engine's {name} has not returned for {bound_s:g} s, and cannot be interrupted")
+            self._state.commit_soon()
+        elif late_s >= COMMIT_S_MAX or self._is_committed():
+            return f"the engine's {name} has not returned for {bound_s:g} s, and cannot be interrupted"
+        return None
+
+    def _is_committed(self) -> bool:
+        return not any(shard.finished or shard.accused is not None for shard in list(self._state.shards))
 
 
 def _accuse(item: PendingRequest) -> None:
     """Its record is to say that this process ends for it."""
-    batch_id, shard = item.shard.held.batch.batch_id, item.shard.held.record.n
-    log.error("request.stuck", batch_id=batch_id, shard=shard, custom_id=item.custom_id)
+    log.error("request.stuck", batch_id=item.shard.batch_id, shard=item.shard.held.record.n, custom_id=item.custom_id)
     item.shard.accused = item.line
 
 

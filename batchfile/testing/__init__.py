@@ -18,8 +18,10 @@ from collections.abc import Callable
 
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine, EchoOptions
-from batchfile.errors import EngineDead, StoreError
+from batchfile.errors import StoreError
 from batchfile.ledger.records import BatchRecord
+from batchfile.runner.answers import check_next
+from batchfile.runner.preparer import prepare_next
 from batchfile.runner.runner import IDLE_WAIT_S, Runner
 from batchfile.store.memory import MemoryStore
 from batchfile.testing.crash_points import CrashPoint, armed
@@ -44,27 +46,31 @@ __all__ = [
 
 def run_alone(runner: Runner, until: Callable[[], bool] = lambda: False) -> BatchRecord | None:
     """`runner.run()` without a thread, everything in turn and on the ledger's clock, until `until()` or its end."""
+    state, clock = runner._state, runner._ledger.clock
     runner._long_work.num_threads = 0
-    runner._loop.checks.is_threaded = False
-    runner._engine = runner._engine_host.build()
-    clock, queues = runner._ledger.clock, (runner._prefetcher.attempts, runner._prefetcher.unchecked)
+    jobs: list[Callable[[], bool]] = [
+        runner._prefetcher.tick,
+        lambda: prepare_next(state, state.attempts, "preparer"),
+        lambda: prepare_next(state, state.unchecked, "compiler"),
+        lambda: check_next(state, runner._check_process),
+    ]
+    runner._engine_host.build()
     try:
         while not runner._is_over() and not until():
             try:
-                while runner._prefetcher.tick() or any(map(runner._prefetcher.prepare_next, queues)):
+                while any(job() for job in jobs):
                     pass
-                if not runner._loop.turn(runner._engine):
+                if not runner._turn():
                     clock.sleep(IDLE_WAIT_S)
                 runner._checkpointer.tick()
                 runner._finalizer.tick()
                 runner._finalizer.janitor()
-            except EngineDead as error:
-                runner._engine = runner._replace(runner._engine, error)
             except StoreError as error:
                 clock.sleep(runner._refusals.pause_s("runner", error))
         runner._checkpointer.release_all()
-        runner._engine_host.count_steps(runner._engine)
+        runner._engine_host.retire()
     finally:
-        runner._loop.checks.close()
-        runner._engine.close()
-    return runner._finalizer.ended
+        runner._check_process.close()
+        runner._check_process.release()
+        runner._engine_host.close()
+    return state.ended

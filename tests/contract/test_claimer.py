@@ -10,13 +10,14 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches, keys, shards
+from batchfile.ledger import batches, ending, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.keys import input_key
 from batchfile.ledger.shards import Lease
 from batchfile.plan.planner import plan_input
 from batchfile.runner.claimer import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
+from batchfile.runner.state import ActiveShard, RunnerOptions, RunnerState
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
@@ -49,7 +50,8 @@ class World:
             batches.create(self.ledger, draft, self.planned)
 
     def claims(self, runner_id: str = "r") -> Claims:
-        return Claims(self.ledger, POOL, runner_id)
+        self.state = RunnerState(self.ledger, RunnerOptions(runner_id=runner_id, pool=POOL))
+        return Claims(self.state)
 
     def num_requests(self, verb: str | None = None) -> int:
         return sum(figure.num for call, figure in self.store.figures().items() if verb in {None, call.verb})
@@ -112,8 +114,8 @@ def test_the_queue_is_read_from_its_head() -> None:
     world.create("first", priority=0)
     claims = world.claims()
     assert claims.next() is not None
-    assert claims.view_of("first") is not None
-    assert claims.view_of("late099") is None
+    assert claims.knows("first")
+    assert not claims.knows("late099")
 
 
 def test_a_batch_of_a_higher_priority_is_chosen_more_often() -> None:
@@ -169,11 +171,11 @@ def test_of_a_batch_that_ends_nothing_more_is_claimed_or_read() -> None:
     world.create("b", "other")
     claims = world.claims()
     assert claims.next() is not None
-    ending = batches.end(world.ledger, "b", "canceled")
-    assert ending is not None
-    ending.close_all(world.ledger, ending, world.planned.plan)
+    record = batches.end(world.ledger, "b", "canceled")
+    assert record is not None
+    ending.close_all(world.ledger, record, world.planned.plan)
     assert {held.batch.batch_id for held in every(claims)} == {"other"}
-    assert claims.view_of("b") is None
+    assert not claims.knows("b")
     assert ending.finish(world.ledger, "b", runner="r") is not None
     world.clock.sleep(QUEUE_LIST_S)
     assert list(every(claims)) == []
@@ -191,10 +193,13 @@ def test_a_batch_is_perhaps_complete_once_nothing_of_it_is_free_or_in_work_here(
             shards.release(world.ledger, one)
     ours = list(every(claims))
     assert len(ours) == 4
-    assert claims.exhausted(lambda batch_id: True) == []
-    assert sorted(claims.exhausted(lambda batch_id: False)) == ["mine", "shared"]
+    for one in ours:
+        world.state.shards.append(ActiveShard(held=one, left=1))
+    assert claims.exhausted() == []
+    world.state.shards.clear()
+    assert sorted(claims.exhausted()) == ["mine", "shared"]
     claims.forget("shared", 0)
-    assert claims.exhausted(lambda batch_id: False) == ["mine"]
+    assert claims.exhausted() == ["mine"]
 
 
 def test_a_batch_that_can_not_be_read_now_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

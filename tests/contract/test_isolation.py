@@ -149,7 +149,7 @@ def test_a_shard_record_that_is_damaged_while_it_is_held_ends_no_runner(more: di
     kept: dict[str, bytes] = {}
 
     def damage() -> bool:
-        held = [work.held for work in runner._works if work.held.batch.batch_id == ILL]
+        held = [shard.held for shard in runner._state.shards if shard.batch_id == ILL]
         if held:
             kept[held[0].key] = data = world.read(held[0].key)
             world.store.put(held[0].key, b"\0" if more is None else json.dumps({**json.loads(data), **more}).encode())

@@ -13,13 +13,11 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_presence
 from batchfile.ledger.records import ShardRecord
-from batchfile.ledger.set_aside import SetAside
 from batchfile.plan.planner import plan_input
-from batchfile.runner.active import ActiveShard
 from batchfile.runner.checkpointer import AWAY_S_MAX, Checkpointer
 from batchfile.runner.claimer import Claims
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.stats import RunnerStats
+from batchfile.runner.state import ActiveShard, RunnerState
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable
@@ -76,12 +74,12 @@ def checkpointer(ledger: Ledger) -> Checkpointer:
     ledger.store.put(keys.input_key("b", "n"), "\n".join(rows).encode())
     planned = plan_input(ledger, "b", keys.input_key("b", "n"), routing=routing)
     batch = batches.create(ledger, batches.Draft(batch_id="b", routing=routing, defaults=Defaults()), planned)
-    works = []
+    state = RunnerState(ledger, RunnerOptions(runner_id="r", pool="local"))
     for n in range(NUM_SHARDS):
         held = shards.claim(ledger, batch, planned.plan, "local", n, runner="r")
         assert isinstance(held, shards.Lease)
-        works.append(ActiveShard(held=held, left=32))
-    return Checkpointer(ledger, Claims(ledger, "local", "r"), works, RunnerStats(), lambda work: None, SetAside(ledger))
+        state.shards.append(ActiveShard(held=held, left=32))
+    return Checkpointer(state, Claims(state))
 
 
 def states(ledger: Ledger) -> set[str]:
@@ -96,7 +94,7 @@ def test_an_end_waits_for_a_store_that_stays_away_as_long_as_for_a_few_calls(
     checkpointer.release_all()
     assert AWAY_S_MAX <= store.time.now() - began_at <= AWAY_S_MAX + 4 * CALL_S
     assert checkpointer.is_store_away
-    assert not checkpointer.is_working("b")
+    assert not checkpointer._state.shards
     store.away_until = float("-inf")
     assert states(ledger) == {"leased"}
 
@@ -114,7 +112,7 @@ def test_a_store_that_is_away_for_a_moment_hears_of_every_shard(
 def test_a_keeper_that_ends_begins_no_checkpoint(checkpointer: Checkpointer, ledger: Ledger, store: Leaving) -> None:
     store.time.sleep(ledger.limits.lease_ttl_s / 2)
     store.away_until = float("inf")
-    checkpointer.is_ending = True
+    checkpointer._state.is_over.set()
     checkpointer.tick()
     assert store.num_failures == 0
 

@@ -141,10 +141,10 @@ def test_requests_wait_for_their_schemas_aside_and_no_other_batch_waits_for_them
     engine = Compiling(go)
     with running(ledger, lambda: engine) as runner:
         try:
-            wait_for(lambda: runner.runner_stats.succeeded >= 16 and len(runner._prefetcher.unchecked) > 64)
+            wait_for(lambda: runner.runner_stats.succeeded >= 16 and len(runner._state.unchecked) > 64)
             create(ledger, "quick", [{}] * 50)
             wait_for(lambda: has_ended(ledger, "quick"))
-            assert len(runner._prefetcher.unchecked) <= 64 + 8, "no more of the batch is claimed than waits"
+            assert len(runner._state.unchecked) <= 64 + 8, "no more of the batch is claimed than waits"
             assert not has_ended(ledger, "slow")
             go.set()
             wait_for(lambda: has_ended(ledger, "slow"))

@@ -19,11 +19,14 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
 from batchfile.lines.formats import openai_chat
 from batchfile.plan.planner import plan_input
+from batchfile.runner import output_schema, schema_process
+from batchfile.runner import runner as runner_module
+from batchfile.runner.answers import check_next
+from batchfile.runner.output_schema import Demand
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.schemas import check_queue, output_schema, process
-from batchfile.runner.schemas.output_schema import Demand
-from batchfile.runner.schemas.process import CheckProcess
-from batchfile.runner.schemas.rules import Verdict
+from batchfile.runner.schema_process import CheckProcess
+from batchfile.runner.schema_rules import Verdict
+from batchfile.runner.state import Answer, RunnerState
 from batchfile.store.memory import MemoryStore
 from batchfile.testing import run_alone
 from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
@@ -123,7 +126,7 @@ def words(row: dict[str, Any]) -> str:
 def test_a_schema_that_takes_an_age_to_check_fails_alone_and_the_others_do_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(process, "TIME_S_MAX", 0.3)
+    monkeypatch.setattr(schema_process, "TIME_S_MAX", 0.3)
     asked = [("7", bomb())] * 6 + [(GOOD, SIMPLE), (GOOD, AHEAD), (BAD, AHEAD), ("text", None)] * 10
     rows = answers([params(*one) for one in asked])
     assert statuses(rows) == ["errored"] * 6 + ["succeeded", "succeeded", "errored", "succeeded"] * 10
@@ -142,7 +145,7 @@ def test_the_engine_goes_on_while_an_answer_is_checked(monkeypatch: pytest.Monke
             assert others_are_done.wait(60)
             return super().check(schema, text, owner)
 
-    monkeypatch.setattr(check_queue, "CheckProcess", Waiting)
+    monkeypatch.setattr(runner_module, "CheckProcess", Waiting)
     ledger = ledger_of([params(GOOD, AHEAD)] * 3 + [params(GOOD, SIMPLE)] * 400)
     runner = runner_of(ledger, lambda: EchoEngine(num_slots=2))
     thread = threading.Thread(target=runner.run)
@@ -161,38 +164,28 @@ def test_the_engine_goes_on_while_an_answer_is_checked(monkeypatch: pytest.Monke
 
 def test_batches_take_turns_at_being_checked() -> None:
     order: list[str] = []
-    all_there = threading.Event()
-    found = check_queue.Checks(lambda: None)
 
     class Noting(CheckProcess):
         def check(self, schema: bytes, text: str, owner: str = "") -> Verdict:
-            all_there.wait(60)
             order.append(text)
             return Verdict("fits")
 
-    found._process = Noting()
+    clock = ManualClock()
+    state = RunnerState(Ledger(store=MemoryStore(clock), clock=clock), RunnerOptions(runner_id="r", pool="p"))
     for name in ("a", "a", "a", "b", "c", "b"):
-        found.put(waiting_answer(name))
-    all_there.set()
-    deadline = time.monotonic() + 60
-    num = 0
-    while num < 6 and time.monotonic() < deadline:
-        num += len(found.take())
-        time.sleep(0.01)
-    found.close()
-    assert order[1:] == ["a", "b", "c", "a", "b"]
-    assert len(found) == 0
+        state.to_check.add(waiting_answer(name))
+    while check_next(state, Noting()):
+        pass
+    assert order == ["a", "b", "c", "a", "b", "a"]
+    assert [answer.batch_id for answer in state.checked] == order
 
 
-def waiting_answer(batch_id: str) -> check_queue.Answer:
-    held = SimpleNamespace(batch=SimpleNamespace(batch_id=batch_id))
-    item: Any = SimpleNamespace(shard=SimpleNamespace(is_dropped=False, held=held))
+def waiting_answer(batch_id: str) -> Answer:
+    item: Any = SimpleNamespace(shard=SimpleNamespace(is_dropped=False, batch_id=batch_id))
     completion = Completion(choices=(Choice(batch_id, "end_turn"),), usage=Usage())
     request = Request(custom_id="r", messages=(Message("user", "x"),), sampling=Sampling(max_tokens=9))
     wanted = [Demand(b"{}", (batch_id,), True)]
-    return check_queue.Answer(
-        item=item, request=request, completion=completion, demands=wanted, gpu_s=0.0, was_alone=False
-    )
+    return Answer(item=item, request=request, completion=completion, demands=wanted, gpu_s=0.0, was_alone=False)
 
 
 @pytest.mark.parametrize("schema", [SIMPLE, AHEAD])
@@ -238,7 +231,7 @@ def test_an_answer_fits_its_own_schema_and_its_stages() -> None:
 
 
 def test_a_stages_schema_is_checked_where_it_may_take_long_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "TIME_S_MAX", 0.3)
+    monkeypatch.setattr(schema_process, "TIME_S_MAX", 0.3)
     rows = answers([params(GOOD, None), params(BAD, None)], output_schema=AHEAD)
     assert [words(row) for row in rows] == ["", "model_error: Output validation failed"]
     rows = answers([params("7", None)] * 4, output_schema=bomb())
@@ -247,8 +240,10 @@ def test_a_stages_schema_is_checked_where_it_may_take_long_too(monkeypatch: pyte
     }
 
 
-def test_one_that_runs_alone_and_does_not_fit_runs_alone_again() -> None:
-    asked = [params("POISON" if n == 5 else BAD if n % 2 else GOOD, AHEAD) for n in range(24)]
+@pytest.mark.parametrize("seed", [{}, {"seed": 7}])
+def test_one_that_runs_alone_and_does_not_fit_runs_alone_again(seed: dict[str, int]) -> None:
+    """With a seed, another attempt is another request: it is prepared on the loop's thread."""
+    asked = [params("POISON" if n == 5 else BAD if n % 2 else GOOD, AHEAD, **seed) for n in range(24)]
     rows = answers(asked, lambda: FaultyEchoEngine(num_slots=16, faults=EchoFaults(poison="POISON")))
     found = [row["error"] and row["error"]["type"] for row in rows]
     assert found == ["engine_crash" if n == 5 else "model_error" if n % 2 else None for n in range(24)]

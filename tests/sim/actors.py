@@ -154,7 +154,7 @@ class RunnerProcess(Process):
         return SimEngine(self, self._started, num_slots=shape.num_slots, token_s=shape.token_s)
 
     def _started(self, key: int, custom_id: str) -> None:
-        item = self.runner._loop.in_flight[key]  # the simulator looks where no other test has to
+        item = self.runner._state.in_flight[key]  # the simulator looks where no other test has to
         self._stage.model.started(self, item.shard.held, item.line, custom_id)
 
     def _run(self) -> None:

@@ -41,9 +41,9 @@ class Lock:
 
 
 class Condition:
-    """Nothing switches between `with` and `wait`, so there is no lock in it."""
+    """Nothing switches between `with` and `wait`, so it does without its lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: Lock | None = None) -> None:
         self._waiting: list[Strand] = []
 
     def __enter__(self) -> "Condition":
@@ -157,13 +157,14 @@ def current_thread() -> object:
     return strand.thread if strand is not None and strand.thread is not None else SimpleNamespace(name="main")
 
 
-GREEN = SimpleNamespace(Lock=Lock, Condition=Condition, Event=Event, Thread=Thread, current_thread=current_thread)
+GREEN = SimpleNamespace(
+    Lock=Lock, RLock=Lock, Condition=Condition, Event=Event, Thread=Thread, current_thread=current_thread
+)
 
 THREADED = (
     "batchfile.runner.runner",
-    "batchfile.runner.fair_queue",
-    "batchfile.runner.schemas.check_queue",
-    "batchfile.runner.checkpointer",
+    "batchfile.runner.state",
+    "batchfile.runner.queues",
     "batchfile.ledger.status",
     "batchfile.ledger.parallel",
     "batchfile.long_work",
@@ -183,12 +184,6 @@ WAITS = {
 @contextmanager
 def installed(*, is_patient: bool = True) -> Iterator[None]:
     """The library's threads are strands, its log goes to the trace; its polls are few if `is_patient`."""
-    from batchfile.runner import prefetcher
-    from batchfile.runner.active import ActiveShard
-
-    def shard_work(**fields: Any) -> ActiveShard:
-        return ActiveShard(lock=Lock(), **fields)  # type: ignore[arg-type]
-
     before = structlog.get_config()
     structlog.configure(wrapper_class=_ToTrace, processors=[])
     with ExitStack() as stack:
@@ -200,7 +195,6 @@ def installed(*, is_patient: bool = True) -> Iterator[None]:
             stack.enter_context(patch(f"{module}.threading", GREEN))
         for name, value in WAITS.items() if is_patient else ():
             stack.enter_context(patch(name, value))
-        stack.enter_context(patch.object(prefetcher, "ActiveShard", shard_work))
         try:
             yield
         finally:

@@ -36,7 +36,7 @@ from batchfile.lines.result import encode_part
 from batchfile.plan import pending as plan_pending
 from batchfile.runner.checkpointer import Checkpointer
 from batchfile.runner.claimer import BatchView, Claims
-from batchfile.runner.tenant_turns import Turns
+from batchfile.runner.queues import Turns
 from batchfile.types import Counts
 from tests.sim.store import ProcessStore
 from tests.sim.world import World

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.engine.base import Prepared
-from batchfile.runner import bisect
-from batchfile.runner.active import PendingRequest
+from batchfile.runner.engine_host import judge
+from batchfile.runner.state import PendingRequest
 
 
 def items(num: int) -> list[PendingRequest]:
@@ -19,7 +19,7 @@ def items(num: int) -> list[PendingRequest]:
 def test_the_first_two_deaths_make_no_suspects() -> None:
     flight = items(3)
     for _ in range(2):
-        verdicts = bisect.judge(flight, was_alone=False)
+        verdicts = judge(flight, was_alone=False)
         assert verdicts.again == flight
         assert not verdicts.alone
 
@@ -27,8 +27,8 @@ def test_the_first_two_deaths_make_no_suspects() -> None:
 def test_the_third_death_in_common_makes_suspects_of_exactly_those() -> None:
     flight = items(3)
     for _ in range(2):
-        bisect.judge(flight[:2], was_alone=False)
-    verdicts = bisect.judge(flight, was_alone=False)
+        judge(flight[:2], was_alone=False)
+    verdicts = judge(flight, was_alone=False)
     assert verdicts.again == [flight[2]]
     assert verdicts.alone == [flight[:2]]
 
@@ -42,7 +42,7 @@ def test_the_poison_is_found_by_halving_and_nobody_else_is_guilty(num: int, data
         group = queue.pop(0)
         if killer in group:
             deaths += 1
-            verdicts = bisect.judge(group, was_alone=True)
+            verdicts = judge(group, was_alone=True)
             found += verdicts.poison
             queue += [half for half in verdicts.alone if half]
     assert found == [killer]

@@ -3,18 +3,17 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from batchfile.runner.active import PendingRequest
-from batchfile.runner.fair_queue import FairQueue, Job
+from batchfile.runner.queues import FairQueue
+from batchfile.runner.state import Job, PendingRequest
 from batchfile.types import Request
 
 
 def job(batch_id: str, number: int = 0) -> Job:
-    held = SimpleNamespace(batch=SimpleNamespace(batch_id=batch_id))
-    item = SimpleNamespace(shard=SimpleNamespace(held=held), line=number, size=10)
+    item = SimpleNamespace(shard=SimpleNamespace(batch_id=batch_id), line=number, size=10)
     return Job(cast("PendingRequest", item), cast("Request", None))
 
 
-def served(queue: FairQueue, num: int, costs: dict[str, float]) -> list[str]:
+def served(queue: FairQueue[Job], num: int, costs: dict[str, float]) -> list[str]:
     """The batches of the next `num` jobs, each of which takes what its batch's jobs take."""
     order: list[Any] = []
     for _ in range(num):
@@ -26,7 +25,7 @@ def served(queue: FairQueue, num: int, costs: dict[str, float]) -> list[str]:
 
 
 def test_a_batch_of_slow_jobs_gets_as_much_time_as_one_of_quick_jobs() -> None:
-    queue = FairQueue()
+    queue = FairQueue[Job]()
     for batch_id in ("slow", "quick"):
         for number in range(1000):
             queue.add(job(batch_id, number))
@@ -35,7 +34,7 @@ def test_a_batch_of_slow_jobs_gets_as_much_time_as_one_of_quick_jobs() -> None:
 
 
 def test_jobs_that_cost_nothing_take_turns_and_those_of_a_batch_stay_in_order() -> None:
-    queue = FairQueue()
+    queue = FairQueue[Job]()
     for number in range(3):
         queue.add(job("a", number))
     for number in range(3):
@@ -48,7 +47,7 @@ def test_jobs_that_cost_nothing_take_turns_and_those_of_a_batch_stay_in_order() 
 
 
 def test_a_batch_that_comes_late_is_served_next_and_does_not_make_up_for_its_absence() -> None:
-    queue = FairQueue()
+    queue = FairQueue[Job]()
     for number in range(100):
         queue.add(job("old", number))
     served(queue, 50, {"old": 1.0})
@@ -60,7 +59,7 @@ def test_a_batch_that_comes_late_is_served_next_and_does_not_make_up_for_its_abs
 
 
 def test_a_batch_cannot_skip_the_line_by_coming_back_each_time() -> None:
-    queue = FairQueue()
+    queue = FairQueue[Job]()
     for number in range(1000):
         queue.add(job("quick", number))
     order = []
@@ -72,11 +71,11 @@ def test_a_batch_cannot_skip_the_line_by_coming_back_each_time() -> None:
 
 
 def test_it_counts_what_waits() -> None:
-    queue = FairQueue()
+    queue = FairQueue[Job]()
     assert queue.take() is None
     queue.add(job("a"))
     queue.add(job("b"))
-    assert (queue.num_of("a"), queue.num_of("c"), queue.size_bytes) == (1, 0, 20)
+    assert (queue.num_of("a"), queue.num_of("c"), queue.size) == (1, 0, 20)
     queue.take()
     queue.take()
-    assert (queue.num_of("a"), queue.size_bytes) == (0, 0)
+    assert (queue.num_of("a"), queue.size) == (0, 0)

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.formats.shared import SEED_MAX
-from batchfile.runner.schemas import output_schema as rules
-from batchfile.runner.schemas.output_schema import (
+from batchfile.runner import output_schema as rules
+from batchfile.runner.output_schema import (
     Demand,
     OutputSchema,
     next_try,
@@ -17,7 +17,7 @@ from batchfile.runner.schemas.output_schema import (
     own_schema,
     unguided,
 )
-from batchfile.runner.schemas.rules import NOT_JSON, Verdict, judged
+from batchfile.runner.schema_rules import NOT_JSON, Verdict, judged
 from batchfile.types import (
     Choice,
     Completion,
@@ -53,8 +53,8 @@ def answer(*texts: str, reason: StopReason = "end_turn") -> Completion:
 def schema_mismatch(asked: Request, completion: Completion, batch: OutputSchema | None = None) -> Demand | None:
     """What the answer does not fit; the same whoever checks it."""
     wanted = rules.demands(asked, completion, own_schema(asked), batch)
-    found, judgement = rules.first_mismatch(wanted), rules.first_verdict(wanted, judged)
-    assert found is None or found[1] == "mismatch"
+    found, judgement = rules.first_mismatch(wanted, rules.judged_here), rules.first_mismatch(wanted, judged)
+    assert found is None or found[1].kind == "mismatch"
     assert (found and found[0]) == (judgement and judgement[0])
     return None if found is None else found[0]
 

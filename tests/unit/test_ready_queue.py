@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 from batchfile.engine.base import Prepared
-from batchfile.runner.active import PendingRequest
-from batchfile.runner.ready_queue import ReadyQueue
+from batchfile.runner.queues import ReadyQueue
+from batchfile.runner.state import PendingRequest
 
 
 def item(key: int, *, cost: int = 1, prefix: int = 0, shard: object = None) -> PendingRequest:

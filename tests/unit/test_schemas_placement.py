@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.runner.schemas.placement import COST_MAX, PARTS_MAX, num_parts, place_of
+from batchfile.runner.output_schema import COST_MAX, PARTS_MAX, num_parts, place_of
 
 REFERRED = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",

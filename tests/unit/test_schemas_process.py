@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from batchfile.engine.schemas.compile import answer_of
-from batchfile.runner.schemas import process as schemas_process
-from batchfile.runner.schemas.process import CheckProcess
+from batchfile.runner import schema_process as schemas_process
+from batchfile.runner.schema_process import CheckProcess
 
 ROOT = Path(__file__).parents[2]
 AHEAD = msgspec.json.encode({"type": "string", "pattern": "^(?!bad)"})
@@ -140,7 +140,7 @@ def test_closing_ends_it(process: CheckProcess) -> None:
 
 def test_it_does_not_outlive_its_owner_that_is_killed_in_a_check() -> None:
     program = (
-        "from batchfile.runner.schemas import process as schemas\n"
+        "from batchfile.runner import schema_process as schemas\n"
         "schemas.TIME_S_MAX = 1.0\n"
         "process = schemas.CheckProcess()\n"
         f"process.check({AHEAD!r}, '1')\n"

@@ -33,7 +33,7 @@ ALLOWED = {
     "transformers": ("batchfile/engine/vllm/", "batchfile/engine/fit.py"),
     "aiohttp": ("batchfile/engine/http/connection.py", "batchfile/client/http_client.py"),
     "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_client.py"),
-    "jsonschema_rs": ("batchfile/runner/schemas/",),
+    "jsonschema_rs": ("batchfile/runner/schema_rules.py",),
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/", "batchfile/local/display.py"),

@@ -1,38 +1,38 @@
 """A call of the engine that does not return: by counted ticks, not by a clock."""
 
-import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from batchfile.clock import ManualClock
 from batchfile.engine.vllm.steps import COLD as COLD_ENGINE
 from batchfile.engine.vllm.steps import Stall
-from batchfile.runner.active import PendingRequest
-from batchfile.runner.watchdog import COLD, COMMIT_S_MAX, Calls, Watchdog
+from batchfile.ledger.base import Ledger, Limits
+from batchfile.runner.state import PendingRequest, RunnerOptions, RunnerState
+from batchfile.runner.watchdog import COLD, COMMIT_S_MAX, Watchdog
+from batchfile.store.memory import MemoryStore
 
 
 class World:
-    def __init__(self, stall_s: float = 10.0) -> None:
-        self.calls = Calls(is_warm=True)
-        self.num_commits = 0
-        self.is_committed = True
-        self.stuck: list[str] = []
-        self.dog = Watchdog(
-            [Calls(), self.calls],
-            stall_s,
-            on_commit=self._commit,
-            is_committed=lambda: self.is_committed,
-            on_stuck=self.stuck.append,
-            tick_s=1.0,
-        )
+    """A runner's state in which one shard has a line that is not committed, unless `is_committed`."""
 
-    def _commit(self) -> None:
-        self.num_commits += 1
+    def __init__(self, stall_s: float = 10.0) -> None:
+        ledger = Ledger(store=MemoryStore(ManualClock()), limits=Limits(engine_stall_s=stall_s))
+        self.state = RunnerState(ledger, RunnerOptions(runner_id="r", pool="p"))
+        self.calls = self.state.calls["loop"]
+        self.calls.is_warm = True
+        held = SimpleNamespace(record=SimpleNamespace(n=0))
+        self.shard: Any = cast("Any", SimpleNamespace(batch_id="b", held=held, accused=None, finished=[]))
+        self.state.shards.append(self.shard)
+        self.stuck: list[str] = []
+        self._dog = Watchdog(self.state, tick_s=1.0)
 
     def ticks(self, num: int) -> None:
         for _ in range(num):
-            self.dog.tick()
+            reason = self._dog.tick()
+            if reason is not None:
+                self.stuck.append(reason)
 
 
 @pytest.mark.parametrize("name", ["add", "step"])
@@ -40,22 +40,24 @@ def test_a_call_that_does_not_return_ends_the_process_after_a_commit(name: str) 
     world = World()
     world.calls.enter(name)
     world.ticks(10)
-    assert (world.num_commits, world.stuck) == (0, [])
+    assert (world.state.is_urgent, world.stuck) == (False, [])
     world.ticks(1)
-    assert (world.num_commits, world.stuck) == (1, [])
+    assert (world.state.is_urgent, world.state.commit_due.is_set(), world.stuck) == (True, True, [])
     world.ticks(1)
     assert world.stuck == [f"the engine's {name} has not returned for 10 s, and cannot be interrupted"]
 
 
 def test_a_call_about_one_request_alone_names_it() -> None:
     world = World()
-    held = SimpleNamespace(batch=SimpleNamespace(batch_id="b"), record=SimpleNamespace(n=0))
-    shard: Any = SimpleNamespace(held=held, accused=None)
-    world.calls.enter("prepare", cast("PendingRequest", SimpleNamespace(shard=shard, line=7, custom_id="r7")))
+    calls = world.state.calls["preparer"]
+    calls.enter("prepare", cast("PendingRequest", SimpleNamespace(shard=world.shard, line=7, custom_id="r7")))
     world.ticks(10)
-    assert world.num_commits == 0
-    world.ticks(2)
-    assert (shard.accused, world.num_commits, len(world.stuck)) == (7, 1, 1)
+    assert not world.state.is_urgent
+    world.ticks(1)
+    assert (world.shard.accused, world.state.is_urgent, world.stuck) == (7, True, [])
+    world.shard.accused = None  # it was written down
+    world.ticks(1)
+    assert len(world.stuck) == 1
 
 
 def test_many_calls_are_not_one_long_call() -> None:
@@ -70,17 +72,17 @@ def test_many_calls_are_not_one_long_call() -> None:
 
 def test_a_commit_is_waited_for_but_not_for_ever() -> None:
     world = World()
-    world.is_committed = False
+    world.shard.finished = ["a line"]
     world.calls.enter("step")
     world.ticks(10 + int(COMMIT_S_MAX))
-    assert (world.num_commits, world.stuck) == (1, [])
+    assert (world.state.is_urgent, world.stuck) == (True, [])
     world.ticks(1)
     assert len(world.stuck) == 1
 
 
 def test_a_call_that_returns_during_the_commit_is_forgiven() -> None:
     world = World()
-    world.is_committed = False
+    world.shard.finished = ["a line"]
     world.calls.enter("step")
     world.ticks(12)
     world.calls.leave()
@@ -93,18 +95,9 @@ def test_an_engine_that_has_answered_nothing_yet_gets_longer() -> None:
     world.calls.is_warm = False
     world.calls.enter("step")
     world.ticks(10 * COLD)
-    assert world.num_commits == 0
+    assert not world.state.is_urgent
     world.ticks(2)
     assert len(world.stuck) == 1
-
-
-def test_the_thread_ends_with_the_run() -> None:
-    world, over = World(), threading.Event()
-    thread = threading.Thread(target=world.dog.run, args=(over,))
-    thread.start()
-    over.set()
-    thread.join(60)
-    assert not thread.is_alive()
 
 
 def look(stall: Stall, now: float, *, moves: int, has_stepped: bool = False) -> bool:

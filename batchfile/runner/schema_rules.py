@@ -1,10 +1,19 @@
-"""Is a text JSON that fits a schema? The one place that knows jsonschema-rs; it knows no request."""
+"""Is a text JSON that fits a schema? The one place that knows jsonschema-rs; it knows no request.
 
+As a program it checks texts, one after the other, each within a bound on processor time: schema_process.py starts it.
+The system ends it once a check takes too long (SIGPROF), or too much memory; it ends by itself when its standard input
+closes.
+"""
+
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+
+from batchfile.child_env import begin_child, limit_memory
+from batchfile.engine.schemas.compile_worker import read, write
 
 SCHEMAS_KEPT = 64  # compiled ones, in one process
 # Of one `pattern` on one string, about 10 ms; a string that takes more does not fit. The library's own limit is ten
@@ -14,6 +23,9 @@ PLACE_CHARS_MAX = 200
 PROBLEM_CHARS_MAX = 500
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 NOT_JSON = "the answer is not JSON"
+
+READY = b"READY"
+MEMORY_MAX = 1024**3  # bytes of address space of the program, in addition to what it has when it starts
 
 Kind = Literal["fits", "mismatch", "unusable", "unknown"]
 
@@ -41,7 +53,7 @@ def kind_of(schema: bytes, text: str) -> Kind:
 
 
 def judged(schema: bytes, text: str) -> Verdict:
-    """Takes as long as it takes: see placement.py."""
+    """Takes as long as it takes: see `place_of` in output_schema.py."""
     import jsonschema_rs
 
     kind = kind_of(schema, text)
@@ -160,3 +172,29 @@ def _compiled(schema: dict[str, Any]) -> Any:
 
 def _refuse(uri: str) -> Any:
     raise ValueError(f"a schema stands alone; {uri} is not read")
+
+
+def serve(requests: int, answers: int) -> None:
+    """Until `requests` closes. A request: the bound in seconds, the schema, the text."""
+    write(answers, READY)
+    while True:
+        try:
+            time_s, schema, text = read(requests)
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_PROF, float(time_s))
+        verdict = judged(schema, text.decode("utf-8", "surrogatepass"))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        write(answers, verdict.kind.encode(), verdict.why.encode("utf-8", "replace"))
+
+
+def main() -> None:
+    answers = begin_child()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    limit_memory(MEMORY_MAX)
+    serve(0, answers)
+
+
+if __name__ == "__main__":
+    main()

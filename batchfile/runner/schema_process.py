@@ -1,4 +1,4 @@
-"""Has answers checked in a process that may be killed (worker.py), with bounds on time and memory.
+"""Has answers checked in a process that may be killed (schema_rules.py), with bounds on time and memory.
 
 What checks a schema cannot be interrupted, and holds up every thread of its process meanwhile.
 """
@@ -15,8 +15,8 @@ import structlog
 from batchfile.child_env import child_environment, start_child
 from batchfile.engine.schemas.compile import SLOW_MAX, SlowOwners, answer_of
 from batchfile.engine.schemas.compile_worker import write
-from batchfile.runner.schemas import worker as schemas_worker
-from batchfile.runner.schemas.rules import Kind, Verdict
+from batchfile.runner import schema_rules
+from batchfile.runner.schema_rules import Kind, Verdict
 
 log = structlog.get_logger()
 
@@ -27,7 +27,7 @@ ANSWER_S_MAX = 60.0  # by the clock: a busy machine fails none before that
 START_S_MAX = 60.0
 TRIES = 2  # the process may have been killed from outside
 
-TOO_LARGE = f"ends the process that does it, which may use {schemas_worker.MEMORY_MAX >> 30} GiB"
+TOO_LARGE = f"ends the process that does it, which may use {schema_rules.MEMORY_MAX >> 30} GiB"
 
 
 class CheckProcess:
@@ -95,7 +95,7 @@ class CheckProcess:
             if worker is not None and worker.poll() is None:
                 return worker
             self.release()
-            worker = self._worker = start_child("-P", "-m", schemas_worker.__name__, env=child_environment())
+            worker = self._worker = start_child("-P", "-m", schema_rules.__name__, env=child_environment())
         try:
             answer_of(worker, START_S_MAX)
         except (OSError, EOFError, TimeoutError):

@@ -1,0 +1,79 @@
+"""Makes requests ready for the engine: when they are prefetched, for another attempt, or once a schema is compiled.
+
+Functions over the runner's state. `thread` is the one that runs them, by its name in `RunnerState.calls`.
+"""
+
+from dataclasses import replace
+
+from batchfile.engine.base import Prepared, SchemaUnchecked
+from batchfile.errors import InvalidRequest
+from batchfile.lines.result import FinishedLine, encode_result
+from batchfile.runner.output_schema import unguided
+from batchfile.runner.queues import FairQueue
+from batchfile.runner.state import ActiveShard, Job, RunnerState
+from batchfile.types import Failure
+
+
+def prepare_next(state: RunnerState, queue: FairQueue[Job], thread: str) -> bool:
+    """Prepare one request of `state.attempts` or `state.unchecked`; False: none waits.
+
+    On a thread for each: the prefetcher may wait for the store, and a schema may take a minute.
+    """
+    job = queue.take() if state.may_prefetch else None
+    if job is None:
+        return False
+    began_at = state.now()
+    if not job.item.shard.is_dropped and make_ready(state, job, thread):
+        state.push([job.item], is_alone=job.is_alone)
+    queue.charge(job, state.now() - began_at)
+    return True
+
+
+def make_ready(state: RunnerState, job: Job, thread: str) -> bool:
+    """Prepare it; not guided where the engine refuses the batch's schema.
+
+    False: it waits for its schema now, or it can never be served and is settled already.
+    """
+    item, request, output_schema = job.item, job.request, job.item.shard.output_schema
+    try:
+        item.prepared = prepare(state, job, thread)
+    except SchemaUnchecked:
+        state.unchecked.add(job)
+        return False
+    except InvalidRequest as error:
+        if output_schema is None or not output_schema.is_guided(request):
+            fail(state, item.shard, item.line, item.custom_id, error)
+            return False
+        if not make_ready(state, replace(job, request=unguided(request)), thread):
+            return False  # something else is wrong with it
+        output_schema.stop_guiding(str(error))
+        return True
+    if item.request is not None:  # its answer is checked: the next attempt follows from this one
+        item.request = request
+    return True
+
+
+def prepare(state: RunnerState, job: Job, thread: str) -> Prepared:
+    """Raises: InvalidRequest; SchemaUnchecked, on a thread that is not to wait for a schema."""
+    assert state.engine is not None
+    calls = state.calls[thread]
+    calls.enter("prepare", job.item)
+    try:
+        return state.engine.prepare(job.request)
+    except SchemaUnchecked as unchecked:
+        if thread not in {"compiler", "loop"}:
+            raise
+        finish = unchecked.finish
+    finally:
+        calls.leave()
+    return finish(job.batch_id)  # it has bounds of its own
+
+
+def fail(
+    state: RunnerState, shard: ActiveShard, line: int, custom_id: str | None, error: InvalidRequest | Failure
+) -> None:
+    """What the engine never gets."""
+    failure = error if isinstance(error, Failure) else Failure(type=error.type, message=str(error))
+    with state.changed:
+        state.stats.refused += 1
+    state.finish(shard, FinishedLine(line, failure.status, encode_result(custom_id, failure, "")))
