@@ -13,8 +13,10 @@ from hypothesis import settings
 from batchfile.engine.vllm.cpu import BIND, core_shares, read_cpu
 from batchfile.engine.vllm.processes import ProcessGuard
 
-# No test depends on a timing: a busy machine makes none of them fail.
-settings.register_profile("batchfile", deadline=None)
+# No test depends on a timing or on a draw: neither a busy machine nor a fresh example makes one of them fail. The long
+# form draws (`--hypothesis-profile=long`).
+settings.register_profile("batchfile", deadline=None, derandomize=True)
+settings.register_profile("long", deadline=None, max_examples=500)
 settings.load_profile("batchfile")
 
 # With a real model no time is right for every machine: this is for what hangs.

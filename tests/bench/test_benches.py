@@ -1,4 +1,7 @@
-"""Each bench runs to its end at a small size. What it measures is judged by hand, at full size."""
+"""Each bench runs to its end at a small size: the long form. What it measures is judged by hand, at full size.
+
+Where virtual time or requests are judged, which are the same on every machine, it is done every time.
+"""
 
 import json
 import subprocess
@@ -19,19 +22,23 @@ def run(name: str, *options: str) -> dict[str, object]:
     return row
 
 
+@pytest.mark.long
 def test_the_host_bench_completes() -> None:
     assert run("host.py", "--requests", "20000")["requests"] == 20000
 
 
+@pytest.mark.long
 def test_the_ingest_bench_completes() -> None:
     assert run("ingest.py", "--mib", "8", "--rounds", "1")["bench"] == "ingest"
 
 
+@pytest.mark.long
 def test_the_results_bench_completes() -> None:
     row = run("results.py", "--results", "20000", "--rounds", "1", "--core", "0")
     assert row["results"] == 20000
 
 
+@pytest.mark.long
 def test_the_roundtrip_bench_completes() -> None:
     assert run("roundtrip.py", "--batches", "3")["batches"] == 3
 
@@ -69,12 +76,14 @@ def test_the_cost_bench_completes_and_a_shard_costs_no_more_than_promised() -> N
     assert shard["read"] <= 14
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 def test_the_engine_bench_completes(model_path: str) -> None:
     row = run("engine.py", "--model", model_path, "--enforce-eager", "--requests", "8", "--rounds", "1")
     assert row["requests"] == 8
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 def test_the_cpu_bench_completes(model_path: str) -> None:
     row = run("cpu.py", "--model", model_path, "--cases", "chosen", "--requests", "2", "--max-tokens", "4")

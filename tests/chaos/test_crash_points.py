@@ -1,7 +1,8 @@
 """Real processes that kill themselves at a named write; another process goes on, and nothing is lost or done twice.
 
 Nothing between two writes can be seen from outside: right after one is right before the next. Processes that do not
-know each other run side by side, a few at a time.
+know each other run side by side, a few at a time. The short form has some of the points: every write of a runner and
+an assembler is tried in one process by test_crash_at_every_write.py.
 """
 
 import json
@@ -34,29 +35,25 @@ WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 BATCHES = "/v1/messages/batches"
 
 # A run creates as the API does and works as a runner does: of these, where it is alone.
-RUN = ("link-input:after", "put-idempotency:after", "put-batch:after", "commit-results:after")
-RUNNER = (
+Points = tuple[str, ...]
+RUN = ("put-batch:after", "commit-results:after")
+RUN_LONG = ("link-input:after", "put-idempotency:after")
+RUNNER = ("put-shard:after:4", "put-part:after", "commit-results:after", "put-batch:after")
+RUNNER_LONG = (
     "put-runners:after",
     "put-shard:after",
-    "put-shard:after:4",
     "put-part:before",
-    "put-part:after",
     "put-assembly:after",
-    "commit-results:after",
     "put-batch:before",
-    "put-batch:after",
     "delete-queue:after",
     "delete-part:after",
 )
-API = (
-    "put-idempotency:after",
-    "commit-input:after",
-    "put-plan:after",
-    "put-queue:after",
-    "put-index:after",
-    "put-batch:before",
-    "put-batch:after",
-)
+API = ("put-idempotency:after", "put-plan:after", "put-batch:after")
+API_LONG = ("commit-input:after", "put-queue:after", "put-index:after", "put-batch:before")
+
+
+def forms(short: Points, long: Points) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("points", [short, pytest.param(long, marks=pytest.mark.long)], ids=["short", "long"])
 
 
 def test_without_the_variable_a_store_is_itself() -> None:
@@ -77,32 +74,37 @@ def test_points_are_named_after_what_is_written() -> None:
     assert [kind_of(key) for key in ("queue/p/1-2-b", "runners/p/r.json")] == ["queue", "runners"]
 
 
-def test_a_run_killed_at_any_point_is_finished_by_the_same_command(tmp_path: Path) -> None:
+@forms(RUN, RUN_LONG)
+def test_a_run_killed_at_any_point_is_finished_by_the_same_command(tmp_path: Path, points: Points) -> None:
     with ThreadPoolExecutor(NUM_AT_ONCE) as threads:
-        problems = list(threads.map(lambda point: killed_run(tmp_path / point.replace(":", "-"), point), RUN))
+        problems = list(threads.map(lambda point: killed_run(tmp_path / point.replace(":", "-"), point), points))
     assert [problem for problem in problems if problem] == []
 
 
-def test_a_runner_killed_at_any_point_is_followed_by_another(tmp_path: Path) -> None:
+@forms(RUNNER, RUNNER_LONG)
+def test_a_runner_killed_at_any_point_is_followed_by_another(tmp_path: Path, points: Points) -> None:
     with ThreadPoolExecutor(NUM_AT_ONCE) as threads:
-        problems = list(threads.map(lambda point: killed_runner(tmp_path / point.replace(":", "-"), point), RUNNER))
+        problems = list(threads.map(lambda point: killed_runner(tmp_path / point.replace(":", "-"), point), points))
     assert [problem for problem in problems if problem] == []
 
 
-def test_a_create_cut_off_at_any_point_is_completed_by_its_repetition_at_another_replica(tmp_path: Path) -> None:
+@forms(API, API_LONG)
+def test_a_create_cut_off_at_any_point_is_completed_by_its_repetition_at_another_replica(
+    tmp_path: Path, points: Points
+) -> None:
     store, whole = tmp_path / "store", tmp_path / "whole"
     store.mkdir()
     other, port = start_api(store, whole, "")
     try:
         with ThreadPoolExecutor(NUM_AT_ONCE) as threads:
-            problems = list(threads.map(lambda point: killed_create(tmp_path, point, port), API))
+            problems = list(threads.map(lambda point: killed_create(tmp_path, point, port), points))
         assert [problem for problem in problems if problem] == []
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S, trust_env=False) as http:
             listed = http.get("/api/batches", params={"limit": "100"}).json()["data"]
     finally:
         other.kill()
         code_of(other)
-    assert len(listed) == len(API), "a key made more than one batch"
+    assert len(listed) == len(points), "a key made more than one batch"
     assert code_of(start_runner(store, tmp_path / "log", "")) == 0
     for batch in listed:
         assert len(results(store, batch["id"])) == NUM_REQUESTS

@@ -19,6 +19,7 @@ from batchfile.store.directory import DirectoryStore
 
 NUM_REQUESTS = 400
 NUM_KILLS = 20
+SHORT_FORM = 5  # each of so many kills is one of the short form
 SECONDS_PER_TOKEN = 0.004  # an unbroken run then generates for about two seconds
 RUN_TIMEOUT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 
@@ -98,7 +99,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
     return echo.output.read_bytes(), time.monotonic() - started_at
 
 
-@pytest.mark.parametrize("moment", range(NUM_KILLS))
+@pytest.mark.parametrize(
+    "moment", [pytest.param(n, marks=[pytest.mark.long] * (n % SHORT_FORM != 2)) for n in range(NUM_KILLS)]
+)
 def test_a_killed_run_continues_without_loss_or_repetition(
     moment: int, unbroken: tuple[bytes, float], tmp_path: Path
 ) -> None:

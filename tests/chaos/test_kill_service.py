@@ -42,6 +42,7 @@ def requests() -> Iterator[bytes]:
         yield json.dumps({"custom_id": f"lead_{number}_email", "params": params}).encode() + b"\n"
 
 
+@pytest.mark.long
 def test_every_process_may_be_killed_and_the_batch_ends_with_one_result_each(fleet: Fleet) -> None:
     for name in NAMES:
         fleet.start(name)

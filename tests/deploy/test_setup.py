@@ -35,11 +35,18 @@ fleet = []
 parquet = []
 s3 = []
 """
+# HELD names a file that says that pip is in the middle of its work, which goes on when the file is gone.
 BACKEND = """
-import sys
+import os, sys, time
+from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tiny_wheel import put_wheel
 def build_editable(folder, config_settings=None, metadata_directory=None):
+    if "HELD" in os.environ:
+        held = Path(os.environ["HELD"])
+        held.touch()
+        while held.exists():
+            time.sleep(0.02)
     return put_wheel(folder, "batchfile", "0.1").name
 """
 
@@ -61,9 +68,10 @@ class Checkout:
     def command(self, *options: str) -> list[str]:
         return [str(self.python), str(self.root / "deploy" / "local.py"), *options]
 
-    def start(self, *options: str) -> "subprocess.Popen[str]":
+    def start(self, *options: str, **environ: str) -> "subprocess.Popen[str]":
+        given = {**self.environ, **environ}
         return subprocess.Popen(
-            self.command(*options), env=self.environ, stderr=subprocess.PIPE, text=True, start_new_session=True
+            self.command(*options), env=given, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
     def run(self, *options: str, **environ: str) -> "subprocess.CompletedProcess[str]":
@@ -168,11 +176,14 @@ def wait_for(sight: Path) -> None:
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
 def test_a_set_up_that_is_stopped_in_the_middle_is_completed_by_the_next(
-    checkout: Checkout, blow: signal.Signals
+    checkout: Checkout, blow: signal.Signals, tmp_path: Path
 ) -> None:
-    first = checkout.start()
-    wait_for(checkout.root / ".venv" / ".setup-tmp" / "wanted.txt")  # pip is at work
+    held = tmp_path / "held"
+    first = checkout.start(HELD=str(held))
+    wait_for(held)
     os.kill(first.pid, blow) if blow == signal.SIGKILL else os.killpg(first.pid, blow)
+    first.wait(PATIENCE_S)
+    held.unlink()  # a pip that outlives its set-up goes on
     _, told = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130)
     assert blow == signal.SIGKILL or "Run the same command again" in told

@@ -1,4 +1,5 @@
-"""`kill -9` of `batchfile run` on real vLLM, three times over one batch; the fourth command finishes it.
+"""`kill -9` of `batchfile run` on real vLLM, once or, in the long form, three times over one batch; the next command
+finishes it.
 
 What a checkpoint held is not generated again: the last process answers exactly what was missing when it began.
 """
@@ -23,7 +24,6 @@ EXAMPLE = ROOT / "examples" / "leads.jsonl"
 BENCH = ROOT / "tests" / "bench" / "engine.py"
 NUM_REQUESTS = 40
 MAX_TOKENS = 12
-NUM_KILLS = 3
 MARK = "BATCHFILE_TEST_KILL"
 
 pytestmark = pytest.mark.vllm
@@ -96,9 +96,10 @@ def kill_after_progress(folder: Path, model: str, mark: str) -> None:
     assert committed(folder) > before
 
 
-def test_three_kills_lose_nothing_and_repeat_nothing_committed(tmp_path: Path, model_path: str) -> None:
+@pytest.mark.parametrize("num_kills", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_kills_lose_nothing_and_repeat_nothing_committed(tmp_path: Path, model_path: str, num_kills: int) -> None:
     wanted = write_input(tmp_path)
-    for number in range(NUM_KILLS):
+    for number in range(num_kills):
         kill_after_progress(tmp_path, model_path, f"{os.getpid()}-{number}")
     left = NUM_REQUESTS - committed(tmp_path)
     assert left > 0
@@ -112,6 +113,7 @@ def test_three_kills_lose_nothing_and_repeat_nothing_committed(tmp_path: Path, m
     assert {row["status"] for row in rows} == {"succeeded"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_bench_that_is_ended_leaves_no_engine_behind(number: signal.Signals, model_path: str) -> None:
     """In the midst of the second engine's start, while the first one is stopped and cannot end by itself."""

@@ -119,6 +119,7 @@ def test_a_node_an_actor_and_the_launcher_are_killed_and_every_result_is_there_o
     assert {row["status"] for row in rows} == {"succeeded"}
 
 
+@pytest.mark.long
 def test_a_pool_goes_from_no_node_to_two_and_back_with_its_work(cluster: Cluster, ledger: Ledger) -> None:
     """Its order replaces the one before: runners of other pools are stopped in order, and take their presence along."""
     up = ["--pool", "llama-70b=0..2", "--on", "llama-70b=elastic", "--gpus", "llama-70b=0", "--idle-exit", "1"]

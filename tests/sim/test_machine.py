@@ -91,6 +91,6 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=settings().max_examples * 3 // 5, stateful_step_count=20, suppress_health_check=list(HealthCheck)
 )
 TestMachine = Machine.TestCase

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,15 +64,22 @@ def _files(folder: str) -> list[Path]:
     return sorted(path for path in (ROOT / folder).rglob("*.py"))
 
 
-def _imports(path: Path) -> Iterator[str]:
+@cache
+def _import_nodes(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+@cache
+def _imports(path: Path) -> list[str]:
     """Every module that the file imports anywhere, also inside functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+    found: list[str] = []
+    for node in _import_nodes(path):
+        module = ""
+        if isinstance(node, ast.ImportFrom):
             base = ".".join(path.relative_to(ROOT).parts[: -node.level]) if node.level else ""
-            module = ".".join(part for part in (base, node.module) if part)
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            module = ".".join(part for part in (base, node.module) if part) + "."
+        found += [f"{module}{alias.name}" for alias in node.names]
+    return found
 
 
 def _is_allowed(path: Path, places: tuple[str, ...]) -> bool:
@@ -119,7 +126,7 @@ def test_a_part_of_the_library_imports_only_what_stands_below_it(part: str) -> N
 def test_an_application_imports_itself_relatively(folder: str) -> None:
     """So that the wheel can carry it under another name."""
     for path in _files(folder):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _import_nodes(path):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert (node.module or "").split(".")[0] != folder, path
 
