@@ -3,10 +3,15 @@ python := ".venv/bin/python"
 model := `.venv/bin/python deploy/local.py --print-model`
 out := "out"
 newest := ".cache/newest"
+fast := "tests/unit tests/contract/test_ledger*.py tests/contract/test_runner.py"
 
 # lint, types and the fast tests: what a change needs, in under 30 seconds
 check: lint
-    {{python}} -m pytest -q tests/unit tests/contract/test_ledger.py tests/contract/test_runner.py
+    {{python}} -m pytest -q -n 2 -m "not slow and not long and not vllm" {{fast}}
+
+# the same on the oldest and the newest Python that is installed here, each in an environment of its own
+check-pythons:
+    {{python}} tests/pythons.py {{just_executable()}}
 
 # set up the demo: the project, vLLM and a small real model (the first time takes minutes, then nothing)
 setup:
@@ -43,17 +48,23 @@ smoke *options:
 load *options:
     {{python}} tests/load_test.py {{options}}
 
-# set up and run every check: lint, types, and all tests, real vLLM and small benches included
+# set up and run what a landing needs: lint, types, and all tests in their short form, real vLLM included
 test: setup-test all-tests
+
+# the same in the long form: chaos, soak, fresh schedules and examples, Ray, benches; the oldest and the newest Python
+test-all: setup-test lint check-pythons
+    {{python}} -m pytest -q -n 3 --dist loadfile -m "not vllm" --hypothesis-profile=long
+    {{python}} -m tests.chaos.soak --minutes 10
+    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m vllm
 
 # what `test` needs; at once when nothing changed
 setup-test:
     {{python}} deploy/local.py --test
 
-# every check, with what is installed
+# all tests in their short form, with what is installed
 all-tests: lint
-    {{python}} -m pytest -q -n 3 --dist loadfile -m "not vllm"
-    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m vllm
+    {{python}} -m pytest -q -n 3 --dist loadfile -m "not vllm and not long"
+    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "vllm and not long"
 
 # every check with the newest versions, without the constraints, in an environment of its own
 test-newest:

@@ -28,6 +28,8 @@ try:
 except ImportError:
     from backports import zstd
 
+pytestmark = pytest.mark.slow
+
 TEXT = b"".join(b'{"custom_id":"%d","params":{"messages":[]}}\n' % n for n in range(5000))
 
 

@@ -17,6 +17,8 @@ from batchfile.engine.http.wire import Said
 from batchfile.types import Completion, Failure, Outcome
 from tests.unit.virtual_loop import run_virtually
 
+pytestmark = pytest.mark.slow
+
 GOOD = Said(200, {}, json.dumps({"choices": [{"message": {"content": "ok"}, "finish_reason": "stop"}]}).encode())
 BAD = Said(502, {"Content-Type": "text/html"}, b"<html>Bad Gateway</html>")
 LIMITED = Said(429, {}, b'{"error": {"message": "Rate limit reached"}}')

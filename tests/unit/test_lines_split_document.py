@@ -14,6 +14,8 @@ from batchfile.lines import split_document
 from batchfile.lines.split_document import iter_requests, read_document
 from batchfile.types import LINE_BYTES_MAX
 
+pytestmark = pytest.mark.slow
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('{}[],:"\\\n\u2028é😀'))
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,

@@ -28,6 +28,8 @@ from batchfile.testing import run_alone
 from batchfile.testing.faulty_store import FaultyStore, Phase
 from batchfile.types import Choice, Completion, Usage
 
+pytestmark = pytest.mark.slow
+
 NUM = 40
 KEPT = 20  # what the old batch had finished
 

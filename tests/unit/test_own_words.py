@@ -12,6 +12,8 @@ from batchfile.engine.http.answer import what_is_odd
 from batchfile.errors import InvalidRequest
 from batchfile.types import Sampling
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LINE = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}}\n'
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # Prints the guard's pid and then those that must not outlive this process, one way of starting them each.
 PARENT = """
 import os, subprocess, sys, threading, time

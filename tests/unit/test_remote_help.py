@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NAMES = ("submit", "watch", "tail", "results", "ls", "status", "cancel", "rerun", "estimate")
 HEAVY = {"aiohttp", "boto3", "botocore", "litestar", "pyarrow", "genai_prices", "transformers", "vllm"}

@@ -19,7 +19,7 @@ from batchfile.engine.vllm.processes import ProcessGuard
 
 HERE = str(Path(__file__).parent)
 POISON = {"type": "string", "pattern": "^[a-z]{1,50000}$"}
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 Maker = Callable[[bytes], SchemaCheck]
 

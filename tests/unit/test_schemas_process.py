@@ -16,6 +16,8 @@ from batchfile.engine.schemas.compile import answer_of
 from batchfile.runner import schema_process as schemas_process
 from batchfile.runner.schema_process import CheckProcess
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 AHEAD = msgspec.json.encode({"type": "string", "pattern": "^(?!bad)"})
 TWICE = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
