@@ -53,7 +53,7 @@ test: setup-test all-tests
 
 # the same in the long form: chaos, soak, fresh schedules and examples, Ray, benches; the oldest and the newest Python
 test-all: setup-test lint check-pythons
-    {{python}} -m pytest -q -n 3 --dist loadfile -m "not vllm" --hypothesis-profile=long
+    {{python}} -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not vllm" --hypothesis-profile=long
     {{python}} -m tests.chaos.soak --minutes 10
     {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m vllm
 
@@ -63,7 +63,7 @@ setup-test:
 
 # all tests in their short form, with what is installed
 all-tests: lint
-    {{python}} -m pytest -q -n 3 --dist loadfile -m "not vllm and not long"
+    {{python}} -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not vllm and not long"
     {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "vllm and not long"
 
 # every check with the newest versions, without the constraints, in an environment of its own

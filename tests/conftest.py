@@ -26,7 +26,17 @@ _OURS = ("BATCHFILE_", "AWS_")
 _KEPT = ("BATCHFILE_CACHE",)  # where the real model is
 
 
+# Each file of tests runs in one process, so those that take longest begin first (`--no-loadscope-reorder`).
+LONGEST = ("sim/test_sim.py", "sim/test_mutants.py", "sim/", "deploy/test_setup.py", "chaos/", "fleet/", "deploy/")
+
+
+def place_of(item: pytest.Item) -> int:
+    name = f"{item.path.parent.name}/{item.path.name}"
+    return next((place for place, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=place_of)
     for item in items:
         if item.get_closest_marker("vllm") is not None:
             item.add_marker(pytest.mark.timeout(VLLM_HANG_S), append=False)

@@ -34,8 +34,9 @@ NUM_AT_ONCE = 3
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 BATCHES = "/v1/messages/batches"
 
-# A run creates as the API does and works as a runner does: of these, where it is alone.
 Points = tuple[str, ...]
+
+# A run creates as the API does and works as a runner does: of these, where it is alone.
 RUN = ("put-batch:after", "commit-results:after")
 RUN_LONG = ("link-input:after", "put-idempotency:after")
 RUNNER = ("put-shard:after:4", "put-part:after", "commit-results:after", "put-batch:after")

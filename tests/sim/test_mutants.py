@@ -13,6 +13,11 @@ pytestmark = pytest.mark.usefixtures("simulated")
 SCHEDULES_MAX = 3000
 # The rarest, by the first schedule that found them; where code or scene have changed since, they are looked for again.
 FOUND_IN = {
+    "a part's key does not name the lease": 11,
+    "a stranger's record is overwritten on its own etag": 12,
+    "a takeover drops the parts": 11,
+    "a takeover forgets all that was done": 11,
+    "a timeout is taken for success": 51,
     "an abandoned create is not fenced": 61,
     "a first attempt takes its retry's place": 841,
     "the batch that sorts first is always claimed from": 7,
