@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache" / "pythons"
 MINORS = range(11, 15)
 EXTRAS = "s3,parquet,api,prices,fleet,ray,test"
+OF_VLLM = ("cloudpickle", "tokenizers")  # of its dependencies, those that are imported here with their types
 STAMP = "batchfile-extras"
 
 Version = tuple[int, int]
@@ -42,12 +43,12 @@ def environment(python: str, version: Version) -> Path:
     """The Python of an environment that has what the checks need."""
     folder = CACHE / f"{version[0]}.{version[1]}"
     inputs = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
-    wanted = hashlib.sha256(EXTRAS.encode() + b"".join(path.read_bytes() for path in inputs)).hexdigest()
+    wanted = hashlib.sha256(f"{EXTRAS} {OF_VLLM}".encode() + b"".join(path.read_bytes() for path in inputs)).hexdigest()
     stamp = folder / STAMP
     if not stamp.exists() or stamp.read_text() != wanted:
         subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
         pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "-c", "constraints.txt"]
-        subprocess.run([*pip, "-e", f".[{EXTRAS}]"], cwd=ROOT, check=True)
+        subprocess.run([*pip, "-e", f".[{EXTRAS}]", *OF_VLLM], cwd=ROOT, check=True)
         stamp.write_text(wanted)
     return folder / "bin" / "python"
 
