@@ -105,3 +105,7 @@ def still() -> World:
     """In memory, by a clock that only tests move."""
     clock = ManualClock()
     return World(MemoryStore(clock), clock)
+
+
+class Killed(BaseException):
+    """Where a process died."""

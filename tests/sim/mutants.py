@@ -1,7 +1,6 @@
 """The protocol, broken on purpose in one place each: the simulator must notice. Bugs that it once found are here too.
 
-A mutant is a patch for as long as its context lasts. `HARMLESS` are those that cost time or a repeated generation, not
-a result: that nothing is found there is by design, and the reason stands beside each.
+A mutant is a patch for as long as its context lasts. Those that break no promise are in harmless.py.
 """
 
 import hashlib
@@ -34,7 +33,6 @@ from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import DerivedStatus
 from batchfile.lines.result import encode_part
 from batchfile.plan import pending as plan_pending
-from batchfile.runner.checkpointer import Checkpointer
 from batchfile.runner.claimer import BatchView, Claims
 from batchfile.runner.queues import Turns
 from batchfile.types import Counts
@@ -44,7 +42,7 @@ from tests.sim.world import World
 Mutant = Callable[[], AbstractContextManager[object]]
 
 
-def _replaced(target: object, name: str, new: object) -> Mutant:
+def replaced(target: object, name: str, new: object) -> Mutant:
     return lambda: patch.object(target, name, new)
 
 
@@ -54,7 +52,7 @@ def _unconditional(marker: str) -> Mutant:
     def blind(self: ProcessStore, key: str, data: bytes, **condition: Any) -> str:
         return put(self, key, data, **({} if marker in key else condition))
 
-    return _replaced(ProcessStore, "put", blind)
+    return replaced(ProcessStore, "put", blind)
 
 
 def _late(verb: str, marker: str) -> Mutant:
@@ -67,12 +65,12 @@ def _late(verb: str, marker: str) -> Mutant:
         World.current.at(2.0, lambda: self._inner.put(key, data))
         return hashlib.sha256(data).hexdigest()[:32]
 
-    return _replaced(ProcessStore, verb, later)
+    return replaced(ProcessStore, verb, later)
 
 
-def _judged(verdict: Callable[[Any, Any, str], str]) -> Mutant:
+def judged(verdict: Callable[[Any, Any, str], str]) -> Mutant:
     judge = cas.judge
-    return _replaced(cas, "judge", lambda found, ours: verdict(found, ours, judge(found, ours)))
+    return replaced(cas, "judge", lambda found, ours: verdict(found, ours, judge(found, ours)))
 
 
 def _any_seq_is_ours(found: Any, ours: Any, verdict: str) -> str:
@@ -107,7 +105,7 @@ def _timeout_is_success() -> Iterator[None]:
 
 def _claimed_without(**lost: Any) -> Mutant:
     claimed = lease.claimed
-    return _replaced(lease, "claimed", lambda record, **who: replace(claimed(record, **who), **lost))
+    return replaced(lease, "claimed", lambda record, **who: replace(claimed(record, **who), **lost))
 
 
 @contextmanager
@@ -176,7 +174,7 @@ def _counted_before_commit() -> AbstractContextManager[object]:
     return patch.object(shards, "checkpoint", forgetful)
 
 
-def _closes(*, known: bool) -> AbstractContextManager[object]:
+def closes(*, known: bool) -> AbstractContextManager[object]:
     """None of the shards, or only those that were claimed before."""
     close = shards.close
 
@@ -285,7 +283,7 @@ def _insists(module: ModuleType, verb: str, state: BatchState) -> Mutant:
             return update(ledger, key, decide)
         return update(ledger, key, lambda record: decide(replace(record, state=state)))
 
-    return _replaced(module, "update_batch", insistent)
+    return replaced(module, "update_batch", insistent)
 
 
 def _part_of_whoever(batch_id: str, pool: str, n: int, lease: str, k: int) -> str:
@@ -372,10 +370,10 @@ MUTANTS: dict[str, Mutant] = {
     "shard records are written without a condition": _unconditional("/shards/"),
     "batch records are written without a condition": _unconditional("/batch.json"),
     "idempotency records are written without a condition": _unconditional("idempotency/"),
-    "a record under our lease is ours, whatever its seq": _judged(_any_seq_is_ours),
-    "a stranger's record is overwritten on its own etag": _judged(_theirs_is_ours),
+    "a record under our lease is ours, whatever its seq": judged(_any_seq_is_ours),
+    "a stranger's record is overwritten on its own etag": judged(_theirs_is_ours),
     "a timeout is taken for success": _timeout_is_success,
-    "a part's key does not name the lease": _replaced(keys, "part_key", _part_of_whoever),
+    "a part's key does not name the lease": replaced(keys, "part_key", _part_of_whoever),
     "a takeover forgets all that was done": _claimed_without(parts=(), done="0", counts=Counts()),
     "a takeover drops the parts": _claimed_without(parts=()),
     "a batch is assembled before all is done": _assembled_too_early,
@@ -385,72 +383,39 @@ MUTANTS: dict[str, Mutant] = {
     "a batch is committed before its input": _late("commit", "/input-"),
     "a batch is committed before its plan": _late("put", "/plan-"),
     "a batch ends before its results are written": _late("commit", "/results-"),
-    "a cancel closes nothing": lambda: _closes(known=False),
+    "a cancel closes nothing": lambda: closes(known=False),
     "a cancel knows only what was claimed": _forgets_the_unclaimed,
     "the idempotency record comes after the batch": _key_after_batch,
-    "lines that are done run again": _replaced(Lease, "missing", property(_every_line)),
+    "lines that are done run again": replaced(Lease, "missing", property(_every_line)),
     "a zombie goes on writing": _zombie_writes_on,
     "a cancel changes an ended batch": _ends_whatever_it_is,
     "parts are swept before the end is committed": _sweeps_before_the_end,
     "a second assembly replaces the first": _insists(ending, "_commit_end", "open"),
     "a second plan replaces the first": _insists(plan_pending, "_leave_planning", "planning"),
     "a batch that lives can be deleted": _insists(retention, "delete", "ended"),
-    "a line that kills its runner is never found": _replaced(lease, "claimed", _no_lapse_counts),
+    "a line that kills its runner is never found": replaced(lease, "claimed", _no_lapse_counts),
     "the bitmap says more than the parts": _first_line_is_always_done,
     "every lease has the same id": _same_lease,
     "two writes have one id": _same_write_id,
-    "a batch expires by the clock of whoever looks": _replaced(
+    "a batch expires by the clock of whoever looks": replaced(
         retention, "is_over", lambda ledger, batch: ledger.clock.now() >= batch.expires_at
     ),
     "results go by the clock of whoever looks": _by_the_clock_of_whoever_looks,
     "what is refused of one batch stops the others": _one_refusal_stops_all,
-    "a batch that was set aside is left alone for ever": _replaced(
+    "a batch that was set aside is left alone for ever": replaced(
         SetAside, "left_s", lambda self, batch_id: 1e9 if batch_id in self.reasons() else 0.0
     ),
     "a file in the inbox is claimed without a condition": _unconditional(keys.CLAIMS_PREFIX),
-    "what came of an older version is told too": _replaced(outbox, "is_newest", lambda *_: True),
+    "what came of an older version is told too": replaced(outbox, "is_newest", lambda *_: True),
     "a webhook counts as told before it is sent": _told_before_it_is_sent,
     "each attempt at a webhook has an id of its own": _an_id_for_each_attempt,
-    "the batch that sorts first is always claimed from": _replaced(Claims, "_choose", _the_first_of_all),
-    "the tenant whose name sorts last is always next": _replaced(Turns, "take", lambda self, tenants: max(tenants)),
-    "a file that kills its planners is never found": _replaced(plan_pending, "CRASHES_MAX", 10**6),
+    "the batch that sorts first is always claimed from": replaced(Claims, "_choose", _the_first_of_all),
+    "the tenant whose name sorts last is always next": replaced(Turns, "take", lambda self, tenants: max(tenants)),
+    "a file that kills its planners is never found": replaced(plan_pending, "CRASHES_MAX", 10**6),
     # found here once, and mended
-    "a done record is written again": _judged(_rewritten_when_done),
+    "a done record is written again": judged(_rewritten_when_done),
     "an abandoned create is not fenced": _abandoned_without_fence,
     "a first attempt takes its retry's place": _first_attempt_overwrites,
-}
-
-
-def _early_steals() -> AbstractContextManager[object]:
-    return patch.object(lease, "is_claimable", lambda record, **_: record.state in {"open", "leased"})
-
-
-HARMLESS: dict[str, Mutant] = {
-    # The holder drops a shard that it still has, or redoes a claim: its own next look finds the record. Time only.
-    "a refused write is taken for lost": _judged(
-        lambda found, ours, verdict: "lost" if verdict == "again" else verdict
-    ),
-    # The next write of a holder that lost its lease is refused all the same: it generates in vain, and commits nothing.
-    "a holder that can not write goes on dispatching": _replaced(Lease, "may_dispatch", lambda *_: True),
-    # Only the record says who holds a shard, so nothing depends on the file lock or the runner's death being known.
-    "dead runners are never known to be dead": _replaced(ProcessStore, "is_process_dead", lambda *_: False),
-    # Whoever is told is told again by the next poll: a bell, a marker and presence are hints.
-    "no change is ever notified": _replaced(batches, "notify", lambda *_: None),
-    # A process that claims a shard without a record looks at the batch after its write, and closes it itself: the fence
-    # before is for the day on which that look is not answered.
-    "a cancel closes only what was claimed": lambda: _closes(known=True),
-    # What stays behind is in nobody's way, and retention removes it.
-    "nothing is swept after the end": _replaced(ending, "sweep_parts", lambda *_: None),
-    # A batch id has one body, the idempotency record sees to that: what is written over its input is the same bytes.
-    "two uploads write one object": _replaced(
-        keys, "input_key", lambda batch_id, _: f"batches/{batch_id}/input-x.jsonl"
-    ),
-    # What is assembled is the same bytes each time: the key of its own is for the day on which a part is damaged.
-    "two assemblies write one object": _replaced(
-        keys, "results_key", lambda batch_id, _: f"batches/{batch_id}/results-x.jsonl"
-    ),
-    # Its leases lapse instead, and its lines run again.
-    "shards are never given back at a stop": _replaced(Checkpointer, "release_all", lambda self: None),
 }
 
 

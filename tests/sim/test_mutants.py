@@ -4,7 +4,8 @@ from itertools import chain
 
 import pytest
 
-from tests.sim.mutants import HARMLESS, MUTANTS, applied
+from tests.sim.harmless import HARMLESS
+from tests.sim.mutants import MUTANTS, applied
 from tests.sim.simulation import run, shrink
 from tests.sim.world import Broken
 

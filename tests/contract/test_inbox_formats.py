@@ -1,0 +1,181 @@
+"""Dropped files of other formats, and files that end what reads them."""
+
+import gzip
+import io
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchfile.errors import StoreUnavailable
+from batchfile.lines import converter
+from batchfile.plan import pending
+from tests.contract.inbox_kit import World, native, still, world
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = ["still", "world"]
+
+
+def parquet(num: int, **columns: list[Any]) -> bytes:
+    table = {"custom_id": [f"r{n}" for n in range(num)], "prompt": [f"text {n}" for n in range(num)], **columns}
+    out = io.BytesIO()
+    pq.write_table(pa.table(table), out, row_group_size=50)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_other_formats_become_an_input_once_and_keep_their_name_in_the_outbox(world: World, name: str) -> None:
+    plain = b"".join(json.dumps(native(f"r{n}")).encode() + b"\n" for n in range(120))
+    made = {"a.jsonl.gz": gzip.compress, "a.jsonl.zst": zstd.compress, "a.parquet": lambda _: parquet(120)}
+    world.store.put(f"inbox/mistral/{name}", made[name](plain))
+    world.janitor.tick()
+    batch = world.only()
+    assert (batch.state, batch.total) == ("open", 120)
+    assert batch.input.key.startswith(f"batches/{batch.batch_id}/input-")
+    world.run(batch)
+    world.janitor.tick()
+    receipt = world.told(f"mistral/{name}.receipt.json")
+    assert receipt["counts"]["succeeded"] == 120
+    assert receipt["input"]["path"] == f"inbox/mistral/{name}"
+    assert receipt["results"]["path"] == f"outbox/mistral/{name}.results.jsonl"
+    world.new_janitor("t").tick()
+    assert len(world.batches()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("a.jsonl.gz", gzip.compress(json.dumps(native("a")).encode() * 2000, mtime=0)[:-40], "ends in the middle"),
+        ("a.jsonl.gz", b"no gzip at all", "is named .gz and is no gzip data"),
+        ("a.jsonl.zst", zstd.compress(b"x" * 1000)[:-5], "zstd data"),
+        ("a.parquet", parquet(3)[:-20], "the Parquet data is damaged"),
+        ("a.parquet", parquet(3).replace(b"prompt", b"frompt"), "column"),
+        ("a.jsonl", "\ufeff{}".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("a.jsonl", b"PK\x03\x04 and so on", "is a zip archive"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_rejected_with_the_reason(
+    still: World, name: str, data: bytes, why: str
+) -> None:
+    assert still.clock is not None
+    still.store.put(f"inbox/mistral/{name}", data)
+    still.clock.sleep(10.0)
+    still.janitor.tick()
+    told = still.told(f"mistral/{name}.rejected.json")
+    assert why in told["message"]
+    assert told["message"].startswith(f"inbox/mistral/{name}: ")
+    assert still.only().reason == "failed"
+
+
+def converter_that_dies(monkeypatch: pytest.MonkeyPatch, by: signal.Signals) -> None:
+    command = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {by.value})"]
+    monkeypatch.setattr(converter, "_command", lambda *args: command)
+
+
+def test_a_file_that_ends_what_reads_it_is_rejected_at_once(still: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert still.clock is not None
+    converter_that_dies(monkeypatch, signal.SIGSEGV)
+    still.store.put("inbox/mistral/a.parquet", parquet(3))
+    still.clock.sleep(10.0)
+    still.janitor.tick()
+    assert "ended the process that read it (signal 11)" in still.told("mistral/a.parquet.rejected.json")["message"]
+    assert still.only().reason == "failed"
+
+
+def test_a_file_whose_converter_is_killed_is_tried_three_times(still: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a machine that has no memory left: it may be the file, or not."""
+    assert still.clock is not None
+    converter_that_dies(monkeypatch, signal.SIGKILL)
+    still.store.put("inbox/mistral/a.parquet", parquet(3))
+    still.clock.sleep(10.0)
+    for _ in range(3):
+        still.janitor.tick()
+        assert still.only().state == "planning"
+        still.janitor.tick()  # nobody tries before the lease is over
+        still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
+    still.janitor.tick()
+    told = still.told("mistral/a.parquet.rejected.json")
+    assert told["message"].startswith("inbox/mistral/a.parquet: 3 processes that read it ended, one after another")
+    assert still.only().reason == "failed"
+
+
+def test_a_file_that_kills_three_processes_is_rejected_by_the_fourth(
+    still: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert still.clock is not None
+    deaths: list[str] = []
+
+    def die(*args: Any, **more: Any) -> Any:
+        deaths.append("died")
+        raise KeyboardInterrupt  # as far from an answer as a process can be here
+
+    still.store.put("inbox/mistral/a.jsonl", json.dumps(native("a")).encode())
+    still.clock.sleep(10.0)
+    monkeypatch.setattr(pending, "plan_input", die)
+    for n in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            still.new_janitor(f"s{n}", still.new_ledger(n)).tick()
+        still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
+        still.janitor.tick()  # asks whether it lives
+        still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
+    still.janitor.tick()
+    assert len(deaths) == 3
+    assert "3 processes that read it ended" in still.told("mistral/a.jsonl.rejected.json")["message"]
+
+
+def test_two_deaths_are_chance_and_a_planning_that_was_given_back_is_none(
+    still: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.jsonl", json.dumps(native("a")).encode())
+    still.clock.sleep(10.0)
+    plan_input = pending.plan_input
+    ends = iter([KeyboardInterrupt, StoreUnavailable, StoreUnavailable, KeyboardInterrupt, StoreUnavailable, None])
+
+    def fail(*args: Any, **more: Any) -> Any:
+        error = next(ends)
+        if error is None:
+            return plan_input(*args, **more)
+        raise error
+
+    monkeypatch.setattr(pending, "plan_input", fail)
+    for _ in range(7):  # after each of the two deaths, once only to ask
+        with suppress(KeyboardInterrupt):
+            still.janitor.tick()
+        assert still.only().state == "planning"
+        still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
+    still.janitor.tick()
+    assert (still.only().state, still.only().total) == ("open", 1)
+    assert next(ends, "all of them came") == "all of them came"
+
+
+def test_a_store_that_fails_while_parquet_is_read_rejects_nothing(
+    still: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert still.clock is not None
+    still.store.put("inbox/mistral/a.parquet", parquet(3))
+    still.clock.sleep(10.0)
+    stream = still.store.stream
+    calls = iter(range(100))
+
+    def failing(key: str, *args: Any, **more: Any) -> Iterator[bytes]:
+        if key.endswith(".parquet") and next(calls) == 1:
+            raise StoreUnavailable("503")
+        return stream(key, *args, **more)
+
+    monkeypatch.setattr(still.store, "stream", failing)
+    still.janitor.tick()
+    assert still.only().state == "planning"
+    still.clock.sleep(1.0)
+    still.janitor.tick()
+    assert (still.only().state, still.only().total) == ("open", 3)
