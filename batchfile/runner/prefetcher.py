@@ -33,7 +33,7 @@ from batchfile.runner.output_schema import output_schema_of, own_schema
 from batchfile.runner.preparer import fail, make_ready
 from batchfile.runner.queues import Turns
 from batchfile.runner.state import ActiveShard, Job, PendingRequest, RunnerState
-from batchfile.types import Failure
+from batchfile.types import Failure, Request
 
 log = structlog.get_logger()
 
