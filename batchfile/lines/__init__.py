@@ -1,4 +1,4 @@
-"""Bytes to words and back: the request line formats, the result line, and what is wrong with a file."""
+"""Reads request lines in all formats, writes result lines, and validates files."""
 
 from batchfile.lines.envelope import custom_id_of as custom_id_of
 from batchfile.lines.parse import find_problems as find_problems

@@ -1,7 +1,7 @@
-"""Conversion in a process of its own: what a file does to its reader ends that one alone, never a service or an engine.
+"""Converts a file in a child process, so that a malicious or damaged file cannot crash a service or an engine.
 
-The child has limits on memory and on time (see `converter_child`) and no secrets of this process. It asks for the bytes
-of the file over a pipe, so it opens nothing and knows no store. A frame is one letter, a length and that many bytes.
+The child has limits on memory and time (see `converter_child`) and none of this process's secrets. It requests the
+bytes of the file over a pipe, so it opens no files. A frame is one letter, a length and that many bytes.
 """
 
 import os
@@ -20,14 +20,14 @@ from batchfile.child_env import child_environment, write_all
 from batchfile.errors import ConverterKilled, InvalidFile, check_installed
 from batchfile.lines.file_formats import CHUNK_BYTES, FileFormat
 
-MEMORY_BYTES_MAX = 2 * 1024**3  # beyond what the child needs to start; at most half of a container's limit
-SILENT_S_MAX = 600.0  # of a child that is neither done nor asks for anything; its CPU time has a limit of its own
+MEMORY_BYTES_MAX = 2 * 1024**3  # in addition to what the child needs to start; at most half of a container's limit
+SILENT_S_MAX = 600.0  # without a frame from the child; its CPU time has a separate limit
 BEAT_S = 1.0
 FRAME = struct.Struct(">cQ")
 ASK = struct.Struct(">QQ")  # an offset and a number of bytes
 READ, LINES, INVALID, NO_MEMORY, END = b"R", b"L", b"E", b"M", b"."
 
-# One thread and one arena: otherwise address space says nothing of memory.
+# One thread and one arena: the limit is on address space, which would otherwise be far larger than memory.
 _THRIFTY = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "ARROW_IO_THREADS": "1",
@@ -35,18 +35,18 @@ _THRIFTY = {
     "OMP_NUM_THREADS": "1",
 }
 _CGROUP_LIMIT = "/sys/fs/cgroup/memory.max"
-# What the system does to a process that asks for too much; anything else that ends it is the file's own doing.
+# Signals from the system or an operator; any other end of the child is caused by the file.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def convert(
     name: str, kind: FileFormat, stream: BinaryIO, *, beat: Callable[[], None] = lambda: None
 ) -> Iterator[bytes]:
-    """The file as JSONL, in chunks of at most 1 MiB. `name` is for messages; Parquet needs a stream that can seek.
+    """The file as JSONL, in chunks of at most 1 MiB. `name` is for messages; Parquet needs a seekable stream.
 
-    `beat` is called every second or so, also while nothing comes.
-    Raises: InvalidFile, also where the file takes too much memory or time, or ends its reader; ConverterKilled;
-    SettingsError where Parquet cannot be read here; and whatever the stream or `beat` raises.
+    `beat` is called about every second, also while no data arrives.
+    Raises: InvalidFile, also if the file takes too much memory or time or crashes the child; ConverterKilled;
+    SettingsError if Parquet support is not installed; and any error of the stream or of `beat`.
     """
     if kind == "parquet":
         check_installed("pyarrow", extra="parquet", what=name)
@@ -58,7 +58,7 @@ def convert(
         stderr=subprocess.DEVNULL,
         bufsize=0,
         env=child_environment(**_THRIFTY),
-        start_new_session=True,  # Ctrl-C is for this process
+        start_new_session=True,  # so that Ctrl-C reaches only this process
     )
     assert child.stdin is not None
     assert child.stdout is not None
@@ -70,7 +70,7 @@ def convert(
                 yield data
             elif letter == READ:
                 answer = _read(stream, kind, *ASK.unpack(data))
-                with suppress(BrokenPipeError):  # its end is noticed when it is read
+                with suppress(BrokenPipeError):  # that it ended is noticed at the next read
                     write_all(child.stdin.fileno(), FRAME.pack(READ, len(answer)) + answer)
             elif letter == INVALID:
                 raise InvalidFile(data.decode())
@@ -95,7 +95,7 @@ def _command(name: str, kind: FileFormat, size: int) -> list[str]:
 def _memory_bytes() -> int:
     try:
         return min(MEMORY_BYTES_MAX, int(Path(_CGROUP_LIMIT).read_text()) // 2)
-    except (OSError, ValueError):  # no limit, or no such system
+    except (OSError, ValueError):  # no limit, or not Linux
         return MEMORY_BYTES_MAX
 
 
@@ -106,7 +106,7 @@ def _read(stream: BinaryIO, kind: FileFormat, offset: int, size: int) -> bytes:
 
 
 def _frame(name: str, fd: int, beat: Callable[[], None]) -> tuple[bytes, bytes]:
-    """The next frame; an empty letter where the child has ended."""
+    """The next frame; an empty letter if the child has ended."""
     head = _receive(name, fd, FRAME.size, beat)
     if len(head) < FRAME.size:
         return b"", b""
@@ -118,12 +118,12 @@ def _frame(name: str, fd: int, beat: Callable[[], None]) -> tuple[bytes, bytes]:
 def _receive(name: str, fd: int, size: int, beat: Callable[[], None]) -> bytes:
     received = bytearray()
     deadline = time.monotonic() + SILENT_S_MAX
-    readable = select.poll()  # unlike select, it knows descriptors above 1,023
+    readable = select.poll()  # unlike select, it supports descriptors above 1,023
     readable.register(fd, select.POLLIN)
     while len(received) < size:
         if not readable.poll(BEAT_S * 1000):
             if time.monotonic() >= deadline:
-                raise InvalidFile(f"{name}: nothing more could be read from it in {SILENT_S_MAX:.0f} s; write it again")
+                raise InvalidFile(f"{name}: reading it made no progress for {SILENT_S_MAX:.0f} s; write it again")
             beat()
             continue
         data = os.read(fd, size - len(received))
@@ -143,12 +143,12 @@ def _too_large(name: str) -> str:
 def _ended(name: str, code: int) -> Exception:
     if -code in _FROM_OUTSIDE:
         return ConverterKilled(
-            f"{name}: the process that read it was killed (signal {-code}), perhaps because this machine has too "
-            "little memory for it; try again, or split the file"
+            f"{name}: the process reading it was killed (signal {-code}), perhaps because this machine has too "
+            "little memory; try again, or split the file"
         )
     if code == -signal.SIGXCPU:
         return InvalidFile(f"{name}: takes too much time to read; write it again in smaller row groups, or as JSONL")
     if code == -signal.SIGABRT:
         return InvalidFile(_too_large(name))
     how = f"signal {-code}" if code < 0 else f"exit status {code}"
-    return InvalidFile(f"{name}: ended the process that read it ({how}); the file is damaged: write it again")
+    return InvalidFile(f"{name}: crashed the process reading it ({how}), so the file is damaged; write it again")

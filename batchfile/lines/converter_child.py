@@ -1,6 +1,6 @@
 """The process that converts one file: `python -m batchfile.lines.converter_child NAME KIND SIZE MEMORY_BYTES`.
 
-Its stdin and stdout are the frames of `converter`. It dies with its parent, whose pipes then break.
+It exchanges frames with `converter` over stdin and stdout, and ends when its parent closes these pipes.
 """
 
 import io
@@ -37,7 +37,7 @@ def main(name: str, kind: FileFormat, size: int, memory_bytes: int) -> None:
 
 def _lines(name: str, kind: FileFormat, stream: BinaryIO, memory_bytes: int) -> Iterator[bytes]:
     if kind == "parquet":
-        import pyarrow.parquet  # noqa: F401 before the limits hold: they are for the file
+        import pyarrow.parquet  # noqa: F401 before the limits apply, which are for the file
 
         from batchfile.lines.parquet import parquet_lines
     limit_memory(memory_bytes)
@@ -46,7 +46,7 @@ def _lines(name: str, kind: FileFormat, stream: BinaryIO, memory_bytes: int) -> 
 
 
 def _limit_time() -> None:
-    """Of CPU, from now on: a machine that is busy or asleep does not count."""
+    """Restarts the limit on CPU time, which does not depend on how busy the machine is."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     with suppress(OSError, ValueError):
         limit = int(used.ru_utime + used.ru_stime) + CPU_S_MAX
@@ -54,7 +54,7 @@ def _limit_time() -> None:
 
 
 class _Asked(io.RawIOBase):
-    """The file, as the parent reads it for us. `size` None: from its start to its end only."""
+    """The file, read through the parent. `size`: None if it is not seekable."""
 
     def __init__(self, size: int | None) -> None:
         self._size = size
@@ -85,7 +85,7 @@ def _receive(size: int) -> bytes:
     while len(received) < size:
         data = os.read(_STDIN, size - len(received))
         if not data:
-            os._exit(1)  # nobody is there any more
+            os._exit(1)  # the parent has ended
         received += data
     return bytes(received)
 

@@ -1,4 +1,4 @@
-"""What pydantic says of `params` or `body`, in our words and at our places. Slow, and run for bad lines only."""
+"""Turns pydantic errors about `params` or `body` into messages with a place. Runs for invalid lines only."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,9 +19,9 @@ _BODIES = (native.Params, openai_chat.Body, openai_completions.Body, openai_embe
 _FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
-# What a turn's content may hold in `params`; anywhere else, text alone.
+# Allowed in the content of a turn in `params`; everywhere else only text is.
 _BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking"}
-_DEPTH_SAFE = 100  # containers in one another, and digits of a number, that pydantic always reads
+_DEPTH_SAFE = 100  # nested containers, and digits of a number, that pydantic always reads
 _DIGITS_SAFE = 1000
 _KINDS = {
     "int_type": "a whole number",
@@ -40,22 +40,22 @@ _KINDS = {
 def from_pydantic(
     error: ValidationError, root: str, model: type[BaseModel], data: Any, carried: bytes
 ) -> list[Diagnostic]:
-    """`data` is what was validated, and `carried` its JSON; `root` the key that carries it."""
+    """`data` is what was validated, and `carried` its JSON; `root` is the key that contains it."""
     diagnostics: dict[Path, Diagnostic] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "json_invalid":
             return [_whole(carried, root)]
         path, values = _walk(detail, data)
-        is_of_branch = path[-1:] != detail["loc"][-1:]  # its last step is a name of pydantic's for a part of a union
+        is_of_branch = path[-1:] != detail["loc"][-1:]  # its last step is pydantic's name for a member of a union
         if detail["type"] == "string_type" and isinstance(detail["input"], list) and is_of_branch:
-            continue  # a list where a string would do as well: what is wrong is inside
+            continue  # a list is allowed as well as a string: the problem is inside the list
         diagnostic = _finding(detail, path, values, root, model, data)
         diagnostics.setdefault(diagnostic.path, diagnostic)
     return list(diagnostics.values())
 
 
 def unserved(given: Mapping[str, Any], table: Mapping[str, Unserved], root: str) -> list[Diagnostic]:
-    """A finding for each key that asks for what is not served."""
+    """A problem for each key that asks for something unsupported."""
     return [
         Diagnostic((root, key), refused.message, refused.fix)
         for key, refused in table.items()
@@ -74,40 +74,40 @@ def _finding(
     if kind == "extra_forbidden":
         return _unknown(path, root, model, data)
     if kind == "none_required" and path[-1] == "function_call":
-        return Diagnostic(place, "is an old form that is not served; use tool_calls", "Use tool_calls.")
+        return Diagnostic(place, "is deprecated and not supported; use tool_calls", "Use tool_calls.")
     if kind == "union_tag_not_found":
         return Diagnostic((*place, "type"), "is missing", "Add it.")
     plain = {
         "missing": ("is missing", "Add it."),
         "value_error": (str(context.get("error", "")), ""),
-        "too_short": ("must not be empty", "Remove it or put something in."),
-        "string_too_short": ("must not be empty", "Remove it or put something in."),
+        "too_short": ("must not be empty", "Remove it or give it a value."),
+        "string_too_short": ("must not be empty", "Remove it or give it a value."),
     }
     wrong = (f"must be {_expected(kind, context, path)}, got {shown(value)}", _fix(kind, value))
     return Diagnostic(place, *plain.get(kind, wrong))
 
 
 def _whole(carried: bytes, root: str) -> Diagnostic:
-    """Why pydantic does not read it at all."""
+    """Why pydantic cannot read it as JSON."""
     fault = find_fault(carried)
     if fault is not None:
         return Diagnostic((root,), f"is not valid JSON: {fault}", fault.fix)
     if nesting(carried) > _DEPTH_SAFE:
-        return Diagnostic((root,), "is nested too deeply", "Flatten the request; no model needs such a depth.")
+        return Diagnostic((root,), "is nested too deeply", "Flatten the request.")
     if longest_number(carried) > _DIGITS_SAFE:
         return Diagnostic((root,), "a number has too many digits", "Write a shorter number.")
     return Diagnostic((root,), "cannot be read as JSON", "Write the line with a JSON library.")
 
 
 def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
-    """The error's place without pydantic's names of union branches, and the value at each step of it."""
+    """The path of the error without pydantic's names of union members, and the value at each step."""
     path: list[str | int] = []
     values: list[Any] = []
     last = len(detail["loc"]) - 1
     for n, step in enumerate(detail["loc"]):
         found = _MISSING
         if isinstance(data, dict) and n < last and path[-2:-1] == ["content"] and step == data.get("type"):
-            continue  # pydantic's name of the branch that this block took
+            continue  # pydantic's name of the union member of this block
         if isinstance(data, dict):
             found = data.get(step, _MISSING)
         elif isinstance(data, list) and isinstance(step, int):
@@ -121,7 +121,7 @@ def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
 
 
 def _block(path: Path, values: list[Any]) -> Path | None:
-    """The path of a block of a kind that is not served there, if the error lies in one."""
+    """The path of the block of an unsupported type that contains the error, if there is one."""
     for n, (step, value) in enumerate(zip(path, values, strict=True)):
         if isinstance(step, int) and path[n - 1] in {"content", "system"} and isinstance(value, dict):
             served = _BLOCKS if n == 3 else {"text"}
@@ -131,7 +131,7 @@ def _block(path: Path, values: list[Any]) -> Path | None:
 
 
 def _not_text(block: dict[str, Any]) -> tuple[str, str]:
-    return f"blocks of type {shown(block['type'])} are not served; say it in text", "Say it in a text block."
+    return f"blocks of type {shown(block['type'])} are not supported; use a text block", "Use a text block."
 
 
 def _unknown(path: Path, root: str, model: type[BaseModel], data: Mapping[str, Any]) -> Diagnostic:
@@ -146,10 +146,10 @@ def _unknown(path: Path, root: str, model: type[BaseModel], data: Mapping[str, A
 
 
 def _moved(key: str, response_format: Mapping[str, Any]) -> Advice:
-    """Of a key of a JSON schema that stands beside its type, which may be another."""
+    """Advice for a key of `json_schema` that was put next to `type`, whatever the type is."""
     if response_format.get("type") == "json_schema":
         return Advice("belongs inside response_format.json_schema", f"Move {key} there.")
-    return Advice("goes with the type json_schema alone", f"Write {_SCHEMA_FORM} as response_format.")
+    return Advice("is only allowed with the type json_schema", f"Write {_SCHEMA_FORM} as response_format.")
 
 
 def _served(model: type[BaseModel]) -> list[str]:
@@ -158,7 +158,7 @@ def _served(model: type[BaseModel]) -> list[str]:
 
 
 def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:
-    """The keys that may stand there. Turns, blocks and tools are told by where they are."""
+    """The keys that are allowed there. The path shows whether it is a turn, a block or a tool."""
     place, parent = path[0], path[-2]
     if place in {"output_config", "output_format"}:
         return ["format"] if path[:-1] == ("output_config",) else ["type", "schema"]
@@ -189,7 +189,7 @@ def _expected(kind: str, context: Mapping[str, Any], path: Path) -> str:
         return f"{words} {context[key]:g}" if isinstance(context[key], float) else f"{words} {context[key]}"
     if kind == "literal_error":
         return str(context["expected"]).replace("'", '"')
-    return _KINDS.get(kind, f"something else ({kind})")
+    return _KINDS.get(kind, "a valid value")
 
 
 def _fix(kind: str, value: Any) -> str:

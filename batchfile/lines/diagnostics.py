@@ -1,4 +1,4 @@
-"""One thing that is wrong with a line: where, what, and how to fix it. Knows no file."""
+"""A problem with a line: where it is, what is wrong and how to fix it."""
 
 import json
 import math
@@ -12,10 +12,10 @@ _SHOWN_MAX = 80  # characters of a user's value that a message repeats
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """`path` leads from the line's object to the value. `column` (characters, from 1) only where there is no path.
-    `at_key`: not the value but its key is wrong.
+    """`path` leads from the line's object to the value. `column` (characters, from 1) is set only without a path.
+    `at_key`: the key is wrong, not its value.
 
-    `message` says all that an errored result needs; `fix` is one more sentence for who edits the file.
+    `message` is complete on its own, as in an errored result; `fix` is one more sentence for the author of the file.
     """
 
     path: Path
@@ -44,13 +44,13 @@ def place(path: Path) -> str:
 
 
 def short(text: str) -> str:
-    """Also without lone surrogates, which JSON can escape and no output can carry."""
+    """The text, cut, with lone surrogates escaped: JSON can contain them, UTF-8 cannot."""
     text = text[: _SHOWN_MAX + 1].encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 3] + "..."
 
 
 def shown(value: object) -> str:
-    """A value of the user's, as JSON would write it, cut to a readable length."""
+    """A value from the user's file as JSON, cut to a readable length."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -68,9 +68,9 @@ _TOKEN = re.compile(r'\s*("(?:[^"\\]++|\\.)*+"|[{}\[\],:]|[^\s"{}\[\],:]+)', re.
 
 
 def locate(text: str, path: Path, *, at_key: bool = False) -> int | None:
-    """The column (characters, from 1) of the value at `path`, or of its key; None where there is none.
+    """The column (characters, from 1) of the value at `path`, or of its key; None if it does not exist.
 
-    Of a key that stands twice the last is meant, as parsers read it.
+    If a key occurs twice, the last one counts, as in parsers.
     """
     here: list[str | int] = []  # the path of the value that is being read
     kinds: list[str] = []  # the brackets that are open

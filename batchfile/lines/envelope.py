@@ -1,6 +1,6 @@
-"""The outside of a request line: whose it is and which format it is in. What it carries is not looked into.
+"""Reads the envelope of a request line: its custom_id and format, with `params` or `body` left unparsed.
 
-msgspec frames the bytes; the carried object stays raw. Why a line is no envelope is looked for in bad lines only.
+The reasons why an envelope is invalid are searched for in a second, slower pass, for invalid lines only.
 """
 
 import json
@@ -24,7 +24,7 @@ from batchfile.lines.json_scan import (
 from batchfile.lines.key_advice import SAME, typo_of
 from batchfile.types import InputFormat
 
-REPLACED = "\ufffd"  # what a half of a character is read as
+REPLACED = "\ufffd"  # what a lone surrogate is read as
 KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
 OPENAI_KEYS = ("custom_id", "method", "url", "body")
 NATIVE_KEYS = ("custom_id", "params", "metadata")
@@ -33,14 +33,14 @@ _EXAMPLES: dict[InputFormat, str] = {
     "native": '{"custom_id": "a", "params": {...}}',
     "openai": '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}',
 }
-_DEEP = Diagnostic((), "is nested too deeply", "Flatten the request; no model needs such a depth.")
+_DEEP = Diagnostic((), "is nested too deeply", "Flatten the request.")
 
-WHOLE_FLOAT_MAX = 2.0**53  # beyond it a float may not be the number that was written
+WHOLE_FLOAT_MAX = 2.0**53  # above it a float may differ from the number in the file
 _LEADING_ID = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]++|\\.)*+"|-?[0-9.]++(?=[\s,}]))')
 
 
 class Unreadable(InvalidRequest):
-    """A line that cannot run. `custom_id` where it could be read all the same. `diagnostics`: all that is wrong."""
+    """An invalid line. `custom_id`: None if it could not be read. `diagnostics`: all problems found."""
 
     def __init__(self, diagnostics: list[Diagnostic], custom_id: str | None) -> None:
         super().__init__(str(diagnostics[0]))
@@ -49,7 +49,7 @@ class Unreadable(InvalidRequest):
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False):
-    """`carried` is the raw `params` or `body`. `hint` and `model` are what routing may look at."""
+    """`carried` is the raw `params` or `body`. `hint` and `model` are for routing."""
 
     custom_id: str
     format: InputFormat
@@ -60,11 +60,11 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def model(self) -> str | None:
-        """Read on demand, because most routing never asks. None where it is absent or no string."""
+        """Read on demand, because most requests are routed without it. None if it is missing or not a string."""
         if b'"model"' not in self.carried:
             return None
         carried: bytes | None = self.carried
-        while carried is not None:  # the request's own parser says what is wrong
+        while carried is not None:  # the parser of the format reports the problem
             try:
                 return _model.decode(carried).model
             except UNREADABLE:
@@ -95,14 +95,15 @@ _UNSET = msgspec.UNSET
 
 
 def decode_envelope(line: bytes, expected: InputFormat = "native") -> Envelope:
-    """What is wrong inside of what it carries is left to the request's own parser, half of a character too.
+    """The envelope of a line. Problems inside `params` or `body`, lone surrogates included, are left to the format's
+    parser.
 
-    `expected`: of which format a refusal speaks where the line is of neither.
+    `expected`: the format that messages mention if the line is in neither.
     Raises: Unreadable (an InvalidRequest) that says what is wrong and how to fix it.
     """
     try:
         if not line.isascii():
-            line.decode()  # msgspec does not look into what it skips
+            line.decode()  # msgspec does not check UTF-8 in values that it skips
         wire = _wire.decode(line)
     except UNREADABLE as error:
         envelope = _around_lone_surrogates(line)
@@ -114,13 +115,13 @@ def decode_envelope(line: bytes, expected: InputFormat = "native") -> Envelope:
     if envelope is None:
         raise _unreadable(line, "is not a request", expected)
     if _has_repeats(line, envelope, wire):
-        raise _unreadable(line, "has a key twice", expected)
+        raise _unreadable(line, "has a field twice", expected)
     return envelope
 
 
 def _has_repeats(line: bytes, envelope: Envelope, wire: _Wire) -> bool:
-    """Whether a key of the line stands twice. Nearly always the quotes before what is carried, which ends the line, are
-    just those of the keys that were found and of their values.
+    """Whether a key of the line occurs twice. Counts quotes first, which is fast: in nearly every line, `params` or
+    `body` comes last, and all quotes before it belong to the keys that were read and to their values.
     """
     start = len(line) - 1 - len(envelope.carried)
     if not line.startswith(envelope.carried, start):
@@ -147,7 +148,7 @@ def _envelope(wire: _Wire) -> Envelope | None:
 
 
 def _around_lone_surrogates(line: bytes) -> Envelope | None:
-    """The envelope of a line whose only fault are halves of characters, and these in what it carries or in metadata."""
+    """The envelope of a line whose only problem is lone surrogates in `params`, `body` or metadata."""
     whole = without_lone_surrogates(line)
     if whole is None:
         return None
@@ -173,7 +174,7 @@ _given_id = msgspec.json.Decoder(str | int | float)
 
 
 def id_text(given: object) -> str | None:
-    """The custom_id that a value of JSON stands for; tables and databases have whole numbers, `17.0` too."""
+    """A JSON value as custom_id; tables and databases have whole numbers, also as `17.0`."""
     if isinstance(given, str):
         return given
     if isinstance(given, float) and given.is_integer() and abs(given) < WHOLE_FLOAT_MAX:
@@ -182,7 +183,7 @@ def id_text(given: object) -> str | None:
 
 
 def custom_id_of(line: bytes) -> str | None:
-    """The custom_id where it can be read: from the whole object, or where the line is broken behind it."""
+    """The custom_id if it can be read, also from a line that is invalid after it."""
     try:
         return id_text(_custom_id.decode(line).custom_id) or None
     except UNREADABLE:
@@ -201,7 +202,7 @@ def custom_id_of(line: bytes) -> str | None:
 
 
 def explain(line: bytes, expected: InputFormat) -> list[Diagnostic]:
-    """What is wrong, most telling first; empty where nothing is found. `expected`: where the line does not tell."""
+    """The problems of a line, most important first. `expected`: the format to assume if the line does not show it."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -213,7 +214,7 @@ def explain(line: bytes, expected: InputFormat) -> list[Diagnostic]:
         found = json.loads(text)
     except RecursionError:
         return [_DEEP]
-    except ValueError:  # of valid JSON: Python's bound on the digits of an integer
+    except ValueError:  # valid JSON, but over Python's limit on the digits of an integer
         return [_not_json("a number has too many digits", None, "Write a shorter number.")]
     if not isinstance(found, dict):
         return [Diagnostic((), f"must be an object such as {_EXAMPLES[expected]}, got {shown(found)}", column=1)]
@@ -222,7 +223,7 @@ def explain(line: bytes, expected: InputFormat) -> list[Diagnostic]:
 
 def _not_utf8(line: bytes, at: int) -> Diagnostic:
     if b"\0" in line[:4] or line[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        return Diagnostic((), "is not UTF-8, it looks like UTF-16", "Save the file as UTF-8.", 1)
+        return Diagnostic((), "is not UTF-8; it looks like UTF-16", "Save the file as UTF-8.", 1)
     column = _column(line, at)
     return Diagnostic(
         (), f"is not valid UTF-8: byte 0x{line[at]:02x} at column {column}", "Save the file as UTF-8.", column
@@ -240,7 +241,7 @@ def _column(line: bytes, at: int) -> int:
 
 
 def _lone_surrogate(line: bytes) -> list[Diagnostic]:
-    """JSON that msgspec refuses and Python reads."""
+    """JSON that msgspec rejects and Python reads."""
     at = find_lone_surrogate(line)
     if at is None:
         return []
@@ -251,13 +252,13 @@ def _structure(found: dict[str, Any], expected: InputFormat) -> list[Diagnostic]
     is_openai = "params" not in found and (expected == "openai" or not found.keys().isdisjoint(OPENAI_KEYS[1:]))
     diagnostics = [_unknown(key, is_openai=is_openai) for key in found if key not in KEYS]
     if "custom_id" not in found:
-        diagnostics.append(Diagnostic(("custom_id",), "is missing; give every request a name of its own"))
+        diagnostics.append(Diagnostic(("custom_id",), "is missing; give every request a unique one"))
     elif id_text(found["custom_id"]) is None:
         got = shown(found["custom_id"])
         message = f"must be a string or a whole number, got {got}"
         diagnostics.append(Diagnostic(("custom_id",), message, "Put it in double quotes."))
     elif not found["custom_id"]:
-        diagnostics.append(Diagnostic(("custom_id",), "is empty; give every request a name of its own"))
+        diagnostics.append(Diagnostic(("custom_id",), "is empty; give every request a unique one"))
     if "params" in found:
         diagnostics += [
             Diagnostic((key,), "does not belong on a line with params", "Remove it.", at_key=True)
@@ -277,14 +278,14 @@ def _structure(found: dict[str, Any], expected: InputFormat) -> list[Diagnostic]
 def _unknown(key: str, *, is_openai: bool) -> Diagnostic:
     near = typo_of(key, OPENAI_KEYS if is_openai else NATIVE_KEYS)
     if near:
-        return Diagnostic((key,), f"unknown key, did you mean {near}?", f"Rename it to {near}.", at_key=True)
+        return Diagnostic((key,), f"unknown field; did you mean {near}?", f"Rename it to {near}.", at_key=True)
     if key in _INSIDE:
         carrier = "body" if is_openai else "params"
         return Diagnostic((key,), f"belongs inside {carrier}", f"Move it into {carrier}.", at_key=True)
     if is_openai:
-        return Diagnostic((key,), "unknown key; what is yours belongs in body.metadata", "Remove it.", at_key=True)
-    fix = "Remove it, or move it to metadata."
-    return Diagnostic((key,), "unknown key; what is yours belongs in metadata", fix, at_key=True)
+        return Diagnostic((key,), "unknown field; put your own fields under body.metadata", "Remove it.", at_key=True)
+    fix = "Remove it, or move it into metadata."
+    return Diagnostic((key,), "unknown field; put your own fields under metadata", fix, at_key=True)
 
 
 def _metadata(found: dict[str, Any]) -> list[Diagnostic]:
@@ -292,7 +293,7 @@ def _metadata(found: dict[str, Any]) -> list[Diagnostic]:
     if metadata is None:
         return []
     if "body" in found and "params" not in found:
-        fix = "Move it to body.metadata."
+        fix = "Move it into body.metadata."
         return [Diagnostic(("metadata",), "does not belong on a line with body", fix, at_key=True)]
     if not isinstance(metadata, dict):
         return [Diagnostic(("metadata",), f"must be an object, got {shown(metadata)}")]

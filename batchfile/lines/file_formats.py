@@ -1,8 +1,8 @@
-"""File formats that become JSONL: gzip, Zstandard, Parquet; told apart by first bytes, in files and in bodies.
+"""Reads gzip, Zstandard and Parquet as JSONL, in files and in HTTP bodies; detects the format by the first bytes.
 
-The one place that unpacks. Streams in bounded memory; CPU is bounded by what comes in and what comes out: members that
-carry next to nothing are rejected, because each costs as much as a thousand bytes. What is damaged is an InvalidFile
-that says where. Knows no store, no HTTP and no request.
+All decompression happens here, streaming and in bounded memory. CPU time is bounded by the sizes of input and output:
+nearly empty members are rejected, because each takes as much time as a thousand bytes. Damaged data raises InvalidFile
+with the position.
 """
 
 import sys
@@ -22,12 +22,12 @@ Packing = Literal["gzip", "zstd"]
 FileFormat = Literal["jsonl", "gzip", "zstd", "parquet"]
 
 CHUNK_BYTES = 1024 * 1024
-PIECE_BYTES = 1024 * 1024  # at most this much is unpacked at once, whatever goes in
-FEED_BYTES = 16 * 1024  # given to zlib at once: what it does not use it copies, once a member
+PIECE_BYTES = 1024 * 1024  # decompressed at a time, at most
+FEED_BYTES = 16 * 1024  # given to zlib at a time: it copies unused input, once per member
 MEMBERS_FREE = 10_000  # gzip members or Zstandard frames of any size
-MEMBER_BYTES_MIN = 1024  # unpacked, on average, of a stream with more members
-HEAD_BYTES = 4  # enough to tell what the data is
-ZSTD_WINDOW_LOG_MAX = 23  # 8 MiB, as RFC 8878 advises to receivers; `zstd -1` to `-19` need no more
+MEMBER_BYTES_MIN = 1024  # average decompressed size required of a stream with more members
+HEAD_BYTES = 4  # enough to detect the format
+ZSTD_WINDOW_LOG_MAX = 23  # 8 MiB, as RFC 8878 recommends; enough for `zstd -1` to `-19`
 
 PARQUET_HINT = "give the file to `batchfile submit`, or put it into the inbox"
 _ENDINGS: tuple[tuple[str, FileFormat], ...] = ((".gz", "gzip"), (".zst", "zstd"), (".parquet", "parquet"))
@@ -37,7 +37,7 @@ _DAMAGE = (zlib.error, zstd.ZstdError)
 
 
 _MAGIC: dict[FileFormat, bytes] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "parquet": b"PAR1"}
-SKIPPABLE = b"\x2a\x4d\x18"  # how a Zstandard frame without data begins, after its first byte
+SKIPPABLE = b"\x2a\x4d\x18"  # how a skippable Zstandard frame begins, after its first byte
 _NEW: dict[Packing, Callable[[], Any]] = {
     "gzip": partial(zlib.decompressobj, 31),
     "zstd": partial(zstd.ZstdDecompressor, options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}),
@@ -45,9 +45,9 @@ _NEW: dict[Packing, Callable[[], Any]] = {
 
 
 class Unpacker:
-    """One stream: members (gzip) or frames (Zstandard), one after the other, as both formats allow.
+    """Decompresses one stream of any number of members (gzip) or frames (Zstandard).
 
-    `name` and `hint` are for messages: what the data is, and what to do where it is damaged.
+    `name` and `hint` are for messages: what the data is, and what to do if it is damaged.
     """
 
     def __init__(self, kind: Packing, name: str, hint: str) -> None:
@@ -61,20 +61,20 @@ class Unpacker:
         self._head = b""
 
     def unpack(self, data: bytes) -> Iterator[bytes]:
-        """What `data` adds, in pieces of at most PIECE_BYTES. Raises: InvalidFile."""
+        """Decompresses `data`, in pieces of at most PIECE_BYTES. Raises: InvalidFile."""
         self._head += data[: HEAD_BYTES - len(self._head)]
         for at in range(0, len(data), FEED_BYTES):
             yield from self._feed(data[at : at + FEED_BYTES])
 
     def finish(self) -> None:
-        """Nothing follows. Raises: InvalidFile where the data ends in the middle."""
+        """Call at the end of the input. Raises: InvalidFile if it is truncated."""
         if self._is_begun:
-            raise self._invalid("ends in the middle,")
+            raise self._invalid("is truncated")
 
     def _feed(self, data: bytes) -> Iterator[bytes]:
         while True:
             if self._num_members and not self._is_begun and self._kind == "gzip":
-                data = data.lstrip(b"\0")  # padding after a member, as gzip's own tools take it
+                data = data.lstrip(b"\0")  # padding after a member, which gzip's own tools accept
             self._is_begun = self._is_begun or bool(data)
             try:
                 piece = self._member.decompress(data, PIECE_BYTES)
@@ -91,7 +91,7 @@ class Unpacker:
                 return
 
     def _is_drained(self, piece: bytes) -> bool:
-        """Does the member need more input before it can give more?"""
+        """Whether the member needs more input to produce more output."""
         return bool(self._member.needs_input) if self._kind == "zstd" else len(piece) < PIECE_BYTES
 
     def _next_member(self) -> None:
@@ -99,7 +99,7 @@ class Unpacker:
         if self._num_members > MEMBERS_FREE and self._size < self._num_members * MEMBER_BYTES_MIN:
             members = "members" if self._kind == "gzip" else "frames"
             raise InvalidFile(
-                f"{self._name}: the {self._kind} data has over {MEMBERS_FREE:,} {members} that hold next to nothing; "
+                f"{self._name}: the {self._kind} data has over {MEMBERS_FREE:,} {members} that are nearly empty; "
                 "compress the text as one stream"
             )
         self._member, self._is_begun = _NEW[self._kind](), False
@@ -113,7 +113,7 @@ class Unpacker:
 
 
 class ChunkReader:
-    """Chunks as a file object for reading, no more."""
+    """A minimal file object that reads from chunks."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -130,34 +130,34 @@ class ChunkReader:
 
 
 def detect(name: str, head: bytes) -> FileFormat:
-    """The format of a file that begins with `head`. Raises: InvalidFile where its name says otherwise."""
+    """The format of a file that begins with `head`. Raises: InvalidFile if its name says otherwise."""
     found = _format_of(name, head)
     for ending, kind in _ENDINGS:
         if name.endswith(ending) and found != kind:
-            raise InvalidFile(f"{name}: is named {ending} and is no {kind} data; the file is damaged or misnamed")
+            raise InvalidFile(f"{name}: is named {ending} but is not {kind} data; the file is damaged or misnamed")
     return found
 
 
 def _format_of(name: str, head: bytes) -> FileFormat:
-    """Raises: InvalidFile of what is never read."""
+    """Raises: InvalidFile for an unsupported format."""
     if head.startswith(_UTF16) or _has_nul_bytes_between(head):
         raise InvalidFile(f"{name}: is UTF-16 text; save it as UTF-8")
     for magic, what in _OTHERS:
         if head.startswith(magic):
-            raise InvalidFile(f"{name}: is {what}; unpack it (.gz and .zst can be read as they are)")
+            raise InvalidFile(f"{name}: is {what}; decompress it (.gz and .zst can be read as they are)")
     return next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), "jsonl")
 
 
 def _has_nul_bytes_between(head: bytes) -> bool:
-    """As UTF-16 without a byte order mark has, of either byte order."""
+    """Whether it looks like UTF-16 without a byte order mark, of either byte order."""
     return [n for n, byte in enumerate(head[:HEAD_BYTES]) if byte == 0] in ([0, 2], [1, 3])
 
 
 class PlainText:
-    """Data as it arrives into the text that it holds, unpacked where its first bytes say gzip or Zstandard.
+    """Turns incoming data into text, decompressing it if its first bytes say gzip or Zstandard.
 
-    `name` and `hint` are for messages: what the data is, and what to do where it is damaged. `packing`: where that is
-    known already. Packed twice is rejected: what lies between the two could be of any size.
+    `name` and `hint` are for messages: what the data is, and what to do if it is damaged. `packing`: if already known.
+    Data that is compressed twice is rejected, because the intermediate data could have any size.
     """
 
     def __init__(self, name: str, hint: str, *, packing: Packing | None = None, is_unpacked: bool = False) -> None:
@@ -172,7 +172,7 @@ class PlainText:
             self._unpack(packing)
 
     def read(self, data: bytes) -> Iterator[bytes]:
-        """What `data` adds. Raises: InvalidFile where it is not text, or damaged."""
+        """The text in `data`. Raises: InvalidFile if it is not text, or damaged."""
         if not self._is_detected:
             data = self._head + data
             if len(data) < HEAD_BYTES:
@@ -187,7 +187,7 @@ class PlainText:
             yield from self._inner.read(piece)
 
     def finish(self) -> Iterator[bytes]:
-        """Nothing follows. Raises: as `read`."""
+        """Call at the end of the input; the rest of the text. Raises: as `read`."""
         if self._head:
             self._detect(self._head)
             yield self._head
@@ -198,12 +198,12 @@ class PlainText:
     def _detect(self, head: bytes) -> None:
         kind = _format_of(self._name, head[:HEAD_BYTES])
         if kind == "parquet":
-            raise InvalidFile(f"{self._name}: is Parquet data, which is read from a file of its own; {PARQUET_HINT}")
+            raise InvalidFile(f"{self._name}: is Parquet data, which can only be read from a file; {PARQUET_HINT}")
         self._is_detected = True
         if kind == "jsonl":
             return
         if self._is_unpacked:
-            raise InvalidFile(f"{self._name}: is packed twice, {kind} data is within; unpack it once")
+            raise InvalidFile(f"{self._name}: is compressed twice, with {kind} data inside; compress it once")
         self._unpack(kind)
 
     def _unpack(self, kind: Packing) -> None:
@@ -213,10 +213,10 @@ class PlainText:
 
 
 def open_lines(path: str | None, kind: FileFormat, stream: BinaryIO | None) -> Iterator[bytes]:
-    """The JSONL in the file `path`, or in `stream`, as chunks. `path` then only names it; None means stdin.
+    """The file `path`, or `stream`, as chunks of JSONL. With a stream, `path` is only for messages; None means stdin.
 
-    Parquet is read from a stream that can seek, by a process of its own. Raises: InvalidFile, ConverterKilled, and
-    whatever the stream raises.
+    Parquet needs a seekable stream and is read by a child process. Raises: InvalidFile, ConverterKilled, and any error
+    of the stream.
     """
     if kind == "parquet":
         if path is None:
@@ -242,7 +242,7 @@ def file_chunks(path: str) -> Iterator[bytes]:
 
 
 def open_text(path: str | None, kind: Literal["jsonl", "gzip", "zstd"], stream: BinaryIO | None) -> Iterator[bytes]:
-    """As `open_lines`, of any format but Parquet, and always in this process."""
+    """Like `open_lines`, for all formats except Parquet, and always in this process."""
     name = path or "stdin"
     source = open(name, "rb") if stream is None else stream  # noqa: SIM115 closed below
     try:

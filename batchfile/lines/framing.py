@@ -1,8 +1,8 @@
-"""A stream of bytes into lines with their places. Knows no JSON.
+"""Splits a stream of bytes into lines and their positions. Does not parse JSON.
 
-A byte order mark at the start of any line is skipped (files are joined), and so are NUL bytes after the last line. CRLF
-is accepted, blank lines are skipped but counted, and a missing last newline is fine. A line over the limit is reported
-without its data: memory holds one chunk and one legal line.
+A byte order mark at the start of any line is skipped (files may have been concatenated), and so are NUL bytes after the
+last line. CRLF is accepted, blank lines are skipped but counted, and the last newline is optional. A line over the
+limit is reported without its data, so memory holds at most one chunk and one line.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from batchfile.types import LINE_BYTES_MAX
 
 BOM = b"\xef\xbb\xbf"
-NO_REQUEST = "holds no request: it is empty, or every line is blank"
+NO_REQUEST = "contains no requests: it is empty, or every line is blank"
 NUL_TAIL = "ends in NUL bytes, which are not a request; it was probably cut off while it was written"
 LONG_HEAD_BYTES = 4096  # kept of a line over the limit
 _CR = 13
@@ -21,7 +21,7 @@ _BRACE = b"{"[0]
 class Line(NamedTuple):
     """One line that is not blank: bytes [start, end) with its newline, row from 1, data without the newline.
 
-    `data` is None where the line is longer than the limit; `head` is then how it begins, where its custom_id may be.
+    `data`: None for a line over the limit; `head` is then its beginning, which may contain the custom_id.
     """
 
     start: int
@@ -34,7 +34,7 @@ class Line(NamedTuple):
 def iter_lines(
     chunks: Iterable[bytes], start: int = 0, row: int = 1, *, line_bytes_max: int = LINE_BYTES_MAX
 ) -> Iterator[Line]:
-    """The lines of `chunks`, of which the first byte is at `start`, on the line `row`."""
+    """The lines of `chunks`, whose first byte is at the offset `start` of the file, in the line `row`."""
     tail = _Tail(line_bytes_max)
     at, head = start, b""
     for chunk in chunks:
@@ -48,7 +48,7 @@ def iter_lines(
                 size, head, data = tail.size, tail.head, tail.take()
             end = at + size + 1
             if data and data[0] == _BRACE and data[-1] != _CR:
-                yield Line(at, end, row, data)  # as nearly all are
+                yield Line(at, end, row, data)  # the common case
             else:
                 line = _line(at, end, row, data, head)
                 if line is not None:
@@ -65,7 +65,7 @@ def iter_lines(
 
 
 def _line(start: int, end: int, row: int, data: bytes | None, head: bytes) -> Line | None:
-    """None where it is blank."""
+    """None for a blank line."""
     if data is None:
         return Line(start, end, row, None, head.removeprefix(BOM))
     if data.startswith(BOM):
@@ -81,7 +81,7 @@ class _Tail:
     def __init__(self, line_bytes_max: int) -> None:
         self.size = 0
         self.head = b""
-        self.is_nul = True  # nothing but NUL bytes, as disks leave them behind what was written last
+        self.is_nul = True  # only NUL bytes, which disks leave after the last write when power fails
         self._pieces: list[bytes] = []
         self._max = line_bytes_max
 
@@ -95,7 +95,7 @@ class _Tail:
             self._pieces.clear()
 
     def take(self) -> bytes | None:
-        """The whole line, None where it is over the limit; then begin anew."""
+        """The whole line, or None if it is over the limit. Resets this for the next line."""
         data = b"".join(self._pieces) if self.size <= self._max else None
         self.size = 0
         self.head = b""

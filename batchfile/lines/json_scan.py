@@ -1,10 +1,11 @@
-"""JSON as RFC 8259 has it, on bytes: where a value ends, where and why a text is not valid, and what parsers pass over.
+"""Scans JSON (RFC 8259) in bytes: where a value ends, where and why a text is invalid, and what parsers do not report.
 
-Parsers say what is wrong in words that change with their versions. Bytes in strings that are not UTF-8 pass here. Pure.
+The messages here are our own, because those of parsers change with their versions. UTF-8 in strings is not checked
+here.
 
-Lone surrogates pass `find_fault` too: JavaScript writes them where a string was cut inside an emoji, `\\ud83d` alone.
-Any JSON may have them and no UTF-8 can carry them, so that no parser of ours reads the string around one. A key that an
-object has twice is valid JSON as well; parsers keep the last of them without a word.
+Lone surrogates are valid for `find_fault` too: JavaScript writes `\\ud83d` alone if a string was cut inside an emoji.
+JSON allows them, but UTF-8 cannot encode them, so our parsers reject the string. An object with the same key twice is
+valid JSON as well; parsers silently keep the last value.
 """
 
 import json
@@ -19,21 +20,21 @@ import msgspec
 from batchfile.errors import UNREADABLE
 from batchfile.lines.diagnostics import Diagnostic, Path
 
-PIECE_BYTES = 256 * 1024  # looked at in one go, which nothing else runs beside
-STEPS_MAX = 1_000_000  # a few seconds: containers that are entered one by one to find a fault
-_CHECKED_DEPTH = 3  # of a turn with blocks; each level doubles the pattern
+PIECE_BYTES = 256 * 1024  # scanned at a time: a regular expression blocks all other threads
+STEPS_MAX = 1_000_000  # containers that are entered one by one to find an error: a few seconds
+_CHECKED_DEPTH = 3  # the depth of a turn with blocks; each level doubles the size of the pattern
 _BALANCED_DEPTH = 8
 
 _GAP = rb"[ \t\r\n]*+"
 _INSIDE = rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
 _STRING = b'"' + _INSIDE + b'"'
 _SCALAR = _STRING + rb"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null"
-_PLAIN = rb'[^"\[\]{}]++|"(?:[^"\\]++|\\[\s\S])*+"'  # of JSON that is known to be valid
+_PLAIN = rb'[^"\[\]{}]++|"(?:[^"\\]++|\\[\s\S])*+"'  # in JSON that is known to be valid
 _MEMBER = _STRING + _GAP + b":" + _GAP
 
 
 def _checked(depth: int) -> bytes:
-    """A value with at most so many containers in one another."""
+    """The pattern of a value with at most `depth` nested containers."""
     if depth == 0:
         return b"(?:" + _SCALAR + b")"
     inner = _checked(depth - 1) + _GAP
@@ -42,9 +43,9 @@ def _checked(depth: int) -> bytes:
     return b"(?:" + b"|".join([_SCALAR, array, mapping]) + b")"
 
 
-@cache  # takes 10 ms and is needed by few
+@cache  # takes 10 ms and is rarely needed
 def _runs() -> dict[int, re.Pattern[bytes]]:
-    """As many items of a container as are not the last, by what closes it."""
+    """By the closing byte of a container, the pattern of all its items except the last."""
     item = _checked(_CHECKED_DEPTH) + _GAP + b"," + _GAP
     return {
         b"]"[0]: re.compile(rb"(?:%b(?!\]))*+" % item),
@@ -75,7 +76,7 @@ _COMMA = b","[0]
 
 
 class Fault(ValueError):
-    """`at`: in bytes from 0. `reason` reads on with "at column 5". `is_cut`: the text ends too early."""
+    """`at`: in bytes from 0. `reason` is followed by "at column 5". `is_cut`: the text is incomplete."""
 
     def __init__(self, at: int, reason: str, fix: str, *, is_cut: bool = False) -> None:
         super().__init__(f"{reason} at byte {at}")
@@ -83,20 +84,20 @@ class Fault(ValueError):
 
 
 def find_fault(data: Any, start: int = 0) -> Fault | None:
-    """The first place at which `data`, from `start` on, is not one JSON value with space around it."""
+    """The first place at which `data[start:]` is not a single JSON value with optional whitespace around it."""
     end = len(data)
     try:
         at = _skip(data, _checked_end(data, _skip(data, start, end), end), end)
     except Fault as fault:
         return fault
-    return Fault(at, "something follows the object", "Put one request on a line.") if at < end else None
+    return Fault(at, "unexpected text after the object", "Put one request on each line.") if at < end else None
 
 
 def value_end(data: Any, at: int, end: int) -> int:
-    """Where the value ends that begins at `at`, of valid JSON; `end` if not before."""
+    """The end of the value that begins at `at` in valid JSON; `end` if it does not end before that."""
     found = _whole.match(data, at, end)
     depth = 0
-    while found is None or depth:  # it is nested deeply, or cut
+    while found is None or depth:  # it is nested deeply, or incomplete
         found = _to_bracket.match(data, at, end)
         if found is None:
             return end
@@ -105,8 +106,8 @@ def value_end(data: Any, at: int, end: int) -> int:
 
 
 def keys_of(data: Any, start: int, value_bytes_max: int, large_bytes: int) -> Iterator[bytes]:
-    """The keys of the object that begins at `start`, of valid JSON, as they are written and as often. A value over
-    `value_bytes_max`, of which there is one at most, has `large_bytes`.
+    """The keys of the object that begins at `start` in valid JSON, as written, repeated ones included. At most one
+    value may be longer than `value_bytes_max`; its size must be `large_bytes`.
     """
     end = len(data)
     at = _skip(data, start + 1, end)
@@ -115,7 +116,7 @@ def keys_of(data: Any, start: int, value_bytes_max: int, large_bytes: int) -> It
         at = found.end()
         stop = value_end(data, at, min(end, at + value_bytes_max + 1))
         at = _skip(data, stop if stop - at <= value_bytes_max else at + large_bytes, end)
-        at = _skip(data, at + 1, end)  # past a comma, or what closes
+        at = _skip(data, at + 1, end)  # past a comma, or the closing brace
 
 
 def _string_end(data: Any, at: int, end: int) -> int:
@@ -125,7 +126,7 @@ def _string_end(data: Any, at: int, end: int) -> int:
 
 
 def _checked_end(data: Any, at: int, end: int) -> int:
-    """Where the value ends that begins at `at`. Raises: Fault."""
+    """The end of the value that begins at `at`. Raises: Fault."""
     closers, runs = bytearray(), _runs()
     for _ in range(STEPS_MAX):
         found = _scalar.match(data, at, end)
@@ -144,11 +145,13 @@ def _checked_end(data: Any, at: int, end: int) -> int:
         at = _skip(data, run.end() if run else at, end)
         if closers[-1] == b"}"[0]:
             at = _key_end(data, at, end)
-    raise Fault(at, "it has too many lists and objects to look behind what begins", "Flatten the request.")
+    raise Fault(
+        at, "too many lists and objects to locate the error, which comes after the text", "Flatten the request."
+    )
 
 
 def _after(data: Any, at: int, end: int, closers: bytearray) -> int:
-    """From the end of a value to where the next begins, or its key: past a comma, and what closes before it."""
+    """The start of the next value or key after a value that ends at `at`: past closing brackets and a comma."""
     while closers:
         at = _skip(data, at, end)
         if at < end and data[at] == closers[-1]:
@@ -176,36 +179,41 @@ def _skip(data: Any, at: int, end: int) -> int:
 
 
 def _fault(data: Any, at: int, end: int) -> Fault:
-    """What is wrong at `at`, where a token begins that cannot be there."""
+    """The fault for an unexpected token that begins at `at`."""
     if at >= end or _cut_token.match(data, at, end):
-        return Fault(at, "the line ends too early,", "Close what is open; keep a request on one line.", is_cut=True)
+        return Fault(
+            at,
+            "unexpected end of the line",
+            "Close open strings, lists and objects; keep a request on one line.",
+            is_cut=True,
+        )
     if data[at] == b'"'[0]:
         found = _open_string.match(data, at, end)
         stop = end if found is None else found.end()
         if stop == end or _cut_escape.match(data, stop, end):
-            return Fault(at, "a string is not closed, it starts", 'Close it with a ".', is_cut=True)
+            return Fault(at, "unterminated string starting", 'Close it with a ".', is_cut=True)
         if data[stop] == b"\\"[0]:
-            return Fault(stop, "an escape that JSON does not have", r"Write a backslash as \\.")
+            return Fault(stop, "an invalid escape", r"Write a backslash as \\.")
         at = at if data[stop] == b'"'[0] else stop
     rest = bytes(data[at : at + 16])
     found = _word.match(rest)
     word = found[0].decode() if found else ""
     if word in {"NaN", "Infinity", "-Infinity"}:
-        return Fault(at, f"{word} is not JSON, found", "Write a number or null.")
+        return Fault(at, f"unexpected {word}", "Write a number or null.")
     first = rest.decode(errors="replace")[0]
     shown = f"byte 0x{rest[0]:02x}" if first == "\ufffd" else repr(first)
     rules = (
         (rest[:1] == b"'", "a single quote", 'Put keys and strings in double quotes (").'),
-        (rest[0] < 0x20, "a control character", r"Write it as \n, \t or \u00XX."),
-        (rest.startswith((b"True", b"False", b"None")), "a Python word", "JSON has true, false and null."),
+        (rest[0] < 0x20, "an unescaped control character", r"Write it as \n, \t or \u00XX."),
+        (rest.startswith((b"True", b"False", b"None")), "a Python literal", "JSON has true, false and null."),
         (rest[:1] in b"}],", f"unexpected {shown}", "Remove a comma, or add what is missing."),
         (True, f"unexpected {shown}", "Write the line with a JSON library."),
     )
-    return next(Fault(at, reason, fix) for holds, reason, fix in rules if holds)
+    return next(Fault(at, reason, fix) for applies, reason, fix in rules if applies)
 
 
 def nesting(data: Any) -> int:
-    """How many containers are open at once, at most, in valid JSON."""
+    """The greatest depth of containers in valid JSON."""
     most = depth = at = 0
     while (found := _to_bracket.match(data, at)) is not None:
         depth, at = depth + (1 if found[1] else -1), found.end()
@@ -214,14 +222,14 @@ def nesting(data: Any) -> int:
 
 
 def longest_number(data: Any) -> int:
-    """How many digits stand in a row, at most, outside of strings."""
+    """The length of the longest run of digits outside of strings."""
     return max((len(found[0]) for found in _digits.finditer(data) if found[0][:1] != b'"'), default=0)
 
 
-PLACEHOLDER = b"\\ufffd"  # as long as a half
-LONE_SURROGATE_FIX = "Cut strings between characters; an emoji is two units in JavaScript."
+PLACEHOLDER = b"\\ufffd"  # as long as a surrogate
+LONE_SURROGATE_FIX = "Cut strings between characters; an emoji has length 2 in JavaScript."
 
-_ESCAPE_BYTES_MAX = 12  # of a pair
+_ESCAPE_BYTES_MAX = 12  # of a surrogate pair
 _HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _SOUND = re.compile(
     rb"(?:[^\\]++|\\[^u]|\\u(?:[dD][0-7]|[0-9abcefABCEF][0-9a-fA-F])[0-9a-fA-F]{2}"
@@ -230,22 +238,22 @@ _SOUND = re.compile(
 
 
 def find_lone_surrogate(data: bytes | bytearray | memoryview, start: int = 0) -> int | None:
-    """Where the first half begins, from `start` on, which is inside no escape; None where there is none."""
+    """Where the first lone surrogate begins; None if not found. `start` must not be inside an escape."""
     at, end = start, len(data)
     while at < end:
         stop = min(at + PIECE_BYTES, end)
         found = _SOUND.match(data, at, stop)
         at = found.end() if found else at
         if at == end or (stop < end and at > stop - _ESCAPE_BYTES_MAX):
-            continue  # the piece ends here, maybe inside an escape
+            continue  # the piece ends here, possibly inside an escape
         return at if _HALF.match(data, at) else None
     return None
 
 
 def replace_lone_surrogates(data: bytearray | memoryview, num_max: int) -> dict[int, bytes]:
-    """A stand-in of the same length for each half, in place.
+    """Replaces each lone surrogate in place by PLACEHOLDER, which has the same length.
 
-    Returns: what was where. Empty where there is none, or more than `num_max`.
+    Returns: the replaced bytes by offset; empty if there are none, or more than `num_max`.
     """
     replaced: dict[int, bytes] = {}
     at = find_lone_surrogate(data)
@@ -257,7 +265,7 @@ def replace_lone_surrogates(data: bytearray | memoryview, num_max: int) -> dict[
 
 
 def without_lone_surrogates(line: bytes) -> bytes | None:
-    """The line with a stand-in for each half; None where it has none."""
+    """The line with PLACEHOLDER for each lone surrogate; None if it has none."""
     data = bytearray(line)
     return bytes(data) if replace_lone_surrogates(data, len(data)) else None
 
@@ -265,22 +273,22 @@ def without_lone_surrogates(line: bytes) -> bytes | None:
 _MESSAGE = "is given twice; keep one of them"
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_FIRST_BYTES = 64  # of an object, in which the first colon is most likely
+_FIRST_BYTES = 64  # of an object, which usually contain the first colon
 _ESCAPED_QUOTE = b"\\u0022"
 
 
 class _Repeating(dict[str, Any]):
-    """An object, with the keys that it has twice."""
+    """An object and its repeated keys."""
 
     repeated: tuple[str, ...] = ()
 
 
 def has_repeats(data: bytes) -> bool:
-    """Whether the object `data` has a key twice at its top level. False for what is not an object.
+    """Whether the object `data` has a key twice at its top level. False if it is not an object.
 
-    Building the objects would take as long as all the rest of reading a line. So it writes the members that a parser
-    kept once more, in the two ways in which libraries space JSON, and compares; else it counts quotes, each of which
-    belongs to a key or to a value.
+    Building the objects would double the time to read a line. Instead, the members that a parser kept are written
+    again, with the two usual kinds of spacing, and compared with `data`. If they differ, the quotes are counted, each
+    of which belongs to a key or to a value.
     """
     try:
         members = _members.decode(data)
@@ -292,13 +300,13 @@ def has_repeats(data: bytes) -> bool:
         return False
     if 2 * len(members) + b"".join(members.values()).count(b'"') == data.count(b'"'):
         return False
-    return bool(find_repeats(data, depth_max=1))  # a key may hold an escaped quote
+    return bool(find_repeats(data, depth_max=1))  # a key may contain an escaped quote
 
 
 def find_repeats(data: bytes, depth_max: int | None = None) -> list[Path]:
-    """The paths of the keys that `data` has twice, from outside to inside; empty where it is not valid JSON.
+    """The paths of repeated keys in `data`, outermost first; empty if it is not valid JSON.
 
-    `depth_max`: the deepest object that is looked into, the outermost being 1.
+    `depth_max`: the depth of the deepest object to check; the outermost has depth 1.
     """
     try:
         found = json.loads(data, object_pairs_hook=_object)
@@ -308,7 +316,7 @@ def find_repeats(data: bytes, depth_max: int | None = None) -> list[Path]:
 
 
 def find_any_repeats(data: bytes) -> list[Path]:
-    """As `find_repeats` at all depths, and quick where there are none."""
+    """Like `find_repeats` at all depths, but fast if there are none."""
     try:
         is_sound = msgspec.json.encode(msgspec.json.decode(data)).count(b'"') == data.count(b'"')
     except UNREADABLE:

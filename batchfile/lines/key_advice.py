@@ -1,6 +1,6 @@
-"""What to say of a key that is not ours: keys known from other APIs are looked up first, then typing errors. Pure.
+"""Advice on unknown keys: keys of other APIs are looked up first, then typing errors.
 
-A suggestion means what the key means, is another word than the key, and is never a key that is rejected too.
+A suggestion means the same as the key, differs from it, and is never itself a rejected key.
 """
 
 from collections.abc import Collection
@@ -15,7 +15,7 @@ class Advice(NamedTuple):
     fix: str = ""
 
 
-# What other APIs call a key of ours: the first that may stand there has the same meaning.
+# Names of our keys in other APIs: the first one that is allowed in the request has the same meaning.
 SAME: dict[str, tuple[str, ...]] = {
     "max_completion_tokens": ("max_tokens",),
     "max_new_tokens": ("max_tokens",),
@@ -34,40 +34,40 @@ _USER_TURN = 'Write {"role": "user", "content": "..."} in messages.'
 _SYSTEM_TURN = 'Write {"role": "system", "content": "..."} as the first of messages.'
 _FORM = "use response_format of type json_schema"
 
-# Keys of other APIs, and of one of our formats in the other, whose values have to be written in another way.
+# Keys of other APIs or of our other formats whose values have to be written differently.
 OTHERWISE: dict[str, tuple[tuple[str, Advice], ...]] = {
-    # the key that must be known there, and what to say then
-    "input": (("messages", Advice("is not read here, put the text into messages", _USER_TURN)),),
-    "prompt": (("messages", Advice("is not read here, put the text into messages", _USER_TURN)),),
+    # the key that the format must have, and the advice
+    "input": (("messages", Advice("is not supported here; put the text into messages", _USER_TURN)),),
+    "prompt": (("messages", Advice("is not supported here; put the text into messages", _USER_TURN)),),
     "messages": (
         ("prompt", Advice("belongs to /v1/chat/completions; use that url, or put the text into prompt")),
         ("input", Advice("belongs to /v1/chat/completions; use that url, or put the text into input")),
     ),
     "instructions": (
-        ("system", Advice("is not read here, put it into system")),
-        ("response_format", Advice("is not read here, put it into a system turn", _SYSTEM_TURN)),
+        ("system", Advice("is not supported here; put it into system")),
+        ("response_format", Advice("is not supported here; put it into a system turn", _SYSTEM_TURN)),
     ),
-    "system": (("tool_choice", Advice("is not read here, put it into a system turn", _SYSTEM_TURN)),),
+    "system": (("tool_choice", Advice("is not supported here; put it into a system turn", _SYSTEM_TURN)),),
     "system_prompt": (
-        ("system", Advice("is not read here, put it into system")),
-        ("tool_choice", Advice("is not read here, put it into a system turn", _SYSTEM_TURN)),
+        ("system", Advice("is not supported here; put it into system")),
+        ("tool_choice", Advice("is not supported here; put it into a system turn", _SYSTEM_TURN)),
     ),
     "response_format": (
         (
             "output_config",
             Advice(
-                "is not read here, use output_config",
+                "is not supported here; use output_config",
                 'Write {"format": {"type": "json_schema", "schema": {...}}} as output_config.',
             ),
         ),
     ),
-    "output_config": (("response_format", Advice(f"is not read here, {_FORM}")),),
-    "output_format": (("response_format", Advice(f"is not read here, {_FORM}")),),
-    "json_schema": (("response_format", Advice(f"is not read here, {_FORM}")),),
-    "n": (("stop_sequences", Advice("is not served in params; write the line in OpenAI's format, with body")),),
+    "output_config": (("response_format", Advice(f"is not supported here; {_FORM}")),),
+    "output_format": (("response_format", Advice(f"is not supported here; {_FORM}")),),
+    "json_schema": (("response_format", Advice(f"is not supported here; {_FORM}")),),
+    "n": (("stop_sequences", Advice("is not supported in params; write the line in OpenAI's format, with body")),),
 }
 
-# Keys of other APIs that change an answer and are not served: nothing of ours means the same.
+# Keys of other APIs that change an answer and have no equivalent here.
 NOT_SERVED = frozenset(
     {
         *("allowed_token_ids", "bad_words", "cache_salt", "chat_template", "chat_template_kwargs", "documents"),
@@ -87,8 +87,8 @@ NOT_SERVED = frozenset(
 
 
 def advice(key: str, keys: Collection[str], given: Collection[str] = (), elsewhere: Collection[str] = ()) -> Advice:
-    """Of a key that may not stand there. `keys`: those that may, without those that are always rejected. `given`: those
-    that stand there, which no other is renamed to. `elsewhere`: the keys of all formats, which are no typing errors.
+    """Advice on a key that is not allowed. `keys`: the allowed ones, without those that are always rejected. `given`:
+    those in the request, which are never suggested. `elsewhere`: keys of all formats, which are not typing errors.
     """
     for ours in SAME.get(key, ()):
         if ours in keys:
@@ -97,15 +97,15 @@ def advice(key: str, keys: Collection[str], given: Collection[str] = (), elsewhe
         if known in keys:
             return told
     if key in NOT_SERVED:
-        return Advice(f"{key} is not served; remove it")
+        return Advice(f"{key} is not supported; remove it")
     if key in elsewhere:
-        return Advice("unknown key in this format; remove it")
+        return Advice("is not a field of this format; remove it")
     typo = typo_of(key, keys)
-    return Advice("unknown key; remove it") if typo is None else _rename(typo, given)
+    return Advice("unknown field; remove it") if typo is None else _rename(typo, given)
 
 
 def typo_of(key: str, keys: Collection[str]) -> str | None:
-    """The only one of `keys` that can be meant: the same letters in other spelling, or one letter from it."""
+    """The only one of `keys` that can be meant: the same letters in another spelling, or one letter different."""
     letters = _letters(key)
     near = {ours for ours in keys if ours != key and _is_near(letters, _letters(ours))}
     same = {ours for ours in near if _letters(ours) == letters}
@@ -117,8 +117,8 @@ def typo_of(key: str, keys: Collection[str]) -> str | None:
 
 def _rename(ours: str, given: Collection[str]) -> Advice:
     if ours in given:
-        return Advice(f"unknown key next to {ours}; remove it", "Remove it.")
-    return Advice(f"unknown key, did you mean {ours}?", f"Rename it to {ours}.")
+        return Advice(f"unknown field; {ours} is given already, so remove this one", "Remove it.")
+    return Advice(f"unknown field; did you mean {ours}?", f"Rename it to {ours}.")
 
 
 def _letters(key: str) -> str:
@@ -139,5 +139,5 @@ def _is_near(one: str, other: str) -> bool:
     if len(one) != len(other):
         return rest[1:] == others or rest == others[1:]
     if rest[:2] == others[1::-1] and rest[2:] == others[2:]:
-        return True  # two letters in each other's place
+        return True  # two swapped letters
     return len(one) >= _SUBSTITUTION_LETTERS_MIN and rest[1:] == others[1:]

@@ -1,8 +1,8 @@
-"""Parquet in and out: rows of requests to JSONL, result lines to rows. A few hundred rows in memory at a time.
+"""Reads requests from Parquet as JSONL, and writes results to Parquet. Keeps a few hundred rows in memory at a time.
 
-Columns in: `custom_id` and either `messages` (a list of structs, or JSON text) or `prompt` with an optional `system`,
-besides any sampling column. A column named like another key of a request rejects the file; others are left out.
-Knows no store.
+Input columns: `custom_id` and either `messages` (a list of structs, or JSON text) or `prompt` with an optional
+`system`, and optionally sampling parameters. A column named like another key of a request makes the file invalid; other
+columns are ignored.
 """
 
 import math
@@ -25,34 +25,34 @@ NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penal
 SAMPLING = (*INTEGERS, *NUMBERS, "stop_sequences", "model")
 COLUMNS = ("custom_id", "messages", "system", "prompt", *SAMPLING)
 _FORMATS = (native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body)
-_OUTSIDE = frozenset({"params", "body", "metadata", "model_hint"})  # of a line, or of its metadata
-# Keys of a request, or of other APIs, that would change its answer and that no column is read as. Those without an
-# effect are left out, as any other column is.
+_OUTSIDE = frozenset({"params", "body", "metadata", "model_hint"})  # keys of a line or of its metadata
+# Keys of a request, or of other APIs, that would change an answer but cannot be columns. Keys without an effect are
+# ignored like any other column.
 REQUEST_KEYS = _OUTSIDE.union(
     *(model.model_fields.keys() - without_effect(model) for model in _FORMATS), SAME, OTHERWISE, NOT_SERVED
 ).difference(COLUMNS)
 
 
 def wanted_columns(path: str, schema: Any) -> list[str]:
-    """The columns to read. Whatever they hold has a form in JSON. Raises: InvalidFile."""
+    """The columns to read, all of whose types can be written as JSON. Raises: InvalidFile."""
     names = list(schema.names)
     shown = ", ".join(names)[:300]
     if "custom_id" not in names:
-        raise InvalidFile(f"{path}: has no column custom_id; there are {shown}")
+        raise InvalidFile(f"{path}: has no column custom_id; its columns are {shown}")
     if "messages" in names and "prompt" in names:
         raise InvalidFile(f"{path}: has both columns messages and prompt; keep one of them")
     if "messages" not in names and "prompt" not in names:
-        raise InvalidFile(f"{path}: needs a column messages or prompt; there are {shown}")
+        raise InvalidFile(f"{path}: needs a column messages or prompt; its columns are {shown}")
     for name in names:
         if name in REQUEST_KEYS and not _is(_bare(schema.field(schema.get_all_field_indices(name)[0]).type), "null"):
             raise InvalidFile(f"{path}: column {name}: {_unread(name, names)}")
         near = None if name in COLUMNS or name in REQUEST_KEYS else typo_of(name, COLUMNS)
         if near is not None and near not in names:
-            raise InvalidFile(f"{path}: column {name}: did you mean {near}? Rename it, or drop it")
+            raise InvalidFile(f"{path}: column {name} is unknown; did you mean {near}? Rename it or drop it")
     wanted = [name for name in names if name in COLUMNS]
     for name, num in Counter(wanted).items():
         if num > 1:
-            raise InvalidFile(f"{path}: has {num} columns {name}; keep one of them")
+            raise InvalidFile(f"{path}: has {num} columns named {name}; keep one of them")
     for name in wanted:
         is_right, what = _RULES[name]
         kind = schema.field(name).type
@@ -64,14 +64,14 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
 
 
 def _is(kind: Any, *names: str) -> bool:
-    """Whether a type is one of these, by the names of pyarrow.types."""
+    """Whether a type is one of these, by their names in pyarrow.types."""
     import pyarrow.types
 
     return any(getattr(pyarrow.types, f"is_{name}")(kind) for name in names)
 
 
 def _bare(kind: Any) -> Any:
-    """The type of the values, whatever they are packed in."""
+    """The type of the values inside extension types and dictionaries."""
     import pyarrow as pa
 
     while True:
@@ -86,11 +86,11 @@ def _bare(kind: Any) -> Any:
 def _unread(name: str, names: Sequence[str]) -> str:
     ours = next((ours for ours in SAME.get(name, ()) if ours in COLUMNS and ours not in names), None)
     if ours is not None:
-        return f"is not read; rename it to {ours}, or to another name if it is data"
+        return f"is not supported; rename it to {ours}, or to another name if it is data"
     told = next((told for known, told in OTHERWISE.get(name, ()) if known in COLUMNS), None)
     if told is not None:
         return f"{told.message}, or rename it if it is data"
-    return f"{name} is not read from Parquet; drop it, write the requests as JSONL, or rename it if it is data"
+    return f"{name} is not supported in Parquet; drop it, rename it if it is data, or write the requests as JSONL"
 
 
 def _is_text(kind: Any) -> bool:
@@ -102,7 +102,7 @@ def _is_number(kind: Any) -> bool:
 
 
 def _is_id(kind: Any) -> bool:
-    """Data frames make floats of whole numbers; what is none in a row fails alone."""
+    """Data frames turn whole numbers into floats; a row with any other number is rejected on its own."""
     return _is_text(kind) or _is_number(kind)
 
 
@@ -130,13 +130,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _without_json(kind: Any, place: str) -> Iterator[str]:
-    """What in a type has no form in JSON, in words. Times have none that every reader agrees on."""
+    """Problems of a type that cannot be written as JSON. Times are rejected because they have no standard form."""
     kind = _bare(kind)
     if _is(kind, "struct"):
         fields = [kind.field(number) for number in range(kind.num_fields)]
         for name, num in Counter(field.name for field in fields).items():
             if num > 1:
-                yield f"{place} has {num} fields {name}; keep one of them"
+                yield f"{place} has {num} fields named {name}; keep one of them"
         for field in fields:
             yield from _without_json(field.type, f"{place}.{field.name}")
     elif _is_list(kind):
@@ -145,11 +145,11 @@ def _without_json(kind: Any, place: str) -> Iterator[str]:
         yield f"{place} is {kind}; cast it to text, or drop it"
 
 
-BATCH_ROWS = 32  # a few bytes of a file may be many MiB of each row
-BATCH_BYTES = 64 * 1024 * 1024  # fewer rows where the footer says that they are large
-ROW_BYTES_MAX = 8 * LINE_BYTES_MAX  # of one column: by the footer, on average over a row group
+BATCH_ROWS = 32  # a few bytes of a file can expand to many MiB per row
+BATCH_BYTES = 64 * 1024 * 1024  # fewer rows if the footer says that they are large
+ROW_BYTES_MAX = 8 * LINE_BYTES_MAX  # of one column: the average over a row group, by the footer
 BUFFER_BYTES = 1024 * 1024  # read at a time, instead of a column of a whole row group
-SLICE_BYTES = 4 * 1024 * 1024  # so much of it becomes Python's objects at once, which take ten times as much
+SLICE_BYTES = 4 * 1024 * 1024  # converted to Python objects at a time, which take ten times as much memory
 ROW_GROUP_ROWS = 10_000
 
 RESULT_COLUMNS = (
@@ -170,34 +170,34 @@ _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
 def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
-    """Each row as a `params` line, many rows to a chunk. With `stream`, `path` only names what is read from it.
+    """Each row as a `params` line, many rows per chunk. With a `stream`, `path` is only for messages.
 
-    To be called in a process that may die of the file: see `converter`.
-    Raises: InvalidFile naming the column, or after which row; MemoryError.
+    A damaged file may crash the process, so call this in a child process (see `converter`).
+    Raises: InvalidFile naming the column or the row; MemoryError.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     row = 0
     try:
-        # Not mapped and not prefetched: memory stays at one batch of one row group.
+        # Without mapping and prefetching, memory stays at one batch of one row group.
         with pq.ParquetFile(stream or path, memory_map=False, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             columns = wanted_columns(path, file.schema_arrow)
             for group in range(file.num_row_groups):
                 if not file.metadata.row_group(group).num_rows:
-                    continue  # though its pages have headers
+                    continue  # its pages have headers all the same, which Arrow would read
                 row_bytes = _row_bytes(path, file.metadata.row_group(group), columns, group)
                 rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, row_bytes)))
                 for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
                     for part in _slices(batch):
                         yield b"".join(map(_line, part.to_pylist()))
                         row += part.num_rows
-    except MemoryError:  # of Arrow too, which would be damage
+    except MemoryError:  # also Arrow's, which is an ArrowException too and does not mean damage
         raise
     except pa.ArrowException as error:
         raise InvalidFile(_damaged(path, error)) from None
     except UnicodeDecodeError as error:
-        raise InvalidFile(f"{path}: a text after row {row} is not valid UTF-8; write it as UTF-8") from error
+        raise InvalidFile(f"{path}: text after row {row} is not valid UTF-8; write it as UTF-8") from error
     except OSError as error:
         if error.errno is not None:
             raise
@@ -205,7 +205,7 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
 
 
 def _row_bytes(path: str, group: Any, columns: list[str], number: int) -> int:
-    """How many bytes a row has by the footer, which may lie. Raises: InvalidFile where no request is as large."""
+    """Bytes per row by the footer, which may be wrong. Raises: InvalidFile if a row is too large for a request."""
     sizes = dict.fromkeys(columns, 0)
     for n in range(group.num_columns):
         column = group.column(n)
@@ -216,14 +216,14 @@ def _row_bytes(path: str, group: Any, columns: list[str], number: int) -> int:
         if size > ROW_BYTES_MAX * group.num_rows:
             raise InvalidFile(
                 f"{path}: column {name} has {size:,} bytes in the {group.num_rows:,} rows of row group {number}; "
-                f"a request may have {LINE_BYTES_MAX // 2**20} MiB"
+                f"the limit for a request is {LINE_BYTES_MAX // 2**20} MiB"
             )
     return sum(sizes.values()) // int(group.num_rows)
 
 
 def _damaged(path: str, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    return f"{path}: the Parquet data is damaged, or of a kind that cannot be read: {reason}; write it again"
+    return f"{path}: the Parquet data is damaged or not supported: {reason}; write the file again"
 
 
 def _slices(batch: Any) -> Iterator[Any]:
@@ -233,8 +233,8 @@ def _slices(batch: Any) -> Iterator[Any]:
 
 
 def write_results(lines: Iterable[bytes], target: str | BinaryIO) -> None:
-    """Native result lines to a Parquet file, or to a stream. A request with several choices gives its first text,
-    an embedding its vectors as JSON text.
+    """Writes native result lines to a Parquet file or a stream. For several choices, `text` is that of the first; for
+    an embedding, it is the vectors as JSON.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -269,7 +269,7 @@ def _row(line: bytes) -> dict[str, object]:
 
 
 def _text(result: NativeResult) -> str | None:
-    """Of an embedding its vectors, as JSON."""
+    """The text of the answer; for an embedding, its vectors as JSON."""
     if result.vectors is not None:
         return msgspec.json.encode(result.vectors).decode()
     return "".join(block.text for block in result.message.content) if result.message else None
@@ -291,12 +291,12 @@ def _line(values: dict[str, Any]) -> bytes:
 
 
 def _turns(value: Any) -> Any:
-    """Text that is no JSON stays text, for which its line alone is refused."""
+    """Text that is not JSON stays text, so that only its own line is rejected."""
     if not isinstance(value, str):
-        # A struct column gives every field to every turn: those without a value were not meant.
+        # A struct column has every field in every turn: those without a value are left out.
         return value and [turn and {key: item for key, item in turn.items() if item is not None} for turn in value]
     try:
-        return msgspec.Raw(_encoder.encode(msgspec.json.decode(value)))  # on one line, whatever it was written on
+        return msgspec.Raw(_encoder.encode(msgspec.json.decode(value)))  # without line breaks
     except UNREADABLE:
         return value
 
@@ -304,7 +304,7 @@ def _turns(value: Any) -> Any:
 def _plain(name: str, value: Any) -> Any:
     """Data frames keep missing numbers as NaN and whole numbers with gaps as floats; databases have decimals.
 
-    Infinity is no number in JSON: as text it is refused where null would be a default.
+    Infinity is not valid in JSON. It becomes text, which is rejected, because null would mean the default.
     """
     if isinstance(value, Decimal):
         value = float(value)

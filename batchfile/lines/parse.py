@@ -1,4 +1,4 @@
-"""A request line into a Request, whichever format it is in."""
+"""Parses a request line of any format into a Request."""
 
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ METHOD = "POST"
 Carried = native.Params | openai_chat.Body | openai_completions.Body | openai_embeddings.Body
 
 
-# Each is a module of formats/: Body, UNSERVED, is_plain (there is nothing more to check), more_problems, to_request.
+# Each module of formats/ has Body, UNSERVED, is_plain (nothing else to check), more_problems and to_request.
 _OPENAI: dict[str, ModuleType] = {module.URL: module for module in (openai_chat, openai_completions, openai_embeddings)}
 _URLS = " or ".join([", ".join(f'"{url}"' for url in [*_OPENAI][:-1]), f'"{[*_OPENAI][-1]}"'])
 
@@ -52,15 +52,15 @@ def read_carried(envelope: Envelope) -> Carried:
     """The checked `params` or `body`. Raises: InvalidRequest."""
     module = _module_of(envelope)
     try:
-        # The validator itself: `model_validate_json` spends 0.5 us a line on the way to it.
+        # Calls the validator directly: `model_validate_json` adds 0.5 us a line.
         carried: Carried = module.Body.__pydantic_validator__.validate_json(envelope.carried)
     except ValidationError:
-        raise _refused(find_problems(envelope)) from None
+        raise _rejected(find_problems(envelope)) from None
     is_addressed = envelope.format == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
     if not (is_addressed and module.is_plain(carried)) or has_repeats(envelope.carried):
         diagnostics = find_problems(envelope)
         if diagnostics:
-            raise _refused(diagnostics)
+            raise _rejected(diagnostics)
     return carried
 
 
@@ -69,7 +69,7 @@ def _module_of(envelope: Envelope) -> ModuleType:
 
 
 def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
-    """Everything for which `parse_request` refuses a line; empty where it does not."""
+    """Every reason for which `parse_request` rejects a line; empty if it accepts it."""
     try:
         envelope = decode_envelope(line) if isinstance(line, bytes) else line
     except Unreadable as error:
@@ -79,12 +79,12 @@ def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
         return _inside(envelope.carried, "params", native)
     outside = _outside(envelope)
     if envelope.url is not None and envelope.url not in _OPENAI:
-        return outside  # nobody knows what its body should be
+        return outside  # without a supported url the format of the body is unknown
     return outside + _inside(envelope.carried, "body", _module_of(envelope))
 
 
 def _carried_problems(line: bytes | Envelope) -> list[Diagnostic]:
-    """What is wrong inside, of a line whose outside is wrong already."""
+    """Problems inside `params` or `body` of a line whose envelope is invalid too."""
     assert isinstance(line, bytes)  # an Envelope is readable
     try:
         wire = _carried.decode(line)
@@ -104,7 +104,9 @@ def _outside(envelope: Envelope) -> list[Diagnostic]:
         if given is None:
             diagnostics.append(Diagnostic((key,), f"is missing; it must be {words}", "Add it."))
         elif given not in served:
-            diagnostics.append(Diagnostic((key,), f"must be {words}, got {shown(given)}", "Nothing else is served."))
+            diagnostics.append(
+                Diagnostic((key,), f"must be {words}, got {shown(given)}", "No other value is supported.")
+            )
     return diagnostics
 
 
@@ -132,11 +134,11 @@ def _inside(carried: bytes, root: str, module: ModuleType) -> list[Diagnostic]:
 def _data(carried: bytes) -> dict[str, Any]:
     try:
         found = from_json(carried)
-    except ValueError:  # the model says so in better words
+    except ValueError:  # the model reports it with a better message
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _refused(diagnostics: list[Diagnostic]) -> InvalidRequest:
+def _rejected(diagnostics: list[Diagnostic]) -> InvalidRequest:
     more = len(diagnostics) - 1
     return InvalidRequest(f"{diagnostics[0]} (and {more} more)" if more else str(diagnostics[0]))

@@ -1,7 +1,7 @@
-"""The native result line: one finished request, the same bytes for the same work; and the lines of a part.
+"""Writes and reads native result lines and the lines of a part. The same outcome always gives the same bytes.
 
-A line of a part is `[line, status, result]`, where `line` is the request's place in its range. The result travels in it
-as bytes, so that assembling parses nothing.
+A line of a part is `[line, status, result]`, where `line` is the request's position in its range. The result is
+included as it is, so assembling does not parse it.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ _ESCAPES = (
 
 
 def escape_separators(data: bytes) -> bytes:
-    """JSON of the same meaning without raw separators. In valid JSON they can only be in strings."""
+    """The same JSON with Unicode line separators escaped, which valid JSON can contain only in strings."""
     if not data.isascii():
         for raw, escape in _ESCAPES:
-            data = data.replace(raw, escape)  # the same object where there is none
+            data = data.replace(raw, escape)  # returns the same object if unchanged
     return data
 
 
-RESULT_BYTES_MAX = 512 * 1024 * 1024  # more than any: 2,048 vectors of 8,192 numbers are some 350 MB
+RESULT_BYTES_MAX = 512 * 1024 * 1024  # larger than any: 2,048 vectors of 8,192 numbers take about 350 MB
 
 _encoder = msgspec.json.Encoder()
 
@@ -43,7 +43,7 @@ class NativeUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeError:
-    """`http_status`: what an endpoint answered, where one did."""
+    """`http_status`: of the endpoint's response, if there was one."""
 
     type: str
     message: str
@@ -51,7 +51,7 @@ class NativeError:
 
 
 class NativeBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """`text` of a text block, `thinking` of a thinking one; the rest of a tool_use block."""
+    """`text` is set in a text block, `thinking` in a thinking block, the rest in a tool_use block."""
 
     type: str
     text: str = ""
@@ -74,11 +74,11 @@ class NativeChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeResult:
-    """A result line, read. `choices` only where a request asked for several; `message` is then the first.
+    """A decoded result line. `choices`: only if the request asked for several; `message` is then the first.
 
-    `usage` of a success is None where an endpoint did not tell it. `stop_sequence` only where one ended the (first)
-    answer and is known. `kind` only of what is no conversation. `vectors`, each as it was written, only of an
-    embedding, which has no message. `line`, of the file, only of a request without a custom_id.
+    `usage`: None also for a success if the endpoint did not report it. `stop_sequence`: only if a known one ended the
+    (first) answer. `kind`: "chat" is not written. `vectors`: only for an embedding, which has no message; each as it
+    was written. `line`: of the file, only for a request without a custom_id.
     """
 
     custom_id: str | None
@@ -99,12 +99,12 @@ _decoder = msgspec.json.Decoder(NativeResult)
 
 
 def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: int | None = None) -> bytes:
-    """One line without its newline. Keys and their order are fixed; there are no times and no random ids.
-    Line separators of Unicode are escaped.
+    """One line without its newline. Keys and their order are fixed, without times or random ids, so that the same
+    outcome gives the same bytes. Unicode line separators are escaped.
 
-    `line`: of the file, from 1, of a request that has no custom_id to find it by.
-    `model` is written where the request succeeded. Text that UTF-8 cannot carry (half of a surrogate pair, which
-    an HTTP endpoint may send) is replaced, so that any outcome has a line.
+    `line`: of the file, from 1, for a request without a custom_id.
+    `model` is written only for a success. Lone surrogates, which an HTTP endpoint may send and UTF-8 cannot encode, are
+    replaced.
     """
     made: dict[str, object] = {
         "custom_id": custom_id,
@@ -121,7 +121,7 @@ def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: 
 
 
 def decode_result(line: bytes) -> NativeResult:
-    """Reads what `encode_result` wrote; keys of a later version are ignored."""
+    """Decodes a line from `encode_result`; unknown keys, as of a later version, are ignored."""
     return _decoder.decode(line)
 
 
@@ -181,7 +181,7 @@ def _message(choice: Choice) -> dict[str, object]:
 
 
 REFUSALS = frozenset({"refusal", "content_filter"})  # stop reasons
-TEXT_CHARS_MAX = 2_000  # of the answer, in a message
+TEXT_CHARS_MAX = 2_000  # of an answer quoted in an error message
 
 _WHAT = {
     "refusal": "The model refused to answer",
@@ -190,20 +190,20 @@ _WHAT = {
 
 
 def refusal_failure(stop_reason: str, text: str) -> Failure:
-    """`text`: what the model said. The type of the failure is the stop reason."""
+    """`text`: the answer so far. The type of the failure is the stop reason."""
     what, told = _WHAT[stop_reason], text.strip()[:TEXT_CHARS_MAX]
     return Failure(type=stop_reason, message=f"{what}: {told}" if told else f"{what}.")
 
 
 def explanation(stop_reason: str) -> str:
-    """Next to the text."""
+    """A sentence about a refusal, for formats that give the answer separately."""
     return f"{_WHAT[stop_reason]}."
 
 
 class FinishedLine(Struct, frozen=True):
-    """One finished request: its place in the range, how it ended, its native result line (no newline).
+    """One finished request: its position in the range, its status and its native result line (no newline).
 
-    `gpu_s`: its share of the seconds that GPUs worked; 0 where there are none.
+    `gpu_s`: its share of the GPU time in seconds; 0 without GPUs.
     """
 
     line: int
@@ -227,12 +227,12 @@ def encode_part(lines: Sequence[FinishedLine]) -> bytes:
 
 
 def decode_part(data: bytes) -> list[PartLine]:
-    """Raises: BatchDamaged where the bytes are no part (the digest was checked before: this is a bug)."""
+    """Raises: BatchDamaged if the bytes are not a part. The digest was checked before, so that would be a bug."""
     lines = []
     try:
         for row in data[:-1].split(b"\n"):
             number, status, result = row[1:-1].split(b",", 2)
             lines.append(PartLine(int(number), _STATUS[status], result))
     except (ValueError, KeyError) as error:
-        raise BatchDamaged(f"a part holds a line that is none: {error}") from error
+        raise BatchDamaged(f"a part contains an invalid line: {error}") from error
     return lines

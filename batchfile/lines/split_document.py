@@ -1,7 +1,6 @@
-"""A posted JSON document into request lines: all of it is checked as JSON, nothing of it is built.
+"""Splits a posted JSON document into request lines: checks all of it as JSON, without building its objects.
 
-Works on a file that is mapped into memory and holds one window of it at a time. Knows no HTTP, and no request beyond
-where it ends.
+Works on a file that is mapped into memory, one window at a time. Knows nothing about HTTP or the content of requests.
 """
 
 import codecs
@@ -27,22 +26,22 @@ from batchfile.lines.json_scan import (
 from batchfile.lines.key_advice import typo_of
 from batchfile.types import LINE_BYTES_MAX
 
-WINDOW_BYTES = 256 * 1024  # also bounds what `{},{},{}` costs: 70 bytes an element of it
-BESIDE_BYTES_MAX = 64 * 1024  # of a document without its requests: its names are built as strings
-LONE_SURROGATES_MAX = 10_000  # of a body: each may cost a page of memory
+WINDOW_BYTES = 256 * 1024  # also limits the memory for `{},{},{}`, where each element takes 70 bytes
+OUTSIDE_BYTES_MAX = 64 * 1024  # of a document outside its requests: its keys are built as strings
+LONE_SURROGATES_MAX = 10_000  # in a body: each may take a page of memory
 _LOOK_BYTES = 1024 * 1024
-LOOKED_AT_MAX = 32 * 1024 * 1024  # of a body that is not JSON, for the place: a byte costs a hundred times a read one
+LOOKED_AT_MAX = 32 * 1024 * 1024  # of an invalid body, to find the error: a hundred times slower than parsing
 STAGE_EXAMPLE = '{"stage": "email", "requests": [...]}'
 EXAMPLE = '{"requests": [{"custom_id": "a", "params": {...}}]}'
 _NAMES = ("stage", "model_hint", "requests")
 
 _GAP = re.compile(rb"[ \t\r\n,]*")
-# How one element ends and the next begins, up to its first key: what the last boundary of a window looks like.
+# The end of one element and the start of the next, up to its first key. The last one in a window is where it is cut.
 _BOUNDARY = re.compile(rb'\}[ \t\r\n]*,[ \t\r\n]*\{[ \t\r\n]*(?:"[^"\\]{0,64}")?')
 
 
 class _Outline(msgspec.Struct):
-    """Reading it builds nothing, whatever the document is."""
+    """Decoding it builds no objects, whatever the document contains."""
 
     requests: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -56,8 +55,8 @@ _elements = msgspec.json.Decoder(list[msgspec.Raw])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What a posted batch says of itself. `requests`: its array as it was posted, brackets included; it is valid JSON
-    but for halves of characters.
+    """The fields of a posted batch. `requests`: its array as posted, brackets included; valid JSON except for lone
+    surrogates.
     """
 
     stage: str | None
@@ -66,9 +65,9 @@ class Document:
 
 
 def read_document(body: memoryview, scratch: memoryview | None = None, *, example: str = STAGE_EXAMPLE) -> Document:
-    """`scratch`: the same bytes once more, to be written on; without it, half of a character refuses the whole.
+    """`scratch`: a writable copy of the body; without it, a body with a lone surrogate is rejected.
 
-    `example`: what the caller should have sent.
+    `example`: what messages tell the caller to send.
     Raises: InvalidFile naming the place, in bytes from 0 and as line and column from 1.
     """
     try:
@@ -87,14 +86,14 @@ def read_document(body: memoryview, scratch: memoryview | None = None, *, exampl
 
 
 def _read(body: memoryview, example: str) -> Document:
-    """Raises: InvalidFile; UNREADABLE where it is not JSON, or not an object."""
+    """Raises: InvalidFile; UNREADABLE if it is not JSON or not an object."""
     start = _start(body)
     found = _outline.decode(body[start:]).requests
-    beside = len(body) - (0 if isinstance(found, msgspec.UnsetType) else len(memoryview(found)))
-    if beside > BESIDE_BYTES_MAX:
-        raise InvalidFile(f"the body has {beside:,} bytes beside its requests; a batch is {example}, no more keys")
+    outside = len(body) - (0 if isinstance(found, msgspec.UnsetType) else len(memoryview(found)))
+    if outside > OUTSIDE_BYTES_MAX:
+        raise InvalidFile(f"the body has {outside:,} bytes outside its requests; send {example} and no other fields")
     opening = _gap_end(body, start, len(body))
-    keys = Counter(map(_text.decode, keys_of(body, opening, BESIDE_BYTES_MAX, len(body) - beside)))
+    keys = Counter(map(_text.decode, keys_of(body, opening, OUTSIDE_BYTES_MAX, len(body) - outside)))
     for name, num in keys.items():
         if num > 1:
             raise InvalidFile(f"{short(name)}: is given twice; keep one of them")
@@ -102,11 +101,11 @@ def _read(body: memoryview, example: str) -> Document:
     for name in members:
         if name not in _NAMES:
             near = typo_of(name, _NAMES)
-            hint = f"did you mean {near}?" if near else f"there are {', '.join(_NAMES)}"
-            raise InvalidFile(f"{short(name)}: unknown key; {hint}")
+            hint = f"did you mean {near}?" if near else f"use one of {', '.join(_NAMES)}"
+            raise InvalidFile(f"{short(name)}: unknown field; {hint}")
     stage, model_hint = (_string(name, members.get(name)) for name in _NAMES[:2])
     if "requests" not in members:
-        raise InvalidFile(f"requests: is missing; a batch is {example}")
+        raise InvalidFile(f"requests: is missing; send {example}")
     array = members["requests"]
     if array[0] != b"["[0]:
         raise InvalidFile(f"requests: must be a list of requests, got {_kind(array[0])}")
@@ -136,7 +135,7 @@ def iter_requests(array: memoryview) -> Iterator[bytes]:
         found = _guess(array, at, end, boundary) or _step(array, at, end, index)
         index, at = index + found.num, at + found.length
         yield found.lines
-        del found  # the lines of a chunk are not held while the next is made
+        del found  # so that two chunks are never in memory at once
         match = _BOUNDARY.match(array, at - 1, end)
         boundary = match[0].replace(b"\n", b" ") if match else b""
 
@@ -150,10 +149,10 @@ class _Found(NamedTuple):
 
 
 def _guess(array: memoryview, at: int, end: int, boundary: bytes) -> _Found | None:
-    """All elements of a window before the last `boundary` in it; None where that is no end of an element.
+    """All elements of a window before the last `boundary` in it; None if no element ends there.
 
-    A prefix ends an element exactly if it decodes as a list once brackets are put around it: JSON is parsed from left
-    to right, so what follows cannot change what the prefix means.
+    This guess is safe: a prefix is a sequence of whole elements exactly if it decodes as a list once brackets are put
+    around it. JSON is parsed from left to right, so the text after the prefix cannot change its meaning.
     """
     stop = min(at + WINDOW_BYTES, end)
     window = bytearray(b"[")
@@ -174,7 +173,7 @@ def _guess(array: memoryview, at: int, end: int, boundary: bytes) -> _Found | No
 
 
 def _step(array: memoryview, at: int, end: int, index: int) -> _Found:
-    """The next elements one by one, each found by reading it: about half a window, at least one."""
+    """The next elements, found one by one: about half a window, at least one."""
     lines: list[bytes] = []
     start, stop = at, at
     while not lines or (at < end and at - start < WINDOW_BYTES // 2):
@@ -194,9 +193,9 @@ def _gap_end(array: memoryview, at: int, end: int) -> int:
 
 
 def _malformed(body: memoryview, error: Exception, example: str) -> str:
-    """Why `body` cannot be read, in words that do not depend on those of `error`."""
+    """Why `body` cannot be read, without the parser's wording."""
     if isinstance(error, RecursionError):
-        return "the body is nested too deeply; flatten it, no model needs such a depth"
+        return "the body is nested too deeply; flatten it"
     start = _start(body)
     fault = None if _is_json(body[start:]) else find_fault(body[:LOOKED_AT_MAX], start)
     foreign = _find_foreign(body)
@@ -205,9 +204,9 @@ def _malformed(body: memoryview, error: Exception, example: str) -> str:
     if fault is not None:
         told = f"{fault.reason} at {_where(body, fault.at)}"
         if fault.is_cut and len(body) > LOOKED_AT_MAX:
-            told = f"the fault is behind its first {LOOKED_AT_MAX // 2**20} MiB; send requests as application/x-ndjson"
+            told = f"the error is after the first {LOOKED_AT_MAX // 2**20} MiB; send requests as application/x-ndjson"
         elif fault.is_cut:
-            told = f"it ends too early, at {_where(body, len(body))}; send it whole"
+            told = f"unexpected end at {_where(body, len(body))}; send the whole body"
         return f"the body is not valid JSON: {told}"
     half = find_lone_surrogate(body)
     if half is not None:
@@ -220,7 +219,7 @@ def _malformed(body: memoryview, error: Exception, example: str) -> str:
 
 
 def _is_json(text: memoryview) -> bool:
-    """Fast, and tells no place."""
+    """Fast, but does not say where the error is."""
     try:
         _value.decode(text)
     except UNREADABLE:

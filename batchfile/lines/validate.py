@@ -1,7 +1,7 @@
-"""Every problem of every line, with its place and how to fix it, and a summary. Runs nothing, stores nothing.
+"""Validates a file without running it: all problems of all lines, and a summary.
 
-A line is rejected here for exactly what would reject it in a run, because the same functions read it; and for a key
-that is given twice at any depth, of which a run knows those at the top level of a line, `params` and `body` alone.
+The same functions as in a run read each line, so the same lines are rejected. In addition, a repeated key is reported
+at any depth, while a run checks only the top level of a line, of `params` and of `body`.
 """
 
 from array import array
@@ -25,10 +25,10 @@ from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, Input
 
 @dataclass(slots=True, kw_only=True)
 class Summary:
-    """Grows line by line. `num_requests` counts every line that is not blank, good or bad.
+    """Grows line by line. `num_requests` counts every line that is not blank, valid or not.
 
-    `prompt_chars` are characters of text in good requests. These are counted by the `model_hint` that they give, by the
-    model that they name, and by the tokens that they ask for at most.
+    The rest is about valid requests. `prompt_chars` counts characters of text; `hints`, `models` and `max_tokens` count
+    requests by their `model_hint`, their model and their limit on output tokens.
     """
 
     format: InputFormat | None = None
@@ -43,15 +43,15 @@ class Summary:
 
     @property
     def max_tokens_median(self) -> int | None:
-        """The lower one of two in the middle; None without a good request."""
+        """The lower of two middle values; None without a valid request."""
         return median_low(self.max_tokens.elements()) if self.max_tokens else None
 
 
-_BUCKETS = 256  # each is made a set in turn, so that the peak is one bucket's
+_BUCKETS = 256  # one at a time becomes a set, which keeps peak memory low
 
 
 class DuplicateFinder:
-    """For use within one process: Python seeds its string hash anew in each."""
+    """For use within one process: Python's string hashes differ between processes."""
 
     def __init__(self) -> None:
         self._buckets = [array("q") for _ in range(_BUCKETS)]
@@ -61,7 +61,7 @@ class DuplicateFinder:
         self._buckets[value % _BUCKETS].append(value)
 
     def merge(self, other: "DuplicateFinder") -> None:
-        """Take what a fork of this process has added: it has the same seed."""
+        """Add the hashes from a fork of this process, which has the same hash seed."""
         for mine, theirs in zip(self._buckets, other._buckets, strict=True):
             mine.extend(theirs)
 
@@ -80,7 +80,7 @@ class DuplicateFinder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """`line` is the row in the file, from 1; `column` counts characters from 1, None where there is no one place."""
+    """`line` of the file, from 1; `column` in characters, from 1, or None for the line or file as a whole."""
 
     line: int
     column: int | None
@@ -91,9 +91,9 @@ class Problem:
 
 
 class Scan:
-    """One pass over a file: yields its problems, sums up, and remembers every custom_id's hash.
+    """One pass over a file: yields its problems, fills the summary and collects the hashes of all custom_ids.
 
-    `table` None checks no routing. `summary` and `duplicates` are complete when `problems` has ended.
+    Without a `table`, routing is not checked. `summary` and `duplicates` are complete when `problems` is exhausted.
     """
 
     def __init__(
@@ -108,10 +108,12 @@ class Scan:
         self._table = table
         self._stage = stage
         self._max_tokens = (defaults or Defaults()).max_tokens
-        self._routes: dict[tuple[str | None, str | None], str | None] = {}  # what was routed, and why not
+        self._routes: dict[
+            tuple[str | None, str | None], str | None
+        ] = {}  # by hint and model: why they are rejected, or None
 
     def problems(self, chunks: Iterable[bytes], start: int = 0) -> Iterator[Problem]:
-        """In the order of the lines and, within a line, of the columns. `start`: where in the file the chunks begin."""
+        """Ordered by line and column. `start`: the offset of the chunks in the file."""
         summary = self.summary
         line: Line | None = None
         for line in iter_lines(chunks, start):
@@ -150,8 +152,8 @@ class Scan:
         if first is None:
             self.summary.format = envelope.format
             return []
-        message = f"is in the {envelope.format} format, but the file began in the {first} one"
-        return [Diagnostic((), message, "Use one format in a file.")]
+        message = f"is in the {envelope.format} format, but the file starts in the {first} format"
+        return [Diagnostic((), message, "Use one format per file.")]
 
     def _check_route(self, hint: str | None, model: str | None) -> list[Diagnostic]:
         if self._table is None:
@@ -182,9 +184,9 @@ def _repeats_inside(data: bytes | None, diagnostics: list[Diagnostic]) -> list[D
 
 
 def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
-    """All problems of a file. `read` opens it: once, and again only where a custom_id seems to be used twice.
+    """All problems of a file. `read` opens it once, and a second time only if a custom_id seems to be repeated.
 
-    Repeated custom_ids come last. `scan.summary` is complete when this has ended.
+    Repeated custom_ids come last. `scan.summary` is complete when this is exhausted.
     """
     last = b""
 
@@ -205,18 +207,18 @@ def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Proble
 
 
 def _late(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
-    """What only the whole file shows."""
+    """Problems that show only in the whole file."""
     if scan.summary.num_requests == 0:
         yield _of_file(NO_REQUEST, "Write one request on each line.")
     if scan.summary.num_requests > REQUESTS_MAX:
-        yield _of_file(f"holds more than {REQUESTS_MAX:,} requests", "Split it.")
+        yield _of_file(f"contains more than {REQUESTS_MAX:,} requests", "Split the file.")
     suspects = scan.duplicates.suspects()
     if suspects:
         yield from repeated(read(), suspects)
 
 
 def repeated(chunks: Iterable[bytes], suspects: set[int]) -> Iterator[Problem]:
-    """The second and later uses of a custom_id, with the line of the first. Memory: the ids used twice."""
+    """The second and later uses of a custom_id, with the line of the first. Memory: the repeated ids."""
     first: dict[str, int] = {}
     for line in iter_lines(chunks):
         if line.data is None:
@@ -230,7 +232,7 @@ def repeated(chunks: Iterable[bytes], suspects: set[int]) -> Iterator[Problem]:
         if custom_id not in first:
             first[custom_id] = line.row
             continue
-        message = f'"{short(custom_id)}" is used on line {first[custom_id]} already'
+        message = f'"{short(custom_id)}" is already used on line {first[custom_id]}'
         diagnostic = Diagnostic(
             ("custom_id",), message, f"Make it unique: lines {first[custom_id]} and {line.row} share it."
         )
@@ -256,7 +258,7 @@ def _problems(line: Line, diagnostics: list[Diagnostic]) -> list[Problem]:
 
 
 def _column(text: str, diagnostic: Diagnostic) -> int | None:
-    """Of the value; of the key where the key itself is wrong; of what should hold it where it is missing."""
+    """The column of the value, of the key if the key is wrong, or of the object that lacks a missing key."""
     if diagnostic.column is not None or not diagnostic.path:
         return diagnostic.column
     path = diagnostic.path

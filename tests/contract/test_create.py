@@ -112,7 +112,7 @@ def test_half_of_a_character_is_an_error_of_its_request_alone(service: Service, 
         (document([{"custom_id": "a"}]), r"requests\[0\].params: is missing"),
         (document([{"custom_id": "a", "params": []}]), r"requests\[0\].params: must be an object, got a list"),
         (document([{"custom_id": "a", "body": {}}]), r"requests\[0\].params: is missing"),
-        (document([request(1, metdata={})]), r"requests\[0\].metdata: unknown key, did you mean metadata"),
+        (document([request(1, metdata={})]), r"requests\[0\].metdata: unknown field; did you mean metadata"),
         (
             document([request(1), request(2, metadata={"model_hint": "gpt"})]),
             r"requests\[1\].metadata.model_hint: 'gpt' is no pool, model or alias; pools are llama-70b, mistral",
@@ -132,8 +132,8 @@ def test_a_refused_document_says_where_and_leaves_nothing(service: Service, body
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "holds no request"),
-        (b"\n \n", "holds no request"),
+        (b"", "contains no requests"),
+        (b"\n \n", "contains no requests"),
         (lines([request(1)]) + b"\n\n\n{rubbish", "line 4: is not valid JSON"),
         (b'\n\n{"custom_id": 5.5, "params": {}}', "line 3: custom_id: must be a string or a whole number, got 5.5"),
         (lines([request(1), request(2), request(1)]), "line 3: custom_id: 'lead_1_email' was used on line 1"),

@@ -144,7 +144,7 @@ def test_a_file_without_a_request_is_rejected_and_accepted_once_it_has_one(world
     world.drop("mistral/a.jsonl", b"\n\n")
     world.janitor.tick()
     told = world.told("mistral/a.jsonl.rejected.json")
-    assert "holds no request" in told["message"]
+    assert "contains no requests" in told["message"]
     assert told["batch_id"] == world.only().batch_id
     world.drop("mistral/a.jsonl", native("a"))
     world.janitor.tick()

@@ -55,8 +55,8 @@ def test_other_formats_become_an_input_once_and_keep_their_name_in_the_outbox(wo
 @pytest.mark.parametrize(
     ("name", "data", "why"),
     [
-        ("a.jsonl.gz", gzip.compress(json.dumps(native("a")).encode() * 2000, mtime=0)[:-40], "ends in the middle"),
-        ("a.jsonl.gz", b"no gzip at all", "is named .gz and is no gzip data"),
+        ("a.jsonl.gz", gzip.compress(json.dumps(native("a")).encode() * 2000, mtime=0)[:-40], "is truncated"),
+        ("a.jsonl.gz", b"no gzip at all", "is named .gz but is not gzip data"),
         ("a.jsonl.zst", zstd.compress(b"x" * 1000)[:-5], "zstd data"),
         ("a.parquet", parquet(3)[:-20], "the Parquet data is damaged"),
         ("a.parquet", parquet(3).replace(b"prompt", b"frompt"), "column"),
@@ -88,7 +88,7 @@ def test_a_file_that_ends_what_reads_it_is_rejected_at_once(still: World, monkey
     still.store.put("inbox/mistral/a.parquet", parquet(3))
     still.clock.sleep(10.0)
     still.janitor.tick()
-    assert "ended the process that read it (signal 11)" in still.told("mistral/a.parquet.rejected.json")["message"]
+    assert "crashed the process reading it (signal 11)" in still.told("mistral/a.parquet.rejected.json")["message"]
     assert still.only().reason == "failed"
 
 

@@ -93,7 +93,7 @@ def test_advice_about_a_key_never_changes_the_meaning_in_any_entry_point(
         for name in ("key-min_tokens.jsonl", "key-rf-schema-flat.jsonl")
     )
     said = (
-        "body.min_tokens: min_tokens is not served; remove it",
+        "body.min_tokens: min_tokens is not supported; remove it",
         "body.response_format.name: belongs inside response_format.json_schema",
     )
     texts = {"run": json.dumps(ran(tmp_path, data)), "validate": command(tmp_path, data, "validate").stdout.decode()}
@@ -104,7 +104,7 @@ def test_advice_about_a_key_never_changes_the_meaning_in_any_entry_point(
     assert made.status_code == 200, made.text
     served.work(made.json()["id"], "mistral")
     http = served.http.get(f"/api/batches/{made.json()['id']}/results", headers=HEADERS).text
-    assert "params.min_tokens: min_tokens is not served; remove it" in http
+    assert "params.min_tokens: min_tokens is not supported; remove it" in http
     texts["inbox"] = (dropped("email/in.jsonl", data).out("email/in.jsonl.results.jsonl") or b"").decode()
     for entry, text in texts.items():
         assert [words in text for words in said] == [True, True], (entry, text)
@@ -265,7 +265,7 @@ def test_a_body_that_is_not_text_is_refused_in_one_sentence(
 def test_a_file_without_a_request_says_so_in_every_entry_point(
     tmp_path: Path, served: Any, client: Any, name: str, data: bytes
 ) -> None:
-    said = "holds no request"
+    said = "contains no requests"
     (tmp_path / name).write_bytes(data)
     for arguments in (("run", name, "-o", "o", "--engine", "echo"), ("validate", name)):
         done = batchfile(tmp_path, *arguments)

@@ -143,7 +143,7 @@ BAD_FILES = {
     "blank": "every line is blank",
     "UTF-16": "save it as UTF-8",
     "zip": "unpack it",
-    "truncated": "ends in the middle",
+    "truncated": "is truncated",
     "parquet": "damaged",
     "unreadable": "check its permissions",
 }

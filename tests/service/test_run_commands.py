@@ -37,7 +37,7 @@ def test_every_problem_has_its_place_and_its_cure_and_a_duplicate_both_lines(tmp
     assert done.returncode == 4
     lines = done.stdout.decode().splitlines()
     assert len(lines) == 5
-    assert lines[0].startswith("in.jsonl:2:72: params.max_token: unknown key, did you mean max_tokens? Rename it")
+    assert lines[0].startswith("in.jsonl:2:72: params.max_token: unknown field; did you mean max_tokens? Rename it")
     assert lines[1].startswith("in.jsonl:2:100: params.temperature: must be a number")
     assert lines[2].startswith("in.jsonl:5:2: is not valid JSON")
     assert "lines 1 and 4" in lines[3]
@@ -57,7 +57,7 @@ def test_several_files_and_stdin_are_checked_and_a_bad_file_does_not_stop_the_re
 def test_damage_in_stdin_is_said_of_stdin(tmp_path: Path) -> None:
     done = batchfile(tmp_path, "validate", "-", stdin=b"\x1f\x8b")
     assert done.returncode == 4
-    assert done.stdout.startswith(b"stdin: the gzip data ends in the middle")
+    assert done.stdout.startswith(b"stdin: the gzip data is truncated")
 
 
 @pytest.mark.parametrize(("closed", "code"), [("<&-", 4), (">&-", 0), ("2>&-", 0)])

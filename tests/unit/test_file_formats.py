@@ -62,7 +62,7 @@ def test_several_packed_members_are_one_file(tmp_path: Path) -> None:
 def test_cut_off_packed_data_is_refused_with_its_place(tmp_path: Path, ending: str, pack) -> None:
     path = tmp_path / f"a{ending}"
     path.write_bytes(pack(TEXT)[:-9])
-    with pytest.raises(InvalidFile, match=r"ends in the middle, after [\d,]+ bytes of text|is damaged after"):
+    with pytest.raises(InvalidFile, match=r"is truncated after [\d,]+ bytes of text|is damaged after"):
         _read(path)
 
 
@@ -103,8 +103,8 @@ def test_packed_data_is_known_by_its_bytes_whatever_its_name() -> None:
     [
         ('{"custom_id": "a"}'.encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         (b"PAR1 and so on", "is Parquet data"),
-        (gzip.compress(TEXT), "is packed twice, gzip data is within; unpack it once"),
-        (zstd.compress(TEXT), "is packed twice, zstd data is within; unpack it once"),
+        (gzip.compress(TEXT), "is compressed twice, with gzip data inside; compress it once"),
+        (zstd.compress(TEXT), "is compressed twice, with zstd data inside; compress it once"),
         (b"PK\x03\x04 and so on", "is a zip archive"),
     ],
 )
@@ -233,7 +233,7 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
         *[
             (
                 {"custom_id": ["a"], "prompt": ["x"], key: ["{}"]},
-                f"column {key}: {key} is not read from Parquet; drop it",
+                f"column {key}: {key} is not supported in Parquet; drop it",
             )
             for key in (
                 "response_format",
@@ -249,25 +249,28 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
         ],
         (
             {"custom_id": ["a"], "prompt": ["x"], "stop": ["."]},
-            "column stop: is not read; rename it to stop_sequences, or",
+            "column stop: is not supported; rename it to stop_sequences, or",
         ),
         (
             {"custom_id": ["a"], "prompt": ["x"], "max_new_tokens": [1]},
-            "column max_new_tokens: is not read; rename it to max_tokens, or to another name if it is data",
+            "column max_new_tokens: is not supported; rename it to max_tokens, or to another name if it is data",
         ),
         (
             {"custom_id": ["a"], "prompt": ["x"], "max_tokens": [1], "max_completion_tokens": [1]},
-            "column max_completion_tokens: max_completion_tokens is not read from Parquet; drop it",
+            "column max_completion_tokens: max_completion_tokens is not supported in Parquet; drop it",
         ),
         (
             {"custom_id": ["a"], "prompt": ["x"], "system_prompt": ["x"]},
-            "column system_prompt: is not read here, put it into system, or rename it if it is data",
+            "column system_prompt: is not supported here; put it into system, or rename it if it is data",
         ),
         (
             {"custom_id": ["a"], "prompt": ["x"], "n": [2]},
-            "column n: is not served in params; write the line in OpenAI's",
+            "column n: is not supported in params; write the line in OpenAI's",
         ),
-        ({"custom_id": ["a"], "prompt": ["x"], "json_schema": ["{}"]}, "column json_schema: json_schema is not read"),
+        (
+            {"custom_id": ["a"], "prompt": ["x"], "json_schema": ["{}"]},
+            "column json_schema: json_schema is not supported",
+        ),
         (
             {"custom_id": ["a"], "messages": _turns_with(pa.timestamp("ns"), 1_700_000_000_123_456_789)},
             r"column messages.x is timestamp\[ns\]; cast it to text, or drop it",
@@ -298,10 +301,10 @@ def test_every_key_of_a_request_is_a_column_or_rejected_or_has_no_effect() -> No
 def test_two_columns_or_two_fields_of_one_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table([["a"], ["b"], ["x"]], names=["custom_id", "custom_id", "prompt"]), path)
-    with pytest.raises(InvalidFile, match="has 2 columns custom_id; keep one of them"):
+    with pytest.raises(InvalidFile, match="has 2 columns named custom_id; keep one of them"):
         _read(path)
     turn = pa.struct([("role", pa.string()), ("content", pa.string()), ("content", pa.string())])
-    with pytest.raises(InvalidFile, match="messages has 2 fields content; keep one of them"):
+    with pytest.raises(InvalidFile, match="messages has 2 fields named content; keep one of them"):
         _read(_table(path, custom_id=["a"], messages=pa.array([None], pa.list_(turn))))
 
 

@@ -88,22 +88,22 @@ DEEP_PARAMS = f'{{"custom_id":"a","params":{{"x":{DEEP}}}}}'
 DEEP_METADATA = f'{{"custom_id":"a","metadata":{{"x":{DEEP}}}}}'
 
 BAD = [
-    ("", None, "is not valid JSON: the line ends too early, at column 1"),
+    ("", None, "is not valid JSON: unexpected end of the line at column 1"),
     ("hello", None, "is not valid JSON: unexpected 'h' at column 1"),
-    ('{"custom_id":"a","params":{', "a", "is not valid JSON: the line ends too early, at column 28"),
-    ('{"custom_id":"a","params":{"x":"y', "a", "is not valid JSON: a string is not closed, it starts at column 32"),
+    ('{"custom_id":"a","params":{', "a", "is not valid JSON: unexpected end of the line at column 28"),
+    ('{"custom_id":"a","params":{"x":"y', "a", "is not valid JSON: unterminated string starting at column 32"),
     ("{'custom_id':'a'}", None, "is not valid JSON: a single quote at column 2"),
     ('{"custom_id":"a","params":{},}', "a", "is not valid JSON: unexpected '}' at column 30"),
-    ('{"custom_id":"a","params":{}} {}', "a", "is not valid JSON: something follows the object at column 31"),
-    ('{"custom_id":"a","params":{"x":True}}', "a", "is not valid JSON: a Python word at column 32"),
-    ('{"custom_id":"a","params":{"x":NaN}}', "a", "is not valid JSON: NaN is not JSON, found at column 32"),
-    ('{"x":-Infinity,"custom_id":"a"}', "a", "is not valid JSON: -Infinity is not JSON, found at column 6"),
-    ('{"custom_id":"é\t"}', None, "is not valid JSON: a control character at column 16"),
+    ('{"custom_id":"a","params":{}} {}', "a", "is not valid JSON: unexpected text after the object at column 31"),
+    ('{"custom_id":"a","params":{"x":True}}', "a", "is not valid JSON: a Python literal at column 32"),
+    ('{"custom_id":"a","params":{"x":NaN}}', "a", "is not valid JSON: unexpected NaN at column 32"),
+    ('{"x":-Infinity,"custom_id":"a"}', "a", "is not valid JSON: unexpected -Infinity at column 6"),
+    ('{"custom_id":"é\t"}', None, "is not valid JSON: an unescaped control character at column 16"),
     (r'{"custom_id":"\udc00","params":{}}', None, r"is not valid JSON: \udc00 is half of a character at column 15"),
     ("[1]", None, 'must be an object such as {"custom_id": "a", "params": {...}}, got a list'),
     ("null", None, 'must be an object such as {"custom_id": "a", "params": {...}}, got null'),
-    ("{}", None, "custom_id: is missing; give every request a name of its own"),
-    ('{"custom_id":"","params":{}}', None, "custom_id: is empty; give every request a name of its own"),
+    ("{}", None, "custom_id: is missing; give every request a unique one"),
+    ('{"custom_id":"","params":{}}', None, "custom_id: is empty; give every request a unique one"),
     ('{"custom_id":7.5,"params":{}}', None, "custom_id: must be a string or a whole number, got 7.5"),
     ('{"custom_id":true,"params":{}}', None, "custom_id: must be a string or a whole number, got true"),
     ('{"custom_id":17}', "17", "params: is missing; put messages and max_tokens there"),
@@ -116,9 +116,9 @@ BAD = [
     ('{"custom_id":"a","params":[]}', "a", "params: must be an object, got a list"),
     ('{"custom_id":"a","body":"x"}', "a", 'body: must be an object, got "x"'),
     ('{"custom_id":"a","params":null}', "a", "params: must be an object, got null"),
-    ('{"custom_id":"a","parms":{}}', "a", "parms: unknown key, did you mean params?"),
-    ('{"customID":"a","params":{}}', None, "customID: unknown key, did you mean custom_id?"),
-    ('{"custom_id":"a","params":{},"zz":1}', "a", "zz: unknown key; what is yours belongs in metadata"),
+    ('{"custom_id":"a","parms":{}}', "a", "parms: unknown field; did you mean params?"),
+    ('{"customID":"a","params":{}}', None, "customID: unknown field; did you mean custom_id?"),
+    ('{"custom_id":"a","params":{},"zz":1}', "a", "zz: unknown field; put your own fields under metadata"),
     ('{"custom_id":"a","params":{},"body":{}}', "a", "body: does not belong on a line with params"),
     ('{"custom_id":"a","body":{},"metadata":{}}', "a", "metadata: does not belong on a line with body"),
     ('{"custom_id":"a","body":{},"url":5}', "a", "url: must be a string, got 5"),
@@ -138,7 +138,7 @@ BAD = [
     [
         ("5", 'must be an object such as {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body":'),
         ('{"custom_id": "a"}', "body: is missing; put model and messages there"),
-        ('{"custom_id": "a", "name": 1}', "name: unknown key; what is yours belongs in body.metadata"),
+        ('{"custom_id": "a", "name": 1}', "name: unknown field; put your own fields under body.metadata"),
     ],
 )
 def test_whose_file_is_openais_is_told_of_openais_format(line: str, message: str) -> None:
@@ -161,7 +161,7 @@ def test_a_bad_line_is_told_what_is_wrong(line: str, custom_id: str | None, mess
     [
         (b'{"custom_id":"a","params":{"x":"\xff"}}', "a", "is not valid UTF-8: byte 0xff at column 33"),
         (b'{"custom_id":"a\xc3","params":{}}', None, "is not valid UTF-8: byte 0xc3 at column 16"),
-        ('{"custom_id"'.encode("utf-16"), None, "is not UTF-8, it looks like UTF-16"),
+        ('{"custom_id"'.encode("utf-16"), None, "is not UTF-8; it looks like UTF-16"),
     ],
 )
 def test_bytes_that_are_no_utf8_are_told_so(line: bytes, custom_id: str | None, message: str) -> None:

@@ -39,24 +39,24 @@ def fields(module: Any) -> set[str]:
 @pytest.mark.parametrize(
     ("place", "key", "words"),
     [
-        (openai_chat.URL, "min_tokens", "min_tokens is not served; remove it"),
-        ("params", "min_tokens", "min_tokens is not served; remove it"),
-        (openai_chat.URL, "length_penalty", "length_penalty is not served; remove it"),
-        (openai_chat.URL, "reasoning", "reasoning is not served; remove it"),
-        ("params", "logprobs", "logprobs is not served; remove it"),
-        ("params", "streem", "unknown key; remove it"),  # a batch does not stream
-        ("params", "top_n", "unknown key; remove it"),
-        ("params", "tok_p", "unknown key; remove it"),  # top_k or top_p
-        ("params", "models", "models is not served; remove it"),
-        ("params", "response_format", "is not read here, use output_config"),
-        (openai_chat.URL, "system", "is not read here, put it into a system turn"),
-        (openai_chat.URL, "prompt", "is not read here, put the text into messages"),
-        (openai_chat.URL, "max_new_tokens", "unknown key, did you mean max_tokens? | Rename it to max_tokens."),
-        ("params", "stop", "unknown key, did you mean stop_sequences?"),
-        ("params", "temprature", "unknown key, did you mean temperature?"),
+        (openai_chat.URL, "min_tokens", "min_tokens is not supported; remove it"),
+        ("params", "min_tokens", "min_tokens is not supported; remove it"),
+        (openai_chat.URL, "length_penalty", "length_penalty is not supported; remove it"),
+        (openai_chat.URL, "reasoning", "reasoning is not supported; remove it"),
+        ("params", "logprobs", "logprobs is not supported; remove it"),
+        ("params", "streem", "unknown field; remove it"),  # a batch does not stream
+        ("params", "top_n", "unknown field; remove it"),
+        ("params", "tok_p", "unknown field; remove it"),  # top_k or top_p
+        ("params", "models", "models is not supported; remove it"),
+        ("params", "response_format", "is not supported here; use output_config"),
+        (openai_chat.URL, "system", "is not supported here; put it into a system turn"),
+        (openai_chat.URL, "prompt", "is not supported here; put the text into messages"),
+        (openai_chat.URL, "max_new_tokens", "unknown field; did you mean max_tokens? | Rename it to max_tokens."),
+        ("params", "stop", "unknown field; did you mean stop_sequences?"),
+        ("params", "temprature", "unknown field; did you mean temperature?"),
         (openai_completions.URL, "messages", "belongs to /v1/chat/completions; use that url"),
-        (openai_embeddings.URL, "max_tokens", "unknown key in this format; remove it"),
-        (openai_chat.URL, "speed", "unknown key in this format; remove it"),
+        (openai_embeddings.URL, "max_tokens", "is not a field of this format; remove it"),
+        (openai_chat.URL, "speed", "is not a field of this format; remove it"),
     ],
 )
 def test_keys_of_other_apis_are_known_by_name(place: str, key: str, words: str) -> None:
@@ -66,9 +66,9 @@ def test_keys_of_other_apis_are_known_by_name(place: str, key: str, words: str) 
 
 def test_no_key_is_renamed_to_one_that_is_there() -> None:
     (said,) = told("params", max_tokens=1, max_new_tokens=1).values()
-    assert said.startswith("unknown key next to max_tokens; remove it")
+    assert said.startswith("unknown field; max_tokens is given already, so remove this one")
     (said,) = told("params", max_tokens=1, max_token=1).values()
-    assert said.startswith("unknown key next to max_tokens; remove it")
+    assert said.startswith("unknown field; max_tokens is given already, so remove this one")
 
 
 def test_a_flat_response_format_is_told_where_its_keys_belong() -> None:
@@ -84,7 +84,7 @@ def test_a_schema_next_to_another_type_is_told_the_whole_form(kind: str | None) 
     form = {"schema": {}} if kind is None else {"type": kind, "schema": {}}
     said = told(openai_chat.URL, response_format=form)["body.response_format.schema"]
     assert said == (
-        "goes with the type json_schema alone | "
+        "is only allowed with the type json_schema | "
         'Write {"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}} as response_format.'
     )
 

@@ -130,7 +130,7 @@ def test_turns_of_speakers_with_different_names_stay_apart() -> None:
 
 def test_system_turns_with_different_names_are_rejected() -> None:
     named = [{"role": "system", "name": name, "content": "s"} for name in ("a", "b")]
-    message = "body.messages[1].name: system turns with different names are not served"
+    message = "body.messages[1].name: system turns with different names are not supported"
     assert refusal(line(model="m", messages=[*named, *HI])).startswith(message)
 
 
@@ -152,11 +152,11 @@ BAD = [
     ({"n": 0}, "body.n: must be at least 1, got 0"),
     ({"n": 129}, "body.n: must be at most 128, got 129"),
     ({"max_tokens": 0}, "body.max_tokens: must be at least 1, got 0"),
-    ({"max_output_tokens": 5}, "body.max_output_tokens: unknown key, did you mean max_tokens?"),
-    ({"logprobs": True}, "body.logprobs: logprobs are not served; remove it or set it to false"),
-    ({"functions": [{"name": "f"}]}, "body.functions: is an old form that is not served; use tools"),
-    ({"stream": True}, "body.stream: a batch does not stream; remove it or set it to false"),
-    ({"logit_bias": {"5": 1}}, "body.logit_bias: logit_bias is not served; remove it"),
+    ({"max_output_tokens": 5}, "body.max_output_tokens: unknown field; did you mean max_tokens?"),
+    ({"logprobs": True}, "body.logprobs: logprobs are not supported; remove it or set it to false"),
+    ({"functions": [{"name": "f"}]}, "body.functions: is deprecated and not supported; use tools"),
+    ({"stream": True}, "body.stream: streaming is not supported in a batch; remove it or set it to false"),
+    ({"logit_bias": {"5": 1}}, "body.logit_bias: logit_bias is not supported; remove it"),
     ({"guided_json": {}}, "body.guided_json: use response_format of type json_schema instead"),
     ({"stop": 5}, "body.stop: must be a string or a list of strings, got 5"),
     ({"stop": [""]}, "body.stop[0]: must not be empty"),
@@ -175,29 +175,29 @@ BAD = [
     ),
     (
         {"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]},
-        "body.messages[0].function_call: is an old form that is not served; use tool_calls",
+        "body.messages[0].function_call: is deprecated and not supported; use tool_calls",
     ),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        'body.messages[0].content[0]: blocks of type "image_url" are not served; say it in text',
+        'body.messages[0].content[0]: blocks of type "image_url" are not supported; use a text block',
     ),
     (
         {"messages": [{"role": "user", "content": "x", "refusal": "No."}]},
-        "body.messages[0].refusal: refusal belongs in a turn of the assistant",
+        "body.messages[0].refusal: refusal belongs in an assistant turn",
     ),
     (
         {"max_tokens": 7, "max_completion_tokens": 5},
-        "body.max_completion_tokens: is 5, and max_tokens is 7; keep one of them",
+        "body.max_completion_tokens: is 5, but max_tokens is 7; keep one of them",
     ),
     (
         {"response_format": {"type": "text", "json_schema": {"schema": {"type": "object"}}}},
-        'body.response_format: holds a json_schema, and its type is "text"; make it "json_schema" or remove one',
+        'body.response_format: has a json_schema, but its type is "text"; make it "json_schema" or remove the schema',
     ),
     (
         {"response_format": {"type": "json_object"}, "structured_outputs": {"json": {}}},
-        "body.structured_outputs: is given, and response_format is too; keep one of them",
+        "body.structured_outputs: conflicts with response_format; keep one of them",
     ),
-    ({"messages": [{"role": "developer", "content": "x"}]}, "body.messages: holds no user turn; add one"),
+    ({"messages": [{"role": "developer", "content": "x"}]}, "body.messages: has no user turn; add one"),
 ]
 
 

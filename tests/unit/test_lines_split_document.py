@@ -101,17 +101,17 @@ def test_millions_of_empty_requests_come_in_small_chunks() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", r"not valid JSON: it ends too early, at byte 0 \(line 1, column 1\); send it whole"),
+        (b"", r"not valid JSON: unexpected end at byte 0 \(line 1, column 1\); send the whole body"),
         (b'{"stage": "a",\n "requests": [\n  {"a": 1},\n  {"a": x}]}', r"at byte 50 \(line 4, column 9\)"),
-        (b'{"requests": [{}] ', "ends too early"),
-        (b'{"requests": [{"a": "b', "ends too early, at byte 22"),
+        (b'{"requests": [{}] ', "unexpected end"),
+        (b'{"requests": [{"a": "b', "unexpected end at byte 22"),
         (b'{"stage": "a", "requests": [{"a": 1,}]}', "unexpected '}' at byte 36"),
-        (b'{"requests": [NaN]}', "NaN is not JSON, found at byte 14"),
+        (b'{"requests": [NaN]}', "unexpected NaN at byte 14"),
         (b"\xff\xfe{\x00", r"not valid UTF-8: byte 0xff, at byte 0 \(line 1, column 1\); send UTF-8"),
         (b'{"st\xe9": 1, "requests": []}', "not valid UTF-8: byte 0xe9, at byte 4"),
         (b'{"requests": ["\xff" x]}', "not valid UTF-8: byte 0xff, at byte 15"),
         (b'{"requests": [x "\xff"]}', "unexpected 'x' at byte 14"),
-        (b'{"requests": []} x', "something follows the object at byte 17"),
+        (b'{"requests": []} x', "unexpected text after the object at byte 17"),
         (b'{"requests": [{"a": "b\\ud83d"}, {"a": "long enough"}]}', r"\\ud83d is half of a character.*at byte 22"),
         (b'{"requests": ["\\ud83d"]}', r"\\ud83d is half of a character.*at byte 15"),
         (b'{"requests": ["\\ude00 and more"]}', r"\\ude00 is half of a character.*at byte 15"),
@@ -124,12 +124,12 @@ def test_millions_of_empty_requests_come_in_small_chunks() -> None:
         (b'{"requests": 5}', "requests: must be a list of requests, got a number"),
         (b'{"stage": 5, "requests": []}', "stage: must be a string, got a number"),
         (b'{"model_hint": [], "requests": []}', "model_hint: must be a string, got a list"),
-        (b'{"request": []}', "request: unknown key; did you mean requests?"),
+        (b'{"request": []}', "request: unknown field; did you mean requests?"),
         (b'{"requests": [{"a": "]"}], "requests": [{}]}', "requests: is given twice; keep one of them"),
         (b'{"requests":[], "requests" : [%s]}' % (b"{}," * 50_000 + b"{}"), "requests: is given twice"),
         (b' {"requests": [%s], "requests": []}' % (b"{}," * 10_000 + b"{}"), "requests: is given twice"),
         (b'{"stage":"a","requests":[%s],"st\\u0061ge":"b"}' % (b"{}," * 50_000 + b"{}"), "stage: is given twice"),
-        (b'{"x-y": []}', "x-y: unknown key; there are stage, model_hint, requests"),
+        (b'{"x-y": []}', "x-y: unknown field; use one of stage, model_hint, requests"),
     ],
 )
 def test_a_wrong_document_is_refused_with_its_place(body: bytes, message: str) -> None:
@@ -142,9 +142,9 @@ MARKS = st.sampled_from(
 )
 PLACE = r"at byte \d+ \(line \d+, column \d+\)"
 REFUSED = re.compile(
-    rf"the body is not valid (JSON: .* {PLACE}(; send it whole)?|UTF-8: byte 0x\w\w, {PLACE}; send UTF-8)"
+    rf"the body is not valid (JSON: .* {PLACE}(; send the whole body)?|UTF-8: byte 0x\w\w, {PLACE}; send UTF-8)"
     r"|the body is nested too deeply; .*|the body must be an object such as .*"
-    r"|.*: (unknown key|is missing|must be)\b.*",
+    r"|.*: (unknown field|is missing|must be)\b.*",
     re.DOTALL,
 )
 
@@ -200,7 +200,7 @@ def test_the_place_of_a_fault_is_looked_for_in_the_first_part_of_a_body_alone(mo
     """A hostile body of any size costs no more than that."""
     monkeypatch.setattr(split_document, "LOOKED_AT_MAX", 1024)
     body = b'{"requests": [' + b"{}," * 1000 + b"x]}"
-    with pytest.raises(InvalidFile, match="the fault is behind its first"):
+    with pytest.raises(InvalidFile, match="the error is after the first"):
         read_document(memoryview(body))
     with pytest.raises(InvalidFile, match="unexpected 'x' at byte 14"):
         read_document(memoryview(b'{"requests": [x' + body[15:]))

@@ -117,49 +117,52 @@ def turn(role: str, *blocks: Any) -> list[Any]:
 NATIVE_BAD = [
     (
         {"tools": [LOOK | {"type": "web_search_20250305"}]},
-        'params.tools[0].type: server tools such as "web_search_20250305" are not served, only "custom" ones are',
+        'params.tools[0].type: server tools such as "web_search_20250305" are not supported; only "custom" tools are',
     ),
     ({"tools": [{"name": "x"}]}, "params.tools[0].input_schema: is missing"),
-    ({"tools": [LOOK | {"input_schem": {}}]}, "params.tools[0].input_schem: unknown key, did you mean input_schema?"),
-    ({"tools": [LOOK, LOOK]}, 'params.tools[1]: a second tool of the name "look"'),
-    ({"tool_choice": {"type": "any"}}, "params.tool_choice: asks for the call of a tool, but tools offers none"),
+    ({"tools": [LOOK | {"input_schem": {}}]}, "params.tools[0].input_schem: unknown field; did you mean input_schema?"),
+    ({"tools": [LOOK, LOOK]}, 'params.tools[1]: duplicate tool name "look"'),
+    ({"tool_choice": {"type": "any"}}, "params.tool_choice: requires a tool call, but there are no tools"),
     (
         {"tools": [LOOK], "tool_choice": {"type": "tool", "name": "see"}},
-        'params.tool_choice: names "see", which tools does not offer',
+        'params.tool_choice: names "see", which is not in tools',
     ),
-    ({"tools": [LOOK], "tool_choice": {"type": "tool"}}, "params.tool_choice: names no tool"),
+    ({"tools": [LOOK], "tool_choice": {"type": "tool"}}, "params.tool_choice: does not name a tool"),
     (
         {"tools": [LOOK], "tool_choice": {"type": "must"}},
         'params.tool_choice.type: must be "auto", "any", "tool" or "none", got "must"',
     ),
     (
         {"messages": turn("user", RESULT)},
-        'params.messages[1].content[0].tool_use_id: "t1" is the id of no call before it',
+        'params.messages[1].content[0].tool_use_id: "t1" does not match an earlier tool call',
     ),
     (
         {"messages": turn("user", CALL) + HI},
-        "params.messages[1].content[0]: tool_use belongs in a turn of the assistant",
+        "params.messages[1].content[0]: tool_use belongs in an assistant turn",
     ),
-    ({"messages": turn("assistant", CALL)}, "params.messages[1]: calls a tool, and its answer does not follow"),
+    (
+        {"messages": turn("assistant", CALL)},
+        "params.messages[1]: calls a tool, but the result of the tool does not follow",
+    ),
     (
         {"messages": turn("assistant", CALL | {"input": "x"})},
         'params.messages[1].content[0].input: must be an object, got "x"',
     ),
     (
         {"messages": turn("user", RESULT | {"content": [{"type": "image", "source": {}}]})},
-        'params.messages[1].content[0].content[0]: blocks of type "image" are not served; say it in text',
+        'params.messages[1].content[0].content[0]: blocks of type "image" are not supported; use a text block',
     ),
     ({"messages": turn("user", {"text": "x"})}, "params.messages[1].content[0].type: is missing"),
 ]
 OPENAI_BAD = [
     ({"tools": [{"type": "function"}]}, "body.tools[0].function: is missing"),
     ({"tools": [{"type": "custom"}]}, 'body.tools[0].type: must be "function", got "custom" (and 1 more)'),
-    ({"tool_choice": "required"}, "body.tool_choice: asks for the call of a tool, but tools offers none"),
+    ({"tool_choice": "required"}, "body.tool_choice: requires a tool call, but there are no tools"),
     ({"messages": [*HI, {"role": "assistant"}]}, "body.messages[1].content: is missing"),
     ({"messages": [*HI, {"role": "tool", "content": "x"}]}, "body.messages[1].tool_call_id: is missing"),
     (
         {"messages": [*HI, {"role": "tool", "content": "x", "tool_call_id": "c9"}]},
-        'body.messages[1].tool_call_id: "c9" is the id of no call before it',
+        'body.messages[1].tool_call_id: "c9" does not match an earlier tool call',
     ),
     (
         {
@@ -168,15 +171,15 @@ OPENAI_BAD = [
                 {"role": "assistant", "tool_calls": [CALLED | {"function": {"name": "f", "arguments": "["}}]},
             ]
         },
-        "body.messages[1].tool_calls[0].function.arguments: must be a string that holds a JSON object",
+        "body.messages[1].tool_calls[0].function.arguments: must be a string that contains a JSON object",
     ),
     (
         {"messages": [{"role": "user", "content": "x", "tool_calls": [CALLED]}, *HI]},
-        "body.messages[0].tool_calls: tool_calls belongs in a turn of the assistant",
+        "body.messages[0].tool_calls: tool_calls belongs in an assistant turn",
     ),
     (
         {"messages": [*HI, {"role": "assistant", "tool_calls": [CALLED]}]},
-        "body.messages[1]: calls a tool, and its answer does not follow",
+        "body.messages[1]: calls a tool, but the result of the tool does not follow",
     ),
 ]
 

@@ -97,7 +97,7 @@ def test_a_bomb_is_refused_by_what_it_unpacks_to(encoding: str) -> None:
 @pytest.mark.parametrize("cut", [1, 10, 100])
 def test_packed_data_that_ends_early_is_refused(encoding: str, cut: int) -> None:
     pack = gzip.compress if encoding == "gzip" else zstd.compress
-    with pytest.raises(InvalidFile, match="ends in the middle"):
+    with pytest.raises(InvalidFile, match="is truncated"):
         spooled(pack(b"text" + os.urandom(5000))[:-cut], encoding)
 
 
@@ -184,7 +184,7 @@ EMPTY_MEMBERS = {
 def test_members_that_hold_nothing_are_rejected_after_a_bounded_number(member: bytes) -> None:
     """Each costs as much as a thousand bytes, and none counts against the size limit."""
     encoding = "gzip" if member[:2] == b"\x1f\x8b" else "zstd"
-    with pytest.raises(InvalidFile, match=r"over 10,000 (members|frames) that hold next to nothing"):
+    with pytest.raises(InvalidFile, match=r"over 10,000 (members|frames) that are nearly empty"):
         spooled(member * 50_000, encoding)
 
 

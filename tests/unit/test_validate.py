@@ -59,7 +59,10 @@ def test_every_problem_of_every_line_is_told_with_its_column() -> None:
         assert source[problem.column - 1 :].startswith(text)
     assert [problem.custom_id for problem in found] == ["é", "é", "é", None]
     assert found[1].message == "must be at least 1, got 0"
-    assert (found[2].message, found[2].fix) == ("unknown key next to max_tokens; remove it", "Remove it.")
+    assert (found[2].message, found[2].fix) == (
+        "unknown field; max_tokens is given already, so remove this one",
+        "Remove it.",
+    )
     assert all(problem.fix for problem in found)
 
 
@@ -85,8 +88,8 @@ def test_what_is_missing_is_placed_at_what_should_hold_it() -> None:
 def test_a_repeated_custom_id_is_told_with_both_lines() -> None:
     found = check(line("a"), line("b"), "", line("a"), line("a"))
     assert [(problem.line, problem.column, problem.custom_id, problem.message) for problem in found] == [
-        (4, 15, "a", '"a" is used on line 1 already'),
-        (5, 15, "a", '"a" is used on line 1 already'),
+        (4, 15, "a", '"a" is already used on line 1'),
+        (5, 15, "a", '"a" is already used on line 1'),
     ]
     assert found[0].fix == "Make it unique: lines 1 and 4 share it."
 
@@ -102,7 +105,7 @@ def test_a_line_in_the_other_format_is_told() -> None:
     )
     (problem,) = check(line("a"), other)
     assert problem.line == 2
-    assert problem.message == "is in the openai format, but the file began in the native one"
+    assert problem.message == "is in the openai format, but the file starts in the native format"
     assert check(other) == []
 
 
@@ -132,7 +135,7 @@ def test_a_bad_line_is_told_its_routing_too() -> None:
 def test_a_file_without_a_request_is_a_problem(data: bytes) -> None:
     scan = Scan()
     (problem,) = validate(lambda: [data], scan)
-    assert problem.message == "holds no request: it is empty, or every line is blank"
+    assert problem.message == "contains no requests: it is empty, or every line is blank"
     assert scan.summary.num_problems == 1
 
 

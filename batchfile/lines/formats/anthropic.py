@@ -1,7 +1,7 @@
-"""Native result lines as Anthropic's Message Batches results. Pure: the same batch gives the same bytes each time.
+"""Converts native result lines to Anthropic's Message Batches results. The same batch always gives the same bytes.
 
-Every key that the format or its beta knows is there, null where nothing is known. One line a result, `\\n` after each
-and nothing else between them: the official clients stumble over a blank line.
+All keys of the format and its beta are present, null if unknown. There are no blank lines, because the official
+clients fail on them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ import msgspec
 from batchfile.lines.formats.stage import VECTORS, whole_lines
 from batchfile.lines.result import REFUSALS, escape_separators, explanation
 
-# What the clients know; an error of another type is our own failure.
+# The types that the clients know; any other type becomes api_error.
 ERROR_TYPES = frozenset(
     {
         "invalid_request_error",
@@ -67,7 +67,7 @@ class _NativeError(msgspec.Struct, gc=False):
 
 
 class _Line(msgspec.Struct, gc=False):
-    """A native line. What is only carried, the text above all, stays raw."""
+    """A native line. Fields that are only copied, such as the text, stay raw."""
 
     custom_id: msgspec.Raw
     status: str
@@ -93,7 +93,7 @@ class _Usage(msgspec.Struct, gc=False):
     server_tool_use: None = None
     service_tier: str = "batch"
     speed: None = None
-    is_unknown: bool | msgspec.UnsetType = msgspec.UNSET  # an endpoint did not tell it; the clients expect numbers
+    is_unknown: bool | msgspec.UnsetType = msgspec.UNSET  # set if an endpoint did not report usage
 
 
 class _Refusal(msgspec.Struct, gc=False):
@@ -149,13 +149,13 @@ _decoder = msgspec.json.Decoder(_Line)
 _encoder = msgspec.json.Encoder()
 _NO_ERROR = _NativeError("api_error", "")
 _VECTORS = _Errored(_ErrorBody(_NativeError("invalid_request_error", VECTORS)))
-_NO_ID = msgspec.Raw(b'""')  # of a line whose custom_id could not be read; the clients expect a string
+_NO_ID = msgspec.Raw(b'""')  # for a line without a readable custom_id; the clients expect a string
 
 
 def anthropic_lines(chunks: Iterable[bytes], batch_id: str) -> Iterator[bytes]:
-    """Native result lines, cut anywhere, as lines of this format; each chunk is whole lines.
+    """Converts native result lines, in chunks cut anywhere, to this format, in chunks of whole lines.
 
-    A message's id is made of the batch and of the request's number in it.
+    The id of a message consists of the batch's id and the index of the request.
     """
     stem = f"msg_{batch_id.partition('_')[2]}_"
     number = 0
@@ -199,7 +199,7 @@ def _usage(usage: _NativeUsage | None) -> _Usage:
     if usage is None:
         return _Usage(input_tokens=0, output_tokens=0, cache_read_input_tokens=0, is_unknown=True)
     return _Usage(
-        input_tokens=usage.input_tokens - usage.cached_tokens,  # here the two are added up, natively one is part
+        input_tokens=usage.input_tokens - usage.cached_tokens,  # which this format counts separately
         output_tokens=max(usage.output_tokens, 1),
         cache_read_input_tokens=usage.cached_tokens,
     )

@@ -1,4 +1,4 @@
-"""Our own `params`: a superset of Anthropic's Messages, and what a Request makes of it."""
+"""The native format: `params`, a superset of Anthropic's Messages API, and its conversion to a Request."""
 
 from typing import Annotated, Any, Literal
 
@@ -29,10 +29,10 @@ from batchfile.lines.formats.shared import (
 )
 from batchfile.types import Defaults, Message, Request, Role, Sampling, Tool, ToolCall, Tools
 
-_BUDGET = "a bound on thinking alone is not served; remove it, max_tokens bounds thinking and answer together"
-_GEO = "a choice of where the model runs is not served; remove it, a pool runs where it was started"
+_BUDGET = "a separate limit on thinking is not supported; remove it (max_tokens limits thinking and answer together)"
+_GEO = "choosing where the model runs is not supported; remove it (the model runs where its pool was started)"
 
-TEMPERATURE = 0.2  # the stage contract: where a `params` line says none
+TEMPERATURE = 0.2  # the contract of stages for a `params` line without a temperature
 
 
 class ToolDefinition(Strict):
@@ -42,18 +42,18 @@ class ToolDefinition(Strict):
     name: Name
     input_schema: dict[str, Any]
     description: str | None = None
-    allowed_callers: Annotated[Any, never('only ["direct"] is served; remove it', ["direct"])] = None
+    allowed_callers: Annotated[Any, never('only ["direct"] is supported; remove it', ["direct"])] = None
     cache_control: NoEffect = None
-    defer_loading: Annotated[Any, never("deferred loading is not served; remove it", False)] = None
+    defer_loading: Annotated[Any, never("deferred loading is not supported; remove it", False)] = None
     eager_input_streaming: NoEffect = None
-    input_examples: Annotated[Any, never("is not served; put the examples into description", [])] = None
+    input_examples: Annotated[Any, never("is not supported; put the examples into description", [])] = None
     strict: bool | None = None
 
     @field_validator("type", mode="before")
     @classmethod
     def _is_the_callers(cls, kind: object) -> object:
         if isinstance(kind, str) and kind != "custom":
-            raise ValueError(f'server tools such as {shown(kind)} are not served, only "custom" ones are')
+            raise ValueError(f'server tools such as {shown(kind)} are not supported; only "custom" tools are')
         return kind
 
 
@@ -83,13 +83,13 @@ class ToolResultBlock(Strict):
 
     @property
     def text(self) -> str:
-        """What the model reads. Chat templates have no mark for a tool that failed, so words say it."""
+        """What the model reads. Chat templates have no field for a failed tool, so the text says it."""
         text = text_of(self.content or "")
         return f"Error: {text}" if self.is_error else text
 
 
 class ThinkingBlock(Strict):
-    """Of an earlier answer. Models do not see what they thought before."""
+    """Thinking of an earlier answer, which is not shown to the model."""
 
     type: Literal["thinking"]
     thinking: str
@@ -118,17 +118,17 @@ class JsonSchemaFormat(Strict):
 
 class OutputConfig(Strict):
     format: JsonSchemaFormat | None = None
-    effort: Annotated[Any, never("reasoning effort is not served; remove it")] = None
+    effort: Annotated[Any, never("reasoning effort is not supported; remove it")] = None
 
 
 class Thinking(Strict):
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
     budget_tokens: Annotated[Any, never(_BUDGET)] = None
-    display: Annotated[Any, never('only "summarized" is served; remove it', "summarized")] = None
+    display: Annotated[Any, never('only "summarized" is supported; remove it', "summarized")] = None
 
 
 class Params(Strict):
-    """What may stand in `params`."""
+    """The fields of `params`."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
     model: Name | None = None
@@ -145,7 +145,7 @@ class Params(Strict):
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     ignore_eos: bool = False
     output_config: OutputConfig | None = None
-    output_format: JsonSchemaFormat | None = None  # its older place
+    output_format: JsonSchemaFormat | None = None  # the older name of output_config.format
     thinking: Thinking | None = None
     tools: list[ToolDefinition] | None = None
     tool_choice: ToolChoice | None = None
@@ -155,7 +155,7 @@ class Params(Strict):
     def _is_the_only_form(cls, given: JsonSchemaFormat | None, info: ValidationInfo) -> JsonSchemaFormat | None:
         output = info.data.get("output_config")
         if given is not None and output is not None and output.format not in (None, given):
-            raise ValueError("is given, and output_config.format is another; keep one of them")
+            raise ValueError("differs from output_config.format; keep one of them")
         return given
 
     cache_control: NoEffect = None
@@ -165,29 +165,31 @@ class Params(Strict):
     user_profile_id: NoEffect = None
     workspace_id: NoEffect = None
 
-    # Rejected, unless they ask for nothing.
-    betas: Annotated[Any, Unserved((None, []), "beta features are not served; remove it")] = None
-    compaction: Annotated[Any, Unserved((None,), "compaction is not served; remove it")] = None
-    container: Annotated[Any, Unserved((None,), "containers are not served; remove it")] = None
-    context_management: Annotated[Any, Unserved((None, {}), "context management is not served; remove it")] = None
-    fallbacks: Annotated[Any, Unserved((None, []), "fallbacks are not served; remove it")] = None
+    # Rejected, except with a value that has no effect.
+    betas: Annotated[Any, Unserved((None, []), "beta features are not supported; remove it")] = None
+    compaction: Annotated[Any, Unserved((None,), "compaction is not supported; remove it")] = None
+    container: Annotated[Any, Unserved((None,), "containers are not supported; remove it")] = None
+    context_management: Annotated[Any, Unserved((None, {}), "context management is not supported; remove it")] = None
+    fallbacks: Annotated[Any, Unserved((None, []), "fallbacks are not supported; remove it")] = None
     inference_geo: Annotated[Any, Unserved((None, "global"), _GEO)] = None
-    mcp_servers: Annotated[Any, Unserved((None, []), "MCP servers are not served; remove it")] = None
-    speed: Annotated[Any, Unserved((None, "standard"), 'only "standard" is served; remove it')] = None
-    stream: Annotated[Any, Unserved((None, False), "a batch does not stream; remove it or set it to false")] = None
+    mcp_servers: Annotated[Any, Unserved((None, []), "MCP servers are not supported; remove it")] = None
+    speed: Annotated[Any, Unserved((None, "standard"), 'only "standard" is supported; remove it')] = None
+    stream: Annotated[
+        Any, Unserved((None, False), "streaming is not supported in a batch; remove it or set it to false")
+    ] = None
 
 
-Body = Params  # by the name that it has in the other formats
+Body = Params  # the name that the other formats use
 
 UNSERVED = unserved_of(Params)
 
 
-# Keys that need a second look, for what a model of each alone cannot say.
+# Keys that `more_problems` checks, because their fields' own types cannot.
 CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
 
 
 def is_plain(params: Params) -> bool:
-    """Nothing but text in every turn, one of them not the system's: there is nothing more to check."""
+    """Whether `more_problems` can be skipped: all turns are plain text, and not all are system turns."""
     is_spoken = False
     for turn in params.messages:
         is_spoken |= turn.role != "system"
@@ -197,7 +199,7 @@ def is_plain(params: Params) -> bool:
 
 
 def more_problems(params: Params) -> list[Diagnostic]:
-    """What a model of each key alone cannot say."""
+    """Problems that depend on several fields."""
     return without_user(params.messages, "params") + _tool_problems(params)
 
 
@@ -209,7 +211,7 @@ def _tool_problems(params: Params) -> list[Diagnostic]:
 
 
 def tools_of(given: list[ToolDefinition] | None, choice: ToolChoice | None) -> Tools | None:
-    """None where there are none, or none may be called."""
+    """None if there are no tools, or the model may not call any."""
     if not given or (choice is not None and choice.type == "none"):
         return None
     offered = tuple(Tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in given)
@@ -224,7 +226,7 @@ def tools_of(given: list[ToolDefinition] | None, choice: ToolChoice | None) -> T
 
 
 def _turns(role: Role, blocks: list[Any]) -> list[Message]:
-    """A turn of Anthropic's: the answers of tools first, each a turn of its own, then what was said and called."""
+    """The blocks of a turn as messages: one for each tool result, then one with the text and the tool calls."""
     turns: list[Message] = []
     texts: list[str] = []
     calls: list[ToolCall] = []
@@ -241,7 +243,7 @@ def _turns(role: Role, blocks: list[Any]) -> list[Message]:
 
 
 def _block_problems(turns: list[Any]) -> list[Diagnostic]:
-    """What is wrong with the calls and answers in turns of Anthropic's, each of which is right by itself."""
+    """Tool calls and tool results that are in the wrong turn or do not match each other."""
     diagnostics: list[Diagnostic] = []
     called: set[str] = set()
     for n, turn in enumerate(turns):
@@ -250,10 +252,10 @@ def _block_problems(turns: list[Any]) -> list[Diagnostic]:
             if isinstance(block, ToolUseBlock):
                 called.add(block.id)
                 if turn.role != "assistant":
-                    diagnostics.append(misplaced(place, "tool_use", "the assistant"))
+                    diagnostics.append(misplaced(place, "tool_use", "an assistant"))
             elif isinstance(block, ToolResultBlock):
                 if turn.role != "user":
-                    diagnostics.append(misplaced(place, "tool_result", "the user"))
+                    diagnostics.append(misplaced(place, "tool_result", "a user"))
                 elif block.tool_use_id not in called:
                     diagnostics.append(unknown_call((*place, "tool_use_id"), block.tool_use_id))
     last = turns[-1].content
@@ -263,9 +265,9 @@ def _block_problems(turns: list[Any]) -> list[Diagnostic]:
 
 
 def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
-    """Raises: InvalidRequest where max_tokens is missing and must not be."""
+    """Raises: InvalidRequest if max_tokens is missing and required."""
     if params.max_tokens is None and defaults.needs_max_tokens:
-        raise InvalidRequest("params.max_tokens: is missing; say how many tokens the answer may have")
+        raise InvalidRequest("params.max_tokens: is missing; set the maximum number of output tokens")
     turns = [Message("system", text_of(params.system))] if params.system else []
     for turn in params.messages:
         if isinstance(turn.content, str):

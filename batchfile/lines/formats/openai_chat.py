@@ -1,4 +1,4 @@
-"""OpenAI's `body` of a chat completion with vLLM's extra sampling keys, and what a Request makes of it."""
+"""OpenAI's `body` of a chat completion with vLLM's extra sampling parameters, and its conversion to a Request."""
 
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,7 @@ from batchfile.types import Defaults, Message, Request, Role, Tool, ToolCall, To
 
 URL = "/v1/chat/completions"
 
-_TOOLS = "is an old form that is not served; use tools"
+_TOOLS = "is deprecated and not supported; use tools"
 _TOOLS_FIX = "Use tools and tool_choice."
 
 
@@ -68,7 +68,7 @@ class CalledFunction(Strict):
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise ValueError("must be a string that holds a JSON object")
+            raise ValueError("must be a string that contains a JSON object")
         return arguments
 
 
@@ -80,7 +80,7 @@ class FunctionCall(Strict):
 
 
 class Turn(Strict):
-    """The keys that are null here come with answers which are sent back as history."""
+    """The fields that must be null are in answers that clients send back as history."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextBlock], Field(min_length=1)] | None = None
@@ -96,7 +96,7 @@ class Turn(Strict):
 
 
 class Body(Sampled):
-    """What may stand in `body`."""
+    """The fields of `body`."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
     max_completion_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
@@ -118,31 +118,31 @@ class Body(Sampled):
     def _is_the_only_limit(cls, given: int | None, info: ValidationInfo) -> int | None:
         other = info.data.get("max_tokens")
         if None not in (given, other) and given != other:
-            raise ValueError(f"is {given}, and max_tokens is {other}; keep one of them")
+            raise ValueError(f"is {given}, but max_tokens is {other}; keep one of them")
         return given
 
-    # Rejected, unless they ask for nothing.
-    audio: Annotated[Any, Unserved((None,), "audio is not served; remove it")] = None
+    # Rejected, except with a value that has no effect.
+    audio: Annotated[Any, Unserved((None,), "audio is not supported; remove it")] = None
     function_call: Annotated[Any, Unserved((None, "none", "auto"), _TOOLS, _TOOLS_FIX)] = None
     functions: Annotated[Any, Unserved((None, []), _TOOLS, _TOOLS_FIX)] = None
-    modalities: Annotated[Any, Unserved((None, ["text"]), 'only ["text"] is served; remove it', "Remove it.")] = None
-    moderation: Annotated[Any, Unserved((None,), "moderation is not served; remove it")] = None
-    reasoning_effort: Annotated[Any, Unserved((None,), "reasoning effort is not served; remove it")] = None
-    top_logprobs: Annotated[Any, Unserved((None, 0), "logprobs are not served; remove it")] = None
+    modalities: Annotated[Any, Unserved((None, ["text"]), 'only ["text"] is supported; remove it', "Remove it.")] = None
+    moderation: Annotated[Any, Unserved((None,), "moderation is not supported; remove it")] = None
+    reasoning_effort: Annotated[Any, Unserved((None,), "reasoning effort is not supported; remove it")] = None
+    top_logprobs: Annotated[Any, Unserved((None, 0), "logprobs are not supported; remove it")] = None
     verbosity: Annotated[
-        Any, Unserved((None,), "verbosity is not served; remove it and say in the prompt how long to write")
+        Any, Unserved((None,), "verbosity is not supported; remove it and ask for a length in the prompt")
     ] = None
-    web_search_options: Annotated[Any, Unserved((None,), "web search is not served; remove it")] = None
+    web_search_options: Annotated[Any, Unserved((None,), "web search is not supported; remove it")] = None
 
 
 UNSERVED = unserved_of(Body)
 
-# Keys that need a second look, for what a model of each alone cannot say.
+# Keys that `more_problems` checks, because their fields' own types cannot.
 CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
 
 
 def is_plain(body: Body) -> bool:
-    """Nothing but text in every turn, one of them not the system's: there is nothing more to check."""
+    """Whether `more_problems` can be skipped: all turns are plain text, and not all are system turns."""
     is_spoken = False
     for turn in body.messages:
         is_spoken |= turn.role not in SYSTEM_ROLES
@@ -154,14 +154,14 @@ def is_plain(body: Body) -> bool:
 
 
 def more_problems(body: Body) -> list[Diagnostic]:
-    """What a model of each key alone cannot say."""
+    """Problems that depend on several fields."""
     return without_user(body.messages, "body") + _system_names(body) + _tool_problems(body)
 
 
 def _system_names(body: Body) -> list[Diagnostic]:
-    """System turns become one, which has one name at most."""
+    """System turns are merged into one, which has at most one name."""
     named = [(number, turn.name) for number, turn in enumerate(body.messages) if turn.role in SYSTEM_ROLES]
-    message = "system turns with different names are not served, they become one; give them one name, or none"
+    message = "system turns with different names are not supported, because they are merged; use one name or none"
     return [Diagnostic(("body", "messages", number, "name"), message) for number, name in named if name != named[0][1]][
         :1
     ]
@@ -197,7 +197,7 @@ def _calls(given: list[FunctionCall]) -> tuple[ToolCall, ...]:
 
 
 def _call_problems(turns: list[Any]) -> list[Diagnostic]:
-    """The same of OpenAI's turns, and a content that is missing."""
+    """Tool calls and results in the wrong turn or without a match, and missing content."""
     diagnostics: list[Diagnostic] = []
     called: set[str] = set()
     for n, turn in enumerate(turns):
@@ -205,11 +205,11 @@ def _call_problems(turns: list[Any]) -> list[Diagnostic]:
         if turn.tool_calls:
             called.update(call.id for call in turn.tool_calls)
             if turn.role != "assistant":
-                diagnostics.append(misplaced((*place, "tool_calls"), "tool_calls", "the assistant"))
+                diagnostics.append(misplaced((*place, "tool_calls"), "tool_calls", "an assistant"))
         elif turn.content is None and not turn.refusal:
             diagnostics.append(Diagnostic((*place, "content"), "is missing", "Add it."))
         if turn.refusal is not None and turn.role != "assistant":
-            diagnostics.append(misplaced((*place, "refusal"), "refusal", "the assistant"))
+            diagnostics.append(misplaced((*place, "refusal"), "refusal", "an assistant"))
         if turn.role == "tool" and turn.tool_call_id is None:
             diagnostics.append(Diagnostic((*place, "tool_call_id"), "is missing", "Name the call that this answers."))
         elif turn.role == "tool" and turn.tool_call_id not in called:

@@ -1,4 +1,4 @@
-"""OpenAI's `body` of a completion: a raw prompt, without a chat template, that the model goes on from."""
+"""OpenAI's `body` of a completion: a raw prompt, without a chat template, that the model continues."""
 
 from typing import Annotated, Any
 
@@ -10,27 +10,27 @@ from batchfile.lines.formats.shared import Unserved, unserved_of
 from batchfile.types import Defaults, Input, Raw, Request
 
 URL = "/v1/completions"
-MAX_TOKENS = 16  # OpenAI's own, where a body says none
+MAX_TOKENS = 16  # OpenAI's default
 
 
 def _prompt(given: Any) -> Input:
     inputs = inputs_of(given)
     if len(inputs) > 1:
-        raise ValueError(f"holds {len(inputs)} prompts; a line takes one, so give each a line of its own")
+        raise ValueError(f"has {len(inputs)} prompts; put each prompt on its own line")
     return inputs[0]
 
 
 class Body(Sampled):
-    """What may stand in `body`."""
+    """The fields of `body`."""
 
     prompt: Annotated[Any, AfterValidator(_prompt)]
 
-    # Rejected, unless they ask for nothing.
-    best_of: Annotated[Any, Unserved((None, 1), "best_of is not served; use n")] = None
-    logprobs: Annotated[Any, Unserved((None,), "logprobs are not served; remove it")] = None
-    echo: Annotated[Any, Unserved((None, False), "echo is not served; remove it or set it to false")] = None
+    # Rejected, except with a value that has no effect.
+    best_of: Annotated[Any, Unserved((None, 1), "best_of is not supported; use n")] = None
+    logprobs: Annotated[Any, Unserved((None,), "logprobs are not supported; remove it")] = None
+    echo: Annotated[Any, Unserved((None, False), "echo is not supported; remove it or set it to false")] = None
     suffix: Annotated[
-        Any, Unserved((None, ""), "suffix is not served: text is only written behind the prompt", "Remove it.")
+        Any, Unserved((None, ""), "suffix is not supported: text is only generated after the prompt", "Remove it.")
     ] = None
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's `body` of an embedding: texts or token ids, each of which becomes a vector."""
+"""OpenAI's `body` of an embeddings request: texts or lists of token ids, each of which becomes a vector."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,19 +10,19 @@ from batchfile.lines.formats.shared import Name, NoEffect, Strict, Unserved, Who
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
 
 URL = "/v1/embeddings"
-INPUTS_MAX = 2_048  # OpenAI's own
+INPUTS_MAX = 2_048  # OpenAI's limit
 DIMENSIONS_MAX = 65_536
 
 
 def _inputs(given: Any) -> tuple[Input, ...]:
     inputs = inputs_of(given)
     if len(inputs) > INPUTS_MAX:
-        raise ValueError(f"holds {len(inputs)} inputs; a line takes {INPUTS_MAX}, so use several lines")
+        raise ValueError(f"has {len(inputs)} inputs, and the maximum is {INPUTS_MAX}; use several lines")
     return inputs
 
 
 class Body(Strict):
-    """What may stand in `body`."""
+    """The fields of `body`."""
 
     input: Annotated[Any, AfterValidator(_inputs)]
     model: Name | None = None

@@ -1,4 +1,4 @@
-"""Native result lines as OpenAI's output lines. Pure: the same batch gives the same bytes each time."""
+"""Converts native result lines to OpenAI's output lines. The same batch always gives the same bytes."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ _FINISH = {
     "refusal": "stop",
     "content_filter": "content_filter",
 }
-# Of errors that did not come from an endpoint, which have no status of their own; 500 for all others.
+# Status codes of errors that did not come from an endpoint; 500 for all others.
 _STATUSES = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -40,16 +40,16 @@ _STATUSES = {
 }
 _CODES = {"canceled": "batch_cancelled", "expired": "batch_expired"}
 _INVALID = "invalid_request_error"
-_PLACE = re.compile(r"(?:body\.)?(model|(?<=body\.)[^\s:]+): ")  # which key of the body a message is about
+_PLACE = re.compile(r"(?:body\.)?(model|(?<=body\.)[^\s:]+): ")  # the key of the body that a message is about
 
 _encoder = msgspec.json.Encoder()
 
 
 def openai_file(chunks: Iterable[bytes], *, batch_id: str, created: int, is_output: bool | None) -> Iterator[bytes]:
-    """Native results, in chunks, as one of OpenAI's two files, in chunks: what succeeded, or all the rest.
+    """Converts native results, in chunks, to OpenAI's output file (successes) or error file (the rest), in chunks.
 
-    `is_output` None: both in one, in order. Ids are made of the batch and the number of the request in it. `created` in
-    whole seconds since the epoch: the batch's own time, so that reading twice gives the same bytes.
+    `is_output`: None for both in one file, in order. Ids consist of the batch's id and the index of the request.
+    `created`: the batch's time in whole seconds since the epoch, so that reading twice gives the same bytes.
     """
     rows: list[bytes] = []
     size = 0
@@ -83,7 +83,7 @@ def _rendered(result: NativeResult, batch_id: str, line: int, created: int) -> b
 
 
 def _embedding(result: NativeResult) -> dict[str, object]:
-    """The clients expect numbers of usage: one that is unknown is marked."""
+    """The clients expect numbers for usage, so an unknown one is 0 and marked."""
     vectors, num_tokens = result.vectors or [], result.usage.input_tokens if result.usage else 0
     unknown = {} if result.usage else {"is_unknown": True}
     return {
@@ -121,7 +121,7 @@ def _choice(index: int, choice: NativeChoice, *, is_chat: bool) -> dict[str, obj
 
 
 def _message(choice: NativeChoice, text: str) -> dict[str, object]:
-    """A thinking block has no place in this format."""
+    """Leaves out thinking, which this format does not have."""
     calls = [_call(block) for block in choice.message.content if block.type == "tool_use"]
     message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
     if calls:

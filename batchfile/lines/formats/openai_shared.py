@@ -1,4 +1,4 @@
-"""What OpenAI's formats share: the keys of sampling, with vLLM's extra ones; and inputs of text or token ids."""
+"""Shared by OpenAI's formats: sampling parameters, including vLLM's extra ones, and inputs of text or token ids."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,9 +8,9 @@ from batchfile.lines.diagnostics import shown
 from batchfile.lines.formats.shared import SEED_MAX, SEED_MIN, TOKENS_MAX, Name, NoEffect, Strict, Unserved, Whole
 from batchfile.types import Defaults, Input, LimitKey, Sampling
 
-TEMPERATURE = 1.0  # OpenAI's own, where a body says none
+TEMPERATURE = 1.0  # OpenAI's default
 _GUIDED = ("use response_format of type json_schema instead", "Put the schema into response_format.json_schema.schema.")
-CHOICES_MAX = 128  # OpenAI's own
+CHOICES_MAX = 128  # OpenAI's limit
 
 
 class JsonSchema(Strict):
@@ -29,7 +29,9 @@ class ResponseFormat(Strict):
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("json_schema is missing; put the schema there")
         if self.type != "json_schema" and self.json_schema is not None:
-            raise ValueError(f'holds a json_schema, and its type is "{self.type}"; make it "json_schema" or remove one')
+            raise ValueError(
+                f'has a json_schema, but its type is "{self.type}"; make it "json_schema" or remove the schema'
+            )
         return self
 
     @property
@@ -55,7 +57,7 @@ class Sampled(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     response_format: ResponseFormat | None = None
 
-    # vLLM's own.
+    # vLLM's extra parameters.
     top_k: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
@@ -66,17 +68,19 @@ class Sampled(Strict):
     @classmethod
     def _is_the_only_form(cls, given: StructuredOutputs | None, info: ValidationInfo) -> StructuredOutputs | None:
         if given is not None and info.data.get("response_format") is not None:
-            raise ValueError("is given, and response_format is too; keep one of them")
+            raise ValueError("conflicts with response_format; keep one of them")
         return given
 
     stream_options: NoEffect = None
     user: NoEffect = None
 
-    # Rejected, unless they ask for nothing.
+    # Rejected, except with a value that has no effect.
     guided_json: Annotated[Any, Unserved((None,), *_GUIDED)] = None
-    logit_bias: Annotated[Any, Unserved((None, {}), "logit_bias is not served; remove it")] = None
-    logprobs: Annotated[Any, Unserved((None, False), "logprobs are not served; remove it or set it to false")] = None
-    stream: Annotated[Any, Unserved((None, False), "a batch does not stream; remove it or set it to false")] = None
+    logit_bias: Annotated[Any, Unserved((None, {}), "logit_bias is not supported; remove it")] = None
+    logprobs: Annotated[Any, Unserved((None, False), "logprobs are not supported; remove it or set it to false")] = None
+    stream: Annotated[
+        Any, Unserved((None, False), "streaming is not supported in a batch; remove it or set it to false")
+    ] = None
 
 
 def sampling_of(
@@ -126,11 +130,11 @@ TOKEN_ID_MAX = 2**31 - 1
 
 
 def inputs_of(given: Any) -> tuple[Input, ...]:
-    """Raises: ValueError, in words for the user."""
+    """Raises: ValueError with a message for the user."""
     if given in ("", []):
         raise ValueError("must not be empty")
     if isinstance(given, list) and isinstance(given[0], list | str):
-        return tuple([_input(one, f"at [{number}] ") for number, one in enumerate(given)])
+        return tuple([_input(one, f"item [{number}] ") for number, one in enumerate(given)])
     return (_input(given, ""),)
 
 
@@ -141,7 +145,7 @@ def _input(given: Any, place: str) -> Input:
         return given
     if isinstance(given, list) and all(_is_token(item) for item in given):
         return tuple(given)
-    raise ValueError(f"{place}must be a text or a list of token ids, got {shown(given)}")
+    raise ValueError(f"{place}must be a string or a list of token ids, got {shown(given)}")
 
 
 def _is_token(item: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What the request formats share: kinds of values, text blocks, and turns brought into the form that engines get."""
+"""Shared by the request formats: value types, text blocks, and turns in the form that engines take."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.types import Message, Tools
 
-JOINT = "\n\n"  # between what is merged: blocks, neighbours of one role, system texts
+JOINT = "\n\n"  # between merged texts: blocks, adjacent turns of one role, system turns
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
 TOKENS_MAX = 2**31 - 1
@@ -16,7 +16,7 @@ SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 
 
 class Strict(BaseModel):
-    """Nothing is converted, no key is unknown, no number is infinite."""
+    """No type conversion, no unknown keys, no infinite numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -25,10 +25,10 @@ def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]  # 100.0 is 100, as JSON has one kind of number
+Whole = Annotated[int, BeforeValidator(_whole)]  # 100.0 is 100, because JSON has only one number type
 
 
-# A key that is accepted and changes no answer. docs/service.md names each.
+# A key that is accepted and has no effect; docs/service.md lists them.
 _NO_EFFECT = "no effect"
 NoEffect = Annotated[Any, _NO_EFFECT]
 
@@ -49,7 +49,7 @@ class TextBlock(Strict):
 
 
 class Unserved(NamedTuple):
-    """A key of the format that is not served. `harmless`: the values that ask for nothing."""
+    """An unsupported key of the format. `harmless`: the values that have no effect and are accepted."""
 
     harmless: tuple[Any, ...]
     message: str
@@ -63,7 +63,7 @@ def unserved_of(model: type[BaseModel]) -> dict[str, Unserved]:
 
 
 def never(message: str, *harmless: Any) -> AfterValidator:
-    """Of a key inside of another that is not served. `harmless`: the values, besides null, that ask for nothing."""
+    """For an unsupported nested key. `harmless`: the values without effect that are accepted, in addition to null."""
 
     def is_harmless(value: Any) -> Any:
         if value is not None and value not in harmless:
@@ -74,10 +74,10 @@ def never(message: str, *harmless: Any) -> AfterValidator:
 
 
 def without_user(turns: Iterable[Any], root: str) -> list[Diagnostic]:
-    """The problem of a conversation in which nobody but the system speaks."""
+    """The problem of a conversation with system turns only."""
     if not all(turn.role in SYSTEM_ROLES for turn in turns):
         return []
-    return [Diagnostic((root, "messages"), "holds no user turn; add one", 'Add {"role": "user", "content": "..."}.')]
+    return [Diagnostic((root, "messages"), "has no user turn; add one", 'Add {"role": "user", "content": "..."}.')]
 
 
 def text_of(content: str | list[TextBlock]) -> str:
@@ -85,9 +85,7 @@ def text_of(content: str | list[TextBlock]) -> str:
 
 
 def join_turns(turns: Iterable[Message]) -> tuple[Message, ...]:
-    """System turns, wherever they stood, joined into one that leads; neighbours of one role and name, save tools',
-    joined.
-    """
+    """Merges all system turns into one at the start, and adjacent turns of the same role and name except tool turns."""
     system: list[str] = []
     system_name: str | None = None
     joined: list[Message] = []
@@ -106,29 +104,31 @@ def join_turns(turns: Iterable[Message]) -> tuple[Message, ...]:
 
 
 def choice_problems(tools: Tools | None, *, is_forced: bool, root: str) -> list[Diagnostic]:
-    """`is_forced`: the request says that a tool must be called."""
+    """`is_forced`: the request requires a tool call."""
     if tools is None:
-        message = "asks for the call of a tool, but tools offers none"
+        message = "requires a tool call, but there are no tools"
         return [Diagnostic((root, "tool_choice"), message, "Add tools or remove it.")] if is_forced else []
     names = [tool.name for tool in tools.offered]
     diagnostics = [
-        Diagnostic((root, "tools", n), f"a second tool of the name {shown(name)}", "Give each a name of its own.")
+        Diagnostic((root, "tools", n), f"duplicate tool name {shown(name)}", "Give every tool a unique name.")
         for n, name in enumerate(names)
         if name in names[:n]
     ]
     if tools.choice == "named" and tools.name not in names:
-        message = "names no tool" if tools.name is None else f"names {shown(tools.name)}, which tools does not offer"
-        diagnostics.append(Diagnostic((root, "tool_choice"), message, "Name one that is offered."))
+        message = "does not name a tool" if tools.name is None else f"names {shown(tools.name)}, which is not in tools"
+        diagnostics.append(Diagnostic((root, "tool_choice"), message, "Name one of the tools."))
     return diagnostics
 
 
 def misplaced(place: Path, what: str, whose: str) -> Diagnostic:
-    return Diagnostic(place, f"{what} belongs in a turn of {whose}", "Move it there.")
+    return Diagnostic(place, f"{what} belongs in {whose} turn", "Move it there.")
 
 
 def unknown_call(place: Path, call_id: str) -> Diagnostic:
-    return Diagnostic(place, f"{shown(call_id)} is the id of no call before it", "Send the turn with the call, too.")
+    return Diagnostic(
+        place, f"{shown(call_id)} does not match an earlier tool call", "Include the turn with the tool call."
+    )
 
 
 def unanswered(place: Path) -> Diagnostic:
-    return Diagnostic(place, "calls a tool, and its answer does not follow", "Add what the tool answered.")
+    return Diagnostic(place, "calls a tool, but the result of the tool does not follow", "Add the result.")

@@ -1,9 +1,8 @@
-"""The stage's API format: a batch's status and results in the user's own contract. Pure; exactly these keys, no others.
+"""The API format of stages: the status and results of a batch. The keys are a contract with callers: no more, no fewer.
 
 Its four states, in order: `collected` (not planned yet), `submitted` (visible to runners), `processing` (a runner has
-begun), `ended`. Canceled and expired requests are errored ones with that error type, and so are refusals, answers
-that a content filter stopped, and what has no text.
-What a model thought is left out, as in OpenAI's.
+started), `ended`. Canceled and expired requests are reported as errored with that error type, and so are refusals,
+answers stopped by a content filter, and results without text. Thinking is left out, as in OpenAI's format.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,13 +16,13 @@ from batchfile.types import Counts
 
 ProcessingStatus = Literal["collected", "submitted", "processing", "ended"]
 
-VECTORS = "the answer is vectors, which have a place in OpenAI's output files only; read them there"
+VECTORS = "the result is embedding vectors, which only OpenAI's output files can contain; read them there"
 
 _FAILED = {"canceled", "expired"}
 
 
 class StageCounts(msgspec.Struct, frozen=True):
-    """Finished requests, live; `total` is their sum and `pending`."""
+    """Live counts of finished requests; `total` is the sum of the others."""
 
     total: int
     succeeded: int
@@ -32,7 +31,7 @@ class StageCounts(msgspec.Struct, frozen=True):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    """Both null where an endpoint did not tell them."""
+    """Both null if an endpoint did not report them."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -44,7 +43,7 @@ class _Error(msgspec.Struct, gc=False):
 
 
 class _Line(msgspec.Struct, gc=False):
-    """A native line without what this format leaves out. What is only carried stays raw."""
+    """A native line without the fields that this format leaves out. Fields that are only copied stay raw."""
 
     custom_id: msgspec.Raw
     status: str
@@ -71,7 +70,7 @@ class _Text(msgspec.Struct, gc=False):
         return "".join([block.text for block in self.content])
 
 
-# How a message begins whose model thought: that block is the first (lines/result.py), which callers take for the text.
+# How a message with thinking begins. Callers take the first block for the text, so this one is removed.
 _THOUGHTFUL = b'{"content":[{"type":"thinking",'
 
 _decoder = msgspec.json.Decoder(_Line)
@@ -83,7 +82,7 @@ _NULL = msgspec.Raw(b"null")
 
 
 def timestamp(seconds: float) -> str:
-    """`2025-01-07T10:00:00Z`: whole seconds, as the contract has them."""
+    """`2025-01-07T10:00:00Z`, in whole seconds, as the contract requires."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -97,7 +96,7 @@ def stage_counts(total: int, counts: Counts) -> StageCounts:
 
 
 def processing_status(state: str, num_records: int) -> ProcessingStatus:
-    """`state` is the batch record's; `num_records` counts the shard records of real pools."""
+    """`state`: of the batch record; `num_records`: the number of shard records of real pools."""
     if state == "ended":
         return "ended"
     if state == "planning":
@@ -106,7 +105,7 @@ def processing_status(state: str, num_records: int) -> ProcessingStatus:
 
 
 def stage_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Native result lines, cut anywhere, as lines of this format; each chunk is whole lines."""
+    """Converts native result lines, in chunks cut anywhere, to this format, in chunks of whole lines."""
     for lines in _rendered(chunks):
         yield escape_separators(_encoder.encode_lines(lines))
 
@@ -138,7 +137,7 @@ def _rendered(chunks: Iterable[bytes]) -> Iterator[list[_Line]]:
 
 
 def _settle(line: _Line) -> None:
-    """A success: vectors and refusals have no place here, and a usage that is not known is not 0."""
+    """Turns vectors and refusals into errors, which this format requires; makes an unknown usage null."""
     if line.kind == "embedding":
         line.status, line.usage, line.error = "errored", None, _VECTORS_ERROR
     elif line.stop_reason in REFUSALS:
@@ -150,7 +149,7 @@ def _settle(line: _Line) -> None:
 
 
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, cut after newlines only; what follows the last newline comes last."""
+    """The same bytes, cut only after newlines; the last chunk may lack one."""
     rest: list[bytes] = []
     for chunk in chunks:
         cut = chunk.rfind(b"\n") + 1
