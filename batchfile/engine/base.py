@@ -1,4 +1,4 @@
-"""The seam to whatever generates: vLLM, an HTTP endpoint, echo."""
+"""The interface of engines, which generate answers: vLLM, an HTTP endpoint, echo."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,12 +9,11 @@ from batchfile.types import Outcome, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What an engine says of itself.
+    """Describes an engine.
 
-    `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many should have
-    been added at once to keep the slots full without a gap (slots plus a margin that waits inside).
-    `max_model_len` is in tokens; None where the engine does not know. `num_gpus` is 0 where it works on none of ours.
-    `note`: one line for people about what the engine chose by itself; empty where it chose nothing.
+    `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many to add at once to keep
+    the slots full (slots plus a margin that waits inside). `max_model_len`: in tokens; None if unknown.
+    `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
     """
 
     name: str
@@ -29,10 +28,9 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A request ready to be added: template applied, tokenised, bounds checked. Engines subclass it.
+    """A request ready to be added: template applied, tokenized, limits checked. Engines subclass it.
 
-    `prefix`: equal for requests that likely share a cached prefix. `cost`: expected work, larger is longer;
-    only the order counts.
+    `prefix`: equal for requests that likely share a cached prefix. `cost`: expected work; only the order matters.
     """
 
     prefix: int = 0
@@ -47,13 +45,13 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Since the engine was built. A step is *full* if all slots run or a request waits inside.
+    """Since the engine was built. A step is *full* if all slots are running or a request is waiting inside.
 
-    `prompt_tokens`: of prompts whose computation is complete, those found in a prefix cache included. `output_tokens`:
-    generated, also for requests that are not finished. Both only grow; an engine that learns of tokens when a request
-    finishes counts them then. `num_running`: requests that are generated now; `num_waiting`: added, not yet running.
-    `down_s`: for how long what generates has taken no work; 0 while it does, and for engines that die instead.
-    `down_reason`: then where it is, and what it says.
+    `prompt_tokens`: of prompts whose computation is complete, cached prefixes included. `output_tokens`: generated,
+    also for requests that are not finished. Both only grow; an engine that learns about tokens when a request finishes
+    counts them then. `num_running`: requests being generated; `num_waiting`: added, not yet running.
+    `down_s`: for how long the endpoint has accepted no work; 0 while it does, and for engines that die instead.
+    `down_reason`: the endpoint and its last error, while `down_s` is not 0.
     """
 
     num_steps: int = 0
@@ -70,8 +68,8 @@ class EngineStats:
 class SchemaUnchecked(Exception):
     """The request's schema has to be compiled before the request is prepared, which may take a minute.
 
-    `finish(owner)` does both, waits for it and raises as `prepare`. `owner`: whose time it takes; the schemas of one
-    who has had many slow ones get less time each, and nobody else's.
+    `finish(owner)` does both, blocks, and raises as `prepare`. `owner`: an owner with many slow schemas gets less time
+    for the next ones; other owners are not affected.
     """
 
     def __init__(self, finish: Callable[[str], Prepared]) -> None:
@@ -80,15 +78,15 @@ class SchemaUnchecked(Exception):
 
 
 def in_flight_for(num_slots: int) -> int:
-    """How many requests to have in an engine of this many slots: a quarter more, so that none runs empty."""
+    """How many requests to add to an engine with this many slots: a quarter more, so that no slot is idle."""
     return num_slots + max(16, num_slots // 4)
 
 
 class Engine(Protocol):
-    """What generates. One thread owns an engine: add, step, abort and close are called from there only.
+    """Generates answers. One thread owns an engine: only that thread may call add, step, abort and close.
 
-    `prepare` is the exception: any thread may call it, at any time, several at once. The types of its methods are in
-    `batchfile.engine.base`; `batchfile.testing.EchoEngine` is one without a model.
+    `prepare` is thread-safe. The types of the methods are in `batchfile.engine.base`; `batchfile.testing.EchoEngine` is
+    an implementation without a model.
 
     >>> engine: batchfile.Engine = batchfile.testing.EchoEngine(num_slots=8)
     >>> engine.info.name, engine.info.num_slots
@@ -99,7 +97,7 @@ class Engine(Protocol):
     def info(self) -> EngineInfo: ...
 
     def prepare(self, request: Request) -> Prepared:
-        """Everything that can be done ahead of time.
+        """Do all work that can be done ahead of time.
 
         Raises: InvalidRequest if it can never be served; SchemaUnchecked.
         """
@@ -108,16 +106,16 @@ class Engine(Protocol):
     def add(self, key: int, prepared: Prepared) -> None:
         """Start generating. `key` comes back in Finished and is unique among requests in flight.
 
-        Raises: InvalidRequest if the engine refuses it after all; EngineDead.
+        Raises: InvalidRequest if the engine rejects it after all; EngineDead.
         """
         ...
 
     def step(self) -> list[Finished]:
-        """One step of work: blocks briefly, returns what finished since. Raises: EngineDead."""
+        """Do one step of work: block briefly and return the requests that finished. Raises: EngineDead."""
         ...
 
     def abort(self, keys: Iterable[int]) -> None:
-        """Forget these; they are not returned by a later step."""
+        """Drop these requests; later steps do not return them."""
         ...
 
     def stats(self) -> EngineStats: ...
@@ -126,7 +124,7 @@ class Engine(Protocol):
 
 
 def prepare_now(engine: Engine, request: Request) -> Prepared:
-    """Wait for a schema where that is needed. Raises: InvalidRequest."""
+    """Prepare a request, and wait if its schema has to be compiled. Raises: InvalidRequest."""
     try:
         return engine.prepare(request)
     except SchemaUnchecked as unchecked:
@@ -134,4 +132,4 @@ def prepare_now(engine: Engine, request: Request) -> Prepared:
 
 
 EngineFactory = Callable[[], Engine]
-"""Builds a fresh engine: called once at the start and once after each death."""
+"""Builds a new engine: called at the start and after each time an engine dies."""

@@ -1,9 +1,8 @@
-"""No model: the answer is a fixed function of the request. For tests, demos and host-overhead benches.
+"""The echo engine: without a model, the answer is a fixed function of the request. For tests, demos and benchmarks.
 
-A token is a piece of text between single spaces. The answer is the text of the last user turn, cut after
-`max_tokens` pieces and before the first stop sequence; every choice of a request is the same. A request with a JSON
-schema may be answered with a text that was set for these, one with tools with a call. A prompt that is no conversation
-is its own answer; a vector is made of the digest of its text. Knows no file, no store and no runner.
+Tokens are separated by single spaces. The answer is the text of the last user turn, cut after `max_tokens` tokens and
+before the first stop sequence; all choices of a request are the same. Options set the answer to requests with a JSON
+schema or with tools. A raw prompt is its own answer; a vector is derived from the digest of its text.
 """
 
 import heapq
@@ -32,10 +31,10 @@ PREFIX = "BATCHFILE_ECHO_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoOptions:
-    """`guided`: the answer to a request that brings a JSON schema, which this engine cannot follow by itself.
+    """`guided`: the answer to a request with a JSON schema, which this engine cannot follow by itself.
 
-    `tool_input`: with it tools are served: a request that offers some calls one with this input (the named one, else
-    the first), unless its last turn is the answer of a tool. `thinking`: with it thinking is served, by this.
+    `tool_input`: enables tools: the answer to a request with tools calls one of them with this input (the named one or
+    the first), unless the last turn is a tool result. `thinking`: enables thinking, with this text.
     """
 
     num_slots: int = 256
@@ -88,9 +87,9 @@ def _object(env: Mapping[str, str], name: str) -> dict[str, Any] | None:
     return found
 
 
-# With the machine's own time a step returns this often, so that its caller can look around.
+# On the system clock, a step returns at least this often.
 STEP_WAIT_S_MAX = 0.05
-DIMENSIONS = 32  # of a vector, where a request does not say
+DIMENSIONS = 32  # of a vector, unless the request sets it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +102,8 @@ class EchoPrepared(Prepared):
 class EchoEngine:
     """Continuous batching without a model: `num_slots` run, each for latency_s + tokens * seconds_per_token.
 
-    `tokens` decides how many tokens a request generates, whatever its max_tokens says; without it, the length
-    of its text does, up to max_tokens. Given a clock, a step sleeps on it until the next request finishes.
+    `tokens` sets how many tokens a request generates, regardless of its max_tokens; the default is the length of its
+    text, up to max_tokens. With a `clock`, a step sleeps on it until the next request finishes.
     """
 
     def __init__(
@@ -138,13 +137,13 @@ class EchoEngine:
         self._tool_input = tool_input
         self._thinking = thinking
         self._waiting: deque[tuple[int, EchoPrepared]] = deque()
-        # (when it finishes, key, what it is); a heap.
+        # A heap of (time when it finishes, key, request).
         self._running: list[tuple[float, int, EchoPrepared]] = []
         self._num_steps = 0
         self._num_full_steps = 0
-        self._num_prompt_tokens = 0  # of what has finished
+        self._num_prompt_tokens = 0  # of finished requests
         self._num_output_tokens = 0
-        self._seen = (0, 0)  # what `stats` said last: prompt tokens, output tokens
+        self._seen = (0, 0)  # the last prompt and output tokens from `stats`
         self._is_dead = False
 
     def prepare(self, request: Request) -> EchoPrepared:
@@ -220,7 +219,7 @@ class EchoEngine:
         self._is_dead = True
 
     def _start(self, now: float) -> list[Finished]:
-        """Returns those that cost nothing."""
+        """Starts waiting requests, and returns those that take no time."""
         done = []
         for key, prepared in self._take():
             if prepared.work_s > 0:
@@ -230,7 +229,7 @@ class EchoEngine:
         return done
 
     def _take(self) -> list[tuple[int, EchoPrepared]]:
-        """Give free slots to those that wait, first come first served."""
+        """Gives free slots to waiting requests in order of arrival."""
         free = self.info.num_slots - len(self._running)
         taken = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
         if len(taken) == free:
@@ -238,11 +237,11 @@ class EchoEngine:
         return taken
 
     def _with_blocks(self, request: Request, completion: Completion) -> Completion:
-        """The answer with what was set for tools and for thinking. Raises: InvalidRequest where nothing was."""
+        """Adds the configured tool call and thinking. Raises: InvalidRequest if they are not configured."""
         if request.is_thinking and self._thinking is None:
-            raise InvalidRequest(NO_THINKING.format(why="its echo engine has no thinking set"))
+            raise InvalidRequest(NO_THINKING.format(why="its echo engine has no `thinking` option"))
         if request.tools is not None and self._tool_input is None:
-            raise InvalidRequest(NO_TOOLS.format(why="its echo engine has no tool_input set"))
+            raise InvalidRequest(NO_TOOLS.format(why="its echo engine has no `tool_input` option"))
         is_calling = request.tools is not None and request.messages[-1].role != "tool"
         choices = []
         for number, text in enumerate(completion.choices):
@@ -257,7 +256,7 @@ class EchoEngine:
         return Completion(choices=tuple(choices), usage=completion.usage)
 
     def _raw_answer(self, request: Request) -> tuple[int, Completion]:
-        """The same of a request that is no conversation. Raises: InvalidRequest where another pool serves it."""
+        """Like `_answer`, for a raw prompt or an embedding. Raises: InvalidRequest if another pool serves it."""
         check_task(request, self._task)
         raw = request.raw
         assert raw is not None, "an engine that generates answers conversations"
@@ -268,7 +267,7 @@ class EchoEngine:
         return num_tokens, replace_fields(completion, kind="completion")
 
     def _answer(self, request: Request) -> tuple[int, Completion]:
-        """The number of tokens it takes, and the answer."""
+        """The number of generated tokens, and the answer."""
         messages = request.messages
         text = next((turn.content for turn in reversed(messages) if turn.role == "user"), messages[-1].content)
         return self._echo(request, text, sum(turn.content.count(" ") + 1 for turn in messages))
@@ -298,7 +297,7 @@ def text_of(given: Input) -> str:
 
 
 def _vectors(raw: Raw) -> Completion:
-    """Of length 1, of the digest of each input; the first numbers of a longer vector are another vector's."""
+    """Unit vectors from the digest of each input. A shorter vector is not a prefix of a longer one."""
     num = raw.dimensions or DIMENSIONS
     check_size(len(raw.inputs), num)
     vectors = []

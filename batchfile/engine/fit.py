@@ -1,6 +1,6 @@
-"""Whether a request fits a model: what it is loaded for, its bound on tokens, and how large its vectors may become.
+"""Checks whether a request fits a model: its task, its limit on tokens, and the size of its vectors.
 
-Counts a request's tokens as the model would see them, without loading the model. Knows no file.
+Counts the tokens of a request as the model sees them, without loading the model.
 """
 
 import base64
@@ -15,9 +15,9 @@ from batchfile.types import Request, Sampling, Task, Vector
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCounter:
-    """`count` gives the tokens of a request's prompt, of an embedding those of each input.
+    """`count` returns the number of tokens of the prompt, or of each input of an embedding.
 
-    `max_model_len`: the model's own bound, if it names one.
+    `max_model_len`: the limit in the model's configuration, if there is one.
     """
 
     count: Callable[[Request], list[int]]
@@ -25,9 +25,9 @@ class TokenCounter:
 
 
 def token_counter(model: str) -> TokenCounter:
-    """Of a folder or a hub id. Raises: SettingsError where there is no such model.
+    """For a folder or a hub id. Raises: SettingsError if the model does not exist.
 
-    `count` raises InvalidRequest of a conversation where the model has no chat template.
+    `count` raises InvalidRequest for a conversation if the model has no chat template.
     """
     import transformers
 
@@ -50,7 +50,7 @@ def token_counter(model: str) -> TokenCounter:
 
 
 def check_fit(request: Request, nums: Sequence[int], max_model_len: int) -> None:
-    """`nums`: as `count` gives them. Raises: InvalidRequest if the request does not fit the model."""
+    """`nums`: from `count`. Raises: InvalidRequest if the request does not fit the model."""
     if request.kind == "embedding":
         check_inputs(nums, max_model_len)
     else:
@@ -58,7 +58,7 @@ def check_fit(request: Request, nums: Sequence[int], max_model_len: int) -> None
 
 
 def check_inputs(nums: Sequence[int], max_model_len: int) -> None:
-    """Of an embedding. Raises: InvalidRequest."""
+    """For an embedding. Raises: InvalidRequest."""
     for number, num in enumerate(nums):
         if num > max_model_len:
             raise InvalidRequest(
@@ -67,7 +67,7 @@ def check_inputs(nums: Sequence[int], max_model_len: int) -> None:
 
 
 def fitting_max_tokens(sampling: Sampling, num_prompt: int, max_model_len: int) -> int:
-    """How many tokens may be generated. Raises: InvalidRequest if the request does not fit the model."""
+    """The maximum number of tokens to generate. Raises: InvalidRequest if the request does not fit the model."""
     room = max_model_len - num_prompt
     if room < 1:
         raise InvalidRequest(
@@ -84,12 +84,12 @@ def fitting_max_tokens(sampling: Sampling, num_prompt: int, max_model_len: int) 
 
 VALUES_MAX = 1_000_000  # numbers in the vectors of one request: about 20 MB of JSON
 
-_NO_EMBEDDINGS = "This pool's model generates text: name a pool that makes embeddings (task = 'embed')."
-_NO_TEXT = "This pool's model makes embeddings and generates no text: name another pool."
+_NO_EMBEDDINGS = "This pool's model generates text, not embeddings: name a pool with task = 'embed'."
+_NO_TEXT = "This pool's model makes embeddings, not text: name another pool."
 
 
 def check_task(request: Request, task: Task) -> None:
-    """Raises: InvalidRequest where a model loaded for `task` cannot serve the request."""
+    """Raises: InvalidRequest if a model loaded for `task` cannot serve the request."""
     if task == "embed" and request.kind != "embedding":
         raise InvalidRequest(_NO_TEXT)
     if task == "generate" and request.kind == "embedding":
@@ -97,10 +97,10 @@ def check_task(request: Request, task: Task) -> None:
 
 
 def check_size(num_inputs: int, dimensions: int) -> None:
-    """Raises: InvalidRequest where the vectors would make too large a result."""
+    """Raises: InvalidRequest if the vectors would make the result too large."""
     if num_inputs * dimensions > VALUES_MAX:
         raise InvalidRequest(
-            f"{num_inputs} vectors of {dimensions} numbers are more than {VALUES_MAX:,} in one result: "
+            f"{num_inputs} vectors of {dimensions} numbers exceed the limit of {VALUES_MAX:,} numbers in one result: "
             f"put at most {VALUES_MAX // dimensions} inputs on a line."
         )
 

@@ -1,4 +1,4 @@
-"""Engines by name. Each is imported when it is built, so that naming one costs nothing."""
+"""Selects an engine by name. Its module is imported only when it is built, because imports are slow."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.types import EngineKind, Task
 
-# With any of these set, tests get the echo engine that fails: batchfile/testing/faulty_echo.py.
+# With any of these set, tests get an echo engine with faults: batchfile/testing/faulty_echo.py.
 ECHO_FAULTS = [f"BATCHFILE_ECHO_{fault}" for fault in ("POISON", "HANG", "KILL", "REFUSE", "MISFITS", "EXECUTIONS")]
 
 
@@ -30,11 +30,11 @@ def engine_factory(
     wait_for_endpoint: bool = True,
     stall_s: float = 600.0,
 ) -> EngineFactory:
-    """What builds the engine, as often as it is asked. `max_num_seqs`: requests at once, whatever the engine.
+    """A function that builds a new engine with each call. `max_num_seqs`: requests at once, for any engine.
 
-    `task`: what its model is loaded for; an HTTP endpoint knows that by itself. `chat_template`: a file;
-    `engine_args`: more of vLLM's own arguments. `wait_for_endpoint`: also for one that was never available.
-    `stall_s`: without progress for this long vLLM counts as dead.
+    `task`: what the model is loaded for; ignored for an HTTP endpoint. `chat_template`: a file;
+    `engine_args`: further arguments of vLLM. `wait_for_endpoint`: wait also for one that was never available.
+    `stall_s`: vLLM counts as dead after this time without progress.
     """
 
     def build() -> Engine:

@@ -1,6 +1,6 @@
-"""Requests into token ids: conversations by the model's own chat template, other texts as they are.
+"""Converts requests to token ids: conversations with the model's chat template, raw prompts as they are.
 
-Works on a Hugging Face tokenizer that is handed in; imports none, and knows no engine. Any thread may call it.
+Works with a Hugging Face tokenizer from the caller. Thread-safe.
 """
 
 import re
@@ -16,11 +16,11 @@ from batchfile.engine.tool_wire import wire_tools, wire_turn
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Input, Message, Request, Tool, Tools
 
-# Tokenised prefixes that are remembered; a stage has one, so a few batches' worth is plenty.
+# Tokenized prefixes that are cached. A stage usually has one, so this is enough for many batches.
 PREFIXES_MAX = 64
-# Shorter ones are cheaper to tokenise than to look up.
+# Shorter prefixes are cheaper to tokenize than to look up.
 PREFIX_CHARS_MIN = 200
-# Requests without a system turn share a cached prefix if they begin alike; one block of vLLM's on a GPU.
+# Requests without a system turn share a cached prefix if they begin with the same tokens; one block of vLLM on a GPU.
 PREFIX_TOKENS = 16
 
 _PROBE = "a system turn, to be found again"
@@ -36,7 +36,7 @@ class Prompt:
 
 
 class ChatPrompts:
-    """Renders and tokenises. Takes a tokenizer of its own, which nobody else changes.
+    """Renders and tokenizes conversations. Needs exclusive use of its tokenizer.
 
     Raises: SettingsError if the model has no chat template.
     """
@@ -45,12 +45,13 @@ class ChatPrompts:
         self._tokenizer = tokenizer
         if not getattr(tokenizer, "chat_template", None):
             raise SettingsError(
-                f"The model {model} has no chat template, so a conversation cannot be put to it. "
+                f"The model {model} has no chat template, so it cannot answer conversations. "
                 "Use its instruct variant, or set chat_template to a file with a template."
             )
-        # Named each time: vLLM's tokenizer is a pool of several, which do not hear of one that is set on it.
+        # Passed with each call: vLLM's tokenizer is a pool of several, so setting a template on it has no effect on
+        # them.
         named = tokenizer.chat_template
-        self._template = named if isinstance(named, str) else None  # None: the one of several that suits
+        self._template = named if isinstance(named, str) else None  # None: the tokenizer chooses one of several
         self._lock = threading.Lock()
         self._backend = _whole_backend(tokenizer)
         self._takes_system = self._has_system_role()
@@ -63,7 +64,7 @@ class ChatPrompts:
 
     @cached_property
     def shows_tools(self) -> bool:
-        """Whether the template shows the model what it may call. Most that do not drop tools without a word."""
+        """Whether the template shows tools to the model. Most templates without tools ignore them silently."""
         try:
             probe = Tools(offered=(Tool(_PROBE, None, {"type": "object", "properties": {}}),))
             return _PROBE in self._render([Message("user", "Hello")], {"tools": wire_tools(probe)}, is_continued=False)
@@ -73,9 +74,9 @@ class ChatPrompts:
     def prompt(
         self, messages: Sequence[Message], tools: Tools | None = None, arguments: dict[str, Any] | None = None
     ) -> Prompt:
-        """The token ids to generate from. `arguments`: more for the template.
+        """The token ids to generate from. `arguments`: further arguments of the template.
 
-        Raises: InvalidRequest if the template refuses the turns.
+        Raises: InvalidRequest if the template rejects the turns.
         """
         turns = messages if self._takes_system else fold_system(messages)
         try:
@@ -83,10 +84,10 @@ class ChatPrompts:
             if tools is not None:
                 more = {**more, "tools": wire_tools(tools)}
             text = self._render(turns, more, is_continued=messages[-1].role == "assistant")
-        except Exception as error:  # a template is a program of the model's: it raises what it likes
-            raise InvalidRequest(f"The model's chat template refuses these turns: {error}") from error
+        except Exception as error:  # a template is a program in the model's files and may raise anything
+            raise InvalidRequest(f"The model's chat template rejected these turns: {error}") from error
         system = messages[0].content if messages[0].role == "system" else None
-        token_ids = self._tokenise(text, system if self._takes_system else None)
+        token_ids = self._tokenize(text, system if self._takes_system else None)
         if system is not None:
             return Prompt(token_ids, _prefix(system))
         return Prompt(token_ids, prefix_of_ids(token_ids))
@@ -102,8 +103,8 @@ class ChatPrompts:
         )
         return rendered
 
-    def _tokenise(self, text: str, system: str | None) -> list[int]:
-        """The ids of `text`; what it begins with is remembered where that changes nothing."""
+    def _tokenize(self, text: str, system: str | None) -> list[int]:
+        """The ids of `text`. Caches the ids of its prefix if they do not depend on the rest."""
         cut = self._end_of_system(text, system)
         if cut is None:
             return self._encode(text)
@@ -121,7 +122,7 @@ class ChatPrompts:
         return known + self._encode(text[cut:])
 
     def _end_of_system(self, text: str, system: str | None) -> int | None:
-        """Where the special token behind the system turn ends; None if there is no such place."""
+        """Where the special token after the system turn ends; None if that was not found."""
         if self._separator is None or system is None or len(system) < PREFIX_CHARS_MIN:
             return None
         at = text.find(system.strip())
@@ -136,7 +137,7 @@ class ChatPrompts:
             return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _has_system_role(self) -> bool:
-        """Whether the template shows a system turn. Some raise, some drop it without a word."""
+        """Whether the template supports a system turn. Some raise, some ignore it silently."""
         try:
             turns = [Message("system", _PROBE), Message("user", "Hello")]
             return _PROBE in self._render(turns, {}, is_continued=False)
@@ -144,10 +145,10 @@ class ChatPrompts:
             return False
 
     def _exact_separator(self) -> "re.Pattern[str] | None":
-        """Matches special tokens at which text may be cut and tokenised in two, with the same ids.
+        """Matches special tokens at which text may be split and tokenized in two parts, with the same ids.
 
-        That holds where a tokenizer treats the pieces between special tokens one by one. It is tried out, since
-        some (SentencePiece's) treat the first piece in a way of its own.
+        This works if a tokenizer handles the pieces between special tokens independently. It is tested here, because
+        some (SentencePiece) handle the first piece differently.
         """
         if self._backend is None:
             return None
@@ -167,7 +168,7 @@ class ChatPrompts:
 
 
 def _whole_backend(tokenizer: Any) -> Any:
-    """The fast tokenizer inside, which cuts nothing and fills nothing up; None where there is none."""
+    """The fast tokenizer inside, without truncation and padding; None if it is a slow one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
@@ -176,7 +177,7 @@ def _whole_backend(tokenizer: Any) -> Any:
 
 
 def _wired(turns: Sequence[Message]) -> list[dict[str, Any]]:
-    """Ids of calls become nine letters and digits by their order, as Mistral's templates demand; others ignore them."""
+    """Replaces tool call ids by nine letters and digits, which Mistral's templates require and others ignore."""
     wired = [wire_turn(turn) for turn in turns]
     names: dict[str, str] = {}
     for turn in wired:
@@ -188,7 +189,7 @@ def _wired(turns: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The same turns without a system turn: its text goes before that of the first user turn."""
+    """Removes the system turn and puts its text at the start of the first user turn."""
     if messages[0].role != "system":
         return tuple(messages)
     system, rest = messages[0].content, messages[1:]
@@ -208,7 +209,7 @@ def prefix_of(request: Request) -> int:
 
 
 class RawPrompts:
-    """Takes a tokenizer of its own, which nobody else changes."""
+    """Tokenizes raw prompts. Needs exclusive use of its tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -216,7 +217,7 @@ class RawPrompts:
         self._backend = _whole_backend(tokenizer)
 
     def token_ids(self, given: Input) -> list[int]:
-        """With what the tokenizer puts around any text (a first token, say); ids that were given stay as they are."""
+        """Includes the tokenizer's special tokens, such as a first token; given token ids are unchanged."""
         if not isinstance(given, str):
             return list(given)
         if self._backend is not None:

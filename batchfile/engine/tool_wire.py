@@ -1,7 +1,7 @@
-"""Tools, calls and turns in the form that chat templates and OpenAI-compatible endpoints share. No I/O.
+"""Converts tools, tool calls and turns to the form that chat templates and OpenAI-compatible endpoints share.
 
-Ids of calls are made here, of the conversation and the place in it: the same work gives the same bytes, and two calls
-of one conversation never have the same id.
+Ids of tool calls are derived from the conversation and the position in it. So the same request gives the same ids, and
+two calls in one conversation never have the same id.
 """
 
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ import msgspec
 
 from batchfile.types import Message, Request, ToolCall, Tools
 
-NO_TOOLS = "Tools are not served by this pool: {why}. Remove tools, or name another model."
-NO_THINKING = "Thinking is not served by this pool: {why}. Remove thinking, or name another model."
+NO_TOOLS = "This pool does not support tools: {why}. Remove tools, or name another model."
+NO_THINKING = "This pool does not support thinking: {why}. Remove thinking, or name another model."
 
 
-INPUT_DEPTH_MAX = 200  # of what a model writes: whatever writes and reads results recurses
+INPUT_DEPTH_MAX = 200  # of a model's output: code that writes and reads results is recursive
 
 
 def wire_tools(tools: Tools) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def wire_choice(tools: Tools) -> str | dict[str, Any]:
 
 
 def wire_turn(turn: Message) -> dict[str, Any]:
-    """`arguments` as an object, as templates take them; endpoints want it as a string."""
+    """`arguments` is an object, for templates; endpoints need a string."""
     name = {} if turn.name is None else {"name": turn.name}
     if turn.call_id is not None:
         return {"role": "tool", "tool_call_id": turn.call_id, "content": turn.content, **name}
@@ -50,7 +50,7 @@ def wire_turn(turn: Message) -> dict[str, Any]:
 
 
 def call_stem(request: Request) -> str:
-    """What the ids of all calls in the answer to this request begin with."""
+    """The prefix of the ids of all tool calls in the answer to this request."""
     asked = msgspec.json.encode((request.custom_id, [_told(turn) for turn in request.messages]))
     return "toolu_" + blake2b(asked, digest_size=10).hexdigest()
 
@@ -61,15 +61,15 @@ def _told(turn: Message) -> dict[str, Any]:
 
 
 def made_calls(stem: str, choice: int, found: Iterable[tuple[str, Any]]) -> tuple[ToolCall, ...]:
-    """Names and inputs, in order, as calls. Raises: ValueError for what can be none (an input that is no object)."""
+    """Names and inputs, in order, as tool calls. Raises: ValueError for an invalid name or input."""
     calls = []
     for number, (name, given) in enumerate(found):
         if not isinstance(name, str):
-            raise ValueError("the name of a tool that is called is no text")
+            raise ValueError("the name of a called tool is not a string")
         if not isinstance(given, dict):
-            raise ValueError(f"the input of the tool {name} is no JSON object")
+            raise ValueError(f"the input of the tool {name} is not a JSON object")
         if _is_deeper(given, INPUT_DEPTH_MAX):
-            raise ValueError(f"the input of the tool {name} is nested more than {INPUT_DEPTH_MAX} deep")
+            raise ValueError(f"the input of the tool {name} is nested more than {INPUT_DEPTH_MAX} levels deep")
         calls.append(ToolCall(f"{stem}{choice:02x}{number:02x}", name, given))
     return tuple(calls)
 

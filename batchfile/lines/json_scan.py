@@ -253,7 +253,7 @@ def find_lone_surrogate(data: bytes | bytearray | memoryview, start: int = 0) ->
 def replace_lone_surrogates(data: bytearray | memoryview, num_max: int) -> dict[int, bytes]:
     """Replaces each lone surrogate in place by PLACEHOLDER, which has the same length.
 
-    Returns: the replaced bytes by offset; empty if there are none, or more than `num_max`.
+    Returns: the replaced bytes by offset; empty if nothing was found, or more than `num_max`.
     """
     replaced: dict[int, bytes] = {}
     at = find_lone_surrogate(data)
@@ -316,7 +316,7 @@ def find_repeats(data: bytes, depth_max: int | None = None) -> list[Path]:
 
 
 def find_any_repeats(data: bytes) -> list[Path]:
-    """Like `find_repeats` at all depths, but fast if there are none."""
+    """Like `find_repeats` at all depths, but fast if nothing is repeated."""
     try:
         is_sound = msgspec.json.encode(msgspec.json.decode(data)).count(b'"') == data.count(b'"')
     except UNREADABLE:

@@ -365,4 +365,4 @@ def test_an_endpoint_that_makes_no_embeddings_or_too_few_is_that_requests_error(
         server.script.append({"status": 200, "text": json.dumps({"data": []})})
     [short] = run(engine, raw_request("embedding", "a"))
     assert isinstance(short, Failure)
-    assert "0 vectors, and 1 were asked for" in short.message
+    assert "it has 0 vectors instead of 1" in short.message

@@ -241,7 +241,7 @@ def test_a_refused_request_is_errored_at_once_in_the_servers_words(
         ({"status": 401, "text": '{"error": "who are you"}'}, "it answered 401: who are you"),
         ({"status": 403, "text": "not from here"}, "it answered 403: not from here"),
         ({"status": 404, "text": "no such model"}, "it answered 404: no such model"),
-        ({"status": 302, "headers": {"Location": "/login"}}, "it answered 302 and points to /login"),
+        ({"status": 302, "headers": {"Location": "/login"}}, "it answered 302 and redirects to /login"),
         ({"status": 200, "text": "<html>Sign in", "content_type": "text/html"}, "it answered 200: a web page"),
     ],
 )

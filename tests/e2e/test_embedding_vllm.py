@@ -74,7 +74,7 @@ def test_what_can_not_be_served_is_that_requests_error_alone(engine: Any) -> Non
         custom_id="r", messages=(), raw=Raw(kind="completion", inputs=("Hi",)), sampling=Sampling(max_tokens=4)
     )
     for one in (chat, prompt):
-        with pytest.raises(InvalidRequest, match="makes embeddings and generates no text"):
+        with pytest.raises(InvalidRequest, match="makes embeddings, not text"):
             engine.prepare(one)
     for one in (request("a", dimensions=8), request("fine", (2**30,)), request("fine", (1,) * 300)):
         with pytest.raises(InvalidRequest):

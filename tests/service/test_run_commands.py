@@ -108,7 +108,7 @@ def test_doctor_finds_a_wrong_name_of_the_settings_model(tmp_path: Path) -> None
     assert done.returncode == 1
     [found] = [item for item in json.loads(done.stdout)["checks"] if item["verdict"] == "failed"]
     assert found["name"] == "model"
-    assert "'./no-such-model': there is no such directory" in found["detail"]
+    assert "'./no-such-model': the directory does not exist" in found["detail"]
 
 
 def test_without_a_store_a_command_says_how_to_name_one(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ TOOLS = Tools(offered=(Tool("look", None, {}), Tool("find", None, {})))
 def test_what_was_not_set_is_not_served() -> None:
     engine = EchoEngine()
     for one in (replace(request("a"), tools=TOOLS), replace(request("a"), is_thinking=True)):
-        with pytest.raises(InvalidRequest, match="not served by this pool"):
+        with pytest.raises(InvalidRequest, match="This pool does not support"):
             engine.prepare(one)
 
 
@@ -199,10 +199,10 @@ def test_vectors_are_made_of_the_text_and_have_length_1_and_the_dimensions_that_
 
 
 def test_a_pool_does_what_its_model_is_loaded_for_and_refuses_the_rest():
-    with pytest.raises(InvalidRequest, match="generates text: name a pool that makes embeddings"):
+    with pytest.raises(InvalidRequest, match="generates text, not embeddings: name a pool"):
         EchoEngine().prepare(raw("embedding", "a"))
     for one in (request("x"), raw("completion", "x")):
-        with pytest.raises(InvalidRequest, match="makes embeddings and generates no text"):
+        with pytest.raises(InvalidRequest, match="makes embeddings, not text"):
             EchoEngine(task="embed").prepare(one)
 
 

@@ -91,15 +91,15 @@ def test_other_names_of_a_finish_reason_are_known(told: Any, reason: str) -> Non
     ("body", "words"),
     [
         (answer(None), "its content is null"),
-        (answer(None, reasoning_content="hm"), "but reasoning, which was not asked for"),
+        (answer(None, reasoning_content="hm"), "only reasoning, which was not requested"),
         ({"choices": [{"message": {}, "finish_reason": "stop"}]}, "its content is null"),
-        (answer("", "tool_calls"), "it calls none"),
-        (answer("x", "abort"), "its finish_reason is 'abort'"),
-        (answer("x", {"of": None}), 'its finish_reason is {"of": null}'),
-        (answer("x", tool_calls=[CALL]), "none was offered"),
+        (answer("", "tool_calls"), "it has no tool call"),
+        (answer("x", "abort"), "its finish_reason 'abort' is unknown"),
+        (answer("x", {"of": None}), 'its finish_reason {"of": null} is unknown'),
+        (answer("x", tool_calls=[CALL]), "the request has no tools"),
         ({"choices": []}, "it has no choices"),
-        ({"choices": [answer("a")["choices"][0]] * 2}, "it has 2 choices, and 1 were asked for"),
-        (b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: [DONE]\n\n', "a stream of events"),
+        ({"choices": [answer("a")["choices"][0]] * 2}, "it has 2 choices instead of 1"),
+        (b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: [DONE]\n\n', "an event stream"),
         (b'{"choices": [{"mess', "it is not JSON"),
     ],
 )
@@ -117,7 +117,7 @@ def test_content_that_is_null_is_an_answer_where_something_else_is() -> None:
 def test_arguments_that_are_not_json_are_named_and_why() -> None:
     cut = CALL | {"function": {"name": "look", "arguments": '{"city": "Be'}}
     assert "the arguments of its call of 'look' are not JSON." in odd(answer(None, tool_calls=[cut]), TOOLS)
-    assert "max_tokens ended them. Raise max_tokens." in odd(answer(None, "length", tool_calls=[cut]), TOOLS)
+    assert "max_tokens cut them off. Raise max_tokens." in odd(answer(None, "length", tool_calls=[cut]), TOOLS)
 
 
 def test_a_completion_without_text_is_none_and_a_filtered_one_says_so() -> None:
@@ -131,7 +131,7 @@ def test_each_choice_that_was_asked_for_comes_in_order() -> None:
     found = read({"choices": two}, Wanted(num_choices=2))
     assert isinstance(found, Completion)
     assert [one.text for one in found.choices] == ["a", "b"]
-    assert "it has 2 choices, and 3 were asked for" in odd({"choices": two}, Wanted(num_choices=3))
+    assert "it has 2 choices instead of 3" in odd({"choices": two}, Wanted(num_choices=3))
     request = Request(
         custom_id="a",
         messages=(),
@@ -246,14 +246,14 @@ def test_vectors_have_the_encoding_that_was_asked_for(given: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ([{"index": 0, "embedding": "no base64!"}], "not the base64 of float32 numbers"),
-        ([{"index": 0, "embedding": "AAA="}], "not the base64 of float32 numbers"),
+        ([{"index": 0, "embedding": "no base64!"}], "not base64 of float32 numbers"),
+        ([{"index": 0, "embedding": "AAA="}], "not base64 of float32 numbers"),
         ([{"index": 0, "embedding": base64.b64encode(struct.pack("<f", float("inf"))).decode()}], "not finite"),
         ([{"index": 0, "embedding": [0.1, float("nan")]}], "not finite"),
-        ([{"index": 0, "embedding": [0.1]}], "a vector of 1 numbers, and 2 were asked for"),
-        ([{"index": 1, "embedding": [0.1, 0.2]}], "the indices of its vectors"),
+        ([{"index": 0, "embedding": [0.1]}], "a vector of 1 numbers instead of 2"),
+        ([{"index": 1, "embedding": [0.1, 0.2]}], "the indexes of its vectors"),
         ([{"index": 0, "embedding": None}], "another type"),
-        ([], "0 vectors, and 1 were asked for"),
+        ([], "0 vectors instead of 1"),
     ],
 )
 def test_vectors_that_are_not_what_was_asked_for_spend_an_attempt(data: Any, words: str) -> None:

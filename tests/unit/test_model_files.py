@@ -96,11 +96,14 @@ def check(model: str, hub: str, folder: Path, program: str = CHECK) -> str:
         ("gated/model", "model 'gated/model' is gated: accept its terms"),
         (
             "nobody/model",
-            "model 'nobody/model': there is no such directory here, and the model hub has no such model, or",
+            "model 'nobody/model': it is not a directory here, and the model hub has no such model, or",
         ),
         ("secret/model", "model 'secret/model': the model hub answered 403; log in"),
         ("broken/model", "model 'broken/model' is not on this machine and the model hub answered 500: try again later"),
-        ("not a name", "model 'not a name' is neither a directory here nor a name such as owner/model"),
+        (
+            "not a name",
+            "model 'not a name' is neither a directory on this machine nor a model hub name such as owner/model",
+        ),
     ],
 )
 def test_each_answer_of_a_hub_is_one_sentence(model: str, said: str, hub: str, tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_a_run_with_a_wrong_model_ends_before_it_reads_its_file(hub: str, tmp_pa
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="there is no such directory"):
+    with pytest.raises(SettingsError, match="the directory does not exist"):
         check_model(str(tmp_path / "nowhere"))
     with pytest.raises(SettingsError, match=r"has no config\.json"):
         check_model(str(tmp_path))

@@ -1,4 +1,4 @@
-"""What the JSON of an endpoint's answer holds: choices or vectors and their usage, or an error. No I/O."""
+"""Parses the JSON of an endpoint's response: choices or vectors with their usage, or an error."""
 
 import base64
 import binascii
@@ -13,11 +13,11 @@ from batchfile.engine.fit import vector_of
 from batchfile.engine.tool_wire import call_stem, made_calls
 from batchfile.types import Choice, Completion, Kind, Request, StopReason, ToolCall, Usage, Vector
 
-TOKENS_MAX = 2**31  # that one request can have used; no number above it was counted
+TOKENS_MAX = 2**31  # that one request can use; a larger number is not a real count
 FLOAT_BYTES = 4
 REFUSAL_JOINT = "\n\n"  # between the text so far and the refusal that followed it
 
-# What endpoints call it, in lower case. One that is null or missing is taken for `stop`.
+# The names that endpoints use, in lower case. Null or missing counts as `stop`.
 _REASONS: dict[str, StopReason] = {
     **dict.fromkeys(("stop", "stop_sequence", "end_turn", "eos", "eos_token", "complete", "completed"), "end_turn"),
     **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), "max_tokens"),
@@ -25,7 +25,7 @@ _REASONS: dict[str, StopReason] = {
     **dict.fromkeys(("content_filter", "content_filtered", "safety", "recitation"), "content_filter"),
     "refusal": "refusal",
 }
-# What the type or code of an error holds, its letters in lower case: the status that other endpoints answer it with.
+# By a part of an error's type or code, in lower-case letters: the status that other endpoints use for it.
 _STATUSES = {
     "ratelimit": 429,
     "toomanyrequests": 429,
@@ -49,8 +49,8 @@ _STREAM_STARTS = (b"data:", b"event:")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an answer may hold. `stem`: of the ids of calls; empty where no tools were offered. `num_vectors`: of an
-    embedding, which has `dimensions` where they were asked for.
+    """What an answer may contain. `stem`: the prefix of tool call ids; empty without tools. `num_vectors` and the
+    requested `dimensions`: for an embedding.
     """
 
     stem: str = ""
@@ -63,7 +63,7 @@ class Wanted:
 
 
 class Odd(ValueError):
-    """What is wrong with an answer, in our own words, and what to do."""
+    """What is wrong with an answer, and what to do."""
 
 
 def wanted_of(request: Request) -> Wanted:
@@ -84,20 +84,20 @@ def read_completion(data: bytes, wanted: Wanted) -> Completion:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         is_stream = data.startswith(_STREAM_STARTS)
-        raise Odd("it is a stream of events, which was not asked for." if is_stream else what_is_odd(error)) from error
+        raise Odd("it is an event stream, which was not requested." if is_stream else what_is_odd(error)) from error
 
 
 def what_is_odd(error: Exception) -> str:
-    """In our own words, and what to do."""
+    """What is wrong, without the library's wording, and what to do."""
     if isinstance(error, KeyError):
         return _advised(f"it has no {error.args[0]!r}")
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         return _advised("it is not JSON")
-    return _advised("a part of it has another type than OpenAI's API has there")
+    return _advised("one of its values has a type that OpenAI's API does not have there")
 
 
 def error_in(body: Any) -> Any:
-    """The error that a body with a good status tells of, in one of the usual places; None where there is none."""
+    """The error in the body of a successful response, in one of the usual places; None if it has no error."""
     if not isinstance(body, dict):
         return None
     if body.get("error"):
@@ -112,7 +112,7 @@ def error_in(body: Any) -> Any:
 
 
 def _error_of_no_answer(body: dict[str, Any]) -> Any:
-    """As web frameworks and gateways tell of it."""
+    """An error in the form of web frameworks and gateways."""
     errors, detail = body.get("errors"), body.get("detail")
     if isinstance(errors, list) and errors:
         return errors[0]
@@ -122,7 +122,7 @@ def _error_of_no_answer(body: dict[str, Any]) -> Any:
 
 
 def status_of(error: Any) -> int | None:
-    """The status that an error would have come with, by its code or its type; None where neither tells."""
+    """The HTTP status that fits an error, by its code or type; None if unknown."""
     if not isinstance(error, dict):
         return None
     told = [error.get(name) for name in ("code", "status", "status_code", "http_status", "type")]
@@ -143,7 +143,7 @@ def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
     if not choices:
         raise Odd(_advised("it has no choices"))
     if len(choices) != wanted.num_choices:
-        raise Odd(f"it has {len(choices)} choices, and {wanted.num_choices} were asked for.")
+        raise Odd(f"it has {len(choices)} choices instead of {wanted.num_choices}.")
     return Completion(
         choices=tuple(_choice(choice, wanted, index) for index, choice in enumerate(choices)),
         usage=_usage(body, "prompt_tokens", "completion_tokens"),
@@ -163,10 +163,10 @@ def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
         text = REFUSAL_JOINT.join(filter(None, (text, refusal)))
         reason = "content_filter" if reason == "content_filter" else "refusal"
     if reason == "tool_use" and not calls:
-        raise Odd("its finish_reason says that it calls a tool, and it calls none.")
+        raise Odd("its finish_reason says that it calls a tool, but it has no tool call.")
     if message.get("content") is None and not (calls or refusal or thinking) and reason == "end_turn":
-        only = " but reasoning, which was not asked for" if thought else ""
-        raise Odd(f"its content is null, and there is no call of a tool and no refusal{only}.")
+        only = ", only reasoning, which was not requested" if thought else ""
+        raise Odd(f"its content is null, and it has no tool call and no refusal{only}.")
     if calls and reason == "end_turn":
         reason = "tool_use"
     matched = choice.get("stop_reason")
@@ -178,7 +178,7 @@ def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
 def _reason(given: Any) -> StopReason:
     reason = _REASONS.get(str(given or "stop").lower())
     if reason is None:
-        raise Odd(f"its finish_reason is {_shown(given)}, so whether the answer is complete is not known.")
+        raise Odd(f"its finish_reason {_shown(given)} is unknown, so the answer may be incomplete.")
     return reason
 
 
@@ -188,7 +188,7 @@ def _shown(given: Any) -> str:
 
 def _calls(given: list[dict[str, Any]], wanted: Wanted, index: int, *, is_cut: bool) -> tuple[ToolCall, ...]:
     if given and not wanted.stem:
-        raise Odd("it calls a tool, and none was offered.")
+        raise Odd("it calls a tool, but the request has no tools.")
     found = [(call["function"]["name"], call["function"]["arguments"]) for call in given]
     asked = [(name, _arguments(name, arguments, is_cut=is_cut)) for name, arguments in found]
     try:
@@ -201,12 +201,12 @@ def _arguments(name: Any, arguments: Any, *, is_cut: bool) -> Any:
     try:
         return json.loads(arguments or "{}")
     except (ValueError, RecursionError) as error:
-        why = ": max_tokens ended them. Raise max_tokens." if is_cut else "."
+        why = ": max_tokens cut them off. Raise max_tokens." if is_cut else "."
         raise Odd(f"the arguments of its call of {_shown(name)} are not JSON{why}") from error
 
 
 def _text_and_refusal(content: object) -> tuple[str, str]:
-    """Of a content, whose parts may be either."""
+    """The text and the refusal in a content, whose parts may be either."""
     if not isinstance(content, list):
         return _text(content), ""
     is_refusal = [isinstance(part, dict) and part.get("type") == "refusal" for part in content]
@@ -215,7 +215,7 @@ def _text_and_refusal(content: object) -> tuple[str, str]:
 
 
 def _text(given: object) -> str:
-    """Of a content, which may come in parts. Raises: Odd, KeyError, TypeError for what is no text."""
+    """The text of a content, which may consist of parts. Raises: Odd, KeyError, TypeError if it is not text."""
     if given is None or isinstance(given, str):
         return given or ""
     if not isinstance(given, list) or not all(isinstance(part["text"], str) for part in given):
@@ -226,20 +226,20 @@ def _text(given: object) -> str:
 def _vectors(body: dict[str, Any], wanted: Wanted) -> Completion:
     found = sorted(body["data"], key=lambda one: int(one["index"]))
     if len(found) != wanted.num_vectors:
-        raise Odd(f"it has {len(found)} vectors, and {wanted.num_vectors} were asked for.")
+        raise Odd(f"it has {len(found)} vectors instead of {wanted.num_vectors}.")
     if [int(one["index"]) for one in found] != list(range(len(found))):
-        raise Odd("the indices of its vectors are not those of the inputs.")
+        raise Odd("the indexes of its vectors do not match the inputs.")
     vectors = tuple(_vector(one["embedding"], wanted) for one in found)
     return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind="embedding", vectors=vectors)
 
 
 def _vector(given: Any, wanted: Wanted) -> Vector:
-    """In the encoding that was asked for, whichever it came in."""
+    """A vector in the requested encoding, whichever encoding the response has."""
     values = _unpacked(given) if isinstance(given, str) else tuple(map(float, given))
     if not all(map(isfinite, values)):
         raise Odd("it has a vector with a number that is not finite.")
     if wanted.dimensions is not None and len(values) != wanted.dimensions:
-        raise Odd(f"it has a vector of {len(values)} numbers, and {wanted.dimensions} were asked for.")
+        raise Odd(f"it has a vector of {len(values)} numbers instead of {wanted.dimensions}.")
     if isinstance(given, str) and wanted.is_base64:
         return given
     return vector_of(values, is_base64=wanted.is_base64)
@@ -250,11 +250,11 @@ def _unpacked(given: str) -> tuple[float, ...]:
         data = base64.b64decode(given, validate=True)
         return struct.unpack(f"<{len(data) // FLOAT_BYTES}f", data)
     except (binascii.Error, ValueError, struct.error) as error:
-        raise Odd("it has a vector that is a text, and not the base64 of float32 numbers.") from error
+        raise Odd("it has a vector that is a string but not base64 of float32 numbers.") from error
 
 
 def _usage(body: dict[str, Any], *needed: str) -> Usage:
-    """Unknown unless it has all of these counts."""
+    """The usage; unknown unless it has all of the needed counts."""
     usage = body.get("usage")
     counts = [_count(usage.get(name)) for name in needed] if isinstance(usage, dict) else [None]
     if not isinstance(usage, dict) or None in counts:

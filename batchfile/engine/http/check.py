@@ -1,6 +1,6 @@
-"""Whether an endpoint can serve a run at all: its address, the key, the model. What is wrong is one sentence.
+"""Checks whether an endpoint can serve a run: its address, the API key and the model.
 
-Asks for the models and, where those do not tell, for one token. Knows no connection and no batch.
+Lists the models and, if that is not enough, generates one token. A problem is described in one sentence.
 """
 
 import json
@@ -14,18 +14,18 @@ from batchfile.types import Kind
 
 NAMES_SHOWN_MAX = 5
 WORDS_CHARS_MAX = 200
-CHECK_SILENCE_S_MAX = 2.0  # then a person is told what is waited for
-CHECK_TIMEOUT_S = 30.0  # for one question; an endpoint that is slower is not judged
+CHECK_SILENCE_S_MAX = 2.0  # after this, the user is told what the program is waiting for
+CHECK_TIMEOUT_S = 30.0  # for one request; slower endpoints are not checked
 
-# What speaks of one kind of request and not of the endpoint: it may have some of the paths only.
+# Statuses that may apply to one path only: not every endpoint has all of the paths.
 _REFUSALS = MISPLACED_STATUSES | {403, 404}
-# An answer in JSON that proves the rest: the endpoint has read the request, so its address and the key are right.
+# With a JSON body, these prove that the endpoint has read the request, so its address and the key are right.
 _READ = frozenset({200, 400, 422})
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`problem`: why no request can succeed; None where that is not known. `is_proven`: it serves requests."""
+    """`problem`: why no request can succeed; None if unknown. `is_proven`: the endpoint serves requests."""
 
     problem: str | None = None
     is_proven: bool = False
@@ -33,7 +33,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is checked. `is_planned`: a run of this model exists already, and another one needs --restart."""
+    """What to check. `is_planned`: a run with this model exists already, and another model needs --restart."""
 
     root: str
     model: str
@@ -42,7 +42,7 @@ class Subject:
 
 
 async def check(ask: Ask, subject: Subject, *, is_listing_enough: bool) -> Checked:
-    """`is_listing_enough`: nothing is generated where the endpoint lists the model. It may list it to anyone."""
+    """`is_listing_enough`: skip generating if the endpoint lists the model. The list may not need a valid key."""
     listed = await ask("GET", MODELS_PATH, None)
     if isinstance(listed, NoAnswer):
         return Checked(no_answer_problem(listed, subject))
@@ -53,7 +53,7 @@ async def check(ask: Ask, subject: Subject, *, is_listing_enough: bool) -> Check
 
 
 async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> Checked:
-    """One token of each kind, until one is answered: only where all are refused, the endpoint cannot be used."""
+    """Requests one token on each path until one succeeds. Only if all are rejected, the endpoint is unusable."""
     refused: Said | None = None
     is_unclear = False
     for kind, path in PATHS.items():
@@ -72,20 +72,20 @@ async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> Chec
 
 
 def has_read(said: Said) -> bool:
-    """Whether the endpoint took the request for one of its own, be it a bad one."""
+    """Whether the endpoint understood the request, even if it rejected it."""
     return said.status in _READ and is_json(said.data)
 
 
 def is_refusal(said: Said) -> bool:
-    """Whether it tells of a wrong address, key or model: a status of these, or no JSON where an API has JSON."""
+    """Whether the response indicates a wrong address, key or model: by its status, or because it is not JSON."""
     if said.status in _REFUSALS:
         return True
-    is_final = said.status < 500 or said.status == 501  # others, 408 and 429 may be over in a moment
+    is_final = said.status < 500 or said.status == 501  # other server errors, 408 and 429 may be temporary
     return is_final and said.status not in {408, 429} and not is_json(said.data)
 
 
 def model_names(listed: Said) -> tuple[str, ...]:
-    """The names in an answer to GET /v1/models; none where it holds none."""
+    """The names in the response to GET /v1/models, if it contains any."""
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         if listed.status == 200:
             return tuple(one["id"] for one in json.loads(listed.data)["data"] if isinstance(one["id"], str))
@@ -93,7 +93,7 @@ def model_names(listed: Said) -> tuple[str, ...]:
 
 
 def no_answer_problem(none: NoAnswer, subject: Subject) -> str | None:
-    """None for an endpoint that is only slow."""
+    """What is wrong without a response; None for an endpoint that is only slow."""
     root = subject.root
     match none.kind:
         case "unreachable":
@@ -155,7 +155,7 @@ def _line(text: str) -> str:
 
 
 def smallest_body(kind: Kind, model: str) -> bytes:
-    """Of a request that costs one token at most."""
+    """The body of a request that generates at most one token."""
     about: dict[Kind, dict[str, object]] = {
         "chat": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
         "completion": {"prompt": "Hi", "max_tokens": 1},

@@ -1,6 +1,6 @@
-"""The connection to an OpenAI-compatible endpoint: one question, one answer. The only engine file that knows aiohttp.
+"""Sends requests to an OpenAI-compatible endpoint. The only module of the engine that uses aiohttp.
 
-Whatever aiohttp raises becomes a `NoAnswer` here. Knows no request, no retry and no meaning of an answer.
+All exceptions of aiohttp become a `NoAnswer` here. Retries and the meaning of responses are elsewhere.
 """
 
 import os
@@ -20,7 +20,8 @@ RESPONSE_BYTES_MAX = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """Why there is no response. `unreachable`, `untrusted`: no request was sent. `late`, `broken`: one may have been.
+    """Why a response is missing. `unreachable`, `untrusted`: the request was not sent. `late`, `broken`: it may have
+    been.
 
     `reason`: a few words for people.
     """
@@ -33,9 +34,9 @@ Ask = Callable[[str, str, bytes | None], Awaitable[Said | NoAnswer]]
 
 
 class Connection:
-    """An async context manager. `root` ends in /v1; `key`: empty where there is none; `timeout_s`: for one question.
+    """An async context manager. `root` ends in /v1; `key`: may be empty; `timeout_s`: for one request.
 
-    `concurrency`: questions at once. `is_kept`: whether a connection is used again for the next question.
+    `concurrency`: requests at once. `is_kept`: whether a connection is reused for the next request.
     """
 
     def __init__(self, root: str, key: str, *, concurrency: int, timeout_s: float, is_kept: bool = True) -> None:
@@ -60,14 +61,14 @@ class Connection:
         await self._session.close()
 
     async def ask(self, method: str, path: str, body: bytes | None = None) -> Said | NoAnswer:
-        """The response, followed nowhere and cut a little after RESPONSE_BYTES_MAX."""
+        """The response, without following redirects, cut a little after RESPONSE_BYTES_MAX."""
         try:
             return await self._ask(method, path, body)
         except aiohttp.ClientConnectorCertificateError as error:
             return NoAnswer("untrusted", f"its certificate is not trusted: {error.certificate_error}")
         except aiohttp.ClientConnectorError as error:
             return NoAnswer("unreachable", f"no connection: {_words(error)}")
-        except aiohttp.ConnectionTimeoutError:  # packets that go nowhere: a machine that is gone, a firewall
+        except aiohttp.ConnectionTimeoutError:  # lost packets: the machine is down, or a firewall drops them
             return NoAnswer("unreachable", f"no connection within {CONNECT_TIMEOUT_S:g} s")
         except TimeoutError:
             return NoAnswer("late", f"within {self._timeout_s:g} s")
@@ -80,13 +81,13 @@ class Connection:
             while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
                 data += more
             said = unwrapped(Said(response.status, response.headers, data))
-            if self._key and said.status != 200:  # some repeat it, and what they say is shown to callers
+            if self._key and said.status != 200:  # some endpoints repeat the key, and callers see their messages
                 return replace(said, data=said.data.replace(self._key.encode(), b"***"))
             return said
 
 
 def _words(error: aiohttp.ClientConnectorError) -> str:
-    """The system's words for it, where there are some: `Connection refused`."""
+    """The system's error message if it has one, such as `Connection refused`."""
     cause = error.os_error
     if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(cause, socket.gaierror):
         return f"the host name {error.host!r} cannot be resolved"

@@ -1,6 +1,6 @@
-"""Requests until each has an outcome: slots, retries, probes, and waiting for an endpoint that is down.
+"""Sends each request until it has an outcome: slots, attempts, probes, and waiting for an endpoint that is down.
 
-For one event loop and on its clock. Knows no connection (it is given two `Ask`) and no thread.
+Runs in one event loop and on its clock. The caller provides the connections as two `Ask` functions.
 """
 
 import asyncio
@@ -31,25 +31,26 @@ from batchfile.types import Completion, Failure, Kind, Outcome
 
 log = structlog.get_logger()
 
-FAILED_ATTEMPTS_MAX = 3  # for a server error, nonsense, a timeout: the request was worked on
-# Pauses double from the first value to the second, each cut by up to half at random.
+FAILED_ATTEMPTS_MAX = 3  # server errors, invalid responses, timeouts: the request was worked on
+# Pauses double from the first value to the second, each shortened by up to half at random.
 BACKOFF_S = 1.0
 BACKOFF_S_MAX = 30.0
-# In each first pause, of all requests that are tried for the third time or more, for each slot that is allowed.
+# How many requests at their third or a later attempt may be sent per allowed slot during a first pause.
 RETRIES_PER_SLOT = 2.0
 CROWD_S_MAX = 300.0
-# The pool is down, and the rest stays here until a probe is served: after so many different requests in a row that
-# were not at their first tries, or after so many first pauses without one that was, if no first try is under way.
+# The endpoint counts as down, and requests wait until a probe succeeds, after this many different requests in a row
+# failed at their first attempts, or after this many first pauses without a success and without a first attempt in
+# flight.
 DOWN_REQUESTS = 8
 DOWN_BACKOFFS = 2.0
-TOLD_BACKOFFS = 10.0  # after which an endpoint that is down is logged
+TOLD_BACKOFFS = 10.0  # first pauses after which an endpoint that is down is logged
 PROBES_AT_ONCE = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpPrepared(Prepared):
-    """`body` goes over the wire. If the endpoint refuses a max_tokens that nobody asked for: the same under the newer
-    name, where the endpoint asks for that, and else `body_without_limit`.
+    """`body` is sent as it is. If the endpoint rejects a max_tokens that the request did not set, the limit is sent
+    under its newer name if the endpoint asks for that, and left out (`body_without_limit`) otherwise.
     """
 
     body: bytes
@@ -59,7 +60,7 @@ class HttpPrepared(Prepared):
 
 @dataclass(frozen=True, slots=True)
 class _Probed:
-    """`is_telling`: it showed whether the endpoint serves requests; neither 429 nor no answer in time does."""
+    """`is_telling`: it showed whether the endpoint serves requests, which a 429 or a timeout does not."""
 
     is_telling: bool
     retry_after_s: float = 0.0
@@ -67,7 +68,7 @@ class _Probed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """`concurrency`: requests at once, at most. `backoff_s`: the first pause. The rest as in retry.py."""
+    """`concurrency`: requests at once, at most. `backoff_s`: the first pause. The rest: see retry.py."""
 
     concurrency: int = 32
     backoff_s: float = BACKOFF_S
@@ -76,10 +77,10 @@ class Pace:
 
 
 class Dispatcher:
-    """`ask` may reuse a connection; `ask_anew` takes a new one, so that a balancer may choose another replica.
+    """`ask` may reuse a connection; `ask_anew` opens a new one, so that a load balancer can choose another replica.
 
-    `root` names the endpoint in the log. `check` asks what is wrong with one that has answered nothing well; None: it
-    is waited for.
+    `root` names the endpoint in the log. `check` finds out what is wrong with an endpoint without any success so far;
+    None: wait for it.
     """
 
     def __init__(
@@ -92,10 +93,10 @@ class Dispatcher:
         rng: random.Random,
         check: Callable[[], Awaitable[Checked]] | None = None,
     ) -> None:
-        self.problem: str | None = None  # why no request can succeed, where that is to end the run
-        self.num_paused = 0  # requests that wait before they are tried again, and hold no slot
-        self.num_unserved = 0  # answers since the endpoint last served something
-        self.reason = ""  # what the last of those said
+        self.problem: str | None = None  # why no request can succeed, if that ends the run
+        self.num_paused = 0  # requests that wait for their next attempt, without a slot
+        self.num_unserved = 0  # failures since the endpoint's last success
+        self.reason = ""  # the message of the last failure
         self._root = root
         self._ask = ask
         self._ask_anew = ask_anew
@@ -108,19 +109,19 @@ class Dispatcher:
         self._judge = Judge(pace.window_s, pace.throttle_s)
         self._limit = Limit(pace.concurrency)
         self._slots = Slots(self._limit)
-        self._kind: Kind = "chat"  # of the last request: what a probe asks for
-        self._is_proven = False  # something was answered well
+        self._kind: Kind = "chat"  # of the last request; probes use the same kind
+        self._is_proven = False  # the endpoint has answered a request successfully
         self._unserved_since: float | None = None
         self._unserved: set[int] = set()  # the requests, by order; probes have negative ones
         self._num_probes = 0
-        self._num_first_tries = 0  # that are under way
-        self._is_down = False  # a probe was not served either
+        self._num_first_tries = 0  # in flight
+        self._is_down = False  # a probe failed too
         self._is_told = False
         self._trial: asyncio.Task[None] | None = None
 
     @property
     def down_since(self) -> float | None:
-        """Since when nothing gets through, on the loop's clock; None where something may."""
+        """Since when the endpoint has been down, on the loop's clock; None if it is not."""
         return self._unserved_since if self._is_down else None
 
     @property
@@ -129,7 +130,7 @@ class Dispatcher:
 
     @property
     def num_running(self) -> int:
-        """Requests that are with the endpoint now."""
+        """Requests that the endpoint is working on."""
         return self._slots.num_taken
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class Dispatcher:
             self._trial.cancel()
 
     async def outcome(self, order: int, prepared: HttpPrepared) -> Outcome:
-        """Of one request. `order` is its own; lower ones go first."""
+        """The outcome of one request. `order` is unique; lower ones go first."""
         body, tries, num_failed, num_unserved = prepared.body, Tries(), 0, 0
         while True:
             answer = await self._attempt(order, body, prepared.wanted, tries)
@@ -179,7 +180,7 @@ class Dispatcher:
 
     def _read(self, said: Said | NoAnswer, wanted: Wanted) -> Answer:
         if isinstance(said, Said):
-            # Not every endpoint has the other paths: there, 404 is its word from the start.
+            # Not every endpoint has the other paths, so a 404 there is final from the start.
             is_proven = self._is_proven or wanted.kind != "chat"
             return read_answer(said, RESPONSE_BYTES_MAX, wanted, is_proven=is_proven)
         match said.kind:
@@ -203,7 +204,7 @@ class Dispatcher:
             case Throttled():
                 self._judge.note_throttled(tries, now)
                 self._note_unserved(order, answer.reason, is_fresh=tries.is_fresh)
-                if tries.is_fresh or self.num_paused > self._limit.allowed:  # else it tells of itself
+                if tries.is_fresh or self.num_paused > self._limit.allowed:  # otherwise it is about this request only
                     self._limit.lower(asked_at, now)
             case Failed() if answer.is_late:
                 tries.num += 1
@@ -223,7 +224,7 @@ class Dispatcher:
         self._slots.open()
 
     def _note_unserved(self, order: int, reason: str, *, is_fresh: bool = True) -> None:
-        """`is_fresh`: it tells of the endpoint; a request that is tried again and again tells of itself."""
+        """`is_fresh`: the failure says something about the endpoint, not only about a request with many attempts."""
         now = self._now()
         self.num_unserved += 1
         self.reason = reason
@@ -237,8 +238,8 @@ class Dispatcher:
             self._trial = asyncio.get_running_loop().create_task(self._try_until_served())
 
     async def _try_until_served(self) -> None:
-        """The pool is down: one small request at a time, which is no batch's own and so cannot be at fault."""
-        num, wait_s = 0, 0.0  # the first one at once: where some requests are at fault, nothing is held up for long
+        """While the endpoint is down: sends one small probe at a time, which cannot be the cause, unlike a request."""
+        num, wait_s = 0, 0.0  # the first one at once, in case only some requests are the cause
         while not self._slots.is_open:
             await asyncio.sleep(wait_s)
             num += 1
@@ -246,11 +247,11 @@ class Dispatcher:
             try:
                 wait_s = max(wait_s, (await self._probe()).retry_after_s)
                 self._tell()
-            except Exception:  # the top of this task: without it, all requests would wait for good
+            except Exception:  # the top of this task: otherwise all requests would wait forever
                 log.exception("probe.failed", url=self._root)
 
     def _tell(self) -> None:
-        """After a probe: is the pool down?"""
+        """After a probe: notes whether the endpoint is down, and logs it once."""
         self._is_down = self._unserved_since is not None
         if self._unserved_since is None or self._is_told:
             return
@@ -274,7 +275,7 @@ class Dispatcher:
         return Failure(type="rate_limit_error", message=f"{answer.message} ({told})", http_status=429)
 
     async def _verdict(self, judge: Callable[[], Verdict]) -> Verdict:
-        """Asks for as many small answers as the verdict lacks."""
+        """The verdict, after as many probes as it needs."""
         while judge() == "probe":
             async with self._probing:
                 if judge() != "probe":
@@ -286,7 +287,7 @@ class Dispatcher:
         return judge()
 
     async def _probe(self) -> _Probed:
-        """One small request: is it served?"""
+        """Sends one small request to see whether the endpoint serves it."""
         self._num_probes += 1
         kind = self._kind
         said = await self._ask_anew("POST", PATHS[kind], smallest_body(kind, self._model))
@@ -308,12 +309,12 @@ class Dispatcher:
         return _Probed(True)
 
     async def _look_for_a_problem(self, said: Said | NoAnswer) -> None:
-        """Nothing was answered well yet, and this was not either: is it the endpoint, or the request alone?"""
+        """After a failure without any success so far: checks whether the endpoint is the cause, or only the request."""
         if self._check is None or self._is_proven:
             return
         if said.kind == "late" if isinstance(said, NoAnswer) else not is_refusal(said):
             return
-        async with self._checking:  # one for all requests that met it
+        async with self._checking:  # one check for all requests that failed
             if self._is_proven or self.problem is not None:
                 return
             checked = await self._check()
@@ -333,7 +334,7 @@ class Dispatcher:
         return self._jittered(longest)
 
     def _crowd_s(self, num: int) -> float:
-        """All that pause together make few tries: else a thousand of them would keep an endpoint at its limit."""
+        """Spreads the attempts of paused requests: otherwise a thousand of them would keep an endpoint at its limit."""
         if num <= FRESH_TRIES:
             return 0.0
         each_s = self._pace.backoff_s / (RETRIES_PER_SLOT * self._limit.allowed)
@@ -347,7 +348,7 @@ class Dispatcher:
 
 
 def _other_limit(prepared: HttpPrepared, body: bytes, answer: Outcome) -> bytes | None:
-    """What to send instead of `body`, whose max_tokens the endpoint refused; None where there is nothing else."""
+    """What to send instead of `body`, whose max_tokens the endpoint rejected; None if nothing is left to try."""
     if prepared.body_without_limit in (None, body):
         return None
     is_first = body is prepared.body

@@ -1,7 +1,6 @@
-"""An OpenAI-compatible endpoint as an engine. An event loop of its own, in a thread of its own.
+"""The engine for an OpenAI-compatible endpoint. Runs an event loop in a separate thread.
 
-Knows nothing of files, stores and shards. What it says and hears is in wire.py, the connection in
-connection.py.
+Requests and responses are in wire.py, the connection is in connection.py.
 """
 
 import asyncio
@@ -29,15 +28,15 @@ log = structlog.get_logger()
 
 STEP_WAIT_S_MAX = 0.05
 CLOSE_S = 10.0
-PAUSED_MAX = 1_024  # requests that wait for their next try beside those that fill the slots
+PAUSED_MAX = 1_024  # requests that wait for their next attempt, in addition to those that fill the slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions(Pace):
-    """`base_url` may lack its /v1. `model`: the name that the endpoint serves.
+    """`base_url`: with or without /v1. `model`: the name at the endpoint.
 
     `timeout_s`: for one attempt, from the connection to the last byte.
-    `wait_for_endpoint`: also for one that has answered nothing well yet; else a wrong address, key or model ends it.
+    `wait_for_endpoint`: also before its first success; otherwise a wrong address, key or model raises SettingsError.
     """
 
     base_url: str
@@ -48,10 +47,10 @@ class HttpOptions(Pace):
 
 
 def check_endpoint(options: HttpOptions, say: Callable[[str], None] = lambda line: None) -> None:
-    """Before any work: blocks until the endpoint is known to be usable, or not known to be unusable.
+    """Checks the endpoint before any work. Blocks until it is known to be usable, or at least not unusable.
 
-    `say` is given a line for people where that takes more than a moment.
-    Raises: SettingsError with what is wrong with its address, the key or the model.
+    `say` gets a line for people if that takes more than a moment.
+    Raises: SettingsError that says what is wrong with the address, the key or the model.
     """
     root = api_root(options.base_url)
 
@@ -72,7 +71,7 @@ def check_endpoint(options: HttpOptions, say: Callable[[str], None] = lambda lin
 
 
 async def _checked(options: HttpOptions, *, is_planned: bool) -> Checked:
-    """`is_planned`: a run of this model exists already; before that, it is enough that the endpoint lists the model."""
+    """`is_planned`: a run with this model exists already; otherwise it is enough that the endpoint lists the model."""
     root, key = api_root(options.base_url), _header_key(options)
     subject = Subject(root=root, model=options.model, has_key=bool(key), is_planned=is_planned)
     async with Connection(root, key, concurrency=1, timeout_s=CHECK_TIMEOUT_S) as connection:
@@ -80,22 +79,22 @@ async def _checked(options: HttpOptions, *, is_planned: bool) -> Checked:
 
 
 def _header_key(options: HttpOptions) -> str:
-    """Empty where there is none. Raises: SettingsError."""
+    """The API key, which may be empty. Raises: SettingsError."""
     key = (options.api_key or "").strip()
     if not (key.isascii() and key.isprintable()):
         raise SettingsError(
-            "the API key of the endpoint has characters that an HTTP header cannot carry: check it for line breaks"
+            "the API key of the endpoint has characters that HTTP headers do not allow: check it for line breaks"
         )
     return key
 
 
-UNFORESEEN = "Something unexpected happened with the endpoint's answer; the log of the runner has it. Run it again."
+UNFORESEEN = "An unexpected error occurred while the endpoint's answer was read; see the runner's log. Run it again."
 
 
 class HttpEngine:
-    """While the endpoint is down, requests wait inside, and none fails for it.
+    """While the endpoint is down, requests wait inside and do not fail.
 
-    Raises: SettingsError, also from `step` where it shall not wait for an endpoint that serves no request.
+    Raises: SettingsError, also from `step` if the endpoint cannot serve requests and `wait_for_endpoint` is off.
     """
 
     def __init__(self, options: HttpOptions, rng: random.Random | None = None) -> None:
@@ -116,11 +115,12 @@ class HttpEngine:
         self._num_full_steps = 0
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
-        # The owner's side. A serial tells an aborted request's late answer from that of its successor.
+        # For the owner's thread. The serial distinguishes a late answer to an aborted request from that to its
+        # successor.
         self._in_flight: dict[int, int] = {}
         self._serial = 0
         self._finished: queue.SimpleQueue[tuple[int, int, Outcome]] = queue.SimpleQueue()
-        # The loop's side: touched by its thread only.
+        # For the loop's thread only.
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._loop = asyncio.new_event_loop()
         self._is_ready = threading.Event()
@@ -130,7 +130,7 @@ class HttpEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """`max_in_flight` leaves out those that wait for their next try: they need no slot and hold up nobody."""
+        """`max_in_flight` does not count requests that wait for their next attempt, because they need no slot."""
         num_paused = min(self._dispatcher.num_paused, PAUSED_MAX)
         return replace(self._info, max_in_flight=self._info.max_in_flight + num_paused) if num_paused else self._info
 
@@ -177,11 +177,12 @@ class HttpEngine:
     def stats(self) -> EngineStats:
         """Tokens count when a request ends.
 
-        `num_unserved`: answers since the endpoint last served one; `num_allowed`: requests at once, for now.
+        `num_unserved`: failures since the endpoint's last success; `num_allowed`: the current limit on requests at
+        once.
         """
         dispatcher, num_in_flight = self._dispatcher, len(self._in_flight)
         num_running = min(num_in_flight, dispatcher.num_running)
-        since = dispatcher.down_since if num_in_flight else None  # without requests nobody knows
+        since = dispatcher.down_since if num_in_flight else None  # unknown without requests
         return EngineStats(
             num_steps=self._num_steps,
             num_full_steps=self._num_full_steps,
@@ -197,7 +198,7 @@ class HttpEngine:
     def close(self) -> None:
         self._in_flight.clear()
         if not self._loop.is_closed():
-            with suppress(RuntimeError):  # it has just ended by itself
+            with suppress(RuntimeError):  # the loop has just ended
                 self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join(CLOSE_S)
 
@@ -251,7 +252,7 @@ class HttpEngine:
     async def _answer(self, key: int, serial: int, prepared: HttpPrepared) -> None:
         try:
             outcome = await self._dispatcher.outcome(serial, prepared)
-        except Exception:  # the top of this task: a request without an outcome holds its batch for good
+        except Exception:  # the top of this task: a request without an outcome would block its batch forever
             log.exception("request.failed", url=self._root)
             outcome = Failure(type="model_error", message=UNFORESEEN)
         self._finished.put((key, serial, outcome))

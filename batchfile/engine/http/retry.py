@@ -1,9 +1,9 @@
-"""Whether a request that an endpoint does not serve is at fault itself. Pure: answers and the caller's clock go in.
+"""Decides whether a failure is caused by the request or by the endpoint.
 
-502, 503, 504, web pages and broken connections tell of an endpoint that restarts, or of one request that breaks
-something behind it. They count against a request only as far as they are improbable: it fails after at least TRIES_MIN
-tries, once the chance of meeting that many by accident is below CHANCE_MAX. The chance of one is the share of such
-answers that *other* requests got. 429 tells of too many requests: see `throttle_verdict`.
+502, 503, 504, web pages and broken connections can mean that an endpoint is restarting, or that one request crashes
+something behind it. They count against a request only if they are improbable otherwise: it fails after at least
+TRIES_MIN attempts, once the probability of that many such answers by chance is below CHANCE_MAX. The probability of one
+is the share of such answers to *other* requests. 429 means too many requests: see `throttle_verdict`.
 """
 
 from collections import deque
@@ -14,18 +14,18 @@ from typing import Literal
 TRIES_MIN = 3
 CHANCE_MAX = 0.0001
 WINDOW_S = 60.0
-BUCKETS = 60  # of a window
-WINDOWS_MAX = 10  # where answers take so long that one window has too few of them
-# So many answers of others are needed to call a share low; probes make up for those that are missing.
+BUCKETS = 60  # per window
+WINDOWS_MAX = 10  # if answers take so long that one window has too few of them
+# Answers to other requests that are needed to call a share low; probes supply missing ones.
 OTHERS_MIN = 20
-# Only a request's first tries tell of the endpoint: one that fails for its own sake is tried more often than others.
+# Only first attempts count for the endpoint: a request that is itself the cause has more attempts than others.
 FRESH_TRIES = 2
 THROTTLE_S = 600.0
-THROTTLED_SHARE_MAX = 0.05  # of the others' answers, where a request alone meets 429
+THROTTLED_SHARE_MAX = 0.05  # of the answers to others, for a 429 to be about one request only
 
 Kind = Literal["good", "bad", "throttled"]
 Verdict = Literal["wait", "probe", "fail"]
-"""`probe`: it would fail, and too few others are left to be sure; ask something small and judge again."""
+"""`probe`: the request would fail, but there are too few other answers to be sure; send a probe and decide again."""
 
 
 @dataclass(slots=True)
@@ -40,9 +40,9 @@ class Counts:
 
 @dataclass(slots=True)
 class Tries:
-    """Of one request: what it met so far. Times on the caller's clock, in seconds.
+    """The attempts of one request so far. Times are in seconds on the caller's clock.
 
-    `shares`: for each bad answer the share of bad ones among others at that time, None where too little was known.
+    `shares`: for each bad answer, the share of bad answers to others at that time; None if too few were known.
     """
 
     num: int = 0
@@ -58,25 +58,25 @@ class Tries:
 
     @property
     def is_fresh(self) -> bool:
-        """Of the last try."""
+        """Whether the last attempt was one of the first."""
         return self.num <= FRESH_TRIES
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Of `total` answers `bad` ones. Shares are smoothed by half an answer of each kind (Jeffreys' prior)."""
+    """Counts of answers. Shares are smoothed by half an answer of each kind (Jeffreys' prior)."""
 
     bad: int
     total: int
 
     @property
     def share(self) -> float:
-        """As if those that are missing were good."""
+        """The share of bad answers if missing ones count as good."""
         return (self.bad + 0.5) / (max(self.total, OTHERS_MIN) + 1)
 
     @property
     def known_share(self) -> float | None:
-        """As if those that are missing were bad, and 1 where nothing was served; None where nothing bad is known."""
+        """The share if missing answers count as bad; 1 if all are bad; None if no bad answers are known."""
         if not (self.bad or self.is_enough):
             return None
         missing = max(0, OTHERS_MIN - self.total)
@@ -88,7 +88,7 @@ class _Seen:
 
 
 class Judge:
-    """Of one endpoint. `window_s`: how long an answer tells of it; `throttle_s`: how long 429 is waited out."""
+    """For one endpoint. `window_s`: how long an answer counts; `throttle_s`: how long to wait while only 429 comes."""
 
     def __init__(self, window_s: float = WINDOW_S, throttle_s: float = THROTTLE_S) -> None:
         self._window_s = window_s
@@ -96,7 +96,7 @@ class Judge:
         self._buckets: deque[tuple[int, Counts]] = deque()
 
     def note(self, tries: Tries | None, kind: Kind, now: float) -> None:
-        """An answer to a request, or to a probe (None)."""
+        """Records an answer to a request, or to a probe (None)."""
         if tries is not None:
             tries.num += 1
             if kind != "throttled":
@@ -112,7 +112,7 @@ class Judge:
         self._buckets[-1][1].add(kind)
 
     def note_bad(self, tries: Tries, now: float) -> None:
-        """A bad answer that counts against the request, where it is improbable."""
+        """Records a bad answer, which counts against the request if it is improbable."""
         self.note(tries, "bad", now)
         if not tries.shares:
             tries.first_bad_at = now
@@ -127,8 +127,9 @@ class Judge:
     def verdict(self, tries: Tries, now: float) -> Verdict:
         """After a bad answer.
 
-        An endpoint that has begun to restart is known by what others got since this request's first bad answer; the
-        last minute still shows it whole. One that was down and is well again is known by the shares of that time.
+        An endpoint that has just started to restart shows in the answers to others since this request's first bad
+        answer, but not yet in the last minute. One that was down and has recovered shows in the shares recorded at that
+        time.
         """
         if tries.num_bad < TRIES_MIN:
             return "wait"
@@ -139,7 +140,7 @@ class Judge:
         return "fail" if since.is_enough else "probe"
 
     def throttle_verdict(self, tries: Tries, now: float) -> Verdict:
-        """After a 429: not the request's fault unless it alone has met nothing else for `throttle_s`."""
+        """After a 429: the request fails only if it alone has received nothing but 429 for `throttle_s`."""
         if tries.throttled_since is None or now - tries.throttled_since < self._throttle_s:
             return "wait"
         for num in (1, WINDOWS_MAX):
@@ -152,7 +153,7 @@ class Judge:
         return "fail" if seen.is_enough else "probe"
 
     def _seen(self, tries: Tries, now: float) -> tuple[_Seen, _Seen]:
-        """Of others: within the window, and of that (or a longer one) since this request's first bad answer."""
+        """Answers to others: within the window, and since this request's first bad answer."""
         lately = self._others(tries, now - self._window_s, now)
         for num in range(1, WINDOWS_MAX + 1):
             start = max(now - num * self._window_s, tries.first_bad_at)

@@ -1,4 +1,4 @@
-"""How many requests an endpoint gets at a time, and who is next. Knows no answer's meaning.
+"""Limits how many requests an endpoint gets at a time, and decides which one is next.
 
 The limit follows what the endpoint can take: additive increase, multiplicative decrease (as TCP's, RFC 5681).
 """
@@ -8,7 +8,7 @@ import heapq
 
 
 class Limit:
-    """Between 1 and `most`, on the caller's clock."""
+    """The number of allowed requests, between 1 and `most`. Times are on the caller's clock."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -20,18 +20,18 @@ class Limit:
         return int(self._now)
 
     def raise_(self) -> None:
-        """After a good answer: by one for each round of them."""
+        """After a success: by one per round of requests."""
         self._now = min(float(self._most), self._now + 1 / self._now)
 
     def lower(self, asked_at: float, now: float) -> None:
-        """After a 429 to what was asked at `asked_at`. Those that were under way together halve it once."""
+        """After a 429 to a request sent at `asked_at`. Requests in flight together halve it only once."""
         if asked_at >= self._lowered_at:
             self._now = max(1.0, self._now / 2)
             self._lowered_at = now
 
 
 class Slots:
-    """Of one event loop. Requests are served in the order of their arrival, however often they were tried."""
+    """For one event loop. Requests are served in order of arrival, however many attempts they had."""
 
     def __init__(self, limit: Limit) -> None:
         self._limit = limit
@@ -52,7 +52,7 @@ class Slots:
         self.grant()
 
     def shut(self) -> None:
-        """Nobody gets one until it is opened; those that are taken stay so."""
+        """No slot is given until `open`; taken slots stay taken."""
         self._is_open = False
 
     async def take(self, order: int) -> None:
@@ -72,7 +72,7 @@ class Slots:
         self.grant()
 
     def grant(self) -> None:
-        """To be called where the limit has changed."""
+        """Gives free slots to waiting requests. Call it after the limit has changed."""
         while self._is_open and self._waiting and self._num_taken < self._limit.allowed:
             _, granted = heapq.heappop(self._waiting)
             if not granted.done():

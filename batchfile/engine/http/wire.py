@@ -1,9 +1,9 @@
-"""The wire of OpenAI's chat completions, completions and embeddings: a request's body, what a response means. No I/O.
+"""Builds requests for OpenAI's chat completions, completions and embeddings, and interprets the responses.
 
-What a good response holds is in answer.py.
+The content of successful responses is parsed in answer.py.
 
-Besides OpenAI's own keys it uses those that vLLM's server adds (top_k, min_p, repetition_penalty, ignore_eos,
-continue_final_message, stop_reason), and only where a request asks for them.
+In addition to OpenAI's parameters, it uses those of vLLM's server (top_k, min_p, repetition_penalty, ignore_eos,
+continue_final_message, stop_reason), but only if a request asks for them.
 """
 
 import json
@@ -20,18 +20,18 @@ from batchfile.engine.tool_wire import wire_choice, wire_tools, wire_turn
 from batchfile.errors import SettingsError
 from batchfile.types import Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools
 
-# A proxy's answers while what is behind it restarts or is gone. From 520 on: Cloudflare's (not 524: that one took the
-# request and was too slow).
+# A proxy's responses while the server behind it restarts or is down. From 520 on: Cloudflare's (not 524, which means
+# that the server accepted the request and was too slow).
 UNSERVED_STATUSES = frozenset({502, 503, 504, 520, 521, 522, 523, 525, 526, 530})
-# Most likely the address or the key is wrong, whatever the request.
+# The address or the key is most likely wrong, for all requests.
 MISPLACED_STATUSES = frozenset({301, 302, 303, 307, 308, 401})
-# As long as nothing was answered well it is most likely the same; after that it can be about one request.
+# Before the first success, most likely the same; after that, it can be about one request.
 UNPROVEN_STATUSES = frozenset({403, 404})
-# What an endpoint may ask for with Retry-After.
+# The longest Retry-After that is honored.
 RETRY_AFTER_S_MAX = 600.0
-# How much of a foreign error text is passed on.
+# Of an endpoint's error message in ours.
 MESSAGE_CHARS_MAX = 2_000
-PAGE_CHARS_MAX = 4_000  # of a web page, what is searched for its text
+PAGE_CHARS_MAX = 4_000  # of a web page that is searched for text
 NO_WORDS = "(no message)"
 ERROR_TYPES = {
     401: "authentication_error",
@@ -43,9 +43,9 @@ ERROR_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A response as it came. `data` may be cut a little after the longest that is read.
+    """A response. `data` may be cut a little after the size limit.
 
-    `came_with`: the good status that it came with, where `status` is that of the error in it.
+    `came_with`: the original status if it was a success and `status` is that of an error in the body.
     """
 
     status: int
@@ -56,10 +56,10 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Unserved:
-    """The request was not worked on: because of the endpoint, or because of what it does to it (retry.py).
+    """The endpoint did not work on the request; either one may be the cause (retry.py).
 
-    `reason`: for the operator; `message`: for the caller, should it be the request. `is_sent`: it may be.
-    `http_status`: what was answered, where an answer came.
+    `reason`: for the operator; `message`: for the caller, if the request is the cause. `is_sent`: the request may have
+    been sent. `http_status`: of the response, if there was one.
     """
 
     reason: str
@@ -71,7 +71,7 @@ class Unserved:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """429. `is_too_large`: the request alone is over a limit, so that waiting is no use. The rest as in Unserved."""
+    """429. `is_too_large`: the request alone exceeds a limit, so waiting does not help. The rest as in Unserved."""
 
     reason: str
     message: str
@@ -81,7 +81,7 @@ class Throttled:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request was worked on, and one attempt is spent. `is_late`: it may still be."""
+    """The endpoint worked on the request, which uses up one attempt. `is_late`: it may still be working on it."""
 
     message: str
     retry_after_s: float = 0.0
@@ -91,7 +91,7 @@ class Failed:
 
 TEXT_ALONE = Wanted()
 PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
-MODELS_PATH = "/models"  # what every endpoint answers, whatever the requests are like
+MODELS_PATH = "/models"  # which every endpoint has
 Answer = Outcome | Unserved | Throttled | Failed
 _NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
 
@@ -102,22 +102,22 @@ _LIMIT_AND_REQUESTED = re.compile(
 
 
 def api_root(base_url: str) -> str:
-    """The address up to and with /v1. Raises: SettingsError where it is not valid."""
+    """The address up to and including /v1. Raises: SettingsError if it is not valid."""
     if "@" in base_url.partition("//")[2].partition("/")[0]:
-        raise SettingsError("The base URL has credentials in it, which every log would show. Give an API key instead.")
+        raise SettingsError("The base URL contains credentials, which would appear in logs. Set an API key instead.")
     try:
         parts = urlsplit(base_url)
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # brackets, or a port that is not a number from 0 to 65535
         is_valid = False
     if not is_valid:
-        raise SettingsError(f"the base URL {base_url!r} is not valid: give one such as http://127.0.0.1:8000/v1")
+        raise SettingsError(f"the base URL {base_url!r} is not valid: use one such as http://127.0.0.1:8000/v1")
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path if path.endswith('/v1') else path + '/v1'}"
 
 
 def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
-    """The JSON to post. `max_tokens` None leaves the bound to the endpoint."""
+    """The JSON to post. `max_tokens`: None leaves the limit to the endpoint."""
     if request.raw is not None and request.raw.kind == "embedding":
         return _embedding_body(request.raw, model)
     sampling = request.sampling
@@ -149,14 +149,14 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
 
 
 def with_newer_limit(body: bytes) -> bytes:
-    """The same body, with max_tokens under the name that newer models take."""
+    """The same body, with max_tokens renamed to max_completion_tokens, which newer models require."""
     told = json.loads(body)
     told["max_completion_tokens"] = told.pop("max_tokens")
     return json.dumps(told).encode()
 
 
 def unwrapped(said: Said) -> Said:
-    """An error that came with a good status, as the status that it names itself (else 500); all else as it is."""
+    """Gives an error with a success status the status that it names (or 500); other responses are unchanged."""
     is_answer = b'"error"' not in said.data and (b'"choices"' in said.data or b'"data"' in said.data)
     if not _is_good(said.status) or is_answer:
         return said
@@ -170,10 +170,10 @@ def unwrapped(said: Said) -> Said:
 
 
 def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_proven: bool = True) -> Answer:
-    """What a response means. `is_proven`: the endpoint has served a request, so that 403 and 404 are its own word."""
+    """What a response means. `is_proven`: the endpoint has served a request, so 403 and 404 are about this one."""
     status, data = said.status, said.data
     retry_after_s = _retry_after_s(said.headers.get("Retry-After"))
-    words = "" if _is_good(status) and not _is_page(said) else endpoints_words(data)  # a good answer has none
+    words = "" if _is_good(status) and not _is_page(said) else endpoints_words(data)
     message = f"The endpoint {_answered(said)}: {words}"
     if status == 429:
         return Throttled(_reason(said), message, retry_after_s, _is_too_large(words))
@@ -200,17 +200,17 @@ def _read_good(data: bytes, wanted: Wanted, retry_after_s: float) -> Completion 
 
 
 def _unserved_reason(said: Said, *, is_proven: bool) -> str | None:
-    """Why it did not work on the request, as far as that may be the endpoint; None where it did."""
+    """Why the endpoint may be the cause that the request was not worked on; None if it was worked on."""
     if said.status in UNSERVED_STATUSES:
         return _reason(said)
     is_page = _is_page(said)
-    # A 403 or 404 that is not in JSON may be a proxy's whose endpoint is gone, or a firewall's that dislikes a prompt.
+    # A 403 or 404 without JSON may come from a proxy whose endpoint is down, or from a firewall that rejects a prompt.
     is_misplaced = said.status in MISPLACED_STATUSES or (
         said.status in UNPROVEN_STATUSES and not (is_proven and is_json(said.data))
     )
     if not is_misplaced and not (_is_good(said.status) and is_page):
         return None
-    where = f" and points to {said.headers['Location']}" if "Location" in said.headers else ""
+    where = f" and redirects to {said.headers['Location']}" if "Location" in said.headers else ""
     told = "a web page" if is_page else endpoints_words(said.data)
     return f"it {_answered(said)}{where}: {told}; check its base URL, API key and model"
 
@@ -232,7 +232,7 @@ def _reason(said: Said) -> str:
 
 
 def _is_too_large(words: str) -> bool:
-    """Whether a 429 says that the request alone is over a limit, as OpenAI's and Groq's do for tokens per minute."""
+    """Whether a 429 says that the request alone exceeds a limit, such as OpenAI's and Groq's on tokens per minute."""
     bounds = _LIMIT_AND_REQUESTED.search(words)
     if bounds is not None:
         limit, requested = (int(number.replace(",", "")) for number in bounds.groups())
@@ -241,7 +241,7 @@ def _is_too_large(words: str) -> bool:
 
 
 def is_max_tokens_complaint(answer: Outcome) -> bool:
-    """Whether the endpoint refused the request over the length of its answer."""
+    """Whether the endpoint rejected the request because of its max_tokens."""
     if not isinstance(answer, Failure) or answer.type != "invalid_request_error":
         return False
     return any(word in answer.message for word in ("max_tokens", "max_completion_tokens", "context length"))
@@ -291,7 +291,7 @@ def is_json(data: bytes) -> bool:
 
 
 def endpoints_words(data: bytes) -> str:
-    """The endpoint's own words, in whichever of the usual places they are; of a page its text."""
+    """The endpoint's error message, from any of the usual places; for a web page, its text."""
     text = data.decode("utf-8", "replace")
     try:
         body = json.loads(text)
@@ -304,7 +304,7 @@ def endpoints_words(data: bytes) -> str:
 
 
 def _in_words(told: Any) -> str:
-    """FastAPI tells a list of what is wrong, with where; anything else that is no text stays JSON."""
+    """A message as text: a list of problems, as FastAPI sends, or else JSON unless it is a string."""
     if isinstance(told, str):
         return told
     if isinstance(told, list) and told and all(isinstance(one, dict) and "msg" in one for one in told):

@@ -1,7 +1,7 @@
-"""Compiles schemas ahead of the engine, in a process that may be killed, with bounds on time and memory.
+"""Compiles schemas before the engine does, in a child process with limits on time and memory.
 
-A schema that costs too much is then found before an engine's own thread compiles it, which cannot be interrupted. The
-process starts with the first schema (compile_worker.py); it knows the engine's compiler, this module knows only bytes.
+This finds a schema that is too expensive before the engine's own thread compiles it, which cannot be interrupted. The
+child (compile_worker.py) starts with the first schema. It runs the engine's compiler; this module handles only bytes.
 """
 
 import os
@@ -21,13 +21,13 @@ from batchfile.child_env import python_path, start_child
 from batchfile.engine.schemas import compile_worker
 from batchfile.engine.vllm.processes import ProcessGuard
 
-SLOW_MAX = 3  # of one owner within SLOW_WINDOW_S: its next get less
+SLOW_MAX = 3  # of one owner within SLOW_WINDOW_S: its next schemas get less time
 SLOW_WINDOW_S = 600.0
-OWNERS_KEPT = 1024  # who had slow ones last
+OWNERS_KEPT = 1024  # the owners that most recently had slow schemas
 
 
 class SlowOwners:
-    """Any thread may ask and tell."""
+    """Remembers which owners had slow schemas recently. Thread-safe."""
 
     def __init__(self) -> None:
         self._slow_at: OrderedDict[str, deque[float]] = OrderedDict()
@@ -49,11 +49,11 @@ class SlowOwners:
 log = structlog.get_logger()
 
 TIME_S_MAX = 10.0  # for one schema
-MEMORY_MAX = 2 * 1024**3  # bytes that one schema may take in addition to what the process has
-TIME_S_HURRIED = 1.0  # for one of an owner whose last ones met the bound
+MEMORY_MAX = 2 * 1024**3  # bytes for one schema, in addition to the memory of the process
+TIME_S_HURRIED = 1.0  # for a schema of an owner whose last schemas reached the limit
 VERDICTS_KEPT = 4096
 START_S_MAX = 300.0  # to import and to load a tokenizer
-STARTS_MAX = 3  # that fail one after the other
+STARTS_MAX = 3  # consecutive failed starts
 ANSWER_TICK_S = 0.25
 
 Bound = Literal["time", "memory"]
@@ -61,9 +61,9 @@ Bound = Literal["time", "memory"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """`answer`: the compiler's, in bytes; None where a bound was met: then `bound` is which, `limit` in words.
+    """`answer`: of the compiler, in bytes; None if a limit was reached, which `bound` and `limit` (as text) describe.
 
-    `time_s`: what it was given, where that was too little.
+    `time_s`: the time that was not enough.
     """
 
     answer: bytes | None = None
@@ -73,7 +73,7 @@ class Verdict:
 
 
 class SchemaCheck:
-    """Judges schemas by `module.load(payload)`. Any thread may call it, several at once; one schema at a time."""
+    """Checks schemas by `module.load(payload)`, one at a time. Thread-safe."""
 
     def __init__(self, module: str, payload: bytes, guard: ProcessGuard | None = None) -> None:
         self._module = module
@@ -84,23 +84,23 @@ class SchemaCheck:
         self._worker: subprocess.Popen[bytes] | None = None
         self._num_failed_starts = 0
         self._is_closed = False
-        self._turn = threading.Lock()  # whose request the worker has
-        self._lock = threading.Lock()  # of verdicts, and of whether it is closed; held for no time
+        self._turn = threading.Lock()  # held while the worker handles a request
+        self._lock = threading.Lock()  # for the verdicts and `_is_closed`; never held for long
 
     @property
     def pid(self) -> int | None:
-        """Of the process; None while there is none."""
+        """The process id; None while no process runs."""
         worker = self._worker
         return None if worker is None else worker.pid
 
     def known(self, schema: bytes) -> Verdict | None:
-        """At once, and whoever asks. None: it has to be checked first."""
+        """The verdict, without waiting. None: the schema has to be checked first."""
         return self._known(_digest(schema), TIME_S_MAX)
 
     def check(self, schema: bytes, owner: str = "") -> Verdict | None:
-        """At most about a minute, and once for each schema. None: it cannot be checked here.
+        """Checks each schema once, in at most about a minute. None: it cannot be checked here.
 
-        `owner`: who had many slow ones gets less time for the next. No other owner's schema fails for that.
+        `owner`: one with many slow schemas gets less time for the next one. This does not affect other owners.
         """
         digest = _digest(schema)
         with self._turn:
@@ -119,7 +119,7 @@ class SchemaCheck:
         return verdict
 
     def close(self) -> None:
-        """Ends the process; a check that waits for it returns None. A second call does nothing."""
+        """Ends the process; a waiting check returns None. A second call does nothing."""
         with self._lock:
             self._is_closed = True
             worker = self._worker
@@ -127,7 +127,7 @@ class SchemaCheck:
             self._end(worker)
 
     def _known(self, digest: bytes, time_s: float) -> Verdict | None:
-        """The verdict, but for one that met the bound in less than `time_s`."""
+        """The verdict, unless it reached a time limit that is shorter than `time_s`."""
         with self._lock:
             found = self._verdicts.get(digest)
             if found is None or (found.bound == "time" and found.time_s < time_s):
@@ -147,7 +147,7 @@ class SchemaCheck:
         except (OSError, EOFError, TimeoutError, ValueError) as error:
             self._end(worker)
             if not self._is_closed:
-                log.warning("schema.not_checked", reason=f"its process ended: {type(error).__name__}: {error}")
+                log.warning("schema.not_checked", reason=f"the process that compiles schemas ended: {error}")
             return None
         if kind == compile_worker.TOO_SLOW:
             return Verdict(bound="time", limit=f"{time_s:g} s", time_s=time_s)
@@ -156,11 +156,11 @@ class SchemaCheck:
         return Verdict(answer=answer)
 
     def _time_s(self, owner: str) -> float:
-        """The bound for the owner's next one."""
+        """The time limit for the owner's next schema."""
         return TIME_S_HURRIED if self._slow_owners.is_hurried(owner) else TIME_S_MAX
 
     def _started(self) -> "subprocess.Popen[bytes] | None":
-        """The process, ready; None where it does not start."""
+        """The process, ready; None if it does not start."""
         worker = self._worker
         if worker is not None and worker.poll() is None:
             return worker
@@ -196,7 +196,7 @@ class SchemaCheck:
         return worker
 
     def _end(self, worker: "subprocess.Popen[bytes]") -> None:
-        """With a fork that it may have: they are a process group."""
+        """Kills the process and its fork, which are a process group."""
         try:
             os.killpg(worker.pid, signal.SIGKILL)
         except OSError:
@@ -204,14 +204,14 @@ class SchemaCheck:
         worker.wait()
         if self._worker is worker:
             self._worker = None
-        if not self._is_closed:  # a thread may be reading
+        if not self._is_closed:  # when closing, another thread may still be reading
             for pipe in (worker.stdin, worker.stdout):
                 if pipe is not None:
                     pipe.close()
 
 
 def answer_of(worker: "subprocess.Popen[bytes]", timeout_s: float) -> list[bytes]:
-    """Raises: EOFError, TimeoutError. Ticks are counted: time in which this process is stopped is no time."""
+    """Raises: EOFError, TimeoutError. Counts ticks, so that time in which this process is stopped does not count."""
     assert worker.stdout is not None
     fd = worker.stdout.fileno()
     for _ in range(int(timeout_s / ANSWER_TICK_S) + 1):

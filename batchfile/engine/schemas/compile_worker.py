@@ -1,9 +1,8 @@
-"""The process that compiles schemas: it loads once, then each schema is compiled in a fork of it, with bounds.
+"""The child process that compiles schemas: it loads the compiler once, then compiles each schema in a fork with limits.
 
-Started by compile.py, with `MODULE` as its argument: `MODULE.load(payload)` gives the function that judges one
-schema, bytes to bytes. It is alone in its process group and ends when its standard input closes. A fork costs
-milliseconds where loading costs seconds, and gives back whatever a compiler took. Imports child_env and the
-standard library alone.
+Started by compile.py with the argument `MODULE`; `MODULE.load(payload)` returns the function that checks one schema,
+bytes to bytes. It has its own process group and ends when its standard input closes. A fork takes milliseconds, while
+loading takes seconds, and its end frees all memory of the compiler. Imports only child_env and the standard library.
 """
 
 import contextlib
@@ -20,8 +19,8 @@ from typing import NoReturn
 from batchfile.child_env import begin_child, limit_memory, write_all
 
 TICK_S = 0.05
-# A schema fails when both its time and its processor time reach the bound, so that a busy machine fails none; time
-# alone counts from this many times the bound on.
+# A schema fails when both elapsed time and CPU time reach the limit, so that none fails because the machine is busy.
+# At this multiple of the limit, elapsed time alone is enough.
 STARVED = 6
 READY, ANSWER, TOO_SLOW, DIED, BROKEN = b"READY", b"ANSWER", b"TOO_SLOW", b"DIED", b"BROKEN"
 
@@ -29,7 +28,7 @@ Judge = Callable[[bytes], bytes]
 
 
 def write(fd: int, *parts: bytes) -> None:
-    """A frame: the number of parts, their sizes, the parts."""
+    """Writes a frame: the number of parts, their sizes, the parts."""
     write_all(fd, b"".join([struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)), *parts]))
 
 
@@ -51,7 +50,7 @@ def _exactly(fd: int, size: int) -> bytes:
 
 
 def serve(judge: Judge, requests: int, answers: int) -> None:
-    """Until `requests` closes. A request: the time bound in seconds, the memory bound in bytes, the schema."""
+    """Runs until `requests` closes. A request: the time limit in seconds, the memory limit in bytes, the schema."""
     while True:
         try:
             time_s, memory, schema = read(requests)
@@ -78,10 +77,10 @@ def _judged(judge: Judge, schema: bytes, time_s: float, memory: int, requests: i
                     break
                 answer += chunk
                 continue
-            if requests in ready:  # nobody sends a request before the answer: it was closed
+            if requests in ready:  # requests wait for the previous answer, so this means that it was closed
                 os.kill(pid, signal.SIGKILL)
                 raise SystemExit(0)
-            # Ticks are counted, not the clock looked at: time in which this process was stopped is no time.
+            # Counts ticks instead of using the clock, so that time in which this process is stopped does not count.
             waited_s += TICK_S
             if waited_s >= time_s and (_cpu_s(pid, waited_s) >= time_s or waited_s >= STARVED * time_s):
                 os.kill(pid, signal.SIGKILL)
@@ -94,7 +93,7 @@ def _judged(judge: Judge, schema: bytes, time_s: float, memory: int, requests: i
 
 
 def _judge_and_end(judge: Judge, schema: bytes, memory: int, far: int) -> NoReturn:
-    """In the fork. It ends without the interpreter's own end, which belongs to the process that was forked."""
+    """Runs in the fork. Skips the interpreter's shutdown, which belongs to the parent process."""
     code = 1
     try:
         limit_memory(memory)
@@ -105,7 +104,7 @@ def _judge_and_end(judge: Judge, schema: bytes, memory: int, far: int) -> NoRetu
 
 
 def _cpu_s(pid: int, otherwise: float) -> float:
-    """What the process has computed for, over all its threads."""
+    """The CPU time of the process, over all its threads."""
     with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as stat:
         fields = stat.read().rpartition(b")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -121,7 +120,7 @@ def main() -> None:
     started = time.monotonic()
     try:
         judge: Judge = importlib.import_module(sys.argv[1]).load(payload)
-    except Exception as error:  # noqa: BLE001 libraries raise what they like; the owner says it
+    except Exception as error:  # noqa: BLE001 libraries may raise anything; the parent reports it
         write(answers, BROKEN, f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
         return
     write(answers, READY, f"{time.monotonic() - started:.1f}".encode())

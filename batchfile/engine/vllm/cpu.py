@@ -1,8 +1,8 @@
-"""Which data type and how many cores vLLM gets on a processor, and what this machine says of its own.
+"""Chooses the data type and the number of cores for vLLM on a CPU, and reads the facts about this machine's CPU.
 
-Needed because vLLM's own choice for a CPU is bfloat16 on all cores but one, whatever the processor can do. Where it
-has no bfloat16 instructions vLLM emulates them, at about a third of the speed of float32. The rules are pure;
-`read_cpu` reads /proc, /sys, the cgroup and sysctl. What cannot be read is not known, and raises nothing.
+vLLM's default for a CPU is bfloat16 on all cores but one. On a CPU without bfloat16 instructions, vLLM emulates them at
+about a third of the speed of float32. `read_cpu` reads /proc, /sys, the cgroup and sysctl; facts that cannot be read
+are unknown, without an error.
 """
 
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 from batchfile.errors import SettingsError
 
 GIB = 1024**3
-# What vLLM's processes take besides the weights and the KV cache: Python, torch, and the tensors of one step.
+# The memory of vLLM's processes without weights and KV cache: Python, torch, and the tensors of one step.
 OVERHEAD_BYTES = GIB * 3 // 2
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -26,21 +26,21 @@ X86 = frozenset({"x86_64", "amd64"})
 ARM = frozenset({"aarch64", "arm64"})
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 FLOAT16_FLAGS = frozenset({"avx512_fp16", "amx_fp16", "asimdhp"})
-# The least that vLLM's compiled code for a CPU has been built for.
+# The minimum that vLLM's compiled code for a CPU requires.
 NEEDED_FLAG = dict.fromkeys(X86, "avx2") | dict.fromkeys(ARM, "asimd")
 
 BIND, RESERVED, THREADS = "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU", "OMP_NUM_THREADS"
 KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
-KV_CACHE_GIB_MIN = 1  # vLLM reads a whole number
+KV_CACHE_GIB_MIN = 1  # vLLM accepts only whole numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """What this process may use of the machine.
+    """The part of the machine that this process may use.
 
-    `machine`: as `platform.machine()` says. `flags`: of the processor, in Linux's words; None where they are not known.
-    `cores`: one logical CPU of each core, those of this process's affinity. `quota`: of a container, in CPUs.
-    `memory_bytes`: available now, within the container's limit too; None where that is not known.
+    `machine`: from `platform.machine()`. `flags`: of the processor, with Linux's names; None if unknown.
+    `cores`: one logical CPU of each core in this process's affinity. `quota`: of a container, in CPUs.
+    `memory_bytes`: available now, also within the container's limit; None if unknown.
     """
 
     machine: str
@@ -52,7 +52,7 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What a model's files say. `dtype`: of the stored weights, by its name in torch. None: not known."""
+    """Facts from a model's files. `dtype`: of the stored weights, by its name in torch. None: unknown."""
 
     dtype: str | None = None
     is_quantized: bool = False
@@ -61,7 +61,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuChoice:
-    """`dtype` for vLLM; `environ` to set before it starts; `note`: the choice in one line, for people."""
+    """`dtype` for vLLM; `environ`: variables to set before it starts; `note`: the choice in one line, for people."""
 
     dtype: str
     note: str
@@ -69,7 +69,7 @@ class CpuChoice:
 
 
 def check_usable(cpu: Cpu) -> None:
-    """Raises: SettingsError for a processor on which vLLM's code would end with an illegal instruction."""
+    """Raises: SettingsError for a processor on which vLLM would crash with an illegal instruction."""
     needed = NEEDED_FLAG.get(cpu.machine.lower())
     if needed is not None and cpu.flags is not None and needed not in cpu.flags:
         raise SettingsError(
@@ -82,9 +82,9 @@ def check_usable(cpu: Cpu) -> None:
 def choose(
     cpu: Cpu, model: ModelFacts, *, dtype: str, is_embedding: bool, environ: Mapping[str, str], kv_gib: float
 ) -> CpuChoice:
-    """`dtype` "auto" leaves the choice to this function; any other is the user's and is kept.
+    """`dtype`: "auto" leaves the choice to this function; any other value is kept.
 
-    Raises: SettingsError where the memory does not hold the model.
+    Raises: SettingsError if the memory is too small for the model.
     """
     threads, where = _threads(cpu, environ)
     chosen, why = _dtype(cpu, model, dtype=dtype, is_embedding=is_embedding)
@@ -99,7 +99,7 @@ def choose(
 
 
 def kv_cache_gib(environ: Mapping[str, str]) -> float:
-    """0 where vLLM takes what it finds. Raises: SettingsError for what vLLM cannot read: it takes whole GiB."""
+    """0 if unset, for which vLLM chooses. Raises: SettingsError for a value that vLLM rejects: it needs whole GiB."""
     text = environ.get(KV_CACHE) or "0"
     if not (text.isascii() and text.isdigit()):
         raise SettingsError(f"{KV_CACHE}={text} is not a whole number of GiB; set 1 or more, or unset it")
@@ -107,9 +107,9 @@ def kv_cache_gib(environ: Mapping[str, str]) -> float:
 
 
 def core_shares(cores: Sequence[int], num: int) -> list[str | None]:
-    """For each of `num` engines on one machine its own cores, as vLLM wants them; None where there are too few.
+    """Separate cores for each of `num` engines on one machine, in vLLM's format; None if there are too few.
 
-    Two engines on the same cores wait for each other: their threads are bound to them, and spin.
+    Two engines on the same cores slow each other down, because their threads are bound to the cores and spin.
     """
     if num < 2 or len(cores) < num:
         return [None] * num
@@ -118,7 +118,7 @@ def core_shares(cores: Sequence[int], num: int) -> list[str | None]:
 
 
 def _dtype(cpu: Cpu, model: ModelFacts, *, dtype: str, is_embedding: bool) -> tuple[str, str]:
-    """The data type for vLLM, and the words for it."""
+    """The data type for vLLM, and its description."""
     machine = cpu.machine.lower()
     if dtype != "auto":
         is_slow = dtype in {"bfloat16", "float16", "half"} and not _has(cpu, "float16" if dtype == "half" else dtype)
@@ -128,7 +128,7 @@ def _dtype(cpu: Cpu, model: ModelFacts, *, dtype: str, is_embedding: bool) -> tu
     if model.is_quantized:
         return "auto", "the data type of the quantized model"
     wanted = model.dtype or "bfloat16"
-    if wanted == "float32":  # vLLM makes it smaller by itself
+    if wanted == "float32":  # vLLM converts float32 models to a smaller type
         wanted = "float16" if is_embedding else "bfloat16"
     if _has(cpu, wanted):
         return "auto", wanted
@@ -141,20 +141,23 @@ def _has(cpu: Cpu, dtype: str) -> bool:
 
 
 def _threads(cpu: Cpu, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """What to set so that vLLM takes every core that it may, and the words for it. The user's own variables count."""
+    """The variables with which vLLM uses all allowed cores, and a description. The user's variables take precedence."""
     num = len(cpu.cores)
     if bound := environ.get(BIND):
         if bound in {"auto", "nobind"}:
             return {}, f"cores as {BIND}={bound} says"
         return {}, f"cores {bound} ({BIND})"
-    if threads := environ.get(THREADS):  # vLLM would put its own number in its place
+    if threads := environ.get(THREADS):  # vLLM would replace it by its own number
         return {BIND: "nobind"}, f"{threads} threads ({THREADS})"
     if reserved := environ.get(RESERVED):
         return {}, f"all but {reserved} of {_counted(num)} ({RESERVED})"
     if cpu.quota is not None and cpu.quota < num:
         allowed = max(1, int(cpu.quota))
-        # Which cores is for the system to say: another container has as good a claim to the first ones.
-        return {BIND: "nobind", THREADS: str(allowed)}, f"{_counted(allowed)} (the container's limit; {num} are there)"
+        # The system chooses the cores: other containers would use the first ones too.
+        return {
+            BIND: "nobind",
+            THREADS: str(allowed),
+        }, f"{_counted(allowed)} (the container's limit; the machine has {num})"
     return {RESERVED: "0"}, f"{'all ' if num > 1 else ''}{_counted(num)}"
 
 
@@ -185,7 +188,7 @@ SYSCTL_S_MAX = 10.0
 
 
 def read_cpu(root: Path = Path("/")) -> Cpu:
-    """`root`: where proc and sys are."""
+    """`root`: the directory that contains proc and sys."""
     cores = _cores(root)
     limit = _memory_left(root)
     available = [number for number in (_available_memory(root), limit) if number is not None]
@@ -199,7 +202,7 @@ def read_cpu(root: Path = Path("/")) -> Cpu:
 
 
 def flags_of(cpuinfo: str) -> frozenset[str] | None:
-    """Of the first processor in Linux's /proc/cpuinfo: `flags` on x86, `Features` on Arm. None: it says none."""
+    """The flags of the first processor in Linux's /proc/cpuinfo: `flags` on x86, `Features` on Arm. None if missing."""
     for line in cpuinfo.splitlines():
         name, _, value = line.partition(":")
         if name.strip().lower() in {"flags", "features"}:
@@ -208,7 +211,7 @@ def flags_of(cpuinfo: str) -> frozenset[str] | None:
 
 
 def _mac_flags() -> frozenset[str] | None:
-    """Apple's names in Linux's words."""
+    """The flags on macOS, with Linux's names."""
     if platform.machine() != "arm64":
         listed = _sysctl("machdep.cpu.features", "machdep.cpu.leaf7_features")
         return frozenset(listed.lower().split()) or None
@@ -246,7 +249,7 @@ def _cores(root: Path) -> tuple[int, ...]:
 
 
 def _cgroup_folders(root: Path) -> list[Path]:
-    """This process's group in cgroup v2 and all above it: the tightest limit counts."""
+    """The cgroup v2 of this process and all its parents, because the lowest limit counts."""
     base = root / "sys/fs/cgroup"
     own = next((line[3:] for line in _text(root / "proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
     parts = [part for part in own.split("/") if part and part != ".."]
@@ -259,7 +262,7 @@ def _quota(root: Path) -> float | None:
         fields = _text(folder / "cpu.max").split()
         with suppress(ValueError, IndexError, ZeroDivisionError):
             quotas.append(int(fields[0]) / int(fields[1]))
-    with suppress(ValueError, ZeroDivisionError):  # cgroup v1; -1 is no limit
+    with suppress(ValueError, ZeroDivisionError):  # cgroup v1; -1 means unlimited
         old = root / "sys/fs/cgroup/cpu"
         quota = int(_text(old / "cpu.cfs_quota_us")) / int(_text(old / "cpu.cfs_period_us"))
         if quota > 0:
@@ -268,7 +271,7 @@ def _quota(root: Path) -> float | None:
 
 
 def _memory_left(root: Path) -> int | None:
-    """Within the limits of the cgroup. Cached files count as used there, and are given up when memory is wanted."""
+    """The memory left within the limits of the cgroup. Cached files count as used there, but can be reclaimed."""
     left = []
     for folder in _cgroup_folders(root):
         left += _left(folder, "memory.max", "memory.current", "inactive_file", "active_file")
@@ -282,7 +285,7 @@ def _left(folder: Path, limit: str, used: str, *cached: str) -> list[int]:
     try:
         reclaimable = sum(int(fields.get(name, 0)) for name in cached)
         return [max(0, int(_text(folder / limit)) - int(_text(folder / used)) + reclaimable)]
-    except ValueError:  # there is no limit: no such file, or "max"
+    except ValueError:  # unlimited: the file is missing, or contains "max"
         return []
 
 

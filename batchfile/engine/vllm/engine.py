@@ -1,7 +1,6 @@
-"""vLLM in this process's care: its offline LLM, fed and drained request by request.
+"""The engine for vLLM: runs its offline LLM in this process, request by request.
 
-The only module that knows vllm, torch and transformers; they are imported when an engine is built, not before.
-Knows nothing of files, stores and shards. Written for vllm >= 0.26.
+vllm, torch and transformers are imported only when an engine is built. Written for vllm >= 0.26.
 """
 
 import contextlib
@@ -36,9 +35,9 @@ from batchfile.types import Completion, Request
 
 log = structlog.get_logger()
 
-# Set before vllm is imported, unless the user has set them. vLLM and its processes say only what went wrong,
-# and never on stdout, which may carry results. Nothing is reported home. 2 GiB of KV cache are plenty for a
-# small model on a CPU (the variable means nothing on a GPU).
+# Set before vllm is imported, unless the user has set them. vLLM and its processes log only errors, and never to
+# stdout, which may be used for results. Usage statistics are off. 2 GiB of KV cache are enough for a small model on a
+# CPU (the variable has no effect on a GPU).
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -47,16 +46,16 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
-STEP_WAIT_S_MAX = 0.25  # a step of a large model on a CPU takes a minute; the caller looks around this often
-CPU_BLOCK_TOKENS = 32  # the smallest that the CPU's fast attention takes
-# What a repository has where transformers can load it, tokenizer and chat template too.
+STEP_WAIT_S_MAX = 0.25  # a step of a large model on a CPU can take a minute; control returns to the caller this often
+CPU_BLOCK_TOKENS = 32  # the smallest size for fast attention on a CPU
+# The files of a repository that transformers can load, with tokenizer and chat template.
 TRANSFORMERS_FILES = ("config.json", "tokenizer_config.json")
-NOT_FETCHED = ["original/**/*", "consolidated*"]  # the first is vLLM's own default
+NOT_FETCHED = ["original/**/*", "consolidated*"]  # the first is vLLM's default
 
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    """`names`: of its prompts, in vLLM. `outputs`: what has come, by these."""
+    """`names`: of its prompts in vLLM. `outputs`: those received so far, by name."""
 
     prepared: VllmPrepared
     names: list[str]
@@ -67,7 +66,7 @@ class _InFlight:
 
 
 class VllmEngine:
-    """The model is loaded when this returns. Raises: SettingsError where it cannot be; EngineDead."""
+    """Loads the model before it returns. Raises: SettingsError if that is impossible; EngineDead."""
 
     def __init__(self, options: VllmOptions) -> None:
         for name, value in ENVIRONMENT.items():
@@ -86,7 +85,7 @@ class VllmEngine:
             self._llm: Any = built_apart(lambda: vllm.LLM(**arguments), options.model, self._guard)
         self._engine: Any = self._llm.llm_engine
         self._processes = children() - before
-        for process in descendants(self._processes):  # should one lose its parent, the guard still knows it
+        for process in descendants(self._processes):  # so that the guard knows them even if they lose their parent
             self._guard.watch(process.pid)
         for name, loss in lacking(self._engine.engine_core).items():
             log.warning("vllm.lacks", name=name, version=vllm.__version__, loss=loss)
@@ -148,7 +147,7 @@ class VllmEngine:
             self._stall.reset()
             return []
         if not self._wait.is_over(STEP_WAIT_S_MAX):
-            # vLLM notices that its engine process has gone, but would leave a waiting step waiting.
+            # vLLM notices that its engine process has ended, but a waiting step would never return.
             if how := ended(self._processes):
                 self._death = f"vLLM's engine process {how}."
                 raise EngineDead(self._death)
@@ -159,7 +158,7 @@ class VllmEngine:
         try:
             outputs = self._engine.step()
         except Exception as error:
-            # Whatever escapes here leaves vLLM's state unknown: only a new engine is safe.
+            # After an exception here, vLLM's state is unknown: only a new engine is safe.
             raise self._died(error) from error
         done = []
         for output in outputs:
@@ -182,7 +181,7 @@ class VllmEngine:
 
     def stats(self) -> EngineStats:
         counter, num_sequences = self._counter, self._num_sequences
-        # The scheduler says 0 until the first step after a pause is done.
+        # The scheduler reports 0 until the first step after a pause is done.
         num_running = min(num_sequences, counter.num_running or self.info.num_slots)
         return EngineStats(
             num_steps=self._num_steps,
@@ -199,7 +198,7 @@ class VllmEngine:
         self._in_flight.clear()
         self._guides.close()
         ending = descendants(self._processes)
-        with contextlib.suppress(Exception):  # it may be dead already, in ways of its own
+        with contextlib.suppress(Exception):  # it may be dead already
             self._engine.engine_core.shutdown(timeout=CLOSE_S)
             close_sockets(self._engine.engine_core)
         for process in ending:
@@ -210,21 +209,21 @@ class VllmEngine:
         self._guard.close()
 
     def _check_progress(self, *, has_stepped: bool) -> None:
-        """`has_stepped`: the scheduler had something to run. Raises: EngineDead where nothing moves any more."""
+        """`has_stepped`: the scheduler had something to run. Raises: EngineDead without progress for too long."""
         seen = (self._counter.prompt_tokens, self._counter.output_tokens)
         if not self._stall.is_over(time.monotonic(), seen, has_stepped=has_stepped):
             return
         for process in descendants(self._processes):
             with contextlib.suppress(Exception):
                 process.kill()
-        raise self._died(TimeoutError(f"no step and no token for {self._stall.bound_s:g} s with requests in it"))
+        raise self._died(TimeoutError(f"no step and no token for {self._stall.bound_s:g} s with requests in flight"))
 
     def _check_alive(self) -> None:
         if self._death is not None:
             raise EngineDead(self._death)
 
     def _died(self, error: Exception) -> EngineDead:
-        """vLLM notices a death only where it looks; from now on every call says so."""
+        """Marks the engine as dead, so that every later call raises. vLLM itself does not notice everywhere."""
         self._death = f"vLLM's engine cannot continue: {type(error).__name__}: {error}"
         return EngineDead(self._death)
 
@@ -242,7 +241,7 @@ class VllmEngine:
 
 
 def _choose_on_cpu(options: VllmOptions, arguments: dict[str, Any]) -> CpuChoice:
-    """Raises: SettingsError where the memory does not hold the model."""
+    """Raises: SettingsError if the memory is too small for the model."""
     given = arguments.get("kv_cache_memory_bytes")
     kv_gib = given / GIB if isinstance(given, int) else kv_cache_gib(os.environ)
     return choose(
@@ -272,16 +271,16 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
         "seed": options.seed,
         "reasoning_parser": options.reasoning_parser,
         "runner": "pooling" if options.task == "embed" else "generate",
-        # Not every model that makes embeddings can do with it; vLLM knows.
+        # Not every embedding model supports it; vLLM decides.
         "enable_prefix_caching": None if options.task == "embed" else True,
         "disable_log_stats": False,
         "use_tqdm_on_load": False,
     }
     if current_platform.is_cpu():
-        # Of a shared prompt only whole blocks are cached, and a CPU's blocks have 128 tokens by default.
+        # Only whole blocks of a shared prompt are cached, and blocks on a CPU have 128 tokens by default.
         arguments["block_size"] = CPU_BLOCK_TOKENS
     if options.tensor_parallel_size > 1:
-        # Left alone, vLLM takes Ray's executor when it finds itself inside a Ray placement group.
+        # By default, vLLM uses Ray's executor inside a Ray placement group.
         arguments["distributed_executor_backend"] = "mp"
     if not options.extra.keys() & {"tokenizer_mode", "config_format"} and _has_two_layouts(options):
         arguments |= {"tokenizer_mode": "hf", "config_format": "hf", "ignore_patterns": NOT_FETCHED}
@@ -291,9 +290,9 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
 
 
 def _has_two_layouts(options: VllmOptions) -> bool:
-    """Mistral's own layout beside that of transformers, as Mistral-7B-Instruct-v0.3 has.
+    """Whether a model has Mistral's layout as well as that of transformers, as Mistral-7B-Instruct-v0.3 does.
 
-    Left alone, vLLM takes Mistral's: a second copy of the weights, and a tokenizer without a chat template.
+    By default, vLLM uses Mistral's: a second copy of the weights, and a tokenizer without a chat template.
     """
     from vllm.transformers_utils.repo_utils import file_or_path_exists, is_mistral_model_repo
 

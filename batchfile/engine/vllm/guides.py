@@ -1,9 +1,8 @@
-"""Guides of vLLM (JSON schemas, grammars, structural tags), checked and compiled ahead.
+"""Checks and compiles vLLM's guides (JSON schemas, grammars, structural tags) before the engine does.
 
-vLLM checks a guide inside `add_request`, on its caller's thread, by compiling it; its engine process compiles it again
-with the tokenizer. Here both are done first, in the process of engine/schemas/compile.py, by vLLM's own code. What is
-used of vLLM here is private: where a version lacks it, guides are not checked ahead, and vLLM checks them as it always
-did.
+vLLM checks a guide in `add_request`, on the caller's thread, by compiling it; its engine process compiles it again with
+the tokenizer. Here both happen first, in the child process of engine/schemas/compile.py, with vLLM's own code. That
+code is private in vLLM: if a version does not have it, guides are not checked ahead, and only vLLM checks them.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from batchfile.errors import InvalidRequest
 log = structlog.get_logger()
 
 _VALIDATE = "_validate_structured_outputs"  # of vLLM's SamplingParams
-_BACKEND, _WAS_AUTO = "_backend", "_backend_was_auto"  # of its StructuredOutputsParams: what the check found out
+_BACKEND, _WAS_AUTO = "_backend", "_backend_was_auto"  # of its StructuredOutputsParams: set by the check
 _BACKENDS = {
     "xgrammar": ("vllm.v1.structured_output.backend_xgrammar", "XgrammarBackend"),
     "guidance": ("vllm.v1.structured_output.backend_guidance", "GuidanceBackend"),
@@ -40,34 +39,35 @@ _DO = {
 
 
 class Answer(msgspec.Struct):
-    """`refused`: why; empty where vLLM takes it. `changed`: fields of the guide that the check has set."""
+    """`refused`: why vLLM rejected the guide, or empty. `changed`: fields of the guide that the check has set."""
 
     refused: str = ""
     changed: dict[str, Any] = {}
 
 
 class Checked(NamedTuple):
-    """The guide as vLLM's own check leaves it, and the class of the parameters that carry it."""
+    """The guide after vLLM's check, and the class of the parameters to pass it with."""
 
     guide: Any
     kind: Any
 
 
 class Guides:
-    """Of one engine. Any thread may call `checked`. Without a guide nothing is started, nor even tried."""
+    """The guides of one engine. `checked` is thread-safe. The child process starts only with the first guide."""
 
     def __init__(self, llm: Any, guard: ProcessGuard | None) -> None:
         self._config = llm.llm_engine.vllm_config
         self._guard = guard
         self._lock = threading.Lock()
         self._is_closed = False
-        self._checks: list[SchemaCheck | None] = []  # one, once there was a guide; None: it cannot be had
+        self._checks: list[SchemaCheck | None] = []  # one after the first guide; None if it is unavailable
 
     def checked(self, guide: Any, owner: str | None) -> Checked | None:
-        """Compiled, which may take a minute, in the time of `owner`; where that is None, as it is known.
+        """Compiles the guide, which may take a minute and counts for `owner`; without an owner, uses only known
+        results.
 
-        `guide` None: there is none. None: it has to be compiled first; also where this was closed meanwhile.
-        Raises: InvalidRequest where vLLM refuses it, or where compiling it meets a bound.
+        `guide`: may be None. Returns: None if the guide has to be compiled first, or if this was closed meanwhile.
+        Raises: InvalidRequest if vLLM rejects it, or if compiling it reaches a limit.
         """
         from vllm import SamplingParams
 
@@ -105,14 +105,14 @@ class Guides:
     def _made_check(self) -> SchemaCheck | None:
         try:
             return SchemaCheck(__name__, _payload(self._config), self._guard)
-        except Exception as error:  # noqa: BLE001 a configuration that cannot be sent: a model's own code, mostly
-            log.warning("schema.not_checked", reason=f"the engine's configuration cannot be sent: {error}")
+        except Exception as error:  # noqa: BLE001 a configuration that cannot be pickled, usually with a model's own code
+            log.warning("schema.not_checked", reason=f"the engine's configuration cannot be pickled: {error}")
             return None
 
 
 @cache
 def checked_params() -> Any:
-    """vLLM's SamplingParams for a guide that was checked: vLLM does not check it again. The same on the wire."""
+    """vLLM's SamplingParams for a checked guide, which vLLM does not check again. Serialized like SamplingParams."""
     from vllm import SamplingParams
 
     if not callable(getattr(SamplingParams, _VALIDATE, None)):
@@ -122,14 +122,14 @@ def checked_params() -> Any:
 
 
 def _is_checked(self: Any, *args: Any, **named: Any) -> None:
-    """In place of vLLM's check of the guide."""
+    """Replaces vLLM's check of the guide."""
 
 
 def _answer(guide: Any, verdict: Verdict) -> Answer:
     """Raises: InvalidRequest."""
     if verdict.bound is not None:
         quoted = _quoted(guide)
-        cost = "takes more than" if verdict.bound == "time" else "ends its compiler, which may use"
+        cost = "takes more than" if verdict.bound == "time" else "crashes its compiler, whose memory limit is"
         raise InvalidRequest(f"Compiling the {quoted} {cost} {verdict.limit}. {_DO[verdict.bound]}")
     assert verdict.answer is not None
     answer = msgspec.json.decode(verdict.answer, type=Answer)
@@ -146,19 +146,19 @@ def _quoted(guide: Any) -> str:
 
 
 def _fields(guide: Any) -> dict[str, Any]:
-    """What the guide was made with. No copy: a schema may be large."""
+    """The arguments of the guide, not copied, because a schema may be large."""
     return {field.name: getattr(guide, field.name) for field in dataclasses.fields(guide) if field.init}
 
 
 def _payload(config: Any) -> bytes:
-    import cloudpickle  # type: ignore[import-untyped]  # vllm needs it too; it sends what a model's own code defines
+    import cloudpickle  # type: ignore[import-untyped]  # a dependency of vllm; it can send classes from a model's own code
 
     return bytes(cloudpickle.dumps(config))
 
 
 def load(payload: bytes) -> Judge:
-    """In the process of engine/schemas/compile.py: what judges a guide as this engine's vLLM would."""
-    config = pickle.loads(payload)  # from the process that started this one
+    """Runs in the child of engine/schemas/compile.py: a function that checks a guide as this engine's vLLM does."""
+    config = pickle.loads(payload)  # from the parent process
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
     from vllm.tokenizers import cached_tokenizer_from_config
@@ -184,7 +184,8 @@ def load(payload: bytes) -> Judge:
             backends[name] = make(config, tokenizer=tokenizer, vocab_size=config.model_config.get_vocab_size())
         backend = backends[name]
         grammar = backend.compile_grammar(*get_structured_output_key(guide))
-        grammar.fill_bitmask(backend.allocate_token_bitmask(1), 0)  # which tokens may come first: no small work either
+        # The first allowed tokens, which can be expensive too.
+        grammar.fill_bitmask(backend.allocate_token_bitmask(1), 0)
 
     def judge(data: bytes) -> bytes:
         given = msgspec.json.decode(data)
@@ -196,15 +197,15 @@ def load(payload: bytes) -> Judge:
             return msgspec.json.encode(Answer(refused=str(error)))
         try:
             compile_with(getattr(guide, _BACKEND), guide)
-        except Exception as error:  # noqa: BLE001 compilers raise what they like; the engine would fail the request
-            return msgspec.json.encode(Answer(refused=f"The guide cannot be compiled: {error}"))
+        except Exception as error:  # noqa: BLE001 compilers may raise anything; the engine would fail the request
+            return msgspec.json.encode(Answer(refused=f"The JSON schema or grammar cannot be compiled: {error}"))
         changed = {name: getattr(guide, name) for name in (_BACKEND, _WAS_AUTO)}
         changed |= {name: value for name in given if (value := getattr(guide, name)) != given[name]}
         return msgspec.json.encode(Answer(changed=changed))
 
-    # Once before the first fork: what a compiler keeps is then there in each of them, and a version of vLLM that wants
-    # to be asked otherwise refuses no schema.
+    # Once before the first fork: all forks then share what a compiler caches, and a version of vLLM with another
+    # interface is noticed here, before it rejects any schema.
     answer = msgspec.json.decode(judge(b'{"json":{"type":"object","properties":{"a":{"type":"string"}}}}'), type=Answer)
     if answer.refused:
-        raise ValueError(f"vLLM refuses the simplest schema: {answer.refused}")
+        raise ValueError(f"vLLM rejects the simplest schema: {answer.refused}")
     return judge

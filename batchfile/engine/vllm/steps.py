@@ -1,17 +1,17 @@
-"""What vLLM has done so far, counted from the outputs that its engine sends after each step.
+"""Counts what vLLM has done so far, from the outputs that its engine sends after each step.
 
-Imports no vllm. vLLM's own statistics know the same and cost several times as much per token. What is looked at here
-is not documented; `lacking` says what a version of vLLM does not have, and what that costs.
+Does not import vllm. vLLM's own statistics have the same numbers, but take several times as much time per token. The
+attributes used here are not documented; `lacking` returns those that a version of vLLM does not have.
 """
 
 import queue
 import re
 from typing import Any
 
-# What is read of vLLM's engine client although it is not documented: what is lost where a version lacks it.
+# Undocumented attributes of vLLM's engine client, and what does not work without them.
 UNDOCUMENTED = {
     "get_output": "tokens are counted when a request finishes, not while it runs",
-    "outputs_queue": "a step waits as long as vLLM does, also where the engine process has been killed",
+    "outputs_queue": "a step waits as long as vLLM does, even if the engine process was killed",
 }
 
 # vLLM adds a random suffix to a request's name, and a prefix to that of each further choice.
@@ -19,7 +19,7 @@ _NAME = re.compile(r"(?:\d+_)?(\d+\.\d+)(?:-.*)?")
 
 
 def lacking(core: Any) -> dict[str, str]:
-    """Of UNDOCUMENTED, what this engine client does not have."""
+    """The part of UNDOCUMENTED that this engine client does not have."""
     has = {"get_output": callable(getattr(core, "get_output", None)), "outputs_queue": _queue_of(core) is not None}
     return {name: loss for name, loss in UNDOCUMENTED.items() if not has[name]}
 
@@ -31,10 +31,10 @@ def _queue_of(core: Any) -> "queue.Queue[Any] | None":
 
 
 class StepCounter:
-    """Counts tokens as they come. Called by the engine's thread; the numbers may be read by any.
+    """Counts tokens as they arrive. Called by the engine's thread; any thread may read the numbers.
 
-    `prompt_tokens`: of prompts that have been computed; `output_tokens`: generated. Both only grow.
-    `num_running`: sequences, as vLLM's scheduler said last; 0 where it says nothing.
+    `prompt_tokens`: of computed prompts; `output_tokens`: generated. Both only grow.
+    `num_running`: sequences, as last reported by vLLM's scheduler, or 0.
     """
 
     def __init__(self) -> None:
@@ -42,11 +42,11 @@ class StepCounter:
         self.output_tokens = 0
         self.num_running = 0
         self._is_attached = False
-        self._prompts: dict[str, int] = {}  # our names of prompts that are not computed yet: their tokens
-        self._begun: set[str] = set()  # vLLM's names of requests whose prompt is counted, while others are not
+        self._prompts: dict[str, int] = {}  # tokens of prompts that are not computed yet, by our names
+        self._begun: set[str] = set()  # vLLM's names of requests whose prompts are counted, while others are pending
 
     def attach(self, core: Any) -> None:
-        """Count what this engine client receives. Does nothing where it has no `get_output`."""
+        """Starts counting the outputs of this engine client. Does nothing if it has no `get_output`."""
         receive = getattr(core, "get_output", None)
         if not callable(receive):
             return
@@ -56,7 +56,7 @@ class StepCounter:
             if self._is_attached:
                 try:
                     self._count(outputs)
-                except (AttributeError, TypeError):  # outputs of another shape: counted when requests finish
+                except (AttributeError, TypeError):  # outputs of another form: tokens are counted when requests finish
                     self._is_attached = False
             return outputs
 
@@ -67,7 +67,7 @@ class StepCounter:
         self._prompts[name] = num_prompt_tokens
 
     def finished(self, names: list[str], num_output_tokens: int) -> None:
-        """What no step told is counted now."""
+        """Counts the tokens that no step has reported."""
         self.prompt_tokens += sum(self._prompts.pop(name, 0) for name in names)
         if not self._is_attached:
             self.output_tokens += num_output_tokens
@@ -98,27 +98,27 @@ class StepCounter:
 
 
 class OutputWait:
-    """Waits for the next outputs with a limit, so that a slow step keeps its caller from nothing else."""
+    """Waits for the next outputs with a time limit, so that a slow step does not block its caller."""
 
     def __init__(self, core: Any) -> None:
         self._answers = _queue_of(core)
 
     def is_over(self, timeout_s: float) -> bool:
-        """True where a step would return at once, and where that cannot be known."""
+        """True if a step would return immediately, or if that is unknown."""
         answers = self._answers
         if answers is None:
             return True
-        # Looked at under the lock: outputs that come in between would not wake us.
+        # Checked under the lock: outputs that arrive between check and wait would not wake this thread.
         with answers.not_empty:
             return bool(answers.queue) or (answers.not_empty.wait(timeout_s) and bool(answers.queue))
 
 
-STALL_LOOK_S_MAX = 1.0  # what one look may add: a longer pause is one of this process, which was stopped or busy
-COLD = 3  # before the first answer, when kernels may still be compiled: times the bound
+STALL_LOOK_S_MAX = 1.0  # counted per look: during a longer pause, this process itself was stopped or busy
+COLD = 3  # multiple of the limit before the first answer, when kernels may still be compiled
 
 
 class Stall:
-    """For how long nothing has moved, between looks that come several times a second. Pure."""
+    """Measures time without progress, from looks several times a second."""
 
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
@@ -135,7 +135,7 @@ class Stall:
         return self._stall_s if self.is_warm else COLD * self._stall_s
 
     def is_over(self, now: float, seen: object, *, has_stepped: bool) -> bool:
-        """`now`: a monotonic clock, in seconds. `seen`: something that changes with each progress."""
+        """`now`: a monotonic clock, in seconds. `seen`: a value that changes with any progress."""
         passed_s = 0.0 if self._looked_at is None else min(now - self._looked_at, STALL_LOOK_S_MAX)
         has_moved = has_stepped or seen != self._seen
         self._still_s = 0.0 if has_moved else self._still_s + passed_s

@@ -1,4 +1,4 @@
-"""What vLLM may be loaded for, text or embeddings: requests into prompts, outputs into outcomes."""
+"""The tasks of vLLM, text and embeddings: converts requests to prompts, and outputs to outcomes."""
 
 import copy
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from batchfile.types import Choice, Completion, Failure, Outcome, Request, Task,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmOptions:
-    """What the LLM is built with; None leaves the choice to vLLM.
+    """The options of the LLM; None leaves the choice to vLLM.
 
-    `model`: a folder or a hub id. `dtype` "auto": the model's own, and on a CPU without
-    instructions for that float32. `enforce_eager` None: eager on a CPU, where compiling costs more start-up than a
-    small batch can win back. `chat_template`: a file to use instead of the model's own.
-    `tool_parser`, `reasoning_parser`: vLLM's names of those; None: by the chat template, and none.
-    `task`: what the model is loaded for; with "embed" it makes vectors and no text.
-    `stall_s`: with requests in it and no progress for this long, the engine counts as dead.
-    `extra`: further arguments of vLLM's engine, as they are.
+    `model`: a folder or a hub id. `dtype`: "auto" means the model's own, or float32 on a CPU without instructions for
+    that. `enforce_eager`: None means eager on a CPU, where compiling takes longer than it saves in a small batch.
+    `chat_template`: a file to use instead of the model's own.
+    `tool_parser`, `reasoning_parser`: vLLM's names; None: detected by the chat template, and off.
+    `task`: what the model is loaded for; with "embed" it makes vectors instead of text.
+    `stall_s`: the engine counts as dead after this time without progress while requests are in flight.
+    `extra`: further arguments of vLLM's engine.
     """
 
     model: str
@@ -51,7 +51,7 @@ class VllmOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPrepared(Prepared):
-    """`prompts`: token ids; more than one only of an embedding. `num_sequences`: the slots it takes in all."""
+    """`prompts`: token ids; more than one only for an embedding. `num_sequences`: the number of slots it takes."""
 
     prompts: list[list[int]]
     params: Any
@@ -62,7 +62,7 @@ class VllmPrepared(Prepared):
 
 
 class Work(Protocol):
-    """Any thread may call these, several at once."""
+    """What an engine does for its task. Thread-safe."""
 
     def prepare(self, request: Request) -> VllmPrepared:
         """Raises: InvalidRequest if it can never be served; SchemaUnchecked."""
@@ -74,19 +74,19 @@ class Work(Protocol):
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What vLLM raises for a request that is wrong; versions without a word for it raise ValueError."""
+    """The exceptions that vLLM raises for an invalid request; some versions raise only ValueError."""
     from vllm import exceptions
 
     named = getattr(exceptions, "VLLMClientError", ValueError)
     return (ValueError, TypeError, named)
 
 
-# What a decoder writes for bytes that are no character: an answer cut in the middle of one, or nonsense.
+# What a decoder writes for invalid UTF-8: an answer that was cut inside a character, or invalid output.
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class OneDecode:
-    """Makes the text of an answer. Use `of`."""
+    """Decodes the text of an answer in one call. Use `of` to make one."""
 
     def __init__(self, backend: Any, new_stream: Callable[..., Any]) -> None:
         self._backend = backend
@@ -94,7 +94,7 @@ class OneDecode:
 
     @classmethod
     def of(cls, tokenizer: Any) -> "OneDecode | None":
-        """None where text depends on what came before it: any but a byte-level decoder of the fast kind."""
+        """None if text depends on what came before it: for all but fast tokenizers with a byte-level decoder."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None or type(backend.decoder).__name__ != "ByteLevel":
             return None
@@ -103,18 +103,18 @@ class OneDecode:
         return cls(backend, DecodeStream)
 
     def text(self, token_ids: list[int], prompt_ids: list[int]) -> str:
-        """What vLLM's own detokenizer makes of these, special tokens left out."""
+        """The same text as from vLLM's detokenizer, without special tokens."""
         text: str = self._backend.decode(token_ids, skip_special_tokens=True)
         return self._stepwise(token_ids, prompt_ids) if BROKEN in text else text
 
     def _stepwise(self, token_ids: list[int], prompt_ids: list[int]) -> str:
-        """The way vLLM does it: bytes that are no character yet are held back, at the end for good."""
+        """Decodes like vLLM: holds back the bytes of incomplete characters, and drops those at the end."""
         stream = self._new_stream(ids=prompt_ids, skip_special_tokens=True)
         return "".join(stream.step(self._backend, token) or "" for token in token_ids)
 
 
 class Generating:
-    """Of an LLM. `guides`: what checks its guides. Raises: SettingsError."""
+    """Generates text with an LLM. `guides`: checks its guides. Raises: SettingsError."""
 
     def __init__(self, llm: Any, options: VllmOptions, guides: Guides) -> None:
         config = llm.llm_engine.vllm_config.model_config
@@ -136,7 +136,9 @@ class Generating:
         self._decode = OneDecode.of(tokenizer)
 
     def prepare(self, request: Request, owner: str | None = None) -> VllmPrepared:
-        """`owner`: whose time a schema that has to be compiled takes. Raises: SchemaUnchecked where it is None."""
+        """`owner`: whose time it takes to compile a schema. Raises: SchemaUnchecked if a schema is not compiled and no
+        owner
+        is given."""
         check_task(request, "generate")
         if request.raw is not None:
             token_ids = self._raw_prompts.token_ids(request.raw.inputs[0])
@@ -159,7 +161,7 @@ class Generating:
     def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
         [output], [prompt] = outputs, prepared.prompts
         if any(choice.finish_reason in ("error", "abort", None) for choice in output.outputs):
-            return Failure(type="model_error", message="vLLM gave this request up. Run it again.")
+            return Failure(type="model_error", message="vLLM gave up on this request. Run it again.")
         choices = tuple(
             _choice(choice, choice.text if prepared.params.detokenize else self._text(choice, prompt))
             for choice in output.outputs
@@ -179,11 +181,11 @@ class Generating:
     def _text(self, choice: Any, prompt_ids: list[int]) -> str:
         assert self._decode is not None
         token_ids = list(choice.token_ids)
-        # Without stop strings "stop" means a stop token, which is no text.
+        # Without stop strings, "stop" means a stop token, which is not text.
         return self._decode.text(token_ids[:-1] if choice.finish_reason == "stop" else token_ids, prompt_ids)
 
     def _params(self, request: Request, max_tokens: int, read: Any, owner: str | None) -> Any:
-        """vLLM's parameters. `read`: what the parser asks for that reads the answer, if any.
+        """vLLM's parameters. `read`: the requirements of the parser for the answer, if there is one.
 
         Raises: InvalidRequest if vLLM does not accept them; SchemaUnchecked.
         """
@@ -198,7 +200,7 @@ class Generating:
             "frequency_penalty": sampling.frequency_penalty,
             "repetition_penalty": sampling.repetition_penalty,
         }
-        # The model's own defaults (its generation_config.json) hold where the request does not say.
+        # The model's defaults (its generation_config.json) apply to what the request does not set.
         given = {name: self._defaults.get(name) if value is None else value for name, value in asked.items()}
         try:
             schema = sampling.json_schema
@@ -222,13 +224,13 @@ class Generating:
                 ignore_eos=sampling.ignore_eos,
                 structured_outputs=checked.guide,
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                # Text is made once, at the end, where that gives the same text; stop strings need it as it comes.
+                # Text is decoded once, at the end, if the result is the same; stop strings need it during generation.
                 detokenize=bool(sampling.stop) or self._decode is None or read is not None,
                 skip_special_tokens=read is None or read.skip_special_tokens,
             )
         except refusals() as error:
             raise InvalidRequest(str(error)) from error
-        # These parameters are this request's alone, so vLLM need not copy them.
+        # Only this request uses these parameters, so vLLM does not have to copy them.
         params.skip_clone = True
         return params
 
@@ -250,11 +252,11 @@ def _read_template(path: str) -> str:
 
 
 class Embedding:
-    """Of an LLM with the pooling runner. Raises: SettingsError where its model makes no embeddings."""
+    """Makes embeddings with the pooling runner of an LLM. Raises: SettingsError if its model does not support them."""
 
     def __init__(self, llm: Any, model: str) -> None:
         if "embed" not in llm.llm_engine.get_supported_tasks():
-            raise SettingsError(f"The model {model} makes no embeddings; task = 'embed' needs one that does.")
+            raise SettingsError(f"The model {model} does not support embeddings; task = 'embed' needs one that does.")
         config = llm.llm_engine.vllm_config.model_config
         self._max_model_len: int = config.max_model_len
         self._dimensions: int = getattr(config, "embedding_size", None) or config.get_hidden_size()
