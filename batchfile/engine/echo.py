@@ -201,7 +201,7 @@ class EchoEngine:
         num_prompt, num_output = self._num_prompt_tokens, self._num_output_tokens
         for finish_at, _, prepared in running:
             usage, computing_s = prepared.completion.usage, now - (finish_at - prepared.work_s) - self._latency_s
-            if computing_s > 0:  # the latency stands for the prompt
+            if computing_s > 0:  # latency_s represents the prompt's computation
                 num_prompt += usage.input_tokens
                 share = min(1.0, computing_s / max(prepared.work_s - self._latency_s, 1e-9))
                 num_output += int(share * usage.output_tokens)

@@ -193,7 +193,7 @@ def _fault(data: Any, at: int, end: int) -> Fault:
         if stop == end or _cut_escape.match(data, stop, end):
             return Fault(at, "unterminated string starting", 'Close it with a ".', is_cut=True)
         if data[stop] == b"\\"[0]:
-            return Fault(stop, "an invalid escape", r"Write a backslash as \\.")
+            return Fault(stop, "invalid escape", r"Write a backslash as \\.")
         at = at if data[stop] == b'"'[0] else stop
     rest = bytes(data[at : at + 16])
     found = _word.match(rest)
@@ -203,9 +203,9 @@ def _fault(data: Any, at: int, end: int) -> Fault:
     first = rest.decode(errors="replace")[0]
     shown = f"byte 0x{rest[0]:02x}" if first == "\ufffd" else repr(first)
     rules = (
-        (rest[:1] == b"'", "a single quote", 'Put keys and strings in double quotes (").'),
-        (rest[0] < 0x20, "an unescaped control character", r"Write it as \n, \t or \u00XX."),
-        (rest.startswith((b"True", b"False", b"None")), "a Python literal", "JSON has true, false and null."),
+        (rest[:1] == b"'", "unexpected single quote", 'Put keys and strings in double quotes (").'),
+        (rest[0] < 0x20, "unescaped control character", r"Write it as \n, \t or \u00XX."),
+        (rest.startswith((b"True", b"False", b"None")), "unexpected Python literal", "JSON has true, false and null."),
         (rest[:1] in b"}],", f"unexpected {shown}", "Remove a comma, or add what is missing."),
         (True, f"unexpected {shown}", "Write the line with a JSON library."),
     )

@@ -88,7 +88,7 @@ class _Seen:
 
 
 class Judge:
-    """For one endpoint. `window_s`: how long an answer counts; `throttle_s`: how long to wait while only 429 comes."""
+    """For one endpoint. `window_s`: how long an answer counts; `throttle_s`: how long to wait out 429 responses."""
 
     def __init__(self, window_s: float = WINDOW_S, throttle_s: float = THROTTLE_S) -> None:
         self._window_s = window_s

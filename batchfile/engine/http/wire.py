@@ -29,7 +29,7 @@ MISPLACED_STATUSES = frozenset({301, 302, 303, 307, 308, 401})
 UNPROVEN_STATUSES = frozenset({403, 404})
 # The longest Retry-After that is honored.
 RETRY_AFTER_S_MAX = 600.0
-# Of an endpoint's error message in ours.
+# How much of an endpoint's error message is included in ours.
 MESSAGE_CHARS_MAX = 2_000
 PAGE_CHARS_MAX = 4_000  # of a web page that is searched for text
 NO_WORDS = "(no message)"
