@@ -36,7 +36,7 @@ TEMPERATURE = 0.2  # the contract of stages for a `params` line without a temper
 
 
 class ToolDefinition(Strict):
-    """Anthropic's."""
+    """A tool in Anthropic's format."""
 
     type: Literal["custom"] | None = None
     name: Name

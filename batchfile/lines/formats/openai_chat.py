@@ -41,7 +41,7 @@ class Function(Strict):
 
 
 class FunctionTool(Strict):
-    """OpenAI's."""
+    """A tool in OpenAI's format."""
 
     type: Literal["function"]
     function: Function
