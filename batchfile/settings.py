@@ -319,6 +319,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
         "run": LocalRun,
         "limits": Times,
         "api": Api,
+        "api_keys": ApiKey,
         "webhooks": Webhook,
         "inbox": InboxFiles,
     }
