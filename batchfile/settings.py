@@ -62,10 +62,7 @@ DEFAULT_STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mi
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. `store`: a directory or `s3://bucket/prefix`. `schemas`: stage -> a JSON file.
-
-    `host` None: loopback while there are no keys, every interface where there are. `webhooks`: by tenant.
-    """
+    """Everything that can be set."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -75,18 +72,44 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    store: str | None = None
+    store: str | None = Field(
+        default=None,
+        description=(
+            "Where all state is kept: a directory or `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`. `--store` "
+            "overrides it."
+        ),
+    )
     run: LocalRun = LocalRun()
-    pools: dict[str, Pool]
-    stages: dict[str, str]
-    schemas: dict[str, Path] = Field(default_factory=dict)
+    pools: dict[str, Pool] = Field(
+        description="The runners of one model, by the pool's name. A file with pools replaces the built-in ones."
+    )
+    stages: dict[str, str] = Field(description="The pool of a stage. A file with stages replaces the built-in ones.")
+    schemas: dict[str, Path] = Field(
+        default_factory=dict,
+        description=(
+            "A file with a JSON schema that the answers of a stage must fit. A relative path starts at the folder "
+            "of the settings file."
+        ),
+    )
     limits: Times = Times()
-    host: str | None = None
-    port: int = Field(default=8000, ge=0, le=65535)
-    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = ()
-    allow_anonymous: bool = False
+    host: str | None = Field(default=None, description="The address that the HTTP service listens on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="The port of the HTTP service; 0 takes a free one.")
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+        default=(),
+        description=(
+            "The keys that the service accepts, as `batchfile keys new TENANT` prints them. In the variable, put "
+            "commas between them."
+        ),
+    )
+    allow_anonymous: bool = Field(
+        default=False,
+        description="Let a service without API keys listen beyond loopback, and accept requests for every host name.",
+    )
     api: Api = Api()
-    webhooks: dict[str, Webhook] = Field(default_factory=dict)
+    webhooks: dict[str, Webhook] = Field(
+        default_factory=dict,
+        description="Where a tenant hears that a batch has ended, by tenant; `default` for a service without keys.",
+    )
     inbox: InboxFiles = InboxFiles()
     _schemas: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
 
@@ -319,6 +342,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
         "run": LocalRun,
         "limits": Times,
         "api": Api,
+        "api_keys": ApiKey,
         "webhooks": Webhook,
         "inbox": InboxFiles,
     }

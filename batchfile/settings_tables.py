@@ -75,30 +75,42 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Pool(BaseModel):
-    """Runners that serve one model. `aliases`: further model names that mean this pool.
-
-    `task`: what the model is for; with "embed" it makes embeddings and no text (an endpoint knows by itself).
-    `tool_parser`, `reasoning_parser`: vLLM's names of the parsers for tool calls and for thinking.
-    `chat_template`: a file to use instead of the model's own. `engine_args`: more of vLLM's engine arguments, by their
-    names in Python, which stand over ours.
-    """
+    """The runners that serve one model."""
 
     model_config = _STRICT
 
-    model: str = Field(min_length=1)
-    aliases: tuple[str, ...] = ()
-    engine: EngineKind = "vllm"
-    task: Task = "generate"
-    base_url: BaseUrl | None = None
-    api_key: SecretStr | None = None
-    max_model_len: int = Field(default=8192, ge=16)
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    tool_parser: str | None = None
-    reasoning_parser: str | None = None
-    chat_template: str | None = None
-    engine_args: dict[str, JsonValue] = {}
+    model: str = Field(
+        min_length=1,
+        description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
+    )
+    aliases: tuple[str, ...] = Field(default=(), description="Further model names that mean this pool.")
+    engine: EngineKind = Field(
+        default="vllm",
+        description="What generates: `vllm` here, `http` for an OpenAI-compatible endpoint, `echo` for tests.",
+    )
+    task: Task = Field(
+        default="generate",
+        description="What the model is for: `generate` for text, `embed` for embeddings. An endpoint does not need it.",
+    )
+    base_url: BaseUrl | None = Field(
+        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
+    )
+    api_key: SecretStr | None = Field(default=None, description="The key of the endpoint. Better set as a variable.")
+    max_model_len: int = Field(default=8192, ge=16, description="Tokens of a prompt and its answer together.")
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="The share of a GPU's memory that vLLM uses."
+    )
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that one engine uses.")
+    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that one engine works on at a time.")
+    tool_parser: str | None = Field(default=None, description="vLLM's parser for tool calls, such as `hermes`.")
+    reasoning_parser: str | None = Field(default=None, description="vLLM's parser for thinking, such as `qwen3`.")
+    chat_template: str | None = Field(
+        default=None, description="A file with a chat template to use instead of the model's own."
+    )
+    engine_args: dict[str, JsonValue] = Field(
+        default={},
+        description="Further engine arguments of vLLM, by their Python names. They override the pool's other settings.",
+    )
 
     @model_validator(mode="after")
     def _has_address(self) -> "Pool":
@@ -108,42 +120,73 @@ class Pool(BaseModel):
 
 
 class LocalRun(BaseModel):
-    """What `batchfile run` uses where its options do not say. `model` None: the demo model, if it is there.
-
-    `grace_s`: what a run that is stopped gives its requests in flight; None: `limits.grace_s`, or 30 without it.
-    """
+    """Defaults of `batchfile run`; its options override them."""
 
     model_config = _STRICT
 
-    engine: EngineKind = "vllm"
-    model: str | None = None
-    base_url: BaseUrl | None = None
-    max_model_len: int | None = Field(default=None, ge=16)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    max_tokens: int = Field(default=2048, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    grace_s: float | None = Field(default=None, ge=0)
+    engine: EngineKind = Field(
+        default="vllm",
+        description="What generates: `vllm` here, `http` for an OpenAI-compatible endpoint, `echo` for tests.",
+    )
+    model: str | None = Field(
+        default=None,
+        description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
+    )
+    base_url: BaseUrl | None = Field(
+        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
+    )
+    max_model_len: int | None = Field(default=None, ge=16, description="Tokens of a prompt and its answer together.")
+    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that the engine works on at a time.")
+    max_tokens: int = Field(default=2048, ge=1, description="Tokens of an answer, for requests that do not say.")
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="Sampling temperature, for requests that do not say."
+    )
+    grace_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="How long a run that is stopped waits for the requests in its engine. Overrides `limits.grace_s`.",
+    )
 
 
 class Times(BaseModel):
-    """The protocol's times, in seconds (docs/protocol.md). None: as the kind of store wants it.
-
-    `lease_ttl_s`, `checkpoint_s`: 90 and 15 on a bucket, 30 and 1 in a directory; 3 to 1 is the least.
-    `engine_stall_s`: an engine that does nothing for this long, with requests in it, counts as dead; 600. Three times
-    that before its first answer. Of a deleted batch the objects are removed after `download_grace_s` and its record
-    after `tombstone_s`, which no slow create of it may outlive.
-    """
+    """Times in seconds, of a service, its runners and `batchfile run`."""
 
     model_config = _STRICT
 
-    lease_ttl_s: Positive | None = None
-    checkpoint_s: Positive | None = None
-    grace_s: Positive | None = None
-    engine_stall_s: Positive | None = None
-    completion_window_s: Positive | None = None
-    retention_s: Positive | None = None
-    download_grace_s: Annotated[float, Field(ge=0)] | None = None
-    tombstone_s: Annotated[float, Field(ge=TOMBSTONE_S_MIN)] | None = None
+    lease_ttl_s: Positive | None = Field(
+        default=None,
+        description=(
+            "Another runner may claim a shard whose lease was not renewed for this long. At least three times "
+            "`checkpoint_s`."
+        ),
+    )
+    checkpoint_s: Positive | None = Field(
+        default=None, description="How often a runner commits the finished requests of a shard."
+    )
+    grace_s: Positive | None = Field(
+        default=None, description="How long a runner that is stopped waits for the requests in its engine."
+    )
+    engine_stall_s: Positive | None = Field(
+        default=None,
+        description=(
+            "An engine that has requests and does nothing for this long counts as dead; three times as long before "
+            "its first answer."
+        ),
+    )
+    completion_window_s: Positive | None = Field(
+        default=None,
+        description="A batch that has not ended this long after its creation expires, unless it has its own deadline.",
+    )
+    retention_s: Positive | None = Field(
+        default=None, description="A batch is deleted this long after it has ended, with its results."
+    )
+    download_grace_s: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="The data of a deleted batch is kept this long, so that running downloads can finish."
+    )
+    tombstone_s: Annotated[float, Field(ge=TOMBSTONE_S_MIN)] | None = Field(
+        default=None,
+        description="The record of a deleted batch is kept this long, so that no slow create brings the batch back.",
+    )
 
     @model_validator(mode="after")
     def _lease_outlives_checkpoints(self) -> "Times":
@@ -154,13 +197,15 @@ class Times(BaseModel):
 
 
 class ApiKey(BaseModel):
-    """Whose a key is. `sha256`: of the key, in hex; the key itself is nowhere. `dialect`: what its answers speak."""
+    """A key that the service accepts: its owner and its hash. The key itself is stored nowhere."""
 
     model_config = _STRICT
 
-    tenant: str
-    sha256: str
-    dialect: Literal["stage", "anthropic"] | None = None
+    tenant: str = Field(description="The owner of the key, and of the batches that are created with it.")
+    sha256: str = Field(description="The SHA-256 of the key, in 64 hex digits.")
+    dialect: Literal["stage", "anthropic"] | None = Field(
+        default=None, description="The API format of responses to this key. Without it, the request decides."
+    )
 
     @field_validator("sha256")
     @classmethod
@@ -180,13 +225,17 @@ class ApiKey(BaseModel):
 
 
 class Webhook(BaseModel):
-    """Where a tenant hears of the ends of its batches. `allow_private`: an address that the internet cannot reach."""
+    """Where a tenant is notified when its batches end."""
 
     model_config = _STRICT
 
-    url: str = Field(pattern=WEBHOOK_URL)
-    secret: SecretStr
-    allow_private: bool = False
+    url: str = Field(pattern=WEBHOOK_URL, description="The http(s) address that receives the events.")
+    secret: SecretStr = Field(
+        description="What the events are signed with: `whsec_` and 16 to 64 bytes in base64. Better set as a variable."
+    )
+    allow_private: bool = Field(
+        default=False, description="Send events also to an address that is not reachable from the internet."
+    )
 
     @field_validator("secret")
     @classmethod
@@ -202,32 +251,47 @@ class Webhook(BaseModel):
 
 
 class Api(BaseModel):
-    """The HTTP service's limits. `spool_dir` None: the system's directory for temporary files.
-
-    `public_url`: where callers find the service, for links in answers; None: what they sent their request to.
-    `trust_forwarded`: a proxy in front says in X-Forwarded-Proto and X-Forwarded-Host where callers sent their request
-    to, and overwrites what callers say there themselves.
-    """
+    """Limits and addresses of the HTTP service."""
 
     model_config = _STRICT
 
-    body_bytes_max: int = Field(default=256 * 1024 * 1024, ge=1024)  # after unpacking
-    requests_max: int = Field(default=1_000_000, ge=1)  # of one batch
-    file_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1024)
-    in_flight_max: int = Field(default=64, ge=1)  # HTTP requests of one key at a time, in one process
-    open_batches_max: int = Field(default=1_000, ge=1)  # of one tenant
-    body_wait_s: Positive = 60.0  # a body of which nothing arrives for this long is given up
-    spool_dir: Path | None = None
-    public_url: str | None = Field(default=None, pattern=PUBLIC_URL)
-    trust_forwarded: bool = False
+    body_bytes_max: int = Field(
+        default=256 * 1024 * 1024, ge=1024, description="Bytes of a request body, after decompression."
+    )
+    requests_max: int = Field(default=1_000_000, ge=1, description="Requests of one batch.")
+    file_bytes_max: int = Field(
+        default=512 * 1024 * 1024, ge=1024, description="Bytes of a file that is uploaded through the OpenAI API."
+    )
+    in_flight_max: int = Field(
+        default=64, ge=1, description="HTTP requests of one key that a process answers at a time."
+    )
+    open_batches_max: int = Field(default=1_000, ge=1, description="Batches of one tenant that have not ended.")
+    body_wait_s: Positive = Field(
+        default=60.0, description="Seconds without a byte after which a request body is abandoned."
+    )
+    spool_dir: Path | None = Field(default=None, description="The folder for request bodies while they arrive.")
+    public_url: str | None = Field(
+        default=None,
+        pattern=PUBLIC_URL,
+        description="The address at which clients reach the service, for links in responses.",
+    )
+    trust_forwarded: bool = Field(
+        default=False,
+        description=(
+            "Use `X-Forwarded-Proto` and `X-Forwarded-Host` for links in responses. Only behind a proxy that "
+            "overwrites both."
+        ),
+    )
 
 
 class InboxFiles(BaseModel):
-    """What becomes of dropped files whose options do not say it. `move_done`: to done/, once they have run."""
+    """Defaults for files in the inbox."""
 
     model_config = _STRICT
 
-    move_done: bool = False
+    move_done: bool = Field(
+        default=False, description="Move a file to `done/` when all of it has run, unless its options say otherwise."
+    )
 
 
 def expected(kind: str, context: Mapping[str, Any]) -> str:

@@ -29,14 +29,20 @@ PLACES = {
 }
 # In words, of settings whose absence means something.
 _UNSET = {
-    "store": ".batchfile next to OUT; of a service: .batchfile in its folder",
+    "store": ".batchfile next to OUT; of a service: .batchfile in the current folder",
     "host": "loopback without API keys, every interface with them",
     "run.model": "the demo model, where it is cached",
-    "run.max_model_len": "as the model says",
-    "run.max_num_seqs": "as the engine says",
+    "run.max_model_len": "the model's own limit",
+    "run.max_num_seqs": "32 with an endpoint, otherwise vLLM's default",
     "run.temperature": "0.2 for `params` lines, 1.0 for OpenAI lines",
     "api.spool_dir": "the system's folder for temporary files",
-    "api.public_url": "what callers sent their request to",
+    "api.public_url": "the address of each request",
+}
+# The same, of every pool.
+_UNSET_OF_POOLS = {
+    "max_num_seqs": "32 with an endpoint, otherwise vLLM's default",
+    "tool_parser": "recognized from the chat template",
+    "chat_template": "the model's own",
 }
 
 InForce = str | float | Mapping[str, float]
@@ -98,6 +104,8 @@ def in_force(settings: Settings, name: str) -> InForce | None:
         return _time(settings, field)
     if name == "run.grace_s":
         return LOCAL.grace_s if settings.limits.grace_s is None else settings.limits.grace_s
+    if table == "pools":
+        return _UNSET_OF_POOLS.get(field.rpartition(".")[2])
     return _UNSET.get(name)
 
 

@@ -69,6 +69,7 @@ def test_a_variable_changes_one_value_of_a_default_pool(monkeypatch: pytest.Monk
         ("[run]\nmax_tokens = 0\n", ["run.max_tokens", "= 0 (from batchfile.toml): must be at least 1"]),
         ("[run]\ngrace_s = inf\n", ["run.grace_s", "inf", "finite"]),
         ("[limits]\nchekpoint_s = 3\n", ["limits.chekpoint_s", "did you mean checkpoint_s"]),
+        ("[[api_keys]]\ntenant = 'a'\nsha = 'x'\n", ["api_keys.0.sha", "did you mean sha256"]),
         ("[limits]\ncheckpoint_s = 10\nlease_ttl_s = 20\n", ["limits", "three times checkpoint_s"]),
         ("[stages]\nwrite = 'big'\n", ["stages.write", "'big'", "mistral"]),
         ("[pools.Big]\nmodel = 'a'\n", ["pools", "'Big'", "lower-case"]),
