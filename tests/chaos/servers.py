@@ -21,13 +21,14 @@ SERVERS = ("ministack", "seaweedfs")
 
 
 class Server:
-    """`kind`: one of SERVERS. All its ports are on loopback, all its files in `folder`."""
+    """`kind`: one of SERVERS. All its ports are on loopback, all its files in `folder`. `variables`: of its process."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, **variables: str) -> None:
         self._folder = folder
         self._ports = free_ports(9)
         self.url = f"http://127.0.0.1:{self._ports[0]}"
         self._command, self._variables = (ministack if kind == "ministack" else seaweedfs)(folder, self._ports)
+        self._variables = {**self._variables, **variables}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
