@@ -150,7 +150,7 @@ def submit(
         if not is_shared:
             _remove(ledger, draft)
         elif isinstance(error, InvalidFile):
-            if retention.fence(ledger, draft.batch_id, "another attempt of its create was refused"):
+            if retention.fence(ledger, draft.batch_id, "another attempt of its create was rejected"):
                 batches.withdraw(ledger, draft)
             elif (standing := batches.read_batch(ledger, draft.batch_id)) is not None:
                 return standing
@@ -169,7 +169,7 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
     if not batch.routing.pools:  # one engine took everything, and no service has a pool for it
         raise InvalidFile(f"{batch.batch_id} was run on one machine: give its errors file to `batchfile run`")
     if errors is None:
-        raise InvalidFile(f"{batch.batch_id} ended before its file was read; mend the file and submit it again")
+        raise InvalidFile(f"{batch.batch_id} ended before its file was read; fix the file and submit it again")
     if not errors.num_lines:
         raise InvalidFile(f"{batch.batch_id} has nothing to repeat: every request succeeded")
     options = CreateOptions(

@@ -153,7 +153,7 @@ def test_a_create_that_was_only_slow_makes_no_second_batch_of_its_key(ledger: Le
     slow = get_or_create(ledger, "one")
     ledger.clock.sleep(ledger.limits.abandoned_s)
     assert get_or_create(ledger, "two").batch_id == "two"
-    with pytest.raises(BatchDamaged, match="send this one again"):
+    with pytest.raises(BatchDamaged, match="submit this batch again"):
         create(ledger, slow.batch_id, slow.created_at)
     create(ledger, "two")
     assert get_or_create(ledger, "three").batch_id == "two"
