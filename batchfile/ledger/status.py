@@ -44,7 +44,7 @@ class DerivedStatus:
     """A batch's record and its progress. `num_records`: of shards that a runner has claimed, or that were closed.
 
     `pools` is empty once the batch has ended. Neither it nor `num_records` includes lines that the planner settled.
-    Times in epoch seconds. `problem`: what cannot be read, for the operator. `is_known` False: `batch` is a placeholder.
+    Times in epoch seconds. `problem`: what cannot be read. `is_known` False: `batch` is a placeholder.
     """
 
     batch: BatchRecord

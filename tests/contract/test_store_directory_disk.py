@@ -98,10 +98,10 @@ def test_a_folder_of_others_that_can_not_be_read_is_passed_over(
 def test_a_key_below_an_object_is_refused_with_what_stands_there(store: DirectoryStore) -> None:
     store.put("a", b"object")
     for condition in (False, True):
-        with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+        with pytest.raises(StoreError, match="there is a file where a folder is needed"):
             store.put("a/b", b"x", absent=condition)
     store.put("c/d", b"object")
-    with pytest.raises(StoreError, match="a folder stands where an object should be"):
+    with pytest.raises(StoreError, match="there is a folder where an object should be"):
         store.put("c", b"x", absent=True)
     assert store.get("a/b") is None
     assert [entry.key for entry in store.list("")] == ["a", "c/d"]
@@ -149,7 +149,7 @@ def test_no_space_left_is_said_so_and_the_store_goes_on_after_it(tmp_path: Path)
 def test_a_directory_that_can_not_be_written_is_refused_with_its_path(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"")
-    with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+    with pytest.raises(StoreError, match="there is a file where a folder is needed"):
         DirectoryStore(file / "store")
     with pytest.raises(StoreError, match="/proc/batchfile"):
         DirectoryStore("/proc/batchfile")
@@ -174,7 +174,7 @@ def test_no_permission_is_refused_with_what_to_do(store: DirectoryStore) -> None
 
 def test_a_store_whose_directory_is_gone_says_so(store: DirectoryStore) -> None:
     subprocess.run(["rm", "-r", store.url], check=True)
-    with pytest.raises(StoreError, match="the store's directory is gone"):
+    with pytest.raises(StoreError, match="the store's directory is missing"):
         store.put("a.json", b"1")
 
 

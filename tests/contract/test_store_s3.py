@@ -238,12 +238,12 @@ def test_what_a_console_leaves_for_an_empty_folder_is_no_object(moto: S3Store, f
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("s3://", "names no bucket"),
+        ("s3://", "has no bucket"),
         ("s3:bucket/x", "is not a store"),
         ("gs://bucket/x", "is not a store"),
         ("https://bucket.example", "is not a store"),
         ("s3://key:secret@bucket/x", "credentials do not belong"),
-        ("s3://bucket/x?endpont=http://127.0.0.1", "'endpont' is not known"),
+        ("s3://bucket/x?endpont=http://127.0.0.1", "'endpont' is unknown"),
         ("", "is empty"),
         ("memory:x", "is not a store"),
     ],

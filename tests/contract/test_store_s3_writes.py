@@ -259,7 +259,7 @@ def test_a_bucket_that_is_too_busy_to_be_proven_is_not_opened_yet(
     )
     with monkeypatch.context() as patch:
         patch.setattr(conformance, "LIGHT", replace(conformance.LIGHT, budget_s=1.0))
-        with pytest.raises(StoreUnavailable, match=r"too busy to show .*: of several writers that create one object"):
+        with pytest.raises(StoreUnavailable, match=r"too busy to prove .*: of several writers that create one object"):
             open_store(url)
     proxy.fault = lambda method, path, headers: "pass"
     open_store(url).close()
