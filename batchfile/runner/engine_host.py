@@ -41,6 +41,7 @@ def judge(in_flight: list[PendingRequest], *, was_alone: bool) -> Verdicts:
     """
     for item in in_flight:
         item.deaths += 1
+    # Innocent requests share some crashes by chance, so suspects are only collected after several, and proven alone.
     if was_alone:
         if len(in_flight) == 1:
             return Verdicts(again=[], alone=[], poison=in_flight)
