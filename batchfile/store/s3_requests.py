@@ -114,7 +114,7 @@ def translated(what: str, *, is_conditional: bool = False) -> Iterator[None]:
     except tuple(row[0] for row in _BY_TYPE) as error:
         call = _current.call
         if call is not None and call.is_cut:
-            message = f"{what}: interrupted because it was not complete after {call.limit_s:.0f} s ({error})"
+            message = f"{what}: interrupted because it was not complete within {call.limit_s:.0f} s ({error})"
             raise StoreUnavailable(message) from error
         kind, advice = next(row[1:] for row in _BY_TYPE if isinstance(error, row[0]))
         raise kind(f"{what}: {advice} ({error})") from error

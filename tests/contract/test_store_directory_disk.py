@@ -115,9 +115,9 @@ def test_a_full_disk_is_unavailable_and_leaves_nothing(store: DirectoryStore) ->
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limits[1]))
     try:
-        with pytest.raises(StoreUnavailable, match="the limit for one file"):
+        with pytest.raises(StoreUnavailable, match="the size limit of one file"):
             store.put("new.json", data)
-        with pytest.raises(StoreUnavailable, match="the limit for one file"):
+        with pytest.raises(StoreUnavailable, match="the size limit of one file"):
             store.put("old.json", data, match=store.put("old.json", b"old"))
         with store.writer("written") as writer, pytest.raises(StoreUnavailable):
             writer.write(data)
@@ -180,7 +180,7 @@ def test_a_store_whose_directory_is_gone_says_so(store: DirectoryStore) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /proc")
 def test_a_store_that_can_not_be_made_where_it_was_asked_for_says_so() -> None:
-    with pytest.raises(StoreError, match=r"/proc/here: .* cannot be made there: .* choose another"):
+    with pytest.raises(StoreError, match=r"/proc/here: .* missing or cannot be created: .* choose another"):
         DirectoryStore("/proc/here")
 
 
@@ -194,7 +194,7 @@ def test_a_store_that_is_gone_is_unavailable_and_not_empty(tmp_path: Path) -> No
         lambda: list(store.list("a/")),
         lambda: list(store.stream("a/b")),
     ):
-        with pytest.raises(StoreUnavailable, match="is gone"):
+        with pytest.raises(StoreUnavailable, match="is missing"):
             ask()
     (tmp_path / "away").rename(tmp_path / "store")
     assert store.get("a/c") is None

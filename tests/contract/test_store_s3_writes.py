@@ -231,13 +231,13 @@ def test_a_real_server_that_ignores_conditions_is_refused_at_its_opening(
 
 def test_a_server_that_refuses_every_etag_is_unfit(store: S3Store, proxy: Any) -> None:
     proxy.fault = lambda method, path, headers: 412 if headers.get("If-Match") and method == "PUT" else "pass"
-    with pytest.raises(StoreUnfit, match="own etag is refused"):
+    with pytest.raises(StoreUnfit, match="own etag is rejected"):
         store.prove(clock=ManualClock())
 
 
 def test_a_server_that_refuses_every_creation_is_unfit(store: S3Store, proxy: Any) -> None:
     proxy.fault = lambda method, path, headers: 412 if headers.get("If-None-Match") and method == "PUT" else "pass"
-    with pytest.raises(StoreUnfit, match="refused"):
+    with pytest.raises(StoreUnfit, match="rejected"):
         prove_conditions(store, clock=ManualClock())
 
 

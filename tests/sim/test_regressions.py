@@ -287,7 +287,7 @@ def test_a_batch_that_cannot_be_read_and_that_a_listing_leaves_out_is_not_called
         if isinstance(told.value, Refusal):
             assert (told.value.status, told.value.headers) == (503, {"Retry-After": "5"})
     if "index/" in gaps:
-        with pytest.raises(Refusal, match="ask again later"):
+        with pytest.raises(Refusal, match="try again later"):
             service.delete(caller, "b")
         assert store._objects[keys.batch_key("b")].data == b"nonsense"
     else:
