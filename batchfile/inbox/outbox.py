@@ -71,7 +71,7 @@ def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
     """Is this version the newest? If the inbox has none, the outbox tells whether there was a later one.
 
     Later by the store's clock: those of the processes that claimed the versions may be wrong. Before a file is moved,
-    its status was written, so that a file with an older time than its predecessor is reported too.
+    its status is written, so that a file with an older time than its predecessor is reported too.
     """
     entry = ledger.store.head(dropped.key)
     if entry is not None:
