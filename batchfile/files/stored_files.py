@@ -1,8 +1,8 @@
-"""Files that a tenant stored: written once, read, listed, removed, and made a batch of. Knows no HTTP and does not look
-into them.
+"""Stored files of a tenant: written once, read, listed, deleted and turned into batches. It knows no HTTP and does not
+parse the files.
 
-A document names the bytes and is written last. Once it is gone, nobody finds the file; the bytes stay for as long as
-a batch may run that was made of it.
+A document names the bytes and is written last. Once it is deleted, the file cannot be found; its bytes are kept as long
+as a batch that was made from it may run.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _ID_CHARS = len("batch_") + 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileInput:
-    """The file that a batch was made of, and what every line of it asks for. Empty: nobody knows any more."""
+    """The file that a batch was made from, and the endpoint of all its lines. Empty: unknown by now."""
 
     file_id: str
     endpoint: str
@@ -32,7 +32,7 @@ class FileInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """A file that a tenant stored; its bytes are the object `key`. Never rewritten. Times: epoch seconds."""
+    """A tenant's stored file; its bytes are the object `key`. Never rewritten. Times: epoch seconds."""
 
     file_id: str
     tenant: str
@@ -59,7 +59,7 @@ def store_file(
 ) -> FileRecord:
     """Store the bytes, then the document. Not `is_published`: the file does not exist before `publish`.
 
-    Raises: TooLarge, of which nothing stays; StoreUnavailable.
+    Raises: TooLarge, and nothing is kept; StoreUnavailable.
     """
     now = ledger.clock.now()
     file_id = keys.new_file_id(now, ledger.new_id())
@@ -71,7 +71,7 @@ def store_file(
         for chunk in chunks:
             size += len(chunk)
             if size > bytes_max:
-                raise TooLarge(f"file: is larger than {bytes_max:,} bytes; split it")
+                raise TooLarge(f"file: is larger than {bytes_max:,} bytes; split the file")
             digest.update(chunk)
             writer.write(chunk)
         writer.commit()
@@ -92,12 +92,12 @@ def store_file(
 
 
 def publish(ledger: Ledger, record: FileRecord) -> None:
-    """From now on the file exists. Idempotent."""
+    """The file exists from now on. Idempotent."""
     ledger.store.put(keys.file_key(record.tenant, record.file_id), encode(record))
 
 
 def read_file(ledger: Ledger, tenant: str, file_id: str) -> FileRecord | None:
-    """None where there is none, or none any more. By the store's clock: the one of this process may be ahead."""
+    """Returns nothing for a missing or deleted file. By the store's clock: the local one may be ahead."""
     if not keys.is_file_id(file_id):
         return None
     found = load(ledger, keys.file_key(tenant, file_id), FileRecord)
@@ -109,7 +109,7 @@ def read_file(ledger: Ledger, tenant: str, file_id: str) -> FileRecord | None:
 
 
 def list_file_ids(ledger: Ledger, tenant: str, *, after: str | None = None) -> Iterator[str]:
-    """Newest first; `after` an id, whose file may be gone. Expired ones are among them."""
+    """Newest first; `after`: an id, whose file may be deleted. Includes expired files."""
     prefix = keys.files_prefix(tenant)
     start = "" if after is None else keys.file_key(tenant, after)
     for entry in ledger.store.list(f"{prefix}file-", after=start):
@@ -119,10 +119,10 @@ def list_file_ids(ledger: Ledger, tenant: str, *, after: str | None = None) -> I
 
 
 def remove_file(ledger: Ledger, tenant: str, file_id: str) -> bool:
-    """Make a file unreadable at once; its bytes go when no batch can need them. False: there is none.
+    """Make a file unreadable at once; its bytes are removed when no batch can need them. False: not found.
 
-    A file that can be read keeps its bytes, so that they are given up last, and where that fails go in their own time.
-    One whose document is damaged is removed like any other. Raises: RecordNewer.
+    The bytes of a readable file are scheduled last, so that they are removed by their expiry if that fails. A file with
+    a damaged document is deleted like any other. Raises: RecordNewer.
     """
     with suppress(RecordDamaged):
         if read_file(ledger, tenant, file_id) is None:
@@ -138,26 +138,26 @@ def _in_use_s(ledger: Ledger) -> float:
 
 
 def file_input(batch: BatchRecord) -> FileInput | None:
-    """None where the batch was not made of a stored file."""
+    """None if the batch was not made from a stored file."""
     if batch.origin is None and not batch.input.key and len(batch.batch_id) == _ID_CHARS:
-        # Its record is damaged, and the form of the id tells.
+        # Its record is damaged, but the form of the id tells.
         return FileInput(file_id="", endpoint="")
     try:
         return facts_of(batch, _KIND, FileInput)
-    except BatchDamaged:  # it is shown all the same
+    except BatchDamaged:  # it is shown nevertheless
         return FileInput(file_id=batch.origin.name if batch.origin else "", endpoint="")
 
 
 def source(
     ledger: Ledger, file: FileRecord, *, endpoint: str, requests_max: int, kept_s: float | None = None
 ) -> Source:
-    """What a batch is made of whose every line is a request to `endpoint`. `kept_s`: of its results.
+    """The source of a batch in which every line is a request to `endpoint`. `kept_s`: of its results.
 
-    Raises: InvalidFile where the bytes are gone; StoreUnavailable.
+    Raises: InvalidFile if the bytes are gone; StoreUnavailable.
     """
     entry = ledger.store.head(file.key)
     if entry is None:
-        raise InvalidFile(f"the bytes of {file.file_id} are gone; upload the file again")
+        raise InvalidFile(f"the content of {file.file_id} is missing; upload the file again")
     return Source(
         input=InputRef(key=file.key, etag=entry.etag, size=file.size, sha256=file.sha256, format="openai"),
         origin=origin_of(_KIND, file.file_id, FileInput(file_id=file.file_id, endpoint=endpoint)),

@@ -1,6 +1,6 @@
-"""A file that comes in parts: begun, parts added in any order, completed in the order that its user names, or given up.
+"""Uploads a file in parts: start, add parts in any order, complete in the order that the user names, or cancel.
 
-Whether it is completed or cancelled is decided by one conditional write of its record. Knows no HTTP.
+One conditional write of the record decides whether it is completed or canceled. It knows no HTTP.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.records import VERSION
 from batchfile.ledger.retention import remove_after
 
-UPLOAD_S = 3600.0  # then a pending one can be completed no more
-STORED_SHARE_MAX = 2  # of what was announced, all parts together
-KEPT_S = 24 * 3600.0  # then its record is gone too
+UPLOAD_S = 3600.0  # then a pending upload can no longer be completed
+STORED_SHARE_MAX = 2  # of the announced size, all parts together
+KEPT_S = 24 * 3600.0  # then its record is deleted too
 
 UploadState = Literal["pending", "completed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadRecord:
-    """A file that comes in parts. `size` in bytes of the whole, as announced; `file_kept_s` of what it becomes."""
+    """An upload in parts. `size`: the announced total in bytes; `file_kept_s`: of the resulting file."""
 
     upload_id: str
     tenant: str
@@ -71,7 +71,7 @@ def read_upload(ledger: Ledger, tenant: str, upload_id: str) -> UploadRecord | N
 
 
 def is_expired(ledger: Ledger, upload: UploadRecord) -> bool:
-    """By the store's clock. The one of this process, which may be ahead, says only when to look."""
+    """By the store's clock. The local one, which may be ahead, says only when to look."""
     if upload.state != "pending" or ledger.clock.now() < upload.expires_at:
         return False
     found = _find(ledger, upload.tenant, upload.upload_id)
@@ -79,7 +79,7 @@ def is_expired(ledger: Ledger, upload: UploadRecord) -> bool:
 
 
 def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, bytes_max: int) -> str:
-    """Store one part; its id. Raises: InvalidFile where the upload takes none any more; TooLarge."""
+    """Store one part; returns its id. Raises: InvalidFile if the upload accepts no more parts; TooLarge."""
     _check_pending(ledger, upload)
     _check_room(ledger, upload)
     part_id = f"part_{ledger.new_id()}"
@@ -91,20 +91,20 @@ def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, b
             if size > bytes_max:
                 raise TooLarge(f"data: is larger than {bytes_max:,} bytes; send it in more parts")
             if size > upload.size:
-                raise InvalidFile(f"data: is larger than the upload itself, which announced {upload.size:,} bytes")
+                raise InvalidFile(f"data: is larger than the whole upload, which announced {upload.size:,} bytes")
             writer.write(chunk)
         writer.commit()
     return part_id
 
 
 def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5: str | None) -> UploadRecord:
-    """The parts, in this order, become a file. The same again, also at the same time, finds the same file.
+    """Turn the parts, in this order, into a file. The same call again, even concurrently, finds the same file.
 
-    Raises: InvalidFile where the parts are not what was announced, or the upload is over.
+    Raises: InvalidFile if the parts are not what was announced, or the upload has ended.
     """
     found = _find(ledger, upload.tenant, upload.upload_id)
     if found is None:
-        raise InvalidFile(f"the upload {upload.upload_id} is gone; begin a new one")
+        raise InvalidFile(f"the upload {upload.upload_id} no longer exists; start a new one")
     if found.record.state == "completed" and found.record.part_ids == tuple(part_ids):
         return _published(ledger, found.record)
     _check_pending(ledger, found.record)
@@ -114,7 +114,7 @@ def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, m
         now = _find(ledger, upload.tenant, upload.upload_id)
         if now is None or now.etag == found.etag:
             raise
-        return complete(ledger, upload, part_ids, md5=md5)  # it was decided meanwhile, and then its parts went
+        return complete(ledger, upload, part_ids, md5=md5)  # it was decided meanwhile, and then its parts were removed
     done = _decide(ledger, found, state="completed", part_ids=tuple(part_ids), file=file)
     if done is None:
         ledger.store.delete(file.key)
@@ -125,7 +125,7 @@ def complete(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, m
 
 
 def cancel(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
-    """Idempotent. Raises: InvalidFile where it is completed."""
+    """Idempotent. Raises: InvalidFile if it is completed."""
     found = _find(ledger, upload.tenant, upload.upload_id)
     if found is None or found.record.state == "cancelled":
         return upload if found is None else found.record
@@ -153,18 +153,18 @@ def _find(ledger: Ledger, tenant: str, upload_id: str) -> Stored[UploadRecord] |
 def _check_pending(ledger: Ledger, upload: UploadRecord) -> None:
     state = "expired" if is_expired(ledger, upload) else upload.state
     if state != "pending":
-        raise InvalidFile(f"the upload {upload.upload_id} is {state}; begin a new one")
+        raise InvalidFile(f"the upload {upload.upload_id} is {state}; start a new one")
 
 
 def _check_room(ledger: Ledger, upload: UploadRecord) -> None:
-    """A part may be sent again, which is another one; what is stored is bounded all the same."""
+    """A part may be sent again, which makes another part; the stored size is limited all the same."""
     stored = sum(_list_parts(ledger, upload).values())
     if stored > STORED_SHARE_MAX * upload.size:
-        raise InvalidFile(f"the upload announced {upload.size:,} bytes and {stored:,} have come; begin a new one")
+        raise InvalidFile(f"the upload announced {upload.size:,} bytes, but received {stored:,}; start a new one")
 
 
 def _list_parts(ledger: Ledger, upload: UploadRecord) -> dict[str, int]:
-    """The key and the size of each part that is stored."""
+    """The key and the size of each stored part."""
     prefix = f"{keys.upload_prefix(upload.tenant, upload.upload_id)}/part_"
     return {entry.key: entry.size for entry in ledger.store.list(prefix)}
 
@@ -173,16 +173,16 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
     parts = []
     size = 0
     if len(set(part_ids)) != len(part_ids):
-        raise InvalidFile("part_ids: one is named twice; name each part once, in order")
+        raise InvalidFile("part_ids: a part is named twice; name each part once, in order")
     for place, part_id in enumerate(part_ids):
         key = keys.upload_part_key(upload.tenant, upload.upload_id, part_id)
         entry = ledger.store.head(key) if keys.is_part_id(part_id) else None
         if entry is None:
-            raise InvalidFile(f"part_ids[{place}]: {part_id[:80]!r} is no part of this upload")
+            raise InvalidFile(f"part_ids[{place}]: {part_id[:80]!r} is not a part of this upload")
         parts.append(key)
         size += entry.size
     if size != upload.size:
-        raise InvalidFile(f"part_ids: these parts have {size:,} bytes and the upload announced {upload.size:,}")
+        raise InvalidFile(f"part_ids: these parts have {size:,} bytes, but the upload announced {upload.size:,}")
     digest = hashlib.md5(usedforsecurity=False)
     file = store_file(
         ledger,
@@ -196,7 +196,7 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
     )
     if md5 is not None and md5.lower() != digest.hexdigest():
         ledger.store.delete(file.key)
-        raise InvalidFile(f"md5: these parts have {digest.hexdigest()}; a part was damaged, or the order is another")
+        raise InvalidFile(f"md5: these parts have {digest.hexdigest()}; a part is damaged, or the order is wrong")
     return file
 
 
@@ -208,7 +208,7 @@ def _hashed(ledger: Ledger, parts: Iterable[str], digest: "hashlib._Hash") -> It
 
 
 def _published(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
-    """Whoever completed it may have been cut off before its file's document. One that was removed stays so."""
+    """The process that completed it may have died before it wrote the file's document. A deleted file stays deleted."""
     published = keys.upload_published_key(upload.tenant, upload.upload_id)
     if upload.file is not None and ledger.store.head(published) is None:
         publish(ledger, upload.file)
@@ -217,6 +217,6 @@ def _published(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
 
 
 def _remove_parts(ledger: Ledger, upload: UploadRecord) -> None:
-    """Best effort: expiry removes what stays."""
+    """Best effort: expiry removes what is left."""
     with suppress(StoreError):
         ledger.store.delete_many(list(_list_parts(ledger, upload)))

@@ -1,4 +1,4 @@
-"""The documents that tell what came of a dropped file: how far it is, what it came to, why it came to nothing. Pure."""
+"""The documents in the outbox about a dropped file: its status, its receipt or the reason of its rejection. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ Kind = TypeVar("Kind")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
     """`etag` and `modified_at` (epoch seconds, by the store's clock): the version. `sha256`: of the requests as they
-    ran; None where they were never read to their end.
+    ran; None if they were never read to the end.
 
-    `moved_to`: where the file lies now, if it was to be moved.
+    `moved_to`: where the file is now, if it was to be moved.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """`sha256` of its bytes. Also in the receipts of local runs."""
+    """`sha256` is of its bytes. Also used in the receipts of local runs."""
 
     path: str
     bytes: int
@@ -51,7 +51,7 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Who answered. `engines`: what its runners ran when the receipt was written; none where none was alive then."""
+    """The pool that answered. `engines`: of its live runners when the receipt was written, if any."""
 
     model: str
     requests: int
@@ -60,7 +60,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """How far the batch is. Times: epoch seconds."""
+    """The progress of the batch. Times: epoch seconds."""
 
     batch_id: str
     state: BatchState
@@ -77,7 +77,7 @@ class Status:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """Written last. `seconds`: from the claim of the file to the end of its batch. `gpu_seconds`: of the GPUs while
-    they worked for it, None where no GPU is known: an endpoint's, say."""
+    they worked for it; None if no GPU is known (say, for an endpoint)."""
 
     batch_id: str
     reason: str
@@ -101,7 +101,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """Why a file became nothing. `batch_id` None: it was not even looked into."""
+    """Why a file was rejected or its batch failed. `batch_id` None: it was rejected without reading it."""
 
     batch_id: str | None
     input: Input
@@ -114,7 +114,7 @@ Document = Status | Receipt | Rejected
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What each document has: the version that it is about."""
+    """Common to all documents: the version of the file."""
 
     input: Input
 
@@ -141,7 +141,7 @@ def receipt_of(
     written: Mapping[str, FileRef],
     moved_to: str | None,
 ) -> Receipt:
-    """`written`: the files in the outbox, by their kind."""
+    """`written`: the files in the outbox, by kind."""
     return Receipt(
         batch_id=batch.batch_id,
         reason=batch.reason or "completed",
@@ -189,7 +189,7 @@ def encode(document: object) -> bytes:
 
 
 def read(data: bytes, kind: type[Kind]) -> Kind | None:
-    """None where it is none of ours."""
+    """None if it is not one of our documents."""
     try:
         return msgspec.json.decode(data, type=kind)
     except UNREADABLE:

@@ -1,4 +1,4 @@
-"""What a person may ask for beside a dropped file: `name.batch.toml` for `name.jsonl`. Pure."""
+"""The options of a dropped file, in a file next to it: `name.batch.toml` for `name.jsonl`. Pure."""
 
 import re
 import tomllib
@@ -18,10 +18,10 @@ _CALLBACK = re.compile(r"https?://[^\s/?#@]+(/[^\s#]*)?")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`stage`: instead of what the folder says. `priority`: 0 (first) to 9. `deadline`: when the batch expires.
+    """`stage`: instead of the folder's. `priority`: 0 (first) to 9. `deadline`: when the batch expires.
 
-    `max_tokens` and `temperature`: of requests that do not say. `results`: Parquet is written beside the lines, not
-    instead. `callback`: who is told of the end. `move_done` None: what the settings say.
+    `max_tokens` and `temperature`: for requests without them. `results`: Parquet is written in addition to the lines.
+    `callback`: the URL that is notified of the end. `move_done` None: as the settings say.
     """
 
     stage: Annotated[str, Meta(min_length=1)] | None = None
@@ -37,7 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 _MUST_BE = {
     "stage": "the name of a stage",
     "priority": "a whole number from 0 (first) to 9",
-    "deadline": "a time with its zone, such as 2030-01-31T18:00:00Z",
+    "deadline": "a time with its time zone, such as 2030-01-31T18:00:00Z",
     "max_tokens": f"a whole number from 1 to {TOKENS_MAX}",
     "temperature": "a number from 0 to 2",
     "results": "'jsonl' or 'parquet'",
@@ -47,22 +47,22 @@ _MUST_BE = {
 
 
 def _why(data: bytes) -> str | None:
-    """What is wrong with the options; None where nothing is found."""
+    """What is wrong with the options; None if nothing is found."""
     try:
         given = tomllib.loads(data.decode())
     except tomllib.TOMLDecodeError as error:
-        return f"is not valid TOML: {error}; write `key = value` lines, with text in double quotes"
+        return f"is not valid TOML: {error}; write `key = value` lines with text in double quotes"
     except UnicodeDecodeError:
         return "is not UTF-8; save it as UTF-8"
     except UNREADABLE:
         return "has a value that is too long or nested too deeply; write `key = value` lines"
     for key, value in given.items():
         if key not in _MUST_BE:
-            return f"{key!r} is not an option"
+            return f"{key!r} is an unknown option"
         try:
             msgspec.convert({key: value}, Options)
         except UNREADABLE:
-            return f"{key} must be {_MUST_BE[key]}, got {str(value)[:80]!r}"
+            return f"{key}: must be {_MUST_BE[key]}, got {str(value)[:80]!r}"
     return None
 
 
@@ -71,9 +71,9 @@ def read_options(name: str, data: bytes) -> Options:
     try:
         options = msgspec.toml.decode(data, type=Options)
     except UNREADABLE as error:
-        raise InvalidFile(f"{name}: {_why(data) or error}; options are {', '.join(_MUST_BE)}") from None
+        raise InvalidFile(f"{name}: {_why(data) or error}; the options are {', '.join(_MUST_BE)}") from None
     if options.callback is not None and not _CALLBACK.fullmatch(options.callback):
         raise InvalidFile(
-            f"{name}: callback must be an http:// or https:// URL without a user and without #, with a / before any ?"
+            f"{name}: callback: must be an http:// or https:// URL without a user, without # and with a / before any ?"
         )
     return options

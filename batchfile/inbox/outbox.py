@@ -1,9 +1,9 @@
-"""What came of a dropped file: beside its path under `outbox/`, its full name kept. Of its newest version only.
+"""Publishes what results from a dropped file: at its path under `outbox/`, with its full name, for its newest version.
 
-Results and errors are a pure function of the ended batch, so that writing them twice gives the same bytes. The last
-word, a receipt or a rejection, is put over what lay there when the turn began and over nothing else: a process that
-slept cannot have it after a newer version. Removals and large files have no condition; whose the outbox is, is asked
-right before each.
+Results and errors are a pure function of the ended batch, so writing them twice gives the same bytes. The last
+document, a receipt or a rejection, replaces only what was there when this process got its turn, so that a process that
+slept cannot overwrite a newer version's. Removals and large files have no condition; right before each, the process
+checks that it still holds the outbox.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from batchfile.types import Counts, Usage
 
 log = structlog.get_logger()
 
-STATUS_S = 15.0  # between two writes of one file's progress, by whoever; a new state is told at once
+STATUS_S = 15.0  # between two writes of one file's progress, by any process; a new state is written at once
 
 _STATES: tuple[BatchState, ...] = ("planning", "open", "ending", "ended")
 
@@ -52,12 +52,12 @@ def is_there(ledger: Ledger, version: DroppedFile | ClaimRecord) -> bool:
 
 
 def _is_version(entry: Entry | None, version: DroppedFile | ClaimRecord) -> bool:
-    """As claims tell versions: the same bytes may have the same etag, put there again."""
+    """Compares like claims: the same bytes, dropped again, may have the same etag."""
     return entry is not None and (entry.etag, int(entry.modified_at)) == (version.etag, int(version.modified_at))
 
 
 def is_replaced(ledger: Ledger, batch: BatchRecord) -> bool:
-    """Can the rest of this batch no longer be what its file asks for?"""
+    """Is this batch outdated by a newer version of its file?"""
     dropped = dropped_file(batch)
     if dropped is None:
         return False
@@ -68,15 +68,15 @@ def is_replaced(ledger: Ledger, batch: BatchRecord) -> bool:
 
 
 def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
-    """Is this version the one in the inbox? Once none is there, the outbox tells whether a later one was.
+    """Is this version the newest? If the inbox has none, the outbox tells whether there was a later one.
 
-    Later by the store's clock: those of the processes that took the versions up may be wrong. Whoever moves a file has
-    written its status before, so that a file with an older time than the one before it is told of, too.
+    Later by the store's clock: those of the processes that claimed the versions may be wrong. Before a file is moved,
+    its status is written, so that a file with an older time than its predecessor is reported too.
     """
     entry = ledger.store.head(dropped.key)
     if entry is not None:
         return _is_version(entry, dropped)
-    for kind in (STATUS, REJECTED):  # a file that was refused unread has no status
+    for kind in (STATUS, REJECTED):  # a file that was rejected unread has no status
         found = ledger.store.get(keys.outbox_key(dropped.key, kind))
         known = None if found is None else documents.read(found.data, documents.About)
         if known is not None and known.input.modified_at > dropped.modified_at:
@@ -85,16 +85,16 @@ def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
 
 
 def report(ledger: Ledger, batch: BatchRecord, counts: Counts, usage: Usage) -> None:
-    """Write how far a batch is, where that is news; counts never go back. Raises: StoreUnavailable."""
+    """Write the progress of a batch if it is news; counts never decrease. Raises: StoreUnavailable."""
     dropped = dropped_file(batch)
     if dropped is not None:
-        with suppress(PreconditionFailed):  # someone else has just told
+        with suppress(PreconditionFailed):  # another process has just written it
             _report(ledger, batch, dropped, counts, usage)
 
 
 def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage) -> None:
     key = keys.outbox_key(dropped.key, STATUS)
-    found = ledger.store.get(key)  # before it is asked who is the newest: who comes after that is not written over
+    found = ledger.store.get(key)  # before the check, so that the status of a newer version is not replaced
     if not is_newest(ledger, dropped):
         return
     known = None if found is None else documents.read(found.data, documents.Status)
@@ -110,7 +110,7 @@ def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Co
 def finish(
     ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
 ) -> BatchRecord | None:
-    """End a batch as `ending.finish` does, and write what came of a dropped file to the outbox."""
+    """End a batch as `ending.finish` does, and write the results of a dropped file to the outbox."""
     batch = ending.finish(ledger, batch_id, runner=runner, is_stopped=is_stopped)
     if batch is not None and batch.state == "ended":
         with suppress(StoreError):  # a janitor does it too
@@ -119,15 +119,15 @@ def finish(
 
 
 def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
-    """Write everything of an ended batch, unless that was done before. False: someone else is at it.
+    """Write everything of an ended batch, unless it was written before. False: another process is doing it.
 
-    What a reader takes away afterwards does not come back. Raises: StoreError; cut off, it is done again.
+    What a reader removes afterwards does not come back. Raises: StoreError; if interrupted, it is repeated.
     """
     dropped = dropped_file(batch)
     if dropped is None or batch.state != "ended":
         return True
     key = keys.outbox_turn_key(batch.batch_id)
-    with suppress(RecordDamaged):  # then it is taken anew, and everything is written again
+    with suppress(RecordDamaged):  # then it is claimed anew, and everything is written again
         found = load(ledger, key, ShardRecord)
         if found is not None and found.record.state == "done":
             return True
@@ -138,7 +138,7 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
         is_written = _Publication(ledger, batch, dropped, lambda: shards.beat(ledger, held)).write()
         shards.finish(ledger, held)
     except (LeaseLost, PreconditionFailed):
-        shards.give_back(ledger, held)  # where it is still ours, the next try finds out whose the outbox is
+        shards.give_back(ledger, held)  # if it is still ours, the next attempt finds out who holds the outbox
         return False
     except BatchfileError:
         shards.give_back(ledger, held)
@@ -149,9 +149,9 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
 
 
 def refuse(ledger: Ledger, file: Entry, message: str) -> bool:
-    """Say why `file` is not looked into; what was told of earlier versions goes. The same again does nothing.
+    """Say why `file` is rejected unread, and remove the documents of earlier versions. Repeating it does nothing.
 
-    False: something else has just been said of it; look again. Raises: StoreError.
+    False: the outbox has just changed; look again. Raises: StoreError.
     """
     rejected = documents.Rejected(
         batch_id=None,
@@ -175,12 +175,12 @@ def refuse(ledger: Ledger, file: Entry, message: str) -> bool:
 
 
 def accept(ledger: Ledger, batch: BatchRecord) -> None:
-    """A file has become `batch`: what was said against it or an earlier version holds no more.
+    """A file has become `batch`: remove rejections of it or of an earlier version.
 
-    What was said meanwhile of the batch itself stays. Raises: StoreUnavailable.
+    Documents that were written meanwhile about the batch itself stay. Raises: StoreUnavailable.
     """
     dropped = dropped_file(batch)
-    assert dropped is not None, "only what was dropped is in the outbox"
+    assert dropped is not None, "only a dropped file has an outbox"
     place = keys.outbox_key(dropped.key, REJECTED)
     found = ledger.store.get(place)
     if found is None:
@@ -192,13 +192,13 @@ def accept(ledger: Ledger, batch: BatchRecord) -> None:
 
 
 def _put_over(ledger: Ledger, before: Object | Entry | None, key: str, document: documents.Document) -> None:
-    """Raises: PreconditionFailed where something else is there now than was before."""
+    """Raises: PreconditionFailed if the document has changed since `before`."""
     etag = None if before is None else before.etag
     ledger.store.put(key, documents.encode(document), absent=etag is None, match=etag)
 
 
 def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
-    """Who ran the batch, without what the planner settled. What runs the engines is by their own account, of now."""
+    """The pools that ran the batch, without what the planner settled. Engines: as the runners report them now."""
     found = None if not batch.plan_key else load(ledger, batch.plan_key, Plan)
     if found is None:
         return {}
@@ -206,7 +206,7 @@ def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
     for pool, members in found.record.pools.items():
         if pool not in keys.SETTLED_POOLS:
             told = set[str]()
-            with suppress(StoreError):  # a hint, which holds back no answers
+            with suppress(StoreError):  # a hint, which must not hold up results
                 told = {f"{one.engine} {one.engine_version}".strip() for one in read_presence(ledger, pool)}
             models = batch.routing.pools.get(pool) or (pool,)
             num_requests = sum(members.values())
@@ -215,7 +215,7 @@ def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
 
 
 def _in_format(ledger: Ledger, batch: BatchRecord) -> Iterable[bytes]:
-    """The results as the input's own format has them."""
+    """The results in the API format of the input."""
     assert batch.results is not None
     chunks = ledger.store.stream(batch.results.key)
     if batch.input.format == "native":
@@ -224,7 +224,7 @@ def _in_format(ledger: Ledger, batch: BatchRecord) -> Iterable[bytes]:
 
 
 class _Publication:
-    """Writes what came of an ended batch, while this process has the turn. `beat` renews it, and raises LeaseLost."""
+    """Writes the results of an ended batch while this process has the turn. `beat` renews it, and raises LeaseLost."""
 
     def __init__(self, ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None]) -> None:
         self._ledger = ledger
@@ -233,9 +233,9 @@ class _Publication:
         self._beat = beat
 
     def write(self) -> bool:
-        """False, and nothing written: a newer version is there.
+        """False, and nothing written: there is a newer version.
 
-        Raises: LeaseLost, PreconditionFailed where a newer version or another holder came meanwhile.
+        Raises: LeaseLost, PreconditionFailed if a newer version or another holder came meanwhile.
         """
         ledger, batch, dropped = self._ledger, self._batch, self._dropped
         is_rejected = batch.reason == "failed" and batch.results is None
@@ -266,10 +266,10 @@ class _Publication:
     def _check(self) -> None:
         self._beat()
         if not is_newest(self._ledger, self._dropped):
-            raise LeaseLost(f"{self._dropped.key}: a newer version has the outbox now")
+            raise LeaseLost(f"{self._dropped.key}: a newer version of the file holds the outbox now")
 
     def _write_files(self) -> dict[str, FileRef]:
-        """By their kind."""
+        """By kind."""
         batch, store, written = self._batch, self._ledger.store, dict[str, FileRef]()
         if batch.results is not None:
             chunks = _in_format(self._ledger, batch)
@@ -290,7 +290,7 @@ class _Publication:
         return FileRef(key=key, size=sink.size, sha256=sink.digest.hexdigest(), num_lines=sink.num_lines)
 
     def _write_parquet(self, results: FileRef) -> FileRef:
-        """A row for each result."""
+        """One row per result."""
         from batchfile.lines.parquet import write_results
 
         def lines() -> Iterator[bytes]:
@@ -302,13 +302,13 @@ class _Publication:
         return replace(self._write_object(self._key(RESULTS_PARQUET), fill), num_lines=results.num_lines)
 
     def _move(self) -> str | None:
-        """Copy the file out of the inbox, then remove it there; where it is now. A file that was replaced stays."""
+        """Copy the file out of the inbox, then remove it there; returns its new key. A file that was replaced stays."""
         store, dropped, target = self._ledger.store, self._dropped, keys.done_key(self._dropped.key)
         try:
             try:
                 chunks = store.stream(dropped.key, match=dropped.etag)
                 self._write_object(target, lambda sink: sink.writelines(chunks))
-            except ObjectMissing:  # a process that was cut off here had moved it, or its owner took it away
+            except ObjectMissing:  # a process that died here had moved it, or its owner removed it
                 return None if store.head(target) is None else target
             self._check()
             store.delete(dropped.key)
@@ -316,7 +316,7 @@ class _Publication:
             return None
         except StoreUnavailable:
             raise
-        except StoreError as error:  # not allowed, say
+        except StoreError as error:  # say, access denied
             log.error("inbox.not_moved", key=dropped.key, error=str(error))
             return None
         log.info("inbox.moved", key=dropped.key, to=target)
@@ -324,7 +324,7 @@ class _Publication:
 
 
 class _Sink(io.RawIOBase):
-    """An object that is being written, as a file; counts and hashes what goes through."""
+    """An object that is being written, as a file; counts and hashes the bytes."""
 
     def __init__(self, writer: Writer, beat: Callable[[], None]) -> None:
         self.size = self.num_lines = 0

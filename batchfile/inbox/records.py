@@ -1,4 +1,4 @@
-"""What is stored of files in the inbox, and what a batch keeps of the one that it was made of."""
+"""The stored records of files in the inbox, and what a batch keeps of its file."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,9 @@ _KIND = "inbox"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DroppedFile:
-    """The file in the inbox that a batch is made of, as it was claimed.
+    """The file in the inbox that a batch is made from, as it was claimed.
 
-    `modified_at`: epoch seconds, by the store's clock. `wants_parquet`, `callback`, `move_done`: what was asked for
-    beside it.
+    `modified_at`: epoch seconds, by the store's clock. `wants_parquet`, `callback`, `move_done`: from its options.
     """
 
     key: str
@@ -25,9 +24,9 @@ class DroppedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRecord:
-    """Which batch a version of a file in the inbox became. `created_at`: the batch's.
+    """The batch of one version of a file in the inbox. `created_at`: the batch's.
 
-    `is_made`: the batch has existed; what became of it since, this version is never a batch again.
+    `is_made`: the batch has existed; this version never becomes a batch again, whatever happened to it since.
     """
 
     key: str
@@ -40,7 +39,7 @@ class ClaimRecord:
 
 
 def dropped_file(batch: BatchRecord) -> DroppedFile | None:
-    """None where the batch was not made of a file in the inbox. Raises: BatchDamaged."""
+    """None if the batch was not made from a file in the inbox. Raises: BatchDamaged."""
     return facts_of(batch, _KIND, DroppedFile)
 
 
@@ -50,7 +49,7 @@ def inbox_path(batch: BatchRecord) -> str | None:
 
 
 def source(dropped: DroppedFile, size: int) -> Source:
-    """What a batch is made of. `size`: in bytes, of the file."""
+    """The source of a batch. `size`: of the file, in bytes."""
     return Source(
         input=InputRef(key=dropped.key, etag=dropped.etag, size=size, sha256="", format="native"),
         origin=origin_of(_KIND, dropped.key, dropped),

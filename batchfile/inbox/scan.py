@@ -1,7 +1,7 @@
-"""Files that someone put under `inbox/`: each version of each becomes exactly one batch, whoever looks and dies.
+"""Turns the files under `inbox/` into batches: each version of each file becomes exactly one batch.
 
-A claim, written on the condition that there is none, gives a version its batch id; the batch is then made as
-`planning`, of the object as it lies there, pinned by its etag. Nothing in the inbox is written or removed here.
+A claim, a conditional write of a new object, gives a version its batch id. The batch is then created as `planning` from
+the object in place, pinned by its etag. Any process may scan. Nothing in the inbox is written or removed here.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,15 @@ from batchfile.types import Defaults, RoutingTable
 
 log = structlog.get_logger()
 
-QUIET_S = 5.0  # a file that was written to so lately may not be whole yet (in a directory; objects are)
+QUIET_S = 5.0  # a file modified more recently may be incomplete (in a directory; objects are complete)
 ID_DIGITS = 24  # of a batch id, in hex
-LOOKS_MAX = 500  # files taken up in one look, the newest first
-CLAIM_KEPT_S = 7 * 24 * 3600.0  # a claim outlives its file for so long: the file may only be out of sight
+LOOKS_MAX = 500  # files handled in one look, the newest first
+CLAIM_KEPT_S = 7 * 24 * 3600.0  # how long a claim outlives its file, because the file may only be out of sight
 
-NAME_BYTES_MAX = 239  # of 255 that a file system allows, without `.results.parquet`
-PATH_BYTES_MAX = 900  # below inbox/; of 1,024 that S3 allows, without what comes before and after
+NAME_BYTES_MAX = 239  # of the 255 that a file system allows, without `.results.parquet`
+PATH_BYTES_MAX = 900  # below inbox/; of the 1,024 that S3 allows, without what comes before and after
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-# What others name a file until it is whole.
+# What other programs call a file until it is complete.
 _UNFINISHED = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "~")
 
 SchemaOf = Callable[[str | None], dict[str, Any] | None]
@@ -43,7 +43,7 @@ SchemaOf = Callable[[str | None], dict[str, Any] | None]
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file of requests, and the options beside it."""
+    """A file of requests, and the options file next to it."""
 
     entry: Entry
     options: Entry | None
@@ -51,22 +51,22 @@ class _File:
     @property
     def stamp(self) -> str:
         """The version of both: a file that was rejected may be accepted with other options."""
-        beside = "" if self.options is None else self.options.etag
-        return f"{self.entry.etag} {self.entry.size} {self.entry.modified_at} {beside}"
+        other = "" if self.options is None else self.options.etag
+        return f"{self.entry.etag} {self.entry.size} {self.entry.modified_at} {other}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """What the folder of a file and its options name: a stage, or one pool for everything."""
+    """The destination of a file by its folder and options: a stage, or one pool for everything."""
 
     create: CreateOptions
     options: Options
 
 
 class Inbox:
-    """For one thread. Remembers what it has dealt with, so that a look costs a listing and what is new.
+    """For one thread. Remembers what it has handled, so that a look costs a listing and what is new.
 
-    `move_done`: of files whose options do not say it.
+    `move_done`: for files whose options do not set it.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Inbox:
         self._move_done = move_done
         self._routing = routing
         self._schema_of = schema_of
-        self._known: dict[str, str] = {}  # key -> the version that was dealt with
-        self._waiting: dict[str, tuple[str, float]] = {}  # key -> a version that may not be whole, and since when
+        self._known: dict[str, str] = {}  # key -> the version that was handled
+        self._waiting: dict[str, tuple[str, float]] = {}  # key -> a version that may be incomplete, and since when
 
     def look(self, aside: SetAside) -> None:
-        """Make a batch of everything new. What the store refuses of one file is set `aside`, and holds up no other.
+        """Create batches from everything new. Files that the store rejects are set `aside` and hold up no others.
 
-        Raises: StoreError where the inbox cannot be listed, or no file is answered for; the next look goes on.
+        Raises: StoreError if the inbox cannot be listed, or several files get no answer; the next look continues.
         """
         known, waiting, new = dict[str, str](), dict[str, tuple[str, float]](), list[_File]()
-        options = dict[str, Entry]()  # in the order of a listing they come before their file
+        options = dict[str, Entry]()  # a listing has them before their file
         for entry in self._ledger.store.list(keys.INBOX_PREFIX):
             if _is_skipped(entry.key):
                 continue
@@ -112,7 +112,7 @@ class Inbox:
                     self._known[key] = file.stamp
                 num_unanswered = 0
                 aside.worked(key, "plan")
-            except (StoreError, BatchDamaged) as error:  # of this file alone, perhaps: a name too long, say
+            except (StoreError, BatchDamaged) as error:  # perhaps of this file alone: say, a name that is too long
                 if key not in aside.reasons():
                     log.error("inbox.failed", key=key, error=str(error))
                 aside.put(key, "plan", error)
@@ -121,15 +121,15 @@ class Inbox:
                     raise
 
     def sweep(self) -> int:
-        """Remove old claims of what is gone from the inbox; how many. For once an hour or so.
+        """Remove old claims of files that are gone from the inbox; returns how many. Call it about once an hour.
 
-        The store's clock decides; ours, which may be wrong, only spares looks.
+        The store's clock decides; the local one, which may be wrong, only saves requests.
         """
         store, now = self._ledger.store, self._ledger.clock.now()
         there = {keys.claim_key(e.key, e.etag, e.modified_at) for e in store.list(keys.INBOX_PREFIX)}
 
         def remove(entry: Entry) -> bool:
-            with suppress(BatchDamaged):  # an unknown claim stays
+            with suppress(BatchDamaged):  # an unreadable claim stays
                 found = load(self._ledger, entry.key, ClaimRecord)
                 if found is None or found.age_s < CLAIM_KEPT_S:
                     return False
@@ -143,7 +143,7 @@ class Inbox:
         return do_each((entry for entry in old if entry.key not in there), remove, "inbox.failed")
 
     def _is_quiet(self, file: _File, waiting: dict[str, tuple[str, float]]) -> bool:
-        """Written to long enough ago, by the file's own time or, should clocks differ, by how long we have seen it."""
+        """Unmodified for long enough, by the file's own time or, if clocks differ, by how long we have seen it."""
         now, entry = self._ledger.clock.monotonic(), file.entry
         version, since = self._waiting.get(entry.key, (file.stamp, now))
         since = since if version == file.stamp else now
@@ -153,7 +153,7 @@ class Inbox:
         return False
 
     def _take(self, file: _File) -> bool:
-        """False: it changes under our eyes; look again."""
+        """False: the file is changing while we read it; look again."""
         entry = file.entry
         target: _Target | InvalidFile
         try:
@@ -165,16 +165,16 @@ class Inbox:
             return False
         if isinstance(target, _Target):
             return self._claim(found, target)
-        # Who knows other pools may have taken it.
+        # A process with other pools may have accepted it.
         if self._ledger.store.head(keys.claim_key(found.key, found.etag, found.modified_at)) is not None:
             return True
         return outbox.refuse(self._ledger, found, str(target))
 
     def _claim(self, entry: Entry, target: _Target) -> bool:
-        """False: the file is gone, or another.
+        """False: the file is gone, or is another version.
 
-        A claim is removed only when its version is gone for good. So the file is looked at once more after its claim
-        was read or written: if it is still this version, no claim of it was removed before, while this process slept.
+        A claim is removed only when its version is gone for good. So the file is checked once more after its claim was
+        read or written: if it is still this version, no claim of it was removed while this process slept.
         """
         key = keys.claim_key(entry.key, entry.etag, entry.modified_at)
         found = load(self._ledger, key, ClaimRecord)
@@ -194,7 +194,7 @@ class Inbox:
                 standing = load(self._ledger, keys.batch_key(claim.batch_id), BatchRecord)
                 if standing is None:
                     raise
-                # Given up before it existed; or it did exist, and was emptied by a delete, say.
+                # The create was abandoned, or the batch existed and was deleted.
                 is_fence = retention.is_fence(standing.record)
                 wanted = self._new_claim(entry) if is_fence else replace(claim, is_made=True)
             else:
@@ -208,7 +208,7 @@ class Inbox:
             key=entry.key,
             etag=entry.etag,
             modified_at=entry.modified_at,
-            # Shorter than the ids of batches of uploaded files, so that listings of those need not read it.
+            # Shorter than ids of batches of uploaded files, so that listings of those can skip it unread.
             batch_id=f"batch_{self._ledger.new_id()[:ID_DIGITS]}",
             created_at=self._ledger.clock.now(),
         )
@@ -237,11 +237,11 @@ class Inbox:
         path = key.removeprefix(keys.INBOX_PREFIX)
         if len(path.rpartition("/")[2].encode()) > NAME_BYTES_MAX or len(path.encode()) > PATH_BYTES_MAX:
             raise InvalidFile(
-                f"{key}: is too long a name for what comes of it; rename it: at most {NAME_BYTES_MAX} bytes, "
+                f"{key}: the name is too long for its results; rename it to at most {NAME_BYTES_MAX} bytes, "
                 f"and {PATH_BYTES_MAX} with its folders"
             )
         if not path.endswith(ENDINGS):
-            raise InvalidFile(f"{key}: is no file of requests; its name must end with {' or '.join(ENDINGS)}")
+            raise InvalidFile(f"{key}: is not a request file; its name must end with {' or '.join(ENDINGS)}")
         if file.entry.size == 0:
             raise InvalidFile(f"{key}: is empty; it needs at least one request line")
         options = self._options(file.options)
@@ -253,20 +253,20 @@ class Inbox:
             return _Target(create=replace(create, stage=stage), options=options)
         if options.stage is not None:
             known = ", ".join(sorted(self._routing.stages))
-            raise InvalidFile(f"{key}: its options name the stage {options.stage!r}; stages are {known}")
+            raise InvalidFile(f"{key}: stage {options.stage!r} in its options is unknown; use one of {known}")
         if not slash:
-            raise InvalidFile(f"{key}: lies in no folder; put it into one of {self._folders()} under inbox/")
+            raise InvalidFile(f"{key}: is not in a folder; put it into one of {self._folders()} under inbox/")
         for pool, models in self._routing.pools.items():
             if folder == pool or path.startswith(tuple(f"{model}/" for model in models)):
                 return _Target(create=replace(create, pool=pool), options=options)
-        raise InvalidFile(f"{key}: {folder!r} is no stage, pool or model; put it into one of {self._folders()}")
+        raise InvalidFile(f"{key}: {folder!r} is not a stage, pool or model; put it into one of {self._folders()}")
 
     def _options(self, entry: Entry | None) -> Options:
         """Raises: InvalidFile."""
         if entry is None:
             return Options()
         if entry.size > OPTIONS_BYTES_MAX:
-            raise InvalidFile(f"{entry.key}: is larger than {OPTIONS_BYTES_MAX:,} bytes; options are a few lines")
+            raise InvalidFile(f"{entry.key}: is larger than {OPTIONS_BYTES_MAX:,} bytes; options need only a few lines")
         found = self._ledger.store.get(entry.key)
         return Options() if found is None else read_options(entry.key, found.data)
 
@@ -275,10 +275,10 @@ class Inbox:
 
 
 def _is_skipped(key: str) -> bool:
-    """Hidden, or not whole by its name: its writer will rename it."""
+    """Hidden, or incomplete by its name: its writer will rename it."""
     return key.endswith(_UNFINISHED) or any(segment.startswith(".") for segment in key.split("/"))
 
 
 def _stem(key: str) -> str:
-    """The name without what tells its format."""
+    """The name without the ending of its format."""
     return next((key.removesuffix(ending) for ending in reversed(ENDINGS) if key.endswith(ending)), key)

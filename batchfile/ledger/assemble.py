@@ -1,7 +1,8 @@
-"""Parts into one results file, in input order: a pure function of the input, the plan and the shard records.
+"""Merges the parts of a batch into one results file in input order.
 
-Every line exactly once, or nothing. Memory is bounded by the records, one range and some parts ahead of it. Knows no
-API format: it writes native lines.
+The result depends only on the input, the plan and the shard records. It has every line exactly once, or nothing is
+written. Memory is bounded by the records, one range and some parts read ahead. It knows no API format: it writes
+native lines.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ log = structlog.get_logger()
 
 PART_READS_MAX = 3
 PARTS_AHEAD_BYTES = 32 * 1024 * 1024
-SKIP_BYTES_MAX = 4 * 1024 * 1024  # of the input, rather than another request
+SKIP_BYTES_MAX = 4 * 1024 * 1024  # bytes of the input to read past, rather than send another request
 
 Shard = tuple[str, int]  # a pool, and the number of a range
 Records = dict[Shard, ShardRecord]
@@ -37,18 +38,18 @@ _REASONS: dict[EndReason, Failure] = {
     "canceled": Failure(status="canceled", type="canceled", message="The batch was canceled."),
     "expired": Failure(status="expired", type="expired", message="The batch expired before this request ran."),
     "input_changed": Failure(
-        type="input_changed", message="The input file was changed while the batch ran; submit it again."
+        type="input_changed", message="The input file changed while the batch ran; submit it again."
     ),
     "failed": Failure(type="api_error", message="The batch failed before this request ran."),
 }
 _STORAGE_ERROR = Failure(
-    type="storage_error", message="The result was stored and could not be read back; run the request again."
+    type="storage_error", message="The result was stored but cannot be read back; run the request again."
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """What batch.json will name. `counts` add up to the batch's total."""
+    """What `batch.json` will reference. `counts` add up to the batch's total."""
 
     results: FileRef
     errors: FileRef
@@ -62,10 +63,10 @@ def assemble(
 ) -> Assembled:
     """Write the results file and the errors file (the input lines that did not succeed).
 
-    Of an input that was changed, the errors file has the result lines instead, where the ids of the requests are kept.
+    If the input has changed, the errors file has result lines instead, provided the ids of the requests were kept.
     Reads each part once, several at a time. Calls `beat` between ranges so that the caller can renew its lease.
     Raises: BatchDamaged where a shard is neither done nor closed, or a line would be written twice or never; LeaseLost
-    where the work is not ours any more.
+    where another process has taken over the work.
     """
     counts = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
     usage, gpu_s = Usage(), 0.0
@@ -132,7 +133,7 @@ def _range_lines(
     requests: "_Requests",
     ids: CustomIds,
 ) -> list[PartLine]:
-    """Every line of the range, once, in order. `parts`: those of the records, in their order; None: it is lost."""
+    """Every line of the range, once, in order. `parts`: of the records, in their order; None for a lost part."""
     by_line: dict[int, PartLine] = {}
     for record in records:
         for data in islice(parts, len(record.parts)):
@@ -161,9 +162,9 @@ def _fill(by_line: dict[int, PartLine], records: list[ShardRecord], span: Range,
 
 
 def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> bytes | None:
-    """The part; None where it can not be read or is not what its record says: its lines become errors.
+    """The part; None if it cannot be read or does not match its record: then its lines fail.
 
-    Raises: LeaseLost where another has ended the batch meanwhile, and removed its parts.
+    Raises: LeaseLost where another process has ended the batch and removed its parts.
     """
     for attempt in range(PART_READS_MAX):
         if attempt:
@@ -173,15 +174,15 @@ def _read_part(ledger: Ledger, batch: BatchRecord, part: PartRef) -> bytes | Non
             return found.data
     now = load(ledger, keys.batch_key(batch.batch_id), BatchRecord)
     if now is None or now.record.state not in {"open", "ending"}:
-        raise LeaseLost("someone else has ended the batch")
+        raise LeaseLost("another process has ended the batch")
     log.error("part.lost", batch_id=batch.batch_id, key=part.key, found=found is not None)
     return None
 
 
 class _Requests:
-    """The requests as they came in, read in one stream while ranges in demand lie close to each other.
+    """The requests as they were submitted, read in one stream while the wanted ranges are close together.
 
-    None of them once the bytes that were planned are gone.
+    There are no requests once the planned bytes are gone.
     """
 
     def __init__(self, ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> None:
@@ -190,16 +191,16 @@ class _Requests:
         self._beat = beat
         self._is_gone = False
         self._chunks: Iterator[bytes] = iter(())
-        self._rest = b""  # what was read of the stream beyond `_at`
-        self._at = -1  # where in the input the stream is; before its start there is none
-        self._last: tuple[int, list[Line]] = (-1, [])  # a range's start, and its lines
+        self._rest = b""  # what was read from the stream past `_at`
+        self._at = -1  # the stream's position in the input; -1 before it is opened
+        self._last: tuple[int, list[Line]] = (-1, [])  # the start of a range, and its lines
 
     def bytes_of(self, line: Line) -> Iterator[bytes]:
-        """Of a line over the limit, which nobody holds in memory."""
+        """The bytes of a line over the limit, which is never held in memory."""
         return self._ledger.store.stream(self._batch.input.key, line.start, line.end, match=self._batch.input.etag)
 
     def of(self, span: Range) -> list[Line] | None:
-        """The data of a line over the limit is None. Ranges must be asked for in their order."""
+        """The lines of a range; A line over the limit has no `data`. Ranges must be asked for in their order."""
         if self._last[0] == span.start:
             return self._last[1]
         if self._is_gone:
@@ -228,7 +229,7 @@ class _Requests:
         return self._last[1]
 
     def _up_to(self, end: int) -> Iterator[bytes]:
-        """The bytes of the stream from where it is."""
+        """The bytes from the stream's position to `end`."""
         while self._at < end:
             chunk = self._rest or next(self._chunks, b"")
             if not chunk:

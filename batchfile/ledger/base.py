@@ -1,4 +1,4 @@
-"""What every ledger verb needs: the store, a clock, chance, and the written limits of the protocol."""
+"""What every operation of the ledger needs: the store, a clock, a source of randomness and the protocol's limits."""
 
 import threading
 from collections import deque
@@ -15,13 +15,13 @@ from batchfile.store.base import Store
 class Limits:
     """The protocol's times, in seconds. The defaults are for a bucket; `LOCAL` is for one machine."""
 
-    lease_ttl_s: float = 90.0  # a record not rewritten for this long may be taken
-    checkpoint_s: float = 15.0  # how often what has finished is committed; with no news: a sixth of the lease
-    grace_s: float = 20.0  # what a stopping runner gives its requests in flight
-    engine_stall_s: float = 600.0  # a call of the engine that takes longer counts as its death
-    completion_window_s: float = 24 * 3600.0  # an open batch expires
-    retention_s: float = 24 * 3600.0  # an ended batch is deleted
-    abandoned_s: float = 3600.0  # a create that never committed is swept
+    lease_ttl_s: float = 90.0  # a record not rewritten for this long may be claimed by another process
+    checkpoint_s: float = 15.0  # how often results are committed; without any, a lease is renewed after 1/6 of its time
+    grace_s: float = 20.0  # how long a stopping runner waits for its requests in flight
+    engine_stall_s: float = 600.0  # an engine call that takes longer counts as an engine crash
+    completion_window_s: float = 24 * 3600.0  # an open batch expires after this
+    retention_s: float = 24 * 3600.0  # an ended batch is deleted after this
+    abandoned_s: float = 3600.0  # a create that was never committed is removed after this
     download_grace_s: float = 3600.0  # from `deleted` to the removal of the objects
     tombstone_s: float = 24 * 3600.0  # from `deleted` to the removal of batch.json
 
@@ -35,19 +35,19 @@ LOCAL = Limits(
 )
 
 
-IN_FLIGHT = 16  # calls of the store that one verb of a process makes at once
+IN_FLIGHT = 16  # store calls that one operation of a process makes at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """The world as the verbs see it. Everything they touch is in here, so that a test can own all of it.
+    """Everything that the operations on batches use, so that a test can replace all of it.
 
     >>> ledger = batchfile.Ledger(store=batchfile.open_store("memory:"))
     >>> ledger.limits.lease_ttl_s
     90.0
 
-    `num_in_flight`: the most calls of the store that one verb makes at once, on threads of its own if more than one.
-    `owed`: what this process still has to give back, and could not yet; each says whether that is over.
+    `num_in_flight`: the most store calls that one operation makes at once, on its own threads if more than one.
+    `owed`: what this process still has to give back and could not yet; each call says whether that is done.
     """
 
     store: Store

@@ -1,4 +1,4 @@
-"""How far a batch is, as of one look: what the ledger derives, the native API sends and the client gives."""
+"""The progress of a batch at one moment: derived by the ledger, sent by the native API, returned by the client."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ ShownState = Literal["planning", "open", "ending", "ended", "damaged", "unreadab
 
 
 class PoolProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a pool is with its part of a batch. Nobody works on a shard again that is done."""
+    """The progress of a pool on its part of a batch. A shard that is done is never worked on again."""
 
     num_shards: int = msgspec.field(name="shards")
     num_done: int = msgspec.field(name="shards_done")
@@ -22,19 +22,19 @@ class PoolProgress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_pending_shards(self) -> int:
-        """Neither done nor in work: what another runner could begin."""
+        """Neither done nor claimed: what another runner could start."""
         return self.num_shards - self.num_done - self.num_leased
 
 
 class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch as the service sees it. Times are epoch seconds. `pools` are those that work on it; none after its end.
+    """A batch as the service sees it. Times are epoch seconds. `pools`: those that work on it; empty after its end.
 
-    `state`: `damaged` is a batch whose stored record is lost: cancel or delete it, or ask the operator to restore the
-    record. `unreadable`: it cannot be read now, and will be. Of both, only the id and `created_at` are known.
+    `state`: `damaged` means that the stored record of the batch is lost: cancel or delete it, or ask the operator to
+    restore the record. `unreadable`: the record cannot be read now, but will be. For both, only the id and
+    `created_at` are known.
 
-    `dialect`: the format of its input, which is `openai` where it has a `body` and a `url` in each line. `inbox_path`:
-    the key of the dropped file that it was made of. `usage_unknown`: results whose tokens an endpoint did not tell, and
-    which the sums leave out.
+    The input format is `openai` if each line has a `body` and a `url`. `inbox_path`: the key of the dropped file that
+    the batch was made of. `usage_unknown`: results whose endpoint did not report tokens; the sums leave them out.
 
     >>> status = client.batch(done.id).status()
     >>> status.state, status.reason, status.total, status.counts.succeeded
@@ -68,7 +68,7 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def counts(self) -> Counts:
-        """Finished requests by how they ended."""
+        """Finished requests by outcome."""
         return Counts(succeeded=self.succeeded, errored=self.errored, canceled=self.canceled, expired=self.expired)
 
     @property
@@ -86,7 +86,7 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_failed(self) -> int:
-        """Of these that ran: what was canceled or expired never did."""
+        """Requests that ran without a valid answer: not those that were canceled or expired."""
         return self.errored
 
     @property

@@ -1,6 +1,6 @@
-"""The verbs of a batch: create, read, end. Each may be cut off anywhere and called again.
+"""The operations on a batch: create, read, end. Each can be interrupted anywhere and called again.
 
-`create` commits with one conditional write, last. `end` only says that it is to end: `ending` does it.
+`create` commits with one conditional write, last. `end` only marks the batch as ending: `ending` does the work.
 """
 
 import re
@@ -28,9 +28,9 @@ _PLACE = re.compile(r"line (\d+): ")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A batch that is about to be created. `created_at` None: when it is committed.
+    """A batch that is about to be created. `created_at`: None means when it is committed.
 
-    `deadline`: when it expires, in epoch seconds; None: after the completion window.
+    `deadline`: when it expires, in epoch seconds; None for the completion window.
     """
 
     batch_id: str
@@ -46,7 +46,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A planned input, everything but its commit stored. `num_rejected` counts the lines that will not run."""
+    """A planned input with everything stored but its commit. `num_rejected` counts the lines that will not run."""
 
     input: InputRef
     plan: Plan
@@ -59,29 +59,29 @@ class Planned:
 
 
 def announce(ledger: Ledger, draft: Draft) -> None:
-    """Before anything of a batch is written: the janitor will sweep it, should it never be committed.
+    """Write the index marker before anything else, so that the janitor removes the batch if it is never committed.
 
-    Again from time to time while that lasts: a create of which nothing was heard for `abandoned_s` is given up.
+    Call it from time to time while the create lasts: a create without an announcement for `abandoned_s` is abandoned.
     """
     ledger.store.put(_index_key(draft), b"")
 
 
 def withdraw(ledger: Ledger, draft: Draft) -> None:
-    """An announced batch was refused. Best effort: the janitor does it too."""
+    """Remove the marker of a rejected batch. Best effort: the janitor does it too."""
     with suppress(StoreError):
         ledger.store.delete(_index_key(draft))
 
 
 def _index_key(draft: Draft) -> str:
-    assert draft.created_at is not None, "what is announced has a time"
+    assert draft.created_at is not None, "an announced draft has a creation time"
     return keys.index_key(draft.tenant, draft.created_at, draft.batch_id)
 
 
 def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
-    """Make a planned batch exist. Nothing runs before the last write; a crash before it leaves only garbage.
+    """Commit a planned batch. Nothing runs before the last write; a crash before it leaves only garbage.
 
-    The same draft again after a lost answer finds its own batch, and one that another writer committed meanwhile
-    stands. Raises: StoreUnavailable; BatchDamaged where a batch of other requests has this id, or it was fenced.
+    The same draft after a lost answer finds its own batch; a batch that another writer committed meanwhile is kept.
+    Raises: StoreUnavailable; BatchDamaged where a batch of other requests has this id, or the create was fenced.
     """
     now = ledger.clock.now() if draft.created_at is None else draft.created_at
     record = BatchRecord(
@@ -120,20 +120,20 @@ def _standing(ours: BatchRecord, lost: Lost[BatchRecord]) -> BatchRecord:
 
 
 def taken(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
-    """Why a create can not have its id: what is found there is of no create like it."""
+    """Why a create cannot have its id: the record found there belongs to a different create."""
     if found is not None and retention.is_fence(found):
-        return BatchDamaged(f"{batch_id} was never made: {found.detail}; send this one again")
-    return BatchDamaged(f"another batch {batch_id} exists already, or did; send this one again")
+        return BatchDamaged(f"{batch_id} was never created: {found.detail}; submit this batch again")
+    return BatchDamaged(f"the id {batch_id} is or was used by another batch; submit this batch again")
 
 
 def enqueue(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
-    """Put it into the queues; runners pass over it until it is open."""
+    """Put the batch into the queues; runners skip it until it is open."""
     for key in queue_entries(batch, plan):
         ledger.store.put(key, b"")
 
 
 def notify(ledger: Ledger, pools: Iterable[str]) -> None:
-    """Tell idle runners that something changed. A hint: they look by themselves, only later."""
+    """Tell idle runners that something changed. Only a hint: without it they find out later."""
     for pool in pools:
         if pool not in keys.SETTLED_POOLS:
             with suppress(StoreError):
@@ -148,12 +148,12 @@ def read_batch(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 def read_plan(ledger: Ledger, batch: BatchRecord) -> Plan:
     found = load(ledger, batch.plan_key, Plan)
     if found is None:
-        raise BatchDamaged(f"{batch.batch_id}: its plan is gone; cancel it and submit the file again")
+        raise BatchDamaged(f"{batch.batch_id}: its plan is missing; cancel the batch and submit the file again")
     return found.record
 
 
 def read_rejected(ledger: Ledger, batch_id: str, plan: Plan) -> tuple[LineError, ...]:
-    """The first lines that the planner rejected, in order, with the reason of each, from what it stored of them.
+    """The first lines that the planner rejected, in order, each with its reason, from the stored results.
 
     Raises: StoreUnavailable, BatchDamaged.
     """
@@ -179,9 +179,9 @@ def _rejected(ledger: Ledger, batch_id: str, plan: Plan) -> Iterator[LineError]:
 
 
 def end(ledger: Ledger, batch_id: str, reason: EndReason, detail: str | None = None) -> BatchRecord | None:
-    """Cancel, expire or fail an open batch: from now on no line starts. None: no such batch.
+    """Cancel, expire or fail an open batch: no line starts from now on. None: no such batch.
 
-    Committed results stay. The rest is done by `finish`, here or by any janitor.
+    Committed results are kept. `finish` does the rest, here or in any janitor.
     """
 
     now = ledger.clock.now()

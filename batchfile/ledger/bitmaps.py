@@ -19,7 +19,7 @@ def of(lines: Iterable[int]) -> int:
 
 
 def lines(bits: int) -> Iterator[int]:
-    """The set lines, ascending."""
+    """The lines that are set, in ascending order."""
     while bits:
         low = bits & -bits
         yield low.bit_length() - 1

@@ -1,7 +1,7 @@
-"""The one compare-and-swap over all stores.
+"""Compare-and-swap on records, the same for all stores.
 
-A write whose answer was lost may have won, so after anything but success the record is read back and what is
-inside decides. Knows no protocol: the caller says which records are its own.
+A write whose answer was lost may have succeeded. So after anything but success the record is read back, and its
+content decides. It knows no protocol: the caller says how to recognize its own records.
 """
 
 from collections.abc import Callable
@@ -23,15 +23,15 @@ from batchfile.store.base import Object
 
 ATTEMPTS_MAX = 5
 PAUSE_S = 0.05  # doubled with each attempt, jittered
-READS_MAX = 3  # of a record that cannot be read, before that is believed
+READS_MAX = 3  # reads of an unreadable record before it counts as damaged
 READ_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Stored(Generic[Record]):
-    """A record and the etag that it had when it was read or written. `age_s`: by the store's own clock.
+    """A record and the etag with which it was read or written. `age_s` is by the store's clock.
 
-    `newer`: why this process must not rewrite it, if it must not.
+    `newer`: why this process must not rewrite it; None if it may.
     """
 
     record: Record
@@ -42,7 +42,7 @@ class Stored(Generic[Record]):
 
 @dataclass(frozen=True, slots=True)
 class Lost(Generic[Record]):
-    """Someone else's write stands; `found` is theirs (None: the object is gone)."""
+    """The write of another process stands; `found` is its record (None: the object is gone)."""
 
     found: Stored[Record] | None
 
@@ -57,9 +57,9 @@ def load(ledger: Ledger, key: str, kind: type[Record]) -> Stored[Record] | None:
 
 
 def parse(ledger: Ledger, key: str, found: Object, kind: type[Record]) -> Stored[Record] | None:
-    """The record in `found`. What cannot be read is read again: a store or its proxy may answer nonsense once.
+    """The record in `found`. An unreadable answer is read again: a store or a proxy may return garbage once.
 
-    None where it is gone by then. Raises: as `load`.
+    None if the object is gone by then. Raises: as `load`.
     """
     for num_reads in range(1, READS_MAX + 1):
         try:
@@ -78,7 +78,7 @@ def parse(ledger: Ledger, key: str, found: Object, kind: type[Record]) -> Stored
 
 
 def must_know(ledger: Ledger, key: str, found: Stored[Record]) -> None:
-    """To be called before `found` is rewritten or removed. Raises: RecordNewer."""
+    """Call this before `found` is rewritten or removed. Raises: RecordNewer."""
     if found.newer is not None:
         raise RecordNewer(f"{_place(ledger, key)}: {found.newer}") from found.newer
 
@@ -104,11 +104,11 @@ def swap(
     *,
     attempts_max: int = ATTEMPTS_MAX,
 ) -> Stored[Record] | Lost[Record]:
-    """Write `record` over the version `over`, over exactly these damaged bytes, or over nothing where `over` is None.
+    """Write `record` over the version `over`, over exactly these damaged bytes, or as a new object (no `over`).
 
     Idempotent: the same call after a crash or a lost answer finds its own write. Raises: StoreUnavailable where
-    the outcome cannot be learned now; the caller tries again later with a higher seq, never guesses. StoreFull, of it,
-    at once: only a person can help. RecordNewer where this process must not rewrite what is there.
+    the outcome cannot be learned now: the caller retries later with a higher seq and never guesses. Its kind StoreFull
+    is raised at once, because only a person can help. RecordNewer where this process must not rewrite what is there.
     """
     if isinstance(over, Stored):
         must_know(ledger, key, over)
@@ -121,7 +121,9 @@ def swap(
         except StoreFull:
             raise
         except (PreconditionFailed, StoreUnavailable) as error:
-            refusal = error  # or only the answer was lost: what is there now tells which
+            refusal = error  # rejected, or only the answer was lost: the read-back tells which
+        # Read back, because neither answer proves anything: a write may be executed although its answer is lost, and
+        # its repetition is then rejected because of the first. The id in the record tells whose write is there.
         try:
             found = load(ledger, key, type(record))
         except RecordDamaged as damage:
@@ -137,20 +139,20 @@ def swap(
                     return found
                 if verdict == "lost" and found.etag != etag:
                     return Lost(found)
-                etag = found.etag
+                etag = found.etag  # the version to replace, or our earlier write: nobody has won yet, try again
         ledger.clock.sleep(PAUSE_S * 2**attempt * (0.5 + ledger.rng.random()))
     raise StoreUnavailable(
-        f"{key}: a conditional write failed {attempts_max} times without another winner, at last: {refusal}"
+        f"{key}: a conditional write failed {attempts_max} times and no other writer won: {refusal}"
     ) from refusal
 
 
 def judge(found: Record, ours: Record) -> Verdict:
-    """Whose write is `found`, seen from the writer of `ours`? Pure."""
+    """Who made the write `found`, seen from the writer of `ours`? Pure."""
     if isinstance(found, ShardRecord) and isinstance(ours, ShardRecord):
         if found.lease != ours.lease:
             return "lost"
         if found.state == "done":
-            return "won"  # an earlier write whose answer was lost: it holds every line, and is never written again
+            return "won"  # our earlier write whose answer was lost: it holds every line, and is never written again
         return "won" if found.seq == ours.seq else "again" if found.seq < ours.seq else "lost"
     if isinstance(found, BatchRecord) and isinstance(ours, BatchRecord):
         return "won" if found.write_id == ours.write_id else "lost"
@@ -160,10 +162,10 @@ def judge(found: Record, ours: Record) -> Verdict:
 def update_batch(
     ledger: Ledger, key: str, decide: Callable[[BatchRecord], BatchRecord | None]
 ) -> Stored[BatchRecord] | None:
-    """Read, decide, write until the wanted fact is there.
+    """Read, decide and write until the record is as wanted.
 
-    `decide` gets the record as it is and returns the one it should be, or None where nothing is to change.
-    Returns the record as it stands, or None where there is no such batch.
+    `decide` gets the current record and returns the wanted one, or None if nothing is to change.
+    Returns the record as it is then, or None if the batch does not exist.
     """
     while True:
         found = load(ledger, key, BatchRecord)

@@ -1,7 +1,7 @@
-"""What is known of a batch whose `batch.json` cannot be read, and what its owner may still do: cancel it, delete it.
+"""A batch whose `batch.json` cannot be read: what is known about it, and how its owner cancels or deletes it.
 
-Its place in the index says whose it is and when it was made. The write replaces exactly the bytes that could not be
-read: an object that is restored meanwhile stands. A record of a newer version is not damaged, and never replaced.
+Its index marker holds its tenant and creation time. A write replaces exactly the bytes that could not be read, so that
+a record that is restored meanwhile is kept. A record of a newer version is not damaged, and is never replaced.
 """
 
 from contextlib import suppress
@@ -23,7 +23,7 @@ CANCELED = "the stored record of this batch was damaged when it was canceled: it
 
 
 def place_of(ledger: Ledger, tenant: str | None, batch_id: str) -> str | None:
-    """Its key in the index, if it is a batch of this tenant (None: of any). Costs a listing of their batches."""
+    """Its key in the index if it is a batch of this tenant (None: of any). Costs a listing of the tenant's batches."""
     for entry in ledger.store.list(keys.INDEX_PREFIX if tenant is None else keys.index_prefix(tenant)):
         if keys.index_batch_id(entry.key) == batch_id:
             return entry.key
@@ -31,7 +31,7 @@ def place_of(ledger: Ledger, tenant: str | None, batch_id: str) -> str | None:
 
 
 def placeholder(place: str, detail: str = DAMAGED) -> BatchRecord:
-    """What a listing shows in place of a record that cannot be read: an end without results. `place`: in the index."""
+    """Stands in for an unreadable record in a listing: ended, without results. `place`: its key in the index."""
     created_at = keys.index_created_at(place)
     return replace(
         stand_in(keys.index_batch_id(place), created_at),
@@ -45,7 +45,7 @@ def placeholder(place: str, detail: str = DAMAGED) -> BatchRecord:
 
 
 def cancel(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | None:
-    """End the batch, without results, and fence its shards. None: someone else has replaced or removed the record."""
+    """End the batch, without results, and fence its shards. None: another process has replaced or removed it."""
     now = ledger.clock.now()
     ended = replace(
         placeholder(place, CANCELED), reason="canceled", ending_at=now, ended_at=now, write_id=ledger.new_id()
@@ -59,7 +59,7 @@ def cancel(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | N
 
 
 def delete(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | None:
-    """Make the batch unreadable; a janitor frees its space later. None: as `cancel`."""
+    """Make the batch unreadable; the janitor frees its space later. None: as `cancel`."""
     now = ledger.clock.now()
     gone = replace(
         not_a_fence(placeholder(place)), state="deleted", reason=None, deleted_at=now, write_id=ledger.new_id()
@@ -73,9 +73,9 @@ def delete(ledger: Ledger, damage: RecordDamaged, place: str) -> BatchRecord | N
 
 
 def _fence(ledger: Ledger, batch_id: str) -> None:
-    """Close what is in work: its holders notice at their next checkpoint. A new claim reads `batch.json` by itself."""
+    """Close claimed shards: their holders notice at the next checkpoint. A new claim reads `batch.json` itself."""
     for entry in list(ledger.store.list(keys.shards_prefix(batch_id))):
-        with suppress(RecordDamaged):  # nobody can hold it
+        with suppress(RecordDamaged):  # no runner can hold it
             found = load(ledger, entry.key, ShardRecord)
             while found is not None and found.record.state not in {"done", "closed"}:
                 wanted = lease.closed(found.record, lease=ledger.new_id(), reason="canceled")

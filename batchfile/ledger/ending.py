@@ -1,6 +1,6 @@
-"""How a batch ends: its shards are closed or done, its files assembled, its end committed, by whoever comes first.
+"""Ends batches: closes their shards, assembles their files and commits the end, in whichever process is first.
 
-May be cut off anywhere, and is called again.
+Can be interrupted anywhere and called again.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,32 +22,32 @@ log = structlog.get_logger()
 
 
 class _Stopped(Exception):
-    """The process that assembles is to end."""
+    """The process that assembles is stopping."""
 
 
 def finish(
     ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
 ) -> BatchRecord | None:
-    """End a batch whose shards are all done, or that is ending: close, assemble, commit, tidy.
+    """End a batch whose shards are all done, or that is ending: close, assemble, commit, clean up.
 
-    Returns the ended record; None where it can not end yet, someone else is at it, or it was stopped in the middle,
-    which is looked for between ranges. Raises: BatchDamaged.
+    Returns the ended record; None if it cannot end yet, another process is ending it, or `is_stopped` (checked between
+    ranges) was true. Raises: BatchDamaged.
     """
     batch = read_batch(ledger, batch_id)
     if batch is None or batch.state == "ended":
         return batch
-    if not batch.plan_key:  # nothing of it ran
+    if not batch.plan_key:  # none of it ran
         return _end_without_results(ledger, batch_id)
-    # While one process ends it, all the others ask again and again whether it has ended: that must cost little.
+    # While one process ends a batch, all others keep asking whether it has ended, so this check must be cheap.
     if shards.is_held(ledger, keys.assembly_key(batch_id)):
         return None
     try:
         plan = read_plan(ledger, batch)
-    except BatchDamaged as error:  # nobody can tell any more which lines it has
+    except BatchDamaged as error:  # without the plan, its lines are unknown
         if batch.state != "ending" or not _is_lost(ledger, batch.plan_key, error):
             raise
         log.error("plan.lost", batch_id=batch_id, error=str(error))
-        return _end_without_results(ledger, batch_id, "the stored plan of this batch is lost, and its results")
+        return _end_without_results(ledger, batch_id, "the stored plan of this batch is lost, and its results with it")
     if batch.state == "open" and not _is_begun(ledger, batch, plan):
         return None
     held = shards.claim_task(ledger, batch, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner=runner)
@@ -56,18 +56,18 @@ def finish(
 
 
 def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -> BatchRecord | None:
-    """Commit the end; who does that alone tidies up behind it."""
+    """Commit the end. Only the process that commits it cleans up."""
     ended = _commit_end(ledger, batch, plan, made)
     if ended is None or ended.results != made.results:
         _discard(ledger, made)
         return ended
-    with suppress(StoreError):  # retention removes what stays
+    with suppress(StoreError):  # retention removes what is left
         sweep_parts(ledger, ended)
     return ended
 
 
 def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callable[[], bool]) -> Assembled | None:
-    """None where a shard is not done yet, where someone else has the turn now, or has ended the batch before."""
+    """None if a shard is not done yet, or another process is assembling the batch or has ended it."""
 
     def beat() -> None:
         if is_stopped():
@@ -75,7 +75,7 @@ def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callab
         shards.beat(ledger, held)
 
     try:
-        batch = read_batch(ledger, held.batch.batch_id)  # as it is now that it is our turn
+        batch = read_batch(ledger, held.batch.batch_id)  # the current record, now that this process holds the task
         if batch is None or batch.state == "ended":
             return None
         if batch.state == "ending":
@@ -97,13 +97,13 @@ def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callab
 
 
 def _discard(ledger: Ledger, made: Assembled) -> None:
-    """Files that no record names, because another's do, or the batch is gone. Best effort."""
+    """Remove files that no record names, because the batch has other files or is gone. Best effort."""
     with suppress(StoreError):
         ledger.store.delete_many([made.results.key, made.errors.key])
 
 
 def _end_without_results(ledger: Ledger, batch_id: str, detail: str | None = None) -> BatchRecord | None:
-    """What is ending ends, with `detail` if that is given. None where it is not ending."""
+    """End an ending batch, with `detail` if given. None if it is not ending."""
     now = ledger.clock.now()
 
     def decide(record: BatchRecord) -> BatchRecord | None:
@@ -118,8 +118,8 @@ def _end_without_results(ledger: Ledger, batch_id: str, detail: str | None = Non
 
 
 def _is_lost(ledger: Ledger, key: str, error: BatchDamaged) -> bool:
-    """Is what stood at `key` gone or damaged for good? Asked in another way: something that answers in place of the
-    store does not know the etag of what it gave. Raises: StoreError.
+    """Is the object at `key` gone, or damaged for good? Asked with a different request, because something that answers
+    in place of the store does not know the etag of its answer. Raises: StoreError.
     """
     if isinstance(error, RecordNewer):
         return False
@@ -154,7 +154,7 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
 
 
 def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
-    """Remove what an ended batch does not name: parts, ids, and assemblies that lost."""
+    """Remove what an ended batch does not name: parts, ids, and files of assemblies that lost the race."""
     keep = {ref.key for ref in (batch.results, batch.errors) if ref is not None}
     found = [entry.key for entry in ledger.store.list(keys.parts_prefix(batch.batch_id))]
     for stem in ("results-", "errors-", "custom-ids-"):
@@ -163,7 +163,7 @@ def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
 
 
 def close_all(ledger: Ledger, batch: BatchRecord, plan: Plan, beat: Callable[[], None] = lambda: None) -> Records:
-    """Fence every shard of an ending batch, also those that nobody ever held: one write each. Their records.
+    """Fence every shard of an ending batch, also those that were never claimed: one write each. Returns their records.
 
     Calls `beat` between them.
     """
@@ -185,7 +185,7 @@ def close_all(ledger: Ledger, batch: BatchRecord, plan: Plan, beat: Callable[[],
 def final_records(
     ledger: Ledger, batch: BatchRecord, plan: Plan, beat: Callable[[], None] = lambda: None
 ) -> Records | None:
-    """Each shard's record, which no one writes again; None where one is not done yet. Calls `beat` between them."""
+    """Each shard's final record; None if a shard is not done yet. Calls `beat` between them."""
 
     def read(shard: Shard) -> Stored[ShardRecord] | None:
         return load(ledger, keys.shard_key(batch.batch_id, *shard), ShardRecord)
@@ -201,11 +201,11 @@ def final_records(
 
 
 def _is_begun(ledger: Ledger, batch: BatchRecord, plan: Plan) -> bool:
-    """Has every shard a record? Costs a listing, before anything is written for a batch that is not complete."""
+    """Does every shard have a record? Costs one listing, before anything is written for an incomplete batch."""
     begun = sum(1 for _ in ledger.store.list(keys.shards_prefix(batch.batch_id)))
     return begun >= sum(1 for _ in _shards_of(plan))
 
 
 def _shards_of(plan: Plan) -> Iterator[Shard]:
-    """In the order of the input, as they are assembled."""
+    """In input order, as they are assembled."""
     return ((pool, n) for n in range(len(plan.ranges)) for pool, members in plan.pools.items() if n in members)

@@ -1,7 +1,7 @@
-"""Who works now, and what one pool has to do: the figures that people, autoscalers and dashboards look at.
+"""The live runners and the load of a pool: the figures for people, autoscalers and dashboards.
 
-Each runner rewrites its own document every few seconds: a hint; no claim depends on it. Ages are by the store's own
-clock. What waits for a pool is derived from the queue. Decides nothing itself.
+Each runner rewrites its own document every few seconds. That is a hint: no claim depends on it. Ages are by the store's
+clock. What waits for a pool is derived from the queue. Nothing is decided here.
 """
 
 from contextlib import suppress
@@ -16,25 +16,25 @@ from batchfile.ledger.set_aside import UNANSWERED_MAX
 from batchfile.ledger.status import DerivedStatus, StatusReader
 from batchfile.store.base import Entry
 
-PRESENCE_S = 60.0  # a document not rewritten for this long is nobody's
+PRESENCE_S = 60.0  # a document not rewritten for this long belongs to no live runner
 SWEEP_AFTER_S = 24 * 3600.0
 
 
 def write_presence(ledger: Ledger, record: PresenceRecord) -> None:
-    """Raises: StoreError; nothing is lost by ignoring it."""
+    """Raises: StoreError, which the caller may ignore."""
     ledger.store.put(keys.presence_key(record.pool, record.runner_id), encode(record))
 
 
 def remove_presence(ledger: Ledger, pool: str, runner_id: str) -> None:
-    """At a clean end. Best effort: what stays is nobody's after a minute."""
+    """On a clean exit. Best effort: a document that is left is ignored after a minute."""
     with suppress(StoreError):
         ledger.store.delete(keys.presence_key(pool, runner_id))
 
 
 def read_presence(ledger: Ledger, pool: str | None = None) -> list[PresenceRecord]:
-    """The living runners, by pool and id. Costs a listing and a read for each.
+    """The live runners, by pool and id. Costs a listing and a read for each.
 
-    Left out: those whose document cannot be read. Raises: StoreError where none of them can.
+    Leaves out runners whose document cannot be read. Raises: StoreError where none can be read.
     """
     found, refusals = list[PresenceRecord](), list[StoreError]()
     store_now = float("-inf")
@@ -52,7 +52,7 @@ def read_presence(ledger: Ledger, pool: str | None = None) -> list[PresenceRecor
             continue
         store_now = max(store_now, document.read_at)
         if document.age_s <= PRESENCE_S:
-            with suppress(BatchDamaged):  # a newer version's, or no presence at all
+            with suppress(BatchDamaged):  # written by a newer version, or not a heartbeat at all
                 found.append(decode(document.data, PresenceRecord))
     if refusals and not found:
         raise refusals[0]
@@ -60,7 +60,7 @@ def read_presence(ledger: Ledger, pool: str | None = None) -> list[PresenceRecor
 
 
 def sweep_presence(ledger: Ledger) -> int:
-    """Remove what runners that were killed left behind a day ago; how many. Raises: StoreUnavailable."""
+    """Remove what killed runners left behind a day ago; returns how many. Raises: StoreUnavailable."""
     entries = _newest_first(ledger, None)
     newest = ledger.store.get(entries[0].key) if entries else None
     if newest is None:
@@ -78,9 +78,9 @@ def _newest_first(ledger: Ledger, pool: str | None) -> list[Entry]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """`pending_shards` could be begun by another runner; `pending_requests` have no committed result yet.
+    """`pending_shards`: another runner could start them. `pending_requests`: without a committed result.
 
-    `open_batches` have something left for this pool; `oldest_created_at` is of these, None where there are none.
+    `open_batches`: with work left for this pool. `oldest_created_at`: of these batches; None without any.
     """
 
     pool: str
@@ -93,23 +93,23 @@ class Scale:
 
 
 def has_waiting(reader: StatusReader, pool: str) -> bool:
-    """Does any request wait for the pool? Looks no further than the first. Raises: StoreUnavailable."""
+    """Does any request wait for the pool? Stops at the first. Raises: StoreUnavailable."""
     markers = reader.ledger.store.list(keys.queue_prefix(pool))
     statuses = reader.read_many(keys.queue_batch_id(entry.key) for entry in markers)
     return any(_left(status, pool) is not None for status in statuses)
 
 
 def _left(status: DerivedStatus, pool: str) -> PoolProgress | None:
-    """How far the pool is with the batch, where there is something left to do for it."""
+    """The pool's progress on the batch, if there is work left for it."""
     progress = status.pools.get(pool)
-    # A marker may outlive its batch, and what is ending is nobody's work any more.
+    # A marker may outlive its batch, and an ending batch is not work for runners.
     if status.batch.state != "open" or progress is None or progress.num_done == progress.num_shards:
         return None
     return progress
 
 
 def read_scale(reader: StatusReader, pool: str) -> Scale:
-    """One look at every batch in the pool's queue. Raises: StoreUnavailable."""
+    """Looks once at every batch in the pool's queue. Raises: StoreUnavailable."""
     ledger = reader.ledger
     markers = ledger.store.list(keys.queue_prefix(pool))
     pending_shards = pending_requests = leased_shards = 0

@@ -1,7 +1,7 @@
-"""Which batch a repeated create means: by the key that its caller gave, or by its body where a client only retries.
+"""Finds the batch that a repeated create means: by the caller's key, or by the body where a client only retries.
 
-A record is written before the commit, so whoever repeats a create after a lost answer or a crash completes the same
-batch. Knows no HTTP.
+A record is written before the commit, so a create that is repeated after a lost answer or a crash completes the same
+batch. It knows no HTTP.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from batchfile.ledger.retention import fence_abandoned
 from batchfile.ledger.set_aside import do_each
 from batchfile.store.base import Entry
 
-RETRY_S = 15 * 60.0  # for so long a retry without a key is recognised by its body
+RETRY_S = 15 * 60.0  # how long a retry without a key is recognized by its body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyedBatch:
-    """The batch to create, or to answer with where it exists. `is_first`: nobody asked for it before.
+    """The batch to create, or to answer with if it exists. `is_first`: nobody asked for it before.
 
-    `is_shared`: whoever repeats the create finds it too, and may be making it now.
+    `is_shared`: any process that repeats the create finds it too, and may be creating it now.
     """
 
     batch_id: str
@@ -34,10 +34,10 @@ class KeyedBatch:
 
 
 def get_or_create(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str, batch_id: str) -> KeyedBatch:
-    """The batch that `value` stands for: `batch_id`, unless an earlier create with it gave another.
+    """The batch of `value`: `batch_id`, unless an earlier create assigned another.
 
-    A batch that was deleted, or refused or abandoned before its commit, stands for nothing.
-    Raises: KeyReused where the earlier `digest` was another.
+    A batch that was deleted, or was rejected or abandoned before its commit, does not count.
+    Raises: KeyReused where the earlier create had another `digest`.
     """
     key = keys.idempotency_key(kind, f"{tenant}\n{value}")
 
@@ -47,7 +47,7 @@ def get_or_create(ledger: Ledger, *, kind: str, tenant: str, value: str, digest:
         if found.record.digest != digest:
             raise KeyReused(
                 f"Idempotency-Key: {value[:80]!r} was used for another request (batch {found.record.batch_id}); "
-                "send a new key with a new request"
+                "use a new key for a new request"
             )
         return True
 
@@ -60,8 +60,8 @@ def get_or_create_retry(
 ) -> KeyedBatch:
     """The batch of a body without a key, which several attempts of one create give the same.
 
-    A retry adopts what any attempt wrote down lately. A first attempt is a create of its own, unless its own retry was
-    faster: what a retry wrote down since the first attempt arrived. `arrived_at`: by the ledger's monotonic clock.
+    A retry takes the batch that any attempt recorded recently. A first attempt is a new create, unless its own retry
+    was faster and recorded a batch after the first attempt arrived. `arrived_at`: by the ledger's monotonic clock.
     """
 
     def is_it(found: Stored[IdempotencyRecord]) -> bool:
@@ -75,7 +75,7 @@ def get_or_create_retry(
 
 
 def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) -> str | None:
-    """The id that an earlier create gave `value`, for the same digest; None where there is none. Changes nothing."""
+    """The id that an earlier create gave `value` for the same digest, or None. Changes nothing."""
     found = load(ledger, keys.idempotency_key(kind, f"{tenant}\n{value}"), IdempotencyRecord)
     if found is None or found.record.digest != digest or (kind == "body" and found.age_s >= RETRY_S):
         return None
@@ -83,16 +83,16 @@ def known(ledger: Ledger, *, kind: str, tenant: str, value: str, digest: str) ->
 
 
 def sweep_idempotency(ledger: Ledger) -> int:
-    """Remove the records whose batch is gone; how many. For once an hour or so.
+    """Remove the records whose batch is gone; returns how many. Call it about once an hour.
 
-    A batch is gone when its tombstone is. Records of a day or two stay: their batches live, or may be about to be
-    created. The store's clock decides; ours, which may be wrong, only spares looks.
+    A batch is gone when its tombstone is. Records of the last day or two are kept: their batches exist, or may be about
+    to be created. The store's clock decides; the local one, which may be wrong, only saves requests.
     """
     kept_s = ledger.limits.tombstone_s + min(ledger.limits.retention_s, ledger.limits.tombstone_s)
     old = ledger.clock.now() - kept_s
 
     def remove(entry: Entry) -> bool:
-        with suppress(BatchDamaged):  # whoever asks for it hears of it
+        with suppress(BatchDamaged):  # the next create with this key reports it
             found = load(ledger, entry.key, IdempotencyRecord)
             if found is None or found.age_s < kept_s:
                 return False
@@ -114,8 +114,8 @@ def _write_or_get(
     *,
     is_replaceable: bool = False,
 ) -> KeyedBatch:
-    """`is_it`: does what was found stand for the same create? `is_replaceable`: a damaged record is, which a caller who
-    gave a key hears of: it says which batch that key is.
+    """`is_it`: does the record that was found stand for the same create? `is_replaceable`: a damaged record may be
+    replaced. Not for a caller's key, where the caller is told, because only the record knows the key's batch.
     """
     found: Stored[IdempotencyRecord] | RecordDamaged | None = None
     while True:
@@ -138,7 +138,7 @@ def _keyed(record: IdempotencyRecord, *, is_first: bool) -> KeyedBatch:
 
 
 def _is_gone(ledger: Ledger, tenant: str, found: Stored[IdempotencyRecord]) -> bool:
-    """Was its create refused or abandoned, or its batch deleted? An abandoned one is fenced: it may only be slow."""
+    """Was the create rejected or abandoned, or the batch deleted? An abandoned one is fenced: it may only be slow."""
     batch_id = found.record.batch_id
     batch = load(ledger, keys.batch_key(batch_id), BatchRecord)
     if batch is not None:

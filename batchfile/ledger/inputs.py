@@ -1,9 +1,9 @@
-"""What is kept of a batch's input: its bytes as they were pinned, and the ids of its requests.
+"""Keeps the input of a batch readable: its bytes as they were planned, and the ids of its requests.
 
-A file of the user's grows, is touched, or gets other permissions: then it is not as it was pinned, although the bytes
-that were planned are still there. The digest of the plan decides: nothing else proves that the bytes are those. A file
-that grew is copied as far as it was planned, since it may go on growing. Next to such an input the planner keeps the
-ids, so that no change of it loses them: one line each, in input order, as JSON, or null where the request has none.
+A user's own file may grow, be touched or get other permissions. Then its etag differs although the planned bytes are
+still there; only the digest in the plan proves that. A file that grew is copied up to the planned size, because it may
+keep growing. Next to such an input the planner stores the ids, so that no change loses them: one JSON line for each
+request in input order, null if it has none.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _decoder = msgspec.json.Decoder(str | None)
 
 
 def repin(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None] = lambda: None) -> BatchRecord | None:
-    """The batch with an input that can be read; None where the bytes that were planned are gone.
+    """The batch with a readable input; None if the planned bytes are gone.
 
     Reads the whole input; calls `beat` every MiB. Raises: StoreError, BatchDamaged.
     """
@@ -41,7 +41,7 @@ def repin(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None] = lambda:
     if now is None or now.record.state not in {"open", "ending"}:
         return None
     if now.record.input != pinned:
-        return now.record  # another process has done it
+        return now.record  # another process has repinned it
     entry = ledger.store.head(pinned.key)
     if batch.origin is not None or entry is None or entry.size < pinned.size:
         return None
@@ -98,7 +98,7 @@ def _commit(ledger: Ledger, batch: BatchRecord, fresh: InputRef) -> BatchRecord 
 
 
 class HashingWriter:
-    """A streamed object of lines that counts and hashes what goes through."""
+    """Writes an object of lines, and counts and hashes what it writes."""
 
     def __init__(self, ledger: Ledger, key: str) -> None:
         self.num_lines = 0
@@ -113,7 +113,7 @@ class HashingWriter:
         self._pass(data)
 
     def write_long(self, chunks: Iterable[bytes]) -> None:
-        """A line that is too long for memory, with or without its newline."""
+        """Write a line that is too long for memory, with or without its newline."""
         last = b""
         for chunk in chunks:
             self._pass(chunk)
@@ -150,17 +150,17 @@ class CustomIdsWriter(HashingWriter):
 
 
 class CustomIds:
-    """What was kept, read where it is needed: twice, the first time to prove that it is what was written."""
+    """The stored ids, read on demand: twice, the first time to prove that they are unchanged."""
 
     def __init__(self, ledger: Ledger, kept: FileRef | None) -> None:
         self.are_kept = kept is not None
         self._ledger = ledger
         self._kept = kept
         self._ids: Iterator[str | None] | None = None
-        self._at = 0  # the number of the next one
+        self._at = 0  # the index of the next request
 
     def of(self, span: Range) -> list[str | None]:
-        """None for each that is not known. Ranges must be asked for in their order, each once."""
+        """None for each unknown id. Ranges must be asked for in their order, each once."""
         if self._ids is None:
             self._ids = self._read()
         ids = list(islice(self._ids, span.first - self._at, span.first - self._at + span.num_lines))

@@ -1,18 +1,18 @@
-"""Every key in the store is built here, and nowhere else. Knows no store.
+"""Builds every key in the store. No other module does, and this one knows no store.
 
 batches/{batch_id}/    batch.json, the input, the plan, shard records, parts, results, errors
-queue/{pool}/          a marker for each batch with open shards: a hint, rebuildable
+queue/{pool}/          a marker for each batch with open shards: a hint that can be rebuilt
 index/{tenant}/        a marker for each batch, newest first
 bell/{pool}            changes when something happened: a hint
-idempotency/           what a key, a body or a local output stands for
-runners/{pool}/        who works now: a hint, rewritten every few seconds
+idempotency/           the batch of an idempotency key, a body or a local output
+runners/{pool}/        the live runners: a hint, rewritten every few seconds
 files/{tenant}/        stored files, newest first: a document and the bytes of each
-uploads/{tenant}/      files that come in parts
-inbox/{where}/         dropped files; nothing of ours is written there, and nothing removed but what is to be moved
+uploads/{tenant}/      files that are uploaded in parts
+inbox/{where}/         dropped files; never written by us, and removed only to move a file to `done/`
 inbox-claims/          which version of a dropped file became which batch
-outbox/{where}/        what came of it, under the full name of the file
-done/{where}/          files that were to be moved there from the inbox once they had run
-expiring/{time}/       what is to be removed then: the rest of the key is a prefix
+outbox/{where}/        the results, under the full name of the file
+done/{where}/          files moved out of the inbox after they ran, if that was requested
+expiring/{time}/       the prefix (the rest of the key) to remove at that time
 """
 
 import hashlib
@@ -21,11 +21,11 @@ import re
 from batchfile.errors import InvalidRequest
 
 REJECTED_POOL = "_rejected"  # the pseudo-pool whose shards hold what the planner rejected
-REUSED_POOL = "_reused"  # and of those that hold what was taken over from another batch
-SETTLED_POOLS = frozenset({REJECTED_POOL, REUSED_POOL})  # nobody runs them
-ASSEMBLY_POOL = "_assembly"  # the pseudo-pool of the one record that says who assembles
-PLANNING_POOL = "_planning"  # and of the one that says who plans
-OUTBOX_POOL = "_outbox"  # and of the one that says who writes to the outbox
+REUSED_POOL = "_reused"  # and of those with results taken over from another batch
+SETTLED_POOLS = frozenset({REJECTED_POOL, REUSED_POOL})  # no runner claims their shards
+ASSEMBLY_POOL = "_assembly"  # the pseudo-pool of the record that says which process assembles
+PLANNING_POOL = "_planning"  # and of the one that says which process plans
+OUTBOX_POOL = "_outbox"  # and of the one that says which process writes to the outbox
 
 _POOL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -37,7 +37,7 @@ _NEWEST_FIRST = 10**_TIME_MS_DIGITS - 1
 
 
 def check_batch_id(batch_id: str) -> str:
-    """The id itself where it may stand in a key. Raises: InvalidRequest for anything else (a path trick, say)."""
+    """Return the id if it can be part of a key. Raises: InvalidRequest for anything else (say, a path)."""
     if not _BATCH_ID.fullmatch(batch_id):
         raise InvalidRequest(f"{batch_id[:80]!r} is not a batch id", type="not_found_error")
     return batch_id
@@ -69,7 +69,7 @@ def plan_key(batch_id: str, nonce: str) -> str:
 
 
 def shards_prefix(batch_id: str, pool: str | None = None) -> str:
-    """Of all pools, or of one."""
+    """Of one pool, or of all."""
     return f"{batch_prefix(batch_id)}shards/" + (f"{pool}/" if pool else "")
 
 
@@ -98,7 +98,7 @@ def outbox_turn_key(batch_id: str) -> str:
 
 
 def webhook_key(batch_id: str) -> str:
-    """With the batch, so that it goes with it."""
+    """Under the batch's prefix, so that it is deleted with the batch."""
     return f"{batch_prefix(batch_id)}webhook.json"
 
 
@@ -155,7 +155,7 @@ def index_tenant(key: str) -> str:
 
 
 def index_created_at(key: str) -> float:
-    """Epoch seconds that make the same key again: the middle of its millisecond, which no rounding leaves."""
+    """Epoch seconds that give the same key again: the middle of the millisecond, so that no rounding changes it."""
     millis: int = _NEWEST_FIRST - int(key.rsplit("/", 1)[1].split("-", 1)[0])
     return (millis + 0.5) / 1000
 
@@ -164,7 +164,7 @@ IDEMPOTENCY_PREFIX = "idempotency/"
 
 
 def idempotency_key(kind: str, value: str) -> str:
-    """`kind` keeps a client's key, a body's hash and a local output path from ever meaning each other."""
+    """`kind` keeps a client's key, a body's hash and a local output path apart."""
     digest = hashlib.sha256(f"{kind}\n{value}".encode("utf-8", "surrogateescape")).hexdigest()
     return f"{IDEMPOTENCY_PREFIX}{digest}.json"
 
@@ -203,7 +203,7 @@ def files_prefix(tenant: str) -> str:
 
 
 def file_prefix(tenant: str, file_id: str) -> str:
-    """Of the document and the bytes of one file; ids have one length, so that none begins with another."""
+    """Of the document and the bytes of a file. All ids have one length, so none is a prefix of another."""
     return f"{files_prefix(tenant)}{file_id}"
 
 
@@ -216,7 +216,7 @@ def file_data_key(tenant: str, file_id: str, nonce: str) -> str:
 
 
 def file_id_of(key: str) -> str | None:
-    """The id whose document `key` is, if it is one."""
+    """The id of the file whose document is `key`; None for any other key."""
     name, _, kind = key.rsplit("/", 1)[1].partition(".")
     return name if kind == "json" else None
 
@@ -230,7 +230,7 @@ def upload_key(tenant: str, upload_id: str) -> str:
 
 
 def upload_published_key(tenant: str, upload_id: str) -> str:
-    """Says that the document of the file was written: it is gone only if it was removed."""
+    """Says that the file's document was written: if the document is missing, it was deleted."""
     return f"{upload_prefix(tenant, upload_id)}/published"
 
 
@@ -242,7 +242,7 @@ EXPIRING_PREFIX = "expiring/"
 
 
 def expiring_key(at: float, prefix: str) -> str:
-    """Lists by time, the earliest first."""
+    """Sorts by time, the earliest first."""
     return f"{EXPIRING_PREFIX}{_millis(at):0{_TIME_MS_DIGITS}d}/{prefix}"
 
 
@@ -262,7 +262,7 @@ DONE_PREFIX = "done/"
 
 
 def claim_key(key: str, etag: str, modified_at: float) -> str:
-    """Of one version of the file `key`. Whole seconds, which is what every way of asking a store tells."""
+    """Of one version of the file `key`. In whole seconds, the resolution that every request to a store reports."""
     digest = hashlib.sha256(f"{key}\n{etag}\n{int(modified_at)}".encode()).hexdigest()
     return f"{CLAIMS_PREFIX}{digest}.json"
 
@@ -273,7 +273,7 @@ def outbox_key(inbox_key: str, kind: str) -> str:
 
 
 def done_key(inbox_key: str) -> str:
-    """Where a file goes that is moved once it has run."""
+    """The key to which a file is moved after it ran."""
     return f"{DONE_PREFIX}{inbox_key.removeprefix(INBOX_PREFIX)}"
 
 

@@ -1,12 +1,13 @@
-"""The rules of a shard record, pure: what each verb makes of it. Reads no clock, writes nowhere.
+"""The rules of a shard record, as pure functions: what each operation makes of it. Reads no clock, writes nothing.
 
-A line that kills its whole process is found by counting lapses. A lapse counts when the holder made no progress
-under its lease; the first always does, later ones only if the holder had said that it would dispatch. From the second
-on, the holder writes `bisect_set` before it dispatches exactly those lines and nothing else, and halves them at each
-lapse. Three lapses with one line alone in flight blame that line: two may be chance, where processes die often.
+A line that kills its whole process is found by counting expired leases. An expiry counts as a crash if the holder made
+no progress under its lease; the first always counts, later ones only if the holder had written that it would dispatch.
+From the second on, the holder writes `bisect_set` before it dispatches exactly those lines and nothing else, and each
+crash halves the set. Three crashes with one line alone in flight blame that line: two may be chance where processes
+die often.
 
-A holder may be silent because it cannot reach the store. So a lapse that would blame something is asked for first: the
-record is marked as doubted, and its holder has another whole lease, with a store that works, to write it again.
+A holder may be silent because it cannot reach the store. So before an expiry blames a single line, the holder is asked:
+the record is marked as doubted, and the holder gets one more full lease, with a store that works, to write it again.
 """
 
 from dataclasses import replace
@@ -20,34 +21,34 @@ CRASHES_OF_ONE_LINE = 3
 
 
 def fresh(pool: str, n: int, num_lines: int, *, lease: str, runner: str) -> ShardRecord:
-    """The record of a shard that nobody held before."""
+    """The record of a shard that was never claimed."""
     return ShardRecord(pool=pool, n=n, num_lines=num_lines, state="leased", lease=lease, runner=runner)
 
 
 def is_claimable(record: ShardRecord, *, age_s: float, ttl_s: float, is_owner_dead: bool) -> bool:
-    """Open after a release; or leased, and its owner known dead or silent for `ttl_s`."""
+    """Open; or leased, and its owner known to be dead or silent for `ttl_s`."""
     if record.state == "open":
         return True
     return record.state == "leased" and (is_owner_dead or age_s >= ttl_s)
 
 
 def must_ask(record: ShardRecord, *, is_owner_dead: bool) -> bool:
-    """Is the holder, whose lease has expired, to be asked before its silence counts against one line?"""
+    """Must the holder, whose lease has expired, be asked before its silence counts against a single line?"""
     return counts(record) and len(record.bisect_set) == 1 and not (record.is_doubted or is_owner_dead)
 
 
 def doubted(record: ShardRecord) -> ShardRecord:
-    """The same lease and `seq`, so that whatever its holder writes next goes over it."""
+    """Keeps the lease and `seq`, so that whatever the holder writes next replaces this record."""
     return replace(record, is_doubted=True)
 
 
 def counts(record: ShardRecord) -> bool:
-    """Does a takeover of this record count as a lapse?"""
+    """Does a takeover of this record count as a crash?"""
     return record.state == "leased" and (record.crash_count == 0 or record.has_dispatched)
 
 
 def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
-    """The record as its next holder takes it: the parts stay, the epoch grows, a lapse may count."""
+    """The record as its next holder claims it: the parts stay, the epoch grows, and the crash count may grow."""
     taken = replace(
         record,
         state="leased",
@@ -63,6 +64,7 @@ def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
     taken = replace(taken, crash_count=record.crash_count + 1)
     if len(record.bisect_set) == 1:
         return replace(taken, crashes_alone=record.crashes_alone + 1)
+    # The half is chosen by the claim, not by the trial, so that every holder after this crash runs the same lines.
     done = bitmaps.parse(record.done)
     left = tuple(line for line in record.bisect_set if not done >> line & 1)
     return replace(taken, bisect_set=left[: (len(left) + 1) // 2], crashes_alone=0)
@@ -79,14 +81,17 @@ def is_bisecting(record: ShardRecord) -> bool:
 
 
 def poison_line(record: ShardRecord) -> int | None:
-    """The line that has killed its runner three times, alone: to be errored without another try."""
+    """The line that has killed its runner three times while it ran alone: it fails without another attempt."""
     if len(record.bisect_set) == 1 and record.crashes_alone >= CRASHES_OF_ONE_LINE:
         return record.bisect_set[0]
     return None
 
 
 def next_bisect_set(record: ShardRecord, missing: int) -> tuple[int, ...]:
-    """Which of the `missing` lines (a bitmap) a trial dispatches next: what is left of `bisect_set`, else one half."""
+    """Which of the `missing` lines (a bitmap) to dispatch next: what is left of `bisect_set`, else the first half.
+
+    No record of the innocent lines is needed: a half that survives is committed, and so is no longer missing.
+    """
     left = tuple(line for line in record.bisect_set if missing >> line & 1)
     if left:
         return left
@@ -107,11 +112,11 @@ def checkpointed(
     accused: int | None = None,
     gpu_s: float = 0.0,
 ) -> ShardRecord:
-    """The record after one more part (None: only a heartbeat). `done`, `counts` and the rest are of that part alone.
+    """The record after one more part (None: only a renewal). `done`, `counts` and the rest are of that part alone.
 
-    The shard is `done` with its last line. Progress forgets the lapses, but for a trial, which goes on until
-    the shard is done or its poison line is found. `accused`: the holder ends in a moment, for this line: the lapse
-    counts against that one without another lease in which it is asked, and the next holder tries it alone.
+    The shard is `done` with its last line. Progress resets the crash count, except while bisecting, which continues
+    until the shard is done or its poison line is found. `accused`: the holder is about to end because of this line:
+    that crash counts against the line without asking the holder again, and the next holder runs it alone.
     """
     total = record.counts + counts
     crash_count, crashes_alone = record.crash_count, record.crashes_alone
@@ -137,24 +142,24 @@ def checkpointed(
 
 
 def released(record: ShardRecord, *, seq: int) -> ShardRecord:
-    """Back on the shelf: anyone may claim it at once, and no lapse counts."""
+    """Released: any runner may claim it at once, and no crash counts."""
     return replace(record, seq=seq, state="open", has_dispatched=False, is_doubted=False)
 
 
 def closed(record: ShardRecord, *, lease: str, reason: EndReason) -> ShardRecord:
-    """Fenced: the next write of its holder is lost. What is committed stays."""
+    """Fenced: the holder's next write fails. Committed results stay."""
     return replace(record, state="closed", lease=lease, runner="", epoch=record.epoch + 1, seq=1, reason=reason)
 
 
 def born_closed(pool: str, n: int, num_lines: int, *, lease: str, reason: EndReason) -> ShardRecord:
-    """For a shard that nobody ever held."""
+    """For a shard that was never claimed."""
     return ShardRecord(pool=pool, n=n, num_lines=num_lines, state="closed", lease=lease, runner="", reason=reason)
 
 
 def lost(record: ShardRecord, span: Range) -> ShardRecord:
-    """`record`, born closed in place of one that could not be read: its results were stored and are lost.
+    """`record`, born closed, in place of an unreadable one: its results were stored but are lost.
 
-    With other pools in the same range, which of its lines were this pool's is known to nobody here.
+    If other pools share the range, it is unknown which of its lines were this pool's.
     """
     rejected = bitmaps.parse(span.rejected)
     if record.num_lines != span.num_lines - rejected.bit_count():

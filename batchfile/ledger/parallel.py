@@ -1,7 +1,7 @@
-"""Several calls of the store at once, their outcomes in order: what a batch's many small objects are read with.
+"""Runs several store calls at once and returns the outcomes in order, to read the many small objects of a batch.
 
-Knows no protocol. A ledger whose `num_in_flight` is 1 makes one call after the other, on the caller's thread: so do
-tests and simulations in virtual time.
+It knows no protocol. If a ledger's `num_in_flight` is 1, one call follows the other on the caller's thread, as tests
+and simulations in virtual time need.
 """
 
 import threading
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from batchfile.ledger.base import Ledger
 
-AHEAD = 2  # outcomes that may wait for an earlier one, for each call in flight
+AHEAD = 2  # outcomes that may wait for an earlier one, per call in flight
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -26,10 +26,10 @@ def in_order(
     size_of: Callable[[Given], int] = lambda item: 0,
     size_max: int = 0,
 ) -> Generator[Made, None, None]:
-    """`do` of each item, in the order of the items, at most `ledger.num_in_flight` at once.
+    """The results of `do` for the items, in order, with at most `ledger.num_in_flight` calls at once.
 
-    `size_of` the items that are under way or wait to be taken is at most `size_max` together, or one item's. `items` is
-    drawn from on the caller's thread. Raises what `do` raises, in its place. Leaving early waits for no call.
+    The `size_of` of the items in progress or waiting to be taken adds up to at most `size_max`, or is of a single item.
+    `items` is iterated on the caller's thread. Raises what `do` raises, in its place. Leaving early waits for no call.
     """
     if ledger.num_in_flight <= 1:
         yield from map(do, items)
@@ -65,7 +65,7 @@ class _Call(Generic[Given, Made]):
 
 
 class _Calls(Generic[Given, Made]):
-    """Threads that take calls from one queue. `begin` and `next` are for one thread."""
+    """Threads that take calls from one queue. `begin` and `next` must be called from one thread."""
 
     def __init__(self, do: Callable[[Given], Made], num_threads_max: int) -> None:
         self._do = do
@@ -89,7 +89,7 @@ class _Calls(Generic[Given, Made]):
             threading.Thread(target=self._work, name="store", daemon=True).start()
 
     def next(self) -> Made:
-        """What the call that began first has made. Raises what it raised."""
+        """The outcome of the call that began first. Raises what it raised."""
         call = self._calls.popleft()
         with self._changed:
             while not call.is_over:
@@ -99,7 +99,7 @@ class _Calls(Generic[Given, Made]):
         return call.made[0]
 
     def stop(self) -> None:
-        """Nothing more is begun."""
+        """Starts no more calls."""
         with self._changed:
             self._is_stopped = True
             self._queue.clear()

@@ -1,8 +1,8 @@
-"""The stored documents, and how they become bytes. Knows no store.
+"""The stored documents, and how they are encoded. It knows no store.
 
-Each is versioned. A reader ignores fields that it does not know and refuses a higher version. A writer refuses both:
-rewritten here, a record would lose the fields that a newer version has put into it. So a new field needs no new
-version; a new value of a Literal, or another meaning of a known field, does.
+Each has a version. A reader ignores unknown fields and rejects a higher version. A writer rejects both, because its
+rewrite would lose the fields that a newer version has added. So a new field needs no new version; a new value of a
+Literal, or another meaning of a known field, does.
 """
 
 import uuid
@@ -50,7 +50,7 @@ class FileRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineError:
-    """Why an input makes no batch: `line` of the file, from 1 (None: the whole file), `param` the place in it."""
+    """Why an input is rejected: `line` of the file, from 1 (None: the whole file), `param` the place in the line."""
 
     code: str
     message: str
@@ -60,10 +60,10 @@ class LineError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRules:
-    """What the planner asks of the input of a batch that exists before its plan.
+    """What the planner requires of the input of a batch that exists before its plan.
 
     `endpoint`: one line that is not a request to it fails the batch. None: such lines are rejected one by one, and the
-    batch fails where none is left. More than `requests_max` fail it as well.
+    batch fails if none is left. More than `requests_max` requests fail it as well.
     """
 
     endpoint: str | None = None
@@ -72,9 +72,9 @@ class PlanRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What a batch was made of, for whoever made it. The ledger keeps `facts` whole and never reads them.
+    """What a batch was made from, for the module that made it. The ledger stores `facts` and never reads them.
 
-    `kind` says whose they are; `name` is the same for each try to make the batch.
+    `kind` says which module; `name` is the same for each attempt to make the batch.
     """
 
     kind: str
@@ -84,7 +84,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What `plan.pending` makes a batch of. The fields are those of the BatchRecord."""
+    """What `plan.pending` makes a batch from. The fields are those of BatchRecord."""
 
     input: InputRef
     origin: Origin
@@ -94,11 +94,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """`batch.json`. Many writers: `write_id` tells whose write a read-back shows. Times: epoch seconds.
+    """`batch.json`. It has many writers: `write_id` identifies the write that a read-back shows. Times: epoch seconds.
 
-    While `state` is planning, `plan_key` is empty and `total` 0; so they stay where it ends before it has a plan.
-    `problems`: why it failed before it ran. `kept_s`: for how long its results are kept from its end (None: for the
-    retention). `gpu_s`: seconds of GPUs that its committed results took; 0 where no GPU is known.
+    While `state` is planning, `plan_key` is empty and `total` 0; they stay so if the batch ends before it has a plan.
+    `problems`: why it failed before it ran. `kept_s`: how long its results are kept after its end (None: the retention
+    time). `gpu_s`: GPU seconds that its committed results took; 0 if no GPU is known.
     """
 
     batch_id: str
@@ -136,10 +136,10 @@ class BatchRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """Whole lines of the input: bytes [start, end); `first` is the number of its first request in the batch.
+    """Whole lines of the input: bytes [start, end); `first` is the index of its first request in the batch.
 
-    `num_lines` counts requests (blank lines are none). `first_row` is the physical line number, from 1, of the
-    range's first byte. `rejected` is a bitmap (see `bitmaps`) of what nobody is to run: rejected, or taken over.
+    `num_lines` counts requests, not blank lines. `first_row` is the physical line number, from 1, of the range's first
+    byte. `rejected` is a bitmap (see `bitmaps`) of lines that must not run: rejected, or taken over.
     """
 
     start: int
@@ -154,7 +154,7 @@ class Range:
 class Plan:
     """`plan-{nonce}.json`. `pools`: pool -> {range number: how many of its lines are this pool's}.
 
-    `ids`: the custom_ids of the requests, kept where the input is not the store's own.
+    `ids`: the custom_ids of the requests, kept if the input is not an object that the store wrote.
     """
 
     ranges: tuple[Range, ...]
@@ -165,7 +165,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartRef:
-    """One immutable part that counts. `sha256` of its bytes."""
+    """An immutable part with committed results. `sha256` is of its bytes."""
 
     key: str
     size: int
@@ -174,11 +174,11 @@ class PartRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRecord:
-    """Who holds a shard, what is done, where the results are. One owner: `lease`; `epoch` counts the owners.
+    """The holder of a shard, what is done, and where the results are. One owner: `lease`; `epoch` counts the owners.
 
-    `done` is a bitmap over the lines of the range. `num_lines` are this pool's lines of it. `gpu_s`: what they took so
-    far, 0 where no GPU is known. `has_dispatched`, `crash_count`, `bisect_set`, `crashes_alone` and `is_doubted` find a
-    line that kills its runner (see `ledger/lease.py`).
+    `done` is a bitmap over the lines of the range. `num_lines`: this pool's lines in it. `gpu_s`: GPU seconds so far, 0
+    if no GPU is known. `has_dispatched`, `crash_count`, `bisect_set`, `crashes_alone` and `is_doubted` find a line that
+    kills its runner (see `ledger/lease.py`).
     """
 
     pool: str
@@ -205,11 +205,11 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotencyRecord:
-    """Which batch a key, a body or a local output stands for; `digest` is of what was asked.
+    """The batch of an idempotency key, a body or a local output; `digest` is of the request.
 
-    `created_at`: the batch's, so that whoever completes a create writes the same markers; 0 of a local output's.
-    `is_retry`: of a body, whose first attempt had not written it down. `replaces`: of a local output, while it has no
-    digest: the batch it stood for before, of which the new one takes over results.
+    `created_at`: the batch's, so that any process that completes the create writes the same markers; 0 for a local
+    output. `is_retry`: a body that a retry recorded, not its first attempt. `replaces`: for a local output without a
+    digest yet, its previous batch, whose results the new one takes over.
     """
 
     batch_id: str
@@ -222,7 +222,7 @@ class IdempotencyRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerTotals:
-    """What a runner has done since it started."""
+    """What a runner has done since its start."""
 
     succeeded: int = 0
     failed: int = 0
@@ -233,13 +233,13 @@ class RunnerTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresenceRecord:
-    """One living runner, by its own account: a hint that nothing depends on.
+    """A live runner, as it reports itself: a hint that nothing depends on.
 
-    Rates are of the time with requests in flight in the last minute (0: there was none), latencies of the last 1,000
-    requests (None: none yet), from the moment a request is given to the engine to its answer. `draining`: it finishes
-    what it holds and ends. `down`: its endpoint takes no work. `shards`: held ones as `batch_id/n`, the first 100.
-    `set_aside`: batches that it leaves alone because something of them cannot be read or written, and why, the first
-    20. `started_at`: epoch seconds.
+    Rates are of the last minute's time with requests in flight (0: there was none). Latencies are of the last 1,000
+    requests (None: none yet), from when the engine gets the request to its answer. `draining`: it finishes what it
+    holds and ends. `down`: its endpoint is unavailable. `shards`: held ones as `batch_id/n`, the first 100.
+    `set_aside`: batches that it leaves alone because an object cannot be read or written, and why, the first 20.
+    `started_at`: epoch seconds.
     """
 
     pool: str
@@ -270,7 +270,7 @@ def origin_of(kind: str, name: str, facts: object) -> Origin:
 
 
 def facts_of(batch: BatchRecord, kind: str, shape: type[Facts]) -> Facts | None:
-    """For who knows the origins of this kind; None where the batch has another. Raises: BatchDamaged."""
+    """For the module that owns this kind; None if the batch has another. Raises: BatchDamaged."""
     if batch.origin is None or batch.origin.kind != kind:
         return None
     try:
@@ -297,7 +297,7 @@ def encode(record: Versioned) -> bytes:
 
 
 class _Versioned(msgspec.Struct):
-    """What every version of every record has."""
+    """What every version of every record contains."""
 
     version: int = 1
 
@@ -306,14 +306,14 @@ _versioned = msgspec.json.Decoder(_Versioned)
 
 
 def decode(data: bytes, kind: type[Record]) -> Record:
-    """Raises: BatchDamaged where the bytes are not such a document; RecordNewer where a newer version wrote it."""
+    """Raises: BatchDamaged if the bytes are not such a document; RecordNewer if a newer version wrote them."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
         record = decoder.decode(data)
     except UNREADABLE as error:
-        _check_version(data, kind)  # a newer version may have changed what a field holds
+        _check_version(data, kind)  # a newer version may have changed the type of a field
         raise BatchDamaged(f"a stored {kind.__name__} cannot be read: {error}") from error
     assert isinstance(record, kind)
     if record.version > VERSION:
@@ -322,14 +322,14 @@ def decode(data: bytes, kind: type[Record]) -> Record:
 
 
 def unknown_fields(data: bytes, record: Versioned) -> tuple[str, ...]:
-    """The paths in `data` that `record`, decoded from it, does not have. Cheap for what this version wrote."""
+    """The paths in `data` that `record`, decoded from it, does not have. Cheap for documents of this version."""
     if encode(record) == data:
         return ()
     return tuple(_unknown(msgspec.json.decode(data), inspect.type_info(type(record)), ""))
 
 
 def check_known(data: bytes, record: Versioned) -> None:
-    """Raises: RecordNewer where a rewrite of `record`, which was decoded from `data`, would lose fields."""
+    """Raises: RecordNewer if rewriting `record`, decoded from `data`, would lose fields."""
     unknown = unknown_fields(data, record)
     if unknown:
         raise _newer(type(record), f"has fields that this process does not know ({', '.join(unknown[:5])})")
@@ -349,7 +349,7 @@ def _newer(kind: type[Versioned], why: str) -> RecordNewer:
 
 
 def _unknown(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
-    """Depth first: the paths of the keys of objects that `kind` has no fields for."""
+    """Depth first: the paths of object keys for which `kind` has no field."""
     if isinstance(kind, inspect.UnionType):
         shape = inspect.DataclassType if isinstance(value, dict) else inspect.VarTupleType
         kind = next((one for one in kind.types if isinstance(one, shape)), kind)

@@ -1,10 +1,10 @@
-"""For how long what is stored stays, and how it goes: a batch that runs, one that has ended, one that never was.
+"""How long stored data is kept, and how it is removed: of open batches, ended ones and abandoned creates.
 
-A process whose clock is days off must not expire or remove anything. So what the clock here says is only asked for
-first, because that costs nothing; then the store's own clock decides.
+A process whose clock is days off must not expire or remove anything. So the local clock, which costs nothing, is only
+asked first; then the store's clock decides.
 
-Of a deleted batch stays, until `tombstone_s`, that there was a batch of this id, whose, and when: it keeps a slow
-create of the same id, a runner that slept and the cursors of listings from going wrong.
+A deleted batch leaves a tombstone with its id, tenant and creation time until `tombstone_s`. It protects against a slow
+create of the same id, a runner that slept and listing cursors that point to it.
 """
 
 from dataclasses import replace
@@ -25,10 +25,10 @@ log = structlog.get_logger()
 
 
 def is_over(ledger: Ledger, batch: BatchRecord) -> bool:
-    """Has the batch reached its end without having ended? Raises: StoreUnavailable.
+    """Is the open batch past its deadline? Raises: StoreUnavailable.
 
-    The clock of whoever created it may have been wrong too: then its window counts from when its index marker was
-    written, by the store's clock.
+    The clock of the process that created it may have been wrong too: then the window counts from when the index marker
+    was written, by the store's clock.
     """
     if ledger.clock.now() < batch.expires_at:
         return False
@@ -39,7 +39,7 @@ def is_over(ledger: Ledger, batch: BatchRecord) -> bool:
 
 
 def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
-    """For how many more seconds an ended batch and its results stay; its user may have asked for more than is usual.
+    """For how many more seconds an ended batch and its results are kept; its user may have asked for longer.
 
     Raises: StoreUnavailable.
     """
@@ -47,18 +47,19 @@ def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
     left_s = (batch.ended_at or batch.created_at) + kept_s - ledger.clock.now()
     if left_s > 0:
         return left_s
-    found = ledger.store.get(keys.batch_key(batch.batch_id))  # written last when it ended
+    found = ledger.store.get(keys.batch_key(batch.batch_id))  # its last write is the one that ended it
     return 0.0 if found is None else max(0.0, kept_s - found.age_s)
 
 
 def remove_after(ledger: Ledger, prefix: str, seconds: float) -> None:
-    """Everything under `prefix` goes soon after `seconds` from now. Written before what it is for."""
+    """Remove everything under `prefix` soon after `seconds` from now. Call this before the prefix is written."""
     key = keys.expiring_key(ledger.clock.now() + seconds, prefix)
     ledger.store.put(key, f"{seconds:.0f}".encode())
 
 
 def sweep(ledger: Ledger) -> int:
-    """Remove what is due; how many prefixes. Cut off, it is done again by the next. One that is ill holds up no other.
+    """Remove what is due; returns how many prefixes. An interrupted removal is repeated by the next call. An entry that
+    fails does not hold up the others.
 
     Raises: StoreUnavailable.
     """
@@ -80,7 +81,7 @@ def _seconds(key: str, data: bytes) -> float:
     try:
         return float(data or 0)
     except ValueError:
-        raise BatchDamaged(f"{key}: holds no number of seconds; remove it, and what it is for stays") from None
+        raise BatchDamaged(f"{key}: is not a number of seconds; delete it to keep the data that it names") from None
 
 
 def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:
@@ -95,22 +96,22 @@ def delete(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 
 
 def remove_objects(ledger: Ledger, batch: BatchRecord) -> None:
-    """Everything of a deleted batch but its tombstone."""
+    """Remove everything of a deleted batch but its tombstone."""
     tombstone = keys.batch_key(batch.batch_id)
     found = [entry.key for entry in ledger.store.list(keys.batch_prefix(batch.batch_id))]
     ledger.store.delete_many([key for key in found if key != tombstone])
 
 
 def fence_abandoned(ledger: Ledger, batch_id: str) -> bool:
-    """As `fence`, of a create that shows no sign of life."""
+    """As `fence`, for a create that shows no sign of life."""
     minutes = ledger.limits.abandoned_s / 60
-    return fence(ledger, batch_id, f"nothing was heard of its create for {minutes:.0f} minutes, and it was given up")
+    return fence(ledger, batch_id, f"its create was abandoned after {minutes:.0f} minutes without a sign of life")
 
 
 def fence(ledger: Ledger, batch_id: str, why: str) -> bool:
-    """Make sure that a create which never committed never will, then free its space. False: it exists, or did.
+    """Make sure that an uncommitted create is never committed, then free its space. False: the batch exists, or did.
 
-    `why` is what the create is told, should it only have been slow.
+    `why` is what the create is told if it was only slow.
     """
     now = ledger.clock.now()
     tombstone = replace(stand_in(batch_id, now), state="deleted", detail=why, deleted_at=now, write_id=ledger.new_id())
@@ -122,25 +123,25 @@ def fence(ledger: Ledger, batch_id: str, why: str) -> bool:
 
 
 def is_fence(record: BatchRecord) -> bool:
-    """Does it stand for a create that was given up, so that there never was such a batch?"""
+    """Does the record stand for an abandoned create, so that there never was such a batch?"""
     return record.state == "deleted" and not record.input.key
 
 
 def remove_tombstone(ledger: Ledger, batch: BatchRecord) -> None:
-    """The last trace; the index marker goes last, so that a cut-off removal is found again."""
+    """Remove the last trace. The index marker goes last, so that an interrupted removal is found again."""
     ledger.store.delete(keys.batch_key(batch.batch_id))
     ledger.store.delete(keys.index_key(batch.tenant, batch.created_at, batch.batch_id))
 
 
 def purge(ledger: Ledger, batch_id: str) -> BatchRecord | None:
-    """Of a deleted batch. Cut off anywhere, it is called again. None: there is no trace of it any more.
+    """Remove everything of a deleted batch. It can be interrupted and called again. None: no trace of it is left.
 
-    Another batch, or one that is not deleted, stays as it is. Raises: StoreError.
+    Another batch, or one that is not deleted, is left as it is. Raises: StoreError.
     """
 
     def decide(record: BatchRecord) -> BatchRecord | None:
         bare = _bare(record)
-        # A fence has nothing, and must stay known as such.
+        # A fence has no data, and must remain recognizable as a fence.
         return None if record.state != "deleted" or is_fence(record) or bare == record else bare
 
     found = update_batch(ledger, keys.batch_key(batch_id), decide)
@@ -153,7 +154,7 @@ def purge(ledger: Ledger, batch_id: str) -> BatchRecord | None:
 
 
 def _bare(record: BatchRecord) -> BatchRecord:
-    """With nothing of what its user sent: no name of a file, no metadata, no digest, no message, no figures."""
+    """Without anything that its user sent: file names, metadata, digests, messages and figures."""
     return replace(
         not_a_fence(stand_in(record.batch_id, record.created_at)),
         expires_at=record.expires_at,
@@ -171,7 +172,7 @@ def _bare(record: BatchRecord) -> BatchRecord:
 
 
 def stand_in(batch_id: str, created_at: float) -> BatchRecord:
-    """For a record of which nothing else is known, or is to be."""
+    """A record of which only the id and the creation time are known, or are to be kept."""
     return BatchRecord(
         batch_id=batch_id,
         created_at=created_at,
@@ -186,5 +187,5 @@ def stand_in(batch_id: str, created_at: float) -> BatchRecord:
 
 
 def not_a_fence(record: BatchRecord) -> BatchRecord:
-    """With a key of an input: without one, a deleted record is the fence of a create that was given up."""
+    """With an input key: a deleted record without one is the fence of an abandoned create."""
     return replace(record, input=replace(record.input, key=keys.batch_prefix(record.batch_id)))

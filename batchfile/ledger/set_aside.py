@@ -1,7 +1,7 @@
-"""Batches that a process leaves alone for a while, because the store refuses or does not give something of them.
+"""Batches that a process leaves alone for a while, because the store rejects or damages one of their objects.
 
-One batch's trouble is not the store's: the others go on, and nothing is ever ended for it. Each failure in a row
-doubles the pause. While the store answers nobody, no batch is to blame: `clear_unavailable`.
+Trouble with one batch does not stop the others, and no batch is ended because of it. Each failure in a row doubles the
+pause. While the store answers nobody, no batch is to blame: `clear_unavailable`.
 """
 
 import threading
@@ -19,13 +19,13 @@ log = structlog.get_logger()
 
 PAUSE_S = 1.0  # after the first failure; doubles
 PAUSE_S_MAX = 60.0
-TELL_S = 600.0  # between two log lines of one batch that stays as it is
-KEPT_S = 3600.0  # what did not fail again for this long after its pause is forgotten
+TELL_S = 600.0  # between two log lines about one batch that remains set aside
+KEPT_S = 3600.0  # a setback is forgotten if nothing failed for this long after its pause
 
-UNANSWERED_MAX = 3  # in a row, each of another batch or file: then the store answers nobody
+UNANSWERED_MAX = 3  # in a row, each of another batch or file: then the whole store is unavailable
 
-# What failed: to make a batch of a file in the inbox (then its key stands for the batch), to claim a shard and read its
-# input, to commit its results, to end the batch or look after it, to plan or end a large one, to tell of its end.
+# What failed: to make a batch from a file in the inbox (its key then stands for the batch), to claim a shard and read
+# its input, to commit its results, to end the batch or look after it, to plan or end a large one, to tell of its end.
 Work = Literal["plan", "claim", "commit", "end", "long", "webhook"]
 
 
@@ -40,19 +40,19 @@ class _Setback:
 
 
 class SetAside:
-    """For any number of threads. `only`: the one batch that the process is for; there is nothing else to go on with."""
+    """Thread-safe. `only`: the one batch that the process works on, without which it has nothing to do."""
 
     def __init__(self, ledger: Ledger, *, only: str | None = None) -> None:
         self._clock = ledger.clock
         self._only = only
         self._lock = threading.Lock()
-        self._setbacks: dict[str, dict[Work, _Setback]] = {}  # by batch
+        self._setbacks: dict[str, dict[Work, _Setback]] = {}  # by batch id
 
     def put(self, batch_id: str, work: Work, error: BatchfileError) -> float:
-        """Leave the batch alone; for how many seconds.
+        """Leave the batch alone; returns for how many seconds.
 
-        Raises: `error` itself where there is no room, which no batch is to blame for; and of the batch `only`, unless
-        it only has to wait for the store.
+        Raises: `error` itself if the store is full, because no batch is to blame for that; and for the batch `only`,
+        unless it only has to wait for the store.
         """
         if isinstance(error, StoreFull) or (batch_id == self._only and not isinstance(error, StoreUnavailable)):
             raise error
@@ -72,7 +72,7 @@ class SetAside:
         return pause_s
 
     def worked(self, batch_id: str, work: Work) -> None:
-        """What had failed is possible again."""
+        """The work that had failed succeeded."""
         if batch_id not in self._setbacks:
             return
         with self._lock:
@@ -84,9 +84,9 @@ class SetAside:
         log.info("batch.taken_up", batch_id=batch_id, work=work)
 
     def left_s(self, batch_id: str, work: Work | None = None) -> float:
-        """For how many more seconds to leave the batch alone, or this work of it; 0: it may be worked on.
+        """For how many more seconds to leave the batch, or this work on it, alone; 0: it may be worked on.
 
-        Costs next to nothing, however many others are set aside: it is asked for each batch, many times a second.
+        Very cheap, however many others are set aside: it is called for each batch, many times a second.
         """
         if batch_id not in self._setbacks:
             return 0.0
@@ -97,12 +97,12 @@ class SetAside:
         return max(0.0, max(untils, default=now) - now)
 
     def clear_unavailable(self) -> None:
-        """The store itself was unavailable, to everybody: no batch is to blame, and none is to wait when it is back."""
+        """The store itself was unavailable: no batch is to blame, and none waits once it is back."""
         with self._lock:
             self._keep(lambda found: not isinstance(found.error, StoreUnavailable))
 
     def reasons(self) -> dict[str, str]:
-        """The batches that were set aside and have not worked since, each with the last error."""
+        """The batches that were set aside and have not worked since, each with its last error."""
         with self._lock:
             self._forget_old(self._clock.monotonic())
             return {batch_id: str(list(of.values())[-1].error) for batch_id, of in self._setbacks.items()}
@@ -119,9 +119,9 @@ class SetAside:
 
 
 def do_each(entries: Iterable[Entry], do: Callable[[Entry], bool], event: str) -> int:
-    """`do` of each object of a sweep: one that is ill holds up no other. How many it was true of.
+    """Call `do` for each object of a sweep; one that fails does not hold up the others. Returns how many were true.
 
-    Raises: StoreUnavailable where several in a row are not answered for.
+    Raises: StoreUnavailable if several in a row get no answer.
     """
     num, num_unanswered = 0, 0
     for entry in entries:

@@ -1,7 +1,7 @@
-"""The one lease, and the verbs of its holder: claim, checkpoint, release. Each is one conditional write.
+"""The lease, and the operations of its holder: claim, checkpoint, release. Each is one conditional write.
 
 What one process does for a whole batch (plan it, assemble it, publish it) is a task: a lease on a pseudo-shard of one
-line. Knows no engine and no thread. A holder that loses a write has lost the record and drops its work at once.
+line. It knows no engine and no thread. A holder that loses a write has lost the record and drops its work at once.
 """
 
 import hashlib
@@ -29,19 +29,20 @@ from batchfile.types import Counts, Usage
 
 log = structlog.get_logger()
 
-DISPATCH_SHARE_OF_TTL = 2 / 3  # a holder that could not write for this long stops dispatching
-RETURN_S = 1.0  # between two tries to give a task back; doubles, up to a share of the lease
+DISPATCH_SHARE_OF_TTL = 2 / 3  # a holder that has not renewed for this share of the TTL stops dispatching
+RETURN_S = 1.0  # between two attempts to give a task back; doubles, up to a share of the lease
 RETURN_SHARE_OF_TTL = 1 / 3
-SETTLE_ATTEMPTS = 2  # the first is refused where the holder was asked meanwhile
+SETTLE_ATTEMPTS = 2  # the first is rejected if the holder was asked meanwhile
 
 TASK_RANGE = Range(start=0, end=0, first=0, first_row=1, num_lines=1)
 
 
 @dataclass(slots=True, kw_only=True)
 class Lease:
-    """A shard, or a task, in its holder's hands. Changed only by the verbs below, by one thread at a time.
+    """A shard or task that this process holds. Changed only by the functions below, by one thread at a time.
 
-    `seq`: of the last write that was tried, since two with one number could not be told apart. `written_at`: the
+    `seq`: of the last attempted write, since two with one number could not be told apart. `written_at`: the holder's
+    monotonic clock just before the last successful write was sent. `num_parts`: how many were written.
     holder's monotonic clock from before the last write that succeeded was sent. `num_parts`: that were written.
     """
 
@@ -59,7 +60,7 @@ class Lease:
 
     @property
     def missing(self) -> int:
-        """A bitmap of the range's lines without the done ones (other pools' and rejected lines still in it)."""
+        """A bitmap of the range's lines that are not done, including lines of other pools and rejected lines."""
         return ((1 << self.range.num_lines) - 1) & ~bitmaps.parse(self.record.done)
 
     def may_dispatch(self, now_monotonic: float, ttl_s: float) -> bool:
@@ -67,7 +68,7 @@ class Lease:
 
 
 def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, runner: str) -> Lease | ShardState:
-    """Take shard `n` of `pool` if it is free; else the state in which it was found. Raises: StoreUnavailable."""
+    """Claim shard `n` of `pool` if it is free; else return the state it was found in. Raises: StoreUnavailable."""
     key = keys.shard_key(batch.batch_id, pool, n)
     sent_at = ledger.clock.monotonic()
     found = load(ledger, key, ShardRecord)
@@ -77,9 +78,9 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
         return "leased" if found is None else found.record.state
     held = Lease(batch=batch, range=plan.ranges[n], key=key, stored=taken, seq=taken.record.seq, written_at=sent_at)
     if found is None:
-        # Whoever ends the batch may have looked at this shard before it had a record.
+        # The process that ends the batch may have looked at this shard before it had a record.
         now = load(ledger, keys.batch_key(batch.batch_id), BatchRecord)
-        if now is None:  # its tombstone is gone too: nobody would ever remove what is written for it
+        if now is None:  # its tombstone is gone too: nothing would ever remove what is written for it
             _remove(ledger, key)
             return "closed"
         if now.record.state != "open":
@@ -91,16 +92,16 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
 def claim_task(
     ledger: Ledger, batch: BatchRecord, key: str, pool: str, *, runner: str, counts: bool = False
 ) -> Lease | None:
-    """Take what one process does for the whole batch. None: it is someone else's. `pool`: the pseudo-pool's name.
+    """Claim a task of the whole batch. None: another process holds it. `pool`: the name of the pseudo-pool.
 
-    `counts`: the end of its holder counts against the work, so that a silent holder is asked before it does.
+    `counts`: a crash of the holder counts against the work, so a silent holder is asked before it does.
     """
     sent_at = ledger.clock.monotonic()
     fresh = lease.fresh(pool, 0, TASK_RANGE.num_lines, lease=ledger.new_id(), runner=runner)
     fresh = replace(fresh, has_dispatched=True, bisect_set=(0,) if counts else ())
     try:
         taken = take(ledger, key, load(ledger, key, ShardRecord), fresh)
-    except RecordDamaged as damage:  # it only says whose turn it is: nothing is lost with it
+    except RecordDamaged as damage:  # it only says which process holds the task: nothing is lost with it
         written = swap(ledger, key, fresh, damage)
         taken = None if isinstance(written, Lost) else written
     if taken is None:
@@ -109,10 +110,10 @@ def claim_task(
 
 
 def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: ShardRecord) -> Stored[ShardRecord] | None:
-    """Put `fresh` where nothing was found; else take over what was found, if the rules allow it and we win.
+    """Write `fresh` if nothing was found; else take over the record if the rules allow it and our write wins.
 
-    None where its holder was asked, too: it has another lease to answer, and a later call takes over from it.
-    `fresh.has_dispatched`: everything is tried at once, so a lapse of this lease counts, whatever was before it.
+    None also if its holder was only asked: it has another lease to answer, and a later call takes over.
+    `fresh.has_dispatched`: the holder runs everything at once, so an expiry of this lease always counts.
     """
     if found is None:
         taken = swap(ledger, key, fresh, None)
@@ -129,12 +130,12 @@ def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: Sha
 
 
 def is_free(ledger: Ledger, found: Stored[ShardRecord]) -> bool:
-    """May this record be taken over now?"""
+    """Can this record be taken over now?"""
     return _is_claimable(ledger, found, _is_owner_dead(ledger, found.record))
 
 
 def is_held(ledger: Ledger, key: str) -> bool:
-    """Is this task someone's now? One read, for whoever would prepare for long before taking it."""
+    """Is this task held now? One read, for a caller with a long preparation before it claims."""
     with suppress(RecordDamaged):
         found = load(ledger, key, ShardRecord)
         return found is not None and not is_free(ledger, found)
@@ -147,7 +148,7 @@ def _is_claimable(ledger: Ledger, found: Stored[ShardRecord], is_owner_dead: boo
 
 
 def _is_owner_dead(ledger: Ledger, record: ShardRecord) -> bool:
-    """Does the store know it?"""
+    """Does the store know that the owner is dead?"""
     return record.state == "leased" and ledger.store.is_process_dead(record.runner)
 
 
@@ -160,10 +161,10 @@ def checkpoint(
     bisect_set: tuple[int, ...] | None = None,
     accused: int | None = None,
 ) -> None:
-    """Commit `finished` (lines that no checkpoint holds yet), renew the lease, move the progress.
+    """Commit `finished` (lines that no checkpoint holds yet), renew the lease and publish the progress.
 
     `bisect_set`: the lines of a new trial, none of which was dispatched yet. `accused`: the line that this process is
-    about to end for. A done shard stays as it is.
+    about to end for. A shard that is done stays as it is.
     Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least the same lines.
     """
     if held.record.state == "done":
@@ -189,14 +190,14 @@ def checkpoint(
 
 
 def release(ledger: Ledger, held: Lease) -> None:
-    """Put the shard back for anyone to claim at once. Raises: LeaseLost, StoreUnavailable."""
+    """Release the shard for any runner to claim at once. Raises: LeaseLost, StoreUnavailable."""
     _rewrite(ledger, held, _released(held))
 
 
 def beat(ledger: Ledger, held: Lease) -> None:
-    """Renew a task when a checkpoint is due. Raises: LeaseLost where it is someone else's now."""
+    """Renew a task when a checkpoint is due. Raises: LeaseLost if another process holds it now."""
     if ledger.clock.monotonic() - held.written_at >= ledger.limits.checkpoint_s:
-        with suppress(StoreUnavailable):  # the next one tries again; an expired lease costs the work again, no result
+        with suppress(StoreUnavailable):  # the next call tries again; an expired lease costs work, but no result
             _rewrite(ledger, held, _renewed(held))
 
 
@@ -206,13 +207,13 @@ def finish(ledger: Ledger, held: Lease) -> None:
 
 
 def leave(ledger: Ledger, held: Lease) -> None:
-    """Let the lease expire and count, without anybody being asked: this process lives, and its work has failed."""
+    """Let the lease expire and count, without asking the holder: this process lives, but its work has failed."""
     with suppress(StoreError, BatchDamaged):
         swap(ledger, held.key, lease.doubted(_renewed(held)), held.stored)
 
 
 def give_back(ledger: Ledger, held: Lease) -> None:
-    """Let the next try at a task begin at once. What the store does not take now is owed: `settle`."""
+    """Let the next attempt at a task begin at once. What the store does not accept now is owed: see `settle`."""
     due_at, pause_s = float("-inf"), RETURN_S
 
     def is_settled() -> bool:
@@ -230,9 +231,9 @@ def give_back(ledger: Ledger, held: Lease) -> None:
 
 
 def settle(ledger: Ledger) -> None:
-    """Give back what this process could not give back before. To be called every few seconds."""
+    """Give back what this process could not give back before. Call it every few seconds."""
     for _ in range(len(ledger.owed)):
-        with suppress(IndexError):  # another thread is at it too
+        with suppress(IndexError):  # another thread is doing it too
             is_settled = ledger.owed.popleft()
             if not is_settled():
                 ledger.owed.append(is_settled)
@@ -261,10 +262,10 @@ def _renewed(held: Lease) -> ShardRecord:
 def close(
     ledger: Ledger, batch_id: str, plan: Plan, pool: str, n: int, *, reason: EndReason, is_new: bool = False
 ) -> ShardRecord:
-    """Fence a shard for good, whoever holds it; a done or closed one stays as it is. The record as it stands.
+    """Fence a shard for good, even if it is held; a done or closed one stays as it is. Returns the resulting record.
 
-    A record that cannot be read is replaced: nobody can hold it, and what it named is lost. `is_new`: it seems to have
-    no record, so that one is written without a look.
+    A record that cannot be read is replaced: no runner can hold it, and the results it named are lost. `is_new`: it
+    probably has no record, so one is written without reading first.
     """
     key = keys.shard_key(batch_id, pool, n)
     found = None if is_new else _load_or_damage(ledger, key)
@@ -292,7 +293,7 @@ def _load_or_damage(ledger: Ledger, key: str) -> Stored[ShardRecord] | RecordDam
 def put_done(
     ledger: Ledger, batch_id: str, pool: str, n: int, parts: Sequence[PartRef], lines: Sequence[FinishedLine]
 ) -> None:
-    """A record that is born done: what the planner rejected. Written before the batch is committed."""
+    """A record that is born done, for lines that the planner rejected. Written before the batch is committed."""
     counts, usage = _totals(lines)
     record = ShardRecord(
         pool=pool,
@@ -310,7 +311,7 @@ def put_done(
 
 
 def write_part(ledger: Ledger, key: str, lines: Sequence[FinishedLine]) -> PartRef:
-    """An immutable part. The key must never have been used."""
+    """Write an immutable part. The key must never have been used."""
     data = encode_part(lines)
     ledger.store.put(key, data)
     return PartRef(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -318,14 +319,14 @@ def write_part(ledger: Ledger, key: str, lines: Sequence[FinishedLine]) -> PartR
 
 def _write_part(ledger: Ledger, held: Lease, finished: Sequence[FinishedLine]) -> PartRef:
     record = held.record
-    # A key is used once: an earlier try of the same checkpoint may be named by a record whose answer was lost.
+    # A key is used once: the part of an earlier attempt may be named by a record whose write won but was not answered.
     held.num_parts += 1
     key = keys.part_key(held.batch.batch_id, record.pool, record.n, record.lease, held.num_parts)
     return write_part(ledger, key, finished)
 
 
 def _remove(ledger: Ledger, key: str) -> None:
-    """What no record names. Best effort."""
+    """Remove a part that no record names. Best effort."""
     with suppress(StoreError):
         ledger.store.delete(key)
 
@@ -344,7 +345,7 @@ def _totals(lines: Sequence[FinishedLine]) -> tuple[Counts, Usage]:
 
 
 def _rewrite(ledger: Ledger, held: Lease, wanted: ShardRecord, part: PartRef | None = None) -> None:
-    """`part`: what was written for it."""
+    """`part`: written for this record."""
     sent_at = ledger.clock.monotonic()
     written = swap(ledger, held.key, wanted, held.stored)
     if isinstance(written, Lost):
@@ -353,6 +354,6 @@ def _rewrite(ledger: Ledger, held: Lease, wanted: ShardRecord, part: PartRef | N
         name = f"shard {wanted.pool}/{wanted.n} of {held.batch.batch_id}"
         if written.found is None or written.found.record.state == "closed":
             raise ShardClosed(f"{name} is closed: the batch has ended, or is about to")
-        raise LeaseLost(f"{name} is not ours any more")
+        raise LeaseLost(f"{name} is now held by another runner")
     held.stored = written
     held.written_at = sent_at

@@ -1,7 +1,8 @@
-"""What a batch is doing, derived from its records: list, read what changed, keep running sums.
+"""What a batch is doing, derived from its records: list them, read what changed, keep running sums.
 
-A known record is never replaced by an older one of the same owner, so counts seen through one reader never go back.
-A look costs batch.json, a listing and what changed; the first one all records and the plan; an ended batch, batch.json.
+A known record is never replaced by an older one of the same owner, so counts seen through one reader never decrease.
+A look at an open batch costs batch.json, a listing and the changed records; the first look reads the plan and all
+records. An ended batch costs batch.json.
 """
 
 import threading
@@ -27,23 +28,23 @@ from batchfile.types import Counts, Usage
 
 log = structlog.get_logger()
 
-BATCHES_MAX = 1_000  # that a reader remembers; the one looked at longest ago is forgotten first
-RECORDS_MAX = 1_000_000  # over all of these; about 500 bytes each
-READ_THREADS = 16  # read the records of a first look
-BATCH_THREADS = 8  # look at several batches
-READ_IN_TURN_MAX = 32  # so few are read without threads
-TELL_S = 600.0  # between two log lines of one batch that cannot be read
+BATCHES_MAX = 1_000  # remembered by a reader; the one looked at longest ago is forgotten first
+RECORDS_MAX = 1_000_000  # in all of these; about 500 bytes each
+READ_THREADS = 16  # threads that read the records of a first look
+BATCH_THREADS = 8  # threads that look at several batches
+READ_IN_TURN_MAX = 32  # up to this many are read without threads
+TELL_S = 600.0  # between two log lines about one batch that cannot be read
 
 NEWER = "a newer version of this service wrote the record of this batch; upgrade this process"
-UNREADABLE = "the store does not give the record of this batch now; ask again later"
+UNREADABLE = "the record of this batch cannot be read now; try again later"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DerivedStatus:
-    """A batch's record and how far it is. `num_records`: of shards that a runner has begun, or that were closed.
+    """A batch's record and its progress. `num_records`: of shards that a runner has claimed, or that were closed.
 
-    `pools` is empty once the batch has ended. Neither it nor `num_records` has what the planner settled. Times in epoch
-    seconds. `problem`: what of it cannot be read, for the operator; `is_known` False: `batch` is only a stand-in.
+    `pools` is empty once the batch has ended. Neither it nor `num_records` includes lines that the planner settled.
+    Times in epoch seconds. `problem`: what cannot be read. `is_known` False: `batch` is a placeholder.
     """
 
     batch: BatchRecord
@@ -60,9 +61,9 @@ class DerivedStatus:
         return self.batch.total - self.counts.finished
 
     def shown(self, *, detail: str | None, inbox_path: str | None) -> BatchStatus:
-        """As it is sent and given. `detail`: what is said to whoever reads it."""
+        """As it is sent to users. `detail`: the message for the reader."""
         batch, counts, usage, is_known = self.batch, self.counts, self.usage, self.is_known
-        assert batch.state != "deleted", "a deleted batch is read as none"
+        assert batch.state != "deleted", "a deleted batch has no status"
         return BatchStatus(
             batch_id=batch.batch_id,
             state=batch.state if is_known else "damaged" if batch.state == "ended" else "unreadable",
@@ -92,7 +93,7 @@ class DerivedStatus:
 
 
 class _Figures(NamedTuple):
-    """What a record adds to the sums."""
+    """What one record adds to the sums."""
 
     num_records: int = 0
     num_done: int = 0
@@ -136,7 +137,7 @@ class _Row(NamedTuple):
 
 
 class _View:
-    """An open batch as it was seen. All but `turn` and `updated_at` is touched under `lock` only."""
+    """An open batch as last seen. Everything but `turn` and `updated_at` is accessed under `lock` only."""
 
     def __init__(self, batch: BatchRecord, updated_at: float) -> None:
         self.lock = threading.Lock()
@@ -145,10 +146,10 @@ class _View:
         self.updated_at = updated_at
         self.rows: dict[str, _Row] = {}
         self.totals: dict[str, _Figures] = {}
-        self.shares: dict[str, tuple[int, int]] = {}  # pool -> how many shards, and requests
+        self.shares: dict[str, tuple[int, int]] = {}  # pool -> its number of shards and of requests
         self.is_planned = False
         self.problem: BatchDamaged | None = None  # of its plan or a shard record, at the last look
-        self.is_whole = False  # the last look came to its end
+        self.is_whole = False  # the last look was complete
 
     def use_plan(self, plan: Plan) -> None:
         self.shares = {
@@ -186,14 +187,14 @@ class _View:
 class StatusReader:
     """Remembers the records of open batches, so that a second look costs a listing and what changed.
 
-    For any number of threads: those that ask for one batch at the same time share one look at it.
+    Thread-safe: threads that ask for one batch at the same time share one look at it.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._lock = threading.Lock()
         self._views: OrderedDict[str, _View] = OrderedDict()
-        self._told: dict[str, float] = {}  # batches of which something is unreadable, and when that was logged
+        self._told: dict[str, float] = {}  # batches that are partly unreadable, and when that was logged
         self._record_readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="records")
         self._batch_readers = ThreadPoolExecutor(BATCH_THREADS, thread_name_prefix="status")
 
@@ -212,9 +213,9 @@ class StatusReader:
         with view.lock:
             if batch.seq > view.batch.seq:
                 view.batch = batch
-            # Another thread may have seen it end since we read it, or begun its look after we asked.
+            # Another thread may have seen it end after we read it, or begun its look after we asked.
             has_ended = view.batch.state == "ended"
-            is_open = bool(view.batch.plan_key) and not has_ended  # what has no plan has no total to count towards
+            is_open = bool(view.batch.plan_key) and not has_ended  # without a plan, the total is unknown
             if is_open and not (view.is_whole and view.turn > turn):
                 self._look(view)
             if not has_ended:
@@ -222,9 +223,9 @@ class StatusReader:
         return self._ended(view.batch)
 
     def look(self, place: str) -> DerivedStatus | None:
-        """As `read`, of the batch at this place in the index, for listings: what is ill of one batch hides no other.
+        """As `read`, for the batch at this place in the index, for listings: a damaged batch does not hide the others.
 
-        What cannot be read has a `problem`, and a stand-in where nothing of it was known.
+        A batch that cannot be read has a `problem`, and is a placeholder if nothing of it was known.
         """
         batch_id = ledger_keys.index_batch_id(place)
         try:
@@ -258,7 +259,7 @@ class StatusReader:
         )
 
     def _tell(self, batch_id: str, error: BatchfileError) -> None:
-        """The operator, once in a while."""
+        """Logs it for the operator, at most once in `TELL_S`."""
         now = self.ledger.clock.monotonic()
         with self._lock:
             told_at = self._told.get(batch_id, float("-inf"))
@@ -268,9 +269,9 @@ class StatusReader:
         log.error("batch.unreadable", batch_id=batch_id, error=str(error))
 
     def read_many(self, batch_ids: Iterable[str]) -> Iterator[DerivedStatus]:
-        """Several at a time, in order. Left out: those that are not there, or cannot be read.
+        """Several at a time, in order. Leaves out batches that are missing or cannot be read.
 
-        Raises: StoreError where none of them can be read.
+        Raises: StoreError if none can be read.
         """
         ids = iter(batch_ids)
         while some := list(islice(ids, BATCH_THREADS * 8)):
@@ -284,7 +285,7 @@ class StatusReader:
     def _read_or_refusal(self, batch_id: str) -> DerivedStatus | StoreError | None:
         try:
             return self.read(batch_id)
-        except BatchDamaged:  # whoever works on it says so
+        except BatchDamaged:  # reported by the processes that work on it
             return None
         except StoreError as error:
             return error
@@ -294,7 +295,7 @@ class StatusReader:
         with self._lock:
             view = self._views.get(batch.batch_id)
             if view is not None:
-                # Two clocks: what was told while it was open must not be newer than what is told now.
+                # Two clocks: the time reported while it was open must not be later than the one reported now.
                 updated_at = max(updated_at, view.updated_at)
                 if view.rows:
                     self._views[batch.batch_id] = _View(batch, updated_at)
@@ -309,7 +310,7 @@ class StatusReader:
         return view
 
     def _forget(self, batch_id: str, view: _View | None) -> None:
-        """It is gone. A view that came while we read stays: we may have read before the batch was made."""
+        """Forget a batch that is gone. A newer view stays: we may have read before the batch was created."""
         with self._lock:
             if view is not None and self._views.get(batch_id) is view:
                 del self._views[batch_id]
@@ -352,7 +353,7 @@ class StatusReader:
     def _get(self, key: str) -> Stored[ShardRecord] | RecordDamaged | None:
         try:
             return load(self.ledger, key, ShardRecord)
-        except RecordDamaged as error:  # of one shard: the others count
+        except RecordDamaged as error:  # of one shard: the others still count
             return error
 
     def _forget_some(self) -> None:

@@ -1,7 +1,7 @@
-"""The results of a batch as they are committed, before it has ended: whoever asks again gets only newer ones.
+"""Reads the results of a batch as they are committed, before it has ended; each call returns only newer ones.
 
-Follows the records: the parts that a record names count, and in one shard they only grow in number. Once the batch has
-ended, the rest comes from its results file. Memory: one part, and what the cursor remembers.
+Follows the records: the parts named by a record count, and in one shard they are only ever added. Once the batch has
+ended, the rest comes from its results file. Memory: one part, and the cursor.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class LiveLine(NamedTuple):
-    """A native result line (no newline) and the number of its request in the batch, from 0."""
+    """A native result line (no newline) and the index of its request."""
 
     number: int
     result: bytes
@@ -32,30 +32,30 @@ class LiveLine(NamedTuple):
 
 @dataclass(slots=True)
 class Cursor:
-    """How far a reader of one batch is: a bit a request, and a few bytes a shard. For one thread.
+    """The position of a reader in one batch: a bit for each request and a few bytes for each shard. For one thread.
 
-    `num_given` results so far; `is_over`: nothing more will come.
+    `num_given` results so far; `is_over`: there will be no more.
     """
 
     num_given: int = 0
     is_over: bool = False
     given: bytearray = field(default_factory=bytearray, repr=False)
-    firsts: list[int] = field(default_factory=list, repr=False)  # range -> the number of its first request
-    etags: dict[str, str] = field(default_factory=dict, repr=False)  # of records of which all parts were given
-    num_parts: dict[str, int] = field(default_factory=dict, repr=False)  # that were given, by the record's key
+    firsts: list[int] = field(default_factory=list, repr=False)  # range -> the index of its first request
+    etags: dict[str, str] = field(default_factory=dict, repr=False)  # of records whose parts were all returned
+    num_parts: dict[str, int] = field(default_factory=dict, repr=False)  # parts that were returned, by the record's key
 
 
 def iter_live(ledger: Ledger, batch_id: str, cursor: Cursor) -> Iterator[LiveLine]:
-    """What is committed and was not given to this cursor: shard by shard while the batch is open, else in input order.
+    """What is committed and was not returned to this cursor: shard by shard while open, else in input order.
 
-    Ends with what there is now; call it again, later, with the same cursor. A batch that is not there has nothing.
+    Ends with what there is now; call it again later with the same cursor. A batch that does not exist has no results.
     Raises: StoreUnavailable, BatchDamaged.
     """
     batch = read_batch(ledger, batch_id)
     if batch is not None and batch.plan_key and batch.state != "ended":
         if (yield from _from_parts(ledger, batch, cursor)):
             return
-        batch = read_batch(ledger, batch_id)  # a part is gone, as happens to those of a batch that ends
+        batch = read_batch(ledger, batch_id)  # a part is gone, as happens when a batch ends
     if batch is not None and batch.state == "ended" and batch.results is not None:
         lines = iter_lines(ledger.store.stream(batch.results.key), line_bytes_max=RESULT_BYTES_MAX)
         yield from _not_given(batch, cursor, ((number, line.data or b"") for number, line in enumerate(lines)))
@@ -63,7 +63,7 @@ def iter_live(ledger: Ledger, batch_id: str, cursor: Cursor) -> Iterator[LiveLin
 
 
 def _from_parts(ledger: Ledger, batch: BatchRecord, cursor: Cursor) -> Generator[LiveLine, None, bool]:
-    """False where a part was gone."""
+    """False if a part is gone."""
     is_whole = True
     cursor.firsts = cursor.firsts or [span.first for span in read_plan(ledger, batch).ranges]
     for entry in ledger.store.list(keys.shards_prefix(batch.batch_id)):
@@ -74,7 +74,7 @@ def _from_parts(ledger: Ledger, batch: BatchRecord, cursor: Cursor) -> Generator
             continue
         try:
             stored = parse(ledger, entry.key, found, ShardRecord)
-        except RecordDamaged as error:  # what it named comes with the results file, or never
+        except RecordDamaged as error:  # its results come with the results file, or are lost
             log.error("batch.damaged", batch_id=batch.batch_id, error=str(error))
             stored = None
         if stored is None:
@@ -94,7 +94,7 @@ def _from_parts(ledger: Ledger, batch: BatchRecord, cursor: Cursor) -> Generator
 
 
 def _read(ledger: Ledger, part: PartRef) -> bytes | None:
-    """None where it is not there, or not what its record says: its requests get their results at the end."""
+    """None if it is missing or does not match its record: its requests get their results at the end."""
     found = ledger.store.get(part.key)
     return None if found is None or hashlib.sha256(found.data).hexdigest() != part.sha256 else found.data
 

@@ -256,6 +256,8 @@ def replace_lone_surrogates(data: bytearray | memoryview, num_max: int) -> dict[
     Returns: the replaced bytes by offset; empty if nothing was found, or more than `num_max`.
     """
     replaced: dict[int, bytes] = {}
+    # The same length keeps every offset valid, so a mapped body is changed in place and never copied. Each write may
+    # cost a page of memory, hence the limit.
     at = find_lone_surrogate(data)
     while at is not None and len(replaced) < num_max:
         replaced[at] = bytes(data[at : at + len(PLACEHOLDER)])

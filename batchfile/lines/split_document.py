@@ -76,6 +76,8 @@ def read_document(body: memoryview, scratch: memoryview | None = None, *, exampl
         replaced = {} if scratch is None else replace_lone_surrogates(scratch, LONE_SURROGATES_MAX)
         if scratch is None or not replaced:
             raise InvalidFile(_malformed(body, error, example)) from None
+    # The parser rejects the whole body for one lone surrogate. With placeholders it reads all the rest, and only the
+    # requests that contain one are rejected, each by its own place.
     try:
         document = _read(scratch, example)
     except UNREADABLE as error:
@@ -157,10 +159,13 @@ def _guess(array: memoryview, at: int, end: int, boundary: bytes) -> _Found | No
     stop = min(at + WINDOW_BYTES, end)
     window = bytearray(b"[")
     window += array[at:stop]
+    # Within valid JSON a raw line break is only space between tokens, so this changes no string.
     if b"\n" in window:
         window = window.replace(b"\n", b" ")
     length = stop - at
     if stop < end:
+        # Only a guess: a string or a nested list may contain the same bytes. Then the brackets do not match, decoding
+        # fails below, and `_step` finds the next elements without guessing.
         length = window.rfind(boundary) if boundary else 0
         if length <= 0:
             return None

@@ -1,8 +1,7 @@
-"""A batch that exists before it is planned: made of a stored or dropped file at once, planned by whoever
-comes first.
+"""Creates and plans a batch that exists before its plan, made from a stored or dropped file.
 
-It opens, or it fails with what is wrong in the file; one conditional write decides, however many try. A file that is
-not plain JSONL is converted once: unpacked, or its rows written as lines. Streamed.
+Any process may plan it; one conditional write decides, however many try. The batch opens, or it fails with the problems
+of the file. A file that is not plain JSONL is converted once: unpacked, or its rows are written as lines. Streamed.
 """
 
 import io
@@ -37,16 +36,16 @@ from batchfile.store.base import Store
 
 log = structlog.get_logger()
 
-UNPACKED_BYTES_MAX = 256 * 1024**3  # a small file may unpack to anything
-CRASHES_MAX = 3  # of the planning of one file: then it is the file that ends the processes that read it
+UNPACKED_BYTES_MAX = 256 * 1024**3  # a small file may unpack to any size
+CRASHES_MAX = 3  # of processes that plan one file; then the file is to blame
 
 
 def create(ledger: Ledger, draft: Draft, source: Source) -> BatchRecord:
-    """Make a batch exist. The same draft of the same source again finds its own batch.
+    """Create a batch. The same draft of the same source again finds its own batch.
 
-    Raises: BatchDamaged where another batch has this id, or a create of it was given up; StoreUnavailable.
+    Raises: BatchDamaged where another batch has this id, or its create was abandoned; StoreUnavailable.
     """
-    assert draft.created_at is not None, "what is announced has a time"
+    assert draft.created_at is not None, "an announced draft has a creation time"
     record = BatchRecord(
         batch_id=draft.batch_id,
         created_at=draft.created_at,
@@ -73,7 +72,7 @@ def create(ledger: Ledger, draft: Draft, source: Source) -> BatchRecord:
         log.info("batch.created", batch_id=draft.batch_id, key=source.input.key)
         return written.record
     found = None if written.found is None else written.found.record
-    # What was planned meanwhile may have another input; what it was made of stays.
+    # A batch that was planned meanwhile may have another input, but the same source.
     ours, theirs = (_identity(made) for made in (record, found or record))
     if found is None or ours != theirs:
         raise batches.taken(draft.batch_id, found)
@@ -89,14 +88,14 @@ def _endpoint(batch: BatchRecord) -> str | None:
 
 
 class _Stopped(Exception):
-    """The process that plans is to end."""
+    """The process that plans is stopping."""
 
 
 def plan(
     ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
 ) -> BatchRecord | None:
-    """Open a batch that is planning, or let it fail or expire. The record as it stands; None: someone else is at it,
-    or it was stopped in the middle, which is looked for every MiB or so.
+    """Open a batch that is planning, or let it fail or expire. Returns the resulting record; None if another process is
+    planning it or `is_stopped` was true (checked about every MiB).
 
     Raises: StoreUnavailable, BatchDamaged.
     """
@@ -126,10 +125,10 @@ def _plan_held(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> B
         planned = _read(ledger, batch, beat)
     except LeaseLost:
         return None
-    except _Stopped:  # given back: the end of this process says nothing about the file
+    except _Stopped:  # given back: that this process ends says nothing about the file
         shards.give_back(ledger, held)
         return None
-    except ConverterKilled as error:  # not given back: it counts as a lapse, and the next try waits for that
+    except ConverterKilled as error:  # not given back: the lease is to expire and count as a crash
         shards.leave(ledger, held)
         log.error("planning.killed", batch_id=batch.batch_id, error=str(error))
         return None
@@ -144,12 +143,12 @@ def _plan_held(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> B
     try:
         return _open(ledger, batch, planned)
     except StoreError:
-        shards.give_back(ledger, held)  # only an end of this process may count against the file
+        shards.give_back(ledger, held)  # only a crash of this process may count against the file
         raise
 
 
 def _read(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> Planned:
-    """Convert the file where it is not plain JSONL, and plan it."""
+    """Convert the file if it is not plain JSONL, and plan it."""
     try:
         key = _readable(ledger, batch, beat)
     except TooLarge:
@@ -169,15 +168,15 @@ def _read(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> Plann
         name=f"{_name(batch)}:" if rules.endpoint is None else _name(batch),
     )
     if key == batch.input.key and planned.input.etag != batch.input.etag:
-        raise ObjectChanged(f"{batch.input.key} is another than the batch was made of")
+        raise ObjectChanged(f"{batch.input.key} is not the object that the batch was made from")
     return planned
 
 
 def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> str:
-    """The key of the requests as plain lines: of the object itself, or of what was made of it.
+    """The key of the requests as plain lines: of the object itself, or of its conversion.
 
-    Raises: InvalidFile (damaged data, a column that is missing, too much for one process), ConverterKilled,
-    ObjectChanged, ObjectMissing, StoreUnavailable.
+    Raises: InvalidFile (damaged data, a missing column, too much for one process), ConverterKilled, ObjectChanged,
+    ObjectMissing, StoreUnavailable.
     """
     store, pinned, name = ledger.store, batch.input, _name(batch)
     head = b"".join(store.stream(pinned.key, 0, min(HEAD_BYTES, pinned.size), match=pinned.etag))
@@ -192,21 +191,21 @@ def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> s
     key = keys.input_key(batch.batch_id, ledger.new_id()[:12])
     size = 0
     with store.writer(key, is_new=True) as writer:
-        # In a process of its own: this one may hold an engine, or be a service.
+        # In another process, because this one may hold an engine or be a service.
         for chunk in convert(name, kind, cast(BinaryIO, source), beat=beat):
             size += len(chunk)
             if size > UNPACKED_BYTES_MAX:
-                raise TooLarge(f"{name}: unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
+                raise TooLarge(f"{name}: it unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
             writer.write(chunk)
         writer.commit()
     return key
 
 
 def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord | None:
-    """An input of which nothing can run is rejected instead, with its lines."""
+    """An input without any request that can run is rejected with its lines."""
     now = ledger.clock.now()
     if _endpoint(batch) is None and planned.num_rejected == planned.total:
-        message = f"{_name(batch)}: none of its {planned.total:,} lines is a request that can run"
+        message = f"{_name(batch)}: none of its {planned.total:,} lines is a valid request"
         whole = LineError(code="invalid_file", message=message)
         return _fail(ledger, batch, (whole, *batches.read_rejected(ledger, batch.batch_id, planned.plan)), "failed")
 
@@ -220,7 +219,7 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
         total=planned.total,
         planned_at=now,
     )
-    if opened is None:  # it was canceled, and all of it removed, while this process slept
+    if opened is None:  # it was canceled and deleted while this process slept
         with suppress(StoreError):
             retention.remove_objects(ledger, batch)
         return None
@@ -238,7 +237,7 @@ def _fail(ledger: Ledger, batch: BatchRecord, errors: tuple[LineError, ...], rea
 
 
 def _leave_planning(ledger: Ledger, batch: BatchRecord, **changes: Any) -> BatchRecord | None:
-    """The record with these changes, or as it stands where it is not planning any more; None where it is gone."""
+    """The record with these changes; unchanged if it is no longer planning; None if it is gone."""
 
     def decide(record: BatchRecord) -> BatchRecord | None:
         return replace(record, **changes) if record.state == "planning" else None
@@ -248,9 +247,9 @@ def _leave_planning(ledger: Ledger, batch: BatchRecord, **changes: Any) -> Batch
 
 
 def _is_fault(ledger: Ledger, batch: BatchRecord, error: BatchfileError) -> bool:
-    """Is it the file's own, for good? That it is gone or another, the store must say twice, in two ways.
+    """Is the file itself permanently at fault? The store must confirm in two ways that it is missing or changed.
 
-    Raises: StoreError where it says nothing.
+    Raises: StoreError if the store does not answer.
     """
     if not isinstance(error, ObjectChanged | ObjectMissing):
         return isinstance(error, InvalidFile)
@@ -259,14 +258,14 @@ def _is_fault(ledger: Ledger, batch: BatchRecord, error: BatchfileError) -> bool
 
 
 def _name(batch: BatchRecord) -> str:
-    """Of its input, in messages. A file whose batch has an endpoint was uploaded: its user does not know its key."""
+    """The name of the input in messages. A batch with an endpoint has an uploaded file; its user never saw the key."""
     return batch.input.key if _endpoint(batch) is None else "the file"
 
 
 def _poison(batch: BatchRecord, num: int) -> LineError:
     message = (
-        f"{_name(batch)}: {num} processes that read it ended, one after another, before they were done. It may take "
-        "more memory than they have: split it, or write it again as JSONL"
+        f"{_name(batch)}: {num} processes crashed one after another while they read it. It may need more memory "
+        "than they have: split it, or write it again as JSONL"
     )
     return LineError(code="invalid_file", message=message)
 
@@ -281,7 +280,7 @@ def _of_file(batch: BatchRecord, error: Exception) -> LineError:
 
 
 class _Ranges(io.RawIOBase):
-    """A pinned object as a file that can be read anywhere."""
+    """A pinned object as a seekable file."""
 
     def __init__(self, store: Store, pinned: InputRef) -> None:
         self._store = store

@@ -1,8 +1,7 @@
-"""The input, read once: stored or as it lies, counted, cut into ranges; a policy says what becomes of lines that cannot
-run.
+"""Reads the input once, counts its lines and cuts it into ranges; a policy decides about lines that cannot run.
 
-Rejected lines get their errored results at once, as parts of the pseudo-pool `_rejected`. Memory: 8 bytes a line for
-duplicates, one range, and what was cut.
+Rejected lines get their results at once, as parts of the pseudo-pool `_rejected`. Memory: 8 bytes a line to find
+duplicates, one range, and the finished cuts.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ RANGES_WANTED = 1000
 RANGE_LINES_MIN = 32
 RANGE_LINES_MAX = 4096
 RANGE_BYTES_MAX = 4 * 1024 * 1024
-SAMPLE_BYTES = 1024 * 1024  # the first lines of a file tell how long its lines are
+SAMPLE_BYTES = 1024 * 1024  # the first lines of a file show how long its lines are
 
 
 def plan_input(
@@ -49,12 +48,12 @@ def plan_input(
     keeps_ids: bool = False,
     reuse: BatchRecord | None = None,
 ) -> Planned:
-    """Plan the object `input_key`, which messages call `name`. `lines_per_range` None: what `range_lines` says.
+    """Plan the object `input_key`, called `name` in messages. `lines_per_range` None: use `range_lines`.
 
-    `keeps_ids`: store the custom_ids next to it, because it is not the store's own and may change. `reuse`: a batch
-    that has ended and whose input is the beginning of this one; what succeeded of it is not run again. `beat` is called
-    every MiB or so. Raises: InvalidFile (no request in it, too many, refused; another beginning than that of `reuse`),
-    ObjectChanged, ObjectMissing; BatchDamaged of `reuse`.
+    `keeps_ids`: store the custom_ids next to it, because the object is not the store's own and may change. `reuse`: an
+    ended batch whose input is the beginning of this one; its successful requests are not run again. `beat` is called
+    every MiB or so. Raises: InvalidFile (no request, too many, rejected by the policy, or another beginning than
+    `reuse`), ObjectChanged, ObjectMissing; BatchDamaged for `reuse`.
     """
     entry = ledger.store.head(input_key)
     if entry is None:
@@ -78,12 +77,12 @@ def plan_upload(
     policy: Policy = REFUSE,
     beat: Callable[[], None] = lambda: None,
 ) -> Planned:
-    """Store JSONL as the input of a batch, and plan it in the same pass. `size`: of it, about.
+    """Store JSONL as the input of a batch and plan it in the same pass. `size`: its approximate size in bytes.
 
-    A policy that refuses takes `params` lines alone, and nothing that is named is left of a refused upload. It is about
-    envelopes: where it is a request's own `model` that leads nowhere, that line alone is rejected.
+    A policy that refuses accepts only lines with `params`, and nothing of a rejected upload is kept. It judges
+    envelopes: if only a request's own `model` leads to no pool, that line alone is rejected.
     `beat` is called with every chunk, and when the input is read again.
-    Raises: RequestRefused, which names the first wrong request by its place; InvalidFile (no request); TooLarge.
+    Raises: RequestRefused, which names the place of the first invalid request; InvalidFile (no request); TooLarge.
     """
     planner = _Planner(ledger, batch_id, routing, stage, policy, beat)
     key = keys.input_key(batch_id, ledger.new_id()[:12])
@@ -91,7 +90,9 @@ def plan_upload(
         cuts = planner.read(chunks, size, writer)
         if not planner.total:
             is_lines = policy.place is by_line
-            raise InvalidFile(f"the input {NO_REQUEST}" if is_lines else "requests: there is none; send at least one")
+            raise InvalidFile(
+                f"the input {NO_REQUEST}" if is_lines else "requests: is empty; send at least one request"
+            )
         etag = writer.commit()
     try:
         return planner.finish(cuts, key, etag)
@@ -102,7 +103,7 @@ def plan_upload(
 
 
 def range_lines(total_bytes: int, sample_lines: int, sample_bytes: int) -> int:
-    """How many lines a range gets: about a thousandth of all, as far as a sample of the file tells."""
+    """How many lines a range gets: about a thousandth of all lines, estimated from a sample of the file."""
     total = total_bytes * sample_lines // max(sample_bytes, 1)
     return min(max(-(-total // RANGES_WANTED), RANGE_LINES_MIN), RANGE_LINES_MAX)
 
@@ -117,13 +118,13 @@ class _Span:
     num_lines: int = 0
     pools: dict[str, int] = field(default_factory=dict)
     rejected: list[FinishedLine] = field(default_factory=list)
-    ids: list[str | None] = field(default_factory=list)  # where they are kept
+    ids: list[str | None] = field(default_factory=list)  # if they are kept
 
 
 class _Planner:
-    """One pass over the lines, and a second only where a custom_id seems to be used twice.
+    """One pass over the lines, and a second only if a custom_id seems to be used twice.
 
-    `beat` is called with each chunk that is read and each object that is written. `ids`: takes the custom_id of each
+    `beat` is called with each chunk that is read and each object that is written. `ids` receives the custom_id of each
     line.
     """
 
@@ -155,14 +156,14 @@ class _Planner:
         self._num_rejected = 0
         self._num_hints = 0
         self._first_problem: str | None = None
-        self._problems: list[LineError] = []  # collected: with any, the plan is of no use
+        self._problems: list[LineError] = []  # collected; with any, the plan is discarded
         self._duplicates = DuplicateFinder()
-        self._pools: dict[str | None, str] = {}  # where a hint leads, for this stage
+        self._pools: dict[str | None, str] = {}  # the pool of each hint, for this stage
         self._lease = ledger.new_id()
         self._num_parts = 0
 
     def read(self, chunks: Iterable[bytes], size: int, writer: Writer | None = None) -> list[Cut]:
-        """The ranges. `size`: of all chunks, about. What is read is also written to `writer`."""
+        """The ranges. `size`: of all chunks, approximately. The chunks are also written to `writer`."""
         cuts: list[Cut] = []
         span: _Span | None = None
         wanted = self._lines_per_range or RANGE_LINES_MIN
@@ -178,13 +179,13 @@ class _Planner:
             if self.total > self._policy.requests_max:
                 limit = self._policy.requests_max
                 self._raise_problems()
-                raise TooLarge(f"there are more than {limit:,} requests; send them in several batches")
+                raise TooLarge(f"more than {limit:,} requests; split them into several batches")
         if span is not None:
             cuts.append(self._cut(span, line.end))
         return cuts
 
     def finish(self, cuts: list[Cut], key: str, etag: str, reuse: BatchRecord | None = None) -> Planned:
-        """The plan of an input that was read, stored. `key`, `etag`: where its bytes are.
+        """Store the plan of an input that was read. `key`, `etag`: of the object with its bytes.
 
         Raises: LinesRefused, RequestRefused; what `reuse_results` does.
         """
@@ -215,9 +216,9 @@ class _Planner:
             yield chunk
 
     def _add(self, line: Line, span: _Span) -> None:
-        """Count the line with its pool, or deal with what is wrong with it."""
+        """Count the line for its pool, or handle its problem."""
         custom_id = None
-        is_inside = False  # what is wrong inside params refuses nothing
+        is_inside = False  # a problem inside params never rejects the whole input
         try:
             if line.data is None:
                 custom_id = custom_id_of(line.head)
@@ -243,7 +244,7 @@ class _Planner:
         self.total += 1
 
     def _pool_of(self, envelope: Envelope) -> str:
-        """Raises: InvalidRequest where it leads nowhere."""
+        """Raises: InvalidRequest if no pool matches."""
         if self._routing.everything is not None:
             return self._routing.everything
         hint = envelope.hint
@@ -255,7 +256,7 @@ class _Planner:
         return pool
 
     def _is_to_reject(self, number: int, row: int, error: InvalidRequest, *, is_inside: bool = False) -> bool:
-        """What the policy says of a line with `error`. Raises: RequestRefused."""
+        """Does the policy reject only this line? Raises: RequestRefused."""
         if self._policy.on_problem == "collect":
             if len(self._problems) < PROBLEMS_MAX:
                 self._problems.append(line_error(row, error))
@@ -272,7 +273,7 @@ class _Planner:
         message = located(by_line(0, row), str(error))
         self._num_rejected += 1
         self._first_problem = self._first_problem or message
-        # Who posted requests has no lines, and each of these has its custom_id.
+        # Posted requests have no line numbers, and each has a custom_id.
         known_by = row if custom_id is None else None
         shown = str(error) if self._policy.on_problem == "refuse" else message
         result = encode_result(custom_id, Failure(type=error.type, message=shown), "", line=known_by)
@@ -292,7 +293,7 @@ class _Planner:
         return Cut(made, span.pools, *self._store(span.first, span.rejected))
 
     def _store(self, first: int, rejected: list[FinishedLine]) -> tuple[list[PartRef], list[FinishedLine]]:
-        """The parts of these lines, and what stays in memory of them: enough to count them."""
+        """Store these lines as parts; returns what stays in memory to count them."""
         if not rejected:
             return [], []
         self._beat()
@@ -302,7 +303,7 @@ class _Planner:
         return [shards.write_part(self._ledger, key, rejected)], stripped
 
     def _reject_in(self, cut: Cut, lines: Iterator[Line], suspects: set[int], first_place: dict[str, str]) -> Cut:
-        """The second and later uses of a custom_id are rejected, or refuse the input."""
+        """Reject the second and later uses of a custom_id, or the whole input."""
         known = bitmaps.parse(cut.range.rejected)
         pools, twice = dict(cut.pools), list[FinishedLine]()
         for place_in_range in range(cut.range.num_lines):
@@ -331,7 +332,7 @@ class _Planner:
         return Cut(replace(cut.range, rejected=rejected), pools, [*cut.parts, *parts], [*cut.rejected, *stripped])
 
     def _publish(self, cuts: list[Cut], pinned: InputRef) -> Planned:
-        """Store the plan, the ids where they are kept, and the records of the rejected lines."""
+        """Store the plan, the ids if they are kept, and the records of the rejected lines."""
         pools: dict[str, dict[int, int]] = {}
         for n, cut in enumerate(cuts):
             for pool, num_lines in cut.pools.items():

@@ -1,6 +1,6 @@
-"""What the planner accepts as a request line, and what becomes of an input with lines that it does not accept. Pure.
+"""What the planner accepts as a request line, and what it does with an input that has other lines. Pure.
 
-What is wrong inside `params` or `body` is no concern of it: that request alone becomes an errored result.
+Problems inside `params` or `body` are not checked here: such a request alone fails later.
 """
 
 import re
@@ -15,7 +15,7 @@ from batchfile.lines.envelope import Envelope, Unreadable
 from batchfile.routing import NamesNoPool
 from batchfile.types import REQUESTS_MAX, InputFormat
 
-PROBLEMS_MAX = 100  # collected of one file; the rest would only be more of the same
+PROBLEMS_MAX = 100  # collected from one file; more would not help
 
 _LEADING_PATH = re.compile(r"[^\s:]+: ")
 # The codes of OpenAI's Batch API.
@@ -27,7 +27,7 @@ _CODES = {
     "body": "missing_required_parameter",
 }
 
-Place = Callable[[int, int], str]  # where a user finds a request: by its number from 0, or by its line from 1
+Place = Callable[[int, int], str]  # where a user finds a request: by its index from 0, or by its line from 1
 
 
 def by_line(number: int, row: int) -> str:
@@ -44,20 +44,20 @@ def located(place: str, message: str) -> str:
 
 
 class LinesRefused(InvalidFile):
-    """A stored file is refused for these of its lines, or for what could not be converted. `errors`: never empty."""
+    """A stored file is rejected because of these lines, or because it could not be converted. `errors`: never empty."""
 
     def __init__(self, errors: tuple[LineError, ...]) -> None:
-        super().__init__(f"the file has lines that can not run, the first is: {errors[0].message}")
+        super().__init__(f"the file has invalid lines; the first is: {errors[0].message}")
         self.errors = errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """`on_problem`: reject the line, which gets an errored result at once; refuse the input at its first such line; or
-    collect `PROBLEMS_MAX` of them and refuse it for all. `place`: how its user finds a line.
+    """`on_problem`: reject the line, which gets its result at once; `refuse` the input at its first such line; or
+    collect `PROBLEMS_MAX` of them and reject the input for all. `place`: how its user finds a line.
 
     Every line must be a request to `endpoint`, if given, in OpenAI's format. `custom_ids`: what each must match. An
-    input of more than `requests_max` requests is refused in any case.
+    input of more than `requests_max` requests is always rejected.
     """
 
     on_problem: Literal["reject", "refuse", "collect"] = "reject"
@@ -68,16 +68,18 @@ class Policy:
 
     @property
     def expected_format(self) -> InputFormat:
-        """Of which a refusal speaks where a line is of none."""
+        """The format to name in the message for a line of no known format."""
         return "native" if self.endpoint is None else "openai"
 
     def check(self, envelope: Envelope, first: InputFormat) -> None:
-        """`first`: the format of the first line. Raises: InvalidRequest where this one is not what is asked for."""
+        """`first`: the format of the first line. Raises: InvalidRequest if this line does not follow the policy."""
         if self.on_problem == "refuse" and envelope.format != "native":
-            raise InvalidRequest("params: is missing; put messages and max_tokens there (body is another format)")
+            raise InvalidRequest(
+                "params: is missing; put messages and max_tokens there (body belongs to another format)"
+            )
         if envelope.format != first:
             raise InvalidRequest(
-                f"this line is in the {envelope.format} format and the file began in the {first} one; "
+                f"this line is in the {envelope.format} format, but the file began in the {first} format; "
                 "use one format in a file"
             )
         if self.custom_ids is not None and not self.custom_ids.fullmatch(envelope.custom_id):
@@ -86,7 +88,7 @@ class Policy:
             return
         if envelope.format != "openai":
             raise InvalidRequest(
-                "body: is missing; a line needs custom_id, method, url and body (params is another API's)"
+                "body: is missing; a line needs custom_id, method, url and body (params belongs to another API)"
             )
         if envelope.method != "POST":
             raise InvalidRequest(f'method: must be "POST"{_got(envelope.method)}')
@@ -94,18 +96,18 @@ class Policy:
             raise InvalidRequest(f"url: must be the endpoint of the batch, {self.endpoint!r}{_got(envelope.url)}")
 
 
-REJECT = Policy()  # a file of ours, or one that was dropped
+REJECT = Policy()  # our own or a dropped file
 REFUSE = Policy(on_problem="refuse")  # requests that were posted
 
 
 def collect(endpoint: str) -> Policy:
-    """Of a stored file whose every line is a request to `endpoint`."""
+    """For a stored file in which every line is a request to `endpoint`."""
     return Policy(on_problem="collect", endpoint=endpoint)
 
 
 def line_error(row: int, error: InvalidRequest) -> LineError:
     message = str(error)
-    if isinstance(error, NamesNoPool):  # which speaks of other formats' ways to name one
+    if isinstance(error, NamesNoPool):  # whose own message names other formats' ways to choose a pool
         message = f"body.model: is missing; name one of {error.pools}"
         return LineError(code="missing_required_parameter", message=message, line=row, param="body.model")
     if isinstance(error, Unreadable):

@@ -1,8 +1,8 @@
-"""Results of a batch that has ended become those of a new one, whose input begins with the same bytes.
+"""Takes over the results of an ended batch into a new one whose input begins with the same bytes.
 
-They are copied as parts of the pseudo-pool `_reused`, whose shard records are born done: the old batch may go then.
-Only what succeeded is taken, under the same custom_id. The digests of the old input and of the old results are checked
-before anything of it can count.
+They are copied as parts of the pseudo-pool `_reused`, whose shard records are born done, so the old batch can be
+deleted afterwards. Only successful results with the same custom_id are taken. The digests of the old input and results
+are checked before any of it counts.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, decode_result
 
-PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that passes it
+PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that exceeds this
 AHEAD_BYTES = 32 * 1024 * 1024
 
 
@@ -27,8 +27,9 @@ PoolOf = Callable[[Envelope], str]
 
 
 class Cut(NamedTuple):
-    """A finished range: how many requests of it each pool has, the parts of its rejected lines, and these lines without
-    their results. What follows the pass over the input may still reject some, or reuse some.
+    """A finished range: its requests per pool, the parts of its rejected lines, and these lines without their results.
+
+    their results. Steps after the pass over the input may reject more lines, or reuse some.
     """
 
     range: Range
@@ -38,7 +39,7 @@ class Cut(NamedTuple):
 
 
 class _Taken(NamedTuple):
-    """What is taken over of range `n`, and its cut without these lines."""
+    """The lines that are taken over in range `n`, and its cut without them."""
 
     n: int
     cut: Cut
@@ -54,10 +55,10 @@ def reuse_results(
     old: BatchRecord,
     beat: Callable[[], None],
 ) -> list[Cut]:
-    """The cuts of `pinned` without the lines whose results `old` has. `beat` is called with each range that has some.
+    """The cuts of `pinned` without the lines that have results in `old`. `beat` is called for each range with some.
 
-    Raises: InvalidFile where the old input is not the beginning of this one; BatchDamaged where the old results are not
-    as they were written; ObjectChanged, ObjectMissing.
+    Raises: InvalidFile if the old input is not the beginning of this one; BatchDamaged if the old results have changed
+    since they were written; ObjectChanged, ObjectMissing.
     """
     assert old.results is not None
     lease = ledger.new_id()
@@ -100,7 +101,7 @@ def _taken(
         for _ in rest:
             pass
     if was.hexdigest() != old.input.sha256:
-        raise InvalidFile(f"the input does not begin any more as that of {old.batch_id}: nothing of it can be kept")
+        raise InvalidFile(f"the input no longer begins like that of {old.batch_id}, so none of its results can be kept")
     if kept.hexdigest() != stored.sha256:
         raise BatchDamaged(f"{stored.key}: the results of {old.batch_id} are damaged; add --restart to run them again")
 
@@ -113,7 +114,7 @@ def _of_range(pool_of: PoolOf, n: int, cut: Cut, found: Iterable[tuple[int, Line
             continue
         known, envelope = decode_result(result.data), decode_envelope(line.data)
         if known.status == "succeeded" and known.custom_id == envelope.custom_id:
-            lines.append(FinishedLine(place, "succeeded", result.data))  # no usage: it cost this batch nothing
+            lines.append(FinishedLine(place, "succeeded", result.data))  # without usage: it cost this batch nothing
             pools[pool_of(envelope)] -= 1
     pools[keys.REUSED_POOL] = len(lines)
     span = replace(cut.range, rejected=bitmaps.render(rejected | bitmaps.of(line.line for line in lines)))
@@ -121,7 +122,7 @@ def _of_range(pool_of: PoolOf, n: int, cut: Cut, found: Iterable[tuple[int, Line
 
 
 def _is_last_line_longer(ledger: Ledger, pinned: InputRef, size: int) -> bool:
-    """Did the input end without a newline at `size`, and does what follows now belong to the same line?"""
+    """Did the input end without a newline at `size`, and do the bytes after it belong to the same line?"""
     around = b"".join(ledger.store.stream(pinned.key, size - 1, min(size + 1, pinned.size), match=pinned.etag))
     return len(around) == 2 and b"\n" not in (around[:1], around[1:])
 

@@ -1,4 +1,4 @@
-"""A create: what it asks for, which batch a repeated one means, and how requests that stream in become a batch."""
+"""Creates a batch: the options, which batch a repeated create means, and how streamed requests become a batch."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -16,18 +16,18 @@ from batchfile.plan.policy import REJECT, Policy
 from batchfile.types import Defaults, RoutingTable
 
 KEY_CHARS_MAX = 255
-ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a create that lasts is announced again
-RETRY_OF = "retry_of"  # in the metadata of a retry: the batch whose requests it repeats
+ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a long create is announced again
+RETRY_OF = "retry_of"  # in the metadata of a rerun: the batch whose requests it repeats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateOptions:
-    """What a create asks for besides its input, whichever way it comes.
+    """The options of a create in addition to its input, whichever way it arrives.
 
-    `stage`: of all requests. `pool`: where all of them go. `priority`: 0 (first) to 9. `deadline`: when the batch
-    expires, in epoch seconds. Not `is_strict`: lines that cannot run become errored results and refuse nothing.
-    A repeated create is known by its `idempotency_key`. Without one it is known by its body where `retry_count` says
-    which attempt of an SDK it is, from 0; `arrived_at` is when it came, by the ledger's monotonic clock.
+    `stage`: of all requests. `pool`: where all of them run. `priority`: 0 (first) to 9. `deadline`: when the batch
+    expires, in epoch seconds. Not `is_strict`: lines that cannot run are rejected alone.
+    A repeated create is identified by its `idempotency_key`. Without a key it is identified by its body, if
+    `retry_count` says which attempt of an SDK it is, from 0; `arrived_at` is by the ledger's monotonic clock.
     """
 
     tenant: str = "default"
@@ -43,18 +43,18 @@ class CreateOptions:
 
     @property
     def digest(self) -> str:
-        """Of what tells two creates of one body and one stage apart; empty where nothing was asked for."""
+        """Of what distinguishes two creates of one body and one stage; empty without any option."""
         if (self.priority, self.is_strict, self.metadata, self.pool) == (5, True, {}, None):
             return ""
         pool = "" if self.pool is None else f" {self.pool}"
         return f"{self.priority} {self.is_strict} {sorted(self.metadata.items())}{pool}"
 
     def policy(self, **more: Any) -> Policy:
-        """`more`: of the fields of Policy."""
+        """`more`: fields of Policy."""
         return Policy(on_problem="refuse" if self.is_strict else "reject", **more)
 
     def route(self, routing: RoutingTable) -> RoutingTable:
-        """Raises: InvalidFile where there is no such pool."""
+        """Raises: InvalidFile if the pool is unknown."""
         if self.pool is None:
             return routing
         if self.pool not in routing.pools:
@@ -63,7 +63,7 @@ class CreateOptions:
         return replace(routing, everything=self.pool)
 
     def draft(self, batch_id: str, created_at: float, routing: RoutingTable, defaults: Defaults) -> Draft:
-        """Raises: InvalidFile where there is no such pool."""
+        """Raises: InvalidFile if the pool is unknown."""
         return Draft(
             batch_id=batch_id,
             routing=self.route(routing),
@@ -80,7 +80,7 @@ class CreateOptions:
 def create_once(
     ledger: Ledger, options: CreateOptions, digest: str, batch_id: str, make: Callable[[KeyedBatch], BatchRecord]
 ) -> BatchRecord:
-    """The batch that an earlier attempt of this create made, or what `make` does. `digest`: of all that was asked.
+    """The batch of an earlier attempt of this create, else the result of `make`. `digest`: of the request.
 
     Raises: InvalidFile, KeyReused; what `make` does.
     """
@@ -90,7 +90,7 @@ def create_once(
 
 
 def made_before(ledger: Ledger, options: CreateOptions, digest: str) -> BatchRecord | None:
-    """The batch of an earlier attempt, if it stands. Changes nothing."""
+    """The batch of an earlier attempt, if there is one. Changes nothing."""
     tenant, batch_id = options.tenant, None
     if options.idempotency_key:
         batch_id = idempotency.known(ledger, kind="key", tenant=tenant, value=options.idempotency_key, digest=digest)
@@ -102,7 +102,7 @@ def made_before(ledger: Ledger, options: CreateOptions, digest: str) -> BatchRec
 def check_key(key: str) -> None:
     """Raises: InvalidFile."""
     if len(key) > KEY_CHARS_MAX:
-        raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; send a UUID, say")
+        raise InvalidFile(f"Idempotency-Key: is longer than {KEY_CHARS_MAX} characters; use, for example, a UUID")
 
 
 def _get_or_create(ledger: Ledger, options: CreateOptions, digest: str, batch_id: str) -> KeyedBatch:
@@ -127,12 +127,12 @@ def submit(
     policy: Policy,
     is_shared: bool = False,
 ) -> BatchRecord:
-    """Store, plan and commit JSONL of `size` bytes, about: see `plan_upload`. However long that takes.
+    """Store, plan and commit JSONL of about `size` bytes, however long that takes: see `plan_upload`.
 
-    Nothing is left of what was refused or broken off. `is_shared`: other attempts may be making the same batch now;
-    what one of them has committed stands, and once one was refused no other can commit it.
-    Raises: InvalidFile, of it RequestRefused and TooLarge; BatchDamaged where it was given up, or refused to another
-    attempt; StoreUnavailable; whatever `chunks` raises.
+    Nothing is left of a create that was rejected or interrupted. `is_shared`: other attempts may be creating the same
+    batch now; a batch that one of them has committed stays, and once one was rejected no other can commit it.
+    Raises: InvalidFile, its kinds RequestRefused and TooLarge; BatchDamaged if it was abandoned, or another attempt was
+    rejected; StoreUnavailable; whatever `chunks` raises.
     """
     batches.announce(ledger, draft)
     try:
@@ -150,7 +150,7 @@ def submit(
         if not is_shared:
             _remove(ledger, draft)
         elif isinstance(error, InvalidFile):
-            if retention.fence(ledger, draft.batch_id, "another attempt of its create was refused"):
+            if retention.fence(ledger, draft.batch_id, "another attempt of its create was rejected"):
                 batches.withdraw(ledger, draft)
             elif (standing := batches.read_batch(ledger, draft.batch_id)) is not None:
                 return standing
@@ -159,19 +159,19 @@ def submit(
 
 
 def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = None) -> BatchRecord:
-    """A batch of the requests of `batch` that did not succeed, as it was asked for. The same key: the same batch.
+    """A batch of the requests of `batch` that did not succeed, with its options. The same key gives the same batch.
 
-    Raises: InvalidFile where there is nothing to repeat, or not yet; KeyReused; StoreUnavailable.
+    Raises: InvalidFile if there is nothing to rerun, or not yet; KeyReused; StoreUnavailable.
     """
     errors = batch.errors
     if batch.state != "ended":
-        raise InvalidFile(f"{batch.batch_id} has not ended: wait for its end, or cancel it first")
-    if not batch.routing.pools:  # one engine took everything, and no service has a pool for it
-        raise InvalidFile(f"{batch.batch_id} was run on one machine: give its errors file to `batchfile run`")
+        raise InvalidFile(f"{batch.batch_id} has not ended; wait until it ends, or cancel it first")
+    if not batch.routing.pools:  # one engine ran everything, and no service has a pool for it
+        raise InvalidFile(f"{batch.batch_id} was run on one machine; give its errors file to `batchfile run`")
     if errors is None:
-        raise InvalidFile(f"{batch.batch_id} ended before its file was read; mend the file and submit it again")
+        raise InvalidFile(f"{batch.batch_id} ended before its file was read; fix the file and submit it again")
     if not errors.num_lines:
-        raise InvalidFile(f"{batch.batch_id} has nothing to repeat: every request succeeded")
+        raise InvalidFile(f"{batch.batch_id} has nothing to rerun; every request succeeded")
     options = CreateOptions(
         tenant=batch.tenant,
         stage=batch.stage,
@@ -179,7 +179,7 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
         metadata={**batch.metadata, RETRY_OF: batch.batch_id},
         idempotency_key=idempotency_key,
     )
-    # Ids of Anthropic's form stay of that form: they tell in which API format a batch is answered.
+    # An id of Anthropic's form keeps that form, because the id says in which API format the batch is answered.
     is_messages = batch.batch_id.startswith("msgbatch_")
     batch_id = f"msgbatch_{ledger.new_id()[:24]}" if is_messages else f"batch_{ledger.new_id()[:12]}"
 
@@ -192,13 +192,13 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
 
 
 def retried_before(ledger: Ledger, batch: BatchRecord, idempotency_key: str | None) -> BatchRecord | None:
-    """The batch that an earlier retry with this key made, if it stands."""
+    """The batch of an earlier rerun with this key, if there is one."""
     options = CreateOptions(tenant=batch.tenant, idempotency_key=idempotency_key)
     return made_before(ledger, options, f"retry {batch.batch_id}")
 
 
 def _announcing(ledger: Ledger, draft: Draft) -> Callable[[], None]:
-    """To be called while the create goes on; announces it again when that is due."""
+    """To be called while the create lasts; announces it again when that is due."""
     announced_at = ledger.clock.monotonic()
 
     def beat() -> None:
@@ -213,7 +213,7 @@ def _announcing(ledger: Ledger, draft: Draft) -> Callable[[], None]:
 
 
 def _remove(ledger: Ledger, draft: Draft) -> None:
-    """Best effort: a janitor sweeps what stays, as long as it is announced."""
+    """Best effort: the janitor removes what is left, as long as the create is announced."""
     with suppress(StoreError):
         for entry in list(ledger.store.list(keys.batch_prefix(draft.batch_id))):
             ledger.store.delete(entry.key)

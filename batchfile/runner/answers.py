@@ -1,7 +1,7 @@
-"""What becomes of a request that has left the engine: a result, a failure, or another attempt.
+"""Decides what becomes of a request that has left the engine: a result, a failure, or another attempt.
 
-Functions over the runner's state, for the loop's thread; `check_next` alone is for another. An answer that may take
-long to check is checked there, in a process of its own, so that the engine never waits for one.
+Functions over the runner's state, for the loop's thread; only `check_next` is for another thread. An answer that may
+take long to check is checked there, in a separate process, so that the engine never waits for a check.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from batchfile.runner.schema_process import CheckProcess
 from batchfile.runner.state import Answer, Job, PendingRequest, RunnerState
 from batchfile.types import Completion, Failure, Outcome, Request, Usage
 
-CHECKING_CHARS_MAX = 64 * 1024 * 1024  # of answers that wait to be checked; then the engine gets nothing new
+CHECKING_CHARS_MAX = 64 * 1024 * 1024  # of answers that wait to be checked; at this size the engine gets nothing new
 
 
 def settle(state: RunnerState, finished: Finished) -> None:
@@ -37,7 +37,7 @@ def settle(state: RunnerState, finished: Finished) -> None:
 
 
 def take_checked(state: RunnerState) -> None:
-    """Conclude from what has been checked."""
+    """Handle the answers that have been checked."""
     if not state.checked:
         return
     with state.changed:
@@ -50,7 +50,7 @@ def take_checked(state: RunnerState) -> None:
 
 
 def check_next(state: RunnerState, process: CheckProcess) -> bool:
-    """Check one answer; False: none waits. On a thread of its own."""
+    """Check one answer; False: none waits. Runs on its own thread."""
     answer = state.to_check.take()
     if answer is None:
         return False
@@ -68,7 +68,7 @@ def check_next(state: RunnerState, process: CheckProcess) -> bool:
 def _finish(state: RunnerState, item: PendingRequest, outcome: Outcome, gpu_s: float) -> None:
     result = encode_result(item.custom_id, outcome, state.info.model if state.info else "")
     if isinstance(outcome, Completion):
-        state.num_builds = 0  # engines do serve: the builds before do not count any more
+        state.num_builds = 0  # the engine works: earlier failed builds no longer count
         state.stats.succeeded += 1
         _count_tokens(state, outcome.usage)
         line = FinishedLine(item.line, "succeeded", result, outcome.usage, gpu_s)
@@ -79,7 +79,7 @@ def _finish(state: RunnerState, item: PendingRequest, outcome: Outcome, gpu_s: f
 
 
 def _try_unguided(state: RunnerState, item: PendingRequest, request: Request, failure: Failure, gpu_s: float) -> None:
-    """Once more where the engine may refuse the guide of the request's batch."""
+    """Run it again unguided, because the engine may reject the schema of the request's batch."""
     checks = item.shard.output_schema
     if checks is None or failure.type != "invalid_request_error" or not checks.is_guided(request):
         _finish(state, item, failure, gpu_s)
@@ -88,7 +88,7 @@ def _try_unguided(state: RunnerState, item: PendingRequest, request: Request, fa
 
 
 def _answered(state: RunnerState, outcome: Outcome) -> Outcome:
-    """A refusal as the failure that it is where an answer is needed."""
+    """Turn a refusal into a failure where an answer is needed."""
     if isinstance(outcome, Failure):
         return outcome
     for choice in outcome.choices:
@@ -99,7 +99,7 @@ def _answered(state: RunnerState, outcome: Outcome) -> Outcome:
 
 
 def _judge(state: RunnerState, item: PendingRequest, request: Request, completion: Completion, gpu_s: float) -> None:
-    """What fits is final; what does not goes again. A check that may take long, and its words, come later."""
+    """An answer that fits is final; another is attempted again. A slow check, and its message, come later."""
     checks = item.shard.output_schema
     if checks is not None:
         checks.answered(request)
@@ -144,10 +144,10 @@ def _is_tried_again(answer: Answer) -> bool:
 
 
 def _again(state: RunnerState, item: PendingRequest, request: Request, gpu_s: float, *, is_alone: bool) -> None:
-    """Back into the ready queue, among the others; one that ran alone runs alone again.
+    """Put it back into the ready queue with the others; a request that ran alone runs alone again.
 
-    The preparer prepares what differs: a long prompt takes long, and the engine would wait. Only where it ran alone
-    this thread does it, since nothing else may run before it.
+    The preparer prepares the difference, because the engine would wait for a long prompt. Only a request that ran alone
+    is prepared on this thread, since nothing else may run before it.
     """
     if item.request is not request:
         job = Job(item, request)
@@ -163,7 +163,7 @@ def _again(state: RunnerState, item: PendingRequest, request: Request, gpu_s: fl
 
 
 def _count_tokens(state: RunnerState, usage: Usage) -> None:
-    """What was spent, also on answers that did not fit. A result's usage is that of its last attempt."""
+    """Counts all tokens spent, also on answers that did not fit. A result's usage is that of its last attempt."""
     stats = state.stats
     stats.input_tokens += usage.input_tokens
     stats.output_tokens += usage.output_tokens

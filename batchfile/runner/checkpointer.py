@@ -1,6 +1,6 @@
-"""Keeps what is held: checkpoints behind the engine, gives shards back at a stop, drops what was lost.
+"""Commits finished results in the background, gives shards back at a stop and drops lost ones.
 
-`tick` does what is due; a thread repeats it. The engine never waits for it.
+A thread calls `tick`, which does what is due. The engine never waits for it.
 """
 
 from contextlib import suppress
@@ -14,12 +14,12 @@ from batchfile.runner.state import ActiveShard, RunnerState
 
 log = structlog.get_logger()
 
-PART_BYTES = 4 * 1024 * 1024  # finished results of this size are checkpointed before their time
-AWAY_S_MAX = 10.0  # at an end: then what is held lapses, as it would if this process were killed
-RETRY_S = 1.0  # before a commit that failed is tried again; doubles
+PART_BYTES = 4 * 1024 * 1024  # finished results of this size are checkpointed early
+AWAY_S_MAX = 10.0  # at shutdown; after this the leases expire, as they would if the process were killed
+RETRY_S = 1.0  # before a failed commit is tried again; doubles
 RETRY_S_MAX = 5.0
-FAILURES_BEFORE_ASIDE = 2  # commits of one shard that fail in a row, each tried several times: then no more is claimed
-HEARTBEAT_SHARE_OF_TTL = 1 / 6  # a shard without news is rewritten this often: every 15 s of 90
+FAILURES_BEFORE_ASIDE = 2  # commits of one shard in a row, each tried several times; then its batch is set aside
+HEARTBEAT_SHARE_OF_TTL = 1 / 6  # the lease of a shard without results is renewed this often: every 15 s of 90
 
 
 class Checkpointer:
@@ -27,10 +27,10 @@ class Checkpointer:
         self._state = state
         self._ledger = state.ledger
         self._claims = claims
-        self._away_since: float | None = None  # monotonic: when the first of the writes in a row that failed was begun
+        self._away_since: float | None = None  # monotonic: when the first of the failed writes in a row began
 
     def tick(self) -> None:
-        """Checkpoint each shard that is due. None more once the threads are to end."""
+        """Checkpoint each shard that is due. Does nothing once the threads are to end."""
         for shard in list(self._state.shards):
             if self._state.is_over.is_set():
                 return
@@ -42,9 +42,9 @@ class Checkpointer:
                 self._checkpoint(shard)
 
     def release_all(self) -> None:
-        """Commit what is finished and put every shard back. Best effort: what fails lapses by itself.
+        """Commit finished results and release every shard. Best effort: a lease that cannot be released expires.
 
-        So does the rest where the store stays away.
+        The rest is skipped if the store stays unavailable.
         """
         for shard in list(self._state.shards):
             if not shard.is_dropped:
@@ -60,7 +60,7 @@ class Checkpointer:
                 return
 
     def _put_back(self, shard: ActiveShard) -> None:
-        """Nothing of it waits to be dispatched: commit what there is, and let anyone claim it. Again until it works."""
+        """Commit what there is and release a shard that has nothing left to dispatch. Repeats until it works."""
         if self._state.now() < shard.retry_at:
             return
         if shard.finished:
@@ -72,7 +72,7 @@ class Checkpointer:
             self._claims.forget(shard.batch_id, shard.held.record.n)
 
     def _release(self, shard: ActiveShard) -> bool:
-        """Is it given back, or lost anyway?"""
+        """Is it released, or lost anyway?"""
         started_at = self._state.now()
         with shard.commit_lock:
             try:
@@ -88,7 +88,7 @@ class Checkpointer:
 
     @property
     def is_store_away(self) -> bool:
-        """It has answered no write for so long that a process that ends waits no more."""
+        """The store has answered no write for so long that a process that is ending stops waiting."""
         return self._away_since is not None and self._state.now() - self._away_since >= AWAY_S_MAX
 
     def _saw_store(self, started_at: float, *, is_there: bool) -> None:
@@ -119,7 +119,7 @@ class Checkpointer:
                 is_dispatching = shard.has_dispatched or shard.wants_to_announce
                 shards.checkpoint(self._ledger, shard.held, finished, has_dispatched=is_dispatching, accused=accused)
             except (LeaseLost, BatchDamaged) as error:
-                if isinstance(error, BatchDamaged):  # nobody can tell whose it is now; the other shards go on
+                if isinstance(error, BatchDamaged):  # its holder is unknown now; the other shards continue
                     log.error("shard.unreadable", batch_id=shard.batch_id, shard=shard.held.record.n, error=str(error))
                 shard.is_closed = isinstance(error, ShardClosed)
                 self._drop(shard)
@@ -152,7 +152,7 @@ class Checkpointer:
             )
 
     def _set_back(self, shard: ActiveShard, error: StoreError) -> None:
-        """Try again soon, while the lease lasts and after: the write decides. Raises: as `SetAside.put`."""
+        """Try again soon, even after the lease expires: the write decides. Raises: as `SetAside.put`."""
         shard.num_failures += 1
         longest_s = min(RETRY_S_MAX, self._ledger.limits.lease_ttl_s * HEARTBEAT_SHARE_OF_TTL)
         pause_s = min(RETRY_S * 2.0 ** min(shard.num_failures - 1, 16), longest_s)

@@ -1,7 +1,7 @@
-"""Which shard to claim next: the pool's open batches, and what is known of their shards.
+"""Chooses which shard to claim next, from the pool's open batches and what is known about their shards.
 
-Everything here is a hint that saves requests; whether a claim holds is decided by the conditional write alone. A batch
-is read once, when its marker is new in the queue; a shard that another holds is not read again before that can matter.
+Everything here is a hint that saves requests; only the conditional write decides whether a claim succeeds. A batch is
+read once, when its marker is new in the queue; a shard that another runner holds is not read again before it matters.
 """
 
 from collections import deque
@@ -23,15 +23,15 @@ from batchfile.store.base import Entry
 
 log = structlog.get_logger()
 
-RELIST_S = 5.0  # a batch of which nothing was free is looked at again after this
-QUEUE_LIST_S = 15.0  # the queue while it has markers
-QUEUE_IDLE_S = 120.0  # the queue while it has none and the change notification is silent
+RELIST_S = 5.0  # a batch without a free shard is looked at again after this
+QUEUE_LIST_S = 15.0  # how often the queue is listed while it has markers
+QUEUE_IDLE_S = 120.0  # and while it has none and no change is notified
 NOTIFICATION_S = 1.0
-LISTING_IN_READS = 12  # a listing costs as much as so many reads on AWS; with fewer shards it would save nothing
-TRIES_MAX = 8  # batches that one call looks for a shard in
-TRIES_ELSEWHERE_MAX = 2  # after so many in vain, those go first of which a shard is known to be nobody's
-NEW_AT_ONCE = 16  # new batches that are read before one more shard is claimed
-HELD_ELSEWHERE_SHARE_OF_TTL = 1 / 6  # a shard that another holds is read again after this: its record is rewritten then
+LISTING_IN_READS = 12  # a listing costs as much as this many reads on AWS; with fewer shards it would save nothing
+TRIES_MAX = 8  # batches in which one call looks for a shard
+TRIES_ELSEWHERE_MAX = 2  # after so many failed ones, batches with a shard that is known to be unclaimed go first
+NEW_AT_ONCE = 16  # new batches that are read before the next shard is claimed
+HELD_ELSEWHERE_SHARE_OF_TTL = 1 / 6  # when to read a shard of another runner again: its record is rewritten then
 UNCHECKED_MAX = 64  # a batch with more requests that wait for their schemas is not claimed from
 
 
@@ -39,9 +39,9 @@ UNCHECKED_MAX = 64  # a batch with more requests that wait for their schemas is 
 class BatchView:
     """One open batch as this runner knows it. Times are monotonic.
 
-    `members`: the pool's shards. `settled`: those known done, closed or held by us. `elsewhere`: those that others
-    hold, and when to read each again. `todo`: what to try next, the first one last. `look_at`: when there may be
-    something to try again. `has_held`: we held a shard of it. `is_ending`: a shard of it was found closed.
+    `members`: the pool's shards. `settled`: those known to be done, closed or held by us. `elsewhere`: those that other
+    runners hold, and when to read each again. `todo`: what to try next, last element first. `look_at`: when there may
+    be something to try again. `has_held`: we held a shard of it. `is_ending`: one of its shards was found closed.
     """
 
     batch: BatchRecord
@@ -61,7 +61,7 @@ class BatchView:
 
     @property
     def num_unclaimed(self) -> int:
-        """Shards of which nobody is known to hold them."""
+        """Shards that no runner is known to hold."""
         return self.num_unsettled - len(self.elsewhere)
 
     def settle(self, n: int) -> None:
@@ -70,9 +70,9 @@ class BatchView:
 
 
 class Claims:
-    """Claims for one pool, or of the batch `only` alone, in order since this runner is the only one then.
+    """Claims for one pool; or for the batch `only`, in input order, since this runner is then the only one.
 
-    A batch that cannot be read or claimed from is set aside, and the others go on.
+    A batch that cannot be read or claimed from is set aside, and the others continue.
     """
 
     def __init__(self, state: RunnerState) -> None:
@@ -81,13 +81,13 @@ class Claims:
         self._pool, self._only = state.options.pool, state.options.only
         self._turns = Turns(state.ledger.rng)
         self._views: dict[str, BatchView] = {}
-        self._new: deque[Entry] = deque()  # markers whose batches are to be looked at, in the order of the queue
-        self._unread: set[str] = set()  # batches that could not be read at the last look
-        self._list_at = float("-inf")  # when the queue is to be listed again, unless a change is notified before
+        self._new: deque[Entry] = deque()  # markers of batches that were not read yet, in the order of the queue
+        self._unread: set[str] = set()  # batches that could not be read the last time
+        self._list_at = float("-inf")  # when to list the queue again, unless a change is notified before
         self._notification_asked_at = float("-inf")
         self._notification = ""
         self._has_listed = False
-        self._is_store_doubtful = False  # it did not answer for one batch: perhaps it answers for none
+        self._is_store_doubtful = False  # it did not answer for one batch: perhaps it is unavailable for all
 
     @property
     def is_settled(self) -> bool:
@@ -98,13 +98,13 @@ class Claims:
 
     @property
     def has_more(self) -> bool:
-        """Is there something that the next claim would look at, new batches or shards that may be free by now?"""
+        """Would the next claim look at something: new batches, or shards that may be free by now?"""
         return bool(self._new or self._candidates())
 
     def next(self) -> Lease | None:
-        """One more shard, or None where none was found free.
+        """One more shard, or None if none was found free.
 
-        Raises: StoreError where the queue cannot be listed; BatchDamaged and StoreError of the batch `only`.
+        Raises: StoreError if the queue cannot be listed; BatchDamaged and StoreError for the batch `only`.
 
         A call does a bounded amount of work: it reads a few of the new batches and looks for a shard in a few of all.
         So the first shard is claimed while most of a long queue is still unread.
@@ -120,33 +120,34 @@ class Claims:
             if held is not None:
                 return held
             if self._is_store_doubtful:
-                break  # the next call asks the store for something else first
+                break  # the next call begins with other batches
         return None
 
     def knows(self, batch_id: str) -> bool:
         return batch_id in self._views
 
     def forget(self, batch_id: str, n: int) -> None:
-        """Shard `n` was ours and is not any more: it may have to be claimed again."""
+        """Shard `n` is no longer ours: it may have to be claimed again."""
         view = self._views.get(batch_id)
         if view is not None:
             view.settled.discard(n)
             view.look_at = float("-inf")
 
     def renew(self, batch: BatchRecord) -> None:
-        """Its input is to be read in another way from now on."""
+        """Read the input in another way from now on."""
         view = self._views.get(batch.batch_id)
         if view is not None:
             view.batch = batch
 
     def look_again(self) -> None:
-        """Something changed: the next claim lists the queue first."""
+        """Something changed: list the queue at the next claim."""
         self._list_at = float("-inf")
 
     def exhausted(self) -> list[str]:
-        """Batches of which, as far as is known, this pool has no shard left that is free or in work here.
+        """Batches in which this pool has, as far as is known, no shard left that is free or held here.
 
-        They may be complete. Where others hold the rest, only those that we had a part in: the last of us ends it.
+        They may be complete. If others hold the rest, only batches that we had a part in: the last of us ends the
+        batch.
         """
         return [
             batch_id
@@ -169,9 +170,9 @@ class Claims:
         ]
 
     def _choose(self, *, is_unclaimed: bool) -> BatchView | None:
-        """A batch to look in: the tenants take turns, and within a tenant a higher priority is chosen more often.
+        """A batch to claim from: tenants take turns, and within a tenant a higher priority is chosen more often.
 
-        With `is_unclaimed` one with a shard that nobody is known to hold, if there is one.
+        With `is_unclaimed`, one with a shard that no runner is known to hold, if there is one.
         """
         candidates = self._candidates()
         if is_unclaimed:
@@ -193,12 +194,12 @@ class Claims:
             return self._claim_in(view)
         except (BatchDamaged, StoreError) as error:
             if isinstance(error, BatchDamaged):
-                self.drop(batch_id)  # it is read anew
+                self.drop(batch_id)  # it is read again
             self._set_aside(batch_id, error)
             return None
 
     def _set_aside(self, batch_id: str, error: BatchfileError) -> None:
-        """Raises: `error` where this is the batch `only`, and waiting is no use."""
+        """Raises: `error` for the batch `only`, if waiting does not help."""
         pause_s = self._aside.put(batch_id, "claim", error)
         self._is_store_doubtful = isinstance(error, StoreUnavailable)
         if batch_id not in self._views:
@@ -210,7 +211,7 @@ class Claims:
             n = view.todo.pop()
             try:
                 held = claim(self._ledger, view.batch, view.plan, self._pool, n, runner=self._state.options.runner_id)
-            except BatchfileError as error:  # of this shard, perhaps: the others go first
+            except BatchfileError as error:  # perhaps only of this shard: try the others first
                 view.elsewhere[n] = self._state.now() + (RELIST_S if self._only is not None else PAUSE_S_MAX)
                 if not isinstance(error, BatchDamaged) or self._only is not None:
                     raise
@@ -224,7 +225,7 @@ class Claims:
         return None
 
     def _in_turn(self, view: BatchView, now: float) -> list[int]:
-        """What may be free, the next one last. Those that have no record yet, since nobody holds them, go first."""
+        """Shards that may be free, the next one last. Those without a record go first, since no runner holds them."""
         todo = [n for n in view.members if n not in view.settled and view.elsewhere.get(n, now) <= now]
         if self._only is not None:
             return todo[::-1]
@@ -241,7 +242,7 @@ class Claims:
         return [n for n, record in zip(todo, found, strict=True) if self._may_be_free(view, n, record)]
 
     def _load(self, key: str) -> Stored[ShardRecord] | None:
-        """None too where it is damaged: the claim says so."""
+        """None also if it is damaged: the claim reports it."""
         try:
             return load(self._ledger, key, ShardRecord)
         except BatchDamaged:
@@ -254,7 +255,7 @@ class Claims:
         return False
 
     def _note(self, view: BatchView, n: int, state: ShardState) -> None:
-        """Shard `n` was found in this state, and not free."""
+        """Shard `n` was found in this state, not free."""
         if state in {"done", "closed"}:
             view.settle(n)
         else:
@@ -271,14 +272,14 @@ class Claims:
         now = self._state.now()
         if not self._was_notified(now) and now < self._list_at:
             return
-        self.look_again()  # until it was listed
+        self.look_again()  # until it is listed
         try:
             if self._only is None:
                 self._list_queue()
             else:
                 self._look_at_only(self._only)
         except StoreError as error:
-            self._list_at = now + RELIST_S  # meanwhile what is known can be worked on
+            self._list_at = now + RELIST_S  # meanwhile, work on what is known
             if isinstance(error, StoreUnavailable):
                 self._aside.clear_unavailable()
             raise
@@ -313,9 +314,9 @@ class Claims:
                 self._set_aside(batch_id, found)
 
     def _read(self, marker: Entry) -> BatchView | BatchfileError | None:
-        """The batch of a marker, if it is open. Removes the marker of one that has ended or was never committed.
+        """The batch of a marker, if it is open. Removes the marker of a batch that has ended or was never committed.
 
-        A marker without its batch may be a create in progress; one that is ending is the janitor's.
+        A marker without a batch may be a create in progress; ending batches are left to the janitor.
         """
         try:
             batch = read_batch(self._ledger, keys.queue_batch_id(marker.key))
@@ -332,7 +333,7 @@ class Claims:
         """Raises: BatchDamaged, StoreError."""
         plan = read_plan(self._ledger, batch)
         if self._pool not in plan.pools and set(plan.pools) - keys.SETTLED_POOLS:
-            raise BatchDamaged(f"{batch.batch_id}: its plan has no pool {self._pool}, its marker says so")
+            raise BatchDamaged(f"{batch.batch_id}: its queue marker names pool {self._pool}, but its plan does not")
         return BatchView(batch=batch, plan=plan, priority=priority, members=list(plan.pools.get(self._pool, {})))
 
     def _was_notified(self, now: float) -> bool:
@@ -342,10 +343,10 @@ class Claims:
         try:
             found = self._ledger.store.get_if_changed(keys.notification_key(self._pool), self._notification)
         except StoreUnavailable:
-            self._notification_asked_at = now + NOTIFICATION_S  # the next call tries without it
+            self._notification_asked_at = now + NOTIFICATION_S  # the next call does not wait for a notification
             self._aside.clear_unavailable()
             raise
-        except StoreError as error:  # it is only a hint
+        except StoreError as error:  # a notification is only a hint
             log.warning("notification.refused", pool=self._pool, error=str(error))
             self._notification_asked_at = now + QUEUE_LIST_S
             return False

@@ -1,4 +1,4 @@
-"""The engine that a runner has, and the next one when it dies: which request killed it, and who runs again."""
+"""Holds the runner's engine and replaces it when it crashes: finds the request that crashed it, and reruns the rest."""
 
 from dataclasses import dataclass, replace
 
@@ -12,20 +12,20 @@ from batchfile.types import Failure
 
 log = structlog.get_logger()
 
-ENGINE_BUILDS_MAX = 16  # in a row without one success: halving 1,024 suspects meets an innocent one sooner
-DOWN_AFTER_S = 2.0  # an endpoint that takes nothing for this long is called down
-REBUILD_PAUSE_S = 5.0  # before another try to build an engine that would not start
+ENGINE_BUILDS_MAX = 16  # in a row without one success: bisecting 1,024 suspects meets an innocent one sooner
+DOWN_AFTER_S = 2.0  # an endpoint that accepts nothing for this long counts as down
+REBUILD_PAUSE_S = 5.0  # before another attempt to build an engine that does not start
 DEATHS_OF_A_SUSPECT = 3
 
 _ENGINE_CRASH = Failure(
     type="engine_crash",
-    message="This request ended the engine each time it ran, the last time alone; it was not tried again.",
+    message="The engine crashed each time this request ran, the last time alone; it was not tried again.",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
-    """What to do with the requests that were in flight: run again, run alone (in this order), or error."""
+    """What to do with the requests that were in flight: run again, run alone (in this order), or fail."""
 
     again: list[PendingRequest]
     alone: list[list[PendingRequest]]
@@ -33,13 +33,15 @@ class Verdicts:
 
 
 def judge(in_flight: list[PendingRequest], *, was_alone: bool) -> Verdicts:
-    """After an engine's death with `in_flight` on board. Counts the death on each item. Pure otherwise.
+    """After an engine crash with `in_flight` on board. Counts the crash on each item; otherwise pure.
 
-    Three deaths in common make suspects. They run alone: all of them, then halves of what died again, down to one. One
-    that kills an engine alone is poison. An innocent request runs again, and is never errored.
+    Requests that share three crashes are suspects. They run alone: all of them, then halves of what crashed again, down
+    to one. A request that crashes an engine alone is poison. An innocent request runs again and never fails for it: it
+    leaves the suspects with the first group that survives.
     """
     for item in in_flight:
         item.deaths += 1
+    # Innocent requests share some crashes by chance, so suspects are only collected after several, and proven alone.
     if was_alone:
         if len(in_flight) == 1:
             return Verdicts(again=[], alone=[], poison=in_flight)
@@ -71,10 +73,10 @@ class EngineHost:
         log.info("engine.ready", engine=info.name, model=info.model, slots=info.num_slots, **about)
 
     def replace(self, error: EngineDead) -> None:
-        """The engine died: put its requests back, and build the next.
+        """The engine crashed: put its requests back, and build the next one.
 
-        One that dies while the runner stops may have met what stops the runner: it blames none and has no successor.
-        Raises: EngineDead where too many died, and none had served anything.
+        A crash while the runner stops may be due to the stop, so it blames no request and no new engine is built.
+        Raises: EngineDead if too many crashed without serving anything.
         """
         state = self._state
         log.error("engine.died", error=str(error), in_flight=len(state.in_flight))
@@ -83,7 +85,7 @@ class EngineHost:
         self.close()
         if state.num_builds >= ENGINE_BUILDS_MAX:
             raise EngineDead(
-                f"{state.num_builds} engines in a row died and answered nothing; the last one: {error}"
+                f"{state.num_builds} engines in a row crashed without an answer; the last error: {error}"
             ) from error
         in_flight = list(state.in_flight.values())
         state.in_flight.clear()
@@ -103,13 +105,13 @@ class EngineHost:
             state.push(group, is_alone=True, is_next=True)
 
     def _rebuild(self) -> None:
-        """A dead engine's memory may take a while to be free: patient, up to ENGINE_BUILDS_MAX. Raises: EngineDead."""
+        """Tries ENGINE_BUILDS_MAX times: a dead engine's memory may take a while to be freed. Raises: EngineDead."""
         while True:
             try:
                 return self.build()
             except (EngineDead, SettingsError) as error:
                 if self._state.num_builds >= ENGINE_BUILDS_MAX or self._state.is_stopping:
-                    raise EngineDead(f"the engine died and no other could be built: {error}") from error
+                    raise EngineDead(f"the engine crashed and could not be started again: {error}") from error
                 log.warning("engine.not_built", error=str(error))
                 self._state.ledger.clock.sleep(REBUILD_PAUSE_S)
 
@@ -118,11 +120,11 @@ class EngineHost:
             self._state.engine.close()
 
     def retire(self) -> None:
-        """The engine does no more: count its steps. A second time does nothing."""
+        """Count the steps of an engine that does no more work. A second call does nothing."""
         state = self._state
         if state.engine is None or not state.has_engine:
             return
-        state.has_engine = False  # what a dead one prepares may be unchecked
+        state.has_engine = False  # requests prepared by a dead engine may be unchecked
         of_engine, stats = state.engine.stats(), state.stats
         stats.num_steps += of_engine.num_steps
         stats.num_full_steps += of_engine.num_full_steps
@@ -130,7 +132,7 @@ class EngineHost:
         stats.output_tokens_generated += of_engine.output_tokens
 
     def stats(self) -> EngineStats:
-        """Steps and tokens over all engines so far, the rest of the living one. From any thread, a moment old."""
+        """Steps and tokens over all engines, including the current one. From any thread, a moment old."""
         engine, has_engine, past = self._state.engine, self._state.has_engine, self._state.stats
         stats = engine.stats() if engine is not None and has_engine else EngineStats()
         return replace(

@@ -1,6 +1,6 @@
-"""Ends batches beside the engine, and works as a janitor: expires, finishes what nobody finished, deletes what is old.
+"""Ends batches while the engine runs, and works as a janitor: expires, finishes and deletes what is due.
 
-`tick` does what is due; a thread repeats it. Harmless in any number of processes.
+A thread calls `tick`, which does what is due. Any number of processes may do this at once.
 """
 
 import structlog
@@ -18,14 +18,14 @@ from batchfile.runner.state import RunnerState
 log = structlog.get_logger()
 
 JANITOR_S = 15.0
-RETRY_S = 2.0  # before the second look at a batch that could not end yet; doubles
+RETRY_S = 2.0  # before the second look at a batch that cannot end yet; doubles
 RETRY_S_MAX = 15.0
 
 
 class Finalizer:
-    """`long_work` takes over what would hold up the end of other batches; not where there is no other.
+    """`long_work` takes over assemblies that would hold up the end of other batches, if there are any.
 
-    Once the runner stops, an assembly is left at the next range; any process does it again.
+    Once the runner stops, an assembly stops at the next range; any process repeats it.
     """
 
     def __init__(self, state: RunnerState, claims: Claims, long_work: LongWork) -> None:
@@ -42,15 +42,15 @@ class Finalizer:
             inbox=state.options.inbox,
             aside=state.aside,
         )
-        self._looks: dict[str, tuple[float, float]] = {}  # batch -> when to look again, and how long that was waited
+        self._looks: dict[str, tuple[float, float]] = {}  # batch -> when to look again, and the last wait in seconds
         self._janitor_ran_at = float("-inf")
 
     def tick(self) -> None:
-        """Raises: BatchDamaged where the batch `only` will never end."""
+        """Raises: BatchDamaged if the batch `only` will never end."""
         now, only = self._state.now(), self._options.only
         candidates = self._claims.exhausted()
         if only is not None and not self._claims.knows(only):
-            candidates.append(only)  # someone ends it, or ended it, or it is gone
+            candidates.append(only)  # another process ends it or has ended it, or it is gone
         looks, self._looks = self._looks, {}
         for batch_id in candidates:
             at, wait_s = looks.get(batch_id, (now, RETRY_S / 2))
@@ -61,7 +61,7 @@ class Finalizer:
             self._looks[batch_id] = (at, wait_s)
 
     def janitor(self) -> None:
-        """What is due of the janitor's work. Takes long where many batches are open: on a thread of its own."""
+        """Do what is due of the janitor's work. Slow if many batches are open, so it has its own thread."""
         now = self._state.now()
         if self._options.is_janitor and now - self._janitor_ran_at >= JANITOR_S:
             self._janitor_ran_at = now
@@ -69,11 +69,11 @@ class Finalizer:
                 self._janitor.tick()
             except StoreError as error:
                 log.warning("janitor.paused", error=str(error))
-            except Exception:  # tidying is no reason to stop working
+            except Exception:  # cleaning up must not stop the runner
                 log.exception("janitor.failed")
 
     def _defer(self, batch: BatchRecord) -> bool:
-        """Is this batch ended elsewhere in this process: here, where that can be stopped, or by `long_work`?"""
+        """Is this batch ended elsewhere in this process: here, where it can be stopped, or by `long_work`?"""
         return batch.batch_id == self._options.only or self._long_work.take(batch)
 
     def _finish(self, batch_id: str) -> None:
@@ -81,7 +81,7 @@ class Finalizer:
         try:
             status = self._reader.read(batch_id)
             if status is not None and status.batch.state == "open" and status.pending > 0:
-                return  # another runner or pool is not done yet; to see that must not cost a read of every record
+                return  # another runner or pool is not done yet; finding that out must not cost a read of every record
             if status is not None and status.batch.state != "ended" and self._long_work.take(status.batch):
                 return
             state.is_assembling = True

@@ -1,7 +1,7 @@
-"""The loop: keep the engine full, step it, hand over what finished.
+"""The loop: keeps the engine full, steps it and hands over what has finished.
 
-One thread turns it, and nothing here waits for the store: the prefetcher fills the ready queue before, the checkpointer
-commits what is settled behind.
+It runs on one thread and never waits for the store: the prefetcher fills the ready queue ahead of it, and the
+checkpointer commits results behind it.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ FILL_WAIT_S_MAX = 0.25  # how long an empty engine waits for its slots to fill
 
 @dataclass(slots=True)
 class _Parked:
-    """Requests whose lease may be lost, or must say first that they go: they hold up no other."""
+    """Requests whose lease may be lost, or whose shard must first announce the dispatch: they hold up no others."""
 
     items: list[PendingRequest]
     is_alone: bool
@@ -37,7 +37,7 @@ class Loop:
         self._parked: list[_Parked] = []
 
     def turn(self, engine: Engine) -> bool:
-        """Once around. False: idle. Raises: EngineDead."""
+        """Do one turn. False: idle. Raises: EngineDead."""
         state = self._state
         self._abort_dropped(engine)
         answers.take_checked(state)
@@ -51,7 +51,7 @@ class Loop:
         return True
 
     def wait(self, timeout_s: float) -> None:
-        """After an idle turn, until there may be something to do; at most `timeout_s`."""
+        """Wait after an idle turn until there may be something to do, at most `timeout_s`."""
         state = self._state
         with state.changed:
             is_held = self._fills_since is not None or self._parked or state.is_stopping
@@ -88,7 +88,7 @@ class Loop:
         if late:
             ready, late = ([], items) if is_alone else (ready, late)
             self._parked.append(_Parked(late, is_alone))
-        # All of them count as in flight before the first is added: an engine that dies of one loses none.
+        # All count as in flight before the first is added, so that none is lost if the engine crashes on one of them.
         for item in ready:
             state.in_flight[item.key] = item
         for item in ready:
@@ -111,7 +111,7 @@ class Loop:
             self._calls.leave()
 
     def _may_dispatch(self, shard: ActiveShard, now: float) -> bool:
-        """Not while the lease may be lost, and not before the record says so where it must."""
+        """Not while the lease may be lost, and not before the record announces the dispatch if it must."""
         if lease.must_announce(shard.held.record):
             shard.wants_to_announce = True
             self._state.commit_due.set()
@@ -119,7 +119,7 @@ class Loop:
         return shard.held.may_dispatch(now, self._state.ledger.limits.lease_ttl_s)
 
     def _waits_to_fill(self, num_slots: int) -> bool:
-        """An empty engine starts with full slots: a first step of a few long prompts would hold up all others."""
+        """Should an empty engine wait for full slots? A first step with a few long prompts would hold up all others."""
         state = self._state
         if state.in_flight or state.ready.has_ended or len(state.ready) >= num_slots or is_full(state):
             self._fills_since = None
@@ -129,7 +129,7 @@ class Loop:
         return now - self._fills_since < FILL_WAIT_S_MAX
 
     def _unpark(self) -> None:
-        """What may be dispatched again goes back into the ready queue; what was lost is forgotten."""
+        """Return what may be dispatched again to the ready queue; forget what was lost."""
         if not self._parked:
             return
         now = self._state.now()
@@ -150,7 +150,7 @@ class Loop:
         state = self._state
         if not state.has_dropped:
             return
-        state.has_dropped = False  # first: another may be dropped meanwhile
+        state.has_dropped = False  # before the drop: another request may be dropped meanwhile
         keys = [key for key, item in state.in_flight.items() if item.shard.is_dropped]
         engine.abort(keys)
         for key in keys:

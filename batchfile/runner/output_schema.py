@@ -1,6 +1,6 @@
-"""What an answer must fit, the JSON schema of its batch, that of its request or both, and what follows if it does not.
+"""What an answer must match (the JSON schema of its batch, of its request, or both), and what happens if it does not.
 
-Engines are guided by a schema where they can be; what they answer is checked in any case.
+Engines are guided by a schema if they can be; answers are always checked.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,21 @@ from batchfile.types import Completion, Defaults, Failure, Request
 
 log = structlog.get_logger()
 
-ATTEMPTS_MAX = 3  # of one request, the first included
+ATTEMPTS_MAX = 3  # of one request, including the first
 SCHEMAS_KEPT = 64  # of batches, in one process
 
 SCHEMA_MISMATCH = Failure(type="model_error", message="Output validation failed")
-_ANY_OBJECT = {"type": "object"}  # what an empty schema of a request means
+_ANY_OBJECT = {"type": "object"}  # the meaning of an empty schema in a request
 
-# Where an answer is checked against a schema: here, or in a process that may be killed. What a check costs at most is
-# bounded before it begins: each part of the schema, references followed, meets each part of the answer at most once.
-# That holds for the keywords below; whatever else a schema has may cost any time.
+# Where an answer is checked against a schema: here, or in a process that can be killed. The cost of a check is bounded
+# before it begins: each part of the schema, with references followed, meets each part of the answer at most once. That
+# holds for the keywords below; any other keyword may take any time.
 Place = Literal["here", "process"]
 
 SCHEMA_BYTES_MAX = 64 * 1024
-PARTS_MAX = 2_000  # of a schema, those behind a reference counted as often as it is followed
+PARTS_MAX = 2_000  # of a schema; those behind a reference count as often as it is followed
 # Parts of the schema times bytes of the answer; about 10 ms at worst (100 alternatives for each of 500 numbers), and
-# some 50 us for what is usual.
+# some 50 us usually.
 COST_MAX = 200_000
 
 _OF_MANY = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
@@ -51,7 +51,7 @@ _PLAIN = frozenset(
 
 
 class Demand(NamedTuple):
-    """One of `texts` is JSON that fits. `is_own`: the request's schema, not its batch's."""
+    """One of `texts` must be JSON that matches. `is_own`: the request's schema, not its batch's."""
 
     schema: bytes
     texts: tuple[str, ...]
@@ -68,33 +68,33 @@ class OutputSchema:
         self._is_usable = True
 
     def guide(self, request: Request) -> Request:
-        """The request as the engine gets it. One with a schema of its own is guided by that.
+        """The request as the engine gets it. A request with its own schema is guided by that one.
 
-        A continuation is not guided: a grammar would begin anew behind the text that is there already. Nor is one
-        with tools: it must be free to call them.
+        A continuation is not guided, because a grammar would start over after the existing text. Nor is a request with
+        tools, which must be free to call them.
         """
         if not self._is_guiding or request.sampling.json_schema is not None or _is_free(request):
             return request
         return replace(request, sampling=replace(request.sampling, json_schema=self._schema))
 
     def is_guided(self, request: Request) -> bool:
-        """Is it this schema, and not the request's own, that guides it?"""
+        """Is the request guided by this schema, and not by its own?"""
         return request.sampling.json_schema is self._schema
 
     def answered(self, request: Request) -> None:
-        """The engine has answered what was put to it like this."""
+        """The engine has answered a request that was put to it like this."""
         if request.sampling.json_schema is None and not _is_free(request):
-            # It was guided when it came in, and answered when it was not.
-            self.stop_guiding("an answer came only without it")
+            # The guided attempt was rejected, and the unguided one was answered: so the engine rejects the schema.
+            self.stop_guiding("the engine answered only without it")
 
     def stop_guiding(self, reason: str) -> None:
-        """The engine refuses this schema: from now on answers are only checked."""
+        """The engine rejects this schema: answers are only checked from now on."""
         if self._is_guiding:
-            log.warning("schema.not_guiding", reason=f"the engine refuses it; answers are only checked: {reason}")
+            log.warning("schema.not_guiding", reason=f"the engine rejects it, so answers are only checked: {reason}")
         self._is_guiding = False
 
     def unusable(self, reason: str) -> None:
-        """No answer fits it. Settings refuse such a schema, so another program wrote it: its batch fails, alone."""
+        """The schema is invalid. Settings reject such a schema, so another program wrote it: only its batch fails."""
         if self._is_usable:
             log.error("schema.unusable", error=reason)
         self._is_usable = False
@@ -105,7 +105,7 @@ def _is_free(request: Request) -> bool:
 
 
 def output_schema_of(defaults: Defaults) -> OutputSchema | None:
-    """What checks the answers of a batch; None where any text will do. Equal schemas are one."""
+    """The schema that the answers of a batch must match; None if any text will do. Equal schemas are shared."""
     schema = defaults.output_schema
     return None if schema is None else _output_schema(msgspec.json.encode(schema))
 
@@ -116,7 +116,7 @@ def _output_schema(encoded: bytes) -> OutputSchema:
 
 
 def own_schema(request: Request) -> bytes | None:
-    """Encoded; None where it brings none. Raises: InvalidRequest."""
+    """Encoded; None if the request has no schema. Raises: InvalidRequest."""
     schema = request.sampling.json_schema
     if schema is None:
         return None
@@ -129,10 +129,10 @@ def own_schema(request: Request) -> bytes | None:
 def demands(
     request: Request, completion: Completion, own: bytes | None, output_schema: OutputSchema | None
 ) -> list[Demand]:
-    """What each choice must fit, unless it calls a tool or is a refusal. The request's schema, `own`, comes first.
+    """What each choice must match, unless it calls a tool or is a refusal. The request's schema, `own`, comes first.
 
-    A continuation fits its batch's schema together with the text it goes on from; its own, guided by which it begins
-    anew, also without.
+    A continuation must match its batch's schema together with the text that it continues. For its own schema, which
+    guides it to start over, the text without that beginning matches too.
     """
     texts = [c.text for c in completion.choices if not c.calls and c.stop_reason not in REFUSALS]
     begun = request.messages[-1].content if request.is_continuation else ""
@@ -145,18 +145,18 @@ def demands(
 
 
 def are_here(wanted: list[Demand]) -> bool:
-    """Can all of them be checked on the caller's thread?"""
+    """Can all checks run on the caller's thread?"""
     num_chars = sum(len(text) for demand in wanted for text in demand.texts)
     return all(place_of(demand.schema, num_chars) == "here" for demand in wanted)
 
 
 def judged_here(schema: bytes, text: str) -> Verdict:
-    """Without words."""
+    """Without a message."""
     return Verdict(kind_of(schema, text))
 
 
 def first_mismatch(wanted: list[Demand], judge: Callable[[bytes, str], Verdict]) -> tuple[Demand, Verdict] | None:
-    """None where the answer fits."""
+    """None if the answer matches."""
     for demand in wanted:
         for text in demand.texts:
             verdict = judge(demand.schema, text)
@@ -168,7 +168,7 @@ def first_mismatch(wanted: list[Demand], judge: Callable[[bytes, str], Verdict])
 
 
 def failure_of(demand: Demand, verdict: Verdict, completion: Completion) -> Failure:
-    """What a request ends with whose answers did not fit, or could not be checked."""
+    """The failure of a request whose answers did not match, or could not be checked."""
     whose = "the request's JSON schema" if demand.is_own else "its stage's JSON schema"
     if verdict.kind == "unknown":
         advice = "Make the schema simpler: fewer references, alternatives and repeat counts in `pattern`."
@@ -193,12 +193,12 @@ def _failed(demand: Demand, message: str) -> Failure:
 
 
 def unguided(request: Request) -> Request:
-    """For an engine that refuses the schema: the answer is checked all the same."""
+    """For an engine that rejects the schema: the answer is checked nevertheless."""
     return replace(request, sampling=replace(request.sampling, json_schema=None))
 
 
 def next_try(request: Request) -> Request:
-    """The request for another attempt: with its seed as it was, the answer would be too."""
+    """The request for another attempt: with the same seed, the answer would be the same."""
     seed = request.sampling.seed
     if seed is None:
         return request
@@ -206,14 +206,14 @@ def next_try(request: Request) -> Request:
 
 
 def place_of(schema: bytes, num_chars: int) -> Place:
-    """Where an answer of so many characters is checked."""
+    """Where to check an answer of this many characters."""
     parts = num_parts(schema)
     return "here" if parts is not None and parts * max(1, num_chars) <= COST_MAX else "process"
 
 
 @lru_cache(maxsize=256)
 def num_parts(schema: bytes) -> int | None:
-    """None where it is too large to count, or where counting says nothing about the time."""
+    """None if the schema is too large to count, or the count does not bound the time."""
     if len(schema) > SCHEMA_BYTES_MAX:
         return None
     try:
@@ -229,7 +229,7 @@ class _Unbounded(ValueError):
 class _Counter:
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._of_reference: dict[str, int | None] = {}  # None: it is being counted
+        self._of_reference: dict[str, int | None] = {}  # None while it is being counted
         self.count = self._parts(root)
 
     def _parts(self, schema: Any) -> int:
@@ -260,7 +260,7 @@ class _Counter:
 
     def _referred(self, reference: str) -> int:
         known = self._of_reference.get(reference, 0)
-        if known is None:  # it leads to itself
+        if known is None:  # it refers to itself
             raise _Unbounded
         if not known:
             self._of_reference[reference] = None
@@ -269,7 +269,7 @@ class _Counter:
 
 
 def _target(root: Any, reference: str) -> Any:
-    """Raises: _Unbounded for what is no plain place in the same schema."""
+    """Raises: _Unbounded for anything but a plain place in the same schema."""
     first, *names = reference.split("/")
     if first != "#" or "%" in reference or "~" in reference:
         raise _Unbounded

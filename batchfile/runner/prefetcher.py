@@ -1,6 +1,6 @@
-"""Claims ahead and prefetches: store bytes become prepared requests in the ready queue, before the engine runs dry.
+"""Claims and prefetches shards: turns stored bytes into prepared requests before the engine runs dry.
 
-`tick` does one shard's worth of work; a thread repeats it.
+A thread calls `tick`, which handles one shard at a time.
 """
 
 from contextlib import suppress
@@ -40,18 +40,18 @@ log = structlog.get_logger()
 WINDOW_SLOTS = 4  # the ready queue is refilled below this many times the engine's slots
 READY_QUEUE_BYTES_MAX = 64 * 1024 * 1024
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
-PUSH_CHUNK = 64  # requests that become visible to the loop at once
+PUSH_CHUNK = 64  # requests that the loop sees at once
 UNPREPARED = Prepared()
-UNCHECKED_BYTES_MAX = 256 * 1024 * 1024  # no more is claimed at all while so much waits for schemas
+UNCHECKED_BYTES_MAX = 256 * 1024 * 1024  # nothing is claimed while this much waits for schemas
 
 _RUNNER_CRASH = Failure(
     type="runner_crash",
-    message="This request ended the runner process each time it ran, alone; it was not tried again.",
+    message="The runner process crashed each time this request ran alone; it was not tried again.",
 )
 
 
 class OwnLine(NamedTuple):
-    """A request of this pool: its place in the range, its bytes, and what was read of them to find its pool."""
+    """A request of this pool: its place in the range, its bytes, and the part that was parsed to find its pool."""
 
     number: int
     data: bytes
@@ -59,14 +59,14 @@ class OwnLine(NamedTuple):
 
 
 def is_full(state: RunnerState) -> bool:
-    """Does nothing more come into the ready queue for now?"""
+    """Is the ready queue full for now?"""
     info, ready = state.info, state.ready
     low_water = 1 if info is None else info.num_slots * WINDOW_SLOTS + info.max_in_flight
     if len(ready) >= low_water or ready.size_bytes >= READY_QUEUE_BYTES_MAX:
         return True
     if state.unchecked.size >= UNCHECKED_BYTES_MAX:
         return True
-    # What cannot be committed holds up no other: its batch is set aside, so there is little of it.
+    # Results that cannot be committed hold up no others: their batch is set aside, so there are few.
     return sum(shard.finished_bytes for shard in list(state.shards) if not shard.num_failures) >= BACKLOG_BYTES_MAX
 
 
@@ -79,7 +79,7 @@ class Prefetcher:
         self._keys = count(1)
 
     def tick(self) -> bool:
-        """Claim one shard and feed it, or continue a trial; False where there is nothing to do now."""
+        """Claim one shard and queue it, or continue bisecting; False if there is nothing to do now."""
         state = self._state
         if not state.may_prefetch:
             return False
@@ -118,11 +118,11 @@ class Prefetcher:
             is_bisecting=lease.is_bisecting(record),
         )
         self._state.shards.append(shard)
-        if not shard.is_bisecting:  # a trial waits for its turn
+        if not shard.is_bisecting:  # bisecting waits for its turn
             self._start(shard)
 
     def _start(self, shard: ActiveShard) -> None:
-        """Queue the shard's lines, or the next of its trial. Where they cannot be read, the shard is put back."""
+        """Queue the shard's lines, or the next ones to bisect. A shard whose lines cannot be read is put back."""
         try:
             if shard.is_bisecting:
                 self._start_bisect(shard)
@@ -138,16 +138,16 @@ class Prefetcher:
             self._put_back(shard, error)
 
     def _put_back(self, shard: ActiveShard, error: BatchfileError) -> None:
-        """Another runner may have more luck with the shard, and this one goes on with other batches.
+        """Another runner may be able to read the shard, and this one continues with other batches.
 
-        Raises: `error` where there are none.
+        Raises: `error` if there are no others.
         """
         log.warning("shard.put_back", batch_id=shard.batch_id, shard=shard.held.record.n, error=str(error))
         self._state.give_back(shard)
         self._state.aside.put(shard.batch_id, "claim", error)
 
     def _push(self, shard: ActiveShard, wanted: int, *, is_alone: bool = False) -> None:
-        """Read the shard's range, prepare the wanted lines that are this pool's, and queue them."""
+        """Read the shard's range, prepare the wanted lines of this pool, and queue them."""
         items: list[PendingRequest] = []
         is_first = True
         for line in self._own_lines(shard.held, wanted):
@@ -178,7 +178,7 @@ class Prefetcher:
         return own
 
     def _item(self, shard: ActiveShard, line: OwnLine, *, is_alone: bool) -> PendingRequest | None:
-        """The request ready for the engine; None where `make_ready` is False."""
+        """The request, ready for the engine; None if `make_ready` is False."""
         try:
             read = line.read or line.data
             request = read if isinstance(read, Request) else parse_request(read, shard.held.batch.defaults)
@@ -201,7 +201,7 @@ class Prefetcher:
         return item if make_ready(self._state, Job(item, guided, is_alone), "prefetcher") else None
 
     def _start_bisect(self, shard: ActiveShard) -> None:
-        """Name the next lines in the record, then queue exactly those to run alone."""
+        """Write the next lines into the record, then queue exactly those to run alone."""
         with shard.commit_lock:
             held, finished = shard.held, list(shard.finished)
             lines = self._own_lines(held, held.missing & ~bitmaps.of(line.line for line in finished))
@@ -211,7 +211,7 @@ class Prefetcher:
                 fail(self._state, shard, culprit, custom_id_of(own.pop(culprit)), _RUNNER_CRASH)
                 finished = list(shard.finished)
             bisect_set = lease.next_bisect_set(held.record, bitmaps.of(own)) if culprit is None else ()
-            # They wait for their turn: a death now is not theirs.
+            # Written before they run: a process crash until then must not count against these lines.
             shard.has_dispatched = shard.wants_to_announce = False
             shards.checkpoint(self._ledger, held, finished, has_dispatched=False, bisect_set=bisect_set)
             self._state.forget(shard, len(finished))
@@ -226,10 +226,10 @@ class Prefetcher:
             self._push(shard, wanted, is_alone=shard.is_bisecting)
 
     def _continue_bisect(self) -> bool:
-        """One trial at a time: a death then speaks against its lines, and against nobody else's.
+        """Bisect one shard at a time: then a crash speaks against its lines, and against no others.
 
-        Each waits until the engine is empty, so tenants take turns; of a tenant's shards, that of the most deaths is
-        next.
+        Each waits until the engine is empty, so tenants take turns; of a tenant's shards, the one with the most crashes
+        is next.
         """
         bisects = [
             shard
@@ -244,10 +244,10 @@ class Prefetcher:
         return True
 
     def _end_changed(self, shard: ActiveShard, error: StoreError) -> None:
-        """The pinned input is not there any more: the batch ends, what is committed stays.
+        """The pinned input is gone: end the batch and keep what is committed.
 
-        Only if the store says so twice, in two ways: a batch never ends for an answer that may be a refusal. And only
-        if the bytes that were planned are gone: otherwise the shard is claimed again, with an input that can be read.
+        Only if the store says so in two different ways, because one answer may be a hidden access error. And only if
+        the planned bytes are gone: otherwise the shard is claimed again with a readable input.
         """
         batch = shard.held.batch
         try:
@@ -268,8 +268,8 @@ class Prefetcher:
 
 
 def _routed(line: bytes, batch: BatchRecord) -> tuple[str | None, Envelope | Request | None]:
-    """The pool that the planner chose, and what was read of the line: all of it where its own model decides, so that it
-    is not parsed twice. No pool: the planner rejected it (the plan's bitmap says so too).
+    """The pool that the planner chose, and what was parsed of the line: all of it if its own model decides, so that it
+    is not parsed twice. No pool: the planner rejected the line (the plan's bitmap says so too).
     """
     try:
         read: Envelope | Request

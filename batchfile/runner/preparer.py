@@ -1,6 +1,6 @@
-"""Makes requests ready for the engine: when they are prefetched, for another attempt, or once a schema is compiled.
+"""Prepares requests for the engine: when they are prefetched, for another attempt, or once their schema is compiled.
 
-Functions over the runner's state. `thread` is the one that runs them, by its name in `RunnerState.calls`.
+Functions over the runner's state. `thread` is the calling thread's name in `RunnerState.calls`.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from batchfile.types import Failure
 def prepare_next(state: RunnerState, queue: FairQueue[Job], thread: str) -> bool:
     """Prepare one request of `state.attempts` or `state.unchecked`; False: none waits.
 
-    On a thread for each: the prefetcher may wait for the store, and a schema may take a minute.
+    Each queue has its own thread: the prefetcher may wait for the store, and a schema may take a minute.
     """
     job = queue.take() if state.may_prefetch else None
     if job is None:
@@ -30,9 +30,9 @@ def prepare_next(state: RunnerState, queue: FairQueue[Job], thread: str) -> bool
 
 
 def make_ready(state: RunnerState, job: Job, thread: str) -> bool:
-    """Prepare it; not guided where the engine refuses the batch's schema.
+    """Prepare a request, unguided if the engine rejects the batch's schema.
 
-    False: it waits for its schema now, or it can never be served and is settled already.
+    False: it now waits for its schema, or it was rejected and is settled.
     """
     item, request, output_schema = job.item, job.request, job.item.shard.output_schema
     try:
@@ -45,16 +45,16 @@ def make_ready(state: RunnerState, job: Job, thread: str) -> bool:
             fail(state, item.shard, item.line, item.custom_id, error)
             return False
         if not make_ready(state, replace(job, request=unguided(request)), thread):
-            return False  # something else is wrong with it
+            return False  # it is rejected for another reason
         output_schema.stop_guiding(str(error))
         return True
-    if item.request is not None:  # its answer is checked: the next attempt follows from this one
+    if item.request is not None:  # its answer is checked: the next attempt starts from this one
         item.request = request
     return True
 
 
 def prepare(state: RunnerState, job: Job, thread: str) -> Prepared:
-    """Raises: InvalidRequest; SchemaUnchecked, on a thread that is not to wait for a schema."""
+    """Raises: InvalidRequest; SchemaUnchecked, on a thread that must not wait for a schema."""
     assert state.engine is not None
     calls = state.calls[thread]
     calls.enter("prepare", job.item)
@@ -66,13 +66,13 @@ def prepare(state: RunnerState, job: Job, thread: str) -> Prepared:
         finish = unchecked.finish
     finally:
         calls.leave()
-    return finish(job.batch_id)  # it has bounds of its own
+    return finish(job.batch_id)  # it has its own bounds
 
 
 def fail(
     state: RunnerState, shard: ActiveShard, line: int, custom_id: str | None, error: InvalidRequest | Failure
 ) -> None:
-    """What the engine never gets."""
+    """Placeholder for a request that the engine never gets."""
     failure = error if isinstance(error, Failure) else Failure(type=error.type, message=str(error))
     with state.changed:
         state.stats.refused += 1

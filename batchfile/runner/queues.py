@@ -1,4 +1,4 @@
-"""The orders in which a runner takes things up: requests for the engine, jobs of batches, tenants. No I/O."""
+"""The order in which a runner starts things: requests for the engine, jobs of batches, turns of tenants. No I/O."""
 
 import heapq
 import threading
@@ -9,11 +9,11 @@ from typing import Generic, Protocol, TypeVar
 
 from batchfile.engine.base import Prepared
 
-JOB_S_MIN = 0.001  # what a job counts at least, so that batches of quick ones take turns
+JOB_S_MIN = 0.001  # the least that a job counts, so that batches of quick jobs take turns
 
 
 class Waiting(Protocol):
-    """A request that can go to the engine. `key` grows with each; `size`: bytes of its input line."""
+    """A request that can go to the engine. `key` grows with each request; `size`: bytes of its input line."""
 
     key: int
     size: int
@@ -36,12 +36,12 @@ _Key = tuple[int, int, int, int, int]
 
 
 class ReadyQueue(Generic[W]):
-    """Prefetched requests that wait in this process. Its user locks around it. `size_bytes` sums their input lines.
+    """Prefetched requests that wait in this process. The caller locks around it. `size_bytes` sums their input lines.
 
-    While more input is to come: the older prefetch first (nothing starves), inside it shared prefixes side by side,
-    inside those the longest first. Once the input has ended: the longest first, so that the last slots empty together.
-    If more comes after all, it goes behind what waited then, so that no short request waits for longer ones without
-    end. A group that is to run *alone* goes when nothing is in flight, and nothing joins it.
+    While more input is to come: the older prefetch first (nothing starves), in it shared prefixes next to each other,
+    and among those the longest first. Once the input has ended: the longest first, so that the last slots empty
+    together. If more comes after all, it goes after everything that waited then, so that no short request waits forever
+    for longer ones. A group that must run *alone* starts when nothing is in flight, and nothing joins it.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class ReadyQueue(Generic[W]):
         self._alone: deque[list[W]] = deque()
         self._num_alone = 0
         self._generation = 0
-        self._num_ends = 0  # how often more came after an end
+        self._num_ends = 0  # how often more input came after its end
 
     def __len__(self) -> int:
         return len(self._heap) + self._num_alone
@@ -72,7 +72,7 @@ class ReadyQueue(Generic[W]):
                 self._alone.append(group)
 
     def set_ended(self, has_ended: bool) -> None:
-        """Is there no more input to come? Reorders what waits."""
+        """Is there no more input to come? Reorders the waiting requests."""
         if has_ended != self.has_ended:
             self.has_ended = has_ended
             self._num_ends += not has_ended
@@ -107,17 +107,17 @@ class ReadyQueue(Generic[W]):
         self.size_bytes += sign * sum(item.size for item in group)
 
     def _key(self, item: W, num_ends: int) -> _Key:
-        # `key` keeps equals in input order and the heap from comparing items.
+        # `key` keeps equal requests in input order, and the heap from comparing items.
         if self.has_ended:
             return (num_ends, -item.prepared.cost, item.prepared.prefix, 0, item.key)
         return (num_ends, self._generation, item.prepared.prefix, -item.prepared.cost, item.key)
 
 
 class FairQueue(Generic[J]):
-    """Jobs of several batches: the batch whose jobs have taken the least time goes first, so that one whose jobs take
-    long holds up itself only. Any thread adds, one takes. `size` sums the jobs that wait.
+    """Jobs of several batches: the batch whose jobs have taken the least time goes first, so that a batch of slow jobs
+    holds up only itself. Any thread adds, one takes. `size` sums the waiting jobs.
 
-    `lock` guards it; `added` is a condition of it.
+    `lock` guards it; `added` is its condition.
     """
 
     def __init__(self, lock: "threading.RLock | None" = None) -> None:
@@ -126,7 +126,7 @@ class FairQueue(Generic[J]):
         self._num = 0
         self._jobs: dict[str, deque[J]] = {}
         self._spent_s: dict[str, float] = {}  # by batch; kept until nothing waits at all
-        self._level_s = 0.0  # what the batch that was served last had spent: a batch that is new starts there
+        self._level_s = 0.0  # what the last served batch had spent; a new batch starts there
 
     def add(self, job: J) -> None:
         with self.added:
@@ -146,7 +146,7 @@ class FairQueue(Generic[J]):
         return len(self._jobs.get(batch_id, ()))
 
     def take(self) -> J | None:
-        """The next one, None where nothing waits. After it was worked on, `charge` is due."""
+        """The next job, or None if none waits. Call `charge` after it is done."""
         with self.added:
             if not self._jobs:
                 self._spent_s.clear()
@@ -166,15 +166,15 @@ class FairQueue(Generic[J]):
             self._spent_s[job.batch_id] = self._spent_s.get(job.batch_id, 0.0) + max(spent_s, JOB_S_MIN)
 
     def wait(self, timeout_s: float) -> None:
-        """Until something is added; at most `timeout_s`."""
+        """Wait until something is added, at most `timeout_s`."""
         with self.added:
             self.added.wait(timeout_s)
 
 
 class Turns:
-    """Whose turn it is: among the tenants that have something to do here, the one that has waited longest.
+    """Whose turn it is: of the tenants with something to do here, the one that has waited longest.
 
-    Each runner takes turns by itself and remembers nothing beyond its process. So of `n` tenants each gets every n-th
+    Each runner takes turns by itself and remembers nothing beyond its process. So each of `n` tenants gets every n-th
     turn of every runner, however many batches, shards or runners there are.
     """
 
@@ -184,11 +184,11 @@ class Turns:
         self._last: dict[str, int] = {}  # by tenant: the number of its last turn
 
     def take(self, tenants: Iterable[str]) -> str:
-        """The tenant that is next; this is its turn. Those that never had one go first, in random order.
+        """The next tenant, whose turn it is now. Tenants that never had a turn go first, in random order.
 
-        So runners that start together do not all begin with the same tenant. Raises: ValueError where there are none.
+        So runners that start together do not all begin with the same tenant. Raises: ValueError without tenants.
         """
-        waiting = sorted(set(tenants))  # a set has no order that a seed repeats
+        waiting = sorted(set(tenants))  # sorted, because the order of a set does not repeat with the seed
         self._rng.shuffle(waiting)
         tenant = min(waiting, key=lambda one: self._last.get(one, 0))
         self._num += 1

@@ -1,9 +1,9 @@
-"""The runner: one process, one engine, one loop, from its first engine to its last checkpoint.
+"""The runner: one process with one engine and one loop.
 
-Seven threads work around the loop (`loop.py`), all on one `RunnerState`: the prefetcher (claims, prefetch), the
-preparer (further attempts), the compiler (requests that wait for their schemas), the checker (answers that take long to
-check), the checkpointer, the finalizer (ends batches) and the janitor. The watchdog looks after them. The engine never
-waits for the store and never drains between shards.
+Seven threads work around the loop (`loop.py`), all on one `RunnerState`: the prefetcher (claims and prefetches), the
+preparer (further attempts), the compiler (requests that wait for their schemas), the checker (slow checks of answers),
+the checkpointer, the finalizer (ends batches) and the janitor. The watchdog watches them. The engine never waits for
+the store and never drains between shards.
 """
 
 import threading
@@ -36,21 +36,21 @@ __all__ = ["Runner", "RunnerOptions"]
 
 log = structlog.get_logger()
 
-IDLE_WAIT_S = 0.05  # how long a thread sleeps that has nothing to do and is not woken
+IDLE_WAIT_S = 0.05  # how long an idle thread sleeps if it is not woken
 CHECKPOINTER_WAIT_S = 0.2
 FINALIZER_WAIT_S = 0.1
-# At the end, of the prefetcher, the janitor and a stopped finalizer: the store may be unavailable, and nothing that
-# they do must be done.
+# At shutdown, for the prefetcher, the janitor and a stopped finalizer: the store may be unavailable, and nothing that
+# they do is required.
 JOIN_S_MAX = 10.0
 
-PAUSE_S = 1.0  # after the store's first refusal in a row; doubles for a refusal, not where the store does not answer
+PAUSE_S = 1.0  # after the store's first error in a row; doubles for a rejection, not if the store does not answer
 PAUSE_S_MAX = 15.0
-IN_A_ROW_S = 60.0  # a refusal so long after the last pause is not in a row with it
+IN_A_ROW_S = 60.0  # an error so long after the last pause starts a new row
 REFUSALS_MAX = 8  # in a row, about a minute: then a local run ends and says why
 
 
 class Runner:
-    """Works on batches of a store with an engine, which `engine_factory` makes. Made for one run.
+    """Works on batches of a store with an engine from `engine_factory`. Use it for one run.
 
     `run` returns when it was stopped, or when the batch of `only` has ended.
 
@@ -61,7 +61,7 @@ class Runner:
     >>> batch.wait().counts.succeeded
     2
 
-    `on_stuck`: ends the process, because a call of the engine does not return; it is given the reason.
+    `on_stuck`: ends the process, because an engine call does not return; it gets the reason.
     """
 
     def __init__(self, ledger: Ledger, engine_factory: EngineFactory, options: RunnerOptions) -> None:
@@ -74,7 +74,7 @@ class Runner:
         self._prefetcher = Prefetcher(state, self._claims)
         self._checkpointer = Checkpointer(state, self._claims)
         is_local = options.only is not None
-        # Where there is one batch alone, nothing waits for it.
+        # With a single batch, no other batch waits for it.
         self._long_work = LongWork(ledger, options.runner_id, num_threads=0 if is_local else 1, aside=state.aside)
         self._finalizer = Finalizer(state, self._claims, self._long_work)
         self._check_process = CheckProcess()
@@ -86,9 +86,9 @@ class Runner:
         return self._state.stats
 
     def run(self) -> BatchRecord | None:
-        """Work until told to stop. Returns the ended record of `only`, or None where it did not end here.
+        """Work until stopped. Returns the ended record of `only`, or None if it did not end here.
 
-        Raises: EngineDead where engines die before they serve anything; BatchDamaged.
+        Raises: EngineDead if engines crash before they serve anything; BatchDamaged.
         """
         state = self._state
         threads: dict[str, threading.Thread] = {}
@@ -118,13 +118,13 @@ class Runner:
         self._state.is_stopping = True
 
     def stop_now(self) -> None:
-        """Do not even finish what is in flight. What is finished is committed at once, even while a step lasts."""
+        """Do not even finish what is in flight. Finished results are committed at once, even during an engine step."""
         self._state.is_stopping = self._state.is_stopping_now = True
         self._state.commit_soon()
 
     @property
     def info(self) -> EngineInfo | None:
-        """Of the engine; None before the first one is ready."""
+        """The engine's description; None before the first engine is ready."""
         return self._state.info
 
     @property
@@ -137,7 +137,7 @@ class Runner:
 
     @property
     def is_building(self) -> bool:
-        """There is no engine now: the first one loads, or one died and the next one does."""
+        """No engine is ready: the first one loads, or another after a crash."""
         return not (self._state.has_engine or self._state.is_stopping or self._state.ended is not None)
 
     @property
@@ -158,8 +158,8 @@ class Runner:
 
     @property
     def is_drained(self) -> bool:
-        """Idle, and no shard of this pool is left in any batch that was open at the last look."""
-        # In this order: a shard that is claimed in between is seen by one of the later looks.
+        """Idle, and this pool has no shard left in any batch that was open at the last look."""
+        # The order matters: a shard that is claimed in between is seen by one of the later checks.
         return self._claims.is_settled and not self._state.is_claiming and self.is_idle
 
     def shards_held(self, num_max: int) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ class Runner:
         return tuple(f"{shard.batch_id}/{shard.held.record.n}" for shard in list(self._state.shards)[:num_max])
 
     def set_aside(self) -> dict[str, str]:
-        """The batches that are left alone because something of them cannot be read or written, and why."""
+        """The batches that are left alone because an object cannot be read or written, and why."""
         return self._state.aside.reasons()
 
     def engine_stats(self) -> EngineStats:
@@ -180,7 +180,7 @@ class Runner:
         return self._engine_host.down_s
 
     def _turn(self) -> bool:
-        """One turn of the loop, with another engine where this one dies of it. False: idle."""
+        """One turn of the loop; replaces an engine that crashes. False: idle."""
         assert self._state.engine is not None
         try:
             return self._loop.turn(self._state.engine)
@@ -201,7 +201,7 @@ class Runner:
         return now - self._stopped_at >= grace_s or self.down_s > 0
 
     def _wind_down(self, threads: dict[str, threading.Thread]) -> None:
-        """Stop the threads, commit what is finished, put back the rest. The compiler may wait for its process."""
+        """Stop the threads, commit what is finished, release the rest. The compiler may wait for its process."""
         state, checkpointer = self._state, self._checkpointer
         state.is_over.set()
         state.commit_due.set()
@@ -229,7 +229,7 @@ class Runner:
     def _start_threads(self) -> dict[str, threading.Thread]:
         state = self._state
         attempts, unchecked, to_check = state.attempts, state.unchecked, state.to_check
-        # What each does, over and over, and how it waits unless there is more to do at once.
+        # What each thread repeats, and how it waits when there is nothing more to do at once.
         jobs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "prefetcher": (self._prefetcher.tick, self._wait_for_change),
             "preparer": (partial(prepare_next, state, attempts, "preparer"), partial(attempts.wait, IDLE_WAIT_S)),
@@ -249,7 +249,7 @@ class Runner:
         return threads
 
     def _repeat(self, name: str, do: Callable[[], object], wait: Callable[[], object]) -> None:
-        """The top of each thread: what is not expected ends the run, with its cause."""
+        """The body of each thread: an unexpected error ends the run, with its cause."""
         is_over = self._state.is_over
         while not is_over.is_set():
             try:
@@ -274,7 +274,7 @@ class Runner:
         self._state.commit_due.clear()
 
     def _watch(self, watchdog: Watchdog) -> None:
-        """The record of each shard tells the next runner of this death, as of any other; bisection finds the line."""
+        """The shard records tell the next runner of this crash as of any other; bisecting finds the line."""
         reason = watchdog.tick()
         if reason is not None:
             log.error("engine.stuck", reason=reason, in_flight=self.num_in_flight)
@@ -282,10 +282,11 @@ class Runner:
 
 
 class _Refusals:
-    """What a runner does when the store answers nothing at all, or refuses what belongs to no batch: it waits.
+    """Decides what a runner does when the store answers nothing, or rejects something that belongs to no batch: it
+    waits.
 
-    Counted for each thread by its name. `is_local`: a person waits for the run, and can do something about it. A runner
-    of a fleet never ends for them: its engine is loaded, and the store opened well when it started.
+    Counted per thread, by name. `is_local`: a person waits for the run, and can fix the problem. A runner of a fleet
+    never ends because of errors: its engine is loaded, and the store worked when it started.
     """
 
     def __init__(self, clock: Clock, *, is_local: bool) -> None:
@@ -295,7 +296,7 @@ class _Refusals:
         self._until: dict[str, float] = {}
 
     def pause_s(self, thread: str, error: StoreError) -> float:
-        """How long to wait before the next try. Raises: `error` where the run is to end."""
+        """How long to wait before the next attempt. Raises: `error` if the run is to end."""
         if isinstance(error, StoreFull) and self._is_local:
             raise error
         if isinstance(error, StoreUnavailable):

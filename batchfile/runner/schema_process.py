@@ -1,6 +1,6 @@
-"""Has answers checked in a process that may be killed (schema_rules.py), with bounds on time and memory.
+"""Runs schema checks in a separate process (schema_rules.py) that can be killed, with limits on time and memory.
 
-What checks a schema cannot be interrupted, and holds up every thread of its process meanwhile.
+A schema check cannot be interrupted, and blocks every thread of its process while it runs.
 """
 
 import signal
@@ -21,13 +21,13 @@ from batchfile.runner.schema_rules import Kind, Verdict
 log = structlog.get_logger()
 
 TIME_S_MAX = 1.0  # of processor time, for one text
-TIME_S_HURRIED = 0.1  # for one of an owner whose last ones met the bound
+TIME_S_HURRIED = 0.1  # for an owner whose recent checks reached the limit
 SLOW_SCHEMAS_KEPT = 1024
-ANSWER_S_MAX = 60.0  # by the clock: a busy machine fails none before that
+ANSWER_S_MAX = 60.0  # wall-clock time: a busy machine fails no check before that
 START_S_MAX = 60.0
 TRIES = 2  # the process may have been killed from outside
 
-TOO_LARGE = f"ends the process that does it, which may use {schema_rules.MEMORY_MAX >> 30} GiB"
+TOO_LARGE = f"crashes the checking process, which has {schema_rules.MEMORY_MAX >> 30} GiB of memory"
 
 
 class CheckProcess:
@@ -38,10 +38,10 @@ class CheckProcess:
         self._slow_owners = SlowOwners()
         self._num_slow: Counter[bytes] = Counter()  # by the schema's digest
         self._is_closed = False
-        self._lock = threading.Lock()  # of whether it is closed
+        self._lock = threading.Lock()  # guards `_is_closed`
 
     def check(self, schema: bytes, text: str, owner: str = "") -> Verdict:
-        """Blocks for as long as the bound, for ANSWER_S_MAX on a busy machine. `owner`: whose next may get less."""
+        """Blocks up to the time limit, or ANSWER_S_MAX on a busy machine. An `owner` of slow checks gets less time."""
         digest = blake2b(schema, digest_size=16).digest()
         if self._num_slow[digest] >= SLOW_MAX:
             return Verdict("unknown", _too_slow(TIME_S_MAX))
@@ -53,7 +53,7 @@ class CheckProcess:
             except (OSError, EOFError, TimeoutError) as error:
                 if not self._is_closed:
                     log.error("answers.not_checked", reason=f"the process that checks them does not start: {error}")
-                return Verdict("unknown", "is not possible now: the process that does it does not start")
+                return Verdict("unknown", "is not possible now: the checking process does not start")
             try:
                 kind, why = self._asked(worker, frame, ANSWER_S_MAX)
                 return Verdict(cast(Kind, kind.decode()), why.decode())
@@ -67,7 +67,7 @@ class CheckProcess:
         return Verdict("unknown", TOO_LARGE)
 
     def close(self) -> None:
-        """Ends the process, and with it a check that waits for it."""
+        """End the process, and with it a check in progress."""
         with self._lock:
             self._is_closed = True
             worker = self._worker
@@ -75,7 +75,7 @@ class CheckProcess:
             worker.kill()
 
     def release(self) -> None:
-        """What is left of it, once no thread checks any more."""
+        """Free the rest, once no thread checks any more."""
         if self._worker is not None:
             self._end(self._worker)
 
@@ -110,7 +110,7 @@ class CheckProcess:
         return answer_of(worker, timeout_s)
 
     def _end(self, worker: "subprocess.Popen[bytes]") -> None:
-        worker.kill()  # nothing where it has ended; what ended it is kept
+        worker.kill()  # does nothing if it has ended; its exit status is kept
         worker.wait()
         for pipe in (worker.stdin, worker.stdout):
             if pipe is not None:

@@ -1,7 +1,7 @@
-"""Is a text JSON that fits a schema? The one place that knows jsonschema-rs; it knows no request.
+"""Checks whether a text is JSON that matches a schema. The only module that knows jsonschema-rs; it knows no request.
 
-As a program it checks texts, one after the other, each within a bound on processor time: schema_process.py starts it.
-The system ends it once a check takes too long (SIGPROF), or too much memory; it ends by itself when its standard input
+As a program it checks texts one after the other, each within a limit of processor time: schema_process.py starts it.
+The operating system kills it if a check takes too long (SIGPROF) or too much memory; it exits when its standard input
 closes.
 """
 
@@ -15,8 +15,8 @@ import msgspec
 from batchfile.child_env import begin_child, limit_memory
 from batchfile.engine.schemas.compile_worker import read, write
 
-SCHEMAS_KEPT = 64  # compiled ones, in one process
-# Of one `pattern` on one string, about 10 ms; a string that takes more does not fit. The library's own limit is ten
+SCHEMAS_KEPT = 64  # compiled schemas in one process
+# For one `pattern` on one string, about 10 ms; a string that takes more does not match. The library's own limit is ten
 # times that, and an answer may hold thousands of strings.
 BACKTRACKS_MAX = 100_000
 PLACE_CHARS_MAX = 200
@@ -31,9 +31,9 @@ Kind = Literal["fits", "mismatch", "unusable", "unknown"]
 
 
 class Verdict(NamedTuple):
-    """`why`, in words: of a mismatch what is wrong with the text, of an unusable schema what is wrong with it.
+    """`why`: for a mismatch, what is wrong with the text; for an unusable schema, what is wrong with the schema.
 
-    Unknown: the check was given up; `why` then ends a sentence that begins with what was checked.
+    Unknown: the check was given up; `why` then completes a sentence that begins with what was checked.
     """
 
     kind: Kind
@@ -41,19 +41,19 @@ class Verdict(NamedTuple):
 
 
 def kind_of(schema: bytes, text: str) -> Kind:
-    """Without words, which can take far longer: each alternative that does not fit is told apart for them."""
+    """Without a message, which can take far longer, because it examines each alternative that does not match."""
     try:
         validator = _validator(schema)
     except (ValueError, RecursionError):
         return "unusable"
     try:
         return "fits" if validator.is_valid(msgspec.json.decode(text)) else "mismatch"
-    except (ValueError, RecursionError):  # no JSON, or nested without measure
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply
         return "mismatch"
 
 
 def judged(schema: bytes, text: str) -> Verdict:
-    """Takes as long as it takes: see `place_of` in output_schema.py."""
+    """Takes any amount of time: see `place_of` in output_schema.py."""
     import jsonschema_rs
 
     kind = kind_of(schema, text)
@@ -75,7 +75,7 @@ def judged(schema: bytes, text: str) -> Verdict:
 
 
 def schema_problem(schema: dict[str, Any]) -> str | None:
-    """Why this is no schema that answers can be checked by, in one line; None where it is one."""
+    """Why answers cannot be checked against this schema, in one line; None if they can."""
     try:
         _compiled(schema)
     except ValueError as error:
@@ -84,7 +84,7 @@ def schema_problem(schema: dict[str, Any]) -> str | None:
 
 
 def _unknown_draft(schema: dict[str, Any]) -> str | None:
-    """None where its `$schema` is not what is wrong."""
+    """None if `$schema` is not the problem."""
     if not isinstance(schema, dict) or "$schema" not in schema:
         return None
     try:
@@ -120,7 +120,7 @@ def _cut(text: str, chars_max: int = PLACE_CHARS_MAX) -> str:
 
 
 def _lost_reference(schema: dict[str, Any], error: ValueError) -> str | None:
-    """The first that leads to nothing in the schema. None where no reference is what is wrong."""
+    """The first reference that leads nowhere in the schema. None if no reference is the problem."""
     from jsonschema_rs import ValidationError, ValidationErrorKind
 
     if not (isinstance(error, ValidationError) and isinstance(error.kind, ValidationErrorKind.Referencing)):
@@ -130,7 +130,7 @@ def _lost_reference(schema: dict[str, Any], error: ValueError) -> str | None:
             _compiled(_with_only(reference, schema))
         except ValueError:
             return (
-                f"it refers to {_cut(repr(reference))}, which it does not contain; copy what that names into its $defs"
+                f"it refers to {_cut(repr(reference))}, which it does not contain; copy the definition into its $defs"
             )
     return None
 
@@ -164,18 +164,18 @@ def _validator(schema: bytes) -> Any:
 
 def _compiled(schema: dict[str, Any]) -> Any:
     """Raises: ValueError."""
-    import jsonschema_rs  # takes 10 ms and is needed by few
+    import jsonschema_rs  # takes 10 ms, and few need it
 
     bounded = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS_MAX)
     return jsonschema_rs.validator_for(schema, retriever=_refuse, pattern_options=bounded)
 
 
 def _refuse(uri: str) -> Any:
-    raise ValueError(f"a schema stands alone; {uri} is not read")
+    raise ValueError(f"references to other documents are not followed: {uri}")
 
 
 def serve(requests: int, answers: int) -> None:
-    """Until `requests` closes. A request: the bound in seconds, the schema, the text."""
+    """Runs until `requests` closes. A request: the time limit in seconds, the schema, the text."""
     write(answers, READY)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What the threads of one runner share, under one lock. No I/O, and no rules but those that keep it whole."""
+"""The state that the threads of one runner share, under one lock. No I/O; its only rules keep it consistent."""
 
 import threading
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class RunnerOptions:
     >>> options = batchfile.RunnerOptions(runner_id="worker-1", pool="mistral")
 
     `only`: work on this batch alone, claim in order, and return when it has ended. `inbox`: for its janitor.
-    `grace_s`: what a stopping runner gives its requests in flight; None: as the ledger's limits say.
+    `grace_s`: how long a stopping runner waits for requests in flight; None: as the ledger's limits say.
     """
 
     runner_id: str
@@ -39,11 +39,11 @@ class RunnerOptions:
 class ActiveShard:
     """A held shard in this process.
 
-    `commit_lock`: of whoever rewrites its record, and so `held`. `finished` has the results that no commit holds yet,
-    `finished_bytes` of them; `left` counts this pool's lines without an outcome. `wants_to_announce`: the loop would
-    dispatch, and the record must say so first (see `ledger/lease.py`). `output_schema`: what every answer must fit, if
-    anything. `needs_answer`: a refusal is a failure. `is_to_return`: its input cannot be read now; the checkpointer
-    puts it back. `retry_at`: monotonic; its results could not be committed, and are tried again then.
+    `commit_lock`: of the thread that rewrites its record, and so `held`. `finished`: results that are not committed
+    yet, `finished_bytes` in all; `left` counts this pool's lines without an outcome. `wants_to_announce`: the loop
+    wants to dispatch, and the record must say so first (see `ledger/lease.py`). `output_schema`: what every answer must
+    match, if anything. `needs_answer`: a refusal is a failure. `is_to_return`: its input cannot be read now; the
+    checkpointer puts it back. `retry_at`: monotonic; when to try again to commit its results.
     """
 
     held: Lease
@@ -53,15 +53,15 @@ class ActiveShard:
     finished: list[FinishedLine] = field(default_factory=list)
     finished_bytes: int = 0
     commit_lock: threading.Lock = field(init=False)
-    committed_at: float = field(init=False)  # monotonic: when the last commit was begun, or the claim
+    committed_at: float = field(init=False)  # monotonic: when the last commit began, or the claim
     has_dispatched: bool = False
     wants_to_announce: bool = False
     is_dropped: bool = False
-    is_closed: bool = False  # with `is_dropped`: its batch ends, or is gone, so that no lease was lost to anyone
+    is_closed: bool = False  # with `is_dropped`: its batch ends or is gone, so no other runner took the lease
     is_bisecting: bool = False
     num_bisect_left: int = 0
     is_to_return: bool = False
-    accused: int | None = None  # a line that does not get prepared: to be written down before this process ends for it
+    accused: int | None = None  # a line whose preparation hangs: written down before this process ends because of it
     num_failures: int = 0  # of commits, in a row
     retry_at: float = float("-inf")
 
@@ -76,9 +76,9 @@ class ActiveShard:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PendingRequest:
-    """One request on its way. `deaths`: engines that died with it in flight. `added_at`: monotonic.
+    """One request on its way. `deaths`: engine crashes with it in flight. `added_at`: monotonic.
 
-    `gpu_s_before`: what each request in flight had cost, when this one was added.
+    `gpu_s_before`: what each request in flight had cost when this one was added.
     """
 
     key: int
@@ -88,8 +88,8 @@ class PendingRequest:
     prepared: Prepared
     size: int
     deaths: int = 0
-    request: Request | None = None  # kept where the answer is to be checked: another attempt may need it
-    schema: bytes | None = None  # that the request brings, whatever guides it
+    request: Request | None = None  # kept if the answer is to be checked: another attempt may need it
+    schema: bytes | None = None  # the request's own schema, whichever guides it
     attempt: int = 1
     added_at: float = 0.0
     gpu_s_before: float = 0.0
@@ -114,9 +114,9 @@ class Job:
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """Of `item`, to `request`. `gpu_s`: what it took. `was_alone`: it ran with no other.
+    """The answer to `request`, of `item`. `gpu_s`: what it took. `was_alone`: it ran with no other.
 
-    `schema_mismatch`: once it was checked, the first of `demands` that it does not meet.
+    `schema_mismatch`: once checked, the first of `demands` that the answer does not meet.
     """
 
     item: PendingRequest
@@ -138,10 +138,10 @@ class Answer:
 
 @dataclass(slots=True)
 class Calls:
-    """Which call of the engine a thread is in. Written by that thread alone.
+    """Which engine call a thread is in. Written by that thread alone.
 
-    `name`: empty between two calls. `number`: of the call, so that two in a row are told apart. `is_warm`: the engine
-    has answered something. `item`: the request, where the call is about one alone and runs nothing.
+    `name`: empty between two calls. `number`: of the call, to tell two in a row apart. `is_warm`: the engine has
+    answered something. `item`: the request, if the call is about one alone and runs nothing.
     """
 
     name: str = ""
@@ -160,9 +160,9 @@ class Calls:
 
 
 class RunnerState:
-    """What the parts of a runner work on. Each part is functions or a class over it; none of them calls another back.
+    """What the parts of a runner work on. Each part is a set of functions or a class over it; none calls another back.
 
-    One lock guards it: `changed` and the `added` of each queue are its conditions. What holds:
+    One lock guards it: `changed` and the `added` of each queue are its conditions. Rules:
 
     - The store and the engine are not called, and nothing else is waited for, while the lock is held.
     - `commit_lock` of a shard is held during the writes of its record. Its holder may take the lock, never the reverse.
@@ -172,10 +172,10 @@ class RunnerState:
     - `is_stopping`, `is_stopping_now`, `is_urgent` and a shard's `is_dropped` never become False again. They may be set
       from a signal handler, so without the lock: those that wait look again soon.
 
-    `engine`: the last one that was built, and `info` what it says of itself; `has_engine`: it lives. `num_builds`:
-    engines built since one has answered. `calls`: of each thread that calls the engine. `num_checking`: answers that
-    wait to be checked in another process, are being checked, or were (`checked`), until the loop has taken them;
-    `checking_chars` is their size. `ended`: the record of the batch `only`.
+    `engine`: the last one that was built, and `info` its description; `has_engine`: it is alive. `num_builds`: engines
+    built since one has answered. `calls`: of each thread that calls the engine. `num_checking`: answers that wait to be
+    checked in another process, are being checked, or were (`checked`), until the loop has taken them; `checking_chars`
+    is their size. `ended`: the record of the batch `only`.
     """
 
     def __init__(self, ledger: Ledger, options: RunnerOptions) -> None:
@@ -203,16 +203,16 @@ class RunnerState:
             "preparer": Calls(is_warm=True),
             "compiler": Calls(is_warm=True),
         }
-        self.is_claiming = False  # a shard may be ours already and not yet among `shards`
+        self.is_claiming = False  # a shard may be claimed already and not yet in `shards`
         self.is_assembling = False
         self.has_dropped = False  # the engine may have requests of shards that are dropped
-        self.is_urgent = False  # the process ends in a moment: what is finished is due now
+        self.is_urgent = False  # the process ends in a moment: commit finished results now
         self.is_stopping = False  # nothing more is started
-        self.is_stopping_now = False  # nothing is even finished
-        self.is_over = threading.Event()  # the threads end
+        self.is_stopping_now = False  # requests in flight are not finished either
+        self.is_over = threading.Event()  # the threads are to end
         self.commit_due = threading.Event()
         self.ended: BatchRecord | None = None
-        self.failure: BaseException | None = None  # that ended a thread, and so the run
+        self.failure: BaseException | None = None  # what ended a thread, and so the run
 
     @property
     def is_ending(self) -> bool:
@@ -238,7 +238,7 @@ class RunnerState:
         is_next: bool = False,
         new_generation: bool = False,
     ) -> None:
-        """Into the ready queue. `is_next`: before all others that run alone."""
+        """Add to the ready queue. `is_next`: before all others that run alone."""
         with self.changed:
             if is_alone:
                 self.ready.push_alone(items, is_next=is_next)
@@ -247,7 +247,7 @@ class RunnerState:
             self.changed.notify_all()
 
     def finish(self, shard: ActiveShard, line: FinishedLine) -> None:
-        """A line has its outcome. With the shard's last one, a commit is due."""
+        """Record the outcome of a line. With the shard's last one, a commit is due."""
         with self.changed:
             shard.finished.append(line)
             shard.finished_bytes += len(line.result)
@@ -257,18 +257,18 @@ class RunnerState:
             self.commit_due.set()
 
     def forget(self, shard: ActiveShard, num: int) -> None:
-        """The first `num` finished lines of it are committed."""
+        """The first `num` finished lines of the shard are committed."""
         with self.changed:
             shard.finished_bytes -= sum(len(line.result) for line in shard.finished[:num])
             del shard.finished[:num]
 
     def commit_soon(self) -> None:
-        """What is finished is due now, and in this process from now on."""
+        """Finished results are due now, and from now on in this process."""
         self.is_urgent = True
         self.commit_due.set()
 
     def give_back(self, shard: ActiveShard) -> None:
-        """The checkpointer puts it back, for this or another runner to claim."""
+        """Let the checkpointer release it, for this or another runner to claim."""
         shard.is_to_return = True
         self.commit_due.set()
 

@@ -1,4 +1,4 @@
-"""What a runner has done since it started, for progress, receipts and metrics: counts, durations, the engine's time."""
+"""What a runner has done since its start, for progress, receipts and metrics: counts, durations, engine time."""
 
 from bisect import bisect_left
 from collections import deque
@@ -7,13 +7,13 @@ from math import ceil
 
 REQUEST_BOUNDS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 CHECKPOINT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0)
-LAST = 1_000  # values that quantiles are taken of
+LAST = 1_000  # values for the quantiles
 
 
 class Histogram:
-    """How long things took: counts per bucket since the start, and the quantiles of the last few. One thread adds.
+    """Durations: counts per bucket since the start, and quantiles of the last few. One thread adds.
 
-    `bounds` are the upper edges of the buckets, edges included; one more bucket takes what is longer.
+    `bounds` are the inclusive upper bounds of the buckets; one more bucket takes what is longer.
     """
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
@@ -28,7 +28,7 @@ class Histogram:
         self._last.append(value)
 
     def quantile(self, share: float) -> float | None:
-        """Of the last 1,000 values, the smallest that at least `share` of them do not exceed; None without any."""
+        """The smallest of the last 1,000 values that at least `share` of them do not exceed; None without values."""
         values = sorted(self._last)
         return values[max(0, ceil(share * len(values)) - 1)] if values else None
 
@@ -43,13 +43,13 @@ class RunnerStats:
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
-    usage_unknown: int = 0  # answers whose tokens an endpoint did not tell
-    busy_s: float = 0.0  # with requests in flight, up to the last step
+    usage_unknown: int = 0  # answers whose endpoint did not report tokens
+    busy_s: float = 0.0  # time with requests in flight, up to the last step
     num_engine_deaths: int = 0
     num_leases_lost: int = 0
     num_steps: int = 0
     num_full_steps: int = 0
-    prompt_tokens_computed: int = 0  # by engines that are gone, also for requests that did not finish
+    prompt_tokens_computed: int = 0  # by replaced engines, including requests that did not finish
     output_tokens_generated: int = 0  # the same
     first_dispatch_at: float | None = None
     engine_ready_at: float | None = None
@@ -63,10 +63,10 @@ class RunnerStats:
 
 @dataclass(slots=True)
 class StepTimes:
-    """The time that the engine's steps take. For the loop's thread.
+    """The time of the engine's steps. For the loop's thread.
 
-    `ended_at`: monotonic, of the last step; None: nothing has been in flight since. `gpu_s_each`: seconds of GPUs,
-    which those in flight at a step share, summed over all steps: what a request cost is by how much it grew meanwhile.
+    `ended_at`: monotonic, of the last step; None if nothing has been in flight since. `gpu_s_each`: GPU seconds, shared
+    by the requests in flight at each step and summed over all steps: a request costs as much as it grew meanwhile.
     """
 
     stats: RunnerStats

@@ -1,7 +1,7 @@
-"""Finds a call of the engine that does not return. It cannot be interrupted, so the process has to end.
+"""Detects an engine call that does not return. It cannot be interrupted, so the process has to end.
 
-It counts its own ticks instead of looking at a clock: while the process is stopped (SIGSTOP, a suspended machine) it
-does not tick, and that time does not count.
+It counts its own ticks instead of reading a clock: while the process is stopped (SIGSTOP, a suspended machine) it does
+not tick, and that time does not count.
 """
 
 import os
@@ -17,8 +17,8 @@ from batchfile.runner.state import Calls, PendingRequest, RunnerState
 log = structlog.get_logger()
 
 TICK_S = 0.5
-COLD = 3  # before an engine has answered for the first time, its calls may take this many times the bound
-COMMIT_S_MAX = 10.0  # for what is finished, once a call counts as stuck
+COLD = 3  # before an engine's first answer, its calls may take this many times the limit
+COMMIT_S_MAX = 10.0  # to commit finished results, once a call counts as stuck
 
 
 @dataclass(slots=True)
@@ -40,15 +40,16 @@ class Watchdog:
         self._tick_s = tick_s
 
     def tick(self) -> str | None:
-        """`tick_s` have passed in which this process ran. What is stuck, once the process is to end for it.
+        """Call it each time `tick_s` have passed while this process ran. Returns what is stuck, when the process must
+        end.
 
-        Before that, what had finished is committed, and which request is accused.
+        Before that, finished results and the accused request are committed.
         """
         stuck = [reason for watch in self._watches if (reason := self._look(watch))]
         return stuck[0] if stuck else None
 
     def _look(self, watch: _Watch) -> str | None:
-        # In this order: where the number is the one of the tick before, the item is of the same call.
+        # The order matters: if the number is still the one of the last tick, the item belongs to the same call.
         item, name, number = watch.calls.item, watch.calls.name, watch.calls.number
         if not name or number != watch.number:
             watch.number, watch.num_ticks, watch.is_late = number, 0, False
@@ -64,7 +65,7 @@ class Watchdog:
                 _accuse(item)
             self._state.commit_soon()
         elif late_s >= COMMIT_S_MAX or self._is_committed():
-            return f"the engine's {name} has not returned for {bound_s:g} s, and cannot be interrupted"
+            return f"the engine's {name} has not returned for {bound_s:g} s and cannot be interrupted"
         return None
 
     def _is_committed(self) -> bool:
@@ -72,13 +73,13 @@ class Watchdog:
 
 
 def _accuse(item: PendingRequest) -> None:
-    """Its record is to say that this process ends for it."""
+    """Its record is to say that this process ends because of it."""
     log.error("request.stuck", batch_id=item.shard.batch_id, shard=item.shard.held.record.n, custom_id=item.custom_id)
     item.shard.accused = item.line
 
 
 def end_stuck(reason: str) -> NoReturn:
-    """End this process: its shards' leases expire, and the next runner counts the death."""
+    """End this process: its shards' leases expire, and the next runner counts the crash."""
     with suppress(OSError, ValueError):
         sys.stderr.flush()
     os._exit(os.EX_TEMPFAIL)

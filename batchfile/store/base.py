@@ -1,7 +1,7 @@
-"""The interface of a store, whatever keeps the bytes: an S3 bucket, a directory, memory. Which names can be keys.
+"""The interface of all stores (an S3 bucket, a directory, memory), and which names can be keys.
 
-Axioms that every store keeps: an acknowledged put is durable; a get of one key is consistent; a conditional put of one
-key is linearizable. Listings, ages and clocks are hints.
+Guarantees of every store: an acknowledged put is durable; a get of one key is consistent; a conditional put of one key
+is linearizable. Listings, ages and clocks are hints.
 """
 
 import threading
@@ -19,14 +19,14 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-INTERNAL = ".store"  # the first segment that a store keeps for itself; never an object, never listed
-SKIPPED_KEYS_MAX = 10_000  # that are remembered; more are skipped without a line in the log
+INTERNAL = ".store"  # the first segment of the store's own files: never an object, never listed
+SKIPPED_KEYS_MAX = 10_000  # remembered names; more are skipped without a log line
 _SHOWN_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Object:
-    """One object as it was read. Both times are the store's clock, in seconds since the epoch."""
+    """One object as it was read. Both times are by the store's clock, in epoch seconds."""
 
     data: bytes
     etag: str
@@ -40,7 +40,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One line of a listing, or what a head answers. `modified_at` is the store's clock."""
+    """One line of a listing, or the answer to a head. `modified_at` is by the store's clock."""
 
     key: str
     size: int
@@ -60,7 +60,7 @@ class Writer(Protocol):
     def write(self, data: bytes) -> None: ...
 
     def commit(self) -> str:
-        """Make the object visible; its etag."""
+        """Make the object visible; returns its etag."""
         ...
 
     def __enter__(self) -> Self:
@@ -72,9 +72,9 @@ class Writer(Protocol):
 
 
 class Store(Protocol):
-    """Raises everywhere: StoreUnavailable when the store does not answer. All methods are thread-safe.
+    """Every method raises StoreUnavailable when the store does not answer. All methods are thread-safe.
 
-    The methods with a body are optional: the body is right for a store that has no such thing.
+    The methods with a body are optional: the body is right for a store without that feature.
     """
 
     @property
@@ -83,35 +83,35 @@ class Store(Protocol):
         ...
 
     def get(self, key: str) -> Object | None:
-        """The whole object, or None where there is none."""
+        """The whole object, or None if it does not exist."""
         ...
 
     def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
-        """The object unless it still has this etag (HTTP's If-None-Match on a get)."""
+        """The object, unless it still has this etag (If-None-Match of HTTP)."""
         found = self.get(key)
         return "unchanged" if found is not None and found.etag == etag else found
 
     def head(self, key: str) -> Entry | None: ...
 
     def stream(self, key: str, start: int = 0, end: int | None = None, *, match: str | None = None) -> Iterator[bytes]:
-        """The bytes [start, end) in chunks of at most 1 MiB, read as they are asked for.
+        """The bytes [start, end) in chunks of at most 1 MiB, read on demand.
 
-        Raises: ObjectMissing; ObjectChanged where the object's etag is not `match`. A short read is retried
-        inside and never passed on as the end.
+        Raises: ObjectMissing; ObjectChanged if the object's etag is not `match`. A short read is retried
+        inside and never returned as the end.
         """
         ...
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
-        """Write the whole object; its new etag. At most one condition: `absent`, or `match` an etag.
+        """Write the whole object; returns its new etag. At most one condition: `absent`, or `match` an etag.
 
-        Raises: PreconditionFailed where the condition did not hold, or where the store answered 404, 409 or
-        500 to a conditional write (a lost race on some servers). The writer finds out by reading back.
+        Raises: PreconditionFailed if the condition did not hold, or the store answered 404, 409 or 500 to a conditional
+        write (a lost race on some servers). The writer finds out by reading back.
         """
         ...
 
     def writer(self, key: str, *, is_new: bool = False) -> Writer:
         """`is_new`: nothing else ever writes this key. The object and its etag then stay as `commit` found them, even
-        where the store takes a request of this writer twice, or long after its time.
+        if the store executes a request of this writer twice, or very late.
         """
         ...
 
@@ -120,33 +120,33 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object; no error where there is none."""
+        """Remove the object; no error if it does not exist."""
         ...
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        """As `delete` of each, in as few requests as the store knows, in any order. Cut off, some are left."""
+        """Delete all of them in as few requests as possible, in any order. An interrupted call leaves some."""
         for key in keys:
             self.delete(key)
 
     def abort_uploads(self, prefix: str, *, older_s: float) -> int:
-        """Free what killed writers left of objects under `prefix`, begun so long ago; how many. Best effort."""
+        """Free what killed writers left under `prefix` at least so long ago; returns how many. Best effort."""
         return 0
 
     def link(self, key: str, path: str) -> str | None:
-        """Let `key` stand for the file at `path` without copying it; its etag, or None: it cannot, copy it."""
+        """Let `key` stand for the file at `path` without a copy; its etag, or None if the store cannot link."""
         return None
 
     def hold_process_lock(self, process: str) -> AbstractContextManager[None]:
-        """While entered, `process` is known to be alive to every process that can tell (see `is_process_dead`)."""
+        """While entered, every process that can tell knows `process` to be alive (see `is_process_dead`)."""
         return nullcontext()
 
     def is_process_dead(self, process: str) -> bool:
-        """True only where the store knows for sure that `process` no longer lives; False says nothing."""
+        """True only if the store is sure that `process` no longer lives; False says nothing."""
         return False
 
     def check_locks(self) -> None:
-        """For a health check, every few seconds. Raises: StoreUnavailable where a process that does not move on has a
-        lock that writes need.
+        """For a health check, every few seconds. Raises: StoreUnavailable if a stalled process holds a lock that writes
+        need.
         """
         return None
 
@@ -158,7 +158,7 @@ class WrappedStore(Store):
         self._inner = inner
 
     def _call(self, verb: str, key: str, do: Callable[[], T]) -> T:
-        """`verb`: get, head, stream, put, write, commit, list, delete or link. `key`: the prefix, of a listing."""
+        """`verb`: get, head, stream, put, write, commit, list, delete or link. `key`: a listing's prefix."""
         return do()
 
     @property
@@ -231,7 +231,7 @@ class WrappedWriter(Writer):
 def is_key(name: str) -> bool:
     """A relative path with forward slashes, valid Unicode, without empty, `.` or `..` segments.
 
-    The same rule for every store, so that a batch can move from one to another.
+    The same rule for every store, so that a batch can be moved between stores.
     """
     segments = name.split("/")
     if "" in segments or "." in segments or ".." in segments or segments[0] == INTERNAL:
@@ -240,17 +240,17 @@ def is_key(name: str) -> bool:
 
 
 def check_key(key: str) -> str:
-    """The key itself. Raises: StoreError for a name that no object can have."""
+    """Return the key itself. Raises: StoreError for a name that no object can have."""
     if not is_key(key):
         raise StoreError(
-            f"{key[:_SHOWN_CHARS]!r} cannot be a key: use a relative path with forward slashes, "
+            f"{key[:_SHOWN_CHARS]!r} cannot be a key; use a relative path with forward slashes, "
             f"without empty, '.' or '..' segments and not below {INTERNAL}"
         )
     return key
 
 
 def is_unicode(name: str) -> bool:
-    """False for what the operating system could not decode (lone surrogates)."""
+    """False for names that the operating system could not decode (lone surrogates)."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -259,7 +259,7 @@ def is_unicode(name: str) -> bool:
 
 
 class SkippedKeys:
-    """Names in a store that cannot be keys: one line in the log for each, once. Thread-safe."""
+    """Names in a store that cannot be keys: each is logged once. Thread-safe."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()

@@ -1,7 +1,7 @@
-"""Proof that a store keeps its conditions: a store that ignores them loses work silently, so it is asked first.
+"""Proves that a store enforces write conditions: one that ignores them would lose work silently.
 
-Races a few writers on fresh keys, through the Store interface alone. What a busy store leaves unanswered (429, 503, a
-timeout) proves nothing either way; only an acknowledged write that must have been refused convicts.
+Races a few writers on fresh keys, through the Store interface alone. Requests that a busy store leaves unanswered (429,
+503, a timeout) prove nothing; only an acknowledged write that must have been rejected does.
 """
 
 import threading
@@ -22,12 +22,12 @@ FIT_STORES = (
 )
 PREFIX = "proof/"
 PAUSE_S = 0.6  # after an unclear answer; some stores take one write per second and key
-REFUSALS_MAX = 4  # in a row, by a store that then counts as refusing conditional writes altogether
+REFUSALS_MAX = 4  # in a row; then the store counts as rejecting all conditional writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Effort:
-    budget_s: float  # no request begins after it
+    budget_s: float  # no request begins later than this
     num_writers: int
     num_rounds: int
 
@@ -38,35 +38,35 @@ HEAVY = _Effort(budget_s=60.0, num_writers=16, num_rounds=10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """`kept`: how often each rule was seen to hold; 0: the store was too busy to tell."""
+    """`kept`: how often each rule was seen to hold; 0 if the store was too busy to tell."""
 
     kept: Mapping[str, int]
     seconds: float
 
     @property
     def unclear(self) -> str:
-        """The rules that the store was too busy for; empty where all were seen to hold."""
+        """The rules that the store was too busy for; empty if all were seen to hold."""
         return "; ".join(rule for rule, num_rounds in self.kept.items() if not num_rounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
-    """What one writer was told: done (an etag), refused, or nothing."""
+    """What one writer was told: success (an etag), rejection, or nothing."""
 
     data: bytes
     etag: str | None = None
     is_refused: bool = False
 
 
-_Finding = Literal["kept", "busy", "refused"]  # refused: nobody was let through
+_Finding = Literal["kept", "busy", "refused"]  # refused: no write was accepted
 
 
 def prove_conditions(store: Store, *, heavy: bool = False, clock: Clock | None = None) -> Proof:
-    """Prove both conditions; light in about a second, heavy in ten. Leaves nothing behind.
+    """Prove both conditions: light in about a second, heavy in ten. Leaves nothing behind.
 
-    A store that is slow or busy gets 15 s, or a minute; what is still unclear then, the proof says.
+    A slow or busy store gets 15 s, or a minute; the result names what is still unclear then.
 
-    Raises: StoreUnfit with what was observed; StoreUnavailable where the store does not answer at all.
+    Raises: StoreUnfit with what was observed; StoreUnavailable if the store does not answer at all.
     """
     prover = _Prover(store, HEAVY if heavy else LIGHT, clock or SystemClock())
     try:
@@ -99,7 +99,7 @@ class _Prover:
         self._before = self._after = ""  # etags around the latest replacement
 
     def run(self) -> Proof:
-        self._store.put(self._new_key(), _new_data())  # a store that does not answer says so here
+        self._store.put(self._new_key(), _new_data())  # a store that does not answer fails here
         for _ in range(self._effort.num_rounds):
             for rule, look in self._rules.items():
                 self._repeat(rule, look)
@@ -110,7 +110,7 @@ class _Prover:
             self._store.delete(key)
 
     def _repeat(self, rule: str, look: Callable[[], _Finding]) -> None:
-        """Look at one rule until the answer is clear or the time is up."""
+        """Test one rule until the answer is clear or the time is up."""
         num_refused = 0
         while self._clock.monotonic() - self._began < self._effort.budget_s:
             try:
@@ -122,19 +122,19 @@ class _Prover:
                 return
             num_refused += finding == "refused"
             if num_refused >= REFUSALS_MAX:
-                raise self._unfit(f"it refused {num_refused} times what must succeed: {rule}")
+                raise self._unfit(f"it rejected {num_refused} times a write that must succeed: {rule}")
             self._clock.sleep(PAUSE_S)
 
     def _create(self) -> _Finding:
         key = self._key = self._new_key()
         finding = self._race(key, lambda data: self._store.put(key, data, absent=True))
-        # Refused to all, and yet it is there: a writer whose answer was lost came first.
+        # All were rejected and yet the object exists: a writer whose answer was lost came first.
         return "busy" if finding == "refused" and self._store.head(key) is not None else finding
 
     def _create_again(self) -> _Finding:
         self._etag()
         return self._must_refuse(
-            "a write with If-None-Match: * replaced an object that was there",
+            "a write with If-None-Match: * replaced an existing object",
             lambda data: self._store.put(self._key, data, absent=True),
         )
 
@@ -143,7 +143,7 @@ class _Prover:
         finding = self._race(self._key, lambda data: self._store.put(self._key, data, match=before))
         self._after = self._etag()
         if finding == "kept" and before == self._after:
-            raise self._unfit("a write with If-Match was acknowledged and changed nothing")
+            raise self._unfit("a write with If-Match was acknowledged but changed nothing")
         return "busy" if finding == "refused" and before != self._after else finding
 
     def _replace_stale(self) -> _Finding:
@@ -165,12 +165,12 @@ class _Prover:
         if self._before == self._after:
             return "busy"
         if not b"".join(self._store.stream(self._key, match=self._etag())):
-            raise self._unfit("a read with If-Match gave nothing")
+            raise self._unfit("a read with If-Match returned nothing")
         try:
             list(self._store.stream(self._key, match=self._before))
         except ObjectChanged:
             return "kept"
-        raise self._unfit("a read with If-Match gave another version")
+        raise self._unfit("a read with If-Match returned another version")
 
     def _race(self, key: str, write: Callable[[bytes], str]) -> _Finding:
         num_writers = self._effort.num_writers
@@ -184,13 +184,13 @@ class _Prover:
             answers = list(threads.map(run, range(num_writers)))
         done = [answer for answer in answers if answer.etag is not None]
         if len(done) > 1:
-            raise self._unfit(f"{len(done)} of {num_writers} racing writers were told that they won; one at most can")
+            raise self._unfit(f"{len(done)} of {num_writers} racing writers were told that they won; at most one can")
         if not done:
             return "refused" if all(answer.is_refused for answer in answers) else "busy"
         found = self._store.get(key)
         if found is None or found.data != done[0].data:
-            # Whoever got no answer may have been first; the one that was acknowledged must stand nevertheless.
-            raise self._unfit("the object does not hold what the one acknowledged writer wrote")
+            # A writer without an answer may have been first; the acknowledged write must be there nevertheless.
+            raise self._unfit("the object does not contain what the only acknowledged writer wrote")
         return "kept"
 
     def _must_refuse(self, crime: str, write: Callable[[bytes], str]) -> _Finding:
@@ -201,7 +201,7 @@ class _Prover:
 
     def _unfit(self, observed: str) -> StoreUnfit:
         return StoreUnfit(
-            f"{self._store.url} does not keep the conditions of writes, and work would be lost silently: {observed}. "
+            f"{self._store.url} does not enforce write conditions, so work would be lost silently: {observed}. "
             f"{FIT_STORES}"
         )
 

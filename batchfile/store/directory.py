@@ -1,9 +1,10 @@
 """A directory as a store: the embedded default. Several processes of one machine may use it at once.
 
-An object is a file; a write is a temporary file, synced, and an atomic rename, synced too, before it is acknowledged.
-A name changes only under the file lock of its key, so conditions hold across threads and processes. Etags are a hash of
-the content for `.json` documents and (inode, size, mtime in ns) for all else; of a file of the user's that a key links
-to, also ctime, which no program can set back. Locks and unfinished writes live below `.store/`.
+An object is a file. A write is a temporary file that is synced and atomically renamed, and the rename is synced too
+before the write is acknowledged. A name changes only under the file lock of its key, so conditions hold across threads
+and processes. Etags are a hash of the content for `.json` documents, and (inode, size, mtime in ns) for all else; for a
+user's file that a key links to, also ctime, which no program can set back. Locks and unfinished writes are below
+`.store/`.
 """
 
 import fcntl
@@ -22,15 +23,15 @@ from batchfile.store.base import INTERNAL, Entry, Object, SkippedKeys, Store, Un
 from batchfile.store.files import CHUNK_BYTES, translated
 from batchfile.store.locks import KeyLocks, ProcessLocks, remove_unlocked
 
-OTHERS = "inbox/"  # below it others write: no link is followed there
-LEFTOVER_AGE_S = 3600.0  # an unfinished write older than this, whose process is gone, is removed
+OTHERS = "inbox/"  # others write below it: no link is followed there
+LEFTOVER_AGE_S = 3600.0  # an unfinished write of a dead process is removed after this
 _ETAG_HEX_DIGITS = 32
-# What macOS, NFS and FUSE put beside files.
+# Files that macOS, NFS and FUSE put next to other files.
 _STRAY = re.compile(r"\.DS_Store|\._.*|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+")
 
 
 class DirectoryStore(Store):
-    """`fsync` False is for tests: what was acknowledged then survives a killed process, but not a power cut."""
+    """`fsync` False is for tests: an acknowledged write then survives a killed process, but not a power failure."""
 
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool = True) -> None:
         self._root = os.path.abspath(path)
@@ -107,7 +108,7 @@ class DirectoryStore(Store):
                 if not chunk:
                     raise ObjectChanged(f"{path} became shorter while it was read")
                 at += len(chunk)
-                # The last chunk is passed on only if nobody wrote to the file (a linked one) in the meantime.
+                # Return the last chunk only if the (linked) file was not written to in the meantime.
                 if at == end:
                     _check_pin(key, path, fd, match)
                 yield chunk
@@ -140,7 +141,7 @@ class DirectoryStore(Store):
                 if entry is not None:
                     yield entry
                 elif _is_of_others(key) and os.path.lexists(self._path(key)):
-                    self._skipped_keys.note(key, "a link, below a link, or no regular file: copy the file itself there")
+                    self._skipped_keys.note(key, "a link, below a link, or not a regular file; copy the file itself")
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -153,7 +154,7 @@ class DirectoryStore(Store):
     def link(self, key: str, path: str) -> str | None:
         """A symbolic link: its etag changes with the file, and deleting the key leaves the file alone.
 
-        None where `path` is no regular file (a pipe, say). Raises: ObjectMissing where nothing is there.
+        None if `path` is not a regular file (say, a pipe). Raises: ObjectMissing if nothing is there.
         """
         target, place, temporary = os.path.abspath(path), self._path(key), self._unfinished_path()
         with translated(target):
@@ -178,7 +179,7 @@ class DirectoryStore(Store):
             self._key_locks.check()
 
     def publish(self, temporary: str, key: str, *, absent: bool = False, match: str | None = None) -> None:
-        """Let a finished file become the object `key`, if the condition holds under the lock."""
+        """Turn a finished file into the object `key`, if the condition holds under the lock."""
         path = self._path(key)
         folder = os.path.dirname(path)
         is_conditional = absent or match is not None
@@ -187,22 +188,23 @@ class DirectoryStore(Store):
             if is_conditional and (found.etag if found is not None else None) != match:
                 raise PreconditionFailed(f"{key}: the condition of the write does not hold")
             files.rename(temporary, path, fsync=self._fsync)
-            # A process that sees a record acts on it, so it is durable before any process can see the next one.
+            # A process acts on a record that it sees, so the record must be durable before any other process can see
+            # it.
             if self._fsync and is_conditional:
                 files.sync_folder(folder)
         if self._fsync and not is_conditional:
             files.sync_folder(folder)
 
     def _check_alive(self) -> None:
-        """Is an object missing, or the whole store (unmounted, moved)? Raises: StoreUnavailable."""
+        """Is only the object missing, or the whole store (unmounted, moved)? Raises: StoreUnavailable."""
         if not os.path.lexists(self._locks_folder):
-            raise StoreUnavailable(f"{self._root}: the store's directory is gone: bring it back, or start again")
+            raise StoreUnavailable(f"{self._root}: the store's directory is missing: restore it, or start again")
 
     def _keys(self, folder: str, start: str, after: str) -> Iterator[str]:
         """Keys below `folder` whose next segment begins with `start`, lazily, in byte order (= code point order)."""
         try:
             with os.scandir(os.path.join(self._root, folder)) as found:
-                # A folder sorts as its keys do: with the slash.
+                # A folder sorts like its keys: with the slash.
                 names = [
                     e.name + "/" if e.is_dir(follow_symlinks=False) else e.name
                     for e in found
@@ -226,11 +228,11 @@ class DirectoryStore(Store):
                 yield from self._keys(key[:-1], "", after)
 
     def _is_listed(self, folder: str, name: str) -> bool:
-        """Not what a system keeps beside the files."""
+        """False for files that a system puts next to the others."""
         if is_unicode(name):
             return _STRAY.fullmatch(name) is None
         if _is_of_others(f"{folder}/"):
-            self._skipped_keys.note(f"{folder}/{name}", "the name is not UTF-8: rename it")
+            self._skipped_keys.note(f"{folder}/{name}", "the name is not UTF-8; rename the file")
         return False
 
     def _path(self, key: str) -> str:
@@ -241,7 +243,7 @@ class DirectoryStore(Store):
 
 
 class _DirectoryWriter(Writer):
-    """Writes a file next to the objects; the rename at `commit` makes it one."""
+    """Writes a file next to the objects; the rename at `commit` turns it into one."""
 
     def __init__(self, store: DirectoryStore, key: str, path: str, temporary: str, *, fsync: bool) -> None:
         self._store = store
@@ -252,7 +254,7 @@ class _DirectoryWriter(Writer):
         self._hash = hashlib.sha256() if _is_document(key) else None
         with translated(path):
             self._fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)  # tells the sweep that somebody is still writing
+            fcntl.flock(self._fd, fcntl.LOCK_EX)  # tells the sweep that a process is still writing
 
     def write(self, data: bytes) -> None:
         with translated(self._path):
@@ -272,7 +274,7 @@ class _DirectoryWriter(Writer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._fd)
-        with suppress(OSError):  # after a commit it is gone already
+        with suppress(OSError):  # already renamed by a commit
             os.unlink(self._temporary)
 
 
@@ -289,7 +291,7 @@ def _content_etag(data: bytes) -> str:
 
 
 def _stat_etag(found: os.stat_result, *, is_linked: bool) -> str:
-    """Of what the store wrote itself ctime says nothing: a backup by hard links changes it, and so does chmod."""
+    """Without ctime for the store's own files: a backup by hard links changes it, and so does chmod."""
     etag = f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
     return f"{etag}-{found.st_ctime_ns:x}" if is_linked else etag
 
@@ -304,4 +306,4 @@ def _check_pin(key: str, path: str, fd: int, match: str | None) -> None:
         else:
             etag = _stat_etag(found, is_linked=os.path.islink(path))
     if etag != match:
-        raise ObjectChanged(f"{path} is not the object that was pinned any more: it was changed or replaced")
+        raise ObjectChanged(f"{path} has changed since it was pinned")

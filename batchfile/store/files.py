@@ -1,6 +1,6 @@
-"""Files and folders for the directory store: durable writes, and the operating system's errors as ours.
+"""Files and folders for the directory store: durable writes, and operating system errors as StoreErrors.
 
-Knows no etags and no conditions.
+It knows no etags and no conditions.
 """
 
 import errno
@@ -20,12 +20,12 @@ T = TypeVar("T")
 sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
 _FULL = {
-    errno.ENOSPC: "the disk is full: free some space, then the work goes on",
-    errno.EDQUOT: "the disk quota is used up: free some space or raise it, then the work goes on",
-    errno.EFBIG: "the file grew past the limit for one file: raise the limit (ulimit -f) and start again",
+    errno.ENOSPC: "the disk is full: free some space, and the work resumes",
+    errno.EDQUOT: "the disk quota is used up: free some space or raise the quota, and the work resumes",
+    errno.EFBIG: "the file exceeds the size limit of one file: raise the limit (ulimit -f) and start again",
 }
 _WAIT = {
-    errno.EIO: "the disk did not answer: check it (dmesg)",
+    errno.EIO: "input/output error: check the disk (dmesg)",
     errno.ESTALE: "the network file system lost the file: check the mount",
     errno.ETIMEDOUT: "the network file system did not answer: check the mount",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
@@ -34,22 +34,22 @@ _WAIT = {
 _REFUSED = {
     errno.EACCES: "permission denied: give this user read and write access to it, or choose another directory",
     errno.EPERM: "not permitted: give this user read and write access to it, or choose another directory",
-    errno.EROFS: "the file system is read-only: choose a directory that can be written",
+    errno.EROFS: "the file system is read-only: choose a writable directory",
     errno.ENAMETOOLONG: "the name is too long for this file system",
-    errno.ENOTDIR: "a file stands where a folder is needed: remove or rename it",
-    errno.EEXIST: "a file stands where a folder is needed: remove or rename it",
-    errno.EISDIR: "a folder stands where an object should be: remove or rename it",
-    errno.ENOTEMPTY: "a folder stands where an object should be: remove or rename it",
-    errno.ENOLCK: "the file system has no locks: choose a local directory",
-    errno.ENOTSUP: "the file system has no locks or links: choose a local directory",
-    errno.ENOENT: "the store's directory is gone, or cannot be made there: restore it or choose another",
+    errno.ENOTDIR: "there is a file where a folder is needed: remove or rename it",
+    errno.EEXIST: "there is a file where a folder is needed: remove or rename it",
+    errno.EISDIR: "there is a folder where an object should be: remove or rename it",
+    errno.ENOTEMPTY: "there is a folder where an object should be: remove or rename it",
+    errno.ENOLCK: "the file system does not support locks: choose a local directory",
+    errno.ENOTSUP: "the file system does not support locks or links: choose a local directory",
+    errno.ENOENT: "the store's directory is missing or cannot be created: restore it, or choose another",
 }
-_NOTHING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # there is no such file, or a link in its place
+_NOTHING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # the file does not exist, or a link is in its place
 
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
-    """The one place where errors of the operating system become ours."""
+    """The only place where errors of the operating system become StoreErrors."""
     try:
         yield
     except OSError as error:
@@ -62,9 +62,9 @@ def translated(path: str) -> Iterator[None]:
 
 
 def open_file(root: str, key: str, *, follow: bool) -> int | None:
-    """A descriptor for reading, or None where there is no regular file. Never waits for the writer of a pipe.
+    """A descriptor for reading, or None if there is not a regular file. Never waits for the writer of a pipe.
 
-    Not `follow`: of a path that others write, where a link anywhere in it counts as nothing.
+    Not `follow`: for a path that others write, where a link anywhere in it counts as missing.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     fd = _found(root, key, follow, lambda name, folder_fd: os.open(name, flags, dir_fd=folder_fd))
@@ -75,15 +75,15 @@ def open_file(root: str, key: str, *, follow: bool) -> int | None:
 
 
 def stat_file(root: str, key: str, *, follow: bool) -> os.stat_result | None:
-    """What a regular file is like, or None where there is none. `follow`: as `open_file`."""
+    """The status of a regular file, or None if there is not one. `follow`: as `open_file`."""
     found = _found(root, key, follow, lambda name, fd: os.stat(name, dir_fd=fd, follow_symlinks=follow))
     return found if found is not None and stat.S_ISREG(found.st_mode) else None
 
 
 def _found(root: str, key: str, follow: bool, do: Callable[[str, int | None], T]) -> T | None:
-    """`do` of a name and the folder that it is in, opened segment by segment if no link is to be followed.
+    """Call `do` with a name and its folder, which is opened segment by segment if links must not be followed.
 
-    None where there is nothing of this name.
+    None if the name does not exist.
     """
     fd: int | None = None
     try:
@@ -122,7 +122,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def sync_folder(folder: str) -> None:
-    """Make the names in a folder durable. A folder that is gone has none."""
+    """Make the names in a folder durable. A missing folder has none."""
     with suppress(FileNotFoundError):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -132,7 +132,7 @@ def sync_folder(folder: str) -> None:
 
 
 def make_folders(folder: str, *, fsync: bool) -> None:
-    """The folder and those above it that are missing, each name made durable in the one above."""
+    """Create the folder and its missing parents; each name is made durable in its parent."""
     missing = []
     while not os.path.isdir(folder):
         missing.append(folder)
@@ -145,11 +145,11 @@ def make_folders(folder: str, *, fsync: bool) -> None:
 
 
 def rename(temporary: str, path: str, *, fsync: bool) -> None:
-    """Give a finished file its name, in a folder that is made where it is missing.
+    """Give a finished file its name, in a folder that is created if it is missing.
 
-    Another process may remove a folder as empty in the meantime; then it is made again. A folder that is there may not
-    be durable in the one above yet, where another process is making it: file systems write such changes in order, so
-    it is once a name in it is.
+    Another process may remove the folder as empty in the meantime; then it is created again. An existing folder may not
+    be durable in its parent yet if another process is creating it. File systems write such changes in order, so it is
+    durable once a name in it is.
     """
     for _ in range(_RENAME_ATTEMPTS):
         with suppress(FileNotFoundError):
@@ -162,10 +162,10 @@ def rename(temporary: str, path: str, *, fsync: bool) -> None:
 
 
 def remove_empty_folders(folder: str, root: str) -> None:
-    """The folder and those above it, below `root`, as far as nothing is in them."""
+    """Remove the folder and its parents below `root`, as far as they are empty."""
     while len(folder) > len(root):
         try:
             os.rmdir(folder)
-        except OSError:  # not empty, or somebody's mount point: it stays
+        except OSError:  # not empty, or a mount point: it stays
             return
         folder = os.path.dirname(folder)

@@ -1,10 +1,10 @@
-"""File locks of a directory store. The operating system drops a lock with its process, however that ends.
+"""File locks of a directory store. The operating system releases a lock when its process ends, however it ends.
 
-Key locks: a fixed set of files, one chosen by the hash of a key, never deleted. A process that is stopped (Ctrl-Z,
-`docker pause`) keeps its lock, and no other takes it over, so that its waking up does no harm: a process that waits for
-it gives up after `WAIT_S`. The holder writes who it is into the file; that is for messages only, and decides nothing.
+Key locks: a fixed set of files, one chosen by the hash of a key, never deleted. A stopped process (Ctrl-Z, `docker
+pause`) keeps its lock, and no other takes it over, because the process could still write when it resumes. A process
+that waits for it gives up after `WAIT_S`. The holder writes its identity into the file, only for messages.
 
-Process locks: one file for each process, named by a hash, which tells whether the process lives.
+Process locks: one file per process, named by a hash, which shows whether the process is alive.
 """
 
 import fcntl
@@ -19,8 +19,8 @@ from batchfile.errors import StoreError, StoreUnavailable
 from batchfile.store.files import translated
 
 NUM_LOCKS = 64
-WAIT_S = 10.0  # for one holder, whoever of this process has seen it first; a sync on a busy disk may take seconds
-WAIT_LEAST_S = 0.1  # also for a holder that has been seen for longer: it may be a new one that has not said so yet
+WAIT_S = 10.0  # for one holder, counted from when any thread of this process first saw it; a sync may take seconds
+WAIT_LEAST_S = 0.1  # also for a holder that was seen before: it may be a new one that has not written its identity yet
 BUSY_WAIT_S = 60.0  # for many holders, one after another
 _POLL_S_MIN = 0.0005
 _POLL_S_MAX = 0.02
@@ -34,7 +34,7 @@ _locked: set[int] = set()  # descriptors of lock files
 
 
 def _let_go_in_child() -> None:
-    """A forked child shares its parent's locks and would keep those of a dead parent: it closes its copies."""
+    """A forked child shares its parent's locks and would keep those of a dead parent, so it closes its copies."""
     for fd in _locked:
         with suppress(OSError):
             os.close(fd)
@@ -50,9 +50,9 @@ def close_in_children(fd: int) -> None:
 
 
 def unlock(fd: int) -> None:
-    """Let go of the lock and close the file; nothing in a child that was forked in the meantime.
+    """Release the lock and close the file; does nothing in a child that was forked in the meantime.
 
-    Only closed, it would stay locked for as long as another copy of the descriptor is open.
+    If only closed, it would stay locked while another copy of the descriptor is open.
     """
     if fd not in _locked:
         return
@@ -64,7 +64,7 @@ def unlock(fd: int) -> None:
 
 
 def is_locked(path: str) -> bool | None:
-    """Does anybody hold a lock on the file? None where it is not there."""
+    """Does any process hold a lock on the file? None if the file does not exist."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -80,7 +80,7 @@ def is_locked(path: str) -> bool | None:
 
 
 def remove_unlocked(folder: str, *, older_than: float) -> None:
-    """Remove the files that nobody holds and that were last written before `older_than`, and links as old."""
+    """Remove the files that are not locked and were last written before `older_than`, and links of that age."""
     with os.scandir(folder) as found:
         for entry in found:
             with suppress(OSError):
@@ -90,22 +90,22 @@ def remove_unlocked(folder: str, *, older_than: float) -> None:
 
 
 class KeyLocks:
-    """`check` and `held` share what they have seen of holders, so a process waits once for each that is stopped."""
+    """`check` and `held` share what they have seen of holders, so a process waits only once for a stopped one."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._seen: dict[str, tuple[bytes, float]] = {}  # path -> its holder, and since when (monotonic)
 
     def make(self) -> None:
-        """Before anything else. Only here are lock files made: two files of one name would be two locks."""
+        """Call this first. Lock files are created only here: two files of one name would be two locks."""
         for n in range(NUM_LOCKS):
             os.close(os.open(self._path(n), os.O_RDWR | os.O_CREAT, 0o644))
 
     @contextmanager
     def held(self, key: str) -> Iterator[None]:
-        """Alone with the lock of `key`, among threads and processes. Raises: StoreUnavailable after a bounded wait."""
+        """Holds the lock of `key` among threads and processes. Raises: StoreUnavailable after a bounded wait."""
         path = self._path(hashlib.sha256(key.encode()).digest()[0] % NUM_LOCKS)
-        fd = os.open(path, os.O_RDWR)  # each time one of its own, so that threads exclude each other too
+        fd = os.open(path, os.O_RDWR)  # a new descriptor each time, so that threads exclude each other too
         close_in_children(fd)
         try:
             self._wait(fd, path)
@@ -119,9 +119,9 @@ class KeyLocks:
             unlock(fd)
 
     def check(self) -> None:
-        """Raises: StoreUnavailable where a lock has had the same holder for `WAIT_S`. Waits for nothing.
+        """Raises: StoreUnavailable if a lock has had the same holder for `WAIT_S`. Does not wait.
 
-        To be called again and again: it learns by looking how long a holder has had its lock.
+        Call it repeatedly: it learns from its looks how long a holder has had its lock.
         """
         for n in range(NUM_LOCKS):
             path = self._path(n)
@@ -144,15 +144,13 @@ class KeyLocks:
             if held_s >= WAIT_S and waited_s >= WAIT_LEAST_S:
                 raise StoreUnavailable(self._stuck(fd, held_s))
             if waited_s >= BUSY_WAIT_S:
-                raise StoreUnavailable(
-                    f"{self._folder}: a lock was not free for {waited_s:.0f} s: the disk is too slow"
-                )
+                raise StoreUnavailable(f"{self._folder}: waited {waited_s:.0f} s for a lock; the disk is too slow")
             time.sleep(pause_s * uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, _POLL_S_MAX)
         self._seen.pop(path, None)
 
     def _look(self, fd: int, path: str) -> float:
-        """For how many seconds the same holder has been seen at a lock that is held."""
+        """For how many seconds the same holder has been seen with the lock."""
         holder, now = _holder(fd), time.monotonic()
         known, since = self._seen.get(path, (b"", now))
         if known != holder:
@@ -179,30 +177,30 @@ class ProcessLocks:
 
     @contextmanager
     def hold(self, process: str) -> Iterator[None]:
-        """While entered, `process` lives. Raises: StoreError where another living process has this name."""
+        """While entered, `process` is alive. Raises: StoreError if another live process has this name."""
         path = self._path(process)
         with translated(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             os.utime(path)
         close_in_children(fd)
         try:
-            # `is_dead` of another process holds a shared lock for a moment, so one refusal says nothing yet.
+            # `is_dead` of another process holds a shared lock for a moment, so one failure says nothing yet.
             for _ in range(_HOLD_ATTEMPTS):
                 if _try(fd, fcntl.LOCK_EX):
                     break
                 time.sleep(_HOLD_PAUSE_S)
             else:
-                raise StoreError(f"{process} is the name of another living process: give each runner a different name")
+                raise StoreError(f"{process} is the name of another running process; give each runner a different name")
             yield
         finally:
             unlock(fd)
 
     def is_dead(self, process: str) -> bool:
-        """True where `process` once held its lock and no living process does now."""
+        """True if `process` once held its lock and no live process does now."""
         return is_locked(self._path(process)) is False
 
     def forget_old(self, now: float) -> None:
-        """Remove the locks of processes long dead. A missing one only means: unknown, wait for the lease to expire."""
+        """Remove the locks of processes long dead. Without one, the state is unknown until the lease expires."""
         remove_unlocked(self._folder, older_than=now - FORGET_AFTER_S)
 
     def _path(self, process: str) -> str:
@@ -218,7 +216,7 @@ def _try(fd: int, kind: int) -> bool:
 
 
 def _this_process() -> bytes:
-    """Different each time, so that a lock that changes hands is told from one that does not."""
+    """Different each time, to see that a lock has changed hands."""
     return f"{os.getpid()} {os.uname().nodename} {time.time_ns()}".encode()[:_HOLDER_BYTES].ljust(_HOLDER_BYTES)
 
 
@@ -227,7 +225,7 @@ def _holder(fd: int) -> bytes:
 
 
 def _is_stopped(pid: str) -> bool:
-    """By a signal. Always False where there is no /proc."""
+    """By a signal. Always False without /proc."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b") ")[2][:1] in {b"T", b"t"}

@@ -1,4 +1,4 @@
-"""A store in this process's memory: the reference for the others, and the tests' double."""
+"""A store in this process's memory: the reference for other stores, and the store of tests."""
 
 import hashlib
 import threading
@@ -14,7 +14,7 @@ CHUNK_BYTES = 1024 * 1024
 
 
 class MemoryStore(Store):
-    """Everything under one lock; etags are hashes of the content. A test says who died with `kill`."""
+    """Everything under one lock; etags are hashes of the content. Tests declare a process dead with `kill`."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
@@ -43,7 +43,7 @@ class MemoryStore(Store):
         if found is None:
             raise ObjectMissing(f"{key} is not in the store")
         if match is not None and found.etag != match:
-            raise ObjectChanged(f"{key} is not the object that was pinned any more")
+            raise ObjectChanged(f"{key} has changed since it was pinned")
         data = found.data[start:end]
         for at in range(0, len(data), CHUNK_BYTES):
             yield data[at : at + CHUNK_BYTES]
@@ -83,7 +83,7 @@ class MemoryStore(Store):
         return process in self._dead
 
     def kill(self, process: str) -> None:
-        """From now on `process` is known dead."""
+        """`process` counts as dead from now on."""
         self._dead.add(process)
 
 

@@ -1,6 +1,6 @@
-"""A wrapper that counts what a store is asked: how often, how long, how it ended. Knows no metrics library.
+"""Wraps a store and counts its calls: how often, how long, with what outcome. It knows no metrics library.
 
-Verbs are the store's own (a listing or a stream is one, however many requests it takes below); a writer is `write`,
+Verbs are the store's own (a listing or a stream is one call, however many requests it makes); a writer is `write`,
 from its first byte to its commit. Outcomes: `ok`, `absent` (nothing was there), `unchanged`, `refused` (a condition
 did not hold), `unavailable`, `failed`.
 """
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """So many calls, and the seconds they took together."""
+    """A number of calls, and the seconds they took together."""
 
     num: int = 0
     seconds: float = 0.0
@@ -32,7 +32,7 @@ class Call:
 
 
 class MeteredStore(WrappedStore):
-    """It is its inner store, with `figures`."""
+    """Its inner store, with `figures`."""
 
     def __init__(self, inner: Store, *, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__(inner)
@@ -41,7 +41,7 @@ class MeteredStore(WrappedStore):
         self._figures: dict[Call, Figure] = {}
 
     def figures(self) -> dict[Call, Figure]:
-        """What was asked since the start. Only calls that are over."""
+        """All calls since the start that have ended."""
         with self._lock:
             return dict(self._figures)
 
@@ -77,7 +77,7 @@ class MeteredStore(WrappedStore):
         return found
 
     def _drawn(self, verb: str, begin: Callable[[], Iterator[T]]) -> Iterator[T]:
-        """Only the time inside the store counts, not what the reader does between two items."""
+        """Counts only the time inside the store, not what the reader does between two items."""
         seconds, outcome, items = 0.0, "ok", None
         try:
             while True:
@@ -90,7 +90,7 @@ class MeteredStore(WrappedStore):
                 if item is None:
                     return
                 yield item
-        except GeneratorExit:  # the reader has seen enough
+        except GeneratorExit:  # the reader stopped early
             raise
         except BaseException as error:
             outcome = outcome_of(error)

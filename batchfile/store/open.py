@@ -1,4 +1,4 @@
-"""From what a person types to a store. Loads only the store that is asked for (boto3 is slow to load)."""
+"""Opens the store that a URL names. Loads only the wanted kind of store (boto3 is slow to load)."""
 
 import os
 from pathlib import Path
@@ -14,14 +14,14 @@ _QUERY = {"endpoint", "region"}
 def open_store(url: str, *, prove: bool = True) -> Store:
     """The store that `url` names: a directory, `s3://bucket/prefix` or `memory:`.
 
-    A bucket is proven fit (about a second) unless `prove` is False.
+    A bucket is tested for conditional writes (about a second) unless `prove` is False.
 
     >>> store = batchfile.open_store("./store")
     >>> any(entry.key.startswith("batches/") for entry in store.list("batches/"))
     True
 
-    Raises: SettingsError for a URL of no known form; StoreUnfit; StoreUnavailable, also where it was too busy for its
-    proof; StoreError.
+    Raises: SettingsError for an unknown form of URL; StoreUnfit; StoreUnavailable, also if the store was too busy for
+    the test; StoreError.
     """
     if not url.strip():
         raise SettingsError(f"the store is empty; give {ACCEPTED}")
@@ -34,11 +34,11 @@ def open_store(url: str, *, prove: bool = True) -> Store:
         return MemoryStore()
     if url.startswith("s3://"):
         return _bucket(url, prove=prove)
-    raise SettingsError(f"{url} is not a store; give {ACCEPTED}")
+    raise SettingsError(f"{url} is not a store URL; give {ACCEPTED}")
 
 
 def local_path(url: str) -> Path | None:
-    """The directory that the URL of a store names, with ~ as home; None where it names none."""
+    """The directory that a store URL names, with ~ as home; None if it does not name one."""
     scheme, colon, rest = url.partition(":")
     if colon and scheme == "file":
         return _expanded(unquote(urlsplit(url).path) if rest.startswith("//") else rest)
@@ -46,7 +46,7 @@ def local_path(url: str) -> Path | None:
         return _expanded(url)
     if "://" in url or scheme in {"s3", "memory"}:
         return None
-    return _expanded(url)  # a file name may have a colon
+    return _expanded(url)  # a file name may contain a colon
 
 
 def _expanded(path: str) -> Path:
@@ -60,7 +60,7 @@ def _directory(path: Path) -> Store:
         return DirectoryStore(path)
     except StoreUnavailable:
         raise
-    except StoreError as error:  # no store can be here, whoever tries
+    except StoreError as error:  # no store can be here, for any user
         raise SettingsError(str(error)) from error
 
 
@@ -70,9 +70,9 @@ def _bucket(url: str, *, prove: bool) -> Store:
     if "@" in parts.netloc or "@" in urlsplit(query.get("endpoint", "")).netloc:
         raise SettingsError("credentials do not belong in a store's URL: set AWS_ACCESS_KEY_ID and its secret")
     if not parts.netloc:
-        raise SettingsError(f"{url} names no bucket; give s3://BUCKET/PREFIX")
+        raise SettingsError(f"{url} has no bucket; give s3://BUCKET/PREFIX")
     if unknown := sorted(set(query) - _QUERY):
-        raise SettingsError(f"{url}: {unknown[0]!r} is not known; accepted are {', '.join(sorted(_QUERY))}")
+        raise SettingsError(f"{url}: {unknown[0]!r} is unknown; use one of {', '.join(sorted(_QUERY))}")
     check_installed("boto3", extra="s3", what=url)
     from batchfile.store.s3 import S3Store
 
@@ -83,5 +83,5 @@ def _bucket(url: str, *, prove: bool) -> Store:
         region=query.get("region") or None,
     )
     if prove and (unclear := store.prove().unclear):
-        raise StoreUnavailable(f"{url} is too busy to show that it keeps the conditions of writes: {unclear}")
+        raise StoreUnavailable(f"{url} is too busy to prove that it enforces write conditions: {unclear}")
     return store

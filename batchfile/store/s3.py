@@ -1,8 +1,8 @@
-"""An S3-compatible bucket as a store, with boto3. The one place that knows boto3.
+"""An S3-compatible bucket as a store. The only module that uses boto3's clients.
 
-Two clients: `control`, for what is small, has short timeouts and never retries a request by itself, because a repeated
-conditional write can refuse its own first attempt; `data` is patient, and retries. Etags are passed around without
-their quotes; `prove` learns whether the server wants them back.
+Two clients: `control`, for small requests, has short timeouts and never retries by itself, because the repetition of a
+conditional write can be rejected because of its own first attempt; `data` is patient and retries. Etags are passed
+around without quotes; `prove` learns whether the server wants them back.
 """
 
 import time
@@ -28,29 +28,29 @@ from batchfile.store.conformance import PREFIX as PROOF_PREFIX
 from batchfile.store.s3_requests import NotModified, PastTheEnd, bare, guard, translated
 from batchfile.store.s3_streams import STREAM_BYTES_MIN, S3Writer, TooSlow, extent, read_chunks, read_record
 
-DELETES_MAX = 1000  # of one request
+DELETES_MAX = 1000  # in one request
 CONTROL_BYTES_MAX = 128 * 1024  # of a conditional write; a larger one may take longer than `control` waits
-READ_ATTEMPTS = 5  # of a get or a stream, in a row without a byte of progress
-SLOW_ATTEMPTS = 2  # of a stream that is too slow, in a row
+READ_ATTEMPTS = 5  # for a get or a stream, in a row without a byte of progress
+SLOW_ATTEMPTS = 2  # for a stream that is too slow, in a row
 READ_PAUSE_S = 0.1  # before the second attempt; doubles, jittered
-CONNECTIONS = 32  # per client: as many threads as may use one store at once without waiting
+CONNECTIONS = 32  # per client: how many threads can use one store at once without waiting
 
 _CONTROL = {"connect_timeout": 3, "read_timeout": 10, "retries": {"total_max_attempts": 1, "mode": "standard"}}
 _DATA = {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 5, "mode": "standard"}}
-# Newer boto3 adds checksum trailers, which several servers reject; records carry digests of their own.
+# Newer boto3 adds checksum trailers, which several servers reject; records carry their own digests.
 _BOTH = {
     "max_pool_connections": CONNECTIONS,
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
     "tcp_keepalive": True,
 }
-_DEFAULT_REGION = "us-east-1"  # servers that know no regions accept this one
+_DEFAULT_REGION = "us-east-1"  # accepted by servers without regions
 
 T = TypeVar("T")
 
 
 class S3Store(Store):
-    """`prefix` is a folder in the bucket, or empty for all of it. Credentials come from boto3's usual places."""
+    """`prefix` is a folder in the bucket, or empty for the whole bucket. Credentials: from boto3's usual sources."""
 
     def __init__(
         self, bucket: str, prefix: str = "", *, endpoint_url: str | None = None, region: str | None = None
@@ -79,14 +79,14 @@ class S3Store(Store):
         self._data.close()
 
     def prove(self, *, clock: Clock | None = None) -> Proof:
-        """Learn how this server wants etags, then prove that it keeps conditions. Raises: StoreUnfit."""
+        """Learn how this server wants etags, then prove that it enforces conditions. Raises: StoreUnfit."""
         self._learn_spelling()
         return prove_conditions(self, clock=clock)
 
     def _learn_spelling(self) -> None:
-        """Some servers take an etag only without its quotes. Raises: StoreUnfit where they take neither."""
+        """Some servers accept an etag only without quotes. Raises: StoreUnfit if they accept neither."""
         key = f"{PROOF_PREFIX}{uuid4().hex}.json"
-        self.get(key)  # says within seconds where nobody answers or nothing is allowed
+        self.get(key)  # fails within seconds if the store is unreachable or access is denied
         etag = self.put(key, b"1")
         for has_quotes in (True, False):
             self._has_quotes = has_quotes
@@ -95,10 +95,10 @@ class S3Store(Store):
             except PreconditionFailed:
                 continue
             except StoreUnavailable:
-                self._has_quotes = True  # too busy to say; quotes are the standard
+                self._has_quotes = True  # too busy to tell; quotes are the standard
             self.delete(key)
             return
-        raise StoreUnfit(f"{self._url}: a write with If-Match and the object's own etag is refused. {FIT_STORES}")
+        raise StoreUnfit(f"{self._url}: a write with If-Match and the object's own etag is rejected. {FIT_STORES}")
 
     def get(self, key: str) -> Object | None:
         found = self._get(key, {})
@@ -107,7 +107,7 @@ class S3Store(Store):
 
     def get_if_changed(self, key: str, etag: str) -> Object | Unchanged | None:
         found = self._get(key, {"IfNoneMatch": self._spelt(etag)})
-        # A server that ignores the condition costs a transfer, no more.
+        # A server that ignores the condition costs a transfer and nothing else.
         return "unchanged" if isinstance(found, Object) and found.etag == etag else found
 
     def head(self, key: str) -> Entry | None:
@@ -122,7 +122,7 @@ class S3Store(Store):
         num_failures, num_slow, slow_at = 0, 0, start
         while end is None or at < end:
             try:
-                # After a break too: the rest must come from the object that the first bytes came from.
+                # Also after an interruption: the rest must come from the same object as the first bytes.
                 answer = self._get_range(key, at, end, pinned)
                 pinned = bare(answer["ETag"])
                 found = extent(self._url, answer, at, end)
@@ -132,7 +132,7 @@ class S3Store(Store):
                         yield chunk
                 if found.wanted_end is None or at >= found.wanted_end:
                     return
-                raise StoreUnavailable(f"{key}: the answer ended {found.wanted_end - at:,} bytes early")
+                raise StoreUnavailable(f"{key}: the response ended {found.wanted_end - at:,} bytes early")
             except TooSlow:
                 num_slow = num_slow + 1 if at - slow_at < STREAM_BYTES_MIN else 1
                 slow_at = at
@@ -145,7 +145,7 @@ class S3Store(Store):
                 if num_failures >= READ_ATTEMPTS:
                     raise StoreUnavailable(str(error)) from error
                 _pause(num_failures)
-        self._size_of(key, match)  # nothing was read, and the pin still holds or it is said
+        self._size_of(key, match)  # nothing was read: check that the pin still holds
 
     def put(self, key: str, data: bytes, *, absent: bool = False, match: str | None = None) -> str:
         condition = {"IfNoneMatch": "*"} if absent else {} if match is None else {"IfMatch": self._spelt(match)}
@@ -158,13 +158,15 @@ class S3Store(Store):
         return S3Writer(self._data, key, self._at(key), put=put, head=self.head)
 
     def _put_new(self, key: str, data: bytes) -> str:
-        """Write what nothing else writes, once: with SSE-KMS the same bytes get another etag when they come again.
+        """Write a new key exactly once, because with SSE-KMS the same bytes get another etag when they are written
+        again.
 
-        Raises: PreconditionFailed where something else is there; StoreUnavailable.
+        Raises: PreconditionFailed if something else is there; StoreUnavailable.
         """
         for num_failures in range(1, READ_ATTEMPTS + 1):
             try:
-                # This client repeats a request, which may refuse its own first attempt: then what is there is ours.
+                # This client repeats a request, which may be rejected because of its own first attempt: then the object
+                # is ours.
                 with translated(key, is_conditional=True):
                     return bare(self._data.put_object(**self._at(key), Body=data, IfNoneMatch="*")["ETag"])
             except PreconditionFailed as error:
@@ -176,7 +178,7 @@ class S3Store(Store):
                 return found.etag
             if num_failures < READ_ATTEMPTS:
                 _pause(num_failures)
-        raise StoreUnavailable(f"{key}: a write failed {READ_ATTEMPTS} times, at last: {refusal}") from refusal
+        raise StoreUnavailable(f"{key}: a write failed {READ_ATTEMPTS} times; the last error: {refusal}") from refusal
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         start = {"StartAfter": self._prefix + after} if after else {}
@@ -188,8 +190,10 @@ class S3Store(Store):
                 if is_key(key):
                     modified_at = item["LastModified"].timestamp()
                     yield Entry(key=key, size=size, etag=bare(item["ETag"]), modified_at=modified_at)
-                elif size or not key.endswith("/"):  # not what a console makes to show an empty folder
-                    self._skipped_keys.note(key, "the name cannot be used: no empty, '.' or '..' segment, no backslash")
+                elif size or not key.endswith("/"):  # not the marker of an empty folder, as consoles create it
+                    self._skipped_keys.note(
+                        key, "the name cannot be a key: no empty, '.' or '..' segments, no backslash"
+                    )
 
     def delete(self, key: str) -> None:
         try:
@@ -205,14 +209,14 @@ class S3Store(Store):
                 self.delete(key)
 
     def _delete_at_once(self, keys: Sequence[str]) -> Sequence[str]:
-        """One request for all; which of them are left, to be deleted one by one and their errors raised."""
+        """Delete with one request; returns the keys that are left, to be deleted one by one with their errors."""
         wanted = {"Quiet": True, "Objects": [{"Key": self._at(key)["Key"]} for key in keys]}
         try:
             with translated(f"{self._url}: delete {len(keys)} objects"):
                 answer = self._data.delete_objects(Bucket=self._bucket, Delete=wanted)
         except StoreUnavailable:
             raise
-        except StoreError:  # a server that does not know it
+        except StoreError:  # a server without this request
             self._has_batch_delete = False
             return keys
         return [error["Key"][len(self._prefix) :] for error in answer.get("Errors", ())]
@@ -237,7 +241,7 @@ class S3Store(Store):
             yield page
 
     def _abort(self, full_key: str, upload_id: str) -> bool:
-        """False: it is gone by now, or we may not."""
+        """False: it is already gone, or we lack the permission."""
         try:
             with translated(full_key):
                 self._data.abort_multipart_upload(Bucket=self._bucket, Key=full_key, UploadId=upload_id)
@@ -262,7 +266,7 @@ class S3Store(Store):
                 if found is None:
                     return None
                 if found["ContentLength"]:
-                    raise StoreUnavailable(f"{key} was changed while it was read") from None
+                    raise StoreUnavailable(f"{key} changed while it was read") from None
                 answer, data = found, b""
             return Object(
                 data=data,
@@ -281,17 +285,18 @@ class S3Store(Store):
             return None
 
     def _get_range(self, key: str, start: int, end: int | None, pinned: str | None) -> Any:
-        """Always a range, of the whole object too: its answer tells how long the object is, however much of it comes.
+        """Always requests a range, even for the whole object: then the response tells how long the object is.
 
-        Raises: PastTheEnd, also of an object that is empty; ObjectMissing; ObjectChanged; StoreUnavailable.
+        Raises: PastTheEnd, also for an empty object; ObjectMissing; ObjectChanged; StoreUnavailable.
         """
-        asked = f"bytes={start}-{'' if end is None else end - 1}"
+        last = "" if end is None else end - 1
+        asked = f"bytes={start}-{last}"
         condition = {} if pinned is None else {"IfMatch": self._spelt(pinned)}
         with translated(key):
             answer = self._data.get_object(**self._at(key), Range=asked, **condition)
         if pinned is not None and bare(answer["ETag"]) != pinned:
             answer["Body"].close()
-            raise ObjectChanged(f"{key} is not the object that was pinned any more")
+            raise ObjectChanged(f"{key} has changed since it was pinned")
         return answer
 
     def _size_of(self, key: str, pinned: str | None) -> int:
@@ -299,7 +304,7 @@ class S3Store(Store):
         if entry is None:
             raise ObjectMissing(f"{key} is not in {self._url}")
         if pinned is not None and entry.etag != pinned:
-            raise ObjectChanged(f"{key} is not the object that was pinned any more")
+            raise ObjectChanged(f"{key} has changed since it was pinned")
         return entry.size
 
     def _spelt(self, etag: str) -> str:
@@ -310,7 +315,7 @@ class S3Store(Store):
 
 
 def _new_session() -> Any:
-    """boto3's own, but for the times in a listing: dateutil takes two thirds of the 90 ms that 1,000 entries cost."""
+    """A boto3 session with faster parsing of listings: dateutil takes two thirds of the 90 ms of 1,000 entries."""
     core = botocore.session.get_session()
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
     return boto3.session.Session(botocore_session=core)
@@ -319,13 +324,13 @@ def _new_session() -> Any:
 def _parse_time(value: Any) -> datetime:
     try:
         found = datetime.fromisoformat(value)
-    except (TypeError, ValueError):  # another of the three spellings that servers use
+    except (TypeError, ValueError):  # one of the other two formats that servers use
         found = DEFAULT_TIMESTAMP_PARSER(value)
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _persist(read: Callable[[], T]) -> T:
-    """Read again where the store did not answer: reading twice is harmless."""
+    """Read again if the store did not answer: reading twice is harmless."""
     num_failures = 0
     while True:
         try:
@@ -342,6 +347,6 @@ def _pause(num_failures: int) -> None:
 
 
 def _date_of(answer: Any) -> float:
-    """The server's clock when it answered, else ours."""
+    """The server's clock when it answered, else the local one."""
     date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
     return parsedate_to_datetime(date).timestamp() if date else time.time()

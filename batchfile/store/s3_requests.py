@@ -1,10 +1,10 @@
-"""One request to a bucket: what its answer or the exception of boto3 means as an error of ours, and its time limit.
+"""Sends one request to a bucket: translates its response or boto3's exception, and limits its time.
 
 A client's own timeouts are between two bytes. The limit here is for the whole request: it begins before the request is
-sent and ends with the answer, or with the head of it where an object is read, because `s3_streams` has limits for the
-rest. It grows with what is sent. A request that takes longer is broken off: its connection is shut down, and the thread
-that waits there finds it broken. Every connection of botocore in the process can be watched; only those of a client
-that was given to `guard` are.
+sent and ends with the response, or with its headers when an object is read, because `s3_streams` limits the rest. It
+grows with the size that is sent. A request that takes longer is interrupted: its connection is shut down, and the
+waiting thread finds it broken. Every botocore connection in the process can be watched; only those of a client that was
+passed to `guard` are.
 """
 
 import socket
@@ -24,87 +24,87 @@ from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, S
 from batchfile.store.conformance import FIT_STORES
 
 CALL_S = 60.0
-COMPLETE_S = 600.0  # of an upload in parts: the store may put them together for minutes
-SENT_BYTES_PER_S = 16 * 1024  # a slower link is taken for a broken one
+COMPLETE_S = 600.0  # to complete a multipart upload: the store may combine the parts for minutes
+SENT_BYTES_PER_S = 16 * 1024  # a slower link counts as broken
 _TICK_S = 0.5
 
 
 class NotModified(StoreError):
-    """HTTP 304: the object still has the etag that was given."""
+    """HTTP 304: the object still has the given etag."""
 
 
 class PastTheEnd(StoreError):
     """HTTP 416: the range begins at or after the end of the object."""
 
 
-# HTTP status -> error, what to do.
+# HTTP status -> error, advice.
 _BY_STATUS: dict[int, tuple[type[StoreError], str]] = {
-    301: (StoreError, "the bucket is in another region: give it (?region=...)"),
+    301: (StoreError, "the bucket is in another region: set it (?region=...)"),
     304: (NotModified, "not modified"),
-    307: (StoreError, "the bucket is in another region: give it (?region=...)"),
+    307: (StoreError, "the bucket is in another region: set it (?region=...)"),
     401: (StoreError, "the credentials were not accepted: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     403: (
         StoreError,
-        "access was denied: check the credentials, the machine's clock, and that they allow "
+        "access was denied: check the credentials and the machine's clock, and allow "
         "s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket",
     ),
     404: (ObjectMissing, "not found"),
     408: (StoreUnavailable, "the store did not answer in time"),
-    409: (StoreUnavailable, "another operation was under way"),
-    412: (ObjectChanged, "the object is not the one that was pinned any more"),
+    409: (StoreUnavailable, "another operation was in progress"),
+    412: (ObjectChanged, "the object has changed since it was pinned"),
     416: (PastTheEnd, "the range begins after the end of the object"),
-    429: (StoreUnavailable, "the store asks for fewer requests"),
-    500: (StoreUnavailable, "the store had an error inside"),
+    429: (StoreUnavailable, "the store limits the request rate"),
+    500: (StoreUnavailable, "the store had an internal error"),
     502: (StoreUnavailable, "the store could not be reached through its gateway"),
     503: (StoreUnavailable, "the store is busy or down"),
     504: (StoreUnavailable, "the store did not answer its gateway in time"),
 }
-# What else these mean as the answer to a conditional write (some servers give a lost race 409 or 500).
-_LOST = (PreconditionFailed, "the condition of the write does not hold, or its race was lost")
+# What some of them mean for a conditional write (some servers answer a lost race with 409 or 500).
+_LOST = (PreconditionFailed, "the condition of the write does not hold, or another write won")
 _BY_STATUS_CONDITIONAL: dict[int, tuple[type[StoreError], str]] = {
     404: _LOST,
     409: _LOST,
     412: _LOST,
     500: _LOST,
-    501: (StoreUnfit, f"the store has no conditional writes. {FIT_STORES}"),
+    501: (StoreUnfit, f"the store does not support conditional writes. {FIT_STORES}"),
 }
-# Codes that say more than their status.
+# Codes that are more specific than their status.
 _BY_CODE: dict[str, tuple[type[StoreError], str]] = {
     "NoSuchBucket": (StoreError, "the bucket does not exist: create it or correct its name"),
     "RequestTimeout": (StoreUnavailable, "the store waited too long for the request"),
-    "SlowDown": (StoreUnavailable, "the store asks for fewer requests"),
+    "SlowDown": (StoreUnavailable, "the store limits the request rate"),
 }
 
 
 def error_of_answer(what: str, status: int, code: str, *, is_conditional: bool) -> StoreError:
-    """The error for an HTTP answer that was no success. `code` is the one in S3's XML, or empty."""
+    """The error for an unsuccessful HTTP response. `code` is the one in S3's XML, or empty."""
     found = _BY_CODE.get(code) or (_BY_STATUS_CONDITIONAL.get(status) if is_conditional else None)
-    kind, advice = found or _BY_STATUS.get(status, (StoreError, "the store refused the request"))
+    kind, advice = found or _BY_STATUS.get(status, (StoreError, "the store rejected the request"))
     return kind(f"{what}: {advice} (HTTP {status} {code})")
 
 
-# Errors from before or after an HTTP answer; the first that fits.
+# Errors before or after an HTTP response; the first match counts.
 _BY_TYPE: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
     (boto_errors.NoCredentialsError, StoreError, "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     (
         boto_errors.PartialCredentialsError,
         StoreError,
-        "half the credentials: set both AWS_ACCESS_KEY_ID and its secret",
+        "incomplete credentials: set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     ),
-    (boto_errors.ParamValidationError, StoreError, "the store's name cannot be used"),
-    (boto_errors.HTTPClientError, StoreUnavailable, "the connection broke"),
+    (boto_errors.ParamValidationError, StoreError, "the bucket's name is invalid"),
+    (boto_errors.HTTPClientError, StoreUnavailable, "the connection was interrupted"),
     (boto_errors.ConnectionError, StoreUnavailable, "no connection to the store"),
-    (boto_errors.IncompleteReadError, StoreUnavailable, "the answer was cut short"),
-    (ResponseParserError, StoreUnavailable, "the answer cannot be read"),
-    (Urllib3Error, StoreUnavailable, "the connection broke"),
-    (boto_errors.BotoCoreError, StoreError, "the client could not make the request"),
-    (ValueError, StoreError, "the store's address cannot be used"),
+    (boto_errors.IncompleteReadError, StoreUnavailable, "the response was cut short"),
+    (ResponseParserError, StoreUnavailable, "the response cannot be parsed"),
+    (Urllib3Error, StoreUnavailable, "the connection was interrupted"),
+    (boto_errors.BotoCoreError, StoreError, "the request could not be made"),
+    (ValueError, StoreError, "the store's URL is invalid"),
 )
 
 
 @contextmanager
 def translated(what: str, *, is_conditional: bool = False) -> Iterator[None]:
-    _current.call = None  # the last request of this thread has nothing to do with this one
+    _current.call = None  # not the previous request of this thread
     try:
         yield
     except boto_errors.ClientError as error:
@@ -114,14 +114,13 @@ def translated(what: str, *, is_conditional: bool = False) -> Iterator[None]:
     except tuple(row[0] for row in _BY_TYPE) as error:
         call = _current.call
         if call is not None and call.is_cut:
-            message = f"{what}: broken off because it was not answered in whole within {call.limit_s:.0f} s ({error})"
+            message = f"{what}: interrupted because it was not complete within {call.limit_s:.0f} s ({error})"
             raise StoreUnavailable(message) from error
         kind, advice = next(row[1:] for row in _BY_TYPE if isinstance(error, row[0]))
         raise kind(f"{what}: {advice} ({error})") from error
 
 
-# One of these is in each answer with a status of 2xx. Without it, something else has answered: a proxy on the way, a
-# login page.
+# Every 2xx response of S3 has one of these. Without it, something else has answered: a proxy or a login page.
 _WITNESSES: dict[str, tuple[str, ...]] = {
     "GetObject": ("ETag",),
     "HeadObject": ("ETag",),
@@ -134,12 +133,12 @@ _WITNESSES: dict[str, tuple[str, ...]] = {
 
 
 def _must_be_an_answer(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: Any) -> None:
-    """A hook of botocore's, after each call. Raises: StoreUnavailable where it was not a store that answered."""
+    """A botocore hook, after each call. Raises: StoreUnavailable if something other than a store has answered."""
     witnesses = _WITNESSES.get(model.name, ())
     if witnesses and 200 <= http_response.status_code < 300 and not any(name in parsed for name in witnesses):
         kind = http_response.headers.get("Content-Type", "no content type")
         raise StoreUnavailable(
-            f"{model.name} was answered {http_response.status_code} by something that is not an S3 store: "
+            f"{model.name} was answered with {http_response.status_code} by something other than an S3 store: "
             f"no {witnesses[0]}, {kind}. Look for a proxy or a login page between this process and the store"
         )
 
@@ -151,7 +150,7 @@ def bare(etag: str) -> str:
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One request. `until` is monotonic. `sock`: of an answer that is read, after its connection gave it away."""
+    """One request. `until` is monotonic. `sock`: of a response body, after the connection has released it."""
 
     limit_s: float
     until: float
@@ -168,7 +167,7 @@ _current = _Current()
 
 
 class _Watch:
-    """Breaks off what is over. One thread for the process, which sleeps while there is nothing to watch."""
+    """Interrupts overdue requests. One thread per process, which sleeps while there is nothing to watch."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -203,21 +202,21 @@ _watch = _Watch()
 
 
 def _cut(call: _Call) -> bool:
-    """False: there is no connection yet, for which its own timeout holds."""
+    """False: not connected yet, so the connection's own timeout applies."""
     sock = call.sock or getattr(call.connection, "sock", None)
     if sock is None:
         return False
     call.is_cut = True
     with suppress(OSError):
         if isinstance(sock, socket.socket):
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of a TLS socket too: its own would change how it reads
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # even of TLS: its own would change how it reads
         else:  # TLS within the TLS of a proxy
             sock.close()
     return True
 
 
 class _Watched:
-    """What is mixed into botocore's connections."""
+    """A mixin for botocore's connections."""
 
     sock: Any
 
@@ -248,14 +247,14 @@ class _WatchedHTTPS(_Watched, awsrequest.AWSHTTPSConnection):  # type: ignore[mi
 
 
 def _install() -> None:
-    """urllib3 documents `ConnectionCls` as the place for a class of one's own. botocore's pools must have it.
+    """urllib3 documents `ConnectionCls` as the place for a custom class. botocore's pools must have it.
 
-    Raises: ImportError where they do not: then nothing here would have an effect.
+    Raises: ImportError if they do not, because then nothing here would have an effect.
     """
     kinds = ((awsrequest.AWSHTTPConnectionPool, _WatchedHTTP), (awsrequest.AWSHTTPSConnectionPool, _WatchedHTTPS))
     for pool, watched in kinds:
         if not issubclass(watched, pool.ConnectionCls):
-            raise ImportError(f"{pool.__name__} of botocore makes connections of a kind that cannot be watched")
+            raise ImportError(f"{pool.__name__} of botocore creates connections that cannot be watched")
         pool.ConnectionCls = watched
 
 
@@ -263,7 +262,7 @@ _install()
 
 
 def guard(client: Any) -> None:
-    """Give every request of this client of boto3's a time limit, and check that a store answers it."""
+    """Give every request of this boto3 client a time limit, and check that a store answers it."""
     events = client.meta.events
     events.register("before-send.s3", _begin)
     events.register("response-received.s3", _end)

@@ -1,7 +1,7 @@
-"""Large objects of a bucket: bodies read within limits of time, and streamed writes.
+"""Large objects of a bucket: bodies that are read within time limits, and streamed writes.
 
-A client's own timeouts are between two bytes: at one byte now and then a record would hold its reader for hours. A body
-that is shorter than was promised is an error. A write is a multipart upload, several parts at a time; what stays small
+A client's own timeouts are between two bytes: at one byte now and then, a record would block its reader for hours. A
+body that is shorter than promised is an error. A write is a multipart upload with several parts at a time; small data
 becomes a single put.
 """
 
@@ -23,31 +23,31 @@ from batchfile.store.s3_requests import bare, translated
 CHUNK_BYTES = 1024 * 1024
 RECORD_S = 30.0  # for a whole object that is read at once, and for each further `RECORD_BYTES`
 RECORD_BYTES = 2 * 1024 * 1024
-STREAM_WINDOW_S = 60.0  # a stream brings at least `STREAM_BYTES_MIN` in it, or its end
+STREAM_WINDOW_S = 60.0  # in which a stream must return `STREAM_BYTES_MIN` or end
 STREAM_BYTES_MIN = 64 * 1024
-_PIECE_BYTES = 256 * 1024  # read at a time at most
-_PASS_ON_S = 1.0  # a reader of a slow stream hears of it this often: it may have a lease to renew
-PART_BYTES = 16 * 1024 * 1024  # all but the last are this large (R2 wants them equal)
+_PIECE_BYTES = 256 * 1024  # the most to read at a time
+_PASS_ON_S = 1.0  # a reader of a slow stream gets control this often: it may have a lease to renew
+PART_BYTES = 16 * 1024 * 1024  # all parts but the last have this size (R2 wants them equal)
 PARTS_MAX = 10_000  # S3's limit
-PARTS_AT_ONCE = 3  # on their way, besides the one that is gathered: memory holds four
+PARTS_AT_ONCE = 3  # in flight, in addition to the one being filled: at most four are in memory
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class TooSlow(StoreUnavailable):
-    """Bytes came, too few of them. Reading on brings more, and may last for ever."""
+    """Bytes came, but too few. Reading on returns more, and may take forever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """What an answer has of an object: up to `end`, None: to be read to its end; and how far it should have gone."""
+    """What a response contains of an object: up to `end` (None: read to the end), and how far it should have gone."""
 
     end: int | None
     wanted_end: int | None
 
 
 def extent(what: str, answer: Any, start: int, end: int | None) -> Extent:
-    """Of the answer to a read of the range [start, end). Raises: StoreUnfit where it is another range."""
+    """Of the response to a read of the range [start, end). Raises: StoreUnfit if it has another range."""
     found = _CONTENT_RANGE.fullmatch(answer.get("ContentRange") or "")
     if found is not None:
         first, stop, total = int(found[1]), int(found[2]) + 1, found[3]
@@ -58,27 +58,27 @@ def extent(what: str, answer: Any, start: int, end: int | None) -> Extent:
         length = answer.get("ContentLength")
         if end is None or (length is not None and length <= end):
             return Extent(end=length, wanted_end=length)
-    raise StoreUnfit(f"{what} ignores ranges of a read. {FIT_STORES}")
+    raise StoreUnfit(f"{what} ignores the range of a read. {FIT_STORES}")
 
 
 def read_record(key: str, answer: Any, found: Extent) -> bytes:
-    """The whole body. Raises: StoreUnavailable where it is too slow, or ends early."""
+    """The whole body. Raises: StoreUnavailable if it is too slow or ends early."""
     limit_s = RECORD_S * (1 + (found.end or 0) // RECORD_BYTES)
     started_at, data = time.monotonic(), bytearray()
     with closing(_pieces(key, answer, found.end)) as pieces:
         for piece in pieces:
             data += piece
             if len(data) != found.end and time.monotonic() - started_at > limit_s:
-                raise StoreUnavailable(f"{key}: only {len(data):,} bytes came in {limit_s:.0f} s")
+                raise StoreUnavailable(f"{key}: only {len(data):,} bytes arrived in {limit_s:.0f} s")
     if found.wanted_end is not None and len(data) < found.wanted_end:
-        raise StoreUnavailable(f"{key}: the answer ended {found.wanted_end - len(data):,} bytes early")
+        raise StoreUnavailable(f"{key}: the response ended {found.wanted_end - len(data):,} bytes early")
     return bytes(data)
 
 
 def read_chunks(key: str, answer: Any, length: int | None) -> Generator[bytes, None, None]:
-    """`length` bytes, None: all there are, in chunks of at most 1 MiB.
+    """`length` bytes (None: all) in chunks of at most 1 MiB.
 
-    What came before an error is passed on first. Raises: TooSlow, and StoreUnavailable where it ends early.
+    What came before an error is returned first. Raises: TooSlow; StoreUnavailable if the body ends early.
     """
     pending, passed_on_at = bytearray(), time.monotonic()
     with closing(_pieces(key, answer, length)) as pieces:
@@ -97,12 +97,12 @@ def read_chunks(key: str, answer: Any, length: int | None) -> Generator[bytes, N
 
 
 def _pieces(key: str, answer: Any, length: int | None) -> Generator[bytes, None, None]:
-    """As they come, so that nothing waits for more than the next. What the reader does between two does not count.
+    """Pieces as they arrive, so that nothing waits for more. The reader's time between two pieces does not count.
 
-    Raises: TooSlow where a window of time brings too few bytes; StoreUnavailable where it ends early.
+    Raises: TooSlow if too few bytes arrive in a window of time; StoreUnavailable if the body ends early.
     """
     left, num_in_window, window_s = length, 0, 0.0
-    with answer["Body"] as raw:  # urllib3's own response: botocore's `read` waits until it has all it was asked for
+    with answer["Body"] as raw:  # urllib3's own response: botocore's `read` waits until it has everything
         while left is None or left > 0:
             asked_at = time.monotonic()
             with translated(key):
@@ -110,7 +110,7 @@ def _pieces(key: str, answer: Any, length: int | None) -> Generator[bytes, None,
             window_s += time.monotonic() - asked_at
             if not piece:
                 if left:
-                    raise StoreUnavailable(f"{key}: the answer ended {left:,} bytes early")
+                    raise StoreUnavailable(f"{key}: the response ended {left:,} bytes early")
                 return
             num_in_window += len(piece)
             if left is not None:
@@ -118,15 +118,15 @@ def _pieces(key: str, answer: Any, length: int | None) -> Generator[bytes, None,
             yield piece
             if window_s >= STREAM_WINDOW_S and left != 0:
                 if num_in_window < STREAM_BYTES_MIN:
-                    raise TooSlow(f"{key}: only {num_in_window:,} bytes came in {window_s:.0f} s")
+                    raise TooSlow(f"{key}: only {num_in_window:,} bytes arrived in {window_s:.0f} s")
                 num_in_window, window_s = 0, 0.0
         if length is not None:
             with translated(key):
-                raw.read1(1)  # to the end of the answer, so that the connection can be used again
+                raw.read1(1)  # read to the end, so that the connection can be reused
 
 
 class S3Writer(Writer):
-    """Nothing is there before `commit`. A part that could not be sent is an error of the next call."""
+    """Nothing is visible before `commit`. A part that could not be sent raises at the next call."""
 
     def __init__(
         self,
@@ -182,17 +182,17 @@ class S3Writer(Writer):
     ) -> None:
         self._buffer.clear()
         if self._senders is not None:
-            self._senders.shutdown(cancel_futures=True)  # no part may arrive after the upload was given up
+            self._senders.shutdown(cancel_futures=True)  # no part may arrive after the upload was aborted
         if self._upload is None:
             return
-        with suppress(StoreError), translated(self._key):  # what stays behind is invisible; buckets expire it
+        with suppress(StoreError), translated(self._key):  # an upload that stays behind is invisible; buckets expire it
             self._client.abort_multipart_upload(**self._at, **self._upload)
         self._upload = None
 
     def _send(self, data: bytes) -> None:
         number = len(self._parts) + len(self._on_their_way) + 1
         if number > PARTS_MAX:
-            raise StoreError(f"{self._key}: larger than {PARTS_MAX} parts of {PART_BYTES} bytes; split the batch")
+            raise StoreError(f"{self._key}: is larger than {PARTS_MAX} parts of {PART_BYTES} bytes; split the batch")
         if self._senders is None:
             with translated(self._key):
                 answer = self._client.create_multipart_upload(**self._at)

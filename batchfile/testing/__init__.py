@@ -1,8 +1,8 @@
-"""What tests of programs that use batchfile need: no model, no network, no waiting.
+"""Test doubles for programs that use batchfile: no model, no network, no waiting.
 
 `MemoryStore`: a store in this process. `FaultyStore`: one that fails as `Faults` and `Ill` say. `EchoEngine`: an engine
-without a model; `FaultyEchoEngine`: one that fails as `EchoFaults` say. `ManualClock`: time that moves when it is told
-to. `run_alone`: a runner without threads. `CrashPoint` and `armed`: a process that kills itself at a named write.
+without a model; `FaultyEchoEngine`: one that fails as `EchoFaults` say. `ManualClock`: time that moves when you move
+it. `run_alone`: a runner without threads. `CrashPoint` and `armed`: a process that kills itself at a named write.
 
 >>> from batchfile.testing import EchoEngine, MemoryStore, run_alone
 >>> store = MemoryStore()
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def run_alone(runner: Runner, until: Callable[[], bool] = lambda: False) -> BatchRecord | None:
-    """`runner.run()` without a thread, everything in turn and on the ledger's clock, until `until()` or its end."""
+    """`runner.run()` without threads, on the ledger's clock, until `until()` is true or it ends."""
     state, clock = runner._state, runner._ledger.clock
     runner._long_work.num_threads = 0
     jobs: list[Callable[[], bool]] = [

@@ -1,7 +1,7 @@
 """Named points at which a process kills itself, for tests: BATCHFILE_CRASH_AT=`VERB-KIND:PHASE`, or with `:NUMBER`.
 
-`put-shard:after` is the death right after the first write of a shard record, `put-part:before:3` that before the third
-write of a part. Decided once, when a store is opened: a process without the variable works on its store directly.
+`put-shard:after` kills right after the first write of a shard record; `put-part:before:3` right before the third write
+of a part. Decided once, when a store is opened: without the variable, a process works on its store directly.
 """
 
 import os
@@ -20,7 +20,7 @@ _FORM = re.compile(r"(put|commit|delete|link)-([a-z-]+):(before|after)(?::([1-9]
 
 @dataclass(slots=True)
 class CrashPoint:
-    """`left`: how many writes of this name and phase are still to be passed, the deadly one among them."""
+    """`left`: how many more writes of this name and phase there are, including the one that kills."""
 
     name: str
     phase: Phase
@@ -32,7 +32,7 @@ class CrashPoint:
         found = _FORM.fullmatch(text)
         if found is None:
             raise SettingsError(
-                f"{VARIABLE} is {text!r}; give a verb (put, commit, delete, link), a kind of object and a phase, such "
+                f"{VARIABLE} is {text!r}; use a verb (put, commit, delete, link), a kind of object and a phase, such "
                 "as put-shard:after or put-part:before:3"
             )
         verb, kind, phase, number = found.groups()
@@ -46,13 +46,13 @@ class CrashPoint:
 
 
 def armed(store: Store, environ: Mapping[str, str] = os.environ) -> Store:
-    """The store itself, or one that ends this process where the variable says. Raises: SettingsError."""
+    """The store itself, or one that kills this process where the variable says. Raises: SettingsError."""
     text = environ.get(VARIABLE)
     return FaultyStore(store, on_call=CrashPoint.parse(text)) if text else store
 
 
 def kind_of(key: str) -> str:
-    """`batch`, `shard`, `part`, `plan`, `results` ... below `batches/`, else the first folder: `queue`, `index` ..."""
+    """Below `batches/`: `batch`, `shard`, `part`, `plan`, `results` ...; else the first folder: `queue`, `index` ..."""
     folder, _, rest = key.partition("/")
     if folder != "batches":
         return folder

@@ -1,6 +1,6 @@
-"""An echo engine that fails on purpose: for tests, also with real processes.
+"""An echo engine that fails on purpose, for tests, also with real processes.
 
-A variable BATCHFILE_ECHO_POISON, _HANG, _KILL, _REFUSE, _MISFITS or _EXECUTIONS makes `--engine echo` this one.
+A variable BATCHFILE_ECHO_POISON, _HANG, _KILL, _REFUSE, _MISFITS or _EXECUTIONS makes `--engine echo` use it.
 """
 
 import os
@@ -24,13 +24,13 @@ FAULTS: tuple[Fault, ...] = ("kill", "hang", "poison")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoFaults:
-    """A request whose text holds a marker meets its fault when it starts to run (`refuse`: when prepared).
+    """A request whose text contains a marker triggers its fault when it starts to run (`refuse`: when prepared).
 
     `poison`: the engine dies. `kill`: the process is killed with SIGKILL. `refuse`: InvalidRequest.
     `hang`: its step never returns, and no signal handler runs meanwhile.
-    `executions_path`: a file that gets one line with the custom_id for each request that starts to run,
-    handed to the operating system before anything else happens to it (line breaks in it become \\n).
-    `schema_mismatches`: the first so many answers to each guided request are its echo all the same.
+    `executions_path`: a file that gets one line with the custom_id of each request that starts to run,
+    written before anything else happens to it (line breaks in it become \\n).
+    `schema_mismatches`: that many first answers to each guided request are plain echoes nevertheless.
     """
 
     poison: str | None = None
@@ -62,7 +62,7 @@ class FaultyEchoEngine(EchoEngine):
 
     def prepare(self, request: Request) -> EchoPrepared:
         if _has_marker(request, self._faults.refuse):
-            raise InvalidRequest(f"The text holds the marker {self._faults.refuse!r}, which this engine refuses.")
+            raise InvalidRequest(f"The text contains the marker {self._faults.refuse!r}, which this engine rejects.")
         return super().prepare(request)
 
     def add(self, key: int, prepared: Prepared) -> None:
@@ -98,7 +98,7 @@ class FaultyEchoEngine(EchoEngine):
         if fault == "hang":
             pbkdf2_hmac("sha512", b"", b"", 2**31 - 1)  # hours in C, without the GIL: no signal handler runs meanwhile
         self._is_dead = True
-        raise EngineDead("The echo engine died of a request with the poison marker. Build another one.")
+        raise EngineDead("The echo engine crashed because of a request with the poison marker. Build another one.")
 
 
 def _has_marker(request: Request, marker: str | None) -> bool:

@@ -1,8 +1,8 @@
-"""A store that fails on purpose, around one that does not: for tests and simulations.
+"""Wraps a store and fails on purpose, for tests and simulations.
 
-Three ways to fail. `on_call` sees every write: its number from 1, the verb, the key, and whether the write is about to
-happen (`before`) or has happened (`after`); what it raises is what the caller gets. `faults` fails by seeded chance.
-`ills` stick to keys: each call of such a key gets the same answer.
+There are three ways to fail. `on_call` sees every write: its number from 1, the verb, the key, and whether the write is
+about to happen (`before`) or has happened (`after`); what it raises is what the caller gets. `faults` fails at random
+with a seed. `ills` belong to keys: each call with such a key gets the same answer.
 """
 
 import random
@@ -24,7 +24,7 @@ OnCall = Callable[[int, str, str, Phase], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """How often, from 0 to 1 for each call, and how long. Of the write faults at most one strikes a call."""
+    """How often, from 0 to 1 for each call, and for how long. At most one of the write faults happens per call."""
 
     read: float = 0.0  # a read is answered 503
     before: float = 0.0  # a write is answered 503 and did not happen
@@ -34,10 +34,10 @@ class Faults:
     ghost: float = 0.0  # a write is answered 503 and happens later
     delay: float = 0.0  # any call takes up to `delay_s` longer, by the clock
     delay_s: float = 1.0
-    ghost_s: float = 300.0  # a ghost comes within this time, with a later call, or when released
+    ghost_s: float = 300.0  # a ghost happens within this time, with a later call, or when released
 
 
-# What a store answers to a call of an ill key.
+# What a store answers to a call with an ill key.
 Answer = Literal["500", "400", "403", "405", "501", "EIO", "EACCES", "nonsense"]
 _UNAVAILABLE = {"500", "EIO"}
 NONSENSE = b"<html><body>Please wait a moment</body></html>"
@@ -45,9 +45,9 @@ NONSENSE = b"<html><body>Please wait a moment</body></html>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ill:
-    """A fault that sticks to the keys that match `pattern`, which is a shell's (`batches/*/plan-*`).
+    """A permanent fault of the keys that match `pattern`, a shell pattern (`batches/*/plan-*`).
 
-    `nonsense` is an answer of status 200 with something else in it, to reads alone. `is_read`, `is_write`: what fails;
+    `nonsense` is a response of status 200 with other content, only to reads. `is_read`, `is_write`: what fails;
     listings are reads of their prefix.
     """
 
@@ -71,7 +71,7 @@ class _Ghost:
 
 
 class FaultyStore(WrappedStore):
-    """Without `on_call`, `faults` and `ills` it is its inner store. While `is_down`, every call is answered 503.
+    """Without `on_call`, `faults` and `ills` it equals its inner store. While `is_down`, every call is answered 503.
 
     `ills` may be changed at any time.
     """
@@ -115,7 +115,7 @@ class FaultyStore(WrappedStore):
         return self._write("put", key, write, is_conditional=absent or match is not None)
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        """Each is a write of its own, so that it can be cut off in the middle."""
+        """Each is a write of its own, so that it can be interrupted in the middle."""
         for key in keys:
             self.delete(key)
 
@@ -123,18 +123,18 @@ class FaultyStore(WrappedStore):
         return self._inner.abort_uploads(prefix, older_s=older_s)
 
     def release_ghosts(self) -> None:
-        """Let every write that is still on its way happen now."""
+        """Let every delayed write happen now."""
         self._let_happen(float("inf"))
 
     def _call(self, verb: str, key: str, do: Callable[[], T]) -> T:
         if verb in {"commit", "delete", "link"}:
             return self._write(verb, key, do)
-        if verb != "write":  # the bytes of a writer are nothing before its commit
+        if verb != "write":  # a writer's bytes do not exist before its commit
             self._read(key)
         return do()
 
     def _read(self, key: str) -> bool:
-        """True: the answer is to be nonsense."""
+        """True: the response is to be nonsense."""
         self._begin(key)
         if self._chance() < self._faults.read:
             raise StoreUnavailable(f"{key}: 503 on purpose")
@@ -196,7 +196,7 @@ class FaultyStore(WrappedStore):
             due = [ghost for ghost in self._ghosts if ghost.due <= until]
             self._ghosts = [ghost for ghost in self._ghosts if ghost.due > until]
         for ghost in due:
-            with suppress(StoreError):  # refused in the void
+            with suppress(StoreError):  # a ghost's rejection reaches no caller
                 ghost.write()
 
     def _chance(self) -> float:

@@ -79,7 +79,7 @@ def test_a_batch_of_the_same_create_that_is_committed_already_stands(service: Se
     before = service.keys()
     assert batches.create(service.ledger, draft, planned) == first
     assert service.keys() == before
-    with pytest.raises(BatchDamaged, match="send this one again"):
+    with pytest.raises(BatchDamaged, match="submit this batch again"):
         batches.create(service.ledger, replace(draft, tenant="other"), planned)
 
 

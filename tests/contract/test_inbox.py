@@ -123,8 +123,8 @@ def test_a_file_that_is_replaced_while_it_runs_is_a_new_batch_and_nothing_mixes(
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("nowhere/a.jsonl", "is no stage, pool or model; put it into one of email, llama, mistral"),
-        ("a.jsonl", "lies in no folder"),
+        ("nowhere/a.jsonl", "is not a stage, pool or model; put it into one of email, llama, mistral"),
+        ("a.jsonl", "is not in a folder"),
         ("mistral/a.csv", "its name must end with"),
         ("mistral/empty.jsonl", "is empty"),
     ],

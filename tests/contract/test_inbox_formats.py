@@ -105,7 +105,7 @@ def test_a_file_whose_converter_is_killed_is_tried_three_times(still: World, mon
         still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
     still.janitor.tick()
     told = still.told("mistral/a.parquet.rejected.json")
-    assert told["message"].startswith("inbox/mistral/a.parquet: 3 processes that read it ended, one after another")
+    assert told["message"].startswith("inbox/mistral/a.parquet: 3 processes crashed one after another while they")
     assert still.only().reason == "failed"
 
 
@@ -130,7 +130,7 @@ def test_a_file_that_kills_three_processes_is_rejected_by_the_fourth(
         still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
     still.janitor.tick()
     assert len(deaths) == 3
-    assert "3 processes that read it ended" in still.told("mistral/a.jsonl.rejected.json")["message"]
+    assert "3 processes crashed one after another" in still.told("mistral/a.jsonl.rejected.json")["message"]
 
 
 def test_two_deaths_are_chance_and_a_planning_that_was_given_back_is_none(

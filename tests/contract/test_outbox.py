@@ -83,7 +83,7 @@ def test_a_file_of_which_no_line_can_run_is_rejected_with_its_lines_and_nothing_
     world.janitor.tick()
     world.new_janitor("t").tick()
     told = world.told("mistral/a.jsonl.rejected.json")
-    assert told["message"] == "inbox/mistral/a.jsonl: none of its 2 lines is a request that can run"
+    assert told["message"] == "inbox/mistral/a.jsonl: none of its 2 lines is a valid request"
     assert [error["line"] for error in told["errors"]] == [None, 1, 3]
     assert "is not valid JSON" in told["errors"][1]["message"]
     assert world.only().reason == "failed"

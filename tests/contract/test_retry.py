@@ -48,5 +48,5 @@ def test_a_batch_of_one_machine_is_not_retried_here(still: World) -> None:
     planned = plan_input(still.ledger, "b", "batches/b/input-x.jsonl", routing=routing, stage=None)
     draft = batches.Draft(batch_id="b", routing=routing, defaults=Defaults())
     ended = still.run(batches.create(still.ledger, draft, planned), "local")
-    with pytest.raises(InvalidFile, match="was run on one machine: give its errors file to `batchfile run`"):
+    with pytest.raises(InvalidFile, match="was run on one machine; give its errors file to `batchfile run`"):
         retry(still.ledger, ended)

@@ -98,10 +98,10 @@ def test_a_folder_of_others_that_can_not_be_read_is_passed_over(
 def test_a_key_below_an_object_is_refused_with_what_stands_there(store: DirectoryStore) -> None:
     store.put("a", b"object")
     for condition in (False, True):
-        with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+        with pytest.raises(StoreError, match="there is a file where a folder is needed"):
             store.put("a/b", b"x", absent=condition)
     store.put("c/d", b"object")
-    with pytest.raises(StoreError, match="a folder stands where an object should be"):
+    with pytest.raises(StoreError, match="there is a folder where an object should be"):
         store.put("c", b"x", absent=True)
     assert store.get("a/b") is None
     assert [entry.key for entry in store.list("")] == ["a", "c/d"]
@@ -115,9 +115,9 @@ def test_a_full_disk_is_unavailable_and_leaves_nothing(store: DirectoryStore) ->
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limits[1]))
     try:
-        with pytest.raises(StoreUnavailable, match="the limit for one file"):
+        with pytest.raises(StoreUnavailable, match="the size limit of one file"):
             store.put("new.json", data)
-        with pytest.raises(StoreUnavailable, match="the limit for one file"):
+        with pytest.raises(StoreUnavailable, match="the size limit of one file"):
             store.put("old.json", data, match=store.put("old.json", b"old"))
         with store.writer("written") as writer, pytest.raises(StoreUnavailable):
             writer.write(data)
@@ -149,7 +149,7 @@ def test_no_space_left_is_said_so_and_the_store_goes_on_after_it(tmp_path: Path)
 def test_a_directory_that_can_not_be_written_is_refused_with_its_path(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"")
-    with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+    with pytest.raises(StoreError, match="there is a file where a folder is needed"):
         DirectoryStore(file / "store")
     with pytest.raises(StoreError, match="/proc/batchfile"):
         DirectoryStore("/proc/batchfile")
@@ -174,13 +174,13 @@ def test_no_permission_is_refused_with_what_to_do(store: DirectoryStore) -> None
 
 def test_a_store_whose_directory_is_gone_says_so(store: DirectoryStore) -> None:
     subprocess.run(["rm", "-r", store.url], check=True)
-    with pytest.raises(StoreError, match="the store's directory is gone"):
+    with pytest.raises(StoreError, match="the store's directory is missing"):
         store.put("a.json", b"1")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /proc")
 def test_a_store_that_can_not_be_made_where_it_was_asked_for_says_so() -> None:
-    with pytest.raises(StoreError, match=r"/proc/here: .* cannot be made there: .* choose another"):
+    with pytest.raises(StoreError, match=r"/proc/here: .* missing or cannot be created: .* choose another"):
         DirectoryStore("/proc/here")
 
 
@@ -194,7 +194,7 @@ def test_a_store_that_is_gone_is_unavailable_and_not_empty(tmp_path: Path) -> No
         lambda: list(store.list("a/")),
         lambda: list(store.stream("a/b")),
     ):
-        with pytest.raises(StoreUnavailable, match="is gone"):
+        with pytest.raises(StoreUnavailable, match="is missing"):
             ask()
     (tmp_path / "away").rename(tmp_path / "store")
     assert store.get("a/c") is None

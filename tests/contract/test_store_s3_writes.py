@@ -231,13 +231,13 @@ def test_a_real_server_that_ignores_conditions_is_refused_at_its_opening(
 
 def test_a_server_that_refuses_every_etag_is_unfit(store: S3Store, proxy: Any) -> None:
     proxy.fault = lambda method, path, headers: 412 if headers.get("If-Match") and method == "PUT" else "pass"
-    with pytest.raises(StoreUnfit, match="own etag is refused"):
+    with pytest.raises(StoreUnfit, match="own etag is rejected"):
         store.prove(clock=ManualClock())
 
 
 def test_a_server_that_refuses_every_creation_is_unfit(store: S3Store, proxy: Any) -> None:
     proxy.fault = lambda method, path, headers: 412 if headers.get("If-None-Match") and method == "PUT" else "pass"
-    with pytest.raises(StoreUnfit, match="refused"):
+    with pytest.raises(StoreUnfit, match="rejected"):
         prove_conditions(store, clock=ManualClock())
 
 
@@ -259,7 +259,7 @@ def test_a_bucket_that_is_too_busy_to_be_proven_is_not_opened_yet(
     )
     with monkeypatch.context() as patch:
         patch.setattr(conformance, "LIGHT", replace(conformance.LIGHT, budget_s=1.0))
-        with pytest.raises(StoreUnavailable, match=r"too busy to show .*: of several writers that create one object"):
+        with pytest.raises(StoreUnavailable, match=r"too busy to prove .*: of several writers that create one object"):
             open_store(url)
     proxy.fault = lambda method, path, headers: "pass"
     open_store(url).close()

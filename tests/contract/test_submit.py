@@ -105,7 +105,7 @@ def test_a_create_that_was_given_up_says_why(world: World) -> None:
         yield line("r0")
         world.pause(world.ledger.limits.abandoned_s)
 
-    with pytest.raises(BatchDamaged, match=r"nothing was heard of its create for 60 minutes.*; send this one again"):
+    with pytest.raises(BatchDamaged, match=r"its create was abandoned after 60 minutes.*; submit this batch again"):
         world.submit(chunks(), KeyedBatch(batch_id="one", created_at=world.clock.now()))
 
 
@@ -136,7 +136,7 @@ def test_what_one_attempt_was_refused_no_other_can_make(world: World, refuses_th
         with pytest.raises(TooLarge):
             world.attempt(2, refused, policy=replace(REJECT, requests_max=1))
 
-    with pytest.raises(BatchDamaged, match="another attempt of its create was refused; send this one again"):
+    with pytest.raises(BatchDamaged, match="another attempt of its create was rejected; submit this batch again"):
         world.submit(chunks(), accepted)
     assert batches.read_batch(world.ledger, "one") is None
 

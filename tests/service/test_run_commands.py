@@ -139,4 +139,4 @@ def test_a_file_where_the_store_should_be_is_wrong_usage(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     done = batchfile(tmp_path, "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--store", "file")
     assert done.returncode == 2
-    assert "a file stands where a folder is needed" in done.stderr.decode()
+    assert "there is a file where a folder is needed" in done.stderr.decode()

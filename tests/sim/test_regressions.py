@@ -153,7 +153,7 @@ def test_a_create_that_was_only_slow_makes_no_second_batch_of_its_key(ledger: Le
     slow = get_or_create(ledger, "one")
     ledger.clock.sleep(ledger.limits.abandoned_s)
     assert get_or_create(ledger, "two").batch_id == "two"
-    with pytest.raises(BatchDamaged, match="send this one again"):
+    with pytest.raises(BatchDamaged, match="submit this batch again"):
         create(ledger, slow.batch_id, slow.created_at)
     create(ledger, "two")
     assert get_or_create(ledger, "three").batch_id == "two"
@@ -287,7 +287,7 @@ def test_a_batch_that_cannot_be_read_and_that_a_listing_leaves_out_is_not_called
         if isinstance(told.value, Refusal):
             assert (told.value.status, told.value.headers) == (503, {"Retry-After": "5"})
     if "index/" in gaps:
-        with pytest.raises(Refusal, match="ask again later"):
+        with pytest.raises(Refusal, match="try again later"):
             service.delete(caller, "b")
         assert store._objects[keys.batch_key("b")].data == b"nonsense"
     else:

@@ -258,7 +258,7 @@ def test_a_file_that_is_changed_while_it_is_planned_takes_over_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(inputs, "_requests", lambda source, limit: iter([lines(*range(99, 40, -1))]))
         patched.setattr("batchfile.local.previous_batch.begins_with", lambda *_, **__: True)
-        with pytest.raises(InvalidFile, match="does not begin any more as that of batch_"):
+        with pytest.raises(InvalidFile, match="no longer begins like that of batch_"):
             world.open()
     assert world.pointer.batch_id == world.old.batch_id
     world.input.write_bytes(data)

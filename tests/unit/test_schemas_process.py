@@ -109,7 +109,7 @@ def test_one_that_ends_its_process_twice_is_given_up(process: CheckProcess, monk
     with monkeypatch.context() as patched:
         patched.setattr(process, "_asked", asked)
         found = process.check(AHEAD, '"good"')
-    assert found == ("unknown", "ends the process that does it, which may use 1 GiB")
+    assert found == ("unknown", "crashes the checking process, which has 1 GiB of memory")
     assert len(set(ended)) == 2, "the first end may not be its fault"
     assert process.check(AHEAD, '"good"').kind == "fits"
 

@@ -34,7 +34,7 @@ def test_an_answer_is_one_json_text_that_fits(text: str, why: str) -> None:
     assert judged(encoded(SUBJECT), text).why == why
 
 
-NOT_CONTAINED = "which it does not contain; copy what that names into its $defs"
+NOT_CONTAINED = "which it does not contain; copy the definition into its $defs"
 
 
 def test_the_place_is_told_and_is_not_long() -> None:

@@ -44,7 +44,7 @@ def test_a_call_that_does_not_return_ends_the_process_after_a_commit(name: str) 
     world.ticks(1)
     assert (world.state.is_urgent, world.state.commit_due.is_set(), world.stuck) == (True, True, [])
     world.ticks(1)
-    assert world.stuck == [f"the engine's {name} has not returned for 10 s, and cannot be interrupted"]
+    assert world.stuck == [f"the engine's {name} has not returned for 10 s and cannot be interrupted"]
 
 
 def test_a_call_about_one_request_alone_names_it() -> None:

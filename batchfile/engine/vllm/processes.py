@@ -85,6 +85,7 @@ def find():
     return found & set(parents) if names else found
 
 def sweep():
+    # Again and again: a process may fork after the listing and before the kill.
     for _ in range(50):
         for pid in find():
             watch(pid)
@@ -106,6 +107,7 @@ while True:
         if is_orphan:
             break
         if pidfd and pidfd[0] in ready:
+            # The parent has exited, but getppid() may show that a moment later.
             pidfd = []
             time.sleep(0.01)
         continue
@@ -197,6 +199,7 @@ class ProcessGuard:
                     self._pipe().close()
                 with contextlib.suppress(OSError):  # out of memory or processes: the next attempt may succeed
                     self._process = self._start()
+                    # While there was no guard, a pid may have been given to an unrelated process: never kill that.
                     self._watched = {pid: birth for pid, birth in self._watched.items() if _birth(pid) == birth}
                     self._tell("".join(f"{pid}\n" for pid in self._watched).encode())
             pause.wait(AGAIN_S)
@@ -226,6 +229,7 @@ _forking: dict[int, int] = {}
 
 def _report_fork() -> None:
     pipe = _forking.get(threading.get_ident())
+    # A plain write: after a fork, any lock may be held by a thread that does not exist in the child.
     if pipe is not None:
         with contextlib.suppress(OSError):
             os.write(pipe, f"{os.getpid()}\n".encode())
