@@ -1,5 +1,4 @@
-"""The tables of the settings, each with its rules: pools, a run, times, keys, webhooks, the service, the inbox; and
-what pydantic finds wrong with a value, in our words.
+"""The tables of the settings with their rules, and the messages for wrong values.
 
 Knows no file and no variable.
 """
@@ -25,13 +24,14 @@ from pydantic import (
 from batchfile.ledger.keys import is_pool_name
 from batchfile.types import EngineKind, Task
 
-TOMBSTONE_S_MIN = 2 * 3600.0  # twice the time after which a create is given up
+TOMBSTONE_S_MIN = 2 * 3600.0  # twice the time after which a create is abandoned
+NAME_RULE = "use lower-case letters, digits, dots and dashes, at most 63"  # of pools and tenants
 Positive = Annotated[float, Field(gt=0)]
 
 
 def _without_user(url: str) -> str:
     if "@" in urlsplit(url).netloc:
-        raise ValueError("must be without credentials, which every log would show; set an api_key instead")
+        raise ValueError("must not contain credentials, which would appear in logs; set api_key instead")
     return url
 
 
@@ -61,7 +61,7 @@ _KINDS = {
     "none_required": "nothing",
 }
 _PATTERNS = {
-    WEBHOOK_URL: "an http:// or https:// URL without a user and without #, with a / before any ?",
+    WEBHOOK_URL: "an http:// or https:// URL without user name and #, with a / before any ?",
     PUBLIC_URL: "an http:// or https:// URL without ?, #, { or }",
 }
 _BOUNDS = {
@@ -77,10 +77,10 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 class Pool(BaseModel):
     """Runners that serve one model. `aliases`: further model names that mean this pool.
 
-    `task`: what the model is for; with "embed" it makes embeddings and no text (an endpoint knows by itself).
+    `task`: what the model is loaded for; with "embed" it makes embeddings and no text (not needed for an endpoint).
     `tool_parser`, `reasoning_parser`: vLLM's names of the parsers for tool calls and for thinking.
     `chat_template`: a file to use instead of the model's own. `engine_args`: more of vLLM's engine arguments, by their
-    names in Python, which stand over ours.
+    names in Python; they override ours.
     """
 
     model_config = _STRICT
@@ -108,9 +108,9 @@ class Pool(BaseModel):
 
 
 class LocalRun(BaseModel):
-    """What `batchfile run` uses where its options do not say. `model` None: the demo model, if it is there.
+    """The defaults of `batchfile run`. `model` None: the demo model, if it is cached.
 
-    `grace_s`: what a run that is stopped gives its requests in flight; None: `limits.grace_s`, or 30 without it.
+    `grace_s`: how long a run that is stopped waits for its requests in flight; None: `limits.grace_s`, else 30.
     """
 
     model_config = _STRICT
@@ -126,12 +126,12 @@ class LocalRun(BaseModel):
 
 
 class Times(BaseModel):
-    """The protocol's times, in seconds (docs/protocol.md). None: as the kind of store wants it.
+    """The protocol's times, in seconds (docs/protocol.md). None: the default of the kind of store.
 
-    `lease_ttl_s`, `checkpoint_s`: 90 and 15 on a bucket, 30 and 1 in a directory; 3 to 1 is the least.
-    `engine_stall_s`: an engine that does nothing for this long, with requests in it, counts as dead; 600. Three times
-    that before its first answer. Of a deleted batch the objects are removed after `download_grace_s` and its record
-    after `tombstone_s`, which no slow create of it may outlive.
+    `lease_ttl_s`, `checkpoint_s`: 90 and 15 on a bucket, 30 and 1 in a directory; the first is at least three times
+    the second. `engine_stall_s`: an engine that makes no progress for this long, with requests in it, counts as dead;
+    600, and three times that before its first answer. The objects of a deleted batch are removed after
+    `download_grace_s` and its record after `tombstone_s`, which must be longer than any create takes.
     """
 
     model_config = _STRICT
@@ -149,12 +149,12 @@ class Times(BaseModel):
     def _lease_outlives_checkpoints(self) -> "Times":
         ttl_s, checkpoint_s = self.lease_ttl_s, self.checkpoint_s
         if ttl_s is not None and checkpoint_s is not None and ttl_s < 3 * checkpoint_s:
-            raise ValueError("lease_ttl_s must be at least three times checkpoint_s, or leases lapse in use")
+            raise ValueError("lease_ttl_s must be at least three times checkpoint_s, or leases expire while in use")
         return self
 
 
 class ApiKey(BaseModel):
-    """Whose a key is. `sha256`: of the key, in hex; the key itself is nowhere. `dialect`: what its answers speak."""
+    """An API key of a tenant. `sha256`: of the key, in hex; the key itself is not stored. The last field: API format."""
 
     model_config = _STRICT
 
@@ -175,12 +175,12 @@ class ApiKey(BaseModel):
     @classmethod
     def _fits_a_key(cls, tenant: str) -> str:
         if not is_pool_name(tenant):
-            raise ValueError(f"{tenant!r} is no tenant name: lower-case letters, digits, dots, dashes; at most 63")
+            raise ValueError(f"{tenant!r} is not a valid tenant name; {NAME_RULE}")
         return tenant
 
 
 class Webhook(BaseModel):
-    """Where a tenant hears of the ends of its batches. `allow_private`: an address that the internet cannot reach."""
+    """Where a tenant's ended batches are reported. `allow_private`: allow addresses outside the public internet."""
 
     model_config = _STRICT
 
@@ -197,16 +197,16 @@ class Webhook(BaseModel):
         except ValueError:
             key = b""
         if prefix != "whsec" or not 16 <= len(key) <= 64:
-            raise ValueError("must be whsec_ and 16 to 64 bytes in base64")
+            raise ValueError("must be whsec_ followed by 16 to 64 bytes in base64")
         return secret
 
 
 class Api(BaseModel):
     """The HTTP service's limits. `spool_dir` None: the system's directory for temporary files.
 
-    `public_url`: where callers find the service, for links in answers; None: what they sent their request to.
-    `trust_forwarded`: a proxy in front says in X-Forwarded-Proto and X-Forwarded-Host where callers sent their request
-    to, and overwrites what callers say there themselves.
+    `public_url`: the URL of the service for callers, for links in answers; None: the one they sent their request to.
+    `trust_forwarded`: trust X-Forwarded-Proto and X-Forwarded-Host; only for a proxy in front that overwrites what
+    callers send in them.
     """
 
     model_config = _STRICT
@@ -216,14 +216,14 @@ class Api(BaseModel):
     file_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1024)
     in_flight_max: int = Field(default=64, ge=1)  # HTTP requests of one key at a time, in one process
     open_batches_max: int = Field(default=1_000, ge=1)  # of one tenant
-    body_wait_s: Positive = 60.0  # a body of which nothing arrives for this long is given up
+    body_wait_s: Positive = 60.0  # a body of which nothing arrives for this long is abandoned
     spool_dir: Path | None = None
     public_url: str | None = Field(default=None, pattern=PUBLIC_URL)
     trust_forwarded: bool = False
 
 
 class InboxFiles(BaseModel):
-    """What becomes of dropped files whose options do not say it. `move_done`: to done/, once they have run."""
+    """The defaults for files in the inbox. `move_done`: move them to done/ once they have run."""
 
     model_config = _STRICT
 
@@ -231,7 +231,7 @@ class InboxFiles(BaseModel):
 
 
 def expected(kind: str, context: Mapping[str, Any]) -> str:
-    """What is wrong, by the type of pydantic's error: `must be at least 1`; of a validator of ours, what it raised."""
+    """What is wrong, by the type of pydantic's error: `must be at least 1`. For our validators: what they raised."""
     if kind == "value_error":
         return str(context["error"])
     if kind == "missing":
@@ -244,4 +244,4 @@ def expected(kind: str, context: Mapping[str, Any]) -> str:
         words, key = _BOUNDS[kind]
         bound = context[key]
         return f"must be {words} {bound:g}" if isinstance(bound, float) else f"must be {words} {bound}"
-    return f"must be {_KINDS.get(kind, f'something else ({kind})')}"
+    return f"must be {_KINDS.get(kind, f'a different value ({kind})')}"
