@@ -51,7 +51,9 @@ def existing_ledger(
             folders.insert(0, Path(os.path.realpath(name)).parent / STORE_FOLDER)
         found = [folder for folder in folders if folder.is_dir()]
         if not found:
-            raise SettingsError(f"no store found: {STORE_FOLDER} does not exist here; use --store DIR or --store s3://…")
+            raise SettingsError(
+                f"no store found: {STORE_FOLDER} does not exist here; use --store DIR or --store s3://…"
+            )
         chosen = str(found[0])
     elif (path := local_path(chosen)) is not None and not path.is_dir():
         raise SettingsError(f"store {chosen}: no such directory")

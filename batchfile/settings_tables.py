@@ -154,7 +154,7 @@ class Times(BaseModel):
 
 
 class ApiKey(BaseModel):
-    """An API key of a tenant. `sha256`: of the key, in hex; the key itself is not stored. The last field: API format."""
+    """An API key of a tenant. `sha256`: of the key, in hex; the key is not stored. The last field: its API format."""
 
     model_config = _STRICT
 

@@ -43,9 +43,7 @@ class Diagnostic:
     "doctor",
     epilog=epilog("batchfile doctor", "batchfile doctor --store s3://bucket/prefix", "batchfile doctor --json"),
 )
-@click.option(
-    "--store", metavar="STORE", help="Test the conditional writes of this store; up to a minute on a bucket."
-)
+@click.option("--store", metavar="STORE", help="Test the conditional writes of this store; up to a minute on a bucket.")
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 def doctor(store: str | None, is_json: bool) -> None:
     """Check Python, vLLM, GPU, model, disk, settings and the store. Exits with 1 if a run would fail."""

@@ -130,9 +130,7 @@ def _lines(made: Estimate, stage: str | None) -> Iterator[str]:
         yield f"                 {_unrouted(sample, stage)}"
     yield f"  input tokens   about {sample.input_tokens:,.0f} ({how}, {over})"
     likely = made.expected_output_tokens
-    text = (
-        "expected: unknown" if likely is None else f"expected: about {likely:,}, by the pools' average answer length"
-    )
+    text = "expected: unknown" if likely is None else f"expected: about {likely:,}, by the pools' average answer length"
     yield f"  output tokens  at most {sample.max_output_tokens:,.0f} (the sum of max_tokens); {text}"
     yield from _time_lines(made.times)
     yield f"  GPU cost       {_gpu_cost(made)}"

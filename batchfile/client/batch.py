@@ -154,7 +154,7 @@ class Batch:
             file.writelines(data)
 
     def cancel(self) -> BatchStatus:
-        """End it early. Finished requests keep their results; the others become `canceled`. Ended ones do not change."""
+        """End it early. Finished requests keep their results; the others become `canceled`. No effect once ended."""
         self.last_status = self._open("write").cancel(self.id)
         return self.last_status
 

@@ -171,6 +171,8 @@ def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
         if not isinstance(value, str):
             raise SettingsError(f"metadata {name[:80]!r}: {value!r:.80} is not a string; use str(value)")
         if not 0 < len(name) <= METADATA_NAME_CHARS_MAX or len(value) > METADATA_VALUE_CHARS_MAX:
-            limits = f"use names of 1 to {METADATA_NAME_CHARS_MAX} and values of at most {METADATA_VALUE_CHARS_MAX} characters"
-            raise SettingsError(f"metadata {name[:80]!r}: {limits}")
+            raise SettingsError(
+                f"metadata {name[:80]!r}: use names of 1 to {METADATA_NAME_CHARS_MAX} and values of at most "
+                f"{METADATA_VALUE_CHARS_MAX} characters"
+            )
     return dict(metadata)

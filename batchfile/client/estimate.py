@@ -1,7 +1,7 @@
 """Estimates the time and cost of a file from a sample of it, the measurements of the pools' runners, and hosted prices.
 
 The first requests are all counted, then every tenth, then every hundredth, so that a file of any size takes seconds.
-Figures that were not measured are None. The only file that uses genai-prices, which is imported on demand.
+A figure that was not measured is left out. The only file that uses genai-prices, which is imported on demand.
 """
 
 from collections import Counter
@@ -60,9 +60,9 @@ class HostedPrice:
 class PoolTime:
     """A pool's part of the work. `requests_per_s`: of its runners while they had work in the last minute, if any.
 
-    `output_tokens_each`: the average of its runners' answers since they started. `waiting`: requests ahead of ours.
-    `request_s`: the time of one request, the median of the slowest runner. `busy_s`: for our requests alone; `until_s`:
-    until ours are done; neither is less than `request_s`.
+    `output_tokens_each`: the average of its runners' answers since they started. `waiting`: requests ahead of these.
+    `request_s`: the time of one request, the median of the slowest runner. `busy_s`: for these requests alone;
+    `until_s`: until they are done; neither is less than `request_s`.
     """
 
     pool: str

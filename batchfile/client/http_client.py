@@ -124,7 +124,7 @@ class Client:
     async def send_lines(
         self, path: str, kind: type[T], lines: Callable[[], Iterator[bytes]], *, query: Pairs, idempotency_key: str
     ) -> T:
-        """Post JSONL, compressed while it is sent. `lines` is called for each attempt; all attempts create one batch."""
+        """Post JSONL, compressed while it is sent. `lines` is called for each attempt; together they make one batch."""
         headers = {
             "content-type": "application/x-ndjson",
             "content-encoding": "zstd",
@@ -271,7 +271,7 @@ class Client:
 
     def _what_was_asked(self, answer: aiohttp.ClientResponse, detail: str) -> BatchfileError:
         """The error for a rejected request."""
-        if answer.method == "HEAD":  # without a body there is no detail
+        if answer.method == "HEAD":  # its answers have no body, and so no detail
             return NotFound(f"{answer.url.path}: the service answered {answer.status}")
         if not detail:
             return self._foreign(answer)

@@ -117,7 +117,7 @@ def _choice(choice: NativeChoice, stop_sequence: str | None) -> Choice:
 
 
 def fetch(download: Download, path: str, on_bytes: OnBytes) -> None:
-    """Download the file to `path`, which is replaced only by a complete, verified file. A partial one is kept next to it.
+    """Download to `path`, which is replaced only by a complete, verified file. A partial one is kept next to it.
 
     Raises: BatchfileError where the digest does not match; OSError where the disk is full.
     """
