@@ -71,7 +71,7 @@ def show(is_all: bool, is_json: bool) -> None:
     for name, value, origin in rows:
         click.echo(f"{name:<{names}}  {value:<{values}}  {origin}")
     if hidden:
-        click.echo("The built-in pools and stages, which only a service uses, are hidden; --all shows them.", err=True)
+        click.echo("Not shown: the built-in pools and stages, which only a service uses; --all shows them.", err=True)
 
 
 def has_own_pools(found: Iterable[Setting]) -> bool:
@@ -136,14 +136,17 @@ def _common(places: list[str]) -> str:
     return "; ".join(places)
 
 
-@click.group("keys", epilog=epilog("batchfile keys new acme"))
+@click.group("keys", epilog=epilog("batchfile keys new acme", "batchfile keys new --help"))
 def keys() -> None:
     """Create API keys for the service."""
 
 
 @keys.command(
     "new",
-    epilog=epilog("batchfile keys new acme", "batchfile keys new acme --dialect anthropic"),
+    epilog=epilog(
+        "batchfile keys new acme",
+        "batchfile keys new default                          # the tenant of a service without keys",
+    ),
 )
 @click.argument("tenant", callback=checked_tenant)
 @click.option(

@@ -76,7 +76,7 @@ def exit_of(error: BaseException) -> Exit:
 def explain(error: BaseException) -> str | None:
     """A message for a person, or None where only a traceback helps."""
     if isinstance(error, StdoutLost):
-        return f"{error}: the output is incomplete, and nothing was changed; redirect it to a place with free space"
+        return f"{error}: the output is incomplete, and nothing was changed; redirect it to a writable file"
     system = error if isinstance(error, OSError) else error.__cause__
     if isinstance(system, OSError) and system.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return "the disk is full; finished work is kept: free some space and run the same command again"

@@ -91,7 +91,7 @@ def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) ->
     INPUT is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. Also writes OUT.receipt.json
     and, if any requests failed, OUT.errors.jsonl with their input lines, ready to run again.
 
-    If a request has a JSON schema, its answer is checked against it. A request gets up to three attempts.
+    If a request has a JSON schema, its answer must match it; otherwise the request gets up to two more attempts.
 
     The same command resumes a run that was stopped, for any reason. Ctrl-C finishes the requests in flight, for up to
     --grace seconds; a second Ctrl-C stops at once.

@@ -91,7 +91,7 @@ def file_digest(path: str) -> str:
 def check_untouched(source: Source) -> None:
     """Raises: InvalidFile where the file is no longer the one that was inspected."""
     if source.path is not None and stamp_of(os.stat(source.path)) != source.stamp:
-        raise InvalidFile(f"{source.path}: changed while it was read; run the command again once it is complete")
+        raise InvalidFile(f"{source.path}: was changed while it was read; run the command again once it is complete")
 
 
 def is_added_to(source: Source) -> bool:

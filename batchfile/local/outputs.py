@@ -59,7 +59,7 @@ def check_output(output: str, input_path: str | None) -> str:
                 f"{output}{ending}: is not a regular file, so it cannot be written; choose another output"
             )
         if input_path is not None and os.path.exists(path + ending) and os.path.samefile(path + ending, input_path):
-            raise SettingsError(f"{output}{ending}: is also the input; choose another output")
+            raise SettingsError(f"{output}{ending}: is the input itself; choose another output")
     if Path(path).suffix.lower() in _OTHER_FORMATS:
         raise SettingsError(f"{output}: the format is not supported; use a name ending in .jsonl or .parquet")
     if path.endswith(PARQUET_ENDING):
