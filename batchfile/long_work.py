@@ -120,7 +120,7 @@ class LongWork:
                 self._set_aside(batch_id, error)
             except Exception as error:  # the top of this thread
                 log.exception("long_work.failed", batch_id=batch_id)
-                self._set_aside(batch_id, BatchDamaged(f"{batch_id}: {error!r}"))
+                self._set_aside(batch_id, BatchDamaged(f"{batch_id}: unexpected error: {error!r}"))
             with self._changed:
                 self._under_way.discard(batch_id)
 

@@ -185,8 +185,10 @@ def _read_schema(stage: str, path: Path) -> dict[str, Any]:
     """Raises: ValueError where the file cannot be used. A relative path is relative to the settings file."""
     try:
         schema = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"schemas.{stage}: {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ValueError(f"schemas.{stage}: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"schemas.{stage}: {path} is not valid JSON: {error}") from error
     if not isinstance(schema, dict):
         raise ValueError(f"schemas.{stage}: {path} must contain a JSON object")
     problem = schema_problem(schema)

@@ -244,4 +244,4 @@ def expected(kind: str, context: Mapping[str, Any]) -> str:
         words, key = _BOUNDS[kind]
         bound = context[key]
         return f"must be {words} {bound:g}" if isinstance(bound, float) else f"must be {words} {bound}"
-    return f"must be {_KINDS.get(kind, f'a different value ({kind})')}"
+    return f"must be {_KINDS[kind]}" if kind in _KINDS else f"is not valid ({kind})"

@@ -227,8 +227,10 @@ def hosted_price(name: str, input_tokens: int, max_output_tokens: int) -> Hosted
     try:
         listed = calc_price(usage, model, provider_id=provider or None)
         batch = calc_price(usage, model, provider_id=provider or None, price_context={"processing": "batch"})
-    except LookupError as error:
-        raise SettingsError(f"--against {name}: unknown model; genai-prices lists known models ({error})") from None
+    except LookupError:
+        raise SettingsError(
+            f"--against {name}: genai-prices has no price for this model; use its name or provider:name"
+        ) from None
     return HostedPrice(
         model=batch.model.id,
         provider=batch.provider.id,

@@ -99,8 +99,10 @@ class Client:
             self._session = aiohttp.ClientSession(
                 headers=self._headers, timeout=timeout, trust_env=not self._is_direct, auto_decompress=True
             )
-        except ValueError as error:
-            raise SettingsError(f"the API key cannot be sent: {error}") from None
+        except ValueError:
+            raise SettingsError(
+                "the API key cannot be sent in an HTTP header; check it for line breaks and special characters"
+            ) from None
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -234,10 +236,13 @@ class Client:
                     raise await self._refusal(answer)
                 self._has_answered = True
                 yield answer
-        except aiohttp.InvalidURL as error:
-            raise SettingsError(f"{self.url} is not a valid service URL: {error}") from None
+        except aiohttp.InvalidURL:
+            raise SettingsError(
+                f"{self.url} is not a valid service URL; use one such as http://localhost:8000"
+            ) from None
         except aiohttp.ClientConnectorCertificateError as error:
-            raise SettingsError(f"{self.url}: the TLS certificate is not valid: {error}") from None
+            why = getattr(error.certificate_error, "verify_message", "") or "verification failed"
+            raise SettingsError(f"{self.url}: its TLS certificate is not valid ({why})") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Away(_reason(error)) from error
         except aiohttp.ClientError as error:
@@ -319,7 +324,7 @@ def _reason(error: aiohttp.ClientError) -> str:
         system = error.os_error
         number = system.errno or 0
         return os.strerror(number) if number > 0 else system.strerror or str(system)
-    return str(error) or type(error).__name__
+    return str(error) or "connection error"
 
 
 class _Packed:

@@ -258,7 +258,7 @@ def test_one_signal_ends_a_run_that_assembles_and_the_next_run_does_that(folder:
     assert process.stdout.readline() == "there\n"
     process.send_signal(number)
     said = ended(process, 128 + number)
-    assert "stopping: every request is done, the next run of this command writes the results" in said
+    assert "stopping: every request is done; the next run of this command writes the results" in said
     completes(folder)
 
 

@@ -47,7 +47,7 @@ def runner(**more: Any) -> Any:
             {"is_assembling": True, "num_in_flight": 0},
             SEEN,
             30,
-            "every request is done, the next run of this command writes the results",
+            "every request is done; the next run of this command writes the results",
         ),
     ],
 )
