@@ -40,8 +40,7 @@ def _prose(path: Path) -> Iterator[tuple[int, str]]:
         return
     kinds = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        is_name = token.type == tokenize.STRING and not re.search(r"\s", token.string)  # `"--dialect"`: not prose
-        if token.type in kinds and not is_name:
+        if token.type in kinds:
             for offset, line in enumerate(token.string.splitlines()):
                 yield token.start[0] + offset, line
 
