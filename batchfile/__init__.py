@@ -1,7 +1,7 @@
-"""batchfile: one JSONL of LLM requests in, one JSONL of results out, the bucket is the only state.
+"""batchfile: one JSONL of LLM requests in, one JSONL of results out; all state is in the store.
 
-The Python API. `run` answers a file on this machine; `connect` leads to batches of a service or a store; the rest are
-their types, their errors, and what to build on. docs/python.md has examples. A name is loaded when it is first used.
+The Python API. `run` answers a file on this machine; `connect` opens a service or a store; the other names are their
+types, their errors, and the parts to extend. docs/python.md has examples. A name is loaded when it is first used.
 """
 
 import importlib
@@ -81,7 +81,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """PEP 562. What `_MODULES` does not have is one of the modules, or an error."""
+    """PEP 562: load a public name on first use. Names that are not in `_MODULES` are modules or errors."""
     if name not in __all__:
         raise AttributeError(f"module 'batchfile' has no attribute {name!r}")
     if name in {"errors", "testing"}:

@@ -1,4 +1,4 @@
-"""Our own child processes: how they start, an environment without the secrets of this process, and their limits."""
+"""Starts child processes with memory limits and an environment without the secrets of this process."""
 
 import os
 import resource
@@ -18,10 +18,10 @@ FOR_SERVICES = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 def start_child(
     *arguments: str, env: Mapping[str, str] | None = None, has_stdout: bool = True
 ) -> "subprocess.Popen[bytes]":
-    """A Python that is written to, and read from where `has_stdout`.
+    """Start Python with a pipe to its stdin, and one from its stdout if `has_stdout`.
 
-    A session of its own keeps a kill of the process group from ending it; of blocked signals a child hears nothing from
-    its first moment on.
+    It gets its own session, so that a signal to the process group does not reach it, and starts with the signals of
+    `FOR_SERVICES` blocked.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SERVICES)
     try:
@@ -37,8 +37,8 @@ def start_child(
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """For a process that reads what strangers write. With `python -P`, which reads no module of the working directory,
-    it finds this package.
+    """The environment of a process that reads untrusted input. It finds this package under `python -P` too, which
+    ignores the working directory.
     """
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return {**kept, "PYTHONPATH": python_path(), **more}
@@ -49,9 +49,9 @@ def python_path() -> str:
 
 
 def begin_child() -> int:
-    """In a child that answers over its standard output: the descriptor to write to.
+    """Prepare a child that answers over its stdout: returns the descriptor to write to.
 
-    What a library prints goes to standard error instead. Signals for the whole service are for the parent alone.
+    Anything that a library prints goes to stderr instead. Signals for the whole service are left to the parent.
     """
     for number in FOR_SERVICES:
         signal.signal(number, signal.SIG_IGN)
@@ -61,7 +61,10 @@ def begin_child() -> int:
 
 
 def limit_memory(num_bytes: int) -> None:
-    """Of this process, beyond what it has now; and no core dump. A system that knows no such limit (macOS) has none."""
+    """Limit the memory of this process to what it has now plus `num_bytes`, and disable core dumps.
+
+    Does nothing on systems without such a limit (macOS).
+    """
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with open("/proc/self/statm", "rb") as statm:

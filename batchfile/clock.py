@@ -1,4 +1,4 @@
-"""The one seam for time. Everything that waits or measures takes a Clock, so that tests can own time."""
+"""The interface to time. Everything that waits or measures takes a Clock, so that tests can control time."""
 
 import time
 from typing import Protocol
@@ -25,7 +25,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """Time that moves only when told to (or when someone sleeps): for tests and simulations."""
+    """Time that moves only when something sleeps: for tests and simulations."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self._now = now

@@ -1,7 +1,7 @@
-"""Environment variables that are not ours by name and yet set something: `PORT`, `MISTRAL_BASE_URL`, and the like.
+"""Environment variables without the prefix `BATCHFILE_` that set something: `PORT`, `MISTRAL_BASE_URL`, and the like.
 
 A pool's variables begin with the first word of its name in capitals: `LLAMA_` for `llama-70b`. A base URL makes the
-pool an HTTP pool. They stand below `BATCHFILE_*` and above the file. Pure: the environment is passed in.
+pool an HTTP pool. They override the file, and `BATCHFILE_*` overrides them. Pure: the environment is passed in.
 """
 
 import re
@@ -12,7 +12,7 @@ CONCURRENCY = "WORKER_CONCURRENCY"
 
 
 def foreign_values(pools: Mapping[str, bool], environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Setting -> (variable, value), by dotted name. `pools`: each known pool, and is it an HTTP pool already."""
+    """Setting -> (variable, value), by dotted name. `pools`: each known pool, and whether it is an HTTP pool."""
     found: dict[str, tuple[str, str]] = {}
     if environ.get(PORT):
         found["port"] = (PORT, environ[PORT])
@@ -22,7 +22,7 @@ def foreign_values(pools: Mapping[str, bool], environ: Mapping[str, str]) -> dic
 
 
 def nested(values: Mapping[str, tuple[str, str]], pools: Iterable[str]) -> dict[str, object]:
-    """The same as a tree of tables. A pool's name may hold dots, so it is matched, not split."""
+    """The same as a tree of tables. A pool's name may contain dots, so it is matched, not split."""
     tree: dict[str, object] = {}
     tables: dict[str, dict[str, str]] = {}
     for name, (_, value) in values.items():

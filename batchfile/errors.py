@@ -1,32 +1,32 @@
 """Every error that batchfile raises on purpose.
 
     BatchfileError
-    ├── InvalidFile          the input file as a whole is refused; nothing ran
-    │   ├── RequestRefused       an upload is refused for one of its requests
-    │   └── TooLarge             the input is over a limit that was set
-    ├── KeyReused            an idempotency key stands for another request
-    ├── InvalidRequest       one request can never be served; it becomes an errored result
-    │   └── NotFound             there is no such batch
+    ├── InvalidFile          the input file as a whole was rejected; nothing ran
+    │   ├── RequestRefused       an upload was rejected because of one of its requests
+    │   └── TooLarge             the input exceeds a limit
+    ├── KeyReused            an idempotency key was used for another request before
+    ├── InvalidRequest       one request can never run; it becomes an errored result
+    │   └── NotFound             no such batch
     ├── NotEnded             a batch has not ended; wait for it, or cancel it
-    │   └── WaitTimeout          it had not ended in time; it keeps running, wait again (also a TimeoutError)
+    │   └── WaitTimeout          it did not end in time and keeps running; wait again (also a TimeoutError)
     ├── BatchFailed          a batch ended before it had any results; fix the input and submit it again
     ├── SettingsError        a setting has a wrong value; the process stops
     ├── OutputTaken          the output path belongs to another run
-    ├── StoreError           something about the store
-    │   ├── PreconditionFailed   a conditional write did not (or perhaps did) take effect: read back
-    │   ├── ObjectChanged        a pinned object is no longer the one that was pinned
+    ├── StoreError           an error of the store
+    │   ├── PreconditionFailed   a conditional write failed, or its outcome is unknown: read back
+    │   ├── ObjectChanged        a pinned object has changed
     │   ├── ObjectMissing        an object that must exist does not
     │   ├── StoreUnavailable     the store does not answer; wait and try again
-    │   │   └── StoreFull        there is no room; only a person can help
-    │   └── StoreUnfit           the store ignores conditions; refuse to use it
-    ├── LeaseLost            a shard is someone else's now; drop it at once, write nothing
-    │   └── ShardClosed          its batch is ending, or was removed: nobody has the shard any more
+    │   │   └── StoreFull        the store is full; a person must free space
+    │   └── StoreUnfit           the store ignores conditional writes; do not use it
+    ├── LeaseLost            another runner has the shard now; drop it at once, write nothing
+    │   └── ShardClosed          its batch is ending or was removed: no runner has the shard any more
     ├── ServiceUnavailable   a service does not answer; wait and try again
-    ├── ConverterKilled      the process that converts a file was killed from outside; try again, a few times
+    ├── ConverterKilled      the process that converts a file was killed; try again a few times
     ├── BatchDamaged         the stored documents of a batch contradict each other; stop and report
     │   ├── RecordDamaged        a stored record cannot be read; a cancel, a delete or a restart may replace it
     │   └── RecordNewer          a newer version wrote a record; never write, cancel or delete it
-    └── EngineDead           the engine can not go on; build another one
+    └── EngineDead           the engine cannot continue; build another one
 
 A class exists only where a caller acts differently. A message says what happened and what to do.
 
@@ -37,34 +37,34 @@ A class exists only where a caller acts differently. A message says what happene
 from importlib.util import find_spec
 
 # What a JSON decoder raises for bytes that it cannot read: every msgspec error and UnicodeDecodeError is a ValueError.
-# Which of them comes for what differs between versions, so nothing asks.
+# Versions differ in which of them they raise, so the code does not distinguish them.
 UNREADABLE = (ValueError, RecursionError)
 
 
 class BatchfileError(Exception):
-    """The root: nothing else is raised on purpose.
+    """The base class of every error that batchfile raises on purpose.
 
     >>> try:
     ...     batchfile.connect("./nowhere").batch("batch_0123456789ab")
     ... except batchfile.BatchfileError as error:
     ...     print(error)
-    store ./nowhere: there is no such directory
+    store ./nowhere: no such directory
     """
 
 
 class InvalidFile(BatchfileError):
-    """The input as a whole can not be used. The caller refuses it before any engine is loaded.
+    """The input as a whole cannot be used. The caller rejects it before any engine is loaded.
 
     >>> try:
     ...     batchfile.run("leads.jsonl", "results.jsonl", engine="echo")
     ... except batchfile.InvalidFile as error:
     ...     print(error)
-    leads.jsonl: there is no such file
+    leads.jsonl: no such file
     """
 
 
 class RequestRefused(InvalidFile):
-    """One request of an upload is refused, and so is the upload. `index` counts requests from 0."""
+    """An upload was rejected because of one of its requests. `index` counts requests from 0."""
 
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
@@ -72,15 +72,15 @@ class RequestRefused(InvalidFile):
 
 
 class TooLarge(InvalidFile):
-    """The input is larger than a limit allows. The caller answers 413: the same in pieces is fine."""
+    """The input is larger than a limit allows. The caller answers 413: smaller files are accepted."""
 
 
 class KeyReused(BatchfileError):
-    """An idempotency key came with another request than before. The caller answers 422; nothing was made."""
+    """An idempotency key was used for another request before. The caller answers 422; nothing was created."""
 
 
 class InvalidRequest(BatchfileError):
-    """One request can never be served. The caller writes an errored result and goes on.
+    """One request can never run. The caller writes an errored result and continues.
 
     `type` is the error type of the result line, `invalid_request_error` unless said otherwise.
     """
@@ -91,7 +91,7 @@ class InvalidRequest(BatchfileError):
 
 
 class NotFound(InvalidRequest):
-    """There is no such batch, or it was deleted. The caller checks the id, or submits the file.
+    """The batch does not exist, or was deleted. The caller checks the id, or submits the file.
 
     >>> try:
     ...     client.batch("batch_0123456789ab")
@@ -104,7 +104,7 @@ class NotFound(InvalidRequest):
 
 
 class NotEnded(BatchfileError):
-    """A batch has not ended, and what was asked needs its end. The caller waits for it, or cancels it.
+    """A call needs an ended batch, and this one has not ended. The caller waits for it, or cancels it.
 
     >>> batch = client.submit("requests.jsonl", stage="email")
     >>> try:
@@ -138,7 +138,7 @@ class BatchFailed(BatchfileError):
 
 
 class SettingsError(BatchfileError):
-    """A setting, an option, an address or a key can not be used. A process prints it and stops.
+    """A setting, an option, an address or a key cannot be used. A process prints it and stops.
 
     >>> try:
     ...     client.submit("requests.jsonl", stage="emial")
@@ -164,15 +164,15 @@ class OutputTaken(BatchfileError):
 
 
 class StoreError(BatchfileError):
-    """Something about the store. Callers catch the subclasses."""
+    """An error of the store. Callers catch the subclasses."""
 
 
 class PreconditionFailed(StoreError):
-    """A conditional write was refused. The caller reads the object back and decides by what is inside."""
+    """A conditional write failed. The caller reads the object back and decides by its content."""
 
 
 class ObjectChanged(StoreError):
-    """An object is no longer the one whose etag was pinned. The caller ends the batch as `input_changed`."""
+    """An object no longer has the etag that was pinned. The caller ends the batch as `input_changed`."""
 
 
 class ObjectMissing(StoreError):
@@ -180,41 +180,41 @@ class ObjectMissing(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The store did not answer, or said that it can not now. The outcome of a write is unknown. Wait, retry."""
+    """The store did not answer, or is temporarily unavailable. The outcome of a write is unknown. Wait, retry."""
 
 
 class StoreFull(StoreUnavailable):
-    """There is no room. A service waits for a person to make some; a run on one machine says so and ends."""
+    """The store is full. A service waits until a person frees space; a run on one machine reports it and ends."""
 
 
 class StoreUnfit(StoreError):
-    """The store does not keep its conditions. The process refuses to use it."""
+    """The store does not enforce conditional writes. The process does not use it."""
 
 
 class LeaseLost(BatchfileError):
-    """The shard is someone else's, or closed. The caller drops it, aborts its requests and writes nothing."""
+    """Another runner has the shard, or it is closed. The caller drops it, aborts its requests and writes nothing."""
 
 
 class ShardClosed(LeaseLost):
-    """The batch of the shard is ending, or is gone: to drop it is no sign of trouble, which a lost lease is."""
+    """The batch of the shard is ending or was removed. Unlike a lost lease, this is expected."""
 
 
 class ServiceUnavailable(BatchfileError):
-    """A service over HTTP did not answer, or said that it can not now. The outcome is unknown. Wait, ask again."""
+    """An HTTP service did not answer, or is temporarily unavailable. The outcome is unknown. Wait, retry."""
 
 
 class ConverterKilled(BatchfileError):
-    """The process that reads a file was killed, for want of memory perhaps. The caller counts it as its own death."""
+    """The process that reads a file was killed, perhaps out of memory. The caller counts it as its own crash."""
 
 
 class BatchDamaged(BatchfileError):
-    """Stored documents contradict each other. The caller stops and reports; nothing is guessed."""
+    """Stored documents contradict each other. The caller stops and reports it."""
 
 
 class RecordDamaged(BatchDamaged):
-    """A stored record cannot be read, however often. The caller leaves it alone, or replaces it on demand.
+    """A stored record cannot be read, even after retries. The caller leaves it alone, or replaces it on demand.
 
-    `key` and `etag`: of the object, so that exactly these bytes are replaced and nothing that is restored meanwhile.
+    `key` and `etag`: of the object, so that only these bytes are replaced, and not a record restored meanwhile.
     """
 
     def __init__(self, message: str, *, key: str, etag: str) -> None:
@@ -224,19 +224,19 @@ class RecordDamaged(BatchDamaged):
 
 
 class RecordNewer(BatchDamaged):
-    """A newer version of batchfile wrote a record. The caller leaves it alone: what it does not know would be lost."""
+    """A newer version of batchfile wrote a record. The caller leaves it alone: unknown fields would be lost."""
 
 
 class EngineDead(BatchfileError):
-    """The engine can not go on. The caller closes it, builds another and runs the in-flight requests again."""
+    """The engine cannot continue. The caller closes it, builds another and runs the in-flight requests again."""
 
 
 def install_hint(extra: str) -> str:
-    """What installs an extra that is missing, for a message."""
+    """How to install a missing extra, for a message."""
     return f"pip install 'batchfile[{extra}]', or '.[{extra}]' in a checkout"
 
 
 def check_installed(package: str, *, extra: str, what: str) -> None:
-    """`what`: that needs the package. Raises: SettingsError naming the extra."""
+    """`what`: the feature that needs the package. Raises: SettingsError naming the extra."""
     if find_spec(package) is None:
         raise SettingsError(f"{what} needs {package}, which is not installed: {install_hint(extra)}")

@@ -1,7 +1,7 @@
-"""Plans, expires and ends what nobody did, deletes what is old, removes what was never committed, restores the queue.
+"""Plans, expires and ends batches that no other process did, deletes old ones, and repairs the queue.
 
-A tick lists the index and looks at what is due. Every verb in it may be cut off and repeated, by any number of
-processes at once; what one remembers only saves it requests.
+A tick lists the index and looks at the batches that are due. Every step may be interrupted and repeated, by any number
+of processes at once; what a process remembers only saves it requests.
 """
 
 import threading
@@ -27,18 +27,18 @@ from batchfile.plan import pending
 log = structlog.get_logger()
 
 TICK_S = 15.0
-LOOKS_MAX = 500  # batches looked at in one tick, those due for the longest time first
+LOOKS_MAX = 500  # batches looked at in one tick, the longest overdue first
 RELOOK_S = 3600.0  # an ended batch may be deleted by its user
 DAMAGED_S = 600.0  # a damaged one may be restored
-STUCK_S = 60.0  # a batch with something that nobody expected
-SWEEP_S = 3600.0  # between two looks at what belongs to no batch
+STUCK_S = 60.0  # a batch with an unexpected error
+SWEEP_S = 3600.0  # between two looks at objects that belong to no batch
 
-UPLOAD_S = 48 * 3600.0  # no writer of ours takes so long for one object
+UPLOAD_S = 48 * 3600.0  # our writers take less than this for one object
 UPLOADED = ("batches/", "files/", "uploads/", keys.OUTBOX_PREFIX)  # where this service writes large objects
 
 
 def _abort_uploads(ledger: Ledger) -> None:
-    """What killed processes left of objects that they were writing: it is paid for, and no listing shows it."""
+    """Abort the multipart uploads of killed processes: they are billed, and no listing shows them."""
     for prefix in UPLOADED:
         num = ledger.store.abort_uploads(prefix, older_s=UPLOAD_S)
         if num:
@@ -51,11 +51,11 @@ _SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempot
 class Janitor:
     """For one thread. `runner` names this process where it assembles; `reader` may be shared with others.
 
-    With `inbox` it makes batches of what was dropped there. `on_ended` hears once of every ended batch that there is,
-    whoever ended it and when. `defer` may take over what would take long: planning or ending a large batch. Remembers
-    when each batch of the index is due again: an open one at the next tick, an ended or deleted one when its time
-    comes, and no later than `RELOOK_S`. What cannot be undone happens by the store's clock: this one may be wrong, and
-    says only when to look.
+    With `inbox` it creates batches from the files there. `on_ended` is called once for every ended batch, no matter
+    which process ended it and when. `defer` may take over long work: planning or ending a large batch. Remembers when
+    each batch of the index is due again: an open one at the next tick, an ended or deleted one when its time comes,
+    and no later than `RELOOK_S`. Irreversible steps depend on the store's clock: the local clock may be wrong, and
+    only decides when to look.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Janitor:
                 log.exception("janitor.failed")
 
     def tick(self) -> None:
-        """What nobody expects of one batch is logged, and holds up no other, nor does what the store refuses for one.
+        """Look at every batch that is due. An error of one batch is logged and does not delay the others.
 
-        Raises: StoreError where the store answers nobody; the next tick goes on.
+        Raises: StoreError where the store does not answer at all; the next tick continues.
         """
         now = self._ledger.clock.monotonic()
         self._queues.clear()
@@ -121,14 +121,14 @@ class Janitor:
             except BatchDamaged as error:
                 log.error("batch.damaged", batch_id=batch_id, error=str(error))
                 self._due[batch_id] = now + DAMAGED_S
-                with suppress(BatchDamaged):  # of the one batch that the process is for: the claims say so
+                with suppress(BatchDamaged):  # raised for a process with a single batch: its claims report it
                     self._aside.put(batch_id, "end", error)
-            except StoreError as error:  # of this batch alone, perhaps: the others do not wait for it
+            except StoreError as error:  # perhaps of this batch alone: the others do not wait for it
                 self._due[batch_id] = now + self._aside.put(batch_id, "end", error)
                 num_unanswered = num_unanswered + 1 if isinstance(error, StoreUnavailable) else 0
                 if num_unanswered == UNANSWERED_MAX:
                     raise
-            except Exception:  # a file of a kind that no code foresaw, say: it must not end every runner in turn
+            except Exception:  # for example an unforeseen kind of file: it must not end every runner in turn
                 log.exception("batch.stuck", batch_id=batch_id)
                 self._due[batch_id] = now + STUCK_S
         if now - self._swept_at >= SWEEP_S:
@@ -141,7 +141,7 @@ class Janitor:
             self._swept_at = now
 
     def _list_due(self, now: float) -> list[tuple[float, str, str]]:
-        """Since when, which batch, and its key in the index; what has left the index is forgotten."""
+        """Since when each batch is due, its id, and its key in the index. Forgets batches that left the index."""
         due: dict[str, float] = {}
         found = []
         for entry in self._ledger.store.list(keys.INDEX_PREFIX):
@@ -154,7 +154,7 @@ class Janitor:
         return found
 
     def _look_at(self, batch_id: str, index_key: str) -> float:
-        """Do what is to be done; in how many seconds to look again."""
+        """Do what is due for one batch. Returns in how many seconds to look again."""
         status = self._reader.read(batch_id)
         if status is None:
             return self._look_at_remains(batch_id, index_key)
@@ -176,19 +176,19 @@ class Janitor:
         return self._ledger.limits.download_grace_s
 
     def _tell(self, batch: BatchRecord, status: DerivedStatus) -> bool:
-        """Write to the outbox what is news there. False: someone else is at it, and may die."""
+        """Update the outbox. False: another process is writing it, and may die."""
         try:
             if batch.state == "ended":
                 return outbox.publish(self._ledger, batch, runner=self._runner)
             outbox.report(self._ledger, batch, status.counts, status.usage)
         except StoreUnavailable:
             raise
-        except StoreError as error:  # a name that is too long, say; the results are kept with the batch
+        except StoreError as error:  # for example a name that is too long; the results are kept with the batch
             log.error("outbox.failed", batch_id=batch.batch_id, error=str(error))
         return True
 
     def _move_on(self, status: DerivedStatus) -> BatchRecord | None:
-        """Plan it, expire it or end it where that is due; the record if it ended. Else see that runners find it."""
+        """Plan, expire or end the batch if that is due; else make sure that runners find it. The record if it ended."""
         batch, ledger = status.batch, self._ledger
         if batch.state == "planning":
             if self._defer(batch):
@@ -204,7 +204,7 @@ class Janitor:
         return None if self._defer(batch) else outbox.finish(ledger, batch.batch_id, runner=self._runner)
 
     def _repair_queue(self, status: DerivedStatus) -> None:
-        """A pool that has work left and no queue entry of it would never begin."""
+        """Restore missing queue entries: without one, a pool would never start its work."""
         batch, store = status.batch, self._ledger.store
         lost = []
         for pool, progress in status.pools.items():
@@ -221,9 +221,9 @@ class Janitor:
             batches.notify(self._ledger, lost)
 
     def _look_at_remains(self, batch_id: str, index_key: str) -> float:
-        """Of a batch that was deleted, or of a create that has not (or never) come to its commit.
+        """Clean up after a deleted batch, or after a create that was not (or not yet) committed.
 
-        With a wrong clock a slow create could outlive the tombstone that fences it: ages are by the store's.
+        Ages are by the store's clock: with a wrong local one, a slow create could outlive the tombstone that fences it.
         """
         ledger, limits = self._ledger, self._ledger.limits
         found = load(ledger, keys.batch_key(batch_id), BatchRecord)
@@ -244,7 +244,7 @@ class Janitor:
     def _sweep_abandoned(self, batch_id: str, index_key: str) -> None:
         """A create that was cut off before its commit: fenced by a tombstone first, then swept with it."""
         entry = self._ledger.store.get(index_key)
-        # None: not abandoned, another janitor has just removed the last trace of it.
+        # None: another janitor has just removed it.
         if entry is None or entry.age_s < self._ledger.limits.abandoned_s:
             return
         if retention.fence_abandoned(self._ledger, batch_id):
@@ -254,7 +254,7 @@ class Janitor:
 
 @contextmanager
 def _harmless(event: str) -> Iterator[None]:
-    """What others put into the store stops nothing else, nor does what it refuses of that."""
+    """Log errors, so that unexpected objects in the store do not stop other work."""
     try:
         yield
     except BatchfileError as error:

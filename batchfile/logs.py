@@ -8,11 +8,11 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-_SAID = frozenset({"input.changed"})  # in words, by the command itself
+_SAID = frozenset({"input.changed"})  # events that the command itself prints
 
 
 def for_library() -> None:
-    """Warnings and worse on stderr, unless the program has set structlog up itself."""
+    """Warnings and errors on stderr, unless the program has configured structlog itself."""
     if not structlog.is_configured():
         structlog.configure(
             wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
@@ -21,9 +21,9 @@ def for_library() -> None:
 
 
 def configure(**keys: Any) -> None:
-    """Of a service: a line each, JSON unless a person looks. Once per process, before anything logs.
+    """Set up the logs of a service: one line per event, JSON unless stderr is a terminal.
 
-    `keys` are on every line, whichever thread writes it."""
+    Call it once per process, before anything logs. `keys` are on every line, of every thread."""
     is_person = sys.stderr.isatty()
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)
@@ -49,7 +49,7 @@ def configure(**keys: Any) -> None:
 
 
 def for_command(*, is_verbose: bool = False) -> None:
-    """Of a command: warnings and worse unless asked for more. Once per process, before anything logs."""
+    """Set up the logs of a command: warnings and errors unless verbose. Once per process, before anything logs."""
     level = logging.INFO if is_verbose else logging.WARNING
     colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     structlog.configure(
@@ -61,7 +61,7 @@ def for_command(*, is_verbose: bool = False) -> None:
             structlog.dev.ConsoleRenderer(colors=colors),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # Looked up each time: a live display puts itself in its place, and writes each message above itself.
+        # Looked up each time: a live display replaces sys.stderr, and writes each message above itself.
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
 

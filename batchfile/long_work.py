@@ -1,6 +1,6 @@
-"""Planning and ending large batches on threads of their own: short work of the same process never waits for it.
+"""Plans and ends large batches on separate threads, so that short work of the same process never waits for them.
 
-Bounded: what comes while all threads of its kind are busy waits in line. Knows neither API nor runner.
+Bounded: a batch waits in a queue while all threads of its kind are busy. Knows neither API nor runner.
 """
 
 import threading
@@ -22,14 +22,14 @@ log = structlog.get_logger()
 
 LONG_BYTES = 64 * 1024 * 1024  # a larger input takes seconds to be planned, and its results to be assembled
 LONG_LINES = 100_000
-PLAIN = ".jsonl"  # what else is dropped may unpack to anything
-ENDS_S_MAX = 15.0  # at a stop, for what is being ended; then that too is given back, before the process is killed
-STOP_S = 5.0  # what is left in the middle is given back within this time, or its lease expires
+PLAIN = ".jsonl"  # any other file may unpack to any size
+ENDS_S_MAX = 15.0  # at a stop, for batches that are being ended; then these too are released
+STOP_S = 5.0  # unfinished work is released within this time, or its lease expires
 
 
 @dataclass(slots=True)
 class _Lane:
-    """One kind of work: the batches that wait, and how many threads are at it."""
+    """One kind of work: the batches that wait, and how many threads work on it."""
 
     do: Callable[[str], BatchRecord | None]
     waiting: deque[str] = field(default_factory=deque)
@@ -37,10 +37,10 @@ class _Lane:
 
 
 class LongWork:
-    """`runner`: the name of this process. `num_threads`: of each kind; 0: it takes nothing. `on_ended` hears of what
-    ends here. What fails is set aside: until its pause is over, it is taken and not begun.
+    """`runner`: the name of this process. `num_threads`: of each kind; 0: it takes nothing. `on_ended` is called for
+    each batch that ends here. A batch that fails is set aside: until its pause is over, it is accepted but not started.
 
-    The threads die with the process: any other does the work again.
+    The threads die with the process; any other process repeats the work.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LongWork:
     def take(self, batch: BatchRecord) -> bool:
         """Plan or end this batch on a thread here, if that takes long. False: it is short, the caller does it.
 
-        `batch` as it was read: planning, or ending, or open and complete. It is begun once, however often it is given.
+        `batch` as it was read: planning, or ending, or open and complete. Repeated calls start it once.
         """
         if self.num_threads == 0 or not is_long(batch):
             return False
@@ -89,10 +89,10 @@ class LongWork:
         return True
 
     def stop(self, *, leaves_ends: bool = False) -> None:
-        """Begin nothing more, and wait a while for what is being ended; with `leaves_ends` not even that.
+        """Start nothing more, and wait a while for batches that are being ended; with `leaves_ends` do not wait.
 
-        What is in the middle then is given back, so that others begin at once; what is being planned at once, so that
-        the end of this process does not count against the file.
+        Unfinished work is then released, so that other processes start at once. Planning is released immediately, so
+        that the end of this process does not count against the file.
         """
         with self._changed:
             self._is_stopped = True
@@ -104,7 +104,7 @@ class LongWork:
             self._wait_for([self._planning, self._ending], STOP_S)
 
     def _wait_for(self, lanes: list[_Lane], seconds: float) -> None:
-        """Until nothing is under way there. With the lock."""
+        """Wait until no thread works there. Call it with the lock held."""
         until = self._clock.monotonic() + seconds
         while any(lane.num_threads for lane in lanes) and (left_s := until - self._clock.monotonic()) > 0:
             self._changed.wait(left_s)
@@ -120,18 +120,18 @@ class LongWork:
                 self._set_aside(batch_id, error)
             except Exception as error:  # the top of this thread
                 log.exception("long_work.failed", batch_id=batch_id)
-                self._set_aside(batch_id, BatchDamaged(f"{batch_id}: {error!r}"))
+                self._set_aside(batch_id, BatchDamaged(f"{batch_id}: unexpected error: {error!r}"))
             with self._changed:
                 self._under_way.discard(batch_id)
 
     def _set_aside(self, batch_id: str, error: BatchfileError) -> None:
         try:
             self._aside.put(batch_id, "long", error)
-        except BatchfileError:  # there is no room, for any batch
+        except BatchfileError:  # too many batches are set aside
             log.warning("long_work.left_to_janitor", batch_id=batch_id, error=str(error))
 
     def _next(self, lane: _Lane) -> str | None:
-        """None: nothing waits, and this thread is over."""
+        """The next batch; None: nothing waits, and this thread ends."""
         with self._changed:
             if lane.waiting:
                 return lane.waiting.popleft()
@@ -141,7 +141,7 @@ class LongWork:
 
 
 def is_long(batch: BatchRecord) -> bool:
-    """Does it take more than a moment to plan or to end it?"""
+    """Does planning or ending this batch take more than a moment?"""
     if batch.state == "planning":
         path = inbox_path(batch)
         is_plain = path is None or path.endswith(PLAIN)

@@ -1,4 +1,4 @@
-"""From settings and the name of a store to the ledger over it: of a service, of a local run, or one that exists."""
+"""Opens the ledger of a store by its name and the settings: for a service, a local run, or an existing store."""
 
 import os
 import time
@@ -24,14 +24,14 @@ WAIT_S_MAX = 15.0
 
 
 def open_ledger(url: str, settings: Settings, *, is_read_only: bool = False) -> Ledger:
-    """A bucket is proven fit first, unless nothing will be written with a condition."""
+    """Tests first whether a bucket enforces conditional writes, unless it is only read."""
     store = _opened(url, prove=not is_read_only)
     limits = settings.ledger_limits(is_local=local_path(url) is not None)
     return Ledger(store=store, limits=limits, num_in_flight=IN_FLIGHT)
 
 
 def open_service_ledger(url: str | None, settings: Settings) -> Ledger:
-    """The ledger of a service or a runner of one: named, set, or in the current directory."""
+    """The ledger of a service or of its runners: of `url`, else of the settings, else in the current directory."""
     chosen = url or settings.store or STORE_FOLDER
     limits = settings.ledger_limits(is_local=local_path(chosen) is not None, is_service=True)
     return Ledger(store=_opened(chosen), limits=limits, num_in_flight=IN_FLIGHT)
@@ -40,9 +40,9 @@ def open_service_ledger(url: str | None, settings: Settings) -> Ledger:
 def existing_ledger(
     url: str | None, settings: Settings, name: str | None = None, *, is_read_only: bool = True
 ) -> Ledger:
-    """The ledger of a store that must exist: named, set, beside the output `name`, or beside the current directory.
+    """The ledger of a store that must exist: of `url`, the settings, next to the output `name`, or in this directory.
 
-    Raises: SettingsError where there is none.
+    Raises: SettingsError where it does not exist.
     """
     chosen = url or settings.store
     if chosen is None:
@@ -51,15 +51,17 @@ def existing_ledger(
             folders.insert(0, Path(os.path.realpath(name)).parent / STORE_FOLDER)
         found = [folder for folder in folders if folder.is_dir()]
         if not found:
-            raise SettingsError(f"there is no {STORE_FOLDER} here; name the store: --store DIR or --store s3://…")
+            raise SettingsError(
+                f"no store found: {STORE_FOLDER} does not exist here; use --store DIR or --store s3://…"
+            )
         chosen = str(found[0])
     elif (path := local_path(chosen)) is not None and not path.is_dir():
-        raise SettingsError(f"store {chosen}: there is no such directory")
+        raise SettingsError(f"store {chosen}: no such directory")
     return open_ledger(chosen, settings, is_read_only=is_read_only)
 
 
 def wait_for_store(open_store: Callable[[], T]) -> T:
-    """What `open_store` returns, as soon as the store answers. Raises: what waiting does not fix."""
+    """What `open_store` returns, as soon as the store answers. Raises: errors that waiting does not fix."""
     wait_s = WAIT_S
     while True:
         try:

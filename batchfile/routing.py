@@ -1,4 +1,4 @@
-"""Which pool a request goes to: one pure function, used alike by planner and runner."""
+"""Decides which pool a request goes to. Pure; used by planner and runner."""
 
 from collections.abc import Collection
 
@@ -7,7 +7,7 @@ from batchfile.types import RoutingTable
 
 
 class NamesNoPool(InvalidRequest):
-    """Nothing says where a request should go, and there is more than one place. `pools`: their names, to be shown."""
+    """A request names no pool, and there are several. `pools`: their names, for the message."""
 
     def __init__(self, message: str, pools: str) -> None:
         super().__init__(message)
@@ -15,9 +15,9 @@ class NamesNoPool(InvalidRequest):
 
 
 def route(table: RoutingTable, *, stage: str | None, hint: str | None, model: str | None) -> str:
-    """The pool. First `table.everything`, then the hint, the stage, the model, at last the only pool there is.
+    """The pool: by `table.everything`, else the hint, the stage, the model, or else the only pool there is.
 
-    A model is ignored where there is a stage. Raises: InvalidRequest that says what was given and what exists.
+    The model is ignored where there is a stage. Raises: InvalidRequest with the value and the known ones.
     """
     if table.everything is not None:
         return table.everything
@@ -26,7 +26,7 @@ def route(table: RoutingTable, *, stage: str | None, hint: str | None, model: st
     if stage is not None:
         pool = table.stages.get(stage)
         if pool is None:
-            raise InvalidRequest(f"stage: {stage!r} is not known; stages are {_names(table.stages)}")
+            raise InvalidRequest(f"stage: {stage!r} is unknown; use one of {_names(table.stages)}")
         return pool
     if model is not None:
         return _pool_named(table, model, "model")
@@ -34,18 +34,18 @@ def route(table: RoutingTable, *, stage: str | None, hint: str | None, model: st
         return next(iter(table.pools))
     pools = _names(table.pools)
     raise NamesNoPool(
-        f"names no pool: give a stage ({_names(table.stages)}), metadata.model_hint or model ({pools})", pools
+        f"no pool given: set a stage ({_names(table.stages)}), metadata.model_hint or model ({pools})", pools
     )
 
 
 def check_stage(stages: Collection[str], stage: str) -> None:
-    """Raises: SettingsError where there is no such stage."""
+    """Raises: SettingsError where the stage is unknown."""
     if stage not in stages:
         raise SettingsError(f"stage: {stage!r} is unknown; use one of {', '.join(sorted(stages))}")
 
 
 def check_pool(pools: Collection[str], pool: str) -> None:
-    """Raises: SettingsError where there is no such pool."""
+    """Raises: SettingsError where the pool is unknown."""
     if pool not in pools:
         raise SettingsError(f"pool: {pool!r} is unknown; use one of {', '.join(sorted(pools))}")
 
@@ -56,7 +56,7 @@ def _pool_named(table: RoutingTable, name: str, where: str) -> str:
     for pool, models in table.pools.items():
         if name in models:
             return pool
-    raise InvalidRequest(f"{where}: {name[:80]!r} is no pool, model or alias; pools are {_names(table.pools)}")
+    raise InvalidRequest(f"{where}: {name[:80]!r} is not a pool, model or alias; pools are {_names(table.pools)}")
 
 
 def _names(known: dict[str, str] | dict[str, tuple[str, ...]]) -> str:

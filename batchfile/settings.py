@@ -1,7 +1,7 @@
-"""All settings: `batchfile.toml` with `BATCHFILE_*` environment over it, over the defaults. Read once per process.
+"""Reads all settings: `BATCHFILE_*` variables override `batchfile.toml`, which overrides the defaults.
 
-A table that the file has (pools, stages) replaces the default table; a variable changes one value of whatever is
-there: `BATCHFILE_POOLS__MISTRAL__MODEL=...`. Knows no store and no engine.
+A table in the file (pools, stages) replaces the default table; a variable changes a single value of either:
+`BATCHFILE_POOLS__MISTRAL__MODEL=...`. Read once per process. Knows no store and no engine.
 """
 
 import json
@@ -36,21 +36,21 @@ from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
 from batchfile.runner.schema_rules import schema_problem
-from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook, expected
+from batchfile.settings_tables import NAME_RULE, Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook, expected
 from batchfile.types import RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
-CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another place for the file
+CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another path of the file
 PREFIX = "BATCHFILE_"
 NESTED = "__"
-# Ours, and no settings.
+# Variables of batchfile that are not settings.
 OTHER_VARIABLES = {"BATCHFILE_API_KEY", "BATCHFILE_CACHE", "BATCHFILE_CRASH_AT", CONFIG_VARIABLE}
 
-# Settings whose values no message repeats. Who mistakes a key for its hash shall not find it in a log.
+# Settings whose values no message repeats: a key that was given in place of its hash must not end up in a log.
 SECRETS = (".api_key", ".secret", ".sha256", "api_keys", ".base_url")
-NO_TABLE = {"model_type", "dict_type"}  # a value in the place of a table: it may be any of the table's
+NO_TABLE = {"model_type", "dict_type"}  # a value in place of a table may be a secret of that table
 
-# Two pools and four stages, so that nothing is needed to start.
+# Two pools and four stages, so that batchfile starts without a settings file.
 DEFAULT_POOLS: dict[str, Any] = {
     "llama-70b": {
         "model": "meta-llama/Meta-Llama-3-70B-Instruct",
@@ -116,14 +116,14 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, keys: object) -> object:
-        """`tenant:sha256` or `tenant:sha256:dialect`, with commas between them, or a list of these."""
+        """`tenant:sha256` or `tenant:sha256:FORMAT` (the API format), separated by commas, or a list of these."""
         if isinstance(keys, str):
             keys = [key for key in re.split(r"[,\s]+", keys) if key]
         if not isinstance(keys, list | tuple):
             return keys
         if any(isinstance(key, str) and ":" not in key for key in keys):
             raise ValueError("each must be tenant:sha256, as `batchfile keys new TENANT` prints it")
-        names = ("tenant", "sha256", "dialect")
+        names = tuple(ApiKey.model_fields)
         return [dict(zip(names, key.split(":"), strict=False)) if isinstance(key, str) else key for key in keys]
 
     @field_validator("pools")
@@ -133,17 +133,19 @@ class Settings(BaseSettings):
             raise ValueError("at least one pool is needed")
         for name in pools:
             if not is_pool_name(name):
-                raise ValueError(f"{name!r} is no pool name: lower-case letters, digits, dots, dashes; at most 63")
+                raise ValueError(f"{name!r} is not a valid pool name; {NAME_RULE}")
         return pools
 
     @model_validator(mode="after")
     def _stages_have_pools(self) -> "Settings":
         for stage, pool in self.stages.items():
             if pool not in self.pools:
-                raise ValueError(f"stages.{stage} names the pool {pool!r}; there are {', '.join(sorted(self.pools))}")
+                known = ", ".join(sorted(self.pools))
+                raise ValueError(f"stages.{stage}: pool {pool!r} is unknown; use one of {known}")
         for stage in self.schemas:
             if stage not in self.stages:
-                raise ValueError(f"schemas.{stage} is for no stage; there are {', '.join(sorted(self.stages))}")
+                known = ", ".join(sorted(self.stages))
+                raise ValueError(f"schemas.{stage}: stage {stage!r} is unknown; use one of {known}")
             self._schemas[stage] = _read_schema(stage, config_path().parent / self.schemas[stage])
         return self
 
@@ -169,13 +171,13 @@ class Settings(BaseSettings):
         )
 
     def schema_of(self, stage: str | None) -> dict[str, Any] | None:
-        """The JSON schema that the answers of this stage must fit, as it was at the start; None: any text will do."""
+        """The JSON schema for the answers of this stage, as it was at the start; None: any text is accepted."""
         return self._schemas.get(stage or "")
 
     def ledger_limits(self, *, is_local: bool, is_service: bool = False) -> Limits:
-        """The protocol's times: the defaults of the kind of store and use, and what is set over them.
+        """The protocol's times: the defaults of the kind of store and use, overridden by the settings.
 
-        A run on one machine keeps its batches for long; a service lets them expire, whatever its store.
+        A run on one machine keeps its batches for long; a service lets them expire, in any kind of store.
         Raises: SettingsError where leases would expire between two checkpoints.
         """
         base = LOCAL if is_local else Limits()
@@ -191,35 +193,37 @@ class Settings(BaseSettings):
         if limits.lease_ttl_s < 3 * limits.checkpoint_s:
             place = "in a directory" if is_local else "on a bucket"
             raise SettingsError(
-                f"limits: lease_ttl_s must be at least three times checkpoint_s, or leases lapse in use; {place} they "
-                f"are {limits.lease_ttl_s:g} and {limits.checkpoint_s:g}, so set both"
+                "limits: lease_ttl_s must be at least three times checkpoint_s, or leases expire while in use; "
+                f"{place} they are {limits.lease_ttl_s:g} and {limits.checkpoint_s:g}: set both"
             )
         return limits
 
     @property
     def service_grace_s(self) -> float:
-        """What a runner of a service that stops gives its requests in flight, whatever its store."""
+        """How long a runner of a service waits for its requests in flight when it stops, in any kind of store."""
         return self.limits.grace_s or Limits().grace_s
 
 
 def _read_schema(stage: str, path: Path) -> dict[str, Any]:
-    """Raises: ValueError where the file cannot be used. A relative path starts at the settings file."""
+    """Raises: ValueError where the file cannot be used. A relative path is relative to the settings file."""
     try:
         schema = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"schemas.{stage}: {path} can not be read: {error}") from error
+    except OSError as error:
+        raise ValueError(f"schemas.{stage}: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"schemas.{stage}: {path} is not valid JSON: {error}") from error
     if not isinstance(schema, dict):
-        raise ValueError(f"schemas.{stage}: {path} must hold a JSON object")
+        raise ValueError(f"schemas.{stage}: {path} must contain a JSON object")
     problem = schema_problem(schema)
     if problem is not None:
-        raise ValueError(f"schemas.{stage}: {path} is no JSON schema: {problem}")
+        raise ValueError(f"schemas.{stage}: {path} is not a valid JSON schema: {problem}")
     return schema
 
 
 def _foreign(file: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     pools = file.get("pools", DEFAULT_POOLS)
     if not isinstance(pools, Mapping):
-        return {}  # the model says what is wrong with it
+        return {}  # the model reports what is wrong with it
     is_http = {name: isinstance(pool, Mapping) and pool.get("engine") == "http" for name, pool in pools.items()}
     return env_aliases.foreign_values(is_http, os.environ)
 
@@ -233,24 +237,24 @@ def config_path() -> Path:
 
 
 def load_settings() -> Settings:
-    """Raises: SettingsError naming the value, where it stands and what is accepted."""
+    """Raises: SettingsError with the value, where it was set and what is accepted."""
     _refuse_misspelt_variables(os.environ)
     path = config_path()
     if os.environ.get(CONFIG_VARIABLE) and not path.is_file():
-        raise SettingsError(f"{CONFIG_VARIABLE} names {path}, and there is no such file")
+        raise SettingsError(f"{CONFIG_VARIABLE}: {path}: no such file")
     try:
         return Settings()  # type: ignore[call-arg]  # the two tables come from a source
     except ValidationError as error:
         raise SettingsError("; ".join(_problems(error))) from error
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: is not valid TOML: {error}; correct it there") from error
+        raise SettingsError(f"{path}: is not valid TOML: {error}") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: is not UTF-8; save it as UTF-8") from error
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
     except RecursionError as error:
-        raise SettingsError(f"{path}: a value is nested too deeply; shorten it") from error
-    except ValueError as error:  # pydantic-settings' own, of a variable in the place of a table
+        raise SettingsError(f"{path}: a value is nested too deeply; use fewer levels") from error
+    except ValueError as error:  # raised by pydantic-settings for a variable in place of a table
         raise SettingsError(_no_json(error.__cause__)) from error
 
 
@@ -304,7 +308,7 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, o
 
 
 def _problems(error: ValidationError) -> Iterator[str]:
-    """Each problem with the setting's name, where it was set, and what is accepted."""
+    """Each problem: the setting's name, where it was set, and what is accepted."""
     variables = {name.upper(): name for name in os.environ}
     foreign = _foreign(_read_file())
     for item in error.errors(include_url=False):
@@ -324,7 +328,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 
 def _no_json(cause: BaseException | None) -> str:
-    """Which variable is to be JSON and is not. `cause`: what its decoder raised."""
+    """The message for a variable that must be JSON and is not. `cause`: what its decoder raised."""
     if isinstance(cause, json.JSONDecodeError):
         for name, value in os.environ.items():
             if not name.upper().startswith(PREFIX) or value != cause.doc:
@@ -332,7 +336,7 @@ def _no_json(cause: BaseException | None) -> str:
             said = f"{name} is not valid JSON; give a JSON object or list"
             if NESTED in name.upper().removeprefix(PREFIX):
                 return said
-            return f"{said}, or one value of it in a variable of its own, such as {name.upper()}{NESTED}NAME"
+            return f"{said}, or set single values in variables such as {name.upper()}{NESTED}NAME"
     return f"a {PREFIX}* variable cannot be read; `env | grep {PREFIX}` lists them"
 
 
@@ -351,11 +355,11 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     near = get_close_matches(str(location[-1]), model.model_fields, n=1)
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; there are {', '.join(model.model_fields)}"
+    return f"; use one of {', '.join(model.model_fields)}"
 
 
 def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:
-    """A misspelt variable would be ignored silently. Other variables of this prefix belong to other tools."""
+    """Reject misspelled variables, which would be ignored silently. Others of this prefix may belong to other tools."""
     for name in environ:
         upper = name.upper()
         if not upper.startswith(PREFIX):

@@ -1,5 +1,4 @@
-"""The tables of the settings, each with its rules: pools, a run, times, keys, webhooks, the service, the inbox; and
-what pydantic finds wrong with a value, in our words.
+"""The tables of the settings with their rules, and the messages for wrong values.
 
 Knows no file and no variable.
 """
@@ -25,13 +24,14 @@ from pydantic import (
 from batchfile.ledger.keys import is_pool_name
 from batchfile.types import EngineKind, Task
 
-TOMBSTONE_S_MIN = 2 * 3600.0  # twice the time after which a create is given up
+TOMBSTONE_S_MIN = 2 * 3600.0  # twice the time after which a create is abandoned
+NAME_RULE = "use lower-case letters, digits, dots and dashes, at most 63"  # of pools and tenants
 Positive = Annotated[float, Field(gt=0)]
 
 
 def _without_user(url: str) -> str:
     if "@" in urlsplit(url).netloc:
-        raise ValueError("must be without credentials, which every log would show; set an api_key instead")
+        raise ValueError("must not contain credentials, which would appear in logs; set api_key instead")
     return url
 
 
@@ -61,7 +61,7 @@ _KINDS = {
     "none_required": "nothing",
 }
 _PATTERNS = {
-    WEBHOOK_URL: "an http:// or https:// URL without a user and without #, with a / before any ?",
+    WEBHOOK_URL: "an http:// or https:// URL without user name and #, with a / before any ?",
     PUBLIC_URL: "an http:// or https:// URL without ?, #, { or }",
 }
 _BOUNDS = {
@@ -192,7 +192,7 @@ class Times(BaseModel):
     def _lease_outlives_checkpoints(self) -> "Times":
         ttl_s, checkpoint_s = self.lease_ttl_s, self.checkpoint_s
         if ttl_s is not None and checkpoint_s is not None and ttl_s < 3 * checkpoint_s:
-            raise ValueError("lease_ttl_s must be at least three times checkpoint_s, or leases lapse in use")
+            raise ValueError("lease_ttl_s must be at least three times checkpoint_s, or leases expire while in use")
         return self
 
 
@@ -220,7 +220,7 @@ class ApiKey(BaseModel):
     @classmethod
     def _fits_a_key(cls, tenant: str) -> str:
         if not is_pool_name(tenant):
-            raise ValueError(f"{tenant!r} is no tenant name: lower-case letters, digits, dots, dashes; at most 63")
+            raise ValueError(f"{tenant!r} is not a valid tenant name; {NAME_RULE}")
         return tenant
 
 
@@ -246,7 +246,7 @@ class Webhook(BaseModel):
         except ValueError:
             key = b""
         if prefix != "whsec" or not 16 <= len(key) <= 64:
-            raise ValueError("must be whsec_ and 16 to 64 bytes in base64")
+            raise ValueError("must be whsec_ followed by 16 to 64 bytes in base64")
         return secret
 
 
@@ -295,7 +295,7 @@ class InboxFiles(BaseModel):
 
 
 def expected(kind: str, context: Mapping[str, Any]) -> str:
-    """What is wrong, by the type of pydantic's error: `must be at least 1`; of a validator of ours, what it raised."""
+    """What is wrong, by the type of pydantic's error: `must be at least 1`. For our validators: what they raised."""
     if kind == "value_error":
         return str(context["error"])
     if kind == "missing":
@@ -308,4 +308,4 @@ def expected(kind: str, context: Mapping[str, Any]) -> str:
         words, key = _BOUNDS[kind]
         bound = context[key]
         return f"must be {words} {bound:g}" if isinstance(bound, float) else f"must be {words} {bound}"
-    return f"must be {_KINDS.get(kind, f'something else ({kind})')}"
+    return f"must be {_KINDS[kind]}" if kind in _KINDS else f"is not valid ({kind})"

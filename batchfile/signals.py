@@ -1,8 +1,8 @@
-"""Signals that ask a process to stop, heard also where the main thread does not respond.
+"""Handles the signals that ask a process to stop, even while the main thread does not respond.
 
 Handlers run in the main thread, between two of its instructions. A call that blocks for long (a step of an engine in
-this process, an import) would keep them waiting, so a thread hears of each signal too and ends the process where the
-main thread does not. That is safe at any moment: results are committed by conditional writes, and a guard kills the
+this process, an import) would delay them, so a thread receives each signal too, and ends the process where the main
+thread does not. That is safe at any moment: results are committed by conditional writes, and a guard kills the
 engine's processes (engine/vllm/processes.py).
 """
 
@@ -26,7 +26,7 @@ _OVER = b"\0"  # no signal has this number
 
 
 class Interrupted(BaseException):
-    """A signal came while there was no engine. BaseException: no library may swallow it."""
+    """A signal arrived while there was no engine. A BaseException, so that no library swallows it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -35,11 +35,11 @@ class Interrupted(BaseException):
 
 @dataclass(kw_only=True)
 class StopSignals(ABC):
-    """What SIGINT and SIGTERM do to a process with one runner, which ends in time whatever its engine does.
+    """SIGINT and SIGTERM of a process with one runner, which ends in time even if its engine hangs.
 
-    The first: finish what is in flight, for `grace_s` at most, and give back the rest. The second: stop now. `runner`:
-    while there is one. `end_s_max`: to commit, to release and to close the engine, once the grace is over;
-    `end_now_s_max`: the same after a second signal. `num`: how many have come.
+    The first signal: finish the requests in flight, for `grace_s` at most, and release the rest. The second: stop now.
+    `runner`: while there is one. `end_s_max`: the time to commit, release and close the engine after the grace period;
+    `end_now_s_max`: the same after a second signal. `num`: how many signals have arrived.
     """
 
     end_s_max: float
@@ -50,14 +50,14 @@ class StopSignals(ABC):
 
     @abstractmethod
     def end_by_force(self, number: int) -> NoReturn:
-        """In the thread that hears the signals: the main thread did not respond in time to the last one."""
+        """End the process, in the thread that receives the signals: the main thread did not respond in time."""
 
     def caught(self) -> AbstractContextManager[None]:
         """Enter it in the main thread."""
         return hearing(self.handle, self._patience_s, self.end_by_force)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread. Raises: Interrupted where there is no engine."""
+        """In the main thread. Raises: Interrupted without a ready engine."""
         self.num += 1
         runner = self.runner
         if runner is None or runner.is_building:
@@ -89,9 +89,9 @@ def hearing(
 ) -> Iterator[None]:
     """Enter it in the main thread.
 
-    `handle` runs in the main thread, for each signal. `patience_s` and `end` are called by the thread: the first for
-    each signal, with how many have come, gives the seconds that the main thread has from then on (never more than
-    before); the second, when these are over, with the last signal.
+    `handle` runs in the main thread, for each signal. `patience_s` and `end` are called by the watching thread:
+    `patience_s` for each signal, with how many have arrived; it returns the seconds that the main thread has from then
+    on (never more than before). `end` is called when these are over, with the last signal.
     """
     near, far = os.pipe()
     for fd in (near, far):

@@ -1,7 +1,7 @@
-"""The nouns that travel between modules: what a request asks for and what came of it.
+"""The types that modules exchange: requests and their outcomes.
 
-Knows no file format, no store and no engine. `lines/` turns bytes into these and back. What is made once for every
-request is a Struct: a frozen dataclass of 13 fields takes 2.6 us to make, a Struct 0.15 (the host has 40 us a request).
+Knows no file format, no store and no engine. `lines/` turns bytes into these and back. Types that are created for every
+request are Structs: creating a frozen dataclass of 13 fields takes 2.6 us, a Struct 0.15 (of about 40 us per request).
 """
 
 from dataclasses import dataclass, field
@@ -42,8 +42,8 @@ class ToolCall(Struct, frozen=True):
 class Message(Struct, frozen=True):
     """One turn. `content` is plain text; blocks were joined by the parser.
 
-    `calls` only in turns of the assistant; `call_id` only in those of a tool: which call it answers. `name`: of the
-    speaker, where one is given.
+    `calls` only in turns of the assistant; `call_id` only in those of a tool: the call that it answers. `name`: of the
+    speaker, if given.
     """
 
     role: Role
@@ -59,7 +59,7 @@ class Tool(Struct, frozen=True):
     name: str
     description: str | None
     input_schema: dict[str, Any]
-    is_strict: bool | None = None  # as the request says it, for endpoints
+    is_strict: bool | None = None  # as in the request, for endpoints
 
 
 class Tools(Struct, frozen=True, kw_only=True):
@@ -79,15 +79,15 @@ class Tools(Struct, frozen=True, kw_only=True):
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
-    """How to sample. None means: the engine's own default.
+    """How to sample. None: the engine's own default.
 
-    `max_tokens` counts generated tokens. Where the request did not say (`is_max_tokens_given` False) an
-    engine lowers it to what still fits; where it did say, a request that can not fit is refused.
+    `max_tokens` counts generated tokens. If the request does not set it (`is_max_tokens_given` False), an engine lowers
+    it to what still fits; if it does, a request that cannot fit is rejected.
     """
 
     max_tokens: int
     is_max_tokens_given: bool = True
-    limit_key: LimitKey = "max_tokens"  # what an endpoint is sent it as
+    limit_key: LimitKey = "max_tokens"  # the field of the request to an endpoint
     temperature: float = 1.0
     top_p: float | None = None
     top_k: int | None = None
@@ -97,19 +97,19 @@ class Sampling(Struct, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    json_schema: dict[str, Any] | None = None  # the output must fit it; {} means any JSON object
+    json_schema: dict[str, Any] | None = None  # the output must match it; {} means any JSON object
     schema_form: dict[str, Any] | None = (
         None  # json_schema with its name and strict, as the request has it, for endpoints
     )
     num_choices: int = 1
-    ignore_eos: bool = False  # generate max_tokens whatever the model says: for benches
+    ignore_eos: bool = False  # always generate max_tokens: for benchmarks
 
 
 class Raw(Struct, frozen=True, kw_only=True):
-    """What is put to the model as it is, instead of a conversation.
+    """Input that goes to the model unchanged, instead of a conversation.
 
-    A completion goes on from its one input. An embedding makes a vector of each, of `dimensions` where that is
-    given, in base64 where that is asked for.
+    A completion continues its one input. An embedding request returns a vector for each input, with `dimensions` if
+    given, and in base64 if requested.
     """
 
     kind: Literal["completion", "embedding"]
@@ -121,10 +121,10 @@ class Raw(Struct, frozen=True, kw_only=True):
 class Request(Struct, frozen=True, kw_only=True):
     """One request line, whatever format it came in.
 
-    `messages`: normalised: at least one turn; system text (if any) is the first turn and the only one of
-    its role; no two consecutive turns of one role and name, save those of tools. A last turn of role assistant is to be
-    continued. `tools` None: the model is shown none. `is_thinking` None: as the model does by itself.
-    `raw`: where it is no conversation; there are no messages then.
+    `messages`: normalized: at least one turn; system text (if any) is the first turn and the only one of its role; no
+    two consecutive turns of one role and name, except those of tools. A last turn of role assistant is to be continued.
+    `tools` None: the request has no tools. `is_thinking` None: the model's default.
+    `raw`: instead of a conversation; there are no messages then.
     """
 
     custom_id: str
@@ -146,12 +146,12 @@ class Request(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What a request gets where it does not say. Frozen into the batch record.
+    """The defaults for fields that a request does not set. Frozen into the batch record.
 
-    `temperature` None means the format's own: 0.2 for `params` lines, 1.0 for OpenAI lines. Every answer must fit
-    `output_schema`, a JSON schema, where there is one; it also guides the requests that bring none of their own.
-    `needs_max_tokens`: a `params` line without max_tokens is refused, as it is where such lines come from.
-    `needs_answer`: a refusal is a failed request, where the format of the results has no other place for it.
+    `temperature` None: the default of the input format: 0.2 for `params` lines, 1.0 for OpenAI lines. If there is an
+    `output_schema` (a JSON schema), every answer must match it; it also guides requests without a schema of their own.
+    `needs_max_tokens`: reject a `params` line without max_tokens, as Anthropic's API does.
+    `needs_answer`: a refusal counts as a failed request, because the format of the results cannot express it.
     """
 
     max_tokens: int = 2048
@@ -165,7 +165,7 @@ class Defaults:
 class Usage(Struct, frozen=True, kw_only=True):
     """Tokens. `cached_tokens` is the part of `input_tokens` that the prefix cache served.
 
-    `unknown`: results whose tokens an endpoint did not tell; they are in none of the sums.
+    `unknown`: results for which an endpoint reported no tokens; the sums do not include them.
 
     >>> usage = sum((result.usage for result in done.results()), batchfile.Usage())
     >>> usage.input_tokens, usage.output_tokens, usage.unknown
@@ -187,10 +187,10 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class Choice(Struct, frozen=True):
-    """`stop_sequence`: the one that ended it, where the engine tells. `thinking`: what the model said to itself.
+    """`stop_sequence`: the one that ended it, if the engine reports it. `thinking`: the model's reasoning.
 
-    `stop_reason` refusal: `text` is what the model said instead of an answer. content_filter: `text` is what came
-    before the filter stopped it.
+    `stop_reason` refusal: `text` is what the model said instead of an answer. content_filter: `text` is what was
+    generated before the filter stopped it.
     """
 
     text: str
@@ -210,9 +210,9 @@ class Completion(Struct, frozen=True, kw_only=True):
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """A request ended without an answer. `status` tells how; `type` and `message` are for its user.
+    """A request ended without an answer. `status` says how; `type` and `message` are for its user.
 
-    `http_status`: what an endpoint answered, where one did.
+    `http_status`: the status that an endpoint answered, if one did.
     """
 
     type: str
@@ -255,8 +255,8 @@ class Counts:
 class RoutingTable:
     """Which pool a request goes to; frozen into the batch record.
 
-    `stages`: stage -> pool. `pools`: pool -> the model names (its own and its aliases) that mean it.
-    `everything`: a pool that takes all requests whatever they say (a local run's one engine).
+    `stages`: stage -> pool. `pools`: pool -> the model names (its own and its aliases) that lead to it.
+    `everything`: a pool that takes all requests, regardless of their fields (a local run's one engine).
     """
 
     stages: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The `batchfile` command. Only this package knows click and rich; the commands are loaded when they are called."""
+"""The `batchfile` command. Only this package uses click and rich; each command is loaded when it is called."""
 
 from batchfile.cli.group import main
 

@@ -1,4 +1,4 @@
-"""A batch as people and scripts read it: a line, a JSON object, a strip of its shards. Pure."""
+"""Formats a batch for people and scripts: as a line, a JSON object, or a strip of its shards. Pure."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -58,7 +58,7 @@ def _unknown(usage: Usage) -> str:
 
 
 def list_lines(batches: Sequence[BatchStatus]) -> list[str]:
-    """A line for each, in columns as wide as what is in them."""
+    """A line for each batch, in aligned columns."""
     rows = [_cells(batch) for batch in batches]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -81,13 +81,13 @@ def _failed(batch: BatchStatus) -> str:
 
 
 def _early(batch: BatchStatus) -> str:
-    """What did not run because the batch ended early; empty where that is nothing."""
+    """The requests that did not run because the batch ended early; empty if all ran."""
     counts = ((batch.counts.canceled, "canceled"), (batch.counts.expired, "expired"))
     return ", ".join(f"{num:,} {what}" for num, what in counts if num)
 
 
 def _printable(name: str) -> str:
-    """A file's name may have anything in it, what moves a terminal's cursor too."""
+    """Without control characters: a file's name may contain some that move the terminal's cursor."""
     return "".join(char if char.isprintable() else "?" for char in name)
 
 
@@ -105,7 +105,7 @@ def end_line(batch: BatchStatus) -> str:
 
 
 def strip(pool: PoolProgress, num_cells: int = STRIP_CELLS) -> str:
-    """Shards by how far they are: done, in work, waiting. A cell is a shard, or several of them."""
+    """Shards by state: done, running, waiting. A cell stands for one or more shards."""
     cells = min(num_cells, pool.num_shards)
     if not cells:
         return ""
@@ -117,4 +117,4 @@ def strip(pool: PoolProgress, num_cells: int = STRIP_CELLS) -> str:
 
 
 def pool_line(name: str, pool: PoolProgress) -> str:
-    return f"{name}  {strip(pool)}  {pool.num_done:,}/{counted(pool.num_shards, 'shard')}, {pool.num_leased:,} in work"
+    return f"{name}  {strip(pool)}  {pool.num_done:,}/{counted(pool.num_shards, 'shard')}, {pool.num_leased:,} running"

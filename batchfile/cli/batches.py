@@ -1,4 +1,4 @@
-"""The commands that look at batches of a service or a store, fetch their results, or end them."""
+"""The commands that show batches of a service or a store, fetch their results, or end them."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ import click
 
 from batchfile.cli.batch_text import as_json, end_line, list_lines, pool_line, status_line
 from batchfile.cli.exits import Exit, report_lost_output
+from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
 from batchfile.cli.progress import follow_all, follow_one
 from batchfile.cli.remote import REMOTE_EXITS, Where, check_free, exit_of_batch, save, where_options
@@ -16,17 +17,24 @@ from batchfile.client.base import BatchStatus
 from batchfile.client.connection import Connection
 from batchfile.local.options import STDOUT
 
-PAGE = 100  # batches whose columns are as wide
+PAGE = 100  # batches whose columns are aligned together
 
 
-@click.command("ls")
-@click.option("-n", "--limit", type=Whole(min=1), default=50, show_default=True, help="At most so many.")
-@click.option("--json", "is_json", is_flag=True, help="One JSON line for each batch.")
+@click.command(
+    "ls",
+    epilog=epilog(
+        "batchfile ls",
+        "batchfile ls --url https://batch.example -n 10",
+        "batchfile ls --store s3://bucket/prefix --tenant acme --json",
+    ),
+)
+@click.option("-n", "--limit", type=Whole(min=1), default=50, show_default=True, help="List at most this many.")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON line for each batch.")
 @where_options
 def ls(limit: int, is_json: bool, where: Where) -> None:
     """List the batches of a service or a store, newest first.
 
-    Each with its id, when it was made, its state, how far it is, what failed, and the file or the stage it is of.
+    Each line has the id, creation time, state, progress, number of failed requests, and the file or stage.
     """
     num = 0
     with where.connected() as connection:
@@ -36,16 +44,23 @@ def ls(limit: int, is_json: bool, where: Where) -> None:
             for row in [json.dumps(as_json(batch)) for batch in page] if is_json else list_lines(page):
                 click.echo(row)
     if not num and not is_json:
-        whose = "of this API key" if where.url else f"of the tenant {where.tenant}; --tenant names another"
+        whose = "for this API key" if where.url else f"for the tenant {where.tenant}; --tenant selects another"
         click.echo(f"no batches {whose}", err=True)
 
 
-@click.command("status")
+@click.command(
+    "status",
+    epilog=epilog(
+        "batchfile status batch_4f2a91c07d3e",
+        "batchfile status results.jsonl                      # the run with this output",
+        "batchfile status batch_4f2a91c07d3e --url https://batch.example --json",
+    ),
+)
 @click.argument("batch")
-@click.option("--json", "is_json", is_flag=True, help="One JSON line instead of words.")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON line instead of text.")
 @where_options
 def status(batch: str, is_json: bool, where: Where) -> None:
-    """Show how far BATCH is: a batch id, or the path of a run's output. `batchfile watch` goes on looking."""
+    """Show the progress of BATCH: a batch id, or the path of a run's output. `batchfile watch` follows it."""
     with where.connected(batch) as connection:
         found = connection.batch(batch).last_status
     if is_json:
@@ -58,14 +73,22 @@ def status(batch: str, is_json: bool, where: Where) -> None:
         click.echo(f"  {pool_line(name, pool)}")
 
 
-@click.command("watch", epilog=REMOTE_EXITS)
+@click.command(
+    "watch",
+    epilog=epilog(
+        "batchfile watch                                     # all open batches of .batchfile here",
+        "batchfile watch batch_4f2a91c07d3e --url https://batch.example",
+        "batchfile watch --store s3://bucket/prefix",
+        exits=REMOTE_EXITS,
+    ),
+)
 @click.argument("batch", required=False)
 @where_options
 def watch(batch: str | None, where: Where) -> None:
-    """Show how far BATCH is until it has ended; without BATCH, all that are open.
+    """Follow the progress of BATCH until it ends; without BATCH, of all open batches.
 
-    On a terminal a live picture with a strip of each pool's shards (█ done, ▒ in work, · waiting), else a line every
-    10 s. A service or a store that goes away for a while is waited for.
+    On a terminal this is a live display with a strip of each pool's shards (█ done, ▒ running, · waiting), elsewhere a
+    line every 10 s. If the service or the store is unavailable for a while, the command waits for it.
     """
     with where.opened(batch) as remote:
         if batch is not None:
@@ -73,7 +96,7 @@ def watch(batch: str | None, where: Where) -> None:
         else:
             ended = follow_all(remote, _say_end)
         if not ended:
-            click.echo(f"no batch is open at {remote.place}", err=True)
+            click.echo(f"no open batches at {remote.place}", err=True)
     sys.exit(max((exit_of_batch(one) for one in ended), default=Exit.OK))
 
 
@@ -81,13 +104,20 @@ def _say_end(batch: BatchStatus) -> None:
     click.echo(end_line(batch))
 
 
-@click.command("tail", epilog=REMOTE_EXITS)
+@click.command(
+    "tail",
+    epilog=epilog(
+        "batchfile tail batch_4f2a91c07d3e",
+        "batchfile tail batch_4f2a91c07d3e --url https://batch.example | jq .custom_id",
+        exits=REMOTE_EXITS,
+    ),
+)
 @click.argument("batch")
 @where_options
 def tail(batch: str, where: Where) -> None:
-    """Write the results of BATCH to stdout as they land, in no order, until it has ended.
+    """Write the results of BATCH to stdout as they arrive, in any order, until it ends.
 
-    Each comes once, as a native result line, from the beginning.
+    Starts with the results that exist already. Each is written once, as a native result line.
     """
     with where.connected(batch) as connection:
         found = connection.batch(batch)
@@ -100,28 +130,36 @@ def tail(batch: str, where: Where) -> None:
     sys.exit(exit_of_batch(ended))
 
 
-@click.command("results", epilog=REMOTE_EXITS)
+@click.command(
+    "results",
+    epilog=epilog(
+        "batchfile results batch_4f2a91c07d3e -o results.jsonl",
+        "batchfile results batch_4f2a91c07d3e -o results.parquet --force",
+        "batchfile results batch_4f2a91c07d3e --errors > failed.jsonl",
+        exits=REMOTE_EXITS,
+    ),
+)
 @click.argument("batch")
 @click.option(
     "-o", "--output", default="-", metavar="OUT", help="Write to OUT (.jsonl or .parquet).  [default: stdout]"
 )
-@click.option("--errors", "is_errors", is_flag=True, help="The input lines that did not succeed instead, to stdout.")
+@click.option("--errors", "is_errors", is_flag=True, help="Write the input lines that did not succeed, to stdout.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @where_options
 def results(batch: str, output: str, is_errors: bool, force: bool, where: Where) -> None:
     """Write the results of BATCH (an id, or the path of a run's output), in input order and in the format of its input.
 
-    Beside OUT comes OUT.errors.jsonl: the input lines that did not succeed; absent if none. A download that was
-    broken off is continued by the same command. Exits with 3 where BATCH has not ended.
+    Also writes OUT.errors.jsonl with the input lines that did not succeed, if there are any. The same command resumes
+    an interrupted download. Exits with 3 if BATCH has not ended.
     """
     if is_errors and output != STDOUT:
-        raise click.UsageError("--errors writes to stdout; with -o alone these lines come to OUT.errors.jsonl")
+        raise click.UsageError("--errors writes to stdout; without it, -o writes these lines to OUT.errors.jsonl")
     path = check_free(output, is_forced=force)
     with where.connected(batch) as connection:
         found = connection.batch(batch)
         if not found.last_status.has_ended:
             name = found.id
-            click.echo(f"{name} has not ended yet; `batchfile watch {name}` shows how far it is", err=True)
+            click.echo(f"{name} has not ended yet; `batchfile watch {name}` shows its progress", err=True)
             sys.exit(Exit.FAILED_REQUESTS)
         if is_errors:
             found.save_errors(sys.stdout.buffer)
@@ -131,39 +169,51 @@ def results(batch: str, output: str, is_errors: bool, force: bool, where: Where)
     sys.exit(exit_of_batch(found.last_status))
 
 
-@click.command("cancel")
+@click.command(
+    "cancel",
+    epilog=epilog(
+        "batchfile cancel batch_4f2a91c07d3e",
+        "batchfile cancel batch_4f2a91c07d3e --url https://batch.example",
+    ),
+)
 @click.argument("batch")
 @where_options
 def cancel(batch: str, where: Where) -> None:
-    """End BATCH (an id, or the path of a run's output). Finished requests keep their results."""
+    """End BATCH (an id, or the path of a run's output) early. Finished requests keep their results."""
     with where.connected(batch, writes=True) as connection:
         found = connection.batch(batch)
         if found.last_status.has_ended:
-            click.echo(f"{found.id} had ended already ({found.last_status.reason})")
+            click.echo(f"{found.id} has already ended ({found.last_status.reason})")
             return
         after = found.cancel()
-    with report_lost_output(f"the batch {after.batch_id} is canceled all the same"):
+    with report_lost_output(f"the batch {after.batch_id} is canceled anyway"):
         if after.has_ended:
             click.echo(end_line(after))
         else:
-            click.echo(f"{after.batch_id} is ending: its runner or the service does the rest")
+            click.echo(f"{after.batch_id} is ending: its runner or the service finishes this")
 
 
-@click.command("delete")
+@click.command(
+    "delete",
+    epilog=epilog(
+        "batchfile delete batch_4f2a91c07d3e",
+        "batchfile delete batch_4f2a91c07d3e --now --store s3://bucket/prefix",
+    ),
+)
 @click.argument("batch")
-@click.option("--now", "is_now", is_flag=True, help="Remove its bytes before the command returns.")
+@click.option("--now", "is_now", is_flag=True, help="Remove its data before the command returns.")
 @where_options
 def delete(batch: str, is_now: bool, where: Where) -> None:
-    """Delete BATCH (an id, or the path of a run's output), which has ended: nobody can read it any more.
+    """Delete BATCH (an id, or the path of a run's output), which must have ended. It can no longer be read.
 
-    Downloads under way finish: its bytes stay for an hour (limits.download_grace_s), its record without them for a day
-    (limits.tombstone_s), and are then removed by any service or runner of the store. With --now the bytes go at once,
-    and the record keeps no more than its id, its tenant and its times; downloads under way break off with an error. A
-    batch that is deleted already can be deleted with --now as well.
+    Downloads in progress can finish: the data stays for an hour (limits.download_grace_s) and the record for a day
+    (limits.tombstone_s); any service or runner of the store then removes them. With --now the data is removed at once,
+    the record keeps only its id, tenant and times, and downloads in progress fail. --now also works for a batch that is
+    already deleted.
 
-    Files that you hold yourself stay: OUT of a run, uploaded files, the files in inbox/, outbox/ and done/.
+    Your own files stay: OUT of a run, uploaded files, and the files in inbox/, outbox/ and done/.
     """
     with where.connected(batch, writes=True) as connection:
         batch_id = connection.delete(batch, now=is_now)
-    with report_lost_output(f"the batch {batch_id} is deleted all the same"):
-        click.echo(f"{batch_id} is deleted" + (", and so are its bytes" if is_now else ""))
+    with report_lost_output(f"the batch {batch_id} is deleted anyway"):
+        click.echo(f"{batch_id} is deleted" + (", and its data is removed" if is_now else ""))

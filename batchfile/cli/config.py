@@ -1,7 +1,4 @@
-"""`batchfile config show`: every setting, where it came from, and what holds where it has no value.
-
-`batchfile keys new`: an API key, printed once and stored nowhere, and the setting by which the service knows it.
-"""
+"""The commands `config show` (every setting, its origin and its effective default) and `keys new` (a new API key)."""
 
 import hashlib
 import json
@@ -10,24 +7,25 @@ from collections.abc import Iterable, Mapping
 
 import click
 
+from batchfile.cli.help import epilog
 from batchfile.cli.remote import checked_tenant
 from batchfile.ledger.base import LOCAL
 from batchfile.settings import Setting, Settings, explain_settings, load_settings
 from batchfile.settings_tables import Times
 
-WIDTH_MAX = 48  # of the column of values; longer ones reach into the next
+WIDTH_MAX = 48  # of the column of values; longer values extend into the next
 OF_POOLS = ("pools", "stages")
 KEY_PREFIX = "bf_"
-KEY_BYTES = 32  # of chance
+KEY_BYTES = 32  # random
 
-# Where the protocol's times differ: is the store a directory, and is it a service's?
+# Where the protocol's times differ: whether the store is a directory, and whether a service uses it.
 PLACES = {
     "run, directory": (True, False),
     "run, bucket": (False, False),
     "service, directory": (True, True),
     "service, bucket": (False, True),
 }
-# In words, of settings whose absence means something.
+# The effective defaults of settings without a value.
 _UNSET = {
     "store": ".batchfile next to OUT; of a service: .batchfile in the current folder",
     "host": "loopback without API keys, every interface with them",
@@ -48,18 +46,25 @@ _UNSET_OF_POOLS = {
 InForce = str | float | Mapping[str, float]
 
 
-@click.group("config")
+@click.group("config", epilog=epilog("batchfile config show", "batchfile config show --json"))
 def config() -> None:
-    """Show the settings and where they came from."""
+    """Show the settings and where each was set."""
 
 
-@config.command("show")
-@click.option("--all", "is_all", is_flag=True, help="The built-in pools and stages too, where you have set none.")
-@click.option("--json", "is_json", is_flag=True, help="One JSON object instead of a table, of everything.")
+@config.command(
+    "show",
+    epilog=epilog(
+        "batchfile config show",
+        "batchfile config show --all",
+        "BATCHFILE_CONFIG=service.toml batchfile config show --json",
+    ),
+)
+@click.option("--all", "is_all", is_flag=True, help="Include the built-in pools and stages.")
+@click.option("--json", "is_json", is_flag=True, help="Print everything as one JSON object.")
 def show(is_all: bool, is_json: bool) -> None:
-    """Print each value and its origin: default, the file, or a variable of the environment.
+    """Print each setting with its origin: default, the settings file, or an environment variable.
 
-    In parentheses: what holds where nothing is set. Times are in seconds.
+    A value in parentheses is the effective default of an unset setting. Times are in seconds.
     """
     settings = load_settings()
     found = explain_settings(settings)
@@ -76,7 +81,7 @@ def show(is_all: bool, is_json: bool) -> None:
 
 
 def has_own_pools(found: Iterable[Setting]) -> bool:
-    """Is anything set of the pools or stages, which `batchfile run` does without?"""
+    """Is any pool or stage set? `batchfile run` does not use them."""
     return any(_is_of_pools(item) and item.origin != "default" for item in found)
 
 
@@ -98,7 +103,7 @@ def _shown(settings: Settings, item: Setting) -> str:
 
 
 def in_force(settings: Settings, name: str) -> InForce | None:
-    """What the unset setting `name` amounts to: one number, numbers by place, or words; None: nothing."""
+    """The effective default of the unset setting `name`: a number, numbers by place, or words; None: no default."""
     table, _, field = name.partition(".")
     if table == "limits" and field in Times.model_fields:
         return _time(settings, field)
@@ -110,7 +115,7 @@ def in_force(settings: Settings, name: str) -> InForce | None:
 
 
 def as_words(found: InForce) -> str:
-    """`30 (directory), 90 (bucket)`: each number once, with the places that it is for."""
+    """`30 (directory), 90 (bucket)`: each number once, with the places that it applies to."""
     if isinstance(found, str):
         return found
     if not isinstance(found, Mapping):
@@ -130,7 +135,7 @@ def _time(settings: Settings, field: str) -> InForce:
 
 
 def _common(places: list[str]) -> str:
-    """Two places that share a half are named by it; all but one are the others."""
+    """The name of several places: the half that two of them share, or "otherwise" for all but one."""
     if len(places) == len(PLACES) - 1:
         return "otherwise"
     for half in ("directory", "bucket", "run", "service"):
@@ -139,25 +144,31 @@ def _common(places: list[str]) -> str:
     return "; ".join(places)
 
 
-@click.group("keys")
+@click.group("keys", epilog=epilog("batchfile keys new acme", "batchfile keys new --help"))
 def keys() -> None:
-    """Make API keys for the service."""
+    """Create API keys for the service."""
 
 
-@keys.command("new")
+@keys.command(
+    "new",
+    epilog=epilog(
+        "batchfile keys new acme",
+        "batchfile keys new default                          # the tenant of a service without keys",
+    ),
+)
 @click.argument("tenant", callback=checked_tenant)
 @click.option(
     "--dialect",
     type=click.Choice(["stage", "anthropic"]),
-    help="What answers to this key speak.  [default: what the request tells]",
+    help="The API format of responses to this key.  [default: by the request]",
 )
 def new(tenant: str, dialect: str | None) -> None:
-    """Print a new key of TENANT, and the line by which the service knows it.
+    """Print a new API key for TENANT, and the setting with which the service accepts it.
 
-    The key is for the client. The line is for the service: several are joined with commas.
+    The first line is for the client, the second for the service: join the values of several keys with commas.
     """
     key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
     known = ":".join([tenant, hashlib.sha256(key.encode()).hexdigest(), *([dialect] if dialect else [])])
     click.echo(f"LOCAL_BATCH_API_KEY={key}")
     click.echo(f"BATCHFILE_API_KEYS={known}")
-    click.echo("The key is shown this once: keep it where the client finds it.", err=True)
+    click.echo("The key is shown only once and stored nowhere: save it for the client.", err=True)

@@ -1,4 +1,4 @@
-"""`batchfile doctor`: is everything here that a run needs? Each check is one line; a failed one says what to do."""
+"""`batchfile doctor`: checks that everything a run needs is here. A failed check says what to do."""
 
 import importlib.metadata
 import json
@@ -16,6 +16,7 @@ import click
 from batchfile import __version__, logs
 from batchfile.cli.config import has_own_pools
 from batchfile.cli.exits import Exit
+from batchfile.cli.help import epilog
 from batchfile.engine.vllm.cpu import check_usable, read_cpu
 from batchfile.engine.vllm.preflight import PACKAGES, check_model, is_cpu_build, is_local
 from batchfile.errors import BatchfileError, SettingsError
@@ -31,18 +32,21 @@ Verdict = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """What one check found. `detail` says what is there, or what to do."""
+    """The outcome of one check. `detail` says what was found, or what to do."""
 
     name: str
     verdict: Verdict
     detail: str
 
 
-@click.command("doctor")
-@click.option("--store", metavar="STORE", help="Also prove this store's conditions; up to a minute on a bucket.")
-@click.option("--json", "is_json", is_flag=True, help="One JSON object.")
+@click.command(
+    "doctor",
+    epilog=epilog("batchfile doctor", "batchfile doctor --store s3://bucket/prefix", "batchfile doctor --json"),
+)
+@click.option("--store", metavar="STORE", help="Test the conditional writes of this store; up to a minute on a bucket.")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 def doctor(store: str | None, is_json: bool) -> None:
-    """Check Python, vLLM, GPU, model, disk, settings and the store. Exits with 1 if a run could not work."""
+    """Check Python, vLLM, GPU, model, disk, settings and the store. Exits with 1 if a run would fail."""
     logs.for_command()
     found = [_safely("python", _python), _safely("batchfile", _batchfile), *_settings_and_store(store)]
     found += [_safely("vllm", _vllm), _safely("gpu", _gpu), _safely("model", _model), _safely("disk", _disk)]
@@ -94,11 +98,11 @@ def _store(url: str | None, settings: Settings) -> Diagnostic:
 
     chosen = url or settings.store
     if chosen is None:
-        return Diagnostic("store", "ok", ".batchfile beside each output; name one to prove it: doctor --store STORE")
+        return Diagnostic("store", "ok", ".batchfile next to each output; to test another: doctor --store STORE")
     proof = prove_conditions(open_store(chosen, prove=False), heavy=True)
     if proof.unclear:
-        return Diagnostic("store", "warning", f"{chosen} was too busy to tell: {proof.unclear}; try again later")
-    return Diagnostic("store", "ok", f"{chosen} keeps its conditions ({proof.seconds:.1f} s of racing writers)")
+        return Diagnostic("store", "warning", f"{chosen} was too busy for the test: {proof.unclear}; try again later")
+    return Diagnostic("store", "ok", f"{chosen} enforces conditional writes (tested for {proof.seconds:.1f} s)")
 
 
 def _vllm() -> Diagnostic:
@@ -111,7 +115,7 @@ def _vllm() -> Diagnostic:
             check_usable(read_cpu())
         return Diagnostic("vllm", "ok", found)
     return Diagnostic(
-        "vllm", "warning", "is not installed: `just setup` installs it; --engine http and echo work without"
+        "vllm", "warning", "is not installed: `just setup` installs it; --engine http and echo do not need it"
     )
 
 
@@ -123,7 +127,7 @@ def _gpu() -> Diagnostic:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_WAIT_S, check=False)
     except subprocess.TimeoutExpired:
-        return Diagnostic("gpu", "failed", f"nvidia-smi did not answer in {GPU_WAIT_S} s; look at the driver")
+        return Diagnostic("gpu", "failed", f"nvidia-smi did not answer within {GPU_WAIT_S} s; check the driver")
     if done.returncode != 0:
         return Diagnostic("gpu", "failed", f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}")
     return Diagnostic("gpu", "ok", "; ".join(done.stdout.strip().splitlines()))
@@ -143,8 +147,8 @@ def _model() -> Diagnostic:
 
 def _where(model: str, engine: EngineKind) -> str:
     if engine != "vllm":
-        return f"of the engine {engine}"
-    return "on this machine" if is_local(model) else "from the hub, or its cache"
+        return f"engine {engine}"
+    return "on this machine" if is_local(model) else "from the Hugging Face Hub, or its cache"
 
 
 def _disk() -> Diagnostic:

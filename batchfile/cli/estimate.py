@@ -1,4 +1,4 @@
-"""`batchfile estimate`: what a file will take, before it runs. Says how each figure came about."""
+"""`batchfile estimate`: the tokens, time and cost of a file, before it runs, and how each figure was obtained."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from batchfile import logs
+from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.progress import transfer
 from batchfile.cli.remote import Where, place_options
@@ -29,14 +30,23 @@ from batchfile.settings import Settings, load_settings
 from batchfile.types import Request, RoutingTable
 
 
-@click.command("estimate")
+@click.command(
+    "estimate",
+    epilog=epilog(
+        "batchfile estimate requests.jsonl",
+        "batchfile estimate requests.jsonl --tokens mistralai/Mistral-7B-Instruct-v0.3 --against gpt-4o-mini",
+        "batchfile estimate requests.jsonl --url https://batch.example --stage email --gpu-hour 2.50 --gpus 1",
+    ),
+)
 @click.argument("file")
-@click.option("--stage", help="The stage whose work this is.")
+@click.option("--stage", help="The stage of the requests.")
 @click.option("--tokens", "tokenizer", metavar="MODEL", help="Count with MODEL's tokenizer.  [default: characters / 4]")
-@click.option("--gpu-hour", type=Finite(min=0), metavar="USD", help="What a GPU costs an hour.")
-@click.option("--gpus", type=Whole(min=1), metavar="N", help="How many GPUs each pool has.")
-@click.option("--against", multiple=True, metavar="MODEL", help="A hosted model, or provider:model; repeatable.")
-@click.option("--json", "is_json", is_flag=True, help="One JSON object.")
+@click.option("--gpu-hour", type=Finite(min=0), metavar="USD", help="The price of a GPU per hour.")
+@click.option("--gpus", type=Whole(min=1), metavar="N", help="The number of GPUs of each pool.")
+@click.option(
+    "--against", multiple=True, metavar="MODEL", help="Compare with a hosted model, or provider:model; repeatable."
+)
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 @place_options
 def estimate(
     file: str,
@@ -48,11 +58,11 @@ def estimate(
     is_json: bool,
     where: Where,
 ) -> None:
-    """Say what FILE (- is stdin, or s3://BUCKET/KEY) will take: requests, tokens, time, and what it costs where.
+    """Estimate the requests, tokens, time and cost of FILE (- is stdin, or s3://BUCKET/KEY). Nothing runs.
 
-    Nothing runs. Time is by what the pool's runners measured while they had work in the last minute, and no less than
-    one request takes; hosted prices are those of the package genai-prices. What is not known is said to be unknown.
-    Where neither a service nor a store is named, and no runner is at work here, it speaks of this machine alone.
+    Times are based on what the pool's runners measured while they had work in the last minute, and are at least the
+    time of one request. Hosted prices are those of the package genai-prices. Unknown figures are shown as unknown.
+    Without a service or a store, and without a runner here, the estimate is for this machine only.
     """
     logs.for_command()
     upload = open_upload(file)
@@ -72,9 +82,9 @@ def estimate(
 def _asked(
     upload: Upload, stage: str | None, tokenizer: str | None, where: Where
 ) -> tuple[Sample, list[PoolTime] | None]:
-    """The file's sample, and its pools where there is a service or a store to ask.
+    """The file's sample, and the times of its pools where there is a service or a store to ask.
 
-    The folder of local runs is a store that nobody named: it counts where somebody works at it.
+    The default store of local runs counts only if a runner works on it.
     """
     settings = load_settings()
     is_named = any(place is not None for place in (where.url, where.store, settings.store))
@@ -114,58 +124,58 @@ def _lines(made: Estimate, stage: str | None) -> Iterator[str]:
     sample = made.sample
     how = f"{made.tokenizer}'s tokenizer" if made.tokenizer else f"characters / {CHARS_PER_TOKEN}"
     over = "over all requests" if sample.is_whole else f"over a sample of {sample.num_looked_at:,} requests"
-    bad = f"; about {sample.num_bad:,.0f} of them can not run: `batchfile validate` says why" if sample.num_bad else ""
+    bad = f"; about {sample.num_bad:,.0f} of them cannot run: `batchfile validate` says why" if sample.num_bad else ""
     yield f"  requests       {sample.num_requests:,}{bad}"
     if sample.num_unrouted:
         yield f"                 {_unrouted(sample, stage)}"
     yield f"  input tokens   about {sample.input_tokens:,.0f} ({how}, {over})"
     likely = made.expected_output_tokens
-    text = "how many is unknown" if likely is None else f"about {likely:,} if answers are as long as the pools' so far"
+    text = "expected: unknown" if likely is None else f"expected: about {likely:,}, by the pools' average answer length"
     yield f"  output tokens  at most {sample.max_output_tokens:,.0f} (the sum of max_tokens); {text}"
     yield from _time_lines(made.times)
     yield f"  GPU cost       {_gpu_cost(made)}"
     for price in made.hosted:
-        kind = "batch price" if price.is_batch else "list price: no batch price of it is known"
+        kind = "batch price" if price.is_batch else "list price; its batch price is unknown"
         yield (
             f"  hosted         {price.model} at {price.provider}: ${price.input_usd:,.2f} for input, at most "
             f"${price.max_output_usd:,.2f} for output ({kind})"
         )
     if not made.hosted:
-        yield "  hosted         not asked: --against MODEL"
+        yield "  hosted         not requested: use --against MODEL"
 
 
 def _unrouted(sample: Sample, stage: str | None) -> str:
     text = f"no pool for about {sample.num_unrouted:,.0f} of them"
     if stage is None:
-        return f"{text}: name their stage (--stage), or see `batchfile validate --routing`"
-    return f"{text}: `batchfile validate --stage {stage}` says why"
+        return f"{text}; set --stage, or see `batchfile validate --routing`"
+    return f"{text}; `batchfile validate --stage {stage}` says why"
 
 
 def _time_lines(times: list[PoolTime] | None) -> Iterator[str]:
     if times is None:
-        yield "  time           unknown: `batchfile run` shows it as it goes; --url or --store asks a service"
+        yield "  time           unknown: use --url or --store for a service; `batchfile run` shows it while it runs"
     elif not times:
-        yield "  time           unknown: no request leads to a pool"
+        yield "  time           unknown: no request has a pool"
     for time in times or []:
         who = f"{counted(time.num_runners, 'runner')} of {time.pool}"
         if time.busy_s is None or time.until_s is None or time.requests_per_s is None:
             verb = "is" if time.num_runners == 1 else "are"
-            yield f"  time           unknown: {who} {verb} there, and too little was measured in the last minute"
+            yield f"  time           unknown: {who} {verb} running, with too little work in the last minute to measure"
             continue
         how = f"at {time.requests_per_s:,.1f} requests/s ({who}, last minute)"
         if time.busy_s == time.request_s:
-            how = f"as one request takes alone ({who}, the median of the last 1,000)"
+            how = f"as for a single request ({who}, median of the last 1,000)"
         text = f"  time           about {duration(time.busy_s)} {how}"
         if time.waiting:
-            text += f"; {time.waiting:,} requests wait before them: done in {duration(time.until_s)}"
+            text += f"; {time.waiting:,} requests wait ahead of them: done in {duration(time.until_s)}"
         yield text
 
 
 def _gpu_cost(made: Estimate) -> str:
     if made.gpu_hour is None or made.gpus is None:
-        return "unknown: give --gpu-hour USD and --gpus N"
+        return "unknown: set --gpu-hour USD and --gpus N"
     if made.gpu_usd is None:
-        return "unknown, as the time is"
+        return "unknown, because the time is unknown"
     return f"about ${made.gpu_usd:,.2f} ({counted(made.gpus, 'GPU')} at ${made.gpu_hour:,.2f}/h)"
 
 

@@ -1,7 +1,4 @@
-"""How a command ends: its exit code, what is said of an error, and answers on stdout that must not be lost in silence.
-
-Knows no command.
-"""
+"""Exit codes, the messages of errors, and the detection of lost output on stdout. Knows no command."""
 
 import errno
 import io
@@ -28,7 +25,7 @@ from batchfile.errors import (
 
 
 class Exit(IntEnum):
-    """What a script may rely on; printed by `batchfile run --help`."""
+    """Stable exit codes, documented in `batchfile run --help`."""
 
     OK = 0
     UNEXPECTED = 1
@@ -44,14 +41,14 @@ class Exit(IntEnum):
 EXIT_HELP = """\b
 Exit codes:
   0    every request succeeded
-  1    something unexpected; what was done is kept
-  2    wrong usage or a wrong setting
+  1    unexpected error; finished requests are kept
+  2    wrong usage or an invalid setting
   3    finished, and some requests failed
-  4    the input can not be used
+  4    the input cannot be used
   7    the output belongs to another run
-  75   the engine did not return from a call; the same command continues
-  130  interrupted (Ctrl-C); the same command continues
-  143  terminated (SIGTERM); the same command continues"""
+  75   the engine hangs; the same command resumes
+  130  interrupted (Ctrl-C); the same command resumes
+  143  terminated (SIGTERM); the same command resumes"""
 
 _TABLE: tuple[tuple[type[Exception], Exit], ...] = (
     (InvalidFile, Exit.INVALID_INPUT),
@@ -63,7 +60,7 @@ _TABLE: tuple[tuple[type[Exception], Exit], ...] = (
 
 
 class StdoutLost(OSError):
-    """Stdout cannot be written. A reader that has gone is no such case: that stays a BrokenPipeError."""
+    """Stdout cannot be written. If its reader has closed it, a BrokenPipeError is raised instead."""
 
     def __str__(self) -> str:
         return f"stdout cannot be written ({self.strerror})"
@@ -77,12 +74,12 @@ def exit_of(error: BaseException) -> Exit:
 
 
 def explain(error: BaseException) -> str | None:
-    """One message for a person, or None where only a traceback helps."""
+    """A message for a person, or None where only a traceback helps."""
     if isinstance(error, StdoutLost):
-        return f"{error}: the answer is incomplete, and nothing was changed; send it to where it can be written"
+        return f"{error}: the output is incomplete, and nothing was changed; redirect it to a writable file"
     system = error if isinstance(error, OSError) else error.__cause__
     if isinstance(system, OSError) and system.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        return "the disk is full; what was done is kept: free some space and run the same command again"
+        return "the disk is full; finished work is kept: free some space and run the same command again"
     if isinstance(error, StoreUnavailable | StoreUnfit):
         return f"the store: {error}"
     if isinstance(error, BatchfileError):
@@ -94,14 +91,14 @@ def explain(error: BaseException) -> str | None:
 
 
 def say_json(message: str, code: Exit) -> None:
-    """The one shape of an error where --json is given. On stderr: stdout has answers only."""
+    """Print an error in the format of --json. To stderr: stdout is for results only."""
     click.echo(json.dumps({"error": {"message": message, "exit_code": int(code)}}), err=True)
 
 
 def end_process(code: int) -> NoReturn:
-    """Without the interpreter's own end, which the threads of a library may block or crash.
+    """End without the interpreter's shutdown, which threads of a library may block or crash.
 
-    What stdout still holds is part of an unfinished file, and its reader may not read.
+    Buffered stdout is dropped: it is part of an unfinished file, and flushing it may block.
     """
     with suppress(OSError, ValueError):
         sys.stderr.flush()
@@ -115,15 +112,15 @@ class _Stdout(io.FileIO):
         except BrokenPipeError:
             raise
         except OSError as error:
-            _discard()  # or the interpreter tries once more at its end, and says so
+            _discard()  # or the interpreter tries again when it exits, and reports it
             raise StdoutLost(error.errno, error.strerror) from None
 
 
 def tell_lost_output() -> None:
-    """From now on a failed write of sys.stdout is a StdoutLost, which no error of a file is taken for."""
+    """Make a failed write to sys.stdout raise StdoutLost, to tell it from errors of files."""
     given = sys.__stdout__
     if given is None or sys.stdout is not given:
-        return  # it was closed, or is somebody's capture
+        return  # it was closed, or is captured
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Stdout(1, "w", closefd=False)),
         encoding=given.encoding,
@@ -140,7 +137,7 @@ def _discard() -> None:
 
 @contextmanager
 def report_lost_output(what_now: str) -> Iterator[None]:
-    """Around what writes to stdout. `what_now`: what became of the work, and how to come by the answer.
+    """Wraps code that writes to stdout. `what_now`: the state of the work, and how to get the output.
 
     Only for a command that has changed something. Raises: BatchfileError where stdout cannot be written.
     """

@@ -1,4 +1,4 @@
-"""The command group: names and one line each, so that `batchfile --help` loads no command."""
+"""The command group with a one-line summary of each command, so that `batchfile --help` loads no command."""
 
 import importlib
 import os
@@ -12,6 +12,7 @@ from click.shell_completion import get_completion_class
 
 from batchfile import __version__
 from batchfile.cli.exits import Exit, end_process, exit_of, explain, say_json, tell_lost_output
+from batchfile.cli.help import epilog
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +26,24 @@ class Lazy:
 COMMANDS = {
     "run": Lazy("run", "Answer every request of a file with one engine on this machine."),
     "validate": Lazy("validate", "Check files of requests without running them."),
-    "submit": Lazy("submit", "Make a batch of a file, at a service or in a store."),
-    "watch": Lazy("batches", "Show how far batches are until they have ended."),
-    "tail": Lazy("batches", "Write the results of a batch as they land."),
+    "submit": Lazy("submit", "Create a batch from a file, in a service or a store."),
+    "watch": Lazy("batches", "Follow the progress of batches until they end."),
+    "tail": Lazy("batches", "Write the results of a batch as they arrive."),
     "results": Lazy("batches", "Write the results of an ended batch."),
     "ls": Lazy("batches", "List batches, newest first."),
-    "status": Lazy("batches", "Show how far a batch is."),
-    "cancel": Lazy("batches", "End a batch early; what is finished is kept."),
+    "status": Lazy("batches", "Show the progress of a batch."),
+    "cancel": Lazy("batches", "End a batch early; finished results are kept."),
     "delete": Lazy("batches", "Delete an ended batch and its results."),
-    "estimate": Lazy("estimate", "Say what a file will take: tokens, time, cost."),
-    "rerun": Lazy("submit", "Run again what did not succeed, as a new batch."),
+    "estimate": Lazy("estimate", "Estimate the tokens, time and cost of a file."),
+    "rerun": Lazy("submit", "Run the requests that did not succeed as a new batch."),
     "doctor": Lazy("doctor", "Check this machine, the engine and the store."),
-    "config": Lazy("config", "Show the settings and where they came from."),
+    "config": Lazy("config", "Show the settings and where each was set."),
     "serve": Lazy("program", "Serve batches over HTTP from a store."),
-    "worker": Lazy("program", "Work for one pool of a store."),
-    "keys": Lazy("config", "Make API keys for the service."),
+    "worker": Lazy("program", "Run the requests of one pool of a store."),
+    "keys": Lazy("config", "Create API keys for the service."),
     "completion": Lazy("group", "Print the completion script of a shell."),
 }
-OLD_NAMES = {"retry": "rerun"}  # still understood, and shown nowhere
+OLD_NAMES = {"retry": "rerun"}  # still accepted, but not documented
 
 
 class LazyGroup(click.Group):
@@ -67,7 +68,7 @@ class LazyGroup(click.Group):
 
             near = get_close_matches(args[0], COMMANDS, n=1)
             hint = f" Did you mean {near[0]}?" if near else " `batchfile --help` lists them."
-            ctx.fail(f"there is no command {args[0]!r}.{hint}")
+            ctx.fail(f"unknown command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -75,33 +76,42 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, lazy.summary) for name, lazy in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=epilog(
+        "batchfile run requests.jsonl -o results.jsonl",
+        "batchfile submit requests.jsonl --url https://batch.example --stage email --wait",
+        "batchfile run --help",
+    ),
+)
 @click.version_option(__version__, prog_name="batchfile")
 def root() -> None:
     """One JSONL of LLM requests in, one JSONL of results out.
 
-    A batch lives in a store (a directory or an S3 bucket) and survives whatever happens to a process.
+    A batch is kept in a store (a directory or an S3 bucket) and survives the end of any process.
     """
 
 
-@click.command("completion")
+@click.command(
+    "completion",
+    epilog=epilog(
+        'eval "$(batchfile completion bash)"    # in ~/.bashrc',
+        'eval "$(batchfile completion zsh)"     # in ~/.zshrc',
+        "batchfile completion fish > ~/.config/fish/completions/batchfile.fish",
+    ),
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script of SHELL.
-
-    \b
-    bash:  eval "$(batchfile completion bash)"   in ~/.bashrc
-    zsh:   eval "$(batchfile completion zsh)"    in ~/.zshrc
-    fish:  batchfile completion fish > ~/.config/fish/completions/batchfile.fish
-    """
+    """Print the completion script of SHELL."""
     kind = get_completion_class(shell)
     if kind is None:
-        raise click.ClickException(f"click knows no completion for {shell}")
+        raise click.ClickException(f"completion is not supported for {shell}")
     click.echo(kind(root, {}, "batchfile", "_BATCHFILE_COMPLETE").source())
 
 
 def main() -> None:
-    """The console script: every expected error is one line on stderr and its exit code."""
+    """The console script: prints every expected error as one line on stderr, and exits with its code."""
     _open_closed_streams()
     tell_lost_output()
     try:
@@ -113,7 +123,7 @@ def main() -> None:
         else:
             error.show()
         sys.exit(Exit.USAGE)
-    except click.Abort as abort:  # click makes it of Ctrl-C, and of an EOFError too, which is an error like any other
+    except click.Abort as abort:  # click raises it for Ctrl-C, and for an EOFError, which is an ordinary error
         if isinstance(abort.__cause__, EOFError):
             _fail(abort.__cause__)
         sys.exit(Exit.INTERRUPTED)
@@ -121,24 +131,24 @@ def main() -> None:
         if stop.code in {Exit.INTERRUPTED, Exit.TERMINATED}:
             end_process(int(stop.code or 0))
         raise
-    except Exception as error:  # noqa: BLE001 the process's top
+    except Exception as error:  # noqa: BLE001 the top of the process
         _fail(error)
 
 
 def _without_guess(error: click.NoSuchOption) -> click.UsageError:
-    """Only a typing error or the beginning of one option is taken for another; click guesses by likeness."""
+    """Suggest an option only for a typing error or the beginning of its name; click suggests any similar one."""
     from batchfile.lines.key_advice import typo_of
 
     name, command = error.option_name, error.ctx.command_path if error.ctx else "batchfile"
     options = error.possibilities or []
     begun = [option for option in options if option.startswith(name)]
     meant = begun[0] if len(begun) == 1 else typo_of(name, options)
-    hint = f"Did you mean {meant}?" if meant else f"`{command} --help` lists them."
-    return click.UsageError(f"there is no option {name}. {hint}", error.ctx)
+    hint = f"Did you mean {meant}?" if meant else f"`{command} --help` lists the options."
+    return click.UsageError(f"unknown option {name}. {hint}", error.ctx)
 
 
 def _open_closed_streams() -> None:
-    """Whoever starts a command may have closed some, as daemons do. A file of ours would else get their number."""
+    """Reopen streams that the parent has closed, as daemons do. Otherwise one of our files would get their number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 open as long as the process
@@ -157,5 +167,5 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _wants_json() -> bool:
-    """Whatever the command: where its answer is JSON, so is what went wrong."""
+    """Errors are JSON if the command was asked for JSON."""
     return "--json" in sys.argv[1:]

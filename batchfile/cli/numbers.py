@@ -1,4 +1,4 @@
-"""Numbers as options, and what they may be in our own words. Every option that is a number is one of these."""
+"""The types of numeric options, with plain error messages."""
 
 from math import isfinite
 from typing import Any
@@ -25,7 +25,7 @@ class Whole(click.IntRange):
 
 
 class Finite(click.FloatRange):
-    """A range of floats without NaN and infinity, which pass click's own ranges and mean nothing here."""
+    """A range of floats without NaN and infinity, which click's own ranges accept."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:

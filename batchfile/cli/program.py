@@ -1,6 +1,4 @@
-"""Commands that are programs of their own: the service and the worker. The library imports neither; it finds them by
-entry point, and they read their own options.
-"""
+"""The commands `serve` and `worker`, which are separate programs: found by entry point, with their own options."""
 
 import os
 import subprocess
@@ -22,7 +20,7 @@ Main = Callable[[list[str], str], int]  # the arguments, and what the help calls
 
 
 class Program(click.Command):
-    """`name`: of the command and of its entry point. `extra`: of the distribution, which the program needs."""
+    """`name`: of the command and of its entry point. `extra`: the extra of the distribution that it needs."""
 
     def __init__(self, name: str, summary: str, extra: str) -> None:
         super().__init__(name, help=summary)
@@ -36,7 +34,7 @@ class Program(click.Command):
         sys.exit(self._load(ctx)(ctx.args, ctx.command_path))
 
     def get_help(self, ctx: click.Context) -> str:
-        """For the reference. In a process of its own: the width is told by a variable."""
+        """For the reference. Runs in a separate process, with the width in a variable."""
         width = {"COLUMNS": str(ctx.terminal_width or 80), "NO_COLOR": "1"}
         command = [sys.executable, "-m", "batchfile", self.name or "", "--help"]
         done = subprocess.run(command, env={**os.environ, **width}, stdout=subprocess.PIPE, text=True, check=True)
@@ -46,7 +44,7 @@ class Program(click.Command):
         """Raises: SettingsError where the extra is missing, or this installation is older than the entry point."""
         found = list(entry_points(group=GROUP, name=self.name or ""))
         if not found:
-            raise SettingsError(f"this installation does not know `{ctx.command_path}`: {install_hint(self._extra)}")
+            raise SettingsError(f"`{ctx.command_path}` is not installed: {install_hint(self._extra)}")
         try:
             main: Main = _in_place(found[0]).load()
         except ModuleNotFoundError as error:
@@ -59,12 +57,12 @@ class Program(click.Command):
 
 
 def _in_place(entry: EntryPoint) -> EntryPoint:
-    """The wheel has the program within `batchfile`; in a checkout it is next to it, and has the shorter name."""
+    """In the wheel the program is within `batchfile`; in a checkout it is next to it, with a shorter name."""
     if find_spec(entry.module.rpartition(".")[0]) is not None:
         return entry
-    sys.path.insert(0, str(Path(batchfile.__file__).parents[1]))  # before anything else of that name
+    sys.path.insert(0, str(Path(batchfile.__file__).parents[1]))  # before other packages of that name
     return EntryPoint(entry.name, entry.value.removeprefix(LIBRARY), entry.group)
 
 
 serve = Program("serve", "Serve batches over HTTP from a store.", extra="api")
-worker = Program("worker", "Work for one pool of a store.", extra="fleet")
+worker = Program("worker", "Run the requests of one pool of a store.", extra="fleet")

@@ -1,4 +1,4 @@
-"""What takes a while: batches until their end, bytes on their way. Live on a terminal, else a line now and then."""
+"""Shows the progress of batches and transfers: live on a terminal, elsewhere as a line every few seconds."""
 
 import time
 from collections import deque
@@ -16,8 +16,8 @@ from batchfile.local.display import PLAIN_S, duration, is_terminal
 
 LOOK_S = 1.0
 RATE_WINDOW_S = 60.0
-ROWS_MAX = 20  # batches in one picture
-RECENT_MAX = 1_000  # batches among which open ones are looked for
+ROWS_MAX = 20  # batches in the live display
+RECENT_MAX = 1_000  # batches searched for open ones
 
 
 class Rate:
@@ -35,9 +35,9 @@ class Rate:
 
 
 class Follower:
-    """Follows what `look` finds until all of it has ended.
+    """Follows the batches that `look` finds until all have ended.
 
-    `on_end` hears of each batch that has ended, once: at once, or after the picture where there is one.
+    `on_end` is called once for each ended batch: immediately, or after the live display.
     """
 
     def __init__(self, look: Callable[[], list[BatchStatus]], on_end: Callable[[BatchStatus], None]) -> None:
@@ -47,7 +47,7 @@ class Follower:
         self._said: dict[str, tuple[float, str]] = {}  # per batch: when, in which state
 
     def run(self) -> list[BatchStatus]:
-        """The batches as they ended. Raises: what `look` raises, but that something is away only after a while."""
+        """The batches as they ended. Raises: as `look`, but unavailability only after `AWAY_S_MAX`."""
         is_live = is_terminal()
         found = self._look()
         with _picture() if is_live else nullcontext(None) as picture:
@@ -86,7 +86,7 @@ class Follower:
             rows += [f"  {pool_line(name, pool)}" for name, pool in sorted(batch.pools.items())]
         if len(found) > ROWS_MAX:
             rows.append(f"and {len(found) - ROWS_MAX:,} more")
-        return rows or ["no batch is open"]
+        return rows or ["no open batches"]
 
     def _line(self, batch: BatchStatus) -> str:
         if batch.has_ended:
@@ -95,11 +95,11 @@ class Follower:
         text = status_line(batch, time.time())
         left = batch.total - batch.counts.finished
         if batch.total and not left:
-            return f"{text}; its results are put together"
+            return f"{text}; assembling the results"
         return f"{text}, {rate:,.1f} requests/s, ETA {duration(left / rate)}" if rate else text
 
     def _say(self, found: list[BatchStatus]) -> None:
-        """A batch's line at its first look, when its state changes, and every few seconds."""
+        """Print a batch's line at first, when its state changes, and every few seconds."""
         now = time.monotonic()
         for batch in found:
             at, state = self._said.get(batch.batch_id, (float("-inf"), ""))
@@ -120,7 +120,7 @@ def follow_one(batch: Batch, on_end: Callable[[BatchStatus], None]) -> BatchStat
 
 
 def follow_all(remote: Remote, on_end: Callable[[BatchStatus], None]) -> list[BatchStatus]:
-    """Every batch that is open now, or is made while one is, until none is open."""
+    """Follow all open batches, and those created meanwhile, until no batch is open."""
     recent = list(islice(remote.batches(), RECENT_MAX))
     known = {batch.batch_id: batch for batch in recent if not batch.has_ended}
     seen = {batch.batch_id for batch in recent}
@@ -149,7 +149,7 @@ def _picture() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def transfer(what: str, size: int | None) -> Iterator[Callable[[int], None]]:
-    """A function that is told of each piece, in bytes. `size` None: nobody knows."""
+    """A function to call with the size of each chunk in bytes. `size` None: unknown."""
     if is_terminal():
         with _bar(what, size) as advance:
             yield advance

@@ -1,4 +1,4 @@
-"""The command-line reference, made of the commands' own help. `python -m batchfile.cli.reference > docs/cli.md`."""
+"""Generates the command-line reference from the commands' help: `python -m batchfile.cli.reference > docs/cli.md`."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,10 @@ WIDTH = 100
 
 _HEAD = """# The `batchfile` command
 
-Made from `--help` by `python -m batchfile.cli.reference > docs/cli.md`; a test checks that it is current.
+Every command with its options and examples, for users of the command line. Start with
+`batchfile run requests.jsonl -o results.jsonl`, or read [quickstart.md](quickstart.md).
+
+Generated from `--help` by `python -m batchfile.cli.reference > docs/cli.md`; a test checks that it is current.
 """
 
 

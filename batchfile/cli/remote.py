@@ -1,4 +1,4 @@
-"""What the commands for batches elsewhere share: the options that say where, saved results, the end as an exit code."""
+"""Shared by the commands for batches of a service or a store: the options for the place, exit codes, saved results."""
 
 import functools
 import os
@@ -19,12 +19,13 @@ from batchfile.client.connection import Connection, open_store_remote
 from batchfile.errors import BatchFailed, OutputTaken, SettingsError
 from batchfile.ledger.keys import is_pool_name
 from batchfile.local.options import STDOUT
+from batchfile.settings_tables import NAME_RULE
 from batchfile.types import TENANT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """Which batches a command means."""
+    """The service or store, and the tenant, that a command works with."""
 
     url: str | None
     api_key: str | None
@@ -33,15 +34,15 @@ class Where:
 
     @contextmanager
     def opened(self, name: str | None = None, *, writes: bool = False, is_new: bool = False) -> Iterator[Remote]:
-        """A service's where there is a `url`, else a store's: named, set, or beside the output `name`.
+        """The service at `url`, else a store: of the option, the settings, or next to the output `name`.
 
-        `writes`: something will be changed; a bucket is proven fit first. `is_new`: a directory that is not there yet
-        is made, and a batch lives as long as a service's.
+        `writes`: something will be changed; the conditional writes of a bucket are tested first. `is_new`: create a
+        missing directory; batches are kept as long as those of a service.
         """
         logs.for_command()
         remote: Remote
         if self.url is not None and self.store is not None:
-            raise SettingsError("--url and --store name two places; give one of them")
+            raise SettingsError("--url and --store cannot be combined; use one of them")
         if self.url is not None:
             from batchfile.client.http import HttpRemote
 
@@ -67,7 +68,7 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def place_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The same for a command that asks for no batch: without --tenant."""
+    """The same without --tenant, for a command that reads no batches."""
     return _URL(_API_KEY(_STORE(_with_where(command))))
 
 
@@ -77,42 +78,40 @@ def _with_where(command: Callable[..., None]) -> Callable[..., None]:
         url: str | None, api_key: str | None, store: str | None, tenant: str = TENANT, **options: Any
     ) -> None:
         if store is not None and click.get_current_context().get_parameter_source("url") != _TYPED:
-            url = None  # what is typed stands over what is set
+            url = None  # an option overrides a variable
         command(where=Where(url=url, api_key=api_key, store=store, tenant=tenant), **options)
 
     return with_where
 
 
 def checked_tenant(context: click.Context, option: click.Parameter, tenant: str) -> str:
-    """Raises: click.BadParameter for what can be no tenant."""
+    """Raises: click.BadParameter for an invalid tenant name."""
     if not is_pool_name(tenant):
-        raise click.BadParameter(
-            f"{tenant!r} is no tenant name: lower-case letters, digits, dots, dashes; at most 63", context, option
-        )
+        raise click.BadParameter(f"{tenant!r} is not a valid tenant name; {NAME_RULE}", context, option)
     return tenant
 
 
 _EXITS = """\b
 Exit codes:
-  0    every request succeeded, or is on its way
-  1    something unexpected, or the service or the store does not answer
+  0    every request succeeded, or the batch is still running
+  1    unexpected error, or the service or the store does not answer
   2    wrong usage, a wrong URL or key, or no such batch
-  3    ended, and some requests failed; or not ended yet, where an end is needed
-  4    the input can not be used
-  7    the output is there already
+  3    ended, and some requests failed; or not ended, but the command needs an ended batch
+  4    the input cannot be used
+  7    the output exists already
   130  interrupted (Ctrl-C); """
-REMOTE_EXITS = _EXITS + "the batch goes on, the same command continues"
-CREATE_EXITS = (  # each call of these commands makes a batch
-    _EXITS + "the batch goes on: `batchfile watch ID`, `batchfile results ID -o OUT`"
+REMOTE_EXITS = _EXITS + "the batch keeps running; run the same command again to resume"
+CREATE_EXITS = (  # each call of these commands creates a batch
+    _EXITS + "the batch keeps running: `batchfile watch ID`, `batchfile results ID -o OUT`"
 )
 
 _TYPED = click.core.ParameterSource.COMMANDLINE
-_URL = click.option("--url", envvar="BATCHFILE_URL", metavar="URL", help="A service.  [env: BATCHFILE_URL]")
+_URL = click.option("--url", envvar="BATCHFILE_URL", metavar="URL", help="The service.  [env: BATCHFILE_URL]")
 _API_KEY = click.option(
     "--api-key",
     envvar=["BATCHFILE_API_KEY", "LOCAL_BATCH_API_KEY"],
     metavar="KEY",
-    help="With --url; better kept in the environment.  [env: BATCHFILE_API_KEY]",
+    help="With --url: the API key; prefer the variable.  [env: BATCHFILE_API_KEY]",
 )
 _STORE = click.option("--store", metavar="STORE", help="A directory or s3://bucket/prefix.  [default: .batchfile here]")
 _TENANT = click.option(
@@ -120,7 +119,7 @@ _TENANT = click.option(
     default=TENANT,
     show_default=True,
     callback=checked_tenant,
-    help="With --store: whose batches.",
+    help="With --store: the owner of the batches.",
 )
 
 
@@ -129,7 +128,7 @@ def exit_of_batch(batch: BatchStatus) -> Exit:
 
 
 def check_free(output: str, *, is_forced: bool | None = None) -> str:
-    """The path of an output that may be written; `-` stays. `is_forced` None: the command has no --force.
+    """The path of an output that may be written; `-` stays `-`. `is_forced` None: the command has no --force.
 
     Raises: SettingsError, OutputTaken.
     """
@@ -145,7 +144,7 @@ def check_free(output: str, *, is_forced: bool | None = None) -> str:
 
 
 def save(batch: Batch, path: str) -> bool:
-    """The results of an ended batch to `path`. False, and said why, where it has none."""
+    """Write the results of an ended batch to `path`. False, with a message, where it has no results."""
     try:
         if path == STDOUT:
             batch.save(sys.stdout.buffer)

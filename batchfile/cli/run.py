@@ -1,4 +1,4 @@
-"""`batchfile run`: options, signals and words around `batchfile.local`. The exit codes are in `exits.py`."""
+"""`batchfile run`: the options, signals and messages of a local run. The exit codes are in `exits.py`."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import msgspec
 
 from batchfile import logs
 from batchfile.cli.exits import EXIT_HELP, Exit, report_lost_output
+from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.stopping import Signals, code_of
 from batchfile.ledger.base import Ledger
@@ -32,7 +33,7 @@ from batchfile.signals import Interrupted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voice:
-    """What is said on stderr, and how."""
+    """How messages are written to stderr."""
 
     is_quiet: bool
     is_json: bool
@@ -59,42 +60,49 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _number(kind: object, least: Any, most: Any) -> Whole | Finite | None:
-    """None: the option is no number."""
+    """None: not a numeric option."""
     if kind == int | None:
         return Whole(least, most)
     return Finite(least, most) if kind == float | None else None
 
 
-@click.command("run", epilog=EXIT_HELP)
-@click.argument("input", metavar="IN")
+@click.command(
+    "run",
+    epilog=epilog(
+        "batchfile run requests.jsonl -o results.jsonl",
+        "batchfile run requests.jsonl -o results.parquet --model mistralai/Mistral-7B-Instruct-v0.3 --limit 100",
+        "batchfile run requests.jsonl -o results.jsonl --engine http --base-url https://llm.example/v1 --model NAME",
+        exits=EXIT_HELP,
+    ),
+)
+@click.argument("input")
 @click.option(
     "-o", "--output", required=True, metavar="OUT", help="The results file (.jsonl or .parquet); - is stdout."
 )
 @_run_options
-@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("--quiet", is_flag=True, help="Print only errors.")
 @click.option(
-    "--json", "is_json", is_flag=True, help="The receipt as one JSON line on stdout, progress as JSON on stderr."
+    "--json", "is_json", is_flag=True, help="Print the receipt as one JSON line, and progress as JSON on stderr."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log what the runner does.")
 def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) -> None:
-    """Answer every request of the file IN (- is stdin) and write one result line for each to OUT, in input order.
+    """Answer every request of the file INPUT (- is stdin) and write one result line for each to OUT, in input order.
 
-    IN is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. Beside OUT come
-    OUT.errors.jsonl (the input lines that failed, ready to run again; absent if none) and OUT.receipt.json.
+    INPUT is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. Also writes OUT.receipt.json
+    and, if any requests failed, OUT.errors.jsonl with their input lines, ready to run again.
 
-    An answer to a request with a JSON schema is checked against it; one that does not fit is tried again, three
-    attempts in all.
+    If a request has a JSON schema, its answer must match it; otherwise the request gets up to two more attempts.
 
-    The same command again continues where the last one stopped, whatever ended it. Ctrl-C finishes what is being
-    generated, for the time of --grace; a second Ctrl-C stops at once.
+    The same command resumes a run that was stopped, for any reason. Ctrl-C finishes the requests in flight, for up to
+    --grace seconds; a second Ctrl-C stops at once.
 
-    Where lines were added at the end of IN, while it ran or later, the same command runs these and what has not
-    succeeded, and OUT has the results of all. After any other change of IN it refuses, with exit code 7.
+    If lines were added at the end of INPUT, even while it ran, the same command runs these and the requests that have
+    not succeeded, and OUT has the results of all. After any other change of INPUT, it exits with code 7.
     """
     logs.for_command(is_verbose=verbose)
     settings = load_settings()
     if output == STDOUT and is_json:
-        raise click.UsageError("--json and -o - both want stdout; write the results to a file")
+        raise click.UsageError("--json and -o - both write to stdout; write the results to a file")
     options = RunOptions(output=None if output == STDOUT else output, **given)
     voice = Voice(is_quiet=quiet, is_json=is_json)
     signals = Signals(
@@ -117,13 +125,13 @@ def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) ->
 def _run(session: Session, choice: EngineChoice, signals: Signals, voice: Voice) -> Exit:
     batch = session.opened.batch
     if batch.state == "ended":
-        voice.say(f"{batch.batch_id} ended before; nothing is left to run")
+        voice.say(f"{batch.batch_id} has already ended; nothing is left to run")
     else:
         ended = work_on(session, choice, _observer(signals, voice), grace_s=signals.grace_s)
         if signals.code is not None and signals.runner is not None and signals.runner.num_in_flight:
             left = counted(signals.runner.num_in_flight, "request")
-            voice.say(f"gave up on {left} in flight; what had finished is kept")
-        signals.runner = None  # a signal while the files are written has nothing in flight to wait for
+            voice.say(f"gave up on {left} in flight; finished requests are kept")
+        signals.runner = None  # while the files are written, a signal has no requests in flight to wait for
         if signals.code is not None:
             return signals.code
         if ended is None:
@@ -132,16 +140,16 @@ def _run(session: Session, choice: EngineChoice, signals: Signals, voice: Voice)
     if session.path is not None:
         code = _finish(session.ledger, batch, session.path, voice)
         if session.is_added_to(batch):
-            voice.say(f"{session.options.input} was added to while it ran; the same command again runs the new lines")
+            voice.say(f"lines were added to {session.options.input} while it ran; the same command runs them")
         return code
     how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
-    nothing = "nothing of this run is kept; run it with -o FILE, which also resumes"
+    nothing = "the results are lost; run it again with -o FILE, which can also resume"
     with report_lost_output(f"the results are kept: {how} writes them" if session.is_kept else nothing):
         return _finish(session.ledger, batch, None, voice)
 
 
 def _observer(signals: Signals, voice: Voice) -> Observer:
-    """What it shows is what a signal speaks of."""
+    """Passes progress and the runner to `signals`, so that its messages match the display."""
 
     def on_runner(runner: Runner) -> None:
         signals.runner = runner
@@ -158,7 +166,7 @@ def _observer(signals: Signals, voice: Voice) -> Observer:
 
 
 def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) -> Exit:
-    """Write the files of the ended batch and say how it went."""
+    """Write the files of the ended batch and print a summary."""
     if path is None:
         assert batch.results is not None
         assert batch.errors is not None
@@ -179,31 +187,32 @@ def _summary(receipt: Receipt, path: str | None) -> str:
     total = counted(receipt.input.requests, "request")
     text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
     if receipt.reason == "input_changed":
-        text += f"; the rest was not run, because {receipt.input.path} {_what_became_of(receipt.input.path)}"
+        text += f"; the rest did not run, because {receipt.input.path} {_what_became_of(receipt.input.path)}"
     elif receipt.reason != "completed":
-        text += f"; the batch was ended early ({receipt.reason})"
+        text += f"; the batch ended early ({receipt.reason})"
     if path is not None:
         text += f": {path}"
         if num_failed:
-            text += f"; {num_failed:,} did not: {_what_to_do(receipt, num_failed)}"
+            verb = "failed" if receipt.reason == "completed" else "did not succeed"
+            text += f"; {num_failed:,} {verb}: {_what_to_do(receipt, num_failed)}"
     return text
 
 
 def _what_became_of(path: str) -> str:
-    return "was changed, and not only at its end" if os.path.exists(path) else "was removed while it ran"
+    return "was changed, not only extended" if os.path.exists(path) else "was removed while it ran"
 
 
 def _what_to_do(receipt: Receipt, num_failed: int) -> str:
-    """The errors file has no line that is too long, or is not there any more."""
+    """Lines that were too long are missing from the errors file, and so are those that no longer exist."""
     errors = receipt.errors
     if receipt.reason == "input_changed":
-        named = "" if errors is None else f"{errors.path} names them; "
+        named = "" if errors is None else f"{errors.path} lists them; "
         if not os.path.exists(receipt.input.path):
-            return f"{named}put the file back and run the same command again, which finishes the rest"
-        return f"{named}run the changed file with another output, or with --restart, which replaces these results"
+            return f"{named}restore the file and run the same command again to finish the rest"
+        return f"{named}run the changed file with another output, or with --restart to replace these results"
     if errors is None:
-        return "their results say why"
-    return f"mend and run {errors.path}" + (f" ({errors.lines:,} of them)" if errors.lines < num_failed else "")
+        return "see the reasons in the results"
+    return f"fix {errors.path} and run it" + (f" ({errors.lines:,} of them)" if errors.lines < num_failed else "")
 
 
 def _how_to_resume(options: RunOptions) -> str:
@@ -211,4 +220,4 @@ def _how_to_resume(options: RunOptions) -> str:
         return "interrupted"
     arguments = [argument for argument in sys.argv[1:] if argument != "--restart"]
     same = " (with the same input on stdin)" if options.input == STDIN else ""
-    return f"interrupted; this continues{same}:\n  batchfile {shlex.join(arguments)}"
+    return f"interrupted; to resume{same}:\n  batchfile {shlex.join(arguments)}"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a file runs: what the first does, what the second does, and that the process does end."""
+"""Handles Ctrl-C and SIGTERM of `batchfile run`, and makes sure that the process ends."""
 
 import signal
 import threading
@@ -14,16 +14,16 @@ from batchfile.local.progress import Snapshot
 from batchfile.runner.runner import Runner
 from batchfile.signals import StopSignals
 
-END_S_MAX = 15.0  # to commit, to release and to close the engine, once the grace is over
+END_S_MAX = 15.0  # to commit, to release and to close the engine, after the grace period
 END_NOW_S_MAX = 3.0  # the same after a second signal
 
 
 @dataclass(kw_only=True)
 class Signals(StopSignals):
-    """As `StopSignals`; a third signal, or a second one without an engine, ends the process on the spot.
+    """As `StopSignals`; a third signal, or a second one without an engine, ends the process immediately.
 
-    `say` writes a line for people. `seen`: how the runner did a moment ago. `on_end` is called once, before the process
-    ends by a signal.
+    `say` writes a line for people. `seen`: the latest progress of the runner. `on_end` is called once, before the
+    process ends by a signal.
     """
 
     say: Callable[[str], None]
@@ -57,8 +57,8 @@ class Signals(StopSignals):
                 self.on_end()
 
     def end(self, code: Exit) -> NoReturn:
-        """End the process from any thread, whatever the main thread does."""
-        with suppress(OSError, ValueError):  # the reader of stderr has gone
+        """End the process from any thread, even if the main thread hangs."""
+        with suppress(OSError, ValueError):  # the reader of stderr has closed it
             self.say_end()
         end_process(code)
 
@@ -66,8 +66,8 @@ class Signals(StopSignals):
         """A call of the engine does not return."""
         with suppress(OSError, ValueError):
             self.say(
-                f"{reason}, so this process ends; what had finished is kept, and a request that does this each "
-                "time it runs is found and fails alone"
+                f"{reason}, so this process ends. Finished requests are kept. If one request causes this each time, it "
+                "is isolated and fails alone"
             )
         self.end(Exit.STUCK)
 
@@ -82,9 +82,9 @@ def code_of(number: int) -> Exit:
 def _first_words(runner: Runner, seen: Snapshot | None, grace_s: float, again: str) -> str:
     num = runner.num_in_flight
     if runner.is_assembling:
-        return "stopping: every request is done, and the results are written by the next run of this command"
+        return "stopping: every request is done; the next run of this command writes the results"
     if runner.down_s > 0:
-        return f"stopping: the endpoint is down, so {counted(num, 'request')} in flight cannot finish"
+        return f"stopping: the endpoint is unavailable, so {counted(num, 'request')} in flight cannot finish"
     if not num:
         return "stopping: nothing is in flight"
     requests, grace = counted(num, "request"), _exactly(grace_s)
@@ -93,8 +93,8 @@ def _first_words(runner: Runner, seen: Snapshot | None, grace_s: float, again: s
         return f"stopping: finishing {requests}, for {grace} at most; {again} to stop now"
     if takes_s > grace_s:
         return (
-            f"stopping: finishing {requests} would take {about(takes_s)}; what is not finished in {grace} (--grace) "
-            f"runs again with the same command; {again} to stop now"
+            f"stopping: finishing {requests} would take {about(takes_s)}; requests that are not finished in {grace} "
+            f"(--grace) run again with the same command; {again} to stop now"
         )
     return f"stopping: finishing {requests} takes {about(takes_s)}; giving up after {grace}; {again} to stop now"
 

@@ -1,4 +1,4 @@
-"""The commands that make a batch: of a file, or of what did not succeed in another batch."""
+"""The commands that create a batch: from a file, or from the requests of a batch that did not succeed."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ import click
 
 from batchfile.cli.batch_text import end_line
 from batchfile.cli.exits import Exit, report_lost_output
+from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
 from batchfile.cli.progress import follow_one, transfer
 from batchfile.cli.remote import CREATE_EXITS, Where, check_free, exit_of_batch, save, where_options
@@ -20,18 +21,26 @@ from batchfile.errors import BatchfileError
 from batchfile.lines.framing import NUL_TAIL
 from batchfile.local.display import counted
 
-LOOKS_MAX = 4  # for the first problem, at results as they land
+LOOKS_MAX = 4  # lists of results in which to look for the first problem
 
 
-@click.command("submit", epilog=CREATE_EXITS)
+@click.command(
+    "submit",
+    epilog=epilog(
+        "batchfile submit requests.jsonl --stage email",
+        "batchfile submit requests.jsonl.gz --url https://batch.example --pool mistral -o results.jsonl",
+        "batchfile submit s3://bucket/requests.parquet --store s3://bucket/prefix --metadata campaign=spring",
+        exits=CREATE_EXITS,
+    ),
+)
 @click.argument("file")
-@click.option("--stage", help="The stage whose work this is.  [default: by each line's model_hint or model]")
-@click.option("--pool", help="The pool that all of it goes to, whatever its lines say.")
-@click.option("--priority", type=Whole(0, 9), default=5, show_default=True, help="0 is first.")
-@click.option("--metadata", "pairs", multiple=True, metavar="NAME=VALUE", help="Kept with the batch; repeatable.")
-@click.option("--strict", is_flag=True, help="Refuse the file if one line can not run.")
-@click.option("--detach", is_flag=True, help="Do not wait for its end: the default.")
-@click.option("--wait", is_flag=True, help="Wait for its end; the exit code says how it went.")
+@click.option("--stage", help="The stage of all requests.  [default: by each line's model_hint or model]")
+@click.option("--pool", help="Send all requests to this pool, regardless of their model_hint or model.")
+@click.option("--priority", type=Whole(0, 9), default=5, show_default=True, help="0 runs first.")
+@click.option("--metadata", "pairs", multiple=True, metavar="NAME=VALUE", help="Store with the batch; repeatable.")
+@click.option("--strict", is_flag=True, help="Reject the file if any line cannot run.")
+@click.option("--detach", is_flag=True, help="Do not wait for the end of the batch: the default.")
+@click.option("--wait", is_flag=True, help="Wait for the end of the batch; the exit code reports its outcome.")
 @click.option("-o", "--output", metavar="OUT", help="Wait, and write the results to OUT (.jsonl or .parquet; -).")
 @where_options
 def submit(
@@ -46,13 +55,14 @@ def submit(
     output: str | None,
     where: Where,
 ) -> None:
-    """Make a batch of FILE, - (stdin) or s3://BUCKET/KEY, and print its id.
+    """Create a batch from FILE, - (stdin) or s3://BUCKET/KEY, and print its id.
 
-    FILE is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. To a service it goes packed and
-    may be cut off and sent again: it becomes one batch. To a store it goes straight, in parallel parts.
+    FILE is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. For a service it is compressed,
+    and sent again if the connection breaks; it still becomes one batch. For a store it is written directly, in parallel
+    parts.
     """
     if detach and (wait or output is not None):
-        raise click.UsageError("--detach does not wait, and --wait and -o do")
+        raise click.UsageError("--detach cannot be combined with --wait or -o")
     metadata = _metadata(pairs)
     path = None if output is None else check_free(output)
     last_byte = LastByte()
@@ -62,7 +72,7 @@ def submit(
             batch = connection.submit(
                 upload, stage=stage, pool=pool, priority=priority, metadata=metadata, strict=strict, on_bytes=on_bytes
             )
-        with report_lost_output(f"the batch {batch.id} is made; do not submit the file again"):
+        with report_lost_output(f"the batch {batch.id} was created; do not submit the file again"):
             click.echo(batch.id, err=path == "-")
         if last_byte.value == b"\0":
             click.echo(f"note: {upload.name} {NUL_TAIL}", err=True)
@@ -72,22 +82,29 @@ def submit(
             sys.exit(_finish(batch, path))
 
 
-@click.command("rerun", epilog=CREATE_EXITS)
+@click.command(
+    "rerun",
+    epilog=epilog(
+        "batchfile rerun batch_4f2a91c07d3e",
+        "batchfile rerun batch_4f2a91c07d3e --url https://batch.example -o results.jsonl",
+        exits=CREATE_EXITS,
+    ),
+)
 @click.argument("batch")
-@click.option("--wait", is_flag=True, help="Wait for the new batch's end; the exit code says how it went.")
+@click.option("--wait", is_flag=True, help="Wait for the end of the new batch; the exit code reports its outcome.")
 @click.option("-o", "--output", metavar="OUT", help="Wait, and write its results to OUT (.jsonl or .parquet; -).")
 @where_options
 def rerun(batch: str, wait: bool, output: str | None, where: Where) -> None:
-    """Make a new batch of the requests of BATCH that did not succeed, and print its id.
+    """Create a new batch from the requests of BATCH that did not succeed, and print its id.
 
-    BATCH must have ended, and stays as it is. The new one has `retry_of` in its metadata.
+    BATCH must have ended and does not change. The metadata of the new batch has its id as `retry_of`.
     """
     path = None if output is None else check_free(output)
     with where.connected(batch, writes=True) as connection:
         made = connection.batch(batch).rerun_failed()
-        with report_lost_output(f"the batch {made.id} is made; do not rerun {batch} again"):
+        with report_lost_output(f"the batch {made.id} was created; do not rerun {batch} again"):
             click.echo(made.id, err=path == "-")
-        click.echo(f"it runs {counted(made.last_status.total, 'request')} of {batch} again", err=True)
+        click.echo(f"it reruns {counted(made.last_status.total, 'request')} of {batch}", err=True)
         if wait or path is not None:
             sys.exit(_finish(made, path))
 
@@ -98,10 +115,10 @@ def _finish(batch: Batch, path: str | None) -> Exit:
     try:
         ended = follow_one(batch, lambda one: click.echo(end_line(one), err=True))
     except (KeyboardInterrupt, BatchfileError):
-        click.echo(f"{batch_id} goes on: `batchfile watch {batch_id}` shows it", err=True)
+        click.echo(f"{batch_id} keeps running: `batchfile watch {batch_id}` follows it", err=True)
         raise
     try:
-        with report_lost_output(f"the batch {batch_id} is made and has ended; do not make it again"):
+        with report_lost_output(f"the batch {batch_id} was created and has ended; do not create it again"):
             is_saved = path is None or save(batch, path)
     except (KeyboardInterrupt, BatchfileError, OSError):
         click.echo(f"{batch_id} has ended: `batchfile results {batch_id} -o OUT` fetches its results", err=True)
@@ -114,22 +131,22 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("interrupted before the batch was confirmed; `batchfile ls` shows whether it is there", err=True)
+        click.echo("interrupted before the batch was confirmed; `batchfile ls` shows whether it exists", err=True)
         raise
 
 
 def _say_what_can_not_run(batch: Batch) -> None:
-    """Lines that were rejected as the file was read have their results already."""
+    """Lines that were rejected while the file was read already have results."""
     status = batch.last_status
     if not status.counts.errored:
         return
     first = _first_problem(batch)
-    text = f"{status.counts.errored:,} of {counted(status.total, 'request')} can not run"
+    text = f"{status.counts.errored:,} of {counted(status.total, 'request')} cannot run"
     click.echo(text if first is None else f"{text}: {first}", err=True)
 
 
 def _first_problem(batch: Batch) -> str | None:
-    """None where it is not among the first results."""
+    """None if the first results contain no error."""
     for lines in islice(batch.tail_lines(), LOOKS_MAX):
         for result in map(json.loads, lines):
             if result["status"] == "errored":
@@ -141,7 +158,7 @@ def _say_who_works(connection: Connection, batch: Batch) -> None:
     alive = connection.live_pools()
     idle = sorted(pool for pool in batch.last_status.pools if pool not in alive)
     if idle:
-        click.echo(f"note: no runner of {', '.join(idle)} is there now; the requests wait for one", err=True)
+        click.echo(f"note: no runner of {', '.join(idle)} is running; the requests wait for one", err=True)
 
 
 def _metadata(pairs: tuple[str, ...]) -> dict[str, str]:

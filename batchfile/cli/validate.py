@@ -1,4 +1,4 @@
-"""`batchfile validate`: every problem of a file, where it is and how to mend it."""
+"""`batchfile validate`: lists every problem of a file, where it is and how to fix it."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import click
 
 from batchfile import logs
 from batchfile.cli.exits import Exit, say_json
+from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
 from batchfile.errors import InvalidFile
 from batchfile.lines.validate import Problem, Summary
@@ -28,14 +29,25 @@ from batchfile.types import Defaults, Request
 ID_SHOWN_MAX = 60  # characters of a custom_id
 
 
-@click.command("validate")
+@click.command(
+    "validate",
+    epilog=epilog(
+        "batchfile validate requests.jsonl",
+        "batchfile validate *.jsonl --stage email",
+        "batchfile validate requests.jsonl --tokens mistralai/Mistral-7B-Instruct-v0.3 --max-model-len 8192",
+    ),
+)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--stage", help="Check the routing too, as for a batch of this stage on the pools of the settings.")
+@click.option("--stage", help="Check the routing too, for a batch of this stage and the pools of the settings.")
 @click.option("--routing", is_flag=True, help="Check the routing too: model_hint and model must be known.")
-@click.option("--tokens", "model", metavar="MODEL", help="Count tokens with MODEL's tokenizer; find what can not fit.")
-@click.option("--max-model-len", type=Whole(min=16), help="With --tokens.  [default: the model's own]")
-@click.option("--max-tokens", type=Whole(min=1), help="Where a request does not say.  [default: 2048]")
-@click.option("--json", "is_json", is_flag=True, help="One JSON line for each problem and for each file's summary.")
+@click.option(
+    "--tokens", "model", metavar="MODEL", help="Count tokens with MODEL's tokenizer; report requests that do not fit."
+)
+@click.option(
+    "--max-model-len", type=Whole(min=16), help="With --tokens: the context length.  [default: the model's own]"
+)
+@click.option("--max-tokens", type=Whole(min=1), help="The default for requests without it.  [default: 2048]")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON line for each problem and each file's summary.")
 def validate(
     files: tuple[str, ...],
     stage: str | None,
@@ -45,7 +57,7 @@ def validate(
     max_tokens: int | None,
     is_json: bool,
 ) -> None:
-    """Check FILE... (- is stdin) without running anything. Exits with 4 if anything is wrong."""
+    """Check each FILE (- is stdin) without running anything. Exits with 4 if there is any problem."""
     logs.for_command()
     settings = load_settings()
     defaults = Defaults(max_tokens=max_tokens or settings.run.max_tokens)
@@ -85,7 +97,7 @@ def _check(name: str, source: Source, rules: Rules, tokens: "_Tokens | None", *,
 
 
 class _Tokens:
-    """Counts with a model's tokenizer, and knows whether a request fits the model."""
+    """Counts tokens with a model's tokenizer, and checks whether a request fits the model."""
 
     def __init__(self, model: str, max_model_len: int | None) -> None:
         from batchfile.engine.fit import token_counter
@@ -97,7 +109,7 @@ class _Tokens:
         self._count = counter.count
 
     def fit(self, request: Request) -> None:
-        """Raises: InvalidRequest with the words that a run would use."""
+        """Raises: InvalidRequest with the message that a run would give."""
         from batchfile.engine.fit import check_fit
 
         nums = self._count(request)
@@ -109,7 +121,7 @@ class _Tokens:
 
 @contextmanager
 def _spooled(name: str) -> Iterator[Source]:
-    """The file, or stdin as one: a check may read it more than once."""
+    """The file, or stdin written to one: a check may read it more than once."""
     source = inspect(name)
     if name != STDIN:
         yield source

@@ -1,18 +1,18 @@
-"""The seam to batches somewhere else, and its nouns. Synchronous; knows no HTTP, no store and no terminal."""
+"""The interface to batches of a service or a store, and its types. Synchronous; knows no HTTP, store or terminal."""
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from batchfile.ledger.batch_status import BatchStatus as BatchStatus  # noqa: PLC0414 a noun of this seam
+from batchfile.ledger.batch_status import BatchStatus as BatchStatus  # noqa: PLC0414 a type of this interface
 from batchfile.ledger.records import PresenceRecord
 from batchfile.types import RoutingTable
 
-if TYPE_CHECKING:  # to look at a batch over HTTP loads neither the line formats nor the ledger
+if TYPE_CHECKING:  # reading a batch over HTTP loads neither the line formats nor the ledger
     from batchfile.client.upload import Upload
 
-LOOK_AGAIN_S = 1.0  # between two looks at what lands
-OLD_PLACES_MAX = 100  # of a list that are passed in a row in search of new ones
+LOOK_AGAIN_S = 1.0  # between two looks for new results
+OLD_PLACES_MAX = 100  # known entries of a list in a row after which the search for new ones ends
 
 
 Access = Literal["read", "write", "create"]  # what a store is opened for
@@ -21,9 +21,9 @@ ResultFormat = Literal["native", "openai", "parquet"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitOptions:
-    """How a file is to be run. `pool`: where all of it goes. `priority`: 0 (first) to 9.
+    """How to run a file. `pool`: for all its requests. `priority`: 0 (first) to 9.
 
-    `is_strict`: a line that can not run refuses the file.
+    `is_strict`: a line that cannot run rejects the file.
     """
 
     stage: str | None = None
@@ -46,15 +46,15 @@ class Download:
 
 
 class Remote(Protocol):
-    """Raises everywhere: NotFound for a batch that is not there; StoreUnavailable or ServiceUnavailable."""
+    """All methods raise NotFound for a batch that does not exist, and StoreUnavailable or ServiceUnavailable."""
 
     @property
     def place(self) -> str:
-        """How a person names it: a URL, a directory."""
+        """Its name for people: a URL or a directory."""
         ...
 
     def submit(self, upload: "Upload", wanted: SubmitOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
-        """Make a batch. `on_bytes` hears of each piece of the file that was read. Raises: InvalidFile."""
+        """Create a batch. `on_bytes` is called with the size of each chunk that was read. Raises: InvalidFile."""
         ...
 
     def batch(self, name: str) -> BatchStatus: ...
@@ -64,26 +64,26 @@ class Remote(Protocol):
         ...
 
     def new_batches(self, seen: Container[str]) -> Iterator[BatchStatus]:
-        """Those whose id is not among `seen`, newest first.
+        """Batches whose id is not in `seen`, newest first.
 
-        A batch has the time at which its create began, so a new one may come below others that were seen.
+        A batch is listed by the time at which its create began, so a new one may be listed after known ones.
         """
         ...
 
     def cancel(self, name: str) -> BatchStatus:
-        """An ended batch stays what it is."""
+        """End a batch early. An ended batch does not change."""
         ...
 
     def delete(self, name: str, *, now: bool) -> str:
-        """An ended batch; its id. `now`: its bytes too, before this returns. Raises: NotEnded."""
+        """Delete an ended batch; returns its id. `now`: remove its data before this returns. Raises: NotEnded."""
         ...
 
     def rerun(self, name: str) -> BatchStatus:
-        """A new batch of what did not succeed. Raises: InvalidFile where there is nothing, or not yet."""
+        """Create a batch of the requests that did not succeed. Raises: InvalidFile without any, or before its end."""
         ...
 
     def results(self, batch: BatchStatus) -> Download | None:
-        """The native result lines of an ended batch, in input order. None: it ended before it had any."""
+        """The native result lines of an ended batch, in input order. None: it ended without any."""
         ...
 
     def errors(self, batch: BatchStatus) -> Download | None:
@@ -91,7 +91,7 @@ class Remote(Protocol):
         ...
 
     def live(self, batch_id: str) -> Iterator[list[bytes]]:
-        """Native result lines as they land, each once, in no order, until the batch has ended; lists may be empty."""
+        """Native result lines as they arrive, each once, in any order, until the batch ends; lists may be empty."""
         ...
 
     def routing(self) -> RoutingTable: ...
@@ -108,7 +108,7 @@ class Remote(Protocol):
 
 
 def until_old(places: Iterable[BatchStatus | None]) -> Iterator[BatchStatus]:
-    """What is new in a list, newest first; None: nothing in this place. Where nothing was for long, nothing will be."""
+    """The new batches of a list, newest first; None: a known one. Stops after `OLD_PLACES_MAX` known ones in a row."""
     num_old = 0
     for batch in places:
         if batch is not None:

@@ -1,4 +1,4 @@
-"""A batch as the Python API and the commands hold it. Knows no HTTP and no store."""
+"""The batch object of the Python API and the commands. Knows no HTTP and no store."""
 
 import os
 import time
@@ -18,16 +18,16 @@ from batchfile.errors import (
     check_installed,
 )
 
-if TYPE_CHECKING:  # to look at a batch loads no line formats
+if TYPE_CHECKING:  # reading a batch loads no line formats
     from batchfile.client.results import Result
 
-AWAY_S_MAX = 900.0  # for so long a service or a store that has answered before is waited for
+AWAY_S_MAX = 900.0  # how long to wait for a service or a store that has answered before
 
 
 class Batch:
-    """A batch of a service or of a store. From `Connection.submit`, `batch` or `batches`.
+    """A batch of a service or a store. From `Connection.submit`, `batch` or `batches`.
 
-    `last_status`: how far it was at the last look, without another one.
+    `last_status`: the status as it was last read; reading it sends no request.
 
     >>> batch = client.submit("requests.jsonl", stage="email")
     >>> batch.last_status.state
@@ -49,12 +49,12 @@ class Batch:
         return self.last_status.batch_id
 
     def status(self) -> BatchStatus:
-        """How far it is now. Raises: NotFound where it was deleted."""
+        """Its current status. Raises: NotFound where it was deleted."""
         self.last_status = self._open("read").batch(self.id)
         return self.last_status
 
     def watch(self, *, timeout_s: float | None = None, every_s: float = LOOK_AGAIN_S) -> Iterator[BatchStatus]:
-        """How far it is, every `every_s` seconds, at last as it ended. A service that goes away is waited for.
+        """Its status every `every_s` seconds, and last as it ended. Waits for a service that is unavailable.
 
         Raises: WaitTimeout after `timeout_s`; the batch keeps running.
         """
@@ -76,7 +76,7 @@ class Batch:
             time.sleep(min(every_s, left_s))
 
     def wait(self, timeout_s: float | None = None) -> BatchStatus:
-        """Wait until it has ended; how it ended is in `reason` and `counts`.
+        """Wait until it has ended; `reason` and `counts` say how.
 
         Raises: WaitTimeout, which is a TimeoutError, after `timeout_s`; the batch keeps running.
         """
@@ -85,26 +85,26 @@ class Batch:
         return self.last_status
 
     def results(self) -> "Iterator[Result]":
-        """Every result in the order of the input, also of requests that did not succeed.
+        """Every result in the order of the input, including requests that did not succeed.
 
-        Raises: NotEnded; BatchFailed where it ended before it had any.
+        Raises: NotEnded; BatchFailed where it ended without any.
         """
         from batchfile.client.results import read_results
 
         return read_results(self._results().read(0))
 
     def tail(self) -> "Iterator[Result]":
-        """Results as they land, each once, in no order, until it has ended."""
+        """Results as they arrive, each once, in any order, until it has ended."""
         from batchfile.client.results import read_result
 
         return (read_result(line) for lines in self.tail_lines() for line in lines)
 
     def tail_lines(self) -> Iterator[list[bytes]]:
-        """The same as native lines; a list is empty where nothing landed for a while."""
+        """The same as native lines; a list is empty if nothing arrived for a while."""
         return self._open("read").live(self.id)
 
     def results_size(self) -> int:
-        """Of the results, in bytes. Raises: as `results`."""
+        """The size of the results in bytes. Raises: as `results`."""
         return self._results().size
 
     def save(
@@ -114,14 +114,14 @@ class Batch:
         format: ResultFormat | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> None:
-        """Write the results to a path, which then holds all of them or what it held before; or to a binary file.
+        """Write the results to a path, which is replaced only once all are there, or to a binary file.
 
-        `format`: JSONL in our own lines or in OpenAI's, or Parquet, for a path only. None: Parquet where the path ends
-        with .parquet, else JSONL as the input was. A path that exists is replaced, and the input lines that did not
-        succeed come next to it, as `PATH.errors.jsonl`. A download that broke off is resumed by the same call.
-        `on_bytes` is called with the size of each piece that arrived.
+        `format`: JSONL in the native or in OpenAI's format, or Parquet, for a path only. None: Parquet if the path
+        ends with .parquet, else JSONL in the format of the input. The input lines that did not succeed are written to
+        `PATH.errors.jsonl`. The same call resumes an interrupted download. `on_bytes` is called with the size of each
+        chunk that arrived.
 
-        Raises: as `results`; SettingsError for a format that is unknown and for a path that cannot be written.
+        Raises: as `results`; SettingsError for an unknown format and for a path that cannot be written.
         """
         from batchfile.client.results import in_format, save_results
         from batchfile.local.outputs import check_output
@@ -154,21 +154,21 @@ class Batch:
             file.writelines(data)
 
     def cancel(self) -> BatchStatus:
-        """End it early. Finished requests keep their results; the others become `canceled`. An ended one stays."""
+        """End it early. Finished requests keep their results; the others become `canceled`. No effect once ended."""
         self.last_status = self._open("write").cancel(self.id)
         return self.last_status
 
     def rerun_failed(self) -> "Batch":
-        """A new batch of its requests that did not succeed. Raises: NotEnded; InvalidFile where all succeeded."""
+        """Create a batch of its requests that did not succeed. Raises: NotEnded; InvalidFile where all succeeded."""
         try:
             return Batch(self._open, self._open("write").rerun(self.id))
-        except InvalidFile as error:  # the service answers both with one status
+        except InvalidFile as error:  # the service answers both with the same HTTP status
             if self.status().has_ended:
                 raise
             raise NotEnded(f"{self._how_far()}: wait for its end, or cancel it first") from error
 
     def delete(self, *, now: bool = False) -> None:
-        """Delete it; nobody can read it any more. `now`: its bytes are gone when this returns. Raises: NotEnded."""
+        """Delete it; it can no longer be read. `now`: its data is removed before this returns. Raises: NotEnded."""
         try:
             self._open("write").delete(self.id, now=now)
         except NotEnded as error:
@@ -185,7 +185,7 @@ class Batch:
 
     def _check_ended(self) -> None:
         if not self.last_status.has_ended and not self.status().has_ended:
-            raise NotEnded(f"{self._how_far()}: wait() for its end, or tail() for results as they land")
+            raise NotEnded(f"{self._how_far()}: wait() for its end, or tail() its results")
 
     def _how_far(self) -> str:
         status = self.last_status

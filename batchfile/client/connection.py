@@ -1,4 +1,4 @@
-"""A connection to where batches are: a service over HTTP, or a store. One shape for the Python API and the commands."""
+"""A connection to a service over HTTP or to a store, for the Python API and the commands."""
 
 import logging
 import os
@@ -30,12 +30,12 @@ def connect(
 ) -> "Connection":
     """Connect to a service (`https://batch.example`) or a store (`s3://bucket/prefix`, a directory, a `Store`).
 
-    Nothing is sent before the first call. `api_key`: of a service; by default BATCHFILE_API_KEY. `tenant`: whose
-    batches, in a store. A directory that does not exist is made by the first `submit`. `on_wait` is called with a
-    sentence when a service is away and waited for.
+    Nothing is sent before the first call. `api_key`: of a service; by default BATCHFILE_API_KEY. `tenant`: the owner
+    of the batches, in a store. The first `submit` creates a missing directory. `on_wait` is called with a message when
+    the client waits for an unavailable service.
 
-    Raises: SettingsError for a place or a key of a wrong form. The calls of the connection raise SettingsError for a
-    wrong address, key or stage, ServiceUnavailable and StoreUnavailable, and what they name themselves.
+    Raises: SettingsError for an invalid place or key. The calls of the connection raise SettingsError for a wrong
+    address, key or stage, ServiceUnavailable and StoreUnavailable, and the errors that they document.
 
     >>> with batchfile.connect("./store") as client:
     ...     batch = client.submit("requests.jsonl", stage="email", metadata={"campaign": "spring"})
@@ -49,21 +49,21 @@ def connect(
         service = HttpRemote(place, key, on_wait)
         return Connection(lambda _: service, service)
     if api_key is not None:
-        raise SettingsError(f"api_key is for a service; a store such as {place} has none: leave it out")
+        raise SettingsError(f"api_key is for a service, and {place} is a store: remove api_key")
     from batchfile import logs
     from batchfile.store.open import open_store
 
     if not is_pool_name(tenant):
-        raise SettingsError(f"tenant: {tenant!r} is not a name: use lower-case letters, digits, dots and dashes")
+        raise SettingsError(f"tenant: {tenant!r} is not a valid name; use lower-case letters, digits, dots and dashes")
     logs.for_library()
-    place = open_store(place) if place == "memory:" else place  # another one each time that it is opened
+    place = open_store(place) if place == "memory:" else place  # a new store each time that it is opened
     return Connection(lambda access: open_store_remote(place, tenant, access))
 
 
 def open_store_remote(
     place: "str | os.PathLike[str] | Store | None", tenant: str, access: Access, name: str | None = None
 ) -> Remote:
-    """`place` None: as the settings say, or the folder that a run keeps next to its output `name`."""
+    """`place` None: the store of the settings, or the directory of a run next to its output `name`."""
     from batchfile.client.store import StoreRemote
     from batchfile.ledger.base import IN_FLIGHT, Ledger
     from batchfile.open_ledger import existing_ledger, open_service_ledger
@@ -80,7 +80,7 @@ def open_store_remote(
 
 
 class Connection:
-    """Batches of one place. From `connect`; closed by `close` or at the end of a `with`.
+    """The batches of a service or a store. From `connect`; closed by `close` or at the end of a `with`.
 
     >>> with batchfile.connect("./store") as client:
     ...     [batch.last_status.state for batch in client.batches()]
@@ -88,7 +88,7 @@ class Connection:
     """
 
     def __init__(self, open_remote: Callable[[Access], Remote], remote: Remote | None = None) -> None:
-        """`open_remote`: for this access, when it is needed. `remote`: one for every access."""
+        """`open_remote`: opens a remote for an access when it is needed. `remote`: one for every access."""
         self._open_remote = open_remote
         self._remotes: dict[Access, Remote] = {} if remote is None else {"create": remote}
         self._is_closed = False
@@ -117,14 +117,14 @@ class Connection:
         strict: bool = False,
         on_bytes: Callable[[int], None] | None = None,
     ) -> Batch:
-        """Make a batch of a file of requests: JSONL, also .gz or .zst, or Parquet; or of an `s3://` object.
+        """Create a batch from a file of requests: JSONL, also .gz or .zst, or Parquet; or from an `s3://` object.
 
-        `stage`: whose work it is; it has a pool and perhaps a schema. `pool`: where all of it goes, whatever the lines
-        say. Without either each line says by its model or `model_hint` where it goes. `priority`: 0 (first) to 9. A
-        line that cannot run becomes an `errored` result; with `strict` it rejects the file. A call that was cut off and
-        tried again by the connection makes one batch; a second call makes a second batch.
+        `stage`: of all requests; it has a pool and perhaps a schema. `pool`: for all requests, regardless of their
+        lines. Without either, each line selects its pool by its model or `model_hint`. `priority`: 0 (first) to 9. A
+        line that cannot run becomes an `errored` result; with `strict` it rejects the file. HTTP retries within a call
+        create one batch; a second call creates a second batch.
 
-        Raises: InvalidFile (TooLarge, RequestRefused) and SettingsError; then nothing was made.
+        Raises: InvalidFile (TooLarge, RequestRefused) and SettingsError; then nothing was created.
         """
         wanted = SubmitOptions(
             stage=stage, pool=pool, priority=priority, metadata=checked_metadata(metadata or {}), is_strict=strict
@@ -139,15 +139,15 @@ class Connection:
         return self._made(self._at("read").batch(id))
 
     def batches(self) -> Iterator[Batch]:
-        """Newest first, as they are asked for."""
+        """All batches, newest first, read page by page."""
         return map(self._made, self._at("read").batches())
 
     def delete(self, id: str, *, now: bool = False) -> str:
-        """As `Batch.delete`, and with `now` also of one that was deleted before; its id. Raises: NotFound, NotEnded."""
+        """As `Batch.delete`; with `now` also for a deleted batch. Returns its id. Raises: NotFound, NotEnded."""
         return self._at("write").delete(id, now=now)
 
     def live_pools(self) -> set[str]:
-        """The pools that a runner works for now."""
+        """The pools that have a live runner."""
         return {runner.pool for runner in self._at("read").runners()}
 
     def _made(self, status: BatchStatus) -> Batch:
@@ -164,13 +164,15 @@ class Connection:
 
 
 def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Raises: SettingsError where it is more than a batch may carry."""
+    """Raises: SettingsError where the metadata exceeds the limits of a batch."""
     if len(metadata) > METADATA_MAX:
-        raise SettingsError(f"metadata: {len(metadata)} pairs are more than {METADATA_MAX}")
+        raise SettingsError(f"metadata: has {len(metadata)} pairs; at most {METADATA_MAX} are allowed")
     for name, value in metadata.items():
         if not isinstance(value, str):
-            raise SettingsError(f"metadata {name[:80]!r}: {value!r:.80} is not text; give str(value)")
+            raise SettingsError(f"metadata {name[:80]!r}: {value!r:.80} is not a string; use str(value)")
         if not 0 < len(name) <= METADATA_NAME_CHARS_MAX or len(value) > METADATA_VALUE_CHARS_MAX:
-            limits = f"names have 1 to {METADATA_NAME_CHARS_MAX} characters, values at most {METADATA_VALUE_CHARS_MAX}"
-            raise SettingsError(f"metadata {name[:80]!r}: {limits}")
+            raise SettingsError(
+                f"metadata {name[:80]!r}: use names of 1 to {METADATA_NAME_CHARS_MAX} and values of at most "
+                f"{METADATA_VALUE_CHARS_MAX} characters"
+            )
     return dict(metadata)

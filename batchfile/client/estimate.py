@@ -1,7 +1,7 @@
-"""What a file will take, and cost: from a sample of it, what the pools' runners say, and hosted prices.
+"""Estimates the time and cost of a file from a sample of it, the measurements of the pools' runners, and hosted prices.
 
-The first requests all count, then every tenth, then every hundredth: whatever its size, a file takes seconds. What
-nobody measured is None: no figure is invented. The only file that knows genai-prices, which is loaded when it is asked.
+The first requests are all counted, then every tenth, then every hundredth, so that a file of any size takes seconds.
+A figure that was not measured is left out. The only file that uses genai-prices, which is imported on demand.
 """
 
 from collections import Counter
@@ -18,16 +18,16 @@ from batchfile.types import Defaults, InputFormat, Request, RoutingTable
 
 CHARS_PER_TOKEN = 4  # of English, about; other languages and code have fewer
 STEP = 10
-FULL_MAX = 10_000  # so many requests count each, and ten times as many in the next stretch
+FULL_MAX = 10_000  # requests that are all counted; the next stretch is ten times as long
 FULL_MAX_TOKENIZED = 1_000  # a tokenizer takes about a millisecond a request
 
 
 @dataclass(slots=True, kw_only=True)
 class Sample:
-    """`num_requests` is exact. The rest is of `num_looked_at` requests, and scaled to all.
+    """`num_requests` is exact. The other figures are from `num_looked_at` requests, scaled to all.
 
-    `num_bad` can not be read, and no other figure holds them. `pools`: requests by pool, where routing is known;
-    `num_unrouted` lead to none. `max_output_tokens`: what they allow at most.
+    `num_bad` requests cannot run, and no other figure includes them. `pools`: requests by pool, where routing is known;
+    `num_unrouted` have no pool. `max_output_tokens`: the sum of their limits.
     """
 
     num_requests: int = 0
@@ -47,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedPrice:
-    """In US dollars. `is_batch`: by the provider's price for batches; else by its list price."""
+    """A price in US dollars. `is_batch`: the provider's price for batches; else its list price."""
 
     model: str
     provider: str
@@ -58,11 +58,11 @@ class HostedPrice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolTime:
-    """A pool's part of the work. `requests_per_s`: of its runners while they had work in the last minute; None: none.
+    """A pool's part of the work. `requests_per_s`: of its runners while they had work in the last minute, if any.
 
-    `output_tokens_each`: what its runners' answers had on average since they began. `waiting`: requests before ours.
-    `request_s`: what one request takes, the median of the slowest runner. `busy_s`: for ours alone; `until_s`: until
-    ours are done; neither is less than one request takes.
+    `output_tokens_each`: the average of its runners' answers since they started. `waiting`: requests ahead of these.
+    `request_s`: the time of one request, the median of the slowest runner. `busy_s`: for these requests alone;
+    `until_s`: until they are done; neither is less than `request_s`.
     """
 
     pool: str
@@ -87,9 +87,9 @@ class PoolTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """`tokenizer` None: tokens were counted by characters. `times`: of the pools that they lead to; None: not asked.
+    """`tokenizer` None: tokens were estimated from characters. `times`: of the requests' pools; None: not asked for.
 
-    `gpus` each pool has, at `gpu_hour` dollars. `gpu_usd`: for ours alone; None where something is unknown.
+    `gpus`: of each pool, at `gpu_hour` dollars. `gpu_usd`: for these requests alone; None where a figure is unknown.
     """
 
     sample: Sample
@@ -110,12 +110,12 @@ class Estimate:
 
 
 def pool_times(sample: Sample, runners: Sequence[PresenceRecord], waiting: Mapping[str, int]) -> list[PoolTime]:
-    """By pool, in order of their names."""
+    """The times of the pools, by name."""
     return [_pool_time(pool, num, runners, waiting.get(pool, 0)) for pool, num in sorted(sample.pools.items())]
 
 
 def expected_output_tokens(sample: Sample, times: Sequence[PoolTime]) -> int | None:
-    """If these requests are answered at the lengths of the pools' answers so far; None where a pool has none yet."""
+    """By the average length of the pools' answers so far; None where a pool has no answers yet."""
     total = 0.0
     for time in times:
         if time.output_tokens_each is None:
@@ -214,7 +214,7 @@ def _scaled(found: Sample, factor: float) -> Sample:
 
 
 def hosted_price(name: str, input_tokens: int, max_output_tokens: int) -> HostedPrice:
-    """Of a model by its name, or `provider:name`. Raises: SettingsError where it is not known."""
+    """The price of a model by its name, or `provider:name`. Raises: SettingsError where it is unknown."""
     try:
         from genai_prices import Usage, calc_price
         from genai_prices.data_snapshot import get_snapshot
@@ -227,8 +227,10 @@ def hosted_price(name: str, input_tokens: int, max_output_tokens: int) -> Hosted
     try:
         listed = calc_price(usage, model, provider_id=provider or None)
         batch = calc_price(usage, model, provider_id=provider or None, price_context={"processing": "batch"})
-    except LookupError as error:
-        raise SettingsError(f"--against {name}: genai-prices knows no such model ({error})") from None
+    except LookupError:
+        raise SettingsError(
+            f"--against {name}: genai-prices has no price for this model; use its name or provider:name"
+        ) from None
     return HostedPrice(
         model=batch.model.id,
         provider=batch.provider.id,

@@ -1,6 +1,6 @@
-"""Batches behind a service, over HTTP: the async client's calls behind the seam, one at a time.
+"""Batches of a service over HTTP: wraps the async client in the synchronous interface.
 
-The client has an event loop in a thread of its own, so that a notebook, whose thread has a running loop, can wait too.
+The client has an event loop in a separate thread, so that it also works in a notebook, whose thread has a running loop.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class HttpRemote:
     def submit(self, upload: "Upload", wanted: SubmitOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
         from batchfile.client.upload import repeatable
 
-        routing = self.routing()  # a wrong address or key is said before anything is sent, as a wrong stage is
+        routing = self.routing()  # reports a wrong address, key or stage before the file is sent
         if wanted.stage is not None:
             check_stage(routing.stages, wanted.stage)
         if wanted.pool is not None:
@@ -61,7 +61,7 @@ class HttpRemote:
             try:
                 return self._run(sending)
             except TooLarge as error:
-                raise TooLarge(f"{error}; or submit it straight to the service's store, with --store") from None
+                raise TooLarge(f"{error}; or submit it directly to the service's store with --store") from None
 
     def batch(self, name: str) -> BatchStatus:
         return self._of(name, self._client.get(_path(name), BatchStatus))
@@ -85,7 +85,7 @@ class HttpRemote:
         query = [("now", "true")] if now else []
         try:
             return self._of(name, self._client.delete(_path(name), _Deleted, query)).id
-        except InvalidFile as error:  # of a delete the service says this only where it has not ended
+        except InvalidFile as error:  # the service answers a delete like this only for a batch that has not ended
             raise NotEnded(str(error)) from error
 
     def rerun(self, name: str) -> BatchStatus:
@@ -151,12 +151,12 @@ class HttpRemote:
             while (item := self._run(step())) is not None:
                 yield item
         finally:
-            with suppress(BatchfileError):  # closed, and so is what it read
-                self._loop.post(end())  # a garbage collection may come to it anywhere: it waits for nothing
+            with suppress(BatchfileError):  # the connection is closed, and so is the response
+                self._loop.post(end())  # does not wait: a garbage collection may run this in any thread
 
 
 def _path(batch_id: str) -> str:
-    """Raises: NotFound for what can be no id."""
+    """Raises: NotFound for an invalid id."""
     if not batch_id.replace("_", "").replace("-", "").isalnum() or not batch_id.isascii():
         raise NotFound(f"{batch_id!r} is not a batch id; `batchfile ls` lists them")
     return f"{BATCHES}/{batch_id}"
@@ -179,7 +179,7 @@ class _Started(NamedTuple):
 
 
 class LoopThread:
-    """`resource` is entered in the loop at once, and left when this is closed, garbage-collected or at exit.
+    """An event loop in a thread. `resource` is entered at once, and left on close, garbage collection or exit.
 
     Any number of threads may call `run`. Raises: what entering `resource` raises.
     """
@@ -203,7 +203,7 @@ class LoopThread:
             raise
 
     def post(self, asking: Coroutine[Any, Any, T]) -> Future[T]:
-        """The same without waiting for it. Raises: BatchfileError where it is closed."""
+        """The same without waiting for it. Raises: BatchfileError where the connection is closed."""
         if not self.close.alive:
             asking.close()
             raise BatchfileError("the connection is closed; connect again")
@@ -219,10 +219,10 @@ async def _serve(resource: AbstractAsyncContextManager[object], started: Future[
     except Exception as error:
         if started.done():
             raise
-        started.set_exception(error)  # the caller waits for it
+        started.set_exception(error)  # the caller waits for the future
 
 
 def _end(loop: asyncio.AbstractEventLoop, over: asyncio.Event, thread: threading.Thread) -> None:
     loop.call_soon_threadsafe(over.set)
-    if thread is not threading.current_thread():  # a garbage collection may come to it there
+    if thread is not threading.current_thread():  # a garbage collection may run this in that thread
         thread.join()

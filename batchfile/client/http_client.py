@@ -1,7 +1,7 @@
-"""A batchfile service over HTTP: the one client, and with `engine/http/connection.py` the only file that knows aiohttp.
+"""The async HTTP client of a batchfile service. With `engine/http/connection.py`, the only file that uses aiohttp.
 
-Async. What can be asked twice is asked again while the service is away, for `patience_s`; a create too, under the one
-key that it was given. A service that has never answered is not waited for: its address may be wrong.
+Requests that are safe to repeat are retried for `patience_s` while the service is unavailable, and so are creates, with
+their idempotency key. It does not wait for a service that has never answered: the address may be wrong.
 """
 
 import asyncio
@@ -35,29 +35,29 @@ else:
 
 PATIENCE_S = 60.0
 CONNECT_S = 10.0
-ANSWER_S = 300.0  # a create is answered when its requests are stored and planned
-SILENCE_S = 120.0  # results may land rarely; then the connection is made anew
-BACKOFF_S = 0.5  # doubles, is cut by up to half at random, and ends at the next one
+ANSWER_S = 300.0  # a create is answered once its requests are stored and planned
+SILENCE_S = 120.0  # new results may be rare; after this time it reconnects
+BACKOFF_S = 0.5  # doubles up to BACKOFF_S_MAX, and is reduced by up to half at random
 BACKOFF_S_MAX = 10.0
 DETAIL_CHARS_MAX = 500
-AWAY = {429, 502, 503, 504, 520, 521, 522, 523, 525, 526, 530}  # from 520 on: Cloudflare's of a server it can not reach
+AWAY = {429, 502, 503, 504, 520, 521, 522, 523, 525, 526, 530}  # from 520: Cloudflare cannot reach the server
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 SAME_AGAIN = "run the same command again later"
-LOOK_FIRST = "the batch may have been made: look with `batchfile ls` later, before the same command makes another"
+LOOK_FIRST = "the batch may have been created: check with `batchfile ls` before you run the same command again"
 
 T = TypeVar("T")
 Pairs = list[tuple[str, str]]
 
 
 class FileHead(msgspec.Struct, frozen=True):
-    """What a HEAD tells of a file: its size in bytes, its etag without quotes."""
+    """A file's size in bytes and its etag without quotes, from a HEAD request."""
 
     size: int
     etag: str
 
 
 class _Away(Exception):
-    """The service did not answer, or said that it can not now. `wait_s`: what it asked for."""
+    """The service did not answer, or is temporarily unavailable. `wait_s`: its Retry-After."""
 
     def __init__(self, message: str, wait_s: float = 0.0, *, is_busy: bool = False) -> None:
         super().__init__(f"{'is busy' if is_busy else 'does not answer'} ({message})")
@@ -68,8 +68,8 @@ class _Away(Exception):
 class Client:
     """Used as an async context manager. Paths begin with a slash.
 
-    Raises everywhere: ServiceUnavailable; SettingsError (a wrong URL or key); NotFound;
-    InvalidFile, TooLarge, KeyReused (what was sent is refused); BatchfileError for any other answer.
+    All methods raise ServiceUnavailable; SettingsError (a wrong URL or key); NotFound; InvalidFile, TooLarge,
+    KeyReused (the service rejects the request); BatchfileError for any other answer.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Client:
         on_wait: Callable[[str], None] = lambda message: None,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """`on_wait` is told once of each time that the service is away and waited for."""
+        """`on_wait` is called once each time the client starts to wait for the service."""
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise SettingsError(f"{url} is no address of a service; give one such as http://localhost:8000")
+            raise SettingsError(f"{url} is not a valid service URL; use one such as http://localhost:8000")
         self.url = url.rstrip("/")
         self._has_key = bool(api_key)
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -99,8 +99,10 @@ class Client:
             self._session = aiohttp.ClientSession(
                 headers=self._headers, timeout=timeout, trust_env=not self._is_direct, auto_decompress=True
             )
-        except ValueError as error:
-            raise SettingsError(f"the API key can not be sent: {error}") from None
+        except ValueError:
+            raise SettingsError(
+                "the API key cannot be sent in an HTTP header; check it for line breaks and special characters"
+            ) from None
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -108,15 +110,15 @@ class Client:
             await self._session.close()
 
     async def get(self, path: str, kind: type[T], query: Pairs | None = None) -> T:
-        """A JSON answer as a `kind`."""
+        """A JSON answer, decoded as `kind`."""
         return await self._patiently(lambda: self._once("GET", path, kind, query=query))
 
     async def delete(self, path: str, kind: type[T], query: Pairs) -> T:
-        """Where the answer to one attempt was lost, the next may find nothing any more: NotFound."""
+        """If the answer to an attempt was lost, the next attempt may raise NotFound."""
         return await self._patiently(lambda: self._once("DELETE", path, kind, query=query), SAME_AGAIN)
 
     async def post(self, path: str, kind: type[T], *, idempotency_key: str | None = None) -> T:
-        """Without a body. Asked again like a get: such posts of this service may be repeated, or have a key."""
+        """A POST without a body. Retried like a GET: these requests are idempotent, or have a key."""
         headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
         advice = LOOK_FIRST if idempotency_key else SAME_AGAIN
         return await self._patiently(lambda: self._once("POST", path, kind, headers=headers), advice)
@@ -124,7 +126,7 @@ class Client:
     async def send_lines(
         self, path: str, kind: type[T], lines: Callable[[], Iterator[bytes]], *, query: Pairs, idempotency_key: str
     ) -> T:
-        """Post JSONL, packed on the way. `lines` is called for each attempt: they all make one batch."""
+        """Post JSONL, compressed while it is sent. `lines` is called for each attempt; together they make one batch."""
         headers = {
             "content-type": "application/x-ndjson",
             "content-encoding": "zstd",
@@ -150,7 +152,7 @@ class Client:
         return await self._patiently(once)
 
     async def file(self, path: str, head: FileHead, start: int) -> AsyncIterator[bytes]:
-        """The bytes of a file from `start` on; a broken answer is continued."""
+        """The bytes of a file from `start` on; resumes after a broken connection."""
         at = start
         away_since: float | None = None
         while at < head.size:
@@ -158,7 +160,7 @@ class Client:
             try:
                 async with self._answer("GET", path, headers=headers) as answer:
                     if answer.status != 206 and at > 0:
-                        raise BatchfileError(f"{self.url}{path} is another file by now; begin its download anew")
+                        raise BatchfileError(f"{self.url}{path} has changed during the download; start it again")
                     async for chunk in answer.content.iter_any():
                         at, away_since = at + len(chunk), None
                         yield chunk
@@ -166,9 +168,9 @@ class Client:
                 away_since = await self._wait(away, away_since)
 
     async def lines(self, path: str, query: Pairs) -> AsyncIterator[list[bytes]]:
-        """Lines as they land, until the answer ends; after a break from the start, without those that were given.
+        """Lines as they arrive, until the answer ends. After a break it starts over and skips the known ones.
 
-        Memory: a number for each line. A list is empty where nothing landed for a while.
+        Memory: a number for each line. A list is empty if nothing arrived for a while.
         """
         given: set[int] = set()
         away_since: float | None = None
@@ -216,7 +218,7 @@ class Client:
         body: AsyncIterator[bytes] | None = None,
         silence_s: float = ANSWER_S,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A success. Raises: _Away, also where the answer breaks off while it is read; what the class says."""
+        """A successful answer. Raises: _Away, also if the connection breaks while it is read; else as the class."""
         assert self._session is not None, "the client was not entered"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
         asking = self._session.request(
@@ -234,16 +236,19 @@ class Client:
                     raise await self._refusal(answer)
                 self._has_answered = True
                 yield answer
-        except aiohttp.InvalidURL as error:
-            raise SettingsError(f"{self.url} is no address of a service: {error}") from None
+        except aiohttp.InvalidURL:
+            raise SettingsError(
+                f"{self.url} is not a valid service URL; use one such as http://localhost:8000"
+            ) from None
         except aiohttp.ClientConnectorCertificateError as error:
-            raise SettingsError(f"{self.url} can not prove who it is: {error}") from None
+            why = getattr(error.certificate_error, "verify_message", "") or "verification failed"
+            raise SettingsError(f"{self.url}: its TLS certificate is not valid ({why})") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Away(_reason(error)) from error
         except aiohttp.ClientError as error:
-            raise SettingsError(f"{self.url} does not speak HTTP as a service does: {error}") from None
+            raise SettingsError(f"{self.url} sent an invalid HTTP response: {error}") from None
         except TimeoutError as error:
-            raise _Away("it was silent for too long") from error
+            raise _Away("timeout") from error
 
     async def _refusal(self, answer: aiohttp.ClientResponse) -> Exception:
         data = await answer.read()
@@ -257,21 +262,21 @@ class Client:
             wait_s = float(asked) if asked.isdigit() else 0.0
             return _Away(detail or f"it answered {answer.status}", wait_s, is_busy=answer.status == 429)
         if answer.status == 403:
-            return SettingsError(f"{self.url} refuses this: {detail or 'it answered 403'}")
+            return SettingsError(f"{self.url} does not allow this: {detail or 'it answered 403'}")
         if answer.status == 401:
             return SettingsError(
-                f"{self.url} does not know this API key; check BATCHFILE_API_KEY or --api-key"
+                f"{self.url} does not accept this API key; check BATCHFILE_API_KEY or --api-key"
                 if self._has_key
-                else f"{self.url} wants an API key: set BATCHFILE_API_KEY, or give --api-key"
+                else f"{self.url} requires an API key; set BATCHFILE_API_KEY or use --api-key"
             )
         if answer.status < 400:
-            where = answer.headers.get("location", "nowhere")
-            return SettingsError(f"{self.url} leads to {where}; give that as --url")
+            where = answer.headers.get("location", "an unknown URL")
+            return SettingsError(f"{self.url} redirects to {where}; use that as --url")
         return self._what_was_asked(answer, detail)
 
     def _what_was_asked(self, answer: aiohttp.ClientResponse, detail: str) -> BatchfileError:
-        """What was wrong with it."""
-        if answer.method == "HEAD":  # such answers have no detail
+        """The error for a rejected request."""
+        if answer.method == "HEAD":  # its answers have no body, and so no detail
             return NotFound(f"{answer.url.path}: the service answered {answer.status}")
         if not detail:
             return self._foreign(answer)
@@ -283,7 +288,7 @@ class Client:
     def _foreign(self, answer: aiohttp.ClientResponse) -> SettingsError:
         what = f"{answer.status} with {answer.content_type}"
         return SettingsError(
-            f"{answer.url.with_query(None)} answered {what}: that is no batchfile service; check --url"
+            f"{answer.url.with_query(None)} answered {what}, so it is not a batchfile service; check --url"
         )
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]], advice: str = SAME_AGAIN) -> T:
@@ -297,14 +302,14 @@ class Client:
                 away_since = await self._wait(away, away_since, num, advice)
 
     async def _wait(self, away: _Away, since: float | None, num: int = 1, advice: str = SAME_AGAIN) -> float:
-        """Since when the service is away, after a pause. Raises: ServiceUnavailable where it has been for too long."""
+        """Pause; returns since when the service is unavailable. Raises: ServiceUnavailable after `patience_s`."""
         now = time.monotonic()
         is_first = since is None
         since = now if since is None else since
         pause_s = max(away.wait_s, min(BACKOFF_S * 2.0**num, BACKOFF_S_MAX) * random.uniform(0.5, 1.0))
         if not self._has_answered:
             raise ServiceUnavailable(
-                f"{self.url} can not be reached ({away.message}); is it running, and is --url right?"
+                f"{self.url} cannot be reached ({away.message}); check that it is running and that --url is correct"
             )
         if now + pause_s - since > self._patience_s:
             raise ServiceUnavailable(f"{self.url} {away}; {advice}")
@@ -319,11 +324,11 @@ def _reason(error: aiohttp.ClientError) -> str:
         system = error.os_error
         number = system.errno or 0
         return os.strerror(number) if number > 0 else system.strerror or str(system)
-    return str(error) or type(error).__name__
+    return str(error) or "connection error"
 
 
 class _Packed:
-    """A body, packed on the way. `error`: what its lines raised; to aiohttp that is a connection that broke."""
+    """A compressed request body. `error`: what its lines raised; aiohttp reports that as a broken connection."""
 
     def __init__(self, lines: Iterator[bytes]) -> None:
         self.error: Exception | None = None

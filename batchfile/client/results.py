@@ -1,7 +1,4 @@
-"""The results of a batch: as Python objects, and as files on this disk, in the format of their input.
-
-A download is continued where an earlier attempt stopped.
-"""
+"""Reads the results of a batch as Python objects, and saves them as files. Interrupted downloads are resumed."""
 
 import hashlib
 import os
@@ -26,9 +23,9 @@ OnBytes = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultError:
-    """Why a request has no answer. `code`: `invalid_request_error` where the request itself has to be fixed.
+    """Why a request has no answer. `code`: `invalid_request_error` if the request itself must be fixed.
 
-    `http_status`: what the endpoint of an HTTP engine answered.
+    `http_status`: the status that the endpoint of an HTTP engine answered.
     """
 
     code: str
@@ -38,11 +35,11 @@ class ResultError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What became of one request.
+    """The result of one request.
 
     `status`: `succeeded`; `errored`, then `error` says why; `canceled` or `expired`: the batch ended before it ran.
-    `choices`: one answer, or the `n` that were asked for; empty where it did not succeed. `vectors`: of an embedding.
-    `usage`: in tokens. `line`: of the input file, of a request without a custom_id.
+    `choices`: one answer, or the requested `n`; empty if it did not succeed. `vectors`: of an embedding.
+    `usage`: in tokens. `line`: the line in the input file, if the request has no custom_id.
 
     >>> [(result.custom_id, result.text) for result in done.results()]
     [('a', 'Hello.'), ('b', 'Goodbye.')]
@@ -59,7 +56,7 @@ class Result:
 
     @property
     def text(self) -> str | None:
-        """Of the first choice; None where there is none."""
+        """The text of the first choice; None without choices."""
         return self.choices[0].text if self.choices else None
 
     @property
@@ -68,7 +65,7 @@ class Result:
 
 
 def read_results(chunks: Iterable[bytes]) -> Iterator[Result]:
-    """The results in native lines, each as it is read."""
+    """The results from native lines, one at a time."""
     for line in iter_lines(chunks, line_bytes_max=RESULT_BYTES_MAX):
         yield read_result(line.data or b"")
 
@@ -120,9 +117,9 @@ def _choice(choice: NativeChoice, stop_sequence: str | None) -> Choice:
 
 
 def fetch(download: Download, path: str, on_bytes: OnBytes) -> None:
-    """Make `path` hold the file: whole and checked, or as it was. What arrived is kept beside it for the next attempt.
+    """Download to `path`, which is replaced only by a complete, verified file. A partial one is kept next to it.
 
-    Raises: BatchfileError where its digest is not the one that was promised; OSError where the disk is full.
+    Raises: BatchfileError where the digest does not match; OSError where the disk is full.
     """
     os.replace(_arrived(download, path, on_bytes), path)
 
@@ -135,9 +132,9 @@ def save_results(
     on_bytes: OnBytes,
     form: ResultFormat | None = None,
 ) -> None:
-    """The results at `path`, and the input lines that did not succeed next to it, if any.
+    """Write the results to `path`, and the input lines that did not succeed next to it, if any.
 
-    `form` None: Parquet by the name of `path`, else as the batch's input was.
+    `form` None: Parquet by the name of `path`, else the format of the batch's input.
     """
     form = form or ("parquet" if path.endswith(PARQUET_ENDING) else batch.dialect)
     if form == "native":
@@ -165,17 +162,17 @@ def save_results(
 
 
 def in_format(batch: BatchStatus, chunks: Iterator[bytes], form: ResultFormat | None = None) -> Iterator[bytes]:
-    """Native result lines in this format; None: as the batch's input was. Raises: SettingsError for Parquet."""
+    """Native result lines in this format; None: the format of the input. Raises: SettingsError for Parquet."""
     form = form or batch.dialect
     if form == "parquet":
-        raise SettingsError("Parquet is written to a path, not to an open file")
+        raise SettingsError("Parquet cannot be written to an open file; use a path")
     if form == "native":
         return chunks
     return openai_file(chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=None)
 
 
 def _arrived(download: Download, path: str, on_bytes: OnBytes) -> str:
-    """The path of the whole file, checked, under its name while it is on its way."""
+    """Download the file, or the rest of it, to a temporary path; returns that path once it is complete and verified."""
     partial = _beside(path, f"{download.sha256[:12]}.partial")
     if os.path.exists(partial) and os.path.getsize(partial) > download.size:
         os.unlink(partial)
@@ -193,7 +190,7 @@ def _arrived(download: Download, path: str, on_bytes: OnBytes) -> str:
         os.fsync(file.fileno())
     if size != download.size or not digest.hexdigest().startswith(download.sha256[:32]):
         os.unlink(partial)
-        raise BatchfileError(f"{path}: what arrived is not what was sent; run the same command again")
+        raise BatchfileError(f"{path}: the download is damaged; run the same command again")
     return partial
 
 

@@ -1,4 +1,4 @@
-"""Batches in a store, reached without any service: the ledger's own verbs behind the seam."""
+"""Batches of a store, without a service: the interface over the ledger."""
 
 import os
 import time
@@ -30,20 +30,20 @@ from batchfile.routing import check_pool, check_stage
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
 
-LIVE_LINES = 256  # that are handed on together
+LIVE_LINES = 256  # result lines that are passed on together
 
 log = structlog.get_logger()
 
 
 class StoreRemote:
-    """A batch is named by its id, or by the path of a local run's output. `tenant`: whose; any other is not there."""
+    """A batch is named by its id, or by the path of a local run's output. Only batches of `tenant` exist here."""
 
     def __init__(self, ledger: Ledger, settings: Settings, tenant: str) -> None:
         self._ledger = ledger
         self._settings = settings
         self._tenant = tenant
         self._reader = StatusReader(ledger)
-        self._known: set[str] = set()  # ids of batches of this tenant, found before
+        self._known: set[str] = set()  # ids of batches of this tenant that were found before
 
     @property
     def place(self) -> str:
@@ -64,8 +64,8 @@ class StoreRemote:
             is_strict=wanted.is_strict,
         )
         defaults = Defaults(output_schema=self._settings.schema_of(wanted.stage))
-        with repeatable(upload) as source:  # how large a shard becomes depends on the size of all
-            # Not before all of it is here: its time to run begins now.
+        with repeatable(upload) as source:  # the size of a shard depends on the size of the whole input
+            # Only once all of it is here: its completion window starts now.
             created_at = self._ledger.clock.now()
             draft = options.draft(f"batch_{self._ledger.new_id()[:12]}", created_at, routing, defaults)
             made = verbs.submit(
@@ -83,7 +83,7 @@ class StoreRemote:
         except BatchDamaged as error:
             status = self._reader.look(self._place_of_damaged(name, error))
         if status is None:
-            raise NotFound(f"{name}: was deleted")
+            raise NotFound(f"{name}: the batch was deleted")
         return _shown(status)
 
     def batches(self) -> Iterator[BatchStatus]:
@@ -114,7 +114,7 @@ class StoreRemote:
         return batch_id
 
     def _is_deleted(self, batch_id: str) -> bool:
-        """Was it a batch of this tenant?"""
+        """Was it a batch of this tenant, and is it deleted?"""
         with suppress(RecordDamaged):
             found = load(self._ledger, keys.batch_key(batch_id), BatchRecord)
             return found is not None and (found.record.state, found.record.tenant) == ("deleted", self._tenant)
@@ -127,7 +127,7 @@ class StoreRemote:
             damage.delete(self._ledger, error, self._place_of_damaged(name, error))
             return
         if standing is not None and standing.state != "deleted":
-            raise NotEnded(f"{name}: has not ended; `batchfile cancel {name}` ends it, then it can be deleted")
+            raise NotEnded(f"{name}: has not ended; end it with `batchfile cancel {name}`, then delete it")
 
     def rerun(self, name: str) -> BatchStatus:
         return self.batch(verbs.retry(self._ledger, self._find(name)).batch_id)
@@ -161,10 +161,10 @@ class StoreRemote:
         return read_scale(self._reader, pool).pending_requests
 
     def close(self) -> None:
-        """The store needs no end."""
+        """A store does not need to be closed."""
 
     def _places(self) -> Iterator[str]:
-        """In the index, newest first; in some there is no batch: not yet, or not any more."""
+        """Keys of the index, newest first; some have no batch, because it is not created yet or was deleted."""
         return (entry.key for entry in self._ledger.store.list(keys.index_prefix(self._tenant)))
 
     def _look_at(self, place: str) -> BatchStatus | None:
@@ -172,7 +172,7 @@ class StoreRemote:
         return None if status is None else _shown(status)
 
     def _place_of_damaged(self, name: str, error: BatchDamaged) -> str:
-        """Whose it is, its record does not say any more; the index does. Raises: `error` where that is unreadable."""
+        """The index key of a damaged batch, which proves its tenant. Raises: `error` where it cannot be found."""
         try:
             batch_id = find_batch_id(self._ledger, name)
         except BatchDamaged:
@@ -185,8 +185,7 @@ class StoreRemote:
     def _find(self, name: str) -> BatchRecord:
         batch = find_batch(self._ledger, name)
         if batch.tenant != self._tenant:
-            whose = f"no batch of the tenant {self._tenant}; --tenant names another"
-            raise NotFound(f"{name}: {whose}")
+            raise NotFound(f"{name}: not a batch of the tenant {self._tenant}; --tenant selects another")
         self._known.add(batch.batch_id)
         return batch
 
@@ -200,7 +199,7 @@ class StoreRemote:
 
 
 def find_batch_id(ledger: Ledger, name: str) -> str:
-    """The id that `name` is, or that the path of an output stands for."""
+    """The batch id of `name`, which is an id or the path of an output."""
     path = os.path.realpath(name)
     pointer = load(ledger, keys.idempotency_key("output", path), IdempotencyRecord)
     return name if pointer is None else pointer.record.batch_id
@@ -218,7 +217,7 @@ def find_batch(ledger: Ledger, name: str) -> BatchRecord:
 
 
 def _with_output(batch: BatchStatus) -> BatchStatus:
-    """A local run has not ended before its output is there: until then its batch is shown as ending."""
+    """A local run ends when its output is written: until then its batch is shown as ending."""
     output = batch.metadata.get(OUTPUT, "")
     if not batch.has_ended or not Path(output).is_absolute() or batch_at(output) == batch.batch_id:
         return batch
@@ -226,11 +225,11 @@ def _with_output(batch: BatchStatus) -> BatchStatus:
         return msgspec.structs.replace(batch, state="ending", detail=f"{output} is being written")
     if batch.detail is not None or Path(output).exists() or not Path(output).parent.is_dir():
         return batch
-    where = f"`batchfile results {batch.batch_id} -o FILE` writes them"
-    return msgspec.structs.replace(batch, detail=f"{output} is not there: {where}, and so does the command of the run")
+    how = f"`batchfile results {batch.batch_id} -o FILE`, or the command of the run, writes the results"
+    return msgspec.structs.replace(batch, detail=f"{output} does not exist: {how}")
 
 
 def _shown(status: DerivedStatus) -> BatchStatus:
-    """For an operator: it names the object that cannot be read."""
+    """The status for an operator, with the name of an object that cannot be read."""
     detail = status.batch.detail if status.problem is None else str(status.problem)
     return _with_output(status.shown(detail=detail, inbox_path=inbox_path(status.batch)))

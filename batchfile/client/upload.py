@@ -1,4 +1,4 @@
-"""What is submitted: a file, stdin or an object, as JSONL in chunks. Knows no batch and no service."""
+"""Reads the file, stdin or object to submit, as JSONL in chunks. Knows no batch and no service."""
 
 import os
 import shutil
@@ -17,16 +17,16 @@ from batchfile.store.open import open_store
 
 OnBytes = Callable[[int], None]
 
-PACKED_ABOUT = 4  # times smaller is JSON of prompts; it matters only for how large the shards become
+PACKED_ABOUT = 4  # typical compression ratio of prompts in JSON; it affects only the size of the shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
     """Requests that can be read from the start, more than once where `is_repeatable`.
 
-    `size`: of the file as it lies, in bytes; None: nobody knows. It unpacks to about `unpacked_size`.
-    `chunks(on_bytes)`: its JSONL; `on_bytes` hears of each piece of the file that was read.
-    Raises: InvalidFile where it is damaged, or was changed meanwhile.
+    `size`: of the stored file, in bytes; None: unknown. It unpacks to about `unpacked_size`.
+    `chunks(on_bytes)`: its JSONL; `on_bytes` is called with the size of each chunk that was read.
+    Raises: InvalidFile where the file is damaged, or has changed meanwhile.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Upload:
 
 
 def open_upload(name: str) -> Upload:
-    """Of a path, `-` or an s3:// URL. Raises: InvalidFile where it can not be used."""
+    """Open a path, `-` or an s3:// URL. Raises: InvalidFile where it cannot be used."""
     return _of_object(name) if name.startswith("s3://") else _of_file(name)
 
 
 class LastByte:
-    """Remembers how a file ends while it is read."""
+    """Remembers the last byte of a file while it is read."""
 
     value = b""
 
@@ -61,7 +61,7 @@ class LastByte:
 
 @contextmanager
 def repeatable(upload: Upload) -> Iterator[Upload]:
-    """The same, spooled to disk where it could be read only once."""
+    """The same upload, written to disk if it can be read only once."""
     if upload.is_repeatable:
         yield upload
         return
@@ -77,7 +77,7 @@ def _of_file(name: str) -> Upload:
     source = inspect(name)
     if source.path is None:
         if source.format == "parquet":
-            raise InvalidFile("stdin: Parquet can not be read from a pipe; name the file")
+            raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
 
         def from_stdin(on_bytes: OnBytes) -> Iterator[bytes]:
             stream = Counted(sys.stdin.buffer, on_bytes, source.head)
@@ -97,13 +97,13 @@ def _of_object(url: str) -> Upload:
     parts = urlsplit(url)
     key = unquote(parts.path).lstrip("/")
     if not key or key.endswith("/"):
-        raise InvalidFile(f"{url}: names no object; give s3://BUCKET/PATH/NAME.jsonl")
+        raise InvalidFile(f"{url}: is not the URL of an object; use s3://BUCKET/PATH/NAME.jsonl")
     store = open_store(f"s3://{parts.netloc}" + (f"?{parts.query}" if parts.query else ""), prove=False)
     try:
         entry = store.head(key)
         if entry is None:
-            store.get(key)  # which says, as a head can not, where there is not even the bucket
-            raise InvalidFile(f"{url}: there is no such object")
+            store.get(key)  # unlike a HEAD, this reports a missing bucket
+            raise InvalidFile(f"{url}: no such object")
     except StoreUnavailable:
         raise
     except StoreError as error:
@@ -117,7 +117,7 @@ def _of_object(url: str) -> Upload:
         if kind != "parquet":
             yield from open_lines(key, kind, cast(BinaryIO, stream))
             return
-        with tempfile.NamedTemporaryFile(prefix="batchfile-", suffix=".parquet") as file:  # it is read from its end
+        with tempfile.NamedTemporaryFile(prefix="batchfile-", suffix=".parquet") as file:  # Parquet needs seeking
             shutil.copyfileobj(stream, file, CHUNK_BYTES)
             file.flush()
             yield from open_lines(file.name, kind, None)

@@ -1,6 +1,6 @@
-"""Checks a file as `batchfile validate` does: in several processes where it is big. Runs nothing, stores nothing.
+"""Checks a file for `batchfile validate`, in several processes if it is large. Runs nothing, stores nothing.
 
-Big plain files are cut at line ends into pieces that forked processes scan; the problems come in file order.
+Large plain files are cut at line ends into pieces that forked processes scan; problems are reported in file order.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ from batchfile.local.inputs import Source
 from batchfile.types import REQUESTS_MAX, Defaults, InputFormat, Request, RoutingTable
 
 PIECE_BYTES = 8 * 1024 * 1024
-BIG_BYTES = 2 * PIECE_BYTES  # below it, starting processes costs more than it saves
+BIG_BYTES = 2 * PIECE_BYTES  # below this, starting processes costs more than it saves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class _Scanned:
 
 
 class Check:
-    """One file's check. `summary` is complete when `problems` has ended."""
+    """The check of one file. `summary` is complete once `problems` is exhausted."""
 
     def __init__(self, source: Source, rules: Rules) -> None:
         self.summary = Summary()
@@ -57,7 +57,7 @@ class Check:
         self._rules = rules
 
     def problems(self) -> Iterator[Problem]:
-        """In file order; repeated custom_ids last. Raises: InvalidFile where the file can not be read as a whole."""
+        """In file order; repeated custom_ids last. Raises: InvalidFile where the file as a whole cannot be read."""
         path = self._source.path
         num_processes = os.cpu_count() or 1
         can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
@@ -74,7 +74,7 @@ class Check:
         pieces = (_Piece(path, start, end, found, self._rules) for start, end in _cuts(path))
         total = _new_scan(self._rules)
         num_rows = 0
-        # Forked: the hash seed of the custom_ids must be one, and this process has no threads yet.
+        # Forked, so that all processes share the hash seed of the custom_ids; this process has no threads yet.
         with multiprocessing.get_context("fork").Pool(num_processes) as pool:
             for done in pool.imap(_scan_piece, pieces):
                 for problem in done.problems:
@@ -91,7 +91,7 @@ class Check:
         if self.summary.num_requests == 0:
             raise InvalidFile(f"{path}: {NO_REQUEST}")
         if self.summary.num_requests > REQUESTS_MAX:
-            raise InvalidFile(f"{path}: holds more than {REQUESTS_MAX:,} requests; split it")
+            raise InvalidFile(f"{path}: contains more than {REQUESTS_MAX:,} requests; split it")
         suspects = total.duplicates.suspects()
         if suspects:
             for problem in repeated(read(self._source), suspects):
@@ -111,12 +111,12 @@ def read(source: Source) -> Iterator[bytes]:
 
 
 def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], None]) -> Iterator[Problem]:
-    """A problem for each good line that `fit` refuses with InvalidRequest."""
+    """A problem for each valid line that `fit` rejects with InvalidRequest."""
     for line in iter_lines(read(source)):
         try:
             request = parse_request(line.data or b"", defaults)
         except InvalidRequest:
-            continue  # the check says what is wrong with it
+            continue  # the check reports what is wrong with it
         try:
             fit(request)
         except InvalidRequest as error:
@@ -167,7 +167,7 @@ def _cuts(path: str) -> Iterator[tuple[int, int]]:
 
 
 def _line_end(file: BinaryIO, at: int, size: int) -> int:
-    """The first byte after the line that holds the byte `at`, found without reading a long line into memory at once."""
+    """The first byte after the line that contains the byte `at`. Does not read a long line into memory at once."""
     file.seek(at)
     while chunk := file.read(CHUNK_BYTES):
         found = chunk.find(b"\n")
@@ -178,7 +178,7 @@ def _line_end(file: BinaryIO, at: int, size: int) -> int:
 
 
 def _first_format(source: Source) -> InputFormat | None:
-    """The format in which the file begins: that of its first readable line."""
+    """The input format of the first readable line."""
     for line in iter_lines(read(source)):
         try:
             return decode_envelope(line.data or b"").format

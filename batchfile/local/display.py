@@ -1,4 +1,4 @@
-"""Numbers and progress as people read them: a bar on a terminal, else lines now and then, or JSON. Knows no batch."""
+"""Shows numbers and progress: a bar on a terminal, elsewhere a line every few seconds, or JSON. Knows no batch."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from batchfile.local.progress import Snapshot
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-PLAIN_S = 10.0  # between two lines where stderr is no terminal
+PLAIN_S = 10.0  # between two lines where stderr is not a terminal
 LOOK_S = 0.25
 BAR_CELLS = 30
-QUIET_S = 5.0  # a step that has been running for so long is mentioned
+QUIET_S = 5.0  # a step that has been running for this long is mentioned
 
 
 def duration(seconds: float) -> str:
@@ -56,15 +56,15 @@ def line(snap: Snapshot) -> str:
 
 
 def state(snap: Snapshot) -> str:
-    """While nothing is computed: why."""
+    """Why nothing is computed at the moment."""
     done = f"{snap.done:,}/{snap.total:,} requests are done"
     if snap.is_loading:
         return f"loading the model, {duration(snap.elapsed_s)}; {done}"
-    return f"the endpoint has been down for {duration(snap.down_s)}, waiting for it; {done}"
+    return f"waiting for the endpoint, unavailable for {duration(snap.down_s)}; {done}"
 
 
 def details(snap: Snapshot) -> list[str]:
-    """What the engine does and did. A rate that is not known is not named, rather than called 0."""
+    """The state of the engine. Unknown rates are left out instead of shown as 0."""
     is_done = snap.done == snap.total
     parts = []
     if snap.failed:
@@ -98,14 +98,14 @@ def _left(snap: Snapshot) -> list[str]:
 
 
 def is_terminal() -> bool:
-    """Can stderr show a picture that changes?"""
+    """Can stderr show a live display?"""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class Progress:
-    """Shows snapshots until it is left. What is written to sys.stderr meanwhile comes on lines of its own.
+    """Shows snapshots until its `with` block ends. Other output to sys.stderr is shown on separate lines.
 
-    `look` is called from a thread of its own; None from it means: nothing to show yet.
+    `look` is called in a separate thread; it returns None if there is nothing to show yet.
     """
 
     def __init__(self, look: Callable[[], Snapshot | None], *, is_json: bool) -> None:
@@ -134,7 +134,7 @@ class Progress:
         from rich.console import Console
         from rich.live import Live
 
-        # Live takes the place of sys.stderr, and writes what others write there above the bar.
+        # Live replaces sys.stderr, and shows other output above the bar.
         console = Console(stderr=True, highlight=False)
         with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
             while True:
@@ -149,12 +149,12 @@ class Progress:
         shown_at = time.monotonic()
         snap = None
         while not self._over.wait(LOOK_S):
-            snap = self._look()  # also between the lines: what is estimated follows what it sees
+            snap = self._look()  # also between the lines: the estimates need regular looks
             if time.monotonic() - shown_at >= PLAIN_S:
                 shown_at = time.monotonic()
                 self._print(snap)
         snap = self._look()
-        if snap is not None and not snap.is_loading:  # it loads nothing any more: it ended before there was an engine
+        if snap is not None and not snap.is_loading:  # else the run ended before an engine was loaded
             self._print(snap)
 
     def _print(self, snap: Snapshot | None) -> None:

@@ -1,4 +1,4 @@
-"""Which engine a run means: options over settings. The engine itself is not loaded here."""
+"""Chooses the engine of a run from its options and the settings. Does not load it."""
 
 import os
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from batchfile.local.options import RunOptions
 from batchfile.settings import Settings
 from batchfile.types import EngineKind
 
-API_KEY_VARIABLE = "OPENAI_API_KEY"  # of the endpoint; BATCHFILE_API_KEY is a service's of ours, and goes nowhere else
+API_KEY_VARIABLE = "OPENAI_API_KEY"  # of the endpoint; BATCHFILE_API_KEY is only for batchfile services
 DEMO_MODEL = "SmolLM2-135M-Instruct"
-CACHE_VARIABLE = "BATCHFILE_CACHE"  # as the set-up recipe (`just demo`) has it
+CACHE_VARIABLE = "BATCHFILE_CACHE"  # as in the set-up recipe (`just demo`)
 CACHE_FOLDER = "~/.cache/batchfile"
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
-    """`model` as the run's identity keeps it; `label` for people.
+    """`model` is part of the run's identity; `label` is for people.
 
-    `check`: before a file is planned; it is given what says a line to people. Raises: SettingsError where it is plain
-    that the engine cannot serve it.
+    `check`: called before a file is planned, with a function that prints a line for people. Raises: SettingsError where
+    the engine clearly cannot run it.
     """
 
     kind: EngineKind
@@ -39,7 +39,7 @@ class EngineChoice:
         return self.kind if self.kind == "echo" else f"{self.kind} with {self.model}"
 
     def noted(self, say: Say) -> EngineFactory:
-        """The factory, which says in one line what an engine has chosen by itself; the same line is said once."""
+        """The factory, which also prints the note of an engine about its own choices; each note is printed once."""
         said: set[str] = set()
 
         def build() -> Engine:
@@ -53,7 +53,7 @@ class EngineChoice:
 
 
 def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
-    """Raises: SettingsError where something that the engine needs is missing, or cannot be for this engine."""
+    """Raises: SettingsError where an option that the engine needs is missing, or one is not for this engine."""
     kind = options.engine or settings.run.engine
     url = options.base_url or settings.run.base_url
     if kind == "http" and not url:
@@ -109,7 +109,7 @@ def demo_model() -> Path:
     folder = Path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER).expanduser() / "models" / DEMO_MODEL
     if not (folder / "config.json").is_file():
         raise SettingsError(
-            "no model was named and the demo model is not here: add --model NAME_OR_DIRECTORY (model=), "
-            "or run `just setup` once to fetch the demo model, or try --engine echo"
+            "no model given, and the demo model is not cached: add --model NAME_OR_DIRECTORY (model=), "
+            "or run `just setup` once to download the demo model, or try --engine echo"
         )
     return folder

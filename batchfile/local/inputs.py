@@ -1,7 +1,7 @@
-"""A local input: what it is, whether it can be read, and how it comes into the store.
+"""Inspects a local input, and brings it into the store.
 
-A plain file is referenced where the store can; anything else (compressed, Parquet, stdin, a limited run) is written
-into the store once, as JSONL, streamed. Knows no batch.
+A plain file is referenced if the store supports that; any other input (compressed, Parquet, stdin, a limited run) is
+streamed into the store once, as JSONL. Knows no batch.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from batchfile.types import LINE_BYTES_MAX, Defaults
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An input that was looked at. `path` is absolute; None means stdin.
+    """An inspected input. `path` is absolute; None means stdin.
 
-    `stamp`: equal as long as nobody touched the file (inode, size, mtime, ctime); empty for stdin.
+    `stamp`: stays equal while the file is not modified (inode, size, mtime, ctime); empty for stdin.
     `size` in bytes; 0 for stdin.
     """
 
@@ -42,7 +42,7 @@ class Source:
 
 
 def inspect(path: str) -> Source:
-    """Raises: InvalidFile where the input can not be used, before anything is made of it."""
+    """Raises: InvalidFile where the input cannot be used."""
     if path == STDIN:
         return _inspect_stdin(sys.stdin.buffer)
     absolute = os.path.abspath(path)
@@ -53,25 +53,25 @@ def inspect(path: str) -> Source:
     try:
         status = os.stat(absolute)
     except (FileNotFoundError, NotADirectoryError):
-        raise InvalidFile(f"{path}: there is no such file") from None
+        raise InvalidFile(f"{path}: no such file") from None
     except OSError as error:
-        raise InvalidFile(f"{path}: can not be read: {error.strerror}") from None
+        raise InvalidFile(f"{path}: cannot be read: {error.strerror}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise InvalidFile(f"{path}: is a directory; name one file of requests")
+        raise InvalidFile(f"{path}: is a directory; use the path of a file of requests")
     if not stat.S_ISREG(status.st_mode):
-        raise InvalidFile(f"{path}: is not a regular file; give it through stdin, as -")
+        raise InvalidFile(f"{path}: is not a regular file; pipe it to stdin and use - as the input")
     if status.st_size == 0:
         raise InvalidFile(f"{path}: is empty; it needs at least one request line")
     try:
         with open(absolute, "rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
-        raise InvalidFile(f"{path}: can not be read: {error.strerror}; check its permissions") from None
+        raise InvalidFile(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
     return Source(path=absolute, format=detect(path, head), stamp=stamp_of(status), size=status.st_size)
 
 
 def stamp_of(status: os.stat_result) -> str:
-    """mtime can be set back after a write, ctime cannot."""
+    """Includes ctime, because mtime can be set back after a write and ctime cannot."""
     return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
 
 
@@ -103,9 +103,9 @@ def is_added_to(source: Source) -> bool:
 
 
 def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None) -> bool:
-    """Make the object `key` hold the requests of `source`, the first `limit` of them. True: it refers to the file.
+    """Store the first `limit` requests of `source` as the object `key`. True: the object refers to the file itself.
 
-    Raises: InvalidFile (damaged data, a column that is missing); OSError where the disk is full.
+    Raises: InvalidFile (damaged data, a missing column); OSError where the disk is full.
     """
     is_linkable = source.format == "jsonl" and source.path is not None and limit is None
     if is_linkable and source.path is not None and store.link(key, source.path) is not None:
@@ -119,9 +119,9 @@ def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None
 
 
 def check_every_line(store: Store, key: str, name: str) -> None:
-    """`--strict`: one request that can never run refuses the whole file, before an engine is loaded.
+    """`--strict`: reject the whole file if any request cannot run, before an engine is loaded.
 
-    Duplicates are the planner's to find. Raises: InvalidFile with the first problem and how many there are.
+    The planner finds duplicates. Raises: InvalidFile with the first problem and how many there are.
     """
     num_problems, first = 0, ""
     defaults = Defaults()
@@ -135,11 +135,11 @@ def check_every_line(store: Store, key: str, name: str) -> None:
             first = first or f"line {line.row}: {error}"
     if num_problems:
         more = f" ({num_problems:,} such lines)" if num_problems > 1 else ""
-        raise InvalidFile(f"{name}: {first}{more}; nothing ran (--strict). `batchfile validate` shows them all")
+        raise InvalidFile(f"{name}: {first}{more}; nothing ran (--strict). `batchfile validate` lists all problems")
 
 
 def begins_with(source: Source, size: int, sha256: str, *, limit: int | None) -> bool:
-    """Are the first `size` bytes of the source's JSONL those of this digest? Not for stdin, which is read once.
+    """Do the first `size` bytes of the source's JSONL have this digest? Not for stdin, which can be read only once.
 
     Raises: InvalidFile.
     """
@@ -194,7 +194,7 @@ def _inspect_stdin(stream: BinaryIO) -> Source:
 
 
 class Counted:
-    """A file object for reading, no more, that tells how much was read. `head` comes first: it was read already."""
+    """A read-only file object that reports how much was read. `head` was already read, and is returned first."""
 
     def __init__(
         self, stream: BinaryIO | ChunkReader, on_bytes: Callable[[int], None] | None = None, head: bytes = b""
@@ -214,4 +214,4 @@ class Counted:
         return data
 
     def close(self) -> None:
-        """Whoever opened the stream closes it."""
+        """Does nothing: the stream is closed where it was opened."""

@@ -1,7 +1,7 @@
-"""What a run is asked for, and whether a command still asks for the same as the batch that its output stands for.
+"""The options of a run, and the check that a repeated command asks for the same run.
 
-A batch is found by its output's path; it is guarded by the input's digest, the engine, the model and what changes the
-answers. Those are kept in its metadata. Pure.
+A batch is found by the path of its output. Its metadata keeps the digest of the input, the engine, the model and the
+other options that change the answers; a repeated command must match them. Pure.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ STDIN = "-"  # as an input
 STDOUT = "-"  # as an output
 
 SHA256 = "run.sha256"
-STAMP = "run.stamp"  # the input file as it was last seen; equal means untouched
+STAMP = "run.stamp"  # the input file as it was last seen; equal means unmodified
 INPUT = "run.input"
 OUTPUT = "run.output"
-REPLACES = "run.replaces"  # the batch whose receipt was at the output when this one was made
-LINKED = "run.linked"  # the key of the object by which the store refers to the input file itself
-REUSED = "run.reused"  # how many results were taken over when this one was made
+REPLACES = "run.replaces"  # the batch whose receipt was at the output when this one was created
+LINKED = "run.linked"  # the key of the object with which the store refers to the input file itself
+REUSED = "run.reused"  # how many results were taken over when this one was created
 REUSED_FROM = "run.reused_from"  # from which batch
 ENGINE_VERSION = "run.engine_version"
 
-# What makes a run that run, besides its input: options by name, and what people call them.
+# The options that identify a run, in addition to its input, and their names in messages.
 _GUARDED = {
     "engine": "the engine",
     "model": "the model",
@@ -43,51 +43,53 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 def _option(
     help: str, default: Any = None, *, least: float | None = None, most: float | None = None, metavar: str | None = None
 ) -> Any:
-    """A field that is an option of the command too. `help`, `metavar`: of that; `least` and `most` hold everywhere."""
+    """A field that is also an option of the command, with `help` and `metavar`. `least`, `most`: its range."""
     return field(default=default, metadata={"help": help, "least": least, "most": most, "metavar": metavar})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """The options of `batchfile run` and of `batchfile.run`. None: as the settings say.
+    """The options of `batchfile run` and of `batchfile.run`. None: as in the settings.
 
-    `output`: None is stdout; nothing is resumed then. Raises: SettingsError for a value that cannot be.
+    `output`: None is stdout; such a run cannot be resumed. Raises: SettingsError for an invalid value.
     """
 
     input: str = STDIN
     output: str | None = None
-    engine: EngineKind | None = _option("What generates.  [default: vllm]")
+    engine: EngineKind | None = _option("The engine that generates answers.  [default: vllm]")
     model: str | None = _option("A model's name or directory.  [default: the demo model, if it is cached]")
     base_url: str | None = _option(
         "With --engine http: an OpenAI-compatible endpoint. Its key is OPENAI_API_KEY.", metavar="URL"
     )
     wait_for_endpoint: bool = _option(
-        "With --engine http: wait where the endpoint is not available, or refuses the key or the model, instead of "
+        "With --engine http: keep waiting if the endpoint is unavailable, or rejects the key or the model, instead of "
         "ending the run.",
         default=False,
     )
-    stage: str | None = _option("The stage whose work this is; kept with the batch.")
-    limit: int | None = _option("Run the first N requests only.", least=1, metavar="N")
-    strict: bool = _option("Refuse the file if one line can not run, before the engine loads.", default=False)
-    restart: bool = _option("Throw away the run that this output belongs to, and begin anew.", default=False)
-    max_tokens: int | None = _option("Where a request does not say.  [default: 2048]", least=1)
-    temperature: float | None = _option("Where a request does not say.", least=0, most=2)
-    max_model_len: int | None = _option("Tokens of prompt and answer together.", least=16)
-    max_num_seqs: int | None = _option("Requests that are generated at the same time.", least=1)
-    task: Task = _option("What the model is for: embed for /v1/embeddings lines.", default="generate")
+    stage: str | None = _option("The stage of the requests; stored with the batch.")
+    limit: int | None = _option("Run only the first N requests.", least=1, metavar="N")
+    strict: bool = _option("Reject the file if any line cannot run, before the engine loads.", default=False)
+    restart: bool = _option("Discard the previous run of this output, and start over.", default=False)
+    max_tokens: int | None = _option("The default for requests without it.  [default: 2048]", least=1)
+    temperature: float | None = _option("The default for requests without it.", least=0, most=2)
+    max_model_len: int | None = _option("The context length: tokens of prompt and answer together.", least=16)
+    max_num_seqs: int | None = _option("How many requests run at the same time.", least=1)
+    task: Task = _option("What to load the model for: embed for /v1/embeddings lines.", default="generate")
     dtype: Dtype | None = _option(
-        "What vLLM computes with: bfloat16, float16, float32, or auto: the model's own, or float32 where the CPU "
+        "The data type of vLLM: bfloat16, float16, float32, or auto: the model's own, or float32 if the CPU "
         "would emulate that.  [default: auto]",
         metavar="TYPE",
     )
     tool_parser: str | None = _option("vLLM's name of the parser for tool calls.", metavar="NAME")
     reasoning_parser: str | None = _option("vLLM's name of the parser for thinking.", metavar="NAME")
     grace_s: float | None = _option(
-        "How long Ctrl-C or SIGTERM lets requests finish that are being generated.  [default: 30]",
+        "How long requests in flight may finish after Ctrl-C or SIGTERM.  [default: 30]",
         least=0,
         metavar="SECONDS",
     )
-    store: str | None = _option("A directory or s3://bucket/prefix.  [default: .batchfile beside OUT]", metavar="STORE")
+    store: str | None = _option(
+        "A directory or s3://bucket/prefix.  [default: .batchfile next to OUT]", metavar="STORE"
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -99,13 +101,13 @@ class RunOptions:
                 _check_range(option.name, value, option.metadata["least"], option.metadata["most"])
 
     def identity(self, digest: str) -> dict[str, str]:
-        """What makes a run that run, as metadata; empty where not given. `digest`: of the input as it was given."""
+        """The metadata that identifies a run; empty where not given. `digest`: of the input as given."""
         values = {name: getattr(self, name) for name in _GUARDED}
         return {SHA256: digest} | {f"run.{name}": str("" if one is None else one) for name, one in values.items()}
 
 
 def choices_of(name: str) -> tuple[str, ...]:
-    """The values that an option may have; empty where they are not listed."""
+    """The values that an option may have; empty if any value is allowed."""
     kind = get_type_hints(RunOptions)[name]
     return next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is Literal), ())
 
@@ -122,7 +124,7 @@ def is_same_but_for_input(metadata: Mapping[str, str], wanted: Mapping[str, str]
 
 
 def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """What differs from the run that `metadata` tells of, in words."""
+    """The differences from the run with this `metadata`, as text."""
     return [
         f"{_NAMES[name]} was {_shown(metadata.get(name, ''))} and is {_shown(value)} now"
         for name, value in wanted.items()
@@ -137,13 +139,13 @@ def check_same(metadata: Mapping[str, str], wanted: Mapping[str, str], output: s
         return
     if is_same_but_for_input(metadata, wanted):
         raise OutputTaken(
-            f"{output} belongs to a run of other requests: {different[0]}. Finished results are kept only where lines "
-            "were added at the end of the file. Restore the file to continue that run, choose another output for the "
-            "new requests, or add --restart to throw that run away"
+            f"{output} belongs to a run of other requests: {different[0]}. Finished results can be kept only if lines "
+            "were added at the end of the file. Restore the file to resume that run, choose another output for the "
+            "new requests, or add --restart to discard that run"
         )
     raise OutputTaken(
-        f"{output} belongs to a run that asked for something else: {'; '.join(different)}. "
-        "Choose another output, or add --restart to throw that run away"
+        f"{output} belongs to a run with other options: {'; '.join(different)}. "
+        "Choose another output, or add --restart to discard that run"
     )
 
 

@@ -1,6 +1,6 @@
-"""What a run leaves: the results, the input lines that failed, the receipt. Each is there whole, or as it was before.
+"""Writes the files of a run: the results, the input lines that failed, and the receipt. Each is replaced atomically.
 
-One process writes an output at a time, whatever store each uses. Knows no engine and no terminal.
+Only one process writes an output at a time, even with different stores. Knows no engine and no terminal.
 """
 
 import fcntl
@@ -29,19 +29,19 @@ from batchfile.store.locks import close_in_children, is_locked, unlock
 ERRORS_ENDING = ".errors.jsonl"
 RECEIPT_ENDING = ".receipt.json"
 PARQUET_ENDING = ".parquet"
-# What would promise another format than the one that is written.
+# Endings of other formats than the ones that are written.
 _OTHER_FORMATS = frozenset({".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".gz", ".zst", ".zip"})
 
-_LOCK_ATTEMPTS = 10  # each lost to a process that ended and removed its lock in between, or to one that looked at it
+_LOCK_ATTEMPTS = 10  # each fails if a process removes its lock in between, or looks at the lock
 _LOCK_PAUSE_S = 0.01  # before the next: `is_being_written` holds a lock for less
 _FILE_NAME_BYTES_MAX = 255  # in most file systems
 
-# File names end at 255 bytes; what is written beside an output adds up to this many.
+# File names have at most 255 bytes, and the files next to an output have longer names.
 NAME_BYTES_MAX = 220
 
 
 def check_output(output: str, input_path: str | None) -> str:
-    """The output's absolute path. Raises: SettingsError where it can not be written."""
+    """The output's absolute path. Raises: SettingsError where it cannot be written."""
     path = os.path.realpath(output)
     try:
         encoded = os.path.basename(path).encode()
@@ -50,35 +50,37 @@ def check_output(output: str, input_path: str | None) -> str:
     if len(encoded) > NAME_BYTES_MAX:
         raise SettingsError(f"{output}: the name is longer than {NAME_BYTES_MAX} bytes; choose a shorter one")
     if os.path.isdir(path):
-        raise SettingsError(f"{output}: is a directory; name a file in it: {os.path.join(output, 'results.jsonl')}")
+        raise SettingsError(f"{output}: is a directory; use a file in it: {os.path.join(output, 'results.jsonl')}")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise SettingsError(f"{output}: is not a regular file; `-o -` writes the results to stdout")
+        raise SettingsError(f"{output}: is not a regular file; use `-o -` to write the results to stdout")
     for ending in ("", ERRORS_ENDING, RECEIPT_ENDING):
         if os.path.exists(path + ending) and not os.path.isfile(path + ending):
-            raise SettingsError(f"{output}{ending}: is no regular file and would be written; choose another output")
+            raise SettingsError(
+                f"{output}{ending}: is not a regular file, so it cannot be written; choose another output"
+            )
         if input_path is not None and os.path.exists(path + ending) and os.path.samefile(path + ending, input_path):
             raise SettingsError(f"{output}{ending}: is the input itself; choose another output")
     if Path(path).suffix.lower() in _OTHER_FORMATS:
-        raise SettingsError(f"{output}: the results are JSONL or Parquet; let its name end with .jsonl or .parquet")
+        raise SettingsError(f"{output}: the format is not supported; use a name ending in .jsonl or .parquet")
     if path.endswith(PARQUET_ENDING):
         check_installed("pyarrow", extra="parquet", what=output)
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
-        raise SettingsError(f"{output}: there is no directory {folder}; make it first")
+        raise SettingsError(f"{output}: the directory {folder} does not exist; create it first")
     try:
-        # Permission bits do not tell (a read-only mount, root): only a write does.
+        # Permission bits are not enough (a read-only mount, root): only a write shows it.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise SettingsError(f"{output}: {folder} can not be written: {error.strerror}") from None
+        raise SettingsError(f"{output}: {folder} is not writable: {error.strerror}") from None
     return path
 
 
 def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
-    """Write the files of an ended batch beside each other, the receipt last. Repeating it changes nothing.
+    """Write the files of an ended batch, the receipt last. Idempotent.
 
-    Raises: OSError where the disk is full: then each file is whole or as it was; OutputTaken where another run has
-    written there since this one began.
+    Raises: OSError where the disk is full (each file is then complete or unchanged); OutputTaken where another run has
+    written there since this one started.
     """
     assert batch.results is not None
     assert batch.errors is not None
@@ -112,18 +114,18 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
 
 
 def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt | None:
-    """The receipt at the output. Raises: OutputTaken where another run has written there since this one began."""
+    """The receipt at the output. Raises: OutputTaken where another run has written there since this one started."""
     old = _read_receipt(output)
     if old is None or old.batch_id in {batch.batch_id, batch.metadata.get(REPLACES)}:
         return old
     raise OutputTaken(
-        f"{output} was written by another run ({old.batch_id}) since this one began; the results of this one are "
+        f"{output} was written by another run ({old.batch_id}) since this one started. The results of this one are "
         f"kept: `batchfile results {batch.batch_id} -o OTHER --store {ledger.store.url}` writes them elsewhere"
     )
 
 
 def batch_at(output: str) -> str | None:
-    """The batch whose results are at `output` now, by their receipt."""
+    """The batch whose results are at `output`, according to the receipt."""
     found = _read_receipt(output)
     return None if found is None else found.batch_id
 
@@ -146,7 +148,7 @@ def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
 
 
 def store_facts(ref: FileRef) -> File:
-    """Of results that stay in the store."""
+    """The facts about results that stay in the store."""
     return File(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)
 
 
@@ -158,7 +160,7 @@ def _read_receipt(output: str) -> Receipt | None:
 
 
 def _is_there(receipt: Receipt) -> bool:
-    """Are the files that a receipt names still those?"""
+    """Do the files of a receipt still exist, unchanged?"""
     for facts in (receipt.output, receipt.errors):
         if facts is not None:
             try:
@@ -175,9 +177,9 @@ def _facts(path: str, num_lines: int) -> File:
 
 @contextmanager
 def _replaced(path: str) -> Iterator[str]:
-    """`with _replaced(path) as temporary`: what was written to `temporary` becomes `path` at the end, synced.
+    """`with _replaced(path) as temporary`: at the end, the file `temporary` is synced and replaces `path`.
 
-    One name per output, so that a killed run leaves at most one such file and the next one reuses it.
+    The temporary name is fixed, so that a killed run leaves at most one such file and the next one reuses it.
     """
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.unfinished")
@@ -202,7 +204,7 @@ def _sync(path: str, flags: int) -> None:
 
 @contextmanager
 def lock_output(output: str | None) -> Iterator[None]:
-    """`output`: its absolute path, None: stdout. Raises: OutputTaken where another process has it; SettingsError.
+    """`output`: its absolute path, None: stdout. Raises: OutputTaken where another process holds it; SettingsError.
 
     The lock is a hidden file next to the output, removed at the end: not in a shared temporary folder, where others
     could take its name first, and not in the store, since two runs with two stores may write to one output.
@@ -216,7 +218,7 @@ def lock_output(output: str | None) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            os.unlink(path)  # still locked: nobody can have the file and miss that it is gone
+            os.unlink(path)  # still locked, so that any process that opens the file can detect its removal
         unlock(fd)
 
 
@@ -228,7 +230,7 @@ def lock_path(output: str) -> str:
 
 
 def is_being_written(output: str) -> bool:
-    """Does a process of this machine run this output now, or write its files?"""
+    """Does a process of this machine run this output or write its files?"""
     return is_locked(lock_path(output)) is True
 
 
@@ -237,20 +239,24 @@ def _lock(path: str, output: str) -> int:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise SettingsError(f"{output}: its lock {path} cannot be opened: {error.strerror}; remove it") from error
+            raise SettingsError(
+                f"{output}: its lock file {path} cannot be opened: {error.strerror}; remove it"
+            ) from error
         close_in_children(fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             unlock(fd)
             if not isinstance(error, BlockingIOError):
-                raise SettingsError(f"{output}: its folder has no file locks: {error.strerror}") from error
+                raise SettingsError(
+                    f"{output}: its directory does not support file locks: {error.strerror}; choose another output"
+                ) from error
             time.sleep(_LOCK_PAUSE_S)
             continue
         if _is_still_there(fd, path):
             return fd
         unlock(fd)
-    raise OutputTaken(f"another batchfile process is writing {output} right now; wait for it, or choose another output")
+    raise OutputTaken(f"another batchfile process is writing {output}; wait for it, or choose another output")
 
 
 def _is_still_there(fd: int, path: str) -> bool:

@@ -1,7 +1,7 @@
-"""The batch that an output stood for, where it gets another: taken over because its input has grown, or removed.
+"""Replaces the batch of an output: takes over its results if lines were added to its input, else removes it.
 
-What had finished of a grown input is kept, as results of a new batch of the whole file. The pointer of the output names
-both batches until the new one is committed, so that a process may die anywhere. The output's lock is ours all the time.
+The finished results become results of a new batch of the whole file. The pointer of the output names both batches until
+the new one is committed, so that a process may die at any point. The caller holds the lock of the output.
 """
 
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ from batchfile.local.inputs import Source, begins_with
 from batchfile.types import TENANT
 
 POOL = "local"
-CUT_OFF = "its run was cut off, and another one took its output"
+CUT_OFF = "its run was interrupted, and another one replaced it"
 DETAIL = "lines were added to its input; another batch has taken over its results"
 _TRIES = 90  # to end a batch that another process may hold: one a second, for longer than a lease
 
 
 def is_reusable(source: Source, batch: BatchRecord, wanted: Mapping[str, str], limit: int | None) -> bool:
-    """Does the run ask for the same of an input that begins with the bytes of the batch, and is not done with it?
+    """Does the run have the same options, and does its input extend that of the batch?
 
-    Where a change of the input had ended the batch, the same bytes again are to be finished as well.
+    Also true for the same input, if a change of it had ended the batch.
     """
     is_grown = batch.metadata.get(options.SHA256) != wanted[options.SHA256]
     if not is_grown and batch.reason != "input_changed":
@@ -38,7 +38,7 @@ def is_reusable(source: Source, batch: BatchRecord, wanted: Mapping[str, str], l
 
 
 def end(ledger: Ledger, batch: BatchRecord) -> BatchRecord:
-    """End it with what has finished: its results are read then. Raises: StoreUnavailable, BatchDamaged."""
+    """End it with its finished results, so that these can be read. Raises: StoreUnavailable, BatchDamaged."""
     batches.end(ledger, batch.batch_id, "input_changed", DETAIL)
     runner = f"local-{ledger.new_id()[:12]}-opening"
     with ledger.store.hold_process_lock(runner):
@@ -51,7 +51,7 @@ def end(ledger: Ledger, batch: BatchRecord) -> BatchRecord:
 
 
 def settled(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> Stored[IdempotencyRecord]:
-    """The pointer of an output after a process was killed that made a new batch for it: it stands for one batch again,
+    """Repair the pointer of an output after a process was killed while it replaced the batch: it names one batch again,
     the new one if that was committed.
     """
     record = pointer.record
@@ -61,7 +61,7 @@ def settled(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> Sto
         made = batches.read_batch(ledger, record.batch_id)
         old = batches.read_batch(ledger, record.replaces) if record.replaces else None
     except RecordDamaged:
-        return pointer  # whoever reads it says so
+        return pointer  # the next read reports it
     if made is not None:
         if old is not None:
             throw_away(ledger, old.batch_id)
@@ -76,7 +76,7 @@ def settled(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> Sto
 
 
 def throw_away(ledger: Ledger, batch_id: str) -> None:
-    """Remove a batch whatever its state: nobody works on it."""
+    """Remove a batch in any state; no process works on it."""
     now = ledger.clock.now()
 
     def decide(record: BatchRecord) -> BatchRecord | None:
@@ -97,7 +97,7 @@ def throw_away(ledger: Ledger, batch_id: str) -> None:
 
 
 def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
-    """Its record says nothing any more; its id is in the keys of its markers."""
+    """Remove a batch whose record cannot be read, by the keys of its markers."""
     for entry in list(ledger.store.list(keys.queue_prefix(POOL))):
         if keys.queue_batch_id(entry.key) == batch_id:
             ledger.store.delete(entry.key)
@@ -108,6 +108,6 @@ def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
 
 
 def remove_unborn(ledger: Ledger, batch_id: str) -> None:
-    """What was written for a batch that was refused before its commit: nobody knows its id."""
+    """Remove the objects of a batch that was rejected before its commit; its id was never published."""
     for entry in list(ledger.store.list(keys.batch_prefix(batch_id))):
         ledger.store.delete(entry.key)

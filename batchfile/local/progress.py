@@ -1,4 +1,4 @@
-"""How a run is going, as numbers: from what was done before, what this process did, and the time. Pure."""
+"""Computes the progress of a run from earlier results, the work of this process, and the time. Pure."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from batchfile.engine.base import EngineStats
 from batchfile.runner.stats import RunnerStats
 from batchfile.types import Counts, Usage
 
-RATE_WINDOW_S = 10.0  # rates are of the last so many seconds, or of the last two steps where these are further apart
-RATE_S_MIN = 1.0  # and of no less: the first tokens of a fast engine come within a millisecond
-ETA_RATE_S = 120.0  # the rate behind the ETA forgets what is this old
-ETA_DELAY_S_MIN, ETA_DELAY_S_MAX = 2.0, 30.0  # how fast the ETA follows what is measured
+RATE_WINDOW_S = 10.0  # rates cover the last seconds, or the last two steps where these are further apart
+RATE_S_MIN = 1.0  # the shortest time for a rate: the first tokens of a fast engine arrive within a millisecond
+ETA_RATE_S = 120.0  # the rate behind the ETA forgets older measurements
+ETA_DELAY_S_MIN, ETA_DELAY_S_MAX = 2.0, 30.0  # how fast the ETA follows the measurements
 ETA_DELAY_SHARE = 0.2  # of the ETA, between these two
 ETA_CHANGE_MAX = 0.4  # in a second, of the ETA; at least ETA_CHANGE_S_MIN
 ETA_CHANGE_S_MIN = 4.0
 # The work of a prompt token in output tokens. About 0.02 on a GPU and 0.3 on a CPU; it matters only until the first
 # requests have finished.
 PROMPT_TOKEN_WORK = 0.1
-# Before so many requests have finished there is no ETA: one in a hundred, at least 1 and at most 10.
+# The ETA is shown once this many requests have finished: one in a hundred, at least 1 and at most 10.
 FINISHED_SHARE_MIN, FINISHED_MAX = 100, 10
 ACTIVE_S_MIN = 2.0  # and not before this time, without loading
 
@@ -28,9 +28,9 @@ class Snapshot:
     """`eta_s` None: not known yet, or nothing runs. Rates are tokens per second.
 
     `cache_hit_rate` and `share` (of the work): from 0 to 1.
-    `input_tokens`, `output_tokens`: computed and generated so far, for unfinished requests too, where the engine tells.
-    `in_flight_s`: what the requests that the engine has will likely take, if no more are added; None: not known.
-    `quiet_s`: for how long a working engine has reported no new token: it is in a long step.
+    `input_tokens`, `output_tokens`: computed and generated so far, including unfinished requests if the engine reports
+    them. `in_flight_s`: the estimated time of the requests in flight, if no more are added; None: not known.
+    `quiet_s`: for how long a working engine has reported no new token, because it is in a long step.
     """
 
     total: int
@@ -50,12 +50,12 @@ class Snapshot:
     quiet_s: float = 0.0
     is_loading: bool = False  # the engine is not ready yet
     down_s: float = 0.0  # for how long the endpoint has taken no work
-    usage_unknown: int = 0  # answers whose tokens the endpoint did not tell
+    usage_unknown: int = 0  # answers for which the endpoint reported no tokens
 
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """`at`: seconds with an engine that could work."""
+    """`at`: seconds during which an engine could work."""
 
     at: float
     tokens_in: int
@@ -67,7 +67,7 @@ class _Point:
 
 
 class Meter:
-    """Turns growing counts into snapshots; look about every quarter of a second. `now`: a monotonic clock."""
+    """Turns growing counts into snapshots; call `look` about four times a second. `now`: a monotonic clock."""
 
     def __init__(self, total: int, before: Counts, usage_before: Usage, started_at: float) -> None:
         self._total = total
@@ -91,7 +91,7 @@ class Meter:
         *,
         is_loading: bool | None = None,
     ) -> Snapshot:
-        """`stats`: of the engines since the start. `is_loading` None: until the first engine is ready."""
+        """`stats`: of all engines since the start. `is_loading` None: true until the first engine is ready."""
         stats = EngineStats() if stats is None else stats
         is_loading = runner_stats.engine_ready_at is None if is_loading is None else is_loading
         step_s = self._advance(runner_stats, now, is_waiting=is_loading or down_s > 0)
@@ -101,7 +101,7 @@ class Meter:
         done = min(self._total, self._before.finished + runner_stats.succeeded + runner_stats.errored)
         work_left = self._work_left(runner_stats, stats, self._total - done)
         in_flight_s = None
-        is_paused = stats.num_waiting > 0 and not stats.num_running  # all that is left waits out an endpoint's 429
+        is_paused = stats.num_waiting > 0 and not stats.num_running  # every request waits after an endpoint's 429
         eta_s = self._eta_s(None if work_left is None or is_paused else work_left[0], step_s)
         if work_left is not None:
             self._share = max(self._share, 1 - work_left[0] / max(work_left[1], 1e-9))
@@ -131,7 +131,7 @@ class Meter:
         )
 
     def _advance(self, runner_stats: RunnerStats, now: float, *, is_waiting: bool) -> float:
-        """Loading an engine or waiting for an endpoint is no slowness of it. Returns the seconds that count."""
+        """Returns the seconds since the last look, without those spent loading or waiting for an endpoint."""
         since, self._looked_at = self._looked_at, now
         if is_waiting:
             return 0.0
@@ -143,7 +143,7 @@ class Meter:
         """The last point at which something had changed."""
         points = self._points
         last = points[-1]
-        # An engine that tells nothing before the end of a request is known by what has finished.
+        # For an engine that reports tokens only at the end of a request, finished requests count.
         tokens_in = max(last.tokens_in, stats.prompt_tokens, runner_stats.input_tokens)
         tokens_out = max(last.tokens_out, stats.output_tokens, runner_stats.output_tokens)
         if (tokens_in, tokens_out) == (last.tokens_in, last.tokens_out) or self._active_s <= last.at:
@@ -158,7 +158,7 @@ class Meter:
         return point
 
     def _work_left(self, runner_stats: RunnerStats, stats: EngineStats, num_left: int) -> tuple[float, float] | None:
-        """The work that is left and that of the whole run, in output tokens; None while too little has finished."""
+        """The remaining work and that of the whole run, in output tokens; None until enough requests have finished."""
         num_now = runner_stats.succeeded + runner_stats.failed
         num_finished = num_now + self._before.succeeded
         if num_finished < min(FINISHED_MAX, max(1, self._total // FINISHED_SHARE_MIN)):
@@ -168,20 +168,20 @@ class Meter:
         num_running = min(num_left, stats.num_running)
         in_flight = max(0.0, self._points[-1].work - work_now)
         each = (work_now + work_before) / num_finished
-        if num_running:  # those that finish first are the short ones
+        if num_running:  # short requests finish first, so their average is too low
             each = max(each, (work_now + work_before + 1.25 * in_flight) / (num_finished + num_running))
         each_running = max(each - in_flight / num_running, each / 4) if num_running else 0.0
         return (num_left - num_running) * each + num_running * each_running, self._total * each
 
     def _in_flight_s(self, work_each: float, stats: EngineStats) -> float | None:
-        """At this rate and with this many running, a request takes `each_s`; those that wait begin as others end."""
+        """At this rate and concurrency, a request takes `each_s`; waiting requests start as others end."""
         if self._recent_work <= 0 or not stats.num_running:
             return None
         each_s = work_each * stats.num_running * self._recent_s / self._recent_work
         return each_s * (1 + stats.num_waiting / stats.num_running)
 
     def _eta_s(self, work_left: float | None, step_s: float) -> float | None:
-        """When the rest will be done at the rate of the last minutes; follows a change slowly."""
+        """The time until the rest is done at the rate of the last minutes; follows changes slowly."""
         if work_left is None or self._recent_work <= 0 or self._active_s < ACTIVE_S_MIN:
             return None
         if step_s > 0:

@@ -1,4 +1,4 @@
-"""The receipt beside an output: what went in, what came out, and by what. Knows no store."""
+"""The receipt next to an output: its input, results and engine. Knows no store."""
 
 import platform
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from batchfile.types import Counts, Usage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFacts:
-    """`sha256` of the input as it was given (compressed, say), `jsonl_*` of the requests as they ran."""
+    """`sha256`: of the input as given (for example compressed). `jsonl_*`: of the requests as JSONL."""
 
     path: str
     sha256: str
@@ -30,11 +30,11 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What a run did: what went in, what came out, and by what engine. Also in the file OUTPUT.receipt.json.
+    """What a run did: its input, results and engine. Also in the file OUTPUT.receipt.json.
 
-    `seconds`: from the batch's creation to its end, pauses between runs included. `errors`: the file of the input
-    lines that did not succeed; None where all did. `reused`: how many of the results are of an earlier run of the
-    output, of the batch `reused_from`; `usage` and `seconds` are without that.
+    `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
+    lines that did not succeed; None if all did. `reused`: how many results are from an earlier run of the output, the
+    batch `reused_from`; `usage` and `seconds` do not include it.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
     >>> receipt.input.requests, receipt.counts.succeeded, receipt.errors
@@ -66,7 +66,7 @@ class Receipt:
 
 
 def make_receipt(batch: BatchRecord, output: File, errors: File | None) -> Receipt:
-    """Of an ended batch."""
+    """The receipt of an ended batch."""
     meta = batch.metadata
     ended_at = batch.ended_at or batch.created_at
     return Receipt(

@@ -1,6 +1,6 @@
-"""A file on this machine becomes a batch in a store, is run by one engine, and ends: found again, or made anew.
+"""Creates or resumes the batch of a local run, and runs it with one engine.
 
-The same command continues the batch of its output. Knows no terminal and no output format.
+The same command resumes the batch of its output. Knows no terminal and no output format.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,12 +45,12 @@ FIRST_BYTES = 256 * 1024  # enough for a line or two
 
 log = structlog.get_logger()
 
-_SPOOLED_AGAIN = "again"  # stdin of a run that exists: written here to be compared, then removed
+_SPOOLED_AGAIN = "again"  # stdin of an existing run: written here for comparison, then removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A batch that exists. `notes`: what its user should know, one sentence each."""
+    """An existing batch. `notes`: messages for its user, one sentence each."""
 
     batch: BatchRecord
     is_new: bool
@@ -60,10 +60,10 @@ class Opened:
 def open_batch(
     ledger: Ledger, source: Source, options: RunOptions, before_plan: Callable[[], None] = lambda: None
 ) -> Opened:
-    """The output's batch: the one that is there if it asks for the same, else a new one.
+    """The output's batch: the existing one if the options are the same, else a new one.
 
-    `before_plan` is called before a new one is made, and may raise. Raises: OutputTaken, InvalidFile; then nothing of
-    a new batch is left.
+    `before_plan` is called before a new one is created, and may raise. Raises: OutputTaken, InvalidFile; then no new
+    batch was created.
     """
     if options.output is None:
         before_plan()
@@ -74,11 +74,11 @@ def open_batch(
     except RecordDamaged as error:
         if not options.restart:
             raise _restart_instead(options.output, error) from error
-        return _create(ledger, source, options, error)  # which batch it stood for is lost with it
+        return _create(ledger, source, options, error)  # the id of the old batch is lost with the pointer
     pointer = pointer and previous_batch.settled(ledger, key, pointer)
     if pointer is not None and options.restart:
         _check_replaceable(ledger, pointer.record.batch_id)
-        # The old run goes only when the new one exists: a new input that is refused costs nothing.
+        # The old run is removed only once the new one exists: if the new input is rejected, nothing is lost.
         before_plan()
         opened = _create(ledger, source, options, pointer)
         throw_away(ledger, pointer.record.batch_id)
@@ -95,7 +95,7 @@ def open_batch(
     is_ours = pointer is not None and not pointer.record.digest
     if not options.restart and not is_ours and _holds_something(options.output):
         raise OutputTaken(
-            f"{options.output} exists and is not known as a run of this store; "
+            f"{options.output} exists and does not belong to a run of this store; "
             "choose another output, or add --restart to replace it"
         )
     before_plan()
@@ -103,11 +103,11 @@ def open_batch(
 
 
 def _restart_instead(output: str, error: RecordDamaged) -> BatchDamaged:
-    return BatchDamaged(f"{error}; restore that object, or add --restart to run {output} anew")
+    return BatchDamaged(f"{error}; restore that object, or add --restart to run {output} from the start")
 
 
 def _check_replaceable(ledger: Ledger, batch_id: str) -> None:
-    """Raises: RecordNewer where a newer version of batchfile runs this batch."""
+    """Raises: RecordNewer where a newer version of batchfile wrote this batch."""
     key = keys.batch_key(batch_id)
     with suppress(RecordDamaged):
         found = load(ledger, key, BatchRecord)
@@ -124,9 +124,9 @@ def work(
     *,
     grace_s: float | None = None,
 ) -> BatchRecord | None:
-    """Run what is left of the batch; the ended record, or None where it was stopped before.
+    """Run the rest of the batch; returns the ended record, or None where it was stopped before.
 
-    No engine is built where nothing is left. `on_runner` gets the runner before it starts. Raises: EngineDead,
+    No engine is built if nothing is left. `on_runner` gets the runner before it starts. Raises: EngineDead,
     BatchDamaged, StoreError.
     """
     with ledger.store.hold_process_lock(f"{runner_id}-opening"):
@@ -146,7 +146,7 @@ def work(
 
 
 def _remember_engine(ledger: Ledger, batch_id: str, version: str) -> None:
-    """The receipt names the engine's version, also where another process writes it."""
+    """Store the engine's version with the batch, so that any process can write it to the receipt."""
 
     def decide(record: BatchRecord) -> BatchRecord | None:
         if record.state != "open" or record.metadata.get(ENGINE_VERSION) == version:
@@ -186,9 +186,9 @@ def _continue(
 
 
 def _repin(ledger: Ledger, source: Source, batch: BatchRecord, *, is_same: bool) -> BatchRecord:
-    """The same bytes in another file (moved, copied, touched): what refers to the old one refers to this one.
+    """Repin the batch to another file with the same bytes (moved, copied, touched).
 
-    Not `is_same`: more follows them there, so the next command must not take the file for what this batch runs.
+    Not `is_same`: the file has further lines, so the next command must not mistake it for the input of this batch.
     Raises: InvalidFile where the file has changed since it was read.
     """
     assert source.path is not None
@@ -206,7 +206,7 @@ def _repin(ledger: Ledger, source: Source, batch: BatchRecord, *, is_same: bool)
 
 
 def _spool_again(ledger: Ledger, source: Source, batch_id: str, limit: int | None) -> str:
-    """The digest of what stdin holds."""
+    """The digest of the content of stdin."""
     key = keys.input_key(batch_id, f"{_SPOOLED_AGAIN}-{ledger.new_id()[:12]}")
     try:
         inputs.bring_in(ledger.store, source, key, limit=limit)
@@ -225,7 +225,7 @@ def _create(
     previous: Stored[IdempotencyRecord] | RecordDamaged | None,
     reuse: BatchRecord | None = None,
 ) -> Opened:
-    """`reuse`: the batch that the output stood for, of which the new one takes over what succeeded."""
+    """`reuse`: the previous batch of the output; the new one takes over its succeeded results."""
     batch_id = f"batch_{ledger.new_id()[:12]}"
     pointer_key = None if options.output is None else keys.idempotency_key("output", options.output)
     pointer = IdempotencyRecord(batch_id=batch_id, digest="", replaces="" if reuse is None else reuse.batch_id)
@@ -233,7 +233,7 @@ def _create(
     if pointer_key is not None:
         written = swap(ledger, pointer_key, pointer, previous)
         if isinstance(written, Lost):
-            raise OutputTaken(f"{options.output}: another process began a run of it at this moment; try again")
+            raise OutputTaken(f"{options.output}: another process has just started a run of it; try again")
         ours = written
     try:
         opened = _plan_and_commit(ledger, source, options, batch_id, reuse)
@@ -301,14 +301,14 @@ def _plan_and_commit(
 
 def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
     if planned.num_reused:
-        yield f"{planned.num_reused:,} of {planned.total:,} requests were finished before, and are not run again"
+        yield f"{planned.num_reused:,} of {planned.total:,} requests have already finished and do not run again"
     if planned.num_hints:
-        yield f"requests with a model_hint: {planned.num_hints:,}; a local run sends every request to its one engine"
+        yield f"requests with a model_hint: {planned.num_hints:,}; a local run ignores it and uses its one engine"
     if named not in {None, model, Path(model).name}:
-        yield f"the first request names the model {named!r}; a local run sends every request to its one engine"
+        yield f"the first request has the model {named!r}; a local run ignores it and uses its one engine"
     if planned.num_rejected:
         first = planned.first_problem
-        yield f"rejected lines: {planned.num_rejected:,}, each an errored result; the first: {first}"
+        yield f"rejected lines: {planned.num_rejected:,}, with errored results; the first: {first}"
 
 
 def _tail_note(ledger: Ledger, planned: Planned) -> Iterator[str]:
@@ -318,7 +318,7 @@ def _tail_note(ledger: Ledger, planned: Planned) -> Iterator[str]:
 
 
 def _first_model(ledger: Ledger, planned: Planned) -> str | None:
-    """What the first line that can be read asks for."""
+    """The model of the first readable line."""
     chunks = ledger.store.stream(planned.input.key, 0, FIRST_BYTES, match=planned.input.etag)
     for line in iter_lines(chunks):
         with suppress(InvalidRequest):

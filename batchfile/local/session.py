@@ -1,6 +1,6 @@
-"""One run of a file from its options to its ended batch: what `batchfile run` needs, and `batchfile.run` itself.
+"""Runs a file from its options to its ended batch, for `batchfile run` and `batchfile.run`.
 
-Ends no process and sets no signal handler.
+Does not end the process and sets no signal handlers.
 """
 
 import os
@@ -40,10 +40,10 @@ Look = Callable[[], Snapshot | None]  # None: nothing to show yet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observer:
-    """Who is told how it goes.
+    """Callbacks for messages and progress.
 
-    `say`: a sentence for people. `on_runner`: the runner before it starts. `show`: entered while it works, with what
-    looks at the progress, from any thread.
+    `say`: prints a message for people. `on_runner`: gets the runner before it starts. `show`: a context manager around
+    the work; its argument returns the progress, from any thread.
     """
 
     say: Callable[[str], None]
@@ -53,9 +53,9 @@ class Observer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A batch that exists, and where. `path` None: results go to stdout. `is_kept`: its store outlives the session.
+    """An existing batch and its store. `path` None: results go to stdout. `is_kept`: its store outlives the session.
 
-    `options`: with what the settings say where nothing was given.
+    `options`: completed from the settings.
     """
 
     options: RunOptions
@@ -67,16 +67,16 @@ class Session:
     is_kept: bool
 
     def is_added_to(self, ended: BatchRecord) -> bool:
-        """Has the input got more lines since it was read?"""
+        """Were lines added to the input since it was read?"""
         return ended.reason == "completed" and self.options.limit is None and is_added_to(self.source)
 
 
 def open_session(
     stack: ExitStack, settings: Settings, options: RunOptions, choice: EngineChoice, say: Callable[[str], None]
 ) -> Session:
-    """Lock the output, and find or make its batch. `stack` keeps the lock and a temporary store until it is left.
+    """Lock the output, and find or create its batch. `stack` keeps the lock and a temporary store until it is closed.
 
-    Raises: InvalidFile, OutputTaken, SettingsError, StoreError; then nothing was made.
+    Raises: InvalidFile, OutputTaken, SettingsError, StoreError; then nothing was created.
     """
     if options.stage is not None:
         check_stage(settings.stages, options.stage)
@@ -88,7 +88,7 @@ def open_session(
         url = str(Path(path).parent / STORE_FOLDER)
     elif url is None:
         url = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-"))
-        say(f"results go to stdout at the end; until then they are in {url}, and an interrupted run is lost")
+        say(f"results are written to stdout at the end; until then they are in {url}. This run cannot be resumed")
     stack.enter_context(outputs.lock_output(path))
     ledger = open_ledger(url, settings)
     options = replace(
@@ -106,12 +106,12 @@ def open_session(
 
 
 def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace_s: float) -> BatchRecord | None:
-    """Run what is left; the ended batch, or None where it was stopped before. Raises: as `work`."""
+    """Run the rest; returns the ended batch, or None where it was stopped before. Raises: as `work`."""
     ledger, batch = session.ledger, session.opened.batch
     status = StatusReader(ledger).read(batch.batch_id)
     assert status is not None
     if not session.opened.is_new:
-        observer.say(f"continuing {batch.batch_id}: {status.counts.finished:,} of {batch.total:,} requests are done")
+        observer.say(f"resuming {batch.batch_id}: {status.counts.finished:,} of {batch.total:,} requests are done")
     meter = Meter(batch.total, status.counts, status.usage, time.monotonic())
     runners: list[Runner] = []
 
@@ -133,7 +133,7 @@ def _look(meter: Meter, runner: Runner) -> Snapshot:
         runner.engine_stats(),
         is_loading=runner.info is None or runner.is_building,
     )
-    return replace(seen, eta_s=None) if runner.is_stopping else seen  # the rest is not run now
+    return replace(seen, eta_s=None) if runner.is_stopping else seen  # the rest does not run now
 
 
 def grace_s_of(settings: Settings, option: float | None) -> float:
@@ -169,11 +169,11 @@ def run(
 ) -> Receipt:
     """Answer every request of the file `input` and write one result for each to `output`, in input order.
 
-    The options are those of `batchfile run` (docs/cli.md); what is not given is taken from the settings. The same call
-    again resumes where the last one stopped, whatever ended it, and runs lines that were added at the end of `input`;
-    once all is done it returns the same receipt. Requests that failed raise nothing: look at `receipt.counts` and
-    `receipt.errors`. Ctrl-C finishes what is being generated, for `grace_s`, and raises KeyboardInterrupt; a second one
-    stops now, a third does not wait. `progress`: on stderr.
+    The options are those of `batchfile run` (docs/cli.md); missing ones are taken from the settings. The same call
+    resumes a run that was stopped, for any reason, and runs lines that were added at the end of `input`; once all is
+    done it returns the same receipt. Failed requests do not raise: see `receipt.counts` and `receipt.errors`. Ctrl-C
+    finishes the requests in flight, for up to `grace_s` seconds, and raises KeyboardInterrupt; a second one stops now,
+    a third does not wait. `progress`: show it on stderr.
 
     Raises: InvalidFile where the input cannot be used (with `strict` also for one line that cannot run); SettingsError
     for a wrong option, model or endpoint; OutputTaken where the output belongs to another run; EngineDead; StoreError.
@@ -185,7 +185,7 @@ def run(
     given = {**locals(), "input": os.fspath(input), "output": os.fspath(output), "store": store and os.fspath(store)}
     given.pop("progress")  # the rest are the fields of RunOptions
     if given["output"] == STDOUT:
-        raise SettingsError("output: give a path; only the command writes to stdout")
+        raise SettingsError("output: must be a path; only the command can write to stdout")
     options = RunOptions(**given)
     logs.for_library()
     settings = load_settings()
@@ -201,17 +201,17 @@ def run(
             grace_s = grace_s_of(settings, options.grace_s)
             batch = worker.run(lambda: work_on(session, choice, observer, grace_s=grace_s))
         if batch is None:
-            raise BatchfileError("the run was stopped before its end; make the same call again")
+            raise BatchfileError("the run was stopped before its end; make the same call again to resume it")
         receipt = outputs.export(session.ledger, batch, session.path)
         if session.is_added_to(batch):
-            say(f"{options.input} was added to while it ran; the same call again runs the new lines")
+            say(f"lines were added to {options.input} while it ran; the same call runs them")
         return receipt
 
 
 class _Worker:
-    """The work in a thread of its own: Ctrl-C reaches the caller, who waits for it and tells the runner to stop.
+    """Runs the work in a separate thread: Ctrl-C interrupts the waiting caller, which then stops the runner.
 
-    So it needs no signal handler, and works in a notebook and in any thread.
+    It needs no signal handlers, so it works in a notebook and in any thread.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -227,12 +227,12 @@ class _Worker:
             self._how_to_stop(runner)
 
     def run(self, work: Callable[[], BatchRecord | None]) -> BatchRecord | None:
-        """What `work` returns or raises. Raises: KeyboardInterrupt."""
+        """Returns or raises what `work` does. Raises: KeyboardInterrupt."""
         threading.Thread(target=self._work, args=(work,), name="batchfile-run", daemon=True).start()
         try:
             return self._ended.result()
         except KeyboardInterrupt:
-            self._stop(Runner.stop, "stopping: what is being generated is finished; interrupt again to stop now")
+            self._stop(Runner.stop, "stopping: finishing the requests in flight; interrupt again to stop now")
         try:
             self._ended.result()
         except KeyboardInterrupt:
@@ -241,7 +241,7 @@ class _Worker:
         raise KeyboardInterrupt
 
     def _work(self, work: Callable[[], BatchRecord | None]) -> None:
-        with suppress(InvalidStateError):  # the caller has not waited for it
+        with suppress(InvalidStateError):  # the engine was stuck, and the caller has its error already
             try:
                 self._ended.set_result(work())
             except BaseException as error:  # noqa: BLE001 the caller raises it
@@ -254,11 +254,11 @@ class _Worker:
             how(self._runner)
 
     def _end_stuck(self, reason: str) -> NoReturn:
-        """The engine's call may never return: its thread is left behind, and the caller goes on."""
+        """The engine's call may never return: its thread is abandoned, and the caller gets an error."""
         self._ended.set_exception(
-            EngineDead(f"{reason}; what had finished is kept: restart this process and make the same call again")
+            EngineDead(f"{reason}; finished requests are kept: restart this process and make the same call again")
         )
-        raise SystemExit  # ends the watchdog's thread, no more
+        raise SystemExit  # ends only the watchdog's thread
 
 
 def _shown(look: Look) -> AbstractContextManager[object]:

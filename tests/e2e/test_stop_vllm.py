@@ -45,7 +45,7 @@ def interrupt(process: subprocess.Popen[str], children: list[psutil.Process], nu
         time.sleep(0.5)
     _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130, said[-4000:]
-    assert "interrupted; this continues" in said
+    assert "interrupted; to resume" in said
     assert "Traceback" not in said, said[-4000:]
     gone, alive = psutil.wait_procs(children, timeout=60)
     assert (len(gone), alive) == (len(children), [])

@@ -193,7 +193,7 @@ def test_credentials_in_the_address_of_a_pool_are_refused_and_not_shown() -> Non
     with pytest.raises(SettingsError) as refused:
         HttpEngine(HttpOptions(base_url=url, model="m"))
     assert "canary" not in str(refused.value)
-    with pytest.raises(ValidationError, match="without credentials"):
+    with pytest.raises(ValidationError, match="must not contain credentials"):
         Pool(model="m", engine="http", base_url=url)
-    with pytest.raises(ValidationError, match="without credentials"):
+    with pytest.raises(ValidationError, match="must not contain credentials"):
         LocalRun(base_url=url)

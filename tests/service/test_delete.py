@@ -42,7 +42,7 @@ def test_a_deleted_batch_is_gone_and_its_bytes_with_now(shell: Shell) -> None:
     assert b"no such batch" in shell.run("status", batch_id, code=2).stderr
     assert b"no such batch" in shell.run("delete", batch_id, code=2).stderr
     done = shell.run("delete", batch_id, "--now")
-    assert done.stdout.decode() == f"{batch_id} is deleted, and so are its bytes\n"
+    assert done.stdout.decode() == f"{batch_id} is deleted, and its data is removed\n"
     assert list(bytes_of(shell, batch_id)) == ["batch.json"]
     assert NAME not in str(bytes_of(shell, batch_id))
     assert [batch["batch_id"] for batch in shell.json("ls")][:1] == [open_id]

@@ -126,7 +126,7 @@ def test_a_file_is_submitted_waited_for_read_saved_rerun_and_deleted(
     assert Path("results.parquet").read_bytes()[:4] == b"PAR1"
     with Path("file").open("wb") as file:
         batch.save(file)
-        with pytest.raises(batchfile.SettingsError, match="Parquet is written to a path"):
+        with pytest.raises(batchfile.SettingsError, match="Parquet cannot be written to an open file"):
             batch.save(file, format="parquet")
     assert Path("file").read_bytes() == Path("results.jsonl").read_bytes()
     batch.save_errors("errors.jsonl")
@@ -156,13 +156,13 @@ def test_all_of_a_file_goes_to_the_pool_that_is_named(client: batchfile.Connecti
 def test_what_cannot_be_submitted_is_said_and_nothing_is_made(client: batchfile.Connection, here: Path) -> None:
     first = client.submit("requests.jsonl", stage="email")
     Path("bad.jsonl").write_bytes(jsonl(*GREETINGS, {"custom_id": "no params"}))
-    with pytest.raises(batchfile.InvalidFile, match=r"leads\.jsonl: there is no such file"):
+    with pytest.raises(batchfile.InvalidFile, match=r"leads\.jsonl: no such file"):
         client.submit("leads.jsonl", stage="email")
     with pytest.raises(batchfile.SettingsError, match="stage: 'emial' is unknown; use one of email, "):
         client.submit("requests.jsonl", stage="emial")
     with pytest.raises(batchfile.InvalidFile, match="line 3: params: is missing"):
         client.submit("bad.jsonl", stage="email", strict=True)
-    with pytest.raises(batchfile.SettingsError, match="metadata 'n': 1 is not text"):
+    with pytest.raises(batchfile.SettingsError, match="metadata 'n': 1 is not a string"):
         client.submit("requests.jsonl", metadata={"n": 1})  # type: ignore[dict-item]
     assert next(client.batches()).id == first.id
 
@@ -195,16 +195,16 @@ def test_a_connection_that_was_closed_or_dropped_leaves_no_thread(api: Any) -> N
 
 def test_a_wrong_place_or_key_is_said(serve_api: Callable[..., Any], here: Path) -> None:
     keyed = serve_api(BATCHFILE_API_KEYS="default:" + "0" * 64)
-    for key, message in ((None, "wants an API key"), ("bf_other", "does not know this API key")):
+    for key, message in ((None, "requires an API key"), ("bf_other", "does not accept this API key")):
         with batchfile.connect(keyed.url, api_key=key) as client, pytest.raises(batchfile.SettingsError, match=message):
             client.batch("batch_0")
-    with pytest.raises(batchfile.SettingsError, match=r"a store such as \./store has none"):
+    with pytest.raises(batchfile.SettingsError, match=r"\./store is a store"):
         batchfile.connect("./store", api_key="bf_other")
-    with pytest.raises(batchfile.SettingsError, match="is no address of a service"):
+    with pytest.raises(batchfile.SettingsError, match="is not a valid service URL"):
         batchfile.connect("http://")
-    with pytest.raises(batchfile.SettingsError, match="tenant: 'A/B' is not a name"):
+    with pytest.raises(batchfile.SettingsError, match="tenant: 'A/B' is not a valid name"):
         batchfile.connect("./store", tenant="A/B")
-    unavailable = pytest.raises(batchfile.errors.ServiceUnavailable, match="can not be reached")
+    unavailable = pytest.raises(batchfile.errors.ServiceUnavailable, match="cannot be reached")
     with batchfile.connect("http://127.0.0.1:9") as client, unavailable:
         client.batch("batch_0")
     with batchfile.connect("memory:") as client:

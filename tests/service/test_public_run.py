@@ -59,12 +59,12 @@ def test_an_interrupted_call_keeps_what_had_finished_and_the_same_call_resumes(
     thread.join()
     said = capsys.readouterr().err
     assert "400 requests; loading echo" in said
-    assert "stopping: what is being generated is finished" in said
+    assert "stopping: finishing the requests in flight" in said
     assert not Path("out.jsonl").exists()
 
     monkeypatch.setenv("BATCHFILE_ECHO_LATENCY_S", "0")
     receipt = batchfile.run("in.jsonl", "out.jsonl", engine="echo")
-    assert f"continuing {receipt.batch_id}: " in capsys.readouterr().err
+    assert f"resuming {receipt.batch_id}: " in capsys.readouterr().err
     assert receipt.is_all_succeeded
     assert ids("out.jsonl") == [f"r{number}" for number in range(400)]
     assert batchfile.run("in.jsonl", Path("out.jsonl"), engine="echo", progress=False) == receipt
@@ -131,8 +131,8 @@ def test_an_input_that_cannot_be_used_makes_nothing() -> None:
     for name, strict in (("bad.jsonl", True), ("empty.jsonl", False), ("nowhere.jsonl", False)):
         with pytest.raises(batchfile.InvalidFile, match=name):
             batchfile.run(name, "out.jsonl", engine="echo", strict=strict, progress=False)
-    with pytest.raises(batchfile.SettingsError, match="give a path"):
+    with pytest.raises(batchfile.SettingsError, match="output: must be a path"):
         batchfile.run("bad.jsonl", "-", engine="echo")
-    with pytest.raises(batchfile.SettingsError, match="there is no directory"):
+    with pytest.raises(batchfile.SettingsError, match="does not exist; create it first"):
         batchfile.run("bad.jsonl", "no/out.jsonl", engine="echo")
     assert not Path("out.jsonl").exists()

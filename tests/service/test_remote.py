@@ -76,7 +76,7 @@ def test_a_file_is_submitted_watched_tailed_fetched_and_retried(shell: Shell) ->
     assert b"exists" in shell.run("results", batch_id, "-o", "out.jsonl", code=7).stderr
 
     repeated = shell.run("retry", batch_id)  # its old name
-    assert f"it runs 1 request of {batch_id} again" in repeated.stderr.decode()
+    assert f"it reruns 1 request of {batch_id}" in repeated.stderr.decode()
     again = repeated.stdout.decode().strip()
     listed = shell.run("ls", "-n", "2").stdout.decode().splitlines()
     assert [row.split()[5:7] for row in listed] == [["0", "failed"], ["1", "failed"]]
@@ -143,7 +143,7 @@ def test_a_bad_line_is_an_errored_result_and_refuses_the_file_where_that_is_aske
     refused = shell.run("submit", "in.jsonl", "--stage", "email", "--strict", code=4)
     assert b"line 4: is not valid JSON" in refused.stderr
     submitted = shell.run("submit", "in.jsonl", "--stage", "email")
-    assert b"2 of 5 requests can not run: line 4: is not valid JSON" in submitted.stderr
+    assert b"2 of 5 requests cannot run: line 4: is not valid JSON" in submitted.stderr
     batch_id = submitted.stdout.decode().strip()
     shell.work(batch_id)
     found = rows(shell.run("results", batch_id, code=3).stdout)
@@ -155,7 +155,7 @@ def test_a_bad_line_is_an_errored_result_and_refuses_the_file_where_that_is_aske
 def test_a_file_of_which_no_line_can_run_says_so_as_it_is_submitted(shell: Shell) -> None:
     submitted = shell.run("submit", "-", "--stage", "email", stdin=b"{rubbish\n{more\n")
     (said,) = submitted.stderr.decode().splitlines()
-    assert said.startswith("2 of 2 requests can not run: line 1: is not valid JSON")
+    assert said.startswith("2 of 2 requests cannot run: line 1: is not valid JSON")
 
 
 @over("service")
@@ -183,7 +183,7 @@ def test_an_object_of_a_bucket_is_submitted_whatever_its_format(shell: Shell, tm
     found = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["custom_id"] for row in found] == ["a", "b"]
     missing = shell.run("submit", f"{bucket}/some/other.jsonl?{query}", code=4)
-    assert b"there is no such object" in missing.stderr
+    assert b"no such object" in missing.stderr
     nowhere = shell.run("submit", f"s3://nobucket/some/other.jsonl?{query}", code=4)
     assert b"some/other.jsonl: the bucket does not exist: create it or correct its name" in nowhere.stderr
 

@@ -63,11 +63,11 @@ def test_a_wrong_key_a_wrong_address_and_a_wrong_name_are_wrong_usage_and_say_wh
 ) -> None:
     (shell.folder / "in.jsonl").write_bytes(jsonl(line("a")))
     said = shell.run("submit", "in.jsonl", "--stage", "email", "--api-key", "bf_other", code=2).stderr.decode()
-    assert "does not know this API key; check BATCHFILE_API_KEY" in said
+    assert "does not accept this API key; check BATCHFILE_API_KEY" in said
     said = shell.run("ls", "--url", page, code=2).stderr.decode()
-    assert "answered 200 with text/html: that is no batchfile service; check --url" in said
+    assert "answered 200 with text/html, so it is not a batchfile service; check --url" in said
     said = shell.run("ls", "--url", CLOSED, code=1).stderr.decode()
-    assert f"{CLOSED} can not be reached (Connection refused); is it running" in said
+    assert f"{CLOSED} cannot be reached (Connection refused); check that it is running" in said
     said = shell.run("status", "batch_000000000000", code=2).stderr.decode()
     assert "no such batch at http" in said
     said = shell.run("submit", "in.jsonl", "--stage", "emial", code=2).stderr.decode()
@@ -75,9 +75,9 @@ def test_a_wrong_key_a_wrong_address_and_a_wrong_name_are_wrong_usage_and_say_wh
     assert shell.run("submit", "in.jsonl", "--stage", "emial", "--store", "st", code=2).stderr == said.encode()
     for ending in ("csv", "jsonl.gz"):
         said = shell.run("results", "batch_000000000000", "-o", f"out.{ending}", code=2).stderr.decode()
-        assert f"out.{ending}: the results are JSONL or Parquet; let its name end with .jsonl or .parquet" in said
+        assert f"out.{ending}: the format is not supported; use a name ending in .jsonl or .parquet" in said
     said = shell.run("ls", "--url", page, "--store", "st", code=2).stderr.decode()
-    assert "--url and --store name two places" in said
+    assert "--url and --store cannot be combined" in said
 
 
 def test_a_file_that_is_too_large_for_the_service_is_told_the_way_around_it(shell: Shell) -> None:
@@ -151,7 +151,7 @@ def test_a_full_disk_keeps_what_arrived_and_the_same_command_goes_on(shell: Shel
         command, cwd=shell.folder, env=shell.environ, capture_output=True, preexec_fn=limit, check=False, timeout=1200
     )
     assert full.returncode == 1
-    assert b"the disk is full; what was done is kept" in full.stderr
+    assert b"the disk is full; finished work is kept" in full.stderr
     (partial,) = shell.folder.glob(".out.jsonl.*.partial")
     assert 0 < partial.stat().st_size <= 50_000
     assert not (shell.folder / "out.jsonl").exists()
@@ -173,5 +173,5 @@ def test_an_interrupted_wait_leaves_the_batch_and_says_how_to_go_on(shell: Shell
         pass
     waiting.send_signal(signal.SIGINT)
     said = shell.end(waiting, code=130).stderr.decode()
-    assert f"{batch_id} goes on: `batchfile watch {batch_id}` shows it" in said
+    assert f"{batch_id} keeps running: `batchfile watch {batch_id}` follows it" in said
     assert shell.json("status", batch_id)[0]["state"] == "open"

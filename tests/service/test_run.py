@@ -161,7 +161,7 @@ def test_one_signal_finishes_what_is_in_flight_and_the_same_command_continues(
     assert executed < 100
     done = run(folder, "in.jsonl", "-o", "out.jsonl", BATCHFILE_ECHO_EXECUTIONS=str(log))
     assert done.returncode == 0, done.stderr
-    assert b"continuing batch_" in done.stderr
+    assert b"resuming batch_" in done.stderr
     assert num_executed(log) == 100, "a request that was finished ran again"
     assert [line["custom_id"] for line in read(folder / "out.jsonl")] == [f"r{n}" for n in range(100)]
 

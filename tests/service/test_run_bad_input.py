@@ -90,12 +90,12 @@ def test_the_summary_names_the_errors_file_which_holds_over_long_lines_too(tmp_p
     huge = b'{"custom_id":"huge","params":{"messages":[{"role":"user","content":"' + b"x" * 17 * 2**20 + b'"}]}}\n'
     (tmp_path / "in.jsonl").write_bytes(GOOD + huge)
     said = run(tmp_path, "in.jsonl", "-o", "out.jsonl").stderr
-    assert b"rejected lines: 1, each an errored result; the first: line 2: the line is longer than 16 MiB" in said
+    assert b"rejected lines: 1, with errored results; the first: line 2: the line is longer than 16 MiB" in said
     assert b"1 of 2 requests succeeded" in said
-    assert b"; 1 did not: mend and run " in said
+    assert b"; 1 failed: fix " in said
     (tmp_path / "in.jsonl").write_bytes(GOOD + huge + b"bad\n")
     said = run(tmp_path, "in.jsonl", "-o", "out.jsonl", "--restart").stderr
-    assert b"; 2 did not: mend and run " in said
+    assert b"; 2 failed: fix " in said
     assert b"out.jsonl.errors.jsonl\n" in said
 
 
@@ -167,11 +167,11 @@ def test_a_bad_file_is_refused_and_leaves_nothing_behind(tmp_path: Path, kind: s
     ("output", "words"),
     [
         ("folder", "is a directory"),
-        ("nowhere/out.jsonl", "there is no directory"),
+        ("nowhere/out.jsonl", "does not exist; create it first"),
         ("in.jsonl", "is the input itself"),
         ("link.jsonl", "is the input itself"),
         ("/dev/null", "`-o -`"),
-        ("out.csv", "let its name end with .jsonl or .parquet"),
+        ("out.csv", "use a name ending in .jsonl or .parquet"),
     ],
 )
 def test_an_output_that_can_not_be_written_is_refused_first(tmp_path: Path, output: str, words: str) -> None:
@@ -208,7 +208,7 @@ def test_what_can_not_be_replaced_beside_the_output_is_said_before_anything_runs
     make(tmp_path / f"out.jsonl{ending}")
     done = run(tmp_path, "in.jsonl", "-o", "out.jsonl")
     assert done.returncode == 2, done.stderr
-    assert f"out.jsonl{ending}: is no regular file".encode() in done.stderr
+    assert f"out.jsonl{ending}: is not a regular file".encode() in done.stderr
     assert not (tmp_path / ".batchfile").exists()
 
 
@@ -218,7 +218,7 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir(mode=0o500)
     done = run(tmp_path, "in.jsonl", "-o", "folder/out.jsonl")
     assert done.returncode == 2
-    assert b"can not be written" in done.stderr
+    assert b"is not writable" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -61,14 +61,14 @@ def test_lines_appended_while_it_runs_cost_nothing_and_the_same_command_runs_the
     assert ids(folder) == OLD
     assert {line["status"] for line in read(folder / "out.jsonl")} == {"succeeded"}
     assert not (folder / "out.jsonl.errors.jsonl").exists()
-    assert b"in.jsonl was added to while it ran; the same command again runs the new lines" in words
+    assert b"lines were added to in.jsonl while it ran; the same command runs them" in words
     first = (folder / "out.jsonl").read_bytes()
     done = again(folder)
     assert done.returncode == 0, done.stderr
     assert ids(folder) == OLD + NEW
     assert (folder / "out.jsonl").read_bytes().startswith(first)
     assert num_executed(folder / "executed") == NUM + 3
-    assert b"200 of 203 requests were finished before" in done.stderr
+    assert b"200 of 203 requests have already finished" in done.stderr
     assert again(folder).returncode == 0
     assert num_executed(folder / "executed") == NUM + 3
 
@@ -115,7 +115,7 @@ def test_what_leaves_the_bytes_as_they_are_does_not_stop_a_run(folder: Path, cha
     _, words = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, words
     assert ids(folder) == OLD
-    assert b"was added to" not in words
+    assert b"lines were added to" not in words
     assert again(folder).returncode == 0
     assert num_executed(folder / "executed") == NUM
 
@@ -148,10 +148,10 @@ def test_of_an_input_that_was_changed_otherwise_no_id_is_lost(folder: Path, chan
     assert 0 < len(failed) < NUM
     assert {line["error"]["type"] for line in failed} == {"input_changed"}
     assert read(folder / "out.jsonl.errors.jsonl") == failed
-    told = (b"in.jsonl was changed, and not only at its end", b"--restart")
+    told = (b"in.jsonl was changed, not only extended", b"--restart")
     if change is Path.unlink:
-        told = (b"in.jsonl was removed while it ran", b"put the file back and run the same command again")
-    for part in (*told, b"out.jsonl.errors.jsonl names them"):
+        told = (b"in.jsonl was removed while it ran", b"restore the file and run the same command again")
+    for part in (*told, b"out.jsonl.errors.jsonl lists them"):
         assert part in words
     assert b"input.changed" not in words, "a line of the log, which only -v shows"
     if change is not Path.unlink:

@@ -99,7 +99,7 @@ def test_doctor_proves_the_store_and_says_what_is_here(tmp_path: Path) -> None:
     checks = {item["name"]: item for item in json.loads(done.stdout)["checks"]}
     assert done.returncode == 0, checks
     assert set(checks) == {"python", "batchfile", "settings", "store", "vllm", "gpu", "model", "disk"}
-    assert "keeps its conditions" in checks["store"]["detail"]
+    assert "enforces conditional writes" in checks["store"]["detail"]
 
 
 def test_doctor_finds_a_wrong_name_of_the_settings_model(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_run_says_once_that_the_model_of_its_requests_is_not_chosen_by_them(tm
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     done = batchfile(tmp_path, "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo")
     assert done.returncode == 0
-    assert done.stderr.decode().count("names the model 'gpt-9'") == 1
+    assert done.stderr.decode().count("has the model 'gpt-9'") == 1
 
 
 def test_a_file_where_the_store_should_be_is_wrong_usage(tmp_path: Path) -> None:

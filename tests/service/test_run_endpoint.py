@@ -253,7 +253,7 @@ def test_a_key_that_only_requests_need_ends_the_run_and_the_same_command_resumes
         [batch] = batches(folder)
         done = run(folder, endpoint.url)
     assert done.returncode == 0
-    assert f"continuing {batch.parent.name}" in done.stderr
+    assert f"resuming {batch.parent.name}" in done.stderr
     assert len((folder / "out.jsonl").read_text().splitlines()) == 10
 
 

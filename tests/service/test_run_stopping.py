@@ -176,7 +176,7 @@ def test_with_json_every_line_is_json_also_at_a_stop_and_no_time_left_is_promise
     process.send_signal(signal.SIGINT)
     events = [json.loads(line) for line in ended(process, 130).splitlines()]
     notes = [event["message"] for event in events if event["event"] == "note"]
-    assert notes[-1] == "interrupted; this continues:\n  batchfile run --engine echo in.jsonl -o out.jsonl --json"
+    assert notes[-1] == "interrupted; to resume:\n  batchfile run --engine echo in.jsonl -o out.jsonl --json"
     assert [event["eta_s"] for event in events if event["event"] == "progress"][-1] is None
     completes(folder)
 
@@ -223,7 +223,7 @@ def test_a_second_signal_ends_a_process_whose_engine_hangs_and_what_had_finished
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
     said = ended(process, 130)
-    assert "interrupted; this continues" in said
+    assert "interrupted; to resume" in said
     assert num_begun >= 8
     completes(folder, num_again=8)
 
@@ -234,7 +234,7 @@ def test_one_signal_ends_a_run_whose_engine_loads(folder: Path, number: signal.S
     assert process.stdout is not None
     assert process.stdout.readline() == "there\n"
     process.send_signal(number)
-    assert "interrupted; this continues" in ended(process, 128 + number)
+    assert "interrupted; to resume" in ended(process, 128 + number)
     completes(folder)
 
 
@@ -258,7 +258,7 @@ def test_one_signal_ends_a_run_that_assembles_and_the_next_run_does_that(folder:
     assert process.stdout.readline() == "there\n"
     process.send_signal(number)
     said = ended(process, 128 + number)
-    assert "stopping: every request is done, and the results are written by the next run of this command" in said
+    assert "stopping: every request is done; the next run of this command writes the results" in said
     completes(folder)
 
 
@@ -270,7 +270,7 @@ def test_one_signal_ends_a_run_that_writes_its_files_and_leaves_no_half_of_one(
     assert process.stdout is not None
     assert process.stdout.readline() == "there\n"
     process.send_signal(number)
-    assert "interrupted; this continues" in ended(process, 128 + number)
+    assert "interrupted; to resume" in ended(process, 128 + number)
     assert {path.name for path in folder.iterdir()} == {"in.jsonl", ".batchfile", "executed"}
     completes(folder)
 
@@ -290,7 +290,7 @@ def test_an_engine_that_does_not_return_ends_the_process_and_its_request_is_foun
         if process.returncode != 75:
             break
         assert "the engine's step has not returned for" in said
-        assert "this continues:\n  batchfile run --engine echo in.jsonl -o out.jsonl" in said
+        assert "to resume:\n  batchfile run --engine echo in.jsonl -o out.jsonl" in said
     assert codes[-1] == 3
     assert codes[:-1] == [75] * len(codes[:-1])
     assert len(codes) > 1

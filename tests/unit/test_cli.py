@@ -48,6 +48,14 @@ def test_a_commands_line_in_the_group_is_the_first_of_its_own_help(name: str) ->
     assert (command.help or "").strip()
 
 
+@pytest.mark.parametrize("name", ["", *sorted(COMMANDS.keys() - {"serve", "worker"}), "config show", "keys new"])
+def test_the_help_of_every_command_ends_with_examples(name: str) -> None:
+    text = CliRunner().invoke(root, [*name.split(), "--help"]).output
+    examples = text.partition("\n  Examples:\n")[2].splitlines()
+    assert 2 <= len(examples) <= 3
+    assert all("batchfile" in example for example in examples)
+
+
 def test_every_exit_code_is_documented_in_the_help_of_run() -> None:
     text = CliRunner().invoke(root, ["run", "--help"]).output
     for code in Exit:
@@ -126,7 +134,7 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
 @pytest.mark.parametrize("name", ["submit", "rerun"])
 def test_a_command_that_makes_a_batch_each_time_does_not_advise_to_call_it_again(name: str) -> None:
     text = CliRunner().invoke(root, [name, "--help"]).output
-    assert "the batch goes on: `batchfile watch ID`" in text
+    assert "the batch keeps running: `batchfile watch ID`" in text
     assert "same command" not in text
 
 
@@ -151,14 +159,16 @@ def test_failed_lines_go_to_stdout_and_to_no_other_output(tmp_path: Path) -> Non
 def test_a_tenant_that_no_key_can_have_is_wrong_usage(command: list[str], tenant: str) -> None:
     done = CliRunner().invoke(root, [*command, "--tenant", tenant])
     assert done.exit_code == Exit.USAGE
-    assert "is no tenant name" in done.output
+    assert "is not a valid tenant name" in done.output
 
 
 def test_an_estimate_is_nobodys_batch() -> None:
     assert "--tenant" not in CliRunner().invoke(root, ["estimate", "--help"]).output
 
 
-@pytest.mark.parametrize(("num", "text"), [(1, "1 runner of mistral is there"), (2, "2 runners of mistral are there")])
+@pytest.mark.parametrize(
+    ("num", "text"), [(1, "1 runner of mistral is running"), (2, "2 runners of mistral are running")]
+)
 def test_an_estimate_says_how_many_runners_are_there(num: int, text: str) -> None:
     time = PoolTime(
         pool="mistral", num_requests=1, num_runners=num, waiting=0, requests_per_s=None, output_tokens_each=None
@@ -268,11 +278,11 @@ def _parameters(command: click.Command) -> list[click.Parameter]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("cancel b --json", "there is no option --json. `batchfile cancel --help` lists them."),
-        ("ls --stor x", "there is no option --stor. Did you mean --store?"),
-        ("run in.jsonl --ouput o", "there is no option --ouput. Did you mean --output?"),
-        ("run in.jsonl --out o", "there is no option --out. Did you mean --output?"),
-        ("ls --nothing", "there is no option --nothing. `batchfile ls --help` lists them."),
+        ("cancel b --json", "unknown option --json. `batchfile cancel --help` lists the options."),
+        ("ls --stor x", "unknown option --stor. Did you mean --store?"),
+        ("run in.jsonl --ouput o", "unknown option --ouput. Did you mean --output?"),
+        ("run in.jsonl --out o", "unknown option --out. Did you mean --output?"),
+        ("ls --nothing", "unknown option --nothing. `batchfile ls --help` lists the options."),
     ],
 )
 def test_an_unknown_option_is_told_another_only_where_it_is_meant(

@@ -39,7 +39,7 @@ def test_lines_say_how_far_a_batch_is_and_how_it_ended() -> None:
     assert status_line(batch(), 160.0) == (
         "batch_a  open  5/10 requests, 1 failed, 1,000 tokens in, 50 out, 1 min 00 s"
     )
-    assert pool_line("mistral", pool(5, 2, 1)) == "mistral  ██▒··  2/5 shards, 1 in work"
+    assert pool_line("mistral", pool(5, 2, 1)) == "mistral  ██▒··  2/5 shards, 1 running"
     ended = batch(state="ended", reason="completed", ended_at=103.0)
     assert end_line(ended) == "batch_a: 4 of 10 requests succeeded in 3.0 s"
     failed = batch(state="ended", reason="failed", ended_at=103.0, detail="line 3: no")

@@ -36,4 +36,4 @@ def test_every_key_is_another() -> None:
 def test_a_tenant_that_can_not_stand_in_a_store_key_is_refused(tenant: str) -> None:
     done = CliRunner().invoke(root, ["keys", "new", tenant])
     assert done.exit_code == 2
-    assert "is no tenant name" in done.output
+    assert "is not a valid tenant name" in done.output

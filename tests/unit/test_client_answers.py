@@ -54,10 +54,10 @@ def test_a_refusal_that_is_not_about_the_key_says_what_the_service_says() -> Non
     detail = b'{"detail": "A web page of another place asks this service."}'
     with answering(403, detail) as url, pytest.raises(SettingsError) as refused:
         asked(url, get)
-    assert str(refused.value) == f"{url} refuses this: A web page of another place asks this service."
-    with answering(403, b"no") as url, pytest.raises(SettingsError, match="refuses this: it answered 403"):
+    assert str(refused.value) == f"{url} does not allow this: A web page of another place asks this service."
+    with answering(403, b"no") as url, pytest.raises(SettingsError, match="does not allow this: it answered 403"):
         asked(url, get)
-    with answering(401, b"no") as url, pytest.raises(SettingsError, match="does not know this API key"):
+    with answering(401, b"no") as url, pytest.raises(SettingsError, match="does not accept this API key"):
         asked(url, get)
 
 
@@ -77,4 +77,4 @@ def test_a_service_that_is_busy_is_not_said_to_be_silent() -> None:
 def test_what_may_have_been_made_is_looked_for_before_it_is_made_again(create: Callable[[Client], Any]) -> None:
     with answering(503, b'{"detail": "no"}') as url, pytest.raises(ServiceUnavailable) as away:
         asked(url, create)
-    assert "does not answer (no); the batch may have been made: look with `batchfile ls`" in str(away.value)
+    assert "does not answer (no); the batch may have been created: check with `batchfile ls`" in str(away.value)

@@ -19,5 +19,5 @@ def test_tokens_cost_in_proportion() -> None:
 
 
 def test_an_unknown_model_is_said() -> None:
-    with pytest.raises(SettingsError, match="--against nonesuch: genai-prices knows no such model"):
+    with pytest.raises(SettingsError, match="--against nonesuch: genai-prices has no price"):
         hosted_price("nonesuch", 1, 1)

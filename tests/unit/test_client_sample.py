@@ -66,7 +66,7 @@ def test_what_can_not_run_is_said_with_the_way_to_learn_why(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     Path("in.jsonl").write_bytes(rows(2) + b"{rubbish\n")
     done = CliRunner().invoke(command, ["in.jsonl"])
-    assert "3; about 1 of them can not run: `batchfile validate` says why" in done.output
+    assert "3; about 1 of them cannot run: `batchfile validate` says why" in done.output
 
 
 def test_requests_that_lead_to_no_pool_are_counted_like_any_other() -> None:
@@ -84,13 +84,13 @@ def test_a_file_without_a_stage_is_told_to_name_one_and_not_that_no_pool_was_ask
     Path("in.jsonl").write_bytes(rows(2))
     Path("st").mkdir()
     done = CliRunner().invoke(command, ["in.jsonl", "--store", "st"])
-    assert "no pool for about 2 of them: name their stage (--stage), or see `batchfile validate --rout" in done.output
+    assert "no pool for about 2 of them; set --stage, or see `batchfile validate --rout" in done.output
     assert "input tokens   about 20 " in done.output
-    assert "unknown: no request leads to a pool" in done.output
-    assert "can not run" not in done.output
+    assert "unknown: no request has a pool" in done.output
+    assert "cannot run" not in done.output
     Path("in.jsonl").write_bytes(rows(2, metadata={"model_hint": "nonesuch"}))
     done = CliRunner().invoke(command, ["in.jsonl", "--store", "st", "--stage", "email"])
-    assert "no pool for about 2 of them: `batchfile validate --stage email` says why" in done.output
+    assert "no pool for about 2 of them; `batchfile validate --stage email` says why" in done.output
 
 
 @pytest.mark.parametrize("folder", ["elsewhere", STORE_FOLDER])
@@ -102,7 +102,7 @@ def test_without_a_service_or_a_store_an_estimate_is_of_this_machine(
     Path("in.jsonl").write_bytes(rows(2))
     Path(folder).mkdir()
     done = CliRunner().invoke(command, ["in.jsonl"])
-    assert "unknown: `batchfile run` shows it as it goes; --url or --store asks a service" in done.output
+    assert "unknown: use --url or --store for a service; `batchfile run` shows it while it runs" in done.output
     assert "pool" not in done.output
     assert "stage" not in done.output
     refused = CliRunner().invoke(command, ["in.jsonl", "--stage", "emial"])
@@ -120,7 +120,7 @@ def test_no_request_takes_less_than_one_takes() -> None:
     five = sampled(rows(5))
     (time,) = pool_times(five, [runner(requests_per_s=117.6, latency_p50_s=2.0)], {"mistral": 10})
     assert (time.busy_s, time.until_s) == (2.0, 2.0)
-    assert "about 2.0 s as one request takes alone (1 runner of mistral" in next(_time_lines([time]))
+    assert "about 2.0 s as for a single request (1 runner of mistral" in next(_time_lines([time]))
     (time,) = pool_times(five, [runner(requests_per_s=0.5, latency_p50_s=2.0)], {})
     assert time.busy_s == 10.0
 

@@ -51,9 +51,9 @@ def test_a_batch_of_another_tenant_is_not_there(tmp_path: Path, batch: BatchStat
     others = remote(tmp_path, "zeta")
     calls: list[Any] = [others.batch, others.cancel, others.rerun]
     for call in calls:
-        with pytest.raises(InvalidRequest, match="no batch of the tenant zeta; --tenant names another"):
+        with pytest.raises(InvalidRequest, match="not a batch of the tenant zeta; --tenant selects another"):
             call(batch.batch_id)
-    with pytest.raises(InvalidRequest, match="no batch of the tenant zeta"):
+    with pytest.raises(InvalidRequest, match="not a batch of the tenant zeta"):
         others.results(batch)
     assert remote(tmp_path, "acme").batch(batch.batch_id) == batch
 
@@ -79,7 +79,7 @@ def test_a_local_run_has_not_ended_before_its_output_is_there(tmp_path: Path) ->
     gone = looking.batch(made.batch_id)
     assert gone.has_ended
     assert gone.detail is not None
-    assert gone.detail.startswith(f"{output} is not there: `batchfile results {made.batch_id} -o FILE` writes them")
+    assert gone.detail.startswith(f"{output} does not exist: `batchfile results {made.batch_id} -o FILE`")
 
 
 def test_a_look_at_an_output_never_takes_it_from_its_run(tmp_path: Path) -> None:

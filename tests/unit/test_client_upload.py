@@ -53,11 +53,11 @@ def test_a_file_that_is_changed_while_it_is_read_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["s3://bucket", "s3://bucket/", "s3://bucket/folder/"])
 def test_a_bucket_or_a_folder_of_it_is_no_object(name: str) -> None:
-    with pytest.raises(InvalidFile, match="names no object"):
+    with pytest.raises(InvalidFile, match="is not the URL of an object"):
         open_upload(name)
 
 
 def test_a_pipe_by_its_name_is_told_the_way_through_stdin(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InvalidFile, match=r"is not a regular file; give it through stdin, as -$"):
+    with pytest.raises(InvalidFile, match=r"is not a regular file; pipe it to stdin and use - as the input$"):
         open_upload(str(tmp_path / "pipe"))

@@ -30,7 +30,7 @@ def test_a_run_whose_endpoint_is_down_says_that_it_waits() -> None:
     meter = Meter(10, Counts(), Usage(), 0.0)
     runner_stats = RunnerStats(succeeded=3, engine_ready_at=1.0)
     assert line(meter.look(runner_stats, 100.0, 12.0)) == (
-        "the endpoint has been down for 12 s, waiting for it; 3/10 requests are done"
+        "waiting for the endpoint, unavailable for 12 s; 3/10 requests are done"
     )
     assert line(meter.look(runner_stats, 101.0)).startswith("3/10 requests (30 %)")
 

@@ -308,8 +308,8 @@ def test_vectors_without_a_known_usage_say_so() -> None:
     ("message", "param"),
     [
         ("body.messages[0].role: must be x (and 1 more)", "messages[0].role"),
-        ("model: 'x' is no pool, model or alias", "model"),
-        ("line 4: model: 'x' is no pool, model or alias", None),
+        ("model: 'x' is not a pool, model or alias", "model"),
+        ("line 4: model: 'x' is not a pool, model or alias", None),
         ("url: must be the endpoint", None),
     ],
 )

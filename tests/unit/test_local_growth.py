@@ -110,7 +110,7 @@ def test_what_had_finished_is_kept_and_the_rest_runs_in_one_batch(tmp_path: Path
     world.append(lines(40, 41, 42))
     opened = world.open()
     assert opened.is_new
-    assert opened.notes[0] == "20 of 43 requests were finished before, and are not run again"
+    assert opened.notes[0] == "20 of 43 requests have already finished and do not run again"
     assert opened.batch.total == 43
     assert world.run(opened.batch) == wanted(*range(43))
     assert world.batch_ids() == {opened.batch.batch_id}, "the old batch is gone"
@@ -123,7 +123,7 @@ def test_a_batch_that_grew_grows_again(tmp_path: Path) -> None:
     world.run(world.open().batch)
     world.append(lines(41))
     opened = world.open()
-    assert opened.notes[0] == "41 of 42 requests were finished before, and are not run again"
+    assert opened.notes[0] == "41 of 42 requests have already finished and do not run again"
     assert len(world.run(opened.batch)) == 42
     assert not world.open().is_new
 
@@ -198,7 +198,7 @@ def test_another_change_is_refused_and_keeps_the_run(tmp_path: Path, change: Cal
     world = World(tmp_path)
     data = world.input.read_bytes()
     world.input.write_bytes(change(data))
-    with pytest.raises(OutputTaken, match=r"the input was .*Restore the file to continue that run.*--restart"):
+    with pytest.raises(OutputTaken, match=r"the input was .*Restore the file to resume that run.*--restart"):
         world.open()
     world.input.write_bytes(data)
     assert world.run(world.open().batch) == wanted(*range(NUM))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 LINE = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}}\n'
 
-NOTHING_CHANGED = "the answer is incomplete, and nothing was changed; send it to where it can be written"
+NOTHING_CHANGED = "the output is incomplete, and nothing was changed; redirect it to a writable file"
 
 
 def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
@@ -30,12 +30,12 @@ def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        ("ls --json --store nowhere", 2, "there is no such directory"),
-        ("run nothing.jsonl -o out.jsonl --engine echo --json", 4, "there is no such file"),
+        ("ls --json --store nowhere", 2, "no such directory"),
+        ("run nothing.jsonl -o out.jsonl --engine echo --json", 4, "no such file"),
         ("run in.jsonl -o out.jsonl --engine ech --json", 2, "is not one of 'vllm', 'http', 'echo'"),
-        ("validate nothing.jsonl --json", 4, "nothing.jsonl: there is no such file"),
+        ("validate nothing.jsonl --json", 4, "nothing.jsonl: no such file"),
         ("validate in.jsonl --max-tokens 0 --json", 2, "is not a whole number"),
-        ("estimate nothing.jsonl --json", 4, "there is no such file"),
+        ("estimate nothing.jsonl --json", 4, "no such file"),
         ("status --json", 2, "Missing argument"),
     ],
 )
@@ -52,8 +52,8 @@ def test_results_that_stdout_does_not_take_are_not_called_kept(tmp_path: Path) -
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last == (
-        "batchfile: stdout cannot be written (No space left on device): nothing of this run is kept; "
-        "run it with -o FILE, which also resumes"
+        "batchfile: stdout cannot be written (No space left on device): the results are lost; "
+        "run it again with -o FILE, which can also resume"
     )
 
 
@@ -71,7 +71,7 @@ def test_a_batch_whose_id_could_not_be_printed_is_not_submitted_again(tmp_path: 
     (tmp_path / "st").mkdir()
     done = run(tmp_path, "submit in.jsonl --stage email --store st > /dev/full")
     assert done.returncode == 1
-    assert "is made; do not submit the file again" in done.stderr
+    assert "was created; do not submit the file again" in done.stderr
     assert "same command" not in done.stderr
     assert len(run(tmp_path, "ls --store st --json").stdout.splitlines()) == 1
 
@@ -101,12 +101,8 @@ def test_a_receipt_that_could_not_be_printed_is_in_its_file(tmp_path: Path) -> N
 def test_what_was_changed_is_said_where_it_could_not_be_printed(tmp_path: Path) -> None:
     (tmp_path / "st").mkdir()
     batch_id = run(tmp_path, "submit in.jsonl --stage email --store st").stdout.strip()
-    _is_lost(
-        run(tmp_path, f"cancel {batch_id} --store st > /dev/full"), f"the batch {batch_id} is canceled all the same"
-    )
-    _is_lost(
-        run(tmp_path, f"delete {batch_id} --store st > /dev/full"), f"the batch {batch_id} is deleted all the same"
-    )
+    _is_lost(run(tmp_path, f"cancel {batch_id} --store st > /dev/full"), f"the batch {batch_id} is canceled anyway")
+    _is_lost(run(tmp_path, f"delete {batch_id} --store st > /dev/full"), f"the batch {batch_id} is deleted anyway")
     assert run(tmp_path, "ls --store st --json").stdout == ""
 
 

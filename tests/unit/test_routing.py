@@ -42,14 +42,14 @@ def test_everything_takes_all_whatever_they_say() -> None:
 @pytest.mark.parametrize(
     ("stage", "hint", "model", "message"),
     [
-        ("email", None, None, "stage: 'email' is not known; stages are sales_intel, subject"),
-        (None, "gpt", None, "metadata.model_hint: 'gpt' is no pool, model or alias; pools are llama-70b, mistral"),
-        (None, None, "gpt", "model: 'gpt' is no pool, model or alias; pools are llama-70b, mistral"),
+        ("email", None, None, "stage: 'email' is unknown; use one of sales_intel, subject"),
+        (None, "gpt", None, "metadata.model_hint: 'gpt' is not a pool, model or alias; pools are llama-70b, mistral"),
+        (None, None, "gpt", "model: 'gpt' is not a pool, model or alias; pools are llama-70b, mistral"),
         (
             None,
             None,
             None,
-            "names no pool: give a stage (sales_intel, subject), metadata.model_hint or model (llama-70b, mistral)",
+            "no pool given: set a stage (sales_intel, subject), metadata.model_hint or model (llama-70b, mistral)",
         ),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_variable_changes_one_value_of_a_default_pool(monkeypatch: pytest.Monk
         ("[pools]\na = 1\n", ["pools.a (from batchfile.toml): must be a table"]),
         ("[pools.a]\naliases = 1\n", ["pools.a.model", "is missing; add it", "must be a list"]),
         ("[schemas]\nemail = 1\n", ["must be the path of a file"]),
-        ("a = 1\nb =\n", ["batchfile.toml: is not valid TOML: ", "line 2, column 4", "correct it there"]),
+        ("a = 1\nb =\n", ["batchfile.toml: is not valid TOML: ", "line 2, column 4"]),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_accepted(text: str, words: list[str]) -> None:
@@ -235,7 +235,7 @@ def test_a_stages_schema_is_read_beside_the_settings_file(tmp_path: Path, monkey
 def test_a_schema_that_is_none_is_refused_with_its_file_and_why(tmp_path: Path) -> None:
     (tmp_path / "subject.json").write_text('{"type": "objct"}')
     Path("batchfile.toml").write_text('[schemas]\nsubject = "subject.json"\n')
-    with pytest.raises(SettingsError, match=r"schemas\.subject.*subject\.json is no JSON schema.*objct"):
+    with pytest.raises(SettingsError, match=r"schemas\.subject.*subject\.json is not a valid JSON schema.*objct"):
         load_settings()
 
 

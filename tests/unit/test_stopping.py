@@ -38,16 +38,16 @@ def runner(**more: Any) -> Any:
             {},
             replace(SEEN, in_flight_s=130),
             30,
-            "finishing 61 requests would take about 2 min; what is not finished in 30 s (--grace) runs again with the "
-            "same command; press X to stop now",
+            "finishing 61 requests would take about 2 min; requests that are not finished in 30 s (--grace) run again "
+            "with the same command; press X to stop now",
         ),
         ({"num_in_flight": 0}, SEEN, 30, "nothing is in flight"),
-        ({"down_s": 12.0}, SEEN, 30, "the endpoint is down, so 61 requests in flight cannot finish"),
+        ({"down_s": 12.0}, SEEN, 30, "the endpoint is unavailable, so 61 requests in flight cannot finish"),
         (
             {"is_assembling": True, "num_in_flight": 0},
             SEEN,
             30,
-            "every request is done, and the results are written by the next run of this command",
+            "every request is done; the next run of this command writes the results",
         ),
     ],
 )

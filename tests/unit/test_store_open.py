@@ -60,7 +60,7 @@ def test_a_store_that_exists_is_found_by_every_form_of_its_name(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "a store"
-    with pytest.raises(SettingsError, match="there is no such directory"):
+    with pytest.raises(SettingsError, match="no such directory"):
         existing_ledger(form.format(path), load_settings())
     path.mkdir()
     assert existing_ledger(form.format(path), load_settings()).store.url == str(path)

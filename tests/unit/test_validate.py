@@ -112,10 +112,10 @@ def test_a_line_in_the_other_format_is_told() -> None:
 @pytest.mark.parametrize(
     ("stage", "request_line", "message"),
     [
-        (None, line(metadata={"model_hint": "gpt"}), "metadata.model_hint: 'gpt' is no pool"),
-        (None, line(model="gpt"), "model: 'gpt' is no pool"),
-        (None, line(), "names no pool"),
-        ("email", line(), "stage: 'email' is not known"),
+        (None, line(metadata={"model_hint": "gpt"}), "metadata.model_hint: 'gpt' is not a pool"),
+        (None, line(model="gpt"), "model: 'gpt' is not a pool"),
+        (None, line(), "no pool given"),
+        ("email", line(), "stage: 'email' is unknown"),
         ("subject", line(), None),
         ("subject", line(model="gpt"), None),
         (None, line(model="small"), None),
