@@ -87,6 +87,7 @@ class Claims:
         self._notification_asked_at = float("-inf")
         self._notification = ""
         self._has_listed = False
+        self.has_looked = False  # whether `knows` means something yet
         self._is_store_doubtful = False  # it did not answer for one batch: perhaps it is unavailable for all
 
     @property
@@ -112,6 +113,7 @@ class Claims:
         self._is_store_doubtful = False
         self._refresh_queue()
         self._look_at_new()
+        self.has_looked = True
         for num_tried in range(TRIES_MAX):
             view = self._choose(is_unclaimed=num_tried >= TRIES_ELSEWHERE_MAX)
             if view is None:
@@ -218,6 +220,7 @@ class Claims:
                 log.error("shard.unreadable", batch_id=view.batch.batch_id, shard=n, error=str(error))
                 continue
             if isinstance(held, Lease):
+                self._state.arriving = view.batch.batch_id
                 view.settle(n)
                 view.has_held = True
                 return held

@@ -49,7 +49,7 @@ class Finalizer:
         """Raises: BatchDamaged if the batch `only` will never end."""
         now, only = self._state.now(), self._options.only
         candidates = self._claims.exhausted()
-        if only is not None and not self._claims.knows(only):
+        if only is not None and self._claims.has_looked and not self._claims.knows(only):
             candidates.append(only)  # another process ends it or has ended it, or it is gone
         looks, self._looks = self._looks, {}
         for batch_id in candidates:

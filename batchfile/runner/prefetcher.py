@@ -117,7 +117,7 @@ class Prefetcher:
             needs_answer=defaults.needs_answer or output_schema is not None,
             is_bisecting=lease.is_bisecting(record),
         )
-        self._state.shards.append(shard)
+        self._state.take_on(shard)
         if not shard.is_bisecting:  # bisecting waits for its turn
             self._start(shard)
 

@@ -204,6 +204,7 @@ class RunnerState:
             "compiler": Calls(is_warm=True),
         }
         self.is_claiming = False  # a shard may be claimed already and not yet in `shards`
+        self.arriving = ""  # the batch of a shard that was claimed and is not yet in `shards`
         self.is_assembling = False
         self.has_dropped = False  # the engine may have requests of shards that are dropped
         self.is_urgent = False  # the process ends in a moment: commit finished results now
@@ -267,10 +268,16 @@ class RunnerState:
         self.is_urgent = True
         self.commit_due.set()
 
+    def take_on(self, shard: ActiveShard) -> None:
+        """A shard that was claimed is worked on."""
+        self.shards.append(shard)
+        self.arriving = ""
+
     def give_back(self, shard: ActiveShard) -> None:
         """Let the checkpointer release it, for this or another runner to claim."""
         shard.is_to_return = True
         self.commit_due.set()
 
     def is_working_on(self, batch_id: str) -> bool:
-        return any(shard.batch_id == batch_id for shard in list(self.shards))
+        # In this order: a shard is among `shards` before it stops arriving.
+        return batch_id == self.arriving or any(shard.batch_id == batch_id for shard in list(self.shards))

@@ -194,7 +194,7 @@ def test_a_batch_is_perhaps_complete_once_nothing_of_it_is_free_or_in_work_here(
     ours = list(every(claims))
     assert len(ours) == 4
     for one in ours:
-        world.state.shards.append(ActiveShard(held=one, left=1))
+        world.state.take_on(ActiveShard(held=one, left=1))
     assert claims.exhausted() == []
     world.state.shards.clear()
     assert sorted(claims.exhausted()) == ["mine", "shared"]

@@ -90,14 +90,14 @@ def _rewritten_when_done(found: Any, ours: Any, verdict: str) -> str:
 def _timeout_is_success() -> Iterator[None]:
     swap = cas.swap
 
-    def hopeful(ledger: Ledger, key: str, record: Any, over: Any) -> Any:
+    def hopeful(ledger: Ledger, key: str, record: Any, over: Any, **how: Any) -> Any:
         etag = None if over is None else over.etag
         try:
             return Stored(record, ledger.store.put(key, encode(record), absent=etag is None, match=etag))
         except StoreUnavailable:
             return Stored(record, hashlib.sha256(encode(record)).hexdigest()[:32])
         except Exception:
-            return swap(ledger, key, record, over)
+            return swap(ledger, key, record, over, **how)
 
     with patch.object(shards, "swap", hopeful):
         yield
