@@ -120,9 +120,7 @@ def asked_range(header: str | None, size: int) -> Span | None:
     if first and last and int(last) < int(first):
         return None
     if start >= size:
-        raise Refusal(
-            416, f"The range starts after the {size} bytes of the file.", {"Content-Range": f"bytes */{size}"}
-        )
+        raise Refusal(416, f"The range starts after the file's {size} bytes.", {"Content-Range": f"bytes */{size}"})
     return Span(start, min(end, size))
 
 
@@ -151,7 +149,7 @@ def _gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Feed:
-    """Chunks that threads fetch, one at a time. `close` releases the store at once, even if this is still referenced."""
+    """Chunks that threads fetch, one at a time. `close` releases the store at once, even if it is still referenced."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks

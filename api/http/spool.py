@@ -118,7 +118,7 @@ async def _receive(stream: AsyncIterable[bytes], sink: "_Sink", wait_s: float) -
             async with asyncio.timeout_at(min(loop.time() + wait_s, ends_at)):
                 chunk = await anext(chunks, None)
         except TimeoutError:
-            wait = f"no data for {wait_s:g} s" if loop.time() < ends_at else f"over {BODY_S_MAX:g} s"
+            wait = f"no data for {wait_s:g} s" if loop.time() < ends_at else f"{BODY_S_MAX:g} s"
             raise Refusal(
                 408, f"The body arrived too slowly: {wait}. Send it again.", {"Connection": "close"}
             ) from None

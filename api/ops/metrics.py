@@ -74,9 +74,7 @@ class _StoreCollector(Collector):
         requests = CounterMetricFamily(
             "batchfile_store_requests", "Requests to the store by verb and outcome.", labels=["verb", "outcome"]
         )
-        seconds = CounterMetricFamily(
-            "batchfile_store_seconds", "Seconds in store requests.", labels=["verb", "outcome"]
-        )
+        seconds = CounterMetricFamily("batchfile_store_seconds", "Time in store requests.", labels=["verb", "outcome"])
         for call, spent in self._store.figures().items():
             requests.add_metric([call.verb, call.outcome], spent.num)
             seconds.add_metric([call.verb, call.outcome], spent.seconds)
