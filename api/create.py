@@ -135,7 +135,7 @@ def _open(
 def _known_stage(routing: RoutingTable, stage: str | None, how: str) -> str:
     names = ", ".join(sorted(routing.stages))
     if not stage:
-        raise InvalidFile(f"stage: is required; {how} {names}")
+        raise InvalidFile(f"stage: is missing; {how} {names}")
     if stage not in routing.stages:
         raise InvalidFile(f"stage: {stage[:80]!r} is unknown; use one of {names}")
     return stage

@@ -121,7 +121,7 @@ def check_document(body: bytes) -> None:
     detect("the body", body[:HEAD_BYTES])
     for path in find_any_repeats(body):
         where = place(path)
-        raise Refusal(400, f"{where}: is repeated; send it once", param=where)
+        raise Refusal(400, f"{where}: is given twice; keep one of them", param=where)
 
 
 @dataclass(frozen=True, slots=True)

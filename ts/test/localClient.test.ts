@@ -101,7 +101,7 @@ test('an error has the status, the body and the request id, and says what the se
       [error.name, error.status, error.body, error.requestId],
       ['BatchHttpError', 400, { detail }, 'req_7'],
     );
-    assert.equal(error.message, `POST /v1/messages/batches was answered 400: ${detail} (request id req_7)`);
+    assert.equal(error.message, `POST /v1/messages/batches failed with status 400: ${detail} (request id req_7)`);
     return true;
   });
   assert.equal(server.seen.length, 1);
@@ -125,7 +125,7 @@ test('a page of a proxy is an error with its text, and a good page that is not o
   await assert.rejects(client(server.url).getBatchStatus(ID), { status: 404, body: '<h1>gone</h1>', requestId: null });
   await assert.rejects(
     client(server.url).getBatchStatus(ID),
-    /no "processing_status", "counts". Is LOCAL_BATCH_URL the batch API/,
+    /no "processing_status", "counts". Check LOCAL_BATCH_URL/,
   );
 });
 
@@ -138,7 +138,7 @@ test('an attempt without an answer ends after its time and is tried again', asyn
     client((await serve(silence)).url, { maxRetries: 0, timeoutMs: 50 }).getBatchStatus(ID),
     (error: unknown) => {
       assert.ok(error instanceof BatchConnectionError);
-      assert.match(error.message, /nothing arrived for 50 ms/);
+      assert.match(error.message, /no data for 50 ms/);
       return true;
     },
   );
@@ -196,7 +196,7 @@ test('the plain functions read LOCAL_BATCH_URL and LOCAL_BATCH_API_KEY at each c
   delete process.env['LOCAL_BATCH_URL'];
   await assert.rejects(createBatch('subject', REQUESTS), (error: unknown) => {
     assert.ok(error instanceof BatchError);
-    assert.match(error.message, /LOCAL_BATCH_URL is not set. Set it to the address/);
+    assert.match(error.message, /LOCAL_BATCH_URL is not set. Set it to the URL/);
     return true;
   });
   for (const url of ['localhost:8000', 'ftp://x', 'http://user:key@host']) {

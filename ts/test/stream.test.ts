@@ -118,7 +118,7 @@ test('a consumer may take its time, the service may not', async () => {
     for await (const _ of client.streamBatchResults(ID)) {
       if (numTaken++ === 0) await new Promise((resolve) => setTimeout(resolve, 2_500)); // longer than the limit
     }
-  }, /nothing arrived for 2000 ms/);
+  }, /no data for 2000 ms/);
   assert.deepEqual([numTaken, server.seen.length], [2, 1]);
 });
 
