@@ -64,7 +64,7 @@ test('a create is tried again with the same body and the same idempotency key, a
   assert.equal(server.seen[5]!.headers['idempotency-key'], 'mine');
 });
 
-test('Retry-After is honoured as seconds and as a date by the clock of the server', async () => {
+test('Retry-After is honored as seconds and as a date by the clock of the server', async () => {
   const date = 'Sun, 06 Nov 1994 08:49:07 GMT';
   const late = json(429, {}, { date: 'Sun, 06 Nov 1994 08:49:00 GMT', 'retry-after': date });
   const server = await serve(json(503, {}, { 'retry-after': '3' }), late, goldenReply('status_ended'));
@@ -186,7 +186,7 @@ test('waitForBatch survives a service that stops and comes back', async () => {
   assert.equal(numCalls, 6);
 });
 
-test('ids can not leave their place in the path', async () => {
+test('ids cannot leave their place in the path', async () => {
   const server = await serve(goldenReply('not_found'));
   await assert.rejects(client(server.url).getBatchStatus('../../api/batches?x=1#'), { status: 404 });
   assert.equal(server.seen[0]!.path, '/v1/messages/batches/..%2F..%2Fapi%2Fbatches%3Fx%3D1%23');

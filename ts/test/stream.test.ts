@@ -38,7 +38,7 @@ test('the stream gives what getBatchResults gives', async () => {
   assert.equal(server.seen[0]!.headers['batchfile-dialect'], 'stage');
 });
 
-test('a stream that is cut goes on behind what it gave, without a gap and without a repetition', async () => {
+test('an interrupted stream resumes after the last result, without a gap or a repetition', async () => {
   const all = many(1_000);
   const server = await serve(
     json(503, {}),
