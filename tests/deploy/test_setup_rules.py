@@ -112,7 +112,7 @@ def test_the_service_needs_more_memory_than_the_demo() -> None:
 
 def test_a_python_that_is_too_old_is_told_before_it_reads_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
-    with pytest.raises(SystemExit, match=r"Python 3\.10 is too old: .* `python3\.12 -m venv --clear \.venv`"):
+    with pytest.raises(SystemExit, match=r"Python 3\.10 is too old; .* `python3\.12 -m venv --clear \.venv`"):
         importlib.reload(local_setup)
 
 
