@@ -1,4 +1,4 @@
-"""`batchfile serve`, in a checkout also `python -m api`: the HTTP service over a store."""
+"""Runs the HTTP service over a store: `batchfile serve`, or `python -m api` in a checkout."""
 
 import argparse
 import ipaddress
@@ -23,17 +23,17 @@ from .ops.store_health import opened
 
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"
-KEEP_ALIVE_S = 75  # longer than load balancers keep one idle, or they meet closed ones
-CONNECTIONS_MAX = 2_000  # more push out those that wait for a request
+KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection, so that they never reuse a closed one
+CONNECTIONS_MAX = 2_000  # beyond this, the longest idle connection is closed
 HEADER_BYTES_MAX = 64 * 1024
 SHUTDOWN_S = 20
 EXAMPLES = """\
 examples:
-  {prog}                                     # the store .batchfile here, for this machine only
+  {prog}                                     # store in ./.batchfile, for this machine only
   {prog} --store s3://bucket/prefix --host 0.0.0.0 --port 8000
   {prog} --config batchfile.toml
 
-Everything else is a setting: batchfile.toml and BATCHFILE_* variables."""
+Set everything else in batchfile.toml or with BATCHFILE_* variables."""
 
 
 def main(arguments: list[str] | None = None, prog: str = f"python -m {__package__}") -> int:
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None, prog: str = f"python -m {__package_
         ws="none",
         log_config=None,
         access_log=False,
-        proxy_headers=False,  # what a proxy says counts where the settings say so
+        proxy_headers=False,  # the settings decide whether a proxy's headers are trusted
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=SHUTDOWN_S,
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None, prog: str = f"python -m {__package_
 
 
 class _Server(uvicorn.Server):
-    """Tells the auth middleware when it begins to stop: it waits for the answers that are under way."""
+    """Tells the auth middleware when shutdown begins, because uvicorn then waits for responses in progress."""
 
     def __init__(self, config: uvicorn.Config, auth_middleware: AuthMiddleware) -> None:
         super().__init__(config)
@@ -83,20 +83,20 @@ class _Server(uvicorn.Server):
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """Raises: BatchfileError where the port cannot be had."""
+    """Raises: BatchfileError if the port is not available."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise BatchfileError(f"can not listen on {host} port {port}: {error.strerror}; try another") from error
+        raise BatchfileError(f"cannot listen on {host} port {port}: {error.strerror}; use another port") from error
 
 
 def _host(given: str | None, settings: Settings) -> str:
-    """Loopback without keys. Raises: SettingsError where anyone could come in and that was not asked for."""
+    """Loopback without keys. Raises: SettingsError if others could reach a service without keys unintentionally."""
     is_guarded = bool(settings.api_keys) or settings.allow_anonymous
     host = given or settings.host or (EVERYWHERE if is_guarded else LOOPBACK)
     if not is_guarded and not _is_loopback(host):
         raise SettingsError(
-            f"without API keys the service stays on this machine, and --host {host} is open to others. Make a key with "
+            f"host {host} would open a service without API keys to other machines. Create a key with "
             "`batchfile keys new TENANT` and set BATCHFILE_API_KEYS, or set BATCHFILE_ALLOW_ANONYMOUS=1"
         )
     return host
@@ -112,7 +112,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class _AsLines(logging.Handler):
-    """What libraries warn of, in lines of the same form."""
+    """Logs the warnings of libraries in the same format as everything else."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say = structlog.get_logger().error if record.levelno >= logging.ERROR else structlog.get_logger().warning
@@ -121,7 +121,7 @@ class _AsLines(logging.Handler):
 
 def _port(text: str) -> int:
     if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: give 1 to 65535, or 0 for any that is free")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 1 to 65535, or 0 for any free port")
     return int(text)
 
 
@@ -133,7 +133,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", help="the address to listen on (BATCHFILE_HOST; loopback without API keys)")
-    parser.add_argument("--port", type=_port, help="the port, 0 for any that is free (BATCHFILE_PORT or PORT; 8000)")
+    parser.add_argument("--port", type=_port, help="the port, 0 for any free port (BATCHFILE_PORT or PORT; 8000)")
     parser.add_argument("--store", help="a directory or s3://bucket/prefix (BATCHFILE_STORE; .batchfile here)")
     parser.add_argument("--config", help="the settings file (BATCHFILE_CONFIG; batchfile.toml here)")
     return parser

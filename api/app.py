@@ -1,4 +1,4 @@
-"""The application: routes, what they share, and the auth middleware around it. `python -m api` serves it."""
+"""Builds the ASGI application: the routes, their shared state and the auth middleware around them."""
 
 import asyncio
 import secrets
@@ -43,8 +43,8 @@ from .ops.store_health import StoreHealth
 from .ops.webhooks import WebhookSender
 from .service import Service
 
-LONG_THREADS = 2  # plan large files, and as many end large batches
-THREADS_SPARE = 32  # beyond what the requests of one key can take: the store is asked in threads
+LONG_THREADS = 2  # that plan large files, and as many that end large batches
+THREADS_SPARE = 32  # beyond what the requests of one key can use: each store request takes a thread
 
 ROUTES = (
     anthropic_batches.batches,
@@ -114,7 +114,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
     known: dict[tuple[str, str], Parameters] = {}
 
     async def before(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
-        """Before any route: see that neither query nor document holds what would be ignored."""
+        """Runs before any route: rejects a query or a document with fields that would be ignored."""
         check_query(known, request)
         if request.route_handler.parsed_data_field is not None:
             check_document(await request.body())
@@ -142,7 +142,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
     )
     document = _without_head(app.openapi_schema).to_schema()
     known.update(known_parameters(document))
-    app.state.document = document  # `api.http.errors` says by it what a value must be
+    app.state.document = document  # `api.http.errors` takes from it what a value must be
     pages: Pages = Pages.of(document)
     return AuthMiddleware(app, settings, store_health, metrics.count_answer)
 
@@ -160,14 +160,14 @@ def _negotiated(request: Request) -> NegotiatedFormat:  # type: ignore[type-arg]
 
 
 def _without_head(document: OpenAPI) -> OpenAPI:
-    """Every GET has one, so that naming them tells nothing."""
+    """Removes HEAD: every GET has one, so listing them adds nothing."""
     for item in (document.paths or {}).values():
         item.head = None
     return document
 
 
 def _name_methods(request: Request) -> Response[None] | None:  # type: ignore[type-arg]
-    """Answers OPTIONS: Litestar's own answer forgets the methods of a path's second handler."""
+    """Answers OPTIONS: Litestar's own response omits the methods of a path's second handler."""
     if request.method != HttpMethod.OPTIONS:
         return None
     path = request.scope["path_template"]

@@ -1,7 +1,7 @@
-"""A spooled body into a committed batch. Synchronous: runs in a thread. Knows no route.
+"""Turns a spooled body into a committed batch. Synchronous: runs in a thread. Independent of the routes.
 
-In this order, so that a create can be repeated at any point: what the body says of the whole is checked, the batch's id
-is written down for whoever repeats the create, the requests are stored and planned in one pass, the batch is committed.
+The steps are in this order, so that a create can be repeated at any point: check the fields of the whole body, record
+the batch's id under the idempotency key, store and plan the requests in one pass, commit the batch.
 """
 
 import re
@@ -28,7 +28,7 @@ from .http.spool import Spooled
 CHUNK_BYTES = 256 * 1024
 STAGE_DEFAULTS = Defaults(max_tokens=2048, temperature=0.2, needs_answer=True)
 
-# Of batches without a stage, which are Anthropic's Message Batches: what that API says.
+# For batches without a stage, which are Anthropic's Message Batches: the limits of that API.
 MESSAGE_DEFAULTS = Defaults(temperature=1.0, needs_max_tokens=True)
 MESSAGES_MAX = 100_000
 CUSTOM_IDS = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")
@@ -36,13 +36,13 @@ ID_LETTERS = string.digits + string.ascii_letters
 
 LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
 
-# Whose rules a body goes by: our own; the stage contract, in which a batch has a stage; Anthropic's, unless it has one.
+# Which rules apply to a body: native; stage, where a batch has a stage; Anthropic's, where it has none.
 Contract = Literal["native", "stage", "anthropic"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Upload:
-    """A body that was opened: JSONL in chunks, the stage of all of it, and how its user finds a request in it."""
+    """An opened body: JSONL in chunks, the stage of all requests, and how errors name the place of a request."""
 
     stage: str | None
     routing: RoutingTable
@@ -60,11 +60,11 @@ def create_batch(
     contract: Contract = "stage",
     full: Refusal | None = None,
 ) -> BatchRecord:
-    """The batch of a body: a new one, or for a repeated create the one that it made before.
+    """The batch of a body: a new one, or for a repeated create the existing one.
 
-    `full`: why there can be no new one, if so.
-    Raises: InvalidFile, of it RequestRefused and TooLarge; KeyReused; Refusal 415; `full`; StoreUnavailable (the same
-    again completes it). After any but the last nothing was made.
+    `full`: why no new batch can be created, if so.
+    Raises: InvalidFile with its subclasses RequestRefused and TooLarge; KeyReused; Refusal 415; `full`;
+    StoreUnavailable (repeating the create completes it). After any error but the last, no batch exists.
     """
     upload = _open(spooled, content_type, options.stage, settings, contract)
     options = replace(options, stage=upload.stage)
@@ -103,16 +103,16 @@ def _new_message_id() -> str:
 def _open(
     spooled: Spooled, content_type: str | None, stage: str | None, settings: Settings, contract: Contract
 ) -> _Upload:
-    """`stage`: of the query."""
+    """`stage`: the query parameter."""
     routing = settings.routing()
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type in LINE_TYPES:
         if stage is not None or contract == "stage":
-            stage = _known_stage(routing, stage, "give it in the query, as ?stage=NAME, one of")
+            stage = _known_stage(routing, stage, "add ?stage=NAME to the URL, with one of")
         chunks = _slices(spooled.view(), settings.api.requests_max)
         return _Upload(stage=stage, routing=routing, chunks=chunks, place=by_line)
     if media_type != "application/json" and not media_type.endswith("+json"):
-        detail = f"Content-Type: {media_type[:80]!r} is not read here; send application/json or application/x-ndjson."
+        detail = f"Content-Type: {media_type[:80]!r} is not supported; send application/json or application/x-ndjson."
         raise Refusal(415, detail)
     example = EXAMPLE if contract == "anthropic" else STAGE_EXAMPLE
     if not spooled.size:
@@ -121,13 +121,13 @@ def _open(
     chunks = iter_requests(document.requests)
     if document.stage is None and stage is None and contract == "anthropic":
         if document.model_hint is not None:
-            raise InvalidFile("model_hint: goes with a stage; name the model in the params of each request")
+            raise InvalidFile("model_hint: works only with a stage; set params.model in each request instead")
         return _Upload(stage=None, routing=routing, chunks=chunks, place=by_number)
-    found = _known_stage(routing, document.stage or stage, "give one of")
+    found = _known_stage(routing, document.stage or stage, "use one of")
     if stage not in {None, found}:
-        raise InvalidFile(f"stage: the body says {found!r} and the query {stage!r}; say it once")
+        raise InvalidFile(f"stage: is {found!r} in the body and {stage!r} in the query; send only one of them")
     if document.model_hint is not None:
-        # The hint of the whole is where the stage leads for this batch: what a request says itself still comes first.
+        # The batch's hint replaces the pool of its stage; a request's own hint still takes precedence.
         routing = replace(routing, stages={found: _pool_of(routing, document.model_hint)})
     return _Upload(stage=found, routing=routing, chunks=chunks, place=by_number)
 
@@ -137,7 +137,7 @@ def _known_stage(routing: RoutingTable, stage: str | None, how: str) -> str:
     if not stage:
         raise InvalidFile(f"stage: is missing; {how} {names}")
     if stage not in routing.stages:
-        raise InvalidFile(f"stage: {stage[:80]!r} is not known; stages are {names}")
+        raise InvalidFile(f"stage: {stage[:80]!r} is unknown; use one of {names}")
     return stage
 
 
@@ -149,11 +149,11 @@ def _pool_of(routing: RoutingTable, hint: str) -> str:
 
 
 def _slices(view: memoryview, lines_max: int) -> Iterator[bytes]:
-    """Blank lines count here: hundreds of millions of them would keep a processor busy for nothing."""
+    """Blank lines count, because hundreds of millions of them would waste CPU time."""
     num_lines = 0
     for at in range(0, len(view), CHUNK_BYTES):
         chunk = bytes(view[at : at + CHUNK_BYTES])
         num_lines += chunk.count(b"\n")
         if num_lines > lines_max:
-            raise TooLarge(f"there are more than {lines_max:,} lines; send them in several batches")
+            raise TooLarge(f"the body has more than {lines_max:,} lines; send them in several batches")
         yield chunk

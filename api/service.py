@@ -1,6 +1,6 @@
-"""What the routes share: the ledger, the settings, and the few questions that several of them ask. Synchronous.
+"""What the routes share: the ledger, the settings, and reads that several routes need. Synchronous.
 
-Stateless but for caches: any number of processes over one store, each of which may die at any moment.
+Stateless except for caches: any number of processes can serve one store, and each can die at any moment.
 """
 
 import asyncio
@@ -32,15 +32,15 @@ log = structlog.get_logger()
 
 PAGE_MAX = 1000
 READS_AT_ONCE = 16
-CREATES_AT_ONCE = 4  # each may take a hundred MiB for a body of very long requests
-FULL_S = 2.0  # for so long a tenant that has reached its limit is refused without another look
+CREATES_AT_ONCE = 4  # each can use 100 MiB of memory for a body of very long requests
+FULL_S = 2.0  # how long a tenant at its limit gets 429 without another read of the store
 FULL_RETRY_AFTER_S = 30
-FILES_MAX = 20_000  # that are remembered; about 500 bytes each
+FILES_MAX = 20_000  # in the cache; about 500 bytes each
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Batches, newest first. `has_more`: there are more in the direction that was asked for."""
+    """Batches, newest first. `has_more`: there are more in the requested direction."""
 
     data: list[DerivedStatus]
     has_more: bool
@@ -48,14 +48,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Which batches a listing has. `ids_like` rules most others out without a read; `has` decides."""
+    """Which batches a listing includes. `ids_like` excludes most others without a read; `has` decides."""
 
     ids_like: re.Pattern[str]
     has: Callable[[DerivedStatus], bool]
 
 
 def known_id(batch_id: str) -> str:
-    """Raises: Refusal 404 for what can be no id (a path trick, say)."""
+    """Raises: Refusal 404 for anything that cannot be an id, such as a path traversal."""
     try:
         return keys.check_batch_id(batch_id)
     except InvalidRequest:
@@ -63,7 +63,7 @@ def known_id(batch_id: str) -> str:
 
 
 class Service:
-    """A tenant sees its own batches; any other is not found. `creating`: held while a body becomes a batch."""
+    """A tenant sees only its own batches; others are not found. `creating`: limits concurrent creates."""
 
     def __init__(self, ledger: Ledger, settings: Settings, name: str) -> None:
         self.ledger = ledger
@@ -98,7 +98,7 @@ class Service:
         return status
 
     def seen(self, caller: Caller, batch_id: str) -> DerivedStatus:
-        """As `status`; also of a damaged batch, as the listings show it."""
+        """Like `status`, but also works for a damaged batch, as the listings show it."""
         try:
             return self.status(caller, batch_id)
         except BatchDamaged as error:
@@ -116,11 +116,11 @@ class Service:
         before: str | None = None,
         shown: Shown | None = None,
     ) -> Page:
-        """At most `limit` batches: the next older ones than `after`, or the next newer ones than `before`.
+        """At most `limit` batches: the next ones older than `after`, or the next ones newer than `before`.
 
-        `shown`: which batches the listing has; the page is cut from these alone. Either cursor may be a batch that it
-        does not have, or one that was deleted within the last day. A batch that cannot be read hides no other (see
-        `StatusReader.look`). Raises: Refusal 404; StoreUnavailable where none can be read.
+        `shown`: which batches the listing includes. A cursor may be a batch that the listing excludes, or one that was
+        deleted within the last day. A batch that cannot be read does not hide others (see `StatusReader.look`).
+        Raises: Refusal 404; StoreUnavailable if none can be read.
         """
         places = self._places(caller.tenant, "" if after is None else self._place(caller, after))
         if before is not None:
@@ -130,7 +130,7 @@ class Service:
             places = (place for place in places if like.fullmatch(keys.index_batch_id(place)))
         found: list[DerivedStatus] = []
         while len(found) <= limit:
-            # Reading a few too many costs less than reading them one after the other.
+            # Reading a few too many in parallel costs less than reading them one by one.
             some = list(islice(places, max(limit + 1 - len(found), READS_AT_ONCE if shown else 1)))
             if not some:
                 break
@@ -158,7 +158,7 @@ class Service:
         return self.ledger.store.stream(file.key)
 
     def cancel(self, caller: Caller, batch_id: str) -> DerivedStatus:
-        """An ended batch stays what it is. Raises: RecordNewer, and as `record`."""
+        """An ended batch stays unchanged. Raises: RecordNewer, and as `record`."""
         try:
             self.record(caller, batch_id)
             batches.end(self.ledger, batch_id, "canceled")
@@ -167,33 +167,33 @@ class Service:
         return self.status(caller, batch_id)
 
     def purge(self, caller: Caller, batch_id: str) -> None:
-        """Delete it if it is not deleted yet, and remove its objects before this returns. Raises: as `delete`."""
+        """Delete the batch if necessary, and remove its objects before returning. Raises: as `delete`."""
         try:
             self.delete(caller, batch_id)
         except Refusal as refusal:
             if refusal.status != 404:
                 raise
-            self._place(caller, batch_id)  # or it was deleted before, and its objects are still there
+            self._place(caller, batch_id)  # it may be deleted already, with its objects still stored
         purge(self.ledger, batch_id)
 
     def delete(self, caller: Caller, batch_id: str) -> None:
-        """Raises: Refusal 400 where it has not ended; a damaged one needs no end. RecordNewer, and as `record`."""
+        """Raises: Refusal 400 if it has not ended, unless it is damaged; RecordNewer, and as `record`."""
         try:
             self.record(caller, batch_id)
             standing = retention.delete(self.ledger, batch_id)
         except RecordDamaged as error:
             standing = damage.delete(self.ledger, error, self._place_of_damaged(caller, batch_id, error))
         if standing is not None and standing.state != "deleted":
-            raise Refusal(400, "Batch not yet complete; cancel it first, it can be deleted when it has ended")
+            raise Refusal(400, "Batch not yet complete; cancel it and delete it when it has ended")
 
     def check_room(self, caller: Caller) -> None:
-        """Raises: Refusal 429 where the tenant has its share of open batches."""
+        """Raises: Refusal 429 if the tenant has reached its limit of open batches."""
         self.room.check(caller.tenant)
 
     def files(self, caller: Caller, file_ids: list[str]) -> list[FileRecord]:
-        """Those of the files that can be read, in this order. They never change, so that they are remembered.
+        """The files that can be read, in the order given. Cached, because they never change.
 
-        Raises: StoreError where none of them can be read.
+        Raises: StoreError if none of them can be read.
         """
 
         def read(file_id: str) -> FileRecord | StoreError | None:
@@ -235,10 +235,10 @@ class Service:
         return [entry.key for entry in takewhile(lambda entry: entry.key < place, entries)]
 
     def _place_of_damaged(self, caller: Caller, batch_id: str, error: BatchDamaged) -> str:
-        """Whose it is, its record does not say any more; the index does.
+        """The index key of a batch whose damaged record no longer names its tenant.
 
-        Only an index entry of another tenant proves that it is not the caller's: a listing may leave one out.
-        Raises: Refusal 404, or 503 where nobody can tell.
+        Only an index entry of another tenant proves that the batch is not the caller's: a listing can omit one.
+        Raises: Refusal 404, or 503 if the tenant cannot be found out.
         """
         place = damage.place_of(self.ledger, caller.tenant, batch_id) or damage.place_of(self.ledger, None, batch_id)
         if place is None:
@@ -249,15 +249,15 @@ class Service:
         return place
 
     def _places(self, tenant: str, after: str) -> Iterator[str]:
-        """Of the tenant's batches in the index, newest first."""
+        """The index keys of the tenant's batches, newest first."""
         for entry in self.ledger.store.list(keys.index_prefix(tenant), after=after):
             yield entry.key
 
 
 class Room:
-    """Has a tenant room for one more batch? `limit`: open batches of one tenant, planned or not.
+    """Limits the open batches of each tenant. `limit`: open batches of one tenant, planned or not.
 
-    Others may create at the same moment, so it may be passed by a few. What has ended is remembered, so that only the
+    Other processes may create at the same moment, so a few more are possible. Ended batches are cached, so that only
     records of batches that may be open are read, and only near the limit.
     """
 
@@ -275,7 +275,7 @@ class Room:
             self._full_until.pop(batch.tenant, None)
 
     def check(self, tenant: str) -> None:
-        """Raises: Refusal 429 where the tenant has its share of open batches; StoreError."""
+        """Raises: Refusal 429 if the tenant has reached its limit of open batches; StoreError."""
         now = self._ledger.clock.monotonic()
         with self._lock:
             is_full = now < self._full_until.get(tenant, now)
@@ -286,12 +286,12 @@ class Room:
         if is_full:
             raise Refusal(
                 429,
-                f"{self._limit} batches are open already, which is the limit; wait for one to end",
+                f"{self._limit} batches are open, which is the limit; wait for one to end, or cancel one",
                 {"Retry-After": str(FULL_RETRY_AFTER_S)},
             )
 
     def _num_open(self, tenant: str) -> int:
-        """As far as the limit."""
+        """Counts up to the limit."""
         index = [keys.index_batch_id(entry.key) for entry in self._ledger.store.list(keys.index_prefix(tenant))]
         with self._lock:
             ended = self._ended[tenant] = self._ended.get(tenant, set()) & set(index)
@@ -303,14 +303,14 @@ class Room:
             if found is not None and found.state in {"ended", "deleted"}:
                 with self._lock:
                     self._ended.setdefault(tenant, set()).add(batch_id)
-            elif found is not None:  # one without a record is being created, or was given up
+            elif found is not None:  # a batch without a record is being created, or its create was abandoned
                 num_open += 1
                 if num_open >= self._limit:
                     break
         return num_open
 
     def _read(self, batch_id: str) -> BatchRecord | None:
-        """None: there is none, or it cannot be read, which must not keep its tenant from creating others."""
+        """None: it does not exist or cannot be read, which must not keep its tenant from creating others."""
         with suppress(BatchDamaged, StoreError):
             found = load(self._ledger, keys.batch_key(batch_id), BatchRecord)
             return None if found is None else found.record

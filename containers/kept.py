@@ -1,8 +1,7 @@
-"""What is installed, a line each: the constraints under which more is installed. `--check FILE`: is it all still so?
+"""Lists the installed distributions as constraints for further installs.
 
-`--lacks FILE`: those lines of a constraints file whose distributions are not installed.
-
-Only where this Python installs to: what the operating system brings beside it is nobody's constraint.
+`--check FILE`: fails if one of these has changed. `--lacks FILE`: prints the lines of a constraints file whose
+distributions are not installed. Ignores packages of the operating system outside this Python's own folders.
 """
 
 import importlib.metadata
@@ -13,7 +12,7 @@ from pathlib import Path
 
 
 def installed(folders: list[str]) -> set[str]:
-    """Of two versions of one name, the one that an import finds: the first."""
+    """The installed versions. If there are two of one name, the first, which an import finds."""
     found: dict[str, str] = {}
     for one in importlib.metadata.distributions(path=folders):
         if one.metadata["Name"]:
@@ -37,7 +36,7 @@ def main(arguments: list[str]) -> int:
         return 0
     moved = sorted(set(Path(arguments[1]).read_text().split()) - here)
     if moved:
-        sys.stderr.write(f"these were moved, and must not be: {', '.join(moved)}\n")
+        sys.stderr.write(f"the install changed packages of the base image: {', '.join(moved)}\n")
     return 1 if moved else 0
 
 

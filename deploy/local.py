@@ -1,18 +1,18 @@
-"""Sets up this machine: the project with its extras, vLLM, and a small real model. Safe to run again.
+"""Sets up this machine: the project with its extras, vLLM, and a small real model. Can be run again at any time.
 
-Run it with the Python of the virtual environment that is to be filled:
+Run it with the Python of the virtual environment to install into:
 
     .venv/bin/python deploy/local.py            # what the demo needs
     .venv/bin/python deploy/local.py --service  # also what the API and the runners need
     .venv/bin/python deploy/local.py --test     # also what the tests need
     .venv/bin/python deploy/local.py --print-model
 
-Versions come from constraints.txt and, on a CPU, constraints-cpu.txt; `--newest` leaves both out, and
-`--write-constraints` writes them from what is installed. Uses the standard library only.
+Versions come from constraints.txt and, on a CPU, constraints-cpu.txt; `--newest` ignores both, and
+`--write-constraints` writes them from what is installed. Uses only the standard library.
 
 Environment:
-    BATCHFILE_CACHE       where models are kept (default ~/.cache/batchfile), outside the repository
-    PIP_EXTRA_INDEX_URL   set it to PyTorch's CPU wheel index where pip does not find torch's CPU build by itself
+    BATCHFILE_CACHE       folder of models (default ~/.cache/batchfile), outside the repository
+    PIP_EXTRA_INDEX_URL   set it to PyTorch's CPU wheel index if pip does not find torch's CPU build
 """
 
 import argparse

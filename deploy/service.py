@@ -1,10 +1,10 @@
-"""Starts the whole service on this machine: the API, the runners of every pool and, with --s3, an S3 server.
+"""Starts the complete service on this machine: the API, the runners of every pool and, with --s3, an S3 server.
 
     .venv/bin/python deploy/service.py                                  # real vLLM, until Ctrl-C
     .venv/bin/python deploy/service.py --engine echo -- node app.mjs    # for as long as the command runs
 
-A command after `--` is run once all is up, with LOCAL_BATCH_URL set; its exit status becomes this one's. Models that
-the settings name and that lie in the models folder are taken from there. Logs are files in --folder.
+A command after `--` runs once everything is up, with LOCAL_BATCH_URL set; its exit status is returned. Models in the
+models folder are used from there. Logs are files in --folder.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from batchfile.signals import on_stop
 
 CONFIG = ROOT / "examples" / "service.toml"
 FOLDER = ROOT / "out" / "service"
-START_S_MAX = 900.0  # two engines that share two cores need minutes
-STOP_S_MAX = 20.0  # after each signal, of which the last cannot be ignored
+START_S_MAX = 900.0  # two engines on two cores take minutes to start
+STOP_S_MAX = 20.0  # after each signal; the last one is SIGKILL
 LOOK_S = 0.2
 LOG_CHARS_SHOWN = 3_000
 S3 = "s3"
@@ -50,14 +50,14 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def end_with_parent(parent: int) -> None:
-    """In a child, before it becomes its program: the death of this process, however it comes, asks it to end."""
+    """Run in a child before its program starts: it gets SIGTERM when this process dies, however that happens."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the parent died before the line above
         os._exit(1)
 
 
 class Stopped(Exception):
-    """A part ended, or somebody asked for the end. The message says which, and is empty where it was asked for."""
+    """A process ended (the message says which), or a stop was requested (the message is empty)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Part:
 
 
 class Machine:
-    """The processes of this service. Each is in a session of its own: a Ctrl-C reaches them through here alone."""
+    """The processes of the service, in separate sessions, so that Ctrl-C reaches them only through this process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -87,31 +87,31 @@ class Machine:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
-                preexec_fn=partial(end_with_parent, os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509  # here is one thread
+                preexec_fn=partial(end_with_parent, os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509  # single-threaded
             )
         self._parts.append(Part(name=name, process=process, log=log))
 
     def until(self, what: str, is_so: Callable[[], bool]) -> None:
-        """Raises: Stopped, also where it takes too long."""
+        """Waits. Raises: Stopped, also if it takes too long."""
         deadline = time.monotonic() + START_S_MAX
         while not is_so():
             self.look()
             if time.monotonic() > deadline:
-                raise Stopped(f"{what} did not come up in {START_S_MAX:.0f} s; the logs are in {self._folder}")
+                raise Stopped(f"{what} did not start within {START_S_MAX:.0f} s; see the logs in {self._folder}")
             time.sleep(LOOK_S)
 
     def look(self) -> None:
-        """Raises: Stopped where a part has ended, or the end was asked for."""
+        """Raises: Stopped if a process has ended or a stop was requested."""
         for part in self._parts:
             code = part.process.poll()
             if code is not None:
                 told = part.log.read_text(errors="replace")[-LOG_CHARS_SHOWN:]
-                raise Stopped(f"{part.name} ended with {code}. The end of {part.log}:\n{told}")
+                raise Stopped(f"{part.name} exited with {code}. The end of {part.log}:\n{told}")
         if self._stopped.is_set():
             raise Stopped
 
     def stop(self) -> None:
-        """Everything together, at the last by force; an S3 server after those who write to it."""
+        """Stop all processes, finally by SIGKILL; the S3 server after those that write to it."""
         for is_s3 in (False, True):
             parts = [part for part in self._parts if (part.name == S3) == is_s3]
             for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
@@ -131,7 +131,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Anything at all: whoever says 404 is up."""
+    """Does the server answer at all? 404 counts."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
@@ -151,10 +151,10 @@ def is_pool_up(url: str, pool: str) -> bool:
 
 
 def start_s3(machine: Machine) -> str:
-    """The URL of a store in a bucket of a server that keeps everything in memory."""
+    """Starts an in-memory S3 server. Returns the URL of a store in it."""
     program = Path(sys.executable).with_name("ministack")
     if not program.is_file():
-        raise SetupError("--s3 needs MiniStack: run `just test` once, or `.venv/bin/pip install ministack`.")
+        raise SetupError("--s3 needs MiniStack; run `just test` once, or `.venv/bin/pip install ministack`.")
     os.environ.update(S3_CREDENTIALS)
     port = free_port()
     environ = {"GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "SERVICES": "s3", "LOG_LEVEL": "WARNING"}
@@ -170,9 +170,9 @@ def start_s3(machine: Machine) -> str:
 
 
 def pool_environ(pools: dict[str, Pool]) -> dict[str, dict[str, str]]:
-    """For each pool what its real engines need to share a machine: a model from the models folder, cores of its own.
+    """The variables that let real engines share a machine: a local model and separate cores for each pool.
 
-    vLLM puts every engine of a machine without a GPU on the same cores.
+    Without them, vLLM runs every engine of a machine without a GPU on the same cores.
     """
     shares = core_shares(read_cpu().cores, len(pools))
     found: dict[str, dict[str, str]] = {}
@@ -187,7 +187,7 @@ def pool_environ(pools: dict[str, Pool]) -> dict[str, dict[str, str]]:
 
 
 def start_all(machine: Machine, args: argparse.Namespace) -> str:
-    """The URL of the API, once that and every pool is up."""
+    """Starts everything. Returns the URL of the API when all pools are up."""
     pools = load_settings().pools
     store = start_s3(machine) if args.s3 else args.store or str(args.folder.absolute() / "store")
     python = [sys.executable, "-m"]
@@ -195,7 +195,7 @@ def start_all(machine: Machine, args: argparse.Namespace) -> str:
     machine.start("api", [*python, "api", "--host", "127.0.0.1", "--port", str(port), "--store", store], {})
     url = f"http://127.0.0.1:{port}"
     machine.until("the API", lambda: answers(f"{url}/ready"))
-    say(f"The API is up: {url} (its routes: {url}/docs). The store is {store}.")
+    say(f"The API is up: {url} (documentation: {url}/docs). The store is {store}.")
     environs = pool_environ(pools) if args.engine == "vllm" else {name: {} for name in pools}
     is_gpu_shared = args.engine == "vllm" and has_nvidia_gpu()
     for name in pools:
@@ -203,7 +203,7 @@ def start_all(machine: Machine, args: argparse.Namespace) -> str:
         options = ["--pool", name, "--engine", args.engine, "--slots", "1", "--metrics-port", str(metrics)]
         machine.start(name, [*python, "runners", *options, "--store", store], environs[name])
         say(f"  {name} is starting (metrics: http://127.0.0.1:{metrics}/metrics)")
-        if is_gpu_shared:  # vLLM measures the free memory while it starts
+        if is_gpu_shared:  # vLLM measures free memory while it starts
             machine.until(name, partial(is_pool_up, url, name))
     for name in pools:
         machine.until(name, partial(is_pool_up, url, name))
@@ -235,7 +235,7 @@ def serve(args: argparse.Namespace) -> int:
         say(f"Everything is up after {time.monotonic() - started:.0f} s. The logs are in {args.folder}.")
         if args.command:
             return run_command(machine, args.command, url)
-        say("Ctrl-C stops it.")
+        say("Press Ctrl-C to stop.")
         while True:
             machine.look()
             time.sleep(LOOK_S)
@@ -253,13 +253,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--engine", choices=("vllm", "echo"), default="vllm", help="what generates (%(default)s)")
-    add("--port", type=int, default=8000, help="of the API, 0 for any that is free (%(default)s)")
-    add("--config", type=Path, default=CONFIG, help="the settings: pools, models, stages (%(default)s)")
-    add("--folder", type=Path, default=FOLDER, help="where logs and, unless it is elsewhere, the store are")
+    add("--engine", choices=("vllm", "echo"), default="vllm", help="engine of the runners (%(default)s)")
+    add("--port", type=int, default=8000, help="port of the API, 0 for any free port (%(default)s)")
+    add("--config", type=Path, default=CONFIG, help="settings file with pools, models and stages (%(default)s)")
+    add("--folder", type=Path, default=FOLDER, help="folder of the logs and, by default, the store")
     store = parser.add_mutually_exclusive_group()
     store.add_argument("--store", help="a directory or s3://bucket/prefix (default: a directory in --folder)")
-    store.add_argument("--s3", action="store_true", help="start an S3 server too, and keep the store there")
+    store.add_argument("--s3", action="store_true", help="also start an S3 server and use it as the store")
     found = parser.parse_args(arguments[:cut])
     found.command = arguments[cut + 1 :]
     return found

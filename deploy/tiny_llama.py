@@ -1,8 +1,8 @@
-"""Makes a tiny model of the Llama architecture with random weights and the demo model's tokenizer, once.
+"""Creates a tiny Llama model with random weights and the tokenizer of the demo model, once.
 
-    .venv/bin/python deploy/tiny_llama.py    # prints where it is
+    .venv/bin/python deploy/tiny_llama.py    # prints its path
 
-It runs in vLLM like a large one and says nothing sensible: a second model for trying two pools on one machine.
+It runs in vLLM like a large model, with meaningless output: a second model to try two pools on one machine.
 """
 
 import shutil
@@ -42,17 +42,17 @@ tokenizer.save_pretrained(target)
 
 
 def make() -> Path:
-    """The folder of the model. Raises: SetupError, also where there is no tokenizer to take."""
+    """The folder of the model. Raises: SetupError, also if the demo model is missing."""
     target = models_dir() / NAME
     if target.is_dir():
         return target
     if not model_dir().is_dir():
-        raise SetupError(f"There is no model in {model_dir()} to take the tokenizer from: run `just setup` once.")
+        raise SetupError(f"No model in {model_dir()}, whose tokenizer is needed; run `just setup` once.")
     progress = Progress()
     with tempfile.TemporaryDirectory(prefix=".make-", dir=models_dir()) as scratch:
         made = Path(scratch, NAME)
         command = [sys.executable, "-c", MAKE, str(model_dir()), str(made)]
-        hint = f"The model {NAME} could not be made. Run the same command again."
+        hint = f"The model {NAME} could not be created. Run the same command again."
         progress.step(f"model {NAME}", lambda: run(command, progress, disk=models_dir(), hint=hint))
         if not target.is_dir():  # another process may have been faster
             shutil.move(made, target)

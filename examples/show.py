@@ -20,7 +20,7 @@ def main(results: str) -> None:
         print(f"\n{row['custom_id']}  ({tokens})")
         print(textwrap.indent("\n".join(text.splitlines()[:12]), "    "))
     num = sum(row["status"] == "succeeded" for row in rows)
-    print(f"\n{num} of {len(rows)} requests succeeded; every result is in {results}")
+    print(f"\n{num} of {len(rows)} requests succeeded; all results are in {results}")
 
 
 if __name__ == "__main__":

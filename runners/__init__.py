@@ -1,1 +1,1 @@
-"""The fleet: one supervisor per machine, one runner process per engine slot, over one store."""
+"""The runners of a fleet: one supervisor per machine, one runner process per engine slot, one shared store."""

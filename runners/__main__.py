@@ -1,6 +1,6 @@
-"""`batchfile worker --pool NAME`, in a checkout also `python -m runners`.
+"""Runs the worker of a pool: `batchfile worker --pool NAME`, or `python -m runners` in a checkout.
 
-With `--slot`, which only the supervisor gives, it is one runner.
+With `--slot`, which only the supervisor passes, it is one runner.
 """
 
 import sys
@@ -18,7 +18,7 @@ FAILED, REFUSED = 1, 2
 
 
 def main(arguments: list[str], prog: str = PROG) -> int:
-    """0: done or stopped. 1: something that another start may fix. 2: a setting that cannot be used."""
+    """0: done or stopped. 1: an error that a restart may fix. 2: an invalid setting."""
     options = parse(arguments, prog)
     logs.configure(**options.log_keys)
     try:
@@ -30,7 +30,7 @@ def main(arguments: list[str], prog: str = PROG) -> int:
         log.error("process.failed", error=str(error))
         return FAILED
     except ModuleNotFoundError as error:
-        log.error("process.refused", error=f"{error.name} is not installed here: {install_hint('fleet')}")
+        log.error("process.refused", error=f"{error.name} is not installed: {install_hint('fleet')}")
         return REFUSED
     except Exception:
         log.exception("process.crashed")

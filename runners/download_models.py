@@ -1,7 +1,7 @@
-"""Fetches a pool's model to where vLLM looks for it (`HF_HOME`): `python -m runners.download_models --pool NAME`.
+"""Downloads a pool's model to where vLLM looks for it (`HF_HOME`): `python -m runners.download_models --pool NAME`.
 
-One process at a time for each volume. What is there already is not fetched again, and a fetch that was cut off
-goes on.
+Run one process at a time for each volume. Existing files are not downloaded again, and an interrupted download
+resumes.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from .options import pool_of
 
 log = structlog.get_logger()
 
-# The same weights once more, in forms that vLLM does not load.
+# The same weights in other formats, which vLLM does not load.
 NOT_WANTED = ("original/*", "consolidated*", "*.pth", "*.pt", "*.bin", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
 OK, FAILED, REFUSED = 0, 1, 2
 
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> int:
         from huggingface_hub import snapshot_download
 
         place = snapshot_download(model, ignore_patterns=list(NOT_WANTED))
-    except Exception:  # the top of this process; the hub's client has errors of many kinds
-        log.exception("prefetch.failed", model=model, what_to_do="is HF_TOKEN set, the model's licence accepted?")
+    except Exception:  # the top of this process; the hub's client raises many kinds of errors
+        log.exception("prefetch.failed", model=model, what_to_do="set HF_TOKEN and accept the model's license")
         return FAILED
     log.info("model.fetched", model=model, place=place)
     return OK

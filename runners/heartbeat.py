@@ -1,4 +1,4 @@
-"""Says who this runner is and how it does, in the store, for any process that wants to know. Nothing depends on it."""
+"""Writes the heartbeat of a runner to the store: its identity, state and rates. For information only."""
 
 import time
 from collections import deque
@@ -18,15 +18,13 @@ from batchfile.runner.stats import RunnerStats
 log = structlog.get_logger()
 
 WINDOW_S = 60.0
-# Less than either of these pairs, within the window, is no measurement: requests answered, seconds with work.
+# Minimum for a measurement within the window, any of these pairs: requests answered, seconds with work.
 ENOUGH = ((10, 1.0), (3, 30.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Per second with requests in flight; 0: too little was measured. Requests: those that the engine answered, well
-    or not.
-    """
+    """Per second with requests in flight; 0: not enough measured. `requests`: succeeded and failed in the engine."""
 
     requests: float = 0.0
     input_tokens: float = 0.0
@@ -43,7 +41,7 @@ class _Point:
 
 
 class RateMeter:
-    """Look at the same stats about once a second; `now` is a monotonic clock."""
+    """Call `look` with the same stats about once a second. `now`: a monotonic clock."""
 
     def __init__(self) -> None:
         self._points: deque[_Point] = deque()
@@ -79,7 +77,7 @@ SET_ASIDE_SHOWN_MAX = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What is known before an engine is: `model` and `engine` as the settings say, `started_at` in epoch seconds."""
+    """What is known before the engine starts: `model` and `engine` from the settings, `started_at` in epoch seconds."""
 
     pool: str
     runner_id: str
@@ -100,7 +98,7 @@ def state_of(runner: Runner) -> RunnerState:
 
 
 class Heartbeat:
-    """`tick` about once a second from one thread, `leave` after the last."""
+    """Call `tick` about once a second from one thread, and `leave` after the last."""
 
     def __init__(self, ledger: Ledger, runner: Runner, identity: Identity) -> None:
         self._ledger = ledger
@@ -120,12 +118,12 @@ class Heartbeat:
         if state != before or now - self._written_at >= WRITE_S:
             self._written_at = now
             self._is_written = False
-            with suppress(StoreError):  # a hint: the next one comes soon
+            with suppress(StoreError):  # only information, and the next write follows soon
                 write_presence(self._ledger, self._record(state, rates))
                 self._is_written = True
 
     def leave(self) -> None:
-        """Not where the last write failed, or is not over: a store that is away holds up no end. Presence expires."""
+        """Remove the heartbeat, unless its last write failed: an unavailable store must not delay the exit."""
         if self._is_written:
             remove_presence(self._ledger, self._identity.pool, self._identity.runner_id)
 
@@ -135,7 +133,7 @@ class Heartbeat:
                 "pool.down",
                 runner_id=self._identity.runner_id,
                 reason=self._runner.engine_stats().down_reason,
-                what_now="requests wait, leases are kept",
+                what_now="requests wait until the endpoint is back; leases are kept",
             )
         elif before == "down" and state != "down" and not self._runner.down_s:
             log.info("pool.up", runner_id=self._identity.runner_id)
@@ -162,7 +160,7 @@ class Heartbeat:
             latency_p95_s=runner_stats.request_s.quantile(0.95),
             totals=RunnerTotals(
                 succeeded=runner_stats.succeeded,
-                failed=runner_stats.failed,  # as in the metrics: by the engine
+                failed=runner_stats.failed,  # in the engine, as in the metrics
                 input_tokens=runner_stats.input_tokens,
                 output_tokens=runner_stats.output_tokens,
                 cached_tokens=runner_stats.cached_tokens,

@@ -1,6 +1,6 @@
-"""A runner as Prometheus sees it: its stats, read at each scrape, next to whatever vLLM registers itself.
+"""Serves a runner's Prometheus metrics, next to those that vLLM registers itself.
 
-No batch id is a label. The same port answers /healthz while the process lives.
+No label is a batch id. The same port answers /healthz while the process runs.
 """
 
 import errno
@@ -32,7 +32,7 @@ CLIENT_WAIT_S = 10.0
 
 
 class RunnerCollector(Collector):
-    """Reads counters that other threads write: each is a moment old, none goes back."""
+    """Reads counters that other threads write. They may be slightly stale, but never decrease."""
 
     def __init__(self, runner: Runner, store: MeteredStore, pool: str, model: str) -> None:
         self._runner = runner
@@ -45,7 +45,7 @@ class RunnerCollector(Collector):
         stats, state = runner.engine_stats(), state_of(runner)
         yield self._counter(
             "requests",
-            "Requests that have a result, by outcome; refused ones never reached the engine",
+            "Requests with a result, by outcome; refused: rejected before the engine",
             {"succeeded": counts.succeeded, "failed": counts.failed, "refused": counts.refused},
             "outcome",
         )
@@ -54,25 +54,25 @@ class RunnerCollector(Collector):
             "cached": counts.cached_tokens,
             "output": counts.output_tokens,
         }
-        yield self._counter("tokens", "Tokens read (cached ones among them) and written", tokens, "kind")
-        yield self._counter("usage_unknown", "Answers whose tokens an endpoint did not tell", counts.usage_unknown)
-        yield self._counter("steps", "Steps of the engine", stats.num_steps)
-        yield self._counter("full_steps", "Steps with every slot in use", stats.num_full_steps)
-        yield self._counter("engine_deaths", "Engines that died and were built again", counts.num_engine_deaths)
-        yield self._counter("leases_lost", "Shards that another runner has taken over", counts.num_leases_lost)
+        yield self._counter("tokens", "Tokens by kind; cached tokens are included in input", tokens, "kind")
+        yield self._counter("usage_unknown", "Answers without a token count from the endpoint", counts.usage_unknown)
+        yield self._counter("steps", "Engine steps", stats.num_steps)
+        yield self._counter("full_steps", "Engine steps with all slots in use", stats.num_full_steps)
+        yield self._counter("engine_deaths", "Engines that died and were restarted", counts.num_engine_deaths)
+        yield self._counter("leases_lost", "Shards taken over by another runner", counts.num_leases_lost)
         states = {known: float(known == state) for known in get_args(RunnerState)}
-        yield self._gauge("state", "1 for the state that it is in", states, "state")
-        yield self._gauge("shards_held", "Shards in work", len(runner.shards_held(SHARDS_COUNTED_MAX)))
-        text = "Batches left alone because the store refuses something of them"
+        yield self._gauge("state", "1 for the current state, 0 for all others", states, "state")
+        yield self._gauge("shards_held", "Shards that this runner holds", len(runner.shards_held(SHARDS_COUNTED_MAX)))
+        text = "Batches set aside because the store rejects or damages one of their objects"
         yield self._gauge("batches_set_aside", text, len(runner.set_aside()))
-        yield self._gauge("requests_in_flight", "Requests inside the engine", runner.num_in_flight)
-        yield self._gauge("requests_prefetched", "Requests that are ready for the engine", runner.num_prefetched)
-        yield self._histogram("request_seconds", "From the engine's taking a request to its answer", counts.request_s)
-        yield self._histogram("checkpoint_seconds", "One checkpoint of one shard", counts.checkpoint_s)
+        yield self._gauge("requests_in_flight", "Requests in the engine", runner.num_in_flight)
+        yield self._gauge("requests_prefetched", "Requests in the ready queue", runner.num_prefetched)
+        yield self._histogram("request_seconds", "Time of a request in the engine", counts.request_s)
+        yield self._histogram("checkpoint_seconds", "Duration of one checkpoint of one shard", counts.checkpoint_s)
         yield from self._store_figures()
 
     def _store_figures(self) -> Iterator[Metric]:
-        """Under the names that the API has for its own."""
+        """Uses the same metric names as the API."""
         labels = ["pool", "verb", "outcome"]
         requests = CounterMetricFamily(
             "batchfile_store_requests", "Requests to the store by verb and outcome.", labels=labels
@@ -119,9 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/healthz":
             self._answer(200, "text/plain", b"ok\n")
         else:
-            self._answer(404, "text/plain", b"here are /metrics and /healthz\n")
+            self._answer(404, "text/plain", b"not found; use /metrics or /healthz\n")
 
-    do_HEAD = do_GET  # load balancers ask so
+    do_HEAD = do_GET  # load balancers use HEAD
 
     def _answer(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """A scrape is no event."""
+        """Scrapes are not logged."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -141,7 +141,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def counted(collector: RunnerCollector) -> Iterator[None]:
-    """While entered, its figures are on the page."""
+    """Registers the collector while entered."""
     REGISTRY.register(collector)
     try:
         yield
@@ -151,14 +151,14 @@ def counted(collector: RunnerCollector) -> Iterator[None]:
 
 @contextmanager
 def serving(host: str, ports: Sequence[int]) -> Iterator[None]:
-    """While entered, /metrics and /healthz answer on the first of `ports` that is free.
+    """Serves /metrics and /healthz on the first free port of `ports` while entered.
 
-    If none can be had, that costs the page, not the runner.
+    If none is free, the runner works without metrics.
     """
     try:
         server = _listening(host, ports)
-    except (OSError, OverflowError) as error:  # OverflowError: there is no such port
-        log.warning("metrics.not_served", host=host, port=ports[0], error=str(error), what_to_do="give --metrics-port")
+    except (OSError, OverflowError) as error:  # OverflowError: not a valid port number
+        log.warning("metrics.not_served", host=host, port=ports[0], error=str(error), what_to_do="set --metrics-port")
         yield
         return
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)

@@ -1,4 +1,4 @@
-"""What the command line says, for the supervisor and (with `slot`) for one runner, and the pool that it names."""
+"""Parses the command line of the supervisor and (with `slot`) of one runner, and finds their pool and engine."""
 
 import argparse
 import os
@@ -13,25 +13,25 @@ from batchfile.settings_tables import Pool
 from batchfile.types import EngineKind
 
 METRICS_PORT = 9400
-METRICS_PORTS = 100  # from there on; a runner takes the first that is free
+METRICS_PORTS = 100  # a runner takes the first free port of this many
 PROG = f"python -m {__package__}"
 EXAMPLES = """\
 examples:
-  {prog} --pool mistral                      # for the store .batchfile here
+  {prog} --pool mistral                      # store in ./.batchfile
   {prog} --pool mistral --store s3://bucket/prefix --idle-exit 300
-  {prog} --pool test --engine echo --drain   # without a model, until all is done
+  {prog} --pool test --engine echo --drain   # no model; exit when all is done
 
-Everything else is a setting: batchfile.toml, BATCHFILE_* variables, and MISTRAL_BASE_URL and the like
-for pools behind an HTTP endpoint. SIGTERM or Ctrl-C finishes what is in flight and gives the rest back; a second
-one does not wait."""
+Set everything else in batchfile.toml or with BATCHFILE_* variables; for pools with an HTTP endpoint also with
+variables such as MISTRAL_BASE_URL. SIGTERM or Ctrl-C finishes requests in flight and releases the rest; a second
+one stops without waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`metrics_port`: of the first slot, the next has the next; 0: no metrics; None: any that is free from
+    """`metrics_port`: of slot 0, and one more for each slot; 0: no metrics; None: the first free port from
     METRICS_PORT on. `slot` None: the supervisor.
 
-    `arguments`: all of this as it was given, to be passed on.
+    `arguments`: the original command line, to pass on.
     """
 
     pool: str
@@ -46,7 +46,7 @@ class Options:
     arguments: tuple[str, ...] = ()
 
     def metrics_ports(self, slot: int) -> range:
-        """Those that the runner of `slot` may take, the best first."""
+        """The ports that the runner of `slot` may use, in order of preference."""
         if self.metrics_port is None:
             return range(METRICS_PORT + slot, METRICS_PORT + slot + METRICS_PORTS)
         first = self.metrics_port + slot
@@ -58,24 +58,24 @@ class Options:
 
 
 def parse(arguments: list[str], prog: str = PROG) -> Options:
-    """`--config` goes into the environment, which the children inherit. Exits with 2 where it cannot be used."""
+    """Puts `--config` into the environment, which the children inherit. Exits with 2 if an argument is invalid."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Work for one pool of a store: one runner per engine slot.",
+        description="Run the requests of one pool: one runner per engine slot.",
         epilog=EXAMPLES.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--pool", required=True, metavar="NAME", help="the pool, as the settings name it")
-    add("--engine", choices=get_args(EngineKind), help="what generates, instead of what the pool's settings say")
+    add("--pool", required=True, metavar="NAME", help="name of the pool in the settings")
+    add("--engine", choices=get_args(EngineKind), help="engine to use instead of the one in the pool's settings")
     add("--store", metavar="STORE", help="a directory or s3://bucket/prefix (default: the settings', else .batchfile)")
-    add("--config", metavar="FILE", help="the settings file (default: batchfile.toml here, if there is one)")
-    add("--drain", dest="is_drain", action="store_true", help="end once no shard of the pool is left to do")
-    add("--idle-exit", dest="idle_exit_s", type=seconds, metavar="S", help="end after S seconds without work")
-    per_gpus = "engines (default: one for each set of GPUs that a model needs)"
+    add("--config", metavar="FILE", help="settings file (default: batchfile.toml in this folder, if it exists)")
+    add("--drain", dest="is_drain", action="store_true", help="exit when the pool has no shard left")
+    add("--idle-exit", dest="idle_exit_s", type=seconds, metavar="S", help="exit after S seconds without work")
+    per_gpus = "number of engines (default: one for each set of GPUs that the model needs)"
     add("--slots", dest="num_slots", type=positive, metavar="N", help=per_gpus)
-    add("--metrics-host", default="127.0.0.1", metavar="H", help="where /metrics and /healthz listen (%(default)s)")
-    which = f"of slot 0 (default: {METRICS_PORT} or the next that is free); 0: none"
+    add("--metrics-host", default="127.0.0.1", metavar="H", help="address of /metrics and /healthz (%(default)s)")
+    which = f"metrics port of slot 0 (default: {METRICS_PORT} or the next free one); 0: no metrics"
     add("--metrics-port", type=port, metavar="P", help=which)
     add("--slot", type=int, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
@@ -87,37 +87,37 @@ def parse(arguments: list[str], prog: str = PROG) -> Options:
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+        raise argparse.ArgumentTypeError(f"{number} is less than 1; use 1 or more")
     return number
 
 
 def port(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is no port: give 1 to 65535, or 0 for none")
+        raise argparse.ArgumentTypeError(f"{number} is not a port; use 1 to 65535, or 0 for no metrics")
     return number
 
 
 def seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no length of time: give seconds, more than 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a duration; use a number of seconds above 0")
     return number
 
 
 def pool_of(settings: Settings, name: str) -> Pool:
-    """Raises: SettingsError with the pools that there are."""
+    """Raises: SettingsError that names the existing pools."""
     found = settings.pools.get(name)
     if found is None:
-        raise SettingsError(f"--pool {name}: there is no such pool; there are {', '.join(sorted(settings.pools))}")
+        raise SettingsError(f"--pool {name}: pool {name!r} is unknown; use one of {', '.join(sorted(settings.pools))}")
     return found
 
 
 def kind_of(pool: Pool, options: Options) -> EngineKind:
-    """Raises: SettingsError where that engine has nowhere to go."""
+    """Raises: SettingsError if the HTTP engine has no base_url."""
     kind = options.engine or pool.engine
     if kind == "http" and not pool.base_url:
-        raise SettingsError(f"--engine http needs an address: set pools.{options.pool}.base_url")
+        raise SettingsError(f"engine http needs the URL of an endpoint; set pools.{options.pool}.base_url")
     return kind
 
 

@@ -1,7 +1,7 @@
-"""One process per engine slot: started, started again when it dies, stopped with this one. Knows no store.
+"""Starts, restarts and stops one runner process per engine slot. Independent of the store.
 
-A runner reads the end of its standard input as its supervisor's death (see worker.py), so none outlives this
-process, however that ends. Runners are in sessions of their own: a Ctrl-C reaches them through here alone.
+A runner stops when its standard input is closed (see worker.py), so none outlives this process, however it ends.
+Runners are in separate sessions, so that Ctrl-C reaches them only through this process.
 """
 
 import os
@@ -27,18 +27,18 @@ log = structlog.get_logger()
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LIST_S_MAX = 30.0
 LOOK_S = 0.1
-# The wait before a restart doubles from the first value to the second, each cut by up to half at random.
+# The wait before a restart doubles from the first value to the second, minus up to half of it at random.
 RESTART_S = 1.0
 RESTART_S_MAX = 30.0
-HEALTHY_S = 60.0  # a runner that lived this long begins again with the first wait
-STOP_MARGIN_S = 60.0  # beyond the grace: to checkpoint, release and free the GPU; then it is killed
+HEALTHY_S = 60.0  # after a run of this length, the next restart uses the first wait
+STOP_MARGIN_S = 60.0  # after the grace period: to checkpoint, release and free the GPU; then it is killed
 
 OK, FAILED, REFUSED = 0, 1, 2
 _STOPPED_EARLY = -signal.SIGTERM  # before it could catch the signal
 
 
 def visible_gpus(environ: Mapping[str, str]) -> list[str]:
-    """What may be named in CUDA_VISIBLE_DEVICES: what is there already, else every GPU of the machine."""
+    """The GPUs in CUDA_VISIBLE_DEVICES if it is set, otherwise all GPUs of the machine."""
     given = environ.get(VISIBLE)
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in {"", "-1"}]
@@ -46,34 +46,34 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=_LIST_S_MAX, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return []  # no driver: a machine without GPUs
+        return []  # no driver, so no GPUs
     return listed.split()
 
 
 def plan_slots(gpus: list[str], gpus_per_engine: int, num_wanted: int | None) -> list[str | None]:
-    """For each slot the value of CUDA_VISIBLE_DEVICES; None: leave it alone. Raises: SettingsError.
+    """The value of CUDA_VISIBLE_DEVICES for each slot; None: unchanged. Raises: SettingsError.
 
-    Without GPUs a slot is only a process: one, or as many as are wanted.
+    Without GPUs there is one slot, or `num_wanted`.
     """
     if not gpus:
         return [None] * (num_wanted or 1)
     if len(gpus) < gpus_per_engine:
         raise SettingsError(
-            f"the pool's tensor_parallel_size is {gpus_per_engine} and this machine shows {len(gpus)} GPUs: "
-            "lower it, or run the pool where there are more"
+            f"tensor_parallel_size of the pool is {gpus_per_engine}, but this machine has {len(gpus)} visible GPUs; "
+            "lower it, or use a machine with more GPUs"
         )
     num_sets = len(gpus) // gpus_per_engine
     if num_wanted is not None and num_wanted > num_sets:
-        raise SettingsError(f"--slots {num_wanted}: the {len(gpus)} GPUs here hold {num_sets} engines of this pool")
+        raise SettingsError(f"--slots {num_wanted}: the {len(gpus)} GPUs fit only {num_sets} engines of this pool")
     starts = range(0, (num_wanted or num_sets) * gpus_per_engine, gpus_per_engine)
     return [",".join(gpus[start : start + gpus_per_engine]) for start in starts]
 
 
 @dataclass(slots=True, kw_only=True)
 class Slot:
-    """`gpus`: its CUDA_VISIBLE_DEVICES. `cores`: on a CPU, those of its engine; None: vLLM's choice.
+    """`gpus`: its CUDA_VISIBLE_DEVICES. `cores`: of its engine on a CPU; None: vLLM chooses.
 
-    `code`: how it ended for good; None while it runs or waits to start again.
+    `code`: the final exit code; None while it runs or waits for a restart.
     """
 
     number: int
@@ -88,9 +88,9 @@ class Slot:
 
 
 class Supervisor:
-    """`command`: of the runner of a slot. `grace_s`: what a stopping runner may take for its requests in flight.
+    """`command`: starts the runner of a slot. `grace_s`: how long a stopping runner may finish requests in flight.
 
-    `core_sets`: for each slot its engine's cores on a CPU; empty: vLLM chooses.
+    `core_sets`: the cores of each slot's engine on a CPU; empty: vLLM chooses.
     """
 
     def __init__(
@@ -113,16 +113,16 @@ class Supervisor:
         self._kill_at = float("inf")
 
     def run(self) -> int:
-        """`reconcile` in a main thread: SIGTERM and SIGINT are `stop`."""
+        """Calls `reconcile` in the main thread, with SIGTERM and SIGINT as `stop`."""
         on_stop(self.stop)
         return self.reconcile()
 
     def stop(self) -> None:
-        """From any thread. The first time in order, the second in a hurry, the third at once."""
+        """Callable from any thread. Stops gracefully the first time, quickly the second, at once the third."""
         self._num_signals += 1
 
     def reconcile(self) -> int:
-        """Until every slot has ended for good. 2 where one refused its settings, 1 where one failed, else 0."""
+        """Runs until every slot has ended. Returns 2 if one rejected its settings, 1 if one failed, otherwise 0."""
         while any(slot.code is None for slot in self._slots):
             self._forward()
             for slot in self._slots:
@@ -133,7 +133,7 @@ class Supervisor:
         return REFUSED if REFUSED in codes else FAILED if codes else OK
 
     def _forward(self) -> None:
-        """The first asks the runners to stop, the second to hurry, a third or too long a wait ends them."""
+        """The first signal stops the runners gracefully, the second quickly; a third or a timeout kills them."""
         now = time.monotonic()
         is_late = now >= self._kill_at
         if self._num_forwarded == self._num_signals and not is_late:
@@ -142,7 +142,7 @@ class Supervisor:
         if self._num_forwarded == 1:
             self._kill_at = now + self._stop_s_max
         is_last = is_late or self._num_forwarded > 2
-        log.info("fleet.stopping", how="now" if self._num_forwarded > 1 else "in order", is_killed=is_last)
+        log.info("fleet.stopping", how="now" if self._num_forwarded > 1 else "gracefully", is_killed=is_last)
         for slot in self._slots:
             if slot.process is not None:
                 slot.process.send_signal(signal.SIGKILL if is_last else signal.SIGTERM)
@@ -178,7 +178,7 @@ class Supervisor:
         slot.process = None
         if process.stdin is not None:
             process.stdin.close()
-        # A refusal is final the first time. Later it may be the memory that the last one has not given back yet.
+        # A rejected setting is final at the first start. Later it may be GPU memory that is not free yet.
         if code == OK or self._num_signals or (code == REFUSED and slot.num_starts == 1):
             slot.code = code
             log.info("child.ended", slot=slot.number, code=code)
@@ -192,7 +192,7 @@ class Supervisor:
 
 
 def supervise(options: Options) -> int:
-    """Raises: SettingsError before anything is started."""
+    """Raises: SettingsError before any runner starts."""
     settings = load_settings()
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)

@@ -1,4 +1,4 @@
-"""One runner of a fleet: settings to store to engine, then the loop of `batchfile.runner` until told to end."""
+"""Runs one runner of a fleet: opens the store and the engine, then runs `batchfile.runner` until it stops."""
 
 import os
 import secrets
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 OK, FAILED = 0, 1
 WATCH_S = 0.5
 WATCH_JOIN_S_MAX = 10.0
-# Once the grace is over: to commit, to release and to close the engine. Less than the supervisor's margin.
+# After the grace period: to commit, release and close the engine. Less than the supervisor's margin.
 END_S_MAX = 45.0
 END_NOW_S_MAX = 15.0  # the same after a second signal
 
@@ -49,7 +49,7 @@ class Signals(StopSignals):
 
 
 class ShutdownRule:
-    """When a runner ends by itself: drained, or idle for long enough. `idle_exit_s` None: never for being idle."""
+    """Decides when a runner exits by itself: drained, or idle for `idle_exit_s` (None: never)."""
 
     def __init__(self, *, is_drain: bool, idle_exit_s: float | None) -> None:
         self._is_drain = is_drain
@@ -57,7 +57,7 @@ class ShutdownRule:
         self._idle_since: float | None = None
 
     def is_due(self, *, is_idle: bool, is_drained: bool, now: float) -> bool:
-        """`now`: a monotonic clock, looked at again and again."""
+        """Call it repeatedly. `now`: a monotonic clock."""
         if self._is_drain and is_drained:
             return True
         if not is_idle:
@@ -71,7 +71,7 @@ class ShutdownRule:
 
 @contextmanager
 def watching(runner: Runner, heartbeat: Heartbeat, rule: ShutdownRule) -> Iterator[None]:
-    """While entered, a thread announces the runner, and ends it when that is due."""
+    """Runs a thread while entered that writes heartbeats and stops the runner when that is due."""
     over = threading.Event()
 
     def look() -> None:
@@ -85,7 +85,7 @@ def watching(runner: Runner, heartbeat: Heartbeat, rule: ShutdownRule) -> Iterat
         while not over.is_set():
             try:
                 look()
-            except Exception:  # the top of a thread that the runner does not depend on
+            except Exception:  # the top of the thread; the runner works without it
                 log.exception("watch.failed")
             over.wait(WATCH_S)
 
@@ -100,7 +100,7 @@ def watching(runner: Runner, heartbeat: Heartbeat, rule: ShutdownRule) -> Iterat
 
 
 def run_slot(options: Options, slot: int) -> int:
-    """0 where it was stopped or ran out of work. Raises: BatchfileError where it never got an engine."""
+    """0 if it was stopped or ran out of work. Raises: BatchfileError if the engine never started."""
     signals = Signals()
     try:
         with signals.caught():
@@ -116,14 +116,14 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)
     with ExitStack() as stack:
-        if ports := options.metrics_ports(slot):  # before there is a store: a runner that waits for it is alive
+        if ports := options.metrics_ports(slot):  # before the store is open, so that a waiting runner is seen as alive
             stack.enter_context(serving(options.metrics_host, ports))
         ledger = wait_for_store(lambda: open_service_ledger(options.store, settings))
         store = MeteredStore(ledger.store)
         ledger = replace(ledger, store=store)
         identity = Identity(
             pool=options.pool,
-            runner_id=f"{options.pool}-{secrets.token_hex(6)}",  # callers of the service see it: no machine's name
+            runner_id=f"{options.pool}-{secrets.token_hex(6)}",  # public, so it has no host name
             model=pool.model,
             engine=kind,
             host=socket.gethostname(),
@@ -150,15 +150,15 @@ def _run(options: Options, slot: int, signals: Signals) -> int:
 
 
 def _end_what_is_complete(ledger: Ledger, pool: str, runner_id: str) -> None:
-    """The last shard may be done for less time than its batch takes to end, and nobody may come after us."""
+    """End batches whose last shard is done: this may be the last process, so nobody else might do it."""
     with suppress(StoreError), ledger.store.hold_process_lock(runner_id):
         for entry in list(ledger.store.list(keys.queue_prefix(pool))):
-            with suppress(BatchDamaged, StoreError):  # the runner has said so
+            with suppress(BatchDamaged, StoreError):  # already logged by the runner
                 outbox.finish(ledger, keys.queue_batch_id(entry.key), runner=runner_id)
 
 
 def _end_with_parent() -> None:
-    """Standard input is a pipe that the supervisor holds open and never writes to: its end is the supervisor's."""
+    """Stop with the supervisor, which keeps standard input open as a pipe until it ends."""
 
     def wait() -> None:
         while os.read(0, 4096):

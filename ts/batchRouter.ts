@@ -1,4 +1,4 @@
-/** Sends each lead to the local service or to the hosted one, and each id back to where it came from. */
+/** Routes each lead to the local service or the hosted API, and each batch id back to the side that created it. */
 
 import { isInCanary, leadIdOf, readSwitches, type Switches } from './canary.js';
 import { notComplete } from './errors.js';
@@ -21,12 +21,12 @@ import { waitUntilEnded } from './wait.js';
 export interface RouterOptions {
   local: BatchClient;
   hosted: BatchClient;
-  /** Asked at each createBatch; default: the environment. Read them from wherever they change without a deploy. */
+  /** Called at each createBatch; default: the environment. Read them from a source that can change without a deploy. */
   switches?: () => Switches;
 }
 
 export interface BatchRouter extends BatchClient {
-  /** What createBatch would send where, for applications that would rather make two batches. */
+  /** The requests that createBatch would send to each side, for applications that prefer two batches. */
   split(stage: Stage, requests: readonly BatchRequest[]): Sides;
 }
 
@@ -36,13 +36,13 @@ export interface Sides {
 }
 
 const LOCAL_ID = /^batch_[0-9a-f]{12}$/;
-/** Joins the ids of a batch that runs on both sides. No id of either side has one. */
+/** Joins the two ids of a batch that runs on both sides. It occurs in no id of either side. */
 const JOINT = '.';
 const ORDER: readonly ProcessingStatus[] = ['collected', 'submitted', 'processing', 'ended'];
 
 /**
- * A batch whose leads go to both sides has one id made of two. Its status is the sum of both and it ends when both have
- * ended; its results are the local ones and then the hosted ones.
+ * A batch with leads on both sides has one id made of two. Its status is the sum of both, and it ends when both have
+ * ended. Its results are the local ones, then the hosted ones.
  */
 export function createBatchRouter({ local, hosted, switches = readSwitches }: RouterOptions): BatchRouter {
   function partsOf(id: string): { client: BatchClient; id: string }[] {
@@ -65,7 +65,7 @@ export function createBatchRouter({ local, hosted, switches = readSwitches }: Ro
     if (now.canaryPercent >= 100) return local.createBatch(stage, requests, options);
     const sides = split(stage, await collectRequests(requests), now);
     if (sides.local.length === 0) return hosted.createBatch(stage, sides.hosted, options);
-    // The local side first: should the hosted one then refuse, what was made in vain costs nothing and can be repeated.
+    // The local side first: if the hosted side then fails, the local batch costs nothing and the call can be repeated.
     const first = await local.createBatch(stage, sides.local, options);
     if (sides.hosted.length === 0) return first;
     const second = await hosted.createBatch(stage, sides.hosted, options);
@@ -98,7 +98,7 @@ export function createBatchRouter({ local, hosted, switches = readSwitches }: Ro
   };
 }
 
-/** Half a stream would look like a whole one. */
+/** Otherwise half a stream would look complete. */
 async function requireEnd(client: BatchClient, id: string, options: CallOptions | undefined): Promise<void> {
   const status = await client.getBatchStatus(id, options);
   if (status.processing_status !== 'ended') throw notComplete(id);

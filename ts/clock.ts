@@ -1,13 +1,13 @@
-/** Time as a parameter, so that a test can pass an hour in a millisecond. */
+/** The clock as a parameter, so that tests need not wait. */
 
 export interface Clock {
-  /** Milliseconds that never go back. */
+  /** Monotonic time in milliseconds. */
   now(): number;
   /** Rejects with the signal's reason when it is aborted. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>;
 }
 
-export const TIMER_MAX_MS = 2 ** 31 - 1; // a longer timer fires at once
+export const TIMER_MAX_MS = 2 ** 31 - 1; // longer timers fire at once
 
 export const systemClock: Clock = {
   now: () => performance.now(),

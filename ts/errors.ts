@@ -1,10 +1,10 @@
 /**
- * BatchError                 something is wrong that trying again will not mend: mend the call or the settings
- * ├── BatchHttpError         the service refused: look at `status`; 408, 425, 429 and 5xx may be tried again
- * ├── BatchConnectionError   no whole answer came: the outcome is unknown, try again (with the same idempotency key)
- * └── BatchTimeoutError      waitForBatch gave up, the batch goes on: wait again with the same id
+ * BatchError                 a retry will not help: fix the call or the settings
+ * ├── BatchHttpError         an error response: see `status`; 408, 425, 429 and 5xx can be retried
+ * ├── BatchConnectionError   no complete response, so the outcome is unknown: retry with the same idempotency key
+ * └── BatchTimeoutError      waitForBatch timed out, the batch keeps running: wait again with the same id
  *
- * An aborted call rejects with its signal's own reason instead.
+ * An aborted call rejects with its signal's reason instead.
  */
 
 import type { BatchStatus } from './types.js';
@@ -15,9 +15,9 @@ export class BatchError extends Error {
 
 export interface HttpAnswer {
   status: number;
-  /** Parsed where it is JSON, else the beginning of its text. */
+  /** Parsed if it is JSON, otherwise the beginning of its text. */
   body: unknown;
-  /** `x-request-id`: what the service's log knows this request by. */
+  /** `x-request-id`: identifies this request in the service's log. */
   requestId: string | null;
   retryAfterMs: number | null;
 }
@@ -31,7 +31,7 @@ export class BatchHttpError extends BatchError {
 
   constructor(what: string, answer: HttpAnswer, options?: ErrorOptions) {
     const id = answer.requestId === null ? '' : ` (request id ${answer.requestId})`;
-    super(`${what} was answered ${answer.status}: ${detailOf(answer.body)}${id}`, options);
+    super(`${what} failed with status ${answer.status}: ${detailOf(answer.body)}${id}`, options);
     this.status = answer.status;
     this.body = answer.body;
     this.requestId = answer.requestId;
@@ -47,15 +47,15 @@ export class BatchTimeoutError extends BatchError {
   override name = 'BatchTimeoutError';
   readonly batchId: string;
   readonly waitedMs: number;
-  /** The newest status that arrived; undefined when none did. */
+  /** The last status received; undefined if there was none. */
   readonly lastStatus: BatchStatus | undefined;
 
   constructor(batchId: string, waitedMs: number, lastStatus: BatchStatus | undefined, lastError: unknown) {
     const seen = lastStatus
       ? `it is ${lastStatus.processing_status} with ${lastStatus.counts.pending} of ${lastStatus.counts.total} pending`
-      : 'no status arrived';
+      : 'no status was received';
     super(
-      `${batchId} has not ended after ${Math.round(waitedMs / 1000)} s: ${seen}. It goes on; wait for it again.`,
+      `${batchId} has not ended after ${Math.round(waitedMs / 1000)} s: ${seen}. It keeps running; wait for it again.`,
       lastError === undefined ? undefined : { cause: lastError },
     );
     this.batchId = batchId;
@@ -66,7 +66,7 @@ export class BatchTimeoutError extends BatchError {
 
 const TRANSIENT_STATUSES = new Set([408, 425, 429]);
 
-/** True where the same call may well succeed a little later. */
+/** True if the same call may succeed when it is retried. */
 export function isTransient(error: unknown): boolean {
   if (error instanceof BatchHttpError) {
     return TRANSIENT_STATUSES.has(error.status) || error.status >= 500;
@@ -78,7 +78,7 @@ export function retryAfterMsOf(error: unknown): number | null {
   return error instanceof BatchHttpError ? error.retryAfterMs : null;
 }
 
-/** What the service itself says of such a batch, for where it is known without asking. */
+/** The service's own error for such a batch, for cases where no request is needed. */
 export function notComplete(id: string): BatchHttpError {
   const body = { detail: 'Batch not yet complete' };
   return new BatchHttpError(`reading the results of ${id}`, { status: 400, body, requestId: null, retryAfterMs: null });
@@ -89,5 +89,5 @@ function detailOf(body: unknown): string {
     if ('detail' in body && typeof body.detail === 'string') return body.detail;
     return JSON.stringify(body).slice(0, 500);
   }
-  return String(body).slice(0, 500) || 'no text';
+  return String(body).slice(0, 500) || 'empty body';
 }

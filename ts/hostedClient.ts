@@ -1,4 +1,4 @@
-/** The hosted Message Batches API behind the same interface, in the stage contract's shapes. Knows no SDK package. */
+/** The hosted Message Batches API behind the same interface, in the formats of the stage contract. Imports no SDK. */
 
 import { BatchConnectionError, BatchError, BatchHttpError, notComplete } from './errors.js';
 import { collectRequests } from './lines.js';
@@ -19,7 +19,7 @@ import { waitUntilEnded } from './wait.js';
 
 const MAX_TOKENS = 2048;
 
-/** What is used of `client.messages.batches` of the Anthropic SDK; any of its versions fits. */
+/** The used part of the Anthropic SDK's `client.messages.batches`; works with all its versions. */
 export interface HostedBatches {
   create(body: { requests: HostedRequest[] }): PromiseLike<{ id: string }>;
   retrieve(id: string): PromiseLike<HostedBatch>;
@@ -64,16 +64,16 @@ export interface HostedAnswer {
 
 export interface HostedClientOptions {
   batches: HostedBatches;
-  /** The hosted model for a request. */
+  /** Returns the hosted model for a request. */
   model: (stage: Stage, request: BatchRequest) => string;
   /**
-   * Newer versions of the hosted API refuse temperature, top_p and top_k. 'send' (the default) lets it say so;
-   * 'drop' leaves them out.
+   * Newer versions of the hosted API reject temperature, top_p and top_k. 'send' (default) sends them anyway; 'drop'
+   * leaves them out.
    */
   sampling?: 'send' | 'drop';
 }
 
-/** Results come in the hosted API's own order: match them by custom_id. An abort ends the wait, not the SDK's request. */
+/** Results are in the hosted API's order: match them by custom_id. An abort does not end the SDK's own request. */
 export function createHostedClient({ batches, model, sampling = 'send' }: HostedClientOptions): BatchClient {
   async function createBatch(stage: Stage, requests: BatchRequests, options?: CallOptions): Promise<BatchCreated> {
     const all = await collectRequests(requests);
@@ -160,7 +160,7 @@ function toErrored(custom_id: string, error: ErroredResult['error']): ErroredRes
   return { custom_id, status: 'errored', message: null, usage: null, error };
 }
 
-/** As the service says it: a refusal has no place of its own in the contract. */
+/** The same error as the service's, because the contract has no field for refusals. */
 function refusalOf(content: HostedAnswer['content']): ErroredResult['error'] {
   const text = content.filter(isText).map((block) => block.text).join('').trim();
   return { type: 'refusal', message: `The model refused to answer${text ? `: ${text}` : '.'}` };
@@ -188,7 +188,7 @@ async function ask<T>(request: () => PromiseLike<T>, what: string, options: Call
   }
 }
 
-/** The SDK's errors by what they carry, because its classes belong to a package that is not ours to import. */
+/** Recognizes the SDK's errors by their fields, because its package is not imported. */
 function translate(error: unknown, what: string): unknown {
   if (!(error instanceof Error) || error instanceof BatchError) return error;
   const foreign = error as Error & { status?: unknown; error?: unknown; requestID?: unknown; request_id?: unknown };
@@ -203,5 +203,5 @@ function translate(error: unknown, what: string): unknown {
     return new BatchHttpError(what, answer, { cause: error });
   }
   if (!/Connection/.test(error.constructor.name)) return error;
-  return new BatchConnectionError(`${what} got no answer: ${error.message}`, { cause: error });
+  return new BatchConnectionError(`${what} failed without a response: ${error.message}`, { cause: error });
 }

@@ -1,4 +1,4 @@
-/** Bytes to lines and requests to bytes. Knows no HTTP. */
+/** Converts bytes to lines and requests to bytes. Independent of HTTP. */
 
 import { BatchError } from './errors.js';
 import type { BatchRequest, BatchRequests } from './types.js';
@@ -8,14 +8,14 @@ const UPLOAD_CHUNK_CHARS = 64 * 1024;
 
 export interface Line {
   text: string;
-  /** False for a last line without its newline: it may have been cut off. */
+  /** False for a last line without a newline, which may have been cut off. */
   isTerminated: boolean;
 }
 
-/** Splits at `\n` only: other separators may stand inside a JSON string. Empty lines are left out. */
+/** Splits only at `\n`, because JSON strings may contain other separators. Skips empty lines. */
 export async function* splitLines(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Line, void, undefined> {
   const decoder = new TextDecoder();
-  let pieces: string[] = []; // of the line that is not complete yet; joined once, or a long line would cost its square
+  let pieces: string[] = []; // of the incomplete line; joined once, in linear time
   let numChars = 0;
   for await (const chunk of chunks) {
     const text = decoder.decode(chunk, { stream: true });
@@ -31,7 +31,7 @@ export async function* splitLines(chunks: AsyncIterable<Uint8Array>): AsyncGener
     pieces.push(text.slice(start));
     numChars += text.length - start;
     if (numChars > LINE_CHARS_MAX) {
-      throw new BatchError(`A line of the answer is longer than ${LINE_CHARS_MAX} characters. Is this the batch API?`);
+      throw new BatchError(`A line of the response exceeds ${LINE_CHARS_MAX} characters. Check LOCAL_BATCH_URL.`);
     }
   }
   const rest = pieces.join('') + decoder.decode();
@@ -45,17 +45,17 @@ export async function collectRequests(requests: BatchRequests): Promise<BatchReq
 }
 
 /**
- * Requests as a body of JSON lines, read only as fast as they are sent. Call `close` when it is no longer sent: `fetch`
- * lets go of a stream without a word when it is aborted.
+ * Requests as a body of JSON Lines, read only as fast as they are sent. Call `close` when sending ends, because an
+ * aborted `fetch` does not cancel its stream.
  */
 export class RequestLines {
   readonly stream: ReadableStream<Uint8Array>;
-  /** What the source threw, if it did: the caller's own error, not one of the connection. */
+  /** What the source threw, if anything: the caller's own error, not a connection error. */
   failure: { error: unknown } | null = null;
   readonly #source: AsyncIterator<BatchRequest>;
   #isClosed = false;
 
-  /** `onPull` is called for each piece that the connection takes. */
+  /** `onPull` is called for each piece that is sent. */
   constructor(requests: AsyncIterable<BatchRequest>, onPull: () => void = () => undefined) {
     this.#source = requests[Symbol.asyncIterator]();
     const encoder = new TextEncoder();
@@ -78,12 +78,12 @@ export class RequestLines {
     void this.#source.return?.();
   }
 
-  /** Less than a chunk is the end. A closed source looks like one at its end, and half a batch must not. */
+  /** Less than a chunk means the end. Throws for a closed source, so that a partial batch does not look complete. */
   async #read(): Promise<string> {
     let text = '';
     while (text.length < UPLOAD_CHUNK_CHARS) {
       const next = await this.#next();
-      if (this.#isClosed) throw new BatchError('The upload was ended before its last request');
+      if (this.#isClosed) throw new BatchError('The upload was closed before its last request');
       if (next.done) break;
       text += `${JSON.stringify(next.value)}\n`;
     }

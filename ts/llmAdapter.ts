@@ -1,6 +1,6 @@
 /**
- * The entry: the batch service of LOCAL_BATCH_URL (and LOCAL_BATCH_API_KEY) as plain functions, and what else an
- * application needs. Both variables are read at each call.
+ * The entry point: plain functions for the service at LOCAL_BATCH_URL (with LOCAL_BATCH_API_KEY), and other exports.
+ * Both variables are read at each call.
  */
 
 import { createLocalClient } from './localClient.js';

@@ -1,4 +1,4 @@
-/** The batch service's client: the stage contract's four calls. Knows no other service. */
+/** The client of a batchfile service: the four calls of the stage contract. */
 
 import { randomUUID } from 'node:crypto';
 
@@ -24,7 +24,7 @@ import { waitUntilEnded } from './wait.js';
 
 const BATCHES = '/v1/messages/batches';
 const TIMEOUT_MS = 60_000;
-/** A create is answered only when the last byte of a large body is stored. */
+/** A create responds only after the whole body is stored. */
 const CREATE_TIMEOUT_MS = 600_000;
 const JSON_TYPE = 'application/json';
 const LINES_TYPE = 'application/x-ndjson';
@@ -35,7 +35,7 @@ export interface LocalClientOptions {
   /** Default: LOCAL_BATCH_API_KEY, read at each call. */
   apiKey?: string;
   fetch?: typeof fetch;
-  /** The longest silence of an attempt; default 60 s, and 10 minutes for a create. */
+  /** Maximum time without data in an attempt; default 60 s, and 10 minutes for a create. */
   timeoutMs?: number;
   createTimeoutMs?: number;
   /** Attempts after the first; default 4. */
@@ -67,7 +67,7 @@ export function createLocalClient(options: LocalClientOptions = {}): BatchClient
       headers: {
         ...base.headers,
         'content-type': isArray ? JSON_TYPE : LINES_TYPE,
-        // One key for all attempts: whichever of them arrived, there is one batch.
+        // One key for all attempts, so that they create one batch.
         'idempotency-key': createOptions.idempotencyKey ?? randomUUID(),
       },
       body: bodyOf(stage, requests),
@@ -91,7 +91,7 @@ export function createLocalClient(options: LocalClientOptions = {}): BatchClient
   }
 
   async function* streamBatchResults(id: string, callOptions: CallOptions = {}): AsyncGenerator<BatchResult> {
-    // One loop tries again, both where the answer does not begin and where it breaks off.
+    // One loop retries both failed requests and interrupted responses.
     const asked = call(`/${encodeURIComponent(id)}/results`, LINES_TYPE, { ...callOptions, maxRetries: 0 });
     const maxResumes = callOptions.maxRetries ?? options.maxRetries ?? MAX_RETRIES;
     const clock = options.clock ?? systemClock;
@@ -107,7 +107,7 @@ export function createLocalClient(options: LocalClientOptions = {}): BatchClient
         }
         return;
       } catch (error) {
-        // A batch that has ended never changes, so a stream that was cut goes on behind what it gave.
+        // An ended batch never changes, so an interrupted stream resumes after the last result.
         const mayRetry = numFailures < maxResumes && isTransient(error);
         const delayMs = mayRetry ? retryDelayMs(numFailures++, retryAfterMsOf(error), random()) : null;
         if (delayMs === null) throw error;
@@ -136,11 +136,11 @@ function parseResult(line: Line): BatchResult {
     return JSON.parse(line.text) as BatchResult;
   } catch (error) {
     if (!line.isTerminated) throw new BatchConnectionError('The results were cut off within a line', { cause: error });
-    throw new BatchError('A line of the results is not JSON. Is LOCAL_BATCH_URL the batch API?', { cause: error });
+    throw new BatchError('A line of the results is not JSON. Check LOCAL_BATCH_URL.', { cause: error });
   }
 }
 
-/** Keeps the one body of an array for all attempts; makes a stream anew for each. */
+/** Reuses the body of an array for all attempts; creates a new stream for each. */
 function bodyOf(stage: Stage, requests: BatchRequests): (onSent: () => void) => Body {
   if (Array.isArray(requests)) {
     const body = { content: JSON.stringify({ stage, requests }) };
@@ -155,10 +155,10 @@ function bodyOf(stage: Stage, requests: BatchRequests): (onSent: () => void) => 
 
 function endpointOf(options: LocalClientOptions): Endpoint {
   const given = options.baseUrl ?? process.env['LOCAL_BATCH_URL'];
-  const example = 'Set it to the address of the batch API, for example http://127.0.0.1:8000';
+  const example = 'Set it to the URL of a batchfile service, for example http://127.0.0.1:8000';
   if (!given) throw new BatchError(`LOCAL_BATCH_URL is not set. ${example}`);
   if (!/^https?:\/\/[^\s@]+$/i.test(given)) {
-    throw new BatchError(`LOCAL_BATCH_URL is "${given}", which is no http address without credentials. ${example}`);
+    throw new BatchError(`LOCAL_BATCH_URL is "${given}", which is not an http(s) URL without credentials. ${example}`);
   }
   return {
     baseUrl: given.replace(/\/+$/, ''),
@@ -170,11 +170,11 @@ function endpointOf(options: LocalClientOptions): Endpoint {
   };
 }
 
-/** What lies behind the address may be anything; say so at once instead of failing somewhere later. */
+/** Checks the response, because the URL may belong to another service. */
 function expect<T>(answer: unknown, ...keys: string[]): T {
   const missing = keys.filter((key) => typeof answer !== 'object' || answer === null || !(key in answer));
   if (missing.length > 0) {
-    throw new BatchError(`The answer has no "${missing.join('", "')}". Is LOCAL_BATCH_URL the batch API?`);
+    throw new BatchError(`The response has no "${missing.join('", "')}". Check LOCAL_BATCH_URL.`);
   }
   return answer as T;
 }

@@ -1,4 +1,4 @@
-/** A limit on silence joined with the caller's own signal. Node 18 has no AbortSignal.any. */
+/** Combines a time limit with the caller's signal, because Node 18 has no AbortSignal.any. */
 
 import { TIMER_MAX_MS } from './clock.js';
 
@@ -10,7 +10,7 @@ export class TimeLimit {
   #isOver = false;
   #isEnded = false;
 
-  /** Starts at once. Throws the caller's reason if it is aborted already. Call `end` on every way out. */
+  /** Starts at once. Throws the caller's reason if it is already aborted. Always call `end`. */
   constructor(ms: number, caller: AbortSignal | undefined) {
     caller?.throwIfAborted();
     this.ms = ms;
@@ -19,12 +19,12 @@ export class TimeLimit {
     this.restart();
   }
 
-  /** Aborted when the time is over or the caller aborts. */
+  /** Aborted on timeout or when the caller aborts. */
   get signal(): AbortSignal {
     return this.#controller.signal;
   }
 
-  /** The time was over; false if the caller aborted first. */
+  /** True on timeout; false if the caller aborted first. */
   get isOver(): boolean {
     return this.#isOver;
   }

@@ -1,4 +1,4 @@
-/** One call over HTTP: attempts, time limits, and every failure as one of our errors. Knows no route. */
+/** Sends a call over HTTP, with retries and time limits, and translates every failure to a BatchError. */
 
 import { systemClock, type Clock } from './clock.js';
 import { BatchConnectionError, BatchError, BatchHttpError, isTransient, retryAfterMsOf } from './errors.js';
@@ -8,14 +8,14 @@ import type { CallOptions } from './types.js';
 
 export const MAX_RETRIES = 4;
 const ERROR_BODY_BYTES_MAX = 64 * 1024;
-/** V8 holds no longer string. */
+/** V8's limit of a string is about this long. */
 const TEXT_BYTES_MAX = 500_000_000;
 
-/** Only with these two does Node's `fetch` not keep a second copy of the whole body, for a redirect that may come. */
+/** Without the last two, Node's `fetch` keeps a copy of the whole body for a possible redirect. */
 const STREAMED = { duplex: 'half', redirect: 'error', window: null };
 
 export interface Endpoint {
-  /** Without a slash at its end. */
+  /** Without a trailing slash. */
   baseUrl: string;
   apiKey: string | undefined;
   fetch: typeof fetch;
@@ -27,9 +27,9 @@ export interface Endpoint {
 
 export interface Body {
   content: string | ReadableStream<Uint8Array>;
-  /** What the caller's own source of the body threw. */
+  /** What the caller's source of the body threw. */
   failure?: () => { error: unknown } | null;
-  /** Lets go of the source. */
+  /** Releases the source. */
   close?: () => void;
 }
 
@@ -37,12 +37,12 @@ export interface Call extends CallOptions {
   method: 'GET' | 'POST';
   path: string;
   headers: Record<string, string>;
-  /** Called once per attempt. It calls `onSent` with each piece that goes out. */
+  /** Called once per attempt. Calls `onSent` for each piece sent. */
   body?: (onSent: () => void) => Body;
   timeoutMs: number;
 }
 
-/** Tries until `read` has what it needs of a good answer. Everything before `read` returns is inside the attempt. */
+/** Retries until `read` has read a success response. An attempt includes `read`. */
 export async function send<T>(endpoint: Endpoint, call: Call, read: (answer: Answer) => Promise<T>): Promise<T> {
   const clock = endpoint.clock ?? systemClock;
   const random = endpoint.random ?? Math.random;
@@ -68,8 +68,8 @@ async function attemptOnce(endpoint: Endpoint, call: Call): Promise<Answer> {
     const failure = body?.failure?.();
     if (failure) return failure.error;
     if (error instanceof BatchError) return error;
-    const why = limit.isOver ? `nothing arrived for ${limit.ms} ms` : reasonOf(error);
-    return new BatchConnectionError(`${what} got no whole answer from ${endpoint.baseUrl}: ${why}`, { cause: error });
+    const why = limit.isOver ? `no data for ${limit.ms} ms` : reasonOf(error);
+    return new BatchConnectionError(`${what}: no complete response from ${endpoint.baseUrl}: ${why}`, { cause: error });
   };
   let answer: Answer;
   try {
@@ -104,7 +104,7 @@ function reasonOf(error: unknown): string {
   return cause.message || ('code' in cause ? String(cause.code) : cause.name);
 }
 
-/** An answer whose body has not been read. Read it to its end with one of its methods, or the time limit ends it. */
+/** A response whose body has not been read. Read it with one of its methods before the time limit. */
 export class Answer {
   readonly #response: Response;
   readonly #limit: TimeLimit;
@@ -124,7 +124,7 @@ export class Answer {
     return this.#response.headers.get('content-type') ?? '';
   }
 
-  /** Leaving the loop early closes the connection. The time limit rests while the consumer works. */
+  /** Leaving the loop early closes the connection. The time limit pauses while the consumer works. */
   async *chunks(): AsyncGenerator<Uint8Array, void, undefined> {
     const reader = this.#response.body?.getReader();
     let isDone = reader === undefined;
@@ -136,7 +136,7 @@ export class Answer {
       }
     } finally {
       this.#limit.end();
-      if (!isDone) await reader?.cancel().catch(() => undefined); // it may be broken already
+      if (!isDone) await reader?.cancel().catch(() => undefined); // it may already be broken
     }
   }
 
@@ -155,7 +155,7 @@ export class Answer {
   async json(): Promise<unknown> {
     const text = await this.#text(TEXT_BYTES_MAX);
     if (text.isCut) {
-      throw new BatchError(`The answer is larger than ${TEXT_BYTES_MAX} bytes. Read it with streamBatchResults.`);
+      throw new BatchError(`The response is larger than ${TEXT_BYTES_MAX} bytes. Use streamBatchResults instead.`);
     }
     try {
       return JSON.parse(text.value);
@@ -172,7 +172,7 @@ export class Answer {
     try {
       text = (await this.#text(ERROR_BODY_BYTES_MAX)).value;
     } catch (error) {
-      if (!(error instanceof BatchConnectionError)) return error; // the status alone says enough, an abort does not
+      if (!(error instanceof BatchConnectionError)) return error; // the status alone is enough, except after an abort
     }
     const requestId = headers.get('x-request-id') ?? headers.get('request-id');
     return new BatchHttpError(what, { status, body: jsonOrText(text), requestId, retryAfterMs });

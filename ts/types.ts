@@ -1,9 +1,9 @@
-/** What goes over the wire in the stage contract, and what every batch client can do. Knows no client. */
+/** The types of the stage contract, and the interface of every batch client. */
 
-/** More stages may exist by the service's configuration. */
+/** The service's settings may define more stages. */
 export type Stage = 'sales_intel' | 'subject' | 'email' | 'polish' | (string & {});
 
-/** A pool's name. */
+/** The name of a pool. */
 export type ModelHint = 'mistral' | 'llama-70b' | (string & {});
 
 export interface TextBlock {
@@ -16,7 +16,7 @@ export interface BatchMessage {
   content: string | TextBlock[];
 }
 
-/** `max_tokens` is 2048 and `temperature` 0.2 where they are not given. */
+/** Defaults: `max_tokens` 2048, `temperature` 0.2. */
 export interface BatchParams {
   messages: BatchMessage[];
   system?: string | TextBlock[];
@@ -33,7 +33,7 @@ export interface BatchParams {
   output_config?: { format?: { type: 'json_schema'; schema: Record<string, unknown> } };
 }
 
-/** `model_hint` wins over the stage's own pool. Other keys are carried for the caller. */
+/** `model_hint` overrides the pool of the stage. Other keys are your own. */
 export interface BatchMetadata {
   model_hint?: ModelHint;
   leadId?: string | number;
@@ -42,16 +42,16 @@ export interface BatchMetadata {
 }
 
 export interface BatchRequest {
-  /** Unique in its batch; comes back byte for byte. */
+  /** Unique in its batch; returned unchanged with the result. */
   custom_id: string;
   params: BatchParams;
   metadata?: BatchMetadata;
 }
 
 /**
- * An array goes out as one JSON body. Anything else is streamed, one request a line, and never held as a whole.
- * A function is called once per attempt and must give the same requests each time; a bare AsyncIterable can be
- * read only once, so its upload is not retried.
+ * An array is sent as one JSON body. Anything else is streamed, one request per line, in constant memory. A function is
+ * called once per attempt and must return the same requests each time; an AsyncIterable can be read only once, so its
+ * upload is not retried.
  */
 export type BatchRequests = readonly BatchRequest[] | AsyncIterable<BatchRequest> | (() => AsyncIterable<BatchRequest>);
 
@@ -59,7 +59,7 @@ export interface BatchCreated {
   id: string;
 }
 
-/** `collected`: stored. `submitted`: planned. `processing`: a runner has begun. `ended`: results are there. */
+/** `collected`: stored. `submitted`: planned. `processing`: a runner has started it. `ended`: results are available. */
 export type ProcessingStatus = 'collected' | 'submitted' | 'processing' | 'ended';
 
 export interface BatchCounts {
@@ -78,7 +78,7 @@ export interface BatchStatus {
   updated_at: string;
 }
 
-/** Both are null at run time where a pool's HTTP endpoint does not tell its tokens; null adds up as 0. */
+/** Both are null at run time if a pool's HTTP endpoint does not report tokens; null adds up as 0. */
 export interface BatchUsage {
   input_tokens: number;
   output_tokens: number;
@@ -107,32 +107,32 @@ export interface BatchResults {
 }
 
 export interface CallOptions {
-  /** Ends the call with the signal's reason. */
+  /** Aborting it rejects the call with the signal's reason. */
   signal?: AbortSignal | undefined;
-  /** The longest silence of one attempt: before the answer begins, or between two pieces of it. */
+  /** Maximum time without data in one attempt: before the response begins, or between two pieces of it. */
   timeoutMs?: number | undefined;
   /** Attempts after the first. */
   maxRetries?: number | undefined;
 }
 
 export interface CreateOptions extends CallOptions {
-  /** The same key and requests give the same batch. One is made per call where none is given. */
+  /** The same key and requests return the same batch. Default: a new key for each call. */
   idempotencyKey?: string | undefined;
 }
 
 export interface WaitOptions {
   signal?: AbortSignal | undefined;
-  /** Called with every status that arrives, the last one included. */
+  /** Called with every status received, including the last one. */
   onProgress?: ((status: BatchStatus) => void) | undefined;
 }
 
-/** What the application needs of a batch service. The local client, the hosted one and the router are each one. */
+/** The interface of a batch service, implemented by the local client, the hosted client and the router. */
 export interface BatchClient {
   createBatch(stage: Stage, requests: BatchRequests, options?: CreateOptions): Promise<BatchCreated>;
   getBatchStatus(id: string, options?: CallOptions): Promise<BatchStatus>;
   /** Rejects with a BatchHttpError of status 400 while the batch has not ended. */
   getBatchResults(id: string, options?: CallOptions): Promise<BatchResults>;
-  /** The same results one by one, in flat memory. */
+  /** The same results one by one, in constant memory. */
   streamBatchResults(id: string, options?: CallOptions): AsyncIterable<BatchResult>;
   /** Resolves with the status once it is `ended`; rejects with a BatchTimeoutError after `maxWaitMs` (30 minutes). */
   waitForBatch(id: string, maxWaitMs?: number, options?: WaitOptions): Promise<BatchStatus>;

@@ -1,4 +1,4 @@
-/** Waits for the end of a batch through whatever happens to the service meanwhile. Knows no HTTP. */
+/** Waits for the end of a batch, even while the service restarts. Independent of HTTP. */
 
 import { systemClock, type Clock } from './clock.js';
 import { BatchTimeoutError, isTransient, retryAfterMsOf } from './errors.js';
@@ -9,7 +9,7 @@ export const MAX_WAIT_MS = 30 * 60 * 1000;
 const FIRST_DELAY_MS = 1_000;
 const DELAY_FACTOR = 1.5;
 const DELAY_MAX_MS = 30_000;
-/** What the look at the deadline may take beyond it. */
+/** How long the last request may take beyond the deadline. */
 const LAST_LOOK_MS = 5_000;
 
 export interface WaitClock extends WaitOptions {
@@ -19,8 +19,8 @@ export interface WaitClock extends WaitOptions {
 type GetStatus = (id: string, options: CallOptions) => Promise<BatchStatus>;
 
 /**
- * Asks at once, then after 1 s, 1.5 s, 2.25 s ... at most 30 s apart, and once more at the deadline. A service that
- * is away or overloaded only means no news; any other refusal (400, 401, 404) rejects at once.
+ * Polls at once, then after 1 s, 1.5 s, 2.25 s ... at most 30 s apart, and once more at the deadline. Continues while
+ * the service is unavailable or overloaded; other errors (400, 401, 404) reject at once.
  */
 export async function waitUntilEnded(
   getStatus: GetStatus,
@@ -56,7 +56,7 @@ interface News {
 async function ask(getStatus: GetStatus, id: string, limitMs: number, caller: AbortSignal | undefined): Promise<News> {
   const limit = new TimeLimit(limitMs, caller);
   try {
-    // The loop above is the retry.
+    // The loop above retries.
     return { status: await getStatus(id, { signal: limit.signal, maxRetries: 0 }) };
   } catch (error) {
     caller?.throwIfAborted();

@@ -1,6 +1,6 @@
-"""`/v1/messages/batches`: the stage contract, exactly as the Node app speaks it, and Anthropic's Message Batches.
+"""`/v1/messages/batches`: the stage contract, exactly as the Node app uses it, and Anthropic's Message Batches.
 
-Two API formats share the path; `api.http.negotiation` says which one a response is in. Any batch can be read in both.
+Two API formats share the path; `api.http.negotiation` chooses the one of a response. Any batch can be read in both.
 """
 
 import asyncio
@@ -36,12 +36,13 @@ async def create(
     caller: CallerDep,
     negotiated: FormatDep,
     stage: Annotated[
-        str | None, QueryParameter(description="Of `application/x-ndjson` bodies, which name none.")
+        str | None, QueryParameter(description="The stage of an `application/x-ndjson` body, which cannot contain one.")
     ] = None,
 ) -> native_schemas.BatchId | anthropic_schemas.MessageBatch:
-    """Create a batch of requests. Any of its requests that can not run becomes an errored result.
+    """Create a batch of requests. A request that cannot run becomes an errored result.
 
-    Of one stage, or with `anthropic-version` and no `stage`: of whatever `params.model` each request names.
+    All requests belong to one stage. With `anthropic-version` and no `stage`, each request names its model in
+    `params.model`.
     """
     options = create_options(request, service, caller, stage=stage)
     contract: Contract = "anthropic" if negotiated.api_format == "anthropic" else "stage"
@@ -52,43 +53,47 @@ async def create(
     return anthropic_schemas.message_batch(status, own_url(request, service.settings.api))
 
 
-@batches.get("", 400, summary="Batches, newest first")
+@batches.get("", 400, summary="List batches, newest first")
 def list_batches(
     request: AnyRequest,
     service: ServiceDep,
     caller: CallerDep,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 20,
-    after_id: Annotated[str | None, QueryParameter(description="Only batches that are older than this one.")] = None,
-    before_id: Annotated[str | None, QueryParameter(description="Only the next newer ones than this one.")] = None,
+    after_id: Annotated[str | None, QueryParameter(description="Return batches older than this one.")] = None,
+    before_id: Annotated[str | None, QueryParameter(description="Return the next batches newer than this one.")] = None,
 ) -> anthropic_schemas.MessageBatchPage:
     if after_id and before_id:
-        raise Refusal(400, "after_id and before_id: give one of them, a page goes in one direction")
+        raise Refusal(400, "after_id and before_id: send only one of them")
     found = service.page(caller, limit=limit, after=after_id or None, before=before_id or None)
     return anthropic_schemas.page_of(found, own_url(request, service.settings.api))
 
 
-@batches.get("/{batch_id:str}", summary="How far a batch is")
+@batches.get("/{batch_id:str}", summary="Get a batch")
 def status(
     request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, negotiated: FormatDep
 ) -> native_schemas.StageStatus | anthropic_schemas.MessageBatch:
-    """Counts are live and only ever grow."""
+    """Get the status and live counts of a batch. Counts never decrease."""
     if negotiated.api_format == "stage":
         return native_serializers.stage_status(service.status(caller, batch_id))
     return anthropic_schemas.message_batch(service.seen(caller, batch_id), own_url(request, service.settings.api))
 
 
 @batches.get(
-    "/{batch_id:str}/results", 400, summary="The results of a batch", operation_class=OR_LINES, responses=STAGE_RESULTS
+    "/{batch_id:str}/results",
+    400,
+    summary="Get the results of a batch",
+    operation_class=OR_LINES,
+    responses=STAGE_RESULTS,
 )
 def results(
     request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, negotiated: FormatDep
 ) -> Response[Any]:
-    """One result for each request, in the order of the input; JSON lines where `application/x-ndjson` is accepted,
-    and always in Anthropic's dialect.
+    """One result for each request, in input order. JSON Lines if `Accept` contains `application/x-ndjson`, and always
+    in Anthropic's API format.
     """
     is_anthropic = negotiated.api_format == "anthropic"
     if is_anthropic and service.record(caller, batch_id).state != "ended":
-        raise Refusal(404, "The batch has not ended: its results_url is null until there are results")
+        raise Refusal(404, "The batch has not ended; its results are available when results_url is not null")
     chunks = service.results(caller, batch_id)
     if is_anthropic:
         return stream(request, anthropic_lines(chunks, batch_id), JSON_LINES)
@@ -97,7 +102,7 @@ def results(
     return stream(request, stage_document(chunks), "application/json")
 
 
-@batches.post("/{batch_id:str}/cancel", 400, summary="End early")
+@batches.post("/{batch_id:str}/cancel", 400, summary="Cancel a batch")
 def cancel(
     request: AnyRequest,
     batch_id: FromPath[str],
@@ -105,17 +110,17 @@ def cancel(
     caller: CallerDep,
     background: NamedDependency[BackgroundTasks],
 ) -> anthropic_schemas.MessageBatch:
-    """No further request starts; finished ones keep their results. A batch that has ended can not be canceled."""
+    """No further request starts; finished requests keep their results. An ended batch cannot be canceled."""
     before = service.seen(caller, batch_id)
     if before.batch.state == "ended" and before.is_known:
-        raise Refusal(400, "The batch has ended already; its results are final")
+        raise Refusal(400, "The batch has already ended; its results are final")
     found = service.cancel(caller, batch_id)
     background.wake(batch_id)
     return anthropic_schemas.message_batch(found, own_url(request, service.settings.api))
 
 
-@batches.delete("/{batch_id:str}", 400, summary="Delete")
+@batches.delete("/{batch_id:str}", 400, summary="Delete a batch")
 def remove(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> anthropic_schemas.DeletedMessageBatch:
-    """Only an ended batch can be deleted. Downloads that are under way finish."""
+    """Only an ended batch can be deleted. Downloads in progress finish."""
     service.delete(caller, batch_id)
     return anthropic_schemas.DeletedMessageBatch(id=batch_id)

@@ -1,4 +1,4 @@
-"""`/v1/models`: the pools as models, in Anthropic's shape and in OpenAI's. One pool, one model, by the pool's name."""
+"""`/v1/models`: lists each pool as a model with the pool's name, in Anthropic's and OpenAI's API formats."""
 
 from typing import Annotated
 
@@ -16,15 +16,15 @@ from . import schemas as anthropic_schemas
 models = Routes("/v1/models", tag="models", problem=native_schemas.OpenAIProblem | anthropic_schemas.ErrorBody)
 
 
-@models.get("", 400, summary="What `model` may name")
+@models.get("", 400, summary="List models")
 async def list_models(
     service: ServiceDep,
     negotiated: FormatDep,
-    limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Anthropic's dialect.")] = 20,
-    after_id: Annotated[str | None, QueryParameter(description="Anthropic's dialect.")] = None,
-    before_id: Annotated[str | None, QueryParameter(description="Anthropic's dialect.")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Anthropic's API format only.")] = 20,
+    after_id: Annotated[str | None, QueryParameter(description="Anthropic's API format only.")] = None,
+    before_id: Annotated[str | None, QueryParameter(description="Anthropic's API format only.")] = None,
 ) -> anthropic_schemas.ModelPage | native_schemas.ModelList:
-    """The pools, by name."""
+    """List the pools, sorted by name. Use these ids as `model`."""
     names = sorted(service.settings.pools)
     if negotiated.api_format != "anthropic":
         return native_schemas.ModelList(data=[native_schemas.Model(id=name) for name in names])
@@ -38,11 +38,11 @@ async def list_models(
     return anthropic_schemas.model_page(found, has_more=len(shown) < len(names))
 
 
-@models.get("/{model_id:path}", summary="One of them")
+@models.get("/{model_id:path}", summary="Get a model")
 async def one_model(
     model_id: FromPath[str], service: ServiceDep, negotiated: FormatDep
 ) -> anthropic_schemas.ModelInfo | native_schemas.Model:
-    """By the name of a pool, of its model or by an alias."""
+    """Find a model by the name of its pool, its own name or an alias."""
     try:
         name = route(service.settings.routing(), stage=None, hint=None, model=model_id.removeprefix("/"))
     except InvalidRequest as error:

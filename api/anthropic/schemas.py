@@ -1,6 +1,6 @@
-"""What the routes answer in Anthropic's format, and how it is made of what the ledger and the settings know.
+"""The responses in Anthropic's API format, and their conversion from records and settings.
 
-Every key is always there.
+Every key is always present.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from ..service import Page
 
 
 class RequestCounts(BaseModel):
-    """All requests are `processing` until the batch has ended; `counts` has the live figures."""
+    """All requests are `processing` until the batch has ended; `counts` is live."""
 
     processing: int
     succeeded: int
@@ -29,7 +29,7 @@ class RequestCounts(BaseModel):
 
 
 class MessageBatch(BaseModel):
-    """Times in UTC. `counts` and `updated_at` are ours."""
+    """Times are in UTC. `counts` and `updated_at` are additions to Anthropic's format."""
 
     id: str
     type: Literal["message_batch"] = "message_batch"
@@ -46,7 +46,7 @@ class MessageBatch(BaseModel):
 
 
 class MessageBatchPage(BaseModel):
-    """Newest first. `has_more`: beyond this page, in the direction that was asked for."""
+    """Newest first. `has_more`: there are more in the requested direction."""
 
     data: list[MessageBatch]
     has_more: bool
@@ -65,7 +65,7 @@ class ErrorObject(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every answer that is no success."""
+    """The body of every error response."""
 
     type: Literal["error"]
     error: ErrorObject
@@ -73,7 +73,7 @@ class ErrorBody(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A pool. Anything that `model` may say of it, its model's name or an alias, finds it."""
+    """A pool. `model` may also be the name of the pool's model, or an alias."""
 
     id: str
     type: Literal["model"] = "model"
@@ -95,11 +95,11 @@ class ModelPage(BaseModel):
     last_id: str | None
 
 
-UNKNOWN_TIME = timestamp(0)  # what the format has for a model whose release is not known
+UNKNOWN_TIME = timestamp(0)  # the format's value for a model whose release date is unknown
 
 
 def message_batch(status: DerivedStatus, own_url: str) -> MessageBatch:
-    """`own_url`: where this service is for the caller, without a slash at its end."""
+    """`own_url`: the base URL of this service for the caller, without a trailing slash."""
     batch = status.batch
     counts = stage_counts(batch.total, status.counts)
     has_ended = batch.state == "ended"

@@ -1,9 +1,8 @@
-"""The auth middleware: every request gets an id, a caller and a place in the line before any route sees it, and a log
-line after.
+"""The auth middleware: gives every request an id and a caller, enforces limits, and logs the response.
 
-Plain ASGI around the application, so that it holds for routes that do not exist and answers that stream. Keys are
-compared as SHA-256 digests in constant time; what a key may do depends on its tenant alone. When the server stops, an
-answer that has no end of its own is cut off, in a way that its reader notices.
+Plain ASGI around the application, so that it also covers unknown routes and streamed responses. Keys are compared as
+SHA-256 digests in constant time; a key's permissions depend only on its tenant. When the server stops, a response that
+would never end is cut off in a way that its client notices.
 """
 
 import asyncio
@@ -38,17 +37,17 @@ OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 RETRY_AFTER_S = 1
 LOST_RETRY_S = 10
-LEFT = 499  # of a client that hung up before its request was whole; as nginx counts them
+LEFT = 499  # the client disconnected before it had sent the whole request; nginx uses the same code
 ENDLESS = "endless"  # a route sets it in the scope of its request
-# Unless a route says otherwise. Nothing here is a page of somebody's: a browser runs and embeds none of it.
+# Unless a route overrides them. No response is a web page, so browsers may neither run nor embed any of it.
 DEFAULT_HEADERS = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
-# A proxy in front may go by the first of two and this service by the last.
+# Reject duplicates: a proxy may use the first value and this service the last.
 SAID_ONCE = frozenset({b"host", b"authorization", b"x-api-key", b"transfer-encoding", b"idempotency-key"})
-# Names that no public name server answers for, so that no page of somebody else can have them.
+# Names that public DNS never resolves, so that no foreign web page can use them.
 PRIVATE_ENDINGS = (".localhost", ".internal", ".local")
 
 Headers = dict[bytes, bytes]
@@ -56,7 +55,7 @@ Headers = dict[bytes, bytes]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks. `key` tells two keys of one tenant apart; `api_format`: which one the key is set to."""
+    """Who sends a request. `key` distinguishes the keys of a tenant; `api_format`: the key's configured one."""
 
     tenant: str
     key: str
@@ -69,7 +68,7 @@ PROBE = Caller(tenant="", key="")
 class AuthMiddleware:
     """Wraps an ASGI application. `in_flight` counts the requests of each key in this process.
 
-    `stopping`: to be set when the server begins to stop.
+    `stopping`: set it when shutdown begins.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class AuthMiddleware:
         self._store_health = store_health
         self.count_answer = count_answer
         self._keys = settings.api_keys
-        # Else it was put before others, under whatever name they have for it.
+        # Otherwise it is exposed on purpose, under names that are not known here.
         self._is_local = not (settings.allow_anonymous or settings.api.public_url or settings.api.trust_forwarded)
         self._in_flight_max = settings.api.in_flight_max
         self.in_flight: Counter[str] = Counter()
@@ -92,8 +91,8 @@ class AuthMiddleware:
         await _RequestContext(scope, send).run(self, receive)
 
     async def admit(self, context: "_RequestContext", receive: Receive) -> None:
-        """Find the caller, keep the limit, and let the request through."""
-        # Probes have a line of their own: a key that is busy must not make the service look dead.
+        """Find the caller, enforce the limits, and pass the request on."""
+        # Probes have their own limit: a busy key must not make the service look dead.
         caller = PROBE if OPEN_PATHS.fullmatch(context.path) else self._caller(context.headers)
         context.negotiated = negotiate(
             context.scope["method"],  # type: ignore[typeddict-item]
@@ -108,14 +107,18 @@ class AuthMiddleware:
             await context.refuse(refusal.status, refusal.detail, {"Connection": "close"})
             return
         if caller is None:
-            detail = "No valid API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`."
+            detail = "The API key is missing or invalid; send `Authorization: Bearer KEY` or `x-api-key: KEY`."
             await context.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
             return
         if needs_other_format(context.negotiated, context.path):
-            await context.refuse(404, "Files are served in OpenAI's form only.", {"Connection": "close"})
+            await context.refuse(
+                404,
+                "Files are available only in OpenAI's API format; leave out the headers of Anthropic clients.",
+                {"Connection": "close"},
+            )
             return
         if self.in_flight[caller.key] >= self._in_flight_max:
-            detail = f"{self._in_flight_max} requests of this key are being answered already; try again shortly."
+            detail = f"This key has reached its limit of {self._in_flight_max} concurrent requests; retry shortly."
             await context.refuse(429, detail, {"Retry-After": str(RETRY_AFTER_S)})
             return
         context.scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
@@ -139,8 +142,8 @@ class AuthMiddleware:
             check_browser(headers, is_local=self._is_local)
 
     async def _pass(self, context: "_RequestContext", receive: Receive) -> None:
-        """Into the application, for as long as there is a store and a server. What has begun to be answered goes on,
-        unless it has no end of its own.
+        """Run the application until the store is lost or the server stops. A response that has begun is finished,
+        unless it would never end.
         """
         answering = asyncio.ensure_future(self._app(context.scope, receive, context.send))
         events = {asyncio.ensure_future(event.wait()) for event in (self._store_health.lost, self.stopping)}
@@ -156,8 +159,8 @@ class AuthMiddleware:
             with suppress(asyncio.CancelledError):
                 await answering
             if not context.has_begun:
-                what = "The store does not answer now" if self._store_health.lost.is_set() else "This server stops"
-                await context.refuse(503, f"{what}; try again.", {"Retry-After": str(LOST_RETRY_S)})
+                what = "The store is unavailable" if self._store_health.lost.is_set() else "This server is stopping"
+                await context.refuse(503, f"{what}; retry the request.", {"Retry-After": str(LOST_RETRY_S)})
         finally:
             for task in (answering, *events):
                 task.cancel()
@@ -175,14 +178,14 @@ class AuthMiddleware:
 
 
 def _keys_in(headers: Headers) -> list[bytes]:
-    """Clients that know two services send the key of the other one as well. The first of ours counts."""
+    """All keys of a request: clients of two services may send both keys, and the first valid one counts."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     given = (token.strip() if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b""))
     return [key for key in given if key]
 
 
 def _owner(keys: tuple[ApiKey, ...], given: bytes) -> Caller | None:
-    """Looks at every key, so that the time it takes tells nothing."""
+    """Compares every key, so that the time taken reveals nothing."""
     digest = hashlib.sha256(given).hexdigest()
     found = None
     for key in keys:
@@ -192,7 +195,7 @@ def _owner(keys: tuple[ApiKey, ...], given: bytes) -> Caller | None:
 
 
 class _RequestContext:
-    """One request on its way through: its id, what was answered, and how long it took."""
+    """One request: its id, its response, and how long it took."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope = scope
@@ -202,19 +205,19 @@ class _RequestContext:
         self._is_head = scope["method"] == "HEAD"  # type: ignore[typeddict-item]
         self._status = 0
         self._bytes = 0
-        self._has_left = False  # the client, before its request was whole
+        self._has_left = False  # the client disconnected before it had sent the whole request
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         self.negotiated = NegotiatedFormat(api_format="native", request_id=self.id)
 
     @property
     def is_endless(self) -> bool:
-        """Has the route said that the answer ends when something else does?"""
+        """Has the route marked its response as open-ended?"""
         return bool(self.scope.get(ENDLESS))
 
     @property
     def has_begun(self) -> bool:
-        """Is a part of the answer on its way?"""
+        """Has the response started?"""
         return self._status != 0
 
     async def run(self, auth_middleware: AuthMiddleware, receive: Receive) -> None:
@@ -245,10 +248,10 @@ class _RequestContext:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = LEFT if self._has_left else message["status"]  # nobody hears this answer, an error of ours
+            self._status = LEFT if self._has_left else message["status"]  # nobody receives this response
             name = self.id.encode()
             headers = [*message.get("headers", []), (b"x-request-id", name), (b"request-id", name)]
-            if self._is_head:  # of the empty body that a route sends in place of the one that GET would have
+            if self._is_head:  # of the route's empty body, not of the one that GET would have
                 headers = [(key, value) for key, value in headers if (key.lower(), value) != (b"content-length", b"0")]
             given = {key.lower() for key, _ in headers}
             message["headers"] = headers + [(key, value) for key, value in DEFAULT_HEADERS if key not in given]
@@ -267,38 +270,44 @@ class _RequestContext:
 
 
 def check_reading(headers: Iterable[tuple[bytes, bytes]], http_version: str) -> None:
-    """Reject a request that two readers may read in two ways. Names are in lower case. Raises: Refusal (400, 501)."""
+    """Reject a request that a proxy and this service could read differently. Names are in lower case.
+
+    Raises: Refusal (400, 501).
+    """
     names = [name for name, _ in headers]
     for name in SAID_ONCE:
         if names.count(name) > 1:
-            raise Refusal(400, f"{name.decode()}: comes twice; send it once")
+            raise Refusal(400, f"{name.decode()}: is repeated; send it once")
     if not dict(headers).get(b"idempotency-key", b"-").strip():
         raise Refusal(400, "Idempotency-Key: is empty; send a UUID, or leave the header out")
     if http_version == "1.1" and b"host" not in names:
-        raise Refusal(400, "host: is missing; HTTP/1.1 needs it")
+        raise Refusal(400, "host: is missing; HTTP/1.1 requires it")
     coding = dict(headers).get(b"transfer-encoding", b"chunked").strip().lower()
     if coding != b"chunked":
-        raise Refusal(501, "Transfer-Encoding: only chunked is read here; pack the body with Content-Encoding")
+        raise Refusal(501, "Transfer-Encoding: only chunked is supported; compress the body with Content-Encoding")
 
 
 def check_browser(headers: Iterable[tuple[bytes, bytes]], *, is_local: bool) -> None:
-    """Reject what a web page makes a browser send to a service without keys. `is_local`: only this machine is meant to
-    reach it.
+    """Reject cross-origin requests that a web page makes a browser send to a service without keys.
 
-    A browser tells where a page is from, or at least that it is from elsewhere, and asks by a name: one that the page's
-    owner has pointed at this machine is still a public one. To follow a link to here is fine. Raises: Refusal 403.
+    `is_local`: the service is meant for this machine only. A browser sends the origin of the page, or at least that it
+    is another one, and the host name: with DNS rebinding that is a public name. Following a link here is allowed.
+    Raises: Refusal 403.
     """
     known = dict(headers)
     host = known.get(b"host", b"").decode("latin-1").lower()
     origin = known.get(b"origin", b"").decode("latin-1").lower()
     is_embedded = known.get(b"sec-fetch-site") == b"cross-site" and known.get(b"sec-fetch-mode") != b"navigate"
     if is_embedded or (origin and origin.partition("://")[2] != host):
-        raise Refusal(403, "A web page of another place asks this service, which has no API keys: make one for it.")
+        raise Refusal(
+            403,
+            "Cross-origin browser requests are rejected; call this service from a server or the command line.",
+        )
     if is_local and _is_public_name(host):
         raise Refusal(
             403,
-            "Without API keys this service is for its own machine, and was asked for by a public name. Ask for "
-            "localhost, make a key with `batchfile keys new TENANT`, or set BATCHFILE_ALLOW_ANONYMOUS=1.",
+            "Without API keys this service accepts requests only under a local host name. Use localhost, create a key "
+            "with `batchfile keys new TENANT`, or set BATCHFILE_ALLOW_ANONYMOUS=1.",
         )
 
 

@@ -1,10 +1,10 @@
-"""The connections of clients under limits that uvicorn does not keep, so that slow and endless clients lock nobody out.
+"""Limits client connections in ways that uvicorn does not, so that slow clients lock nobody out.
 
-What a client sends before a request is known is bounded in time and size; connections are bounded in number, and the
-one that has waited longest makes room. Knows no route.
+The request head is bounded in time and size. Connections are bounded in number, and the longest idle one is closed to
+make room. Independent of the routes.
 
-Of uvicorn it needs one class and the few methods of it in `_SEAMS`, which is checked where this is imported; no
-attribute of it is read. The rest is asyncio's and httptools' own interface.
+This overrides the methods of one uvicorn class that are listed in `_SEAMS`, checked on import, and reads no attribute
+of it. Everything else uses the public interfaces of asyncio and httptools.
 """
 
 import asyncio
@@ -25,22 +25,22 @@ log = structlog.get_logger()
 _REASONS = {400: "Bad Request", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
-# What uvicorn calls when a request is answered, and to refuse what its parser does not take; what its parser calls.
+# What uvicorn calls after a response and for what its parser rejects; what its parser calls.
 _SEAMS = ("on_response_complete", "send_400_response", "on_headers_complete", "on_body", "on_message_complete")
 _missing = [name for name in _SEAMS if not callable(getattr(HttpToolsProtocol, name, None))]
 if _missing:
     raise ImportError(
-        f"uvicorn {uvicorn.__version__} is built in another way (HttpToolsProtocol has no {', '.join(_missing)}); "
-        "install one that batchfile was tested with, as pyproject.toml names them"
+        f"uvicorn {uvicorn.__version__} is not supported (HttpToolsProtocol has no {', '.join(_missing)}); "
+        "install a version within the range in pyproject.toml"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connections:
-    """All of a server. `wait_s` bounds the wait for a whole head, however steadily it drips; `idle_bytes_max` the bytes
-    that are neither body nor the end of a head.
+    """All connections of a server. `wait_s`: for a complete request head, even if bytes keep arriving;
+    `idle_bytes_max`: bytes of an incomplete request head.
 
-    `waiting`: those without a request in work, the longest first. `open`: these and the others.
+    `waiting`: connections without a request in progress, the longest idle first. `open`: all connections.
     """
 
     connections_max: int
@@ -51,7 +51,7 @@ class Connections:
 
 
 class _Transport:
-    """asyncio's own, and it knows whether an answer has begun."""
+    """An asyncio transport that records whether a response has begun."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -83,7 +83,7 @@ class Connection(HttpToolsProtocol):
         if len(self._all.open) > self._all.connections_max:
             longest = next(iter(self._all.waiting))
             if longest is self:
-                self._refuse(503, "All connections of this server are in use; try again shortly.")
+                self._refuse(503, "All connections of this server are in use; retry shortly.")
             else:
                 longest._work()
                 longest._transport.abort()
@@ -97,10 +97,10 @@ class Connection(HttpToolsProtocol):
         self._num_idle_bytes += len(data)
         super().data_received(data)
         if self._num_idle_bytes > self._all.idle_bytes_max and not self._transport.is_closing():
-            self._refuse(431, f"The head of a request may have {self._all.idle_bytes_max:,} bytes.")
+            self._refuse(431, f"The request line and headers exceed {self._all.idle_bytes_max:,} bytes; shorten them.")
 
     def send_400_response(self, msg: str) -> None:
-        """Of uvicorn's own, for what its parser refuses."""
+        """Overrides uvicorn's response to what its parser rejects."""
         self._refuse(400, msg)
 
     def on_headers_complete(self) -> None:
@@ -130,14 +130,14 @@ class Connection(HttpToolsProtocol):
         self._deadline = asyncio.get_running_loop().call_later(self._all.wait_s, self._give_up)
 
     def _work(self) -> None:
-        """There is a request, or no client any more."""
+        """A request has begun, or the client is gone."""
         self._all.waiting.pop(self, None)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _give_up(self) -> None:
-        """Close it; and after the same time again, whatever the client has not read is lost to it."""
+        """Close the connection; after the same time again, drop what the client has not read."""
         if self._transport.is_closing():
             self._transport.abort()
             return
@@ -145,7 +145,7 @@ class Connection(HttpToolsProtocol):
         self._deadline = asyncio.get_running_loop().call_later(self._all.wait_s, self._give_up)
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Nothing is known of the request, so the answer is in no API format; it has an id as every answer has."""
+        """The request is unknown, so the response is in no API format; it has an id like every response."""
         if not self._transport.has_answer_begun:
             name, body = f"req_{secrets.token_hex(12)}", json.dumps({"detail": detail})
             head = [
@@ -162,7 +162,7 @@ class Connection(HttpToolsProtocol):
 
 
 def raise_file_limit(connections_max: int) -> None:
-    """Many systems allow 1,024 open files by default and more to whom asks."""
+    """Raise the limit of open files: many systems default to 1,024 and allow more."""
     wanted = connections_max + FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -1,6 +1,6 @@
-"""Errors as answers: one table from what is raised to a status and a detail. Knows no route.
+"""Maps exceptions to error responses: a status and a detail. Independent of the routes.
 
-A detail says what happened and what to do. What is not expected is a 500 without its text; the log has it.
+A detail says what happened and what to do. An unexpected exception is a 500 without its text, which is in the log.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 RETRY_AFTER_S = 5
 _WHOLE_BODY = {None, "", "data"}  # what Litestar calls the body itself
-DOCS = "/docs lists what there is"
+DOCS = "see /docs for all paths"
 
 AnyRequest = Request[Any, Any, Any]
 Schema = Mapping[str, Any]
@@ -41,7 +41,7 @@ _ANY: Schema = {}
 _NOUNS = {
     "integer": "a whole number",
     "number": "a number",
-    "string": "a text",
+    "string": "a string",
     "boolean": "true or false",
     "array": "a list",
     "object": "an object",
@@ -49,9 +49,9 @@ _NOUNS = {
 
 
 class Refusal(Exception):
-    """An answer that is no success, decided by a route: its status, its detail, its headers.
+    """An error response that a route decides on: status, detail and headers.
 
-    `param` (which part of the request is wrong) is for API formats that have it.
+    `param`: the invalid part of the request, for API formats that name it.
     """
 
     def __init__(
@@ -74,26 +74,26 @@ def not_found() -> Refusal:
 
 
 def unreadable() -> Refusal:
-    """There is a batch, and the store gives nothing that tells whose it is."""
+    """The batch exists, but the store does not show whose it is."""
     return Refusal(503, f"{UNREADABLE.capitalize()}.", {"Retry-After": str(RETRY_AFTER_S)})
 
 
 def to_refusal(error: Exception, request: AnyRequest) -> Refusal:
-    """What the caller is told. Anything unknown is ours to fix: 500, and the log keeps the cause."""
+    """The response to an exception. Anything unexpected is a 500, with the cause in the log."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, HTTPException):
         return _of_litestar(error, request)
-    if isinstance(error, RecursionError):  # msgspec's; no other code of ours goes as deep as its input
-        return Refusal(400, "The body is nested too deeply; flatten it.")
+    if isinstance(error, RecursionError):  # from msgspec; no other code here recurses as deep as its input
+        return Refusal(400, "The body is nested too deeply; use fewer levels.")
     for kind, status, headers in _TABLE:
         if isinstance(error, kind):
             return Refusal(status, _detail(error), headers)
     log.error("request.failed", path=request.url.path, exc_info=error)
-    return Refusal(500, "Something unexpected happened here; the log of this server has it under the request's id.")
+    return Refusal(500, "Internal error. The server log has the cause under the request id.")
 
 
-# The first kind that fits. Tested to know every error that a route may meet.
+# The first match counts. A test checks that it covers every error that a route may raise.
 _TABLE: list[tuple[type[BatchfileError], int, dict[str, str]]] = [
     (StoreFull, 503, {"Retry-After": "60"}),
     (StoreUnavailable, 503, {"Retry-After": str(RETRY_AFTER_S)}),
@@ -102,25 +102,25 @@ _TABLE: list[tuple[type[BatchfileError], int, dict[str, str]]] = [
     (InvalidFile, 400, {}),
     (InvalidRequest, 400, {}),
     (KeyReused, 422, {}),
-    (RecordNewer, 503, {"Retry-After": "60"}),  # another replica may be upgraded already
+    (RecordNewer, 503, {"Retry-After": "60"}),  # another replica may already be upgraded
     (BatchDamaged, 500, {}),
 ]
 
 
 def _detail(error: BatchfileError) -> str:
     if isinstance(error, StoreFull):
-        return f"The store has no room: {error}"
+        return f"The store is full: {error}"
     if isinstance(error, StoreUnavailable):
-        return "The store does not answer now; try again."
+        return "The store is unavailable; retry the request."
     if isinstance(error, StoreError):
         log.error("store.unusable", error=str(error))
-        return "The store can not be used now; the log of this server says why."
-    if isinstance(error, RecordNewer | RecordDamaged):  # the key is the operator's alone
+        return "The store cannot be used; see the server log for the cause."
+    if isinstance(error, RecordNewer | RecordDamaged):  # only the operator may see the key
         log.error("batch.unreadable", error=str(error))
         return (NEWER if isinstance(error, RecordNewer) else DAMAGED).capitalize() + "."
     if isinstance(error, BatchDamaged):
         log.error("batch.damaged", error=str(error))
-        return f"Something is wrong with this batch: {error}"
+        return f"This batch is damaged: {error}"
     return str(error)
 
 
@@ -141,7 +141,7 @@ def answer(request: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
 
 
 def _with_keys(request: AnyRequest) -> str:
-    """The keys that the route's body needs."""
+    """The required fields of the route's body."""
     field = request.route_handler.parsed_data_field
     fields = getattr(None if field is None else field.annotation, "model_fields", {})
     names = [name for name, one in fields.items() if one.is_required()]
@@ -154,9 +154,9 @@ def _of_litestar(error: HTTPException, request: AnyRequest) -> Refusal:
     if error.status_code == 404:
         negotiated: NegotiatedFormat = request.scope["negotiated"]  # type: ignore[typeddict-item]
         is_astray = negotiated.api_format == "openai" and not request.url.path.startswith("/v1/")
-        return Refusal(404, f"There is no {where}; {'base_url must end in /v1' if is_astray else DOCS}.", headers)
+        return Refusal(404, f"{where} not found; {'base_url must end in /v1' if is_astray else DOCS}.", headers)
     if error.status_code == 405:
-        return Refusal(405, f"There is no {where}; it exists with {headers.get('Allow', 'other methods')}.", headers)
+        return Refusal(405, f"{where} is not allowed; use {headers.get('Allow', 'another method')}.", headers)
     extra = error.extra if isinstance(error.extra, list) else []
     if any(isinstance(item, dict) and item.get("key") in _WHOLE_BODY for item in extra):
         return Refusal(error.status_code, f"The body must be a JSON object{_with_keys(request)}.", headers)
@@ -167,9 +167,9 @@ def _of_litestar(error: HTTPException, request: AnyRequest) -> Refusal:
 
 
 def explain(document: Schema, method: str, path: str, keys: Iterable[str]) -> list[str]:
-    """A sentence for each place, `a.b`, of the query or the body of an operation that does not fit.
+    """A sentence for each invalid place, `a.b`, of the query or the body of an operation.
 
-    In our own words, from the OpenAPI document: no response repeats a library's exception.
+    Built from the OpenAPI document, so that no response repeats a library's exception.
     """
     method = "get" if method == "HEAD" else method.lower()
     operation = document.get("paths", _ANY).get(path, _ANY).get(method, _ANY)
@@ -196,14 +196,14 @@ def _of_body(document: Schema, schema: Schema, path: list[str]) -> str:
         elif isinstance(more, Mapping):
             schema, is_required = more, False
         elif more is False:
-            return f"is not known here; there are {', '.join(sorted(fields))}"
-        else:  # a place in a list, say: what holds for the whole is said
-            return f"does not fit: {'.'.join(path[:number]) or 'the body'} must be {_words(document, schema)}"
+            return f"is unknown; use {', '.join(sorted(fields))}"
+        else:  # inside a list, for example: describe the enclosing value
+            return f"is invalid: {'.'.join(path[:number]) or 'the body'} must be {_words(document, schema)}"
     return f"{'is required, and ' if is_required else ''}must be {_words(document, schema)}"
 
 
 def _choices(document: Schema, schema: Schema) -> list[Schema]:
-    """Without references and null."""
+    """The alternatives of a schema, without references and null."""
     while "$ref" in schema:
         schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     several = [*schema.get("oneOf", []), *schema.get("anyOf", [])]

@@ -1,5 +1,6 @@
-"""Requests whose body is a form with a file: received to disk, read twice from there (first the fields, then the bytes
-of the file), and how the OpenAPI document shows them. Memory: one chunk.
+"""Reads multipart forms with a file, and documents them in OpenAPI.
+
+The form is received to disk and read twice: first the fields, then the bytes of the file. Memory: one chunk.
 """
 
 import asyncio
@@ -26,14 +27,14 @@ CHUNK_BYTES = 256 * 1024
 SEGMENTS_MAX = 32
 FIELD_BYTES_MAX = 64 * 1024
 FILENAME_CHARS_MAX = 255
-BESIDE_BYTES_MAX = 1024 * 1024  # of a form without its file
+BESIDE_BYTES_MAX = 1024 * 1024  # of a form, in addition to its file
 
 _FILE = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """`fields` without the file, in any order of both."""
+    """`fields`: all except the file. Fields and file may come in any order."""
 
     fields: dict[str, str]
     filename: str
@@ -49,10 +50,10 @@ class Form:
 
 
 def read_form(spooled: Spooled, content_type: str | None, name: str) -> Form:
-    """`name`: of the field that carries the file. Raises: Refusal 400, 413, 415."""
+    """`name`: the field with the file. Raises: Refusal 400, 413, 415."""
     kind, options = parse_options_header(content_type or "")
     if kind != "multipart/form-data" or not options.get("boundary"):
-        raise Refusal(415, "Content-Type: send multipart/form-data with its boundary.")
+        raise Refusal(415, "Content-Type: must be multipart/form-data with a boundary.")
     body, boundary = spooled.view(), options["boundary"]
     filename: str | None = None
     pieces: dict[str, list[bytes]] = {}
@@ -60,15 +61,15 @@ def read_form(spooled: Spooled, content_type: str | None, name: str) -> Form:
     for segment, data in _segments(body, boundary):
         if segment.name == name:
             if filename is not None and not data:
-                raise Refusal(400, f"{name}: comes twice; send one file at a time", param=name)
+                raise Refusal(400, f"{name}: is repeated; send one file per request", param=name)
             filename = segment.filename or name
             continue
         pieces.setdefault(segment.name, []).append(data)
         num_bytes += len(data)
         if num_bytes > FIELD_BYTES_MAX:
-            raise Refusal(413, f"The fields beside {name!r} may have {FIELD_BYTES_MAX:,} bytes in all.")
+            raise Refusal(413, f"The fields other than {name!r} exceed {FIELD_BYTES_MAX:,} bytes; shorten them.")
     if filename is None:
-        raise Refusal(400, f"{name}: is missing; send the file as the form's field {name!r}", param=name)
+        raise Refusal(400, f"{name}: is missing; send the file in the form field {name!r}", param=name)
     return Form(
         fields={key: b"".join(parts).decode("utf-8", "replace") for key, parts in pieces.items()},
         filename=filename[:FILENAME_CHARS_MAX],
@@ -79,7 +80,7 @@ def read_form(spooled: Spooled, content_type: str | None, name: str) -> Form:
 
 
 def _segments(body: memoryview, boundary: str) -> Iterator[tuple[MultipartSegment, bytes]]:
-    """Every piece of every segment with its segment; one empty piece where a segment begins."""
+    """Every piece of every segment with its segment; one empty piece at the start of each segment."""
     try:
         with PushMultipartParser(boundary, max_segment_count=SEGMENTS_MAX) as parser:
             segment: MultipartSegment | None = None
@@ -92,21 +93,21 @@ def _segments(body: memoryview, boundary: str) -> Iterator[tuple[MultipartSegmen
                         yield segment, event
     except MultipartError as error:
         status = 413 if error.http_status == 413 else 400
-        raise Refusal(status, f"The body is no whole multipart form: {error}") from None
+        raise Refusal(status, f"The body is not a complete multipart form: {error}") from None
 
 
 @asynccontextmanager
 async def received_form(request: AnyRequest, service: Service, name: str, bytes_max: int) -> AsyncIterator[Form]:
-    """`name`: of the field with the file, which may have `bytes_max` bytes.
+    """`name`: the field with the file, which may have `bytes_max` bytes.
 
-    Raises: what `spool` and `read_form` do; Refusal 413 also for TooLarge from within.
+    Raises: as `spool` and `read_form`; Refusal 413 also for a TooLarge from the body of the `with`.
     """
     limits = replace(SpoolLimits.of(service.settings.api), bytes_max=bytes_max + BESIDE_BYTES_MAX)
     try:
         async with spool_body(request, limits) as spooled:
             yield await asyncio.to_thread(read_form, spooled, request.headers.get("content-type"), name)
     except TooLarge:
-        raise Refusal(413, f"{name}: may have {bytes_max:,} bytes; send more in several pieces", param=name) from None
+        raise Refusal(413, f"{name}: exceeds {bytes_max:,} bytes; send it in smaller pieces", param=name) from None
 
 
 def _form(required: list[str], properties: dict[str, Schema]) -> RequestBody:
@@ -116,7 +117,7 @@ def _form(required: list[str], properties: dict[str, Schema]) -> RequestBody:
 
 @dataclass
 class FILE_FORM(Operation):
-    """Documents an uploaded file."""
+    """Documents the form of an uploaded file."""
 
     def __post_init__(self) -> None:
         seconds = Schema(type=OpenAPIType.INTEGER, minimum=3600, maximum=2_592_000)
@@ -133,7 +134,7 @@ class FILE_FORM(Operation):
 
 @dataclass
 class PART_FORM(Operation):
-    """Documents one part of an upload."""
+    """Documents the form of one part of an upload."""
 
     def __post_init__(self) -> None:
         self.request_body = _form(["data"], {"data": _FILE})

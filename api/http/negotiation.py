@@ -1,7 +1,7 @@
-"""Who reads what: the API format of a response, by the request's path, headers and key; and what an error is in each.
+"""Chooses the API format of a response from the request's path, headers and key, and formats errors in it.
 
-In this order: a `batchfile-dialect` header, what the key is set to, a `stage` in the body (the route sees to that), the
-headers of Anthropic's clients, the batch's id. OpenAI's clients get their own errors on any other path. Pure.
+In this order: a `batchfile-dialect` header, the key's setting, a `stage` in the body (which the route handles), the
+headers of Anthropic's clients, the batch's id. OpenAI's clients get OpenAI's errors on any other path. Pure.
 """
 
 import re
@@ -22,7 +22,7 @@ _ANTHROPIC_AGENT = re.compile(rb"(Async)?Anthropic/")
 _OPENAI_AGENT = re.compile(rb"(Async)?OpenAI/")
 _ASKED: dict[bytes, Asked] = {b"stage": "stage", b"anthropic": "anthropic"}
 
-# Status -> the type of an error; any other is the request's fault below 500 and ours from there on.
+# Status -> the type of an error; others are invalid_request_error below 500 and api_error from there on.
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     402: "billing_error",
@@ -39,7 +39,7 @@ _ANTHROPIC_TYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NegotiatedFormat:
-    """How one request is answered. `is_asked`: its header or key says so, and that stands over what its body is."""
+    """The API format of one response. `is_asked`: set by a header or the key, which overrides the body."""
 
     api_format: ApiFormat
     request_id: str
@@ -49,7 +49,7 @@ class NegotiatedFormat:
 def negotiate(
     method: str, path: str, headers: Mapping[bytes, bytes], *, of_key: Asked | None, request_id: str
 ) -> NegotiatedFormat:
-    """`headers` by their names in lower case. `of_key`: what the caller's key is set to."""
+    """`headers`: names in lower case. `of_key`: the format that the caller's key is set to."""
     path = path.rstrip("/")
     if path == BATCHES or path.startswith(BATCHES + "/"):
         asked = _ASKED.get(headers.get(HEADER, b"").strip().lower()) or of_key
@@ -62,7 +62,7 @@ def negotiate(
 
 
 def needs_other_format(negotiated: NegotiatedFormat, path: str) -> bool:
-    """Would it be answered in a form that its caller does not read? Anthropic's clients have files of another kind."""
+    """Would the caller get a format that it cannot read? Anthropic's Files API is a different one."""
     return negotiated.api_format == "anthropic" and _OPENAI_ONLY.match(path) is not None
 
 
@@ -79,13 +79,13 @@ def problem(negotiated: NegotiatedFormat, status: int, detail: str, *, param: st
 
 
 def _is_anthropic(headers: Mapping[bytes, bytes]) -> bool:
-    """By presence: proxies repeat values, and versions come and go."""
+    """Checks presence only: proxies repeat values, and versions change."""
     if b"anthropic-version" in headers or b"anthropic-beta" in headers:
         return True
     return _ANTHROPIC_AGENT.match(headers.get(b"user-agent", b"")) is not None
 
 
 def _of_batch(method: str, rest: str) -> Asked:
-    """Without any sign. The stage contract has no list, cancel and delete."""
+    """The default without any hint. The stage contract has no list, cancel or delete."""
     is_theirs = method == "DELETE" or rest.endswith("/cancel") or (method in {"GET", "HEAD"} and not rest)
     return "anthropic" if is_theirs or rest.startswith("/" + ANTHROPIC_ID) else "stage"

@@ -1,5 +1,6 @@
-"""The OpenAPI document: what of it no single route says, responses that are files, and the document as an HTML page,
-built once, with no script, style or font from elsewhere.
+"""Builds the OpenAPI document: its shared parts, responses that are files, and an HTML page of it.
+
+The page is built once and loads no external script, style or font.
 """
 
 import base64
@@ -23,11 +24,11 @@ from batchfile.settings import Settings
 
 from ..native.schemas import StageResults
 
-DESCRIPTION = "Batches of LLM requests: one file in, one file of results out, in the same order."
+DESCRIPTION = "Batch processing of LLM requests: send one file, get one results file in the same order."
 
 
 class StrictSchemas(PydanticSchemaPlugin):
-    """Says of a body that takes no unknown keys that it takes none."""
+    """Sets `additionalProperties: false` for bodies that reject unknown fields."""
 
     @classmethod
     def for_pydantic_model(cls, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
@@ -38,7 +39,7 @@ class StrictSchemas(PydanticSchemaPlugin):
 
 
 def document_config(settings: Settings) -> OpenAPIConfig:
-    scheme = SecurityScheme(type="http", scheme="bearer", description="`x-api-key: KEY` will do as well.")
+    scheme = SecurityScheme(type="http", scheme="bearer", description="Or send the header `x-api-key: KEY`.")
     return OpenAPIConfig(
         title="batchfile",
         version=__version__,
@@ -60,15 +61,15 @@ def _plain(answer: type | None, description: str, media_type: str = "application
 
 FILE = {
     200: _plain(str, "The file.", JSON_LINES),
-    206: _plain(str, "The range that was asked for.", JSON_LINES),
-    304: _plain(None, "`If-None-Match` names the file as it is."),
+    206: _plain(str, "The requested range.", JSON_LINES),
+    304: _plain(None, "The file matches `If-None-Match`."),
 }
-STAGE_RESULTS = {200: _plain(StageResults, "The results; JSON lines where these are accepted.")}
+STAGE_RESULTS = {200: _plain(StageResults, "The results, as JSON or JSON Lines.")}
 
 
 @dataclass
 class OR_LINES(Operation):
-    """Documents a success that may come as JSON lines as well."""
+    """Documents a response that can also be JSON Lines."""
 
     def __post_init__(self) -> None:
         success = (self.responses or {})["200"]
@@ -126,7 +127,7 @@ _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
 </details>
 {% endfor %}
 {% endfor %}
-<h2>Shapes</h2>
+<h2>Schemas</h2>
 {% for name, schema in schemas.items() %}
 <details id="{{ name }}"><summary><code>{{ name }}</code></summary><pre>{{ schema }}</pre></details>
 {% endfor %}
@@ -137,7 +138,7 @@ _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A document that never changes while the process lives. `etag`: with its quotes."""
+    """A document that never changes while the process runs. `etag`: with its quotes."""
 
     body: bytes
     media_type: str
@@ -150,7 +151,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pages:
-    """Anyone may ask for these, so that each costs one copy of its bytes."""
+    """Pages without authentication, so they are cached as bytes."""
 
     docs: Page
     openapi: Page

@@ -1,5 +1,6 @@
-"""What a request brings: its query and document without anything that would be ignored in silence, and its body spooled
-to disk and made into a batch in a thread.
+"""Validates queries and JSON bodies, and creates batches from spooled bodies in a thread.
+
+Fields that would be silently ignored are rejected.
 """
 
 import asyncio
@@ -37,10 +38,10 @@ _REQUEST = Schema(
         "custom_id": Schema(
             type=[OpenAPIType.STRING, OpenAPIType.INTEGER],
             min_length=1,
-            description="Comes back byte for byte; a whole number as text.",
+            description="Returned unchanged with the result; integers become strings.",
         ),
         "params": Schema(type=OpenAPIType.OBJECT, description="`messages`, `system`, `max_tokens`, sampling."),
-        "metadata": Schema(type=OpenAPIType.OBJECT, description="Free, but `model_hint` names a pool or a model."),
+        "metadata": Schema(type=OpenAPIType.OBJECT, description="Your own fields. `model_hint`: a pool or model."),
     },
 )
 _DOCUMENT = Schema(
@@ -49,7 +50,7 @@ _DOCUMENT = Schema(
     additional_properties=False,
     properties={
         "stage": Schema(type=OpenAPIType.STRING),
-        "model_hint": Schema(type=OpenAPIType.STRING, description="For all requests that name none."),
+        "model_hint": Schema(type=OpenAPIType.STRING, description="The pool or model of requests that name none."),
         "requests": Schema(type=OpenAPIType.ARRAY, items=_REQUEST, min_items=1),
     },
 )
@@ -57,7 +58,7 @@ _DOCUMENT = Schema(
 
 @dataclass
 class JSON_OR_LINES(Operation):
-    """Documents the body of routes that read it as a stream."""
+    """Documents the body of routes that stream it."""
 
     def __post_init__(self) -> None:
         self.request_body = RequestBody(
@@ -70,7 +71,7 @@ class JSON_OR_LINES(Operation):
 
 
 def create_options(request: AnyRequest, service: Service, caller: Caller, **asked: Any) -> CreateOptions:
-    """What a create asks for: `asked` by its query or its body, the rest by its headers. For the moment it arrives."""
+    """The options of a create: `asked` from the query or body, the rest from the headers. Call it on arrival."""
     return CreateOptions(
         tenant=caller.tenant,
         idempotency_key=request.headers.get("idempotency-key"),
@@ -83,7 +84,7 @@ def create_options(request: AnyRequest, service: Service, caller: Caller, **aske
 async def create_from(
     request: AnyRequest, service: Service, caller: Caller, options: CreateOptions, contract: Contract
 ) -> BatchRecord:
-    """Raises: what `api.http.errors` has answers for."""
+    """Raises: exceptions that `api.http.errors` maps to responses."""
     headers = request.headers
     full = None
     try:
@@ -91,7 +92,7 @@ async def create_from(
     except Refusal as refusal:
         if not options.idempotency_key and not options.retry_count:
             raise
-        full = refusal  # but it may be the create of a batch that is there already
+        full = refusal  # it may repeat the create of an existing batch
     async with spool_body(request, SpoolLimits.of(service.settings.api)) as spooled, service.creating:
         return await asyncio.to_thread(
             lambda: create_batch(
@@ -107,15 +108,15 @@ async def create_from(
 
 
 def _retry_count(request: AnyRequest) -> int | None:
-    """Which attempt of an official SDK this is, from 0; None: of another client."""
+    """The attempt of an official SDK, from 0; None for other clients."""
     given = request.headers.get(RETRY_COUNT, "")
     return int(given) if NUMBER.fullmatch(given) else None
 
 
 def check_document(body: bytes) -> None:
-    """Reject what the parser of a small JSON document would drop in silence.
+    """Reject what the parser of a small JSON document would silently drop.
 
-    Raises: Refusal 400 where an object in it has a key twice, at any depth; InvalidFile where it is not text.
+    Raises: Refusal 400 if an object at any depth repeats a key; InvalidFile if the body is not text.
     """
     detect("the body", body[:HEAD_BYTES])
     for path in find_any_repeats(body):
@@ -125,14 +126,14 @@ def check_document(body: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Of one operation. `repeated`: those that may come several times."""
+    """The query parameters of one operation. `repeated`: those that may be repeated."""
 
     names: frozenset[str]
     repeated: frozenset[str]
 
 
 def known_parameters(document: Mapping[str, Any]) -> Known:
-    """By method and path: what the OpenAPI document names, which is what the routes read."""
+    """The parameters in the OpenAPI document, by method and path. The routes read no others."""
     return {
         (method.upper(), path): _parameters(operation.get("parameters", []))
         for path, operations in document["paths"].items()
@@ -141,10 +142,10 @@ def known_parameters(document: Mapping[str, Any]) -> Known:
 
 
 def check_query(known: Known, request: AnyRequest) -> None:
-    """Reject query parameters that no route reads: on `/api/*`, and where a stage's batch is created.
+    """Reject unknown query parameters on `/api/*` and when a batch of a stage is created.
 
-    Clients of Anthropic and OpenAI send parameters of their own (`?beta=true`), which are accepted on their routes.
-    Raises: Refusal 400 that names the parameter and those that there are.
+    Clients of Anthropic and OpenAI send additional ones (`?beta=true`), which are accepted on their routes.
+    Raises: Refusal 400 that names the parameter and the known ones.
     """
     method = "GET" if request.method == "HEAD" else str(request.method)
     path = request.scope["path_template"]
@@ -156,11 +157,11 @@ def check_query(known: Known, request: AnyRequest) -> None:
     seen = set[str]()
     for name, _ in request.query_params.multi_items():
         if name not in parameters.names:
-            there_are = f"it takes {', '.join(sorted(parameters.names))}" if parameters.names else "it takes none"
+            there_are = f"use {', '.join(sorted(parameters.names))}" if parameters.names else "it has none"
             detail = f"{name[:80]!r} is not a query parameter of {method} {path}; {there_are}"
             raise Refusal(400, detail, param=name[:80])
         if name in seen and name not in parameters.repeated:
-            raise Refusal(400, f"{name}: comes twice in the query; send it once", param=name)
+            raise Refusal(400, f"{name}: is repeated in the query; send it once", param=name)
         seen.add(name)
 
 

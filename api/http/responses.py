@@ -1,7 +1,6 @@
-"""Stored lines as HTTP responses: streamed from the store in threads, gzip when asked, one range when asked; and where
-this service is, for links in responses.
+"""Streams stored lines as HTTP responses, with gzip and range requests, and finds this service's base URL for links.
 
-Memory holds a chunk or two, whatever the size. Knows no API format: the caller renders.
+Reads the store in threads. Memory holds a chunk or two, whatever the size. The caller renders the API format.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ from .auth import ENDLESS
 from .errors import AnyRequest, Refusal
 from .openapi import JSON_LINES
 
-GZIP_LEVEL = 1  # a chunk costs less than the network saves
+GZIP_LEVEL = 1  # compressing a chunk costs less time than its transfer saves
 LIVE_CHUNK_BYTES = 256 * 1024
 LOOK_AGAIN_S = 1.0
 
@@ -42,7 +41,7 @@ class Span:
 
 
 def stream(request: AnyRequest, chunks: Iterable[bytes], media_type: str) -> Response[Any]:
-    """A response of unknown length. Its first chunk is read before the status is sent, so that errors are responses."""
+    """A response of unknown length. Its first chunk is read before the status, so that errors get their own status."""
     headers = {"Vary": "Accept, Accept-Encoding, Authorization, Anthropic-Version"}
     parts = iter(chunks)
     if _wants_gzip(request):
@@ -55,9 +54,9 @@ def stream(request: AnyRequest, chunks: Iterable[bytes], media_type: str) -> Res
 
 
 def serve_file(request: AnyRequest, ledger: Ledger, file: FileRef, media_type: str = JSON_LINES) -> Response[Any]:
-    """A stored file as it is: HEAD, If-None-Match and one Range are honoured; gzip where no range is asked for.
+    """A stored file, unchanged. Supports HEAD, If-None-Match and one Range; gzip only without a range.
 
-    Packed it has an ETag of its own: who has a part of one goes on with no part of the other.
+    The gzip response has its own ETag, so that no client resumes one with a range of the other.
     """
     etag, packed_etag = f'"{file.sha256[:32]}"', f'"{file.sha256[:32]}-gzip"'
     if_range = request.headers.get("if-range")
@@ -80,7 +79,7 @@ def serve_file(request: AnyRequest, ledger: Ledger, file: FileRef, media_type: s
 
 
 def follow(request: AnyRequest, ledger: Ledger, batch_id: str) -> Stream:
-    """Results as they are committed, until the batch has ended: each once, in no order. A server that stops cuts it."""
+    """Results as they are committed until the batch ends, in any order. Ends when the server stops."""
     request.scope[ENDLESS] = True  # type: ignore[literal-required]
     return _streamed(_landing(ledger, batch_id), media_type=JSON_LINES)
 
@@ -91,7 +90,7 @@ def _streamed(chunks: Iterator[bytes], **more: Any) -> Stream:
 
 
 def _landing(ledger: Ledger, batch_id: str) -> Iterator[bytes]:
-    """An empty chunk where there is nothing more at this moment."""
+    """Results in chunks; an empty chunk if there are no new ones yet."""
     cursor = Cursor()
     while not cursor.is_over:
         lines: list[bytes] = []
@@ -109,9 +108,9 @@ def _landing(ledger: Ledger, batch_id: str) -> Iterator[bytes]:
 
 
 def asked_range(header: str | None, size: int) -> Span | None:
-    """The one range of a `Range` header; None: send all (no header, several ranges, or one we do not read).
+    """The range of a `Range` header; None: send all (no header, several ranges, or an unsupported one).
 
-    Raises: Refusal 416 where the range lies outside the file.
+    Raises: Refusal 416 if the range is outside the file.
     """
     found = _RANGE.fullmatch((header or "").replace(" ", ""))
     if found is None or found.groups() == ("", ""):
@@ -121,14 +120,12 @@ def asked_range(header: str | None, size: int) -> Span | None:
     if first and last and int(last) < int(first):
         return None
     if start >= size:
-        raise Refusal(
-            416, f"The file has {size} bytes; this range begins after them.", {"Content-Range": f"bytes */{size}"}
-        )
+        raise Refusal(416, f"The range starts after the file's {size} bytes.", {"Content-Range": f"bytes */{size}"})
     return Span(start, min(end, size))
 
 
 def names_any(if_none_match: str, etags: set[str]) -> bool:
-    """A list of ETags, any of them weak, or `*` for whatever there is."""
+    """Does `If-None-Match` (ETags, weak or not, or `*`) match any of `etags`?"""
     named = {item.strip().removeprefix("W/") for item in if_none_match.split(",")}
     return "*" in named or not named.isdisjoint(etags)
 
@@ -152,11 +149,11 @@ def _gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Feed:
-    """Chunks that threads fetch, one at a time. Closed, it lets go of the store at once, whoever still holds it."""
+    """Chunks that threads fetch, one at a time. `close` releases the store at once, even if it is still referenced."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
-        self._lock = threading.Lock()  # a thread may still fetch what nobody waits for any more
+        self._lock = threading.Lock()  # a thread may still be fetching a chunk after the client has gone
 
     def next(self) -> bytes | None:
         with self._lock:
@@ -178,10 +175,10 @@ class _Feed:
 
 
 def own_url(request: AnyRequest, api: Api) -> str:
-    """`https://host[/prefix]` without a slash at its end; "" where it cannot be told, and links are relative.
+    """`https://host[/prefix]` without a trailing slash; "" if it is unknown, and then links are relative.
 
-    `api.public_url` where it is set, else what the request says it was sent to. What a proxy adds counts only where
-    the settings trust it: a caller sends its key to such a link.
+    `api.public_url` if it is set, otherwise the request's own host. Proxy headers count only if the settings trust
+    them, because a caller sends its key to such a link.
     """
     if api.public_url:
         return api.public_url.rstrip("/")
@@ -193,5 +190,5 @@ def own_url(request: AnyRequest, api: Api) -> str:
 
 
 def _first(request: AnyRequest, name: str) -> str:
-    """What the proxy nearest to the caller says."""
+    """The value from the proxy nearest to the caller."""
     return request.headers.get(name, "").partition(",")[0].strip()

@@ -1,6 +1,4 @@
-"""How routes are declared: the operations of one subject with the errors that all of them have, and what handlers are
-given.
-"""
+"""Declares routes: groups of operations with their common errors, and the dependencies of handlers."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,18 +21,18 @@ ServiceDep = NamedDependency[Service]
 FormatDep = NamedDependency[NegotiatedFormat]
 
 _WHY = {
-    400: "The request is wrong; the detail names the place.",
-    401: "No valid API key.",
-    404: "There is no such thing, or it is another tenant's.",
-    405: "The path exists with another method.",
-    408: "The body stopped arriving.",
-    413: "Over a limit of this service.",
-    415: "A content type or encoding that is not taken.",
-    416: "The range lies outside the file.",
-    422: "The idempotency key was used with another body.",
-    429: "Too much at once; `Retry-After` says when.",
-    500: "Something unexpected; the log has it under the request's id.",
-    503: "The store does not answer; `Retry-After` says when.",
+    400: "The request is invalid; the detail says where.",
+    401: "The API key is missing or invalid.",
+    404: "Not found, or owned by another tenant.",
+    405: "The path does not allow this method.",
+    408: "The request body did not arrive in time.",
+    413: "The request exceeds a size limit.",
+    415: "The content type or encoding is not supported.",
+    416: "The range is outside the file.",
+    422: "The idempotency key was used with a different request.",
+    429: "Too many requests or open batches; retry after `Retry-After` seconds.",
+    500: "Internal error; the server log has the cause under the request id.",
+    503: "The store is unavailable; retry after `Retry-After` seconds.",
 }
 COMMON = (401, 404, 405, 429, 500, 503)
 CREATE = (400, 408, 413, 415, 422)
@@ -44,9 +42,9 @@ Declare = Callable[[Handler], HTTPRouteHandler]
 
 
 class Routes:
-    """Operations under `prefix`. `problem`: what their errors look like; `common`: the statuses of errors of each.
+    """Operations under `prefix`. `problem`: the schema of their errors; `common`: error statuses of all of them.
 
-    A handler that is not a coroutine runs in a thread, because it asks the store. HEAD is there wherever GET is.
+    A handler that is not a coroutine runs in a thread, because it reads the store. Every GET also has HEAD.
     """
 
     def __init__(
@@ -59,7 +57,7 @@ class Routes:
         self._common = common
 
     def get(self, path: str, *errors: int, **more: Any) -> Declare:
-        """`errors`: further statuses. `more`: as Litestar has it; its `responses` are added to the errors."""
+        """`errors`: additional error statuses. `more`: Litestar's options; its `responses` are added to the errors."""
         return self._declare(get, path, errors, more)
 
     def post(self, path: str, *errors: int, **more: Any) -> Declare:
@@ -88,7 +86,7 @@ class Routes:
 
 
 def _in_thread(handler: Handler) -> Handler:
-    """Litestar's own `sync_to_thread` loses the handler's name and docstring in the OpenAPI document."""
+    """Replaces Litestar's `sync_to_thread`, which loses the handler's name and docstring in the OpenAPI document."""
 
     @wraps(handler)
     async def asynchronous(*args: Any, **named: Any) -> Any:

@@ -1,6 +1,6 @@
-"""A request's body onto disk: counted, hashed, unpacked, and gone when the request is. Memory holds a few MiB of it.
+"""Spools a request body to disk: decompressed, hashed, limited in size, and deleted with the request.
 
-It is unpacked as its Content-Encoding says; what that leaves is read as any file is, whose first bytes say what it is.
+Memory holds a few MiB of it. After Content-Encoding is undone, the format of the bytes is detected as for any file.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from batchfile.settings_tables import Api
 
 from .errors import AnyRequest, Refusal
 
-FLUSH_BYTES = 1024 * 1024  # collected before a thread writes them: a switch to one costs as much as 50 KB
-BODY_S_MAX = 3600.0  # a body that takes longer than this is given up, however steadily it drips
+FLUSH_BYTES = 1024 * 1024  # collected before a thread writes them: a thread switch costs as much as 50 KB
+BODY_S_MAX = 3600.0  # the limit for a whole body, even if bytes keep arriving
 NAME = "the body"
-HINT = "pack and send it again"
+HINT = "compress and send it again"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ENCODINGS: dict[str, Packing | None] = {
     "": None,
@@ -37,9 +37,9 @@ _ENCODINGS: dict[str, Packing | None] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolLimits:
-    """`bytes_max`: of a body, as it arrives and after unpacking. `wait_s`: for the next byte.
+    """`bytes_max`: of a body, both compressed and decompressed. `wait_s`: for the next byte.
 
-    `folder` None: the system's own.
+    `folder` None: the system's temporary folder.
     """
 
     bytes_max: int
@@ -53,20 +53,20 @@ class SpoolLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spooled:
-    """A body on disk: its size in bytes and its sha256, both unpacked."""
+    """A body on disk. `size` (bytes) and `sha256` are of the decompressed body."""
 
     fd: int
     size: int
     sha256: str
 
     def view(self) -> memoryview:
-        """The body, mapped into memory: read from disk where it is looked at."""
+        """The body, memory-mapped read-only."""
         if not self.size:
             return memoryview(b"")
         return memoryview(mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ))
 
     def scratch(self) -> memoryview:
-        """The same, to be written on: memory holds what is."""
+        """The body, memory-mapped copy-on-write: only changed pages use memory."""
         if not self.size:
             return memoryview(bytearray())
         return memoryview(mmap.mmap(self.fd, self.size, access=mmap.ACCESS_COPY))
@@ -80,14 +80,14 @@ async def spool(
     content_length: int | None,
     limits: SpoolLimits,
 ) -> AsyncIterator[Spooled]:
-    """The whole body; its file has no name and is gone afterwards.
+    """The whole body, in an unnamed file that is deleted afterwards.
 
-    Raises: Refusal (408, 415, 503), TooLarge, InvalidFile (it is no text, or what is packed is damaged), and what
-    `stream` raises.
+    Raises: Refusal (408, 415, 503), TooLarge, InvalidFile (not text, or damaged compressed data), and what `stream`
+    raises.
     """
     encoding = (content_encoding or "").strip().lower()
     if encoding not in _ENCODINGS:
-        raise Refusal(415, f"Content-Encoding: {encoding[:40]!r} is not read here; send gzip, zstd or the plain body.")
+        raise Refusal(415, f"Content-Encoding: {encoding[:40]!r} is not supported; use gzip, zstd or none.")
     if content_length is not None and content_length > limits.bytes_max:
         raise _too_large(limits.bytes_max)
     with _unnamed_file(limits) as file:
@@ -97,7 +97,7 @@ async def spool(
 
 
 def spool_body(request: AnyRequest, limits: SpoolLimits) -> AbstractAsyncContextManager[Spooled]:
-    """The body of a request, by its headers. Raises: as `spool`."""
+    """The body of a request, with its headers applied. Raises: as `spool`."""
     length = request.headers.get("content-length")
     return spool(
         request.stream(),
@@ -118,8 +118,10 @@ async def _receive(stream: AsyncIterable[bytes], sink: "_Sink", wait_s: float) -
             async with asyncio.timeout_at(min(loop.time() + wait_s, ends_at)):
                 chunk = await anext(chunks, None)
         except TimeoutError:
-            wait = f"for {wait_s:g} s nothing came" if loop.time() < ends_at else f"it took over {BODY_S_MAX:g} s"
-            raise Refusal(408, f"The body was given up: {wait}. Send it again.", {"Connection": "close"}) from None
+            wait = f"no data for {wait_s:g} s" if loop.time() < ends_at else f"{BODY_S_MAX:g} s"
+            raise Refusal(
+                408, f"The body arrived too slowly: {wait}. Send it again.", {"Connection": "close"}
+            ) from None
         if chunk is None:
             break
         pending.append(chunk)
@@ -131,7 +133,7 @@ async def _receive(stream: AsyncIterable[bytes], sink: "_Sink", wait_s: float) -
 
 
 class _Sink:
-    """Where the bytes go. Its methods block, and are called from one thread at a time."""
+    """Decompresses and writes the bytes. Its methods block, and are called from one thread at a time."""
 
     def __init__(self, fd: int, packing: Packing | None, limits: SpoolLimits) -> None:
         self.size = 0
@@ -186,9 +188,9 @@ def _unnamed_file(limits: SpoolLimits) -> IO[bytes]:
 def _no_room(limits: SpoolLimits, error: OSError) -> Exception:
     if error.errno not in _FULL:
         return error
-    where = limits.folder or "its folder for temporary files"
-    return Refusal(503, f"This server has no room for the body in {where}; try again later.", {"Retry-After": "60"})
+    where = limits.folder or "its temporary folder"
+    return Refusal(503, f"The server has no disk space for the body in {where}; retry later.", {"Retry-After": "60"})
 
 
 def _too_large(bytes_max: int) -> TooLarge:
-    return TooLarge(f"the body is larger than {bytes_max:,} bytes (unpacked); send its requests in several batches")
+    return TooLarge(f"the body is larger than {bytes_max:,} bytes (decompressed); send the requests in several batches")

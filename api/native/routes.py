@@ -1,4 +1,4 @@
-"""Native operations under `/api/`: what the command, a dashboard and an autoscaler need."""
+"""The native API under `/api/`, for the command line, dashboards and autoscalers."""
 
 import asyncio
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from ..service import PAGE_MAX, Service
 from . import schemas, serializers
 
 METADATA_RULE = (
-    f"metadata: give at most {METADATA_MAX} times name=value, names up to {METADATA_NAME_CHARS_MAX} letters, "
+    f"metadata: use name=value, at most {METADATA_MAX} times; names up to {METADATA_NAME_CHARS_MAX} characters, "
     f"values up to {METADATA_VALUE_CHARS_MAX}"
 )
 
@@ -40,15 +40,15 @@ async def create(
     service: ServiceDep,
     caller: CallerDep,
     stage: Annotated[
-        str | None, QueryParameter(description="Of `application/x-ndjson` bodies, which name none and may have none.")
+        str | None, QueryParameter(description="The stage of an `application/x-ndjson` body. Optional.")
     ] = None,
-    priority: Annotated[int, QueryParameter(ge=0, le=9, description="0 is first.")] = 5,
-    metadata: Annotated[list[str] | None, QueryParameter(description="`name=value`, any number of times.")] = None,
+    priority: Annotated[int, QueryParameter(ge=0, le=9, description="0 runs first, 9 last.")] = 5,
+    metadata: Annotated[list[str] | None, QueryParameter(description="`name=value`; repeat it for several.")] = None,
     strict: Annotated[
-        bool, QueryParameter(description="`false`: lines that can not run become errored results, and refuse nothing.")
+        bool, QueryParameter(description="`false`: invalid lines become errored results and do not reject the batch.")
     ] = True,
     pool: Annotated[
-        str | None, QueryParameter(description="The pool that all requests go to, whatever they say.")
+        str | None, QueryParameter(description="The pool for all requests. Overrides what they name.")
     ] = None,
 ) -> BatchStatus:
     pairs = _pairs(metadata or [])
@@ -59,53 +59,54 @@ async def create(
     return serializers.batch(await asyncio.to_thread(service.status, caller, batch.batch_id))
 
 
-@batches.get("", 400, summary="Batches, newest first")
+@batches.get("", 400, summary="List batches, newest first")
 def list_batches(
     service: ServiceDep,
     caller: CallerDep,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 20,
-    after: Annotated[str | None, QueryParameter(description="Only batches that are older than this one.")] = None,
+    after: Annotated[str | None, QueryParameter(description="Return batches older than this one.")] = None,
 ) -> BatchStatusPage:
     page = service.page(caller, limit=limit, after=after)
     return BatchStatusPage(data=[serializers.batch(item) for item in page.data], has_more=page.has_more)
 
 
-@batches.get("/{batch_id:str}", 400, summary="One batch")
+@batches.get("/{batch_id:str}", 400, summary="Get a batch")
 def status(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> BatchStatus:
     return serializers.batch(service.seen(caller, batch_id))
 
 
-@batches.post("/{batch_id:str}/cancel", 400, summary="End early")
+@batches.post("/{batch_id:str}/cancel", 400, summary="Cancel a batch")
 def cancel(
     batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, background: NamedDependency[BackgroundTasks]
 ) -> BatchStatus:
-    """No further request starts; finished ones keep their results. An ended batch stays what it is."""
+    """No further request starts; finished requests keep their results. An ended batch stays unchanged."""
     found = service.cancel(caller, batch_id)
     background.wake(batch_id)
     return serializers.batch(found)
 
 
-@batches.delete("/{batch_id:str}", 400, summary="Delete")
+@batches.delete("/{batch_id:str}", 400, summary="Delete a batch")
 def remove(
     batch_id: FromPath[str],
     service: ServiceDep,
     caller: CallerDep,
     now: Annotated[
-        bool, QueryParameter(description="Remove its bytes before this answers; downloads under way break off.")
+        bool, QueryParameter(description="Remove its data before responding. Downloads in progress are cut off.")
     ] = False,
 ) -> schemas.Deleted:
-    """Only an ended batch can be deleted. Nobody can read it from then on; downloads that are under way finish, so that
-    its bytes stay for an hour. A batch that is deleted already can be deleted with `now=true` as well.
+    """Only an ended batch can be deleted. It cannot be read any more, but its data stays for an hour, so that downloads
+    in progress can finish. `now=true` also works for a batch that is already deleted.
     """
     (service.purge if now else service.delete)(caller, batch_id)
     return schemas.Deleted(id=batch_id)
 
 
-@batches.post("/{batch_id:str}/retry", 400, 422, summary="Run again what did not succeed")
+@batches.post("/{batch_id:str}/retry", 400, 422, summary="Rerun the requests that did not succeed")
 async def retry(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> BatchStatus:
-    """A new batch of the requests without an answer, with `retry_of` in its metadata; the old one stays as it is.
+    """Create a batch of the requests that did not succeed, with `retry_of` in its metadata. The old batch stays
+    unchanged.
 
-    With an `Idempotency-Key` a repeated call gives the same batch.
+    With an `Idempotency-Key`, a repeated call returns the same batch.
     """
     key = request.headers.get("idempotency-key")
     if key is not None:
@@ -115,7 +116,7 @@ async def retry(request: AnyRequest, batch_id: FromPath[str], service: ServiceDe
         batch = service.record(caller, batch_id)
         try:
             service.check_room(caller)
-        except Refusal:  # but it may be the retry that made a batch already
+        except Refusal:  # it may repeat a rerun that has already created its batch
             made = retried_before(service.ledger, batch, key)
             if made is None:
                 raise
@@ -127,17 +128,17 @@ async def retry(request: AnyRequest, batch_id: FromPath[str], service: ServiceDe
     return serializers.batch(await asyncio.to_thread(service.status, caller, made.batch_id))
 
 
-@batches.get("/{batch_id:str}/results", 400, 416, summary="Native result lines", responses=FILE)
+@batches.get("/{batch_id:str}/results", 400, 416, summary="Get native result lines", responses=FILE)
 def results(
     request: AnyRequest,
     batch_id: FromPath[str],
     service: ServiceDep,
     caller: CallerDep,
     live: Annotated[
-        bool, QueryParameter(description="Do not wait for the end: results as they land, in no order.")
+        bool, QueryParameter(description="Stream results as they are committed, in any order, until the batch ends.")
     ] = False,
 ) -> Response[Any]:
-    """The results file as it is stored: one line for each request, in the order of the input. Range is honoured."""
+    """The stored results file: one line for each request, in input order. Supports `Range`."""
     if live and service.status(caller, batch_id).batch.state != "ended":
         if request.method == HttpMethod.HEAD:
             return Response(b"", media_type=JSON_LINES)
@@ -145,28 +146,28 @@ def results(
     return _file(request, service, service.ended(caller, batch_id).results)
 
 
-@batches.get("/{batch_id:str}/errors", 400, 416, summary="The requests that did not succeed", responses=FILE)
+@batches.get("/{batch_id:str}/errors", 400, 416, summary="Get the requests that did not succeed", responses=FILE)
 def errors(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> Response[Any]:
-    """The input lines of all requests without an answer, ready to be submitted again."""
+    """The input lines of the requests that did not succeed, ready to be submitted again."""
     return _file(request, service, service.ended(caller, batch_id).errors)
 
 
-@pools.get("/pools", 400, summary="All pools")
+@pools.get("/pools", 400, summary="List pools")
 def list_pools(pool_status: NamedDependency[PoolStatus]) -> list[schemas.Pool]:
     return pool_status.pools()
 
 
-@pools.get("/pools/{pool:str}", 400, summary="One pool")
+@pools.get("/pools/{pool:str}", 400, summary="Get a pool")
 def one_pool(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> schemas.Pool:
     return pool_status.pool(pool)
 
 
-@pools.get("/pools/{pool:str}/scale", 400, summary="What an autoscaler needs")
+@pools.get("/pools/{pool:str}/scale", 400, summary="Get the figures for an autoscaler")
 def scale(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> schemas.Scale:
     return pool_status.scale(pool)
 
 
-@pools.get("/runners", 400, summary="The live runners")
+@pools.get("/runners", 400, summary="List live runners")
 def list_runners(
     pool_status: NamedDependency[PoolStatus], pool: Annotated[str | None, QueryParameter()] = None
 ) -> list[schemas.Runner]:

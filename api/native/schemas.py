@@ -1,4 +1,4 @@
-"""What the routes answer, as the OpenAPI document shows it. The stage contract's shapes have exactly these keys."""
+"""The responses of the native API and the stage contract. The latter have exactly these keys."""
 
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ class StageCounts(BaseModel):
 
 
 class StageStatus(BaseModel):
-    """Times in UTC, whole seconds. Counts only ever grow; `processing_status` never goes back."""
+    """Times are in UTC, in whole seconds. Counts never decrease, and `processing_status` never goes back."""
 
     id: str
     processing_status: Literal["collected", "submitted", "processing", "ended"]
@@ -49,7 +49,7 @@ class StageMessage(BaseModel):
 
 
 class StageUsage(BaseModel):
-    """Both are null where an HTTP endpoint did not tell them."""
+    """Both are null if an HTTP endpoint did not report them."""
 
     input_tokens: int | None
     output_tokens: int | None
@@ -71,13 +71,13 @@ class StageResult(BaseModel):
 
 
 class StageResults(BaseModel):
-    """In the order of the input."""
+    """Results in input order."""
 
     results: list[StageResult]
 
 
 class Problem(BaseModel):
-    """Every answer that is no success."""
+    """The body of every error response."""
 
     detail: str
 
@@ -88,7 +88,7 @@ class Deleted(BaseModel):
 
 
 class Runner(BaseModel):
-    """A live runner, as it said in the last minute."""
+    """A live runner, as reported in its last heartbeat."""
 
     model_config = {"extra": "allow"}
 
@@ -111,7 +111,7 @@ class Pool(BaseModel):
 
 
 class Scale(BaseModel):
-    """What an autoscaler needs to know of a pool."""
+    """The figures of a pool for an autoscaler."""
 
     pool: str
     pending_shards: int
@@ -126,9 +126,9 @@ class PoolHealth(BaseModel):
 
 
 class Health(BaseModel):
-    """`degraded`: the store cannot be used in full, or requests wait for a pool that is `down`.
+    """`degraded`: the store is not fully available, or requests wait for a pool that is `down`.
 
-    `down` is a pool without a runner that can answer.
+    A pool is `down` if it has no runner that can answer requests.
     """
 
     status: Literal["healthy", "degraded"]
@@ -157,13 +157,13 @@ class OpenAIError(BaseModel):
 
 
 class OpenAIProblem(BaseModel):
-    """The same, as OpenAI's clients read it."""
+    """The body of every error response, in OpenAI's API format."""
 
     error: OpenAIError
 
 
 class Model(BaseModel):
-    """A pool, as OpenAI's clients see it."""
+    """A pool, in OpenAI's API format."""
 
     id: str
     object: Literal["model"] = "model"

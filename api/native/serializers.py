@@ -1,4 +1,4 @@
-"""From what the ledger knows to what the routes answer. Pure."""
+"""Converts the status of a batch to responses. Pure."""
 
 from batchfile.inbox.records import inbox_path
 from batchfile.ledger.batch_status import BatchStatus
@@ -7,7 +7,7 @@ from batchfile.lines.formats.stage import processing_status, stage_counts, times
 
 from . import schemas
 
-PARTLY = "a stored record of this batch cannot be read now: its counts may lack some results"
+PARTLY = "a stored record of this batch cannot be read; its counts may be too low"
 
 
 def stage_status(status: DerivedStatus) -> schemas.StageStatus:

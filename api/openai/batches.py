@@ -1,4 +1,4 @@
-"""`/v1/batches`, as OpenAI's clients use it: batches of uploaded files."""
+"""`/v1/batches` in OpenAI's API format: batches of uploaded files."""
 
 import asyncio
 import hashlib
@@ -34,7 +34,7 @@ BODY_BYTES_MAX = 1024 * 1024
 batches = Routes("/v1/batches", tag="openai batches", problem=OpenAIProblem)
 
 
-@batches.post("", 400, 413, 422, summary="Submit a batch of a file", request_max_body_size=BODY_BYTES_MAX)
+@batches.post("", 400, 413, 422, summary="Create a batch from a file", request_max_body_size=BODY_BYTES_MAX)
 async def create(
     data: JSONBody[schemas.CreateBatch],
     request: AnyRequest,
@@ -42,7 +42,7 @@ async def create(
     background: NamedDependency[BackgroundTasks],
     caller: CallerDep,
 ) -> schemas.Batch:
-    """Its file is read and checked after the answer: a batch of a wrong file turns `failed` and says why."""
+    """The file is validated after the response: if it is invalid, the batch becomes `failed` with the reasons."""
     options = create_options(request, service, caller, metadata=data.metadata or {})
 
     def act() -> schemas.Batch:
@@ -53,12 +53,12 @@ async def create(
     return await asyncio.to_thread(act)
 
 
-@batches.get("", 400, summary="Batches of files")
+@batches.get("", 400, summary="List batches created from files")
 def list_batches(
     service: ServiceDep,
     caller: CallerDep,
     limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
-    after: Annotated[str | None, QueryParameter(description="The last id of the page before.")] = None,
+    after: Annotated[str | None, QueryParameter(description="The last id of the previous page.")] = None,
 ) -> schemas.BatchPage:
     """Newest first."""
     page = service.page(caller, limit=limit, after=after, shown=OF_FILES)
@@ -67,16 +67,16 @@ def list_batches(
     return schemas.BatchPage(data=data, first_id=first, last_id=last, has_more=page.has_more)
 
 
-@batches.get("/{batch_id:str}", summary="How far it is")
+@batches.get("/{batch_id:str}", summary="Get a batch")
 def status(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> schemas.Batch:
     return schemas.batch_of(_status(service, caller, batch_id))
 
 
-@batches.post("/{batch_id:str}/cancel", 400, summary="End early")
+@batches.post("/{batch_id:str}/cancel", 400, summary="Cancel a batch")
 def cancel(
     batch_id: FromPath[str], service: ServiceDep, background: NamedDependency[BackgroundTasks], caller: CallerDep
 ) -> schemas.Batch:
-    """What has finished keeps its results, the rest goes to the error file."""
+    """Finished requests keep their results; the others are in the error file."""
     before = _status(service, caller, batch_id)
     if before.batch.state == "ended" and before.is_known:
         raise Refusal(400, f"Cannot cancel a batch with status '{schemas.batch_of(before).status}'.")
@@ -86,7 +86,7 @@ def cancel(
 
 
 def _create(service: Service, caller: Caller, data: schemas.CreateBatch, options: CreateOptions) -> str:
-    """The id of the batch: a new one, or for a repeated create the one that it made before."""
+    """The id of the batch: a new one, or for a repeated create the existing one."""
     ledger, settings = service.ledger, service.settings
     digest = hashlib.sha256(data.model_dump_json().encode()).hexdigest()
     made = made_before(ledger, options, digest)
@@ -95,7 +95,7 @@ def _create(service: Service, caller: Caller, data: schemas.CreateBatch, options
     service.check_room(caller)
     file = stored_files.read_file(ledger, caller.tenant, data.input_file_id)
     if file is None:
-        detail = f"input_file_id: there is no file {data.input_file_id[:80]!r}; upload it with purpose 'batch' first"
+        detail = f"input_file_id: file {data.input_file_id[:80]!r} not found; upload it with purpose 'batch' first"
         raise Refusal(400, detail, param="input_file_id")
 
     def make(keyed: KeyedBatch) -> BatchRecord:

@@ -1,4 +1,4 @@
-"""`/v1/files`, as OpenAI's clients use it: files in, output files out."""
+"""`/v1/files` in OpenAI's API format: uploaded files and output files."""
 
 import asyncio
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from .output_files import OutputFiles
 T = TypeVar("T")
 
 PAGE_MAX = 10_000
-KEPT_S = 30 * 24 * 3600.0  # unless the form says otherwise; OpenAI's own for files of this purpose
+KEPT_S = 30 * 24 * 3600.0  # unless the form says otherwise; OpenAI's default for batch files
 BYTES = "application/octet-stream"
 LINES = "application/jsonl"
 
@@ -38,24 +38,24 @@ files = Routes("/v1/files", tag="files", problem=OpenAIProblem)
 
 @files.post("", 400, 408, 413, 415, summary="Upload a file", request_max_body_size=None, operation_class=FILE_FORM)
 async def create(request: AnyRequest, service: ServiceDep, caller: CallerDep) -> schemas.File:
-    """A form with `file` and `purpose`, in any order, of any length up to the limit."""
+    """Send a form with `file` and `purpose`, in any order."""
     bytes_max = service.settings.api.file_bytes_max
     async with received_form(request, service, "file", bytes_max) as form:
         return schemas.file_of(await asyncio.to_thread(_store, service, caller, form, bytes_max))
 
 
-@files.get("", 400, summary="Uploaded files")
+@files.get("", 400, summary="List uploaded files")
 def list_files(
     service: ServiceDep,
     caller: CallerDep,
-    purpose: Annotated[str | None, QueryParameter(description="Only `batch` is kept here.")] = None,
+    purpose: Annotated[str | None, QueryParameter(description="Only `batch` exists.")] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = PAGE_MAX,
-    order: Annotated[Literal["asc", "desc"], QueryParameter(description="By time.")] = "desc",
-    after: Annotated[str | None, QueryParameter(description="The last id of the page before.")] = None,
+    order: Annotated[Literal["asc", "desc"], QueryParameter(description="Sort order by creation time.")] = "desc",
+    after: Annotated[str | None, QueryParameter(description="The last id of the previous page.")] = None,
 ) -> schemas.FilePage:
-    """Output files are not listed; a batch names its own."""
+    """Output files are not listed; each batch names its own."""
     if after is not None and not keys.is_file_id(after):
-        raise Refusal(404, f"after: there is no uploaded file {after[:80]!r}", param="after")
+        raise Refusal(404, f"after: uploaded file {after[:80]!r} not found", param="after")
     if purpose not in {None, "batch"}:
         return schemas.FilePage(data=[], first_id=None, last_id=None, has_more=False)
     found = _page(service, caller, limit + 1, order == "asc", after)
@@ -64,7 +64,7 @@ def list_files(
     return schemas.FilePage(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
 
 
-@files.get("/{file_id:str}", summary="One file")
+@files.get("/{file_id:str}", summary="Get a file")
 def retrieve(
     file_id: FromPath[str], service: ServiceDep, output_files: NamedDependency[OutputFiles], caller: CallerDep
 ) -> schemas.File:
@@ -74,11 +74,11 @@ def retrieve(
     return schemas.file_of(_known(stored_files.read_file(service.ledger, caller.tenant, file_id), file_id))
 
 
-@files.delete("/{file_id:str}", summary="Remove a file")
+@files.delete("/{file_id:str}", summary="Delete a file")
 def remove(
     file_id: FromPath[str], service: ServiceDep, output_files: NamedDependency[OutputFiles], caller: CallerDep
 ) -> schemas.FileDeleted:
-    """Batches that were made of it go on."""
+    """Batches created from it continue."""
     output = output_files.find(caller, file_id)
     if output is None:
         _known(stored_files.remove_file(service.ledger, caller.tenant, file_id) or None, file_id)
@@ -87,7 +87,7 @@ def remove(
     return schemas.FileDeleted(id=file_id)
 
 
-@files.get("/{file_id:str}/content", 416, summary="The bytes of a file", responses=FILE)
+@files.get("/{file_id:str}/content", 416, summary="Get the content of a file", responses=FILE)
 def content(
     request: AnyRequest,
     file_id: FromPath[str],
@@ -95,7 +95,7 @@ def content(
     output_files: NamedDependency[OutputFiles],
     caller: CallerDep,
 ) -> Response[Any]:
-    """Range is honoured for uploaded files. An output file is rendered as it is read, the same bytes each time."""
+    """Supports `Range` for uploaded files. Output files are rendered when read, with the same bytes each time."""
     output = output_files.find(caller, file_id)
     if output is not None and request.method == HttpMethod.HEAD:
         return Response(b"", media_type=LINES)
@@ -109,9 +109,7 @@ def content(
 def _store(service: Service, caller: Caller, form: Form, bytes_max: int) -> FileRecord:
     purpose = form.fields.get("purpose")
     if purpose != "batch":
-        raise Refusal(
-            400, f"purpose: must be 'batch', got {(purpose or '')[:80]!r}; no other is served", param="purpose"
-        )
+        raise Refusal(400, f"purpose: must be 'batch', not {(purpose or '')[:80]!r}", param="purpose")
     return stored_files.store_file(
         service.ledger,
         caller.tenant,
@@ -124,7 +122,7 @@ def _store(service: Service, caller: Caller, form: Form, bytes_max: int) -> File
 
 
 def _kept_s(fields: dict[str, str]) -> float:
-    """Of the form's `expires_after`."""
+    """The retention from the form's `expires_after`, in seconds."""
     if fields.get("expires_after[anchor]", "created_at") != "created_at":
         raise Refusal(400, "expires_after[anchor]: must be 'created_at'", param="expires_after")
     text = fields.get("expires_after[seconds]")
@@ -132,7 +130,7 @@ def _kept_s(fields: dict[str, str]) -> float:
         return KEPT_S
     low, high = schemas.EXPIRES_S_MIN, schemas.EXPIRES_S_MAX
     if not (text.isascii() and text.isdigit() and len(text) < 9 and low <= int(text) <= high):
-        raise Refusal(400, f"expires_after[seconds]: must be from {low} to {high}", param="expires_after")
+        raise Refusal(400, f"expires_after[seconds]: must be an integer from {low} to {high}", param="expires_after")
     return float(text)
 
 

@@ -1,6 +1,6 @@
-"""The output and the error file of an ended batch: stored nowhere, rendered from its results whenever they are read.
+"""The output and error files of an ended batch, rendered from its results whenever they are read.
 
-The batch never changes, so they are the same bytes each time.
+An ended batch never changes, so they have the same bytes each time.
 """
 
 import re
@@ -28,7 +28,7 @@ _NAMES: dict[Kind, str] = {"output": "output.jsonl", "errors": "error.jsonl"}
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One of the two files of `batch`, which has it. `expires_at`: epoch seconds."""
+    """One of the two files of `batch`. `expires_at`: epoch seconds."""
 
     file_id: str
     batch: BatchRecord
@@ -37,12 +37,12 @@ class OutputFile:
 
 
 class OutputFiles:
-    """Finds, reads and forgets them. How long one is only rendering it tells: that is done once and written down."""
+    """Finds, reads and removes them. The size is found by rendering the file once, and then stored."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._sizes: OrderedDict[str, int] = OrderedDict()
-        self._rendering = threading.Lock()  # one at a time, whatever is asked for how often
+        self._rendering = threading.Lock()  # one at a time, however many are requested
 
     def find(self, caller: Caller, file_id: str) -> OutputFile | None:
         match = _ID.fullmatch(file_id)
@@ -61,7 +61,7 @@ class OutputFiles:
         return OutputFile(file_id, batch, kind, expires_at)
 
     def chunks(self, file: OutputFile) -> Iterator[bytes]:
-        assert file.batch.results is not None, "such a batch has no files"
+        assert file.batch.results is not None, "a batch without results has no output files"
         return openai_file(
             self._service.ledger.store.stream(file.batch.results.key),
             batch_id=file.batch.batch_id,
@@ -80,7 +80,7 @@ class OutputFiles:
         )
 
     def remove(self, caller: Caller, file: OutputFile) -> None:
-        """Only this file; the batch stays, and so does its other one."""
+        """Removes only this file; the batch and its other file stay."""
         ledger = self._service.ledger
         left_s = file.expires_at - ledger.clock.now()
         remove_after(ledger, keys.file_prefix(caller.tenant, file.file_id), left_s)

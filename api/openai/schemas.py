@@ -1,6 +1,6 @@
-"""What OpenAI's clients send and get, and how it is made of what is stored: files, uploads, batches.
+"""Files, uploads and batches in OpenAI's API format, and their conversion from records.
 
-Optional keys are always there, with null.
+Optional keys are always present, with null.
 """
 
 from typing import Annotated, Literal
@@ -15,10 +15,10 @@ from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALU
 
 EXPIRES_S_MIN = 3600
 EXPIRES_S_MAX = 30 * 24 * 3600
-UPLOAD_BYTES_MAX = 8 * 1024 * 1024 * 1024  # OpenAI's own
+UPLOAD_BYTES_MAX = 8 * 1024 * 1024 * 1024  # OpenAI's limit
 PARTS_MAX = 10_000
 
-Kind = Literal["output", "errors"]  # of the two files of an ended batch
+Kind = Literal["output", "errors"]  # the two files of an ended batch
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
@@ -26,7 +26,7 @@ _Key = Annotated[str, Field(min_length=1, max_length=METADATA_NAME_CHARS_MAX)]
 _Value = Annotated[str, Field(max_length=METADATA_VALUE_CHARS_MAX)]
 
 
-# Lines of the last one are taken and answered, each with an error that says what is served.
+# A batch of the last one is accepted; each line fails with an error that names the supported endpoints.
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 
 
@@ -110,7 +110,7 @@ class UploadPart(BaseModel):
 
 
 class BatchCounts(BaseModel):
-    """`failed` are all that did not succeed."""
+    """`failed` counts all requests that did not succeed."""
 
     total: int
     completed: int
@@ -151,9 +151,9 @@ BatchState = Literal[
 
 
 class Batch(BaseModel):
-    """Times in whole seconds since the epoch. Counts and usage are live.
+    """Times are in whole seconds since the epoch. Counts and usage are live.
 
-    `usage` is null where an endpoint did not tell the tokens of some results.
+    `usage` is null if an endpoint did not report the tokens of some results.
     """
 
     id: str
@@ -220,10 +220,10 @@ def upload_of(record: UploadRecord) -> Upload:
 
 
 def batch_of(status: DerivedStatus) -> Batch:
-    """Of a batch that was made of a file."""
+    """Converts a batch that was created from a file."""
     record, counts, usage = status.batch, status.counts, status.usage
     made_of = file_input(record)
-    assert made_of is not None, "other batches have no such view"
+    assert made_of is not None, "not a batch created from a file"
     state = _state(status)
     ended_at = _seconds(record.ended_at)
     is_canceled = record.reason == "canceled"
@@ -255,7 +255,7 @@ def batch_of(status: DerivedStatus) -> Batch:
 
 
 def output_file_id(batch: BatchRecord, kind: Kind) -> str | None:
-    """None where the batch has (or will have) nothing in such a file, or has not ended."""
+    """None if the batch has not ended, or has nothing for this file."""
     if batch.state != "ended" or batch.results is None:
         return None
     num_succeeded, num_all = batch.counts.succeeded, batch.counts.finished

@@ -1,4 +1,4 @@
-"""`/v1/uploads`, as OpenAI's clients use it: a file in parts."""
+"""`/v1/uploads` in OpenAI's API format: uploads of a file in parts."""
 
 import asyncio
 
@@ -16,15 +16,15 @@ from ..service import Service
 from . import schemas
 from .files import KEPT_S
 
-PART_BYTES_MAX = 64 * 1024 * 1024  # OpenAI's own
+PART_BYTES_MAX = 64 * 1024 * 1024  # OpenAI's limit
 BODY_BYTES_MAX = 1024 * 1024
 
 uploads = Routes("/v1/uploads", tag="uploads", problem=OpenAIProblem)
 
 
-@uploads.post("", 400, 413, summary="Begin a file that comes in parts", request_max_body_size=BODY_BYTES_MAX)
+@uploads.post("", 400, 413, summary="Create an upload", request_max_body_size=BODY_BYTES_MAX)
 def create(data: JSONBody[schemas.CreateUpload], service: ServiceDep, caller: CallerDep) -> schemas.Upload:
-    """It can be completed within an hour."""
+    """An upload expires after one hour."""
     upload = stored_uploads.begin(
         service.ledger,
         caller.tenant,
@@ -47,7 +47,7 @@ def create(data: JSONBody[schemas.CreateUpload], service: ServiceDep, caller: Ca
 async def add_part(
     request: AnyRequest, upload_id: FromPath[str], service: ServiceDep, caller: CallerDep
 ) -> schemas.UploadPart:
-    """Parts may come in any order and at the same time."""
+    """Parts may be sent in any order and concurrently."""
     upload = await asyncio.to_thread(_find, service, caller, upload_id)
     async with received_form(request, service, "data", PART_BYTES_MAX) as form:
         part_id = await asyncio.to_thread(
@@ -56,18 +56,16 @@ async def add_part(
     return schemas.UploadPart(id=part_id, created_at=int(service.ledger.clock.now()), upload_id=upload_id)
 
 
-@uploads.post(
-    "/{upload_id:str}/complete", 400, 413, summary="Make a file of the parts", request_max_body_size=BODY_BYTES_MAX
-)
+@uploads.post("/{upload_id:str}/complete", 400, 413, summary="Complete an upload", request_max_body_size=BODY_BYTES_MAX)
 def complete(
     data: JSONBody[schemas.CompleteUpload], upload_id: FromPath[str], service: ServiceDep, caller: CallerDep
 ) -> schemas.Upload:
-    """In the order of `part_ids`. Their bytes must be as many as were announced, and fit `md5` where it is given."""
+    """Join the parts in the order of `part_ids`. Their size must match `bytes` of the upload, and `md5` if given."""
     upload = _find(service, caller, upload_id)
     return schemas.upload_of(stored_uploads.complete(service.ledger, upload, data.part_ids, md5=data.md5))
 
 
-@uploads.post("/{upload_id:str}/cancel", 400, summary="Give an upload up")
+@uploads.post("/{upload_id:str}/cancel", 400, summary="Cancel an upload")
 def cancel(upload_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> schemas.Upload:
     return schemas.upload_of(stored_uploads.cancel(service.ledger, _find(service, caller, upload_id)))
 

@@ -1,6 +1,6 @@
-"""Work on a batch that its request does not wait for: planning it, ending it. Begun at once in this process.
+"""Plans and ends batches in the background, so that requests need not wait for it.
 
-If the process dies before it is done, a janitor does it, here or elsewhere.
+If the process dies before the work is done, the janitor of any process does it.
 """
 
 import queue
@@ -22,9 +22,9 @@ THREADS = 2
 
 
 class BackgroundTasks:
-    """`runner`: the name of this process. Its threads die with it. `on_ended` hears of the batches that end here.
+    """`runner`: the name of this process. Its threads end with it. `on_ended`: called for batches that end here.
 
-    `defer` takes over what would take long: a small batch that is canceled never waits for a large one to be planned.
+    `defer` takes over long work, so that canceling a small batch never waits for a large one to be planned.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class BackgroundTasks:
             self._wanted.put(None)
 
     def wake(self, batch_id: str) -> None:
-        """Soon, whatever there is to do."""
+        """Do the pending work on this batch soon."""
         self._wanted.put(batch_id)
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""What probes, scrapers and people ask of the process itself. Open to anyone: nothing here tells of a batch."""
+"""Health, version, metrics and documentation of the process. Open to anyone: they reveal nothing about batches."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from .metrics import Metrics
 from .pools import PoolStatus
 from .store_health import SILENT, StoreHealth
 
-# Of their own: threads that are all busy with uploads must not make the service look dead.
+# Separate threads, so that busy uploads do not make the service look dead.
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="probe")
 
 T = TypeVar("T")
@@ -32,14 +32,14 @@ T = TypeVar("T")
 probes = Routes("", tag="health", common=(405, 500))
 
 
-@probes.get("/healthz", summary="Is it well?")
+@probes.get("/healthz", summary="Check the health of the service")
 async def healthz(
     store_health: NamedDependency[StoreHealth], pool_status: NamedDependency[PoolStatus]
 ) -> schemas.Health | schemas.Degraded:
-    """Always 200 while the process lives.
+    """Always 200 while the process runs.
 
-    `degraded` where the store does not answer, where a lock of it is stuck (both with a `reason`), and where requests
-    wait for a pool that is down. A pool that is down while nothing waits for it is no fault.
+    `degraded` if the store is unavailable or one of its locks is stuck (both with a `reason`), or if requests wait for
+    a pool that is down. A pool that is down without waiting requests is not a fault.
     """
     now, reason = timestamp(time.time()), await store_health.look()
     if reason is not None:
@@ -48,14 +48,14 @@ async def healthz(
     return schemas.Health(status="healthy" if is_healthy else "degraded", storage=True, pools=pools, timestamp=now)
 
 
-@probes.get("/ready", 503, summary="May it be asked?")
+@probes.get("/ready", 503, summary="Check readiness")
 async def ready(store_health: NamedDependency[StoreHealth]) -> schemas.Ready:
-    if await store_health.look() == SILENT:  # with a lock stuck, most of the service works
-        raise Refusal(503, "The store does not answer now.", {"Retry-After": "5"})
+    if await store_health.look() == SILENT:  # with a stuck lock, most of the service works
+        raise Refusal(503, "The store is unavailable; retry shortly.", {"Retry-After": "5"})
     return schemas.Ready()
 
 
-@probes.get("/version", summary="Which version this is")
+@probes.get("/version", summary="Get the version")
 async def version() -> schemas.Version:
     return schemas.Version(version=__version__)
 
@@ -71,7 +71,7 @@ async def metrics(metrics: NamedDependency[Metrics], store_health: NamedDependen
 
 @probes.get("/docs", include_in_schema=False)
 async def docs(request: AnyRequest, pages: NamedDependency[Pages]) -> Response[bytes]:
-    """The OpenAPI document as a page: nothing is loaded from elsewhere."""
+    """The OpenAPI document as a page without external resources."""
     return _page(request, pages.docs, {"Content-Security-Policy": PAGE_POLICY})
 
 
@@ -92,7 +92,7 @@ async def _in_thread(call: Callable[[], T]) -> T:
 
 
 def _pools(pool_status: PoolStatus) -> tuple[dict[str, schemas.PoolHealth], bool]:
-    """And is all of it well? Not where the store does not tell."""
+    """The health of each pool, and whether all is well. False if the store is unavailable."""
     try:
         return pool_status.health(), not pool_status.is_waiting_in_vain()
     except StoreError:

@@ -1,6 +1,6 @@
-"""The service's figures for Prometheus. Gauges are read from the store when they are asked for. No batch ids.
+"""The service's Prometheus metrics. Gauges are read from the store at each scrape. No label is a batch id.
 
-Runners have a page of their own for what only they know: the latency of each request, vLLM's own figures.
+Runners serve their own metrics, such as request latencies and vLLM's metrics.
 """
 
 import collections
@@ -30,20 +30,20 @@ class Metrics:
         self._registry.register(self._pools)
         set_aside = Gauge(
             "batchfile_api_batches_set_aside",
-            "Batches that this process leaves alone because an object of them is damaged or the store refuses it.",
+            "Batches that this process has set aside because the store rejects or damages one of their objects.",
             registry=self._registry,
         )
         set_aside.set_function(lambda: len(aside.reasons()))
         self._answers = Counter(
             "batchfile_http_answers",
-            "HTTP answers by method and status.",
+            "HTTP responses by method and status.",
             ["method", "status"],
             registry=self._registry,
         )
         self._latency = Histogram(
             "batchfile_batch_seconds",
-            "From a batch's creation to its end. Every API process counts every batch that ends while it lives: "
-            "look at one of them, a sum counts each batch again.",
+            "Time from the creation of a batch to its end. Every replica counts every batch: aggregate with max, "
+            "not sum.",
             ["stage", "reason"],
             buckets=BATCH_BUCKETS_S,
             registry=self._registry,
@@ -58,7 +58,7 @@ class Metrics:
             self._latency.labels(batch.stage or "none", batch.reason or "none").observe(seconds)
 
     def render(self, *, has_store: bool = True) -> bytes:
-        """The page. Without a store nothing is asked of it."""
+        """The metrics page. `has_store` False: without the metrics that are read from the store."""
         self._pools.has_store = has_store
         return generate_latest(self._registry)
 
@@ -74,7 +74,7 @@ class _StoreCollector(Collector):
         requests = CounterMetricFamily(
             "batchfile_store_requests", "Requests to the store by verb and outcome.", labels=["verb", "outcome"]
         )
-        seconds = CounterMetricFamily("batchfile_store_seconds", "Time in these requests.", labels=["verb", "outcome"])
+        seconds = CounterMetricFamily("batchfile_store_seconds", "Time in store requests.", labels=["verb", "outcome"])
         for call, spent in self._store.figures().items():
             requests.add_metric([call.verb, call.outcome], spent.num)
             seconds.add_metric([call.verb, call.outcome], spent.seconds)
@@ -83,7 +83,7 @@ class _StoreCollector(Collector):
 
 
 class _PoolCollector(Collector):
-    """What is pending and who works on it. A store that is down leaves these out; the page itself still answers."""
+    """Pending work and runners. Omitted while the store is unavailable, but the page is still served."""
 
     def __init__(self, pool_status: PoolStatus, pools: list[str]) -> None:
         self.has_store = True
@@ -91,10 +91,10 @@ class _PoolCollector(Collector):
         self._pools = pools
 
     def describe(self) -> list[Metric]:
-        return []  # registering asks nothing of the store
+        return []  # registering must not read the store
 
     def collect(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("batchfile_store_up", "1 while the store answers.")
+        up = GaugeMetricFamily("batchfile_store_up", "1 while the store is available.")
         try:
             found = [*self._queues(), *self._runners()] if self.has_store else None
         except StoreError:
@@ -105,10 +105,10 @@ class _PoolCollector(Collector):
 
     def _queues(self) -> Iterator[Metric]:
         names = {
-            "open_batches": "Batches with something left for the pool.",
-            "pending_requests": "Requests without a committed result: the queue's depth.",
-            "pending_shards": "Shards that another runner could begin.",
-            "leased_shards": "Shards in work.",
+            "open_batches": "Open batches with pending requests for the pool.",
+            "pending_requests": "Requests without a committed result (queue depth).",
+            "pending_shards": "Shards that a runner could claim.",
+            "leased_shards": "Shards with a lease.",
         }
         scales = {pool: self._pool_status.scale_of(pool) for pool in self._pools}
         for name, text in names.items():
@@ -117,7 +117,7 @@ class _PoolCollector(Collector):
                 gauge.add_metric([pool], getattr(scale, name))
             yield gauge
         oldest = GaugeMetricFamily(
-            "batchfile_oldest_open_created_seconds", "When the oldest open batch was made.", labels=["pool"]
+            "batchfile_oldest_open_created_seconds", "Creation time of the oldest open batch.", labels=["pool"]
         )
         for pool, scale in scales.items():
             if scale.oldest_created_at is not None:
@@ -131,7 +131,7 @@ class _PoolCollector(Collector):
             states.add_metric([pool, state], num)
         yield states
         for name in ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s"):
-            text = "Of all live runners, while each had work in the last minute; 0: none had."
+            text = "Sum over live runners, while they had work in the last minute; 0 if none had."
             gauge = GaugeMetricFamily(f"batchfile_runner_{name}", text, labels=["pool"])
             for pool in self._pools:
                 gauge.add_metric([pool], sum(getattr(runner, name) for runner in runners if runner.pool == pool))

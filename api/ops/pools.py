@@ -1,4 +1,4 @@
-"""The pools and their runners, as the store shows them. Looks again after a few seconds, not at every request."""
+"""The status of pools and runners, read from the store and cached for a few seconds."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ from ..native import schemas
 
 T = TypeVar("T")
 
-FRESH_S = 3.0  # any number of dashboards and probes cost one look in this time
+FRESH_S = 3.0  # any number of dashboards and probes cause one read in this time
 
 
 class PoolStatus:
@@ -36,7 +36,7 @@ class PoolStatus:
 
     def scale_of(self, pool: str) -> Scale:
         if pool not in self._scales:
-            raise Refusal(404, f"There is no pool {pool[:80]!r}; there are {', '.join(sorted(self._scales))}")
+            raise Refusal(404, f"Pool {pool[:80]!r} not found; use one of {', '.join(sorted(self._scales))}")
         return self._scales[pool].now()
 
     def scale(self, pool: str) -> schemas.Scale:
@@ -56,7 +56,7 @@ class PoolStatus:
         return schemas.Pool(
             name=name,
             model=settings.model,
-            # What runs, where something does: runners have settings of their own.
+            # Prefer what live runners report, because they have their own settings.
             engine=", ".join(sorted({runner.engine for runner in live})) or settings.engine,
             stages=[stage for stage, pool in self._settings.stages.items() if pool == name],
             runners=Counter(runner.state for runner in live),
@@ -68,8 +68,8 @@ class PoolStatus:
         return [self.pool(name) for name in sorted(self._settings.pools)]
 
     def runners(self, pool: str | None) -> list[schemas.Runner]:
-        """Without the batches they work on, which belong to other tenants too, and the machines' names, which are the
-        operator's: a service with keys does not show them.
+        """Without batches, which may belong to other tenants, and, on a service with keys, without host names, which
+        only the operator may see.
         """
         found = [runner for runner in self.presence() if pool in {None, runner.pool}]
         hidden: dict[str, Any] = {"shards": (), "set_aside": {}}
@@ -78,12 +78,12 @@ class PoolStatus:
         return [schemas.Runner(**asdict(replace(runner, **hidden))) for runner in found]
 
     def is_waiting_in_vain(self) -> bool:
-        """Are there requests for a pool that has no runner to answer them?"""
+        """Do requests wait for a pool that is down?"""
         down = [name for name, pool in self.health().items() if pool.status == "down"]
         return any(self._waiting[name].now() for name in down)
 
     def health(self) -> dict[str, schemas.PoolHealth]:
-        """Up is a pool with a runner that can answer: `loading` cannot yet, `down` has lost its endpoint."""
+        """A pool is up if it has a runner that is neither `loading` nor `down` (its endpoint is unavailable)."""
         num = Counter(runner.pool for runner in self.presence() if runner.state not in {"loading", "down"})
         return {
             name: schemas.PoolHealth(status="up" if num[name] else "down", runners=num[name])
@@ -92,7 +92,7 @@ class PoolStatus:
 
 
 class _Kept(Generic[T]):
-    """What `look` found lately. Whoever asks while someone looks waits for that look, and for no other one."""
+    """Caches the result of `look`. Concurrent callers wait for one call of it."""
 
     def __init__(self, look: Callable[[], T]) -> None:
         self._look = look

@@ -1,5 +1,6 @@
-"""One POST to a server of a user's: to an address that was looked at before, without redirects and proxies, in a
-bounded time, and of the answer only the status. Knows no webhook.
+"""Sends one POST to a user's server safely: only to a checked address, without redirects and proxies, in bounded time.
+
+Reads only the status of the response.
 """
 
 import http.client
@@ -11,16 +12,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-SOCKET_S = 10.0  # for one step
-POST_S = 25.0  # for all of them, from the connection on; a name is looked up before, in the resolver's own time
+SOCKET_S = 10.0  # for each step
+POST_S = 25.0  # for all steps after the DNS lookup, which takes the resolver's own time
 
-_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that IANA has given out for the internet
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all global unicast addresses that IANA has assigned
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
-# Not for the internet, whatever Python's own tables say: some do in later versions only, one is a public address.
+# Not public, although Python's tables may say otherwise: some changed in later versions, one is a public address.
 _RESERVED = (
-    ipaddress.ip_network("168.63.129.16/32"),  # Azure's virtual machines reach their host's agent there
-    ipaddress.ip_network("192.0.0.0/24"),  # RFC 6890, but for two addresses that answer nobody's webhook either
+    ipaddress.ip_network("168.63.129.16/32"),  # the host agent of Azure's virtual machines
+    ipaddress.ip_network("192.0.0.0/24"),  # RFC 6890; its two public addresses receive no webhooks
     ipaddress.ip_network("3fff::/20"),  # RFC 9637, for documentation
 )
 
@@ -28,7 +29,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bool) -> str | None:
-    """None where the server answered 2xx; else what went wrong. Raises nothing of the network or of the address."""
+    """None if the server answered 2xx, otherwise what went wrong. Network errors are returned, not raised."""
     try:
         parts = urlsplit(url)
         is_tls = parts.scheme == "https"
@@ -36,7 +37,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bo
         port = parts.port or (443 if is_tls else 80)
         address = _address(host, port, allow_private=allow_private)
         if address is None:
-            return f"{host} has an address that only its own network reaches; allow it in the settings if it is yours"
+            return f"{host} has a private address; set allow_private for this webhook if you trust it"
         connection = _Pinned(host, port, address, is_tls)
         given_up = threading.Timer(POST_S, connection.cut)
         given_up.start()
@@ -48,12 +49,12 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bo
             given_up.cancel()
             connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None if 200 <= status < 300 else f"answered {status}"
+        return f"the request failed: {error}"
+    return None if 200 <= status < 300 else f"the server answered {status}"
 
 
 def is_public(address: IPAddress) -> bool:
-    """Can anyone on the internet have it? An IPv4 address in an IPv6 one is looked at as itself."""
+    """Is the address public? An IPv4 address embedded in an IPv6 one is checked as itself."""
     inner = _inner(address) if isinstance(address, ipaddress.IPv6Address) else address
     if isinstance(inner, ipaddress.IPv6Address) and inner not in _UNICAST:
         return False
@@ -69,7 +70,7 @@ def _inner(address: ipaddress.IPv6Address) -> IPAddress:
 
 
 def _address(host: str, port: int, *, allow_private: bool) -> str | None:
-    """The first address of the host; None where any of them is not public."""
+    """The first address of the host; None if any of them is not public."""
     found = [str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     if not allow_private and not all(is_public(ipaddress.ip_address(item.partition("%")[0])) for item in found):
         return None
@@ -77,14 +78,14 @@ def _address(host: str, port: int, *, allow_private: bool) -> str | None:
 
 
 class _Pinned(http.client.HTTPConnection):
-    """Speaks to `address`, in the name of `host`: what was looked at is what is connected to."""
+    """Connects to the checked `address` while speaking to `host`, which prevents DNS rebinding."""
 
     def __init__(self, host: str, port: int, address: str, is_tls: bool) -> None:
         super().__init__(host, port, timeout=SOCKET_S)
         self._address = address
         self._is_tls = is_tls
         if is_tls:
-            self.default_port = 443  # how the Host header is written
+            self.default_port = 443  # so that the Host header omits it
 
     def connect(self) -> None:
         self.sock = socket.create_connection((self._address, self.port), SOCKET_S)
@@ -92,7 +93,7 @@ class _Pinned(http.client.HTTPConnection):
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
     def cut(self) -> None:
-        """From another thread: what waits on the socket fails at once."""
+        """Call it from another thread: pending socket operations fail at once."""
         with suppress(OSError):
             if self.sock is not None:
                 self.sock.shutdown(socket.SHUT_RDWR)

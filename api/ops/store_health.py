@@ -1,7 +1,7 @@
-"""Does the store answer? Asked every two seconds, so that no request waits long for a store that has gone silent.
+"""Checks every two seconds whether the store answers, so that no request waits long for a hanging one.
 
-One that refuses is known at once, by whoever asks it. One that takes a question and never answers would hold every
-thread of this process for a minute: after ten seconds without an answer it counts as lost, until it answers again.
+A store that returns errors is noticed at once by each request. A store that hangs would block every thread of this
+process for a minute, so after ten seconds without an answer it counts as lost until it answers again.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-PROBE_KEY = "bell/_ready"  # whether it is there does not matter, only that the store answers
+PROBE_KEY = "bell/_ready"  # it need not exist; only the store's answer matters
 PROBE_WAIT_S = 5.0
 BEAT_S = 2.0
 LOST_S = 10.0
 RETRY_AFTER_S = 5
-SILENT = "The store does not answer."
-SILENT_YET = "The store does not answer yet; try again."
-STUCK = "A process that does not move on has a lock of the store; the log of this service names it."
+SILENT = "The store is unavailable."
+SILENT_YET = "The store is not available yet; retry shortly."
+STUCK = "A stuck process holds a lock of the store; the server log names it."
 
 
 class StoreHealth:
@@ -46,17 +46,17 @@ class StoreHealth:
     def __init__(self, store: Store) -> None:
         self.lost = asyncio.Event()
         self._store = store
-        # A thread of its own: the others may all be waiting for the store.
+        # A separate thread, because all others may be waiting for the store.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store-health")
         self._question: asyncio.Future[str | None] | None = None
         self._answered_at = time.monotonic()
         self._is_stuck = False
 
     async def look(self) -> str | None:
-        """What is wrong with it now, None: nothing. At most `PROBE_WAIT_S`.
+        """What is wrong with the store; None: nothing. Takes at most `PROBE_WAIT_S`.
 
-        Requests that come meanwhile share its answer. Where only a lock is stuck, reads and most writes work,
-        so the store is not lost.
+        Concurrent calls share one check. With a stuck lock, reads and most writes still work, so the store is not
+        lost.
         """
         if self._question is None or self._question.done():
             self._question = asyncio.get_running_loop().run_in_executor(self._thread, self._ask)
@@ -68,7 +68,7 @@ class StoreHealth:
         return trouble
 
     async def beat(self) -> None:
-        """For ever."""
+        """Check forever."""
         while True:
             await self.look()
             await asyncio.sleep(BEAT_S)
@@ -103,9 +103,9 @@ class StoreHealth:
 
 
 def opened(open_store: Callable[[], T], listener: socket.socket) -> T:
-    """What `open_store` returns, as soon as it does. Meanwhile `listener` is served, if the store is away.
+    """The result of `open_store`. Until the store is available, `listener` answers probes.
 
-    A signal that ends the process ends it here too. Raises: what waiting does not fix.
+    Signals end the process as usual. Raises: errors that waiting does not fix.
     """
     with suppress(StoreUnavailable):
         return open_store()
@@ -116,12 +116,12 @@ def opened(open_store: Callable[[], T], listener: socket.socket) -> T:
     def wait() -> None:
         try:
             found.append(wait_for_store(open_store))
-        except Exception as error:  # noqa: BLE001 whoever waits raises it
+        except Exception as error:  # noqa: BLE001 raised below by the waiting thread
             found.append(error)
         server.should_exit = True
 
     threading.Thread(target=wait, name="wait-for-store", daemon=True).start()
-    server.run(sockets=[listener.dup()])  # which closes its own
+    server.run(sockets=[listener.dup()])  # the server closes its copy
     (result,) = found
     if isinstance(result, Exception):
         raise result
@@ -130,7 +130,7 @@ def opened(open_store: Callable[[], T], listener: socket.socket) -> T:
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application until the store has answered for the first time: it knows no route but the probes."""
+    """The application until the store has answered for the first time. It serves only the probes."""
     path = scope["path"].rstrip("/")
     status, body = 503, {}
     if path == "/healthz":

@@ -1,9 +1,8 @@
-"""Webhooks: telling a tenant's own server that a batch has ended. Standard Webhooks, with OpenAI's names of the events.
+"""Delivers webhooks when a batch ends, following Standard Webhooks, with OpenAI's event names.
 
-How far the telling is stands in the store, next to the batch, so that any process resumes where another one died. A
-process writes before an attempt when the next one is due: the event comes at least once, and seldom twice. What is due
-for one receiver is told two at a time, so that one that hangs holds up nobody else; only many that hang at once do, for
-as long as an attempt lasts.
+The state of a delivery is stored next to the batch, so that any process resumes it after another one died. Each attempt
+is recorded before it is made, with the time of the next one: delivery is at least once, and rarely twice. A receiver
+gets at most two attempts at a time, so that one that hangs does not delay the others.
 """
 
 import base64
@@ -39,7 +38,7 @@ log = structlog.get_logger()
 
 WebhookState = Literal["pending", "delivered", "given_up"]
 
-# After each attempt the wait for the next one, in seconds; after the last one it is given up.
+# The wait after each attempt, in seconds; after the last one the delivery is abandoned.
 BACKOFF_S = (30.0, 300.0, 1800.0, 7200.0, 18000.0, 60.0)
 SECRET_PREFIX = "whsec_"
 
@@ -54,8 +53,8 @@ _EVENTS: dict[EndReason, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookRecord:
-    """How far the telling of a batch's end is. `num_attempts` were begun. The next is due at `next_at`, by the clock of
-    whoever wrote it: others go by the age of this record instead.
+    """The state of a delivery. `num_attempts`: begun so far. `next_at`: when the next is due, by the clock of the
+    process that wrote it; other processes use the age of this record instead.
     """
 
     num_attempts: int
@@ -67,7 +66,7 @@ class WebhookRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What is sent: always the same bytes for one batch. `event_id` lets the receiver know a repetition."""
+    """The payload: always the same bytes for a batch. `event_id` lets the receiver detect duplicates."""
 
     event_id: str
     type: str
@@ -75,7 +74,7 @@ class Event:
 
 
 def event_of(batch: BatchRecord) -> Event:
-    """Of an ended batch; with the `path` of the dropped file that it was made of, if it was."""
+    """The event of an ended batch; with the `path` of its inbox file, if it has one."""
     path = inbox_path(batch)
     kind = _EVENTS[batch.reason or "completed"]
     event_id = f"evt_{hashlib.sha256(f'{batch.batch_id} {kind}'.encode()).hexdigest()[:32]}"
@@ -90,9 +89,9 @@ def event_of(batch: BatchRecord) -> Event:
 
 
 def signed_headers(event: Event, secret: str | None, now: float) -> dict[str, str]:
-    """Standard Webhooks, version 1. `secret`: base64 after `whsec_`; None: there is no signature.
+    """The headers of Standard Webhooks, version 1. `secret`: base64 after `whsec_`; None: no signature.
 
-    `now`: epoch seconds, of this attempt.
+    `now`: the time of this attempt, in epoch seconds.
     """
     sent_at = int(now)
     named = {"webhook-id": event.event_id, "webhook-timestamp": str(sent_at)}
@@ -104,9 +103,10 @@ def signed_headers(event: Event, secret: str | None, now: float) -> dict[str, st
 
 
 def deliver(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> float | None:
-    """Make an attempt if one is due. When to come again (epoch seconds); None: done, given up, or the batch is gone.
+    """Make an attempt if one is due. Returns when to call again (epoch seconds); None: delivered, abandoned, or the
+    batch is gone.
 
-    `send` gives None where the receiver took it, else what went wrong. Raises: StoreUnavailable.
+    `send` returns None if the receiver accepted the event, otherwise what went wrong. Raises: StoreUnavailable.
     """
     batch = read_batch(ledger, batch_id)
     if batch is None or batch.state != "ended":
@@ -141,13 +141,13 @@ def deliver(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) 
 
 
 def _left_s(found: Stored[WebhookRecord]) -> float:
-    """Until the next attempt. By the store's clock: the process that made the last one may have had a wrong one."""
+    """Seconds until the next attempt, by the store's clock: the clock of the last process may have been wrong."""
     num = found.record.num_attempts
     return max(0.0, BACKOFF_S[num - 1] - found.age_s) if num else 0.0
 
 
 AT_ONCE = 16
-AT_RECEIVER = 2  # of them
+AT_RECEIVER = 2  # to one receiver
 LOOK_S = 0.5
 
 
@@ -159,7 +159,7 @@ class _Due(NamedTuple):
 
 
 class _Receiver(NamedTuple):
-    """A tenant's own, because two tenants of one server do not wait for each other. `host` may have a port."""
+    """One per tenant, so that tenants of one server do not wait for each other. `host` may have a port."""
 
     tenant: str
     host: str
@@ -167,33 +167,33 @@ class _Receiver(NamedTuple):
 
 @dataclass(slots=True)
 class _Lane:
-    """What is due for one receiver, in that order, and how many attempts are in work there."""
+    """The due deliveries of one receiver, in order, and its number of attempts in progress."""
 
     waiting: deque[_Due] = field(default_factory=deque)
     num_busy: int = 0
 
 
 class WebhookSender:
-    """`hooks`: by tenant. A batch's own callback overrides its tenant's address, and is signed with its secret.
+    """`hooks`: by tenant. A batch's own callback overrides its tenant's URL, and is signed with the tenant's secret.
 
-    What the store refuses, or has of an attempt in damaged form, is set aside, for a while that grows.
+    A batch is set aside, for increasing times, if the store rejects or damages its records.
     """
 
     def __init__(self, ledger: Ledger, hooks: Mapping[str, Webhook], aside: SetAside | None = None) -> None:
         self._ledger = ledger
         self._aside = aside or SetAside(ledger)
         self._hooks = hooks
-        self._news: queue.SimpleQueue[_Due | _Receiver] = queue.SimpleQueue()  # a receiver: one attempt there is over
+        self._news: queue.SimpleQueue[_Due | _Receiver] = queue.SimpleQueue()  # a receiver: one of its attempts is over
 
     def on_ended(self, batch: BatchRecord) -> None:
-        """Of an ended batch, perhaps not for the first time."""
+        """Queue the delivery of an ended batch. May be called several times for one batch."""
         dropped = dropped_file(batch)
         callback = (dropped and dropped.callback) or ""
         if callback or batch.tenant in self._hooks:
             self._news.put(_Due(0.0, batch.batch_id, batch.tenant, callback))
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop`. Attempts in work then are made again by another process."""
+        """Run until `stop`. Another process repeats attempts that are then in progress."""
         later: list[_Due] = []  # a heap
         lanes: defaultdict[_Receiver, _Lane] = defaultdict(_Lane)
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook") as senders:
@@ -215,7 +215,7 @@ class WebhookSender:
             senders.shutdown(wait=False, cancel_futures=True)
 
     def _get_news(self) -> Iterator[_Due | _Receiver]:
-        """All there is; the first of it is waited for."""
+        """All news; waits for the first."""
         with suppress(queue.Empty):
             yield self._news.get(timeout=LOOK_S)
             while True:
@@ -223,12 +223,12 @@ class WebhookSender:
 
     def _deliver(self, receiver: _Receiver, due: _Due) -> None:
         wait_s = self._attempt(due)
-        if wait_s is not None:  # by a clock that nobody sets back
+        if wait_s is not None:  # by the monotonic clock, which is never set back
             self._news.put(due._replace(at=self._ledger.clock.monotonic() + wait_s))
         self._news.put(receiver)
 
     def _attempt(self, due: _Due) -> float | None:
-        """In how many seconds to come again, if at all."""
+        """Seconds until the next attempt, if any."""
         try:
             again = deliver(self._ledger, due.batch_id, partial(self._send, due))
             self._aside.worked(due.batch_id, "webhook")
@@ -240,10 +240,10 @@ class WebhookSender:
             return None
 
     def _set_aside(self, batch_id: str, error: BatchfileError) -> float:
-        """For how many seconds."""
+        """Returns for how many seconds."""
         try:
             return self._aside.put(batch_id, "webhook", error)
-        except BatchfileError:  # there is no room, for any batch
+        except BatchfileError:  # the store is full, which affects every batch
             log.warning("webhook.paused", batch_id=batch_id, error=str(error))
             return PAUSE_S_MAX
 

@@ -4,9 +4,9 @@ import sys
 
 PYTHON_MIN = (3, 11)
 
-# Before the other modules, which an older Python cannot even read.
+# Before importing the other modules, whose syntax an older Python cannot parse.
 if sys.version_info < PYTHON_MIN:
     raise SystemExit(
-        "Set-up stopped: Python %d.%d is too old: 3.11 or newer is needed. Make the virtual environment again with a "  # noqa: UP031
+        "Set-up stopped: Python %d.%d is too old; 3.11 or newer is required. Recreate the virtual environment with a "  # noqa: UP031
         "newer one, for example `python3.12 -m venv --clear .venv`." % sys.version_info[:2]
     )

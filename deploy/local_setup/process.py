@@ -1,4 +1,4 @@
-"""Runs a program of a step: quietly, with progress, and with an eye on the disk."""
+"""Runs the program of a step without its output, with progress and a check of free disk space."""
 
 import errno
 import os
@@ -21,19 +21,19 @@ DISK_IS_FULL_BYTES = 50_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """`least_free`: the least free space on the watched disk while the program ran, in bytes."""
+    """`least_free`: the minimum of free bytes on the watched disk while the program ran."""
 
     exit_status: int
     told: str
     least_free: int
 
     def ran_out_of_disk(self) -> bool:
-        """By what was measured, or by the operating system's own words for it."""
+        """Judged by the measured free space, or by the operating system's error text."""
         return self.least_free < DISK_IS_FULL_BYTES or os.strerror(errno.ENOSPC) in self.told
 
 
 def free_bytes(folder: Path) -> int:
-    """On the disk that has, or would have, this folder."""
+    """The free bytes on the disk of a folder, which may not exist yet."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free
 
@@ -42,14 +42,14 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     free = free_bytes(folder)
     if free < needed:
         raise SetupError(
-            f"{what} needs about {size(needed)} of disk space, and the disk of {folder} has {size(free)} free. "
+            f"{what} needs about {size(needed)} of disk space, but the disk of {folder} has {size(free)} free. "
             "Free some space, then run the same command again."
         )
 
 
 def disk_full(folder: Path) -> SetupError:
     return SetupError(
-        f"The disk of {folder} is full. Free some space, then run the same command again; what is complete stays."
+        f"The disk of {folder} is full. Free some space, then run the same command again; completed steps are kept."
     )
 
 
@@ -61,7 +61,7 @@ def attempt(
     env: dict[str, str] | None = None,
     holds: Sequence[int] = (),
 ) -> Done:
-    """Run to its end. `holds` are lock descriptors that the program has until it ends, whatever becomes of us."""
+    """Run a program to its end. `holds`: lock descriptors that it keeps until it ends, even if this process dies."""
     least_free = free_bytes(disk)
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -99,8 +99,8 @@ def run(command: Sequence[str], progress: Progress, *, disk: Path, hint: str, ho
 
 
 def short(command: Sequence[str], done: Done) -> str:
-    """The end of what a program wrote, below our own sentence."""
+    """The exit status and the last lines of a program's output."""
     name = " ".join(["python" if part == sys.executable else part for part in command])
     name = name.partition("\n")[0][:120]
     lines = [line for line in done.told.strip().splitlines() if line.strip()][-TOLD_LINES_MAX:]
-    return f"`{name}` ended with exit status {done.exit_status}:\n" + "\n".join(lines)[-TOLD_CHARS_MAX:]
+    return f"`{name}` exited with status {done.exit_status}:\n" + "\n".join(lines)[-TOLD_CHARS_MAX:]

@@ -1,4 +1,4 @@
-"""What set-up shows: a line for each step that is done, and for a long one how far it is.
+"""Shows the progress of set-up: a line for each completed step, and the progress of long ones.
 
 On a terminal the line of the running step is rewritten about once a second; elsewhere there is a line every 10 s.
 """
@@ -24,7 +24,7 @@ def say(text: str) -> None:
 
 
 def size(num_bytes: int) -> str:
-    """As a person reads it, in units of 1000."""
+    """A readable size, in units of 1000."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
@@ -33,7 +33,7 @@ def elapsed(seconds: float) -> str:
 
 
 def bytes_in(folder: Path, *, from_depth: int = 0) -> int:
-    """What lies in a folder, which may change meanwhile. `from_depth` 1 leaves out the files at its top."""
+    """The size of a folder, which may change meanwhile. `from_depth` 1 ignores the files at its top."""
     total = 0
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -47,9 +47,9 @@ def bytes_in(folder: Path, *, from_depth: int = 0) -> int:
 
 @dataclass(slots=True, kw_only=True)
 class Growth:
-    """A folder that a step fills: how much came since the start, of about how much in all (0: unknown).
+    """The growth of a folder since the start of a step. `total`: expected bytes (0: unknown).
 
-    What was there is remembered, since pip empties its folder before it ends.
+    Keeps the maximum, because pip empties its folder before it ends.
     """
 
     verb: str
@@ -84,7 +84,7 @@ class Progress:
             self.is_terminal = self.out.isatty() and os.environ.get("TERM") != "dumb"
 
     def step(self, title: str, work: Callable[[], str | None]) -> None:
-        """Run one step and print one line for it: what it was, how it went, how long it took."""
+        """Run one step and print one line for it: its title, its result and its duration."""
         self.title, self.started, self.watched = title, self.clock(), ()
         self.shown = self.started
         self._line(f"  {title} ...", ends=not self.is_terminal)
@@ -96,13 +96,13 @@ class Progress:
         self._line(f"  {title}: {note or 'done'} ({elapsed(self.clock() - self.started)})", ends=True)
 
     def watch(self, *folders: Growth) -> None:
-        """From now on the running step's line shows how much these folders have grown."""
+        """Show the growth of these folders in the line of the running step."""
         for one in folders:
             one.begin()
         self.watched = folders
 
     def tick(self) -> None:
-        """Called often while a step runs; shows something when it is time to."""
+        """Called often while a step runs; updates the line when it is due."""
         now = self.clock()
         if now - self.shown < (LIVE_S if self.is_terminal else PLAIN_S):
             return

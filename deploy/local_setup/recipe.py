@@ -1,6 +1,6 @@
-"""The steps of set-up in their order, and whether there is anything to do.
+"""The steps of set-up in order, and the check whether there is anything to do.
 
-What only the tests need is here, too: older majors of an official client, and the packages of the tests in Node.
+Includes what only the tests need: older major versions of an official client, and packages of the Node tests.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from .places import (
 from .process import require_space, run
 from .progress import Progress, bytes_in, say
 
-# Older majors of an official client, each in a folder of its own. They use the environment's own packages otherwise.
+# Older major versions of an official client, each in its own folder, next to the environment's packages.
 SDK_MAJORS = {"anthropic-0": ("anthropic==0.84.0", "distro==1.9.0"), "anthropic-1": ("anthropic==1.17.0",)}
 NODE_FOLDERS = ("ts", "tests/sdk-node", "tests/sdk-node-openai", "tests/s3rver")
 SDK_MARK = ".complete"
 STAMP_NAME = "batchfile-setup.json"
-BLOCKS = 1.2  # what files take on a disk, to their bytes: many are small
+BLOCKS = 1.2  # disk usage relative to file sizes, because many files are small
 
 
 def sdk_dir(name: str) -> Path:
@@ -63,10 +63,10 @@ def has_node_tools() -> bool:
 
 
 def install_node_tools(installer: Installer) -> str:
-    """What builds the adapter and the tests in Node. Without Node only those tests do not run, and they say why."""
+    """Install what builds the Node client and its tests. Without Node, only those tests are skipped."""
     npm = shutil.which("npm")
     if npm is None:
-        return "left out, because npm is not on PATH: the tests of ts/ and of Node clients need Node 20 or newer"
+        return "skipped, because npm is not on PATH; the tests of ts/ and of Node clients need Node 20 or newer"
     for folder in NODE_FOLDERS:
         run(
             [npm, "--prefix", folder, "ci", "--no-audit", "--no-fund"],
@@ -79,12 +79,12 @@ def install_node_tools(installer: Installer) -> str:
 
 
 def stamp_path() -> Path:
-    """Written last, removed first: while it is there, the environment is as this recipe makes it."""
+    """Written last and removed first: while it exists, the environment is complete."""
     return environment_dir() / STAMP_NAME
 
 
 def read_stamp() -> dict[str, Any]:
-    """Its `recipe`, `vllm` and `extras`; empty where there is none."""
+    """Its `recipe`, `vllm` and `extras`; empty if it does not exist."""
     with contextlib.suppress(OSError, ValueError):
         stamp = json.loads(stamp_path().read_text())
         return stamp if isinstance(stamp, dict) else {}
@@ -92,7 +92,7 @@ def read_stamp() -> dict[str, Any]:
 
 
 def recipe_digest(*, is_newest: bool) -> str:
-    """What the installed state depends on: the declared dependencies, the constraints, this recipe, the interpreter."""
+    """A digest of the declared dependencies, the constraints, this recipe and the interpreter."""
     digest = hashlib.sha256(f"{sys.version} {is_newest}".encode())
     locks = [ROOT / folder / "package-lock.json" for folder in NODE_FOLDERS]
     constraints = [] if is_newest else [CONSTRAINTS, CONSTRAINTS_CPU]
@@ -114,7 +114,7 @@ def is_up_to_date(extras: tuple[str, ...], *, is_newest: bool) -> bool:
 
 
 def check_machine(*, is_service: bool) -> bool:
-    """Stops where set-up cannot work. Returns whether there is a GPU."""
+    """Returns whether there is a GPU. Raises: SetupError if set-up cannot work on this machine."""
     machine = this_machine()
     problem = problem_with(machine, is_service=is_service) or environment_problem()
     if problem:
@@ -127,10 +127,10 @@ def set_up(extras: tuple[str, ...], *, is_newest: bool = False, is_service: bool
         return
     has_gpu = check_machine(is_service=is_service)
     with locked(models_dir(), "models"):
-        pass  # can it be written to? Before anything is downloaded
+        pass  # checks that it is writable, before anything is downloaded
     with locked(environment_dir(), "environment") as lock:
         if is_up_to_date(extras, is_newest=is_newest):
-            return  # the set-up that was waited for did it
+            return  # done by the set-up that this one waited for
         stamp = read_stamp()
         plan = Plan(extras=extras, has_gpu=has_gpu, is_newest=is_newest)
         try:
@@ -142,7 +142,7 @@ def set_up(extras: tuple[str, ...], *, is_newest: bool = False, is_service: bool
 
 
 def require_space_for(plan: Plan) -> None:
-    """For what is not there yet, roughly. Resolving may download too, where an index does not serve metadata alone."""
+    """Checks for the space of missing packages. Resolving may download too, if an index does not serve metadata."""
     sizes = plan.sizes()
     needed = sizes.fetched + int(BLOCKS * (sizes.installed - min(bytes_in(packages_dir()), sizes.installed)))
     require_space(environment_dir(), needed, "Installing vLLM")
@@ -150,7 +150,7 @@ def require_space_for(plan: Plan) -> None:
 
 def resolve(into: list[str], installer: Installer, plan: Plan) -> str:
     into += installer.resolve(plan)
-    return f"{len(into)} to install" if into else "all there"
+    return f"{len(into)} to install" if into else "all installed"
 
 
 def work(plan: Plan, installer: Installer, *, was_interrupted: bool) -> None:
@@ -160,16 +160,16 @@ def work(plan: Plan, installer: Installer, *, was_interrupted: bool) -> None:
     step = installer.progress.step
     if was_interrupted:
         for name in forget_incomplete(packages_dir()):
-            say(f"  {name} was not completely installed; it is installed again")
+            say(f"  {name} was incomplete and is installed again")
     kind = "vLLM for NVIDIA GPUs" if plan.has_gpu else "vLLM for CPUs"
     require_space_for(plan)
     exact: list[str] = []
-    step(f"versions of {kind} and of batchfile's dependencies", lambda: resolve(exact, installer, plan))
+    step(f"versions of {kind} and the dependencies of batchfile", lambda: resolve(exact, installer, plan))
     if exact:
         step(f"{len(exact)} package{'' if len(exact) == 1 else 's'}", lambda: installer.install(plan, exact))
     step("batchfile", lambda: installer.install_project(plan))
-    step("packages that do not fit this machine", lambda: installer.remove_broken(plan))
+    step("packages that do not work on this machine", lambda: installer.remove_broken(plan))
     step(f"model {MODEL_NAME}", lambda: fetch_model(installer, plan))
     if "test" in plan.extras:
-        step("older majors of the official clients", lambda: install_sdk_majors(installer))
-        step("what the tests in Node need", lambda: install_node_tools(installer))
+        step("older major versions of the official clients", lambda: install_sdk_majors(installer))
+        step("packages of the Node tests", lambda: install_node_tools(installer))

@@ -1,12 +1,12 @@
-"""Makes what the JSON files of this folder say, through RunPod's v2 API. Run it as deploy.sh.
+"""Deploys the JSON files of this folder through RunPod's v2 API. Run it as deploy.sh.
 
-plan      what apply would do, and what it costs
-apply     do it; run it again after a failure, or whenever a file has changed
-status    what is there: workers and jobs of each endpoint
-prefetch  a job for each endpoint that fetches its model to its volume
-destroy   remove everything that the files name, the volumes with the weights too unless --keep-volumes
+plan      show what apply would do, and what it costs
+apply     create and change resources; run it again after a failure, or when a file has changed
+status    show the resources, with workers and jobs of each endpoint
+prefetch  start a job for each endpoint that downloads its model to its volume
+destroy   remove everything in the files, including volumes and weights unless --keep-volumes
 
-Nothing is changed without --yes. RUNPOD_API_KEY is RunPod's; the other variables are in deploy/README.md.
+Nothing is changed without --yes. Set RUNPOD_API_KEY; the other variables are in deploy/README.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ HOURS_A_MONTH = 730
 
 
 class Deployment:
-    """The files against one account."""
+    """The files, applied to one account."""
 
     def __init__(self, runpod: Runpod, resources: list[Resource]) -> None:
         self._runpod = runpod
@@ -35,7 +35,7 @@ class Deployment:
         self._found: dict[str, Json] = {}
 
     def look(self) -> None:
-        """What of this is there. Raises: RunpodError, DeployError."""
+        """Find the existing resources. Raises: RunpodError, DeployError."""
         self.ids, self._found = {}, {}
         for kind in KINDS:
             of_kind = [resource for resource in self._resources if resource.kind is kind]
@@ -68,7 +68,7 @@ class Deployment:
             self._runpod.manage("PATCH", f"{path}/{step.found_id}", with_ids(step.fields, self.ids))
 
     def destroy(self, resource: Resource) -> bool:
-        """Whether there was something. An endpoint takes its template along, so that may be gone already."""
+        """Returns whether it existed. Deleting an endpoint also deletes its template, so that may be gone already."""
         found_id = self.ids.get(str(resource))
         if found_id is None:
             return False
@@ -80,25 +80,25 @@ class Deployment:
         return True
 
     def prefetch(self, resource: Resource) -> None:
-        """RunPod forgets a job that waits longer than a day, its default."""
+        """Start the job. RunPod drops a job that waits longer than a day (its default)."""
         body = {"input": {"prefetch": True, "timeout_s": PREFETCH_S}, "policy": {"executionTimeout": PREFETCH_S * 1000}}
         self._runpod.jobs("POST", self.ids[str(resource)], "run", body)
 
     def is_untouched(self, resource: Resource) -> bool:
-        """Whether the endpoint has had no job yet, as far as RunPod remembers."""
+        """Whether the endpoint has had no job yet, as far as RunPod knows."""
         health = self._runpod.health(self.ids[str(resource)])
         return not (health.num_waiting or health.num_at_work or health.num_completed or health.num_failed)
 
     def describe(self, resource: Resource) -> str:
         found = self._found.get(str(resource))
         if found is None:
-            return "is not there"
+            return "does not exist"
         if resource.kind.name == "endpoint":
             health = self._runpod.health(found["id"])
             least, most = (at(found, "workers", bound, kind=int, of=str(resource)) for bound in ("min", "max"))
             running = ", ".join(f"{num} {state}" for state, num in sorted(health.workers.items()) if num) or "none"
             return (
-                f"{found['id']}: {least} to {most} workers ({running}), {health.num_at_work} jobs at work, "
+                f"{found['id']}: {least} to {most} workers ({running}), {health.num_at_work} jobs running, "
                 f"{health.num_waiting} waiting, {health.num_failed} failed"
             )
         if resource.kind.name == "pod":
@@ -109,7 +109,7 @@ class Deployment:
 
 
 def cost_lines(resources: list[Resource], prices_path: Path) -> list[str]:
-    """What the endpoints and volumes cost a month. A price that is not in the file is said, not guessed."""
+    """The monthly cost of endpoints and volumes. Missing prices are reported."""
     prices = json.loads(prices_path.read_text())
     lines, least, most = [], 0.0, 0.0
     unknown: set[str] = set()
@@ -118,24 +118,24 @@ def cost_lines(resources: list[Resource], prices_path: Path) -> list[str]:
         if found is None:
             if resource.kind.name != "template":
                 unknown.add(resource.kind.name)
-                lines.append(f"  {resource}: its price is not in {prices_path.name}; see RunPod's pricing page")
+                lines.append(f"  {resource}: no price in {prices_path.name}; see RunPod's pricing page")
             continue
         least, most = least + found[0], most + found[1]
         lines.append(f"  {resource}: {_text(*found)}")
     without = "".join(f", without the {name}s" for name in sorted(unknown))
-    lines.append(f"  together{without}: {_text(least, most)}")
-    lines.append(f"  (prices of {prices['date']}, {prices['source']}; 730 hours; discounts are not counted)")
+    lines.append(f"  total{without}: {_text(least, most)}")
+    lines.append(f"  (prices of {prices['date']}, {prices['source']}; 730 hours; without discounts)")
     return lines
 
 
 def _text(least: float, most: float) -> str:
     if least == most:
         return f"${least:,.0f} a month"
-    return f"${least:,.0f} a month for what is always on, ${most:,.0f} with every worker on all month"
+    return f"${least:,.0f} a month for always-on workers, ${most:,.0f} with all workers on all month"
 
 
 def _monthly(resource: Resource, prices: dict) -> tuple[float, float] | None:
-    """The least and the most. Between several kinds of GPU the dearest counts."""
+    """The minimum and maximum cost. For several kinds of GPU, the most expensive counts."""
     body = resource.body
     if resource.kind.name == "volume":
         month = body["size"] * prices["volume_gb_month"]
@@ -155,7 +155,7 @@ def say(text: str) -> None:
 
 
 def shown(step: Step) -> str:
-    """Values of env may be secrets: only their names are told."""
+    """The line of a step. Shows only the names of variables, because values may be secrets."""
     told = [f"{key} = {value}" for key, value in step.fields.items() if key != "env"]
     for what, names in (
         ("env", step.env.changed),
@@ -170,11 +170,11 @@ def plan(deployment: Deployment, resources: list[Resource], args: argparse.Names
     steps = deployment.steps()
     for step in steps:
         say(shown(step))
-    say("It costs, at RunPod's prices:")
+    say("Cost at RunPod's prices:")
     for line in cost_lines(resources, FOLDER / "prices.json"):
         say(line)
     num = sum(step.verb != "keep" for step in steps)
-    say(f"{num} to do: apply --yes does it." if num else "Nothing to do.")
+    say(f"{num} changes. Run apply --yes to make them." if num else "Nothing to do.")
 
 
 def apply(deployment: Deployment, resources: list[Resource], args: argparse.Namespace) -> None:
@@ -189,12 +189,12 @@ def apply(deployment: Deployment, resources: list[Resource], args: argparse.Name
 
 
 def _fetch_models(deployment: Deployment, resources: list[Resource]) -> int:
-    """How many were asked for. Every endpoint is looked at: the run that made it may have ended before it asked."""
+    """Starts missing downloads; returns how many. Checks all endpoints: an earlier run may have been interrupted."""
     endpoints = [resource for resource in resources if resource.kind.name == "endpoint"]
     untouched = [resource for resource in endpoints if deployment.is_untouched(resource)]
     for resource in untouched:
         deployment.prefetch(resource)
-        say(f"  fetch  the model of {resource}: asked for")
+        say(f"  fetch  the model of {resource}: job started")
     return len(untouched)
 
 
@@ -203,12 +203,12 @@ def prefetch(deployment: Deployment, resources: list[Resource], args: argparse.N
         if resource.kind.name != "endpoint":
             continue
         if str(resource) not in deployment.ids:
-            raise DeployError(f"{resource} is not there yet: apply makes it")
+            raise DeployError(f"{resource} does not exist yet; run apply first")
         if args.yes:
             deployment.prefetch(resource)
-        say(f"  fetch  the model of {resource}" + (": asked for" if args.yes else ""))
+        say(f"  fetch  the model of {resource}" + (": job started" if args.yes else ""))
     if not args.yes:
-        say("prefetch --yes asks for it; a job of one worker for some minutes each.")
+        say("Run prefetch --yes to start these jobs. Each uses one worker for some minutes.")
 
 
 def status(deployment: Deployment, resources: list[Resource], args: argparse.Namespace) -> None:
@@ -221,11 +221,11 @@ def destroy(deployment: Deployment, resources: list[Resource], args: argparse.Na
         if args.keep_volumes and resource.kind.name == "volume":
             say(f"  keep   {resource}")
         elif not args.yes:
-            say(f"  remove {resource}: " + deployment.ids.get(str(resource), "is not there"))
+            say(f"  remove {resource}: " + deployment.ids.get(str(resource), "does not exist"))
         else:
-            say(f"  remove {resource}  " + ("done" if deployment.destroy(resource) else "was not there"))
+            say(f"  remove {resource}  " + ("done" if deployment.destroy(resource) else "did not exist"))
     if not args.yes:
-        say("destroy --yes removes them, and the weights on the volumes with them unless --keep-volumes.")
+        say("Run destroy --yes to remove them, including the weights on volumes unless --keep-volumes.")
 
 
 VERBS = {"plan": plan, "apply": apply, "status": status, "prefetch": prefetch, "destroy": destroy}
@@ -238,11 +238,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("verb", choices=VERBS, nargs="?", default="plan")
     add(
-        "--only", action="append", default=[], metavar="LABEL", help="of files: mistral, llama, api, scaler; repeatable"
+        "--only",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="of files: mistral, llama, api, scaler; repeatable",
     )
-    add("--yes", action="store_true", help="do it, instead of telling what would be done")
-    add("--keep-volumes", action="store_true", help="destroy leaves the volumes, and the weights on them")
-    add("--folder", type=Path, default=FOLDER, help="where the JSON files are (%(default)s)")
+    add("--yes", action="store_true", help="make the changes instead of showing them")
+    add("--keep-volumes", action="store_true", help="destroy keeps the volumes and the weights on them")
+    add("--folder", type=Path, default=FOLDER, help="folder of the JSON files (%(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -250,8 +254,8 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     try:
         return run(args)
-    except BrokenPipeError:  # whoever read this has gone, `| head` for instance
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written on the way out
+    except BrokenPipeError:  # the reader has gone, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the final flush does not fail
         return FAILED
 
 
@@ -262,10 +266,10 @@ def run(args: argparse.Namespace) -> int:
         deployment.look()
         VERBS[args.verb](deployment, resources, args)
     except DeployError as error:
-        say(f"Refused: {error}")
+        say(f"Error: {error}")
         return REFUSED
     except RunpodError as error:
-        say(f"Stopped: {error}\nWhat is done stays done; run the same command again to go on.")
+        say(f"Stopped: {error}\nCompleted changes are kept; run the same command again to continue.")
         return FAILED
     return OK
 

@@ -1,8 +1,8 @@
-"""What shall be on RunPod, what is there, and what lies between: files, comparison, order. Does no HTTP.
+"""Reads the resource files, compares them with what exists on RunPod, and orders the changes. Sends no requests.
 
-A file `runpod-LABEL-KIND.json` is the body of a v2 create request. In it `${NAME}` stands for an environment variable,
-and `templateId` and `networkVolumes` hold names, which become ids when they are known. A resource is found again
-by its name.
+A file `runpod-LABEL-KIND.json` is the body of a v2 create request. In it `${NAME}` is replaced by an environment
+variable, and the names in `templateId` and `networkVolumes` by ids when they are known. Resources are identified by
+name.
 """
 
 import json
@@ -22,12 +22,12 @@ SECRET = re.compile(r"\{\{\s*RUNPOD_SECRET_\w+\s*\}\}")
 
 
 class DeployError(Exception):
-    """It cannot be done like this. The message says what to change."""
+    """The deployment is invalid. The message says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Env:
-    """`values`: what shall be. Names: what is `changed`, what is `kept` though the file differs, `extra` in no file."""
+    """`values`: wanted. Names: `changed`; `kept` although the file differs; `extra`: not in a file."""
 
     values: Mapping[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Env:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """`path` and `key`: where and under which name they are listed. `fixed`: what cannot be changed later."""
+    """`path` and `key`: of the list request and in its response. `fixed`: fields that cannot be changed later."""
 
     name: str
     path: str
@@ -45,7 +45,7 @@ class Kind:
     fixed: tuple[str, ...] = ()
 
 
-# In the order in which they need each other.
+# In the order of their dependencies.
 KINDS = (
     Kind(name="volume", path="/network-volumes", key="networkVolumes", fixed=("dataCenter", "type")),
     Kind(name="template", path="/templates", key="templates"),
@@ -71,7 +71,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """`verb`: create, change or keep. `fields`: of a change, with the values that shall be; `env`: how that differs."""
+    """`verb`: create, change or keep. `fields`: wanted values of a change; `env`: changes of variables."""
 
     verb: str
     resource: Resource
@@ -81,7 +81,7 @@ class Step:
 
 
 def read_files(folder: Path, labels: list[str], environ: Mapping[str, str]) -> list[Resource]:
-    """In the order in which they are made. Raises: DeployError where a file, a label or a variable is wrong."""
+    """The resources in creation order. Raises: DeployError for an invalid file, label or variable."""
     found = []
     for kind in KINDS:
         for path in sorted(folder.glob(f"runpod-*-{kind.name}.json")):
@@ -90,7 +90,7 @@ def read_files(folder: Path, labels: list[str], environ: Mapping[str, str]) -> l
                 found.append(Resource(kind=kind, label=label, body=_read(path, environ)))
     unknown = set(labels) - {resource.label for resource in found}
     if unknown:
-        raise DeployError(f"there is no file runpod-{min(unknown)}-*.json in {folder}")
+        raise DeployError(f"no file runpod-{min(unknown)}-*.json in {folder}; check --only and --folder")
     return found
 
 
@@ -101,7 +101,7 @@ def _read(path: Path, environ: Mapping[str, str]) -> Json:
     except KeyError as error:
         raise DeployError(f"{path.name} needs the variable {error.args[0]}; see deploy/README.md") from error
     except (OSError, ValueError) as error:
-        raise DeployError(f"{path} can not be used: {error}") from error
+        raise DeployError(f"{path}: cannot read the file: {error}") from error
     return filled
 
 
@@ -116,20 +116,20 @@ def _filled(value: Any, environ: Mapping[str, str]) -> Any:
 
 
 def pick(listed: list[Json], resource: Resource) -> Json | None:
-    """The one of this name. Raises: DeployError where there are two, perhaps from a create whose answer was lost."""
+    """The resource of this name. Raises: DeployError if there are several, perhaps after a lost create response."""
     found = [one for one in listed if str(one.get("name", "")).removesuffix(FLASHBOOT_SUFFIX) == resource.name]
     found = [one for one in found if one.get("status") != "TERMINATED"]
     if len(found) > 1:
         ids = ", ".join(str(one["id"]) for one in found)
-        raise DeployError(f"there are {len(found)} of {resource} ({ids}): delete all but one in the console")
+        raise DeployError(f"{len(found)} resources are named {resource} ({ids}); delete all but one in the console")
     return found[0] if found else None
 
 
 def compare(resource: Resource, found: Json | None, container: Json, ids: Mapping[str, str]) -> Step:
-    """`container`: of an endpoint, what its template says, because an endpoint keeps a copy of its own.
+    """`container`: the template of an endpoint, because an endpoint keeps its own copy.
 
-    `ids`: of `kind name`, as far as they are known. Only what the files name is compared: the rest is RunPod's. Raises:
-    DeployError where it cannot be changed to this.
+    `ids`: known ids by `kind name`. Only fields in the files are compared. Raises: DeployError for a change that is
+    not possible.
     """
     if found is None:
         return Step(verb="create", resource=resource)
@@ -141,20 +141,20 @@ def compare(resource: Resource, found: Json | None, container: Json, ids: Mappin
         differing["env"] = dict(env.values)
     fixed = [key for key in differing if key in resource.kind.fixed and key in found]
     if fixed:
-        raise DeployError(f"{fixed[0]} of {resource} can not be changed: destroy --only {resource.label}, then apply")
+        raise DeployError(f"{fixed[0]} of {resource} cannot be changed: destroy --only {resource.label}, then apply")
     if resource.kind.name == "volume" and "size" in differing:
         num_gb = at(found, "size", kind=int, of=str(resource))
         if differing["size"] < num_gb:
-            raise DeployError(f"{resource} has {num_gb} GB and can only grow: raise size in its file")
+            raise DeployError(f"{resource} has {num_gb} GB and cannot shrink; raise size in its file")
     differing = {key: value for key, value in differing.items() if key not in resource.kind.fixed}
     verb = "change" if differing else "keep"
     return Step(verb=verb, resource=resource, found_id=str(found["id"]), fields=differing, env=env)
 
 
 def compare_env(wanted: Mapping[str, str], found: Mapping[str, str]) -> Env:
-    """The variables of a container: an update replaces all of them, so `values` is whole, and what no file names stays.
+    """The variables of a container. An update replaces all of them, so `values` includes those that no file names.
 
-    Where a file names a secret of RunPod's and a value is there, somebody has set that by hand: it is kept.
+    If a file names a RunPod secret but the variable has another value, that was set by hand and is kept.
     """
     differing = [name for name, value in wanted.items() if found.get(name) != value]
     kept = [name for name in differing if name in found and is_secret(wanted[name]) and not is_secret(found[name])]
@@ -172,14 +172,14 @@ def is_secret(value: str) -> bool:
 
 
 def is_within(wanted: Any, found: Any) -> bool:
-    """Everything that is wanted is there; what else is there does not matter."""
+    """Does `found` contain everything in `wanted`? Additional fields are ignored."""
     if isinstance(wanted, dict):
         return isinstance(found, dict) and all(is_within(value, found.get(key)) for key, value in wanted.items())
     return bool(wanted == found)
 
 
 def with_ids(body: Json, ids: Mapping[str, str]) -> Json:
-    """Names that are not known yet stay names: what they name is made first."""
+    """Replaces names by ids. Unknown names stay, because their resources are created first."""
     filled = dict(body)
     if "templateId" in body:
         filled["templateId"] = ids.get(f"template {body['templateId']}", body["templateId"])

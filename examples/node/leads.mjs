@@ -21,7 +21,7 @@ const maxWaitMs = Number(options['wait-minutes']) * 60_000;
 const url = process.env.LOCAL_BATCH_URL ?? '';
 const headers = process.env.LOCAL_BATCH_API_KEY ? { authorization: `Bearer ${process.env.LOCAL_BATCH_API_KEY}` } : {};
 
-/** The example's leads, again and again under other ids until there are `count` for each stage. */
+/** The example's leads, repeated under other ids until there are `count` for each stage. */
 function readLeads(count) {
   const lines = readFileSync(new URL('../leads.jsonl', import.meta.url), 'utf8').trim().split('\n');
   const byStage = {};
@@ -68,7 +68,7 @@ async function runBatch(name, stage, requests, models) {
     requests.map((request) => request.custom_id),
   );
   assert.equal(counts.total, requests.length);
-  assert.equal(counts.succeeded, requests.length, `${counts.errored} of ${name} are errored`);
+  assert.equal(counts.succeeded, requests.length, `${counts.errored} requests of ${name} did not succeed`);
   const lines = (await ask(`/api/batches/${id}/results`)).trim().split('\n').map((line) => JSON.parse(line));
   requests.forEach((request, n) => assert.equal(lines[n].model, models[request.metadata.model_hint], name));
   const tokens = results.reduce((sum, result) => sum + result.usage.output_tokens, 0);

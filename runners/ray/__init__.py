@@ -1,1 +1,1 @@
-"""Runners on a Ray cluster: Ray places and restarts them. Nothing of a batch is in Ray: losing it loses nothing."""
+"""Runners on a Ray cluster. Ray places and restarts them; no state is kept in Ray."""

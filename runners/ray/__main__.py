@@ -1,4 +1,4 @@
-"""`python -m runners.ray up|down|status`: has runners of pools on a Ray cluster."""
+"""Starts, stops and shows runners on a Ray cluster: `python -m runners.ray up|down|status`."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ OK, FAILED, REFUSED = 0, 1, 2
 
 
 def main(arguments: list[str]) -> int:
-    """0: as it was asked for. 1: something that another try may fix. 2: a setting that cannot be used."""
+    """0: success. 1: an error that another attempt may fix. 2: an invalid setting."""
     options = parse(arguments)
     logs.configure()
     try:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         log.error("order.failed", error=str(error))
         return FAILED
     except ModuleNotFoundError as error:
-        log.error("order.refused", error=f"{error.name} is not installed here: {install_hint('fleet,ray')}")
+        log.error("order.refused", error=f"{error.name} is not installed: {install_hint('fleet,ray')}")
         return REFUSED
 
 

@@ -1,6 +1,6 @@
-"""A detached actor that holds one runner's process. Ray starts it again wherever there is room; it remembers nothing.
+"""A detached Ray actor that runs one runner process. Stateless, so that Ray can restart it on any node.
 
-The process ends with its holder: in order if the holder was killed, at once if its node was.
+The process ends with the actor: gracefully if the actor was killed, at once if its node was.
 """
 
 import os
@@ -18,13 +18,13 @@ from .plans import HolderReport, HolderState, Task
 
 log = structlog.get_logger()
 
-# A runner that refuses at its first start may yet find the GPU's memory free, or its settings mended.
+# A runner that exits at its first start is restarted: GPU memory may become free, or settings fixed.
 REFUSED_WAIT_S = 30.0
 THREADS = "OMP_NUM_THREADS"
 
 
 class Holder:
-    """Answers at once whatever its runner does."""
+    """Its methods return at once, whatever the runner does."""
 
     def __init__(self, name: str, task: Task) -> None:
         logs.configure(holder=name)
@@ -46,7 +46,7 @@ class Holder:
         )
 
     def stop(self) -> None:
-        """In order; asking again changes nothing."""
+        """Stop gracefully. Repeated calls have no effect."""
         if not self._over.is_set():
             self._over.set()
             self._supervisor.stop()
@@ -73,6 +73,6 @@ class Holder:
 
 
 def _prepare_environment(task: Task) -> None:
-    """For the child: as many threads as there are where no GPU does the work."""
+    """Let the child use all CPU threads if it has no GPU."""
     if not task.num_gpus:
-        os.environ.pop(THREADS, None)  # Ray sets it to the CPUs that it counts for the actor
+        os.environ.pop(THREADS, None)  # Ray sets it to the number of CPUs reserved for the actor

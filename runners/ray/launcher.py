@@ -1,7 +1,7 @@
-"""A detached actor that keeps as many holders as each pool wants, and the calls to Ray that it shares with the command.
+"""A detached Ray actor that keeps the wanted number of holders for each pool, and calls to Ray shared with the command.
 
-What it knows it reads: from the store, from Ray. It never stops a runner for being one too many; those leave when they
-are idle. Killed, it begins again anywhere.
+All its state is read from the store and from Ray, so it can be restarted on any node. It never stops surplus runners;
+they exit when they are idle.
 """
 
 import os
@@ -33,7 +33,7 @@ CPUS_PER_RUNNER = 1.0
 
 
 def holder_names() -> set[tuple[str, int]]:
-    """Pool and number of every holder that was not ended, whether it has a place or not."""
+    """Pool and number of every holder that exists, whether it is placed on a node or not."""
     named = ray.util.list_named_actors(all_namespaces=True)
     found = (read_holder_name(entry["name"]) for entry in named if entry["namespace"] == NAMESPACE)
     return {name for name in found if name is not None}
@@ -47,7 +47,7 @@ def find(name: str) -> Any | None:
 
 
 def start_holder(pool: str, number: int, task: Task) -> None:
-    """It may have no place yet: then Ray gives it the first that fits, and an autoscaler makes one."""
+    """Create a holder. Until a node fits, Ray queues it, and an autoscaler may add a node."""
     name = holder_name(pool, number)
     actor = ray.remote(Holder).options(
         name=name,
@@ -62,7 +62,7 @@ def start_holder(pool: str, number: int, task: Task) -> None:
 
 
 def reports(names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], HolderReport | None]:
-    """Of each that is there; None for those that do not answer in time."""
+    """The report of each existing holder; None for those that do not answer in time."""
     handles = {name: handle for name in names if (handle := find(holder_name(*name))) is not None}
     asked = {name: handle.report.remote() for name, handle in handles.items()}
     if not asked:
@@ -70,7 +70,7 @@ def reports(names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], HolderRep
     _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S_MAX)
     found = {name: _now(reference) for name, reference in asked.items()}
     for reference in silent:
-        ray.cancel(reference)  # or one that waits for a place for weeks collects questions
+        ray.cancel(reference)  # otherwise requests pile up for a holder that waits for a node
     return found
 
 
@@ -90,7 +90,7 @@ def tell_stop(names: Iterable[tuple[str, int]]) -> None:
 
 
 def remove(names: Iterable[tuple[str, int]]) -> None:
-    """End the actors for good and give back what they took. A runner that still lives is killed."""
+    """Kill the actors and free their resources. A runner that still runs is killed."""
     for name in names:
         kill(holder_name(*name))
 
@@ -111,7 +111,7 @@ def by_pool(
 
 
 class Launcher:
-    """Raises: SettingsError at its creation."""
+    """Creating it raises SettingsError if the settings are invalid."""
 
     def __init__(self, order: Order) -> None:
         logs.configure(actor=LAUNCHER)
@@ -127,7 +127,7 @@ class Launcher:
         return self._order
 
     def reports(self) -> list[PoolReport]:
-        """As it was at the last look; a pool that was not seen yet is missing."""
+        """The reports of the last check, without pools that have not been checked yet."""
         return [self._reports[plan.pool] for plan in self._order.plans if plan.pool in self._reports]
 
     def _keep(self) -> None:
@@ -136,8 +136,8 @@ class Launcher:
             try:
                 self._look()
             except StoreError as error:
-                log.warning("store.awaited", error=str(error), what_now="runners stay as they are")
-            except Exception:  # the top of the thread: the next look may be luckier
+                log.warning("store.awaited", error=str(error), what_now="runners stay unchanged")
+            except Exception:  # the top of the thread; the next check may succeed
                 log.exception("look.failed")
             pause.wait(self._order.look_s)
 

@@ -1,4 +1,4 @@
-"""The command line of `python -m runners.ray`, and the order that its `up` makes of it. Knows no Ray."""
+"""Parses the command line of `python -m runners.ray` and turns `up` into an order. Independent of Ray."""
 
 import argparse
 import os
@@ -16,9 +16,9 @@ from ..scaling import Bounds
 from .plans import PORTS_PER_POOL, Order, PoolPlan
 
 ADDRESS = "auto"
-EXAMPLES = """`--pool mistral=4` keeps four runners; `--pool llama-70b=0..2` none without work and at most two. `up`
-again changes what runs to what it says, and nothing where that is so already. A pool that generates with vLLM takes
-tensor_parallel_size GPUs of one node for each runner. Every node needs the same code, settings and store."""
+EXAMPLES = """`--pool mistral=4` keeps four runners; `--pool llama-70b=0..2` keeps up to two, and none without work. Run
+`up` again to change what runs; an identical order changes nothing. Each runner of a vLLM pool uses
+tensor_parallel_size GPUs of one node. All nodes need the same code, settings and store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,23 +41,25 @@ class RayOptions:
 
 
 def parse(arguments: list[str]) -> RayOptions:
-    """Exits with 2 where it cannot be used."""
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description="Runners on a Ray cluster.")
+    """Exits with 2 if an argument is invalid."""
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description="Manage runners on a Ray cluster.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    up = verbs.add_parser("up", help="have these runners on the cluster, and no others", epilog=EXAMPLES)
-    down = verbs.add_parser("down", help="stop them: in order, what they hold is given back")
-    status = verbs.add_parser("status", help="what runs, and what waits for a place")
+    up = verbs.add_parser("up", help="run exactly these runners on the cluster", epilog=EXAMPLES)
+    down = verbs.add_parser("down", help="stop all runners gracefully and release their shards")
+    status = verbs.add_parser("status", help="show running runners and those that wait for a node")
     for verb in (up, down, status):
-        verb.add_argument("--address", default=ADDRESS, help="of the cluster (default: RAY_ADDRESS, else the one here)")
+        verb.add_argument(
+            "--address", default=ADDRESS, help="of the cluster (default: RAY_ADDRESS, else the local one)"
+        )
     add = up.add_argument
     several = partial(add, action="append", default=[])
     several("--pool", dest="pools", required=True, type=_pool, metavar="NAME=N|MIN..MAX", help="runners of a pool")
     several("--gpus", type=_gpus, metavar="NAME=N", help="GPUs for each runner of a pool")
-    several("--on", type=_pair, metavar="NAME=RESOURCE", help="only where a node offers this")
-    add("--engine", choices=get_args(EngineKind), help="what generates, instead of what the pools' settings say")
+    several("--on", type=_pair, metavar="NAME=RESOURCE", help="use only nodes with this custom resource")
+    add("--engine", choices=get_args(EngineKind), help="engine to use instead of the ones in the pools' settings")
     add("--store", metavar="STORE", help="a directory that all nodes share, or s3://bucket/prefix")
-    add("--config", metavar="FILE", help="the settings file, on every node (default: batchfile.toml, if it is here)")
-    idle = "above the minimum: idle for so long (%(default)g)"
+    add("--config", metavar="FILE", help="settings file on every node (default: batchfile.toml in this folder)")
+    idle = "runners above the minimum exit after S seconds without work (default: %(default)g)"
     add("--idle-exit", dest="idle_exit_s", type=float, default=300.0, metavar="S", help=idle)
     add(
         "--look",
@@ -65,21 +67,27 @@ def parse(arguments: list[str]) -> RayOptions:
         type=float,
         default=5.0,
         metavar="S",
-        help="between two looks at the work (%(default)g)",
+        help="check the work every S seconds (default: %(default)g)",
     )
-    add("--metrics-host", default="127.0.0.1", metavar="H", help="where runners' /metrics listen (%(default)s)")
-    add("--metrics-port", type=int, default=METRICS_PORT, metavar="P", help="of the first pool; 0: none (%(default)s)")
-    status.add_argument("--json", dest="is_json", action="store_true", help="for programs")
+    add("--metrics-host", default="127.0.0.1", metavar="H", help="address of the runners' /metrics (%(default)s)")
+    add(
+        "--metrics-port",
+        type=int,
+        default=METRICS_PORT,
+        metavar="P",
+        help="of the first pool; 0: none (%(default)s)",
+    )
+    status.add_argument("--json", dest="is_json", action="store_true", help="print JSON")
     given = vars(parser.parse_args(arguments))
     given |= {name: dict(given.get(name, ())) for name in ("pools", "gpus", "on")}
     return RayOptions(**given)
 
 
 def order_of(options: RayOptions, settings: Settings) -> Order:
-    """Raises: SettingsError for a pool that there is not."""
+    """Raises: SettingsError for an unknown pool."""
     for name in (*options.gpus, *options.on):
         if name not in options.pools:
-            raise SettingsError(f"--gpus or --on names {name}, and no --pool does")
+            raise SettingsError(f"--gpus or --on names pool {name}, but no --pool does; add --pool {name}=N")
     config = str(config_path().resolve()) if config_path().is_file() else None
     store = options.store or settings.store
     if store is not None and (path := local_path(store)) is not None:
@@ -106,7 +114,7 @@ def _plan(options: RayOptions, settings: Settings, index: int, config: str | Non
 
 
 def use_config(options: RayOptions) -> None:
-    """Into the environment, before the settings are read."""
+    """Puts `--config` into the environment, before the settings are read."""
     if options.config:
         os.environ[CONFIG_VARIABLE] = options.config
 
@@ -114,7 +122,7 @@ def use_config(options: RayOptions) -> None:
 def _pair(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not (name and sign and value):
-        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; use NAME=VALUE")
     return name, value
 
 
@@ -124,11 +132,11 @@ def _pool(text: str) -> tuple[str, Bounds]:
     try:
         return name, Bounds(minimum=int(low), maximum=int(high if dots else low))
     except (ValueError, SettingsError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: give {name}=4 or {name}=0..4") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; use {name}=4 or {name}=0..4") from error
 
 
 def _gpus(text: str) -> tuple[str, int]:
     name, value = _pair(text)
     if not value.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of GPUs")
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; use a whole number of GPUs, such as {name}=2")
     return name, int(value)

@@ -1,4 +1,4 @@
-"""What is to run on the cluster, and what follows from what does. Pure; knows no Ray."""
+"""Plans what to run on the cluster, and computes changes from what runs. Pure; independent of Ray."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,16 @@ from typing import Literal
 
 from ..scaling import Bounds
 
-PORTS_PER_POOL = 100  # so that no two runners of one machine want the same one
+PORTS_PER_POOL = 100  # so that no two runners of one machine use the same port
 
 HolderState = Literal["running", "waiting", "ended"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One runner's process and what it takes of a node. `on`: a custom resource, of which it takes one.
+    """One runner process and its resources. `on`: a custom resource, of which it uses one.
 
-    `arguments`: of `python -m runners`, with whatever Python the node has.
+    `arguments`: of `python -m runners`, run with the node's Python.
     """
 
     arguments: tuple[str, ...]
@@ -27,7 +27,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPlan:
-    """`first_port`: of /metrics of runner 0, the next has the next; 0: none. `arguments`: what every runner is told."""
+    """`first_port`: metrics port of runner 0, plus one for each further one; 0: none. `arguments`: of all runners."""
 
     pool: str
     bounds: Bounds
@@ -39,7 +39,7 @@ class PoolPlan:
     arguments: tuple[str, ...] = ()
 
     def task(self, number: int) -> Task:
-        """Runners below the minimum stay; the others end when they have been idle for long enough."""
+        """Runners below the minimum stay; the others exit when they have been idle for `idle_exit_s`."""
         port = self.first_port and self.first_port + number % PORTS_PER_POOL
         leave = () if number < self.bounds.minimum else ("--idle-exit", f"{self.idle_exit_s:g}")
         told = ("--pool", self.pool, *self.arguments, "--metrics-port", str(port), *leave, "--slot", "0")
@@ -48,7 +48,7 @@ class PoolPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """All that `up` says. `store`, `config`: as on the command line. `look_s`: between two looks of the launcher."""
+    """The order of `up`. `store`, `config`: from the command line. `look_s`: interval of the launcher's checks."""
 
     plans: tuple[PoolPlan, ...]
     store: str | None = None
@@ -58,7 +58,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HolderReport:
-    """`pid`: the holder's; its child is the runner. `last_code`: how the runner ended before it waits or ended."""
+    """`pid`: of the holder; its child is the runner. `last_code`: the last exit code of the runner."""
 
     task: Task
     state: HolderState
@@ -69,7 +69,7 @@ class HolderReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolReport:
-    """`holders`: by number; None where one does not answer, for want of a place or because it is being restarted."""
+    """`holders`: by number; None for one that does not answer because it waits for a node or is restarting."""
 
     plan: PoolPlan
     wanted: int
@@ -80,7 +80,7 @@ class PoolReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moves:
-    """Numbers of holders. `remove`: those that hold nothing. `stop`: in order; a later look removes them."""
+    """Numbers of holders. `remove`: those without a runner. `stop`: gracefully; a later check removes them."""
 
     start: Sequence[int] = field(default_factory=tuple)
     stop: Sequence[int] = field(default_factory=tuple)
@@ -88,9 +88,9 @@ class Moves:
 
 
 def moves(plan: PoolPlan, holders: Mapping[int, HolderReport | None], wanted: int) -> Moves:
-    """No runner is stopped for being one too many: those above the minimum leave by themselves.
+    """Never stops a surplus runner, because those above the minimum exit by themselves.
 
-    Stopped are those of another plan. One that is too many and has no place yet is given up.
+    Stops runners of another plan. Removes a surplus holder that has no node yet.
     """
     ended = {n for n, holder in holders.items() if holder is not None and holder.state == "ended"}
     alive = holders.keys() - ended
@@ -111,11 +111,11 @@ def _fits(plan: PoolPlan, number: int, holder: HolderReport) -> bool:
 
 
 def holder_name(pool: str, number: int) -> str:
-    """A pool's name has no slash, so this can be read back."""
+    """`read_holder_name` reverses this, because the name of a pool has no slash."""
     return f"{pool}/{number}"
 
 
 def read_holder_name(name: str) -> tuple[str, int] | None:
-    """Pool and number; None where it is no holder's name."""
+    """Pool and number; None if it is not the name of a holder."""
     found = re.fullmatch(r"([^/]+)/(\d+)", name)
     return None if found is None else (found[1], int(found[2]))

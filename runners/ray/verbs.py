@@ -1,4 +1,4 @@
-"""up, down and status: a short visit to the cluster. What stays there are detached actors."""
+"""The commands up, down and status. Only detached actors stay on the cluster."""
 
 import logging
 import time
@@ -24,22 +24,22 @@ UNPLACED_S_MAX = 10.0
 
 
 def connect(address: str) -> None:
-    """Raises: BatchfileError where there is no cluster."""
+    """Raises: BatchfileError if no cluster is found."""
     try:
         ray.init(address=address, namespace=launcher.NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BatchfileError(
-            f"no Ray cluster at {address}: {error}. Start one (`ray start --head`), or name it: --address HOST:6379"
+            f"no Ray cluster found at {address}: {error}. Start one with `ray start --head`, or use --address HOST:6379"
         ) from error
 
 
 def up(order: Order) -> str:
-    """What was done. The same order twice changes nothing. Raises: BatchfileError."""
+    """Returns what was done. An identical order changes nothing. Raises: BatchfileError."""
     handle = launcher.find(launcher.LAUNCHER)
     done = "started"
     if handle is not None:
         if _ask(handle.order, CREATED_S_MAX) == order:
-            return "as it was"
+            return "unchanged"
         launcher.kill(launcher.LAUNCHER)
         _until_gone(launcher.LAUNCHER)
         done = "changed"
@@ -51,7 +51,7 @@ def up(order: Order) -> str:
 
 
 def down() -> int:
-    """How many runners were stopped. Waits for as long as they may take; what takes longer is killed."""
+    """Returns how many runners were stopped. Waits for their grace period, then kills them."""
     launcher.kill(launcher.LAUNCHER)
     _until_gone(launcher.LAUNCHER)
     started = time.monotonic()
@@ -71,26 +71,26 @@ def down() -> int:
 
 
 def status() -> Sequence[PoolReport]:
-    """As the launcher saw it last. Raises: BatchfileError where there is none, or none that answers."""
+    """The last reports of the launcher. Raises: BatchfileError if it does not exist or answer."""
     handle = launcher.find(launcher.LAUNCHER)
     if handle is None:
-        raise BatchfileError(f"nothing runs on this cluster: `python -m {__package__} up` starts it")
+        raise BatchfileError(f"nothing runs on this cluster; start runners with `python -m {__package__} up`")
     found: Sequence[PoolReport] = _ask(handle.reports, launcher.ANSWER_S_MAX)
     return found
 
 
 def _ask(method: Any, limit_s: float) -> Any:
-    """Raises: BatchfileError where the launcher does not answer, with the reason if it could not start."""
+    """Raises: BatchfileError if the launcher does not answer, with the reason if it could not start."""
     try:
         return ray.get(method.remote(), timeout=limit_s)
     except GetTimeoutError as error:
-        raise BatchfileError(f"the launcher did not answer in {limit_s:g} s: look again, or at Ray's logs") from error
+        raise BatchfileError(f"the launcher did not answer in {limit_s:g} s; retry, or see Ray's logs") from error
     except RayActorError as error:
-        raise BatchfileError(f"the launcher is not there: {_reason(error)}") from error
+        raise BatchfileError(f"the launcher does not run: {_reason(error)}") from error
 
 
 def _reason(error: RayActorError) -> str:
-    """The last line of what Ray tells is what the actor raised."""
+    """The last line of Ray's message, which is the actor's own error."""
     return str(error).strip().splitlines()[-1]
 
 
@@ -101,19 +101,19 @@ def _until_gone(name: str) -> None:
 
 
 def render(reports: Sequence[PoolReport]) -> str:
-    """For people: a line for each pool, and one for each of its runners."""
+    """Formats a line for each pool, and one for each of its runners."""
     lines = []
     for report in reports:
         few, many = report.plan.bounds.minimum, report.plan.bounds.maximum
         lines.append(
             f"{report.plan.pool}: {len(report.holders)} of {report.wanted} wanted ({few}..{many}), "
-            f"{report.pending_shards} shards wait, {report.leased_shards} are leased"
+            f"{report.pending_shards} shards pending, {report.leased_shards} leased"
         )
         for number, holder in sorted(report.holders.items()):
             if holder is None:
-                lines.append(f"  {number}  no answer: it waits for a place, or is being started again")
+                lines.append(f"  {number}  no answer: waiting for a node, or restarting")
                 continue
             port = holder.task.arguments[holder.task.arguments.index("--metrics-port") + 1]
-            ended = "" if holder.last_code is None else f", ended with {holder.last_code}"
+            ended = "" if holder.last_code is None else f", last exit code {holder.last_code}"
             lines.append(f"  {number}  {holder.state} on {holder.host}, metrics on port {port}{ended}")
-    return "\n".join(lines) or "the launcher has not looked yet"
+    return "\n".join(lines) or "no report yet; retry in a few seconds"

@@ -1,6 +1,6 @@
-"""RunPod over HTTP: management (`/v2` of api.runpod.io) and jobs (`/v2/{endpoint}` of api.runpod.ai).
+"""A client of RunPod's HTTP APIs: management (`/v2` of api.runpod.io) and jobs (`/v2/{endpoint}` of api.runpod.ai).
 
-Uses the standard library only, so that a deployment needs nothing but Python. Knows no pool and no file.
+Uses only the standard library, so that a deployment needs nothing but Python.
 """
 
 import json
@@ -17,7 +17,7 @@ MANAGEMENT_URL = "https://api.runpod.io"
 JOBS_URL = "https://api.runpod.ai"
 KEY_VARIABLE = "RUNPOD_API_KEY"
 TIMEOUT_S = 30.0
-READ_ATTEMPTS = 3  # of a GET; nothing that changes anything is sent twice
+READ_ATTEMPTS = 3  # of a GET; other requests are not retried
 READ_WAIT_S = 1.0
 HEALTH = ("inQueue", "inProgress", "completed", "failed")
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class RunpodError(Exception):
-    """It refused, did not answer, or answered something else (`status` 0). The message holds what it said."""
+    """An error response, or no usable response (`status` 0). The message includes RunPod's own."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class RunpodError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Of an endpoint. `num_failed`: of the jobs that RunPod remembers. `workers`: how many, by state."""
+    """The health of an endpoint. `num_failed`: of the jobs that RunPod still lists. `workers`: count by state."""
 
     num_waiting: int
     num_at_work: int
@@ -45,7 +45,7 @@ class Health:
 
 
 class Runpod:
-    """`management_url`, `jobs_url`: other than RunPod's own for a test."""
+    """`management_url`, `jobs_url`: overridden in tests."""
 
     def __init__(self, key: str, management_url: str = MANAGEMENT_URL, jobs_url: str = JOBS_URL) -> None:
         self._key = key
@@ -54,15 +54,15 @@ class Runpod:
 
     @classmethod
     def from_environment(cls) -> "Runpod":
-        """Raises: RunpodError without a key."""
+        """Raises: RunpodError if the key is not set."""
         key = key_of(KEY_VARIABLE)
         if not key:
-            raise RunpodError(f"{KEY_VARIABLE} is not set: make a key in RunPod's console under Settings, API Keys")
+            raise RunpodError(f"{KEY_VARIABLE} is not set; create a key in RunPod's console under Settings, API Keys")
         management_url = os.environ.get("RUNPOD_MANAGEMENT_URL", MANAGEMENT_URL)
         return cls(key, management_url, os.environ.get("RUNPOD_JOBS_URL", JOBS_URL))
 
     def manage(self, method: str, path: str, body: Json | None = None) -> Json:
-        """`path` without `/v2`. An answer without a body is {}. Raises: RunpodError."""
+        """`path` without `/v2`. Returns {} for a response without a body. Raises: RunpodError."""
         return call(method, f"{self._management_url}/v2{path}", self._key, body)
 
     def jobs(self, method: str, endpoint_id: str, verb: str, body: Json | None = None) -> Json:
@@ -71,7 +71,7 @@ class Runpod:
         return call(method, f"{self._jobs_url}/v2/{name}/{verb}", self._key, body)
 
     def listed(self, path: str, key: str) -> list[Json]:
-        """The things of a kind, each with a string `id`. Raises: RunpodError."""
+        """A list of resources, each with a string `id`. Raises: RunpodError."""
         things = at(self.manage("GET", path), key, kind=list, of=path)
         for thing in things:
             at(thing, "id", kind=str, of=f"{path}: {key}")
@@ -92,31 +92,29 @@ class Runpod:
 
 
 def at(answer: Any, *names: str, kind: type[T], of: str) -> T:
-    """What `answer`, which is that of `of`, holds under these names. Its values, which may be secret, are never told.
+    """The value in `answer` under these names. `of`: what was asked for.
 
-    Raises: RunpodError where it is not there or of another kind.
+    Raises: RunpodError if it is missing or of another type. The message never contains values, which may be secret.
     """
     found = answer
     for name in names:
         found = found.get(name) if isinstance(found, dict) else None
     if not isinstance(found, kind):
         told = "missing" if found is None else f"a {type(found).__name__}"
-        raise RunpodError(
-            f"{of}: an answer that can not be used: {'.'.join(names)} is {told} and must be a {kind.__name__}"
-        )
+        raise RunpodError(f"{of}: unexpected response: {'.'.join(names)} is {told} and must be a {kind.__name__}")
     return found
 
 
 def key_of(variable: str) -> str | None:
-    """Without what surrounds it; None where there is none. Raises: RunpodError, which does not show it."""
+    """The stripped key; None if it is not set. Raises: RunpodError, without the key in its message."""
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise RunpodError(f"{variable} holds characters that no key has, a line break for instance: copy it again")
+        raise RunpodError(f"{variable} contains characters that no key has, such as a line break; copy it again")
     return key or None
 
 
 def call(method: str, url: str, key: str | None, body: Json | None = None) -> Json:
-    """A GET is tried three times while the server is busy or away. Raises: RunpodError."""
+    """Sends a request; retries a GET twice if the server is busy or unavailable. Raises: RunpodError."""
     num_attempts = READ_ATTEMPTS if method == "GET" else 1
     for attempt in range(1, num_attempts + 1):
         try:
@@ -129,7 +127,7 @@ def call(method: str, url: str, key: str | None, body: Json | None = None) -> Js
 
 
 class _Unredirected(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: whoever it leads to would get the key."""
+    """Treats a redirect as an error, because its target would receive the key."""
 
     def redirect_request(self, *_: object) -> None:
         return None
@@ -154,19 +152,19 @@ def _once(method: str, url: str, key: str | None, body: Json | None) -> Json:
         with error:
             told = error.read().decode(errors="replace")
         if "Location" in error.headers:
-            told = f"it redirects to {error.headers['Location']}, which gets no key: give that address if it is right"
+            told = f"redirect to {error.headers['Location']} is not followed; use that URL if it is right"
         raise RunpodError(f"{method} {url}: {error.code} {_reason(told)}", error.code) from error
     except (OSError, HTTPException) as error:
-        raise RunpodError(f"{method} {url}: no answer ({error})") from error
+        raise RunpodError(f"{method} {url}: no response ({error})") from error
     try:
         found = json.loads(text) if text else {}
     except ValueError as error:
-        raise RunpodError(f"{method} {url}: the answer is no JSON: {text[:200]!r}") from error
+        raise RunpodError(f"{method} {url}: the response is not JSON: {text[:200]!r}") from error
     return found if isinstance(found, dict) else {"items": found}
 
 
 def _reason(text: str) -> str:
-    """What an answer as of RFC 9457 says, or the text itself."""
+    """The detail of an RFC 9457 error response, or the text itself."""
     try:
         found = json.loads(text)
         return "; ".join([str(found["detail"]), *map(str, found.get("errors", []))])

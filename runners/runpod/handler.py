@@ -1,15 +1,15 @@
-"""RunPod's serverless worker. A job is a stretch of work for this worker's pool: never a batch, never a request.
+"""RunPod's serverless worker. A job runs a runner for this worker's pool for a while; it is not a batch or a request.
 
     POOL=mistral python -m runners.runpod.handler
 
-The runner is a child, `batchfile worker --pool NAME`. What goes wrong with a request is in that request's result;
-only a runner that cannot work fails a job. Knows no store and no engine.
+The runner is a child process, `batchfile worker --pool NAME`. A failed request has an errored result; a job fails only
+if its runner cannot work.
 
-A job's input, all of it optional:
+The input of a job, all optional:
 
-    timeout_s   the job's execution timeout, which the platform enforces; the job ends before it (default 600)
-    idle_s      seconds without work after which it ends (default 60); null: it stays for its whole time
-    prefetch    true: only fetch the pool's model to where the runner will look for it
+    timeout_s   execution timeout of the job, enforced by RunPod; the job ends before it (default 600)
+    idle_s      seconds without work after which it ends (default 60); null: it runs until the timeout
+    prefetch    true: only download the pool's model to where the runner looks for it
 
 Its output: `{"pool": "mistral", "ended": "idle" | "time" | "stopped" | "prefetched", "seconds": 12.3}`.
 """
@@ -28,12 +28,12 @@ from typing import Any
 from .. import child
 
 POOL_VARIABLE = "POOL"
-ARGUMENTS_VARIABLE = "RUNNER_ARGUMENTS"  # more for `batchfile worker`
-TIMEOUT_S = 600.0  # the platform's own default
+ARGUMENTS_VARIABLE = "RUNNER_ARGUMENTS"  # additional arguments of `batchfile worker`
+TIMEOUT_S = 600.0  # RunPod's default
 IDLE_S = 60.0
-# Before the timeout: what is in flight finishes, is checkpointed, and the rest is given back.
+# Time before the timeout to finish and checkpoint requests in flight, and to release the rest.
 MARGIN_S_MAX = 90.0
-MARGIN_SHARE_MAX = 1 / 3  # of a job that is shorter
+MARGIN_SHARE_MAX = 1 / 3  # for short jobs
 INPUT_KEYS = ("timeout_s", "idle_s", "prefetch")
 
 
@@ -49,12 +49,12 @@ class Job:
 
 
 def read_job(given: object) -> Job:
-    """Raises: ValueError naming what is wrong."""
+    """Raises: ValueError that names the invalid field."""
     if not isinstance(given, dict):
         raise ValueError("the input must be an object")
     unknown = sorted(set(map(str, given)) - set(INPUT_KEYS))
     if unknown:
-        raise ValueError(f"input.{unknown[0]} is unknown; there are {', '.join(INPUT_KEYS)}")
+        raise ValueError(f"input.{unknown[0]} is unknown; use {', '.join(INPUT_KEYS)}")
     idle_s = given.get("idle_s", IDLE_S)
     is_prefetch = given.get("prefetch", False)
     if not isinstance(is_prefetch, bool):
@@ -68,7 +68,7 @@ def read_job(given: object) -> Job:
 
 def _seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"input.{name} must be seconds, more than 0")
+        raise ValueError(f"input.{name} must be a number of seconds above 0")
     return float(value)
 
 
@@ -81,11 +81,11 @@ def command_of(job: Job, pool: str) -> list[str]:
 
 
 async def handle(given: dict[str, Any]) -> dict[str, object]:
-    """A job. `error` in what it returns fails the job: it is there only where no work could be done."""
+    """Runs a job. `error` in its result fails the job, and is present only if the runner could not work."""
     started = time.monotonic()
     pool = os.environ.get(POOL_VARIABLE)
     if not pool:
-        return {"error": f"{POOL_VARIABLE} is not set on this worker: name its pool in the template's env"}
+        return {"error": f"{POOL_VARIABLE} is not set; set it to the worker's pool in the env of the template"}
     try:
         job = read_job(given.get("input"))
     except ValueError as error:
@@ -99,11 +99,11 @@ async def handle(given: dict[str, Any]) -> dict[str, object]:
                 await _stop(process, job.margin_s)
             if told:
                 ended = "stopped"
-    finally:  # cancelled, too
+    finally:  # also when canceled
         if process.returncode is None:
             await asyncio.shield(_stop(process, job.margin_s))
     if process.returncode != 0:
-        return {"error": f"the runner of {pool} ended with {process.returncode}; this worker's log says why"}
+        return {"error": f"the runner of {pool} exited with {process.returncode}; see the log of this worker"}
     return {"pool": pool, "ended": ended, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -116,7 +116,7 @@ async def _ended_by_itself(process: asyncio.subprocess.Process, wait_s: float) -
 
 
 async def _stop(process: asyncio.subprocess.Process, margin_s: float) -> None:
-    """Ask, ask to hurry, then end it, all within `margin_s`. Leases of one that was ended expire by themselves."""
+    """Stop gracefully, then quickly, then kill, all within `margin_s`. Leases of a killed runner expire."""
     for ask, share in ((process.terminate, 0.6), (process.terminate, 0.2)):
         if process.returncode is None:
             ask()
@@ -128,9 +128,9 @@ async def _stop(process: asyncio.subprocess.Process, margin_s: float) -> None:
 
 @contextmanager
 def stopping_on_sigterm(process: asyncio.subprocess.Process) -> Iterator[list[int]]:
-    """While entered, a SIGTERM to this process also reaches the runner; whoever had it before gets it after.
+    """Forwards SIGTERM to the runner while entered, then calls the previous handler.
 
-    The list that it gives holds the signals that came.
+    Yields a list of the signals received.
     """
     before = signal.getsignal(signal.SIGTERM)
     told: list[int] = []

@@ -1,6 +1,6 @@
-"""Runners of one pool on RunPod: as jobs of a serverless endpoint, or as pods. Decides nothing.
+"""Starts and counts the runners of a pool on RunPod, as jobs of a serverless endpoint or as pods.
 
-Raises everywhere: RunpodError.
+Every method raises RunpodError.
 """
 
 import re
@@ -11,16 +11,16 @@ from typing import Protocol
 from ..scaling import Bounds
 from .api import Json, Runpod, RunpodError, at
 
-NAME = "batchfile-{pool}"  # of an endpoint, and how the names of a pool's pods begin
-FLASHBOOT_SUFFIX = " -fb"  # which the console adds to the names of some endpoints
-QUEUED_S_MAX = 3600.0  # what a job may wait for a worker before RunPod forgets it
+NAME = "batchfile-{pool}"  # of an endpoint, and the prefix of a pool's pods
+FLASHBOOT_SUFFIX = " -fb"  # added by the console to the names of some endpoints
+QUEUED_S_MAX = 3600.0  # how long a job may wait for a worker before RunPod drops it
 TTL_S_MAX = 7 * 24 * 3600.0
-GONE = ("EXITED", "ERROR", "TERMINATED")  # states of a pod in which nothing runs
+GONE = ("EXITED", "ERROR", "TERMINATED")  # states of a pod that has ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """`num`: runners that are at work, `num_at_work`, or were asked for. `num_failed`: that failed, ever so far."""
+    """`num`: runners at work (`num_at_work`) or requested. `num_failed`: total of failed ones."""
 
     num: int
     num_at_work: int
@@ -33,25 +33,25 @@ class Runners(Protocol):
     def count(self) -> Count: ...
 
     def start(self, num: int, *, num_standing: int) -> None:
-        """`num_standing` of them stay also without work."""
+        """`num_standing` of them stay even without work."""
         ...
 
     def rest(self, num_kept: int) -> int:
-        """There is no work: give back what does not end by itself. How many that were."""
+        """Called without work: removes runners that do not end by themselves. Returns how many."""
         ...
 
 
 def find(runpod: Runpod, path: str, key: str, name: str) -> Json | None:
-    """The one of this name in a list. Raises: RunpodError where there are two."""
+    """The resource of this name in a list. Raises: RunpodError if there are several."""
     found = [one for one in runpod.listed(path, key) if str(one.get("name", "")).removesuffix(FLASHBOOT_SUFFIX) == name]
     if len(found) > 1:
         ids = ", ".join(str(one["id"]) for one in found)
-        raise RunpodError(f"{path} has {len(found)} that are called {name} ({ids}): delete all but one")
+        raise RunpodError(f"{path}: {len(found)} resources are named {name} ({ids}); delete all but one")
     return found[0] if found else None
 
 
 class Jobs:
-    """Drain jobs of the endpoint `batchfile-POOL`. None is ever cancelled: each ends when it is out of work."""
+    """Drain jobs of the endpoint `batchfile-POOL`. They are never canceled: each ends when it is out of work."""
 
     def __init__(self, runpod: Runpod, pool: str, idle_s: float) -> None:
         self._runpod = runpod
@@ -61,11 +61,11 @@ class Jobs:
         self._timeout_s = 0.0
 
     def bounds(self) -> Bounds:
-        """As the endpoint says: read each time, because idle endpoints are scaled down by RunPod itself."""
+        """The endpoint's bounds. Read each time, because RunPod scales down idle endpoints."""
         name = NAME.format(pool=self._pool)
         endpoint = find(self._runpod, "/serverless", "endpoints", name)
         if endpoint is None:
-            raise RunpodError(f"there is no endpoint {name}: deploy/runpod/deploy.sh apply makes it")
+            raise RunpodError(f"endpoint {name} not found; create it with deploy/runpod/deploy.sh apply")
         self._endpoint_id = str(endpoint["id"])
         self._timeout_s = at(endpoint, "timeout", kind=int, of=name) / 1000
         least, most = (at(endpoint, "workers", bound, kind=int, of=name) for bound in ("min", "max"))
@@ -91,7 +91,7 @@ class Jobs:
 
 
 class Pods:
-    """Pods called `batchfile-POOL-...`, each as `body` says. They are deleted only while the pool has no work."""
+    """Pods named `batchfile-POOL-...`, created with `body`. They are deleted only while the pool has no work."""
 
     def __init__(self, runpod: Runpod, pool: str, body: Json, num_max: int) -> None:
         self._runpod = runpod
@@ -104,9 +104,9 @@ class Pods:
         return self._bounds
 
     def count(self) -> Count:
-        """Pods that have ended are removed on the way: they cost nothing but their disk, and do nothing.
+        """Also removes ended pods, which still cost disk space.
 
-        Each is one that failed, because a pod's runner stays until it is given back.
+        Each of them has failed, because the runner of a pod stays until the pod is deleted.
         """
         live = 0
         for pod in self._listed():
@@ -128,7 +128,7 @@ class Pods:
         return len(surplus)
 
     def _listed(self) -> list[Json]:
-        ours = re.compile(re.escape(self._prefix) + "[0-9a-f]{8}")  # another pool's name may begin with ours
+        ours = re.compile(re.escape(self._prefix) + "[0-9a-f]{8}")  # the name of another pool may start with this one
         return [pod for pod in self._runpod.listed("/pods", "pods") if ours.fullmatch(str(pod.get("name")))]
 
     def _delete(self, pod: Json) -> None:

@@ -1,11 +1,11 @@
-"""Gives each pool as many runners on RunPod as it wants: `python -m runners.runpod.scaler mistral llama-70b --api URL`.
+"""Scales the runners of pools on RunPod: `python -m runners.runpod.scaler mistral llama-70b --api URL`.
 
-Every few seconds it asks the API what a pool has to do and RunPod what is at work, and starts the difference. It
-keeps nothing: kill it and start it anywhere, once. Two at a time may start a few runners too many, which end by
-themselves. Knows no store.
+Every few seconds it compares the work of each pool (from the API) with its runners on RunPod, and starts those that
+are missing. It is stateless and can be restarted anywhere. Run it once: two may start a few runners too many, which
+exit by themselves.
 
-A pool's serverless endpoint is `batchfile-POOL`; its least and most workers and its timeout are the bounds here. With
-`--pods FILE`, which is the body of a pod, the runners of the one pool are pods of that kind instead.
+The serverless endpoint of a pool is `batchfile-POOL`; its minimum and maximum workers and its timeout are the bounds.
+With `--pods FILE`, the body of a pod, the runners of one pool are pods instead.
 """
 
 import argparse
@@ -31,15 +31,15 @@ from .jobs_and_pods import Count, Jobs, Pods, Runners
 log = structlog.get_logger()
 
 LOOK_S = 15.0
-COOLDOWN_S = 300.0  # a pool without work for so long gives its pods back
+COOLDOWN_S = 300.0  # a pool without work for this long deletes its pods
 API_KEY_VARIABLE = "BATCHFILE_API_KEY"
-WHAT_TO_DO = "read a worker's log in RunPod's console, under batchfile-{pool}; one at a time is tried until one works"
+WHAT_TO_DO = "see a worker's log in RunPod's console under batchfile-{pool}; runners start one by one until one works"
 FIGURES = ("pending_shards", "leased_shards", "live_runners")
 OK, REFUSED = 0, 2
 
 
 class Scaler:
-    """One pool. `read`: what GET /api/pools/{pool}/scale answers."""
+    """Scales one pool. `read`: the response of GET /api/pools/{pool}/scale."""
 
     def __init__(self, pool: str, runners: Runners, read: Callable[[], dict[str, int]], shards_per_runner: int) -> None:
         self._pool = pool
@@ -50,7 +50,7 @@ class Scaler:
         self._setbacks = Backoff()
 
     def look(self, now: float) -> None:
-        """Once. `now`: a monotonic clock. Raises: RunpodError where the API or RunPod does not answer as it should."""
+        """Check and scale once. `now`: a monotonic clock. Raises: RunpodError if the API or RunPod fails."""
         found = self._read()
         bounds = self._runners.bounds()
         num_wanted = wanted(**found, bounds=bounds, shards_per_runner=self._shards_per_runner)
@@ -59,7 +59,7 @@ class Scaler:
         num_new = self._setbacks.allowed(num_wanted - count.num, now)
         has_work = found["pending_shards"] + found["leased_shards"] > 0
         if has_work and not bounds.maximum:
-            log.error("pool.asleep", pool=self._pool, what_to_do="its most workers are 0: deploy.sh apply raises them")
+            log.error("pool.asleep", pool=self._pool, what_to_do="its maximum of workers is 0; run deploy.sh apply")
         if num_new:
             self._runners.start(num_new, num_standing=max(0, bounds.minimum - count.num))
             log.info("runners.started", pool=self._pool, num=num_new, of=num_wanted, **found)
@@ -73,7 +73,7 @@ class Scaler:
                 log.info("runners.given_back", pool=self._pool, num=num)
 
     def _note(self, count: Count, leased_shards: int, now: float) -> None:
-        """Runners that fail while nobody works would fail again: say so, and let the next ones wait."""
+        """Log runners that fail while no other works, and delay the next ones, which would fail as well."""
         is_working = count.num_at_work > 0 and leased_shards > 0
         num = self._setbacks.look(num_failed=count.num_failed, is_working=is_working, now=now)
         if num:
@@ -82,7 +82,7 @@ class Scaler:
 
 
 def scale_reader(url: str, pool: str, key: str | None) -> Callable[[], dict[str, int]]:
-    """Raises, when called: RunpodError where it does not answer, or something else than our API does."""
+    """The returned function raises RunpodError if the API does not answer, or not as expected."""
     place = f"{url.rstrip('/')}/api/pools/{pool}/scale"
 
     def read() -> dict[str, int]:
@@ -93,7 +93,7 @@ def scale_reader(url: str, pool: str, key: str | None) -> Callable[[], dict[str,
 
 
 def run(scalers: list[Scaler], look_s: float) -> int:
-    """Until a signal. What cannot be reached is waited for; one pool's trouble is not another's."""
+    """Runs until a signal. Errors of one pool are logged and retried, and do not affect other pools."""
     over = threading.Event()
     on_stop(over.set)
     while True:
@@ -114,28 +114,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("pools", nargs="+", metavar="POOL")
-    add("--api", type=address, required=True, metavar="URL", help=f"of the API; its key is in {API_KEY_VARIABLE}")
+    add("--api", type=address, required=True, metavar="URL", help=f"URL of the API; its key is in {API_KEY_VARIABLE}")
     add("--shards-per-runner", type=positive, default=SHARDS_PER_RUNNER, metavar="N", help="(default: %(default)s)")
     add(
         "--idle",
         type=seconds,
         default=60.0,
         metavar="S",
-        help="a job ends after S s without work (%(default).0f)",
+        help="jobs end after S seconds without work (default: %(default).0f)",
     )
-    add("--look", type=seconds, default=LOOK_S, metavar="S", help="between two looks (%(default).0f)")
-    add("--pods", type=Path, metavar="FILE", help="start pods with this body instead of jobs, for one pool")
-    add("--most", type=positive, default=1, metavar="N", help="pods at a time (%(default)s)")
+    add("--look", type=seconds, default=LOOK_S, metavar="S", help="check every S seconds (default: %(default).0f)")
+    add("--pods", type=Path, metavar="FILE", help="start pods with this body instead of jobs (one pool only)")
+    add("--most", type=positive, default=1, metavar="N", help="maximum number of pods (default: %(default)s)")
     found = parser.parse_args(arguments)
     if found.pods and len(found.pools) > 1:
-        parser.error("--pods is for one pool")
+        parser.error("--pods works with one pool only")
     return found
 
 
 def address(text: str) -> str:
     parts = urllib.parse.urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise argparse.ArgumentTypeError(f"{text} is no address: it begins with https:// or http://")
+        raise argparse.ArgumentTypeError(f"{text} is not a URL; it must start with https:// or http://")
     return text
 
 
@@ -145,7 +145,7 @@ def runners_of(runpod: Runpod, pool: str, args: argparse.Namespace) -> Runners:
     try:
         body = json.loads(args.pods.read_text())
     except (OSError, ValueError) as error:
-        raise SettingsError(f"--pods {args.pods} can not be read: {error}") from error
+        raise SettingsError(f"--pods {args.pods}: cannot read the file: {error}") from error
     return Pods(runpod, pool, body, args.most)
 
 

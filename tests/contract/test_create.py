@@ -97,8 +97,8 @@ def test_half_of_a_character_is_an_error_of_its_request_alone(service: Service, 
     [
         (b"", "the body is empty"),
         (b"{", "not valid JSON"),
-        (document([request(1)], stage=None), "stage: is missing; give one of email, polish, sales_intel, subject"),
-        (document([request(1)], stage="emial"), "stage: 'emial' is not known; stages are email, polish"),
+        (document([request(1)], stage=None), "stage: is missing; use one of email, polish, sales_intel, subject"),
+        (document([request(1)], stage="emial"), "stage: 'emial' is unknown; use one of email, polish"),
         (document([]), "requests: is empty"),
         (document([request(1)], model_hint="gpt"), "model_hint: 'gpt' is not a pool, model or alias; pools are"),
         (document([request(1), 5]), r"requests\[1\]: must be an object"),
@@ -153,12 +153,12 @@ def test_a_refusal_knows_which_request_it_is_about(service: Service) -> None:
 
 
 def test_lines_need_their_stage_in_the_query(service: Service) -> None:
-    with pytest.raises(InvalidFile, match=r"stage: is missing; give it in the query, as \?stage=NAME, one of email, "):
+    with pytest.raises(InvalidFile, match=r"stage: is missing; add \?stage=NAME to the URL, with one of email, "):
         service.post(lines([request(1)]), LINES)
 
 
 def test_two_different_stages_are_refused(service: Service) -> None:
-    with pytest.raises(InvalidFile, match="say it once"):
+    with pytest.raises(InvalidFile, match="send only one of them"):
         service.post(document([request(1)]), stage="polish")
 
 

@@ -80,7 +80,7 @@ def test_a_tenant_is_full_with_its_share_and_has_room_again_when_one_ends(world:
     for n in range(LIMIT):
         assert not world.is_full()
         world.create(f"b{n}")
-    with pytest.raises(Refusal, match="5 batches are open already") as refused:
+    with pytest.raises(Refusal, match="5 batches are open") as refused:
         world.room.check("acme")
     assert refused.value.status == 429
     world.end("b2")

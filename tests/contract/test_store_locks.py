@@ -200,7 +200,7 @@ def test_the_service_says_so_and_goes_on_with_what_can_be_done(store: DirectoryS
 
     with stopped(store):
         health, ready, listed = asyncio.run(ask())
-    reason = "A process that does not move on has a lock of the store; the log of this service names it."
+    reason = "A stuck process holds a lock of the store; the server log names it."
     assert health == {"status": "degraded", "storage": False, "pools": {}, "timestamp": "", "reason": reason}
     assert (ready, listed) == (200, 200)
 

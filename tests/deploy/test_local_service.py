@@ -37,5 +37,5 @@ def test_the_second_model_says_what_it_needs(tmp_path: Path) -> None:
     command = [sys.executable, DEPLOY / "tiny_llama.py"]
     done = subprocess.run(command, env={"BATCHFILE_CACHE": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "There is no model in" in done.stderr
+    assert "No model in" in done.stderr
     assert "run `just setup` once" in done.stderr

@@ -56,11 +56,11 @@ def test_without_yes_nothing_is_changed(deploy: Deploy, runpod: FakeRunpod) -> N
 def test_a_plan_says_what_it_costs_and_what_is_not_known(deploy: Deploy) -> None:
     told = deploy("plan").stdout
     assert "create endpoint batchfile-mistral" in told
-    assert "endpoint batchfile-mistral: $815 a month for what is always on, $8,147 with every worker" in told
-    assert "endpoint batchfile-llama-70b: $3,995 a month for what is always on, $11,984 with every worker" in told
-    assert "pod batchfile-api: its price is not in prices.json" in told
-    assert "together, without the pods: $4," in told
-    assert "together: $" in deploy("plan", *POOLS).stdout
+    assert "endpoint batchfile-mistral: $815 a month for always-on workers, $8,147 with all workers" in told
+    assert "endpoint batchfile-llama-70b: $3,995 a month for always-on workers, $11,984 with all workers" in told
+    assert "pod batchfile-api: no price in prices.json" in told
+    assert "total, without the pods: $4," in told
+    assert "total: $" in deploy("plan", *POOLS).stdout
 
 
 def test_from_nothing_everything_is_made_and_again_nothing_is_done(deploy: Deploy, runpod: FakeRunpod) -> None:
@@ -220,7 +220,7 @@ def test_variables_that_no_file_names_are_left_and_told(deploy: Deploy, runpod: 
 def test_status_tells_workers_jobs_and_addresses(deploy: Deploy, runpod: FakeRunpod) -> None:
     assert deploy("apply", "--yes").returncode == 0
     told = deploy("status").stdout
-    assert "1 to 10 workers (none), 0 jobs at work, 1 waiting" in told
+    assert "1 to 10 workers (none), 0 jobs running, 1 waiting" in told
     assert f"https://{runpod.named('pods', 'batchfile-api')['id']}-8000.proxy.runpod.net" in told
 
 
@@ -228,7 +228,7 @@ def test_a_fetch_that_failed_is_told(deploy: Deploy, runpod: FakeRunpod) -> None
     assert deploy("apply", "--yes", "--only", "mistral").returncode == 0
     ((job,),) = runpod.jobs.values()
     job["status"] = "FAILED"
-    assert "0 jobs at work, 0 waiting, 1 failed" in deploy("status", "--only", "mistral").stdout
+    assert "0 jobs running, 0 waiting, 1 failed" in deploy("status", "--only", "mistral").stdout
 
 
 @pytest.mark.parametrize("answer", [{}, {"endpoints": None}, {"endpoints": [{"name": "batchfile-mistral"}]}, []])
@@ -272,10 +272,10 @@ def test_what_can_not_be_changed_is_refused_before_anything_is(deploy: Deploy, r
     change(files / "runpod-mistral-volume.json", size=20)
     refused = deploy("apply", "--yes", "--only", "mistral")
     assert (refused.returncode, runpod.calls) == (2, [])
-    assert "can only grow" in refused.stdout
+    assert "cannot shrink" in refused.stdout
     elsewhere = deploy("apply", "--yes", "--only", "mistral", RUNPOD_DATA_CENTER="EU-RO-1")
     assert (elsewhere.returncode, runpod.calls) == (2, [])
-    assert "dataCenter of volume batchfile-mistral can not be changed" in elsewhere.stdout
+    assert "dataCenter of volume batchfile-mistral cannot be changed" in elsewhere.stdout
 
 
 def test_a_field_that_the_api_does_not_know_is_named(deploy: Deploy, files: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_missing_key_or_variable_is_named(deploy: Deploy) -> None:
     assert (wrong.returncode, "401" in wrong.stdout) == (1, True)
     broken = deploy("plan", RUNPOD_API_KEY="rpa_\nwrong")
     assert (broken.returncode, broken.stderr) == (1, "")
-    assert "RUNPOD_API_KEY holds characters that no key has" in broken.stdout
+    assert "RUNPOD_API_KEY contains characters that no key has" in broken.stdout
     assert deploy("plan", RUNPOD_API_KEY=f"{KEY}\n").returncode == 0
 
 

@@ -146,7 +146,7 @@ def test_what_no_work_can_be_done_with_fails_the_job(start: Start) -> None:
     assert refused["status"] == "FAILED"
     assert "ended with 2" in refused["error"]
     unknown = worker.run(pool="mistral")
-    assert unknown["error"] == "input.pool is unknown; there are timeout_s, idle_s, prefetch"
+    assert unknown["error"] == "input.pool is unknown; use timeout_s, idle_s, prefetch"
 
 
 def test_a_model_that_is_there_is_not_fetched(tmp_path: Path) -> None:

@@ -105,14 +105,14 @@ def test_the_service_needs_more_memory_than_the_demo() -> None:
     assert problem_with(machine) is None
     problem = problem_with(machine, is_service=True)
     assert problem is not None
-    assert "6,000 MB of memory, and the service's demo needs 6,600 MB" in problem
+    assert "6,000 MB of memory, but the service's demo needs 6,600 MB" in problem
     assert problem_with(Machine(**{**GOOD, "memory_mb": 6_600}), is_service=True) is None
     assert problem_with(Machine(**{**GOOD, **GPU, "memory_mb": 6_000}), is_service=True) is None
 
 
 def test_a_python_that_is_too_old_is_told_before_it_reads_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
-    with pytest.raises(SystemExit, match=r"Python 3\.10 is too old: .* `python3\.12 -m venv --clear \.venv`"):
+    with pytest.raises(SystemExit, match=r"Python 3\.10 is too old; .* `python3\.12 -m venv --clear \.venv`"):
         importlib.reload(local_setup)
 
 
@@ -277,7 +277,7 @@ def test_a_program_that_meets_a_full_disk_is_recognized(tmp_path: Path) -> None:
 def test_only_the_end_of_what_a_program_wrote_is_shown() -> None:
     told = "\n".join(f"line {number}" for number in range(100))
     text = short([sys.executable, "-m", "pip"], Done(exit_status=1, told=told, least_free=0))
-    assert text.startswith("`python -m pip` ended with exit status 1:\n")
+    assert text.startswith("`python -m pip` exited with status 1:\n")
     assert "line 99" in text
     assert "line 50" not in text
 

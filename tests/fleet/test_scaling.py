@@ -53,5 +53,5 @@ def test_a_pool_grows_by_one_runner_for_each_few_shards() -> None:
 
 @pytest.mark.parametrize(("minimum", "maximum"), [(-1, 2), (3, 2)])
 def test_bounds_that_are_no_range_are_refused(minimum: int, maximum: int) -> None:
-    with pytest.raises(SettingsError, match="no range"):
+    with pytest.raises(SettingsError, match="not a range"):
         Bounds(minimum=minimum, maximum=maximum)

@@ -68,7 +68,7 @@ def canary() -> Iterator[Any]:
 )
 def test_no_spelling_of_an_own_address_is_posted_to(canary: Any, host: str) -> None:
     port, heard = canary
-    assert "own network" in str(post(f"http://{host}:{port}/", b"{}", {}, allow_private=False))
+    assert "private address" in str(post(f"http://{host}:{port}/", b"{}", {}, allow_private=False))
     assert heard == []
 
 
@@ -120,7 +120,7 @@ def test_a_name_that_leads_elsewhere_when_asked_again_is_asked_once(monkeypatch:
 def test_a_name_with_one_own_address_among_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 80)) for one in ("93.184.216.34", "10.0.0.1")]
     monkeypatch.setattr(safe_post.socket, "getaddrinfo", lambda *_, **__: found)
-    assert "own network" in str(post("http://both.example/", b"", {}, allow_private=False))
+    assert "private address" in str(post("http://both.example/", b"", {}, allow_private=False))
 
 
 @pytest.mark.parametrize(

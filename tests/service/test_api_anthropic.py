@@ -166,7 +166,7 @@ def test_files_are_no_part_of_what_anthropics_clients_get(api: Any) -> None:
         assert answer.status_code == 404
         error = answer.json()
         assert (error["type"], error["error"]["type"]) == ("error", "not_found_error")
-        assert "OpenAI's form only" in error["error"]["message"]
+        assert "OpenAI's API format" in error["error"]["message"]
     assert api.http.get("/v1/files").status_code == 200
 
 

@@ -94,7 +94,7 @@ def test_a_body_that_stops_is_given_up(start_api: Any) -> None:
             head, _, body = listen(connection).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408")
         assert b"connection: close" in head.lower()
-        assert "nothing came" in json.loads(body)["detail"]
+        assert "no data for" in json.loads(body)["detail"]
     assert batches(api) == []
 
 

@@ -45,17 +45,17 @@ def test_unknown_query_parameters_are_rejected_on_our_own_routes(api: Any, make_
     body = {"stage": "email", "requests": [make_request("a")]}
     before = len(api.http.get(NATIVE).json()["data"])
     routes = [
-        ("GET", NATIVE, "it takes after, limit"),
-        ("POST", NATIVE, "it takes metadata, pool, priority, stage, strict"),
-        ("GET", f"{NATIVE}/{batch_id}", "it takes none"),
-        ("GET", f"{NATIVE}/{batch_id}/results", "it takes live"),
-        ("POST", f"{NATIVE}/{batch_id}/cancel", "it takes none"),
-        ("POST", f"{NATIVE}/{batch_id}/retry", "it takes none"),
-        ("DELETE", f"{NATIVE}/{batch_id}", "it takes now"),
-        ("GET", "/api/pools", "it takes none"),
-        ("GET", "/api/pools/mistral/scale", "it takes none"),
-        ("GET", "/api/runners", "it takes pool"),
-        ("POST", STAGE, "it takes stage"),
+        ("GET", NATIVE, "use after, limit"),
+        ("POST", NATIVE, "use metadata, pool, priority, stage, strict"),
+        ("GET", f"{NATIVE}/{batch_id}", "it has none"),
+        ("GET", f"{NATIVE}/{batch_id}/results", "use live"),
+        ("POST", f"{NATIVE}/{batch_id}/cancel", "it has none"),
+        ("POST", f"{NATIVE}/{batch_id}/retry", "it has none"),
+        ("DELETE", f"{NATIVE}/{batch_id}", "use now"),
+        ("GET", "/api/pools", "it has none"),
+        ("GET", "/api/pools/mistral/scale", "it has none"),
+        ("GET", "/api/runners", "use pool"),
+        ("POST", STAGE, "use stage"),
     ]
     for method, path, takes in routes:
         sent = body if method == "POST" and path in {NATIVE, STAGE} else None

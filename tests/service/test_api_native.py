@@ -254,7 +254,7 @@ def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "api", "--port", "65536"]
     refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
     assert refused.returncode == 2
-    assert "'65536' is no port" in refused.stderr
+    assert "'65536' is not a port" in refused.stderr
 
 
 def test_a_store_that_is_down_is_503_and_nothing_is_half_created(

@@ -114,7 +114,7 @@ def test_a_port_that_is_none_is_refused_with_what_is_taken(port: str, capsys: py
     with pytest.raises(SystemExit) as ended:
         main([f"--port={port}"])
     assert ended.value.code == 2
-    assert f"argument --port: '{port}' is no port: give 1 to 65535, or 0 for any" in capsys.readouterr().err
+    assert f"argument --port: '{port}' is not a port; use 1 to 65535, or 0 for any" in capsys.readouterr().err
 
 
 def test_whatever_ends_the_waiting_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,9 @@ BATCH = {"input_file_id": "file-1", "endpoint": "/v1/embeddings", "completion_wi
             BATCH | {"completion_window": "1h"},
             "completion_window: is required, and must be '24h'",
         ),
-        ("POST", "/v1/batches", {"endpoint": "/v1/embeddings"}, "input_file_id: is required, and must be a text"),
-        ("POST", "/v1/batches", BATCH | {"metadata": {"a": 1}}, "metadata.a: must be a text"),
-        ("POST", "/v1/batches", BATCH | {"foo": 1}, "foo: is not known here; there are completion_window, endpoint"),
+        ("POST", "/v1/batches", {"endpoint": "/v1/embeddings"}, "input_file_id: is required, and must be a string"),
+        ("POST", "/v1/batches", BATCH | {"metadata": {"a": 1}}, "metadata.a: must be a string"),
+        ("POST", "/v1/batches", BATCH | {"foo": 1}, "foo: is unknown; use completion_window, endpoint"),
         (
             "POST",
             "/v1/batches",
@@ -38,7 +38,7 @@ BATCH = {"input_file_id": "file-1", "endpoint": "/v1/embeddings", "completion_wi
             "POST",
             "/v1/uploads",
             {"bytes": 1, "filename": "", "mime_type": "x", "purpose": "batch"},
-            "filename: is required, and must be a text with 1 to 512 characters",
+            "filename: is required, and must be a string with 1 to 512 characters",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def test_an_upload_is_taken_however_it_is_sent(service: tuple[int, int], data: b
         (sized(b" " * (BODY_BYTES_MAX + 1)), 413, "larger than 3,000,000 bytes"),
         (chunked(b" " * (2 * BODY_BYTES_MAX), 100_000), 413, "larger than 3,000,000 bytes"),
         (sized(gzip.compress(b" " * (10 * BODY_BYTES_MAX)), encoding="gzip"), 413, "larger than 3,000,000 bytes"),
-        (sized(BODY, encoding="br"), 415, "send gzip, zstd or the plain body"),
+        (sized(BODY, encoding="br"), 415, "use gzip, zstd or none"),
         (sized(BODY, encoding="gzip"), 400, "is not gzip data"),
         (sized(gzip.compress(BODY)[:-9], encoding="gzip"), 400, "is truncated"),
         (sized(b"{", length=1000), 408, "Send it again"),

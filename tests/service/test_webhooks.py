@@ -302,7 +302,7 @@ def test_a_clock_that_is_set_back_does_not_put_off_the_next_attempt(ledger: Ledg
 
 def test_a_private_address_is_refused_unless_it_is_allowed(receiver: Receiver) -> None:
     for url in (receiver.url, receiver.url.replace("127.0.0.1", "localhost")):
-        assert "own network" in str(post(url, b"{}", {}, allow_private=False))
+        assert "private address" in str(post(url, b"{}", {}, allow_private=False))
     assert receiver.calls.empty()
     assert post(receiver.url, b"{}", {}, allow_private=True) is None
 

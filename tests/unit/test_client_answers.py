@@ -51,10 +51,10 @@ def get(client: Client) -> Any:
 
 
 def test_a_refusal_that_is_not_about_the_key_says_what_the_service_says() -> None:
-    detail = b'{"detail": "A web page of another place asks this service."}'
+    detail = b'{"detail": "Cross-origin browser requests are rejected."}'
     with answering(403, detail) as url, pytest.raises(SettingsError) as refused:
         asked(url, get)
-    assert str(refused.value) == f"{url} does not allow this: A web page of another place asks this service."
+    assert str(refused.value) == f"{url} does not allow this: Cross-origin browser requests are rejected."
     with answering(403, b"no") as url, pytest.raises(SettingsError, match="does not allow this: it answered 403"):
         asked(url, get)
     with answering(401, b"no") as url, pytest.raises(SettingsError, match="does not accept this API key"):
@@ -62,9 +62,9 @@ def test_a_refusal_that_is_not_about_the_key_says_what_the_service_says() -> Non
 
 
 def test_a_service_that_is_busy_is_not_said_to_be_silent() -> None:
-    with answering(429, b'{"detail": "9 batches are open already"}') as url, pytest.raises(ServiceUnavailable) as busy:
+    with answering(429, b'{"detail": "9 batches are open"}') as url, pytest.raises(ServiceUnavailable) as busy:
         asked(url, get)
-    assert str(busy.value) == f"{url} is busy (9 batches are open already); run the same command again later"
+    assert str(busy.value) == f"{url} is busy (9 batches are open); run the same command again later"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 /**
- * The application's batch service with both sides behind it. The whole swap is `const batches`; whoever called
- * `anthropic.messages.batches` calls `batches` instead, and `processBatchResults` stays as it is.
+ * An application's batch service with both sides behind it. The whole swap is `const batches`: call it instead of
+ * `anthropic.messages.batches`; `processBatchResults` stays unchanged.
  *
  *     USE_LOCAL_LLM=true LOCAL_LLM_CANARY=10 LOCAL_BATCH_URL=http://127.0.0.1:8000 node batchService.js
  *
- * In an application the first import reads: from '@batchfile/adapter'.
+ * In an application, import from '@batchfile/adapter'.
  */
 
 import {
@@ -30,11 +30,11 @@ export const batches = createBatchRouter({
   hosted: createHostedClient({
     batches: lazyHosted(),
     model: (stage) => HOSTED_MODELS[stage] ?? 'claude-sonnet-5-5',
-    sampling: 'drop', // this SDK's API version refuses temperature
+    sampling: 'drop', // this SDK's API version rejects temperature
   }),
 });
 
-/** The SDK is loaded with the first request that needs it, so that an all-local application needs no hosted key. */
+/** Loads the SDK with the first hosted request, so that an all-local application needs no hosted key. */
 function lazyHosted(): HostedBatches {
   let loaded: Promise<HostedBatches> | undefined;
   const hosted = (): Promise<HostedBatches> => {
@@ -67,7 +67,7 @@ function toRequest(lead: Lead, stage: Stage): BatchRequest {
   };
 }
 
-/** Runs one stage for all leads and hands over every result. Keep the id: another process can go on with it. */
+/** Runs one stage for all leads and passes on every result. Store the id: another process can resume with it. */
 export async function runStage(
   stage: Stage,
   leads: readonly Lead[],

@@ -66,11 +66,11 @@ test('the switch is off where unset, takes the usual words, and refuses others b
     useLocal: false,
     canaryPercent: 2.5,
   });
-  assert.throws(() => readSwitches({ USE_LOCAL_LLM: 'maybe' }), /USE_LOCAL_LLM is "maybe". Set it to true or false/);
+  assert.throws(() => readSwitches({ USE_LOCAL_LLM: 'maybe' }), /USE_LOCAL_LLM: "maybe" is not valid; use true or false/);
   for (const share of ['ten', '-1', '101', '%']) {
     assert.throws(
       () => readSwitches({ USE_LOCAL_LLM: '1', LOCAL_LLM_CANARY: share }),
-      /LOCAL_LLM_CANARY is .* from 0 to 100/,
+      /LOCAL_LLM_CANARY: .* from 0 to 100/,
     );
   }
 });

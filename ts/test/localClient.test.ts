@@ -64,7 +64,7 @@ test('a create is tried again with the same body and the same idempotency key, a
   assert.equal(server.seen[5]!.headers['idempotency-key'], 'mine');
 });
 
-test('Retry-After is honoured as seconds and as a date by the clock of the server', async () => {
+test('Retry-After is honored as seconds and as a date by the clock of the server', async () => {
   const date = 'Sun, 06 Nov 1994 08:49:07 GMT';
   const late = json(429, {}, { date: 'Sun, 06 Nov 1994 08:49:00 GMT', 'retry-after': date });
   const server = await serve(json(503, {}, { 'retry-after': '3' }), late, goldenReply('status_ended'));
@@ -101,7 +101,7 @@ test('an error has the status, the body and the request id, and says what the se
       [error.name, error.status, error.body, error.requestId],
       ['BatchHttpError', 400, { detail }, 'req_7'],
     );
-    assert.equal(error.message, `POST /v1/messages/batches was answered 400: ${detail} (request id req_7)`);
+    assert.equal(error.message, `POST /v1/messages/batches failed with status 400: ${detail} (request id req_7)`);
     return true;
   });
   assert.equal(server.seen.length, 1);
@@ -125,7 +125,7 @@ test('a page of a proxy is an error with its text, and a good page that is not o
   await assert.rejects(client(server.url).getBatchStatus(ID), { status: 404, body: '<h1>gone</h1>', requestId: null });
   await assert.rejects(
     client(server.url).getBatchStatus(ID),
-    /no "processing_status", "counts". Is LOCAL_BATCH_URL the batch API/,
+    /no "processing_status", "counts". Check LOCAL_BATCH_URL/,
   );
 });
 
@@ -138,7 +138,7 @@ test('an attempt without an answer ends after its time and is tried again', asyn
     client((await serve(silence)).url, { maxRetries: 0, timeoutMs: 50 }).getBatchStatus(ID),
     (error: unknown) => {
       assert.ok(error instanceof BatchConnectionError);
-      assert.match(error.message, /nothing arrived for 50 ms/);
+      assert.match(error.message, /no data for 50 ms/);
       return true;
     },
   );
@@ -186,7 +186,7 @@ test('waitForBatch survives a service that stops and comes back', async () => {
   assert.equal(numCalls, 6);
 });
 
-test('ids can not leave their place in the path', async () => {
+test('ids cannot leave their place in the path', async () => {
   const server = await serve(goldenReply('not_found'));
   await assert.rejects(client(server.url).getBatchStatus('../../api/batches?x=1#'), { status: 404 });
   assert.equal(server.seen[0]!.path, '/v1/messages/batches/..%2F..%2Fapi%2Fbatches%3Fx%3D1%23');
@@ -196,7 +196,7 @@ test('the plain functions read LOCAL_BATCH_URL and LOCAL_BATCH_API_KEY at each c
   delete process.env['LOCAL_BATCH_URL'];
   await assert.rejects(createBatch('subject', REQUESTS), (error: unknown) => {
     assert.ok(error instanceof BatchError);
-    assert.match(error.message, /LOCAL_BATCH_URL is not set. Set it to the address/);
+    assert.match(error.message, /LOCAL_BATCH_URL is not set. Set it to the URL/);
     return true;
   });
   for (const url of ['localhost:8000', 'ftp://x', 'http://user:key@host']) {

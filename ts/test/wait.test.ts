@@ -57,7 +57,7 @@ test('progress is told with every status, the last one included', async () => {
   assert.deepEqual(told, [10, 4, 0]);
 });
 
-test('a service that is away or overloaded is no news, for as long as there is time', async () => {
+test('an unavailable or overloaded service is waited for until the deadline', async () => {
   const away = new BatchConnectionError('connection refused');
   const get = answers(
     away,
@@ -86,7 +86,7 @@ test('Retry-After makes the next look later, never earlier, and not beyond the d
   assert.deepEqual(short.sleeps, [5_000]);
 });
 
-test('a refusal that time will not mend rejects at once', async () => {
+test('an error that a retry cannot fix rejects at once', async () => {
   for (const code of [400, 401, 403, 404, 422]) {
     const clock = testClock();
     await assert.rejects(waitUntilEnded(answers(refusal(code)), 'batch_1', 60_000, { clock }), { status: code });

@@ -93,7 +93,7 @@ test('model_hint mixes both pools in one batch, and the results are still in inp
   for (const [num, model] of models.entries()) assert.equal(model, models[num % 3 === 0 ? 0 : 1]);
 });
 
-test('what can not run is an errored result, and the stream gives what the document gives', async () => {
+test('a request that cannot run is an errored result, and the stream gives what the document gives', async () => {
   const [good, bad]: BatchRequest[] = golden('create').request.body.requests;
   good!.params.max_tokens = 8; // a small model has no room for the 2,048 there
   const { id } = await createBatch('sales_intel', [good!, bad!]);
