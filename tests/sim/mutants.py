@@ -403,7 +403,7 @@ MUTANTS: dict[str, Mutant] = {
     "results go by the clock of whoever looks": _by_the_clock_of_whoever_looks,
     "what is refused of one batch stops the others": _one_refusal_stops_all,
     "a batch that was set aside is left alone for ever": replaced(
-        SetAside, "left_s", lambda self, batch_id: 1e9 if batch_id in self.reasons() else 0.0
+        SetAside, "left_s", lambda self, batch_id, work=None: 1e9 if batch_id in self.reasons() else 0.0
     ),
     "a file in the inbox is claimed without a condition": _unconditional(keys.CLAIMS_PREFIX),
     "what came of an older version is told too": replaced(outbox, "is_newest", lambda *_: True),

@@ -12,6 +12,7 @@ from typing import NoReturn
 from unittest.mock import patch
 
 from api.ops import safe_post, webhooks
+from api.ops.webhooks import WebhookRecord
 from batchfile.ledger import keys
 from batchfile.ledger.records import BatchRecord, decode
 from tests.sim.store import SharedStore
@@ -65,7 +66,7 @@ class Receiver:
     def is_told(self, store: SharedStore, batch_id: str) -> bool:
         """Was its end told for good?"""
         data = store.peek(keys.webhook_key(batch_id))
-        record = None if data is None else decode(data, webhooks.WebhookRecord)
+        record = None if data is None else decode(data, WebhookRecord)
         if record is None or record.state == "pending":
             return False
         if record.state == "given_up":
