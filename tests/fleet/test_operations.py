@@ -1,4 +1,4 @@
-"""docs/operations.md, the alerts and the manifest for Ray speak of what there is."""
+"""docs/operations.md, docs/performance.md, the alerts and the manifest for Ray speak of what there is."""
 
 import json
 import re
@@ -29,6 +29,7 @@ from runners.ray.options import order_of, parse
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.md"
+FIGURES = ROOT / "docs" / "performance.md"
 RULES = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yaml").read_text())["groups"][0]["rules"]
 MANIFEST = yaml.safe_load((ROOT / "deploy" / "ray" / "raycluster.yaml").read_text())["spec"]
 NAME = re.compile(r"\bbatchfile_[a-z0-9_]+")
@@ -57,7 +58,7 @@ def known() -> set[str]:
 
 
 def test_every_metric_that_the_page_names_exists(known: set[str]) -> None:
-    assert set(NAME.findall(PAGE.read_text())) <= known
+    assert set(NAME.findall(PAGE.read_text() + FIGURES.read_text())) <= known
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
@@ -96,12 +97,12 @@ def test_the_pages_figures_follow_from_its_formulas(
     bytes_per_s = {165.2e12: 1.008e12, 2 * 312e12: 2 * 2.039e12, 989e12: 4.8e12}[flops]
     assert 2 * parameters / bytes_per_s * 1e3 == pytest.approx(floor_ms, rel=0.01)
     assert flops / (2 * parameters * 468) == pytest.approx(ceiling, rel=0.01)
-    assert f"| {model} | {floor_ms} ms | {ceiling} |" in PAGE.read_text()
+    assert f"| {model} | {floor_ms} ms | {ceiling} |" in FIGURES.read_text()
 
 
 def test_the_pages_prices_are_those_that_the_deployment_prints() -> None:
     prices = json.loads((ROOT / "deploy" / "runpod" / "prices.json").read_text())
-    text = PAGE.read_text()
+    text = FIGURES.read_text()
     assert prices["date"] in text
     for hour in prices["gpu_hour"].values():
         assert f"${hour:g}" in text
