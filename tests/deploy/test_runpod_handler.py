@@ -144,7 +144,7 @@ def test_what_no_work_can_be_done_with_fails_the_job(start: Start) -> None:
     worker = start(BATCHFILE_PORT="none")
     refused = worker.run()
     assert refused["status"] == "FAILED"
-    assert "ended with 2" in refused["error"]
+    assert "exited with 2" in refused["error"]
     unknown = worker.run(pool="mistral")
     assert unknown["error"] == "input.pool is unknown; use timeout_s, idle_s, prefetch"
 

@@ -150,7 +150,7 @@ def test_other_pods_are_left_alone(server: Server, runpod: FakeRunpod) -> None:
 
 
 def test_a_pool_without_an_endpoint_is_named(server: Server) -> None:
-    with pytest.raises(RunpodError, match="no endpoint batchfile-mistral"):
+    with pytest.raises(RunpodError, match="endpoint batchfile-mistral not found"):
         Pool(server).look(pending_shards=1)
 
 
@@ -277,5 +277,5 @@ def test_an_api_that_does_not_answer_is_waited_for_until_a_signal_ends_it(server
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
     assert [event["event"] for event in told] == ["look.failed", "look.failed"]
-    assert "no answer" in told[0]["error"]
+    assert "no response" in told[0]["error"]
     assert process.returncode == 0
