@@ -15,8 +15,8 @@ import pytest
 
 from api.__main__ import main
 from api.ops import store_health
+from batchfile import open_ledger
 from batchfile.errors import StoreUnavailable
-from deploy.local_setup.recipe import resolve
 from tests.contract.conftest import BUCKET, CREDENTIALS, free_port, moto_url, s3_credentials
 from tests.contract.fault_proxy import FaultProxy, fault_proxy
 
@@ -118,7 +118,7 @@ def test_a_port_that_is_none_is_refused_with_what_is_taken(port: str, capsys: py
 
 
 def test_whatever_ends_the_waiting_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "WAIT_S", 0.01)
+    monkeypatch.setattr(open_ledger, "WAIT_S", 0.01)
     raised = iter([StoreUnavailable("away"), RuntimeError("a mistake of ours")])
 
     def open_store() -> None:

@@ -139,7 +139,7 @@ def test_a_damaged_batch_that_the_index_lacks_is_unreadable_and_not_unknown(api:
     for method, suffix in (("GET", ""), ("GET", "/results"), ("POST", "/cancel"), ("DELETE", "")):
         answer = api.http.request(method, f"{BATCHES}/{batch_id}{suffix}", headers=TENANT)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
-        assert "the record of this batch cannot be read now; try again later" in answer.json()["detail"]
+        assert "The record of this batch cannot be read now; try again later." in answer.json()["detail"]
         assert "batch.json" not in answer.text
 
 

@@ -103,7 +103,7 @@ def test_an_upload_that_is_not_what_was_announced_is_refused_and_may_be_mended(c
     rest = client.uploads.parts.create(upload.id, data=b"d").id
     with pytest.raises(openai.BadRequestError, match="3 bytes"):
         client.uploads.complete(upload.id, part_ids=[part])
-    with pytest.raises(openai.BadRequestError, match="no part"):
+    with pytest.raises(openai.BadRequestError, match="not a part"):
         client.uploads.complete(upload.id, part_ids=[part, "part_x"])
     with pytest.raises(openai.BadRequestError, match="md5"):
         client.uploads.complete(upload.id, part_ids=[part, rest], md5="0" * 32)
