@@ -235,7 +235,7 @@ def test_texts_become_vectors_on_a_pool_that_embeds(served: Any, client: Any) ->
     assert answers["text"].usage.total_tokens == answers["text"].usage.prompt_tokens > 0
     assert (batch.usage.output_tokens, batch.request_counts.failed) == (0, 2)
     errors = {row["custom_id"]: row["response"] for row in rows(client, batch.error_file_id)}
-    assert "makes embeddings" in errors["generating"]["body"]["error"]["message"]
+    assert "generates text, not embeddings" in errors["generating"]["body"]["error"]["message"]
     assert "body.input: must not be empty" in errors["empty"]["body"]["error"]["message"]
     assert {error["status_code"] for error in errors.values()} == {400}
 
