@@ -36,8 +36,8 @@ from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
 from batchfile.runner.schema_rules import schema_problem
-from batchfile.settings_tables import NAME_RULE, Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook, expected
-from batchfile.types import RoutingTable
+from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook, expected
+from batchfile.types import NAME_RULE, RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
 CONFIG_VARIABLE = "BATCHFILE_CONFIG"  # another path of the file

@@ -22,10 +22,9 @@ from pydantic import (
 )
 
 from batchfile.ledger.keys import is_pool_name
-from batchfile.types import EngineKind, Task
+from batchfile.types import NAME_RULE, EngineKind, Task
 
 TOMBSTONE_S_MIN = 2 * 3600.0  # twice the time after which a create is abandoned
-NAME_RULE = "use lower-case letters, digits, dots and dashes, at most 63"  # of pools and tenants
 Positive = Annotated[float, Field(gt=0)]
 
 

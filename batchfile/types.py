@@ -28,6 +28,7 @@ METADATA_MAX = 16  # pairs
 METADATA_NAME_CHARS_MAX = 64
 METADATA_VALUE_CHARS_MAX = 512
 
+NAME_RULE = "use lower-case letters, digits, dots and dashes, at most 63"  # of pools and tenants
 TENANT = "default"  # of a service without keys, and of local runs
 
 

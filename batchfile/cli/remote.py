@@ -19,8 +19,7 @@ from batchfile.client.connection import Connection, open_store_remote
 from batchfile.errors import BatchFailed, OutputTaken, SettingsError
 from batchfile.ledger.keys import is_pool_name
 from batchfile.local.options import STDOUT
-from batchfile.settings_tables import NAME_RULE
-from batchfile.types import TENANT
+from batchfile.types import NAME_RULE, TENANT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,7 +96,7 @@ def test_the_summary_names_the_errors_file_which_holds_over_long_lines_too(tmp_p
     (tmp_path / "in.jsonl").write_bytes(GOOD + huge + b"bad\n")
     said = run(tmp_path, "in.jsonl", "-o", "out.jsonl", "--restart").stderr
     assert b"; 2 failed: fix " in said
-    assert b"out.jsonl.errors.jsonl\n" in said
+    assert b"out.jsonl.errors.jsonl and run it\n" in said
 
 
 def test_blank_lines_a_bom_crlf_and_a_missing_last_newline_are_fine(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ BAD_FILES = {
     "empty": "is empty",
     "blank": "every line is blank",
     "UTF-16": "save it as UTF-8",
-    "zip": "unpack it",
+    "zip": "decompress it",
     "truncated": "is truncated",
     "parquet": "damaged",
     "unreadable": "check its permissions",

@@ -198,6 +198,6 @@ def test_a_part_that_dies_ends_the_rest_and_its_last_words_are_shown(start: Call
     children = service.children()
     next(child for child in children if "api" in child.cmdline()).kill()
     assert service.process.wait(START_S) == 1
-    assert f"api ended with {-signal.SIGKILL}" in service.said.read_text()
+    assert f"api exited with {-signal.SIGKILL}" in service.said.read_text()
     assert '"event": "request.answered"' in service.said.read_text()
     assert not [child for child in children if child.is_running()]

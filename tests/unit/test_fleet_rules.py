@@ -28,9 +28,9 @@ def test_each_slot_gets_a_set_of_gpus_of_its_own(
 
 
 def test_more_engines_than_the_gpus_hold_are_refused() -> None:
-    with pytest.raises(SettingsError, match="hold 2 engines"):
+    with pytest.raises(SettingsError, match="fit only 2 engines"):
         plan_slots(["0", "1", "2", "3"], 2, 3)
-    with pytest.raises(SettingsError, match="tensor_parallel_size is 2"):
+    with pytest.raises(SettingsError, match="tensor_parallel_size of the pool is 2"):
         plan_slots(["0"], 2, None)
 
 

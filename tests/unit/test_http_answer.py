@@ -252,7 +252,7 @@ def test_vectors_have_the_encoding_that_was_asked_for(given: Any) -> None:
         ([{"index": 0, "embedding": [0.1, float("nan")]}], "not finite"),
         ([{"index": 0, "embedding": [0.1]}], "a vector of 1 numbers instead of 2"),
         ([{"index": 1, "embedding": [0.1, 0.2]}], "the indexes of its vectors"),
-        ([{"index": 0, "embedding": None}], "another type"),
+        ([{"index": 0, "embedding": None}], "a type that"),
         ([], "0 vectors instead of 1"),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_restart_replaces_a_damaged_batch_and_nothing_else_does(
     old = _open(ledger, options).batch.batch_id
     ledger.store.put(keys.batch_key(old), data)
     with pytest.raises(
-        BatchDamaged, match=r"batch\.json.*restore that object, or add --restart to run .*out\.jsonl anew"
+        BatchDamaged, match=r"batch\.json.*restore that object, or add --restart to run .*out\.jsonl from the start"
     ):
         _open(ledger, options)
     new = _open(ledger, replace(options, restart=True)).batch.batch_id
