@@ -102,7 +102,10 @@ class Meter:
         work_left = self._work_left(runner_stats, stats, self._total - done)
         in_flight_s = None
         is_paused = stats.num_waiting > 0 and not stats.num_running  # every request waits after an endpoint's 429
-        eta_s = self._eta_s(None if work_left is None or is_paused else work_left[0], step_s)
+        # Short requests finish first. While more run than have finished, the average says too little about the rest.
+        is_early = runner_stats.succeeded + runner_stats.failed + self._before.succeeded < stats.num_running
+        is_known = work_left is not None and not is_early and not is_paused
+        eta_s = self._eta_s(work_left[0] if work_left is not None and is_known else None, step_s)
         if work_left is not None:
             self._share = max(self._share, 1 - work_left[0] / max(work_left[1], 1e-9))
             in_flight_s = self._in_flight_s(work_left[1] / max(1, self._total), stats)

@@ -159,6 +159,14 @@ def test_what_was_done_before_counts_for_the_eta_at_once() -> None:
     assert first.output_tokens > 4_000
 
 
+def test_no_time_left_is_promised_while_more_run_than_have_finished() -> None:
+    """Four stages at once, as in the demo: the short ones finish first and say nothing about the long ones."""
+    run = Run([24] * 8 + [100, 120, 160] * 8, slots=32)
+    promised = [seen for _, seen in run.looks() if seen.eta_s is not None]
+    assert [seen.done for seen in promised if seen.done < seen.num_running] == []
+    assert promised
+
+
 def test_a_downtime_of_the_endpoint_is_no_slowness_of_it() -> None:
     meter = Meter(100, Counts(), Usage(), 0.0)
     runner_stats = RunnerStats(engine_ready_at=0.0)
