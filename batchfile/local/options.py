@@ -6,6 +6,7 @@ other options that change the answers; a repeated command must match them. Pure.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from batchfile.errors import OutputTaken, SettingsError
@@ -106,6 +107,7 @@ class RunOptions:
         return {SHA256: digest} | {f"run.{name}": str("" if one is None else one) for name, one in values.items()}
 
 
+@cache  # reading the annotations takes a millisecond
 def choices_of(name: str) -> tuple[str, ...]:
     """The values that an option may have; empty if any value is allowed."""
     kind = get_type_hints(RunOptions)[name]

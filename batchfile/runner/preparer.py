@@ -72,7 +72,7 @@ def prepare(state: RunnerState, job: Job, thread: str) -> Prepared:
 def fail(
     state: RunnerState, shard: ActiveShard, line: int, custom_id: str | None, error: InvalidRequest | Failure
 ) -> None:
-    """Placeholder for a request that the engine never gets."""
+    """Settle a line as failed that the engine never gets."""
     failure = error if isinstance(error, Failure) else Failure(type=error.type, message=str(error))
     with state.changed:
         state.stats.refused += 1

@@ -38,7 +38,9 @@ CREDENTIALS = {
 
 
 # What a real server does otherwise, and why that is no harm. Strict: a release that mends it makes the test fail.
-BY_FOLDER = "lists by folders, `a/b` before `a-b`; whoever needs an order lists one folder, whose names have one length"
+BY_FOLDER = (
+    "lists by folders, `a/b` before `a-b`; callers that need an order list one folder, whose names have one length"
+)
 DEVIATIONS = {
     "test_a_listing_is_in_byte_order_and_complete[seaweedfs]": BY_FOLDER,
     "test_a_prefix_may_end_inside_a_name[seaweedfs]": BY_FOLDER,

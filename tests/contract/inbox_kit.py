@@ -17,11 +17,13 @@ from batchfile.janitor import Janitor
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.set_aside import SetAside
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
 from batchfile.store.memory import MemoryStore
 from batchfile.store.s3 import S3Store
+from batchfile.testing.faulty_store import FaultyStore
 from batchfile.types import RoutingTable
 
 POOLS = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("org/m",), "llama": ("l",)})
@@ -109,3 +111,18 @@ def still() -> World:
 
 class Killed(BaseException):
     """Where a process died."""
+
+
+def made_and_died(still: World) -> None:
+    """A file is dropped, and the process that looks makes its batch and dies before its claim says so."""
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+
+    def die(number: int, verb: str, key: str, phase: str) -> None:
+        if phase == "after" and key.endswith("/batch.json"):
+            raise Killed
+
+    faulty = Ledger(store=FaultyStore(still.store, on_call=die), clock=still.clock, rng=random.Random(3))
+    with pytest.raises(Killed):
+        Inbox(faulty, POOLS).look(SetAside(faulty))

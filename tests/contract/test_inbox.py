@@ -1,4 +1,4 @@
-"""Dropped files: each version is exactly one batch, whoever looks, dies or races."""
+"""Dropped files: each version is exactly one batch, whichever process looks, dies or races."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ if sys.version_info >= (3, 14):
     pass
 else:
     pass
-from tests.contract.inbox_kit import Killed
+from tests.contract.inbox_kit import Killed, made_and_died
 
 __all__ = ["still", "world"]
 
@@ -278,17 +278,7 @@ def test_a_create_that_was_given_up_before_it_came_to_be_is_made_again(still: Wo
 
 def test_a_batch_that_can_not_be_read_is_not_made_again(still: World) -> None:
     """A newer version of ours wrote it, say, and was cut off before its claim said that it was made."""
-    assert still.clock is not None
-    still.drop("mistral/a.jsonl", native("a"))
-    still.clock.sleep(10.0)
-
-    def die(number: int, verb: str, key: str, phase: str) -> None:
-        if phase == "after" and key.endswith("/batch.json"):
-            raise Killed
-
-    faulty = Ledger(store=FaultyStore(still.store, on_call=die), clock=still.clock, rng=random.Random(3))
-    with pytest.raises(Killed):
-        Inbox(faulty, POOLS).look(SetAside(faulty))
+    made_and_died(still)
     (batch,) = (entry.key for entry in still.store.list("batches/"))
     still.store.put(batch, b'{"version": 99}')
     still.new_janitor("older").tick()

@@ -1,7 +1,6 @@
 """Versions of a dropped file: each is one batch, whether it is removed, refused, moved or put there again."""
 
 import os
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from batchfile.ledger.set_aside import SetAside
 from batchfile.plan import pending
 from batchfile.plan.planner import plan_input
 from batchfile.store.directory import DirectoryStore
-from batchfile.testing.faulty_store import FaultyStore
 from tests.contract.inbox_kit import POOLS, World, native, still, world
 
 if sys.version_info >= (3, 14):
     pass
 else:
     pass
-from tests.contract.inbox_kit import Killed
+from tests.contract.inbox_kit import made_and_died
 
 __all__ = ["still", "world"]
 
@@ -54,17 +52,7 @@ def test_a_batch_that_was_deleted_before_its_claim_said_that_it_was_made_is_not_
     still: World, is_damaged: bool
 ) -> None:
     """What is left of it is as bare as what stands for a create that was given up."""
-    assert still.clock is not None
-    still.drop("mistral/a.jsonl", native("a"))
-    still.clock.sleep(10.0)
-
-    def die(number: int, verb: str, key: str, phase: str) -> None:
-        if phase == "after" and key.endswith("/batch.json"):
-            raise Killed
-
-    faulty = Ledger(store=FaultyStore(still.store, on_call=die), clock=still.clock, rng=random.Random(3))
-    with pytest.raises(Killed):
-        Inbox(faulty, POOLS).look(SetAside(faulty))
+    made_and_died(still)
     made = still.only()
     if is_damaged:
         place = damage.place_of(still.ledger, "default", made.batch_id)

@@ -1,4 +1,4 @@
-"""The protocol's verbs over a store: what each leaves behind, whoever does it and however often."""
+"""The protocol's verbs over a store: what each leaves behind, whichever process does it and however often."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""The end of a batch: assembled once, by whoever does it and however often, and never changed."""
+"""The end of a batch: assembled once, whichever process does it and however often, and never changed."""
 
 from dataclasses import replace
 from typing import Any
@@ -75,7 +75,7 @@ def test_who_comes_late_to_the_end_of_a_batch_does_not_look_for_its_parts(monkey
     get = world.store.get
 
     def end_first(key: str) -> Object | None:
-        """Before the late one takes its turn, another has ended the batch, and its lease on that has lapsed."""
+        """Before the late one takes its turn, another has ended the batch, and its lease on that has expired."""
         if key == assembly_key(BATCH):
             monkeypatch.setattr(world.store, "get", get)
             assert ending.finish(world.ledger, BATCH, runner="r2") is not None

@@ -25,7 +25,7 @@ RUBBISH = b"rubbish\n"
 
 
 def reconcile(world: World, name: str = "other") -> None:
-    """Others take up what is there, run it and tell of it; leases of sleepers have lapsed."""
+    """Others take up what is there, run it and tell of it; leases of sleepers have expired."""
     assert world.clock is not None
     janitor = world.new_janitor(name, world.new_ledger(5))
     world.clock.sleep(world.ledger.limits.lease_ttl_s)
@@ -78,9 +78,9 @@ def ended_and_not_told(clock: ManualClock) -> tuple[World, BatchRecord]:
 
 
 def outbox_after(meanwhile: Callable[[World], None], sleep_at: int, *, is_word_spared: bool) -> dict[str, bytes] | None:
-    """What lies there once whoever told of the old version has slept through `meanwhile`. None: it never slept.
+    """What lies there once the teller of the old version has slept through `meanwhile`. None: it never slept.
 
-    It sleeps before its puts, and after all that it writes: what has no condition can not be called back on its way.
+    It sleeps before its puts, and after all that it writes: what has no condition cannot be called back on its way.
     """
     clock = ManualClock()
     world, ended = ended_and_not_told(clock)

@@ -1,4 +1,4 @@
-"""A batch that exists before it is planned: exactly one plan, whoever plans, dies, cancels or is late."""
+"""A batch that exists before it is planned: exactly one plan, whichever process plans, dies, cancels or is late."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""How a runner ends while its store is away: soon, and what the store never heard of lapses."""
+"""How a runner ends while its store is away: soon, and what the store never heard of expires."""
 
 import json
 import random

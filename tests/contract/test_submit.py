@@ -84,7 +84,7 @@ def world() -> World:
 
 @pytest.mark.parametrize("key", [None, "K"])
 def test_a_create_that_takes_hours_is_given_up_by_nobody(world: World, key: str | None) -> None:
-    """Neither while the input is stored, nor while it is read again for duplicates, nor by whoever repeats it."""
+    """Neither while the input is stored, nor while it is read again for duplicates, nor by anyone who repeats it."""
     keyed = KeyedBatch(batch_id="one", created_at=world.clock.now()) if key is None else world.get_or_create("one")
     step_s = world.ledger.limits.abandoned_s / 4
 

@@ -217,7 +217,7 @@ class Replica(Process):
         )
 
     def create_from_file(self, body: bytes, key: str, lines_per_range: int) -> BatchRecord:
-        """As a local run does: the input is stored first, and what can not run is rejected line by line."""
+        """As a local run does: the input is stored first, and what cannot run is rejected line by line."""
         ledger, routing = self.service.ledger, self._stage.settings.routing()
         keyed = idempotency.get_or_create(
             ledger, kind="file", tenant=TENANT, value=key, digest=key, batch_id=f"file_{ledger.new_id()[:12]}"
@@ -235,7 +235,7 @@ class Replica(Process):
         return batches.create(ledger, draft, planned)
 
     def create_of_stored(self, body: bytes, key: str) -> BatchRecord:
-        """Of a file that was stored before: the batch exists at once and is planned by whoever comes first."""
+        """Of a file that was stored before: the batch exists at once and is planned by the first process that comes."""
         ledger = self.service.ledger
         keyed = idempotency.get_or_create(
             ledger,

@@ -62,7 +62,7 @@ def draw(rng: Random, key: str, pools: Sequence[str], *, num_lines: int, way: Wa
 
 
 def refusable(key: str, pools: Sequence[str]) -> Sent:
-    """A body whose last line can not run, so that an upload of it is refused."""
+    """A body whose last line cannot run, so that an upload of it is refused."""
     lines = [line(f"{key}-refused-{number}", "good", pools[0], 1) for number in range(2)]
     lines.append(SentLine(f"{key}-refused-0", "rejected", "", lines[0].raw))
     return Sent(key=key, lines=lines, is_refusable=True)

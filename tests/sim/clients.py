@@ -100,7 +100,7 @@ class Client:
         except Refused:
             self.stage.model.refused(body)
         else:
-            self.stage.model.fail(4, f"a body that can not run was accepted with the key {body.key}")
+            self.stage.model.fail(4, f"a body that cannot run was accepted with the key {body.key}")
 
     def _create(self) -> str | None:
         """The batch, however many attempts it takes; None where the key was used up by what was refused before."""

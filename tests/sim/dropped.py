@@ -19,7 +19,7 @@ from tests.sim.bodies import Sent
 from tests.sim.store import SharedStore
 from tests.sim.world import Process, World
 
-# nothing: no line of it can run. nowhere: its folder is no stage, pool or model. killer: whoever reads it dies.
+# nothing: no line of it can run. nowhere: its folder is not a pool. killer: any process that reads it dies.
 FileKind = Literal["good", "good", "nothing", "nowhere", "killer"]
 KINDS: tuple[FileKind, ...] = ("good", "good", "good", "nothing", "nowhere", "killer")
 LOOK_S = 5.0
@@ -141,7 +141,7 @@ def _last_word(key: str, data: bytes) -> tuple[str, documents.Receipt | document
     for ending, kind in ((outbox.RECEIPT, documents.Receipt), (outbox.REJECTED, documents.Rejected)):
         if key.endswith(f".{ending}"):
             document = documents.read(data, kind)
-            assert document is not None, f"{key} can not be read"
+            assert document is not None, f"{key} cannot be read"
             return key.removeprefix("outbox/").removesuffix(f".{ending}"), document
     return None
 

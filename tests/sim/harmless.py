@@ -10,10 +10,10 @@ HARMLESS: dict[str, Mutant] = {
     # The holder drops a shard that it still has, or redoes a claim: its own next look finds the record. Time only.
     "a refused write is taken for lost": judged(lambda found, ours, verdict: "lost" if verdict == "again" else verdict),
     # The next write of a holder that lost its lease is refused all the same: it generates in vain, and commits nothing.
-    "a holder that can not write goes on dispatching": replaced(Lease, "may_dispatch", lambda *_: True),
+    "a holder that cannot write continues to dispatch": replaced(Lease, "may_dispatch", lambda *_: True),
     # Only the record says who holds a shard, so nothing depends on the file lock or the runner's death being known.
     "dead runners are never known to be dead": replaced(ProcessStore, "is_process_dead", lambda *_: False),
-    # Whoever is told is told again by the next poll: a bell, a marker and presence are hints.
+    # The next poll finds the same: change notifications, queue entries and heartbeats are hints.
     "no change is ever notified": replaced(batches, "notify", lambda *_: None),
     # A process that claims a shard without a record looks at the batch after its write, and closes it itself: the fence
     # before is for the day on which that look is not answered.
@@ -28,6 +28,6 @@ HARMLESS: dict[str, Mutant] = {
     "two assemblies write one object": replaced(
         keys, "results_key", lambda batch_id, _: f"batches/{batch_id}/results-x.jsonl"
     ),
-    # Its leases lapse instead, and its lines run again.
+    # Its leases expire instead, and its lines run again.
     "shards are never given back at a stop": replaced(Checkpointer, "release_all", lambda self: None),
 }

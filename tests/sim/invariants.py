@@ -248,7 +248,7 @@ class Model:
         ):
             self.fail(2, f"{record.batch_id}: the counts are {record.counts} and the results {dict(counts)}")
         failed = [line.raw for line, row in zip(sent.lines, rows, strict=True) if b'"status":"succeeded"' not in row]
-        if errors.splitlines() != failed and not self._is_changed(known):  # what is gone can not be copied
+        if errors.splitlines() != failed and not self._is_changed(known):  # what is gone cannot be copied
             self.fail(1, f"{record.batch_id}: its errors file is not the input lines that did not succeed")
         known.results = results
 

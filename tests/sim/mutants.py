@@ -286,7 +286,7 @@ def _insists(module: ModuleType, verb: str, state: BatchState) -> Mutant:
     return replaced(module, "update_batch", insistent)
 
 
-def _part_of_whoever(batch_id: str, pool: str, n: int, lease: str, k: int) -> str:
+def _part_without_lease(batch_id: str, pool: str, n: int, lease: str, k: int) -> str:
     return f"{keys.parts_prefix(batch_id)}{pool}/{n:06d}/{k}.jsonl"
 
 
@@ -300,7 +300,7 @@ def _no_lapse_counts(record: ShardRecord, *, lease: str, runner: str) -> ShardRe
     )
 
 
-def _by_the_clock_of_whoever_looks() -> AbstractContextManager[object]:
+def _by_the_clock_of_the_reader() -> AbstractContextManager[object]:
     def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
         return (batch.ended_at or batch.created_at) + ledger.limits.retention_s - ledger.clock.now()
 
@@ -373,7 +373,7 @@ MUTANTS: dict[str, Mutant] = {
     "a record under our lease is ours, whatever its seq": judged(_any_seq_is_ours),
     "a stranger's record is overwritten on its own etag": judged(_theirs_is_ours),
     "a timeout is taken for success": _timeout_is_success,
-    "a part's key does not name the lease": replaced(keys, "part_key", _part_of_whoever),
+    "a part's key does not name the lease": replaced(keys, "part_key", _part_without_lease),
     "a takeover forgets all that was done": _claimed_without(parts=(), done="0", counts=Counts()),
     "a takeover drops the parts": _claimed_without(parts=()),
     "a batch is assembled before all is done": _assembled_too_early,
@@ -397,10 +397,10 @@ MUTANTS: dict[str, Mutant] = {
     "the bitmap says more than the parts": _first_line_is_always_done,
     "every lease has the same id": _same_lease,
     "two writes have one id": _same_write_id,
-    "a batch expires by the clock of whoever looks": replaced(
+    "a batch expires by the clock of the process that looks": replaced(
         retention, "is_over", lambda ledger, batch: ledger.clock.now() >= batch.expires_at
     ),
-    "results go by the clock of whoever looks": _by_the_clock_of_whoever_looks,
+    "results go by the clock of the process that looks": _by_the_clock_of_the_reader,
     "what is refused of one batch stops the others": _one_refusal_stops_all,
     "a batch that was set aside is left alone for ever": replaced(
         SetAside, "left_s", lambda self, batch_id, work=None: 1e9 if batch_id in self.reasons() else 0.0

@@ -242,7 +242,7 @@ def _shape(rng: Random, kind: SceneKind) -> Shape:
 
 
 def _client(rng: Random, stage: Stage, number: int, kind: SceneKind, *, needs_key: bool) -> Client:
-    """`needs_key`: a create without one can not tell its own retry from one that came before it.
+    """`needs_key`: a create without one cannot tell its own retry from one that came before it.
 
     Next to a flood no line is odd: the time that a line takes which ends its process is not the flood's doing.
     """

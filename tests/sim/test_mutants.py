@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("simulated")
 SCHEDULES_MAX = 3000
 # By the schedule that found them; where code or scene have changed since, they are looked for again.
 FOUND_IN = {
-    "a batch expires by the clock of whoever looks": 27,
+    "a batch expires by the clock of the process that looks": 27,
     "a batch that lives can be deleted": 21,
     "a batch that was set aside is left alone for ever": 2,
     "a cancel changes an ended batch": 33,
@@ -40,7 +40,7 @@ FOUND_IN = {
     "each attempt at a webhook has an id of its own": 5,
     "every lease has the same id": 1,
     "lines that are done run again": 11,
-    "results go by the clock of whoever looks": 24,
+    "results go by the clock of the process that looks": 24,
     "the batch that sorts first is always claimed from": 7,
     "the idempotency record comes after the batch": 1,
     "the tenant whose name sorts last is always next": 22,

@@ -245,7 +245,7 @@ def inputs(ledger: Ledger) -> list[str]:
 
 
 def test_a_wrong_clock_removes_no_claim(store: HookedStore, ledger: Ledger) -> None:
-    """Whoever slept since it saw the file would make a second batch of it; one whose disk comes back, too."""
+    """A process that slept since it saw the file would make a second batch of it; one whose disk comes back, too."""
     drop(ledger, b"")
     look(ledger)
     store.delete("inbox/local/a.jsonl")

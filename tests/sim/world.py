@@ -194,7 +194,7 @@ class Process:
         world.processes.append(self)
 
     def kill(self) -> None:
-        """From now on it does nothing. Whoever calls this from inside raises Gone next."""
+        """From now on it does nothing. A caller from inside raises Gone next."""
         if self.is_process_dead:
             return
         self.world.say(self.name, "is killed")
