@@ -163,8 +163,7 @@ def _play(scene: Scene, troubled_s: float, faults: Drawn | Given) -> None:
             model.check_rest(is_quiet=False)
             model.is_told()
             model.fail(6, f"those wait for ever: {scene.waiting()}")
-    if stage.store.illness is not None:
-        stage.store.illness.is_over = True
+    _end_troubles(scene)
     is_disturbed = stage.store.illness is not None or any(dropper.is_killer for dropper in scene.droppers)
     is_quiet = not (faults.struck or is_disturbed or any(client.create_options.hangs_up for client in scene.clients))
     model.check_rest(is_quiet=is_quiet)
@@ -191,11 +190,16 @@ def _serve_the_healthy(scene: Scene) -> None:
     if not scene.world.run(lambda: scene.is_over_but(others), for_s=wait_s):
         what = ill or flood or "a file that kills"
         scene.stage.model.fail(9, f"after {wait_s:.0f} s those still wait: {scene.waiting()}, because of {what}")
-    if ill is not None:
-        ill.is_over = True
-    if flood is not None:
-        flood.is_over = True
+    _end_troubles(scene)
     scene.world.say("", "nothing is ill any more")
+
+
+def _end_troubles(scene: Scene) -> None:
+    """A flood too: it may rest for a moment when a schedule is over, and must not go on while no runner is alive."""
+    if scene.stage.store.illness is not None:
+        scene.stage.store.illness.is_over = True
+    if scene.flood is not None:
+        scene.flood.is_over = True
 
 
 def _sleep_over_it(world: World, stage: Stage, gone: list[str]) -> None:
