@@ -83,14 +83,26 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
     The same draft after a lost answer finds its own batch; a batch that another writer committed meanwhile is kept.
     Raises: StoreUnavailable; BatchDamaged where a batch of other requests has this id, or the create was fenced.
     """
-    now = ledger.clock.now() if draft.created_at is None else draft.created_at
-    record = BatchRecord(
+    record = replace(record_of(ledger, draft, planned.input), plan_key=planned.plan_key, total=planned.total)
+    enqueue(ledger, record, planned.plan)
+    ledger.store.put(keys.index_key(record.tenant, record.created_at, record.batch_id), b"")
+    made = commit(ledger, record)
+    if made.is_ours:
+        notify(ledger, planned.plan.pools)
+        log.info("batch.created", batch_id=draft.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))
+    return made.batch
+
+
+def record_of(ledger: Ledger, draft: Draft, pinned: InputRef) -> BatchRecord:
+    """The record of a new batch, open and without a plan."""
+    created_at = ledger.clock.now() if draft.created_at is None else draft.created_at
+    return BatchRecord(
         batch_id=draft.batch_id,
-        created_at=now,
-        expires_at=draft.deadline or now + ledger.limits.completion_window_s,
-        input=planned.input,
-        plan_key=planned.plan_key,
-        total=planned.total,
+        created_at=created_at,
+        expires_at=draft.deadline or created_at + ledger.limits.completion_window_s,
+        input=pinned,
+        plan_key="",
+        total=0,
         routing=draft.routing,
         defaults=draft.defaults,
         stage=draft.stage,
@@ -100,26 +112,38 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
         seq=1,
         write_id=ledger.new_id(),
     )
-    enqueue(ledger, record, planned.plan)
-    ledger.store.put(keys.index_key(draft.tenant, now, draft.batch_id), b"")
-    written = swap(ledger, keys.batch_key(draft.batch_id), record, None)
-    if isinstance(written, Lost):
-        return _standing(record, written)
-    notify(ledger, planned.plan.pools)
-    log.info("batch.created", batch_id=draft.batch_id, requests=planned.total, pools=sorted(planned.plan.pools))
-    return written.record
 
 
-def _standing(ours: BatchRecord, lost: Lost[BatchRecord]) -> BatchRecord:
-    """The record that another writer of the same create committed."""
-    found = None if lost.found is None else lost.found.record
-    what = (ours.tenant, ours.stage, ours.created_at, ours.input.sha256)
-    if found is None or (found.tenant, found.stage, found.created_at, found.input.sha256) != what:
-        raise taken(ours.batch_id, found)
-    return found
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """`is_ours`: this process wrote the record. Else another writer of the same create did, perhaps earlier."""
+
+    batch: BatchRecord
+    is_ours: bool
 
 
-def taken(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
+def commit(ledger: Ledger, record: BatchRecord) -> Committed:
+    """Write the record of a new batch with one conditional write.
+
+    Raises: StoreUnavailable; BatchDamaged where a batch of another create has this id, or the create was fenced.
+    """
+    written = swap(ledger, keys.batch_key(record.batch_id), record, None)
+    if not isinstance(written, Lost):
+        return Committed(written.record, is_ours=True)
+    found = None if written.found is None else written.found.record
+    if found is None or _identity(found) != _identity(record):
+        raise _taken(record.batch_id, found)
+    return Committed(found, is_ours=False)
+
+
+def _identity(batch: BatchRecord) -> tuple[object, ...]:
+    """What the attempts of one create have in common. Planning may change the input of a batch with an origin."""
+    if batch.origin is not None:
+        return batch.tenant, batch.created_at, batch.origin.kind, batch.origin.name
+    return batch.tenant, batch.created_at, batch.stage, batch.input.sha256
+
+
+def _taken(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
     """Why a create cannot have its id: the record found there belongs to a different create."""
     if found is not None and retention.is_fence(found):
         return BatchDamaged(f"{batch_id} was never created: {found.detail}; submit this batch again")

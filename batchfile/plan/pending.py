@@ -25,7 +25,7 @@ from batchfile.errors import (
 from batchfile.ledger import batches, ending, keys, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, Planned
-from batchfile.ledger.cas import Lost, swap, update_batch
+from batchfile.ledger.cas import update_batch
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef, LineError, PlanRules, Source
 from batchfile.ledger.shards import Lease
 from batchfile.lines.converter import convert
@@ -43,44 +43,23 @@ CRASHES_MAX = 3  # of processes that plan one file; then the file is to blame
 def create(ledger: Ledger, draft: Draft, source: Source) -> BatchRecord:
     """Create a batch. The same draft of the same source again finds its own batch.
 
+    Apart from `submit.create`, because such a create is answered before its input is read: it is committed without a
+    plan, and `plan` opens it.
     Raises: BatchDamaged where another batch has this id, or its create was abandoned; StoreUnavailable.
     """
     assert draft.created_at is not None, "an announced draft has a creation time"
-    record = BatchRecord(
-        batch_id=draft.batch_id,
-        created_at=draft.created_at,
-        expires_at=draft.deadline or draft.created_at + ledger.limits.completion_window_s,
-        input=source.input,
-        plan_key="",
-        total=0,
-        routing=draft.routing,
-        defaults=draft.defaults,
+    record = replace(
+        batches.record_of(ledger, draft, source.input),
         state="planning",
-        stage=draft.stage,
-        priority=draft.priority,
-        tenant=draft.tenant,
-        metadata=draft.metadata,
         origin=source.origin,
         rules=source.rules,
         kept_s=source.kept_s,
-        seq=1,
-        write_id=ledger.new_id(),
     )
     batches.announce(ledger, draft)
-    written = swap(ledger, keys.batch_key(draft.batch_id), record, None)
-    if not isinstance(written, Lost):
+    made = batches.commit(ledger, record)
+    if made.is_ours:
         log.info("batch.created", batch_id=draft.batch_id, key=source.input.key)
-        return written.record
-    found = None if written.found is None else written.found.record
-    # A batch that was planned meanwhile may have another input, but the same source.
-    ours, theirs = (_identity(made) for made in (record, found or record))
-    if found is None or ours != theirs:
-        raise batches.taken(draft.batch_id, found)
-    return found
-
-
-def _identity(batch: BatchRecord) -> tuple[object, ...]:
-    return batch.tenant, batch.created_at, batch.origin and (batch.origin.kind, batch.origin.name)
+    return made.batch
 
 
 def _endpoint(batch: BatchRecord) -> str | None:
