@@ -16,8 +16,9 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.split_document import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
+from batchfile.plan.options import CreateOptions
 from batchfile.plan.policy import Place, by_line, by_number
-from batchfile.plan.submit import CreateOptions, create_once, made_before, submit
+from batchfile.plan.submit import create_once, made_before, submit
 from batchfile.routing import route
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable

@@ -16,7 +16,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.lines.diagnostics import place
 from batchfile.lines.file_formats import HEAD_BYTES, detect
 from batchfile.lines.json_scan import find_any_repeats
-from batchfile.plan.submit import CreateOptions
+from batchfile.plan.options import CreateOptions
 
 from ..create import Contract, create_batch
 from ..service import Service

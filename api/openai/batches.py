@@ -15,7 +15,8 @@ from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import DerivedStatus
 from batchfile.plan import pending
-from batchfile.plan.submit import CreateOptions, create_once, made_before
+from batchfile.plan.options import CreateOptions
+from batchfile.plan.submit import create_once, made_before
 from batchfile.types import Defaults
 
 from ..http.auth import Caller

@@ -1,7 +1,7 @@
 """The interface to batches of a service or a store, and its types. Synchronous; knows no HTTP, store or terminal."""
 
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchfile.ledger.batch_status import BatchStatus as BatchStatus  # noqa: PLC0414 a type of this interface
@@ -10,6 +10,7 @@ from batchfile.types import RoutingTable
 
 if TYPE_CHECKING:  # reading a batch over HTTP loads neither the line formats nor the ledger
     from batchfile.client.upload import Upload
+    from batchfile.plan.options import CreateOptions
 
 LOOK_AGAIN_S = 1.0  # between two looks for new results
 OLD_PLACES_MAX = 100  # known entries of a list in a row after which the search for new ones ends
@@ -17,20 +18,6 @@ OLD_PLACES_MAX = 100  # known entries of a list in a row after which the search 
 
 Access = Literal["read", "write", "create"]  # what a store is opened for
 ResultFormat = Literal["native", "openai", "parquet"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitOptions:
-    """How to run a file. `pool`: for all its requests. `priority`: 0 (first) to 9.
-
-    `is_strict`: a line that cannot run rejects the file.
-    """
-
-    stage: str | None = None
-    pool: str | None = None
-    priority: int = 5
-    metadata: dict[str, str] = field(default_factory=dict)
-    is_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +40,11 @@ class Remote(Protocol):
         """Its name for people: a URL or a directory."""
         ...
 
-    def submit(self, upload: "Upload", wanted: SubmitOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
-        """Create a batch. `on_bytes` is called with the size of each chunk that was read. Raises: InvalidFile."""
+    def submit(self, upload: "Upload", options: "CreateOptions", on_bytes: Callable[[int], None]) -> BatchStatus:
+        """Create a batch, of the connection's tenant. `on_bytes` is called with the size of each chunk that was read.
+
+        Raises: InvalidFile.
+        """
         ...
 
     def batch(self, name: str) -> BatchStatus: ...

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Self
 
-from batchfile.client.base import Access, BatchStatus, Remote, SubmitOptions
+from batchfile.client.base import Access, BatchStatus, Remote
 from batchfile.client.batch import Batch
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.ledger.keys import is_pool_name
@@ -126,13 +126,14 @@ class Connection:
 
         Raises: InvalidFile (TooLarge, RequestRefused) and SettingsError; then nothing was created.
         """
-        wanted = SubmitOptions(
+        from batchfile.client.upload import open_upload
+        from batchfile.plan.options import CreateOptions
+
+        options = CreateOptions(
             stage=stage, pool=pool, priority=priority, metadata=checked_metadata(metadata or {}), is_strict=strict
         )
-        from batchfile.client.upload import open_upload
-
         upload = open_upload(os.fspath(file)) if isinstance(file, str | os.PathLike) else file
-        return self._made(self._at("create").submit(upload, wanted, on_bytes or (lambda num_bytes: None)))
+        return self._made(self._at("create").submit(upload, options, on_bytes or (lambda num_bytes: None)))
 
     def batch(self, id: str) -> Batch:
         """A batch by its id; in a store also by the path of a local run's output. Raises: NotFound."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from batchfile.client.base import BatchStatus, Download, SubmitOptions, until_old
+from batchfile.client.base import BatchStatus, Download, until_old
 from batchfile.client.http_client import Client, FileHead, Pairs
 from batchfile.errors import BatchfileError, InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.ledger.batch_status import BatchStatusPage
@@ -24,6 +24,7 @@ from batchfile.types import RoutingTable
 
 if TYPE_CHECKING:
     from batchfile.client.upload import Upload
+    from batchfile.plan.options import CreateOptions
 
 BATCHES = "/api/batches"
 PAGE = 100
@@ -42,18 +43,18 @@ class HttpRemote:
     def place(self) -> str:
         return self._client.url
 
-    def submit(self, upload: "Upload", wanted: SubmitOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
+    def submit(self, upload: "Upload", options: "CreateOptions", on_bytes: Callable[[int], None]) -> BatchStatus:
         from batchfile.client.upload import repeatable
 
         routing = self.routing()  # reports a wrong address, key or stage before the file is sent
-        if wanted.stage is not None:
-            check_stage(routing.stages, wanted.stage)
-        if wanted.pool is not None:
-            check_pool(routing.pools, wanted.pool)
-        query: Pairs = [("priority", str(wanted.priority)), ("strict", "true" if wanted.is_strict else "false")]
-        query += [("stage", wanted.stage)] if wanted.stage else []
-        query += [("pool", wanted.pool)] if wanted.pool else []
-        query += [("metadata", f"{name}={value}") for name, value in wanted.metadata.items()]
+        if options.stage is not None:
+            check_stage(routing.stages, options.stage)
+        if options.pool is not None:
+            check_pool(routing.pools, options.pool)
+        query: Pairs = [("priority", str(options.priority)), ("strict", "true" if options.is_strict else "false")]
+        query += [("stage", options.stage)] if options.stage else []
+        query += [("pool", options.pool)] if options.pool else []
+        query += [("metadata", f"{name}={value}") for name, value in options.metadata.items()]
         with repeatable(upload) as source:
             sending = self._client.send_lines(
                 BATCHES, BatchStatus, lambda: source.chunks(on_bytes), query=query, idempotency_key=uuid.uuid4().hex

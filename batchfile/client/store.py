@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, SubmitOptions, until_old
+from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, until_old
 from batchfile.client.upload import Upload, repeatable
 from batchfile.errors import BatchDamaged, InvalidRequest, NotEnded, NotFound, RecordDamaged
 from batchfile.inbox.records import inbox_path
@@ -25,7 +26,7 @@ from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.local.options import OUTPUT
 from batchfile.local.outputs import batch_at, is_being_written
 from batchfile.plan import submit as verbs
-from batchfile.plan.submit import CreateOptions
+from batchfile.plan.options import CreateOptions
 from batchfile.routing import check_pool, check_stage
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
@@ -49,21 +50,13 @@ class StoreRemote:
     def place(self) -> str:
         return self._ledger.store.url
 
-    def submit(self, upload: Upload, wanted: SubmitOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
-        if wanted.stage is not None:
-            check_stage(self._settings.stages, wanted.stage)
-        routing = self.routing()
-        if wanted.pool is not None:
-            check_pool(routing.pools, wanted.pool)
-        options = CreateOptions(
-            tenant=self._tenant,
-            stage=wanted.stage,
-            pool=wanted.pool,
-            priority=wanted.priority,
-            metadata=wanted.metadata,
-            is_strict=wanted.is_strict,
-        )
-        defaults = Defaults(output_schema=self._settings.schema_of(wanted.stage))
+    def submit(self, upload: Upload, options: CreateOptions, on_bytes: Callable[[int], None]) -> BatchStatus:
+        if options.stage is not None:
+            check_stage(self._settings.stages, options.stage)
+        options, routing = replace(options, tenant=self._tenant), self.routing()
+        if options.pool is not None:
+            check_pool(routing.pools, options.pool)
+        defaults = Defaults(output_schema=self._settings.schema_of(options.stage))
         with repeatable(upload) as source:  # the size of a shard depends on the size of the whole input
             # Only once all of it is here: its completion window starts now.
             created_at = self._ledger.clock.now()

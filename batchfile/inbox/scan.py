@@ -21,7 +21,7 @@ from batchfile.ledger.cas import Lost, load, must_know, swap
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside, do_each
 from batchfile.plan import pending
-from batchfile.plan.submit import CreateOptions
+from batchfile.plan.options import CreateOptions
 from batchfile.store.base import Entry
 from batchfile.types import Defaults, RoutingTable
 

@@ -1,9 +1,7 @@
-"""Creates a batch: the options, which batch a repeated create means, and how streamed requests become a batch."""
+"""Creates a batch: which batch a repeated create means, and how requests become a committed batch."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
 from batchfile.ledger import batches, idempotency, keys, retention
@@ -11,70 +9,13 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
+from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_upload
 from batchfile.plan.policy import REJECT, Policy
-from batchfile.types import Defaults, RoutingTable
 
 KEY_CHARS_MAX = 255
 ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a long create is announced again
 RETRY_OF = "retry_of"  # in the metadata of a rerun: the batch whose requests it repeats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateOptions:
-    """The options of a create in addition to its input, whichever way it arrives.
-
-    `stage`: of all requests. `pool`: where all of them run. `priority`: 0 (first) to 9. `deadline`: when the batch
-    expires, in epoch seconds. Not `is_strict`: lines that cannot run are rejected alone.
-    A repeated create is identified by its `idempotency_key`. Without a key it is identified by its body, if
-    `retry_count` says which attempt of an SDK it is, from 0; `arrived_at` is by the ledger's monotonic clock.
-    """
-
-    tenant: str = "default"
-    stage: str | None = None
-    pool: str | None = None
-    priority: int = 5
-    metadata: dict[str, str] = field(default_factory=dict)
-    deadline: float | None = None
-    is_strict: bool = True
-    idempotency_key: str | None = None
-    retry_count: int | None = None
-    arrived_at: float = 0.0
-
-    @property
-    def digest(self) -> str:
-        """Of what distinguishes two creates of one body and one stage; empty without any option."""
-        if (self.priority, self.is_strict, self.metadata, self.pool) == (5, True, {}, None):
-            return ""
-        pool = "" if self.pool is None else f" {self.pool}"
-        return f"{self.priority} {self.is_strict} {sorted(self.metadata.items())}{pool}"
-
-    def policy(self, **more: Any) -> Policy:
-        """`more`: fields of Policy."""
-        return Policy(on_problem="refuse" if self.is_strict else "reject", **more)
-
-    def route(self, routing: RoutingTable) -> RoutingTable:
-        """Raises: InvalidFile if the pool is unknown."""
-        if self.pool is None:
-            return routing
-        if self.pool not in routing.pools:
-            pools = ", ".join(sorted(routing.pools))
-            raise InvalidFile(f"pool: {self.pool[:80]!r} is unknown; use one of {pools}")
-        return replace(routing, everything=self.pool)
-
-    def draft(self, batch_id: str, created_at: float, routing: RoutingTable, defaults: Defaults) -> Draft:
-        """Raises: InvalidFile if the pool is unknown."""
-        return Draft(
-            batch_id=batch_id,
-            routing=self.route(routing),
-            defaults=defaults,
-            stage=self.stage,
-            priority=self.priority,
-            tenant=self.tenant,
-            metadata=self.metadata,
-            created_at=created_at,
-            deadline=self.deadline,
-        )
 
 
 def create_once(

@@ -15,7 +15,7 @@ from batchfile.clock import ManualClock
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
-from batchfile.plan.submit import CreateOptions
+from batchfile.plan.options import CreateOptions
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Api, Pool
 from batchfile.store.base import Store

@@ -25,7 +25,7 @@ from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.lines import parse
 from batchfile.plan import pending
-from batchfile.plan.submit import CreateOptions
+from batchfile.plan.options import CreateOptions
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
 from batchfile.settings_tables import Pool

@@ -19,8 +19,8 @@ from batchfile.clock import ManualClock
 from batchfile.errors import BatchfileError
 from batchfile.ledger.base import Ledger
 from batchfile.lines.file_formats import Unpacker, zstd
+from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_input
-from batchfile.plan.submit import CreateOptions
 from batchfile.settings import Settings
 from batchfile.store.memory import MemoryStore
 from batchfile.types import RoutingTable

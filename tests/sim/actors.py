@@ -28,8 +28,8 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_chat import URL
 from batchfile.long_work import LongWork
 from batchfile.plan import pending
+from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_input
-from batchfile.plan.submit import CreateOptions
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import Settings
 from batchfile.settings_tables import Webhook

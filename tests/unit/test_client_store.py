@@ -11,7 +11,7 @@ import pytest
 
 from batchfile.cli import progress
 from batchfile.client import base, store
-from batchfile.client.base import BatchStatus, SubmitOptions
+from batchfile.client.base import BatchStatus
 from batchfile.client.store import StoreRemote, find_batch
 from batchfile.client.upload import Upload, open_upload
 from batchfile.clock import ManualClock
@@ -26,6 +26,7 @@ from batchfile.local.options import RunOptions
 from batchfile.local.outputs import is_being_written, lock_output
 from batchfile.local.run import open_batch, work
 from batchfile.open_ledger import open_ledger, open_service_ledger
+from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_upload
 from batchfile.plan.policy import Policy
 from batchfile.settings import load_settings
@@ -44,7 +45,7 @@ def remote(folder: Path, tenant: str) -> StoreRemote:
 def batch(tmp_path: Path) -> BatchStatus:
     (tmp_path / "in.jsonl").write_text(LINE)
     upload = open_upload(str(tmp_path / "in.jsonl"))
-    return remote(tmp_path, "acme").submit(upload, SubmitOptions(stage="email"), lambda num: None)
+    return remote(tmp_path, "acme").submit(upload, CreateOptions(stage="email", is_strict=False), lambda num: None)
 
 
 def test_a_batch_of_another_tenant_is_not_there(tmp_path: Path, batch: BatchStatus) -> None:
@@ -141,7 +142,8 @@ def test_the_time_that_a_batch_has_begins_when_all_of_a_slow_input_is_here(still
 
     began_at = clock.now()
     piped = Upload(name="stdin", size=None, format="jsonl", chunks=slow, is_repeatable=False)
-    assert still.submit(piped, SubmitOptions(stage="email"), lambda num: None).created_at == began_at + 3600
+    options = CreateOptions(stage="email", is_strict=False)
+    assert still.submit(piped, options, lambda num: None).created_at == began_at + 3600
 
 
 def test_a_batch_whose_create_took_longer_than_that_of_others_is_new_all_the_same(still: StoreRemote) -> None:
