@@ -46,7 +46,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A planned input with everything stored but its commit. `num_rejected` counts the lines that will not run."""
+    """A planned input with everything stored but its commit. `num_rejected` counts the lines that will not run.
+
+    `metadata` is added to that of the draft: what is known only once the input was read.
+    """
 
     input: InputRef
     plan: Plan
@@ -56,6 +59,7 @@ class Planned:
     first_problem: str | None = None
     num_hints: int = 0
     num_reused: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def announce(ledger: Ledger, draft: Draft) -> None:
@@ -83,7 +87,12 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
     The same draft after a lost answer finds its own batch; a batch that another writer committed meanwhile is kept.
     Raises: StoreUnavailable; BatchDamaged where a batch of other requests has this id, or the create was fenced.
     """
-    record = replace(record_of(ledger, draft, planned.input), plan_key=planned.plan_key, total=planned.total)
+    record = replace(
+        record_of(ledger, draft, planned.input),
+        plan_key=planned.plan_key,
+        total=planned.total,
+        metadata={**draft.metadata, **planned.metadata},
+    )
     enqueue(ledger, record, planned.plan)
     ledger.store.put(keys.index_key(record.tenant, record.created_at, record.batch_id), b"")
     made = commit(ledger, record)

@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines import parse_request
+from batchfile.errors import InvalidFile
 from batchfile.lines.file_formats import HEAD_BYTES, ChunkReader, FileFormat, detect, file_chunks, open_lines
 from batchfile.lines.framing import iter_lines
 from batchfile.local.options import STDIN
 from batchfile.store.base import Store
-from batchfile.types import LINE_BYTES_MAX, Defaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,26 +114,6 @@ def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None
         check_untouched(source)
         writer.commit()
     return False
-
-
-def check_every_line(store: Store, key: str, name: str) -> None:
-    """`--strict`: reject the whole file if any request cannot run, before an engine is loaded.
-
-    The planner finds duplicates. Raises: InvalidFile with the first problem and how many there are.
-    """
-    num_problems, first = 0, ""
-    defaults = Defaults()
-    for line in iter_lines(store.stream(key)):
-        try:
-            if line.data is None:
-                raise InvalidRequest(f"is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
-            parse_request(line.data, defaults)
-        except InvalidRequest as error:
-            num_problems += 1
-            first = first or f"line {line.row}: {error}"
-    if num_problems:
-        more = f" ({num_problems:,} such lines)" if num_problems > 1 else ""
-        raise InvalidFile(f"{name}: {first}{more}; nothing ran (--strict). `batchfile validate` lists all problems")
 
 
 def begins_with(source: Source, size: int, sha256: str, *, limit: int | None) -> bool:

@@ -101,13 +101,8 @@ def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
     for entry in list(ledger.store.list(keys.queue_prefix(POOL))):
         if keys.queue_batch_id(entry.key) == batch_id:
             ledger.store.delete(entry.key)
-    remove_unborn(ledger, batch_id)
+    for entry in list(ledger.store.list(keys.batch_prefix(batch_id))):
+        ledger.store.delete(entry.key)
     place = damage.place_of(ledger, TENANT, batch_id)
     if place is not None:
         ledger.store.delete(place)
-
-
-def remove_unborn(ledger: Ledger, batch_id: str) -> None:
-    """Remove the objects of a batch that was rejected before its commit; its id was never published."""
-    for entry in list(ledger.store.list(keys.batch_prefix(batch_id))):
-        ledger.store.delete(entry.key)

@@ -36,8 +36,11 @@ from batchfile.local.options import (
     RunOptions,
     check_same,
 )
-from batchfile.local.previous_batch import CUT_OFF, POOL, remove_unborn, throw_away
+from batchfile.local.previous_batch import CUT_OFF, POOL, throw_away
+from batchfile.plan import submit
+from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_input
+from batchfile.plan.policy import CHECK, REJECT, LinesRefused
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.types import Defaults, RoutingTable
 
@@ -238,7 +241,6 @@ def _create(
     try:
         opened = _plan_and_commit(ledger, source, options, batch_id, reuse)
     except InvalidFile:
-        remove_unborn(ledger, batch_id)
         if pointer_key is not None and isinstance(previous, Stored) and (previous.record.digest or reuse):
             swap(ledger, pointer_key, previous.record, ours)
         elif pointer_key is not None:
@@ -255,48 +257,54 @@ def _plan_and_commit(
     ledger: Ledger, source: Source, options: RunOptions, batch_id: str, reuse: BatchRecord | None
 ) -> Opened:
     key = keys.input_key(batch_id, ledger.new_id()[:12])
-    is_linked = inputs.bring_in(ledger.store, source, key, limit=options.limit)
-    if options.strict:
-        inputs.check_every_line(ledger.store, key, source.name)
-    routing = RoutingTable(everything=POOL)
-    planned = plan_input(
-        ledger,
-        batch_id,
-        key,
-        routing=routing,
-        stage=options.stage,
-        name=f"{source.name}:",
-        keeps_ids=is_linked,
-        reuse=reuse,
-    )
-    if options.strict and planned.num_rejected:
-        more = f" ({planned.num_rejected:,} such lines)" if planned.num_rejected > 1 else ""
-        raise InvalidFile(f"{source.name}: {planned.first_problem}{more}; nothing ran (--strict)")
-    is_own_bytes = is_linked or source.path is None
-    inputs.check_untouched(source)
-    digest = planned.input.sha256 if is_own_bytes else inputs.digest_of(source)
-    metadata = options.identity(digest)
-    metadata[INPUT] = source.name
-    metadata[OUTPUT] = options.output or STDOUT
+    defaults = Defaults(max_tokens=options.max_tokens or Defaults().max_tokens, temperature=options.temperature)
+    draft = CreateOptions(stage=options.stage).draft(batch_id, None, RoutingTable(everything=POOL), defaults)
+    notes: list[str] = []
+
+    def plan(beat: Callable[[], None]) -> Planned:
+        is_linked = inputs.bring_in(ledger.store, source, key, limit=options.limit)
+        planned = plan_input(
+            ledger,
+            batch_id,
+            key,
+            routing=draft.routing,
+            stage=draft.stage,
+            policy=CHECK if options.strict else REJECT,
+            beat=beat,
+            name=f"{source.name}:",
+            keeps_ids=is_linked,
+            reuse=reuse,
+        )
+        inputs.check_untouched(source)
+        notes.extend(_notes(planned, _first_model(ledger, planned), options.model or ""))
+        notes.extend(_tail_note(ledger, planned))
+        is_own_bytes = is_linked or source.path is None
+        digest = planned.input.sha256 if is_own_bytes else inputs.digest_of(source)
+        metadata = _metadata(source, options, digest)
+        if is_linked:
+            metadata[LINKED] = key
+        if reuse is not None:
+            metadata |= {REUSED: str(planned.num_reused), REUSED_FROM: reuse.batch_id}
+        return replace(planned, metadata=metadata)
+
+    try:
+        batch = submit.create(ledger, draft, plan)
+    except LinesRefused as error:
+        first, more = error.errors[0], f" ({error.num:,} such lines)" if error.num > 1 else ""
+        raise InvalidFile(
+            f"{source.name}: line {first.line}: {first.message}{more}; nothing ran (--strict). "
+            "`batchfile validate` lists all problems"
+        ) from None
+    return Opened(batch=batch, is_new=True, notes=tuple(notes))
+
+
+def _metadata(source: Source, options: RunOptions, digest: str) -> dict[str, str]:
+    metadata = options.identity(digest) | {INPUT: source.name, OUTPUT: options.output or STDOUT}
     if options.output is not None and (replaced := outputs.batch_at(options.output)) is not None:
         metadata[REPLACES] = replaced
     if source.stamp:
         metadata[STAMP] = f"{source.stamp} {source.path}"
-    if is_linked:
-        metadata[LINKED] = key
-    if reuse is not None:
-        metadata[REUSED] = str(planned.num_reused)
-        metadata[REUSED_FROM] = reuse.batch_id
-    draft = batches.Draft(
-        batch_id=batch_id,
-        routing=routing,
-        defaults=Defaults(max_tokens=options.max_tokens or Defaults().max_tokens, temperature=options.temperature),
-        stage=options.stage,
-        metadata=metadata,
-    )
-    batch = batches.create(ledger, draft, planned)
-    notes = (*_notes(planned, _first_model(ledger, planned), options.model or ""), *_tail_note(ledger, planned))
-    return Opened(batch=batch, is_new=True, notes=notes)
+    return metadata
 
 
 def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:

@@ -51,7 +51,7 @@ class CreateOptions:
             raise InvalidFile(f"pool: {self.pool[:80]!r} is unknown; use one of {pools}")
         return replace(routing, everything=self.pool)
 
-    def draft(self, batch_id: str, created_at: float, routing: RoutingTable, defaults: Defaults) -> Draft:
+    def draft(self, batch_id: str, created_at: float | None, routing: RoutingTable, defaults: Defaults) -> Draft:
         """Raises: InvalidFile if the pool is unknown."""
         return Draft(
             batch_id=batch_id,

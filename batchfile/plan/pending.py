@@ -31,7 +31,7 @@ from batchfile.ledger.shards import Lease
 from batchfile.lines.converter import convert
 from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, detect
 from batchfile.plan.planner import plan_input
-from batchfile.plan.policy import REJECT, LinesRefused, collect
+from batchfile.plan.policy import LinesRefused, policy_of
 from batchfile.store.base import Store
 
 log = structlog.get_logger()
@@ -135,14 +135,13 @@ def _read(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> Plann
     except InvalidFile as error:
         raise LinesRefused((LineError(code="invalid_file", message=str(error)),)) from error
     rules = batch.rules or PlanRules()
-    policy = REJECT if rules.endpoint is None else collect(rules.endpoint)
     planned = plan_input(
         ledger,
         batch.batch_id,
         key,
         routing=batch.routing,
         stage=batch.stage,
-        policy=replace(policy, requests_max=rules.requests_max),
+        policy=policy_of(rules),
         beat=beat,
         name=f"{_name(batch)}:" if rules.endpoint is None else _name(batch),
     )

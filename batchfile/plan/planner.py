@@ -156,7 +156,8 @@ class _Planner:
         self._num_rejected = 0
         self._num_hints = 0
         self._first_problem: str | None = None
-        self._problems: list[LineError] = []  # collected; with any, the plan is discarded
+        self._problems: list[LineError] = []  # the first of those collected; with any, the plan is discarded
+        self._num_problems = 0
         self._duplicates = DuplicateFinder()
         self._pools: dict[str | None, str] = {}  # the pool of each hint, for this stage
         self._lease = ledger.new_id()
@@ -258,6 +259,7 @@ class _Planner:
     def _is_to_reject(self, number: int, row: int, error: InvalidRequest, *, is_inside: bool = False) -> bool:
         """Does the policy reject only this line? Raises: RequestRefused."""
         if self._policy.on_problem == "collect":
+            self._num_problems += 1
             if len(self._problems) < PROBLEMS_MAX:
                 self._problems.append(line_error(row, error))
             return False
@@ -267,7 +269,7 @@ class _Planner:
 
     def _raise_problems(self) -> None:
         if self._problems:
-            raise LinesRefused(tuple(self._problems))
+            raise LinesRefused(tuple(self._problems), self._num_problems)
 
     def _reject(self, line: int, row: int, custom_id: str | None, error: InvalidRequest) -> FinishedLine:
         message = located(by_line(0, row), str(error))

@@ -1,7 +1,4 @@
-"""What the planner accepts as a request line, and what it does with an input that has other lines. Pure.
-
-Problems inside `params` or `body` are not checked here: such a request alone fails later.
-"""
+"""What the planner accepts as a request line, and what it does with an input that has other lines. Pure."""
 
 import re
 from collections.abc import Callable
@@ -9,11 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.ledger.records import LineError
+from batchfile.ledger.records import LineError, PlanRules
 from batchfile.lines.diagnostics import short
 from batchfile.lines.envelope import Envelope, Unreadable
+from batchfile.lines.parse import parse_request
 from batchfile.routing import NamesNoPool
-from batchfile.types import REQUESTS_MAX, InputFormat
+from batchfile.types import REQUESTS_MAX, Defaults, InputFormat
 
 PROBLEMS_MAX = 100  # collected from one file; more would not help
 
@@ -44,11 +42,15 @@ def located(place: str, message: str) -> str:
 
 
 class LinesRefused(InvalidFile):
-    """A stored file is rejected because of these lines, or because it could not be converted. `errors`: never empty."""
+    """A file is rejected because of these lines, or because it could not be converted.
 
-    def __init__(self, errors: tuple[LineError, ...]) -> None:
+    `errors`: never empty, and at most `PROBLEMS_MAX`. `num`: how many there are.
+    """
+
+    def __init__(self, errors: tuple[LineError, ...], num: int = 1) -> None:
         super().__init__(f"the file has invalid lines; the first is: {errors[0].message}")
         self.errors = errors
+        self.num = num
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +58,14 @@ class Policy:
     """`on_problem`: reject the line, which gets its result at once; `refuse` the input at its first such line; or
     collect `PROBLEMS_MAX` of them and reject the input for all. `place`: how its user finds a line.
 
-    Every line must be a request to `endpoint`, if given, in OpenAI's format. `custom_ids`: what each must match. An
-    input of more than `requests_max` requests is always rejected.
+    `reads_params`: lines are checked inside `params` or `body` too. Otherwise a request with a problem there fails
+    alone, when it is to run. Every line must be a request to `endpoint`, if given, in OpenAI's format. `custom_ids`:
+    what each must match. An input of more than `requests_max` requests is always rejected.
     """
 
     on_problem: Literal["reject", "refuse", "collect"] = "reject"
     place: Place = by_line
+    reads_params: bool = False
     endpoint: str | None = None
     custom_ids: re.Pattern[str] | None = None
     requests_max: int = REQUESTS_MAX
@@ -84,8 +88,12 @@ class Policy:
             )
         if self.custom_ids is not None and not self.custom_ids.fullmatch(envelope.custom_id):
             raise InvalidRequest(f"custom_id: {short(envelope.custom_id)!r} does not match {self.custom_ids.pattern}")
-        if self.endpoint is None:
-            return
+        if self.endpoint is not None:
+            self._check_endpoint(envelope)
+        if self.reads_params:
+            parse_request(envelope, Defaults())
+
+    def _check_endpoint(self, envelope: Envelope) -> None:
         if envelope.format != "openai":
             raise InvalidRequest(
                 "body: is missing; a line needs custom_id, method, url and body (params belongs to another API)"
@@ -98,11 +106,16 @@ class Policy:
 
 REJECT = Policy()  # our own or a dropped file
 REFUSE = Policy(on_problem="refuse")  # requests that were posted
+CHECK = Policy(on_problem="collect", reads_params=True)  # a local run with --strict
 
 
-def collect(endpoint: str) -> Policy:
-    """For a stored file in which every line is a request to `endpoint`."""
-    return Policy(on_problem="collect", endpoint=endpoint)
+def policy_of(rules: PlanRules) -> Policy:
+    """Of a batch that exists before its plan."""
+    return Policy(
+        on_problem="reject" if rules.endpoint is None else "collect",
+        endpoint=rules.endpoint,
+        requests_max=rules.requests_max,
+    )
 
 
 def line_error(row: int, error: InvalidRequest) -> LineError:

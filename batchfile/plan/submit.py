@@ -6,7 +6,7 @@ from contextlib import suppress
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
 from batchfile.ledger import batches, idempotency, keys, retention
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft
+from batchfile.ledger.batches import Draft, Planned
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.options import CreateOptions
@@ -68,16 +68,13 @@ def submit(
     policy: Policy,
     is_shared: bool = False,
 ) -> BatchRecord:
-    """Store, plan and commit JSONL of about `size` bytes, however long that takes: see `plan_upload`.
+    """Store, plan and commit JSONL of about `size` bytes, however long that takes. As `create` with `plan_upload`.
 
-    Nothing is left of a create that was rejected or interrupted. `is_shared`: other attempts may be creating the same
-    batch now; a batch that one of them has committed stays, and once one was rejected no other can commit it.
-    Raises: InvalidFile, its kinds RequestRefused and TooLarge; BatchDamaged if it was abandoned, or another attempt was
-    rejected; StoreUnavailable; whatever `chunks` raises.
+    Raises: what these do; whatever `chunks` raises.
     """
-    batches.announce(ledger, draft)
-    try:
-        planned = plan_upload(
+
+    def plan(beat: Callable[[], None]) -> Planned:
+        return plan_upload(
             ledger,
             draft.batch_id,
             chunks,
@@ -85,8 +82,27 @@ def submit(
             routing=draft.routing,
             stage=draft.stage,
             policy=policy,
-            beat=_announcing(ledger, draft),
+            beat=beat,
         )
+
+    return create(ledger, draft, plan, is_shared=is_shared)
+
+
+def create(
+    ledger: Ledger, draft: Draft, plan: Callable[[Callable[[], None]], Planned], *, is_shared: bool = False
+) -> BatchRecord:
+    """Plan and commit a batch. `plan` calls its argument from time to time.
+
+    A draft without a creation time is not announced, because its caller finds an interrupted create again: a local run
+    by its output. Nothing is left of a create that was rejected or interrupted. `is_shared`: other attempts may be
+    creating the same batch now; a batch that one of them has committed stays, and once one was rejected no other can
+    commit it.
+    Raises: InvalidFile, its kinds RequestRefused and TooLarge; BatchDamaged if it was abandoned, or another attempt was
+    rejected; StoreUnavailable; what `plan` raises.
+    """
+    beat = _announced(ledger, draft) if draft.created_at is not None else lambda: None
+    try:
+        planned = plan(beat)
     except (InvalidFile, OSError, KeyboardInterrupt) as error:
         if not is_shared:
             _remove(ledger, draft)
@@ -138,8 +154,9 @@ def retried_before(ledger: Ledger, batch: BatchRecord, idempotency_key: str | No
     return made_before(ledger, options, f"retry {batch.batch_id}")
 
 
-def _announcing(ledger: Ledger, draft: Draft) -> Callable[[], None]:
-    """To be called while the create lasts; announces it again when that is due."""
+def _announced(ledger: Ledger, draft: Draft) -> Callable[[], None]:
+    """Announce the create. The function returned is called while it lasts, and announces it again when that is due."""
+    batches.announce(ledger, draft)
     announced_at = ledger.clock.monotonic()
 
     def beat() -> None:
@@ -158,4 +175,5 @@ def _remove(ledger: Ledger, draft: Draft) -> None:
     with suppress(StoreError):
         for entry in list(ledger.store.list(keys.batch_prefix(draft.batch_id))):
             ledger.store.delete(entry.key)
-        batches.withdraw(ledger, draft)
+        if draft.created_at is not None:
+            batches.withdraw(ledger, draft)
