@@ -12,6 +12,7 @@ import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError, StoreUnavailable
 from batchfile.inbox import outbox
+from batchfile.inbox.keys import OUTBOX_PREFIX
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import batches, keys, retention
 from batchfile.ledger.base import Ledger
@@ -34,7 +35,7 @@ STUCK_S = 60.0  # a batch with an unexpected error
 SWEEP_S = 3600.0  # between two looks at objects that belong to no batch
 
 UPLOAD_S = 48 * 3600.0  # our writers take less than this for one object
-UPLOADED = ("batches/", "files/", "uploads/", keys.OUTBOX_PREFIX)  # where this service writes large objects
+UPLOADED = ("batches/", "files/", "uploads/", OUTBOX_PREFIX)  # where this service writes large objects
 
 
 def _abort_uploads(ledger: Ledger) -> None:

@@ -11,8 +11,8 @@ from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
 from batchfile.files import stored_files
+from batchfile.files.keys import is_file_id
 from batchfile.files.stored_files import FileRecord
-from batchfile.ledger import keys
 from batchfile.ledger.records import FileRef
 
 from ..http.auth import Caller
@@ -54,7 +54,7 @@ def list_files(
     after: Annotated[str | None, QueryParameter(description="The last id of the previous page.")] = None,
 ) -> schemas.FilePage:
     """Output files are not listed; each batch names its own."""
-    if after is not None and not keys.is_file_id(after):
+    if after is not None and not is_file_id(after):
         raise Refusal(404, f"after: uploaded file {after[:80]!r} not found", param="after")
     if purpose not in {None, "batch"}:
         return schemas.FilePage(data=[], first_id=None, last_id=None, has_more=False)

@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from batchfile.files.keys import file_prefix
 from batchfile.files.stored_files import file_input
-from batchfile.ledger import keys
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.retention import remove_after
@@ -83,11 +83,11 @@ class OutputFiles:
         """Removes only this file; the batch and its other file stay."""
         ledger = self._service.ledger
         left_s = file.expires_at - ledger.clock.now()
-        remove_after(ledger, keys.file_prefix(caller.tenant, file.file_id), left_s)
+        remove_after(ledger, file_prefix(caller.tenant, file.file_id), left_s)
         ledger.store.put(self._removed_key(caller, file.file_id), b"")
 
     def _removed_key(self, caller: Caller, file_id: str) -> str:
-        return f"{keys.file_prefix(caller.tenant, file_id)}.removed"
+        return f"{file_prefix(caller.tenant, file_id)}.removed"
 
     def _size(self, caller: Caller, file: OutputFile) -> int:
         if file.file_id not in self._sizes:
@@ -99,7 +99,7 @@ class OutputFiles:
 
     def _stored_size(self, caller: Caller, file: OutputFile) -> int:
         ledger = self._service.ledger
-        prefix = keys.file_prefix(caller.tenant, file.file_id)
+        prefix = file_prefix(caller.tenant, file.file_id)
         found = ledger.store.get(f"{prefix}.size")
         if found is not None and found.data.isdigit():
             return int(found.data)

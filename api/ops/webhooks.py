@@ -24,10 +24,10 @@ import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.inbox.records import dropped_file, inbox_path
-from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import Lost, Stored, load, swap
+from batchfile.ledger.keys import batch_prefix
 from batchfile.ledger.records import VERSION, BatchRecord, EndReason
 from batchfile.ledger.set_aside import PAUSE_S_MAX, SetAside
 from batchfile.settings_tables import Webhook
@@ -111,7 +111,7 @@ def deliver(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) 
     batch = read_batch(ledger, batch_id)
     if batch is None or batch.state != "ended":
         return None
-    key = keys.webhook_key(batch_id)
+    key = webhook_key(batch_id)
     found = load(ledger, key, WebhookRecord)
     now = ledger.clock.now()
     known = WebhookRecord(num_attempts=0, next_at=now) if found is None else found.record
@@ -261,3 +261,8 @@ class WebhookSender:
         return safe_post.post(
             self._url(due), event.body, headers, allow_private=hook is not None and hook.allow_private
         )
+
+
+def webhook_key(batch_id: str) -> str:
+    """Under the batch's prefix, so that it is deleted with the batch."""
+    return f"{batch_prefix(batch_id)}webhook.json"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from batchfile.errors import BatchDamaged, InvalidFile, RecordDamaged, StoreError, TooLarge
-from batchfile.ledger import keys
+from batchfile.files.keys import file_data_key, file_id_of, file_key, file_prefix, files_prefix, is_file_id, new_file_id
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules, Source, encode, facts_of, origin_of
@@ -62,9 +62,9 @@ def store_file(
     Raises: TooLarge, and nothing is kept; StoreUnavailable.
     """
     now = ledger.clock.now()
-    file_id = keys.new_file_id(now, ledger.new_id())
-    remove_after(ledger, keys.file_prefix(tenant, file_id), kept_s + _in_use_s(ledger))
-    key = keys.file_data_key(tenant, file_id, ledger.new_id()[:12])
+    file_id = new_file_id(now, ledger.new_id())
+    remove_after(ledger, file_prefix(tenant, file_id), kept_s + _in_use_s(ledger))
+    key = file_data_key(tenant, file_id, ledger.new_id()[:12])
     digest = hashlib.sha256()
     size = 0
     with ledger.store.writer(key, is_new=True) as writer:
@@ -93,14 +93,14 @@ def store_file(
 
 def publish(ledger: Ledger, record: FileRecord) -> None:
     """The file exists from now on. Idempotent."""
-    ledger.store.put(keys.file_key(record.tenant, record.file_id), encode(record))
+    ledger.store.put(file_key(record.tenant, record.file_id), encode(record))
 
 
 def read_file(ledger: Ledger, tenant: str, file_id: str) -> FileRecord | None:
     """Returns nothing for a missing or deleted file. By the store's clock: the local one may be ahead."""
-    if not keys.is_file_id(file_id):
+    if not is_file_id(file_id):
         return None
-    found = load(ledger, keys.file_key(tenant, file_id), FileRecord)
+    found = load(ledger, file_key(tenant, file_id), FileRecord)
     if found is None:
         return None
     file = found.record
@@ -110,11 +110,11 @@ def read_file(ledger: Ledger, tenant: str, file_id: str) -> FileRecord | None:
 
 def list_file_ids(ledger: Ledger, tenant: str, *, after: str | None = None) -> Iterator[str]:
     """Newest first; `after`: an id, whose file may be deleted. Includes expired files."""
-    prefix = keys.files_prefix(tenant)
-    start = "" if after is None else keys.file_key(tenant, after)
+    prefix = files_prefix(tenant)
+    start = "" if after is None else file_key(tenant, after)
     for entry in ledger.store.list(f"{prefix}file-", after=start):
-        file_id = keys.file_id_of(entry.key)
-        if file_id is not None and keys.is_file_id(file_id):
+        file_id = file_id_of(entry.key)
+        if file_id is not None and is_file_id(file_id):
             yield file_id
 
 
@@ -127,9 +127,9 @@ def remove_file(ledger: Ledger, tenant: str, file_id: str) -> bool:
     with suppress(RecordDamaged):
         if read_file(ledger, tenant, file_id) is None:
             return False
-    ledger.store.delete(keys.file_key(tenant, file_id))
+    ledger.store.delete(file_key(tenant, file_id))
     with suppress(StoreError):
-        remove_after(ledger, keys.file_prefix(tenant, file_id), _in_use_s(ledger))
+        remove_after(ledger, file_prefix(tenant, file_id), _in_use_s(ledger))
     return True
 
 

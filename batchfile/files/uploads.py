@@ -10,8 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from batchfile.errors import InvalidFile, ObjectChanged, ObjectMissing, StoreError, TooLarge
+from batchfile.files.keys import (
+    is_part_id,
+    is_upload_id,
+    upload_key,
+    upload_part_key,
+    upload_prefix,
+    upload_published_key,
+)
 from batchfile.files.stored_files import FileRecord, publish, store_file
-from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, swap
 from batchfile.ledger.records import VERSION
@@ -60,8 +67,8 @@ def begin(
         file_kept_s=file_kept_s,
         write_id=ledger.new_id(),
     )
-    remove_after(ledger, keys.upload_prefix(tenant, record.upload_id), KEPT_S)
-    swap(ledger, keys.upload_key(tenant, record.upload_id), record, None)
+    remove_after(ledger, upload_prefix(tenant, record.upload_id), KEPT_S)
+    swap(ledger, upload_key(tenant, record.upload_id), record, None)
     return record
 
 
@@ -84,7 +91,7 @@ def add_part(ledger: Ledger, upload: UploadRecord, chunks: Iterable[bytes], *, b
     _check_room(ledger, upload)
     part_id = f"part_{ledger.new_id()}"
     size = 0
-    key = keys.upload_part_key(upload.tenant, upload.upload_id, part_id)
+    key = upload_part_key(upload.tenant, upload.upload_id, part_id)
     with ledger.store.writer(key, is_new=True) as writer:
         for chunk in chunks:
             size += len(chunk)
@@ -140,14 +147,14 @@ def cancel(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
 def _decide(ledger: Ledger, found: Stored[UploadRecord], **what: Any) -> UploadRecord | None:
     """None: it was decided otherwise meanwhile."""
     wanted = replace(found.record, write_id=ledger.new_id(), **what)
-    written = swap(ledger, keys.upload_key(wanted.tenant, wanted.upload_id), wanted, found)
+    written = swap(ledger, upload_key(wanted.tenant, wanted.upload_id), wanted, found)
     return None if isinstance(written, Lost) else wanted
 
 
 def _find(ledger: Ledger, tenant: str, upload_id: str) -> Stored[UploadRecord] | None:
-    if not keys.is_upload_id(upload_id):
+    if not is_upload_id(upload_id):
         return None
-    return load(ledger, keys.upload_key(tenant, upload_id), UploadRecord)
+    return load(ledger, upload_key(tenant, upload_id), UploadRecord)
 
 
 def _check_pending(ledger: Ledger, upload: UploadRecord) -> None:
@@ -165,7 +172,7 @@ def _check_room(ledger: Ledger, upload: UploadRecord) -> None:
 
 def _list_parts(ledger: Ledger, upload: UploadRecord) -> dict[str, int]:
     """The key and the size of each stored part."""
-    prefix = f"{keys.upload_prefix(upload.tenant, upload.upload_id)}/part_"
+    prefix = f"{upload_prefix(upload.tenant, upload.upload_id)}/part_"
     return {entry.key: entry.size for entry in ledger.store.list(prefix)}
 
 
@@ -175,8 +182,8 @@ def _join(ledger: Ledger, upload: UploadRecord, part_ids: Sequence[str], *, md5:
     if len(set(part_ids)) != len(part_ids):
         raise InvalidFile("part_ids: a part is named twice; name each part once, in order")
     for place, part_id in enumerate(part_ids):
-        key = keys.upload_part_key(upload.tenant, upload.upload_id, part_id)
-        entry = ledger.store.head(key) if keys.is_part_id(part_id) else None
+        key = upload_part_key(upload.tenant, upload.upload_id, part_id)
+        entry = ledger.store.head(key) if is_part_id(part_id) else None
         if entry is None:
             raise InvalidFile(f"part_ids[{place}]: {part_id[:80]!r} is not a part of this upload")
         parts.append(key)
@@ -209,7 +216,7 @@ def _hashed(ledger: Ledger, parts: Iterable[str], digest: "hashlib._Hash") -> It
 
 def _published(ledger: Ledger, upload: UploadRecord) -> UploadRecord:
     """The process that completed it may have died before it wrote the file's document. A deleted file stays deleted."""
-    published = keys.upload_published_key(upload.tenant, upload.upload_id)
+    published = upload_published_key(upload.tenant, upload.upload_id)
     if upload.file is not None and ledger.store.head(published) is None:
         publish(ledger, upload.file)
         ledger.store.put(published, b"")

@@ -27,6 +27,7 @@ from batchfile.errors import (
 )
 from batchfile.inbox import documents
 from batchfile.inbox.documents import ERRORS, KINDS, RECEIPT, REJECTED, RESULTS, RESULTS_PARQUET, STATUS
+from batchfile.inbox.keys import OUTBOX_POOL, done_key, outbox_key, outbox_turn_key
 from batchfile.inbox.records import ClaimRecord, DroppedFile, dropped_file
 from batchfile.ledger import ending, keys, shards
 from batchfile.ledger.base import Ledger
@@ -77,7 +78,7 @@ def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
     if entry is not None:
         return _is_version(entry, dropped)
     for kind in (STATUS, REJECTED):  # a file that was rejected unread has no status
-        found = ledger.store.get(keys.outbox_key(dropped.key, kind))
+        found = ledger.store.get(outbox_key(dropped.key, kind))
         known = None if found is None else documents.read(found.data, documents.About)
         if known is not None and known.input.modified_at > dropped.modified_at:
             return False
@@ -93,7 +94,7 @@ def report(ledger: Ledger, batch: BatchRecord, counts: Counts, usage: Usage) -> 
 
 
 def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage) -> None:
-    key = keys.outbox_key(dropped.key, STATUS)
+    key = outbox_key(dropped.key, STATUS)
     found = ledger.store.get(key)  # before the check, so that the status of a newer version is not replaced
     if not is_newest(ledger, dropped):
         return
@@ -126,12 +127,12 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
     dropped = dropped_file(batch)
     if dropped is None or batch.state != "ended":
         return True
-    key = keys.outbox_turn_key(batch.batch_id)
+    key = outbox_turn_key(batch.batch_id)
     with suppress(RecordDamaged):  # then it is claimed anew, and everything is written again
         found = load(ledger, key, ShardRecord)
         if found is not None and found.record.state == "done":
             return True
-    held = shards.claim_task(ledger, batch, key, keys.OUTBOX_POOL, runner=runner)
+    held = shards.claim_task(ledger, batch, key, OUTBOX_POOL, runner=runner)
     if held is None:
         return False
     try:
@@ -159,13 +160,13 @@ def refuse(ledger: Ledger, file: Entry, message: str) -> bool:
         message=message,
         errors=(LineError(code="not_accepted", message=message),),
     )
-    place = keys.outbox_key(file.key, REJECTED)
+    place = outbox_key(file.key, REJECTED)
     found = ledger.store.get(place)
     if found is not None and found.data == documents.encode(rejected):
         return True
     for kind in KINDS:
         if kind != REJECTED:
-            ledger.store.delete(keys.outbox_key(file.key, kind))
+            ledger.store.delete(outbox_key(file.key, kind))
     try:
         _put_over(ledger, found, place, rejected)
     except PreconditionFailed:
@@ -181,7 +182,7 @@ def accept(ledger: Ledger, batch: BatchRecord) -> None:
     """
     dropped = dropped_file(batch)
     assert dropped is not None, "only a dropped file has an outbox"
-    place = keys.outbox_key(dropped.key, REJECTED)
+    place = outbox_key(dropped.key, REJECTED)
     found = ledger.store.get(place)
     if found is None:
         return
@@ -261,7 +262,7 @@ class _Publication:
         return True
 
     def _key(self, kind: str) -> str:
-        return keys.outbox_key(self._dropped.key, kind)
+        return outbox_key(self._dropped.key, kind)
 
     def _check(self) -> None:
         self._beat()
@@ -303,7 +304,7 @@ class _Publication:
 
     def _move(self) -> str | None:
         """Copy the file out of the inbox, then remove it there; returns its new key. A file that was replaced stays."""
-        store, dropped, target = self._ledger.store, self._dropped, keys.done_key(self._dropped.key)
+        store, dropped, target = self._ledger.store, self._dropped, done_key(self._dropped.key)
         try:
             try:
                 chunks = store.stream(dropped.key, match=dropped.etag)

@@ -13,6 +13,7 @@ import structlog
 
 from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavailable
 from batchfile.inbox import outbox
+from batchfile.inbox.keys import CLAIMS_PREFIX, INBOX_PREFIX, claim_key
 from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
 from batchfile.inbox.records import ClaimRecord, DroppedFile, source
 from batchfile.ledger import keys, retention
@@ -91,7 +92,7 @@ class Inbox:
         """
         known, waiting, new = dict[str, str](), dict[str, tuple[str, float]](), list[_File]()
         options = dict[str, Entry]()  # a listing has them before their file
-        for entry in self._ledger.store.list(keys.INBOX_PREFIX):
+        for entry in self._ledger.store.list(INBOX_PREFIX):
             if _is_skipped(entry.key):
                 continue
             if entry.key.endswith(OPTIONS_ENDING):
@@ -126,7 +127,7 @@ class Inbox:
         The store's clock decides; the local one, which may be wrong, only saves requests.
         """
         store, now = self._ledger.store, self._ledger.clock.now()
-        there = {keys.claim_key(e.key, e.etag, e.modified_at) for e in store.list(keys.INBOX_PREFIX)}
+        there = {claim_key(e.key, e.etag, e.modified_at) for e in store.list(INBOX_PREFIX)}
 
         def remove(entry: Entry) -> bool:
             with suppress(BatchDamaged):  # an unreadable claim stays
@@ -139,7 +140,7 @@ class Inbox:
                     return True
             return False
 
-        old = [entry for entry in store.list(keys.CLAIMS_PREFIX) if now - entry.modified_at >= CLAIM_KEPT_S]
+        old = [entry for entry in store.list(CLAIMS_PREFIX) if now - entry.modified_at >= CLAIM_KEPT_S]
         return do_each((entry for entry in old if entry.key not in there), remove, "inbox.failed")
 
     def _is_quiet(self, file: _File, waiting: dict[str, tuple[str, float]]) -> bool:
@@ -166,7 +167,7 @@ class Inbox:
         if isinstance(target, _Target):
             return self._claim(found, target)
         # A process with other pools may have accepted it.
-        if self._ledger.store.head(keys.claim_key(found.key, found.etag, found.modified_at)) is not None:
+        if self._ledger.store.head(claim_key(found.key, found.etag, found.modified_at)) is not None:
             return True
         return outbox.refuse(self._ledger, found, str(target))
 
@@ -176,7 +177,7 @@ class Inbox:
         A claim is removed only when its version is gone for good. So the file is checked once more after its claim was
         read or written: if it is still this version, no claim of it was removed while this process slept.
         """
-        key = keys.claim_key(entry.key, entry.etag, entry.modified_at)
+        key = claim_key(entry.key, entry.etag, entry.modified_at)
         found = load(self._ledger, key, ClaimRecord)
         while True:
             if found is None:
@@ -234,7 +235,7 @@ class Inbox:
     def _target(self, file: _File) -> _Target:
         """Raises: InvalidFile that says what is wrong with the name or the options."""
         key = file.entry.key
-        path = key.removeprefix(keys.INBOX_PREFIX)
+        path = key.removeprefix(INBOX_PREFIX)
         if len(path.rpartition("/")[2].encode()) > NAME_BYTES_MAX or len(path.encode()) > PATH_BYTES_MAX:
             raise InvalidFile(
                 f"{key}: the name is too long for its results; rename it to at most {NAME_BYTES_MAX} bytes, "

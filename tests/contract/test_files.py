@@ -9,6 +9,7 @@ import pytest
 from batchfile.clock import ManualClock
 from batchfile.errors import InvalidFile, ObjectChanged, StoreUnavailable, TooLarge
 from batchfile.files import stored_files, uploads
+from batchfile.files.keys import files_prefix
 from batchfile.files.stored_files import FileRecord
 from batchfile.files.uploads import UploadRecord
 from batchfile.ledger import keys as ledger_keys
@@ -292,6 +293,6 @@ def test_files_and_uploads_live_and_go_on_every_store(store: Store, folder: str)
     for marker in list(store.list(ledger_keys.EXPIRING_PREFIX)):  # no test can move the store's own clock
         store.put(marker.key, b"0")
     retention.sweep(ledger)
-    assert list(store.list(ledger_keys.files_prefix(folder))) == []
+    assert list(store.list(files_prefix(folder))) == []
     assert list(store.list(f"uploads/{folder}/")) == []
     assert [entry for entry in store.list(ledger_keys.EXPIRING_PREFIX) if folder in entry.key] == []

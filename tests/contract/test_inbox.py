@@ -13,10 +13,11 @@ import structlog
 
 from batchfile.clock import ManualClock
 from batchfile.inbox import scan
+from batchfile.inbox.keys import claim_key
 from batchfile.inbox.records import ClaimRecord
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
-from batchfile.ledger import keys, retention
+from batchfile.ledger import retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import decode, encode
 from batchfile.ledger.set_aside import SetAside
@@ -267,7 +268,7 @@ def test_a_create_that_was_given_up_before_it_came_to_be_is_made_again(still: Wo
     claim = ClaimRecord(
         key=entry.key, etag=entry.etag, modified_at=entry.modified_at, batch_id="batch_lost", created_at=1.0
     )
-    key = keys.claim_key(entry.key, entry.etag, entry.modified_at)
+    key = claim_key(entry.key, entry.etag, entry.modified_at)
     retention.fence_abandoned(still.ledger, "batch_lost")
 
     still.store.put(key, encode(claim))

@@ -8,9 +8,10 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.inbox import outbox
+from batchfile.inbox.keys import OUTBOX_PREFIX, outbox_turn_key
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys
+from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger, Limits
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
@@ -71,7 +72,7 @@ def ended_and_not_told(clock: ManualClock) -> tuple[World, BatchRecord]:
     clock.sleep(10.0)
     world.janitor.tick()
     ended = world.run(world.only())
-    world.store.delete(keys.outbox_turn_key(ended.batch_id))
+    world.store.delete(outbox_turn_key(ended.batch_id))
     for name in world.outbox():
         world.store.delete(f"outbox/{name}")
     return world, ended
@@ -88,7 +89,7 @@ def outbox_after(meanwhile: Callable[[World], None], sleep_at: int, *, is_word_s
 
     def sleep(number: int, verb: str, key: str, phase: Phase) -> None:
         nonlocal slept, num
-        if phase == "before" and (verb != "put" or (is_word_spared and key.startswith(keys.OUTBOX_PREFIX))):
+        if phase == "before" and (verb != "put" or (is_word_spared and key.startswith(OUTBOX_PREFIX))):
             return
         num += 1
         if num == sleep_at:

@@ -19,7 +19,9 @@ from api.ops import webhooks
 from batchfile.clock import ManualClock
 from batchfile.engine.open import engine_factory
 from batchfile.errors import StoreError
+from batchfile.files import keys as files_keys
 from batchfile.files import stored_files, uploads
+from batchfile.inbox import keys as inbox_keys
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import idempotency, retention
@@ -37,6 +39,7 @@ from batchfile.types import RoutingTable
 T = TypeVar("T")
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "policies"
+KEYS = (ledger_keys, inbox_keys, files_keys)  # the modules that build keys of their own folders
 ROLES = ("api", "move-done", "reader", "runner", "uploader")
 BUCKET = "arn:aws:s3:::BUCKET"
 POOLS = RoutingTable(pools={"mistral": ("m",)})
@@ -177,9 +180,9 @@ def test_a_policy_is_valid_and_grants_no_more_than_whole_folders_of_objects(role
 
 
 def folders_of_layout() -> set[str]:
-    """The first segment of every key that layout.py builds, as its own page of them has it."""
-    text = inspect.getdoc(ledger_keys) or ""
-    return {row.split("/")[0] for row in text.splitlines() if "/" in row.split(" ")[0]}
+    """The first segment of every key, as the modules that build them document it."""
+    rows = [row for module in KEYS for row in (inspect.getdoc(module) or "").splitlines()]
+    return {row.split("/")[0] for row in rows if "/" in row.split(" ")[0]}
 
 
 def test_the_policies_are_about_the_folders_of_the_layout_and_about_all_of_them() -> None:
@@ -188,7 +191,10 @@ def test_the_policies_are_about_the_folders_of_the_layout_and_about_all_of_them(
     granted = {path.split("/")[2] for role in ROLES for path in resources(role) if path != BUCKET}
     assert granted == wanted
     assert {
-        name.split("/")[0] for name in vars(ledger_keys).values() if isinstance(name, str) and name.endswith("/")
+        name.split("/")[0]
+        for module in KEYS
+        for name in vars(module).values()
+        if isinstance(name, str) and name.endswith("/")
     } < {*wanted}
     assert all(path == BUCKET or path.endswith("/*") for role in ROLES for path in resources(role))
 
@@ -311,4 +317,4 @@ def test_a_server_takes_the_lifecycle_rules_and_none_of_them_removes_what_is_in_
     client.close()
     assert [rule["ID"] for rule in taken] == [rule["ID"] for rule in rules["Rules"]]
     expired = {rule["Filter"]["Prefix"] for rule in taken if "Expiration" in rule}
-    assert expired == {f"PREFIX/{name}" for name in (ledger_keys.OUTBOX_PREFIX, ledger_keys.DONE_PREFIX, PROOF_PREFIX)}
+    assert expired == {f"PREFIX/{name}" for name in (inbox_keys.OUTBOX_PREFIX, inbox_keys.DONE_PREFIX, PROOF_PREFIX)}

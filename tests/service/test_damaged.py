@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from batchfile.files.keys import file_key
 from batchfile.ledger import keys
 from tests.service.test_api_native import PAIRS, bearer
 
@@ -195,7 +196,7 @@ def test_a_record_of_a_newer_version_is_never_written_canceled_or_deleted(
 def test_a_damaged_file_hides_no_other_and_can_be_removed(api: Any, how: str) -> None:
     made_of = [api.http.get(f"{OPENAI}/{submit_file(api.http)}", headers=TENANT).json() for _ in range(3)]
     old, lost, new = (batch["input_file_id"] for batch in made_of)
-    damage(api, keys.file_key("acme", lost), how)
+    damage(api, file_key("acme", lost), how)
     page = api.http.get("/v1/files", headers=TENANT)
     assert page.status_code == 200, page.text
     assert [item["id"] for item in page.json()["data"]] == [new, old]

@@ -24,7 +24,7 @@ from openai.types.webhooks import (
 from pydantic import SecretStr
 
 from api.ops.safe_post import post
-from api.ops.webhooks import AT_ONCE, WebhookSender, _Due, _Receiver, event_of, signed_headers
+from api.ops.webhooks import AT_ONCE, WebhookSender, _Due, _Receiver, event_of, signed_headers, webhook_key
 from batchfile.clock import ManualClock
 from batchfile.errors import SettingsError
 from batchfile.files import stored_files
@@ -33,7 +33,7 @@ from batchfile.inbox import records as inbox_records
 from batchfile.inbox.records import DroppedFile
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches, ending, keys
+from batchfile.ledger import batches, ending
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord, EndReason
 from batchfile.ledger.set_aside import SetAside
@@ -271,7 +271,7 @@ def test_a_damaged_record_of_an_attempt_is_set_aside_with_a_pause_that_grows(
     ledger: Ledger, receiver: Receiver
 ) -> None:
     ended(ledger)
-    key = keys.webhook_key("batch_1")
+    key = webhook_key("batch_1")
     ledger.store.put(key, b"\0\0\0")
     hook = Webhook(url=receiver.url, secret=SecretStr(SECRET), allow_private=True)
     aside = SetAside(ledger)
@@ -292,7 +292,7 @@ def test_a_damaged_record_of_an_attempt_is_set_aside_with_a_pause_that_grows(
 
 def test_a_clock_that_is_set_back_does_not_put_off_the_next_attempt(ledger: Ledger) -> None:
     ended(ledger)
-    ledger.store.put(keys.webhook_key("batch_1"), b"damaged: it is set aside for a second")
+    ledger.store.put(webhook_key("batch_1"), b"damaged: it is set aside for a second")
     webhook_sender = WebhookSender(ledger, {})
     webhook_sender._deliver(_Receiver("acme", "host"), _Due(0.0, "batch_1", "acme", "https://host/"))
     due = webhook_sender._news.get_nowait()

@@ -15,6 +15,7 @@ from unittest.mock import patch
 from api.ops import webhooks
 from batchfile.errors import BatchfileError, StoreUnavailable
 from batchfile.inbox import outbox
+from batchfile.inbox.keys import CLAIMS_PREFIX
 from batchfile.ledger import assemble, batches, bitmaps, cas, ending, idempotency, keys, lease, retention, shards
 from batchfile.ledger.assemble import Records
 from batchfile.ledger.base import Ledger
@@ -405,7 +406,7 @@ MUTANTS: dict[str, Mutant] = {
     "a batch that was set aside is left alone for ever": replaced(
         SetAside, "left_s", lambda self, batch_id, work=None: 1e9 if batch_id in self.reasons() else 0.0
     ),
-    "a file in the inbox is claimed without a condition": _unconditional(keys.CLAIMS_PREFIX),
+    "a file in the inbox is claimed without a condition": _unconditional(CLAIMS_PREFIX),
     "what came of an older version is told too": replaced(outbox, "is_newest", lambda *_: True),
     "a webhook counts as told before it is sent": _told_before_it_is_sent,
     "each attempt at a webhook has an id of its own": _an_id_for_each_attempt,

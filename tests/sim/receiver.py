@@ -12,8 +12,7 @@ from typing import NoReturn
 from unittest.mock import patch
 
 from api.ops import safe_post, webhooks
-from api.ops.webhooks import WebhookRecord
-from batchfile.ledger import keys
+from api.ops.webhooks import WebhookRecord, webhook_key
 from batchfile.ledger.records import BatchRecord, decode
 from tests.sim.store import SharedStore
 from tests.sim.world import World
@@ -65,7 +64,7 @@ class Receiver:
 
     def is_told(self, store: SharedStore, batch_id: str) -> bool:
         """Was its end told for good?"""
-        data = store.peek(keys.webhook_key(batch_id))
+        data = store.peek(webhook_key(batch_id))
         record = None if data is None else decode(data, WebhookRecord)
         if record is None or record.state == "pending":
             return False

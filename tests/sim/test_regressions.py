@@ -11,6 +11,7 @@ from api.http.errors import Refusal
 from api.service import Service
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, RecordDamaged, StoreUnavailable
+from batchfile.inbox.keys import CLAIMS_PREFIX
 from batchfile.inbox.scan import CLAIM_KEPT_S, Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, ending, idempotency, keys, lease, retention, shards
@@ -251,7 +252,7 @@ def test_a_wrong_clock_removes_no_claim(store: HookedStore, ledger: Ledger) -> N
     store.delete("inbox/local/a.jsonl")
     ahead = ManualClock(ledger.clock.now() + 2 * CLAIM_KEPT_S)
     Inbox(Ledger(store=store, clock=ahead, rng=ledger.rng), LOCAL_POOL).sweep()
-    assert len([*store.list(keys.CLAIMS_PREFIX)]) == 1
+    assert len([*store.list(CLAIMS_PREFIX)]) == 1
 
 
 def test_who_slept_for_longer_than_a_claim_is_kept_makes_no_second_batch(store: HookedStore, ledger: Ledger) -> None:
@@ -263,7 +264,7 @@ def test_who_slept_for_longer_than_a_claim_is_kept_makes_no_second_batch(store: 
         look(ledger)
         ledger.clock.sleep(CLAIM_KEPT_S)
         Inbox(ledger, LOCAL_POOL).sweep()
-        assert len([*store.list(keys.CLAIMS_PREFIX)]) == 1
+        assert len([*store.list(CLAIMS_PREFIX)]) == 1
 
     store.hooked_key, store.after_read = "inbox/local/a.jsonl", others_go_on
     slept = Ledger(store=store, clock=ledger.clock, rng=random.Random(2))
