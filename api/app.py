@@ -144,7 +144,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
     known.update(known_parameters(document))
     app.state.document = document  # `api.http.errors` takes from it what a value must be
     pages: Pages = Pages.of(document)
-    return AuthMiddleware(app, settings, store_health, metrics.count_answer)
+    return AuthMiddleware(app, settings, store_health.lost, metrics.count_answer)
 
 
 def _given(find: Callable[..., Any]) -> Provide:

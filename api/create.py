@@ -1,15 +1,16 @@
-"""Turns a spooled body into a committed batch. Synchronous: runs in a thread. Independent of the routes.
+"""Turns the body of a request into a committed batch: receives it on disk, then creates the batch in a thread.
 
 The steps are in this order, so that a create can be repeated at any point: check the fields of the whole body, record
 the batch's id under the idempotency key, store and plan the requests in one pass, commit the batch.
 """
 
+import asyncio
 import re
 import secrets
 import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from batchfile.errors import InvalidFile, InvalidRequest, TooLarge
 from batchfile.ledger.base import Ledger
@@ -23,8 +24,10 @@ from batchfile.routing import route
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
 
-from .http.errors import Refusal
-from .http.spool import Spooled
+from .http.auth import Caller
+from .http.errors import AnyRequest, Refusal
+from .http.spool import Spooled, SpoolLimits, spool_body
+from .service import Service
 
 CHUNK_BYTES = 256 * 1024
 STAGE_DEFAULTS = Defaults(max_tokens=2048, temperature=0.2, needs_answer=True)
@@ -35,6 +38,8 @@ MESSAGES_MAX = 100_000
 CUSTOM_IDS = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")
 ID_LETTERS = string.digits + string.ascii_letters
 
+RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
+NUMBER = re.compile(r"[0-9]{1,9}")
 LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
 
 # Which rules apply to a body: native; stage, where a batch has a stage; Anthropic's, where it has none.
@@ -49,6 +54,43 @@ class _Upload:
     routing: RoutingTable
     chunks: Iterable[bytes]
     place: Place
+
+
+def create_options(request: AnyRequest, service: Service, caller: Caller, **asked: Any) -> CreateOptions:
+    """The options of a create: `asked` from the query or body, the rest from the headers. Call it on arrival."""
+    return CreateOptions(
+        tenant=caller.tenant,
+        idempotency_key=request.headers.get("idempotency-key"),
+        retry_count=_retry_count(request),
+        arrived_at=service.ledger.clock.monotonic(),
+        **asked,
+    )
+
+
+async def create_from(
+    request: AnyRequest, service: Service, caller: Caller, options: CreateOptions, contract: Contract
+) -> BatchRecord:
+    """Raises: exceptions that `api.http.errors` maps to responses."""
+    headers = request.headers
+    full = None
+    try:
+        await asyncio.to_thread(service.check_room, caller)
+    except Refusal as refusal:
+        if not options.idempotency_key and not options.retry_count:
+            raise
+        full = refusal  # it may repeat the create of an existing batch
+    async with spool_body(request, SpoolLimits.of(service.settings.api)) as spooled, service.creating:
+        return await asyncio.to_thread(
+            lambda: create_batch(
+                service.ledger,
+                service.settings,
+                spooled,
+                options,
+                content_type=headers.get("content-type"),
+                contract=contract,
+                full=full,
+            )
+        )
 
 
 def create_batch(
@@ -158,3 +200,9 @@ def _slices(view: memoryview, lines_max: int) -> Iterator[bytes]:
         if num_lines > lines_max:
             raise TooLarge(f"the body has more than {lines_max:,} lines; send them in several batches")
         yield chunk
+
+
+def _retry_count(request: AnyRequest) -> int | None:
+    """The attempt of an official SDK, from 0; None for other clients."""
+    given = request.headers.get(RETRY_COUNT, "")
+    return int(given) if NUMBER.fullmatch(given) else None

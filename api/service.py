@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice, takewhile
 
 import structlog
+from litestar.di import NamedDependency
 
 from batchfile.errors import BatchDamaged, InvalidRequest, RecordDamaged, StoreError
 from batchfile.files.stored_files import FileRecord, read_file
@@ -315,3 +316,6 @@ class Room:
             found = load(self._ledger, keys.batch_key(batch_id), BatchRecord)
             return None if found is None else found.record
         return None
+
+
+ServiceDep = NamedDependency[Service]

@@ -13,20 +13,20 @@ from litestar.params import FromPath, QueryParameter
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.stage import stage_document, stage_lines
 
-from ..create import Contract
+from ..create import Contract, create_from, create_options
 from ..http.errors import AnyRequest, Refusal
-from ..http.negotiation import BATCHES
-from ..http.openapi import JSON_LINES, OR_LINES, STAGE_RESULTS
-from ..http.request_bodies import JSON_OR_LINES, create_from, create_options
+from ..http.negotiation import BATCHES, Problem
+from ..http.openapi import JSON_LINES, OR_LINES, plain
+from ..http.request_bodies import JSON_OR_LINES
 from ..http.responses import own_url, stream
-from ..http.routes import CREATE, CallerDep, FormatDep, Routes, ServiceDep
+from ..http.routes import CREATE, CallerDep, FormatDep, Routes
 from ..native import schemas as native_schemas
 from ..native import serializers as native_serializers
 from ..ops.background import BackgroundTasks
-from ..service import PAGE_MAX
+from ..service import PAGE_MAX, ServiceDep
 from . import schemas as anthropic_schemas
 
-batches = Routes(BATCHES, tag="messages", problem=native_schemas.Problem | anthropic_schemas.ErrorBody)
+batches = Routes(BATCHES, tag="messages", problem=Problem | anthropic_schemas.ErrorBody)
 
 
 @batches.post("", *CREATE, summary="Submit a batch", request_max_body_size=None, operation_class=JSON_OR_LINES)
@@ -83,7 +83,7 @@ def status(
     400,
     summary="Get the results of a batch",
     operation_class=OR_LINES,
-    responses=STAGE_RESULTS,
+    responses={200: plain(native_schemas.StageResults, "The results, as JSON or JSON Lines.")},
 )
 def results(
     request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, negotiated: FormatDep

@@ -8,12 +8,13 @@ from batchfile.errors import InvalidRequest
 from batchfile.routing import route
 
 from ..http.errors import Refusal
-from ..http.routes import FormatDep, Routes, ServiceDep
+from ..http.negotiation import OpenAIProblem
+from ..http.routes import FormatDep, Routes
 from ..native import schemas as native_schemas
-from ..service import PAGE_MAX
+from ..service import PAGE_MAX, ServiceDep
 from . import schemas as anthropic_schemas
 
-models = Routes("/v1/models", tag="models", problem=native_schemas.OpenAIProblem | anthropic_schemas.ErrorBody)
+models = Routes("/v1/models", tag="models", problem=OpenAIProblem | anthropic_schemas.ErrorBody)
 
 
 @models.get("", 400, summary="List models")

@@ -27,7 +27,6 @@ from batchfile.settings import Settings
 from batchfile.settings_tables import ApiKey
 from batchfile.types import TENANT
 
-from ..ops.store_health import StoreHealth
 from .errors import Refusal
 from .negotiation import NegotiatedFormat, needs_other_format, negotiate, problem
 
@@ -68,14 +67,14 @@ PROBE = Caller(tenant="", key="")
 class AuthMiddleware:
     """Wraps an ASGI application. `in_flight` counts the requests of each key in this process.
 
-    `stopping`: set it when shutdown begins.
+    `store_lost` is set while the store does not answer. `stopping`: set it when shutdown begins.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, store_health: StoreHealth, count_answer: Callable[[str, int], None]
+        self, app: ASGIApp, settings: Settings, store_lost: asyncio.Event, count_answer: Callable[[str, int], None]
     ) -> None:
         self._app = app
-        self._store_health = store_health
+        self._store_lost = store_lost
         self.count_answer = count_answer
         self._keys = settings.api_keys
         # Otherwise it is exposed on purpose, under names that are not known here.
@@ -146,7 +145,7 @@ class AuthMiddleware:
         unless it would never end.
         """
         answering = asyncio.ensure_future(self._app(context.scope, receive, context.send))
-        events = {asyncio.ensure_future(event.wait()) for event in (self._store_health.lost, self.stopping)}
+        events = {asyncio.ensure_future(event.wait()) for event in (self._store_lost, self.stopping)}
         waiting = set(events)
         try:
             while not answering.done() and not self._is_given_up(context):
@@ -159,7 +158,7 @@ class AuthMiddleware:
             with suppress(asyncio.CancelledError):
                 await answering
             if not context.has_begun:
-                what = "The store is unavailable" if self._store_health.lost.is_set() else "This server is stopping"
+                what = "The store is unavailable" if self._store_lost.is_set() else "This server is stopping"
                 await context.refuse(503, f"{what}; retry the request.", {"Retry-After": str(LOST_RETRY_S)})
         finally:
             for task in (answering, *events):
@@ -168,7 +167,7 @@ class AuthMiddleware:
     def _is_given_up(self, context: "_RequestContext") -> bool:
         if self.stopping.is_set() and context.is_endless:
             return True
-        return self._store_health.lost.is_set() and not context.has_begun
+        return self._store_lost.is_set() and not context.has_begun
 
     def _caller(self, headers: Headers) -> Caller | None:
         if not self._keys:

@@ -18,8 +18,8 @@ from multipart import (  # type: ignore[import-untyped]
 )
 
 from batchfile.errors import TooLarge
+from batchfile.settings_tables import Api
 
-from ..service import Service
 from .errors import AnyRequest, Refusal
 from .spool import Spooled, SpoolLimits, spool_body
 
@@ -97,12 +97,12 @@ def _segments(body: memoryview, boundary: str) -> Iterator[tuple[MultipartSegmen
 
 
 @asynccontextmanager
-async def received_form(request: AnyRequest, service: Service, name: str, bytes_max: int) -> AsyncIterator[Form]:
+async def received_form(request: AnyRequest, settings: Api, name: str, bytes_max: int) -> AsyncIterator[Form]:
     """`name`: the field with the file, which may have `bytes_max` bytes.
 
     Raises: as `spool` and `read_form`; Refusal 413 also for a TooLarge from the body of the `with`.
     """
-    limits = replace(SpoolLimits.of(service.settings.api), bytes_max=bytes_max + BESIDE_BYTES_MAX)
+    limits = replace(SpoolLimits.of(settings), bytes_max=bytes_max + BESIDE_BYTES_MAX)
     try:
         async with spool_body(request, limits) as spooled:
             yield await asyncio.to_thread(read_form, spooled, request.headers.get("content-type"), name)

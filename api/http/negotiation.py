@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 ApiFormat = Literal["native", "stage", "anthropic", "openai"]
 Asked = Literal["stage", "anthropic"]
 
@@ -64,6 +66,25 @@ def negotiate(
 def needs_other_format(negotiated: NegotiatedFormat, path: str) -> bool:
     """Would the caller get a format that it cannot read? Anthropic's Files API is a different one."""
     return negotiated.api_format == "anthropic" and _OPENAI_ONLY.match(path) is not None
+
+
+class Problem(BaseModel):
+    """The body of every error response."""
+
+    detail: str
+
+
+class OpenAIError(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIProblem(BaseModel):
+    """The body of every error response, in OpenAI's API format."""
+
+    error: OpenAIError
 
 
 def problem(negotiated: NegotiatedFormat, status: int, detail: str, *, param: str | None = None) -> dict[str, Any]:

@@ -22,8 +22,6 @@ from litestar.typing import FieldDefinition
 from batchfile import __version__
 from batchfile.settings import Settings
 
-from ..native.schemas import StageResults
-
 DESCRIPTION = "Batch processing of LLM requests: send one file, get one results file in the same order."
 
 
@@ -55,16 +53,16 @@ def document_config(settings: Settings) -> OpenAPIConfig:
 JSON_LINES = "application/x-ndjson"
 
 
-def _plain(answer: type | None, description: str, media_type: str = "application/json") -> ResponseSpec:
+def plain(answer: type | None, description: str, media_type: str = "application/json") -> ResponseSpec:
+    """A documented response without generated examples."""
     return ResponseSpec(answer, generate_examples=False, description=description, media_type=media_type)
 
 
 FILE = {
-    200: _plain(str, "The file.", JSON_LINES),
-    206: _plain(str, "The requested range.", JSON_LINES),
-    304: _plain(None, "The file matches `If-None-Match`."),
+    200: plain(str, "The file.", JSON_LINES),
+    206: plain(str, "The requested range.", JSON_LINES),
+    304: plain(None, "The file matches `If-None-Match`."),
 }
-STAGE_RESULTS = {200: _plain(StageResults, "The results, as JSON or JSON Lines.")}
 
 
 @dataclass

@@ -1,10 +1,5 @@
-"""Validates queries and JSON bodies, and creates batches from spooled bodies in a thread.
+"""Validates queries and JSON bodies: fields that would be silently ignored are rejected."""
 
-Fields that would be silently ignored are rejected.
-"""
-
-import asyncio
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +7,13 @@ from typing import Any
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
-from batchfile.ledger.records import BatchRecord
 from batchfile.lines.diagnostics import place
 from batchfile.lines.file_formats import HEAD_BYTES, detect
 from batchfile.lines.json_scan import find_any_repeats
-from batchfile.plan.options import CreateOptions
 
-from ..create import Contract, create_batch
-from ..service import Service
-from .auth import Caller
 from .errors import AnyRequest, Refusal
 from .negotiation import BATCHES, NegotiatedFormat
-from .spool import SpoolLimits, spool_body
 
-RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
-NUMBER = re.compile(r"[0-9]{1,9}")
 OWN = "/api/"
 
 Known = Mapping[tuple[str, str], "Parameters"]
@@ -68,49 +55,6 @@ class JSON_OR_LINES(Operation):
                 "application/x-ndjson": OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING, min_length=1)),
             },
         )
-
-
-def create_options(request: AnyRequest, service: Service, caller: Caller, **asked: Any) -> CreateOptions:
-    """The options of a create: `asked` from the query or body, the rest from the headers. Call it on arrival."""
-    return CreateOptions(
-        tenant=caller.tenant,
-        idempotency_key=request.headers.get("idempotency-key"),
-        retry_count=_retry_count(request),
-        arrived_at=service.ledger.clock.monotonic(),
-        **asked,
-    )
-
-
-async def create_from(
-    request: AnyRequest, service: Service, caller: Caller, options: CreateOptions, contract: Contract
-) -> BatchRecord:
-    """Raises: exceptions that `api.http.errors` maps to responses."""
-    headers = request.headers
-    full = None
-    try:
-        await asyncio.to_thread(service.check_room, caller)
-    except Refusal as refusal:
-        if not options.idempotency_key and not options.retry_count:
-            raise
-        full = refusal  # it may repeat the create of an existing batch
-    async with spool_body(request, SpoolLimits.of(service.settings.api)) as spooled, service.creating:
-        return await asyncio.to_thread(
-            lambda: create_batch(
-                service.ledger,
-                service.settings,
-                spooled,
-                options,
-                content_type=headers.get("content-type"),
-                contract=contract,
-                full=full,
-            )
-        )
-
-
-def _retry_count(request: AnyRequest) -> int | None:
-    """The attempt of an official SDK, from 0; None for other clients."""
-    given = request.headers.get(RETRY_COUNT, "")
-    return int(given) if NUMBER.fullmatch(given) else None
 
 
 def check_document(body: bytes) -> None:

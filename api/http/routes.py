@@ -11,13 +11,10 @@ from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 
-from ..native.schemas import Problem
-from ..service import Service
 from .auth import Caller
-from .negotiation import NegotiatedFormat
+from .negotiation import NegotiatedFormat, Problem
 
 CallerDep = NamedDependency[Caller]
-ServiceDep = NamedDependency[Service]
 FormatDep = NamedDependency[NegotiatedFormat]
 
 _WHY = {

@@ -15,14 +15,16 @@ from batchfile.plan.submit import check_key, retried_before
 from batchfile.plan.submit import retry as retry_batch
 from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
 
+from ..create import create_from, create_options
 from ..http.errors import AnyRequest, Refusal
 from ..http.openapi import FILE, JSON_LINES
-from ..http.request_bodies import JSON_OR_LINES, create_from, create_options
+from ..http.request_bodies import JSON_OR_LINES
 from ..http.responses import follow, serve_file
-from ..http.routes import CREATE, CallerDep, Routes, ServiceDep
+from ..http.routes import CREATE, CallerDep, Routes
+from ..ops import schemas as ops_schemas
 from ..ops.background import BackgroundTasks
 from ..ops.pools import PoolStatus
-from ..service import PAGE_MAX, Service
+from ..service import PAGE_MAX, Service, ServiceDep
 from . import schemas, serializers
 
 METADATA_RULE = (
@@ -153,24 +155,24 @@ def errors(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, ca
 
 
 @pools.get("/pools", 400, summary="List pools")
-def list_pools(pool_status: NamedDependency[PoolStatus]) -> list[schemas.Pool]:
+def list_pools(pool_status: NamedDependency[PoolStatus]) -> list[ops_schemas.Pool]:
     return pool_status.pools()
 
 
 @pools.get("/pools/{pool:str}", 400, summary="Get a pool")
-def one_pool(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> schemas.Pool:
+def one_pool(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> ops_schemas.Pool:
     return pool_status.pool(pool)
 
 
 @pools.get("/pools/{pool:str}/scale", 400, summary="Get the figures for an autoscaler")
-def scale(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> schemas.Scale:
+def scale(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> ops_schemas.Scale:
     return pool_status.scale(pool)
 
 
 @pools.get("/runners", 400, summary="List live runners")
 def list_runners(
     pool_status: NamedDependency[PoolStatus], pool: Annotated[str | None, QueryParameter()] = None
-) -> list[schemas.Runner]:
+) -> list[ops_schemas.Runner]:
     return pool_status.runners(pool)
 
 

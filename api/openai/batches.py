@@ -19,13 +19,13 @@ from batchfile.plan.options import CreateOptions
 from batchfile.plan.submit import create_once, made_before
 from batchfile.types import Defaults
 
+from ..create import create_options
 from ..http.auth import Caller
 from ..http.errors import AnyRequest, Refusal, not_found
-from ..http.request_bodies import create_options
-from ..http.routes import CallerDep, Routes, ServiceDep
-from ..native.schemas import OpenAIProblem
+from ..http.negotiation import OpenAIProblem
+from ..http.routes import CallerDep, Routes
 from ..ops.background import BackgroundTasks
-from ..service import Service, Shown
+from ..service import Service, ServiceDep, Shown
 from . import schemas
 
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")

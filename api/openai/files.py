@@ -18,11 +18,11 @@ from batchfile.ledger.records import FileRef
 from ..http.auth import Caller
 from ..http.errors import AnyRequest, Refusal
 from ..http.forms import FILE_FORM, Form, received_form
+from ..http.negotiation import OpenAIProblem
 from ..http.openapi import FILE
 from ..http.responses import serve_file, stream
-from ..http.routes import CallerDep, Routes, ServiceDep
-from ..native.schemas import OpenAIProblem
-from ..service import Service
+from ..http.routes import CallerDep, Routes
+from ..service import Service, ServiceDep
 from . import schemas
 from .output_files import OutputFiles
 
@@ -40,7 +40,7 @@ files = Routes("/v1/files", tag="files", problem=OpenAIProblem)
 async def create(request: AnyRequest, service: ServiceDep, caller: CallerDep) -> schemas.File:
     """Send a form with `file` and `purpose`, in any order."""
     bytes_max = service.settings.api.file_bytes_max
-    async with received_form(request, service, "file", bytes_max) as form:
+    async with received_form(request, service.settings.api, "file", bytes_max) as form:
         return schemas.file_of(await asyncio.to_thread(_store, service, caller, form, bytes_max))
 
 

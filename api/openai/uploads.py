@@ -10,9 +10,9 @@ from batchfile.files.uploads import UploadRecord
 from ..http.auth import Caller
 from ..http.errors import AnyRequest, Refusal
 from ..http.forms import PART_FORM, received_form
-from ..http.routes import CallerDep, Routes, ServiceDep
-from ..native.schemas import OpenAIProblem
-from ..service import Service
+from ..http.negotiation import OpenAIProblem
+from ..http.routes import CallerDep, Routes
+from ..service import Service, ServiceDep
 from . import schemas
 from .files import KEPT_S
 
@@ -49,7 +49,7 @@ async def add_part(
 ) -> schemas.UploadPart:
     """Parts may be sent in any order and concurrently."""
     upload = await asyncio.to_thread(_find, service, caller, upload_id)
-    async with received_form(request, service, "data", PART_BYTES_MAX) as form:
+    async with received_form(request, service.settings.api, "data", PART_BYTES_MAX) as form:
         part_id = await asyncio.to_thread(
             lambda: stored_uploads.add_part(service.ledger, upload, form.chunks(), bytes_max=PART_BYTES_MAX)
         )

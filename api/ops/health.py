@@ -19,7 +19,7 @@ from ..http.errors import AnyRequest, Refusal
 from ..http.openapi import PAGE_POLICY, Page, Pages
 from ..http.responses import names_any
 from ..http.routes import Routes
-from ..native import schemas
+from . import schemas
 from .metrics import Metrics
 from .pools import PoolStatus
 from .store_health import SILENT, StoreHealth

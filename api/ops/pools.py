@@ -15,7 +15,7 @@ from batchfile.ledger.status import StatusReader
 from batchfile.settings import Settings
 
 from ..http.errors import Refusal
-from ..native import schemas
+from . import schemas
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from api.native import schemas
+from api.ops import schemas
 from batchfile.ledger.base import Limits
 from batchfile.settings import DEFAULT_POOLS
 from runners.supervisor import STOP_MARGIN_S
