@@ -35,7 +35,7 @@ from batchfile import env_aliases
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
-from batchfile.runner.schema_rules import schema_problem
+from batchfile.schemas.rules import schema_problem
 from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook, expected
 from batchfile.types import NAME_RULE, RoutingTable
 

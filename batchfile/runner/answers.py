@@ -10,8 +10,8 @@ from batchfile.engine.base import Finished
 from batchfile.errors import InvalidRequest
 from batchfile.lines.result import REFUSALS, FinishedLine, encode_result, refusal_failure
 from batchfile.runner import output_schema, preparer
-from batchfile.runner.schema_process import CheckProcess
 from batchfile.runner.state import Answer, Job, PendingRequest, RunnerState
+from batchfile.schemas.check import CheckProcess
 from batchfile.types import Completion, Failure, Outcome, Request, Usage
 
 CHECKING_CHARS_MAX = 64 * 1024 * 1024  # of answers that wait to be checked; at this size the engine gets nothing new

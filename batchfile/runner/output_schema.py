@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from batchfile.errors import InvalidRequest
 from batchfile.lines.formats.shared import SEED_MAX
 from batchfile.lines.result import REFUSALS
-from batchfile.runner.schema_rules import NOT_JSON, Verdict, kind_of
+from batchfile.schemas.rules import NOT_JSON, Verdict, kind_of
 from batchfile.types import Completion, Defaults, Failure, Request
 
 log = structlog.get_logger()

@@ -27,10 +27,10 @@ from batchfile.runner.finalizer import Finalizer
 from batchfile.runner.loop import Loop
 from batchfile.runner.prefetcher import Prefetcher
 from batchfile.runner.preparer import prepare_next
-from batchfile.runner.schema_process import CheckProcess
 from batchfile.runner.state import RunnerOptions, RunnerState
 from batchfile.runner.stats import RunnerStats
 from batchfile.runner.watchdog import TICK_S, Watchdog, end_stuck
+from batchfile.schemas.check import CheckProcess
 
 __all__ = ["Runner", "RunnerOptions"]
 

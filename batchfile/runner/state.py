@@ -12,8 +12,8 @@ from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine
 from batchfile.runner.output_schema import Demand, OutputSchema
 from batchfile.runner.queues import FairQueue, ReadyQueue
-from batchfile.runner.schema_rules import Verdict
 from batchfile.runner.stats import RunnerStats, StepTimes
+from batchfile.schemas.rules import Verdict
 from batchfile.types import Completion, Request
 
 

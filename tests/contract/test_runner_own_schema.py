@@ -19,14 +19,15 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
 from batchfile.lines.formats import openai_chat
 from batchfile.plan.planner import plan_input
-from batchfile.runner import output_schema, schema_process
+from batchfile.runner import output_schema
 from batchfile.runner import runner as runner_module
 from batchfile.runner.answers import check_next
 from batchfile.runner.output_schema import Demand
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.schema_process import CheckProcess
-from batchfile.runner.schema_rules import Verdict
 from batchfile.runner.state import Answer, RunnerState
+from batchfile.schemas import check as check_module
+from batchfile.schemas.check import CheckProcess
+from batchfile.schemas.rules import Verdict
 from batchfile.store.memory import MemoryStore
 from batchfile.testing import run_alone
 from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
@@ -126,7 +127,7 @@ def words(row: dict[str, Any]) -> str:
 def test_a_schema_that_takes_an_age_to_check_fails_alone_and_the_others_do_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(schema_process, "TIME_S_MAX", 0.3)
+    monkeypatch.setattr(check_module, "TIME_S_MAX", 0.3)
     asked = [("7", bomb())] * 6 + [(GOOD, SIMPLE), (GOOD, AHEAD), (BAD, AHEAD), ("text", None)] * 10
     rows = answers([params(*one) for one in asked])
     assert statuses(rows) == ["errored"] * 6 + ["succeeded", "succeeded", "errored", "succeeded"] * 10
@@ -231,7 +232,7 @@ def test_an_answer_fits_its_own_schema_and_its_stages() -> None:
 
 
 def test_a_stages_schema_is_checked_where_it_may_take_long_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_process, "TIME_S_MAX", 0.3)
+    monkeypatch.setattr(check_module, "TIME_S_MAX", 0.3)
     rows = answers([params(GOOD, None), params(BAD, None)], output_schema=AHEAD)
     assert [words(row) for row in rows] == ["", "model_error: Output validation failed"]
     rows = answers([params("7", None)] * 4, output_schema=bomb())

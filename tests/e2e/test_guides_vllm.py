@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.engine.schemas import compile
 from batchfile.engine.vllm.engine import VllmEngine
 from batchfile.engine.vllm.guides import checked_params
 from batchfile.engine.vllm.tasks import VllmOptions
@@ -20,6 +19,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
 from batchfile.plan.planner import plan_input
 from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.schemas import compile
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable
 

@@ -17,7 +17,7 @@ from batchfile.runner.output_schema import (
     own_schema,
     unguided,
 )
-from batchfile.runner.schema_rules import NOT_JSON, Verdict, judged
+from batchfile.schemas.rules import NOT_JSON, Verdict, judged
 from batchfile.types import (
     Choice,
     Completion,

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.engine.schemas import compile
-from batchfile.engine.schemas.compile import SchemaCheck
 from batchfile.engine.vllm.processes import ProcessGuard
+from batchfile.schemas import compile
+from batchfile.schemas.compile import SchemaCheck
 
 HERE = str(Path(__file__).parent)
 POISON = {"type": "string", "pattern": "^[a-z]{1,50000}$"}
@@ -171,7 +171,7 @@ def test_it_does_not_outlive_its_owner(make: Maker, guarded: bool) -> None:
     program = (
         "import threading, time\n"
         "from batchfile.engine.vllm.processes import ProcessGuard\n"
-        "from batchfile.engine.schemas.compile import SchemaCheck\n"
+        "from batchfile.schemas.compile import SchemaCheck\n"
         f"check = SchemaCheck('judge_for_tests', b'', ProcessGuard() if {guarded} else None)\n"
         "check.check(b'{}')\n"
         "print('PID', check.pid, flush=True)\n"

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.engine.schemas.compile import answer_of
-from batchfile.runner import schema_process as schemas_process
-from batchfile.runner.schema_process import CheckProcess
+from batchfile.schemas import check as check_module
+from batchfile.schemas.check import CheckProcess
+from batchfile.schemas.child import Child
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ ENDLESS = msgspec.json.encode(BOMB)
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckProcess]:
-    monkeypatch.setattr(schemas_process, "TIME_S_MAX", 0.3)
+    monkeypatch.setattr(check_module, "TIME_S_MAX", 0.3)
     made = CheckProcess()
     yield made
     made.close()
@@ -81,7 +81,7 @@ def test_after_a_few_of_one_schema_none_of_it_is_tried(process: CheckProcess) ->
 def test_after_a_few_of_any_schema_the_next_of_their_owner_get_less(
     process: CheckProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schemas_process, "TIME_S_HURRIED", 0.1)
+    monkeypatch.setattr(check_module, "TIME_S_HURRIED", 0.1)
     schemas: list[dict[str, Any]] = [BOMB | {"title": str(n)} for n in range(5)]
     limits = [process.check(msgspec.json.encode(schema), "1").why for schema in schemas]
     assert limits == ["takes more than 0.3 s"] * 3 + ["takes more than 0.1 s"] * 2
@@ -101,13 +101,13 @@ def test_one_that_ends_its_process_twice_is_given_up(process: CheckProcess, monk
     """As one that takes too much memory does."""
     ended: list[int] = []
 
-    def asked(worker: "subprocess.Popen[bytes]", frame: tuple[bytes, ...], timeout_s: float) -> list[bytes]:
+    def asked(worker: Child, *frame: bytes, timeout_s: float) -> list[bytes]:
         ended.append(worker.pid)
         worker.kill()
-        return answer_of(worker, timeout_s)
+        return worker.answer(timeout_s)
 
     with monkeypatch.context() as patched:
-        patched.setattr(process, "_asked", asked)
+        patched.setattr(Child, "ask", asked)
         found = process.check(AHEAD, '"good"')
     assert found == ("unknown", "crashes the checking process, which has 1 GiB of memory")
     assert len(set(ended)) == 2, "the first end may not be its fault"
@@ -142,7 +142,7 @@ def test_closing_ends_it(process: CheckProcess) -> None:
 
 def test_it_does_not_outlive_its_owner_that_is_killed_in_a_check() -> None:
     program = (
-        "from batchfile.runner import schema_process as schemas\n"
+        "from batchfile.schemas import check as schemas\n"
         "schemas.TIME_S_MAX = 1.0\n"
         "process = schemas.CheckProcess()\n"
         f"process.check({AHEAD!r}, '1')\n"

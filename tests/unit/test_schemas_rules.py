@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.runner.schema_rules import judged, kind_of, schema_problem
+from batchfile.schemas.rules import judged, kind_of, schema_problem
 
 SUBJECT = {"type": "object", "properties": {"subject": {"type": "string"}}, "required": ["subject"]}
 

@@ -33,7 +33,7 @@ ALLOWED = {
     "transformers": ("batchfile/engine/vllm/", "batchfile/engine/fit.py"),
     "aiohttp": ("batchfile/engine/http/connection.py", "batchfile/client/http_client.py"),
     "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_client.py"),
-    "jsonschema_rs": ("batchfile/runner/schema_rules.py",),
+    "jsonschema_rs": ("batchfile/schemas/rules.py",),
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/", "batchfile/local/display.py"),
@@ -46,14 +46,15 @@ ROUTED = ("routing", "settings", "open_ledger", "logs")
 PARTS = {
     "store": (),
     "lines": ("routing",),
-    "engine": ("testing",),  # where a variable asks for faults
+    "schemas": (),
+    "engine": ("schemas", "testing"),  # testing: where a variable asks for faults
     "ledger": ("store", "lines"),
     "files": ("ledger",),
     "plan": ("store", "lines", "ledger", "routing"),
     "inbox": ("store", "lines", "ledger", "plan"),
     "long_work": ("ledger", "plan", "inbox"),
     "janitor": ("ledger", "plan", "inbox", "long_work"),
-    "runner": ("store", "lines", "engine", "ledger", "plan", "inbox", "janitor", "long_work", "routing"),
+    "runner": ("store", "lines", "schemas", "engine", "ledger", "plan", "inbox", "janitor", "long_work", "routing"),
     "open_ledger": ("store", "ledger", "settings", "testing"),  # testing: where a variable names a crash point
     "local": ("store", "lines", "engine", "ledger", "plan", "inbox", "runner", *ROUTED),
     "client": ("store", "lines", "ledger", "plan", "inbox", "local", *ROUTED),

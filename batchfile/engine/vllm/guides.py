@@ -1,7 +1,7 @@
 """Checks and compiles vLLM's guides (JSON schemas, grammars, structural tags) before the engine does.
 
 vLLM checks a guide in `add_request`, on the caller's thread, by compiling it; its engine process compiles it again with
-the tokenizer. Here both happen first, in the child process of engine/schemas/compile.py, with vLLM's own code. That
+the tokenizer. Here both happen first, in the child process of schemas/compile.py, with vLLM's own code. That
 code is private in vLLM: if a version does not have it, guides are not checked ahead, and only vLLM checks them.
 """
 
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from batchfile.engine.schemas.compile import SchemaCheck, Verdict
-from batchfile.engine.schemas.compile_worker import Judge
 from batchfile.engine.vllm.processes import ProcessGuard
 from batchfile.errors import InvalidRequest
+from batchfile.schemas.compile import SchemaCheck, Verdict
+from batchfile.schemas.compile_worker import Judge
 
 log = structlog.get_logger()
 
@@ -157,7 +157,7 @@ def _payload(config: Any) -> bytes:
 
 
 def load(payload: bytes) -> Judge:
-    """Runs in the child of engine/schemas/compile.py: a function that checks a guide as this engine's vLLM does."""
+    """Runs in the child of schemas/compile.py: a function that checks a guide as this engine's vLLM does."""
     config = pickle.loads(payload)  # from the parent process
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams

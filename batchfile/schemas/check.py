@@ -1,10 +1,9 @@
-"""Runs schema checks in a separate process (schema_rules.py) that can be killed, with limits on time and memory.
+"""Runs schema checks in a separate process (rules.py) that can be killed, with limits on time and memory.
 
 A schema check cannot be interrupted, and blocks every thread of its process while it runs.
 """
 
 import signal
-import subprocess
 import threading
 from collections import Counter
 from hashlib import blake2b
@@ -12,11 +11,10 @@ from typing import cast
 
 import structlog
 
-from batchfile.child_env import child_environment, start_child
-from batchfile.engine.schemas.compile import SLOW_MAX, SlowOwners, answer_of
-from batchfile.engine.schemas.compile_worker import write
-from batchfile.runner import schema_rules
-from batchfile.runner.schema_rules import Kind, Verdict
+from batchfile.child_env import child_environment
+from batchfile.schemas import rules
+from batchfile.schemas.child import SLOW_MAX, Child, SlowOwners
+from batchfile.schemas.rules import Kind, Verdict
 
 log = structlog.get_logger()
 
@@ -27,14 +25,14 @@ ANSWER_S_MAX = 60.0  # wall-clock time: a busy machine fails no check before tha
 START_S_MAX = 60.0
 TRIES = 2  # the process may have been killed from outside
 
-TOO_LARGE = f"crashes the checking process, which has {schema_rules.MEMORY_MAX >> 30} GiB of memory"
+TOO_LARGE = f"crashes the checking process, which has {rules.MEMORY_MAX >> 30} GiB of memory"
 
 
 class CheckProcess:
     """The process starts with the first check. One thread checks at a time; any thread may close."""
 
     def __init__(self) -> None:
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._worker: Child | None = None
         self._slow_owners = SlowOwners()
         self._num_slow: Counter[bytes] = Counter()  # by the schema's digest
         self._is_closed = False
@@ -55,14 +53,14 @@ class CheckProcess:
                     log.error("answers.not_checked", reason=f"the process that checks them does not start: {error}")
                 return Verdict("unknown", "is not possible now: the checking process does not start")
             try:
-                kind, why = self._asked(worker, frame, ANSWER_S_MAX)
+                kind, why = worker.ask(*frame, timeout_s=ANSWER_S_MAX)
                 return Verdict(cast(Kind, kind.decode()), why.decode())
             except TimeoutError:
-                self._end(worker)
+                worker.end()
                 return self._slow(digest, time_s, owner)
             except (OSError, EOFError):
-                self._end(worker)
-                if worker.returncode == -signal.SIGPROF:
+                worker.end()
+                if worker.exit_status == -signal.SIGPROF:
                     return self._slow(digest, time_s, owner)
         return Verdict("unknown", TOO_LARGE)
 
@@ -77,7 +75,7 @@ class CheckProcess:
     def release(self) -> None:
         """Free the rest, once no thread checks any more."""
         if self._worker is not None:
-            self._end(self._worker)
+            self._worker.end()
 
     def _slow(self, digest: bytes, time_s: float, owner: str) -> Verdict:
         self._slow_owners.note(owner)
@@ -86,35 +84,22 @@ class CheckProcess:
         self._num_slow[digest] += 1
         return Verdict("unknown", _too_slow(time_s))
 
-    def _started(self) -> "subprocess.Popen[bytes]":
+    def _started(self) -> Child:
         """The process, ready. Raises: OSError, EOFError, TimeoutError."""
         with self._lock:
             if self._is_closed:
                 raise EOFError("it was closed")
             worker = self._worker
-            if worker is not None and worker.poll() is None:
+            if worker is not None and worker.exit_status is None:
                 return worker
             self.release()
-            worker = self._worker = start_child("-P", "-m", schema_rules.__name__, env=child_environment())
+            worker = self._worker = Child(rules.__name__, env=child_environment())
         try:
-            answer_of(worker, START_S_MAX)
+            worker.answer(START_S_MAX)
         except (OSError, EOFError, TimeoutError):
-            self._end(worker)
+            worker.end()
             raise
         return worker
-
-    def _asked(self, worker: "subprocess.Popen[bytes]", frame: tuple[bytes, ...], timeout_s: float) -> list[bytes]:
-        """Raises: OSError, EOFError, TimeoutError."""
-        assert worker.stdin is not None
-        write(worker.stdin.fileno(), *frame)
-        return answer_of(worker, timeout_s)
-
-    def _end(self, worker: "subprocess.Popen[bytes]") -> None:
-        worker.kill()  # does nothing if it has ended; its exit status is kept
-        worker.wait()
-        for pipe in (worker.stdin, worker.stdout):
-            if pipe is not None:
-                pipe.close()
 
 
 def _too_slow(time_s: float) -> str:

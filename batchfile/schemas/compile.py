@@ -5,46 +5,17 @@ child (compile_worker.py) starts with the first schema. It runs the engine's com
 """
 
 import os
-import select
-import signal
-import subprocess
 import threading
-import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, Protocol
 
 import structlog
 
-from batchfile.child_env import python_path, start_child
-from batchfile.engine.schemas import compile_worker
-from batchfile.engine.vllm.processes import ProcessGuard
-
-SLOW_MAX = 3  # of one owner within SLOW_WINDOW_S: its next schemas get less time
-SLOW_WINDOW_S = 600.0
-OWNERS_KEPT = 1024  # the owners that most recently had slow schemas
-
-
-class SlowOwners:
-    """Remembers which owners had slow schemas recently. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._slow_at: OrderedDict[str, deque[float]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def is_hurried(self, owner: str) -> bool:
-        with self._lock:
-            slow_at = self._slow_at.get(owner, deque())
-            return len(slow_at) == SLOW_MAX and time.monotonic() - slow_at[0] < SLOW_WINDOW_S
-
-    def note(self, owner: str) -> None:
-        with self._lock:
-            self._slow_at.setdefault(owner, deque(maxlen=SLOW_MAX)).append(time.monotonic())
-            self._slow_at.move_to_end(owner)
-            while len(self._slow_at) > OWNERS_KEPT:
-                self._slow_at.popitem(last=False)
-
+from batchfile.child_env import python_path
+from batchfile.schemas import compile_worker
+from batchfile.schemas.child import Child, SlowOwners
 
 log = structlog.get_logger()
 
@@ -54,7 +25,6 @@ TIME_S_HURRIED = 1.0  # for a schema of an owner whose last schemas reached the 
 VERDICTS_KEPT = 4096
 START_S_MAX = 300.0  # to import and to load a tokenizer
 STARTS_MAX = 3  # consecutive failed starts
-ANSWER_TICK_S = 0.25
 
 Bound = Literal["time", "memory"]
 
@@ -72,16 +42,25 @@ class Verdict:
     time_s: float = 0.0
 
 
+class Guard(Protocol):
+    """Kills a process that it watches when this process ends; forks of it carry `environ`."""
+
+    @property
+    def environ(self) -> dict[str, str]: ...
+
+    def watch(self, pid: int) -> None: ...
+
+
 class SchemaCheck:
     """Checks schemas by `module.load(payload)`, one at a time. Thread-safe."""
 
-    def __init__(self, module: str, payload: bytes, guard: ProcessGuard | None = None) -> None:
+    def __init__(self, module: str, payload: bytes, guard: Guard | None = None) -> None:
         self._module = module
         self._payload = payload
         self._guard = guard
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         self._slow_owners = SlowOwners()
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._worker: Child | None = None
         self._num_failed_starts = 0
         self._is_closed = False
         self._turn = threading.Lock()  # held while the worker handles a request
@@ -124,7 +103,7 @@ class SchemaCheck:
             self._is_closed = True
             worker = self._worker
         if worker is not None:
-            self._end(worker)
+            worker.kill()
 
     def _known(self, digest: bytes, time_s: float) -> Verdict | None:
         """The verdict, unless it reached a time limit that is shorter than `time_s`."""
@@ -139,11 +118,9 @@ class SchemaCheck:
         worker = self._started()
         if worker is None:
             return None
+        frame = (str(time_s).encode(), str(MEMORY_MAX).encode(), schema)
         try:
-            assert worker.stdin is not None
-            frame = (str(time_s).encode(), str(MEMORY_MAX).encode(), schema)
-            compile_worker.write(worker.stdin.fileno(), *frame)
-            kind, answer = answer_of(worker, 2 * compile_worker.STARVED * time_s)
+            kind, answer = worker.ask(*frame, timeout_s=2 * compile_worker.STARVED * time_s)
         except (OSError, EOFError, TimeoutError, ValueError) as error:
             self._end(worker)
             if not self._is_closed:
@@ -159,10 +136,10 @@ class SchemaCheck:
         """The time limit for the owner's next schema."""
         return TIME_S_HURRIED if self._slow_owners.is_hurried(owner) else TIME_S_MAX
 
-    def _started(self) -> "subprocess.Popen[bytes] | None":
+    def _started(self) -> Child | None:
         """The process, ready; None if it does not start."""
         worker = self._worker
-        if worker is not None and worker.poll() is None:
+        if worker is not None and worker.exit_status is None:
             return worker
         while self._num_failed_starts < STARTS_MAX:
             with self._lock:
@@ -170,9 +147,7 @@ class SchemaCheck:
                     return None
                 worker = self._worker = self._start()
             try:
-                assert worker.stdin is not None
-                compile_worker.write(worker.stdin.fileno(), self._payload)
-                kind, reason = answer_of(worker, START_S_MAX)
+                kind, reason = worker.ask(self._payload, timeout_s=START_S_MAX)
             except (OSError, EOFError, TimeoutError, ValueError) as error:
                 kind, reason = compile_worker.BROKEN, f"{type(error).__name__}: {error}".encode()
             if kind == compile_worker.READY:
@@ -186,38 +161,19 @@ class SchemaCheck:
             log.warning("schema.checker_failed", reason=reason.decode("utf-8", "replace"))
         return None
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self) -> Child:
         environ = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path()}
         if self._guard is not None:
             environ |= self._guard.environ
-        worker = start_child("-P", "-m", compile_worker.__name__, self._module, env=environ)
+        worker = Child(compile_worker.__name__, self._module, env=environ)
         if self._guard is not None:
             self._guard.watch(worker.pid)
         return worker
 
-    def _end(self, worker: "subprocess.Popen[bytes]") -> None:
-        """Kills the process and its fork, which are a process group."""
-        try:
-            os.killpg(worker.pid, signal.SIGKILL)
-        except OSError:
-            worker.kill()
-        worker.wait()
+    def _end(self, worker: Child) -> None:
+        worker.end()
         if self._worker is worker:
             self._worker = None
-        if not self._is_closed:  # when closing, another thread may still be reading
-            for pipe in (worker.stdin, worker.stdout):
-                if pipe is not None:
-                    pipe.close()
-
-
-def answer_of(worker: "subprocess.Popen[bytes]", timeout_s: float) -> list[bytes]:
-    """Raises: EOFError, TimeoutError. Counts ticks, so that time in which this process is stopped does not count."""
-    assert worker.stdout is not None
-    fd = worker.stdout.fileno()
-    for _ in range(int(timeout_s / ANSWER_TICK_S) + 1):
-        if select.select([fd], [], [], ANSWER_TICK_S)[0]:
-            return compile_worker.read(fd)
-    raise TimeoutError(f"no answer within {timeout_s:g} s")
 
 
 def _digest(schema: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 Started by compile.py with the argument `MODULE`; `MODULE.load(payload)` returns the function that checks one schema,
 bytes to bytes. It has its own process group and ends when its standard input closes. A fork takes milliseconds, while
-loading takes seconds, and its end frees all memory of the compiler. Imports only child_env and the standard library.
+loading takes seconds, and its end frees all memory of the compiler. Imports no library.
 """
 
 import contextlib
@@ -10,13 +10,13 @@ import importlib
 import os
 import select
 import signal
-import struct
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from batchfile.child_env import begin_child, limit_memory, write_all
+from batchfile.schemas.child import read, write
 
 TICK_S = 0.05
 # A schema fails when both elapsed time and CPU time reach the limit, so that none fails because the machine is busy.
@@ -25,28 +25,6 @@ STARVED = 6
 READY, ANSWER, TOO_SLOW, DIED, BROKEN = b"READY", b"ANSWER", b"TOO_SLOW", b"DIED", b"BROKEN"
 
 Judge = Callable[[bytes], bytes]
-
-
-def write(fd: int, *parts: bytes) -> None:
-    """Writes a frame: the number of parts, their sizes, the parts."""
-    write_all(fd, b"".join([struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)), *parts]))
-
-
-def read(fd: int) -> list[bytes]:
-    """Raises: EOFError."""
-    (num,) = struct.unpack("<I", _exactly(fd, 4))
-    sizes = struct.unpack(f"<{num}Q", _exactly(fd, 8 * num))
-    return [_exactly(fd, size) for size in sizes]
-
-
-def _exactly(fd: int, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        chunk = os.read(fd, min(size - len(data), 1 << 20))
-        if not chunk:
-            raise EOFError
-        data += chunk
-    return bytes(data)
 
 
 def serve(judge: Judge, requests: int, answers: int) -> None:

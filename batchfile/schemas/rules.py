@@ -1,6 +1,6 @@
 """Checks whether a text is JSON that matches a schema. The only module that knows jsonschema-rs; it knows no request.
 
-As a program it checks texts one after the other, each within a limit of processor time: schema_process.py starts it.
+As a program it checks texts one after the other, each within a limit of processor time: check.py starts it.
 The operating system kills it if a check takes too long (SIGPROF) or too much memory; it exits when its standard input
 closes.
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from batchfile.child_env import begin_child, limit_memory
-from batchfile.engine.schemas.compile_worker import read, write
+from batchfile.schemas.child import read, write
 
 SCHEMAS_KEPT = 64  # compiled schemas in one process
 # For one `pattern` on one string, about 10 ms; a string that takes more does not match. The library's own limit is ten
@@ -53,7 +53,7 @@ def kind_of(schema: bytes, text: str) -> Kind:
 
 
 def judged(schema: bytes, text: str) -> Verdict:
-    """Takes any amount of time: see `place_of` in output_schema.py."""
+    """Takes any amount of time: see `place_of` in runner/output_schema.py."""
     import jsonschema_rs
 
     kind = kind_of(schema, text)
