@@ -20,7 +20,7 @@ from batchfile.ledger.cas import load
 from batchfile.ledger.inputs import CustomIds, HashingWriter, repin
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, EndReason, FileRef, PartRef, Plan, Range, ShardRecord
-from batchfile.lines import custom_id_of
+from batchfile.lines.envelope import custom_id_of
 from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.result import PartLine, decode_part, encode_result
 from batchfile.types import Counts, Failure, Usage

@@ -41,23 +41,77 @@ ALLOWED = {
     "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/converter_child.py"),
     "ray": ("runners/ray/",),
 }
-ROUTED = ("routing", "settings", "open_ledger", "logs")
-# part of the library -> the parts that it may import besides errors, clock, types and child_env
-PARTS = {
-    "store": (),
-    "lines": ("routing",),
-    "schemas": (),
-    "engine": ("schemas", "testing"),  # testing: where a variable asks for faults
-    "ledger": ("store", "lines"),
-    "files": ("ledger",),
-    "plan": ("store", "lines", "ledger", "routing"),
-    "inbox": ("store", "lines", "ledger", "plan"),
-    "long_work": ("ledger", "plan", "inbox"),
-    "janitor": ("ledger", "plan", "inbox", "long_work"),
-    "runner": ("store", "lines", "schemas", "engine", "ledger", "plan", "inbox", "janitor", "long_work", "routing"),
-    "open_ledger": ("store", "ledger", "settings", "testing"),  # testing: where a variable names a crash point
-    "local": ("store", "lines", "engine", "ledger", "plan", "inbox", "runner", *ROUTED),
-    "client": ("store", "lines", "ledger", "plan", "inbox", "local", *ROUTED),
+APPLICATIONS = ("batchfile", "api", "runners", "deploy")
+# File or folder -> all modules that it may import besides its own, or packages with all that is in them. Names without
+# an application are of the library; `batchfile` is its version. A row of a folder does not cover the folders in it.
+# Both a file without a row and an entry that is not needed fail.
+PLACES = {
+    # the library, from the bottom up
+    "batchfile/errors.py": "",
+    "batchfile/types.py": "",
+    "batchfile/clock.py": "",
+    "batchfile/logs.py": "",
+    "batchfile/env_aliases.py": "",
+    "batchfile/child_env.py": "",
+    "batchfile/routing.py": "errors types",
+    "batchfile/store/": "errors clock",
+    "batchfile/lines/": "errors types child_env routing lines.formats",
+    "batchfile/lines/formats/": "errors types lines.diagnostics lines.framing lines.result",
+    "batchfile/schemas/": "child_env",
+    # testing.faulty_echo: where a variable asks for faults
+    "batchfile/engine/": "errors types clock engine.http.engine engine.vllm.engine engine.vllm.tasks "
+    "testing.faulty_echo",
+    "batchfile/engine/http/": "errors types engine.base engine.fit engine.prompts engine.tool_wire",
+    "batchfile/engine/vllm/": "errors types child_env schemas engine.base engine.fit engine.prompts engine.tool_wire",
+    "batchfile/ledger/": "errors types clock store.base lines.envelope lines.framing lines.result",
+    "batchfile/settings_tables.py": "types ledger.keys",
+    "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
+    # testing.crash_points: where a variable names one
+    "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
+    "batchfile/files/": "errors ledger",
+    "batchfile/plan/": "errors types routing store.base lines ledger",
+    "batchfile/inbox/": "batchfile errors types store.base lines ledger plan",
+    "batchfile/long_work.py": "errors ledger plan.pending inbox",
+    "batchfile/janitor.py": "errors ledger plan.pending inbox",
+    "batchfile/runner/": "errors types clock routing store.base lines schemas engine.base ledger inbox long_work "
+    "janitor",
+    "batchfile/signals.py": "runner.runner",
+    "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines engine.base engine.open "
+    "engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner runner.stats",
+    "batchfile/client/": "errors types logs routing settings open_ledger store lines ledger plan.options plan.submit "
+    "inbox.records local.inputs local.options local.outputs",
+    "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
+    "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals open_ledger store lines "
+    "engine.fit engine.vllm.cpu engine.vllm.preflight ledger runner.runner local client",
+    "batchfile/__main__.py": "cli",
+    "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
+    "local.session client testing",
+    # the service
+    "api/http/": "batchfile errors types settings settings_tables lines ledger",
+    "api/service.py": "errors settings files ledger api.http",
+    "api/create.py": "errors types routing settings lines.split_document ledger plan api.http api.service",
+    "api/ops/": "batchfile errors settings settings_tables open_ledger store lines.formats.stage ledger plan.pending "
+    "inbox api.http",
+    "api/native/": "errors types lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create "
+    "api.ops",
+    "api/openai/": "types lines.formats.openai_results files ledger plan api.http api.service api.create "
+    "api.ops.background",
+    # api.native: the responses of the stage contract, which has the same paths
+    "api/anthropic/": "errors routing settings_tables lines.formats ledger api.http api.service api.create "
+    "api.ops.background api.native",
+    "api/app.py": "settings store.metered ledger inbox.scan long_work janitor api.http api.service api.ops api.native "
+    "api.openai api.anthropic",
+    "api/__main__.py": "errors logs settings open_ledger api.http api.ops.store_health api.app",
+    "api/__init__.py": "",
+    # runners and deployment
+    "runners/": "errors types logs child_env settings settings_tables signals open_ledger store.metered engine.base "
+    "engine.open engine.vllm.cpu ledger inbox.outbox inbox.scan runner.runner runner.stats",
+    "runners/ray/": "errors types logs settings open_ledger store.open ledger.heartbeats ledger.status runners.child "
+    "runners.options runners.scaling runners.supervisor",
+    "runners/runpod/": "errors logs signals runners.child runners.options runners.scaling",
+    "deploy/": "errors settings settings_tables signals engine.vllm.cpu",
+    "deploy/local_setup/": "",
+    "deploy/runpod/": "runners.runpod",
 }
 
 
@@ -112,15 +166,60 @@ def test_the_applications_meet_in_the_bucket_only(folder: str, other: str) -> No
         assert other not in {module.split(".")[0] for module in _imports(path)}, path
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_part_of_the_library_imports_only_what_stands_below_it(part: str) -> None:
-    allowed = {part, *PARTS[part], "errors", "clock", "types", "child_env"}
-    place = ROOT / "batchfile" / part
-    for path in _files(f"batchfile/{part}") if place.is_dir() else [place.with_suffix(".py")]:
-        for module in _imports(path):
-            names = module.split(".")
-            if names[0] == "batchfile" and names[1] != "__version__":
-                assert names[1] in allowed, f"{path} imports {module}"
+def _place(name: str) -> str | None:
+    """The row of PLACES for a file: its own, or that of its folder. `name`: with `/`."""
+    return next((one for one in (name, name.rpartition("/")[0] + "/") if one in PLACES), None)
+
+
+@cache
+def _module(name: str) -> str | None:
+    """The file of the module that `name` is, or is defined in; None if it is not ours."""
+    parts = name.split(".")
+    while parts and parts[0] in APPLICATIONS:
+        path = ROOT.joinpath(*parts)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file.relative_to(ROOT).as_posix()
+        parts.pop()
+    return None
+
+
+def _allowed(place: str) -> list[str]:
+    """The row's modules and packages, in full."""
+    return [name if name.split(".")[0] in APPLICATIONS else f"batchfile.{name}" for name in PLACES[place].split()]
+
+
+def _entry(place: str, file: str) -> str | None:
+    """The entry of the row that allows the module in `file`."""
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    for name in _allowed(place):
+        if module == name or (name != "batchfile" and module.startswith(f"{name}.")):
+            return name
+    return None
+
+
+def test_every_file_has_a_row_of_rules() -> None:
+    names = [path.relative_to(ROOT).as_posix() for folder in APPLICATIONS for path in _files(folder)]
+    assert [name for name in names if _place(name) is None] == []
+    assert [place for place in PLACES if place not in {_place(name) for name in names}] == []
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_part_imports_what_its_row_lists_and_nothing_else(place: str) -> None:
+    offenders, used = list[str](), set[str]()
+    for path in (path for folder in APPLICATIONS for path in _files(folder)):
+        name = path.relative_to(ROOT).as_posix()
+        for module in _imports(path) if _place(name) == place else ():
+            file = _module(module)
+            if file is None or _place(file) == place:
+                continue
+            entry = _entry(place, file)
+            if entry is None:
+                offenders.append(f"{name} imports {module}")
+            else:
+                used.add(entry)
+    assert offenders == []
+    assert [name for name in _allowed(place) if name not in used] == []
 
 
 @pytest.mark.parametrize("folder", ["api", "runners"])
