@@ -23,7 +23,7 @@ from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.ledger.retention import purge
-from batchfile.ledger.status import DerivedStatus, StatusReader
+from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.settings import Settings
 
 from .http.auth import Caller
@@ -43,7 +43,7 @@ FILES_MAX = 20_000  # in the cache; about 500 bytes each
 class Page:
     """Batches, newest first. `has_more`: there are more in the requested direction."""
 
-    data: list[DerivedStatus]
+    data: list[BatchSnapshot]
     has_more: bool
 
 
@@ -52,7 +52,7 @@ class Shown:
     """Which batches a listing includes. `ids_like` excludes most others without a read; `has` decides."""
 
     ids_like: re.Pattern[str]
-    has: Callable[[DerivedStatus], bool]
+    has: Callable[[BatchSnapshot], bool]
 
 
 def known_id(batch_id: str) -> str:
@@ -87,26 +87,26 @@ class Service:
             raise not_found()
         return batch
 
-    def status(self, caller: Caller, batch_id: str) -> DerivedStatus:
+    def read(self, caller: Caller, batch_id: str) -> BatchSnapshot:
         """Raises: as `record`."""
         try:
-            status = self.reader.read(known_id(batch_id))
+            found = self.reader.read(known_id(batch_id))
         except BatchDamaged as error:
             self._place_of_damaged(caller, batch_id, error)
             raise
-        if status is None or status.batch.tenant != caller.tenant:
+        if found is None or found.batch.tenant != caller.tenant:
             raise not_found()
-        return status
+        return found
 
-    def seen(self, caller: Caller, batch_id: str) -> DerivedStatus:
-        """Like `status`, but also works for a damaged batch, as the listings show it."""
+    def look(self, caller: Caller, batch_id: str) -> BatchSnapshot:
+        """Like `read`, but also works for a damaged batch, as the listings show it."""
         try:
-            return self.status(caller, batch_id)
+            return self.read(caller, batch_id)
         except BatchDamaged as error:
-            status = self.reader.look(self._place_of_damaged(caller, batch_id, error))
-            if status is None:
+            found = self.reader.look(self._place_of_damaged(caller, batch_id, error))
+            if found is None:
                 raise not_found() from None
-            return status
+            return found
 
     def page(
         self,
@@ -129,15 +129,15 @@ class Service:
         if shown is not None:
             like = shown.ids_like
             places = (place for place in places if like.fullmatch(keys.index_batch_id(place)))
-        found: list[DerivedStatus] = []
+        found: list[BatchSnapshot] = []
         while len(found) <= limit:
             # Reading a few too many in parallel costs less than reading them one by one.
             some = list(islice(places, max(limit + 1 - len(found), READS_AT_ONCE if shown else 1)))
             if not some:
                 break
-            looked = [status for status in self._readers.map(self.reader.look, some) if status is not None]
+            looked = [one for one in self._readers.map(self.reader.look, some) if one is not None]
             found += looked if shown is None else filter(shown.has, looked)
-        refusals = [status.problem for status in found if isinstance(status.problem, StoreError)]
+        refusals = [one.problem for one in found if isinstance(one.problem, StoreError)]
         if refusals and len(refusals) == len(found):
             raise refusals[0]
         data = found[:limit] if before is None else found[:limit][::-1]
@@ -158,14 +158,14 @@ class Service:
     def file_chunks(self, file: FileRef) -> Iterator[bytes]:
         return self.ledger.store.stream(file.key)
 
-    def cancel(self, caller: Caller, batch_id: str) -> DerivedStatus:
+    def cancel(self, caller: Caller, batch_id: str) -> BatchSnapshot:
         """An ended batch stays unchanged. Raises: RecordNewer, and as `record`."""
         try:
             self.record(caller, batch_id)
             batches.end(self.ledger, batch_id, "canceled")
         except RecordDamaged as error:
             damage.cancel(self.ledger, error, self._place_of_damaged(caller, batch_id, error))
-        return self.status(caller, batch_id)
+        return self.read(caller, batch_id)
 
     def purge(self, caller: Caller, batch_id: str) -> None:
         """Delete the batch if necessary, and remove its objects before returning. Raises: as `delete`."""

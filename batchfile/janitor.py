@@ -16,13 +16,14 @@ from batchfile.inbox.keys import OUTBOX_PREFIX
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import batches, keys, retention
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batch_status import BatchStatus
 from batchfile.ledger.cas import load, must_know
 from batchfile.ledger.heartbeats import sweep_presence
 from batchfile.ledger.idempotency import sweep_idempotency
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside
 from batchfile.ledger.shards import settle
-from batchfile.ledger.status import DerivedStatus, StatusReader
+from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.plan import pending
 
 log = structlog.get_logger()
@@ -156,27 +157,27 @@ class Janitor:
 
     def _look_at(self, batch_id: str, index_key: str) -> float:
         """Do what is due for one batch. Returns in how many seconds to look again."""
-        status = self._reader.read(batch_id)
-        if status is None:
+        found = self._reader.read(batch_id)
+        if found is None:
             return self._look_at_remains(batch_id, index_key)
-        batch = status.batch
+        batch = found.batch
         if batch.state != "ended":
-            ended = self._move_on(status)
+            ended = self._move_on(found)
             if ended is None or ended.state != "ended":
-                self._tell(ended or batch, status)
+                self._tell(ended or batch, found.status)
                 return 0.0
             batch = ended
         if batch_id not in self._ended:
             self._ended.add(batch_id)
             self._on_ended(batch)
-        is_told = self._tell(batch, status)
+        is_told = self._tell(batch, found.status)
         left_s = retention.kept_for_s(self._ledger, batch)
         if left_s > 0:
             return min(left_s, RELOOK_S) if is_told else 0.0
         retention.delete(self._ledger, batch_id)
         return self._ledger.limits.download_grace_s
 
-    def _tell(self, batch: BatchRecord, status: DerivedStatus) -> bool:
+    def _tell(self, batch: BatchRecord, status: BatchStatus) -> bool:
         """Update the outbox. False: another process is writing it, and may die."""
         try:
             if batch.state == "ended":
@@ -188,9 +189,9 @@ class Janitor:
             log.error("outbox.failed", batch_id=batch.batch_id, error=str(error))
         return True
 
-    def _move_on(self, status: DerivedStatus) -> BatchRecord | None:
+    def _move_on(self, found: BatchSnapshot) -> BatchRecord | None:
         """Plan, expire or end the batch if that is due; else make sure that runners find it. The record if it ended."""
-        batch, ledger = status.batch, self._ledger
+        batch, ledger = found.batch, self._ledger
         if batch.state == "planning":
             if self._defer(batch):
                 return None
@@ -199,16 +200,16 @@ class Janitor:
             batches.end(ledger, batch.batch_id, "expired")
         elif batch.state == "open" and outbox.is_replaced(ledger, batch):
             batches.end(ledger, batch.batch_id, "input_changed", "the file in the inbox was replaced or removed")
-        elif batch.state == "open" and status.pending > 0:
-            self._repair_queue(status)
+        elif found.is_running:
+            self._repair_queue(found)
             return None
         return None if self._defer(batch) else outbox.finish(ledger, batch.batch_id, runner=self._runner)
 
-    def _repair_queue(self, status: DerivedStatus) -> None:
+    def _repair_queue(self, found: BatchSnapshot) -> None:
         """Restore missing queue entries: without one, a pool would never start its work."""
-        batch, store = status.batch, self._ledger.store
+        batch, store = found.batch, self._ledger.store
         lost = []
-        for pool, progress in status.pools.items():
+        for pool, progress in found.status.pools.items():
             if progress.num_done == progress.num_shards:
                 continue
             if pool not in self._queues:

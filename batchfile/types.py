@@ -12,7 +12,7 @@ from msgspec import Struct
 Role = Literal["system", "user", "assistant", "tool"]
 LimitKey = Literal["max_tokens", "max_completion_tokens"]
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal", "content_filter"]
-Status = Literal["succeeded", "errored", "canceled", "expired"]
+ResultStatus = Literal["succeeded", "errored", "canceled", "expired"]
 InputFormat = Literal["native", "openai"]
 Kind = Literal["chat", "completion", "embedding"]
 EngineKind = Literal["vllm", "http", "echo"]
@@ -186,6 +186,14 @@ class Usage(Struct, frozen=True, kw_only=True):
             unknown=self.unknown + other.unknown,
         )
 
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(
+            input_tokens=self.input_tokens - other.input_tokens,
+            output_tokens=self.output_tokens - other.output_tokens,
+            cached_tokens=self.cached_tokens - other.cached_tokens,
+            unknown=self.unknown - other.unknown,
+        )
+
 
 class Choice(Struct, frozen=True):
     """`stop_sequence`: the one that ended it, if the engine reports it. `thinking`: the model's reasoning.
@@ -249,6 +257,14 @@ class Counts:
             errored=self.errored + other.errored,
             canceled=self.canceled + other.canceled,
             expired=self.expired + other.expired,
+        )
+
+    def __sub__(self, other: "Counts") -> "Counts":
+        return Counts(
+            succeeded=self.succeeded - other.succeeded,
+            errored=self.errored - other.errored,
+            canceled=self.canceled - other.canceled,
+            expired=self.expired - other.expired,
         )
 
 

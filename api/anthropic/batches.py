@@ -49,7 +49,7 @@ async def create(
     batch = await create_from(request, service, caller, options, contract)
     if negotiated.api_format == "stage" or (batch.stage is not None and not negotiated.is_asked):
         return native_schemas.BatchId(id=batch.batch_id)
-    status = await asyncio.to_thread(service.status, caller, batch.batch_id)
+    status = await asyncio.to_thread(service.read, caller, batch.batch_id)
     return anthropic_schemas.message_batch(status, own_url(request, service.settings.api))
 
 
@@ -74,8 +74,8 @@ def status(
 ) -> native_schemas.StageStatus | anthropic_schemas.MessageBatch:
     """Get the status and live counts of a batch. Counts never decrease."""
     if negotiated.api_format == "stage":
-        return native_serializers.stage_status(service.status(caller, batch_id))
-    return anthropic_schemas.message_batch(service.seen(caller, batch_id), own_url(request, service.settings.api))
+        return native_serializers.stage_status(service.read(caller, batch_id))
+    return anthropic_schemas.message_batch(service.look(caller, batch_id), own_url(request, service.settings.api))
 
 
 @batches.get(
@@ -111,7 +111,7 @@ def cancel(
     background: NamedDependency[BackgroundTasks],
 ) -> anthropic_schemas.MessageBatch:
     """No further request starts; finished requests keep their results. An ended batch cannot be canceled."""
-    before = service.seen(caller, batch_id)
+    before = service.look(caller, batch_id)
     if before.batch.state == "ended" and before.is_known:
         raise Refusal(400, "The batch has already ended; its results are final")
     found = service.cancel(caller, batch_id)

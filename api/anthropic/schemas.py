@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.status import DerivedStatus
+from batchfile.ledger.status import BatchSnapshot
 from batchfile.lines.formats.stage import stage_counts, timestamp
 from batchfile.settings_tables import Pool
 
@@ -98,32 +98,32 @@ class ModelPage(BaseModel):
 UNKNOWN_TIME = timestamp(0)  # the format's value for a model whose release date is unknown
 
 
-def message_batch(status: DerivedStatus, own_url: str) -> MessageBatch:
+def message_batch(found: BatchSnapshot, own_url: str) -> MessageBatch:
     """`own_url`: the base URL of this service for the caller, without a trailing slash."""
-    batch = status.batch
-    counts = stage_counts(batch.total, status.counts)
+    batch = found.batch
+    counts = stage_counts(batch.total, found.status.counts)
     has_ended = batch.state == "ended"
     return MessageBatch(
         id=batch.batch_id,
         processing_status=_processing_status(batch),
-        request_counts=_request_counts(status),
+        request_counts=_request_counts(found),
         created_at=timestamp(batch.created_at),
         expires_at=timestamp(batch.expires_at),
         ended_at=_time(batch.ended_at),
         cancel_initiated_at=_time(batch.ending_at) if batch.reason == "canceled" else None,
         archived_at=None,
-        results_url=f"{own_url}{BATCHES}/{batch.batch_id}/results" if has_ended and status.is_known else None,
+        results_url=f"{own_url}{BATCHES}/{batch.batch_id}/results" if has_ended and found.is_known else None,
         counts=StageCounts(
             total=counts.total, succeeded=counts.succeeded, errored=counts.errored, pending=counts.pending
         ),
-        updated_at=timestamp(max(status.updated_at, batch.created_at)),
+        updated_at=timestamp(max(found.status.updated_at, batch.created_at)),
     )
 
 
-def page_of(found: Page, own_url: str) -> MessageBatchPage:
-    data = [message_batch(status, own_url) for status in found.data]
+def page_of(page: Page, own_url: str) -> MessageBatchPage:
+    data = [message_batch(found, own_url) for found in page.data]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return MessageBatchPage(data=data, has_more=found.has_more, first_id=first, last_id=last)
+    return MessageBatchPage(data=data, has_more=page.has_more, first_id=first, last_id=last)
 
 
 def model_of(name: str, pool: Pool) -> ModelInfo:
@@ -147,9 +147,9 @@ def _processing_status(batch: BatchRecord) -> Literal["in_progress", "canceling"
     return "canceling" if batch.reason == "canceled" else "in_progress"
 
 
-def _request_counts(status: DerivedStatus) -> RequestCounts:
-    total, counts = status.batch.total, status.counts
-    if status.batch.state != "ended":
+def _request_counts(found: BatchSnapshot) -> RequestCounts:
+    total, counts = found.status.total, found.status.counts
+    if found.batch.state != "ended":
         return RequestCounts(processing=total, succeeded=0, errored=0, canceled=0, expired=0)
     return RequestCounts(
         processing=total - counts.finished,

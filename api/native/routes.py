@@ -58,7 +58,7 @@ async def create(
         request, service, caller, stage=stage, priority=priority, metadata=pairs, is_strict=strict, pool=pool
     )
     batch = await create_from(request, service, caller, options, "native")
-    return serializers.batch(await asyncio.to_thread(service.status, caller, batch.batch_id))
+    return serializers.batch_status(await asyncio.to_thread(service.read, caller, batch.batch_id))
 
 
 @batches.get("", 400, summary="List batches, newest first")
@@ -69,12 +69,12 @@ def list_batches(
     after: Annotated[str | None, QueryParameter(description="Return batches older than this one.")] = None,
 ) -> BatchStatusPage:
     page = service.page(caller, limit=limit, after=after)
-    return BatchStatusPage(data=[serializers.batch(item) for item in page.data], has_more=page.has_more)
+    return BatchStatusPage(data=[serializers.batch_status(item) for item in page.data], has_more=page.has_more)
 
 
 @batches.get("/{batch_id:str}", 400, summary="Get a batch")
 def status(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> BatchStatus:
-    return serializers.batch(service.seen(caller, batch_id))
+    return serializers.batch_status(service.look(caller, batch_id))
 
 
 @batches.post("/{batch_id:str}/cancel", 400, summary="Cancel a batch")
@@ -84,7 +84,7 @@ def cancel(
     """No further request starts; finished requests keep their results. An ended batch stays unchanged."""
     found = service.cancel(caller, batch_id)
     background.wake(batch_id)
-    return serializers.batch(found)
+    return serializers.batch_status(found)
 
 
 @batches.delete("/{batch_id:str}", 400, summary="Delete a batch")
@@ -127,7 +127,7 @@ async def retry(request: AnyRequest, batch_id: FromPath[str], service: ServiceDe
 
     async with service.creating:
         made = await asyncio.to_thread(act)
-    return serializers.batch(await asyncio.to_thread(service.status, caller, made.batch_id))
+    return serializers.batch_status(await asyncio.to_thread(service.read, caller, made.batch_id))
 
 
 @batches.get("/{batch_id:str}/results", 400, 416, summary="Get native result lines", responses=FILE)
@@ -141,7 +141,7 @@ def results(
     ] = False,
 ) -> Response[Any]:
     """The stored results file: one line for each request, in input order. Supports `Range`."""
-    if live and service.status(caller, batch_id).batch.state != "ended":
+    if live and service.read(caller, batch_id).batch.state != "ended":
         if request.method == HttpMethod.HEAD:
             return Response(b"", media_type=JSON_LINES)
         return follow(request, service.ledger, batch_id)

@@ -1,8 +1,10 @@
 """Converts the status of a batch to responses. Pure."""
 
+import msgspec
+
 from batchfile.inbox.records import inbox_path
 from batchfile.ledger.batch_status import BatchStatus
-from batchfile.ledger.status import DerivedStatus
+from batchfile.ledger.status import BatchSnapshot
 from batchfile.lines.formats.stage import processing_status, stage_counts, timestamp
 
 from . import schemas
@@ -10,20 +12,20 @@ from . import schemas
 PARTLY = "a stored record of this batch cannot be read; its counts may be too low"
 
 
-def stage_status(status: DerivedStatus) -> schemas.StageStatus:
-    batch = status.batch
-    counts = stage_counts(batch.total, status.counts)
+def stage_status(found: BatchSnapshot) -> schemas.StageStatus:
+    batch = found.batch
+    counts = stage_counts(batch.total, found.status.counts)
     return schemas.StageStatus(
         id=batch.batch_id,
-        processing_status=processing_status(batch.state, status.num_records),
+        processing_status=processing_status(batch.state, found.num_records),
         counts=schemas.StageCounts(
             total=counts.total, succeeded=counts.succeeded, errored=counts.errored, pending=counts.pending
         ),
         created_at=timestamp(batch.created_at),
-        updated_at=timestamp(max(status.updated_at, batch.created_at)),
+        updated_at=timestamp(max(found.status.updated_at, batch.created_at)),
     )
 
 
-def batch(status: DerivedStatus) -> BatchStatus:
-    detail = status.batch.detail or (None if status.problem is None else PARTLY)
-    return status.shown(detail=detail, inbox_path=inbox_path(status.batch))
+def batch_status(found: BatchSnapshot) -> BatchStatus:
+    detail = found.status.detail or (None if found.problem is None else PARTLY)
+    return msgspec.structs.replace(found.status, detail=detail, inbox_path=inbox_path(found.batch))

@@ -13,7 +13,7 @@ from batchfile.files import stored_files
 from batchfile.files.stored_files import file_input, source
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.status import DerivedStatus
+from batchfile.ledger.status import BatchSnapshot
 from batchfile.plan import pending
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.submit import create_once, made_before
@@ -29,7 +29,7 @@ from ..service import Service, ServiceDep, Shown
 from . import schemas
 
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
-OF_FILES = Shown(ids_like=BATCH_ID, has=lambda status: file_input(status.batch) is not None)
+OF_FILES = Shown(ids_like=BATCH_ID, has=lambda found: file_input(found.batch) is not None)
 BODY_BYTES_MAX = 1024 * 1024
 
 batches = Routes("/v1/batches", tag="openai batches", problem=OpenAIProblem)
@@ -49,7 +49,7 @@ async def create(
     def act() -> schemas.Batch:
         batch_id = _create(service, caller, data, options)
         background.wake(batch_id)
-        return schemas.batch_of(service.status(caller, batch_id))
+        return schemas.batch_of(service.read(caller, batch_id))
 
     return await asyncio.to_thread(act)
 
@@ -113,10 +113,10 @@ def _create(service: Service, caller: Caller, data: schemas.CreateBatch, options
     return create_once(ledger, options, digest, f"batch_{secrets.token_hex(16)}", make).batch_id
 
 
-def _status(service: Service, caller: Caller, batch_id: str) -> DerivedStatus:
+def _status(service: Service, caller: Caller, batch_id: str) -> BatchSnapshot:
     if not BATCH_ID.fullmatch(batch_id):
         raise not_found()
-    status = service.seen(caller, batch_id)
-    if file_input(status.batch) is None:
+    found = service.look(caller, batch_id)
+    if file_input(found.batch) is None:
         raise not_found()
-    return status
+    return found

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from batchfile.files.stored_files import FileRecord, file_input
 from batchfile.files.uploads import UploadRecord
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.status import DerivedStatus
+from batchfile.ledger.status import BatchSnapshot
 from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX, Usage
 
 EXPIRES_S_MIN = 3600
@@ -219,12 +219,12 @@ def upload_of(record: UploadRecord) -> Upload:
     )
 
 
-def batch_of(status: DerivedStatus) -> Batch:
+def batch_of(found: BatchSnapshot) -> Batch:
     """Converts a batch that was created from a file."""
-    record, counts, usage = status.batch, status.counts, status.usage
+    record, counts, usage = found.batch, found.status.counts, found.status.usage
     made_of = file_input(record)
     assert made_of is not None, "not a batch created from a file"
-    state = _state(status)
+    state = _state(found)
     ended_at = _seconds(record.ended_at)
     is_canceled = record.reason == "canceled"
     return Batch(
@@ -238,7 +238,7 @@ def batch_of(status: DerivedStatus) -> Batch:
         created_at=int(record.created_at),
         in_progress_at=_seconds(record.planned_at),
         expires_at=int(record.expires_at),
-        finalizing_at=int(status.updated_at) if state in {"finalizing", "completed"} else None,
+        finalizing_at=int(found.status.updated_at) if state in {"finalizing", "completed"} else None,
         completed_at=ended_at if state == "completed" else None,
         failed_at=ended_at if state == "failed" else None,
         expired_at=ended_at if state == "expired" else None,
@@ -276,12 +276,12 @@ def _usage(usage: Usage) -> BatchUsage | None:
     )
 
 
-def _state(status: DerivedStatus) -> BatchState:
-    record = status.batch
+def _state(found: BatchSnapshot) -> BatchState:
+    record = found.batch
     if record.state == "planning":
         return "validating"
     if record.state == "open":
-        return "in_progress" if status.pending > 0 else "finalizing"
+        return "in_progress" if found.is_running else "finalizing"
     if record.state == "ending":
         return "cancelling" if record.reason == "canceled" else "finalizing"
     return _ENDED.get(record.reason, "failed")

@@ -17,6 +17,7 @@ from batchfile.cli.exits import EXIT_HELP, Exit, report_lost_output
 from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.stopping import Signals, code_of
+from batchfile.inbox.documents import stored_file
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
@@ -172,7 +173,7 @@ def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) 
         assert batch.errors is not None
         outputs.write_results_to(ledger, batch, sys.stdout.buffer)
         sys.stdout.buffer.flush()
-        receipt = make_receipt(batch, outputs.store_facts(batch.results), None)
+        receipt = make_receipt(batch, stored_file(batch.results), None)
     else:
         receipt = outputs.export(ledger, batch, path)
     if voice.is_json:

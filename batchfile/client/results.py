@@ -16,7 +16,7 @@ from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX, NativeChoice, NativeError, NativeResult, decode_result
 from batchfile.local.outputs import ERRORS_ENDING, PARQUET_ENDING
-from batchfile.types import Choice, Status, StopReason, ToolCall, Usage, Vector
+from batchfile.types import Choice, ResultStatus, StopReason, ToolCall, Usage, Vector
 
 OnBytes = Callable[[int], None]
 
@@ -46,7 +46,7 @@ class Result:
     """
 
     custom_id: str | None
-    status: Status
+    status: ResultStatus
     choices: tuple[Choice, ...]
     vectors: tuple[Vector, ...]
     model: str | None
@@ -74,7 +74,7 @@ def read_result(line: bytes) -> Result:
     found = decode_result(line)
     return Result(
         custom_id=found.custom_id,
-        status=cast(Status, found.status),
+        status=cast(ResultStatus, found.status),
         choices=_choices(found),
         vectors=tuple(msgspec.json.decode(one, type=Vector) for one in found.vectors or ()),
         model=found.model,

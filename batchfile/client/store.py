@@ -21,7 +21,7 @@ from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_presence, read_scale
 from batchfile.ledger.records import BatchRecord, FileRef, IdempotencyRecord, PresenceRecord
 from batchfile.ledger.retention import purge
-from batchfile.ledger.status import DerivedStatus, StatusReader
+from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.local.options import OUTPUT
 from batchfile.local.outputs import batch_at, is_being_written
@@ -72,12 +72,12 @@ class StoreRemote:
 
     def batch(self, name: str) -> BatchStatus:
         try:
-            status = self._reader.read(name if name in self._known else self._find(name).batch_id)
+            found = self._reader.read(name if name in self._known else self._find(name).batch_id)
         except BatchDamaged as error:
-            status = self._reader.look(self._place_of_damaged(name, error))
-        if status is None:
+            found = self._reader.look(self._place_of_damaged(name, error))
+        if found is None:
             raise NotFound(f"{name}: the batch was deleted")
-        return _shown(status)
+        return _shown(found)
 
     def batches(self) -> Iterator[BatchStatus]:
         return (batch for batch in map(self._look_at, self._places()) if batch is not None)
@@ -161,8 +161,8 @@ class StoreRemote:
         return (entry.key for entry in self._ledger.store.list(keys.index_prefix(self._tenant)))
 
     def _look_at(self, place: str) -> BatchStatus | None:
-        status = self._reader.look(place)
-        return None if status is None else _shown(status)
+        found = self._reader.look(place)
+        return None if found is None else _shown(found)
 
     def _place_of_damaged(self, name: str, error: BatchDamaged) -> str:
         """The index key of a damaged batch, which proves its tenant. Raises: `error` where it cannot be found."""
@@ -222,7 +222,7 @@ def _with_output(batch: BatchStatus) -> BatchStatus:
     return msgspec.structs.replace(batch, detail=f"{output} does not exist: {how}")
 
 
-def _shown(status: DerivedStatus) -> BatchStatus:
+def _shown(found: BatchSnapshot) -> BatchStatus:
     """The status for an operator, with the name of an object that cannot be read."""
-    detail = status.batch.detail if status.problem is None else str(status.problem)
-    return _with_output(status.shown(detail=detail, inbox_path=inbox_path(status.batch)))
+    detail = found.status.detail if found.problem is None else str(found.problem)
+    return _with_output(msgspec.structs.replace(found.status, detail=detail, inbox_path=inbox_path(found.batch)))

@@ -24,7 +24,7 @@ Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Input:
+class InputVersion:
     """`etag` and `modified_at` (epoch seconds, by the store's clock): the version. `sha256`: of the requests as they
     ran; None if they were never read to the end.
 
@@ -40,7 +40,7 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class File:
+class OutputFile:
     """`sha256` is of its bytes. Also used in the receipts of local runs."""
 
     path: str
@@ -50,7 +50,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class PoolFacts:
     """The pool that answered. `engines`: of its live runners when the receipt was written, if any."""
 
     model: str
@@ -59,13 +59,13 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """The progress of the batch. Times: epoch seconds."""
+class OutboxStatus:
+    """`status.json` of a dropped file: unlike a `BatchStatus`, it has the version of the file. Times: epoch seconds."""
 
     batch_id: str
     state: BatchState
     reason: str | None
-    input: Input
+    input: InputVersion
     total: int
     counts: Counts
     usage: Usage
@@ -75,19 +75,22 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """Written last. `seconds`: from the claim of the file to the end of its batch. `gpu_seconds`: of the GPUs while
-    they worked for it; None if no GPU is known (say, for an endpoint)."""
+class OutboxReceipt:
+    """`receipt.json` of a dropped file, written last; the `Receipt` of a local run is about its output.
+
+    `seconds`: from the claim of the file to the end of its batch. `gpu_seconds`: of the GPUs while they worked for it;
+    None if no GPU is known (say, for an endpoint).
+    """
 
     batch_id: str
     reason: str
     detail: str | None
     stage: str | None
-    pools: dict[str, Pool]
-    input: Input
-    results: File | None
-    results_parquet: File | None
-    errors: File | None
+    pools: dict[str, PoolFacts]
+    input: InputVersion
+    results: OutputFile | None
+    results_parquet: OutputFile | None
+    errors: OutputFile | None
     counts: Counts
     usage: Usage
     created_at: float
@@ -100,27 +103,27 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """Why a file was rejected or its batch failed. `batch_id` None: it was rejected without reading it."""
+class OutboxRejection:
+    """`rejected.json`: why a file was rejected, or its batch failed. `batch_id` None: it was rejected unread."""
 
     batch_id: str | None
-    input: Input
+    input: InputVersion
     message: str
     errors: tuple[LineError, ...]
 
 
-Document = Status | Receipt | Rejected
+Document = OutboxStatus | OutboxReceipt | OutboxRejection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class About:
+class AnyDocument:
     """Common to all documents: the version of the file."""
 
-    input: Input
+    input: InputVersion
 
 
-def status_of(batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage, now: float) -> Status:
-    return Status(
+def status_of(batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: Usage, now: float) -> OutboxStatus:
+    return OutboxStatus(
         batch_id=batch.batch_id,
         state=batch.state,
         reason=batch.reason,
@@ -137,21 +140,22 @@ def status_of(batch: BatchRecord, dropped: DroppedFile, counts: Counts, usage: U
 def receipt_of(
     batch: BatchRecord,
     dropped: DroppedFile,
-    pools: dict[str, Pool],
+    pools: dict[str, PoolFacts],
     written: Mapping[str, FileRef],
     moved_to: str | None,
-) -> Receipt:
+) -> OutboxReceipt:
     """`written`: the files in the outbox, by kind."""
-    return Receipt(
+    files = {kind: stored_file(ref) for kind, ref in written.items()}
+    return OutboxReceipt(
         batch_id=batch.batch_id,
         reason=batch.reason or "completed",
         detail=batch.detail,
         stage=batch.stage,
         pools=pools,
         input=input_of(batch, dropped, moved_to),
-        results=_file(written.get(RESULTS)),
-        results_parquet=_file(written.get(RESULTS_PARQUET)),
-        errors=_file(written.get(ERRORS)),
+        results=files.get(RESULTS),
+        results_parquet=files.get(RESULTS_PARQUET),
+        errors=files.get(ERRORS),
         counts=batch.counts,
         usage=batch.usage,
         created_at=batch.created_at,
@@ -163,8 +167,8 @@ def receipt_of(
     )
 
 
-def rejected_of(batch: BatchRecord, dropped: DroppedFile) -> Rejected:
-    return Rejected(
+def rejected_of(batch: BatchRecord, dropped: DroppedFile) -> OutboxRejection:
+    return OutboxRejection(
         batch_id=batch.batch_id,
         input=input_of(batch, dropped),
         message=batch.detail or "the file cannot be read",
@@ -172,9 +176,9 @@ def rejected_of(batch: BatchRecord, dropped: DroppedFile) -> Rejected:
     )
 
 
-def input_of(batch: BatchRecord, dropped: DroppedFile, moved_to: str | None = None) -> Input:
+def input_of(batch: BatchRecord, dropped: DroppedFile, moved_to: str | None = None) -> InputVersion:
     is_planned = bool(batch.plan_key)
-    return Input(
+    return InputVersion(
         path=dropped.key,
         etag=dropped.etag,
         modified_at=dropped.modified_at,
@@ -196,5 +200,6 @@ def read(data: bytes, kind: type[Kind]) -> Kind | None:
         return None
 
 
-def _file(ref: FileRef | None) -> File | None:
-    return None if ref is None else File(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)
+def stored_file(ref: FileRef) -> OutputFile:
+    """A file that stays in the store."""
+    return OutputFile(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)

@@ -79,7 +79,7 @@ def is_newest(ledger: Ledger, dropped: DroppedFile) -> bool:
         return _is_version(entry, dropped)
     for kind in (STATUS, REJECTED):  # a file that was rejected unread has no status
         found = ledger.store.get(outbox_key(dropped.key, kind))
-        known = None if found is None else documents.read(found.data, documents.About)
+        known = None if found is None else documents.read(found.data, documents.AnyDocument)
         if known is not None and known.input.modified_at > dropped.modified_at:
             return False
     return True
@@ -98,7 +98,7 @@ def _report(ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, counts: Co
     found = ledger.store.get(key)  # before the check, so that the status of a newer version is not replaced
     if not is_newest(ledger, dropped):
         return
-    known = None if found is None else documents.read(found.data, documents.Status)
+    known = None if found is None else documents.read(found.data, documents.OutboxStatus)
     if found is not None and known is not None and known.batch_id == batch.batch_id:
         ours = (_STATES.index(batch.state), counts.finished)
         theirs = (_STATES.index(known.state), known.counts.finished)
@@ -154,9 +154,9 @@ def refuse(ledger: Ledger, file: Entry, message: str) -> bool:
 
     False: the outbox has just changed; look again. Raises: StoreError.
     """
-    rejected = documents.Rejected(
+    rejected = documents.OutboxRejection(
         batch_id=None,
-        input=documents.Input(path=file.key, etag=file.etag, modified_at=file.modified_at),
+        input=documents.InputVersion(path=file.key, etag=file.etag, modified_at=file.modified_at),
         message=message,
         errors=(LineError(code="not_accepted", message=message),),
     )
@@ -186,7 +186,7 @@ def accept(ledger: Ledger, batch: BatchRecord) -> None:
     found = ledger.store.get(place)
     if found is None:
         return
-    said = documents.read(found.data, documents.Rejected)
+    said = documents.read(found.data, documents.OutboxRejection)
     is_of_batch = said is not None and said.batch_id == batch.batch_id
     if not is_of_batch and is_newest(ledger, dropped):
         ledger.store.delete(place)
@@ -198,7 +198,7 @@ def _put_over(ledger: Ledger, before: Object | Entry | None, key: str, document:
     ledger.store.put(key, documents.encode(document), absent=etag is None, match=etag)
 
 
-def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
+def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.PoolFacts]:
     """The pools that ran the batch, without what the planner settled. Engines: as the runners report them now."""
     found = None if not batch.plan_key else load(ledger, batch.plan_key, Plan)
     if found is None:
@@ -211,7 +211,7 @@ def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.Pool]:
                 told = {f"{one.engine} {one.engine_version}".strip() for one in read_presence(ledger, pool)}
             models = batch.routing.pools.get(pool) or (pool,)
             num_requests = sum(members.values())
-            pools[pool] = documents.Pool(model=models[0], requests=num_requests, engines=tuple(sorted(told)))
+            pools[pool] = documents.PoolFacts(model=models[0], requests=num_requests, engines=tuple(sorted(told)))
     return pools
 
 

@@ -13,7 +13,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batch_status import PoolProgress
 from batchfile.ledger.records import PresenceRecord, decode, encode
 from batchfile.ledger.set_aside import UNANSWERED_MAX
-from batchfile.ledger.status import DerivedStatus, StatusReader
+from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.store.base import Entry
 
 PRESENCE_S = 60.0  # a document not rewritten for this long belongs to no live runner
@@ -95,15 +95,15 @@ class Scale:
 def has_waiting(reader: StatusReader, pool: str) -> bool:
     """Does any request wait for the pool? Stops at the first. Raises: StoreUnavailable."""
     markers = reader.ledger.store.list(keys.queue_prefix(pool))
-    statuses = reader.read_many(keys.queue_batch_id(entry.key) for entry in markers)
-    return any(_left(status, pool) is not None for status in statuses)
+    snapshots = reader.read_many(keys.queue_batch_id(entry.key) for entry in markers)
+    return any(_left(snapshot, pool) is not None for snapshot in snapshots)
 
 
-def _left(status: DerivedStatus, pool: str) -> PoolProgress | None:
+def _left(snapshot: BatchSnapshot, pool: str) -> PoolProgress | None:
     """The pool's progress on the batch, if there is work left for it."""
-    progress = status.pools.get(pool)
+    progress = snapshot.status.pools.get(pool)
     # A marker may outlive its batch, and an ending batch is not work for runners.
-    if status.batch.state != "open" or progress is None or progress.num_done == progress.num_shards:
+    if snapshot.batch.state != "open" or progress is None or progress.num_done == progress.num_shards:
         return None
     return progress
 
@@ -114,14 +114,14 @@ def read_scale(reader: StatusReader, pool: str) -> Scale:
     markers = ledger.store.list(keys.queue_prefix(pool))
     pending_shards = pending_requests = leased_shards = 0
     created: list[float] = []
-    for status in reader.read_many(keys.queue_batch_id(entry.key) for entry in markers):
-        progress = _left(status, pool)
+    for snapshot in reader.read_many(keys.queue_batch_id(entry.key) for entry in markers):
+        progress = _left(snapshot, pool)
         if progress is None:
             continue
         pending_shards += progress.num_pending_shards
         pending_requests += progress.num_requests - progress.num_finished
         leased_shards += progress.num_leased
-        created.append(status.batch.created_at)
+        created.append(snapshot.batch.created_at)
     return Scale(
         pool=pool,
         pending_shards=pending_shards,

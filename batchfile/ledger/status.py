@@ -9,10 +9,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
+import msgspec
 import structlog
 
 from batchfile.errors import BatchDamaged, BatchfileError, RecordDamaged, RecordNewer, StoreError
@@ -40,91 +41,50 @@ UNREADABLE = "the record of this batch cannot be read now; try again later"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DerivedStatus:
-    """A batch's record and its progress. `num_records`: of shards that a runner has claimed, or that were closed.
+class BatchSnapshot:
+    """A batch at one look: its status, and the record that the status was derived from, for who needs its other fields.
 
-    `pools` is empty once the batch has ended. Neither it nor `num_records` includes lines that the planner settled.
-    Times in epoch seconds. `problem`: what cannot be read. `is_known` False: `batch` is a placeholder.
+    `status.pools` is empty once the batch has ended. Neither it nor `num_records`, the shard records of the batch,
+    includes lines that the planner settled. `problem`: what cannot be read.
     """
 
     batch: BatchRecord
-    counts: Counts
-    usage: Usage
-    updated_at: float
+    status: BatchStatus
     num_records: int = 0
-    pools: dict[str, PoolProgress] = field(default_factory=dict)
     problem: BatchfileError | None = None
-    is_known: bool = True
 
     @property
-    def pending(self) -> int:
-        return self.batch.total - self.counts.finished
+    def is_known(self) -> bool:
+        """False: `batch` is a placeholder."""
+        return self.status.state not in {"damaged", "unreadable"}
 
-    def shown(self, *, detail: str | None, inbox_path: str | None) -> BatchStatus:
-        """As it is sent to users. `detail`: the message for the reader."""
-        batch, counts, usage, is_known = self.batch, self.counts, self.usage, self.is_known
-        assert batch.state != "deleted", "a deleted batch has no status"
-        return BatchStatus(
-            batch_id=batch.batch_id,
-            state=batch.state if is_known else "damaged" if batch.state == "ended" else "unreadable",
-            reason=batch.reason if is_known else None,
-            detail=detail,
-            stage=batch.stage,
-            total=batch.total,
-            succeeded=counts.succeeded,
-            errored=counts.errored,
-            canceled=counts.canceled,
-            expired=counts.expired,
-            pending=self.pending,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cached_tokens=usage.cached_tokens,
-            usage_unknown=usage.unknown,
-            created_at=batch.created_at,
-            updated_at=self.updated_at,
-            ended_at=batch.ended_at if is_known else None,
-            expires_at=batch.expires_at,
-            metadata=batch.metadata,
-            priority=batch.priority,
-            dialect=batch.input.format,
-            inbox_path=inbox_path,
-            pools=self.pools,
-        )
+    @property
+    def is_running(self) -> bool:
+        """Is any request of the batch still to be finished by a runner?"""
+        return self.batch.state == "open" and self.status.pending > 0
 
 
-class _Figures(NamedTuple):
-    """What one record adds to the sums."""
+class _Sums(NamedTuple):
+    """What shard records add up to."""
 
     num_records: int = 0
     num_done: int = 0
     num_leased: int = 0
-    succeeded: int = 0
-    errored: int = 0
-    canceled: int = 0
-    expired: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    usage_unknown: int = 0
+    counts: Counts = Counts()
+    usage: Usage = Usage()
 
-    def changed(self, old: "_Figures", new: "_Figures") -> "_Figures":
-        return _Figures(*(total - before + after for total, before, after in zip(self, old, new, strict=True)))
-
-    @property
-    def counts(self) -> Counts:
-        return Counts(succeeded=self.succeeded, errored=self.errored, canceled=self.canceled, expired=self.expired)
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            cached_tokens=self.cached_tokens,
-            unknown=self.usage_unknown,
+    def replaced(self, old: "_Sums", new: "_Sums") -> "_Sums":
+        """The sums after a record has changed from `old` to `new`."""
+        return _Sums(
+            num_records=self.num_records - old.num_records + new.num_records,
+            num_done=self.num_done - old.num_done + new.num_done,
+            num_leased=self.num_leased - old.num_leased + new.num_leased,
+            counts=self.counts - old.counts + new.counts,
+            usage=self.usage - old.usage + new.usage,
         )
 
 
-_NONE = _Figures()
+_NONE = _Sums()
 
 
 class _Row(NamedTuple):
@@ -133,7 +93,7 @@ class _Row(NamedTuple):
     etag: str
     epoch: int
     seq: int
-    figures: _Figures
+    sums: _Sums
 
 
 class _View:
@@ -145,7 +105,7 @@ class _View:
         self.batch = batch
         self.updated_at = updated_at
         self.rows: dict[str, _Row] = {}
-        self.totals: dict[str, _Figures] = {}
+        self.totals: dict[str, _Sums] = {}
         self.shares: dict[str, tuple[int, int]] = {}  # pool -> its number of shards and of requests
         self.is_planned = False
         self.problem: BatchDamaged | None = None  # of its plan or a shard record, at the last look
@@ -164,22 +124,24 @@ class _View:
         known = self.rows.get(key)
         if known is not None and (record.epoch, record.seq) < (known.epoch, known.seq):
             return
-        figures = _figures(record)
+        sums = _sums(record)
         total = self.totals.get(record.pool, _NONE)
-        self.totals[record.pool] = total.changed(_NONE if known is None else known.figures, figures)
-        self.rows[key] = _Row(found.etag, record.epoch, record.seq, figures)
+        self.totals[record.pool] = total.replaced(_NONE if known is None else known.sums, sums)
+        self.rows[key] = _Row(found.etag, record.epoch, record.seq, sums)
 
-    def status(self) -> DerivedStatus:
-        whole = _NONE
-        for total in self.totals.values():
-            whole = whole.changed(_NONE, total)
-        return DerivedStatus(
+    def snapshot(self) -> BatchSnapshot:
+        totals = self.totals.values()
+        pools = {pool: _progress(self.totals.get(pool, _NONE), *share) for pool, share in self.shares.items()}
+        return BatchSnapshot(
             batch=self.batch,
-            counts=whole.counts,
-            usage=whole.usage,
-            updated_at=self.updated_at,
+            status=_status(
+                self.batch,
+                sum((total.counts for total in totals), Counts()),
+                sum((total.usage for total in totals), Usage()),
+                self.updated_at,
+                pools,
+            ),
             num_records=sum(self.totals.get(pool, _NONE).num_records for pool in self.shares),
-            pools={pool: _progress(self.totals.get(pool, _NONE), *share) for pool, share in self.shares.items()},
             problem=self.problem,
         )
 
@@ -198,7 +160,7 @@ class StatusReader:
         self._record_readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="records")
         self._batch_readers = ThreadPoolExecutor(BATCH_THREADS, thread_name_prefix="status")
 
-    def read(self, batch_id: str) -> DerivedStatus | None:
+    def read(self, batch_id: str) -> BatchSnapshot | None:
         """None: no such batch. Raises: StoreUnavailable, BatchDamaged."""
         with self._lock:
             view = self._views.get(batch_id)
@@ -219,10 +181,10 @@ class StatusReader:
             if is_open and not (view.is_whole and view.turn > turn):
                 self._look(view)
             if not has_ended:
-                return view.status()
+                return view.snapshot()
         return self._ended(view.batch)
 
-    def look(self, place: str) -> DerivedStatus | None:
+    def look(self, place: str) -> BatchSnapshot | None:
         """As `read`, for the batch at this place in the index, for listings: a damaged batch does not hide the others.
 
         A batch that cannot be read has a `problem`, and is a placeholder if nothing of it was known.
@@ -238,7 +200,7 @@ class StatusReader:
             if view is not None:
                 self._tell(batch_id, error)
                 with view.lock:
-                    return replace(view.status(), problem=error)
+                    return replace(view.snapshot(), problem=error)
             detail = DAMAGED
             if not isinstance(error, BatchDamaged):
                 detail = UNREADABLE
@@ -247,16 +209,15 @@ class StatusReader:
             unknown = replace(damage.placeholder(place, detail), state="planning", reason=None, ended_at=None)
             return self._ill(unknown, error)
 
-    def _ill(self, placeholder: BatchRecord, error: BatchfileError) -> DerivedStatus:
+    def _ill(self, placeholder: BatchRecord, error: BatchfileError) -> BatchSnapshot:
         self._tell(placeholder.batch_id, error)
-        return DerivedStatus(
-            batch=placeholder,
-            counts=Counts(),
-            usage=Usage(),
-            updated_at=placeholder.created_at,
-            problem=error,
-            is_known=False,
+        status = msgspec.structs.replace(
+            _status(placeholder, Counts(), Usage(), placeholder.created_at),
+            state="damaged" if placeholder.state == "ended" else "unreadable",
+            reason=None,
+            ended_at=None,
         )
+        return BatchSnapshot(batch=placeholder, status=status, problem=error)
 
     def _tell(self, batch_id: str, error: BatchfileError) -> None:
         """Logs it for the operator, at most once in `TELL_S`."""
@@ -268,7 +229,7 @@ class StatusReader:
             self._told = {known: at for known, at in self._told.items() if now - at < TELL_S} | {batch_id: now}
         log.error("batch.unreadable", batch_id=batch_id, error=str(error))
 
-    def read_many(self, batch_ids: Iterable[str]) -> Iterator[DerivedStatus]:
+    def read_many(self, batch_ids: Iterable[str]) -> Iterator[BatchSnapshot]:
         """Several at a time, in order. Leaves out batches that are missing or cannot be read.
 
         Raises: StoreError if none can be read.
@@ -278,11 +239,11 @@ class StatusReader:
             read = self._read_or_refusal
             found = list(map(read, some) if len(some) == 1 else self._batch_readers.map(read, some))
             refusals = [one for one in found if isinstance(one, StoreError)]
-            if refusals and not any(isinstance(one, DerivedStatus) for one in found):
+            if refusals and not any(isinstance(one, BatchSnapshot) for one in found):
                 raise refusals[0]
-            yield from (one for one in found if isinstance(one, DerivedStatus))
+            yield from (one for one in found if isinstance(one, BatchSnapshot))
 
-    def _read_or_refusal(self, batch_id: str) -> DerivedStatus | StoreError | None:
+    def _read_or_refusal(self, batch_id: str) -> BatchSnapshot | StoreError | None:
         try:
             return self.read(batch_id)
         except BatchDamaged:  # reported by the processes that work on it
@@ -290,7 +251,7 @@ class StatusReader:
         except StoreError as error:
             return error
 
-    def _ended(self, batch: BatchRecord) -> DerivedStatus:
+    def _ended(self, batch: BatchRecord) -> BatchSnapshot:
         updated_at = batch.ended_at or batch.created_at
         with self._lock:
             view = self._views.get(batch.batch_id)
@@ -299,7 +260,7 @@ class StatusReader:
                 updated_at = max(updated_at, view.updated_at)
                 if view.rows:
                     self._views[batch.batch_id] = _View(batch, updated_at)
-        return DerivedStatus(batch=batch, counts=batch.counts, usage=batch.usage, updated_at=updated_at)
+        return BatchSnapshot(batch=batch, status=_status(batch, batch.counts, batch.usage, updated_at))
 
     def _view_of(self, batch: BatchRecord) -> _View:
         with self._lock:
@@ -364,24 +325,49 @@ class StatusReader:
                 num_records -= len(oldest.rows)
 
 
-def _figures(record: ShardRecord) -> _Figures:
-    counts, usage = record.counts, record.usage
-    return _Figures(
+def _sums(record: ShardRecord) -> _Sums:
+    return _Sums(
         num_records=1,
         num_done=record.state in {"done", "closed"},
         num_leased=record.state == "leased",
+        counts=record.counts,
+        usage=record.usage,
+    )
+
+
+def _status(
+    batch: BatchRecord, counts: Counts, usage: Usage, updated_at: float, pools: dict[str, PoolProgress] | None = None
+) -> BatchStatus:
+    assert batch.state != "deleted", "a deleted batch has no status"
+    return BatchStatus(
+        batch_id=batch.batch_id,
+        state=batch.state,
+        reason=batch.reason,
+        detail=batch.detail,
+        stage=batch.stage,
+        total=batch.total,
         succeeded=counts.succeeded,
         errored=counts.errored,
         canceled=counts.canceled,
         expired=counts.expired,
+        pending=batch.total - counts.finished,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         cached_tokens=usage.cached_tokens,
         usage_unknown=usage.unknown,
+        created_at=batch.created_at,
+        updated_at=updated_at,
+        ended_at=batch.ended_at,
+        expires_at=batch.expires_at,
+        metadata=batch.metadata,
+        priority=batch.priority,
+        dialect=batch.input.format,
+        inbox_path=None,  # known to the inbox
+        pools=pools or {},
     )
 
 
-def _progress(total: _Figures, num_shards: int, num_requests: int) -> PoolProgress:
+def _progress(total: _Sums, num_shards: int, num_requests: int) -> PoolProgress:
     return PoolProgress(
         num_shards=num_shards,
         num_done=total.num_done,

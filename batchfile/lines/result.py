@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from batchfile.errors import BatchDamaged
-from batchfile.types import Choice, Completion, Failure, Kind, Outcome, Status, Usage
+from batchfile.types import Choice, Completion, Failure, Kind, Outcome, ResultStatus, Usage
 
 _ESCAPES = (
     ("\u2028".encode(), rb"\u2028"),
@@ -207,7 +207,7 @@ class FinishedLine(Struct, frozen=True):
     """
 
     line: int
-    status: Status
+    status: ResultStatus
     result: bytes
     usage: Usage = Usage()
     gpu_s: float = 0.0
@@ -215,11 +215,11 @@ class FinishedLine(Struct, frozen=True):
 
 class PartLine(NamedTuple):
     line: int
-    status: Status
+    status: ResultStatus
     result: bytes
 
 
-_STATUS: dict[bytes, Status] = {f'"{status}"'.encode(): status for status in get_args(Status)}
+_STATUS: dict[bytes, ResultStatus] = {f'"{status}"'.encode(): status for status in get_args(ResultStatus)}
 
 
 def encode_part(lines: Sequence[FinishedLine]) -> bytes:

@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from batchfile.errors import OutputTaken, SettingsError, check_installed
 from batchfile.inbox import documents
-from batchfile.inbox.documents import File
+from batchfile.inbox.documents import OutputFile
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord, FileRef
+from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
@@ -147,11 +147,6 @@ def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
         yield line.data or b""
 
 
-def store_facts(ref: FileRef) -> File:
-    """The facts about results that stay in the store."""
-    return File(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)
-
-
 def _read_receipt(output: str) -> Receipt | None:
     try:
         return documents.read(Path(output + RECEIPT_ENDING).read_bytes(), Receipt)
@@ -171,8 +166,8 @@ def _is_there(receipt: Receipt) -> bool:
     return True
 
 
-def _facts(path: str, num_lines: int) -> File:
-    return File(path=path, bytes=os.path.getsize(path), sha256=file_digest(path), lines=num_lines)
+def _facts(path: str, num_lines: int) -> OutputFile:
+    return OutputFile(path=path, bytes=os.path.getsize(path), sha256=file_digest(path), lines=num_lines)
 
 
 @contextmanager

@@ -108,8 +108,9 @@ def open_session(
 def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace_s: float) -> BatchRecord | None:
     """Run the rest; returns the ended batch, or None where it was stopped before. Raises: as `work`."""
     ledger, batch = session.ledger, session.opened.batch
-    status = StatusReader(ledger).read(batch.batch_id)
-    assert status is not None
+    found = StatusReader(ledger).read(batch.batch_id)
+    assert found is not None
+    status = found.status
     if not session.opened.is_new:
         observer.say(f"resuming {batch.batch_id}: {status.counts.finished:,} of {batch.total:,} requests are done")
     meter = Meter(batch.total, status.counts, status.usage, time.monotonic())

@@ -79,10 +79,10 @@ class Finalizer:
     def _finish(self, batch_id: str) -> None:
         state, is_only = self._state, batch_id == self._options.only
         try:
-            status = self._reader.read(batch_id)
-            if status is not None and status.batch.state == "open" and status.pending > 0:
+            found = self._reader.read(batch_id)
+            if found is not None and found.is_running:
                 return  # another runner or pool is not done yet; finding that out must not cost a read of every record
-            if status is not None and status.batch.state != "ended" and self._long_work.take(status.batch):
+            if found is not None and found.batch.state != "ended" and self._long_work.take(found.batch):
                 return
             state.is_assembling = True
             ended = outbox.finish(

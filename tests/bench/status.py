@@ -20,10 +20,11 @@ from typing import Any
 
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batch_status import BatchStatus
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.records import BatchRecord, InputRef, Plan, Range, encode
 from batchfile.ledger.shards import Lease
-from batchfile.ledger.status import DerivedStatus, StatusReader
+from batchfile.ledger.status import StatusReader
 from batchfile.lines.result import FinishedLine
 from batchfile.store.base import Store
 from batchfile.store.directory import DirectoryStore
@@ -102,12 +103,12 @@ def measure(name: str, store: Store, num_shards: int, num_requests: Callable[[],
     held = build(ledger, num_shards)
     reader = StatusReader(ledger)
 
-    def look() -> tuple[DerivedStatus, float, int]:
+    def look() -> tuple[BatchStatus, float, int]:
         before, started_at = num_requests(), time.perf_counter()
         found = reader.read(BATCH)
         took_ms = (time.perf_counter() - started_at) * 1000
         assert found is not None
-        return found, took_ms, num_requests() - before
+        return found.status, took_ms, num_requests() - before
 
     first, cold_ms, cold_requests = look()
     assert first.counts.succeeded == num_shards * REQUESTS_A_SHARD // 2

@@ -138,8 +138,8 @@ def test_a_crash_at_a_write_loses_nothing_and_repeats_nothing_committed(at: int,
     assert not committed & set(second.started), "a request that a checkpoint held ran again"
     after = StatusReader(new_ledger(clock, store, 5)).read(BATCH)
     assert after is not None
-    assert after.counts.finished == after.batch.total == NUM_REQUESTS
-    assert after.counts.succeeded >= before.counts.succeeded
+    assert after.status.counts.finished == after.status.total == NUM_REQUESTS
+    assert after.status.counts.succeeded >= before.status.counts.succeeded
     assert json.loads(store.get(batch_key(BATCH)).data)["counts"]["errored"] == 3  # type: ignore[union-attr]
 
 

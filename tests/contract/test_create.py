@@ -217,6 +217,6 @@ def test_planner_and_runners_route_a_hinted_batch_alike(service: Service) -> Non
 
 
 def finished(service: Service, batch: BatchRecord) -> int:
-    status = StatusReader(service.ledger).read(batch.batch_id)
-    assert status is not None
-    return status.counts.finished
+    found = StatusReader(service.ledger).read(batch.batch_id)
+    assert found is not None
+    return found.status.counts.finished

@@ -121,7 +121,7 @@ def test_a_damaged_shard_record_is_closed_with_its_batch_and_the_other_shards_ke
     damaged(world, key)
     seen = world.reader.read("b")
     assert seen is not None
-    assert seen.counts.succeeded == 3, "of the shard that can be read"
+    assert seen.status.counts.succeeded == 3, "of the shard that can be read"
     assert isinstance(seen.problem, RecordDamaged)
     batches.end(world.ledger, "b", "canceled")
     ended = ending.finish(world.ledger, "b", runner="s")
@@ -138,7 +138,7 @@ def test_counts_do_not_go_back_where_a_record_is_damaged_later() -> None:
     after = world.reader.read("b")
     assert before is not None
     assert after is not None
-    assert after.counts == before.counts
+    assert after.status.counts == before.status.counts
 
 
 def test_a_damaged_record_of_whose_turn_it_is_holds_up_nothing() -> None:

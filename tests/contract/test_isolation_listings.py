@@ -112,11 +112,13 @@ def test_the_service_lists_the_batches_that_can_be_read(answer: Answer) -> None:
     caller = Caller(tenant="default", key="k")
     world.fall_ill("batch.json", answer)
     page = service.page(caller, limit=10)
-    assert {status.batch.batch_id: serializers.batch(status).state for status in page.data} == {
+    assert {found.batch.batch_id: serializers.batch_status(found).state for found in page.data} == {
         **dict.fromkeys(HEALTHY, "open"),
         ILL: "unreadable",
     }
-    assert ILL not in "".join(serializers.batch(status).detail or "" for status in page.data), "no key for a tenant"
+    assert ILL not in "".join(serializers.batch_status(found).detail or "" for found in page.data), (
+        "no key for a tenant"
+    )
     world.store.ills = [Ill(pattern="batches/*", answer=answer)]
     with pytest.raises(StoreError):
         service.page(caller, limit=10)

@@ -238,7 +238,7 @@ def test_two_pools_answer_one_batch_in_input_order() -> None:
     mistral = RunnerOptions(runner_id="m", pool="mistral", is_janitor=False)
     llama = RunnerOptions(runner_id="l", pool="llama", only=BATCH, is_janitor=False)
     first = Runner(world.ledger, lambda: EchoEngine(num_slots=4), mistral)
-    drive(first, lambda: StatusReader(world.ledger).read(BATCH).counts.finished == 25)  # type: ignore[union-attr]
+    drive(first, lambda: StatusReader(world.ledger).read(BATCH).status.counts.finished == 25)  # type: ignore[union-attr]
     assert world.batch.state == "open"
     run_alone(Runner(world.ledger, lambda: EchoEngine(num_slots=4), llama))
     assert [row["custom_id"] for row in world.results()] == [f"r{number}" for number in range(50)]
@@ -261,9 +261,10 @@ def test_status_adds_up_and_never_goes_back() -> None:
     seen.append(reader.read(BATCH))
     world.run()
     seen.append(reader.read(BATCH))
-    counts = [status.counts.finished for status in seen if status is not None]
+    statuses = [found.status for found in seen if found is not None]
+    counts = [status.counts.finished for status in statuses]
     assert counts == [0, 1, 1, 40]
-    assert all(status is not None and status.pending + status.counts.finished == 40 for status in seen)
+    assert all(status.pending + status.counts.finished == 40 for status in statuses)
 
 
 def test_the_janitor_expires_ends_deletes_and_sweeps() -> None:

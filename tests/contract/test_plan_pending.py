@@ -111,9 +111,9 @@ def test_a_batch_that_is_cancelled_before_it_has_a_plan_ends_with_nothing() -> N
     world.create()
     batches.end(world.ledger, "b", "canceled")
     reader = StatusReader(world.ledger)
-    status = reader.read("b")
-    assert status is not None
-    assert (status.batch.state, status.pending) == ("ending", 0)
+    found = reader.read("b")
+    assert found is not None
+    assert (found.status.state, found.status.pending) == ("ending", 0)
     assert list(iter_live(world.ledger, "b", Cursor())) == []
     ended = ending.finish(world.ledger, "b", runner="r")
     assert ended is not None

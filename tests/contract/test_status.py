@@ -15,7 +15,7 @@ from batchfile.ledger.batch_status import PoolProgress
 from batchfile.ledger.heartbeats import Scale, read_scale, write_presence
 from batchfile.ledger.records import BatchRecord, PresenceRecord
 from batchfile.ledger.shards import Lease
-from batchfile.ledger.status import DerivedStatus, StatusReader
+from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.lines.formats.stage import processing_status
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.plan.planner import plan_input
@@ -63,7 +63,7 @@ class World:
         lines = [FinishedLine(n, "succeeded", encode_result(f"r{n}", outcome, "m"), outcome.usage) for n in places]
         shards.checkpoint(self.ledger, held, lines, has_dispatched=True)
 
-    def look(self, batch_id: str = "b") -> DerivedStatus:
+    def look(self, batch_id: str = "b") -> BatchSnapshot:
         found = self.reader.read(batch_id)
         assert found is not None
         return found
@@ -79,20 +79,20 @@ def test_a_batch_tells_how_far_each_of_its_pools_is() -> None:
     world.answer(done, 1, 2, 3)
     world.answer(begun, 1)
     found = world.look()
-    assert found.pools == {
+    assert found.status.pools == {
         "llama": PoolProgress(num_shards=4, num_requests=4, num_done=0, num_leased=0, num_finished=0),
         "mistral": PoolProgress(num_shards=4, num_requests=12, num_done=1, num_leased=1, num_finished=4),
     }
-    assert found.pools["mistral"].num_pending_shards == 2
-    assert (found.counts.succeeded, found.counts.errored, found.pending) == (4, 2, 12)
-    assert found.usage == Usage(input_tokens=8, output_tokens=4)
+    assert found.status.pools["mistral"].num_pending_shards == 2
+    assert (found.status.counts.succeeded, found.status.counts.errored, found.status.pending) == (4, 2, 12)
+    assert found.status.usage == Usage(input_tokens=8, output_tokens=4)
 
 
 def test_a_batch_is_in_work_from_the_first_claim_on_whatever_its_planner_rejected() -> None:
     world = World()
     world.create("b", 4, num_bad=2)
     found = world.look()
-    assert (processing_status(found.batch.state, found.num_records), found.counts.errored) == ("submitted", 2)
+    assert (processing_status(found.batch.state, found.num_records), found.status.counts.errored) == ("submitted", 2)
     world.claim("b", "mistral", 0)
     found = world.look()
     assert processing_status(found.batch.state, found.num_records) == "processing"
@@ -118,7 +118,7 @@ def test_a_second_look_costs_the_batch_a_listing_and_what_changed() -> None:
     for n in (3, 50):
         world.answer(held[n], 1)
     before = world.num_requests()
-    assert world.look().counts.succeeded == 2
+    assert world.look().status.counts.succeeded == 2
     assert world.num_requests() - before == 4
 
 
@@ -133,7 +133,7 @@ def test_sums_are_what_adding_up_all_records_gives() -> None:
         if chance.random() < 0.3:
             world.look()
     assert world.look() == StatusReader(world.ledger).read("b")
-    assert world.look().counts.succeeded == 60
+    assert world.look().status.counts.succeeded == 60
 
 
 def test_an_ended_batch_costs_one_request_and_its_time_does_not_go_back() -> None:
@@ -141,12 +141,12 @@ def test_an_ended_batch_costs_one_request_and_its_time_does_not_go_back() -> Non
     world.create("b", 4)
     world.clock.sleep(100.0)
     batches.end(world.ledger, "b", "canceled")
-    open_status = world.look()
+    still_open = world.look()
     early = Ledger(store=world.store, clock=ManualClock(now=world.clock.now() - 50), rng=random.Random(1))
     world.clock.sleep(10.0)
-    shards.close(world.ledger, "b", batches.read_plan(world.ledger, open_status.batch), "llama", 0, reason="canceled")
-    newest = world.look().updated_at
-    assert newest > open_status.updated_at
+    shards.close(world.ledger, "b", batches.read_plan(world.ledger, still_open.batch), "llama", 0, reason="canceled")
+    newest = world.look().status.updated_at
+    assert newest > still_open.status.updated_at
     ending.finish(early, "b", runner="r")  # by a clock that is behind
     before = world.num_requests()
     ended = world.look()
@@ -154,7 +154,7 @@ def test_an_ended_batch_costs_one_request_and_its_time_does_not_go_back() -> Non
     assert ended.batch.state == "ended"
     assert ended.batch.ended_at is not None
     assert ended.batch.ended_at < newest
-    assert ended.updated_at == newest == world.look().updated_at
+    assert ended.status.updated_at == newest == world.look().status.updated_at
 
 
 def test_a_batch_that_is_gone_is_forgotten() -> None:
@@ -193,8 +193,8 @@ def test_many_threads_share_looks_and_counts_never_go_back() -> None:
     def poll() -> None:
         mine = list[int]()
         while not is_over.is_set():
-            mine.append(world.look().counts.finished)
-        mine.append(world.look().counts.finished)
+            mine.append(world.look().status.counts.finished)
+        mine.append(world.look().status.counts.finished)
         seen.append(mine)
 
     with ThreadPoolExecutor(8) as threads:

@@ -92,9 +92,9 @@ def test_a_node_an_actor_and_the_launcher_are_killed_and_every_result_is_there_o
     reader = StatusReader(ledger)
 
     def finished(pool: str) -> int:
-        status = reader.read("b")
-        assert status is not None
-        return status.pools[pool].num_finished if status.pools else NUM_REQUESTS
+        found = reader.read("b")
+        assert found is not None
+        return found.status.pools[pool].num_finished if found.status.pools else NUM_REQUESTS
 
     until(lambda: all(finished(pool) > NUM_REQUESTS // 50 for pool in POOLS), cluster)
     llama = runners(large, "llama-70b")

@@ -9,6 +9,7 @@ from typing import TypeVar
 from api.http.auth import Caller
 from api.http.errors import Refusal
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, StoreError
+from batchfile.ledger.status import BatchSnapshot
 from batchfile.ledger.tail import Cursor, iter_live
 from tests.sim.actors import TENANT, NoAnswer, Replica, Stage
 from tests.sim.bodies import Sent, Way
@@ -146,15 +147,14 @@ class Client:
                 self.stage.world.sleep(0.2 * self.rng.random())
 
     def _status(self, batch_id: str, watcher: str) -> bool:
-        def look(api: Replica, num: int) -> tuple[str, object]:
-            return api.name, api.service.status(self.caller, batch_id)
+        def look(api: Replica, num: int) -> tuple[str, BatchSnapshot]:
+            return api.name, api.service.read(self.caller, batch_id)
 
-        replica, status = self._ask(look)
-        counts, batch = status.counts, status.batch  # type: ignore[attr-defined]
-        has_ended = batch.state == "ended"
+        replica, found = self._ask(look)
+        status = found.status
         reader = f"{watcher} by {replica}"
-        self.stage.model.seen(reader, batch_id, counts, batch.total, has_ended=has_ended)
-        return has_ended
+        self.stage.model.seen(reader, batch_id, status.counts, status.total, has_ended=status.has_ended)
+        return status.has_ended
 
     def _read(self, batch_id: str) -> None:
         for _ in range(2):
@@ -190,7 +190,7 @@ class Client:
         with suppress(Refused):  # an earlier attempt did it
             self._ask(lambda api, num: api.service.delete(self.caller, batch_id))
         try:
-            self._ask(lambda api, num: api.service.status(self.caller, batch_id))
+            self._ask(lambda api, num: api.service.read(self.caller, batch_id))
         except Refused:
             return
         self.stage.model.fail(3, f"{batch_id} was deleted and is there")

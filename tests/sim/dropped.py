@@ -91,13 +91,13 @@ class Files:
         if document.batch_id is not None:
             state = states.get(document.batch_id)
             self._must(state in {"ended", "deleted"}, f"{key} tells of {document.batch_id}, which is {state}")
-        is_rejected = isinstance(document, documents.Rejected)
+        is_rejected = isinstance(document, documents.OutboxRejection)
         wanted = {"good": False, "nothing": True, "nowhere": True, "killer": True}[version.kind]
         # Of three deaths that were chance nobody can tell that they were; what is gone is told of either way.
-        is_late = isinstance(document, documents.Receipt) and document.reason == "expired"
+        is_late = isinstance(document, documents.OutboxReceipt) and document.reason == "expired"
         self._must(is_rejected == wanted or version.is_gone or version.kind == "good" or is_late, f"{key}: {data!r}")
         was = None if old is None else documents.read(old.data, type(document))
-        if was is not None and was.batch_id == document.batch_id and isinstance(document, documents.Receipt):
+        if was is not None and was.batch_id == document.batch_id and isinstance(document, documents.OutboxReceipt):
             self._must(was.results == document.results, f"{key} was written again, with other results")  # type: ignore[union-attr]
 
     def is_told(self, version: Version) -> bool:
@@ -119,7 +119,7 @@ class Files:
             if version.is_gone:
                 continue
             self._must(self.is_told(version), f"nothing came of version {version.number} of {version.key}")
-            receipt = self._document(version.key, outbox.RECEIPT, documents.Receipt)
+            receipt = self._document(version.key, outbox.RECEIPT, documents.OutboxReceipt)
             if receipt is None or receipt.input.etag != version.etag or receipt.results is None:
                 continue
             if not is_quiet and any(other.key == version.key and other is not version for other in all_of):
@@ -132,13 +132,13 @@ class Files:
                 hashlib.sha256(published or b"").hexdigest() == receipt.results.sha256, f"{version.key}: a wrong digest"
             )
 
-    def _document(self, key: str, kind: str, of: type[documents.Receipt]) -> documents.Receipt | None:
+    def _document(self, key: str, kind: str, of: type[documents.OutboxReceipt]) -> documents.OutboxReceipt | None:
         data = self._store.peek(f"outbox/{key.removeprefix('inbox/')}.{kind}")
         return None if data is None else documents.read(data, of)
 
 
-def _last_word(key: str, data: bytes) -> tuple[str, documents.Receipt | documents.Rejected] | None:
-    for ending, kind in ((outbox.RECEIPT, documents.Receipt), (outbox.REJECTED, documents.Rejected)):
+def _last_word(key: str, data: bytes) -> tuple[str, documents.OutboxReceipt | documents.OutboxRejection] | None:
+    for ending, kind in ((outbox.RECEIPT, documents.OutboxReceipt), (outbox.REJECTED, documents.OutboxRejection)):
         if key.endswith(f".{ending}"):
             document = documents.read(data, kind)
             assert document is not None, f"{key} cannot be read"

@@ -31,7 +31,7 @@ from batchfile.ledger.records import (
 )
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.shards import Lease
-from batchfile.ledger.status import DerivedStatus
+from batchfile.ledger.status import BatchSnapshot
 from batchfile.lines.result import encode_part
 from batchfile.plan import pending as plan_pending
 from batchfile.runner.claimer import BatchView, Claims
@@ -120,7 +120,7 @@ def _assembled_too_early() -> Iterator[None]:
         yield from (records[pool, n] for pool in plan.pools if (pool, n) in records)
 
     with (
-        patch.object(DerivedStatus, "pending", property(lambda _: 0)),
+        patch.object(BatchSnapshot, "is_running", property(lambda _: False)),
         patch.object(ending, "_is_begun", lambda *_: True),
         patch.object(ending, "final_records", as_they_are),
         patch.object(assemble, "_records_of", of_those_there_are),

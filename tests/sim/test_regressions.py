@@ -110,9 +110,9 @@ def test_a_slow_reader_counts_an_ended_batch_by_its_record_alone(store: HookedSt
         reader.read("b")
 
     store.hooked_key, store.after_read = keys.batch_key("b"), end_it
-    status = reader.read("b")
-    assert status is not None
-    assert (status.batch.state, status.counts.finished) == ("ended", 2)
+    found = reader.read("b")
+    assert found is not None
+    assert (found.status.state, found.status.counts.finished) == ("ended", 2)
 
 
 def test_what_is_not_planned_yet_counts_nothing(store: HookedStore, ledger: Ledger) -> None:
@@ -128,9 +128,9 @@ def test_what_is_not_planned_yet_counts_nothing(store: HookedStore, ledger: Ledg
         shards.checkpoint(ledger, held, lines, has_dispatched=True)
 
     store.hooked_key, store.after_read = keys.batch_key("b"), plan_and_finish
-    status = StatusReader(ledger).read("b")
-    assert status is not None
-    assert (status.batch.total, status.pending, status.counts.finished) == (0, 0, 0)
+    found = StatusReader(ledger).read("b")
+    assert found is not None
+    assert (found.status.total, found.status.pending, found.status.counts.finished) == (0, 0, 0)
 
 
 def test_a_read_from_before_the_create_makes_nobody_forget_what_was_seen_since(
@@ -145,9 +145,9 @@ def test_a_read_from_before_the_create_makes_nobody_forget_what_was_seen_since(
     store.hooked_key, store.after_read = keys.batch_key("b"), create_and_look
     assert reader.read("b") is None
     store.delete(keys.shard_key("b", "local", 0))  # stands for a listing that leaves it out
-    status = reader.read("b")
-    assert status is not None
-    assert status.counts.finished == 1
+    found = reader.read("b")
+    assert found is not None
+    assert found.status.counts.finished == 1
 
 
 def test_a_create_that_was_only_slow_makes_no_second_batch_of_its_key(ledger: Ledger) -> None:
@@ -282,7 +282,7 @@ def test_a_batch_that_cannot_be_read_and_that_a_listing_leaves_out_is_not_called
     store.left_out = gaps
     service = Service(ledger, Settings.model_construct(api=Settings.model_fields["api"].default), "api")
     caller = Caller(tenant="default", key="k")
-    for ask in (service.record, service.status):
+    for ask in (service.record, service.read):
         with pytest.raises((RecordDamaged, Refusal)) as told:
             ask(caller, "b")
         if isinstance(told.value, Refusal):
