@@ -18,11 +18,11 @@ from batchfile.ledger import batches, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batch_status import BatchStatus
 from batchfile.ledger.cas import load, must_know
-from batchfile.ledger.heartbeats import sweep_presence
+from batchfile.ledger.heartbeats import sweep_heartbeats
 from batchfile.ledger.idempotency import sweep_idempotency
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside
-from batchfile.ledger.shards import settle
+from batchfile.ledger.shards import give_back_owed
 from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.plan import pending
 
@@ -47,7 +47,7 @@ def _abort_uploads(ledger: Ledger) -> None:
             log.info("uploads.aborted", prefix=prefix, num=num)
 
 
-_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_presence, sweep_idempotency, retention.sweep, _abort_uploads)
+_SWEEPS: tuple[Callable[[Ledger], object], ...] = (sweep_heartbeats, sweep_idempotency, retention.sweep, _abort_uploads)
 
 
 class Janitor:
@@ -109,7 +109,7 @@ class Janitor:
         """
         now = self._ledger.clock.monotonic()
         self._queues.clear()
-        settle(self._ledger)
+        give_back_owed(self._ledger)
         if self._inbox is not None:
             with _harmless("inbox.failed"):
                 self._inbox.look(self._aside)

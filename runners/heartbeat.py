@@ -10,8 +10,8 @@ import structlog
 
 from batchfile.errors import StoreError
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import remove_presence, write_presence
-from batchfile.ledger.records import PresenceRecord, RunnerState, RunnerTotals
+from batchfile.ledger.heartbeats import remove_heartbeat, write_heartbeat
+from batchfile.ledger.records import HeartbeatRecord, RunnerState, RunnerTotals
 from batchfile.runner.runner import Runner
 from batchfile.runner.stats import RunnerStats
 
@@ -119,13 +119,13 @@ class Heartbeat:
             self._written_at = now
             self._is_written = False
             with suppress(StoreError):  # only information, and the next write follows soon
-                write_presence(self._ledger, self._record(state, rates))
+                write_heartbeat(self._ledger, self._record(state, rates))
                 self._is_written = True
 
     def leave(self) -> None:
         """Remove the heartbeat, unless its last write failed: an unavailable store must not delay the exit."""
         if self._is_written:
-            remove_presence(self._ledger, self._identity.pool, self._identity.runner_id)
+            remove_heartbeat(self._ledger, self._identity.pool, self._identity.runner_id)
 
     def _log_change(self, before: RunnerState | None, state: RunnerState) -> None:
         if state == "down" and before != "down":
@@ -138,10 +138,10 @@ class Heartbeat:
         elif before == "down" and state != "down" and not self._runner.down_s:
             log.info("pool.up", runner_id=self._identity.runner_id)
 
-    def _record(self, state: RunnerState, rates: Rates) -> PresenceRecord:
+    def _record(self, state: RunnerState, rates: Rates) -> HeartbeatRecord:
         runner, identity = self._runner, self._identity
         runner_stats, info = runner.runner_stats, runner.info
-        return PresenceRecord(
+        return HeartbeatRecord(
             pool=identity.pool,
             runner_id=identity.runner_id,
             model=identity.model if info is None else info.model,

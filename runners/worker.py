@@ -39,7 +39,7 @@ END_NOW_S_MAX = 15.0  # the same after a second signal
 
 
 @dataclass(kw_only=True)
-class Signals(StopSignals):
+class WorkerSignals(StopSignals):
     end_s_max: float = END_S_MAX
     end_now_s_max: float = END_NOW_S_MAX
 
@@ -101,7 +101,7 @@ def watching(runner: Runner, heartbeat: Heartbeat, rule: ShutdownRule) -> Iterat
 
 def run_slot(options: Options, slot: int) -> int:
     """0 if it was stopped or ran out of work. Raises: BatchfileError if the engine never started."""
-    signals = Signals()
+    signals = WorkerSignals()
     try:
         with signals.caught():
             _end_with_parent()
@@ -111,7 +111,7 @@ def run_slot(options: Options, slot: int) -> int:
         return OK
 
 
-def _run(options: Options, slot: int, signals: Signals) -> int:
+def _run(options: Options, slot: int, signals: WorkerSignals) -> int:
     settings = load_settings()
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)

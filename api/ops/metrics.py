@@ -125,7 +125,7 @@ class _PoolCollector(Collector):
         yield oldest
 
     def _runners(self) -> Iterator[Metric]:
-        runners = self._pool_status.presence()
+        runners = self._pool_status.heartbeats()
         states = GaugeMetricFamily("batchfile_runners", "Live runners by state.", labels=["pool", "state"])
         for (pool, state), num in collections.Counter((runner.pool, runner.state) for runner in runners).items():
             states.add_metric([pool, state], num)

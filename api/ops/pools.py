@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import Scale, has_waiting, read_presence, read_scale
-from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.heartbeats import Scale, has_waiting, read_heartbeats, read_scale
+from batchfile.ledger.records import HeartbeatRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.settings import Settings
 
@@ -27,12 +27,12 @@ class PoolStatus:
 
     def __init__(self, ledger: Ledger, settings: Settings, reader: StatusReader) -> None:
         self._settings = settings
-        self._presence = _Kept(lambda: read_presence(ledger))
+        self._heartbeats = _Kept(lambda: read_heartbeats(ledger))
         self._waiting = {pool: _Kept(partial(has_waiting, reader, pool)) for pool in settings.pools}
         self._scales = {pool: _Kept(partial(read_scale, reader, pool)) for pool in settings.pools}
 
-    def presence(self) -> list[PresenceRecord]:
-        return self._presence.now()
+    def heartbeats(self) -> list[HeartbeatRecord]:
+        return self._heartbeats.now()
 
     def scale_of(self, pool: str) -> Scale:
         if pool not in self._scales:
@@ -52,7 +52,7 @@ class PoolStatus:
     def pool(self, name: str) -> schemas.Pool:
         found = self.scale_of(name)
         settings = self._settings.pools[name]
-        live = [runner for runner in self.presence() if runner.pool == name]
+        live = [runner for runner in self.heartbeats() if runner.pool == name]
         return schemas.Pool(
             name=name,
             model=settings.model,
@@ -71,7 +71,7 @@ class PoolStatus:
         """Without batches, which may belong to other tenants, and, on a service with keys, without host names, which
         only the operator may see.
         """
-        found = [runner for runner in self.presence() if pool in {None, runner.pool}]
+        found = [runner for runner in self.heartbeats() if pool in {None, runner.pool}]
         hidden: dict[str, Any] = {"shards": (), "set_aside": {}}
         if self._settings.api_keys:
             hidden["host"] = ""
@@ -84,7 +84,7 @@ class PoolStatus:
 
     def health(self) -> dict[str, schemas.PoolHealth]:
         """A pool is up if it has a runner that is neither `loading` nor `down` (its endpoint is unavailable)."""
-        num = Counter(runner.pool for runner in self.presence() if runner.state not in {"loading", "down"})
+        num = Counter(runner.pool for runner in self.heartbeats() if runner.state not in {"loading", "down"})
         return {
             name: schemas.PoolHealth(status="up" if num[name] else "down", runners=num[name])
             for name in sorted(self._settings.pools)

@@ -16,7 +16,7 @@ from batchfile import logs
 from batchfile.cli.exits import EXIT_HELP, Exit, report_lost_output
 from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Finite, Whole
-from batchfile.cli.stopping import Signals, code_of
+from batchfile.cli.stopping import RunSignals, code_of
 from batchfile.inbox.documents import stored_file
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
@@ -106,7 +106,7 @@ def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) ->
         raise click.UsageError("--json and -o - both write to stdout; write the results to a file")
     options = RunOptions(output=None if output == STDOUT else output, **given)
     voice = Voice(is_quiet=quiet, is_json=is_json)
-    signals = Signals(
+    signals = RunSignals(
         say=voice.say,
         on_end=lambda: voice.say_always(_how_to_resume(options)),
         grace_s=grace_s_of(settings, options.grace_s),
@@ -123,7 +123,7 @@ def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) ->
     sys.exit(code)
 
 
-def _run(session: Session, choice: EngineChoice, signals: Signals, voice: Voice) -> Exit:
+def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voice) -> Exit:
     batch = session.opened.batch
     if batch.state == "ended":
         voice.say(f"{batch.batch_id} has already ended; nothing is left to run")
@@ -149,7 +149,7 @@ def _run(session: Session, choice: EngineChoice, signals: Signals, voice: Voice)
         return _finish(session.ledger, batch, None, voice)
 
 
-def _observer(signals: Signals, voice: Voice) -> Observer:
+def _observer(signals: RunSignals, voice: Voice) -> Observer:
     """Passes progress and the runner to `signals`, so that its messages match the display."""
 
     def on_runner(runner: Runner) -> None:

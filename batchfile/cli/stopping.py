@@ -19,7 +19,7 @@ END_NOW_S_MAX = 3.0  # the same after a second signal
 
 
 @dataclass(kw_only=True)
-class Signals(StopSignals):
+class RunSignals(StopSignals):
     """As `StopSignals`; a third signal, or a second one without an engine, ends the process immediately.
 
     `say` writes a line for people. `seen`: the latest progress of the runner. `on_end` is called once, before the

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchfile.ledger.batch_status import BatchStatus as BatchStatus  # noqa: PLC0414 a type of this interface
-from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.records import HeartbeatRecord
 from batchfile.types import RoutingTable
 
 if TYPE_CHECKING:  # reading a batch over HTTP loads neither the line formats nor the ledger
@@ -86,7 +86,7 @@ class Remote(Protocol):
 
     def routing(self) -> RoutingTable: ...
 
-    def runners(self) -> list[PresenceRecord]:
+    def runners(self) -> list[HeartbeatRecord]:
         """The living ones."""
         ...
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from batchfile.errors import InvalidFile, InvalidRequest, SettingsError, install_hint
-from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.records import HeartbeatRecord
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import NO_REQUEST, iter_lines
 from batchfile.lines.parse import parse_request
@@ -109,7 +109,7 @@ class Estimate:
         return sum(busy) / 3600 * self.gpu_hour * self.gpus
 
 
-def pool_times(sample: Sample, runners: Sequence[PresenceRecord], waiting: Mapping[str, int]) -> list[PoolTime]:
+def pool_times(sample: Sample, runners: Sequence[HeartbeatRecord], waiting: Mapping[str, int]) -> list[PoolTime]:
     """The times of the pools, by name."""
     return [_pool_time(pool, num, runners, waiting.get(pool, 0)) for pool, num in sorted(sample.pools.items())]
 
@@ -124,7 +124,7 @@ def expected_output_tokens(sample: Sample, times: Sequence[PoolTime]) -> int | N
     return min(round(total), round(sample.max_output_tokens)) if times else None
 
 
-def _pool_time(pool: str, num: int, runners: Sequence[PresenceRecord], waiting: int) -> PoolTime:
+def _pool_time(pool: str, num: int, runners: Sequence[HeartbeatRecord], waiting: int) -> PoolTime:
     own = [runner for runner in runners if runner.pool == pool]
     rate = sum(runner.requests_per_s for runner in own)
     answers = sum(runner.totals.succeeded for runner in own)

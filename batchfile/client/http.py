@@ -18,7 +18,7 @@ from batchfile.client.base import BatchStatus, Download, until_old
 from batchfile.client.http_client import Client, FileHead, Pairs
 from batchfile.errors import BatchfileError, InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.ledger.batch_status import BatchStatusPage
-from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.records import HeartbeatRecord
 from batchfile.routing import check_pool, check_stage
 from batchfile.types import RoutingTable
 
@@ -109,8 +109,8 @@ class HttpRemote:
             pools={pool.name: (pool.model,) for pool in pools},
         )
 
-    def runners(self) -> list[PresenceRecord]:
-        return self._run(self._client.get("/api/runners", list[PresenceRecord]))
+    def runners(self) -> list[HeartbeatRecord]:
+        return self._run(self._client.get("/api/runners", list[HeartbeatRecord]))
 
     def pending(self, pool: str) -> int:
         return self._run(self._client.get(f"/api/pools/{pool}", _Pool)).pending_requests

@@ -18,8 +18,8 @@ from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
-from batchfile.ledger.heartbeats import read_presence, read_scale
-from batchfile.ledger.records import BatchRecord, FileRef, IdempotencyRecord, PresenceRecord
+from batchfile.ledger.heartbeats import read_heartbeats, read_scale
+from batchfile.ledger.records import BatchRecord, FileRef, HeartbeatRecord, IdempotencyRecord
 from batchfile.ledger.retention import purge
 from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
@@ -147,8 +147,8 @@ class StoreRemote:
     def routing(self) -> RoutingTable:
         return self._settings.routing()
 
-    def runners(self) -> list[PresenceRecord]:
-        return read_presence(self._ledger)
+    def runners(self) -> list[HeartbeatRecord]:
+        return read_heartbeats(self._ledger)
 
     def pending(self, pool: str) -> int:
         return read_scale(self._reader, pool).pending_requests

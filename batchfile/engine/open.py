@@ -9,7 +9,9 @@ from batchfile.engine.base import Engine, EngineFactory
 from batchfile.types import EngineKind, Task
 
 # With any of these set, tests get an echo engine with faults: batchfile/testing/faulty_echo.py.
-ECHO_FAULTS = [f"BATCHFILE_ECHO_{fault}" for fault in ("POISON", "HANG", "KILL", "REFUSE", "MISFITS", "EXECUTIONS")]
+ECHO_FAULTS = [
+    f"BATCHFILE_ECHO_{fault}" for fault in ("POISON", "HANG", "KILL", "REFUSE", "SCHEMA_MISMATCHES", "EXECUTIONS")
+]
 
 
 def engine_factory(

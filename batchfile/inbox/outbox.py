@@ -1,7 +1,7 @@
 """Publishes what results from a dropped file: at its path under `outbox/`, with its full name, for its newest version.
 
 Results and errors are a pure function of the ended batch, so writing them twice gives the same bytes. The last
-document, a receipt or a rejection, replaces only what was there when this process got its turn, so that a process that
+document, a receipt or a rejection, replaces only what was there when this process got its task, so that a process that
 slept cannot overwrite a newer version's. Removals and large files have no condition; right before each, the process
 checks that it still holds the outbox.
 """
@@ -32,7 +32,7 @@ from batchfile.inbox.records import ClaimRecord, DroppedFile, dropped_file
 from batchfile.ledger import ending, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.heartbeats import read_heartbeats
 from batchfile.ledger.records import BatchRecord, BatchState, FileRef, LineError, Plan, ShardRecord
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
@@ -208,7 +208,7 @@ def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.PoolFacts]
         if pool not in keys.SETTLED_POOLS:
             told = set[str]()
             with suppress(StoreError):  # a hint, which must not hold up results
-                told = {f"{one.engine} {one.engine_version}".strip() for one in read_presence(ledger, pool)}
+                told = {f"{one.engine} {one.engine_version}".strip() for one in read_heartbeats(ledger, pool)}
             models = batch.routing.pools.get(pool) or (pool,)
             num_requests = sum(members.values())
             pools[pool] = documents.PoolFacts(model=models[0], requests=num_requests, engines=tuple(sorted(told)))
@@ -225,7 +225,7 @@ def _in_format(ledger: Ledger, batch: BatchRecord) -> Iterable[bytes]:
 
 
 class _Publication:
-    """Writes the results of an ended batch while this process has the turn. `beat` renews it, and raises LeaseLost."""
+    """Writes the results of an ended batch while this process holds the task. `beat` renews it; it raises LeaseLost."""
 
     def __init__(self, ledger: Ledger, batch: BatchRecord, dropped: DroppedFile, beat: Callable[[], None]) -> None:
         self._ledger = ledger

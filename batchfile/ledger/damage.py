@@ -1,6 +1,6 @@
 """A batch whose `batch.json` cannot be read: what is known about it, and how its owner cancels or deletes it.
 
-Its index marker holds its tenant and creation time. A write replaces exactly the bytes that could not be read, so that
+Its index entry holds its tenant and creation time. A write replaces exactly the bytes that could not be read, so that
 a record that is restored meanwhile is kept. A record of a newer version is not damaged, and is never replaced.
 """
 

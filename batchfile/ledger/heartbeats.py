@@ -11,35 +11,35 @@ from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batch_status import PoolProgress
-from batchfile.ledger.records import PresenceRecord, decode, encode
+from batchfile.ledger.records import HeartbeatRecord, decode, encode
 from batchfile.ledger.set_aside import UNANSWERED_MAX
 from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.store.base import Entry
 
-PRESENCE_S = 60.0  # a document not rewritten for this long belongs to no live runner
+HEARTBEAT_AGE_S_MAX = 60.0  # a document not rewritten for this long belongs to no live runner
 SWEEP_AFTER_S = 24 * 3600.0
 
 
-def write_presence(ledger: Ledger, record: PresenceRecord) -> None:
+def write_heartbeat(ledger: Ledger, record: HeartbeatRecord) -> None:
     """Raises: StoreError, which the caller may ignore."""
     ledger.store.put(keys.presence_key(record.pool, record.runner_id), encode(record))
 
 
-def remove_presence(ledger: Ledger, pool: str, runner_id: str) -> None:
+def remove_heartbeat(ledger: Ledger, pool: str, runner_id: str) -> None:
     """On a clean exit. Best effort: a document that is left is ignored after a minute."""
     with suppress(StoreError):
         ledger.store.delete(keys.presence_key(pool, runner_id))
 
 
-def read_presence(ledger: Ledger, pool: str | None = None) -> list[PresenceRecord]:
+def read_heartbeats(ledger: Ledger, pool: str | None = None) -> list[HeartbeatRecord]:
     """The live runners, by pool and id. Costs a listing and a read for each.
 
     Leaves out runners whose document cannot be read. Raises: StoreError where none can be read.
     """
-    found, refusals = list[PresenceRecord](), list[StoreError]()
+    found, refusals = list[HeartbeatRecord](), list[StoreError]()
     store_now = float("-inf")
     for entry in _newest_first(ledger, pool):
-        if store_now - entry.modified_at > PRESENCE_S:
+        if store_now - entry.modified_at > HEARTBEAT_AGE_S_MAX:
             break
         try:
             document = ledger.store.get(entry.key)
@@ -51,15 +51,15 @@ def read_presence(ledger: Ledger, pool: str | None = None) -> list[PresenceRecor
         if document is None:
             continue
         store_now = max(store_now, document.read_at)
-        if document.age_s <= PRESENCE_S:
+        if document.age_s <= HEARTBEAT_AGE_S_MAX:
             with suppress(BatchDamaged):  # written by a newer version, or not a heartbeat at all
-                found.append(decode(document.data, PresenceRecord))
+                found.append(decode(document.data, HeartbeatRecord))
     if refusals and not found:
         raise refusals[0]
     return sorted(found, key=lambda record: (record.pool, record.runner_id))
 
 
-def sweep_presence(ledger: Ledger) -> int:
+def sweep_heartbeats(ledger: Ledger) -> int:
     """Remove what killed runners left behind a day ago; returns how many. Raises: StoreUnavailable."""
     entries = _newest_first(ledger, None)
     newest = ledger.store.get(entries[0].key) if entries else None
@@ -94,15 +94,15 @@ class Scale:
 
 def has_waiting(reader: StatusReader, pool: str) -> bool:
     """Does any request wait for the pool? Stops at the first. Raises: StoreUnavailable."""
-    markers = reader.ledger.store.list(keys.queue_prefix(pool))
-    snapshots = reader.read_many(keys.queue_batch_id(entry.key) for entry in markers)
+    entries = reader.ledger.store.list(keys.queue_prefix(pool))
+    snapshots = reader.read_many(keys.queue_batch_id(entry.key) for entry in entries)
     return any(_left(snapshot, pool) is not None for snapshot in snapshots)
 
 
 def _left(snapshot: BatchSnapshot, pool: str) -> PoolProgress | None:
     """The pool's progress on the batch, if there is work left for it."""
     progress = snapshot.status.pools.get(pool)
-    # A marker may outlive its batch, and an ending batch is not work for runners.
+    # A queue entry may outlive its batch, and an ending batch is not work for runners.
     if snapshot.batch.state != "open" or progress is None or progress.num_done == progress.num_shards:
         return None
     return progress
@@ -111,10 +111,10 @@ def _left(snapshot: BatchSnapshot, pool: str) -> PoolProgress | None:
 def read_scale(reader: StatusReader, pool: str) -> Scale:
     """Looks once at every batch in the pool's queue. Raises: StoreUnavailable."""
     ledger = reader.ledger
-    markers = ledger.store.list(keys.queue_prefix(pool))
+    entries = ledger.store.list(keys.queue_prefix(pool))
     pending_shards = pending_requests = leased_shards = 0
     created: list[float] = []
-    for snapshot in reader.read_many(keys.queue_batch_id(entry.key) for entry in markers):
+    for snapshot in reader.read_many(keys.queue_batch_id(entry.key) for entry in entries):
         progress = _left(snapshot, pool)
         if progress is None:
             continue
@@ -127,7 +127,7 @@ def read_scale(reader: StatusReader, pool: str) -> Scale:
         pending_shards=pending_shards,
         pending_requests=pending_requests,
         leased_shards=leased_shards,
-        live_runners=len(read_presence(ledger, pool)),
+        live_runners=len(read_heartbeats(ledger, pool)),
         open_batches=len(created),
         oldest_created_at=min(created, default=None),
     )

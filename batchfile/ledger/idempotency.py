@@ -145,6 +145,6 @@ def _is_gone(ledger: Ledger, tenant: str, found: Stored[IdempotencyRecord]) -> b
         return batch.record.state == "deleted"
     if found.age_s < ledger.limits.abandoned_s:
         return False
-    marker = ledger.store.get(keys.index_key(tenant, found.record.created_at, batch_id))
-    is_alive = marker is not None and marker.age_s < ledger.limits.abandoned_s
+    entry = ledger.store.get(keys.index_key(tenant, found.record.created_at, batch_id))
+    is_alive = entry is not None and entry.age_s < ledger.limits.abandoned_s
     return not is_alive and fence_abandoned(ledger, batch_id)

@@ -207,7 +207,7 @@ class ShardRecord:
 class IdempotencyRecord:
     """The batch of an idempotency key, a body or a local output; `digest` is of the request.
 
-    `created_at`: the batch's, so that any process that completes the create writes the same markers; 0 for a local
+    `created_at`: the batch's, so that any process that completes the create writes the same index entry; 0 for a local
     output. `is_retry`: a body that a retry recorded, not its first attempt. `replaces`: for a local output without a
     digest yet, its previous batch, whose results the new one takes over.
     """
@@ -232,7 +232,7 @@ class RunnerTotals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PresenceRecord:
+class HeartbeatRecord:
     """A live runner, as it reports itself: a hint that nothing depends on.
 
     Rates are of the last minute's time with requests in flight (0: there was none). Latencies are of the last 1,000

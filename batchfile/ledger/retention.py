@@ -27,15 +27,15 @@ log = structlog.get_logger()
 def is_over(ledger: Ledger, batch: BatchRecord) -> bool:
     """Is the open batch past its deadline? Raises: StoreUnavailable.
 
-    The clock of the process that created it may have been wrong too: then the window counts from when the index marker
+    The clock of the process that created it may have been wrong too: then the window counts from when the index entry
     was written, by the store's clock.
     """
     if ledger.clock.now() < batch.expires_at:
         return False
-    marker = ledger.store.get(keys.index_key(batch.tenant, batch.created_at, batch.batch_id))
-    if marker is None or marker.read_at < batch.expires_at:
+    found = ledger.store.get(keys.index_key(batch.tenant, batch.created_at, batch.batch_id))
+    if found is None or found.read_at < batch.expires_at:
         return False
-    return marker.age_s >= batch.expires_at - batch.created_at
+    return found.age_s >= batch.expires_at - batch.created_at
 
 
 def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
@@ -66,8 +66,8 @@ def sweep(ledger: Ledger) -> int:
     now = ledger.clock.now()
 
     def remove(entry: Entry) -> bool:
-        marker = ledger.store.get(entry.key)
-        if marker is None or marker.age_s < _seconds(entry.key, marker.data):
+        stored = ledger.store.get(entry.key)
+        if stored is None or stored.age_s < _seconds(entry.key, stored.data):
             return False
         ledger.store.delete_many([found.key for found in ledger.store.list(keys.expiring_prefix(entry.key))])
         ledger.store.delete(entry.key)
@@ -128,7 +128,7 @@ def is_fence(record: BatchRecord) -> bool:
 
 
 def remove_tombstone(ledger: Ledger, batch: BatchRecord) -> None:
-    """Remove the last trace. The index marker goes last, so that an interrupted removal is found again."""
+    """Remove the last trace. The index entry goes last, so that an interrupted removal is found again."""
     ledger.store.delete(keys.batch_key(batch.batch_id))
     ledger.store.delete(keys.index_key(batch.tenant, batch.created_at, batch.batch_id))
 

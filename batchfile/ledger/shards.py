@@ -32,7 +32,7 @@ log = structlog.get_logger()
 DISPATCH_SHARE_OF_TTL = 2 / 3  # a holder that has not renewed for this share of the TTL stops dispatching
 RETURN_S = 1.0  # between two attempts to give a task back; doubles, up to a share of the lease
 RETURN_SHARE_OF_TTL = 1 / 3
-SETTLE_ATTEMPTS = 2  # the first is rejected if the holder was asked meanwhile
+RETURN_ATTEMPTS = 2  # the first is rejected if the holder was asked meanwhile
 
 TASK_RANGE = Range(start=0, end=0, first=0, first_row=1, num_lines=1)
 
@@ -213,30 +213,30 @@ def leave(ledger: Ledger, held: Lease) -> None:
 
 
 def give_back(ledger: Ledger, held: Lease) -> None:
-    """Let the next attempt at a task begin at once. What the store does not accept now is owed: see `settle`."""
+    """Let the next attempt at a task begin at once. `give_back_owed` does what the store rejects now."""
     due_at, pause_s = float("-inf"), RETURN_S
 
-    def is_settled() -> bool:
+    def is_returned() -> bool:
         nonlocal due_at, pause_s
         now = ledger.clock.monotonic()
         if now < due_at:
             return False
-        if _is_returned(ledger, held, SETTLE_ATTEMPTS):
+        if _is_returned(ledger, held, RETURN_ATTEMPTS):
             return True
         due_at, pause_s = now + pause_s, min(2 * pause_s, ledger.limits.lease_ttl_s * RETURN_SHARE_OF_TTL)
         return False
 
     if not _is_returned(ledger, held, ATTEMPTS_MAX):
-        ledger.owed.append(is_settled)
+        ledger.owed.append(is_returned)
 
 
-def settle(ledger: Ledger) -> None:
+def give_back_owed(ledger: Ledger) -> None:
     """Give back what this process could not give back before. Call it every few seconds."""
     for _ in range(len(ledger.owed)):
         with suppress(IndexError):  # another thread is doing it too
-            is_settled = ledger.owed.popleft()
-            if not is_settled():
-                ledger.owed.append(is_settled)
+            is_returned = ledger.owed.popleft()
+            if not is_returned():
+                ledger.owed.append(is_returned)
 
 
 def _is_returned(ledger: Ledger, held: Lease, attempts_max: int) -> bool:

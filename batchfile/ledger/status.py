@@ -33,7 +33,7 @@ BATCHES_MAX = 1_000  # remembered by a reader; the one looked at longest ago is 
 RECORDS_MAX = 1_000_000  # in all of these; about 500 bytes each
 READ_THREADS = 16  # threads that read the records of a first look
 BATCH_THREADS = 8  # threads that look at several batches
-READ_IN_TURN_MAX = 32  # up to this many are read without threads
+READ_ALONE_MAX = 32  # up to this many are read without threads
 TELL_S = 600.0  # between two log lines about one batch that cannot be read
 
 NEWER = "a newer version of this service wrote the record of this batch; upgrade this process"
@@ -97,11 +97,11 @@ class _Row(NamedTuple):
 
 
 class _View:
-    """An open batch as last seen. Everything but `turn` and `updated_at` is accessed under `lock` only."""
+    """An open batch as last seen. Everything but `num_looks` and `updated_at` is accessed under `lock` only."""
 
     def __init__(self, batch: BatchRecord, updated_at: float) -> None:
         self.lock = threading.Lock()
-        self.turn = 0
+        self.num_looks = 0
         self.batch = batch
         self.updated_at = updated_at
         self.rows: dict[str, _Row] = {}
@@ -164,7 +164,7 @@ class StatusReader:
         """None: no such batch. Raises: StoreUnavailable, BatchDamaged."""
         with self._lock:
             view = self._views.get(batch_id)
-        turn = 0 if view is None else view.turn
+        num_before = 0 if view is None else view.num_looks
         batch = read_batch(self.ledger, batch_id)
         if batch is None:
             self._forget(batch_id, view)
@@ -178,7 +178,7 @@ class StatusReader:
             # Another thread may have seen it end after we read it, or begun its look after we asked.
             has_ended = view.batch.state == "ended"
             is_open = bool(view.batch.plan_key) and not has_ended  # without a plan, the total is unknown
-            if is_open and not (view.is_whole and view.turn > turn):
+            if is_open and not (view.is_whole and view.num_looks > num_before):
                 self._look(view)
             if not has_ended:
                 return view.snapshot()
@@ -277,7 +277,7 @@ class StatusReader:
                 del self._views[batch_id]
 
     def _look(self, view: _View) -> None:
-        view.turn += 1
+        view.num_looks += 1
         view.is_whole = False
         view.problem = None
         if not view.is_planned:
@@ -309,7 +309,7 @@ class StatusReader:
 
     def _get_all(self, keys: Sequence[str]) -> Iterable[Stored[ShardRecord] | RecordDamaged | None]:
         get = self._get
-        return map(get, keys) if len(keys) <= READ_IN_TURN_MAX else self._record_readers.map(get, keys)
+        return map(get, keys) if len(keys) <= READ_ALONE_MAX else self._record_readers.map(get, keys)
 
     def _get(self, key: str) -> Stored[ShardRecord] | RecordDamaged | None:
         try:

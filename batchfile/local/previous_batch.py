@@ -97,7 +97,7 @@ def throw_away(ledger: Ledger, batch_id: str) -> None:
 
 
 def _remove_damaged(ledger: Ledger, batch_id: str) -> None:
-    """Remove a batch whose record cannot be read, by the keys of its markers."""
+    """Remove a batch whose record cannot be read, by the keys of its index and queue entries."""
     for entry in list(ledger.store.list(keys.queue_prefix(POOL))):
         if keys.queue_batch_id(entry.key) == batch_id:
             ledger.store.delete(entry.key)

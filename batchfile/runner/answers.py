@@ -10,14 +10,14 @@ from batchfile.engine.base import Finished
 from batchfile.errors import InvalidRequest
 from batchfile.lines.result import REFUSALS, FinishedLine, encode_result, refusal_failure
 from batchfile.runner import output_schema, preparer
-from batchfile.runner.state import Answer, Job, PendingRequest, RunnerState
+from batchfile.runner.state import Answer, Job, PendingRequest, SharedState
 from batchfile.schemas.check import CheckProcess
 from batchfile.types import Completion, Failure, Outcome, Request, Usage
 
 CHECKING_CHARS_MAX = 64 * 1024 * 1024  # of answers that wait to be checked; at this size the engine gets nothing new
 
 
-def settle(state: RunnerState, finished: Finished) -> None:
+def complete(state: SharedState, finished: Finished) -> None:
     item, outcome = state.in_flight.pop(finished.key, None), finished.outcome
     if item is None:
         return
@@ -36,7 +36,7 @@ def settle(state: RunnerState, finished: Finished) -> None:
         _try_unguided(state, item, item.request, outcome, gpu_s)
 
 
-def take_checked(state: RunnerState) -> None:
+def take_checked(state: SharedState) -> None:
     """Handle the answers that have been checked."""
     if not state.checked:
         return
@@ -49,7 +49,7 @@ def take_checked(state: RunnerState) -> None:
             _conclude(state, answer)
 
 
-def check_next(state: RunnerState, process: CheckProcess) -> bool:
+def check_next(state: SharedState, process: CheckProcess) -> bool:
     """Check one answer; False: none waits. Runs on its own thread."""
     answer = state.to_check.take()
     if answer is None:
@@ -65,7 +65,7 @@ def check_next(state: RunnerState, process: CheckProcess) -> bool:
     return True
 
 
-def _finish(state: RunnerState, item: PendingRequest, outcome: Outcome, gpu_s: float) -> None:
+def _finish(state: SharedState, item: PendingRequest, outcome: Outcome, gpu_s: float) -> None:
     result = encode_result(item.custom_id, outcome, state.info.model if state.info else "")
     if isinstance(outcome, Completion):
         state.num_builds = 0  # the engine works: earlier failed builds no longer count
@@ -78,7 +78,7 @@ def _finish(state: RunnerState, item: PendingRequest, outcome: Outcome, gpu_s: f
     state.finish(item.shard, line)
 
 
-def _try_unguided(state: RunnerState, item: PendingRequest, request: Request, failure: Failure, gpu_s: float) -> None:
+def _try_unguided(state: SharedState, item: PendingRequest, request: Request, failure: Failure, gpu_s: float) -> None:
     """Run it again unguided, because the engine may reject the schema of the request's batch."""
     checks = item.shard.output_schema
     if checks is None or failure.type != "invalid_request_error" or not checks.is_guided(request):
@@ -87,7 +87,7 @@ def _try_unguided(state: RunnerState, item: PendingRequest, request: Request, fa
         _again(state, item, output_schema.unguided(request), gpu_s, is_alone=state.ready.is_alone_running)
 
 
-def _answered(state: RunnerState, outcome: Outcome) -> Outcome:
+def _answered(state: SharedState, outcome: Outcome) -> Outcome:
     """Turn a refusal into a failure where an answer is needed."""
     if isinstance(outcome, Failure):
         return outcome
@@ -98,7 +98,7 @@ def _answered(state: RunnerState, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _judge(state: RunnerState, item: PendingRequest, request: Request, completion: Completion, gpu_s: float) -> None:
+def _judge(state: SharedState, item: PendingRequest, request: Request, completion: Completion, gpu_s: float) -> None:
     """An answer that fits is final; another is attempted again. A slow check, and its message, come later."""
     checks = item.shard.output_schema
     if checks is not None:
@@ -122,7 +122,7 @@ def _judge(state: RunnerState, item: PendingRequest, request: Request, completio
     state.to_check.add(answer)
 
 
-def _conclude(state: RunnerState, answer: Answer) -> None:
+def _conclude(state: SharedState, answer: Answer) -> None:
     item, completion = answer.item, answer.completion
     if answer.schema_mismatch is None:
         _finish(state, item, completion, answer.gpu_s)
@@ -143,7 +143,7 @@ def _is_tried_again(answer: Answer) -> bool:
     return is_mismatch and answer.item.attempt < output_schema.ATTEMPTS_MAX
 
 
-def _again(state: RunnerState, item: PendingRequest, request: Request, gpu_s: float, *, is_alone: bool) -> None:
+def _again(state: SharedState, item: PendingRequest, request: Request, gpu_s: float, *, is_alone: bool) -> None:
     """Put it back into the ready queue with the others; a request that ran alone runs alone again.
 
     The preparer prepares the difference, because the engine would wait for a long prompt. Only a request that ran alone
@@ -162,7 +162,7 @@ def _again(state: RunnerState, item: PendingRequest, request: Request, gpu_s: fl
     state.push([item], is_alone=is_alone, is_next=True)
 
 
-def _count_tokens(state: RunnerState, usage: Usage) -> None:
+def _count_tokens(state: SharedState, usage: Usage) -> None:
     """Counts all tokens spent, also on answers that did not fit. A result's usage is that of its last attempt."""
     stats = state.stats
     stats.input_tokens += usage.input_tokens

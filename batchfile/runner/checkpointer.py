@@ -9,8 +9,8 @@ import structlog
 
 from batchfile.errors import BatchDamaged, LeaseLost, ShardClosed, StoreError, StoreFull
 from batchfile.ledger import lease, shards
-from batchfile.runner.claimer import Claims
-from batchfile.runner.state import ActiveShard, RunnerState
+from batchfile.runner.claimer import Claimer
+from batchfile.runner.state import ActiveShard, SharedState
 
 log = structlog.get_logger()
 
@@ -23,10 +23,10 @@ HEARTBEAT_SHARE_OF_TTL = 1 / 6  # the lease of a shard without results is renewe
 
 
 class Checkpointer:
-    def __init__(self, state: RunnerState, claims: Claims) -> None:
+    def __init__(self, state: SharedState, claimer: Claimer) -> None:
         self._state = state
         self._ledger = state.ledger
-        self._claims = claims
+        self._claimer = claimer
         self._away_since: float | None = None  # monotonic: when the first of the failed writes in a row began
 
     def tick(self) -> None:
@@ -55,7 +55,7 @@ class Checkpointer:
             if shard in self._state.shards:
                 self._state.shards.remove(shard)
             if self.is_store_away and self._state.shards:
-                log.warning("shards.left_to_lapse", shards=len(self._state.shards))
+                log.warning("shards.left_to_expire", shards=len(self._state.shards))
                 self._state.shards.clear()
                 return
 
@@ -69,7 +69,7 @@ class Checkpointer:
                 return
         if self._release(shard):
             self._state.shards.remove(shard)
-            self._claims.forget(shard.batch_id, shard.held.record.n)
+            self._claimer.forget(shard.batch_id, shard.held.record.n)
 
     def _release(self, shard: ActiveShard) -> bool:
         """Is it released, or lost anyway?"""
@@ -167,6 +167,6 @@ class Checkpointer:
         else:
             self._state.stats.num_leases_lost += 1
             log.warning("lease.lost", batch_id=shard.batch_id, shard=shard.held.record.n)
-        self._claims.forget(shard.batch_id, shard.held.record.n)
+        self._claimer.forget(shard.batch_id, shard.held.record.n)
         self._state.shards.remove(shard)
         self._state.has_dropped = True

@@ -1,7 +1,7 @@
 """Chooses which shard to claim next, from the pool's open batches and what is known about their shards.
 
 Everything here is a hint that saves requests; only the conditional write decides whether a claim succeeds. A batch is
-read once, when its marker is new in the queue; a shard that another runner holds is not read again before it matters.
+read once, when its entry is new in the queue; a shard that another runner holds is not read again before it matters.
 """
 
 from collections import deque
@@ -17,14 +17,14 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, ShardState
 from batchfile.ledger.set_aside import PAUSE_S_MAX
 from batchfile.ledger.shards import Lease, claim, is_free
-from batchfile.runner.queues import Turns
-from batchfile.runner.state import RunnerState
+from batchfile.runner.queues import TenantRotation
+from batchfile.runner.state import SharedState
 from batchfile.store.base import Entry
 
 log = structlog.get_logger()
 
 RELIST_S = 5.0  # a batch without a free shard is looked at again after this
-QUEUE_LIST_S = 15.0  # how often the queue is listed while it has markers
+QUEUE_LIST_S = 15.0  # how often the queue is listed while it has entries
 QUEUE_IDLE_S = 120.0  # and while it has none and no change is notified
 NOTIFICATION_S = 1.0
 LISTING_IN_READS = 12  # a listing costs as much as this many reads on AWS; with fewer shards it would save nothing
@@ -39,9 +39,10 @@ UNCHECKED_MAX = 64  # a batch with more requests that wait for their schemas is 
 class BatchView:
     """One open batch as this runner knows it. Times are monotonic.
 
-    `members`: the pool's shards. `settled`: those known to be done, closed or held by us. `elsewhere`: those that other
-    runners hold, and when to read each again. `todo`: what to try next, last element first. `look_at`: when there may
-    be something to try again. `has_held`: we held a shard of it. `is_ending`: one of its shards was found closed.
+    `members`: the pool's shards. `ruled_out`: those known to be done, closed or held by us. `elsewhere`: those that
+    other runners hold, and when to read each again. `todo`: what to try next, last element first. `look_at`: when
+    there may be something to try again. `has_held`: we held a shard of it. `is_ending`: one of its shards was found
+    closed.
     """
 
     batch: BatchRecord
@@ -49,39 +50,39 @@ class BatchView:
     priority: int
     members: list[int]
     todo: list[int] = field(default_factory=list)
-    settled: set[int] = field(default_factory=set)
+    ruled_out: set[int] = field(default_factory=set)
     elsewhere: dict[int, float] = field(default_factory=dict)
     look_at: float = float("-inf")
     has_held: bool = False
     is_ending: bool = False
 
     @property
-    def num_unsettled(self) -> int:
-        return len(self.members) - len(self.settled)
+    def num_left(self) -> int:
+        return len(self.members) - len(self.ruled_out)
 
     @property
     def num_unclaimed(self) -> int:
         """Shards that no runner is known to hold."""
-        return self.num_unsettled - len(self.elsewhere)
+        return self.num_left - len(self.elsewhere)
 
-    def settle(self, n: int) -> None:
-        self.settled.add(n)
+    def rule_out(self, n: int) -> None:
+        self.ruled_out.add(n)
         self.elsewhere.pop(n, None)
 
 
-class Claims:
+class Claimer:
     """Claims for one pool; or for the batch `only`, in input order, since this runner is then the only one.
 
     A batch that cannot be read or claimed from is set aside, and the others continue.
     """
 
-    def __init__(self, state: RunnerState) -> None:
+    def __init__(self, state: SharedState) -> None:
         self._state = state
         self._ledger, self._aside = state.ledger, state.aside
         self._pool, self._only = state.options.pool, state.options.only
-        self._turns = Turns(state.ledger.rng)
+        self._rotation = TenantRotation(state.ledger.rng)
         self._views: dict[str, BatchView] = {}
-        self._new: deque[Entry] = deque()  # markers of batches that were not read yet, in the order of the queue
+        self._new: deque[Entry] = deque()  # entries of batches that were not read yet, in the order of the queue
         self._unread: set[str] = set()  # batches that could not be read the last time
         self._list_at = float("-inf")  # when to list the queue again, unless a change is notified before
         self._notification_asked_at = float("-inf")
@@ -91,11 +92,11 @@ class Claims:
         self._is_store_doubtful = False  # it did not answer for one batch: perhaps it is unavailable for all
 
     @property
-    def is_settled(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Was every shard of the batches in the queue done, closed or held by us at the last look?"""
         if not self._has_listed or self._new or self._unread:
             return False
-        return not any(view.num_unsettled for view in list(self._views.values()))
+        return not any(view.num_left for view in list(self._views.values()))
 
     @property
     def has_more(self) -> bool:
@@ -132,7 +133,7 @@ class Claims:
         """Shard `n` is no longer ours: it may have to be claimed again."""
         view = self._views.get(batch_id)
         if view is not None:
-            view.settled.discard(n)
+            view.ruled_out.discard(n)
             view.look_at = float("-inf")
 
     def renew(self, batch: BatchRecord) -> None:
@@ -154,7 +155,7 @@ class Claims:
         return [
             batch_id
             for batch_id, view in list(self._views.items())
-            if (view.num_unsettled == 0 or (view.has_held and view.num_unclaimed == 0))
+            if (view.num_left == 0 or (view.has_held and view.num_unclaimed == 0))
             and not self._state.is_working_on(batch_id)
         ]
 
@@ -166,7 +167,7 @@ class Claims:
         return [
             view
             for batch_id, view in list(self._views.items())
-            if (view.todo or (view.num_unsettled and view.look_at <= now))
+            if (view.todo or (view.num_left and view.look_at <= now))
             and not self._aside.left_s(batch_id)
             and self._state.unchecked.num_of(batch_id) <= UNCHECKED_MAX
         ]
@@ -181,7 +182,7 @@ class Claims:
             candidates = [view for view in candidates if view.num_unclaimed] or candidates
         if not candidates:
             return None
-        tenant = self._turns.take(view.batch.tenant for view in candidates)
+        tenant = self._rotation.take(view.batch.tenant for view in candidates)
         candidates = [view for view in candidates if view.batch.tenant == tenant]
         weights = [10 - view.priority for view in candidates]
         return self._ledger.rng.choices(candidates, weights)[0]
@@ -192,7 +193,7 @@ class Claims:
             if not view.todo:
                 now = self._state.now()
                 view.look_at = now + RELIST_S
-                view.todo = self._in_turn(view, now)
+                view.todo = self._order(view, now)
             return self._claim_in(view)
         except (BatchDamaged, StoreError) as error:
             if isinstance(error, BatchDamaged):
@@ -221,15 +222,15 @@ class Claims:
                 continue
             if isinstance(held, Lease):
                 self._state.arriving = view.batch.batch_id
-                view.settle(n)
+                view.rule_out(n)
                 view.has_held = True
                 return held
             self._note(view, n, held)
         return None
 
-    def _in_turn(self, view: BatchView, now: float) -> list[int]:
+    def _order(self, view: BatchView, now: float) -> list[int]:
         """Shards that may be free, the next one last. Those without a record go first, since no runner holds them."""
-        todo = [n for n in view.members if n not in view.settled and view.elsewhere.get(n, now) <= now]
+        todo = [n for n in view.members if n not in view.ruled_out and view.elsewhere.get(n, now) <= now]
         if self._only is not None:
             return todo[::-1]
         self._ledger.rng.shuffle(todo)
@@ -260,7 +261,7 @@ class Claims:
     def _note(self, view: BatchView, n: int, state: ShardState) -> None:
         """Shard `n` was found in this state, not free."""
         if state in {"done", "closed"}:
-            view.settle(n)
+            view.rule_out(n)
         else:
             again_s = self._ledger.limits.lease_ttl_s * HELD_ELSEWHERE_SHARE_OF_TTL
             view.elsewhere[n] = self._state.now() + again_s
@@ -291,12 +292,12 @@ class Claims:
 
     def _list_queue(self) -> None:
         queue = self._ledger.store.list(keys.queue_prefix(self._pool))
-        markers = {keys.queue_batch_id(entry.key): entry for entry in queue}
-        for batch_id in self._views.keys() - markers.keys():
+        entries = {keys.queue_batch_id(entry.key): entry for entry in queue}
+        for batch_id in self._views.keys() - entries.keys():
             self.drop(batch_id)
-        new = [batch_id for batch_id in markers if batch_id not in self._views]
+        new = [batch_id for batch_id in entries if batch_id not in self._views]
         self._unread = {batch_id for batch_id in new if self._aside.left_s(batch_id)}
-        self._new = deque(markers[batch_id] for batch_id in new if batch_id not in self._unread)
+        self._new = deque(entries[batch_id] for batch_id in new if batch_id not in self._unread)
         self._has_listed = True
 
     def _look_at_only(self, batch_id: str) -> None:
@@ -309,25 +310,25 @@ class Claims:
     def _look_at_new(self) -> None:
         """Read some of the batches that are new in the queue, several at once."""
         some = [self._new.popleft() for _ in range(min(NEW_AT_ONCE, len(self._new)))]
-        for marker, found in zip(some, in_order(self._ledger, self._read, some), strict=True):
-            batch_id = keys.queue_batch_id(marker.key)
+        for entry, found in zip(some, in_order(self._ledger, self._read, some), strict=True):
+            batch_id = keys.queue_batch_id(entry.key)
             if isinstance(found, BatchView):
                 self._views[batch_id] = found
             elif found is not None:
                 self._set_aside(batch_id, found)
 
-    def _read(self, marker: Entry) -> BatchView | BatchfileError | None:
-        """The batch of a marker, if it is open. Removes the marker of a batch that has ended or was never committed.
+    def _read(self, entry: Entry) -> BatchView | BatchfileError | None:
+        """The batch of a queue entry, if it is open. Removes the entry if the batch has ended or was never committed.
 
-        A marker without a batch may be a create in progress; ending batches are left to the janitor.
+        An entry without a batch may be a create in progress; ending batches are left to the janitor.
         """
         try:
-            batch = read_batch(self._ledger, keys.queue_batch_id(marker.key))
+            batch = read_batch(self._ledger, keys.queue_batch_id(entry.key))
             if batch is not None and batch.state == "open":
-                return self._view(batch, keys.queue_priority(marker.key))
-            is_old = self._ledger.clock.now() - marker.modified_at >= self._ledger.limits.abandoned_s
+                return self._view(batch, keys.queue_priority(entry.key))
+            is_old = self._ledger.clock.now() - entry.modified_at >= self._ledger.limits.abandoned_s
             if is_old if batch is None else batch.state == "ended":
-                self._ledger.store.delete(marker.key)
+                self._ledger.store.delete(entry.key)
         except (BatchDamaged, StoreError) as error:
             return error
         return None
@@ -336,7 +337,7 @@ class Claims:
         """Raises: BatchDamaged, StoreError."""
         plan = read_plan(self._ledger, batch)
         if self._pool not in plan.pools and set(plan.pools) - keys.SETTLED_POOLS:
-            raise BatchDamaged(f"{batch.batch_id}: its queue marker names pool {self._pool}, but its plan does not")
+            raise BatchDamaged(f"{batch.batch_id}: its queue entry names pool {self._pool}, but its plan does not")
         return BatchView(batch=batch, plan=plan, priority=priority, members=list(plan.pools.get(self._pool, {})))
 
     def _was_notified(self, now: float) -> bool:

@@ -7,7 +7,7 @@ import structlog
 from batchfile.engine.base import EngineFactory, EngineStats, Finished
 from batchfile.errors import EngineDead, SettingsError
 from batchfile.runner import answers
-from batchfile.runner.state import PendingRequest, RunnerState
+from batchfile.runner.state import PendingRequest, SharedState
 from batchfile.types import Failure
 
 log = structlog.get_logger()
@@ -55,7 +55,7 @@ def judge(in_flight: list[PendingRequest], *, was_alone: bool) -> Verdicts:
 class EngineHost:
     """One engine at a time, built and closed by the loop's thread."""
 
-    def __init__(self, state: RunnerState, factory: EngineFactory) -> None:
+    def __init__(self, state: SharedState, factory: EngineFactory) -> None:
         self._state = state
         self._factory = factory
 
@@ -99,7 +99,7 @@ class EngineHost:
         verdicts = judge(in_flight, was_alone=state.ready.is_alone_running)
         for item in verdicts.poison:
             state.in_flight[item.key] = item
-            answers.settle(state, Finished(item.key, _ENGINE_CRASH))
+            answers.complete(state, Finished(item.key, _ENGINE_CRASH))
         state.push(verdicts.again)
         for group in reversed(verdicts.alone):
             state.push(group, is_alone=True, is_next=True)

@@ -12,14 +12,14 @@ from batchfile.ledger import batches
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.long_work import LongWork
-from batchfile.runner.claimer import Claims
-from batchfile.runner.state import RunnerState
+from batchfile.runner.claimer import Claimer
+from batchfile.runner.state import SharedState
 
 log = structlog.get_logger()
 
 JANITOR_S = 15.0
-RETRY_S = 2.0  # before the second look at a batch that cannot end yet; doubles
-RETRY_S_MAX = 15.0
+LOOK_AGAIN_S = 2.0  # before the second look at a batch that cannot end yet; doubles
+LOOK_AGAIN_S_MAX = 15.0
 
 
 class Finalizer:
@@ -28,10 +28,10 @@ class Finalizer:
     Once the runner stops, an assembly stops at the next range; any process repeats it.
     """
 
-    def __init__(self, state: RunnerState, claims: Claims, long_work: LongWork) -> None:
+    def __init__(self, state: SharedState, claimer: Claimer, long_work: LongWork) -> None:
         self._state = state
         self._ledger, self._aside, self._options = state.ledger, state.aside, state.options
-        self._claims = claims
+        self._claimer = claimer
         self._long_work = long_work
         self._reader = StatusReader(state.ledger)
         self._janitor = Janitor(
@@ -48,14 +48,14 @@ class Finalizer:
     def tick(self) -> None:
         """Raises: BatchDamaged if the batch `only` will never end."""
         now, only = self._state.now(), self._options.only
-        candidates = self._claims.exhausted()
-        if only is not None and self._claims.has_looked and not self._claims.knows(only):
+        candidates = self._claimer.exhausted()
+        if only is not None and self._claimer.has_looked and not self._claimer.knows(only):
             candidates.append(only)  # another process ends it or has ended it, or it is gone
         looks, self._looks = self._looks, {}
         for batch_id in candidates:
-            at, wait_s = looks.get(batch_id, (now, RETRY_S / 2))
+            at, wait_s = looks.get(batch_id, (now, LOOK_AGAIN_S / 2))
             if at <= now:
-                wait_s = RETRY_S if only is not None else min(2 * wait_s, RETRY_S_MAX)
+                wait_s = LOOK_AGAIN_S if only is not None else min(2 * wait_s, LOOK_AGAIN_S_MAX)
                 at = now + wait_s
                 self._finish(batch_id)
             self._looks[batch_id] = (at, wait_s)
@@ -101,6 +101,6 @@ class Finalizer:
         if ended is not None and ended.state == "ended":
             if is_only:
                 state.ended = ended
-            self._claims.drop(batch_id)
+            self._claimer.drop(batch_id)
         elif ended is None and is_only and batches.read_batch(self._ledger, batch_id) is None:
             raise BatchDamaged(f"the batch {batch_id} was deleted while it ran")

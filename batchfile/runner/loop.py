@@ -13,7 +13,7 @@ from batchfile.errors import InvalidRequest
 from batchfile.ledger import lease
 from batchfile.runner import answers
 from batchfile.runner.prefetcher import is_full
-from batchfile.runner.state import ActiveShard, PendingRequest, RunnerState
+from batchfile.runner.state import ActiveShard, PendingRequest, SharedState
 from batchfile.types import Failure
 
 log = structlog.get_logger()
@@ -30,14 +30,14 @@ class _Parked:
 
 
 class Loop:
-    def __init__(self, state: RunnerState) -> None:
+    def __init__(self, state: SharedState) -> None:
         self._state = state
         self._calls = state.calls["loop"]
         self._fills_since: float | None = None
         self._parked: list[_Parked] = []
 
-    def turn(self, engine: Engine) -> bool:
-        """Do one turn. False: idle. Raises: EngineDead."""
+    def step(self, engine: Engine) -> bool:
+        """Do one step. False: idle. Raises: EngineDead."""
         state = self._state
         self._abort_dropped(engine)
         answers.take_checked(state)
@@ -47,11 +47,11 @@ class Loop:
             state.steps.ended_at = None
             return False
         for finished in self._step(engine):
-            answers.settle(state, finished)
+            answers.complete(state, finished)
         return True
 
     def wait(self, timeout_s: float) -> None:
-        """Wait after an idle turn until there may be something to do, at most `timeout_s`."""
+        """Wait after an idle step until there may be something to do, at most `timeout_s`."""
         state = self._state
         with state.changed:
             is_held = self._fills_since is not None or self._parked or state.is_stopping
@@ -106,7 +106,7 @@ class Loop:
         try:
             engine.add(item.key, item.prepared)
         except InvalidRequest as error:
-            answers.settle(state, Finished(item.key, Failure(type=error.type, message=str(error))))
+            answers.complete(state, Finished(item.key, Failure(type=error.type, message=str(error))))
         finally:
             self._calls.leave()
 

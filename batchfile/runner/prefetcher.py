@@ -28,11 +28,11 @@ from batchfile.lines import custom_id_of, parse_request
 from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.framing import iter_lines
 from batchfile.routing import route
-from batchfile.runner.claimer import Claims
+from batchfile.runner.claimer import Claimer
 from batchfile.runner.output_schema import output_schema_of, own_schema
 from batchfile.runner.preparer import fail, make_ready
-from batchfile.runner.queues import Turns
-from batchfile.runner.state import ActiveShard, Job, PendingRequest, RunnerState
+from batchfile.runner.queues import TenantRotation
+from batchfile.runner.state import ActiveShard, Job, PendingRequest, SharedState
 from batchfile.types import Failure, Request
 
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ class OwnLine(NamedTuple):
     read: Envelope | Request | None
 
 
-def is_full(state: RunnerState) -> bool:
+def is_full(state: SharedState) -> bool:
     """Is the ready queue full for now?"""
     info, ready = state.info, state.ready
     low_water = 1 if info is None else info.num_slots * WINDOW_SLOTS + info.max_in_flight
@@ -71,11 +71,11 @@ def is_full(state: RunnerState) -> bool:
 
 
 class Prefetcher:
-    def __init__(self, state: RunnerState, claims: Claims) -> None:
+    def __init__(self, state: SharedState, claimer: Claimer) -> None:
         self._state = state
         self._ledger = state.ledger
-        self._claims = claims
-        self._bisect_turns = Turns(state.ledger.rng)
+        self._claimer = claimer
+        self._bisect_rotation = TenantRotation(state.ledger.rng)
         self._keys = count(1)
 
     def tick(self) -> bool:
@@ -89,8 +89,8 @@ class Prefetcher:
             return False
         state.is_claiming = True
         try:
-            held = self._claims.next()
-            has_more = held is not None or self._claims.has_more
+            held = self._claimer.next()
+            has_more = held is not None or self._claimer.has_more
             with state.changed:
                 state.ready.set_ended(not has_more)
                 state.changed.notify_all()
@@ -221,7 +221,7 @@ class Prefetcher:
                 shard.num_bisect_left, wanted = len(bisect_set), bitmaps.of(bisect_set)
         if wanted:
             log.warning(
-                "trial.started", shard=held.record.n, lines=wanted.bit_count(), crash_count=held.record.crash_count
+                "bisect.started", shard=held.record.n, lines=wanted.bit_count(), crash_count=held.record.crash_count
             )
             self._push(shard, wanted, is_alone=shard.is_bisecting)
 
@@ -238,7 +238,7 @@ class Prefetcher:
         ]
         if not bisects or any(shard.num_bisect_left > 0 for shard in bisects):
             return False
-        tenant = self._bisect_turns.take(shard.held.batch.tenant for shard in bisects)
+        tenant = self._bisect_rotation.take(shard.held.batch.tenant for shard in bisects)
         of_tenant = [shard for shard in bisects if shard.held.batch.tenant == tenant]
         self._start(max(of_tenant, key=lambda shard: shard.held.record.crash_count))
         return True
@@ -256,15 +256,15 @@ class Prefetcher:
                 return self._put_back(shard, error)
             renewed = repin(self._ledger, batch)
             if renewed is not None:
-                self._claims.renew(renewed)
+                self._claimer.renew(renewed)
                 return self._state.give_back(shard)
             log.error("input.changed", batch_id=batch.batch_id, error=str(error))
             batches.end(self._ledger, batch.batch_id, "input_changed", str(error))
         except (StoreError, BatchDamaged) as refusal:
             return self._put_back(shard, refusal)
         shard.is_closed = shard.is_dropped = True
-        self._claims.drop(batch.batch_id)
-        return self._claims.look_again()
+        self._claimer.drop(batch.batch_id)
+        return self._claimer.look_again()
 
 
 def _routed(line: bytes, batch: BatchRecord) -> tuple[str | None, Envelope | Request | None]:

@@ -1,6 +1,6 @@
 """Prepares requests for the engine: when they are prefetched, for another attempt, or once their schema is compiled.
 
-Functions over the runner's state. `thread` is the calling thread's name in `RunnerState.calls`.
+Functions over the runner's state. `thread` is the calling thread's name in `SharedState.calls`.
 """
 
 from dataclasses import replace
@@ -10,11 +10,11 @@ from batchfile.errors import InvalidRequest
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.runner.output_schema import unguided
 from batchfile.runner.queues import FairQueue
-from batchfile.runner.state import ActiveShard, Job, RunnerState
+from batchfile.runner.state import ActiveShard, Job, SharedState
 from batchfile.types import Failure
 
 
-def prepare_next(state: RunnerState, queue: FairQueue[Job], thread: str) -> bool:
+def prepare_next(state: SharedState, queue: FairQueue[Job], thread: str) -> bool:
     """Prepare one request of `state.attempts` or `state.unchecked`; False: none waits.
 
     Each queue has its own thread: the prefetcher may wait for the store, and a schema may take a minute.
@@ -29,10 +29,10 @@ def prepare_next(state: RunnerState, queue: FairQueue[Job], thread: str) -> bool
     return True
 
 
-def make_ready(state: RunnerState, job: Job, thread: str) -> bool:
+def make_ready(state: SharedState, job: Job, thread: str) -> bool:
     """Prepare a request, unguided if the engine rejects the batch's schema.
 
-    False: it now waits for its schema, or it was rejected and is settled.
+    False: it now waits for its schema, or it was rejected, and is finished.
     """
     item, request, output_schema = job.item, job.request, job.item.shard.output_schema
     try:
@@ -53,7 +53,7 @@ def make_ready(state: RunnerState, job: Job, thread: str) -> bool:
     return True
 
 
-def prepare(state: RunnerState, job: Job, thread: str) -> Prepared:
+def prepare(state: SharedState, job: Job, thread: str) -> Prepared:
     """Raises: InvalidRequest; SchemaUnchecked, on a thread that must not wait for a schema."""
     assert state.engine is not None
     calls = state.calls[thread]
@@ -70,9 +70,9 @@ def prepare(state: RunnerState, job: Job, thread: str) -> Prepared:
 
 
 def fail(
-    state: RunnerState, shard: ActiveShard, line: int, custom_id: str | None, error: InvalidRequest | Failure
+    state: SharedState, shard: ActiveShard, line: int, custom_id: str | None, error: InvalidRequest | Failure
 ) -> None:
-    """Settle a line as failed that the engine never gets."""
+    """Finish a line as failed that the engine never gets."""
     failure = error if isinstance(error, Failure) else Failure(type=error.type, message=str(error))
     with state.changed:
         state.stats.refused += 1

@@ -171,7 +171,7 @@ class FairQueue(Generic[J]):
             self.added.wait(timeout_s)
 
 
-class Turns:
+class TenantRotation:
     """Whose turn it is: of the tenants with something to do here, the one that has waited longest.
 
     Each runner takes turns by itself and remembers nothing beyond its process. So each of `n` tenants gets every n-th

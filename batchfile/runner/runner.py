@@ -1,6 +1,6 @@
 """The runner: one process with one engine and one loop.
 
-Seven threads work around the loop (`loop.py`), all on one `RunnerState`: the prefetcher (claims and prefetches), the
+Seven threads work around the loop (`loop.py`), all on one `SharedState`: the prefetcher (claims and prefetches), the
 preparer (further attempts), the compiler (requests that wait for their schemas), the checker (slow checks of answers),
 the checkpointer, the finalizer (ends batches) and the janitor. The watchdog watches them. The engine never waits for
 the store and never drains between shards.
@@ -21,13 +21,13 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.long_work import LongWork
 from batchfile.runner.answers import check_next
 from batchfile.runner.checkpointer import Checkpointer
-from batchfile.runner.claimer import Claims
+from batchfile.runner.claimer import Claimer
 from batchfile.runner.engine_host import EngineHost
 from batchfile.runner.finalizer import Finalizer
 from batchfile.runner.loop import Loop
 from batchfile.runner.prefetcher import Prefetcher
 from batchfile.runner.preparer import prepare_next
-from batchfile.runner.state import RunnerOptions, RunnerState
+from batchfile.runner.state import RunnerOptions, SharedState
 from batchfile.runner.stats import RunnerStats
 from batchfile.runner.watchdog import TICK_S, Watchdog, end_stuck
 from batchfile.schemas.check import CheckProcess
@@ -67,16 +67,16 @@ class Runner:
     def __init__(self, ledger: Ledger, engine_factory: EngineFactory, options: RunnerOptions) -> None:
         self.on_stuck: Callable[[str], NoReturn] = end_stuck
         self._ledger = ledger
-        self._state = state = RunnerState(ledger, options)
-        self._claims = Claims(state)
+        self._state = state = SharedState(ledger, options)
+        self._claimer = Claimer(state)
         self._engine_host = EngineHost(state, engine_factory)
         self._loop = Loop(state)
-        self._prefetcher = Prefetcher(state, self._claims)
-        self._checkpointer = Checkpointer(state, self._claims)
+        self._prefetcher = Prefetcher(state, self._claimer)
+        self._checkpointer = Checkpointer(state, self._claimer)
         is_local = options.only is not None
         # With a single batch, no other batch waits for it.
         self._long_work = LongWork(ledger, options.runner_id, num_threads=0 if is_local else 1, aside=state.aside)
-        self._finalizer = Finalizer(state, self._claims, self._long_work)
+        self._finalizer = Finalizer(state, self._claimer, self._long_work)
         self._check_process = CheckProcess()
         self._refusals = _Refusals(ledger.clock, is_local=is_local)
         self._stopped_at: float | None = None
@@ -98,7 +98,7 @@ class Runner:
                 threads = self._start_threads()
                 try:
                     while not self._is_over():
-                        if not self._turn():
+                        if not self._step():
                             self._loop.wait(IDLE_WAIT_S)
                 finally:
                     self._wind_down(threads)
@@ -160,7 +160,7 @@ class Runner:
     def is_drained(self) -> bool:
         """Idle, and this pool has no shard left in any batch that was open at the last look."""
         # The order matters: a shard that is claimed in between is seen by one of the later checks.
-        return self._claims.is_settled and not self._state.is_claiming and self.is_idle
+        return self._claimer.is_exhausted and not self._state.is_claiming and self.is_idle
 
     def shards_held(self, num_max: int) -> tuple[str, ...]:
         """As `batch_id/n`."""
@@ -179,11 +179,11 @@ class Runner:
         """For how long the endpoint has been down; 0 while it is up, or only pauses for a moment."""
         return self._engine_host.down_s
 
-    def _turn(self) -> bool:
-        """One turn of the loop; replaces an engine that crashes. False: idle."""
+    def _step(self) -> bool:
+        """One step of the loop; replaces an engine that crashes. False: idle."""
         assert self._state.engine is not None
         try:
-            return self._loop.turn(self._state.engine)
+            return self._loop.step(self._state.engine)
         except EngineDead as error:
             self._engine_host.replace(error)
             return True

@@ -159,7 +159,7 @@ class Calls:
         self.item = None
 
 
-class RunnerState:
+class SharedState:
     """What the parts of a runner work on. Each part is a set of functions or a class over it; none calls another back.
 
     One lock guards it: `changed` and the `added` of each queue are its conditions. Rules:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import structlog
 
-from batchfile.runner.state import Calls, PendingRequest, RunnerState
+from batchfile.runner.state import Calls, PendingRequest, SharedState
 
 log = structlog.get_logger()
 
@@ -34,7 +34,7 @@ class _Watch:
 class Watchdog:
     """Watches the calls of all threads, `state.calls`."""
 
-    def __init__(self, state: RunnerState, *, tick_s: float = TICK_S) -> None:
+    def __init__(self, state: SharedState, *, tick_s: float = TICK_S) -> None:
         self._state = state
         self._watches = [_Watch(calls) for calls in state.calls.values()]
         self._tick_s = tick_s

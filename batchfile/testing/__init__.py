@@ -60,7 +60,7 @@ def run_alone(runner: Runner, until: Callable[[], bool] = lambda: False) -> Batc
             try:
                 while any(job() for job in jobs):
                     pass
-                if not runner._turn():
+                if not runner._step():
                     clock.sleep(IDLE_WAIT_S)
                 runner._checkpointer.tick()
                 runner._finalizer.tick()

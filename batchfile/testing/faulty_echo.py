@@ -1,6 +1,6 @@
 """An echo engine that fails on purpose, for tests, also with real processes.
 
-A variable BATCHFILE_ECHO_POISON, _HANG, _KILL, _REFUSE, _MISFITS or _EXECUTIONS makes `--engine echo` use it.
+A variable BATCHFILE_ECHO_POISON, _HANG, _KILL, _REFUSE, _SCHEMA_MISMATCHES or _EXECUTIONS makes `--engine echo` use it.
 """
 
 import os
@@ -48,7 +48,7 @@ class EchoFaults:
             kill=env.get(PREFIX + "KILL") or None,
             refuse=env.get(PREFIX + "REFUSE") or None,
             executions_path=env.get(PREFIX + "EXECUTIONS") or None,
-            schema_mismatches=int(env.get(PREFIX + "MISFITS") or 0),
+            schema_mismatches=int(env.get(PREFIX + "SCHEMA_MISMATCHES") or 0),
         )
 
 

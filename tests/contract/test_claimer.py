@@ -16,8 +16,8 @@ from batchfile.ledger.batches import Planned
 from batchfile.ledger.keys import input_key
 from batchfile.ledger.shards import Lease
 from batchfile.plan.planner import plan_input
-from batchfile.runner.claimer import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claims
-from batchfile.runner.state import ActiveShard, RunnerOptions, RunnerState
+from batchfile.runner.claimer import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claimer
+from batchfile.runner.state import ActiveShard, RunnerOptions, SharedState
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
@@ -49,30 +49,30 @@ class World:
             draft = batches.Draft(batch_id=batch_id, routing=POOLS, defaults=Defaults(), priority=priority)
             batches.create(self.ledger, draft, self.planned)
 
-    def claims(self, runner_id: str = "r") -> Claims:
-        self.state = RunnerState(self.ledger, RunnerOptions(runner_id=runner_id, pool=POOL))
-        return Claims(self.state)
+    def claimer(self, runner_id: str = "r") -> Claimer:
+        self.state = SharedState(self.ledger, RunnerOptions(runner_id=runner_id, pool=POOL))
+        return Claimer(self.state)
 
     def num_requests(self, verb: str | None = None) -> int:
         return sum(figure.num for call, figure in self.store.figures().items() if verb in {None, call.verb})
 
 
-def every(claims: Claims) -> Iterator[Lease]:
+def every(claimer: Claimer) -> Iterator[Lease]:
     """All that is free now."""
     while True:
-        held = claims.next()
+        held = claimer.next()
         if held is not None:
             yield held
-        elif not claims.has_more:
+        elif not claimer.has_more:
             return
 
 
 def test_a_runner_that_comes_late_claims_what_nobody_holds_first() -> None:
     world = World(NUM_SHARDS)
     world.create("b")
-    assert len(list(islice(every(world.claims("early")), NUM_SHARDS - 3))) == NUM_SHARDS - 3
+    assert len(list(islice(every(world.claimer("early")), NUM_SHARDS - 3))) == NUM_SHARDS - 3
 
-    late = world.claims("late")
+    late = world.claimer("late")
     before = world.num_requests()
     assert late.next() is not None
     spent = world.num_requests() - before
@@ -84,14 +84,14 @@ def test_the_first_shard_of_many_batches_is_claimed_before_most_of_them_are_read
     world = World(num_shards=3)
     world.create(*(f"b{n:03}" for n in range(500)))
     before = world.num_requests()
-    assert world.claims().next() is not None
+    assert world.claimer().next() is not None
     assert world.num_requests() - before <= 2 * NEW_AT_ONCE + 8
 
 
 def test_every_open_batch_is_read_and_gets_its_turn() -> None:
     world = World(num_shards=3)
     world.create(*(f"b{n:03}" for n in range(200)))
-    held = Counter(held.batch.batch_id for held in every(world.claims()))
+    held = Counter(held.batch.batch_id for held in every(world.claimer()))
     assert len(held) == 200
     assert set(held.values()) == {3}
 
@@ -99,12 +99,12 @@ def test_every_open_batch_is_read_and_gets_its_turn() -> None:
 def test_a_batch_that_is_known_is_not_read_again() -> None:
     world = World(num_shards=3)
     world.create(*(f"b{n:03}" for n in range(100)))
-    claims = world.claims()
-    assert len(list(every(claims))) == 300
+    claimer = world.claimer()
+    assert len(list(every(claimer))) == 300
     before = world.num_requests()
     for _ in range(20):
         world.clock.sleep(QUEUE_LIST_S)
-        assert claims.next() is None
+        assert claimer.next() is None
     assert world.num_requests() - before == 40, "the change notification and the queue"
 
 
@@ -112,30 +112,30 @@ def test_the_queue_is_read_from_its_head() -> None:
     world = World(num_shards=1)
     world.create(*(f"late{n:03}" for n in range(100)))
     world.create("first", priority=0)
-    claims = world.claims()
-    assert claims.next() is not None
-    assert claims.knows("first")
-    assert not claims.knows("late099")
+    claimer = world.claimer()
+    assert claimer.next() is not None
+    assert claimer.knows("first")
+    assert not claimer.knows("late099")
 
 
 def test_a_batch_of_a_higher_priority_is_chosen_more_often() -> None:
     world = World(NUM_SHARDS)
     world.create("urgent", priority=0)
     world.create("patient", priority=9)
-    held = Counter(one.batch.batch_id for one in islice(every(world.claims()), 60))
+    held = Counter(one.batch.batch_id for one in islice(every(world.claimer()), 60))
     assert held["urgent"] > 4 * held["patient"]
 
 
 def test_a_new_batch_does_not_wait_for_a_look_at_all_that_others_hold() -> None:
     world = World(num_shards=20)
     world.create(*(f"b{n:03}" for n in range(300)))
-    assert sum(1 for _ in every(world.claims("other"))) == 6000
-    claims = world.claims("late")
-    assert list(every(claims)) == []
+    assert sum(1 for _ in every(world.claimer("other"))) == 6000
+    claimer = world.claimer("late")
+    assert list(every(claimer)) == []
     world.clock.sleep(world.ledger.limits.lease_ttl_s / 2)
     world.create("new")
     before = world.num_requests()
-    held = next(every(claims))
+    held = next(every(claimer))
     assert held.batch.batch_id == "new"
     assert world.num_requests() - before < 100
 
@@ -143,63 +143,63 @@ def test_a_new_batch_does_not_wait_for_a_look_at_all_that_others_hold() -> None:
 def test_what_others_hold_is_not_read_at_every_look() -> None:
     world = World(NUM_SHARDS)
     world.create("b")
-    other, claims = world.claims("other"), world.claims()
+    other, claimer = world.claimer("other"), world.claimer()
     assert len(list(every(other))) == NUM_SHARDS
-    assert list(every(claims)) == []
+    assert list(every(claimer)) == []
     before = world.num_requests("get")
     for _ in range(2):
         world.clock.sleep(RELIST_S)
-        assert list(every(claims)) == []
+        assert list(every(claimer)) == []
     assert world.num_requests("get") - before == 2, "the change notification"
 
 
 def test_a_shard_that_was_given_back_or_whose_lease_expired_is_claimed_again() -> None:
     world = World(num_shards=2)
     world.create("b")
-    given_back, kept = every(world.claims("other"))
-    claims = world.claims()
-    assert list(every(claims)) == []
+    given_back, kept = every(world.claimer("other"))
+    claimer = world.claimer()
+    assert list(every(claimer)) == []
     shards.release(world.ledger, given_back)
     world.clock.sleep(world.ledger.limits.lease_ttl_s / 6)
-    assert [held.record.n for held in every(claims)] == [given_back.record.n]
+    assert [held.record.n for held in every(claimer)] == [given_back.record.n]
     world.clock.sleep(world.ledger.limits.lease_ttl_s)
-    assert kept.record.n in {held.record.n for held in every(claims)}
+    assert kept.record.n in {held.record.n for held in every(claimer)}
 
 
 def test_of_a_batch_that_ends_nothing_more_is_claimed_or_read() -> None:
     world = World(num_shards=5)
     world.create("b", "other")
-    claims = world.claims()
-    assert claims.next() is not None
+    claimer = world.claimer()
+    assert claimer.next() is not None
     record = batches.end(world.ledger, "b", "canceled")
     assert record is not None
     ending.close_all(world.ledger, record, world.planned.plan)
-    assert {held.batch.batch_id for held in every(claims)} == {"other"}
-    assert not claims.knows("b")
+    assert {held.batch.batch_id for held in every(claimer)} == {"other"}
+    assert not claimer.knows("b")
     assert ending.finish(world.ledger, "b", runner="r") is not None
     world.clock.sleep(QUEUE_LIST_S)
-    assert list(every(claims)) == []
+    assert list(every(claimer)) == []
     assert [keys.queue_batch_id(entry.key) for entry in world.inner.list(keys.QUEUE_PREFIX)] == ["other"]
 
 
 def test_a_batch_is_perhaps_complete_once_nothing_of_it_is_free_or_in_work_here() -> None:
     world = World(num_shards=3)
     world.create("mine", "shared", "theirs")
-    other, claims = world.claims("other"), world.claims()
+    other, claimer = world.claimer("other"), world.claimer()
     held = list(every(other))
     assert {one.batch.batch_id for one in held} == {"mine", "shared", "theirs"}
     for one in held:
         if one.batch.batch_id == "mine" or (one.batch.batch_id == "shared" and one.record.n == 0):
             shards.release(world.ledger, one)
-    ours = list(every(claims))
+    ours = list(every(claimer))
     assert len(ours) == 4
     for one in ours:
         world.state.take_on(ActiveShard(held=one, left=1))
-    assert claims.exhausted() == []
+    assert claimer.exhausted() == []
     world.state.shards.clear()
-    assert sorted(claims.exhausted()) == ["mine", "shared"]
-    claims.forget("shared", 0)
-    assert claims.exhausted() == ["mine"]
+    assert sorted(claimer.exhausted()) == ["mine", "shared"]
+    claimer.forget("shared", 0)
+    assert claimer.exhausted() == ["mine"]
 
 
 def test_a_batch_that_can_not_be_read_now_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,10 +214,10 @@ def test_a_batch_that_can_not_be_read_now_holds_up_no_other(monkeypatch: pytest.
         return get(key)
 
     monkeypatch.setattr(world.inner, "get", refuse)
-    claims = world.claims()
-    assert {held.batch.batch_id for held in every(claims)} == {f"b{n}" for n in range(5)}
-    assert not claims.is_settled
+    claimer = world.claimer()
+    assert {held.batch.batch_id for held in every(claimer)} == {f"b{n}" for n in range(5)}
+    assert not claimer.is_exhausted
     monkeypatch.undo()
     world.clock.sleep(RELIST_S)
-    assert {held.batch.batch_id for held in every(claims)} == {"bad"}
-    assert claims.is_settled
+    assert {held.batch.batch_id for held in every(claimer)} == {"bad"}
+    assert claimer.is_exhausted

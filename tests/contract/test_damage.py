@@ -141,7 +141,7 @@ def test_counts_do_not_go_back_where_a_record_is_damaged_later() -> None:
     assert after.status.counts == before.status.counts
 
 
-def test_a_damaged_record_of_whose_turn_it_is_holds_up_nothing() -> None:
+def test_a_damaged_record_of_a_task_holds_up_nothing() -> None:
     world = World()
     world.create("b", 4)
     world.store.put(keys.assembly_key("b"), b"\0\0\0")

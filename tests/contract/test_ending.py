@@ -123,7 +123,7 @@ def test_a_cancel_writes_each_shard_once_and_reads_the_input_as_one_stream(num_i
     world.work(*range(0, NUM_SHARDS, 2))
     batches.end(world.ledger, BATCH, "canceled")
     spent = world.finish()
-    # A record for each shard that had none, the turn and the end.
+    # A record for each shard that had none, the task and the end.
     assert spent("put") == NUM_SHARDS / 2 + 2
     assert spent("put", "refused") == 0
     assert set(of(world.inner.reads, "/shards/").values()) == {1}
@@ -206,7 +206,7 @@ def test_who_comes_second_removes_what_it_made_and_nothing_else(monkeypatch: pyt
     commit = ending._commit_end
 
     def late(ledger: Ledger, *given: object) -> BatchRecord | None:
-        """Paused beyond its turn, before its end is written."""
+        """Paused beyond its lease, before its end is written."""
         monkeypatch.undo()
         world.clock.sleep(ledger.limits.lease_ttl_s + 1)
         assert ending.finish(world.ledger, BATCH, runner="second") is not None

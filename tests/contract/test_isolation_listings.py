@@ -17,8 +17,8 @@ from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches, idempotency, keys, retention
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import read_presence, read_scale, write_presence
-from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.heartbeats import read_heartbeats, read_scale, write_heartbeat
+from batchfile.ledger.records import HeartbeatRecord
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.status import StatusReader
 from batchfile.plan.planner import plan_input
@@ -215,16 +215,16 @@ def test_a_sweep_stops_where_nothing_is_answered() -> None:
 def test_a_runner_whose_document_is_ill_hides_no_other(answer: Answer) -> None:
     world = World()
     for name in ("r1", "r2", "r3"):
-        write_presence(world.ledger, presence(name))
+        write_heartbeat(world.ledger, presence(name))
     world.store.ills = [Ill(pattern="runners/*r2*", answer=answer)]
-    assert [record.runner_id for record in read_presence(world.ledger)] == ["r1", "r3"]
+    assert [record.runner_id for record in read_heartbeats(world.ledger)] == ["r1", "r3"]
     world.store.ills = [Ill(pattern="runners/*r*", answer=answer)]
     with pytest.raises(StoreError):
-        read_presence(world.ledger)
+        read_heartbeats(world.ledger)
 
 
-def presence(name: str) -> PresenceRecord:
-    return PresenceRecord(
+def presence(name: str) -> HeartbeatRecord:
+    return HeartbeatRecord(
         pool="local",
         runner_id=name,
         model="m",

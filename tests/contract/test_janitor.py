@@ -14,8 +14,8 @@ from batchfile.inbox.scan import Inbox
 from batchfile.janitor import RELOOK_S, Janitor
 from batchfile.ledger import batches, ending, keys, retention, shards
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import write_presence
-from batchfile.ledger.records import BatchRecord, PresenceRecord
+from batchfile.ledger.heartbeats import write_heartbeat
+from batchfile.ledger.records import BatchRecord, HeartbeatRecord
 from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine
 from batchfile.plan.planner import plan_input
@@ -275,16 +275,16 @@ def test_one_tick_looks_at_a_bounded_number_and_the_next_goes_on() -> None:
 
 def test_what_belongs_to_no_batch_is_swept_once_an_hour() -> None:
     world = World()
-    record = PresenceRecord(pool="mistral", runner_id="r", model="m", engine="echo", state="running", started_at=0.0)
-    write_presence(world.ledger, record)
+    record = HeartbeatRecord(pool="mistral", runner_id="r", model="m", engine="echo", state="running", started_at=0.0)
+    write_heartbeat(world.ledger, record)
     world.tick()
     world.clock.sleep(25 * 3600.0)
-    write_presence(world.ledger, PresenceRecord(**{**_fields(record), "runner_id": "new"}))
+    write_heartbeat(world.ledger, HeartbeatRecord(**{**_fields(record), "runner_id": "new"}))
     world.tick()
     assert [entry.key for entry in world.store.list("runners/")] == [keys.presence_key("mistral", "new")]
 
 
-def _fields(record: PresenceRecord) -> dict[str, object]:
+def _fields(record: HeartbeatRecord) -> dict[str, object]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 

@@ -75,7 +75,7 @@ def test_who_comes_late_to_the_end_of_a_batch_does_not_look_for_its_parts(monkey
     get = world.store.get
 
     def end_first(key: str) -> Object | None:
-        """Before the late one takes its turn, another has ended the batch, and its lease on that has expired."""
+        """Before the late one claims its task, another has ended the batch, and its lease on that has expired."""
         if key == assembly_key(BATCH):
             monkeypatch.setattr(world.store, "get", get)
             assert ending.finish(world.ledger, BATCH, runner="r2") is not None
@@ -95,8 +95,8 @@ def test_a_turn_ends_although_the_answer_to_its_last_beat_was_lost(monkeypatch: 
     world = World()
     world.create([line(0)])
     key = assembly_key(BATCH)
-    turn = shards.claim_task(world.ledger, world.batch, key, "_assembly", runner="r1")
-    assert turn is not None
+    task = shards.claim_task(world.ledger, world.batch, key, "_assembly", runner="r1")
+    assert task is not None
     put = world.store.put
 
     def put_and_fall_silent(*args: Any, **options: Any) -> str:
@@ -109,9 +109,9 @@ def test_a_turn_ends_although_the_answer_to_its_last_beat_was_lost(monkeypatch: 
 
     monkeypatch.setattr(world.store, "put", put_and_fall_silent)
     world.clock.sleep(world.ledger.limits.checkpoint_s)
-    shards.beat(world.ledger, turn)
+    shards.beat(world.ledger, task)
     monkeypatch.undo()
-    shards.finish(world.ledger, turn)
+    shards.finish(world.ledger, task)
     found = load(world.ledger, key, ShardRecord)
     assert found is not None
     assert found.record.state == "done"

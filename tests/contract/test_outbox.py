@@ -16,8 +16,8 @@ from batchfile.engine.open import engine_factory
 from batchfile.inbox import outbox
 from batchfile.inbox.keys import INBOX_PREFIX, outbox_key, outbox_turn_key
 from batchfile.ledger import batches
-from batchfile.ledger.heartbeats import write_presence
-from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.heartbeats import write_heartbeat
+from batchfile.ledger.records import HeartbeatRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.testing import run_alone
 from batchfile.types import Counts, Usage
@@ -191,10 +191,10 @@ def test_results_come_as_parquet_too_when_that_is_asked_for(world: World) -> Non
 
 
 def test_a_receipt_names_the_pools_their_models_and_what_ran_them(world: World) -> None:
-    told = PresenceRecord(
+    told = HeartbeatRecord(
         pool="mistral", runner_id="r", model="org/m", engine="vllm", engine_version="9.9", state="idle", started_at=1.0
     )
-    write_presence(world.ledger, told)
+    write_heartbeat(world.ledger, told)
     world.drop("mistral/a.jsonl", native("a"), b"rubbish\n")
     world.janitor.tick()
     world.run(world.only())

@@ -27,8 +27,8 @@ from batchfile.janitor import Janitor
 from batchfile.ledger import idempotency, retention
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import write_presence
-from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.heartbeats import write_heartbeat
+from batchfile.ledger.records import HeartbeatRecord
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.base import Store, WrappedStore, Writer
 from batchfile.store.conformance import PREFIX as PROOF_PREFIX
@@ -211,8 +211,8 @@ def test_the_policy_of_a_role_is_enough_to_prove_the_store(role: str) -> None:
 
 def test_a_runner_may_announce_itself_and_sweep_what_others_left() -> None:
     world = World("runner")
-    told = PresenceRecord(pool="mistral", runner_id="r", model="m", engine="echo", state="idle", started_at=1.0)
-    write_presence(world.ledger, told)
+    told = HeartbeatRecord(pool="mistral", runner_id="r", model="m", engine="echo", state="idle", started_at=1.0)
+    write_heartbeat(world.ledger, told)
     leave_files(Ledger(store=world.bucket, clock=world.clock))
     world.clock.sleep(40 * 86400.0)
     world.reconcile()

@@ -11,13 +11,13 @@ from batchfile.errors import StoreUnavailable
 from batchfile.ledger import batches, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.heartbeats import read_heartbeats
 from batchfile.ledger.records import ShardRecord
 from batchfile.plan.planner import plan_input
 from batchfile.runner.checkpointer import AWAY_S_MAX, Checkpointer
-from batchfile.runner.claimer import Claims
+from batchfile.runner.claimer import Claimer
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.state import ActiveShard, RunnerState
+from batchfile.runner.state import ActiveShard, SharedState
 from batchfile.store.base import Object
 from batchfile.store.memory import MemoryStore
 from batchfile.types import Defaults, RoutingTable
@@ -74,12 +74,12 @@ def checkpointer(ledger: Ledger) -> Checkpointer:
     ledger.store.put(keys.input_key("b", "n"), "\n".join(rows).encode())
     planned = plan_input(ledger, "b", keys.input_key("b", "n"), routing=routing)
     batch = batches.create(ledger, batches.Draft(batch_id="b", routing=routing, defaults=Defaults()), planned)
-    state = RunnerState(ledger, RunnerOptions(runner_id="r", pool="local"))
+    state = SharedState(ledger, RunnerOptions(runner_id="r", pool="local"))
     for n in range(NUM_SHARDS):
         held = shards.claim(ledger, batch, planned.plan, "local", n, runner="r")
         assert isinstance(held, shards.Lease)
         state.shards.append(ActiveShard(held=held, left=32))
-    return Checkpointer(state, Claims(state))
+    return Checkpointer(state, Claimer(state))
 
 
 def states(ledger: Ledger) -> set[str]:
@@ -125,11 +125,11 @@ def test_a_runner_takes_its_presence_away_only_where_its_store_answered_it_last(
     who = Identity(pool="mistral", runner_id="m-1", model="org/m", engine="echo", host="h", started_at=5.0)
     announcer = Heartbeat(ledger, runner, who)
     announcer.tick()
-    assert len(read_presence(ledger)) == 1
+    assert len(read_heartbeats(ledger)) == 1
     store.away_until = float("inf") if is_away else float("-inf")
     runner.stop()  # another state, which is told at once
     announcer.tick()
     announcer.leave()
     assert store.num_failures == is_away
     store.away_until = float("-inf")
-    assert len(read_presence(ledger)) == is_away
+    assert len(read_heartbeats(ledger)) == is_away

@@ -124,7 +124,7 @@ class Unwilling(Recorder):
         return [Finished(one.key, refused) for one in super().step()]
 
 
-def test_a_refusal_is_no_misfit_it_fails_at_once_and_says_why() -> None:
+def test_a_refusal_is_no_mismatch_it_fails_at_once_and_says_why() -> None:
     engine = Unwilling()
     runner, rows = answers(["one two three"], lambda: engine)
     assert rows[0]["error"] == {"type": "refusal", "message": "The model refused to answer: I cannot."}

@@ -24,7 +24,7 @@ from batchfile.runner import runner as runner_module
 from batchfile.runner.answers import check_next
 from batchfile.runner.output_schema import Demand
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.state import Answer, RunnerState
+from batchfile.runner.state import Answer, SharedState
 from batchfile.schemas import check as check_module
 from batchfile.schemas.check import CheckProcess
 from batchfile.schemas.rules import Verdict
@@ -172,7 +172,7 @@ def test_batches_take_turns_at_being_checked() -> None:
             return Verdict("fits")
 
     clock = ManualClock()
-    state = RunnerState(Ledger(store=MemoryStore(clock), clock=clock), RunnerOptions(runner_id="r", pool="p"))
+    state = SharedState(Ledger(store=MemoryStore(clock), clock=clock), RunnerOptions(runner_id="r", pool="p"))
     for name in ("a", "a", "a", "b", "c", "b"):
         state.to_check.add(waiting_answer(name))
     while check_next(state, Noting()):

@@ -12,8 +12,8 @@ from batchfile.errors import BatchDamaged
 from batchfile.ledger import batches, ending, keys, retention, shards, status
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batch_status import PoolProgress
-from batchfile.ledger.heartbeats import Scale, read_scale, write_presence
-from batchfile.ledger.records import BatchRecord, PresenceRecord
+from batchfile.ledger.heartbeats import Scale, read_scale, write_heartbeat
+from batchfile.ledger.records import BatchRecord, HeartbeatRecord
 from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.lines.formats.stage import processing_status
@@ -228,8 +228,8 @@ def test_scale_adds_up_what_a_pool_has_left_in_its_open_batches() -> None:
     batches.end(world.ledger, "canceled", "canceled")
     world.answer(world.claim("a", "mistral", 0), 1, 2, 3)
     world.answer(world.claim("a", "mistral", 1), 1)
-    alive = PresenceRecord(pool="mistral", runner_id="r1", model="m", engine="echo", state="running", started_at=0.0)
-    write_presence(world.ledger, alive)
+    alive = HeartbeatRecord(pool="mistral", runner_id="r1", model="m", engine="echo", state="running", started_at=0.0)
+    write_heartbeat(world.ledger, alive)
     assert read_scale(world.reader, "mistral") == Scale(
         pool="mistral",
         pending_shards=2 + 2,

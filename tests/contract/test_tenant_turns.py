@@ -16,9 +16,9 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
 from batchfile.ledger.shards import Lease
 from batchfile.plan.planner import plan_input
-from batchfile.runner.claimer import Claims
+from batchfile.runner.claimer import Claimer
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.state import RunnerState
+from batchfile.runner.state import SharedState
 from batchfile.store.memory import MemoryStore
 from batchfile.testing import run_alone
 from batchfile.types import Defaults, RoutingTable
@@ -49,8 +49,8 @@ def create(ledger: Ledger, tenant: str, *, num_batches: int, num_shards: int, pr
 
 
 def claimed(ledger: Ledger, runner_id: str = "r") -> Iterator[Lease]:
-    claims = Claims(RunnerState(ledger, RunnerOptions(runner_id=runner_id, pool=POOL)))
-    while (held := claims.next()) is not None or claims.has_more:
+    claimer = Claimer(SharedState(ledger, RunnerOptions(runner_id=runner_id, pool=POOL)))
+    while (held := claimer.next()) is not None or claimer.has_more:
         if held is not None:
             yield held
 

@@ -18,7 +18,7 @@ import pytest
 
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.heartbeats import read_heartbeats
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.planner import plan_input
 from batchfile.store.directory import DirectoryStore
@@ -92,7 +92,7 @@ def test_a_fleet_with_real_vllm_outlives_a_killed_child_and_leaves_nothing(tmp_p
         fleet = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=file)
     seen: list[psutil.Process] = []
     try:
-        until(fleet, log, lambda: [p for p in read_presence(ledger) if p.state == "loading"])
+        until(fleet, log, lambda: [p for p in read_heartbeats(ledger) if p.state == "loading"])
         rows = results(ledger, until(fleet, log, lambda: ended(ledger, "first")))
         assert [row["custom_id"] for row in rows] == ["r0", "r1", "r2", "r3"]
         assert {(row["status"], row["model"]) for row in rows} == {("succeeded", model_dir.name)}
@@ -100,7 +100,7 @@ def test_a_fleet_with_real_vllm_outlives_a_killed_child_and_leaves_nothing(tmp_p
             page = answer.read().decode()
         assert 'outcome="succeeded",pool="mistral"} 4.0' in page
         assert "\nvllm:generation_tokens_total{" in page
-        [presence] = read_presence(ledger)
+        [presence] = read_heartbeats(ledger)
         assert (presence.engine, presence.num_slots) == ("vllm", 8)
 
         seen = descendants(fleet.pid)

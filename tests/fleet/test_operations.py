@@ -16,8 +16,8 @@ from api.ops.metrics import Metrics
 from api.ops.pools import PoolStatus
 from batchfile.engine.open import engine_factory
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import write_presence
-from batchfile.ledger.records import PresenceRecord
+from batchfile.ledger.heartbeats import write_heartbeat
+from batchfile.ledger.records import HeartbeatRecord
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.status import StatusReader
 from batchfile.runner.runner import Runner, RunnerOptions
@@ -46,8 +46,8 @@ def known() -> set[str]:
     """The names that the pages of the API and of a runner have, where there is one batch's worth of everything."""
     store = MeteredStore(MemoryStore())
     ledger, settings = Ledger(store=store), load_settings()
-    write_presence(
-        ledger, PresenceRecord(pool="mistral", runner_id="m", model="m", engine="echo", state="idle", started_at=0.0)
+    write_heartbeat(
+        ledger, HeartbeatRecord(pool="mistral", runner_id="m", model="m", engine="echo", state="idle", started_at=0.0)
     )
     pool_status = PoolStatus(ledger, settings, StatusReader(ledger))
     page = Metrics(pool_status, store, list(settings.pools), SetAside(ledger)).render().decode()

@@ -14,7 +14,7 @@ import pytest
 
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.heartbeats import read_heartbeats
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.plan.planner import plan_input
@@ -125,14 +125,14 @@ def test_a_pool_goes_from_no_node_to_two_and_back_with_its_work(cluster: Cluster
     up = ["--pool", "llama-70b=0..2", "--on", "llama-70b=elastic", "--gpus", "llama-70b=0", "--idle-exit", "1"]
     up += ["--engine", "echo", "--store", str(ledger.store.url), "--look", "1", "--metrics-port", "0"]
     cluster.say("up", *up)
-    until(lambda: not read_presence(ledger), cluster)
+    until(lambda: not read_heartbeats(ledger), cluster)
     assert cluster.elastic_nodes() == 0
 
     create(ledger, "c", ("llama-70b",), 2_000)
     until(lambda: cluster.elastic_nodes() == 2, cluster)
     until(lambda: read(ledger, "c").state == "ended", cluster)
     assert read(ledger, "c").reason == "completed"
-    until(lambda: not read_presence(ledger) and not cluster.elastic_nodes(), cluster)
+    until(lambda: not read_heartbeats(ledger) and not cluster.elastic_nodes(), cluster)
     assert cluster.status()["llama-70b"]["holders"] == {}
     cluster.say("down")
     cluster.say("status", code=1)

@@ -115,7 +115,7 @@ def test_no_prompt_and_no_custom_id_is_in_a_log_or_where_no_batch_is_asked_for(s
     assert len(re.findall(NAME, said.results)) == 3
 
 
-def test_a_presence_record_tells_of_no_request_and_no_address(said: Said) -> None:
+def test_a_heartbeat_record_tells_of_no_request_and_no_address(said: Said) -> None:
     (runner,) = json.loads(said.answers["/api/runners"])
     assert runner["engine"] == "http"
     assert not runner.get("shards")

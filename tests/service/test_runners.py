@@ -22,7 +22,7 @@ import structlog
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.heartbeats import read_presence
+from batchfile.ledger.heartbeats import read_heartbeats
 from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.plan.planner import plan_input
 from batchfile.settings import DEFAULT_POOLS, load_settings
@@ -136,7 +136,7 @@ def shards(ledger: Ledger) -> list[ShardRecord]:
 
 
 def states(ledger: Ledger) -> list[str]:
-    return [record.state for record in read_presence(ledger)]
+    return [record.state for record in read_heartbeats(ledger)]
 
 
 def is_alive(pid: int) -> bool:
@@ -155,7 +155,7 @@ def test_two_pools_share_a_batch_and_its_results_are_in_input_order(
     rows = results(ledger)
     assert [row["custom_id"] for row in rows] == [f"r{n}" for n in range(100)]
     assert [row["model"] for row in rows] == [DEFAULT_POOLS[pool]["model"] for pool in pools]
-    assert read_presence(ledger) == []
+    assert read_heartbeats(ledger) == []
 
 
 def test_a_killed_child_is_started_again_and_every_request_has_one_result(
@@ -182,12 +182,12 @@ def test_a_killed_child_is_started_again_and_every_request_has_one_result(
 def test_sigterm_gives_back_what_is_held_and_answers_0(start: Callable[..., Supervisor], ledger: Ledger) -> None:
     create(ledger, ["mistral"] * 40)
     supervisor = start("--pool", "mistral", BATCHFILE_LIMITS__GRACE_S="0.1", **FOR_EVER)
-    supervisor.until(lambda: states(ledger) == ["running"] and read_presence(ledger)[0].in_flight)
+    supervisor.until(lambda: states(ledger) == ["running"] and read_heartbeats(ledger)[0].in_flight)
     assert {record.state for record in shards(ledger)} == {"leased"}
     supervisor.process.terminate()
     assert supervisor.ended() == 0
     assert {record.state for record in shards(ledger)} == {"open"}
-    assert read_presence(ledger) == []
+    assert read_heartbeats(ledger) == []
 
 
 def test_a_second_signal_does_not_wait_for_what_is_in_flight(start: Callable[..., Supervisor], ledger: Ledger) -> None:
@@ -205,7 +205,7 @@ def test_signals_end_a_runner_whose_engine_does_not_return(start: Callable[..., 
     """And what it holds is not given back: the death counts for the line that the engine hangs on."""
     create(ledger, ["mistral"] * 4)
     supervisor = start("--pool", "mistral", BATCHFILE_ECHO_HANG="hello 3", BATCHFILE_LIMITS__GRACE_S="0.1")
-    supervisor.until(lambda: any(presence.in_flight for presence in read_presence(ledger)))
+    supervisor.until(lambda: any(heartbeat.in_flight for heartbeat in read_heartbeats(ledger)))
     [child] = supervisor.children()
     for num in (1, 2):
         supervisor.process.terminate()
@@ -226,7 +226,7 @@ def test_no_child_outlives_a_supervisor_that_was_killed(start: Callable[..., Sup
     supervisor.process.kill()
     supervisor.until(lambda: not any(map(is_alive, children)))
     assert {record.state for record in shards(ledger)} == {"open"}
-    assert read_presence(ledger) == []
+    assert read_heartbeats(ledger) == []
 
 
 def test_an_idle_runner_ends_after_its_time_and_not_before_its_work_is_done(
@@ -283,7 +283,7 @@ def test_a_port_that_was_given_is_the_only_one_tried() -> None:
 def test_a_page_that_can_not_be_had_costs_no_runner(start: Callable[..., Supervisor], ledger: Ledger) -> None:
     """The second slot's port would be 65536."""
     supervisor = start("--pool", "mistral", "--slots", "2", "--metrics-port", "65535")
-    supervisor.until(lambda: len(read_presence(ledger)) == 2)
+    supervisor.until(lambda: len(read_heartbeats(ledger)) == 2)
     assert supervisor.events("child.died") == []
     assert 65536 in [event["port"] for event in supervisor.events("metrics.not_served")]
 
@@ -317,10 +317,10 @@ def test_the_metrics_page_counts_what_was_done(start: Callable[..., Supervisor],
     )
     assert not any("batch_id" in line for line in lines)
     assert page("/healthz") == "ok\n"
-    supervisor.until(lambda: [p.totals.succeeded for p in read_presence(ledger)] == [30])
-    [presence] = read_presence(ledger)
-    assert (presence.pool, presence.state, presence.engine) == ("mistral", "idle", "echo")
-    assert presence.latency_p50_s is not None
+    supervisor.until(lambda: [p.totals.succeeded for p in read_heartbeats(ledger)] == [30])
+    [heartbeat] = read_heartbeats(ledger)
+    assert (heartbeat.pool, heartbeat.state, heartbeat.engine) == ("mistral", "idle", "echo")
+    assert heartbeat.latency_p50_s is not None
 
 
 def test_an_unknown_pool_is_refused_with_those_that_there_are(start: Callable[..., Supervisor]) -> None:
@@ -402,10 +402,10 @@ def test_a_bucket_that_is_down_at_the_start_is_waited_for(
         create(ledger, ["mistral"] * 10)
         os.kill(supervisor.children()[0], signal.SIGCONT)
         supervisor.until(lambda: read(ledger).state == "ended")
-        assert [p.pool for p in read_presence(ledger)] == ["mistral"]
+        assert [p.pool for p in read_heartbeats(ledger)] == ["mistral"]
         supervisor.process.terminate()
         assert supervisor.ended() == 0
-        assert read_presence(ledger) == []
+        assert read_heartbeats(ledger) == []
         assert len(results(ledger)) == 10
     finally:
         moto.kill()

@@ -72,7 +72,7 @@ class Model:
         self.starts: Counter[tuple[str, str]] = Counter()  # batch, custom_id
         self._committed: dict[tuple[str, int, int], bytes] = {}  # batch, range, line -> its result
         self._done_of_lease: dict[str, int] = {}
-        self._lapses_alone: Counter[tuple[str, int, int]] = Counter()
+        self._crashes_alone: Counter[tuple[str, int, int]] = Counter()
         self._parts: dict[str, dict[int, bytes]] = {}  # that a record names
         self._seen: dict[tuple[str, str], Counts] = {}
 
@@ -202,7 +202,7 @@ class Model:
             if bitmaps.parse(old.done) & ~done:
                 self.fail(5, f"{where}: committed work was dropped")
             if old.lease != new.lease and old.state == "leased" and len(old.bisect_set) == 1 and old.has_dispatched:
-                self._lapses_alone[known.record.batch_id, old.n, old.bisect_set[0]] += 1
+                self._crashes_alone[known.record.batch_id, old.n, old.bisect_set[0]] += 1
         self._check_parts(known, where, new)
         self._done_of_lease[new.lease] = done
         known.shards[key] = new
@@ -310,7 +310,7 @@ class Model:
     def _may_be_blamed(self, known: Known, number: int, error: str | None) -> bool:
         """Was it, alone, what its process was about to run at three deaths? Then nobody can tell."""
         n, place = self._place(known.plan, number)
-        return error == "runner_crash" and self._lapses_alone[known.record.batch_id, n, place] >= CRASHES_OF_ONE_LINE
+        return error == "runner_crash" and self._crashes_alone[known.record.batch_id, n, place] >= CRASHES_OF_ONE_LINE
 
     @staticmethod
     def _place(plan: Plan | None, number: int) -> tuple[int, int]:

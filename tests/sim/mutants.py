@@ -34,8 +34,8 @@ from batchfile.ledger.shards import Lease
 from batchfile.ledger.status import BatchSnapshot
 from batchfile.lines.result import encode_part
 from batchfile.plan import pending as plan_pending
-from batchfile.runner.claimer import BatchView, Claims
-from batchfile.runner.queues import Turns
+from batchfile.runner.claimer import BatchView, Claimer
+from batchfile.runner.queues import TenantRotation
 from batchfile.types import Counts
 from tests.sim.store import ProcessStore
 from tests.sim.world import World
@@ -295,7 +295,7 @@ def _every_line(held: Lease) -> int:
     return (1 << held.range.num_lines) - 1
 
 
-def _no_lapse_counts(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
+def _no_crash_counts(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
     return replace(
         record, state="leased", lease=lease, runner=runner, epoch=record.epoch + 1, seq=1, has_dispatched=False
     )
@@ -358,7 +358,7 @@ def _same_write_id() -> AbstractContextManager[object]:
     return patch.object(cas, "replace", same)
 
 
-def _the_first_of_all(self: Claims, *, is_unclaimed: bool) -> BatchView | None:
+def _the_first_of_all(self: Claimer, *, is_unclaimed: bool) -> BatchView | None:
     return min(self._candidates(), key=lambda view: view.batch.batch_id, default=None)
 
 
@@ -394,7 +394,7 @@ MUTANTS: dict[str, Mutant] = {
     "a second assembly replaces the first": _insists(ending, "_commit_end", "open"),
     "a second plan replaces the first": _insists(plan_pending, "_leave_planning", "planning"),
     "a batch that lives can be deleted": _insists(retention, "delete", "ended"),
-    "a line that kills its runner is never found": replaced(lease, "claimed", _no_lapse_counts),
+    "a line that kills its runner is never found": replaced(lease, "claimed", _no_crash_counts),
     "the bitmap says more than the parts": _first_line_is_always_done,
     "every lease has the same id": _same_lease,
     "two writes have one id": _same_write_id,
@@ -410,8 +410,10 @@ MUTANTS: dict[str, Mutant] = {
     "what came of an older version is told too": replaced(outbox, "is_newest", lambda *_: True),
     "a webhook counts as told before it is sent": _told_before_it_is_sent,
     "each attempt at a webhook has an id of its own": _an_id_for_each_attempt,
-    "the batch that sorts first is always claimed from": replaced(Claims, "_choose", _the_first_of_all),
-    "the tenant whose name sorts last is always next": replaced(Turns, "take", lambda self, tenants: max(tenants)),
+    "the batch that sorts first is always claimed from": replaced(Claimer, "_choose", _the_first_of_all),
+    "the tenant whose name sorts last is always next": replaced(
+        TenantRotation, "take", lambda self, tenants: max(tenants)
+    ),
     "a file that kills its planners is never found": replaced(plan_pending, "CRASHES_MAX", 10**6),
     # found here once, and mended
     "a done record is written again": judged(_rewritten_when_done),

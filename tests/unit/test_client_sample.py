@@ -11,7 +11,7 @@ from batchfile.cli.estimate import _time_lines
 from batchfile.cli.estimate import estimate as command
 from batchfile.client.estimate import Estimate, Sample, expected_output_tokens, pool_times, read_sample
 from batchfile.errors import InvalidFile
-from batchfile.ledger.records import PresenceRecord, RunnerTotals
+from batchfile.ledger.records import HeartbeatRecord, RunnerTotals
 from batchfile.open_ledger import STORE_FOLDER
 from batchfile.types import RoutingTable
 
@@ -23,8 +23,8 @@ def rows(num: int, text: str = "x" * 40, **more: Any) -> bytes:
     return b"".join(json.dumps({"custom_id": f"r{n}", "params": params, **more}).encode() + b"\n" for n in range(num))
 
 
-def runner(pool: str = "mistral", **more: Any) -> PresenceRecord:
-    return PresenceRecord(pool=pool, runner_id="a", model="m", engine="echo", state="running", started_at=0.0, **more)
+def runner(pool: str = "mistral", **more: Any) -> HeartbeatRecord:
+    return HeartbeatRecord(pool=pool, runner_id="a", model="m", engine="echo", state="running", started_at=0.0, **more)
 
 
 def sampled(data: bytes, **more: Any) -> Sample:
@@ -146,7 +146,7 @@ def test_gpus_cost_their_hours_and_the_number_of_them() -> None:
     assert estimate(sampled(rows(7_200)), [runner(requests_per_s=2.0)]).gpu_usd == 1.0 * 2.5 * 4
 
 
-def estimate(sample: Sample, runners: list[PresenceRecord]) -> Estimate:
+def estimate(sample: Sample, runners: list[HeartbeatRecord]) -> Estimate:
     times = pool_times(sample, runners, {})
     return Estimate(
         sample=sample,

@@ -141,7 +141,7 @@ def test_a_request_with_a_schema_gets_the_answer_that_was_set_and_its_echo_the_f
 
 
 def test_the_answer_to_guided_requests_is_set_by_the_environment():
-    env = {"BATCHFILE_ECHO_GUIDED": "{}", "BATCHFILE_ECHO_MISFITS": "2"}
+    env = {"BATCHFILE_ECHO_GUIDED": "{}", "BATCHFILE_ECHO_SCHEMA_MISMATCHES": "2"}
     assert (EchoOptions.from_env(env).guided, EchoFaults.from_env(env).schema_mismatches) == ("{}", 2)
 
 

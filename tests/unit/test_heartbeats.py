@@ -7,19 +7,19 @@ from batchfile.engine.open import engine_factory
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import (
-    PRESENCE_S,
+    HEARTBEAT_AGE_S_MAX,
     SWEEP_AFTER_S,
-    read_presence,
-    remove_presence,
-    sweep_presence,
-    write_presence,
+    read_heartbeats,
+    remove_heartbeat,
+    sweep_heartbeats,
+    write_heartbeat,
 )
-from batchfile.ledger.records import PresenceRecord, RunnerTotals
+from batchfile.ledger.records import HeartbeatRecord, RunnerTotals
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
 from runners.heartbeat import Heartbeat, Identity
 
-RECORD = PresenceRecord(
+RECORD = HeartbeatRecord(
     pool="mistral",
     runner_id="m-1",
     model="org/m",
@@ -39,54 +39,54 @@ def world() -> tuple[Ledger, ManualClock]:
 
 def test_what_a_runner_writes_is_read_back_whole() -> None:
     ledger, _ = world()
-    write_presence(ledger, RECORD)
-    assert read_presence(ledger) == [RECORD]
+    write_heartbeat(ledger, RECORD)
+    assert read_heartbeats(ledger) == [RECORD]
 
 
 def test_a_runner_lives_for_a_minute_after_it_wrote() -> None:
     ledger, clock = world()
-    write_presence(ledger, RECORD)
-    clock.sleep(PRESENCE_S - 10)
-    write_presence(ledger, replace(RECORD, runner_id="m-2"))
-    assert [record.runner_id for record in read_presence(ledger)] == ["m-1", "m-2"]
+    write_heartbeat(ledger, RECORD)
+    clock.sleep(HEARTBEAT_AGE_S_MAX - 10)
+    write_heartbeat(ledger, replace(RECORD, runner_id="m-2"))
+    assert [record.runner_id for record in read_heartbeats(ledger)] == ["m-1", "m-2"]
     clock.sleep(20)
-    assert [record.runner_id for record in read_presence(ledger)] == ["m-2"]
-    clock.sleep(PRESENCE_S)
-    assert read_presence(ledger) == []
+    assert [record.runner_id for record in read_heartbeats(ledger)] == ["m-2"]
+    clock.sleep(HEARTBEAT_AGE_S_MAX)
+    assert read_heartbeats(ledger) == []
 
 
 def test_a_pool_is_read_alone_and_no_other_that_begins_like_it() -> None:
     ledger, _ = world()
     for pool in ("mistral", "mistral-2", "llama"):
-        write_presence(ledger, replace(RECORD, pool=pool))
-    assert [record.pool for record in read_presence(ledger, "mistral")] == ["mistral"]
-    assert [record.pool for record in read_presence(ledger)] == ["llama", "mistral", "mistral-2"]
+        write_heartbeat(ledger, replace(RECORD, pool=pool))
+    assert [record.pool for record in read_heartbeats(ledger, "mistral")] == ["mistral"]
+    assert [record.pool for record in read_heartbeats(ledger)] == ["llama", "mistral", "mistral-2"]
 
 
 def test_a_removed_runner_is_gone_at_once() -> None:
     ledger, _ = world()
-    write_presence(ledger, RECORD)
-    remove_presence(ledger, RECORD.pool, RECORD.runner_id)
-    assert read_presence(ledger) == []
+    write_heartbeat(ledger, RECORD)
+    remove_heartbeat(ledger, RECORD.pool, RECORD.runner_id)
+    assert read_heartbeats(ledger) == []
 
 
 def test_a_document_that_can_not_be_read_hides_no_other() -> None:
     ledger, _ = world()
-    write_presence(ledger, RECORD)
+    write_heartbeat(ledger, RECORD)
     ledger.store.put(keys.presence_key("mistral", "broken"), b"{")
     ledger.store.put(keys.presence_key("mistral", "newer"), b'{"version": 99}')
-    assert read_presence(ledger) == [RECORD]
+    assert read_heartbeats(ledger) == [RECORD]
 
 
 def test_only_what_is_older_than_a_day_is_swept() -> None:
     ledger, clock = world()
-    assert sweep_presence(ledger) == 0
-    write_presence(ledger, replace(RECORD, runner_id="old"))
+    assert sweep_heartbeats(ledger) == 0
+    write_heartbeat(ledger, replace(RECORD, runner_id="old"))
     clock.sleep(3600)
-    write_presence(ledger, replace(RECORD, runner_id="young"))
+    write_heartbeat(ledger, replace(RECORD, runner_id="young"))
     clock.sleep(SWEEP_AFTER_S - 1800)
-    write_presence(ledger, RECORD)
-    assert sweep_presence(ledger) == 1
+    write_heartbeat(ledger, RECORD)
+    assert sweep_heartbeats(ledger) == 1
     left = [entry.key for entry in ledger.store.list(keys.presence_prefix())]
     assert left == [keys.presence_key("mistral", "m-1"), keys.presence_key("mistral", "young")]
 
@@ -97,4 +97,4 @@ def test_what_the_engine_failed_is_told_and_not_what_never_reached_it() -> None:
     runner.runner_stats.succeeded, runner.runner_stats.failed, runner.runner_stats.refused = 5, 2, 1
     who = Identity(pool="mistral", runner_id="m-1", model="org/m", engine="echo", host="h", started_at=5.0)
     Heartbeat(ledger, runner, who).tick()
-    assert read_presence(ledger)[0].totals == RunnerTotals(succeeded=5, failed=2)
+    assert read_heartbeats(ledger)[0].totals == RunnerTotals(succeeded=5, failed=2)

@@ -30,7 +30,7 @@ def progress(record: ShardRecord, lines: list[int], bisect_set: tuple[int, ...] 
     )
 
 
-def lapse(record: ShardRecord) -> ShardRecord:
+def expire(record: ShardRecord) -> ShardRecord:
     return lease.claimed(record, lease="b", runner="r2")
 
 
@@ -45,7 +45,7 @@ def lapse(record: ShardRecord) -> ShardRecord:
         ("closed", 1e6, True, False),
     ],
 )
-def test_a_record_is_claimable_when_open_or_lapsed(
+def test_a_record_is_claimable_when_open_or_expired(
     state: str, age_s: float, is_process_dead: bool, expected: bool
 ) -> None:
     record = replace(fresh(), state=state)
@@ -54,7 +54,7 @@ def test_a_record_is_claimable_when_open_or_lapsed(
 
 def test_a_takeover_keeps_what_is_committed_and_counts_the_owners() -> None:
     before = progress(fresh(), [0, 2])
-    after = lapse(before)
+    after = expire(before)
     assert (after.parts, after.done, after.counts, after.usage) == (
         before.parts,
         before.done,
@@ -70,20 +70,20 @@ def test_the_last_line_makes_the_shard_done() -> None:
     assert progress(record, [1]).state == "done"
 
 
-def test_a_release_counts_no_lapse() -> None:
+def test_a_release_counts_as_no_crash() -> None:
     record = progress(fresh(), [])
-    assert lapse(lease.released(record, seq=9)).crash_count == 0
+    assert expire(lease.released(record, seq=9)).crash_count == 0
 
 
-def test_a_lapse_of_a_holder_that_announced_nothing_counts_only_once() -> None:
-    record = lapse(fresh())
+def test_an_expired_lease_of_a_holder_that_announced_nothing_counts_only_once() -> None:
+    record = expire(fresh())
     assert record.crash_count == 1
     assert lease.must_announce(record)
-    assert lapse(record).crash_count == 1
+    assert expire(record).crash_count == 1
 
 
-def test_progress_forgets_the_lapses() -> None:
-    record = progress(lapse(fresh()), [0])
+def test_progress_forgets_the_crashes() -> None:
+    record = progress(expire(fresh()), [0])
     assert record.crash_count == 0
     assert not lease.must_announce(record)
 
@@ -111,11 +111,11 @@ def test_a_line_that_kills_its_process_is_found_and_no_other_is_blamed(num_lines
         elif lease.is_bisecting(record):
             bisect_set = lease.next_bisect_set(record, missing)
             record = progress(record, [], bisect_set)
-            record = lapse(record) if poison in bisect_set else progress(record, list(bisect_set))
+            record = expire(record) if poison in bisect_set else progress(record, list(bisect_set))
         else:
             record = progress(record, [])
             lines = list(bitmaps.lines(missing))
-            record = lapse(record) if poison in lines else progress(record, lines)
+            record = expire(record) if poison in lines else progress(record, lines)
     assert crashes_alone == [poison]
     assert record.state == "done"
 
@@ -124,7 +124,7 @@ def test_a_spot_kill_blames_nobody() -> None:
     """Every holder dies once before it commits anything, three times over; then one lives."""
     record = fresh()
     for _ in range(3):
-        record = lapse(progress(record, []))
+        record = expire(progress(record, []))
     assert lease.poison_line(record) is None
 
 
@@ -146,7 +146,7 @@ def test_a_line_that_its_holder_ends_for_is_tried_alone_and_guilty_at_the_third_
     record = accuse(fresh(), 5, lines)
     assert record.counts.finished == len(lines)
     for num in range(1, lease.CRASHES_OF_ONE_LINE + 1):
-        record = lapse(record)
+        record = expire(record)
         assert lease.is_bisecting(record)
         assert lease.next_bisect_set(record, 0b11111100) == (5,)
         assert lease.poison_line(record) == (5 if num == lease.CRASHES_OF_ONE_LINE else None)
@@ -157,16 +157,16 @@ def test_a_line_that_its_holder_ends_for_is_tried_alone_and_guilty_at_the_third_
 def test_a_holder_that_says_it_ends_for_a_line_is_not_asked_whether_it_lives() -> None:
     accused = accuse(fresh(), 5, [])
     assert not lease.must_ask(accused, is_owner_dead=False)
-    assert lease.must_ask(progress(lapse(accused), [], (5,)), is_owner_dead=False)
+    assert lease.must_ask(progress(expire(accused), [], (5,)), is_owner_dead=False)
 
 
 def test_accusing_another_line_begins_to_count_anew() -> None:
-    record = lapse(accuse(lapse(accuse(fresh(), 5, [])), 5, []))
+    record = expire(accuse(expire(accuse(fresh(), 5, [])), 5, []))
     assert record.crashes_alone == 2
-    record = lapse(accuse(record, 6, []))
+    record = expire(accuse(record, 6, []))
     assert (record.bisect_set, record.crashes_alone) == ((6,), 1)
 
 
 def test_a_line_that_was_accused_for_nothing_is_not_guilty_once_it_is_done() -> None:
-    record = progress(lapse(accuse(fresh(), 5, [])), [5])
-    assert lease.poison_line(lapse(lapse(record))) is None
+    record = progress(expire(accuse(fresh(), 5, [])), [5])
+    assert lease.poison_line(expire(expire(record))) is None

@@ -17,7 +17,7 @@ PARTS = [r"\ud83d", r"\uDE00", r"\\", r"\n", r"\"", "u", "d83d", r"\ud83d\ude00"
 
 
 @given(st.lists(st.sampled_from(PARTS)), st.integers(20, 60))
-def test_halves_are_what_no_utf8_can_carry(parts: list[str], piece: int) -> None:
+def test_lone_surrogates_are_what_no_utf8_can_carry(parts: list[str], piece: int) -> None:
     text = '"' + "".join(parts) + '"'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_scan, "PIECE_BYTES", piece)

@@ -25,7 +25,7 @@ VALUE = st.recursive(
 REQUESTS = st.lists(VALUE) | st.lists(
     st.dictionaries(st.sampled_from(["custom_id", "params", "metadata"]) | TEXT, VALUE, max_size=4)
 )
-HALVES = [r"\ud83d", r"\uDE00", r"\\", r"\n", r"\"", "u", "d83d", r"\ud83d\ude00", r"\u00e9", r"\ufffd", "é"]
+PIECES = [r"\ud83d", r"\uDE00", r"\\", r"\n", r"\"", "u", "d83d", r"\ud83d\ude00", r"\u00e9", r"\ufffd", "é"]
 INDENT: list[dict[str, Any]] = [{}, {"indent": 2}, {"separators": (",", ":")}, {"indent": "\t", "ensure_ascii": False}]
 
 
@@ -175,7 +175,7 @@ def test_a_damaged_document_is_read_as_a_parser_reads_it_or_refused_in_our_words
     assert (document.stage, document.model_hint) == names
 
 
-@given(st.lists(st.lists(st.sampled_from(HALVES), max_size=6), min_size=1), st.sampled_from([b"", b"\xef\xbb\xbf"]))
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=6), min_size=1), st.sampled_from([b"", b"\xef\xbb\xbf"]))
 def test_half_of_a_character_leaves_every_request_as_it_was(contents: list[list[str]], mark: bytes) -> None:
     """And the document is read around it."""
     rows = [f'{{"custom_id":"{n}","params":{{"a":"{"".join(some)}"}}}}'.encode() for n, some in enumerate(contents)]
@@ -186,7 +186,7 @@ def test_half_of_a_character_leaves_every_request_as_it_was(contents: list[list[
     assert [line.rstrip() for line in lines] == rows
 
 
-def test_more_halves_than_the_limit_refuse_the_document() -> None:
+def test_more_pieces_than_the_limit_refuse_the_document() -> None:
     body = b'{"requests": ["%b"]}' % (b"\\ud83d" * (split_document.LONE_SURROGATES_MAX + 1))
     with pytest.raises(InvalidFile, match="half of a character"):
         read_document(memoryview(body), memoryview(bytearray(body)))

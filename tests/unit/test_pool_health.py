@@ -8,8 +8,8 @@ from api.ops.pools import PoolStatus
 from batchfile.clock import ManualClock
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.heartbeats import write_presence
-from batchfile.ledger.records import PresenceRecord, RunnerState
+from batchfile.ledger.heartbeats import write_heartbeat
+from batchfile.ledger.records import HeartbeatRecord, RunnerState
 from batchfile.ledger.status import StatusReader
 from batchfile.plan.policy import REJECT
 from batchfile.plan.submit import submit
@@ -60,7 +60,7 @@ def pool_status_of(state: RunnerState, *engines: str, num_waiting: int = 0) -> P
     clock = ManualClock()
     ledger = Ledger(store=MemoryStore(clock), clock=clock)
     for number, engine in enumerate(engines):
-        runner = PresenceRecord(
+        runner = HeartbeatRecord(
             pool="mistral",
             runner_id=f"m-{number}",
             model="org/m",
@@ -69,7 +69,7 @@ def pool_status_of(state: RunnerState, *engines: str, num_waiting: int = 0) -> P
             started_at=clock.now(),
             shards=("batch_1/0",),
         )
-        write_presence(ledger, runner)
+        write_heartbeat(ledger, runner)
     if num_waiting:
         row = {"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}}
         rows = [json.dumps(row | {"custom_id": f"r{n}"}).encode() + b"\n" for n in range(num_waiting)]

@@ -9,7 +9,7 @@ from batchfile.clock import ManualClock
 from batchfile.engine.vllm.steps import COLD as COLD_ENGINE
 from batchfile.engine.vllm.steps import Stall
 from batchfile.ledger.base import Ledger, Limits
-from batchfile.runner.state import PendingRequest, RunnerOptions, RunnerState
+from batchfile.runner.state import PendingRequest, RunnerOptions, SharedState
 from batchfile.runner.watchdog import COLD, COMMIT_S_MAX, Watchdog
 from batchfile.store.memory import MemoryStore
 
@@ -19,7 +19,7 @@ class World:
 
     def __init__(self, stall_s: float = 10.0) -> None:
         ledger = Ledger(store=MemoryStore(ManualClock()), limits=Limits(engine_stall_s=stall_s))
-        self.state = RunnerState(ledger, RunnerOptions(runner_id="r", pool="p"))
+        self.state = SharedState(ledger, RunnerOptions(runner_id="r", pool="p"))
         self.calls = self.state.calls["loop"]
         self.calls.is_warm = True
         held = SimpleNamespace(record=SimpleNamespace(n=0))

@@ -130,13 +130,13 @@ def _rendered(chunks: Iterable[bytes]) -> Iterator[list[_Line]]:
                 message = _message_decoder.decode(line.message)
                 line.message = msgspec.Raw(_encoder.encode(_Message(message.content[1:])))
             if line.status == "succeeded":
-                _settle(line)
+                _adapt(line)
             line.kind = line.stop_reason = msgspec.UNSET
         if lines:
             yield lines
 
 
-def _settle(line: _Line) -> None:
+def _adapt(line: _Line) -> None:
     """Turns vectors and refusals into errors, which this format requires; makes an unknown usage null."""
     if line.kind == "embedding":
         line.status, line.usage, line.error = "errored", None, _VECTORS_ERROR

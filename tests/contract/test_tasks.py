@@ -14,7 +14,7 @@ from batchfile.ledger import batches, keys, lease, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, swap
 from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.ledger.shards import Lease, settle
+from batchfile.ledger.shards import Lease, give_back_owed
 from batchfile.plan import pending
 from batchfile.plan import planner as planner_module
 from batchfile.store.memory import MemoryStore
@@ -61,7 +61,7 @@ class World:
         assert batch is not None
         return shards.claim_task(process.ledger, batch, key, "_task", runner=process.name, counts=counts)
 
-    def turn(self) -> ShardRecord:
+    def task(self) -> ShardRecord:
         found = load(self.process(99).ledger, KEY, ShardRecord)
         assert found is not None
         return found.record
@@ -117,15 +117,15 @@ def test_no_outage_while_a_file_is_planned_counts_against_it(world: World, plans
         world.clock.sleep(process.ledger.limits.lease_ttl_s)
         process.store.is_down = False
         assert other.plan() is None  # comes first when the store is back, and asks
-        settle(process.ledger)  # which is the answer
-        assert world.turn().state == "open"
+        give_back_owed(process.ledger)  # which is the answer
+        assert world.task().state == "open"
     opened = other.plan()
     assert opened is not None
     assert opened.state == "open"
-    assert world.turn().crash_count == 0
+    assert world.task().crash_count == 0
 
 
-def test_a_turn_whose_return_failed_is_given_back_once_the_store_is_there(
+def test_a_task_whose_return_failed_is_given_back_once_the_store_is_there(
     world: World, plans: list[Process | None]
 ) -> None:
     """Within its lease, without anybody who asks."""
@@ -133,11 +133,11 @@ def test_a_turn_whose_return_failed_is_given_back_once_the_store_is_there(
     plans.append(process)
     with pytest.raises(StoreUnavailable):
         process.plan()
-    assert world.turn().state == "leased"
+    assert world.task().state == "leased"
     process.store.is_down = False
     process.store.ills = [Ill(pattern="batches/b/batch.json", answer="500")]  # so that it does not plan it at once
     process.janitor.tick()
-    assert world.turn().state == "open"
+    assert world.task().state == "open"
     opened = other.plan()
     assert opened is not None
     assert opened.state == "open"
@@ -161,21 +161,21 @@ def test_a_planner_that_died_is_counted_after_it_was_asked_for_a_whole_lease(
     assert world.state == "failed"
 
 
-def test_a_holder_that_is_asked_and_beats_keeps_its_turn(world: World) -> None:
+def test_a_holder_that_is_asked_and_beats_keeps_its_task(world: World) -> None:
     process, other = world.process(1), world.process(2)
-    turn = world.claim(process, counts=True)
-    assert turn is not None
+    task = world.claim(process, counts=True)
+    assert task is not None
     world.clock.sleep(process.ledger.limits.lease_ttl_s)
     assert other.plan() is None
-    assert world.turn().is_doubted
-    shards.beat(process.ledger, turn)
-    assert not world.turn().is_doubted
+    assert world.task().is_doubted
+    shards.beat(process.ledger, task)
+    assert not world.task().is_doubted
     world.clock.sleep(process.ledger.limits.lease_ttl_s - 1)
     assert other.plan() is None
-    assert not world.turn().is_doubted
+    assert not world.task().is_doubted
 
 
-def test_a_turn_that_counts_for_nothing_is_taken_over_at_once(world: World) -> None:
+def test_a_task_that_counts_for_nothing_is_taken_over_at_once(world: World) -> None:
     process, other = world.process(1), world.process(2)
     key = keys.assembly_key("b")
     assert world.claim(process, key) is not None
@@ -199,7 +199,7 @@ def take_over(world: World, key: str) -> ShardRecord | None:
     return None if taken is None else taken.record
 
 
-def test_a_line_is_blamed_for_a_lapse_only_when_its_runner_was_asked(world: World) -> None:
+def test_a_line_is_blamed_for_an_expired_lease_only_when_its_runner_was_asked(world: World) -> None:
     key, _ = shard(world, bisect_set=(3,))
     ttl_s = world.process(0).ledger.limits.lease_ttl_s
     world.clock.sleep(ttl_s)
