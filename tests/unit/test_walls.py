@@ -82,7 +82,7 @@ PLACES = {
     "inbox.records local.inputs local.options local.outputs",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
     "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals open_ledger store lines "
-    "engine.fit engine.vllm.cpu engine.vllm.preflight ledger runner.runner local client",
+    "engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner local client",
     "batchfile/__main__.py": "cli",
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
     "local.session client testing",
