@@ -160,7 +160,8 @@ def test_of_an_input_that_was_changed_otherwise_no_id_is_lost(folder: Path, chan
         assert b"the input was " in refused.stderr
     num_before = num_executed(folder / "executed")
     (folder / "in.jsonl").write_bytes(data)
-    assert again(folder).returncode == 0
+    done = again(folder)
+    assert done.returncode == 0, done.stderr
     assert {line["status"] for line in read(folder / "out.jsonl")} == {"succeeded"}
     assert num_executed(folder / "executed") == num_before + len(failed), "the old content again is finished"
 
