@@ -74,6 +74,7 @@ def limit_memory(num_bytes: int) -> None:
 
 
 def write_all(fd: int, data: bytes) -> None:
+    """To a pipe or a file; one `os.write` may write less."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

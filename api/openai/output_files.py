@@ -13,7 +13,7 @@ from batchfile.files.keys import file_prefix
 from batchfile.files.stored_files import file_input
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.retention import remove_after
+from batchfile.ledger.retention import left_of_s, remove_after
 from batchfile.lines.formats.openai_results import openai_file
 
 from ..http.auth import Caller
@@ -55,10 +55,10 @@ class OutputFiles:
             return None
         if output_file_id(batch, kind) != file_id or batch.ended_at is None:
             return None
-        expires_at = batch.ended_at + (batch.kept_s or ledger.limits.retention_s)
-        if ledger.clock.now() >= expires_at or ledger.store.head(self._removed_key(caller, file_id)) is not None:
+        file = OutputFile(file_id, batch, kind, batch.ended_at + self._kept_s(batch))
+        if self._left_s(file) <= 0 or ledger.store.head(self._removed_key(caller, file_id)) is not None:
             return None
-        return OutputFile(file_id, batch, kind, expires_at)
+        return file
 
     def chunks(self, file: OutputFile) -> Iterator[bytes]:
         assert file.batch.results is not None, "a batch without results has no output files"
@@ -82,9 +82,14 @@ class OutputFiles:
     def remove(self, caller: Caller, file: OutputFile) -> None:
         """Removes only this file; the batch and its other file stay."""
         ledger = self._service.ledger
-        left_s = file.expires_at - ledger.clock.now()
-        remove_after(ledger, file_prefix(caller.tenant, file.file_id), left_s)
+        remove_after(ledger, file_prefix(caller.tenant, file.file_id), self._left_s(file))
         ledger.store.put(self._removed_key(caller, file.file_id), b"")
+
+    def _kept_s(self, batch: BatchRecord) -> float:
+        return batch.kept_s or self._service.ledger.limits.retention_s
+
+    def _left_s(self, file: OutputFile) -> float:
+        return left_of_s(self._service.ledger, file.batch, self._kept_s(file.batch))
 
     def _removed_key(self, caller: Caller, file_id: str) -> str:
         return f"{file_prefix(caller.tenant, file_id)}.removed"
@@ -104,6 +109,6 @@ class OutputFiles:
         if found is not None and found.data.isdigit():
             return int(found.data)
         size = sum(map(len, self.chunks(file)))
-        remove_after(ledger, prefix, file.expires_at - ledger.clock.now())
+        remove_after(ledger, prefix, self._left_s(file))
         ledger.store.put(f"{prefix}.size", str(size).encode())
         return size

@@ -93,13 +93,12 @@ def _settings_and_store(store: str | None) -> list[Diagnostic]:
 
 
 def _store(url: str | None, settings: Settings) -> Diagnostic:
-    from batchfile.store.conformance import prove_conditions
-    from batchfile.store.open import open_store
+    from batchfile.store.open import prove_store
 
     chosen = url or settings.store
     if chosen is None:
         return Diagnostic("store", "ok", ".batchfile next to each output; to test another: doctor --store STORE")
-    proof = prove_conditions(open_store(chosen, prove=False), heavy=True)
+    proof = prove_store(chosen)
     if proof.unclear:
         return Diagnostic("store", "warning", f"{chosen} was too busy for the test: {proof.unclear}; try again later")
     return Diagnostic("store", "ok", f"{chosen} enforces conditional writes (tested for {proof.seconds:.1f} s)")

@@ -21,10 +21,6 @@ from batchfile.ledger.records import BatchRecord, Plan, ShardRecord
 log = structlog.get_logger()
 
 
-class _Stopped(Exception):
-    """The process that assembles is stopping."""
-
-
 def finish(
     ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
 ) -> BatchRecord | None:
@@ -68,12 +64,7 @@ def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -
 
 def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callable[[], bool]) -> Assembled | None:
     """None if a shard is not done yet, or another process is assembling the batch or has ended it."""
-
-    def beat() -> None:
-        if is_stopped():
-            raise _Stopped
-        shards.beat(ledger, held)
-
+    beat = shards.beating(ledger, held, is_stopped)
     try:
         batch = read_batch(ledger, held.batch.batch_id)  # the current record, now that this process holds the task
         if batch is None or batch.state == "ended":
@@ -86,7 +77,7 @@ def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callab
             return assemble(ledger, batch, plan, records, nonce=ledger.new_id()[:12], beat=beat)
     except LeaseLost:
         return None
-    except _Stopped:
+    except shards.TaskStopped:
         shards.give_back(ledger, held)
         return None
     except BatchfileError:

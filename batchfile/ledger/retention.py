@@ -43,7 +43,14 @@ def kept_for_s(ledger: Ledger, batch: BatchRecord) -> float:
 
     Raises: StoreUnavailable.
     """
-    kept_s = max(ledger.limits.retention_s, batch.kept_s or 0.0)
+    return left_of_s(ledger, batch, max(ledger.limits.retention_s, batch.kept_s or 0.0))
+
+
+def left_of_s(ledger: Ledger, batch: BatchRecord, kept_s: float) -> float:
+    """How much is left of `kept_s` seconds after the batch ended. 0 only if the store's clock agrees.
+
+    Raises: StoreUnavailable.
+    """
     left_s = (batch.ended_at or batch.created_at) + kept_s - ledger.clock.now()
     if left_s > 0:
         return left_s

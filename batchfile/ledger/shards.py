@@ -5,7 +5,7 @@ line. It knows no engine and no thread. A holder that loses a write has lost the
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -37,13 +37,16 @@ RETURN_ATTEMPTS = 2  # the first is rejected if the holder was asked meanwhile
 TASK_RANGE = Range(start=0, end=0, first=0, first_row=1, num_lines=1)
 
 
+class TaskStopped(Exception):
+    """The process that works on a task is stopping."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Lease:
     """A shard or task that this process holds. Changed only by the functions below, by one thread at a time.
 
     `seq`: of the last attempted write, since two with one number could not be told apart. `written_at`: the holder's
     monotonic clock just before the last successful write was sent. `num_parts`: how many were written.
-    holder's monotonic clock from before the last write that succeeded was sent. `num_parts`: that were written.
     """
 
     batch: BatchRecord
@@ -199,6 +202,17 @@ def beat(ledger: Ledger, held: Lease) -> None:
     if ledger.clock.monotonic() - held.written_at >= ledger.limits.checkpoint_s:
         with suppress(StoreUnavailable):  # the next call tries again; an expired lease costs work, but no result
             _rewrite(ledger, held, _renewed(held))
+
+
+def beating(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> Callable[[], None]:
+    """What the work on a task calls often. Raises: TaskStopped once `is_stopped`; as `beat`."""
+
+    def beat_or_stop() -> None:
+        if is_stopped():
+            raise TaskStopped
+        beat(ledger, held)
+
+    return beat_or_stop
 
 
 def finish(ledger: Ledger, held: Lease) -> None:

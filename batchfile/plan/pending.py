@@ -66,10 +66,6 @@ def _endpoint(batch: BatchRecord) -> str | None:
     return None if batch.rules is None else batch.rules.endpoint
 
 
-class _Stopped(Exception):
-    """The process that plans is stopping."""
-
-
 def plan(
     ledger: Ledger, batch_id: str, *, runner: str, is_stopped: Callable[[], bool] = lambda: False
 ) -> BatchRecord | None:
@@ -94,17 +90,11 @@ def plan(
 
 def _plan_held(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> BatchRecord | None:
     batch = held.batch
-
-    def beat() -> None:
-        if is_stopped():
-            raise _Stopped
-        shards.beat(ledger, held)
-
     try:
-        planned = _read(ledger, batch, beat)
+        planned = _read(ledger, batch, shards.beating(ledger, held, is_stopped))
     except LeaseLost:
         return None
-    except _Stopped:  # given back: that this process ends says nothing about the file
+    except shards.TaskStopped:  # given back: that this process ends says nothing about the file
         shards.give_back(ledger, held)
         return None
     except ConverterKilled as error:  # not given back: the lease is to expire and count as a crash

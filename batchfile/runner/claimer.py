@@ -6,6 +6,7 @@ read once, when its entry is new in the queue; a shard that another runner holds
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 import structlog
 
@@ -73,7 +74,8 @@ class BatchView:
 class Claimer:
     """Claims for one pool; or for the batch `only`, in input order, since this runner is then the only one.
 
-    A batch that cannot be read or claimed from is set aside, and the others continue.
+    A batch that cannot be read or claimed from is set aside, and the others continue. The prefetcher's thread claims;
+    any thread may ask what is known. Views, their `ruled_out` and their `elsewhere` change under the runner's lock.
     """
 
     def __init__(self, state: SharedState) -> None:
@@ -81,6 +83,7 @@ class Claimer:
         self._ledger, self._aside = state.ledger, state.aside
         self._pool, self._only = state.options.pool, state.options.only
         self._rotation = TenantRotation(state.ledger.rng)
+        self._lock = state.changed
         self._views: dict[str, BatchView] = {}
         self._new: deque[Entry] = deque()  # entries of batches that were not read yet, in the order of the queue
         self._unread: set[str] = set()  # batches that could not be read the last time
@@ -94,9 +97,10 @@ class Claimer:
     @property
     def is_exhausted(self) -> bool:
         """Was every shard of the batches in the queue done, closed or held by us at the last look?"""
-        if not self._has_listed or self._new or self._unread:
-            return False
-        return not any(view.num_left for view in list(self._views.values()))
+        with self._lock:
+            if not self._has_listed or self._new or self._unread:
+                return False
+            return not any(view.num_left for view in self._views.values())
 
     @property
     def has_more(self) -> bool:
@@ -131,16 +135,18 @@ class Claimer:
 
     def forget(self, batch_id: str, n: int) -> None:
         """Shard `n` is no longer ours: it may have to be claimed again."""
-        view = self._views.get(batch_id)
-        if view is not None:
-            view.ruled_out.discard(n)
-            view.look_at = float("-inf")
+        with self._lock:
+            view = self._views.get(batch_id)
+            if view is not None:
+                view.ruled_out.discard(n)
+                view.look_at = float("-inf")
 
     def renew(self, batch: BatchRecord) -> None:
         """Read the input in another way from now on."""
-        view = self._views.get(batch.batch_id)
-        if view is not None:
-            view.batch = batch
+        with self._lock:
+            view = self._views.get(batch.batch_id)
+            if view is not None:
+                view.batch = batch
 
     def look_again(self) -> None:
         """Something changed: list the queue at the next claim."""
@@ -152,25 +158,28 @@ class Claimer:
         They may be complete. If others hold the rest, only batches that we had a part in: the last of us ends the
         batch.
         """
-        return [
-            batch_id
-            for batch_id, view in list(self._views.items())
-            if (view.num_left == 0 or (view.has_held and view.num_unclaimed == 0))
-            and not self._state.is_working_on(batch_id)
-        ]
+        with self._lock:
+            return [
+                batch_id
+                for batch_id, view in self._views.items()
+                if (view.num_left == 0 or (view.has_held and view.num_unclaimed == 0))
+                and not self._state.is_working_on(batch_id)
+            ]
 
     def drop(self, batch_id: str) -> None:
-        self._views.pop(batch_id, None)
+        with self._lock:
+            self._views.pop(batch_id, None)
 
     def _candidates(self) -> list[BatchView]:
         now = self._state.now()
-        return [
-            view
-            for batch_id, view in list(self._views.items())
-            if (view.todo or (view.num_left and view.look_at <= now))
-            and not self._aside.left_s(batch_id)
-            and self._state.unchecked.num_of(batch_id) <= UNCHECKED_MAX
-        ]
+        with self._lock:
+            return [
+                view
+                for batch_id, view in self._views.items()
+                if (view.todo or (view.num_left and view.look_at <= now))
+                and not self._aside.left_s(batch_id)
+                and self._state.unchecked.num_of(batch_id) <= UNCHECKED_MAX
+            ]
 
     def _choose(self, *, is_unclaimed: bool) -> BatchView | None:
         """A batch to claim from: tenants take turns, and within a tenant a higher priority is chosen more often.
@@ -215,15 +224,17 @@ class Claimer:
             try:
                 held = claim(self._ledger, view.batch, view.plan, self._pool, n, runner=self._state.options.runner_id)
             except BatchfileError as error:  # perhaps only of this shard: try the others first
-                view.elsewhere[n] = self._state.now() + (RELIST_S if self._only is not None else PAUSE_S_MAX)
+                with self._lock:
+                    view.elsewhere[n] = self._state.now() + (RELIST_S if self._only is not None else PAUSE_S_MAX)
                 if not isinstance(error, BatchDamaged) or self._only is not None:
                     raise
                 log.error("shard.unreadable", batch_id=view.batch.batch_id, shard=n, error=str(error))
                 continue
             if isinstance(held, Lease):
-                self._state.arriving = view.batch.batch_id
-                view.rule_out(n)
-                view.has_held = True
+                with self._lock:
+                    self._state.arriving = view.batch.batch_id
+                    view.rule_out(n)
+                    view.has_held = True
                 return held
             self._note(view, n, held)
         return None
@@ -260,11 +271,12 @@ class Claimer:
 
     def _note(self, view: BatchView, n: int, state: ShardState) -> None:
         """Shard `n` was found in this state, not free."""
-        if state in {"done", "closed"}:
-            view.rule_out(n)
-        else:
-            again_s = self._ledger.limits.lease_ttl_s * HELD_ELSEWHERE_SHARE_OF_TTL
-            view.elsewhere[n] = self._state.now() + again_s
+        again_s = self._ledger.limits.lease_ttl_s * HELD_ELSEWHERE_SHARE_OF_TTL
+        with self._lock:
+            if state in {"done", "closed"}:
+                view.rule_out(n)
+            else:
+                view.elsewhere[n] = self._state.now() + again_s
         if state == "closed" and not view.is_ending:
             view.is_ending = True
             view.todo.clear()
@@ -293,29 +305,34 @@ class Claimer:
     def _list_queue(self) -> None:
         queue = self._ledger.store.list(keys.queue_prefix(self._pool))
         entries = {keys.queue_batch_id(entry.key): entry for entry in queue}
-        for batch_id in self._views.keys() - entries.keys():
-            self.drop(batch_id)
-        new = [batch_id for batch_id in entries if batch_id not in self._views]
-        self._unread = {batch_id for batch_id in new if self._aside.left_s(batch_id)}
-        self._new = deque(entries[batch_id] for batch_id in new if batch_id not in self._unread)
-        self._has_listed = True
+        with self._lock:
+            for batch_id in self._views.keys() - entries.keys():
+                self.drop(batch_id)
+            new = [batch_id for batch_id in entries if batch_id not in self._views]
+            self._unread = {batch_id for batch_id in new if self._aside.left_s(batch_id)}
+            self._new = deque(entries[batch_id] for batch_id in new if batch_id not in self._unread)
+            self._has_listed = True
 
     def _look_at_only(self, batch_id: str) -> None:
         batch = read_batch(self._ledger, batch_id)
         if batch is None or batch.state != "open":
             self.drop(batch_id)
         elif batch_id not in self._views:
-            self._views[batch_id] = self._view(batch, 0)
+            self._know(self._view(batch, 0))
 
     def _look_at_new(self) -> None:
         """Read some of the batches that are new in the queue, several at once."""
-        some = [self._new.popleft() for _ in range(min(NEW_AT_ONCE, len(self._new)))]
+        some = list(islice(self._new, NEW_AT_ONCE))
         for entry, found in zip(some, in_order(self._ledger, self._read, some), strict=True):
-            batch_id = keys.queue_batch_id(entry.key)
             if isinstance(found, BatchView):
-                self._views[batch_id] = found
+                self._know(found)
             elif found is not None:
-                self._set_aside(batch_id, found)
+                self._set_aside(keys.queue_batch_id(entry.key), found)
+            self._new.popleft()  # last: until it is known, `is_exhausted` must see it as new
+
+    def _know(self, view: BatchView) -> None:
+        with self._lock:
+            self._views[view.batch.batch_id] = view
 
     def _read(self, entry: Entry) -> BatchView | BatchfileError | None:
         """The batch of a queue entry, if it is open. Removes the entry if the batch has ended or was never committed.

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 
+from batchfile.child_env import write_all
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
 from batchfile.store import files
 from batchfile.store.base import INTERNAL, Entry, Object, SkippedKeys, Store, Unchanged, Writer, check_key, is_unicode
@@ -258,7 +259,7 @@ class _DirectoryWriter(Writer):
 
     def write(self, data: bytes) -> None:
         with translated(self._path):
-            files.write_all(self._fd, data)
+            write_all(self._fd, data)
         if self._hash is not None:
             self._hash.update(data)
 

@@ -115,12 +115,6 @@ def read_all(fd: int) -> bytes:
     return chunks[0] if len(chunks) <= 2 else b"".join(chunks)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
 def sync_folder(folder: str) -> None:
     """Make the names in a folder durable. A missing folder has none."""
     with suppress(FileNotFoundError):

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from batchfile.errors import SettingsError, StoreError, StoreUnavailable, check_installed
 from batchfile.store.base import Store
+from batchfile.store.conformance import Proof, prove_conditions
 
 ACCEPTED = "a directory, file:PATH, memory: or s3://BUCKET/PREFIX?endpoint=URL&region=NAME"
 _QUERY = {"endpoint", "region"}
@@ -35,6 +36,17 @@ def open_store(url: str, *, prove: bool = True) -> Store:
     if url.startswith("s3://"):
         return _bucket(url, prove=prove)
     raise SettingsError(f"{url} is not a store URL; give {ACCEPTED}")
+
+
+def prove_store(url: str) -> Proof:
+    """Test the write conditions of a store at length: ten seconds, a minute if it is busy. Raises: as `open_store`."""
+    store = open_store(url, prove=False)
+    if url.startswith("s3://"):
+        from batchfile.store.s3 import S3Store
+
+        assert isinstance(store, S3Store)
+        return store.prove(heavy=True)
+    return prove_conditions(store, heavy=True)
 
 
 def local_path(url: str) -> Path | None:

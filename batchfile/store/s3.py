@@ -78,10 +78,10 @@ class S3Store(Store):
         self._control.close()
         self._data.close()
 
-    def prove(self, *, clock: Clock | None = None) -> Proof:
+    def prove(self, *, heavy: bool = False, clock: Clock | None = None) -> Proof:
         """Learn how this server wants etags, then prove that it enforces conditions. Raises: StoreUnfit."""
         self._learn_spelling()
-        return prove_conditions(self, clock=clock)
+        return prove_conditions(self, heavy=heavy, clock=clock)
 
     def _learn_spelling(self) -> None:
         """Some servers accept an etag only without quotes. Raises: StoreUnfit if they accept neither."""

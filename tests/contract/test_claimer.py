@@ -18,7 +18,7 @@ from batchfile.ledger.shards import Lease
 from batchfile.plan.planner import plan_input
 from batchfile.runner.claimer import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claimer
 from batchfile.runner.state import ActiveShard, RunnerOptions, SharedState
-from batchfile.store.base import Object
+from batchfile.store.base import Entry, Object
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
 from batchfile.types import Defaults, RoutingTable
@@ -221,3 +221,19 @@ def test_a_batch_that_can_not_be_read_now_holds_up_no_other(monkeypatch: pytest.
     world.clock.sleep(RELIST_S)
     assert {held.batch.batch_id for held in every(claimer)} == {"bad"}
     assert claimer.is_exhausted
+
+
+def test_a_batch_that_is_being_read_is_not_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner that ends when nothing is left asks from another thread."""
+    world = World(num_shards=1)
+    world.create("b")
+    claimer, real = world.claimer(), Claimer._read
+    asked = list[bool]()
+
+    def read(self: Claimer, entry: Entry) -> object:
+        asked.append(self.is_exhausted)
+        return real(self, entry)
+
+    monkeypatch.setattr(Claimer, "_read", read)
+    claimer.next()
+    assert asked == [False]

@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from api.http.auth import Caller
+from api.openai.output_files import OutputFiles
+from api.service import Service
 from batchfile.clock import ManualClock
 from batchfile.errors import InvalidFile, ObjectChanged, StoreUnavailable, TooLarge
 from batchfile.files import stored_files, uploads
@@ -15,9 +18,13 @@ from batchfile.files.uploads import UploadRecord
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger import retention
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.records import FileRef, Origin, encode
+from batchfile.ledger.retention import stand_in
+from batchfile.settings import Settings
 from batchfile.store.base import Entry, Store
 from batchfile.store.memory import MemoryStore
 from batchfile.testing.faulty_store import FaultyStore
+from batchfile.types import Counts
 
 DAY_S = 24 * 3600.0
 
@@ -296,3 +303,26 @@ def test_files_and_uploads_live_and_go_on_every_store(store: Store, folder: str)
     assert list(store.list(files_prefix(folder))) == []
     assert list(store.list(f"uploads/{folder}/")) == []
     assert [entry for entry in store.list(ledger_keys.EXPIRING_PREFIX) if folder in entry.key] == []
+
+
+def test_an_output_file_is_kept_by_the_stores_clock_not_by_that_of_a_process() -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    batch_id = f"batch_{'a' * 32}"
+    ended = replace(
+        stand_in(batch_id, clock.now()),
+        state="ended",
+        ended_at=clock.now(),
+        kept_s=7200.0,
+        tenant="acme",
+        origin=Origin(kind="file", name="file-1", facts={"file_id": "file-1", "endpoint": "/v1/chat/completions"}),
+        results=FileRef(key="r", size=1, sha256="s", num_lines=1),
+        counts=Counts(succeeded=1),
+    )
+    store.put(ledger_keys.batch_key(batch_id), encode(ended))
+    fast = Ledger(store=store, clock=ManualClock(now=clock.now() + 86400.0))
+    files = OutputFiles(Service(fast, Settings(), "api"))
+    caller, file_id = Caller(tenant="acme", key="k"), f"file-{'a' * 32}-output"
+    assert files.find(caller, file_id) is not None
+    clock.sleep(7200.0)
+    assert files.find(caller, file_id) is None

@@ -10,7 +10,7 @@ from batchfile.clock import ManualClock
 from batchfile.errors import PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
 from batchfile.store import conformance, s3_streams
 from batchfile.store.conformance import prove_conditions
-from batchfile.store.open import open_store
+from batchfile.store.open import open_store, prove_store
 from batchfile.store.s3 import S3Store
 from batchfile.store.s3_streams import PART_BYTES
 from tests.contract.store_s3_kit import BUCKET, Once, clients, read, store
@@ -190,20 +190,31 @@ def test_parts_are_sent_several_at_a_time_and_become_one_object_in_order(
     assert b"".join(store.stream("parts")) == data
 
 
-def test_unquoted_etags_are_learnt(store: S3Store, proxy: Any) -> None:
-    def only_unquoted(method: str, path: str, headers: dict[str, str]) -> object:
-        etag = headers.get("If-Match", "")
-        if method != "PUT" or not etag:
-            return "pass"
-        if etag.startswith('"'):
-            return 412
-        headers["If-Match"] = f'"{etag}"'
+def only_unquoted(method: str, path: str, headers: dict[str, str]) -> object:
+    """A server that accepts an etag only without quotes."""
+    etag = headers.get("If-Match", "")
+    if method != "PUT" or not etag:
         return "pass"
+    if etag.startswith('"'):
+        return 412
+    headers["If-Match"] = f'"{etag}"'
+    return "pass"
 
+
+def test_unquoted_etags_are_learnt(store: S3Store, proxy: Any) -> None:
     proxy.fault = only_unquoted
     assert not store.prove(clock=ManualClock()).unclear
     etag = store.put("a.json", b"1")
     store.put("a.json", b"2", match=etag)
+
+
+def test_unquoted_etags_are_learnt_before_a_test_at_length(
+    proxy: Any, spoiled: Any, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `batchfile doctor` tests a store."""
+    monkeypatch.setattr(conformance, "HEAVY", conformance.LIGHT)
+    proxy.fault = only_unquoted
+    assert not prove_store(f"s3://{BUCKET}/{folder}?endpoint={spoiled.url}").unclear
 
 
 @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])

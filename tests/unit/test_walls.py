@@ -54,7 +54,7 @@ PLACES = {
     "batchfile/env_aliases.py": "",
     "batchfile/child_env.py": "",
     "batchfile/routing.py": "errors types",
-    "batchfile/store/": "errors clock",
+    "batchfile/store/": "errors clock child_env",
     "batchfile/lines/": "errors types child_env routing lines.formats",
     "batchfile/lines/formats/": "errors types lines.diagnostics lines.framing lines.result",
     "batchfile/schemas/": "child_env",
