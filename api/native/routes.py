@@ -11,8 +11,8 @@ from litestar.params import FromPath, QueryParameter
 from batchfile.errors import InvalidFile
 from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage
 from batchfile.ledger.records import BatchRecord, FileRef
-from batchfile.plan.submit import check_key, retried_before
-from batchfile.plan.submit import retry as retry_batch
+from batchfile.plan.submit import check_key, rerun_before
+from batchfile.plan.submit import rerun as rerun_batch
 from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
 
 from ..create import create_from, create_options
@@ -119,11 +119,11 @@ async def retry(request: AnyRequest, batch_id: FromPath[str], service: ServiceDe
         try:
             service.check_room(caller)
         except Refusal:  # it may repeat a rerun that has already created its batch
-            made = retried_before(service.ledger, batch, key)
+            made = rerun_before(service.ledger, batch, key)
             if made is None:
                 raise
             return made
-        return retry_batch(service.ledger, batch, idempotency_key=key or None)
+        return rerun_batch(service.ledger, batch, idempotency_key=key or None)
 
     async with service.creating:
         made = await asyncio.to_thread(act)

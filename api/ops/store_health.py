@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-PROBE_KEY = "bell/_ready"  # it need not exist; only the store's answer matters
+PROBE_KEY = "notifications/_ready"  # it need not exist; only the store's answer matters
 PROBE_WAIT_S = 5.0
 BEAT_S = 2.0
 LOST_S = 10.0

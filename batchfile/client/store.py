@@ -123,7 +123,7 @@ class StoreRemote:
             raise NotEnded(f"{name}: has not ended; end it with `batchfile cancel {name}`, then delete it")
 
     def rerun(self, name: str) -> BatchStatus:
-        return self.batch(verbs.retry(self._ledger, self._find(name)).batch_id)
+        return self.batch(verbs.rerun(self._ledger, self._find(name)).batch_id)
 
     def results(self, batch: BatchStatus) -> Download | None:
         return self._download(self._find(batch.batch_id).results)

@@ -34,6 +34,6 @@ def done_key(inbox_key: str) -> str:
     return f"{DONE_PREFIX}{inbox_key.removeprefix(INBOX_PREFIX)}"
 
 
-def outbox_turn_key(batch_id: str) -> str:
+def outbox_task_key(batch_id: str) -> str:
     """Of the record that says which process writes to the outbox; it is deleted with the batch."""
     return f"{batch_prefix(batch_id)}outbox.json"

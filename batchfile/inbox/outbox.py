@@ -27,7 +27,7 @@ from batchfile.errors import (
 )
 from batchfile.inbox import documents
 from batchfile.inbox.documents import ERRORS, KINDS, RECEIPT, REJECTED, RESULTS, RESULTS_PARQUET, STATUS
-from batchfile.inbox.keys import OUTBOX_POOL, done_key, outbox_key, outbox_turn_key
+from batchfile.inbox.keys import OUTBOX_POOL, done_key, outbox_key, outbox_task_key
 from batchfile.inbox.records import ClaimRecord, DroppedFile, dropped_file
 from batchfile.ledger import ending, keys, shards
 from batchfile.ledger.base import Ledger
@@ -127,7 +127,7 @@ def publish(ledger: Ledger, batch: BatchRecord, *, runner: str) -> bool:
     dropped = dropped_file(batch)
     if dropped is None or batch.state != "ended":
         return True
-    key = outbox_turn_key(batch.batch_id)
+    key = outbox_task_key(batch.batch_id)
     with suppress(RecordDamaged):  # then it is claimed anew, and everything is written again
         found = load(ledger, key, ShardRecord)
         if found is not None and found.record.state == "done":
@@ -199,13 +199,13 @@ def _put_over(ledger: Ledger, before: Object | Entry | None, key: str, document:
 
 
 def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.PoolFacts]:
-    """The pools that ran the batch, without what the planner settled. Engines: as the runners report them now."""
+    """The pools that ran the batch, without what the planner decided. Engines: as the runners report them now."""
     found = None if not batch.plan_key else load(ledger, batch.plan_key, Plan)
     if found is None:
         return {}
     pools = {}
     for pool, members in found.record.pools.items():
-        if pool not in keys.SETTLED_POOLS:
+        if pool not in keys.PSEUDO_POOLS:
             told = set[str]()
             with suppress(StoreError):  # a hint, which must not hold up results
                 told = {f"{one.engine} {one.engine_version}".strip() for one in read_heartbeats(ledger, pool)}

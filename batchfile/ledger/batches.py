@@ -63,7 +63,7 @@ class Planned:
 
 
 def announce(ledger: Ledger, draft: Draft) -> None:
-    """Write the index marker before anything else, so that the janitor removes the batch if it is never committed.
+    """Write the index entry before anything else, so that the janitor removes the batch if it is never committed.
 
     Call it from time to time while the create lasts: a create without an announcement for `abandoned_s` is abandoned.
     """
@@ -71,7 +71,7 @@ def announce(ledger: Ledger, draft: Draft) -> None:
 
 
 def withdraw(ledger: Ledger, draft: Draft) -> None:
-    """Remove the marker of a rejected batch. Best effort: the janitor does it too."""
+    """Remove the index entry of a rejected batch. Best effort: the janitor does it too."""
     with suppress(StoreError):
         ledger.store.delete(_index_key(draft))
 
@@ -168,7 +168,7 @@ def enqueue(ledger: Ledger, batch: BatchRecord, plan: Plan) -> None:
 def notify(ledger: Ledger, pools: Iterable[str]) -> None:
     """Tell idle runners that something changed. Only a hint: without it they find out later."""
     for pool in pools:
-        if pool not in keys.SETTLED_POOLS:
+        if pool not in keys.PSEUDO_POOLS:
             with suppress(StoreError):
                 ledger.store.put(keys.notification_key(pool), ledger.new_id().encode())
 
@@ -232,5 +232,5 @@ def end(ledger: Ledger, batch_id: str, reason: EndReason, detail: str | None = N
 
 def queue_entries(batch: BatchRecord, plan: Plan) -> Iterator[str]:
     for pool in plan.pools:
-        if pool not in keys.SETTLED_POOLS:
+        if pool not in keys.PSEUDO_POOLS:
             yield keys.queue_key(pool, batch.priority, batch.created_at, batch.batch_id)

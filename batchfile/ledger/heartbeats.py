@@ -22,13 +22,13 @@ SWEEP_AFTER_S = 24 * 3600.0
 
 def write_heartbeat(ledger: Ledger, record: HeartbeatRecord) -> None:
     """Raises: StoreError, which the caller may ignore."""
-    ledger.store.put(keys.presence_key(record.pool, record.runner_id), encode(record))
+    ledger.store.put(keys.heartbeat_key(record.pool, record.runner_id), encode(record))
 
 
 def remove_heartbeat(ledger: Ledger, pool: str, runner_id: str) -> None:
     """On a clean exit. Best effort: a document that is left is ignored after a minute."""
     with suppress(StoreError):
-        ledger.store.delete(keys.presence_key(pool, runner_id))
+        ledger.store.delete(keys.heartbeat_key(pool, runner_id))
 
 
 def read_heartbeats(ledger: Ledger, pool: str | None = None) -> list[HeartbeatRecord]:
@@ -72,7 +72,7 @@ def sweep_heartbeats(ledger: Ledger) -> int:
 
 
 def _newest_first(ledger: Ledger, pool: str | None) -> list[Entry]:
-    entries = ledger.store.list(keys.presence_prefix(pool))
+    entries = ledger.store.list(keys.heartbeat_prefix(pool))
     return sorted(entries, key=lambda entry: entry.modified_at, reverse=True)
 
 

@@ -1,9 +1,9 @@
 """Builds the keys of the protocol; it knows no store. `inbox/keys.py` and `files/keys.py` build those of their parts.
 
 batches/{batch_id}/    batch.json, the input, the plan, shard records, parts, results, errors
-queue/{pool}/          a marker for each batch with open shards: a hint that can be rebuilt
-index/{tenant}/        a marker for each batch, newest first
-bell/{pool}            changes when something happened: a hint
+queue/{pool}/          an entry for each batch with open shards: a hint that can be rebuilt
+index/{tenant}/        an entry for each batch, newest first
+notifications/{pool}   changes when something happened: a hint
 idempotency/           the batch of an idempotency key, a body or a local output
 runners/{pool}/        the live runners: a hint, rewritten every few seconds
 expiring/{time}/       the prefix (the rest of the key) to remove at that time
@@ -16,7 +16,7 @@ from batchfile.errors import InvalidRequest
 
 REJECTED_POOL = "_rejected"  # the pseudo-pool whose shards hold what the planner rejected
 REUSED_POOL = "_reused"  # and of those with results taken over from another batch
-SETTLED_POOLS = frozenset({REJECTED_POOL, REUSED_POOL})  # no runner claims their shards
+PSEUDO_POOLS = frozenset({REJECTED_POOL, REUSED_POOL})  # no runner claims their shards
 ASSEMBLY_POOL = "_assembly"  # the pseudo-pool of the record that says which process assembles
 PLANNING_POOL = "_planning"  # and of the one that says which process plans
 
@@ -99,7 +99,7 @@ def queue_prefix(pool: str) -> str:
 
 
 def queue_key(pool: str, priority: int, created_at: float, batch_id: str) -> str:
-    """`priority` 0 (first) to 9 (last); markers list by priority, then oldest first."""
+    """`priority` 0 (first) to 9 (last); entries list by priority, then oldest first."""
     return f"{queue_prefix(pool)}{priority}-{_millis(created_at):0{_TIME_MS_DIGITS}d}-{batch_id}"
 
 
@@ -112,7 +112,7 @@ def queue_priority(key: str) -> int:
 
 
 def notification_key(pool: str) -> str:
-    return f"bell/{pool}"
+    return f"notifications/{pool}"
 
 
 def index_prefix(tenant: str) -> str:
@@ -153,13 +153,13 @@ def idempotency_key(kind: str, value: str) -> str:
 RUNNERS_PREFIX = "runners/"
 
 
-def presence_prefix(pool: str | None = None) -> str:
+def heartbeat_prefix(pool: str | None = None) -> str:
     """Of one pool's runners, or of all."""
     return RUNNERS_PREFIX if pool is None else f"{RUNNERS_PREFIX}{pool}/"
 
 
-def presence_key(pool: str, runner_id: str) -> str:
-    return f"{presence_prefix(pool)}{runner_id}.json"
+def heartbeat_key(pool: str, runner_id: str) -> str:
+    return f"{heartbeat_prefix(pool)}{runner_id}.json"
 
 
 EXPIRING_PREFIX = "expiring/"

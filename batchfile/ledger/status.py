@@ -45,7 +45,7 @@ class BatchSnapshot:
     """A batch at one look: its status, and the record that the status was derived from, for who needs its other fields.
 
     `status.pools` is empty once the batch has ended. Neither it nor `num_records`, the shard records of the batch,
-    includes lines that the planner settled. `problem`: what cannot be read.
+    includes lines that the planner decided. `problem`: what cannot be read.
     """
 
     batch: BatchRecord
@@ -115,7 +115,7 @@ class _View:
         self.shares = {
             pool: (len(members), sum(members.values()))
             for pool, members in plan.pools.items()
-            if pool not in ledger_keys.SETTLED_POOLS
+            if pool not in ledger_keys.PSEUDO_POOLS
         }
         self.is_planned = True
 

@@ -50,7 +50,7 @@ def end(ledger: Ledger, batch: BatchRecord) -> BatchRecord:
     raise StoreUnavailable(f"{batch.batch_id} could not be ended: another process holds it; run the command again")
 
 
-def settled(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> Stored[IdempotencyRecord]:
+def repaired(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> Stored[IdempotencyRecord]:
     """Repair the pointer of an output after a process was killed while it replaced the batch: it names one batch again,
     the new one if that was committed.
     """

@@ -78,7 +78,7 @@ def open_batch(
         if not options.restart:
             raise _restart_instead(options.output, error) from error
         return _create(ledger, source, options, error)  # the id of the old batch is lost with the pointer
-    pointer = pointer and previous_batch.settled(ledger, key, pointer)
+    pointer = pointer and previous_batch.repaired(ledger, key, pointer)
     if pointer is not None and options.restart:
         _check_replaceable(ledger, pointer.record.batch_id)
         # The old run is removed only once the new one exists: if the new input is rejected, nothing is lost.

@@ -115,7 +115,7 @@ def create(
     return batches.create(ledger, draft, planned)
 
 
-def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = None) -> BatchRecord:
+def rerun(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = None) -> BatchRecord:
     """A batch of the requests of `batch` that did not succeed, with its options. The same key gives the same batch.
 
     Raises: InvalidFile if there is nothing to rerun, or not yet; KeyReused; StoreUnavailable.
@@ -145,13 +145,13 @@ def retry(ledger: Ledger, batch: BatchRecord, *, idempotency_key: str | None = N
         chunks = ledger.store.stream(errors.key)
         return submit(ledger, draft, chunks, size=errors.size, policy=REJECT, is_shared=keyed.is_shared)
 
-    return create_once(ledger, options, f"retry {batch.batch_id}", batch_id, make)
+    return create_once(ledger, options, f"rerun {batch.batch_id}", batch_id, make)
 
 
-def retried_before(ledger: Ledger, batch: BatchRecord, idempotency_key: str | None) -> BatchRecord | None:
+def rerun_before(ledger: Ledger, batch: BatchRecord, idempotency_key: str | None) -> BatchRecord | None:
     """The batch of an earlier rerun with this key, if there is one."""
     options = CreateOptions(tenant=batch.tenant, idempotency_key=idempotency_key)
-    return made_before(ledger, options, f"retry {batch.batch_id}")
+    return made_before(ledger, options, f"rerun {batch.batch_id}")
 
 
 def _announced(ledger: Ledger, draft: Draft) -> Callable[[], None]:

@@ -353,7 +353,7 @@ class Claimer:
     def _view(self, batch: BatchRecord, priority: int) -> BatchView:
         """Raises: BatchDamaged, StoreError."""
         plan = read_plan(self._ledger, batch)
-        if self._pool not in plan.pools and set(plan.pools) - keys.SETTLED_POOLS:
+        if self._pool not in plan.pools and set(plan.pools) - keys.PSEUDO_POOLS:
             raise BatchDamaged(f"{batch.batch_id}: its queue entry names pool {self._pool}, but its plan does not")
         return BatchView(batch=batch, plan=plan, priority=priority, members=list(plan.pools.get(self._pool, {})))
 

@@ -196,7 +196,7 @@ def test_who_ends_it_sweeps_its_parts_in_one_request() -> None:
     world = World()
     world.work(*range(NUM_SHARDS))
     spent = world.finish()
-    assert spent("delete") == 2, "its markers, and its parts"
+    assert spent("delete") == 2, "its entries, and its parts"
     assert list(world.inner.list(ledger_keys.parts_prefix(BATCH))) == []
 
 
@@ -279,7 +279,7 @@ def test_a_sweep_that_is_cut_off_is_no_fault_of_the_end() -> None:
 
 
 def left(world: World) -> list[str]:
-    return [entry.key for entry in world.inner.list("") if not entry.key.startswith("bell/")]
+    return [entry.key for entry in world.inner.list("") if not entry.key.startswith("notifications/")]
 
 
 def removed(world: World) -> None:

@@ -297,8 +297,8 @@ def test_files_and_uploads_live_and_go_on_every_store(store: Store, folder: str)
     assert stored_files.remove_file(ledger, folder, ids[0])
     clock.sleep(100 * DAY_S)
     assert retention.sweep(ledger) == 0
-    for marker in list(store.list(ledger_keys.EXPIRING_PREFIX)):  # no test can move the store's own clock
-        store.put(marker.key, b"0")
+    for entry in list(store.list(ledger_keys.EXPIRING_PREFIX)):  # no test can move the store's own clock
+        store.put(entry.key, b"0")
     retention.sweep(ledger)
     assert list(store.list(files_prefix(folder))) == []
     assert list(store.list(f"uploads/{folder}/")) == []

@@ -9,7 +9,7 @@ import pytest
 
 from api.ops.webhooks import event_of
 from batchfile.inbox import outbox
-from batchfile.inbox.keys import outbox_turn_key
+from batchfile.inbox.keys import outbox_task_key
 from batchfile.inbox.records import dropped_file
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
@@ -54,7 +54,7 @@ def test_a_file_leaves_the_inbox_only_when_told_to_and_only_once_it_has_run(worl
     assert len(world.batches()) == 1
     ended = world.only()
     receipt = world.told("mistral/a.jsonl.receipt.json")
-    world.store.delete(outbox_turn_key(ended.batch_id))  # as if it was cut off before its end
+    world.store.delete(outbox_task_key(ended.batch_id))  # as if it was cut off before its end
     assert outbox.publish(world.ledger, ended, runner="again")
     assert world.told("mistral/a.jsonl.receipt.json") == receipt
 

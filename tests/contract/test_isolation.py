@@ -66,7 +66,7 @@ def test_an_input_that_is_gone_from_a_batch_that_a_newer_version_wrote_ends_no_r
 
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
-@pytest.mark.parametrize("pattern", ["queue/*", "bell/*", "index/*", "*"])
+@pytest.mark.parametrize("pattern", ["queue/*", "notifications/*", "index/*", "*"])
 def test_a_refusal_of_what_belongs_to_no_batch_ends_no_runner(pattern: str, answer: Answer) -> None:
     """However long it lasts, the runner waits with its engine loaded, and goes on soon after."""
     world = World()
@@ -76,7 +76,7 @@ def test_a_refusal_of_what_belongs_to_no_batch_ends_no_runner(pattern: str, answ
 
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
-@pytest.mark.parametrize("pattern", ["bell/*", "index/*", "runners/*", "idempotency/*"])
+@pytest.mark.parametrize("pattern", ["notifications/*", "index/*", "runners/*", "idempotency/*"])
 def test_batches_end_without_what_is_only_a_hint(pattern: str, answer: Answer) -> None:
     world = World()
     world.store.ills = [Ill(pattern=pattern, answer=answer)]

@@ -188,12 +188,12 @@ def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answ
         idempotency.get_or_create(
             world.ledger, kind="key", tenant="t", value=name, digest=name, batch_id=f"never-{name}"
         )
-    markers = [entry.key for entry in world.store.list(keys.EXPIRING_PREFIX)]
+    expiring = [entry.key for entry in world.store.list(keys.EXPIRING_PREFIX)]
     entries = [entry.key for entry in world.store.list(keys.IDEMPOTENCY_PREFIX)]
     if answer == "rubbish":  # what it holds, not how it is answered
-        world.store.put(markers[0], b"soon")
+        world.store.put(expiring[0], b"soon")
     else:
-        world.store.ills = [Ill(pattern=markers[0], answer=answer), Ill(pattern=entries[0], answer=answer)]
+        world.store.ills = [Ill(pattern=expiring[0], answer=answer), Ill(pattern=entries[0], answer=answer)]
     world.clock.sleep(10 * 24 * 3600.0)
     Janitor(world.ledger, runner="s").tick()
     world.store.ills = []

@@ -204,7 +204,7 @@ def test_a_batch_that_its_user_deletes_early_is_found_within_an_hour() -> None:
     assert [entry.key for entry in world.store.list("batches/")] == [keys.batch_key("a")]
 
 
-def test_a_lost_marker_is_put_back_and_the_bell_rings() -> None:
+def test_a_lost_queue_entry_is_put_back_and_its_pool_notified() -> None:
     world = World()
     batch = world.create("a", ("mistral", "llama"))
     world.tick()
@@ -217,7 +217,7 @@ def test_a_lost_marker_is_put_back_and_the_bell_rings() -> None:
     assert [pool for pool in after if after[pool].data != before[pool].data] == ["llama"]  # type: ignore[union-attr]
 
 
-def test_the_marker_of_a_pool_that_has_nothing_left_is_not_put_back() -> None:
+def test_the_queue_entry_of_a_pool_that_has_nothing_left_is_not_put_back() -> None:
     world = World()
     batch = world.create("a", ("mistral", "llama"))
     world.answer("a", "llama")
@@ -281,7 +281,7 @@ def test_what_belongs_to_no_batch_is_swept_once_an_hour() -> None:
     world.clock.sleep(25 * 3600.0)
     write_heartbeat(world.ledger, HeartbeatRecord(**{**_fields(record), "runner_id": "new"}))
     world.tick()
-    assert [entry.key for entry in world.store.list("runners/")] == [keys.presence_key("mistral", "new")]
+    assert [entry.key for entry in world.store.list("runners/")] == [keys.heartbeat_key("mistral", "new")]
 
 
 def _fields(record: HeartbeatRecord) -> dict[str, object]:

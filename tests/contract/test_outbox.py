@@ -14,7 +14,7 @@ from batchfile.clock import ManualClock
 from batchfile.engine.base import Finished
 from batchfile.engine.open import engine_factory
 from batchfile.inbox import outbox
-from batchfile.inbox.keys import INBOX_PREFIX, outbox_key, outbox_turn_key
+from batchfile.inbox.keys import INBOX_PREFIX, outbox_key, outbox_task_key
 from batchfile.ledger import batches
 from batchfile.ledger.heartbeats import write_heartbeat
 from batchfile.ledger.records import HeartbeatRecord
@@ -119,7 +119,7 @@ def test_a_damaged_record_of_whose_turn_it_is_holds_back_no_answers_and_keeps_no
     ended = run_alone(Runner(still.ledger, engine_factory("echo", model="echo"), options))
     assert ended is not None
     still.store.delete(outbox_key(INBOX_PREFIX + "mistral/a.jsonl", outbox.RECEIPT))
-    still.store.put(outbox_turn_key(ended.batch_id), b"\0\0")
+    still.store.put(outbox_task_key(ended.batch_id), b"\0\0")
     still.janitor.tick()
     assert still.told("mistral/a.jsonl.receipt.json")["batch_id"] == ended.batch_id
     for _ in range(4):
@@ -133,7 +133,7 @@ def test_the_outbox_has_the_same_bytes_when_it_is_written_twice(world: World) ->
     world.janitor.tick()
     ended = world.run(world.only())
     first = {name: world.out(name) for name in world.outbox()}
-    world.store.delete(outbox_turn_key(ended.batch_id))
+    world.store.delete(outbox_task_key(ended.batch_id))
     assert outbox.publish(world.ledger, ended, runner="again")
     assert {name: world.out(name) for name in world.outbox()} == first
     assert len(first) == 4
@@ -180,7 +180,7 @@ def test_results_come_as_parquet_too_when_that_is_asked_for(world: World) -> Non
     path = "outbox/mistral/a.jsonl.results.parquet"
     digest = hashlib.sha256(data).hexdigest()
     assert receipt["results_parquet"] == {"path": path, "bytes": len(data), "sha256": digest, "lines": 41}
-    world.store.delete(outbox_turn_key(ended.batch_id))
+    world.store.delete(outbox_task_key(ended.batch_id))
     assert outbox.publish(world.ledger, ended, runner="again")
     assert world.out("mistral/a.jsonl.results.parquet") == data
     world.store.delete("inbox/mistral/a.batch.toml")

@@ -8,7 +8,7 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.inbox import outbox
-from batchfile.inbox.keys import OUTBOX_PREFIX, outbox_turn_key
+from batchfile.inbox.keys import OUTBOX_PREFIX, outbox_task_key
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
 from batchfile.ledger import batches
@@ -72,7 +72,7 @@ def ended_and_not_told(clock: ManualClock) -> tuple[World, BatchRecord]:
     clock.sleep(10.0)
     world.janitor.tick()
     ended = world.run(world.only())
-    world.store.delete(outbox_turn_key(ended.batch_id))
+    world.store.delete(outbox_task_key(ended.batch_id))
     for name in world.outbox():
         world.store.delete(f"outbox/{name}")
     return world, ended

@@ -57,7 +57,7 @@ class World:
         return batch
 
 
-def test_a_batch_opens_with_its_plan_and_its_markers() -> None:
+def test_a_batch_opens_with_its_plan_and_its_entries() -> None:
     world = World()
     assert world.create().state == "planning"
     opened = pending.plan(world.ledger, "b", runner="r")
@@ -158,7 +158,7 @@ def test_a_file_without_its_bytes_makes_no_batch_or_a_failed_one() -> None:
         world.create(file, "c")
 
 
-def test_a_failed_batch_has_no_plan_no_markers_and_at_most_a_hundred_errors() -> None:
+def test_a_failed_batch_has_no_plan_no_entries_and_at_most_a_hundred_errors() -> None:
     world = World()
     world.create(world.file(*["none"] * 300))
     failed = pending.plan(world.ledger, "b", runner="r")

@@ -137,8 +137,8 @@ class World:
         janitor.tick()
 
     def run(self) -> None:
-        (marker,) = self.bucket.list(ledger_keys.queue_prefix("mistral"))
-        batch_id = ledger_keys.queue_batch_id(marker.key)
+        (entry,) = self.bucket.list(ledger_keys.queue_prefix("mistral"))
+        batch_id = ledger_keys.queue_batch_id(entry.key)
         options = RunnerOptions(runner_id="r", pool="mistral", only=batch_id, is_janitor=False)
         Runner(self.ledger, engine_factory("echo", model="echo"), options).run()
 
@@ -166,7 +166,7 @@ def live(world: World) -> None:
         world.clock.sleep(86400.0)
         world.reconcile()
     left = {key.split("/")[0] for key in world.names()}
-    assert left <= {"inbox", "outbox", "bell"}, left
+    assert left <= {"inbox", "outbox", "notifications"}, left
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -134,8 +134,8 @@ def test_a_damaged_batch_is_nobody_elses(api: Any, make_request: Any) -> None:
 
 def test_a_damaged_batch_that_the_index_lacks_is_unreadable_and_not_unknown(api: Any, make_request: Any) -> None:
     batch_id = api.submit("email", [make_request("a")], **TENANT)
-    (marker,) = Path(api.store).glob(f"index/acme/*{batch_id}")
-    marker.unlink()
+    (entry,) = Path(api.store).glob(f"index/acme/*{batch_id}")
+    entry.unlink()
     damage(api, keys.batch_key(batch_id))
     for method, suffix in (("GET", ""), ("GET", "/results"), ("POST", "/cancel"), ("DELETE", "")):
         answer = api.http.request(method, f"{BATCHES}/{batch_id}{suffix}", headers=TENANT)

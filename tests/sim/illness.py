@@ -15,7 +15,7 @@ REFUSALS: tuple[Answer, ...] = ("500", "EIO", "400", "403", "405", "501", "EACCE
 # several reads, and its lines are errored. That is as it must be.
 RECORDS = ("batch.json", "plan-*", "planning.json", "assembly.json", "shards/*")
 OF_A_BATCH = (*RECORDS, "shards/*/000000.json", "input-*", "parts/*", "results-*", "errors-*", "*")
-HINTS = ("bell/*", "runners/*")  # nobody needs them: every batch is healthy
+HINTS = ("notifications/*", "runners/*")  # nobody needs them: every batch is healthy
 
 
 @dataclass(slots=True, kw_only=True)

@@ -73,8 +73,8 @@ def test_a_removed_runner_is_gone_at_once() -> None:
 def test_a_document_that_can_not_be_read_hides_no_other() -> None:
     ledger, _ = world()
     write_heartbeat(ledger, RECORD)
-    ledger.store.put(keys.presence_key("mistral", "broken"), b"{")
-    ledger.store.put(keys.presence_key("mistral", "newer"), b'{"version": 99}')
+    ledger.store.put(keys.heartbeat_key("mistral", "broken"), b"{")
+    ledger.store.put(keys.heartbeat_key("mistral", "newer"), b'{"version": 99}')
     assert read_heartbeats(ledger) == [RECORD]
 
 
@@ -87,8 +87,8 @@ def test_only_what_is_older_than_a_day_is_swept() -> None:
     clock.sleep(SWEEP_AFTER_S - 1800)
     write_heartbeat(ledger, RECORD)
     assert sweep_heartbeats(ledger) == 1
-    left = [entry.key for entry in ledger.store.list(keys.presence_prefix())]
-    assert left == [keys.presence_key("mistral", "m-1"), keys.presence_key("mistral", "young")]
+    left = [entry.key for entry in ledger.store.list(keys.heartbeat_prefix())]
+    assert left == [keys.heartbeat_key("mistral", "m-1"), keys.heartbeat_key("mistral", "young")]
 
 
 def test_what_the_engine_failed_is_told_and_not_what_never_reached_it() -> None:
