@@ -7,7 +7,7 @@ types, their errors, and the parts to extend. docs/python.md has examples. A nam
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from batchfile import errors as errors
