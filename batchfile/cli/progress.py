@@ -12,7 +12,7 @@ from batchfile.cli.batch_text import end_line, pool_line, status_line
 from batchfile.client.base import BatchStatus, Remote
 from batchfile.client.batch import AWAY_S_MAX, Batch
 from batchfile.errors import ServiceUnavailable, StoreUnavailable
-from batchfile.local.display import PLAIN_S, duration, is_terminal
+from batchfile.local.display import PLAIN_S, duration, is_terminal, say
 
 LOOK_S = 1.0
 RATE_WINDOW_S = 60.0
@@ -75,7 +75,7 @@ class Follower:
                 if time.monotonic() - since > AWAY_S_MAX:
                     raise
                 if not is_said:
-                    click.echo(f"waiting: {error}", err=True)
+                    say(f"waiting: {error}")
                     is_said = True
                 time.sleep(LOOK_S)
 

@@ -18,6 +18,7 @@ from batchfile.client.batch import Batch
 from batchfile.client.connection import Connection, open_store_remote
 from batchfile.errors import BatchFailed, OutputTaken, SettingsError
 from batchfile.ledger.keys import is_pool_name
+from batchfile.local.display import say
 from batchfile.local.options import STDOUT
 from batchfile.types import NAME_RULE, TENANT
 
@@ -45,7 +46,7 @@ class Where:
         if self.url is not None:
             from batchfile.client.http import HttpRemote
 
-            remote = HttpRemote(self.url, self.api_key, lambda message: click.echo(f"waiting: {message}", err=True))
+            remote = HttpRemote(self.url, self.api_key, lambda message: say(f"waiting: {message}"))
         else:
             access: Access = "create" if is_new else "write" if writes else "read"
             remote = open_store_remote(self.store, self.tenant, access, name)

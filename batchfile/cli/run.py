@@ -20,7 +20,7 @@ from batchfile.cli.stopping import RunSignals, code_of
 from batchfile.inbox.documents import stored_file
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
-from batchfile.local import outputs
+from batchfile.local import display, outputs
 from batchfile.local.display import Progress, counted, duration
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.options import STDIN, STDOUT, RunOptions, choices_of
@@ -44,7 +44,7 @@ class Voice:
             self.say_always(text)
 
     def say_always(self, text: str) -> None:
-        click.echo(json.dumps({"event": "note", "message": text}) if self.is_json else text, err=True)
+        display.say(json.dumps({"event": "note", "message": text}) if self.is_json else text)
 
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -188,11 +188,11 @@ def _summary(receipt: Receipt, path: str | None) -> str:
     total = counted(receipt.input.requests, "request")
     text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
     if receipt.reason == "input_changed":
-        text += f"; the rest did not run, because {receipt.input.path} {_what_became_of(receipt.input.path)}"
+        text += f"; the rest did not run, because {_what_became_of(receipt.input.path)}"
     elif receipt.reason != "completed":
         text += f"; the batch ended early ({receipt.reason})"
     if path is not None:
-        text += f": {path}"
+        text += f": {_from_here(path)}"
         if num_failed:
             verb = "failed" if receipt.reason == "completed" else "did not succeed"
             text += f"; {num_failed:,} {verb}: {_what_to_do(receipt, num_failed)}"
@@ -200,20 +200,30 @@ def _summary(receipt: Receipt, path: str | None) -> str:
 
 
 def _what_became_of(path: str) -> str:
-    return "was changed, not only extended" if os.path.exists(path) else "was removed while it ran"
+    became = "was changed, not only extended" if os.path.exists(path) else "was removed while it ran"
+    return f"{_from_here(path)} {became}"
 
 
 def _what_to_do(receipt: Receipt, num_failed: int) -> str:
     """Lines that were too long are missing from the errors file, and so are those that no longer exist."""
     errors = receipt.errors
     if receipt.reason == "input_changed":
-        named = "" if errors is None else f"{errors.path} lists them; "
+        named = "" if errors is None else f"{_from_here(errors.path)} lists them; "
         if not os.path.exists(receipt.input.path):
             return f"{named}restore the file and run the same command again to finish the rest"
         return f"{named}run the changed file with another output, or with --restart to replace these results"
     if errors is None:
-        return "see the reasons in the results"
-    return f"fix {errors.path} and run it" + (f" ({errors.lines:,} of them)" if errors.lines < num_failed else "")
+        return "the results say why"
+    few = f" ({errors.lines:,} of them)" if errors.lines < num_failed else ""
+    return f"fix {_from_here(errors.path)} and run it{few}; the results say why"
+
+
+def _from_here(path: str) -> str:
+    """As a path relative to the current folder, where it is shorter."""
+    try:
+        return min(path, os.path.relpath(path), key=len)
+    except OSError:  # the current folder was removed
+        return path
 
 
 def _how_to_resume(options: RunOptions) -> str:

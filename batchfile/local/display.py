@@ -97,6 +97,11 @@ def _left(snap: Snapshot) -> list[str]:
     return [f"{about(snap.eta_s or 0)} left"] if is_known else []
 
 
+def say(text: str) -> None:
+    """Print a line on stderr, above a live display. click.echo would write past it, into the line that it redraws."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def is_terminal() -> bool:
     """Can stderr show a live display?"""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -174,7 +179,8 @@ def picture(snap: Snapshot) -> "RenderableType":
         return Text(state(snap), no_wrap=True, overflow="ellipsis")
     share = snap.done / max(1, snap.total) if snap.share is None else snap.share
     left = f", {about(snap.eta_s)} left" if snap.eta_s is not None and snap.done < snap.total else ""
-    text = f"{snap.done:,}/{snap.total:,} requests ({100 * share:.0f} %), {duration(snap.elapsed_s)}{left}"
+    # The percentage is the bar's, not that of the requests: those in flight count with their tokens.
+    text = f"{100 * share:.0f} %, {snap.done:,}/{snap.total:,} requests, {duration(snap.elapsed_s)}{left}"
     # Until the share is known, the bar only moves.
     bar = ProgressBar(total=1.0, completed=share, width=BAR_CELLS, pulse=snap.share is None and not snap.done)
     row = Table.grid(padding=(0, 1))

@@ -36,7 +36,9 @@ class EngineChoice:
 
     @property
     def label(self) -> str:
-        return self.kind if self.kind == "echo" else f"{self.kind} with {self.model}"
+        if self.kind == "echo":
+            return self.kind
+        return f"{self.kind} with {f'the demo model {DEMO_MODEL}' if self.model == str(_demo_dir()) else self.model}"
 
     def noted(self, say: Say) -> EngineFactory:
         """The factory, which also prints the note of an engine about its own choices; each note is printed once."""
@@ -106,10 +108,14 @@ def _endpoint_check(url: str, model: str, api_key: str | None) -> Callable[[Say]
 
 def demo_model() -> Path:
     """The folder of the demo model. Raises: SettingsError where it is not on this machine."""
-    folder = Path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER).expanduser() / "models" / DEMO_MODEL
+    folder = _demo_dir()
     if not (folder / "config.json").is_file():
         raise SettingsError(
             "no model given, and the demo model is not cached: add --model NAME_OR_DIRECTORY (model=), "
             "or run `just setup` once to download the demo model, or try --engine echo"
         )
     return folder
+
+
+def _demo_dir() -> Path:
+    return Path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER).expanduser() / "models" / DEMO_MODEL

@@ -34,7 +34,7 @@ _GUARDED = {
     "max_tokens": "the default max_tokens",
     "temperature": "the default temperature",
 }
-_NAMES = {SHA256: "the input"} | {f"run.{name}": words for name, words in _GUARDED.items()}
+_NAMES = {f"run.{name}": words for name, words in _GUARDED.items()}
 _SHOWN_MAX = 60
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -128,7 +128,9 @@ def is_same_but_for_input(metadata: Mapping[str, str], wanted: Mapping[str, str]
 def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """The differences from the run with this `metadata`, as text."""
     return [
-        f"{_NAMES[name]} was {_shown(metadata.get(name, ''))} and is {_shown(value)} now"
+        "the input has changed"
+        if name == SHA256
+        else f"{_NAMES[name]} was {_shown(metadata.get(name, ''))} and is {_shown(value)} now"
         for name, value in wanted.items()
         if metadata.get(name, "") != value
     ]
@@ -141,13 +143,13 @@ def check_same(metadata: Mapping[str, str], wanted: Mapping[str, str], output: s
         return
     if is_same_but_for_input(metadata, wanted):
         raise OutputTaken(
-            f"{output} belongs to a run of other requests: {different[0]}. Finished results can be kept only if lines "
-            "were added at the end of the file. Restore the file to resume that run, choose another output for the "
-            "new requests, or add --restart to discard that run"
+            f"{output} belongs to a run of other requests: {different[0]}, and not only by lines that were added at "
+            "its end. Restore the input to resume that run, choose another output for the new requests, or add "
+            "--restart to discard that run and its results"
         )
     raise OutputTaken(
         f"{output} belongs to a run with other options: {'; '.join(different)}. "
-        "Choose another output, or add --restart to discard that run"
+        "Choose another output, or add --restart to discard that run and its results"
     )
 
 

@@ -316,7 +316,8 @@ def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
         yield f"the first request has the model {named!r}; a local run ignores it and uses its one engine"
     if planned.num_rejected:
         first = planned.first_problem
-        yield f"rejected lines: {planned.num_rejected:,}, with errored results; the first: {first}"
+        many = f"{planned.num_rejected:,} lines are rejected and get failed results; the first"
+        yield f"{'1 line is rejected and gets a failed result' if planned.num_rejected == 1 else many}: {first}"
 
 
 def _tail_note(ledger: Ledger, planned: Planned) -> Iterator[str]:

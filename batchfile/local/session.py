@@ -4,7 +4,6 @@ Does not end the process and sets no signal handlers.
 """
 
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.display import Progress, counted
+from batchfile.local.display import say as say_on_stderr
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import Source, inspect, is_added_to
 from batchfile.local.options import STDOUT, Dtype, RunOptions
@@ -191,7 +191,7 @@ def run(
     logs.for_library()
     settings = load_settings()
     choice = choose_engine(settings, options)
-    say: Callable[[str], None] = _say if progress else lambda text: None
+    say: Callable[[str], None] = say_on_stderr if progress else lambda text: None
     with ExitStack() as stack:
         session = open_session(stack, settings, options, choice, say)
         assert session.path is not None
@@ -264,7 +264,3 @@ class _Worker:
 
 def _shown(look: Look) -> AbstractContextManager[object]:
     return Progress(look, is_json=False)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")

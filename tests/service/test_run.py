@@ -189,7 +189,7 @@ def test_a_changed_input_is_refused_with_what_changed_until_restart(folder: Path
     (folder / "in.jsonl").write_bytes(requests(3))
     done = run(folder, "in.jsonl", "-o", "out.jsonl")
     assert done.returncode == 7
-    assert b"the input was " in done.stderr
+    assert b"the input has changed" in done.stderr
     assert b"--restart" in done.stderr
     assert (folder / "out.jsonl").read_bytes() == before
     assert run(folder, "in.jsonl", "-o", "out.jsonl", "--restart").returncode == 0

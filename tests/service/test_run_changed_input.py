@@ -157,7 +157,7 @@ def test_of_an_input_that_was_changed_otherwise_no_id_is_lost(folder: Path, chan
     if change is not Path.unlink:
         refused = again(folder)
         assert (refused.returncode, ids(folder)) == (7, OLD)
-        assert b"the input was " in refused.stderr
+        assert b"the input has changed" in refused.stderr
     num_before = num_executed(folder / "executed")
     (folder / "in.jsonl").write_bytes(data)
     done = again(folder)

@@ -61,12 +61,12 @@ def test_a_terminal_shows_a_bar_the_tokens_of_unfinished_requests_and_an_estimat
     assert code == 0, sent
     text = ANSI.sub("", sent)
     assert "━" in text
-    begun = re.findall(r"0/48 requests \(\d+ %\).*?([\d,]+) tokens out \(", text, re.DOTALL)
+    begun = re.findall(r"\d+ %, 0/48 requests.*?([\d,]+) tokens out \(", text, re.DOTALL)
     assert begun, "no token was shown before the first request had finished"
     assert re.search(r"16 running, \d+ waiting", text)
     assert re.search(r"(about \d+|less than 5) s left", text)
     assert not re.search(r"(?<![\d.,])0(\.0)? tok/s", text)
-    assert "48/48 requests (100 %)" in text
+    assert "100 %, 48/48 requests" in text
 
 
 def test_every_log_line_and_note_has_a_line_of_its_own_on_a_terminal(folder: Path) -> None:
@@ -77,7 +77,7 @@ def test_every_log_line_and_note_has_a_line_of_its_own_on_a_terminal(folder: Pat
     assert len(logged) >= 5
     for line in logged:
         assert re.match(r"\d\d:\d\d:\d\d \[info", line), line
-        assert "requests (" not in line
+        assert "/48 requests" not in line
     assert any(line.startswith("48 of 48 requests succeeded") for line in lines)
 
 

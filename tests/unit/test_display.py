@@ -1,10 +1,16 @@
 """What the line of progress says."""
 
+import io
+import re
+import sys
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
-from batchfile.local.display import about, line
+from batchfile.local.display import about, line, picture, say
 from batchfile.local.progress import Meter, Snapshot
 from batchfile.runner.stats import RunnerStats
 from batchfile.types import Counts, Usage
@@ -72,3 +78,19 @@ def test_while_the_model_loads_the_time_and_what_is_done_are_shown() -> None:
 )
 def test_an_estimate_has_no_false_precision(seconds: float, text: str) -> None:
     assert about(seconds) == text
+
+
+def test_a_message_during_a_live_display_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Live(Text("loading"), console=Console(file=terminal, force_terminal=True), auto_refresh=False):
+        say("a message")
+    sent = terminal.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert "a message" in [re.sub(r".*\r|\x1b\[\??\d*[A-Za-z]", "", row) for row in sent.split("\n")]
+
+
+def test_the_percentage_is_that_of_the_bar() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with console.capture() as captured:
+        console.print(picture(replace(SNAP, share=0.79)))
+    assert " 79 %, 1,000/2,000 requests, 1 min 15 s, about 2 h 02 min left" in captured.get()

@@ -198,7 +198,7 @@ def test_another_change_is_refused_and_keeps_the_run(tmp_path: Path, change: Cal
     world = World(tmp_path)
     data = world.input.read_bytes()
     world.input.write_bytes(change(data))
-    with pytest.raises(OutputTaken, match=r"the input was .*Restore the file to resume that run.*--restart"):
+    with pytest.raises(OutputTaken, match=r"the input has changed.*Restore the input to resume that run.*--restart"):
         world.open()
     world.input.write_bytes(data)
     assert world.run(world.open().batch) == wanted(*range(NUM))
@@ -211,7 +211,7 @@ def test_a_rewrite_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
     with world.input.open("r+b") as file:
         file.write(data.replace(b"hi 30", b"HI 30"))
     os.utime(world.input, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(OutputTaken, match="the input was"):
+    with pytest.raises(OutputTaken, match="the input has changed"):
         world.open()
 
 

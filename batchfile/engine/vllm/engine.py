@@ -35,13 +35,14 @@ from batchfile.types import Completion, Request
 
 log = structlog.get_logger()
 
-# Set before vllm is imported, unless the user has set them. vLLM and its processes log only errors, and never to
-# stdout, which may be used for results. Usage statistics are off. 2 GiB of KV cache are enough for a small model on a
-# CPU (the variable has no effect on a GPU).
+# Set before vllm is imported, unless the user has set them. vLLM, torch and their processes log only errors, and never
+# to stdout, which may be used for results. Usage statistics are off. 2 GiB of KV cache are enough for a small model on
+# a CPU (the variable has no effect on a GPU).
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-all",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
