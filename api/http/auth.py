@@ -120,6 +120,7 @@ class AuthMiddleware:
             detail = f"This key has reached its limit of {self._in_flight_max} concurrent requests; retry shortly."
             await context.refuse(429, detail, {"Retry-After": str(RETRY_AFTER_S)})
             return
+        context.key_digest = caller.key[:8] if self._keys else ""
         context.scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
         context.scope["negotiated"] = context.negotiated  # type: ignore[typeddict-unknown-key]
         self.in_flight[caller.key] += 1
@@ -205,6 +206,7 @@ class _RequestContext:
         self._status = 0
         self._bytes = 0
         self._has_left = False  # the client disconnected before it had sent the whole request
+        self.key_digest = ""  # the beginning of the key's SHA-256, which tells the keys of a tenant apart in the log
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         self.negotiated = NegotiatedFormat(api_format="native", request_id=self.id)
@@ -234,6 +236,7 @@ class _RequestContext:
                 path=self.path[:200],
                 status=self._status or None,
                 bytes=self._bytes,
+                key=self.key_digest or None,
                 ms=round((time.monotonic() - started_at) * 1000, 1),
             )
 

@@ -57,10 +57,11 @@ class FileHead(msgspec.Struct, frozen=True):
 
 
 class _Away(Exception):
-    """The service did not answer, or is temporarily unavailable. `wait_s`: its Retry-After."""
+    """The service did not answer (`status` None), or is temporarily unavailable. `wait_s`: its Retry-After."""
 
-    def __init__(self, message: str, wait_s: float = 0.0, *, is_busy: bool = False) -> None:
-        super().__init__(f"{'is busy' if is_busy else 'does not answer'} ({message})")
+    def __init__(self, message: str, wait_s: float = 0.0, *, status: int | None = None) -> None:
+        what = "does not answer" if status is None else "is busy" if status == 429 else "is unavailable"
+        super().__init__(f"{what} ({message})")
         self.message = message
         self.wait_s = wait_s
 
@@ -260,7 +261,7 @@ class Client:
         if answer.status in AWAY:
             asked = answer.headers.get("retry-after", "")
             wait_s = float(asked) if asked.isdigit() else 0.0
-            return _Away(detail or f"it answered {answer.status}", wait_s, is_busy=answer.status == 429)
+            return _Away(detail or f"it answered {answer.status}", wait_s, status=answer.status)
         if answer.status == 403:
             return SettingsError(f"{self.url} does not allow this: {detail or 'it answered 403'}")
         if answer.status == 401:

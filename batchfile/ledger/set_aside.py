@@ -81,7 +81,7 @@ class SetAside:
                 return
             if not of_batch:
                 del self._setbacks[batch_id]
-        log.info("batch.taken_up", batch_id=batch_id, work=work)
+        log.info("batch.resumed", batch_id=batch_id, work=work)
 
     def left_s(self, batch_id: str, work: Work | None = None) -> float:
         """For how many more seconds to leave the batch, or this work on it, alone; 0: it may be worked on.

@@ -200,6 +200,21 @@ def test_a_tenant_sees_its_own_batches_only(start_api: Any, make_request: Any) -
     assert mine != theirs
 
 
+def test_the_log_tells_the_keys_of_a_tenant_apart(start_api: Any) -> None:
+    old, new = "bf_old-key", "bf_new-key"
+    digests = [hashlib.sha256(key.encode()).hexdigest() for key in (old, new)]
+    api = start_api(BATCHFILE_API_KEYS=",".join(f"acme:{digest}" for digest in digests))
+    for key in (old, new, "bf_wrong-key"):
+        api.http.get("/api/pools", headers={"x-api-key": key})
+    api.http.get("/healthz", headers={"x-api-key": old})
+    asked = [(event["path"], event["status"], event["key"]) for event in api.events("request.answered")[-4:]]
+    assert asked == [
+        *(("/api/pools", 200, digest[:8]) for digest in digests),
+        ("/api/pools", 401, None),
+        ("/healthz", 200, None),
+    ]
+
+
 def test_a_tenant_has_a_limit_of_open_batches(start_api: Any, make_request: Any) -> None:
     api = start_api(BATCHFILE_API__OPEN_BATCHES_MAX="2")
     first = api.submit("email", [make_request("a")])

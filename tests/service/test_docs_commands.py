@@ -248,7 +248,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         stack.callback(llm.shutdown)
         one = Place(s3, environ_of(folder, s3.url))
         one.values = {"endpoint": f"http://127.0.0.1:{llm.server_port}/v1"}
-        one.environ["BASE_URL"] = one.values["endpoint"]
+        one.environ |= {"BASE_URL": one.values["endpoint"], "ENDPOINT_KEY": "sk-docs"}
         s3.wait()
         for bucket in BUCKETS:
             s3.client().create_bucket(Bucket=bucket)

@@ -77,4 +77,4 @@ def test_a_service_that_is_busy_is_not_said_to_be_silent() -> None:
 def test_what_may_have_been_made_is_looked_for_before_it_is_made_again(create: Callable[[Client], Any]) -> None:
     with answering(503, b'{"detail": "no"}') as url, pytest.raises(ServiceUnavailable) as away:
         asked(url, create)
-    assert "does not answer (no); the batch may have been created: check with `batchfile ls`" in str(away.value)
+    assert "is unavailable (no); the batch may have been created: check with `batchfile ls`" in str(away.value)

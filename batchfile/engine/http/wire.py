@@ -211,7 +211,7 @@ def _unserved_reason(said: Said, *, is_proven: bool) -> str | None:
     if not is_misplaced and not (_is_good(said.status) and is_page):
         return None
     where = f" and redirects to {said.headers['Location']}" if "Location" in said.headers else ""
-    told = "a web page" if is_page else endpoints_words(said.data)
+    told = "a web page" if is_page else endpoints_words(said.data).rstrip(".")
     return f"it {_answered(said)}{where}: {told}; check its base URL, API key and model"
 
 
