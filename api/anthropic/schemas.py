@@ -10,11 +10,12 @@ from pydantic import BaseModel
 
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchSnapshot
-from batchfile.lines.formats.stage import stage_counts, timestamp
+from batchfile.lines.formats.stage import timestamp
 from batchfile.settings_tables import Pool
 
 from ..http.negotiation import BATCHES
 from ..native.schemas import StageCounts
+from ..native.serializers import stage_counts
 from ..service import Page
 
 
@@ -101,7 +102,6 @@ UNKNOWN_TIME = timestamp(0)  # the format's value for a model whose release date
 def message_batch(found: BatchSnapshot, own_url: str) -> MessageBatch:
     """`own_url`: the base URL of this service for the caller, without a trailing slash."""
     batch = found.batch
-    counts = stage_counts(batch.total, found.status.counts)
     has_ended = batch.state == "ended"
     return MessageBatch(
         id=batch.batch_id,
@@ -113,9 +113,7 @@ def message_batch(found: BatchSnapshot, own_url: str) -> MessageBatch:
         cancel_initiated_at=_time(batch.ending_at) if batch.reason == "canceled" else None,
         archived_at=None,
         results_url=f"{own_url}{BATCHES}/{batch.batch_id}/results" if has_ended and found.is_known else None,
-        counts=StageCounts(
-            total=counts.total, succeeded=counts.succeeded, errored=counts.errored, pending=counts.pending
-        ),
+        counts=stage_counts(found.status),
         updated_at=timestamp(max(found.status.updated_at, batch.created_at)),
     )
 

@@ -5,7 +5,7 @@ import msgspec
 from batchfile.inbox.records import inbox_path
 from batchfile.ledger.batch_status import BatchStatus
 from batchfile.ledger.status import BatchSnapshot
-from batchfile.lines.formats.stage import processing_status, stage_counts, timestamp
+from batchfile.lines.formats.stage import processing_status, timestamp
 
 from . import schemas
 
@@ -14,15 +14,20 @@ PARTLY = "a stored record of this batch cannot be read; its counts may be too lo
 
 def stage_status(found: BatchSnapshot) -> schemas.StageStatus:
     batch = found.batch
-    counts = stage_counts(batch.total, found.status.counts)
     return schemas.StageStatus(
         id=batch.batch_id,
         processing_status=processing_status(batch.state, found.num_records),
-        counts=schemas.StageCounts(
-            total=counts.total, succeeded=counts.succeeded, errored=counts.errored, pending=counts.pending
-        ),
+        counts=stage_counts(found.status),
         created_at=timestamp(batch.created_at),
         updated_at=timestamp(max(found.status.updated_at, batch.created_at)),
+    )
+
+
+def stage_counts(status: BatchStatus) -> schemas.StageCounts:
+    """Every finished request that did not succeed is errored there."""
+    succeeded, finished = status.succeeded, status.counts.finished
+    return schemas.StageCounts(
+        total=status.total, succeeded=succeeded, errored=finished - succeeded, pending=status.pending
     )
 
 

@@ -31,7 +31,7 @@ Verdict = Literal["ok", "warning", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnostic:
+class Check:
     """The outcome of one check. `detail` says what was found, or what to do."""
 
     name: str
@@ -64,47 +64,47 @@ def _mark(verdict: Verdict) -> str:
     return text if "NO_COLOR" in os.environ else click.style(text, fg=colors[verdict])
 
 
-def _safely(name: str, check: Callable[[], Diagnostic]) -> Diagnostic:
+def _safely(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except (BatchfileError, OSError) as error:
-        return Diagnostic(name, "failed", str(error))
+        return Check(name, "failed", str(error))
 
 
-def _python() -> Diagnostic:
+def _python() -> Check:
     version = platform.python_version()
-    return Diagnostic("python", "ok", f"{version} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
+    return Check("python", "ok", f"{version} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
 
 
-def _batchfile() -> Diagnostic:
-    return Diagnostic("batchfile", "ok", __version__)
+def _batchfile() -> Check:
+    return Check("batchfile", "ok", __version__)
 
 
-def _settings_and_store(store: str | None) -> list[Diagnostic]:
+def _settings_and_store(store: str | None) -> list[Check]:
     try:
         settings = load_settings()
     except SettingsError as error:
-        return [Diagnostic("settings", "failed", str(error))]
+        return [Check("settings", "failed", str(error))]
     path = config_path()
     where = str(path) if path.is_file() else "defaults and environment"
     pools = f"; pools {', '.join(sorted(settings.pools))}" if has_own_pools(explain_settings(settings)) else ""
-    found = [Diagnostic("settings", "ok", where + pools)]
+    found = [Check("settings", "ok", where + pools)]
     return [*found, _safely("store", lambda: _store(store, settings))]
 
 
-def _store(url: str | None, settings: Settings) -> Diagnostic:
+def _store(url: str | None, settings: Settings) -> Check:
     from batchfile.store.open import prove_store
 
     chosen = url or settings.store
     if chosen is None:
-        return Diagnostic("store", "ok", ".batchfile next to each output; to test another: doctor --store STORE")
+        return Check("store", "ok", ".batchfile next to each output; to test another: doctor --store STORE")
     proof = prove_store(chosen)
     if proof.unclear:
-        return Diagnostic("store", "warning", f"{chosen} was too busy for the test: {proof.unclear}; try again later")
-    return Diagnostic("store", "ok", f"{chosen} enforces conditional writes (tested for {proof.seconds:.1f} s)")
+        return Check("store", "warning", f"{chosen} was too busy for the test: {proof.unclear}; try again later")
+    return Check("store", "ok", f"{chosen} enforces conditional writes (tested for {proof.seconds:.1f} s)")
 
 
-def _vllm() -> Diagnostic:
+def _vllm() -> Check:
     for name in PACKAGES:
         try:
             found = f"{name} {importlib.metadata.version(name)}"
@@ -112,36 +112,34 @@ def _vllm() -> Diagnostic:
             continue
         if is_cpu_build():
             check_usable(read_cpu())
-        return Diagnostic("vllm", "ok", found)
-    return Diagnostic(
-        "vllm", "warning", "is not installed: `just setup` installs it; --engine http and echo do not need it"
-    )
+        return Check("vllm", "ok", found)
+    return Check("vllm", "warning", "is not installed: `just setup` installs it; --engine http and echo do not need it")
 
 
-def _gpu() -> Diagnostic:
+def _gpu() -> Check:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return Diagnostic("gpu", "warning", "no NVIDIA driver here; vLLM runs on the CPU, slowly")
+        return Check("gpu", "warning", "no NVIDIA driver here; vLLM runs on the CPU, slowly")
     query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_WAIT_S, check=False)
     except subprocess.TimeoutExpired:
-        return Diagnostic("gpu", "failed", f"nvidia-smi did not answer within {GPU_WAIT_S} s; check the driver")
+        return Check("gpu", "failed", f"nvidia-smi did not answer within {GPU_WAIT_S} s; check the driver")
     if done.returncode != 0:
-        return Diagnostic("gpu", "failed", f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}")
-    return Diagnostic("gpu", "ok", "; ".join(done.stdout.strip().splitlines()))
+        return Check("gpu", "failed", f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}")
+    return Check("gpu", "ok", "; ".join(done.stdout.strip().splitlines()))
 
 
-def _model() -> Diagnostic:
+def _model() -> Check:
     run = load_settings().run
     if run.model is not None:
         if run.engine == "vllm":
             check_model(run.model)
-        return Diagnostic("model", "ok", f"{run.model} ({_where(run.model, run.engine)})")
+        return Check("model", "ok", f"{run.model} ({_where(run.model, run.engine)})")
     try:
-        return Diagnostic("model", "ok", f"the demo model in {demo_model()}")
+        return Check("model", "ok", f"the demo model in {demo_model()}")
     except SettingsError as error:
-        return Diagnostic("model", "warning", str(error))
+        return Check("model", "warning", str(error))
 
 
 def _where(model: str, engine: EngineKind) -> str:
@@ -150,9 +148,9 @@ def _where(model: str, engine: EngineKind) -> str:
     return "on this machine" if is_local(model) else "from the Hugging Face Hub, or its cache"
 
 
-def _disk() -> Diagnostic:
+def _disk() -> Check:
     free = shutil.disk_usage(".").free
     text = f"{free / 1024**3:.1f} GiB free here"
     if free < DISK_BYTES_MIN:
-        return Diagnostic("disk", "warning", f"{text}; results and the store need about twice the input's size")
-    return Diagnostic("disk", "ok", text)
+        return Check("disk", "warning", f"{text}; results and the store need about twice the input's size")
+    return Check("disk", "ok", text)

@@ -40,11 +40,6 @@ def with_tables(page: str) -> str:
     return _BLOCK.sub(lambda block: f"{block[1]}\n{_tables(schema, block[2].split())}\n{block[3]}", page)
 
 
-def names_on(page: str) -> list[str]:
-    """The settings whose tables the page has."""
-    return [name for block in _BLOCK.finditer(page) for name in block[2].split()]
-
-
 def _tables(root: Schema, names: list[str]) -> str:
     """One table of the settings that are single values, then one of each setting that is a table, with a heading."""
     fields = {name: root["properties"][name] for name in names}

@@ -123,13 +123,5 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def prepare_now(engine: Engine, request: Request) -> Prepared:
-    """Prepare a request, and wait if its schema has to be compiled. Raises: InvalidRequest."""
-    try:
-        return engine.prepare(request)
-    except SchemaUnchecked as unchecked:
-        return unchecked.finish("")
-
-
 EngineFactory = Callable[[], Engine]
 """Builds a new engine: called at the start and after each time an engine dies."""

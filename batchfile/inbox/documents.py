@@ -40,7 +40,7 @@ class InputVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputFile:
+class FileFacts:
     """`sha256` is of its bytes. Also used in the receipts of local runs."""
 
     path: str
@@ -88,9 +88,9 @@ class OutboxReceipt:
     stage: str | None
     pools: dict[str, PoolFacts]
     input: InputVersion
-    results: OutputFile | None
-    results_parquet: OutputFile | None
-    errors: OutputFile | None
+    results: FileFacts | None
+    results_parquet: FileFacts | None
+    errors: FileFacts | None
     counts: Counts
     usage: Usage
     created_at: float
@@ -200,6 +200,6 @@ def read(data: bytes, kind: type[Kind]) -> Kind | None:
         return None
 
 
-def stored_file(ref: FileRef) -> OutputFile:
+def stored_file(ref: FileRef) -> FileFacts:
     """A file that stays in the store."""
-    return OutputFile(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)
+    return FileFacts(path=ref.key, bytes=ref.size, sha256=ref.sha256, lines=ref.num_lines)

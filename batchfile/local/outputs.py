@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from batchfile.errors import OutputTaken, SettingsError, check_installed
 from batchfile.inbox import documents
-from batchfile.inbox.documents import OutputFile
+from batchfile.inbox.documents import FileFacts
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_results import openai_file
@@ -166,8 +166,8 @@ def _is_there(receipt: Receipt) -> bool:
     return True
 
 
-def _facts(path: str, num_lines: int) -> OutputFile:
-    return OutputFile(path=path, bytes=os.path.getsize(path), sha256=file_digest(path), lines=num_lines)
+def _facts(path: str, num_lines: int) -> FileFacts:
+    return FileFacts(path=path, bytes=os.path.getsize(path), sha256=file_digest(path), lines=num_lines)
 
 
 @contextmanager

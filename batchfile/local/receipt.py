@@ -4,7 +4,7 @@ import platform
 from dataclasses import dataclass
 
 from batchfile import __version__
-from batchfile.inbox.documents import OutputFile
+from batchfile.inbox.documents import FileFacts
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import options
 from batchfile.types import Counts, Usage
@@ -44,8 +44,8 @@ class Receipt:
     batch_id: str
     reason: str
     input: InputFacts
-    output: OutputFile
-    errors: OutputFile | None
+    output: FileFacts
+    errors: FileFacts | None
     counts: Counts
     usage: Usage
     cache_hit_rate: float
@@ -65,7 +65,7 @@ class Receipt:
         return self.counts.succeeded == self.input.requests
 
 
-def make_receipt(batch: BatchRecord, output: OutputFile, errors: OutputFile | None) -> Receipt:
+def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None) -> Receipt:
     """The receipt of an ended batch."""
     meta = batch.metadata
     ended_at = batch.ended_at or batch.created_at

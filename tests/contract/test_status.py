@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from api.native.serializers import stage_counts
 from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged
 from batchfile.ledger import batches, ending, keys, retention, shards, status
@@ -248,3 +249,13 @@ def test_a_batch_in_which_a_pool_has_nothing_left_is_not_in_its_scale() -> None:
     world.answer(world.claim("a", "mistral", 0), 1, 2, 3)
     assert read_scale(world.reader, "mistral") == Scale(pool="mistral")
     assert read_scale(world.reader, "llama").pending_requests == 1
+
+
+def test_for_a_stage_every_finished_request_that_did_not_succeed_is_errored() -> None:
+    world = World()
+    world.create("b", 8, num_bad=2)
+    world.answer(world.claim("b", "mistral", 0), 1, 2)
+    batches.end(world.ledger, "b", "canceled")
+    ending.finish(world.ledger, "b", runner="r")
+    counts = stage_counts(world.look().status)
+    assert (counts.total, counts.succeeded, counts.errored, counts.pending) == (10, 2, 8, 0)

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.base import prepare_now
 from batchfile.engine.prompts import ChatPrompts, fold_system
 from batchfile.engine.vllm.engine import VllmEngine
 from batchfile.engine.vllm.steps import Stall, lacking
 from batchfile.engine.vllm.tasks import OneDecode, VllmOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.types import Completion, Message, Outcome, Request, Sampling
+from tests.engines import prepare_now
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

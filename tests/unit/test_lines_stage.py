@@ -5,9 +5,9 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.formats.stage import processing_status, stage_counts, stage_document, stage_lines, timestamp
+from batchfile.lines.formats.stage import processing_status, stage_document, stage_lines, timestamp
 from batchfile.lines.result import encode_result
-from batchfile.types import Choice, Completion, Counts, Failure, Outcome, Usage
+from batchfile.types import Choice, Completion, Failure, Outcome, Usage
 
 DONE = Completion(
     choices=(Choice('## Report\n\n"quoted" \u2028 \U0001f680', "end_turn"),),
@@ -100,11 +100,6 @@ def test_a_usage_that_is_not_known_is_null_and_an_error_has_two_keys() -> None:
 
 def test_a_batch_without_results_is_an_empty_list() -> None:
     assert b"".join(stage_document([])) == b'{"results":[]}'
-
-
-def test_every_finished_request_that_did_not_succeed_is_errored() -> None:
-    counts = stage_counts(10, Counts(succeeded=4, errored=1, canceled=1, expired=1))
-    assert (counts.total, counts.succeeded, counts.errored, counts.pending) == (10, 4, 3, 3)
 
 
 def test_the_states_of_a_batch_come_in_one_order() -> None:

@@ -29,7 +29,7 @@ Verdict = Literal["wait", "probe", "fail"]
 
 
 @dataclass(slots=True)
-class Counts:
+class AnswerCounts:
     good: int = 0
     bad: int = 0
     throttled: int = 0
@@ -93,7 +93,7 @@ class Judge:
     def __init__(self, window_s: float = WINDOW_S, throttle_s: float = THROTTLE_S) -> None:
         self._window_s = window_s
         self._throttle_s = throttle_s
-        self._buckets: deque[tuple[int, Counts]] = deque()
+        self._buckets: deque[tuple[int, AnswerCounts]] = deque()
 
     def note(self, tries: Tries | None, kind: Kind, now: float) -> None:
         """Records an answer to a request, or to a probe (None)."""
@@ -106,7 +106,7 @@ class Judge:
             tries.fresh.append((now, kind))
         index = self._index(now)
         if not self._buckets or self._buckets[-1][0] < index:
-            self._buckets.append((index, Counts()))
+            self._buckets.append((index, AnswerCounts()))
             while self._buckets[0][0] < index - BUCKETS * WINDOWS_MAX:
                 self._buckets.popleft()
         self._buckets[-1][1].add(kind)
@@ -162,8 +162,8 @@ class Judge:
                 break
         return _Seen(lately.bad, lately.bad + lately.good), _Seen(since.bad, since.bad + since.good)
 
-    def _others(self, tries: Tries, start: float, now: float) -> Counts:
-        first, last, found = self._index(start), self._index(now), Counts()
+    def _others(self, tries: Tries, start: float, now: float) -> AnswerCounts:
+        first, last, found = self._index(start), self._index(now), AnswerCounts()
         for index, counts in reversed(self._buckets):
             if index < first:
                 break

@@ -12,22 +12,12 @@ from typing import Literal
 import msgspec
 
 from batchfile.lines.result import REFUSALS, escape_separators, refusal_failure
-from batchfile.types import Counts
 
 ProcessingStatus = Literal["collected", "submitted", "processing", "ended"]
 
 VECTORS = "the result is embedding vectors, which only OpenAI's output files can contain; read them there"
 
 _FAILED = {"canceled", "expired"}
-
-
-class StageCounts(msgspec.Struct, frozen=True):
-    """Live counts of finished requests; `total` is the sum of the others."""
-
-    total: int
-    succeeded: int
-    errored: int
-    pending: int
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -84,15 +74,6 @@ _NULL = msgspec.Raw(b"null")
 def timestamp(seconds: float) -> str:
     """`2025-01-07T10:00:00Z`, in whole seconds, as the contract requires."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def stage_counts(total: int, counts: Counts) -> StageCounts:
-    return StageCounts(
-        total=total,
-        succeeded=counts.succeeded,
-        errored=counts.finished - counts.succeeded,
-        pending=total - counts.finished,
-    )
 
 
 def processing_status(state: str, num_records: int) -> ProcessingStatus:
