@@ -10,7 +10,7 @@ from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.formats.native import ToolChoice, ToolDefinition, ToolResultBlock, ToolUseBlock
 from batchfile.lines.formats.openai_chat import Body, Function
-from batchfile.lines.formats.shared import TextBlock, Unserved, unserved_of
+from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, unsupported_keys_of
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
 from batchfile.lines.key_advice import Advice, advice, typo_of
 
@@ -54,7 +54,7 @@ def from_pydantic(
     return list(diagnostics.values())
 
 
-def unserved(given: Mapping[str, Any], table: Mapping[str, Unserved], root: str) -> list[Diagnostic]:
+def unsupported(given: Mapping[str, Any], table: Mapping[str, UnsupportedKey], root: str) -> list[Diagnostic]:
     """A problem for each key that asks for something unsupported."""
     return [
         Diagnostic((root, key), refused.message, refused.fix)
@@ -154,7 +154,7 @@ def _moved(key: str, response_format: Mapping[str, Any]) -> Advice:
 
 def _served(model: type[BaseModel]) -> list[str]:
     """The keys of `params` or `body`, without those that are always rejected."""
-    return [key for key in model.model_fields if key not in unserved_of(model)]
+    return [key for key in model.model_fields if key not in unsupported_keys_of(model)]
 
 
 def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:

@@ -27,7 +27,7 @@ METHOD = "POST"
 Carried = native.Params | openai_chat.Body | openai_completions.Body | openai_embeddings.Body
 
 
-# Each module of formats/ has Body, UNSERVED, is_plain (nothing else to check), more_problems and to_request.
+# Each module of formats/ has Body, UNSUPPORTED_KEYS, is_plain (nothing else to check), more_problems and to_request.
 _OPENAI: dict[str, ModuleType] = {module.URL: module for module in (openai_chat, openai_completions, openai_embeddings)}
 _URLS = " or ".join([", ".join(f'"{url}"' for url in [*_OPENAI][:-1]), f'"{[*_OPENAI][-1]}"'])
 
@@ -112,8 +112,8 @@ def _outside(envelope: Envelope) -> list[Diagnostic]:
 
 def _inside(carried: bytes, root: str, module: ModuleType) -> list[Diagnostic]:
     data = _data(carried)
-    diagnostics = repeats(find_repeats(carried, depth_max=1), (root,)) + diagnose_body.unserved(
-        data, module.UNSERVED, root
+    diagnostics = repeats(find_repeats(carried, depth_max=1), (root,)) + diagnose_body.unsupported(
+        data, module.UNSUPPORTED_KEYS, root
     )
     try:
         valid = module.Body.model_validate_json(carried)

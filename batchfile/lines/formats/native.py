@@ -15,7 +15,7 @@ from batchfile.lines.formats.shared import (
     NoEffect,
     Strict,
     TextBlock,
-    Unserved,
+    UnsupportedKey,
     Whole,
     choice_problems,
     join_turns,
@@ -24,7 +24,7 @@ from batchfile.lines.formats.shared import (
     text_of,
     unanswered,
     unknown_call,
-    unserved_of,
+    unsupported_keys_of,
     without_user,
 )
 from batchfile.types import Defaults, Message, Request, Role, Sampling, Tool, ToolCall, Tools
@@ -166,26 +166,28 @@ class Params(Strict):
     workspace_id: NoEffect = None
 
     # Rejected, except with a value that has no effect.
-    betas: Annotated[Any, Unserved((None, []), "beta features are not supported; remove it")] = None
-    compaction: Annotated[Any, Unserved((None,), "compaction is not supported; remove it")] = None
-    container: Annotated[Any, Unserved((None,), "containers are not supported; remove it")] = None
-    context_management: Annotated[Any, Unserved((None, {}), "context management is not supported; remove it")] = None
-    fallbacks: Annotated[Any, Unserved((None, []), "fallbacks are not supported; remove it")] = None
-    inference_geo: Annotated[Any, Unserved((None, "global"), _GEO)] = None
-    mcp_servers: Annotated[Any, Unserved((None, []), "MCP servers are not supported; remove it")] = None
-    speed: Annotated[Any, Unserved((None, "standard"), 'only "standard" is supported; remove it')] = None
+    betas: Annotated[Any, UnsupportedKey((None, []), "beta features are not supported; remove it")] = None
+    compaction: Annotated[Any, UnsupportedKey((None,), "compaction is not supported; remove it")] = None
+    container: Annotated[Any, UnsupportedKey((None,), "containers are not supported; remove it")] = None
+    context_management: Annotated[Any, UnsupportedKey((None, {}), "context management is not supported; remove it")] = (
+        None
+    )
+    fallbacks: Annotated[Any, UnsupportedKey((None, []), "fallbacks are not supported; remove it")] = None
+    inference_geo: Annotated[Any, UnsupportedKey((None, "global"), _GEO)] = None
+    mcp_servers: Annotated[Any, UnsupportedKey((None, []), "MCP servers are not supported; remove it")] = None
+    speed: Annotated[Any, UnsupportedKey((None, "standard"), 'only "standard" is supported; remove it')] = None
     stream: Annotated[
-        Any, Unserved((None, False), "streaming is not supported in a batch; remove it or set it to false")
+        Any, UnsupportedKey((None, False), "streaming is not supported in a batch; remove it or set it to false")
     ] = None
 
 
 Body = Params  # the name that the other formats use
 
-UNSERVED = unserved_of(Params)
+UNSUPPORTED_KEYS = unsupported_keys_of(Params)
 
 
 # Keys that `more_problems` checks, because their fields' own types cannot.
-CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
+CHECKED = frozenset({*UNSUPPORTED_KEYS, "tools", "tool_choice"})
 
 
 def is_plain(params: Params) -> bool:

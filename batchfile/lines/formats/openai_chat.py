@@ -14,7 +14,7 @@ from batchfile.lines.formats.shared import (
     NoEffect,
     Strict,
     TextBlock,
-    Unserved,
+    UnsupportedKey,
     Whole,
     choice_problems,
     join_turns,
@@ -22,7 +22,7 @@ from batchfile.lines.formats.shared import (
     text_of,
     unanswered,
     unknown_call,
-    unserved_of,
+    unsupported_keys_of,
     without_user,
 )
 from batchfile.types import Defaults, Message, Request, Role, Tool, ToolCall, Tools
@@ -122,23 +122,25 @@ class Body(Sampled):
         return given
 
     # Rejected, except with a value that has no effect.
-    audio: Annotated[Any, Unserved((None,), "audio is not supported; remove it")] = None
-    function_call: Annotated[Any, Unserved((None, "none", "auto"), _TOOLS, _TOOLS_FIX)] = None
-    functions: Annotated[Any, Unserved((None, []), _TOOLS, _TOOLS_FIX)] = None
-    modalities: Annotated[Any, Unserved((None, ["text"]), 'only ["text"] is supported; remove it', "Remove it.")] = None
-    moderation: Annotated[Any, Unserved((None,), "moderation is not supported; remove it")] = None
-    reasoning_effort: Annotated[Any, Unserved((None,), "reasoning effort is not supported; remove it")] = None
-    top_logprobs: Annotated[Any, Unserved((None, 0), "logprobs are not supported; remove it")] = None
-    verbosity: Annotated[
-        Any, Unserved((None,), "verbosity is not supported; remove it and ask for a length in the prompt")
+    audio: Annotated[Any, UnsupportedKey((None,), "audio is not supported; remove it")] = None
+    function_call: Annotated[Any, UnsupportedKey((None, "none", "auto"), _TOOLS, _TOOLS_FIX)] = None
+    functions: Annotated[Any, UnsupportedKey((None, []), _TOOLS, _TOOLS_FIX)] = None
+    modalities: Annotated[
+        Any, UnsupportedKey((None, ["text"]), 'only ["text"] is supported; remove it', "Remove it.")
     ] = None
-    web_search_options: Annotated[Any, Unserved((None,), "web search is not supported; remove it")] = None
+    moderation: Annotated[Any, UnsupportedKey((None,), "moderation is not supported; remove it")] = None
+    reasoning_effort: Annotated[Any, UnsupportedKey((None,), "reasoning effort is not supported; remove it")] = None
+    top_logprobs: Annotated[Any, UnsupportedKey((None, 0), "logprobs are not supported; remove it")] = None
+    verbosity: Annotated[
+        Any, UnsupportedKey((None,), "verbosity is not supported; remove it and ask for a length in the prompt")
+    ] = None
+    web_search_options: Annotated[Any, UnsupportedKey((None,), "web search is not supported; remove it")] = None
 
 
-UNSERVED = unserved_of(Body)
+UNSUPPORTED_KEYS = unsupported_keys_of(Body)
 
 # Keys that `more_problems` checks, because their fields' own types cannot.
-CHECKED = frozenset({*UNSERVED, "tools", "tool_choice"})
+CHECKED = frozenset({*UNSUPPORTED_KEYS, "tools", "tool_choice"})
 
 
 def is_plain(body: Body) -> bool:

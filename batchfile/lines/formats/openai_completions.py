@@ -6,7 +6,7 @@ from pydantic import AfterValidator
 
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_shared import Sampled, inputs_of, sampling_of
-from batchfile.lines.formats.shared import Unserved, unserved_of
+from batchfile.lines.formats.shared import UnsupportedKey, unsupported_keys_of
 from batchfile.types import Defaults, Input, Raw, Request
 
 URL = "/v1/completions"
@@ -26,16 +26,17 @@ class Body(Sampled):
     prompt: Annotated[Any, AfterValidator(_prompt)]
 
     # Rejected, except with a value that has no effect.
-    best_of: Annotated[Any, Unserved((None, 1), "best_of is not supported; use n")] = None
-    logprobs: Annotated[Any, Unserved((None,), "logprobs are not supported; remove it")] = None
-    echo: Annotated[Any, Unserved((None, False), "echo is not supported; remove it or set it to false")] = None
+    best_of: Annotated[Any, UnsupportedKey((None, 1), "best_of is not supported; use n")] = None
+    logprobs: Annotated[Any, UnsupportedKey((None,), "logprobs are not supported; remove it")] = None
+    echo: Annotated[Any, UnsupportedKey((None, False), "echo is not supported; remove it or set it to false")] = None
     suffix: Annotated[
-        Any, Unserved((None, ""), "suffix is not supported: text is only generated after the prompt", "Remove it.")
+        Any,
+        UnsupportedKey((None, ""), "suffix is not supported: text is only generated after the prompt", "Remove it."),
     ] = None
 
 
-UNSERVED = unserved_of(Body)
-_CHECKED = frozenset(UNSERVED)
+UNSUPPORTED_KEYS = unsupported_keys_of(Body)
+_CHECKED = frozenset(UNSUPPORTED_KEYS)
 
 
 def is_plain(body: Body) -> bool:

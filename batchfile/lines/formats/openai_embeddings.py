@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_shared import inputs_of
-from batchfile.lines.formats.shared import Name, NoEffect, Strict, Unserved, Whole
+from batchfile.lines.formats.shared import Name, NoEffect, Strict, UnsupportedKey, Whole
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
 
 URL = "/v1/embeddings"
@@ -31,7 +31,7 @@ class Body(Strict):
     user: NoEffect = None
 
 
-UNSERVED: dict[str, Unserved] = {}
+UNSUPPORTED_KEYS: dict[str, UnsupportedKey] = {}
 
 
 def is_plain(_: Body) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from batchfile.lines.diagnostics import shown
-from batchfile.lines.formats.shared import SEED_MAX, SEED_MIN, TOKENS_MAX, Name, NoEffect, Strict, Unserved, Whole
+from batchfile.lines.formats.shared import SEED_MAX, SEED_MIN, TOKENS_MAX, Name, NoEffect, Strict, UnsupportedKey, Whole
 from batchfile.types import Defaults, Input, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's default
@@ -75,11 +75,13 @@ class Sampled(Strict):
     user: NoEffect = None
 
     # Rejected, except with a value that has no effect.
-    guided_json: Annotated[Any, Unserved((None,), *_GUIDED)] = None
-    logit_bias: Annotated[Any, Unserved((None, {}), "logit_bias is not supported; remove it")] = None
-    logprobs: Annotated[Any, Unserved((None, False), "logprobs are not supported; remove it or set it to false")] = None
+    guided_json: Annotated[Any, UnsupportedKey((None,), *_GUIDED)] = None
+    logit_bias: Annotated[Any, UnsupportedKey((None, {}), "logit_bias is not supported; remove it")] = None
+    logprobs: Annotated[
+        Any, UnsupportedKey((None, False), "logprobs are not supported; remove it or set it to false")
+    ] = None
     stream: Annotated[
-        Any, Unserved((None, False), "streaming is not supported in a batch; remove it or set it to false")
+        Any, UnsupportedKey((None, False), "streaming is not supported in a batch; remove it or set it to false")
     ] = None
 
 

@@ -48,7 +48,7 @@ class TextBlock(Strict):
     prompt_cache_breakpoint: NoEffect = None  # OpenAI's
 
 
-class Unserved(NamedTuple):
+class UnsupportedKey(NamedTuple):
     """An unsupported key of the format. `harmless`: the values that have no effect and are accepted."""
 
     harmless: tuple[Any, ...]
@@ -56,9 +56,12 @@ class Unserved(NamedTuple):
     fix: str = ""
 
 
-def unserved_of(model: type[BaseModel]) -> dict[str, Unserved]:
+def unsupported_keys_of(model: type[BaseModel]) -> dict[str, UnsupportedKey]:
     return {
-        key: rule for key, field in model.model_fields.items() for rule in field.metadata if isinstance(rule, Unserved)
+        key: rule
+        for key, field in model.model_fields.items()
+        for rule in field.metadata
+        if isinstance(rule, UnsupportedKey)
     }
 
 
