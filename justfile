@@ -1,4 +1,7 @@
 # Everything runs with the virtual environment's own Python; nothing has to be on PATH.
+# `just` sets this, so that processes that tests start again and again find their modules compiled.
+export PYTHONDONTWRITEBYTECODE := ""
+
 python := ".venv/bin/python"
 model := `.venv/bin/python deploy/local.py --print-model`
 out := "out"
@@ -7,7 +10,7 @@ fast := "tests/unit tests/contract/test_ledger*.py tests/contract/test_runner.py
 
 # lint, types and the fast tests: what a change needs, in under 30 seconds
 check: lint
-    {{python}} -m pytest -q -n 2 -m "not slow and not long and not vllm" {{fast}}
+    {{python}} -m pytest -q -n 2 -p no:schemathesis -m "not slow and not long and not vllm" {{fast}}
 
 # the same on the oldest and the newest Python that is installed here, each in an environment of its own
 check-pythons:
