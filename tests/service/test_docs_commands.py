@@ -244,7 +244,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         stack.callback(s3.kill)
         llm = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
         stack.callback(llm.server_close)
-        threading.Thread(target=llm.serve_forever, daemon=True).start()
+        threading.Thread(target=llm.serve_forever, args=[0.01], daemon=True).start()
         stack.callback(llm.shutdown)
         one = Place(s3, environ_of(folder, s3.url))
         one.values = {"endpoint": f"http://127.0.0.1:{llm.server_port}/v1"}

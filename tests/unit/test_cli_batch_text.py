@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from batchfile.cli import progress
 from batchfile.cli.batch_text import as_json, end_line, list_lines, pool_line, status_line, strip
 from batchfile.cli.progress import Follower
 from batchfile.errors import InvalidRequest
@@ -79,6 +80,12 @@ def test_only_a_batch_of_which_everything_succeeded_counts_as_such() -> None:
     assert not batch(state="ended", reason="failed", total=0, succeeded=0, errored=0).is_all_succeeded
 
 
+@pytest.fixture
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOOK_S", 0.0)
+
+
+@pytest.mark.usefixtures("without_pauses")
 def test_a_batch_is_followed_to_its_end_and_a_change_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     looks = iter([batch(), batch(state="ending"), batch(state="ended", reason="completed", ended_at=103.0)])
     heard: list[BatchStatus] = []
@@ -89,6 +96,7 @@ def test_a_batch_is_followed_to_its_end_and_a_change_is_said_once(capsys: pytest
     assert [row.split()[1] for row in said] == ["open", "ending"]
 
 
+@pytest.mark.usefixtures("without_pauses")
 def test_of_several_batches_each_end_is_told_once_and_as_it_comes() -> None:
     def ended(name: str) -> BatchStatus:
         return batch(batch_id=name, state="ended", reason="completed", ended_at=103.0)

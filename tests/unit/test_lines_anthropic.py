@@ -118,6 +118,7 @@ def test_of_several_choices_the_first_is_the_message() -> None:
     assert [block["text"] for block in line["result"]["message"]["content"]] == ["one"]
 
 
+@pytest.mark.slow
 @given(texts=st.lists(st.text(), min_size=1, max_size=8), cuts=st.lists(st.integers(0, 3000), max_size=4))
 def test_chunks_cut_anywhere_give_the_same_whole_lines_and_ids(texts: list[str], cuts: list[int]) -> None:
     native = b"".join(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from batchfile.clock import ManualClock
 from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, RecordNewer, SettingsError
 from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
@@ -26,7 +27,7 @@ class Cut(BaseException):
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(store=DirectoryStore(tmp_path / "store", fsync=False))
+    return Ledger(store=DirectoryStore(tmp_path / "store", fsync=False), clock=ManualClock())
 
 
 @pytest.fixture

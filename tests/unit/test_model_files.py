@@ -19,11 +19,12 @@ CHECK = """
 import sys
 from batchfile.engine.vllm.preflight import check_model
 from batchfile.errors import SettingsError
-try:
-    check_model(sys.argv[1])
-    print("found")
-except SettingsError as error:
-    print(error)
+for model in sys.argv[1:]:
+    try:
+        check_model(model)
+        print("found")
+    except SettingsError as error:
+        print(error)
 """
 FETCH = "import sys, huggingface_hub; huggingface_hub.hf_hub_download(sys.argv[1], 'config.json')"
 needs_hub = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="comes with vLLM")
@@ -62,7 +63,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -75,9 +76,10 @@ def environ(hub: str, folder: Path) -> dict[str, str]:
     }
 
 
-def check(model: str, hub: str, folder: Path, program: str = CHECK) -> str:
+def check(model: str, *more: str, hub: str, folder: Path, program: str = CHECK) -> str:
+    """What `program` prints: a line for each model."""
     done = subprocess.run(
-        [sys.executable, "-c", program, model],
+        [sys.executable, "-c", program, model, *more],
         env=environ(hub, folder),
         capture_output=True,
         text=True,
@@ -87,39 +89,34 @@ def check(model: str, hub: str, folder: Path, program: str = CHECK) -> str:
     return done.stdout.strip()
 
 
+ANSWERS = {
+    "good/model": "found",
+    "mistral/model": "found",
+    "gated/model": "model 'gated/model' is gated: accept its terms",
+    "nobody/model": "model 'nobody/model': it is not a directory here, and the model hub has no such model, or",
+    "secret/model": "model 'secret/model': the model hub answered 403; log in",
+    "broken/model": "model 'broken/model' is not on this machine and the model hub answered 500: try again later",
+    "not a name": "model 'not a name' is neither a directory on this machine nor a model hub name such as owner/model",
+}
+
+
 @needs_hub
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        ("good/model", "found"),
-        ("mistral/model", "found"),
-        ("gated/model", "model 'gated/model' is gated: accept its terms"),
-        (
-            "nobody/model",
-            "model 'nobody/model': it is not a directory here, and the model hub has no such model, or",
-        ),
-        ("secret/model", "model 'secret/model': the model hub answered 403; log in"),
-        ("broken/model", "model 'broken/model' is not on this machine and the model hub answered 500: try again later"),
-        (
-            "not a name",
-            "model 'not a name' is neither a directory on this machine nor a model hub name such as owner/model",
-        ),
-    ],
-)
-def test_each_answer_of_a_hub_is_one_sentence(model: str, said: str, hub: str, tmp_path: Path) -> None:
-    told = check(model, hub, tmp_path)
-    assert told.startswith(said)
-    assert "\n" not in told
+def test_each_answer_of_a_hub_is_one_line(hub: str, tmp_path: Path) -> None:
+    lines = check(*ANSWERS, hub=hub, folder=tmp_path).splitlines()
+    for line, start in zip(lines, ANSWERS.values(), strict=True):
+        assert line.startswith(start)
 
 
+@pytest.mark.slow
 @needs_hub
 def test_a_model_that_was_fetched_before_needs_no_hub(hub: str, tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:9"
-    assert "the model hub cannot be reached" in check("good/model", nowhere, tmp_path)
-    check("good/model", hub, tmp_path, FETCH)
-    assert check("good/model", nowhere, tmp_path) == "found"
+    assert "the model hub cannot be reached" in check("good/model", hub=nowhere, folder=tmp_path)
+    check("good/model", hub=hub, folder=tmp_path, program=FETCH)
+    assert check("good/model", hub=nowhere, folder=tmp_path) == "found"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("vllm") is None, reason="without vLLM that is what is said")
 def test_a_run_with_a_wrong_model_ends_before_it_reads_its_file(hub: str, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("not JSON\n")

@@ -72,6 +72,7 @@ def lengths_of(kind: str, num: int, rng: Random) -> list[int]:
     return [kinds[kind]() for _ in range(num)]
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(["constant", "uniform", "exponential"]),
     slots=st.sampled_from([1, 8, 64]),

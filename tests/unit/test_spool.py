@@ -90,7 +90,7 @@ def test_a_length_over_the_limit_is_refused_before_anything_is_read() -> None:
 def test_a_bomb_is_refused_by_what_it_unpacks_to(encoding: str) -> None:
     pack = gzip.compress if encoding == "gzip" else zstd.compress
     with pytest.raises(TooLarge):
-        spooled(pack(b"\0" * 200_000_000), encoding)
+        spooled(pack(b"\0" * 20_000_000), encoding)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
