@@ -16,6 +16,7 @@ from batchfile.engine.open import engine_factory
 from batchfile.open_ledger import open_service_ledger
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
+from tests import warm
 
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 ROOT = Path(__file__).parents[2]
@@ -39,8 +40,8 @@ class Shell:
         return subprocess.Popen(command, cwd=self.folder, env=self.environ, stdin=pipe, stdout=pipe, stderr=pipe)
 
     def run(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
-        process = self.begin(*arguments)
-        return self.end(process, stdin=stdin, code=code)
+        done = warm.run("batchfile", [*arguments, *self._place], cwd=self.folder, env=self.environ, stdin=stdin)
+        return self._checked(done, code)
 
     def end(self, process: subprocess.Popen[bytes], *, stdin: bytes = b"", code: int = 0) -> Any:
         try:
@@ -49,8 +50,11 @@ class Shell:
             process.kill()
             process.communicate()
             raise
-        assert process.returncode == code, (process.args, out[-1000:], said[-2000:])
-        return subprocess.CompletedProcess(process.args, process.returncode, out, said)
+        return self._checked(subprocess.CompletedProcess(process.args, process.returncode, out, said), code)
+
+    def _checked(self, done: subprocess.CompletedProcess[bytes], code: int) -> subprocess.CompletedProcess[bytes]:
+        assert done.returncode == code, (done.args, done.stdout[-1000:], done.stderr[-2000:])
+        return done
 
     def id_of(self, *arguments: str, stdin: bytes = b"") -> str:
         return self.run(*arguments, stdin=stdin).stdout.decode().strip()

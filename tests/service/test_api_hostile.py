@@ -350,11 +350,15 @@ def test_one_key_sent_by_many_at_once_is_one_batch(start_api: Any, make_request:
     api = start_api(BATCHFILE_API__IN_FLIGHT_MAX="400")
     document = {"stage": "email", "requests": [make_request("a")]}
 
-    def post(_: int) -> tuple[int, Any]:
-        answer = httpx.post(f"{api.url}{STAGE}", json=document, headers={"idempotency-key": "one"}, timeout=120)
-        return answer.status_code, answer.json()
+    with (
+        httpx.Client(timeout=120, limits=httpx.Limits(max_connections=None), trust_env=False) as http,
+        ThreadPoolExecutor(300) as pool,
+    ):
 
-    with ThreadPoolExecutor(300) as pool:
+        def post(_: int) -> tuple[int, Any]:
+            answer = http.post(f"{api.url}{STAGE}", json=document, headers={"idempotency-key": "one"})
+            return answer.status_code, answer.json()
+
         answers = list(pool.map(post, range(300)))
     assert {status for status, _ in answers} == {200}
     assert len({body["id"] for _, body in answers}) == 1

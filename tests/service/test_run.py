@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.cli.exits import Exit
+from tests import warm
 
 try:
     from compression import zstd
@@ -34,10 +35,7 @@ def env(**more: str) -> dict[str, str]:
 def batchfile(
     folder: Path, *arguments: str, stdin: bytes = b"", **variables: str
 ) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "batchfile", *arguments]
-    return subprocess.run(
-        command, cwd=folder, input=stdin, capture_output=True, env=env(**variables), timeout=WAIT_S, check=False
-    )
+    return warm.run("batchfile", arguments, cwd=folder, env=env(**variables), stdin=stdin)
 
 
 def run(folder: Path, *arguments: str, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 GOOD = b'{"custom_id":"good","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHFILE_", "AWS_"))}
-    command = [sys.executable, "-m", "batchfile", "run", "--engine", "echo", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, env=kept, timeout=WAIT_S, check=False)
+    return warm.run("batchfile", ["run", "--engine", "echo", *arguments], cwd=folder, env=kept)
 
 
 def params(inside: str) -> bytes:

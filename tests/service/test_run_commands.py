@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 GOOD = '{"custom_id":"good","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
 
@@ -17,10 +19,7 @@ def batchfile(
     folder: Path, *arguments: str, stdin: bytes = b"", **variables: str
 ) -> subprocess.CompletedProcess[bytes]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHFILE_", "AWS_"))}
-    command = [sys.executable, "-m", "batchfile", *arguments]
-    return subprocess.run(
-        command, cwd=folder, input=stdin, capture_output=True, env={**kept, **variables}, timeout=WAIT_S, check=False
-    )
+    return warm.run("batchfile", arguments, cwd=folder, env={**kept, **variables}, stdin=stdin)
 
 
 def test_a_good_file_is_summed_up(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 KEY = "sk-canary"
 
@@ -107,18 +109,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def command(url: str, *more: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "http"),
-        *("--base-url", url, "--model", "served", *more),
-    ]
+def arguments(url: str, *more: str) -> list[str]:
+    served = ("--engine", "http", "--base-url", url, "--model", "served")
+    return ["run", "in.jsonl", "-o", "out.jsonl", *served, *more]
 
 
 def run(folder: Path, url: str, *more: str, key: str = KEY) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "OPENAI_API_KEY": key}
-    return subprocess.run(
-        command(url, *more), cwd=folder, env=environ, capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
+    done = warm.run("batchfile", arguments(url, *more), cwd=folder, env=environ)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def batches(folder: Path) -> list[Path]:
@@ -281,7 +280,7 @@ def test_wait_for_endpoint_waits(folder: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     waiting = subprocess.Popen(
-        command(f"http://127.0.0.1:{port}", "--wait-for-endpoint", "-v"),
+        [sys.executable, "-m", "batchfile", *arguments(f"http://127.0.0.1:{port}", "--wait-for-endpoint", "-v")],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
