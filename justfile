@@ -6,6 +6,7 @@ python := ".venv/bin/python"
 model := `.venv/bin/python deploy/local.py --print-model`
 out := "out"
 newest := ".cache/newest"
+engines := "tests/e2e tests/contract/test_engine.py tests/bench"
 fast := "tests/unit tests/contract/test_ledger*.py tests/contract/test_runner.py"
 
 # lint, types and the fast tests: what a change needs, in under 30 seconds
@@ -58,7 +59,7 @@ test: setup-test all-tests
 test-all: setup-test lint check-pythons
     {{python}} -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not vllm" --hypothesis-profile=long
     {{python}} -m tests.chaos.soak --minutes 10
-    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m vllm
+    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m vllm {{engines}}
 
 # what `test` needs; at once when nothing changed
 setup-test:
@@ -67,7 +68,7 @@ setup-test:
 # all tests in their short form, with what is installed
 all-tests: lint
     {{python}} -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not vllm and not long"
-    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "vllm and not long"
+    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "vllm and not long" {{engines}}
 
 # every check with the newest versions, without the constraints, in an environment of its own
 test-newest:

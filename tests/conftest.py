@@ -27,7 +27,7 @@ _KEPT = ("BATCHFILE_CACHE",)  # where the real model is
 
 
 # Each file of tests runs in one process, so those that take longest begin first (`--no-loadscope-reorder`).
-LONGEST = ("sim/test_sim.py", "sim/test_mutants.py", "sim/", "deploy/test_setup.py", "chaos/", "fleet/", "deploy/")
+LONGEST = ("sim/test_sim.py", "sim/", "deploy/test_setup.py", "chaos/", "fleet/", "deploy/", "e2e/test_service_vllm.py")
 
 
 def place_of(item: pytest.Item) -> int:
