@@ -1,0 +1,263 @@
+"""Detects what a file holds from its name and its first bytes: requests, rows, text, results, or something else. Pure.
+
+The bytes are plain: compression and Parquet are told apart by `file_formats`. Rows are not read here.
+"""
+
+import csv
+import io
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePath
+from typing import Literal
+
+import msgspec
+
+from batchfile.errors import UNREADABLE
+from batchfile.lines.framing import BOM
+from batchfile.lines.json_scan import keys_of
+from batchfile.lines.key_advice import typo_of
+
+Layout = Literal["jsonl", "array", "document", "object", "csv", "text", "parquet"]
+Content = Literal["requests", "rows", "results", "unknown"]
+
+KIND_BYTES = 64 * 1024  # of plain bytes: enough to detect the kind; fewer are the whole file
+PARQUET_MAGIC = b"PAR1"
+PROMPT, MESSAGES = "prompt", "messages"  # columns that hold the prompt of a row
+_PACKED = (".gz", ".zst")
+_TEXT_ENDINGS = (".txt", ".text", ".md")
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
+_CSV_ENDINGS = (".csv", ".tsv", ".tab")
+_DELIMITERS = ",;\t|"
+_RECORDS_LOOKED_AT = 20
+_LINES_LOOKED_AT = 100
+_KEYS_LOOKED_AT = 1000
+_COLUMNS_SHOWN = 12
+_IDS = ("custom_id", "id", "uuid", "key", "index", "")
+
+_ARRAY_START = re.compile(rb"\[\s*(.)", re.DOTALL)
+_REQUESTS = re.compile(rb'"requests"\s*:\s*\[\s*')
+_HEADER = re.compile(r"[^\W\d][\w.-]*( [\w.-]+)*")  # a column's name where a file's name does not say that it is CSV
+_NAME = re.compile(r"[^\W\d]\w*")
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text = msgspec.json.Decoder(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """`layout`: how the items are written; `content`: what they are. `columns`: of rows, as far as the first bytes show
+    them; () for Parquet, whose columns are at its end. `delimiter`: of CSV.
+    """
+
+    layout: Layout
+    content: Content
+    columns: tuple[str, ...] = ()
+    delimiter: str = ""
+
+    @property
+    def has_prompts(self) -> bool:
+        """Can it run without a template?"""
+        return self.layout == "text" or PROMPT in self.columns or MESSAGES in self.columns
+
+    @property
+    def described(self) -> str:
+        """What the file is, to follow "is"."""
+        if self.content != "rows":
+            return _DESCRIBED.get((self.layout, self.content)) or _DESCRIBED["jsonl", self.content]
+        if self.layout in {"text", "parquet"}:
+            return "plain text" if self.layout == "text" else "a Parquet table"
+        named = {",": "CSV", "\t": "TSV"}.get(self.delimiter, f"CSV, separated by {self.delimiter!r},")
+        what = {"csv": named, "jsonl": "JSONL of rows"}.get(self.layout, "a JSON array of rows")
+        shown = ", ".join(name or '""' for name in self.columns[:_COLUMNS_SHOWN])
+        more = f" and {len(self.columns) - _COLUMNS_SHOWN} more" if len(self.columns) > _COLUMNS_SHOWN else ""
+        return f"{what} with the {'column' if len(self.columns) == 1 else 'columns'} {shown}{more}"
+
+
+_DESCRIBED = {
+    ("jsonl", "requests"): "JSONL of requests",
+    ("array", "requests"): "a JSON array of requests",
+    ("document", "requests"): "a JSON document of requests",
+    ("jsonl", "results"): "a file of results",
+    ("jsonl", "unknown"): "JSON lines, but none is an object",
+    ("array", "unknown"): "a JSON array, but not of objects",
+    ("document", "unknown"): "a JSON document, but its requests are not objects",
+    ("object", "unknown"): "a JSON object that spans several lines",
+}
+_ADVICE = {
+    "jsonl": "write each request as an object on its own line, or give text prompts a name ending in .txt",
+    "array": "write each request as an object, or text prompts as the lines of a .txt file",
+    "document": "write each request as an object",
+    "object": "write each request on one line, for example with `jq -c .`",
+}
+
+
+def detect(name: str, first_bytes: bytes) -> Kind:
+    """The kind of the file `name`, which begins with `first_bytes` (up to KIND_BYTES). Never fails.
+
+    An ending .csv, .tsv or .txt decides, unless the first line is a request. Without a known ending, as for stdin, the
+    content alone decides.
+    """
+    if first_bytes.startswith(PARQUET_MAGIC):
+        return Kind(layout="parquet", content="rows")
+    head = first_bytes[:KIND_BYTES].removeprefix(BOM).lstrip(b"\r\n\t ")
+    is_whole = len(first_bytes) < KIND_BYTES
+    lines = [*islice(_lines(head, is_whole), _LINES_LOOKED_AT)]
+    ending = _ending(name)
+    if ending in _CSV_ENDINGS or ending in _TEXT_ENDINGS:
+        if lines and is_request(lines[0]):
+            return Kind(layout="jsonl", content="requests")
+        return _of_csv(head, is_whole, ending) if ending in _CSV_ENDINGS else _TEXT
+    return _of_json(head, lines, ending) or _of_prose(head, lines, is_whole, ending)
+
+
+def _of_json(head: bytes, lines: list[bytes], ending: str) -> Kind | None:
+    """None: it is not JSON, and not named so."""
+    array = _ARRAY_START.match(head)
+    if array is not None and (array[1] in {b"{", b"]"} or ending == ".json"):
+        return _of_items("array", head[array.start(1) :])
+    items = _REQUESTS.search(head) if head.startswith(b"{") and b"requests" in _keys(head) else None
+    if items is not None:
+        return _of_items("document", head[items.end() :])
+    outlines = [*map(_outline, lines)]
+    if head.startswith(b"{") and len(lines) > 1 and not any(outlines[1:]) and not any(outlines[0].values()):
+        return Kind(layout="object", content="unknown")
+    if any(outlines) or not lines:
+        return _of_objects("jsonl", [outline for outline in outlines if outline])
+    return Kind(layout="jsonl", content="unknown") if ending in _JSON_ENDINGS else None
+
+
+def _of_prose(head: bytes, lines: list[bytes], is_whole: bool, ending: str) -> Kind:
+    """CSV if the first line can only be the header of the others, else text."""
+    table = _of_csv(head, is_whole, ending)
+    is_spaced = f"{table.delimiter} ".encode() in lines[0]
+    is_header = not is_spaced and all(map(_HEADER.fullmatch, table.columns)) and len(lines) > 1
+    num = len(set(table.columns))
+    is_table = is_header and 1 < num == _num_fields(head.decode("utf-8", "replace"), table.delimiter)
+    return table if is_table else _TEXT
+
+
+def is_request(line: bytes) -> bool:
+    """Has this line the outline of a request in any input format, whatever its values are?"""
+    return _is_request(_outline(line))
+
+
+def refusal(kind: Kind, path: str) -> str:
+    """Why a file without requests cannot run as requests, and what to type instead. `path`: as its user wrote it."""
+    told = (
+        f"{path}: is {kind.described}, not of requests" if kind.content == "results" else f"{path}: is {kind.described}"
+    )
+    if kind.content == "results":
+        return f"{told}; run the file that it was made from, or the failed lines in its .errors.jsonl"
+    if kind.content != "rows":
+        return f"{told}; {_ADVICE[kind.layout]}"
+    if kind.has_prompts:
+        return f"{told}, which `{command_for(kind, path)}` runs"
+    return f"{told}, not requests; write a prompt over its columns: `{command_for(kind, path)}`"
+
+
+def command_for(kind: Kind, path: str) -> str:
+    """The command that runs a file of rows or text; an example, as its prompt is for the user to write."""
+    out = f"answers{_ending(path) if _ending(path) in (*_CSV_ENDINGS, '.parquet') else '.jsonl'}"
+    prompt = "" if kind.has_prompts else f" --prompt {shlex.quote(_example(kind.columns))}"
+    return f"batchfile run {shlex.quote(path)}{prompt} -o {out}"
+
+
+_TEXT = Kind(layout="text", content="rows", columns=(PROMPT,))
+
+
+def _example(columns: tuple[str, ...]) -> str:
+    name = next((name for name in columns if name.lower() not in _IDS), "COLUMN")
+    return "... {{ %s }} ..." % (name if _NAME.fullmatch(name) else f'row["{name}"]')
+
+
+def _ending(name: str) -> str:
+    path = PurePath(name.lower())
+    return PurePath(path.stem).suffix if path.suffix in _PACKED else path.suffix
+
+
+def _lines(head: bytes, is_whole: bool) -> Iterator[bytes]:
+    """The lines that are not blank. The last one is left out if it is cut, unless it is the only one."""
+    lines = head.split(b"\n")
+    if not is_whole and len(lines) > 1:
+        lines.pop()
+    return (line for raw in lines if (line := raw.removeprefix(BOM).strip(b"\r\t \0")))
+
+
+def _keys(text: bytes) -> list[bytes]:
+    """The first keys of the object that begins `text`, which may be cut or damaged."""
+    return [key[1:-1] for key in islice(keys_of(text, 0, len(text), 0), _KEYS_LOOKED_AT)]
+
+
+def _outline(line: bytes) -> dict[str, bytes]:
+    """The members of an object as written; values are b"" if they cannot be read. {}: it is not an object."""
+    if not line.startswith(b"{"):
+        return {}
+    try:
+        return {name: bytes(value) for name, value in _members.decode(line).items()}
+    except UNREADABLE:
+        return {key.decode("utf-8", "replace"): b"" for key in _keys(line)}
+
+
+def _is_request(outline: dict[str, bytes]) -> bool:
+    """A line with `params` or `body`, also misspelled, or with the method and url of one."""
+    has_id = "custom_id" in outline
+    if has_id and not outline.keys().isdisjoint({"method", "url"}) and len(outline) > 2:
+        return True
+    for name in ("params", "body"):
+        value = outline.get(name)
+        if value is not None and (has_id or value[:1] in {b"{", b""}):
+            return True
+    return has_id and any(
+        value[:1] == b"{" and typo_of(name, ("params", "body")) is not None for name, value in outline.items()
+    )
+
+
+def _is_result(outline: dict[str, bytes]) -> bool:
+    names = outline.keys()
+    return "custom_id" in names and (
+        {"response", "error"} <= names or "result" in names or {"status", "usage"} <= names
+    )
+
+
+def _of_objects(layout: Layout, outlines: list[dict[str, bytes]]) -> Kind:
+    if not outlines or any(map(_is_request, outlines)):
+        return Kind(layout=layout, content="requests")
+    if all(map(_is_result, outlines)):
+        return Kind(layout=layout, content="results")
+    columns = dict.fromkeys(name for outline in outlines for name in outline)
+    return Kind(layout=layout, content="rows", columns=tuple(columns))
+
+
+def _of_items(layout: Layout, items: bytes) -> Kind:
+    """By the first item of an array, which begins `items`."""
+    if items[:1] == b"]":
+        return Kind(layout=layout, content="requests")  # an empty list, which is reported as such
+    if items[:1] != b"{":
+        return Kind(layout=layout, content="unknown")
+    return _of_objects(layout, [dict.fromkeys((key.decode("utf-8", "replace") for key in _keys(items)), b"")])
+
+
+def _of_csv(head: bytes, is_whole: bool, ending: str) -> Kind:
+    text = head.decode("utf-8", "replace")
+    if not is_whole:
+        text = text[: text.rfind("\n") + 1] or text
+    found = "\t" if ending in {".tsv", ".tab"} else max(_DELIMITERS, key=lambda one: _num_fields(text, one))
+    header = next(iter(_records(text, found)), [])
+    return Kind(layout="csv", content="rows", columns=tuple(name.strip() for name in header), delimiter=found)
+
+
+def _num_fields(text: str, delimiter: str) -> int:
+    """The number of columns if most of the first records have as many fields as the header, else 0."""
+    records = [record for record in islice(_records(text, delimiter), _RECORDS_LOOKED_AT) if record]
+    num_alike = sum(len(record) == len(records[0]) for record in records)
+    return len(records[0]) if records and num_alike * 2 > len(records) else 0
+
+
+def _records(text: str, delimiter: str) -> Iterable[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        yield from reader
+    except csv.Error:  # a field over the limit, or a NUL
+        return

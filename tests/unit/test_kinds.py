@@ -1,0 +1,145 @@
+"""What a file is told to be, from its name and its first bytes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchfile.lines.kinds import KIND_BYTES, Kind, command_for, detect, is_request, refusal
+
+CASES = Path(__file__).parents[1] / "cases"
+PARAMS = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "Hi"}]}}'
+OPENAI = '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": []}}'
+NESTED = '{"custom_id": "a", "data": {"params": {}}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "layout", "content"),
+    [
+        ("a.jsonl", PARAMS, "jsonl", "requests"),
+        ("a.NDJSON.GZ", OPENAI, "jsonl", "requests"),
+        ("a.jsonl", "\ufeff\n" + PARAMS, "jsonl", "requests"),
+        ("stdin", OPENAI, "jsonl", "requests"),
+        ("a.csv", PARAMS, "jsonl", "requests"),
+        ("prompts.txt", PARAMS, "jsonl", "requests"),
+        ("a.jsonl", '{"custom_id": "0", "body": {"messages": []}}', "jsonl", "requests"),
+        ("a.jsonl", '{"custom_id": "s", "method": "POST", "url": "/v1", "body": "text"}', "jsonl", "requests"),
+        ("a.jsonl", '{"custom_id": "a", "parms": {}}', "jsonl", "requests"),
+        ("a.jsonl", '{"custom_id": "a", "params": {"messages": [', "jsonl", "requests"),
+        ("a.jsonl", '{"custom_id": 1, "params": 7}', "jsonl", "requests"),
+        ("a.jsonl", f'# my leads\n{{"version": 1}}\n{PARAMS}', "jsonl", "requests"),
+        ("a.jsonl", f"null\n[1, 2]\n{PARAMS}", "jsonl", "requests"),
+        ("a.jsonl", "\n\n \n", "jsonl", "requests"),
+        ("a.json", json.dumps([json.loads(PARAMS)], indent=2), "array", "requests"),
+        ("a.json", f"[{PARAMS}]", "array", "requests"),
+        ("a.json", json.dumps({"requests": [json.loads(PARAMS)]}, indent=1), "document", "requests"),
+        ("a.json", f'{{"stage": "email", "requests": [{PARAMS}]}}', "document", "requests"),
+        ("a.json", json.dumps(json.loads(PARAMS), indent=1), "object", "unknown"),
+        ("a.json", '["one", "two"]', "array", "unknown"),
+        ("a.json", '{"requests": ["one"]}', "document", "unknown"),
+        ("a.json", '[{"review": "good", "about": {"params": {}}}]', "array", "rows"),
+        ("a.jsonl", '{"review": "good"}\n{"stars": 1}', "jsonl", "rows"),
+        ("a.jsonl", NESTED, "jsonl", "rows"),
+        ("mails.jsonl", '{"subject": "s", "body": "b", "url": "u"}', "jsonl", "rows"),
+        ("a.jsonl", '{"custom_id": "a", "messages": []}', "jsonl", "rows"),
+        ("a.jsonl", "one\ntwo", "jsonl", "unknown"),
+        ("a.jsonl", '{"custom_id": "a", "response": null, "error": {}}', "jsonl", "results"),
+        ("a.jsonl", '{"custom_id": "a", "status": "succeeded", "message": {}, "usage": {}}', "jsonl", "results"),
+        ("a.jsonl", '{"custom_id": "a", "result": {"type": "succeeded"}}', "jsonl", "results"),
+        ("a.csv", "review\nGood", "csv", "rows"),
+        ("a.csv", '"a ""b""\nc",d\n1,2', "csv", "rows"),
+        ("stdin", "review,stars\nGood,1\n", "csv", "rows"),
+        ("stdin", "Say hi, please\nSay ho, please", "text", "rows"),
+        ("stdin", "red,green", "text", "rows"),
+        ("stdin", "red,green\nWhat is it?\nAnd this?", "text", "rows"),
+        ("notes.txt", "a,b\n1,2", "text", "rows"),
+        ("stdin", "What is 2 + 2?", "text", "rows"),
+        ("x.bin", "PAR1....", "parquet", "rows"),
+    ],
+)
+def test_the_kind_of(name: str, text: str, layout: str, content: str) -> None:
+    kind = detect(name, text.encode())
+    assert (kind.layout, kind.content) == (layout, content)
+
+
+@pytest.mark.parametrize("delimiter", list(",;\t|"))
+def test_the_delimiter_is_the_one_that_gives_every_record_as_many_fields(delimiter: str) -> None:
+    rows = [["name", "a text"], ["x, y", 'says "a; b"'], ["", "1\n2"], ["ragged"]]
+    text = "\n".join(delimiter.join('"' + one.replace('"', '""') + '"' for one in row) for row in rows)
+    assert detect("a.csv", text.encode()) == Kind(
+        layout="csv", content="rows", columns=("name", "a text"), delimiter=delimiter
+    )
+
+
+def test_a_first_line_longer_than_what_is_looked_at_is_a_request() -> None:
+    long = PARAMS.replace("Hi", "x" * KIND_BYTES)
+    assert detect("a.jsonl", long.encode()[:KIND_BYTES]).content == "requests"
+    assert detect("a.json", f"[{long}]".encode()[:KIND_BYTES]).content == "requests"
+
+
+def test_columns_are_those_of_the_first_rows() -> None:
+    assert detect("a.jsonl", b'{"a": 1}\n{"b": {"c": 1}, "a": 2}').columns == ("a", "b")
+    assert detect("a.csv", '\ufeffÜber,"b c"\n1,2'.encode()).columns == ("Über", "b c")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "command"),
+    [
+        ("my reviews.csv", "id,review\n1,ok", "'my reviews.csv' --prompt '... {{ review }} ...' -o answers.csv"),
+        ("a.csv.gz", "Full Text,n\nx,1", """a.csv.gz --prompt '... {{ row["Full Text"] }} ...' -o answers.csv"""),
+        ("prompts.txt", "Say hi", "prompts.txt -o answers.jsonl"),
+        ("a.jsonl", '{"prompt": "Say hi"}', "a.jsonl -o answers.jsonl"),
+        ("a.parquet", "PAR1", "a.parquet --prompt '... {{ COLUMN }} ...' -o answers.parquet"),
+    ],
+)
+def test_the_command_that_runs_it(name: str, text: str, command: str) -> None:
+    kind = detect(name, text.encode())
+    assert command_for(kind, name) == f"batchfile run {command}"
+    assert command in refusal(kind, name)
+
+
+def test_a_refusal_says_what_the_file_is() -> None:
+    def told(name: str, text: str) -> str:
+        return refusal(detect(name, text.encode()), name)
+
+    assert told("a.csv", "review;n\nok;1").startswith(
+        "a.csv: is CSV, separated by ';', with the columns review, n, not"
+    )
+    assert "is a file of results, not of requests" in told("a.jsonl", '{"custom_id": "a", "result": {}}')
+    assert "jq -c ." in told("a.json", '{\n"custom_id": "a"\n}')
+    assert ".txt" in told("a.json", '["a"]')
+
+
+def test_the_outline_of_a_request_does_not_depend_on_its_values() -> None:
+    assert is_request(b'{"custom_id": null, "params": {}}')
+    assert is_request(b'{"params": {}}')
+    assert not is_request(b'{"custom_id": "a"}')
+    assert not is_request(b"custom_id, params")
+
+
+@given(st.binary(max_size=300), st.sampled_from(["a.jsonl", "a.csv", "a.txt", "stdin", "a.json", "é.tsv.zst"]))
+def test_any_bytes_have_a_kind(data: bytes, name: str) -> None:
+    kind = detect(name, data)
+    if kind.content != "requests":
+        assert refusal(kind, name)
+
+
+@given(st.text(alphabet='{}[]":,\\ \nabcustom_idparamsbody', max_size=200))
+def test_damaged_json_has_a_kind(text: str) -> None:
+    detect("a.jsonl", text.encode())
+    detect("a.json", ("{" + text).encode())
+
+
+def test_the_cases_have_their_kinds() -> None:
+    found = {
+        path.name: (kind.layout, kind.content)
+        for path in sorted(CASES.glob("shape-*"))
+        for kind in [detect(path.name, path.read_bytes()[:KIND_BYTES])]
+    }
+    assert found.pop("shape-json-array-pretty.json") == ("array", "requests")
+    assert found.pop("shape-csv.csv") == ("csv", "rows")
+    assert found.pop("shape-prompt-lines.jsonl") == ("jsonl", "rows")
+    assert found.pop("shape-results-as-input.jsonl") == ("jsonl", "results")
+    assert set(found.values()) == {("jsonl", "requests")}
