@@ -179,11 +179,13 @@ def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) 
     if voice.is_json:
         with report_lost_output(f"the results are in {path}, and the receipt is in {path}.receipt.json"):
             click.echo(msgspec.json.encode(receipt))
-    voice.say(_summary(receipt, path))
+    table = outputs.table_of(batch)
+    voice.say(_summary(receipt, path, None if table is None else table.columns.error))
     return Exit.OK if receipt.is_all_succeeded else Exit.FAILED_REQUESTS
 
 
-def _summary(receipt: Receipt, path: str | None) -> str:
+def _summary(receipt: Receipt, path: str | None, error_column: str | None = None) -> str:
+    """`error_column`: of rows, in their output."""
     num_failed = receipt.input.requests - receipt.counts.succeeded
     total = counted(receipt.input.requests, "request")
     text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
@@ -195,7 +197,8 @@ def _summary(receipt: Receipt, path: str | None) -> str:
         text += f": {_from_here(path)}"
         if num_failed:
             verb = "failed" if receipt.reason == "completed" else "did not succeed"
-            text += f"; {num_failed:,} {verb}: {_what_to_do(receipt, num_failed)}"
+            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_failed)
+            text += f"; {num_failed:,} {verb}: {told}"
     return text
 
 

@@ -11,7 +11,18 @@ from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
-from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, FileFormat, detect, open_lines
+from batchfile.lines.file_formats import (
+    CHUNK_BYTES,
+    HEAD_BYTES,
+    ChunkReader,
+    FileFormat,
+    detect,
+    open_lines,
+    plain_head,
+)
+from batchfile.lines.kinds import KIND_BYTES, Kind, refusal
+from batchfile.lines.kinds import detect as detect_kind
+from batchfile.lines.split_document import elements
 from batchfile.local.inputs import Counted, check_untouched, inspect
 from batchfile.store.open import open_store
 
@@ -75,19 +86,22 @@ def repeatable(upload: Upload) -> Iterator[Upload]:
 
 def _of_file(name: str) -> Upload:
     source = inspect(name)
+    _check_kind(source.kind, name)
     if source.path is None:
         if source.format == "parquet":
             raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
 
         def from_stdin(on_bytes: OnBytes) -> Iterator[bytes]:
             stream = Counted(sys.stdin.buffer, on_bytes, source.head)
-            return open_lines(None, source.format, cast(BinaryIO, stream))
+            lines = open_lines(None, source.format, cast(BinaryIO, stream))
+            return elements(lines, "stdin") if source.kind.is_array else lines
 
         return Upload(name="stdin", size=None, format=source.format, chunks=from_stdin, is_repeatable=False)
     path = source.path
 
     def from_file(on_bytes: OnBytes) -> Iterator[bytes]:
-        yield from _file_lines(path, source.format, on_bytes)
+        lines = _file_lines(path, source.format, on_bytes)
+        yield from elements(lines, name) if source.kind.is_array else lines
         check_untouched(source)
 
     return Upload(name=name, size=os.path.getsize(path), format=source.format, chunks=from_file)
@@ -110,12 +124,16 @@ def _of_object(url: str) -> Upload:
         raise InvalidFile(f"{url}: {error}") from error
     if entry.size == 0:
         raise InvalidFile(f"{url}: is empty; it needs at least one request line")
-    kind = detect(key, b"".join(store.stream(key, 0, min(HEAD_BYTES, entry.size))))
+    head = b"".join(store.stream(key, 0, min(KIND_BYTES, entry.size)))
+    kind = detect(key, head[:HEAD_BYTES])
+    content = detect_kind(key, plain_head(key, kind, head, KIND_BYTES))
+    _check_kind(content, url)
 
     def from_object(on_bytes: OnBytes) -> Iterator[bytes]:
         stream = Counted(ChunkReader(store.stream(key, match=entry.etag)), on_bytes)
         if kind != "parquet":
-            yield from open_lines(key, kind, cast(BinaryIO, stream))
+            lines = open_lines(key, kind, cast(BinaryIO, stream))
+            yield from elements(lines, url) if content.is_array else lines
             return
         with tempfile.NamedTemporaryFile(prefix="batchfile-", suffix=".parquet") as file:  # Parquet needs seeking
             shutil.copyfileobj(stream, file, CHUNK_BYTES)
@@ -123,6 +141,12 @@ def _of_object(url: str) -> Upload:
             yield from open_lines(file.name, kind, None)
 
     return Upload(name=url, size=entry.size, format=kind, chunks=from_object)
+
+
+def _check_kind(kind: Kind, name: str) -> None:
+    """Raises: InvalidFile for a file without requests. Parquet is judged by its columns, when it is read."""
+    if kind.content != "requests" and kind.layout != "parquet":
+        raise InvalidFile(refusal(kind, name))
 
 
 def _file_lines(path: str, kind: FileFormat, on_bytes: OnBytes) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from batchfile.child_env import child_environment, write_all
 from batchfile.errors import ConverterKilled, InvalidFile, check_installed
-from batchfile.lines.file_formats import CHUNK_BYTES, FileFormat
+from batchfile.lines.file_formats import CHUNK_BYTES, Conversion
 
 MEMORY_BYTES_MAX = 2 * 1024**3  # in addition to what the child needs to start; at most half of a container's limit
 SILENT_S_MAX = 600.0  # without a frame from the child; its CPU time has a separate limit
@@ -26,6 +26,8 @@ BEAT_S = 1.0
 FRAME = struct.Struct(">cQ")
 ASK = struct.Struct(">QQ")  # an offset and a number of bytes
 READ, LINES, INVALID, NO_MEMORY, END = b"R", b"L", b"E", b"M", b"."
+
+IS_PARQUET = ("parquet", "parquet-rows", "parquet-columns")
 
 # One thread and one arena: the limit is on address space, which would otherwise be far larger than memory.
 _THRIFTY = {
@@ -40,17 +42,18 @@ _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def convert(
-    name: str, kind: FileFormat, stream: BinaryIO, *, beat: Callable[[], None] = lambda: None
+    name: str, kind: Conversion, stream: BinaryIO, *, beat: Callable[[], None] = lambda: None
 ) -> Iterator[bytes]:
-    """The file as JSONL, in chunks of at most 1 MiB. `name` is for messages; Parquet needs a seekable stream.
+    """The file as JSONL of requests or rows, in chunks of at most 1 MiB. `name` is for messages; Parquet needs a
+    seekable stream.
 
     `beat` is called about every second, also while no data arrives.
     Raises: InvalidFile, also if the file takes too much memory or time or crashes the child; ConverterKilled;
     SettingsError if Parquet support is not installed; and any error of the stream or of `beat`.
     """
-    if kind == "parquet":
+    if kind in IS_PARQUET:
         check_installed("pyarrow", extra="parquet", what=name)
-    size = stream.seek(0, os.SEEK_END) if kind == "parquet" else 0
+    size = stream.seek(0, os.SEEK_END) if kind in IS_PARQUET else 0
     child = subprocess.Popen(
         _command(name, kind, size),
         stdin=subprocess.PIPE,
@@ -87,7 +90,7 @@ def convert(
         child.wait()
 
 
-def _command(name: str, kind: FileFormat, size: int) -> list[str]:
+def _command(name: str, kind: Conversion, size: int) -> list[str]:
     arguments = (name, kind, str(size), str(_memory_bytes()))
     return [sys.executable, "-P", "-m", "batchfile.lines.converter_child", *arguments]
 
@@ -99,8 +102,8 @@ def _memory_bytes() -> int:
         return MEMORY_BYTES_MAX
 
 
-def _read(stream: BinaryIO, kind: FileFormat, offset: int, size: int) -> bytes:
-    if kind == "parquet":
+def _read(stream: BinaryIO, kind: Conversion, offset: int, size: int) -> bytes:
+    if kind in IS_PARQUET:
         stream.seek(offset)
     return stream.read(min(size, CHUNK_BYTES))
 

@@ -9,19 +9,19 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 from batchfile.child_env import limit_memory, write_all
 from batchfile.errors import InvalidFile
-from batchfile.lines.converter import ASK, END, FRAME, INVALID, LINES, NO_MEMORY, READ
-from batchfile.lines.file_formats import CHUNK_BYTES, FileFormat, open_text
+from batchfile.lines.converter import ASK, END, FRAME, INVALID, IS_PARQUET, LINES, NO_MEMORY, READ
+from batchfile.lines.file_formats import CHUNK_BYTES, Conversion, open_text
 
 CPU_S_MAX = 60  # between two chunks
 _STDIN, _STDOUT = 0, 1
 
 
-def main(name: str, kind: FileFormat, size: int, memory_bytes: int) -> None:
-    stream = io.BufferedReader(_Asked(size if kind == "parquet" else None), CHUNK_BYTES)
+def main(name: str, kind: Conversion, size: int, memory_bytes: int) -> None:
+    stream = io.BufferedReader(_Asked(size if kind in IS_PARQUET else None), CHUNK_BYTES)
     try:
         for chunk in _lines(name, kind, cast(BinaryIO, stream), memory_bytes):
             for at in range(0, len(chunk), CHUNK_BYTES):
@@ -35,14 +35,18 @@ def main(name: str, kind: FileFormat, size: int, memory_bytes: int) -> None:
         _send(END, b"")
 
 
-def _lines(name: str, kind: FileFormat, stream: BinaryIO, memory_bytes: int) -> Iterator[bytes]:
-    if kind == "parquet":
+def _lines(name: str, kind: Conversion, stream: BinaryIO, memory_bytes: int) -> Iterator[bytes]:
+    if kind in IS_PARQUET:
         import pyarrow.parquet  # noqa: F401 before the limits apply, which are for the file
 
-        from batchfile.lines.parquet import parquet_lines
+        from batchfile.lines.parquet import parquet_columns, parquet_lines
     limit_memory(memory_bytes)
     _limit_time()
-    return parquet_lines(name, stream) if kind == "parquet" else open_text(name, kind, stream)
+    if kind == "parquet-columns":
+        return parquet_columns(name, stream)
+    if kind in IS_PARQUET:
+        return parquet_lines(name, stream, as_rows=kind == "parquet-rows")
+    return open_text(name, cast(Literal["jsonl", "gzip", "zstd"], kind), stream)
 
 
 def _limit_time() -> None:
@@ -98,4 +102,4 @@ def _send(letter: bytes, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], cast(FileFormat, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], cast(Conversion, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -28,6 +28,7 @@ REPLACED = "\ufffd"  # what a lone surrogate is read as
 KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
 OPENAI_KEYS = ("custom_id", "method", "url", "body")
 NATIVE_KEYS = ("custom_id", "params", "metadata")
+ROW_PROBLEM = "row_problem"  # instead of a request: why the row of a table cannot become one
 _INSIDE = {"messages", "model", "max_tokens", "temperature", "top_p", "prompt", "system", "tools", *SAME}
 _EXAMPLES: dict[InputFormat, str] = {
     "native": '{"custom_id": "a", "params": {...}}',
@@ -249,6 +250,8 @@ def _lone_surrogate(line: bytes) -> list[Diagnostic]:
 
 
 def _structure(found: dict[str, Any], expected: InputFormat) -> list[Diagnostic]:
+    if isinstance(found.get(ROW_PROBLEM), str):
+        return [Diagnostic((), found[ROW_PROBLEM])]
     is_openai = "params" not in found and (expected == "openai" or not found.keys().isdisjoint(OPENAI_KEYS[1:]))
     diagnostics = [_unknown(key, is_openai=is_openai) for key in found if key not in KEYS]
     if "custom_id" not in found:

@@ -5,6 +5,7 @@ nearly empty members are rejected, because each takes as much time as a thousand
 with the position.
 """
 
+import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ else:
 
 Packing = Literal["gzip", "zstd"]
 FileFormat = Literal["jsonl", "gzip", "zstd", "parquet"]
+# What to read from Parquet instead of its requests: its rows, or the names of its columns.
+Conversion = FileFormat | Literal["parquet-rows", "parquet-columns"]
 
 CHUNK_BYTES = 1024 * 1024
 PIECE_BYTES = 1024 * 1024  # decompressed at a time, at most
@@ -212,8 +215,11 @@ class PlainText:
         self._inner = PlainText(self._name, self._hint, is_unpacked=True)
 
 
-def open_lines(path: str | None, kind: FileFormat, stream: BinaryIO | None) -> Iterator[bytes]:
-    """The file `path`, or `stream`, as chunks of JSONL. With a stream, `path` is only for messages; None means stdin.
+def open_lines(
+    path: str | None, kind: FileFormat, stream: BinaryIO | None, *, as_rows: bool = False
+) -> Iterator[bytes]:
+    """The file `path`, or `stream`, as chunks of plain bytes. With a stream, `path` is only for messages; None means
+    stdin. Parquet becomes JSONL of its requests, or `as_rows` of its rows.
 
     Parquet needs a seekable stream and is read by a child process. Raises: InvalidFile, ConverterKilled, and any error
     of the stream.
@@ -221,11 +227,16 @@ def open_lines(path: str | None, kind: FileFormat, stream: BinaryIO | None) -> I
     if kind == "parquet":
         if path is None:
             raise InvalidFile("stdin: Parquet cannot be read from a pipe; name the file")
-        return _converted(path, kind, stream)
+        return _converted(path, "parquet-rows" if as_rows else kind, stream)
     return open_text(path, kind, stream)
 
 
-def _converted(path: str, kind: FileFormat, stream: BinaryIO | None) -> Iterator[bytes]:
+def parquet_columns(path: str) -> tuple[str, ...]:
+    """The names of the columns, read by a child process. Raises: InvalidFile, ConverterKilled, SettingsError."""
+    return tuple(json.loads(b"".join(_converted(path, "parquet-columns", None))))
+
+
+def _converted(path: str, kind: Conversion, stream: BinaryIO | None) -> Iterator[bytes]:
     from batchfile.lines.converter import convert
 
     if stream is not None:
@@ -233,6 +244,21 @@ def _converted(path: str, kind: FileFormat, stream: BinaryIO | None) -> Iterator
         return
     with open(path, "rb") as file:
         yield from convert(path, kind, file)
+
+
+def plain_head(name: str, kind: FileFormat, data: bytes, size: int) -> bytes:
+    """The first `size` bytes of a file that begins with `data`, decompressed; fewer if `data` is too short.
+
+    Raises: InvalidFile if it is damaged.
+    """
+    if kind == "parquet":
+        return data
+    head = b""
+    for piece in PlainText(name, "copy the file again", packing=None if kind == "jsonl" else kind).read(data):
+        head += piece
+        if len(head) >= size:
+            break
+    return head[:size]
 
 
 def file_chunks(path: str) -> Iterator[bytes]:

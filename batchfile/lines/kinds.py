@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from batchfile.errors import UNREADABLE
+from batchfile.lines.envelope import ROW_PROBLEM
 from batchfile.lines.framing import BOM
 from batchfile.lines.json_scan import keys_of
 from batchfile.lines.key_advice import typo_of
@@ -60,6 +61,11 @@ class Kind:
     def has_prompts(self) -> bool:
         """Can it run without a template?"""
         return self.layout == "text" or PROMPT in self.columns or MESSAGES in self.columns
+
+    @property
+    def is_array(self) -> bool:
+        """Are its items the elements of one JSON array?"""
+        return self.layout in {"array", "document"}
 
     @property
     def described(self) -> str:
@@ -203,6 +209,8 @@ def _outline(line: bytes) -> dict[str, bytes]:
 def _is_request(outline: dict[str, bytes]) -> bool:
     """A line with `params` or `body`, also misspelled, or with the method and url of one."""
     has_id = "custom_id" in outline
+    if ROW_PROBLEM in outline:
+        return True  # of a row that cannot become a request
     if has_id and not outline.keys().isdisjoint({"method", "url"}) and len(outline) > 2:
         return True
     for name in ("params", "body"):

@@ -22,7 +22,8 @@ from batchfile.types import LINE_BYTES_MAX
 
 INTEGERS = ("max_tokens", "top_k", "seed")
 NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-SAMPLING = (*INTEGERS, *NUMBERS, "stop_sequences", "model")
+_TEXTS = ("stop_sequences", "model")
+SAMPLING = (*INTEGERS, *NUMBERS, *_TEXTS)
 COLUMNS = ("custom_id", "messages", "system", "prompt", *SAMPLING)
 _FORMATS = (native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body)
 _OUTSIDE = frozenset({"params", "body", "metadata", "model_hint"})  # keys of a line or of its metadata
@@ -43,12 +44,8 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
         raise InvalidFile(f"{path}: has both columns messages and prompt; keep one of them")
     if "messages" not in names and "prompt" not in names:
         raise InvalidFile(f"{path}: needs a column messages or prompt; its columns are {shown}")
-    for name in names:
-        if name in REQUEST_KEYS and not _is(_bare(schema.field(schema.get_all_field_indices(name)[0]).type), "null"):
-            raise InvalidFile(f"{path}: column {name}: {_unread(name, names)}")
-        near = None if name in COLUMNS or name in REQUEST_KEYS else typo_of(name, COLUMNS)
-        if near is not None and near not in names:
-            raise InvalidFile(f"{path}: column {name} is unknown; did you mean {near}? Rename it or drop it")
+    empty = {field.name for field in schema if field.name in REQUEST_KEYS and _is(_bare(field.type), "null")}
+    check_request_columns(path, [name for name in names if name not in empty])
     wanted = [name for name in names if name in COLUMNS]
     for name, num in Counter(wanted).items():
         if num > 1:
@@ -61,6 +58,21 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
         for wrong in _without_json(kind, name):
             raise InvalidFile(f"{path}: column {wrong}")
     return wanted
+
+
+def is_request_table(columns: Sequence[str]) -> bool:
+    """Whether a table with these columns has requests and nothing else."""
+    return "custom_id" in columns and {*columns} <= {*COLUMNS} and not {"messages", "prompt"}.isdisjoint(columns)
+
+
+def check_request_columns(path: str, names: Sequence[str]) -> None:
+    """Raises: InvalidFile for a column that looks like a part of a request, but would be ignored."""
+    for name in names:
+        if name in REQUEST_KEYS:
+            raise InvalidFile(f"{path}: column {name}: {_unread(name, names)}")
+        near = None if name in COLUMNS else typo_of(name, COLUMNS)
+        if near is not None and near not in names:
+            raise InvalidFile(f"{path}: column {name} is unknown; did you mean {near}? Rename it or drop it")
 
 
 def _is(kind: Any, *names: str) -> bool:
@@ -169,8 +181,9 @@ _COUNTS = frozenset({"input_tokens", "output_tokens", "cached_tokens"})
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
-def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
-    """Each row as a `params` line, many rows per chunk. With a `stream`, `path` is only for messages.
+def parquet_lines(path: str, stream: BinaryIO | None = None, *, as_rows: bool = False) -> Iterator[bytes]:
+    """Each row as a `params` line, or `as_rows` as an object with all its columns, many rows per chunk. With a
+    `stream`, `path` is only for messages.
 
     A damaged file may crash the process, so call this in a child process (see `converter`).
     Raises: InvalidFile naming the column or the row; MemoryError.
@@ -182,7 +195,8 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
     try:
         # Without mapping and prefetching, memory stays at one batch of one row group.
         with pq.ParquetFile(stream or path, memory_map=False, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
-            columns = wanted_columns(path, file.schema_arrow)
+            columns = all_columns(path, file.schema_arrow) if as_rows else wanted_columns(path, file.schema_arrow)
+            encode = _row_line if as_rows else _line
             for group in range(file.num_row_groups):
                 if not file.metadata.row_group(group).num_rows:
                     continue  # its pages have headers all the same, which Arrow would read
@@ -190,7 +204,7 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
                 rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, row_bytes)))
                 for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
                     for part in _slices(batch):
-                        yield b"".join(map(_line, part.to_pylist()))
+                        yield b"".join(map(encode, part.to_pylist()))
                         row += part.num_rows
     except MemoryError:  # also Arrow's, which is an ArrowException too and does not mean damage
         raise
@@ -202,6 +216,29 @@ def parquet_lines(path: str, stream: BinaryIO | None = None) -> Iterator[bytes]:
         if error.errno is not None:
             raise
         raise InvalidFile(_damaged(path, error)) from None
+
+
+def parquet_columns(path: str, stream: BinaryIO) -> Iterator[bytes]:
+    """The names of the columns, as one JSON list. Raises: as `parquet_lines`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        yield msgspec.json.encode(all_columns(path, pq.read_schema(stream)))
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidFile(_damaged(path, error)) from None
+
+
+def all_columns(path: str, schema: Any) -> list[str]:
+    """Raises: InvalidFile where two have one name."""
+    for name, num in Counter(schema.names).items():
+        if num > 1:
+            raise InvalidFile(f"{path}: has {num} columns named {name}; give each its own name")
+    return list(schema.names)
+
+
+def _row_line(values: dict[str, Any]) -> bytes:
+    return _encoder.encode(values) + b"\n"
 
 
 def _row_bytes(path: str, group: Any, columns: list[str], number: int) -> int:
@@ -276,6 +313,13 @@ def _text(result: NativeResult) -> str | None:
 
 
 def _line(values: dict[str, Any]) -> bytes:
+    return _encoder.encode({"custom_id": values["custom_id"], "params": params_of(values)}) + b"\n"
+
+
+def params_of(values: dict[str, Any]) -> dict[str, Any]:
+    """The `params` of a row with the columns of a request. A value that cannot be one is left as it is, and rejected
+    with its line.
+    """
     params: dict[str, Any] = {}
     for name in SAMPLING:
         value = _plain(name, values.get(name))
@@ -287,7 +331,7 @@ def _line(values: dict[str, Any]) -> bytes:
         params["messages"] = [{"role": "user", "content": values["prompt"]}]
     else:
         params["messages"] = _turns(values["messages"])
-    return _encoder.encode({"custom_id": values["custom_id"], "params": params}) + b"\n"
+    return params
 
 
 def _turns(value: Any) -> Any:
@@ -301,11 +345,21 @@ def _turns(value: Any) -> Any:
         return value
 
 
+def _number_of(text: str) -> Any:
+    """The number that a cell of CSV contains; other text stays, and is rejected. None: the cell is empty."""
+    try:
+        return msgspec.json.decode(text, type=int | float) if text else None
+    except UNREADABLE:
+        return text
+
+
 def _plain(name: str, value: Any) -> Any:
     """Data frames keep missing numbers as NaN and whole numbers with gaps as floats; databases have decimals.
 
     Infinity is not valid in JSON. It becomes text, which is rejected, because null would mean the default.
     """
+    if isinstance(value, str) and name not in _TEXTS:
+        value = _number_of(value)
     if isinstance(value, Decimal):
         value = float(value)
     if isinstance(value, float):

@@ -4,9 +4,11 @@ Works on a file that is mapped into memory, one window at a time. Knows nothing 
 """
 
 import codecs
+import mmap
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,6 +114,44 @@ def _read(body: memoryview, example: str) -> Document:
     if array[0] != b"["[0]:
         raise InvalidFile(f"requests: must be a list of requests, got {_kind(array[0])}")
     return Document(stage=stage, model_hint=model_hint, requests=array)
+
+
+def elements(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """The elements of a JSON array as lines. The array is written to disk, because it is read in windows."""
+    with tempfile.NamedTemporaryFile(prefix="batchfile-") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        yield from array_lines(file.name, name)
+
+
+def array_lines(path: str, name: str) -> Iterator[bytes]:
+    """The elements of a file that is a JSON array, or an object with `requests`, as JSONL. `name` is for messages.
+
+    Raises: InvalidFile, also RequestRefused.
+    """
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        yield from iter_requests(_array_of(memoryview(mapped)))
+    except RequestRefused:
+        raise
+    except InvalidFile as error:
+        raise InvalidFile(f"{name}: {str(error).removeprefix('the body ')}") from None
+
+
+def _array_of(body: memoryview) -> memoryview:
+    start = _gap_end(body, _start(body), len(body))
+    if body[start] == b"["[0]:
+        try:
+            return memoryview(_value.decode(body[start:]))
+        except UNREADABLE as error:
+            raise InvalidFile(_malformed(body, error, EXAMPLE)) from None
+    document = read_document(body, example=EXAMPLE)
+    for key, value in (("stage", document.stage), ("model_hint", document.model_hint)):
+        if value is not None:
+            raise InvalidFile(f"{key}: cannot be set in a file; remove it, and give it as an option")
+    return document.requests
 
 
 def _string(name: str, value: memoryview | None) -> str | None:

@@ -13,10 +13,10 @@ from typing import BinaryIO
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines import parse_request
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.file_formats import CHUNK_BYTES, open_lines
+from batchfile.lines.file_formats import CHUNK_BYTES
 from batchfile.lines.framing import NO_REQUEST, iter_lines
 from batchfile.lines.validate import Problem, Scan, Summary, nul_tail, repeated, validate
-from batchfile.local.inputs import Source
+from batchfile.local.inputs import Source, requests_of
 from batchfile.types import REQUESTS_MAX, Defaults, InputFormat, Request, RoutingTable
 
 PIECE_BYTES = 8 * 1024 * 1024
@@ -61,12 +61,12 @@ class Check:
         path = self._source.path
         num_processes = os.cpu_count() or 1
         can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
-        is_plain = self._source.format == "jsonl"
+        is_plain = self._source.is_plain
         if path is not None and is_plain and can_fork and num_processes > 1 and os.path.getsize(path) >= BIG_BYTES:
             yield from self._in_processes(path, num_processes)
             return
         scan = _new_scan(self._rules)
-        yield from validate(lambda: read(self._source), scan)
+        yield from validate(lambda: requests_of(self._source), scan)
         self.summary = scan.summary
 
     def _in_processes(self, path: str, num_processes: int) -> Iterator[Problem]:
@@ -94,7 +94,7 @@ class Check:
             raise InvalidFile(f"{path}: contains more than {REQUESTS_MAX:,} requests; split it")
         suspects = total.duplicates.suspects()
         if suspects:
-            for problem in repeated(read(self._source), suspects):
+            for problem in repeated(requests_of(self._source), suspects):
                 self.summary.num_problems += 1
                 yield problem
 
@@ -105,14 +105,9 @@ def _last_byte(path: str) -> bytes:
         return file.read(1)
 
 
-def read(source: Source) -> Iterator[bytes]:
-    """The source's JSONL from its first byte."""
-    return open_lines(source.path, source.format, None)
-
-
 def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], None]) -> Iterator[Problem]:
     """A problem for each valid line that `fit` rejects with InvalidRequest."""
-    for line in iter_lines(read(source)):
+    for line in iter_lines(requests_of(source)):
         try:
             request = parse_request(line.data or b"", defaults)
         except InvalidRequest:
@@ -179,7 +174,7 @@ def _line_end(file: BinaryIO, at: int, size: int) -> int:
 
 def _first_format(source: Source) -> InputFormat | None:
     """The input format of the first readable line."""
-    for line in iter_lines(read(source)):
+    for line in iter_lines(requests_of(source)):
         try:
             return decode_envelope(line.data or b"").format
         except InvalidRequest:

@@ -1,22 +1,35 @@
 """Inspects a local input, and brings it into the store.
 
-A plain file is referenced if the store supports that; any other input (compressed, Parquet, stdin, a limited run) is
-streamed into the store once, as JSONL. Knows no batch.
+A plain file of requests is referenced if the store supports that; any other input (compressed, Parquet, rows, stdin, a
+limited run) is streamed into the store once, as JSONL of requests. Knows no batch.
 """
 
 import hashlib
 import os
+import random
 import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, cast
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, cast
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.file_formats import HEAD_BYTES, ChunkReader, FileFormat, detect, file_chunks, open_lines
+from batchfile.lines.file_formats import (
+    HEAD_BYTES,
+    ChunkReader,
+    FileFormat,
+    detect,
+    file_chunks,
+    open_lines,
+    plain_head,
+)
 from batchfile.lines.framing import iter_lines
+from batchfile.lines.kinds import KIND_BYTES, Kind
+from batchfile.lines.kinds import detect as detect_kind
+from batchfile.lines.split_document import elements
 from batchfile.local.options import STDIN
+from batchfile.rows.table import Table
 from batchfile.store.base import Store
 
 
@@ -25,14 +38,24 @@ class Source:
     """An inspected input. `path` is absolute; None means stdin.
 
     `stamp`: stays equal while the file is not modified (inode, size, mtime, ctime); empty for stdin.
-    `size` in bytes; 0 for stdin.
+    `size` in bytes; 0 for stdin. `table`: how its rows become requests; None if it has requests. `sample`: run only so
+    many of them, chosen by a seed.
     """
 
     path: str | None
     format: FileFormat
+    kind: Kind
+    table: Table | None = None
     stamp: str = ""
     size: int = 0
     head: bytes = b""
+    sample: tuple[int, int] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Are its own bytes the JSONL of its requests?"""
+        is_jsonl = self.format == "jsonl" and self.kind.layout == "jsonl"
+        return is_jsonl and self.table is None and self.sample is None
 
     @property
     def name(self) -> str:
@@ -62,10 +85,15 @@ def inspect(path: str) -> Source:
         raise InvalidFile(f"{path}: is empty; it needs at least one request line")
     try:
         with open(absolute, "rb") as file:
-            head = file.read(HEAD_BYTES)
+            head = file.read(KIND_BYTES)
     except OSError as error:
         raise InvalidFile(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
-    return Source(path=absolute, format=detect(path, head), stamp=stamp_of(status), size=status.st_size)
+    return _detected(path, head, path=absolute, stamp=stamp_of(status), size=status.st_size)
+
+
+def _detected(name: str, head: bytes, **more: Any) -> Source:
+    found = detect(name, head[:HEAD_BYTES])
+    return Source(format=found, kind=detect_kind(name, plain_head(name, found, head, KIND_BYTES)), **more)
 
 
 def stamp_of(status: os.stat_result) -> str:
@@ -105,11 +133,11 @@ def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None
 
     Raises: InvalidFile (damaged data, a missing column); OSError where the disk is full.
     """
-    is_linkable = source.format == "jsonl" and source.path is not None and limit is None
+    is_linkable = source.is_plain and source.path is not None and limit is None
     if is_linkable and source.path is not None and store.link(key, source.path) is not None:
         return True
     with store.writer(key, is_new=True) as writer:
-        for chunk in _requests(source, limit):
+        for chunk in requests_of(source, limit):
             writer.write(chunk)
         check_untouched(source)
         writer.commit()
@@ -122,7 +150,7 @@ def begins_with(source: Source, size: int, sha256: str, *, limit: int | None) ->
     Raises: InvalidFile.
     """
     digest = hashlib.sha256()
-    for chunk in _requests(source, limit):
+    for chunk in requests_of(source, limit):
         digest.update(chunk[:size])
         size -= min(size, len(chunk))
         if not size:
@@ -130,14 +158,38 @@ def begins_with(source: Source, size: int, sha256: str, *, limit: int | None) ->
     return size == 0 and digest.hexdigest() == sha256
 
 
-def _requests(source: Source, limit: int | None) -> Iterable[bytes]:
-    """The JSONL of the source, or of its first `limit` requests."""
+def requests_of(source: Source, limit: int | None = None) -> Iterable[bytes]:
+    """The JSONL of the source's requests, or of the first `limit` of them. Raises: InvalidFile."""
+    if source.sample is not None:
+        lines: Iterable[bytes] = sampled(lambda: requests_of(replace(source, sample=None)), *source.sample)
+    elif source.table is not None:
+        lines = source.table.requests(_plain_lines(source), source.name)
+    else:
+        lines = _plain_lines(source)
+    return lines if limit is None else first_requests(lines, limit)
+
+
+def _plain_lines(source: Source) -> Iterable[bytes]:
     if source.format == "jsonl" and source.path is not None:
         lines: Iterable[bytes] = file_chunks(source.path)
     else:
         stdin = Counted(sys.stdin.buffer, head=source.head) if source.path is None else None
-        lines = open_lines(source.path, source.format, cast(BinaryIO | None, stdin))
-    return lines if limit is None else first_requests(lines, limit)
+        is_table = source.table is not None
+        lines = open_lines(source.path, source.format, cast(BinaryIO | None, stdin), as_rows=is_table)
+    return elements(lines, source.name) if source.kind.is_array else lines
+
+
+def sampled(lines: Callable[[], Iterable[bytes]], num: int, seed: int) -> Iterator[bytes]:
+    """`num` of the lines, chosen at random by `seed`, in their order. The others are blank, so that lines keep their
+    numbers. Memory: the chosen numbers. `lines` is called twice.
+    """
+    total = sum(1 for _ in iter_lines(lines()))
+    chosen = set(random.Random(seed).sample(range(total), min(num, total)))
+    at = 1
+    for number, line in enumerate(iter_lines(lines())):
+        if number in chosen:
+            yield b"\n" * (line.row - at) + (line.head if line.data is None else line.data) + b"\n"
+            at = line.row + 1
 
 
 def first_requests(chunks: Iterable[bytes], num: int) -> Iterator[bytes]:
@@ -165,10 +217,10 @@ def first_requests(chunks: Iterable[bytes], num: int) -> Iterator[bytes]:
 def _inspect_stdin(stream: BinaryIO) -> Source:
     if stream.isatty():
         raise InvalidFile("-: stdin is a terminal; pipe a file of requests into it")
-    head = stream.read(HEAD_BYTES)
+    head = stream.read(KIND_BYTES)
     if not head:
         raise InvalidFile("-: stdin is empty; it needs at least one request line")
-    return Source(path=None, format=detect("stdin", head), head=head)
+    return replace(_detected("stdin", head, path=None), head=head)
 
 
 class Counted:

@@ -7,6 +7,7 @@ other options that change the answers; a repeated command must match them. Pure.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from hashlib import sha256
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from batchfile.errors import OutputTaken, SettingsError
@@ -24,6 +25,7 @@ LINKED = "run.linked"  # the key of the object with which the store refers to th
 REUSED = "run.reused"  # how many results were taken over when this one was created
 REUSED_FROM = "run.reused_from"  # from which batch
 ENGINE_VERSION = "run.engine_version"
+TABLE = "run.table"  # how the results of rows are written
 
 # The options that identify a run, in addition to its input, and their names in messages.
 _GUARDED = {
@@ -31,11 +33,22 @@ _GUARDED = {
     "model": "the model",
     "stage": "the stage",
     "limit": "--limit",
+    "sample": "--sample",
+    "seed": "--seed",
+    "prompt": "--prompt",
+    "system": "--system",
+    "choices": "--choices",
+    "schema": "--schema",
+    "into": "--into",
+    "id_column": "--id-column",
+    "raw": "--raw",
     "max_tokens": "the default max_tokens",
     "temperature": "the default temperature",
 }
 _NAMES = {f"run.{name}": words for name, words in _GUARDED.items()}
 _SHOWN_MAX = 60
+_KEPT_MAX = 400  # characters of a value in the metadata; a longer one is replaced by its digest
+ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "raw")
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -69,6 +82,26 @@ class RunOptions:
     )
     stage: str | None = _option("The stage of the requests; stored with the batch.")
     limit: int | None = _option("Run only the first N requests.", least=1, metavar="N")
+    sample: int | None = _option("Run only N requests, chosen at random by --seed.", least=1, metavar="N")
+    seed: int | None = _option("With --sample: another number chooses others.  [default: 0]", least=0, metavar="N")
+    prompt: str | None = _option(
+        "For rows and text: the prompt of a row, a Jinja2 template over its columns.  [default: the column prompt or "
+        "messages]",
+        metavar="TEMPLATE",
+    )
+    prompt_file: str | None = _option("A file with the template of --prompt.", metavar="FILE")
+    system: str | None = _option("For rows and text: a template for the system prompt.", metavar="TEMPLATE")
+    choices: str | None = _option("For rows and text: the only possible answers.", metavar="A,B,...")
+    schema: str | None = _option(
+        "For rows and text: a JSON schema; each of its properties becomes a column.", metavar="FILE"
+    )
+    into: str | None = _option(
+        "For rows: the column of the answer; with --schema, all of it.  [default: answer]", metavar="COLUMN"
+    )
+    id_column: str | None = _option(
+        "For rows: the column of their unique ids.  [default: custom_id, id, or numbers]", metavar="COLUMN"
+    )
+    raw: bool = _option("Take a text as one prompt, and write its answer as it is.", default=False)
     strict: bool = _option("Reject the file if any line cannot run, before the engine loads.", default=False)
     restart: bool = _option("Discard the previous run of this output, and start over.", default=False)
     max_tokens: int | None = _option("The default for requests without it.  [default: 2048]", least=1)
@@ -104,7 +137,12 @@ class RunOptions:
     def identity(self, digest: str) -> dict[str, str]:
         """The metadata that identifies a run; empty where not given. `digest`: of the input as given."""
         values = {name: getattr(self, name) for name in _GUARDED}
-        return {SHA256: digest} | {f"run.{name}": str("" if one is None else one) for name, one in values.items()}
+        return {SHA256: digest} | {f"run.{name}": _kept(one) for name, one in values.items()}
+
+
+def _kept(value: object) -> str:
+    text = "" if value is None or value is False else str(value)
+    return text if len(text) <= _KEPT_MAX else f"{text[:_SHOWN_MAX]}... (sha256 {sha256(text.encode()).hexdigest()})"
 
 
 @cache  # reading the annotations takes a millisecond

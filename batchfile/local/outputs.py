@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,8 +23,9 @@ from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local.inputs import file_digest
-from batchfile.local.options import REPLACES
+from batchfile.local.options import REPLACES, TABLE
 from batchfile.local.receipt import Receipt, make_receipt
+from batchfile.rows.table import AnsweredTable, Table, decode_table
 from batchfile.store.locks import close_in_children, is_locked, unlock
 
 ERRORS_ENDING = ".errors.jsonl"
@@ -31,6 +33,7 @@ RECEIPT_ENDING = ".receipt.json"
 PARQUET_ENDING = ".parquet"
 # Endings of other formats than the ones that are written.
 _OTHER_FORMATS = frozenset({".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".gz", ".zst", ".zip"})
+_NOT_TABLES = _OTHER_FORMATS - {".csv", ".tsv"}
 
 _LOCK_ATTEMPTS = 10  # each fails if a process removes its lock in between, or looks at the lock
 _LOCK_PAUSE_S = 0.01  # before the next: `is_being_written` holds a lock for less
@@ -40,8 +43,10 @@ _FILE_NAME_BYTES_MAX = 255  # in most file systems
 NAME_BYTES_MAX = 220
 
 
-def check_output(output: str, input_path: str | None) -> str:
-    """The output's absolute path. Raises: SettingsError where it cannot be written."""
+def check_output(output: str, input_path: str | None, table: Table | None = None) -> str:
+    """The output's absolute path. `table`: what the answers are written to. Raises: SettingsError where it cannot be
+    written.
+    """
     path = os.path.realpath(output)
     try:
         encoded = os.path.basename(path).encode()
@@ -60,8 +65,10 @@ def check_output(output: str, input_path: str | None) -> str:
             )
         if input_path is not None and os.path.exists(path + ending) and os.path.samefile(path + ending, input_path):
             raise SettingsError(f"{output}{ending}: is the input itself; choose another output")
-    if Path(path).suffix.lower() in _OTHER_FORMATS:
+    if table is None and Path(path).suffix.lower() in _OTHER_FORMATS:
         raise SettingsError(f"{output}: the format is not supported; use a name ending in .jsonl or .parquet")
+    if table is not None and Path(path.lower().removesuffix(".gz").removesuffix(".zst")).suffix in _NOT_TABLES:
+        raise SettingsError(f"{output}: the format is not supported; use .csv, .tsv, .jsonl, .parquet or .txt")
     if path.endswith(PARQUET_ENDING):
         check_installed("pyarrow", extra="parquet", what=output)
     folder = os.path.dirname(path)
@@ -87,14 +94,14 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     old = check_not_taken(ledger, batch, output)
     if old is not None and old.batch_id == batch.batch_id and _is_there(old):
         return old
-    if output.endswith(PARQUET_ENDING):
+    if output.endswith(PARQUET_ENDING) and table_of(batch) is None:
         from batchfile.lines.parquet import write_results
 
         with _replaced(output) as temporary:
             write_results(result_lines(ledger, batch), temporary)
     else:
         with _replaced(output) as temporary, open(temporary, "wb") as file:
-            write_results_to(ledger, batch, file)
+            write_results_to(ledger, batch, file, output)
     errors = output + ERRORS_ENDING
     if batch.errors.num_lines:
         with _replaced(errors) as temporary, open(temporary, "wb") as file:
@@ -130,9 +137,16 @@ def batch_at(output: str) -> str | None:
     return None if found is None else found.batch_id
 
 
-def write_results_to(ledger: Ledger, batch: BatchRecord, file: BinaryIO) -> None:
-    """The results as JSONL, in the format of the input."""
+def write_results_to(ledger: Ledger, batch: BatchRecord, file: BinaryIO, output: str | None = None) -> None:
+    """The results as JSONL, in the format of the input; of rows, the rows with their answers. `output`: the name of the
+    file, which says how rows are written; None: stdout.
+    """
     assert batch.results is not None
+    table = table_of(batch)
+    if table is not None:
+        requests = partial(ledger.store.stream, batch.input.key, match=batch.input.etag)
+        table.write(requests, partial(result_lines, ledger, batch), file, output)
+        return
     chunks = ledger.store.stream(batch.results.key)
     if batch.input.format != "native":
         chunks = openai_file(chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=None)
@@ -145,6 +159,12 @@ def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
     assert batch.results is not None
     for line in iter_lines(ledger.store.stream(batch.results.key), line_bytes_max=RESULT_BYTES_MAX):
         yield line.data or b""
+
+
+def table_of(batch: BatchRecord) -> AnsweredTable | None:
+    """How the results of a batch are written as rows; None if its input had requests."""
+    text = batch.metadata.get(TABLE)
+    return None if text is None else decode_table(text)
 
 
 def _read_receipt(output: str) -> Receipt | None:

@@ -33,6 +33,7 @@ from batchfile.local.options import (
     SHA256,
     STAMP,
     STDOUT,
+    TABLE,
     RunOptions,
     check_same,
 )
@@ -304,6 +305,8 @@ def _metadata(source: Source, options: RunOptions, digest: str) -> dict[str, str
         metadata[REPLACES] = replaced
     if source.stamp:
         metadata[STAMP] = f"{source.stamp} {source.path}"
+    if source.table is not None:
+        metadata[TABLE] = source.table.answered.encode()
     return metadata
 
 

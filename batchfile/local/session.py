@@ -29,6 +29,7 @@ from batchfile.local.options import STDOUT, Dtype, RunOptions
 from batchfile.local.progress import Meter, Snapshot
 from batchfile.local.receipt import Receipt
 from batchfile.local.run import Opened, open_batch, work
+from batchfile.local.tables import prepared, with_contents
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.routing import check_stage
 from batchfile.runner.runner import Runner
@@ -80,8 +81,9 @@ def open_session(
     """
     if options.stage is not None:
         check_stage(settings.stages, options.stage)
-    source = inspect(options.input)
-    path = None if options.output is None else outputs.check_output(options.output, source.path)
+    options = with_contents(options)
+    source = prepared(inspect(options.input), options)
+    path = None if options.output is None else outputs.check_output(options.output, source.path, source.table)
     url = options.store or settings.store
     is_kept = url is not None
     if url is None and path is not None:
@@ -154,6 +156,16 @@ def run(
     wait_for_endpoint: bool = False,
     stage: str | None = None,
     limit: int | None = None,
+    sample: int | None = None,
+    seed: int | None = None,
+    prompt: str | None = None,
+    prompt_file: str | None = None,
+    system: str | None = None,
+    choices: str | None = None,
+    schema: str | None = None,
+    into: str | None = None,
+    id_column: str | None = None,
+    raw: bool = False,
     strict: bool = False,
     restart: bool = False,
     max_tokens: int | None = None,

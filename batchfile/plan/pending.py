@@ -5,7 +5,7 @@ of the file. A file that is not plain JSONL is converted once: unpacked, or its 
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, BinaryIO, cast
@@ -29,7 +29,10 @@ from batchfile.ledger.cas import update_batch
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef, LineError, PlanRules, Source
 from batchfile.ledger.shards import Lease
 from batchfile.lines.converter import convert
-from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, detect
+from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, detect, plain_head
+from batchfile.lines.kinds import KIND_BYTES
+from batchfile.lines.kinds import detect as detect_kind
+from batchfile.lines.split_document import elements
 from batchfile.plan.planner import plan_input
 from batchfile.plan.policy import LinesRefused, policy_of
 from batchfile.store.base import Store
@@ -147,9 +150,10 @@ def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> s
     ObjectMissing, StoreUnavailable.
     """
     store, pinned, name = ledger.store, batch.input, _name(batch)
-    head = b"".join(store.stream(pinned.key, 0, min(HEAD_BYTES, pinned.size), match=pinned.etag))
-    kind = detect(name, head)
-    if kind == "jsonl":
+    head = b"".join(store.stream(pinned.key, 0, min(KIND_BYTES, pinned.size), match=pinned.etag))
+    kind = detect(name, head[:HEAD_BYTES])
+    is_array = detect_kind(name, plain_head(name, kind, head, KIND_BYTES)).is_array
+    if kind == "jsonl" and not is_array:
         return pinned.key
     source = (
         io.BufferedReader(_Ranges(store, pinned), CHUNK_BYTES)
@@ -157,16 +161,23 @@ def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> s
         else ChunkReader(store.stream(pinned.key, match=pinned.etag))
     )
     key = keys.input_key(batch.batch_id, ledger.new_id()[:12])
-    size = 0
+    # In another process, because this one may hold an engine or be a service.
+    chunks = _limited(convert(name, kind, cast(BinaryIO, source), beat=beat), name)
     with store.writer(key, is_new=True) as writer:
-        # In another process, because this one may hold an engine or be a service.
-        for chunk in convert(name, kind, cast(BinaryIO, source), beat=beat):
-            size += len(chunk)
-            if size > UNPACKED_BYTES_MAX:
-                raise TooLarge(f"{name}: it unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
+        for chunk in elements(chunks, name) if is_array else chunks:
+            beat()
             writer.write(chunk)
         writer.commit()
     return key
+
+
+def _limited(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > UNPACKED_BYTES_MAX:
+            raise TooLarge(f"{name}: it unpacks to more than {UNPACKED_BYTES_MAX // 1024**3} GiB; split it")
+        yield chunk
 
 
 def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord | None:

@@ -256,7 +256,7 @@ def test_a_file_that_is_changed_while_it_is_planned_takes_over_nothing(
     data = world.input.read_bytes()
     world.append(gzip.compress(lines(40)))
     with monkeypatch.context() as patched:
-        patched.setattr(inputs, "_requests", lambda source, limit: iter([lines(*range(99, 40, -1))]))
+        patched.setattr(inputs, "requests_of", lambda source, limit: iter([lines(*range(99, 40, -1))]))
         patched.setattr("batchfile.local.previous_batch.begins_with", lambda *_, **__: True)
         with pytest.raises(InvalidFile, match="no longer begins like that of batch_"):
             world.open()

@@ -38,7 +38,8 @@ ALLOWED = {
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/", "batchfile/local/display.py"),
     "genai_prices": ("batchfile/client/estimate.py",),
-    "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/converter_child.py"),
+    "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/converter_child.py", "batchfile/rows/write_parquet.py"),
+    "jinja2": ("batchfile/rows/prompt.py", "api/http/openapi.py"),
     "ray": ("runners/ray/",),
 }
 APPLICATIONS = ("batchfile", "api", "runners", "deploy")
@@ -57,6 +58,7 @@ PLACES = {
     "batchfile/store/": "errors clock child_env",
     "batchfile/lines/": "errors types child_env routing lines.formats",
     "batchfile/lines/formats/": "errors types lines.diagnostics lines.framing lines.result",
+    "batchfile/rows/": "errors types lines",
     "batchfile/schemas/": "child_env",
     # testing.faulty_echo: where a variable asks for faults
     "batchfile/engine/": "errors types clock engine.http.engine engine.vllm.engine engine.vllm.tasks "
