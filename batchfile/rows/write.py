@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,17 +80,34 @@ def _json_chunks(rows: Rows, form: TableFormat) -> Iterator[bytes]:
         yield escape_separators(b"".join([_encoder.encode(row) + b"\n" for row in some]))
 
 
+class _Records:
+    """Receives each record that a CSV writer has made, and ends it with a newline.
+
+    The writer quotes what contains a character of its line ending, so that has to be CRLF: a lone CR would be lost.
+    """
+
+    ENDING = "\r\n"
+
+    def __init__(self) -> None:
+        self._records: list[str] = []
+
+    def write(self, record: str) -> None:
+        self._records.append(record.removesuffix(self.ENDING))
+
+    def take(self) -> bytes:
+        text = "".join([record + "\n" for record in self._records])
+        self._records.clear()
+        return text.encode("utf-8", "replace")
+
+
 def _csv_chunks(rows: Rows, form: TableFormat) -> Iterator[bytes]:
-    text = io.StringIO()
-    columns = columns_of(rows())
-    writer = csv.writer(text, delimiter=form.delimiter, lineterminator="\n")
+    records, columns = _Records(), columns_of(rows())
+    writer = csv.writer(records, delimiter=form.delimiter, lineterminator=_Records.ENDING)
     writer.writerow(columns)
+    yield records.take()
     for some in grouped(rows, CHUNK_ROWS):
         writer.writerows([[as_text(row.get(name)) for name in columns] for row in some])
-        yield text.getvalue().encode("utf-8", "replace")
-        text.seek(0)
-        text.truncate()
-    yield text.getvalue().encode("utf-8", "replace")  # the header, if there are no rows
+        yield records.take()
 
 
 def _text_chunks(rows: Rows, form: TableFormat) -> Iterator[bytes]:
