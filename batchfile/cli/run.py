@@ -4,10 +4,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, fields
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 import click
 import msgspec
@@ -15,7 +14,7 @@ import msgspec
 from batchfile import logs
 from batchfile.cli.exits import EXIT_HELP, Exit, report_lost_output
 from batchfile.cli.help import epilog
-from batchfile.cli.numbers import Finite, Whole
+from batchfile.cli.run_options import run_options
 from batchfile.cli.stopping import RunSignals, code_of
 from batchfile.inbox.documents import stored_file
 from batchfile.ledger.base import Ledger
@@ -23,7 +22,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.local import display, outputs
 from batchfile.local.display import Progress, counted, duration
 from batchfile.local.engines import EngineChoice, choose_engine
-from batchfile.local.options import STDIN, STDOUT, RunOptions, choices_of
+from batchfile.local.options import STDIN, STDOUT, RunOptions
 from batchfile.local.progress import Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
@@ -47,30 +46,12 @@ class Voice:
         display.say(json.dumps({"event": "note", "message": text}) if self.is_json else text)
 
 
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options that `RunOptions` declares."""
-    kinds = get_type_hints(RunOptions)
-    for field in reversed([field for field in fields(RunOptions) if "help" in field.metadata]):
-        has, is_flag = field.metadata, kinds[field.name] is bool
-        choices = choices_of(field.name)
-        kind = click.Choice(choices) if choices else _number(kinds[field.name], has["least"], has["most"])
-        name = "--" + field.name.removesuffix("_s").replace("_", "-")
-        words = {"metavar": has["metavar"], "help": has["help"]}
-        command = click.option(name, field.name, type=kind, is_flag=is_flag, default=field.default, **words)(command)
-    return command
-
-
-def _number(kind: object, least: Any, most: Any) -> Whole | Finite | None:
-    """None: not a numeric option."""
-    if kind == int | None:
-        return Whole(least, most)
-    return Finite(least, most) if kind == float | None else None
-
-
 @click.command(
     "run",
     epilog=epilog(
         "batchfile run requests.jsonl -o results.jsonl",
+        "batchfile run reviews.csv --prompt 'Is this review good? {{ review }}' --choices yes,no -o answers.csv",
+        "echo 'Name three rivers.' | batchfile run - -o -",
         "batchfile run requests.jsonl -o results.parquet --model mistralai/Mistral-7B-Instruct-v0.3 --limit 100",
         "batchfile run requests.jsonl -o results.jsonl --engine http --base-url https://llm.example/v1 --model NAME",
         exits=EXIT_HELP,
@@ -78,9 +59,13 @@ def _number(kind: object, least: Any, most: Any) -> Whole | Finite | None:
 )
 @click.argument("input")
 @click.option(
-    "-o", "--output", required=True, metavar="OUT", help="The results file (.jsonl or .parquet); - is stdout."
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="The results file (.jsonl or .parquet; of rows also .csv, .tsv, .txt); - is stdout.",
 )
-@_run_options
+@run_options()
 @click.option("--quiet", is_flag=True, help="Print only errors.")
 @click.option(
     "--json", "is_json", is_flag=True, help="Print the receipt as one JSON line, and progress as JSON on stderr."
@@ -89,8 +74,13 @@ def _number(kind: object, least: Any, most: Any) -> Whole | Finite | None:
 def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) -> None:
     """Answer every request of the file INPUT (- is stdin) and write one result line for each to OUT, in input order.
 
-    INPUT is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. Also writes OUT.receipt.json
-    and, if any requests failed, OUT.errors.jsonl with their input lines, ready to run again.
+    INPUT has requests: JSONL (`params` lines or OpenAI batch lines), a JSON array of these, or Parquet; also .gz or
+    .zst. Or it has rows (CSV, TSV, JSONL, Parquet with any columns) or lines of text. --prompt makes a request of each
+    row, unless the rows have a column prompt or messages; a line of text is a prompt. OUT then has the same rows with
+    the columns answer and error, as CSV, TSV, JSONL, Parquet or text (.txt: only the answers), according to its name.
+
+    Also writes OUT.receipt.json and, if any requests failed, OUT.errors.jsonl with their input lines, ready to run
+    again.
 
     If a request has a JSON schema, its answer must match it; otherwise the request gets up to two more attempts.
 

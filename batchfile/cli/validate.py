@@ -5,10 +5,12 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,17 +18,20 @@ from batchfile import logs
 from batchfile.cli.exits import Exit, say_json
 from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
+from batchfile.cli.run_options import run_options
 from batchfile.errors import InvalidFile
 from batchfile.lines.validate import Problem, Summary
-from batchfile.local.check import Check, Rules, token_problems
+from batchfile.local.check import Check, Rules, token_problems, valid_requests
 from batchfile.local.display import counted
 from batchfile.local.inputs import Source, inspect
-from batchfile.local.options import STDIN
+from batchfile.local.options import STDIN, RunOptions
+from batchfile.local.tables import prepared, with_contents
 from batchfile.routing import check_stage
 from batchfile.settings import load_settings
 from batchfile.types import Defaults, Request
 
 ID_SHOWN_MAX = 60  # characters of a custom_id
+PROMPT_SHOWN_MAX = 2000  # characters of a turn
 
 
 @click.command(
@@ -34,6 +39,7 @@ ID_SHOWN_MAX = 60  # characters of a custom_id
     epilog=epilog(
         "batchfile validate requests.jsonl",
         "batchfile validate *.jsonl --stage email",
+        "batchfile validate reviews.csv --prompt 'Is this review good? {{ review }}'",
         "batchfile validate requests.jsonl --tokens mistralai/Mistral-7B-Instruct-v0.3 --max-model-len 8192",
     ),
 )
@@ -47,6 +53,7 @@ ID_SHOWN_MAX = 60  # characters of a custom_id
     "--max-model-len", type=Whole(min=16), help="With --tokens: the context length.  [default: the model's own]"
 )
 @click.option("--max-tokens", type=Whole(min=1), help="The default for requests without it.  [default: 2048]")
+@run_options(("prompt", "prompt_file", "system", "id_column"))
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON line for each problem and each file's summary.")
 def validate(
     files: tuple[str, ...],
@@ -56,8 +63,12 @@ def validate(
     max_model_len: int | None,
     max_tokens: int | None,
     is_json: bool,
+    **prompts: Any,
 ) -> None:
-    """Check each FILE (- is stdin) without running anything. Exits with 4 if there is any problem."""
+    """Check each FILE (- is stdin) without running anything. Exits with 4 if there is any problem.
+
+    Of rows and text, it checks the requests that `batchfile run` makes of them, and shows the first prompt.
+    """
     logs.for_command()
     settings = load_settings()
     defaults = Defaults(max_tokens=max_tokens or settings.run.max_tokens)
@@ -69,7 +80,8 @@ def validate(
     for name in files:
         try:
             with _spooled(name) as source:
-                is_fine &= _check(name, source, rules, tokens, is_json=is_json)
+                options = with_contents(RunOptions(input=name, **prompts))
+                is_fine &= _check(name, prepared(source, options), rules, tokens, is_json=is_json)
         except InvalidFile as error:
             is_fine = False
             if is_json:
@@ -93,7 +105,22 @@ def _check(name: str, source: Source, rules: Rules, tokens: "_Tokens | None", *,
         click.echo(json.dumps({"file": name, "summary": _as_json(check.summary, num_problems, tokens)}))
     else:
         click.echo(f"{name}: {_as_text(check.summary, num_problems, tokens)}")
+    if source.table is not None:
+        _show_first(name, source, rules.defaults, is_json=is_json)
     return num_problems == 0
+
+
+def _show_first(name: str, source: Source, defaults: Defaults, *, is_json: bool) -> None:
+    """What the first row that can run becomes."""
+    first = next(valid_requests(source, defaults), None)
+    turns = [] if first is None else first.messages
+    if is_json:
+        shown = [{"role": turn.role, "content": turn.content} for turn in turns]
+        click.echo(json.dumps({"file": name, "kind": source.kind.described, "first_prompt": shown}))
+        return
+    click.echo(f"{name}: is {source.kind.described}" + ("; the first prompt:" if turns else ""))
+    for turn in turns:
+        click.echo(textwrap.indent(f"{turn.role}: {turn.content[:PROMPT_SHOWN_MAX]}", "  "))
 
 
 class _Tokens:

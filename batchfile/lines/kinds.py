@@ -72,13 +72,18 @@ class Kind:
         """What the file is, to follow "is"."""
         if self.content != "rows":
             return _DESCRIBED.get((self.layout, self.content)) or _DESCRIBED["jsonl", self.content]
-        if self.layout in {"text", "parquet"}:
-            return "plain text" if self.layout == "text" else "a Parquet table"
+        if self.layout == "text":
+            return "plain text"
+        if not self.columns:
+            return "a Parquet table"
         named = {",": "CSV", "\t": "TSV"}.get(self.delimiter, f"CSV, separated by {self.delimiter!r},")
-        what = {"csv": named, "jsonl": "JSONL of rows"}.get(self.layout, "a JSON array of rows")
+        what = {"csv": named, "jsonl": "JSONL of rows", "parquet": "a Parquet table"}.get(
+            self.layout, "a JSON array of rows"
+        )
         shown = ", ".join(name or '""' for name in self.columns[:_COLUMNS_SHOWN])
         more = f" and {len(self.columns) - _COLUMNS_SHOWN} more" if len(self.columns) > _COLUMNS_SHOWN else ""
-        return f"{what} with the {'column' if len(self.columns) == 1 else 'columns'} {shown}{more}"
+        columns = "column" if len(self.columns) == 1 else "columns"
+        return f"{what or 'a JSON array of rows'} with the {columns} {shown}{more}"
 
 
 _DESCRIBED = {
@@ -89,6 +94,7 @@ _DESCRIBED = {
     ("jsonl", "unknown"): "JSON lines, but none is an object",
     ("array", "unknown"): "a JSON array, but not of objects",
     ("document", "unknown"): "a JSON document, but its requests are not objects",
+    ("parquet", "requests"): "a Parquet table of requests",
     ("object", "unknown"): "a JSON object that spans several lines",
 }
 _ADVICE = {

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
@@ -105,24 +106,32 @@ def _last_byte(path: str) -> bytes:
         return file.read(1)
 
 
+def valid_requests(source: Source, defaults: Defaults) -> Iterator[Request]:
+    """The requests of the lines that can run."""
+    for _, request in _valid_lines(source, defaults):
+        yield request
+
+
 def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], None]) -> Iterator[Problem]:
     """A problem for each valid line that `fit` rejects with InvalidRequest."""
-    for line in iter_lines(requests_of(source)):
-        try:
-            request = parse_request(line.data or b"", defaults)
-        except InvalidRequest:
-            continue  # the check reports what is wrong with it
+    for row, request in _valid_lines(source, defaults):
         try:
             fit(request)
         except InvalidRequest as error:
             yield Problem(
-                line=line.row,
+                line=row,
                 column=None,
                 custom_id=request.custom_id,
                 where="",
                 message=str(error),
                 fix="",
             )
+
+
+def _valid_lines(source: Source, defaults: Defaults) -> Iterator[tuple[int, Request]]:
+    for line in iter_lines(requests_of(source)):
+        with suppress(InvalidRequest):  # the check reports what is wrong with it
+            yield line.row, parse_request(line.data or b"", defaults)
 
 
 def _new_scan(rules: Rules) -> Scan:

@@ -195,7 +195,7 @@ class _Planner:
         if self._has_request:
             return
         told = refusal(detect(name, self._head), name)
-        if self._policy.on_problem == "collect":
+        if self._policy.endpoint is not None:
             raise LinesRefused((LineError(code="invalid_file", message=told),))
         raise InvalidFile(told)
 

@@ -1,0 +1,46 @@
+"""The fields of `RunOptions` as options of a command."""
+
+from collections.abc import Callable, Collection
+from dataclasses import Field, fields
+from typing import Any, get_type_hints
+
+import click
+
+from batchfile.cli.numbers import Finite, Whole
+from batchfile.local.options import RunOptions, choices_of
+
+Command = Callable[..., None]
+
+
+def run_options(only: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Adds the options that `RunOptions` declares, or `only` these of them."""
+    kinds = get_type_hints(RunOptions)
+
+    def add(command: Command) -> Command:
+        for field in reversed(fields(RunOptions)):
+            if "help" in field.metadata and (not only or field.name in only):
+                command = _option(field, kinds[field.name])(command)
+        return command
+
+    return add
+
+
+def _option(field: Field[Any], kind: object) -> Callable[[Command], Command]:
+    has, choices = field.metadata, choices_of(field.name)
+    name = "--" + field.name.removesuffix("_s").replace("_", "-")
+    return click.option(
+        name,
+        field.name,
+        type=click.Choice(choices) if choices else _number(kind, has["least"], has["most"]),
+        is_flag=kind is bool,
+        default=field.default,
+        metavar=has["metavar"],
+        help=has["help"],
+    )
+
+
+def _number(kind: object, least: Any, most: Any) -> Whole | Finite | None:
+    """None: not a numeric option."""
+    if kind == int | None:
+        return Whole(least, most)
+    return Finite(least, most) if kind == float | None else None
