@@ -78,8 +78,8 @@ PLACES = {
     "batchfile/runner/": "errors types clock routing store.base lines schemas engine.base ledger inbox long_work "
     "janitor",
     "batchfile/signals.py": "runner.runner",
-    "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines engine.base engine.open "
-    "engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner runner.stats",
+    "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows engine.base "
+    "engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner runner.stats",
     "batchfile/client/": "errors types logs routing settings open_ledger store lines ledger plan.options plan.submit "
     "inbox.records local.inputs local.options local.outputs",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
