@@ -35,7 +35,7 @@ CLAIM_KEPT_S = 7 * 24 * 3600.0  # how long a claim outlives its file, because th
 
 NAME_BYTES_MAX = 239  # of the 255 that a file system allows, without `.results.parquet`
 PATH_BYTES_MAX = 900  # below inbox/; of the 1,024 that S3 allows, without what comes before and after
-ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+ENDINGS = (*(kind + packing for kind in (".jsonl", ".ndjson", ".json") for packing in ("", ".gz", ".zst")), ".parquet")
 # What other programs call a file until it is complete.
 _UNFINISHED = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "~")
 
@@ -241,8 +241,9 @@ class Inbox:
                 f"{key}: the name is too long for its results; rename it to at most {NAME_BYTES_MAX} bytes, "
                 f"and {PATH_BYTES_MAX} with its folders"
             )
-        if not path.endswith(ENDINGS):
-            raise InvalidFile(f"{key}: is not a request file; its name must end with {' or '.join(ENDINGS)}")
+        if not path.lower().endswith(ENDINGS):
+            known = ".jsonl, .ndjson or .json (also with .gz or .zst), or .parquet"
+            raise InvalidFile(f"{key}: is not a request file; its name must end with {known}")
         if file.entry.size == 0:
             raise InvalidFile(f"{key}: is empty; it needs at least one request line")
         options = self._options(file.options)
@@ -282,4 +283,4 @@ def _is_skipped(key: str) -> bool:
 
 def _stem(key: str) -> str:
     """The name without the ending of its format."""
-    return next((key.removesuffix(ending) for ending in reversed(ENDINGS) if key.endswith(ending)), key)
+    return next((key[: -len(ending)] for ending in ENDINGS if key.lower().endswith(ending)), key)

@@ -136,7 +136,7 @@ def detect(name: str, head: bytes) -> FileFormat:
     """The format of a file that begins with `head`. Raises: InvalidFile if its name says otherwise."""
     found = _format_of(name, head)
     for ending, kind in _ENDINGS:
-        if name.endswith(ending) and found != kind:
+        if name.lower().endswith(ending) and found != kind:
             raise InvalidFile(f"{name}: is named {ending} but is not {kind} data; the file is damaged or misnamed")
     return found
 

@@ -91,7 +91,7 @@ _DESCRIBED = {
     ("array", "requests"): "a JSON array of requests",
     ("document", "requests"): "a JSON document of requests",
     ("jsonl", "results"): "a file of results",
-    ("jsonl", "unknown"): "JSON lines, but none is an object",
+    ("jsonl", "unknown"): "JSON lines, but none can be read as an object",
     ("array", "unknown"): "a JSON array, but not of objects",
     ("document", "unknown"): "a JSON document, but its requests are not objects",
     ("parquet", "requests"): "a Parquet table of requests",
@@ -133,11 +133,12 @@ def _of_json(head: bytes, lines: list[bytes], ending: str) -> Kind | None:
     if items is not None:
         return _of_items("document", head[items.end() :])
     outlines = [*map(_outline, lines)]
-    if head.startswith(b"{") and len(lines) > 1 and not any(outlines[1:]) and not any(outlines[0].values()):
+    is_object = head.startswith(b"{")
+    if is_object and len(lines) > 1 and b"\n{" not in head and not any(outlines[0].values()) and not any(outlines[1:]):
         return Kind(layout="object", content="unknown")
     if any(outlines) or not lines:
         return _of_objects("jsonl", [outline for outline in outlines if outline])
-    return Kind(layout="jsonl", content="unknown") if ending in _JSON_ENDINGS else None
+    return Kind(layout="jsonl", content="unknown") if is_object or ending in _JSON_ENDINGS else None
 
 
 def _of_prose(head: bytes, lines: list[bytes], is_whole: bool, ending: str) -> Kind:
@@ -155,13 +156,13 @@ def is_request(line: bytes) -> bool:
     return _is_request(_outline(line))
 
 
-def refusal(kind: Kind, path: str) -> str:
-    """Why a file without requests cannot run as requests, and what to type instead. `path`: as its user wrote it."""
-    told = (
-        f"{path}: is {kind.described}, not of requests" if kind.content == "results" else f"{path}: is {kind.described}"
-    )
+def refusal(kind: Kind, path: str, name: str | None = None) -> str:
+    """Why a file without requests cannot run as requests, and what to type instead. `path`: as its user wrote it, for
+    the command. `name`: for the message, if it is another.
+    """
+    told = f"{name or path}: is {kind.described}"
     if kind.content == "results":
-        return f"{told}; run the file that it was made from, or the failed lines in its .errors.jsonl"
+        return f"{told}, not of requests; run the file that it was made from, or the failed lines in its .errors.jsonl"
     if kind.content != "rows":
         return f"{told}; {_ADVICE[kind.layout]}"
     if kind.has_prompts:

@@ -32,6 +32,7 @@ RANGES_WANTED = 1000
 RANGE_LINES_MIN = 32
 RANGE_LINES_MAX = 4096
 RANGE_BYTES_MAX = 4 * 1024 * 1024
+_UNNAMED = ("the file", "the input")  # whose user knows another name than we do
 SAMPLE_BYTES = 1024 * 1024  # the first lines of a file show how long its lines are
 
 
@@ -194,7 +195,7 @@ class _Planner:
         """Raises: InvalidFile that says what the input is, if no line in it is a request."""
         if self._has_request:
             return
-        told = refusal(detect(name, self._head), name)
+        told = refusal(detect(name, self._head), "FILE" if name in _UNNAMED else name, name)
         if self._policy.endpoint is not None:
             raise LinesRefused((LineError(code="invalid_file", message=told),))
         raise InvalidFile(told)

@@ -33,11 +33,18 @@ def parquet(num: int, **columns: list[Any]) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet", "A.JSON", "b.json.gz"])
 def test_other_formats_become_an_input_once_and_keep_their_name_in_the_outbox(world: World, name: str) -> None:
     plain = b"".join(json.dumps(native(f"r{n}")).encode() + b"\n" for n in range(120))
-    made = {"a.jsonl.gz": gzip.compress, "a.jsonl.zst": zstd.compress, "a.parquet": lambda _: parquet(120)}
-    world.store.put(f"inbox/mistral/{name}", made[name](plain))
+    array = json.dumps([json.loads(line) for line in plain.splitlines()], indent=1).encode()
+    made = {
+        "a.jsonl.gz": gzip.compress(plain),
+        "a.jsonl.zst": zstd.compress(plain),
+        "a.parquet": parquet(120),
+        "A.JSON": array,
+        "b.json.gz": gzip.compress(b'{"requests": %b}' % array),
+    }
+    world.store.put(f"inbox/mistral/{name}", made[name])
     world.janitor.tick()
     batch = world.only()
     assert (batch.state, batch.total) == ("open", 120)
@@ -62,6 +69,9 @@ def test_other_formats_become_an_input_once_and_keep_their_name_in_the_outbox(wo
         ("a.parquet", parquet(3).replace(b"prompt", b"frompt"), "column"),
         ("a.jsonl", "\ufeff{}".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("a.jsonl", b"PK\x03\x04 and so on", "is a zip archive"),
+        ("a.jsonl", b'{"review": "ok"}\n', "is JSONL of rows with the column review, not requests; write a prompt"),
+        ("a.json", b'["one", "two"]', "is a JSON array, but not of objects"),
+        ("a.json", b'[{"custom_id": "a", "params": {}}, oops]', "is not valid JSON: "),
     ],
 )
 def test_a_file_that_can_not_be_read_is_rejected_with_the_reason(

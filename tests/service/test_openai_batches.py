@@ -154,6 +154,7 @@ def test_a_wrong_file_makes_a_failed_batch_that_names_its_lines(client: Any) -> 
     [
         (jsonl(line("a"), line("b"), line("a")), "duplicate_custom_id", 3),
         (b"\n \n", "empty_file", None),
+        (b"name,city\nJo,Rome\nBo,Oslo\n", "invalid_file", None),
         (b"", "empty_file", None),
     ],
 )

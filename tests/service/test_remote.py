@@ -153,9 +153,28 @@ def test_a_bad_line_is_an_errored_result_and_refuses_the_file_where_that_is_aske
 
 @over("service", "directory")
 def test_a_file_of_which_no_line_can_run_says_so_as_it_is_submitted(shell: Shell) -> None:
-    submitted = shell.run("submit", "-", "--stage", "email", stdin=b"{rubbish\n{more\n")
+    bad = b'{"custom_id": "a", "params": {}, "x": 1}\n{"custom_id": "b", "params"\n'
+    submitted = shell.run("submit", "-", "--stage", "email", stdin=bad)
     (said,) = submitted.stderr.decode().splitlines()
-    assert said.startswith("2 of 2 requests cannot run: line 1: is not valid JSON")
+    assert said.startswith("2 of 2 requests cannot run: line 1: x: unknown field")
+
+
+@over("service", "directory")
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("-", b"{rubbish\n{more\n", "-: is JSON lines, but none can be read as an object; write each request"),
+        ("leads.csv", b"name,city\nJo,Rome\n", "leads.csv: is CSV with the columns name, city, not requests; write"),
+        ("prompts.txt", b"Say hi\n", "is plain text, which `batchfile run prompts.txt -o answers.jsonl` runs"),
+        ("old.jsonl", b'{"custom_id": "a", "response": {}, "error": null}\n', "is a file of results, not of requests"),
+    ],
+)
+def test_a_file_without_requests_makes_no_batch(shell: Shell, name: str, data: bytes, told: str) -> None:
+    (shell.folder / name).write_bytes(data)
+    refused = shell.run("submit", name, "--stage", "email", stdin=data if name == "-" else b"", code=4)
+    (said,) = refused.stderr.decode().splitlines()
+    assert told in said
+    assert refused.stdout == b""
 
 
 @over("service")

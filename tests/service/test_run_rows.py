@@ -122,7 +122,7 @@ def test_bad_rows_fail_alone_with_their_line() -> None:
         ("rows.jsonl", "is JSONL of rows with the columns a, b, not requests"),
         ("strings.json", "is a JSON array, but not of objects"),
         ("object.json", "jq -c ."),
-        ("lines.jsonl", "is JSON lines, but none is an object"),
+        ("lines.jsonl", "is JSON lines, but none can be read as an object"),
     ],
 )
 def test_a_file_without_requests_is_rejected_in_one_sentence_and_nothing_is_created(

@@ -37,6 +37,7 @@ NESTED = '{"custom_id": "a", "data": {"params": {}}}'
         ("a.json", json.dumps({"requests": [json.loads(PARAMS)]}, indent=1), "document", "requests"),
         ("a.json", f'{{"stage": "email", "requests": [{PARAMS}]}}', "document", "requests"),
         ("a.json", json.dumps(json.loads(PARAMS), indent=1), "object", "unknown"),
+        ("stdin", "{rubbish\n{more", "jsonl", "unknown"),
         ("a.json", '["one", "two"]', "array", "unknown"),
         ("a.json", '{"requests": ["one"]}', "document", "unknown"),
         ("a.json", '[{"review": "good", "about": {"params": {}}}]', "array", "rows"),
@@ -110,6 +111,7 @@ def test_a_refusal_says_what_the_file_is() -> None:
     assert "is a file of results, not of requests" in told("a.jsonl", '{"custom_id": "a", "result": {}}')
     assert "jq -c ." in told("a.json", '{\n"custom_id": "a"\n}')
     assert ".txt" in told("a.json", '["a"]')
+    assert refusal(detect("the file", b"One\nTwo"), "FILE", "the file").startswith("the file: is plain text")
 
 
 def test_the_outline_of_a_request_does_not_depend_on_its_values() -> None:
