@@ -49,10 +49,8 @@ class Voice:
 @click.command(
     "run",
     epilog=epilog(
-        "batchfile run requests.jsonl -o results.jsonl",
-        "batchfile run reviews.csv --prompt 'Is this review good? {{ review }}' --choices yes,no -o answers.csv",
-        "echo 'Name three rivers.' | batchfile run - -o -",
         "batchfile run requests.jsonl -o results.parquet --model mistralai/Mistral-7B-Instruct-v0.3 --limit 100",
+        "batchfile run reviews.csv --prompt 'Is this review good? {{ review }}' --choices yes,no -o answers.csv",
         "batchfile run requests.jsonl -o results.jsonl --engine http --base-url https://llm.example/v1 --model NAME",
         exits=EXIT_HELP,
     ),

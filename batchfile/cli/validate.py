@@ -37,7 +37,6 @@ PROMPT_SHOWN_MAX = 2000  # characters of a turn
 @click.command(
     "validate",
     epilog=epilog(
-        "batchfile validate requests.jsonl",
         "batchfile validate *.jsonl --stage email",
         "batchfile validate reviews.csv --prompt 'Is this review good? {{ review }}'",
         "batchfile validate requests.jsonl --tokens mistralai/Mistral-7B-Instruct-v0.3 --max-model-len 8192",

@@ -27,8 +27,7 @@ def answered_rows(
 ) -> Iterator[dict[str, Any]]:
     """`requests`: chunks of the lines that were made of the rows; `results`: one native result line for each, in order.
 
-    A value of a JSON answer is as JSON has it. A row without an answer has None, and the reason in the error column,
-    which is None for the others.
+    A value of a JSON answer is as JSON has it. A row without an answer has None, and the reason in the error column.
     """
     for line, result in zip(iter_lines(requests), results, strict=True):
         row = {} if line.data is None else _row.decode(line.data).metadata.row
