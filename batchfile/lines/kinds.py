@@ -121,24 +121,31 @@ def detect(name: str, first_bytes: bytes) -> Kind:
         if lines and is_request(lines[0]):
             return Kind(layout="jsonl", content="requests")
         return _of_csv(head, is_whole, ending) if ending in _CSV_ENDINGS else _TEXT
-    return _of_json(head, lines, ending) or _of_prose(head, lines, is_whole, ending)
+    return _of_json(name, head, lines) or _of_prose(head, lines, is_whole, ending)
 
 
-def _of_json(head: bytes, lines: list[bytes], ending: str) -> Kind | None:
-    """None: it is not JSON, and not named so."""
+def detect_array(name: str, first_bytes: bytes) -> Kind | None:
+    """The kind if the items are the elements of one JSON array, else None; decodes none of them."""
+    head, ending = first_bytes.removeprefix(BOM).lstrip(b"\r\n\t "), _ending(name)
     array = _ARRAY_START.match(head)
     if array is not None and (array[1] in {b"{", b"]"} or ending == ".json"):
         return _of_items("array", head[array.start(1) :])
     items = _REQUESTS.search(head) if head.startswith(b"{") and b"requests" in _keys(head) else None
-    if items is not None:
-        return _of_items("document", head[items.end() :])
+    return None if items is None else _of_items("document", head[items.end() :])
+
+
+def _of_json(name: str, head: bytes, lines: list[bytes]) -> Kind | None:
+    """None: it is not JSON, and not named so."""
+    array = detect_array(name, head)
+    if array is not None:
+        return array
     outlines = [*map(_outline, lines)]
     is_object = head.startswith(b"{")
     if is_object and len(lines) > 1 and b"\n{" not in head and not any(outlines[0].values()) and not any(outlines[1:]):
         return Kind(layout="object", content="unknown")
     if any(outlines) or not lines:
         return _of_objects("jsonl", [outline for outline in outlines if outline])
-    return Kind(layout="jsonl", content="unknown") if is_object or ending in _JSON_ENDINGS else None
+    return Kind(layout="jsonl", content="unknown") if is_object or _ending(name) in _JSON_ENDINGS else None
 
 
 def _of_prose(head: bytes, lines: list[bytes], is_whole: bool, ending: str) -> Kind:

@@ -1,5 +1,7 @@
 """Parses a request line of any format into a Request."""
 
+import re
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +34,9 @@ _OPENAI: dict[str, ModuleType] = {module.URL: module for module in (openai_chat,
 _URLS = " or ".join([", ".join(f'"{url}"' for url in [*_OPENAI][:-1]), f'"{[*_OPENAI][-1]}"'])
 
 
+_SERVER = re.compile(r"https?://[^/]*")
+
+
 class _Carried(msgspec.Struct):
     params: msgspec.Raw = msgspec.Raw()
     body: msgspec.Raw = msgspec.Raw()
@@ -57,6 +62,7 @@ def read_carried(envelope: Envelope) -> Carried:
     except ValidationError:
         raise _rejected(find_problems(envelope)) from None
     is_addressed = envelope.format == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
+    is_addressed = is_addressed or not _outside(envelope)
     if not (is_addressed and module.is_plain(carried)) or has_repeats(envelope.carried):
         diagnostics = find_problems(envelope)
         if diagnostics:
@@ -65,7 +71,18 @@ def read_carried(envelope: Envelope) -> Carried:
 
 
 def _module_of(envelope: Envelope) -> ModuleType:
-    return native if envelope.format == "native" else _OPENAI.get(envelope.url or "", openai_chat)
+    return native if envelope.format == "native" else _OPENAI.get(_path_of(envelope.url), openai_chat)
+
+
+@lru_cache(maxsize=64)
+def _path_of(url: str | None) -> str:
+    """The endpoint that a url means: with or without the server, /v1 or a slash at its end. None: chat completions,
+    for lines of only custom_id and body, which Mistral's batches have.
+    """
+    if url is None:
+        return openai_chat.URL
+    path = _SERVER.sub("", url).strip("/")
+    return f"/{path}" if path.startswith("v1/") else f"/v1/{path}"
 
 
 def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
@@ -78,7 +95,7 @@ def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
     if envelope.format == "native":
         return _inside(envelope.carried, "params", native)
     outside = _outside(envelope)
-    if envelope.url is not None and envelope.url not in _OPENAI:
+    if _path_of(envelope.url) not in _OPENAI:
         return outside  # without a supported url the format of the body is unknown
     return outside + _inside(envelope.carried, "body", _module_of(envelope))
 
@@ -99,14 +116,13 @@ def _carried_problems(line: bytes | Envelope) -> list[Diagnostic]:
 
 def _outside(envelope: Envelope) -> list[Diagnostic]:
     diagnostics = []
-    wanted = (("method", f'"{METHOD}"', {METHOD}, envelope.method), ("url", _URLS, _OPENAI, envelope.url))
-    for key, words, served, given in wanted:
-        if given is None:
-            diagnostics.append(Diagnostic((key,), f"is missing; it must be {words}", "Add it."))
-        elif given not in served:
-            diagnostics.append(
-                Diagnostic((key,), f"must be {words}, got {shown(given)}", "No other value is supported.")
-            )
+    if envelope.method is not None and envelope.method.upper() != METHOD:
+        message = f'must be "{METHOD}", got {shown(envelope.method)}'
+        diagnostics.append(Diagnostic(("method",), message, "No other value is supported."))
+    if _path_of(envelope.url) not in _OPENAI:
+        diagnostics.append(
+            Diagnostic(("url",), f"must be {_URLS}, got {shown(envelope.url)}", "No other value is supported.")
+        )
     return diagnostics
 
 

@@ -30,8 +30,7 @@ from batchfile.ledger.records import BatchRecord, EndReason, InputRef, LineError
 from batchfile.ledger.shards import Lease
 from batchfile.lines.converter import convert
 from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, detect, plain_head
-from batchfile.lines.kinds import KIND_BYTES, refusal
-from batchfile.lines.kinds import detect as detect_kind
+from batchfile.lines.kinds import KIND_BYTES, detect_array, refusal
 from batchfile.lines.split_document import elements
 from batchfile.plan.planner import plan_input
 from batchfile.plan.policy import LinesRefused, policy_of
@@ -152,11 +151,11 @@ def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> s
     store, pinned, name = ledger.store, batch.input, _name(batch)
     head = b"".join(store.stream(pinned.key, 0, min(KIND_BYTES, pinned.size), match=pinned.etag))
     kind = detect(name, head[:HEAD_BYTES])
-    found = detect_kind(name, plain_head(name, kind, head, KIND_BYTES))
-    if kind == "jsonl" and not found.is_array:
+    array = detect_array(name, plain_head(name, kind, head, KIND_BYTES))
+    if kind == "jsonl" and array is None:
         return pinned.key
-    if found.is_array and found.content != "requests":
-        raise InvalidFile(refusal(found, "FILE" if _endpoint(batch) is not None else name, name))
+    if array is not None and array.content != "requests":
+        raise InvalidFile(refusal(array, "FILE" if _endpoint(batch) is not None else name, name))
     source = (
         io.BufferedReader(_Ranges(store, pinned), CHUNK_BYTES)
         if kind == "parquet"
@@ -166,7 +165,7 @@ def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> s
     # In another process, because this one may hold an engine or be a service.
     chunks = _limited(convert(name, kind, cast(BinaryIO, source), beat=beat), name)
     with store.writer(key, is_new=True) as writer:
-        for chunk in elements(chunks, name) if found.is_array else chunks:
+        for chunk in chunks if array is None else elements(chunks, name):
             beat()
             writer.write(chunk)
         writer.commit()

@@ -148,7 +148,7 @@ URLS = '"/v1/chat/completions", "/v1/completions" or "/v1/embeddings"'
 BAD = [
     ({"method": "GET"}, 'method: must be "POST", got "GET"'),
     ({"url": "/v1/responses"}, f'url: must be {URLS}, got "/v1/responses"'),
-    ({"url": ""}, f"url: is missing; it must be {URLS}"),
+    ({"url": "/v1/chat"}, f'url: must be {URLS}, got "/v1/chat"'),
     ({"n": 0}, "body.n: must be at least 1, got 0"),
     ({"n": 129}, "body.n: must be at most 128, got 129"),
     ({"max_tokens": 0}, "body.max_tokens: must be at least 1, got 0"),
@@ -213,9 +213,19 @@ def test_what_is_wrong_is_named(parts: dict[str, Any], message: str) -> None:
     assert refusal(line(**parts)) == message
 
 
-def test_a_line_without_method_and_url_is_told_both() -> None:
-    problems = find_problems(b'{"custom_id":"a","body":{"messages":[{"role":"user","content":"x"}]}}')
-    assert [problem.where for problem in problems] == ["method", "url"]
+def test_a_line_without_method_and_url_is_a_chat_completion() -> None:
+    bare = json.dumps({"custom_id": "a", "body": {"model": "m", "messages": HI}}).encode()
+    assert find_problems(bare) == []
+    assert parse_request(bare, Defaults()) == parse_request(line(), Defaults()), "as in Mistral's batches"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["v1/chat/completions", "/chat/completions", "/v1/chat/completions/", "https://api.example/v1/chat/completions"],
+)
+@pytest.mark.parametrize("method", ["POST", "post"])
+def test_a_url_whose_meaning_is_plain_is_served(url: str, method: str) -> None:
+    assert parse_request(line(url=url, method=method), Defaults()) == parse_request(line(), Defaults())
 
 
 def rendered(outcome: Outcome) -> Any:
