@@ -26,6 +26,8 @@ class Lazy:
 COMMANDS = {
     "run": Lazy("run", "Answer every request of a file with one engine on this machine."),
     "validate": Lazy("validate", "Check files of requests without running them."),
+    "sample": Lazy("excerpts", "Write random lines of a file to another file."),
+    "split": Lazy("excerpts", "Split a file into parts."),
     "submit": Lazy("submit", "Create a batch from a file, in a service or a store."),
     "watch": Lazy("batches", "Follow the progress of batches until they end."),
     "tail": Lazy("batches", "Write the results of a batch as they arrive."),

@@ -209,13 +209,13 @@ def parquet_lines(path: str, stream: BinaryIO | None = None, *, as_rows: bool = 
     except MemoryError:  # also Arrow's, which is an ArrowException too and does not mean damage
         raise
     except pa.ArrowException as error:
-        raise InvalidFile(_damaged(path, error)) from None
+        raise InvalidFile(damaged(path, error)) from None
     except UnicodeDecodeError as error:
         raise InvalidFile(f"{path}: text after row {row} is not valid UTF-8; write it as UTF-8") from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise InvalidFile(_damaged(path, error)) from None
+        raise InvalidFile(damaged(path, error)) from None
 
 
 def parquet_columns(path: str, stream: BinaryIO) -> Iterator[bytes]:
@@ -226,7 +226,7 @@ def parquet_columns(path: str, stream: BinaryIO) -> Iterator[bytes]:
     try:
         yield msgspec.json.encode(all_columns(path, pq.read_schema(stream)))
     except (pa.ArrowException, OSError) as error:
-        raise InvalidFile(_damaged(path, error)) from None
+        raise InvalidFile(damaged(path, error)) from None
 
 
 def all_columns(path: str, schema: Any) -> list[str]:
@@ -258,7 +258,7 @@ def _row_bytes(path: str, group: Any, columns: list[str], number: int) -> int:
     return sum(sizes.values()) // int(group.num_rows)
 
 
-def _damaged(path: str, error: Exception) -> str:
+def damaged(path: str, error: Exception) -> str:
     reason = " ".join(str(error).split())
     return f"{path}: the Parquet data is damaged or not supported: {reason}; write the file again"
 

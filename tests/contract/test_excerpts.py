@@ -1,0 +1,157 @@
+"""`batchfile sample` and `batchfile split` over every kind of file that they read."""
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from batchfile.cli.exits import exit_of
+from batchfile.cli.group import root
+from batchfile.lines.file_formats import zstd
+
+PACK: dict[str, Callable[[bytes], bytes]] = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstd.compress}
+UNPACK: dict[str, Callable[[bytes], bytes]] = {"": lambda data: data, ".gz": gzip.decompress, ".zst": zstd.decompress}
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def batchfile(command: str, stdin: bytes = b"") -> Result:
+    done = CliRunner().invoke(root, command.split(), input=io.BytesIO(stdin))
+    assert not list(Path().glob(".batchfile-*"))
+    return done
+
+
+def code(command: str, message: str) -> int:
+    """The exit code, after checking the message."""
+    done = batchfile(command)
+    assert done.exception is not None
+    assert message in str(done.exception) + done.output
+    return done.exit_code if isinstance(done.exception, SystemExit) else int(exit_of(done.exception))
+
+
+def lines(num: int) -> list[bytes]:
+    params = {"messages": [{"role": "user", "content": "hi"}]}
+    return [json.dumps({"custom_id": f"r{n}", "params": params}).encode() + b"\n" for n in range(num)]
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_a_sample_has_lines_of_the_file_in_its_order_and_is_compressed_by_its_name(ending: str) -> None:
+    given = lines(1000)
+    Path(f"in.jsonl{ending}").write_bytes(PACK[ending](b"".join(given)))
+    done = batchfile(f"sample in.jsonl{ending} -n 20 -o s.jsonl{ending}")
+    assert (done.exit_code, done.output) == (0, f"wrote 20 of 1,000 lines to s.jsonl{ending}\n")
+    found = UNPACK[ending](Path(f"s.jsonl{ending}").read_bytes()).splitlines(keepends=True)
+    assert [given.index(line) for line in found] == sorted({given.index(line) for line in found})
+    assert len(found) == 20
+    assert batchfile(f"sample in.jsonl{ending} -n 20 -o -").stdout_bytes == b"".join(found)
+    assert batchfile(f"sample in.jsonl{ending} -n 20 --seed 1 -o -").stdout_bytes != b"".join(found)
+
+
+def test_a_sample_of_stdin_is_that_of_the_file() -> None:
+    data = b"".join(lines(100))
+    Path("in.jsonl").write_bytes(data)
+    of_file = batchfile("sample in.jsonl -n 5 -o -").stdout_bytes
+    assert batchfile("sample - -n 5 -o -", data).stdout_bytes == of_file
+    assert batchfile("sample - -n 5 -o -", gzip.compress(data)).stdout_bytes == of_file
+
+
+def test_a_sample_larger_than_the_file_is_the_file_and_says_so() -> None:
+    Path("in.jsonl").write_bytes(b"".join(lines(3)))
+    done = batchfile("sample in.jsonl -n 7 -o s.jsonl")
+    assert done.output == "wrote all 3 lines to s.jsonl: in.jsonl has no more\n"
+    assert Path("s.jsonl").read_bytes() == Path("in.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("ending", PACK)
+@pytest.mark.parametrize("how", ["--parts 3", "--lines 334"])
+def test_parts_one_after_the_other_are_the_file(ending: str, how: str) -> None:
+    data = b"\xef\xbb\xbf" + b"\r\n\n".join(lines(1000)).rstrip(b"\n")
+    Path(f"my.in.jsonl{ending}").write_bytes(PACK[ending](data))
+    done = batchfile(f"split my.in.jsonl{ending} {how} -o parts")
+    names = [f"parts/my.in-000{n}-of-0003.jsonl{ending}" for n in (1, 2, 3)]
+    assert done.stdout.splitlines() == names
+    assert done.stderr == "wrote 1,000 lines to 3 parts in parts\n"
+    assert sorted(map(str, Path("parts").iterdir())) == names
+    parts = [UNPACK[ending](Path(name).read_bytes()) for name in names]
+    assert b"".join(parts) == data
+    assert [part.count(b"custom_id") for part in parts] in ([333, 333, 334], [334, 334, 332])
+
+
+def test_parts_of_stdin_have_its_name() -> None:
+    assert (
+        "parts/stdin-0002-of-0002.jsonl.gz"
+        in batchfile("split - --parts 2 -o parts", gzip.compress(b"".join(lines(4)))).stdout
+    )
+
+
+def test_no_part_is_empty() -> None:
+    Path("in.jsonl").write_bytes(b"".join(lines(2)))
+    done = batchfile("split in.jsonl --parts 5 -o parts")
+    assert done.stderr == "wrote 2 lines to 2 parts in parts, one for each line: in.jsonl has no more\n"
+
+
+def test_a_table_keeps_its_columns() -> None:
+    rows = {"custom_id": [f"r{n}" for n in range(1000)], "prompt": ["hi"] * 1000, "stars": [*range(1000)]}
+    pq.write_table(pa.table(rows), "in.parquet", row_group_size=300)
+    assert batchfile("sample in.parquet -n 20 -o s.parquet").exit_code == 0
+    found = pq.read_table("s.parquet").to_pydict()
+    assert found["stars"] == sorted(set(found["stars"]))
+    assert found["custom_id"] == [f"r{n}" for n in found["stars"]]
+    assert batchfile("sample in.parquet -n 20 -o s.jsonl").exit_code == 0
+    requests = [json.loads(line) for line in Path("s.jsonl").read_text().splitlines()]
+    assert [request["custom_id"] for request in requests] == found["custom_id"]
+    names = batchfile("split in.parquet --parts 3 -o parts").stdout.splitlines()
+    assert names[0] == "parts/in-0001-of-0003.parquet"
+    assert pa.concat_tables(map(pq.read_table, names)).to_pydict() == rows
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "exit_code"),
+    [
+        ("sample in.jsonl -n 1 -o in.jsonl", "in.jsonl exists; choose another output", 7),
+        ("sample in.jsonl -n 1 -o held", "held exists", 7),
+        ("split in.jsonl --lines 1 -o held", "held already holds other.txt; choose a new or empty folder", 7),
+        ("split in.jsonl --lines 1 -o in.jsonl", "in.jsonl exists; choose another folder", 7),
+        ("sample in.jsonl -n 1 -o no/out.jsonl", "does not exist; create it first", 2),
+        ("sample in.jsonl -n 1 -o out.xlsx", "the format is not supported", 2),
+        ("sample in.jsonl -n 1 -o out.parquet", "only a Parquet file is sampled as Parquet", 2),
+        ("sample in.jsonl -n 0 -o out.jsonl", "'0' is not a whole number of at least 1", 2),
+        ("sample none.jsonl -n 1 -o out.jsonl", "none.jsonl: no such file", 4),
+        ("sample empty.jsonl -n 1 -o out.jsonl", "empty.jsonl: is empty", 4),
+        ("sample blank.jsonl -n 1 -o out.jsonl", "blank.jsonl: contains no requests", 4),
+        ("split blank.jsonl --lines 1 -o out", "blank.jsonl: contains no requests", 4),
+        ("split cut.jsonl.gz --lines 1 -o out", "cut.jsonl.gz: the gzip data is truncated", 4),
+        ("split bad.parquet --lines 1 -o out", "bad.parquet: the Parquet data is damaged", 4),
+        ("split in.jsonl -o out", "give either --lines N or --parts N", 2),
+        ("split in.jsonl --lines 1 --parts 1 -o out", "give either --lines N or --parts N", 2),
+        ("split many.jsonl --lines 1 -o out", "would be 10,001 parts; the limit is 10,000", 2),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_leaves_nothing(command: str, message: str, exit_code: int) -> None:
+    Path("in.jsonl").write_bytes(b"".join(lines(2)))
+    Path("many.jsonl").write_bytes(b"{}\n" * 10_001)
+    Path("empty.jsonl").touch()
+    Path("blank.jsonl").write_bytes(b"\n \n")
+    Path("cut.jsonl.gz").write_bytes(gzip.compress(b"".join(lines(2)))[:-9])
+    Path("bad.parquet").write_bytes(b"PAR1, but no more")
+    Path("held").mkdir()
+    Path("held/other.txt").touch()
+    before = sorted(Path().rglob("*"))
+    assert code(command, message) == exit_code
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_an_empty_folder_is_filled() -> None:
+    Path("in.jsonl").write_bytes(b"".join(lines(2)))
+    Path("parts").mkdir()
+    assert batchfile("split in.jsonl --parts 2 -o parts/").exit_code == 0
+    assert len(list(Path("parts").iterdir())) == 2
