@@ -26,6 +26,7 @@ class Lazy:
 COMMANDS = {
     "run": Lazy("run", "Answer every request of a file with one engine on this machine."),
     "validate": Lazy("validate", "Check files of requests without running them."),
+    "stats": Lazy("stats", "Show what is in a file of requests."),
     "sample": Lazy("excerpts", "Write random lines of a file to another file."),
     "split": Lazy("excerpts", "Split a file into parts."),
     "submit": Lazy("submit", "Create a batch from a file, in a service or a store."),
@@ -68,8 +69,8 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else " `batchfile --help` lists them."
+            near = get_close_matches(args[0], COMMANDS, n=2)
+            hint = f" Did you mean {' or '.join(near)}?" if near else " `batchfile --help` lists them."
             ctx.fail(f"unknown command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)
 

@@ -64,9 +64,10 @@ def test_every_exit_code_is_documented_in_the_help_of_run() -> None:
 
 
 def test_a_misspelt_command_is_told_the_right_one() -> None:
-    done = CliRunner().invoke(root, ["statsu"])
-    assert done.exit_code == Exit.USAGE
-    assert "Did you mean status?" in done.output
+    for misspelt, right in (("submti", "submit"), ("statsu", "stats or status")):
+        done = CliRunner().invoke(root, [misspelt])
+        assert done.exit_code == Exit.USAGE
+        assert f"Did you mean {right}?" in done.output
 
 
 def test_the_old_name_of_rerun_is_understood_and_shown_nowhere() -> None:

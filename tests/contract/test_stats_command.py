@@ -1,0 +1,80 @@
+"""`batchfile stats` over every kind of file that it reads."""
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from batchfile.cli.stats import stats
+from batchfile.engine import fit
+from batchfile.errors import InvalidFile
+from batchfile.lines.file_formats import zstd
+
+HEAD = "Classify this review as good or bad. " * 20
+REVIEWS = [f"{HEAD}{n} stars" for n in range(100)]
+
+
+def jsonl(**more: object) -> bytes:
+    requests = [
+        {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": text}], **more}}
+        for n, text in enumerate(REVIEWS)
+    ]
+    return b"".join(json.dumps(request).encode() + b"\n" for request in requests)
+
+
+def table() -> bytes:
+    file = io.BytesIO()
+    ids = [f"r{n}" for n in range(len(REVIEWS))]
+    pq.write_table(pa.table({"custom_id": ids, "prompt": REVIEWS, "max_tokens": [8] * len(REVIEWS)}), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("in.jsonl", jsonl(max_tokens=8)),
+        ("in.jsonl.gz", gzip.compress(jsonl(max_tokens=8))),
+        ("in.jsonl.zst", zstd.compress(jsonl(max_tokens=8))),
+        ("in.parquet", table()),
+    ],
+)
+def test_a_file_of_any_kind_has_the_same_figures(name: str, data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    text = CliRunner().invoke(stats, [str(path)]).output
+    assert "  requests      100\n" in text
+    assert "  endpoints     params: 100\n" in text
+    num = sum(map(len, REVIEWS))
+    assert f"  prompts       {num:,} characters, 748 a request, 748 at most\n" in text
+    assert f"  input tokens  unknown: use --tokens MODEL; at 4 characters each, about {num // 4:,}\n" in text
+    assert "  prefixes      at least 9" in text
+    assert "  output        at most 800 tokens (max_tokens 8: 100)\n" in text
+    found = json.loads(CliRunner().invoke(stats, [str(path), "--json"]).output)
+    assert found["shared_prefixes"] == {"share": pytest.approx(0.93, abs=0.06), "is_lower_bound": True}
+    assert (found["requests"], found["max_tokens"], found["input_tokens"]) == (100, {"8": 100}, None)
+
+
+def test_stdin_has_limits_by_default_and_lines_that_cannot_run() -> None:
+    done = CliRunner().invoke(stats, ["-"], input=jsonl() + b"{rubbish\n")
+    assert "  requests      101; 1 of them cannot run: `batchfile validate` says why\n" in done.output
+    assert "  output        at most 204,800 tokens (max_tokens not set: 100, the default is 2,048)\n" in done.output
+
+
+def test_what_is_no_file_of_requests_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "blank.jsonl").write_bytes(b"\n \n")
+    for name, message in (("blank.jsonl", "blank.jsonl: contains no requests"), ("none.jsonl", "no such file")):
+        refused = CliRunner().invoke(stats, [str(tmp_path / name)])
+        assert isinstance(refused.exception, InvalidFile)
+        assert message in str(refused.exception)
+
+
+def test_a_tokenizer_counts_the_tokens_of_every_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = fit.TokenCounter(count=lambda request: [7], max_model_len=None)
+    monkeypatch.setattr(fit, "token_counter", lambda model: counter)
+    done = CliRunner().invoke(stats, ["-", "--tokens", "mistral"], input=jsonl())
+    assert "  input tokens  700 tokens, 7 a request, 7 at most (mistral's tokenizer)\n" in done.output
