@@ -43,10 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _bare_environment() -> None:
+def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """For the whole session, and so for the processes that tests start."""
     for name in [name for name in os.environ if name.startswith(_OURS) and name not in _KEPT]:
         del os.environ[name]
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))  # where runs keep their receipts
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,8 +1,11 @@
 """`batchfile estimate`: the tokens, time and cost of a file, before it runs, and how each figure was obtained."""
 
 import json
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -14,32 +17,43 @@ from batchfile.cli.progress import transfer
 from batchfile.cli.remote import Where, place_options
 from batchfile.client.estimate import (
     CHARS_PER_TOKEN,
+    FILLED,
     Estimate,
+    LocalTime,
     PoolTime,
     Sample,
     expected_output_tokens,
     hosted_price,
+    local_time,
     pool_times,
     read_sample,
 )
 from batchfile.client.upload import Upload, open_upload
+from batchfile.errors import SettingsError
+from batchfile.local import past_runs
 from batchfile.local.display import counted, duration
+from batchfile.local.engines import demo_model
 from batchfile.open_ledger import STORE_FOLDER
 from batchfile.routing import check_stage
 from batchfile.settings import Settings, load_settings
 from batchfile.types import Request, RoutingTable
 
+TRIAL_REQUESTS = 20
+
 
 @click.command(
     "estimate",
     epilog=epilog(
-        "batchfile estimate requests.jsonl",
+        "batchfile estimate requests.jsonl --model mistralai/Mistral-7B-Instruct-v0.3",
         "batchfile estimate requests.jsonl --tokens mistralai/Mistral-7B-Instruct-v0.3 --against gpt-4o-mini",
         "batchfile estimate requests.jsonl --url https://batch.example --stage email --gpu-hour 2.50 --gpus 1",
     ),
 )
 @click.argument("file")
 @click.option("--stage", help="The stage of the requests.")
+@click.option(
+    "--model", metavar="MODEL", help="Estimate a run of MODEL on this machine.  [default: as for `batchfile run`]"
+)
 @click.option("--tokens", "tokenizer", metavar="MODEL", help="Count with MODEL's tokenizer.  [default: characters / 4]")
 @click.option("--gpu-hour", type=Finite(min=0), metavar="USD", help="The price of a GPU per hour.")
 @click.option("--gpus", type=Whole(min=1), metavar="N", help="The number of GPUs of each pool.")
@@ -51,6 +65,7 @@ from batchfile.types import Request, RoutingTable
 def estimate(
     file: str,
     stage: str | None,
+    model: str | None,
     tokenizer: str | None,
     gpu_hour: float | None,
     gpus: int | None,
@@ -60,33 +75,53 @@ def estimate(
 ) -> None:
     """Estimate the requests, tokens, time and cost of FILE (- is stdin, or s3://BUCKET/KEY). Nothing runs.
 
-    Times are based on what the pool's runners measured while they had work in the last minute, and are at least the
-    time of one request. Hosted prices are those of the package genai-prices. Unknown figures are shown as unknown.
-    Without a service or a store, and without a runner here, the estimate is for this machine only.
+    For a service or a store, times are based on what the pool's runners measured while they had work in the last
+    minute, and are at least the time of one request. Without any, and without a runner here, the estimate is for
+    `batchfile run` on this machine, in proportion to the last run of the same model: its receipt is kept in
+    ~/.local/state/batchfile. Hosted prices are those of the package genai-prices. Unknown figures are shown as unknown.
     """
     logs.for_command()
-    upload = open_upload(file)
-    sample, times = _asked(upload, stage, tokenizer, where)
+    upload, settings = open_upload(file), load_settings()
+    if model is None:
+        sample, times = _asked(upload, settings, stage, tokenizer, where)
+    else:
+        sample, times = _of_this_machine(upload, settings, stage, tokenizer), None
+    run = None if times is not None else model or _model_of_runs(settings)
+    receipt = None if run is None else past_runs.last_run(run)
+    local = None if receipt is None else local_time(sample, receipt)
     made = Estimate(
         sample=sample,
         tokenizer=tokenizer,
         times=times,
-        expected_output_tokens=expected_output_tokens(sample, times or []),
+        expected_output_tokens=local.output_tokens if local else expected_output_tokens(sample, times or []),
         gpu_hour=gpu_hour,
         gpus=gpus,
         hosted=[hosted_price(name, round(sample.input_tokens), round(sample.max_output_tokens)) for name in against],
+        local=local,
     )
-    click.echo(json.dumps(_as_json(made)) if is_json else "\n".join([upload.name, *_lines(made, stage)]))
+    if is_json:
+        click.echo(json.dumps(_as_json(made)))
+        return
+    trial = shlex.join(["batchfile", "run", file, "-o", "trial.jsonl", *(["--model", model] if model else [])])
+    time_lines = _local_lines(local, run, trial) if times is None else _time_lines(times)
+    click.echo("\n".join([upload.name, *_lines(made, stage, time_lines)]))
+
+
+def _model_of_runs(settings: Settings) -> str | None:
+    """What `batchfile run` uses without --model, if that is known."""
+    if settings.run.model is None and settings.run.engine == "vllm":
+        with suppress(SettingsError):
+            return str(demo_model())
+    return settings.run.model
 
 
 def _asked(
-    upload: Upload, stage: str | None, tokenizer: str | None, where: Where
+    upload: Upload, settings: Settings, stage: str | None, tokenizer: str | None, where: Where
 ) -> tuple[Sample, list[PoolTime] | None]:
     """The file's sample, and the times of its pools where there is a service or a store to ask.
 
     The default store of local runs counts only if a runner works on it.
     """
-    settings = load_settings()
     is_named = any(place is not None for place in (where.url, where.store, settings.store))
     if not is_named and not Path(STORE_FOLDER).is_dir():
         return _of_this_machine(upload, settings, stage, tokenizer), None
@@ -120,7 +155,7 @@ def _sampled(upload: Upload, routing: RoutingTable | None, stage: str | None, to
         return read_sample(upload.chunks(on_bytes), routing=routing, stage=stage, count=count)
 
 
-def _lines(made: Estimate, stage: str | None) -> Iterator[str]:
+def _lines(made: Estimate, stage: str | None, time_lines: Iterable[str]) -> Iterator[str]:
     sample = made.sample
     how = f"{made.tokenizer}'s tokenizer" if made.tokenizer else f"characters / {CHARS_PER_TOKEN}"
     over = "over all requests" if sample.is_whole else f"over a sample of {sample.num_looked_at:,} requests"
@@ -130,9 +165,10 @@ def _lines(made: Estimate, stage: str | None) -> Iterator[str]:
         yield f"                 {_unrouted(sample, stage)}"
     yield f"  input tokens   about {sample.input_tokens:,.0f} ({how}, {over})"
     likely = made.expected_output_tokens
-    text = "expected: unknown" if likely is None else f"expected: about {likely:,}, by the pools' average answer length"
+    whose = "the pools'" if made.local is None else "the measured run's"
+    text = "expected: unknown" if likely is None else f"expected: about {likely:,}, by {whose} average answer length"
     yield f"  output tokens  at most {sample.max_output_tokens:,.0f} (the sum of max_tokens); {text}"
-    yield from _time_lines(made.times)
+    yield from time_lines
     yield f"  GPU cost       {_gpu_cost(made)}"
     for price in made.hosted:
         kind = "batch price" if price.is_batch else "list price; its batch price is unknown"
@@ -151,12 +187,31 @@ def _unrouted(sample: Sample, stage: str | None) -> str:
     return f"{text}; `batchfile validate --stage {stage}` says why"
 
 
-def _time_lines(times: list[PoolTime] | None) -> Iterator[str]:
-    if times is None:
-        yield "  time           unknown: use --url or --store for a service; `batchfile run` shows it while it runs"
-    elif not times:
+def _local_lines(local: LocalTime | None, model: str | None, trial: str) -> Iterator[str]:
+    """`trial`: the command of a short run, without its --limit."""
+    if local is None and model is None:
+        yield "  time           unknown: name the model of a run here with --model, or use --url or --store"
+        return
+    if local is None:
+        yield f"  time           unknown: no run of {model} on this machine was measured. Run the first lines, and"
+        yield f"                 estimate again: `{trial} --limit {TRIAL_REQUESTS}`"
+        return
+    speed, run = local.speed, local.receipt
+    at_most, start = "at most " if local.is_at_most else "", duration(speed.startup_s)
+    yield f"  time           {at_most}about {duration(local.total_s)}: {start} to start, then {duration(local.work_s)}"
+    if local.is_at_most:
+        yield f"                 The measured run did not fill the {speed.slots:,} slots of the engine. For a closer"
+        yield f"                 estimate, run more lines: `{trial} --limit {FILLED * speed.slots}`"
+    ended = datetime.fromtimestamp(run.ended_at).astimezone().strftime("%Y-%m-%d %H:%M")
+    tokens = f"{speed.input_tokens:,} tokens in and {speed.output_tokens:,} out"
+    yield f"  measured by    {counted(speed.requests, 'request')}, {tokens}, in {duration(speed.busy_s)}: the run of"
+    yield f"                 {run.output.path} by {run.engine.kind} with {run.engine.model} ({ended})"
+
+
+def _time_lines(times: list[PoolTime]) -> Iterator[str]:
+    if not times:
         yield "  time           unknown: no request has a pool"
-    for time in times or []:
+    for time in times:
         who = f"{counted(time.num_runners, 'runner')} of {time.pool}"
         if time.busy_s is None or time.until_s is None or time.requests_per_s is None:
             verb = "is" if time.num_runners == 1 else "are"
@@ -191,6 +246,22 @@ def _as_json(made: Estimate) -> dict[str, object]:
         "max_output_tokens": round(sample.max_output_tokens),
         "expected_output_tokens": made.expected_output_tokens,
         "pools": [asdict(time) | {"busy_s": time.busy_s, "until_s": time.until_s} for time in made.times or []],
+        "local": made.local and _local_json(made.local),
         "gpu_usd": made.gpu_usd,
         "hosted": [asdict(price) for price in made.hosted],
+    }
+
+
+def _local_json(local: LocalTime) -> dict[str, object]:
+    return {
+        "startup_s": local.speed.startup_s,
+        "work_s": round(local.work_s, 3),
+        "is_at_most": local.is_at_most,
+        "measured": asdict(local.speed),
+        "measured_by": {
+            "batch_id": local.receipt.batch_id,
+            "output": local.receipt.output.path,
+            "ended_at": local.receipt.ended_at,
+            **asdict(local.receipt.engine),
+        },
     }

@@ -13,12 +13,14 @@ from batchfile.ledger.records import HeartbeatRecord
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import NO_REQUEST, iter_lines
 from batchfile.lines.parse import parse_request
+from batchfile.local.receipt import Receipt, Speed
 from batchfile.routing import route
 from batchfile.types import Defaults, InputFormat, Request, RoutingTable
 
 CHARS_PER_TOKEN = 4  # of English, about; other languages and code have fewer
 STEP = 10
 FULL_MAX = 10_000  # requests that are all counted; the next stretch is ten times as long
+FILLED = 2  # times the slots of an engine: fewer requests do not show its speed
 FULL_MAX_TOKENIZED = 1_000  # a tokenizer takes about a millisecond a request
 
 
@@ -86,8 +88,47 @@ class PoolTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalTime:
+    """A run on this machine, in proportion to the one with this `receipt` and `speed`.
+
+    `output_tokens`: at the earlier run's average, and within the limits of the requests. `work_s`: in proportion to
+    these or to the bytes of the requests, whichever is more. `is_at_most`: that run had fewer requests, too few to fill
+    the engine, so that each takes less time in a longer one.
+    """
+
+    receipt: Receipt
+    speed: Speed
+    output_tokens: int
+    work_s: float
+    is_at_most: bool
+
+    @property
+    def total_s(self) -> float:
+        return self.speed.startup_s + self.work_s
+
+
+def local_time(sample: Sample, receipt: Receipt) -> LocalTime:
+    """`receipt`: one with a speed."""
+    speed = receipt.speed
+    assert speed is not None
+    num = sample.num_requests - sample.num_bad
+    output_tokens = min(num * speed.output_tokens / speed.requests, sample.max_output_tokens)
+    share = output_tokens / speed.output_tokens if speed.output_tokens else num / speed.requests
+    bytes_each = receipt.input.jsonl_bytes / receipt.input.requests
+    share_of_bytes = sample.size_bytes / (bytes_each * speed.requests)
+    return LocalTime(
+        receipt=receipt,
+        speed=speed,
+        output_tokens=round(output_tokens),
+        work_s=speed.busy_s * max(share, share_of_bytes),
+        is_at_most=speed.requests < min(num, FILLED * speed.slots),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """`tokenizer` None: tokens were estimated from characters. `times`: of the requests' pools; None: not asked for.
+    `local`: of a run on this machine, if one was measured.
 
     `gpus`: of each pool, at `gpu_hour` dollars. `gpu_usd`: for these requests alone; None where a figure is unknown.
     """
@@ -99,11 +140,14 @@ class Estimate:
     gpu_hour: float | None
     gpus: int | None
     hosted: list[HostedPrice]
+    local: LocalTime | None = None
 
     @property
     def gpu_usd(self) -> float | None:
         times = self.times or []
         busy = [time.busy_s for time in times if time.busy_s is not None]
+        if self.local is not None:
+            busy = [self.local.total_s]
         if not busy or len(busy) < len(times) or self.gpu_hour is None or self.gpus is None:
             return None
         return sum(busy) / 3600 * self.gpu_hour * self.gpus

@@ -26,6 +26,7 @@ REUSED = "run.reused"  # how many results were taken over when this one was crea
 REUSED_FROM = "run.reused_from"  # from which batch
 ENGINE_VERSION = "run.engine_version"
 TABLE = "run.table"  # how the results of rows are written
+SPEED = "run.speed"  # what one process of the run measured, as JSON
 
 # The options that identify a run, in addition to its input, and their names in messages.
 _GUARDED = {

@@ -22,6 +22,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
+from batchfile.local import past_runs
 from batchfile.local.inputs import file_digest
 from batchfile.local.options import REPLACES, TABLE
 from batchfile.local.receipt import Receipt, make_receipt
@@ -117,6 +118,7 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     )
     with _replaced(output + RECEIPT_ENDING) as temporary:
         Path(temporary).write_bytes(documents.encode(receipt))
+    past_runs.keep(receipt)
     return receipt
 
 

@@ -1,7 +1,10 @@
 """The receipt next to an output: its input, results and engine. Knows no store."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import msgspec
 
 from batchfile import __version__
 from batchfile.inbox.documents import FileFacts
@@ -29,12 +32,27 @@ class EngineFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What one process of a run measured: of several, the one with most `requests`, all of which succeeded.
+
+    `startup_s`: until its engine was ready. `busy_s`: with requests in flight. `slots`: requests at the same time.
+    """
+
+    startup_s: float
+    busy_s: float
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """What a run did: its input, results and engine. Also in the file OUTPUT.receipt.json.
 
     `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
     lines that did not succeed; None if all did. `reused`: how many results are from an earlier run of the output, the
-    batch `reused_from`; `usage` and `seconds` do not include it.
+    batch `reused_from`; `usage` and `seconds` do not include it. `speed`: None where nothing was measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
     >>> receipt.input.requests, receipt.counts.succeeded, receipt.errors
@@ -58,6 +76,7 @@ class Receipt:
     python_version: str
     reused: int = 0
     reused_from: str = ""
+    speed: Speed | None = None
     version: int = 1
 
     @property
@@ -101,4 +120,9 @@ def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None
         python_version=platform.python_version(),
         reused=int(meta.get(options.REUSED, "0")),
         reused_from=meta.get(options.REUSED_FROM, ""),
+        speed=speed_of(meta),
     )
+
+
+def speed_of(metadata: Mapping[str, str]) -> Speed | None:
+    return msgspec.json.decode(metadata[options.SPEED], type=Speed) if options.SPEED in metadata else None

@@ -37,6 +37,7 @@ from batchfile.local.options import (
     RunOptions,
     check_same,
 )
+from batchfile.local.past_runs import remember_speed
 from batchfile.local.previous_batch import CUT_OFF, POOL, throw_away
 from batchfile.plan import submit
 from batchfile.plan.options import CreateOptions
@@ -138,15 +139,24 @@ def work(
     if ended is not None:
         return ended
 
+    startup_s = 0.0
+
     def build() -> Engine:
+        nonlocal startup_s
+        started_at = ledger.clock.monotonic()
         engine = factory()
+        startup_s = ledger.clock.monotonic() - started_at
         _remember_engine(ledger, batch.batch_id, engine.info.version)
         return engine
 
     options = RunnerOptions(runner_id=runner_id, pool=POOL, only=batch.batch_id, grace_s=grace_s)
     runner = Runner(ledger, build, options)
     on_runner(runner)
-    return runner.run()
+    ended = runner.run()
+    if runner.info is None:
+        return ended
+    measured = remember_speed(ledger, batch.batch_id, startup_s, runner.info, runner.runner_stats)
+    return ended and (measured or ended)
 
 
 def _remember_engine(ledger: Ledger, batch_id: str, version: str) -> None:

@@ -101,8 +101,9 @@ def test_without_a_service_or_a_store_an_estimate_is_of_this_machine(
     monkeypatch.chdir(tmp_path)
     Path("in.jsonl").write_bytes(rows(2))
     Path(folder).mkdir()
+    monkeypatch.setenv("BATCHFILE_CACHE", str(tmp_path))  # without the demo model
     done = CliRunner().invoke(command, ["in.jsonl"])
-    assert "unknown: use --url or --store for a service; `batchfile run` shows it while it runs" in done.output
+    assert "unknown: name the model of a run here with --model, or use --url or --store" in done.output
     assert "pool" not in done.output
     assert "stage" not in done.output
     refused = CliRunner().invoke(command, ["in.jsonl", "--stage", "emial"])

@@ -1,0 +1,96 @@
+"""How fast runs were on this machine: measured by a run, kept with its receipt, and found again for an estimate.
+
+Receipts are kept in the user's state folder, one for each engine and model. Losing them costs nothing but estimates.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from batchfile.engine.base import EngineInfo
+from batchfile.errors import StoreError
+from batchfile.inbox import documents
+from batchfile.ledger import keys
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import update_batch
+from batchfile.ledger.records import BatchRecord
+from batchfile.local.options import SPEED
+from batchfile.local.receipt import Receipt, Speed, speed_of
+from batchfile.runner.stats import RunnerStats
+
+STATE_VARIABLE, STATE_FOLDER = "XDG_STATE_HOME", "~/.local/state"  # as in the XDG base directory specification
+REQUESTS_ENOUGH = 20  # a run of fewer does not replace a longer one
+
+
+def remember_speed(
+    ledger: Ledger, batch_id: str, startup_s: float, info: EngineInfo, stats: RunnerStats
+) -> BatchRecord | None:
+    """Store with the batch what this process measured, unless another one measured more.
+
+    Returns its record, or None where nothing was stored: a store that is full or unavailable does not fail a run here.
+    """
+    speed = Speed(
+        startup_s=round(startup_s, 3),
+        busy_s=round(stats.busy_s, 3),
+        requests=stats.succeeded,
+        input_tokens=stats.input_tokens,
+        output_tokens=stats.output_tokens,
+        slots=info.num_slots,
+    )
+
+    def decide(record: BatchRecord) -> BatchRecord | None:
+        old = speed_of(record.metadata)
+        if old is not None and old.requests >= speed.requests:
+            return None
+        return replace(record, metadata={**record.metadata, SPEED: msgspec.json.encode(speed).decode()})
+
+    if stats.succeeded and not stats.usage_unknown:
+        with suppress(StoreError):
+            found = update_batch(ledger, keys.batch_key(batch_id), decide)
+            return None if found is None else found.record
+    return None
+
+
+def keep(receipt: Receipt) -> None:
+    """For estimates of later runs. The echo engine says nothing about them."""
+    if receipt.speed is None or receipt.engine.kind == "echo":
+        return
+    name = hashlib.sha256(f"{receipt.engine.kind}\0{receipt.engine.model}".encode()).hexdigest()[:16]
+    with suppress(OSError, RuntimeError):  # no home, or one that cannot be written
+        path = _folder() / f"{name}.json"
+        old = _read(path)
+        if old is not None and receipt.speed.requests < min(REQUESTS_ENOUGH, old.speed.requests if old.speed else 0):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(documents.encode(receipt))
+        temporary.replace(path)
+
+
+def last_run(model: str) -> Receipt | None:
+    """The receipt of the last run of `model` on this machine, by any engine. It has a speed."""
+    runs = (receipt for receipt in _kept() if receipt.speed is not None and receipt.engine.model == model)
+    return max(runs, key=lambda receipt: receipt.ended_at, default=None)
+
+
+def _kept() -> Iterator[Receipt]:
+    with suppress(OSError, RuntimeError):
+        for path in sorted(_folder().glob("*.json")):
+            receipt = _read(path)
+            if receipt is not None:
+                yield receipt
+
+
+def _read(path: Path) -> Receipt | None:
+    with suppress(OSError):
+        return documents.read(path.read_bytes(), Receipt)
+    return None
+
+
+def _folder() -> Path:
+    return Path(os.environ.get(STATE_VARIABLE) or STATE_FOLDER).expanduser() / "batchfile" / "receipts"
