@@ -16,7 +16,7 @@ from batchfile.local.options import STDOUT
     epilog=epilog(
         "batchfile sample requests.jsonl -n 100 -o sample.jsonl",
         "batchfile sample requests.jsonl.gz -n 1000 --seed 7 -o sample.jsonl.gz",
-        "batchfile sample table.parquet -n 100 -o sample.parquet",
+        "batchfile sample reviews.csv -n 100 -o sample.csv",
     ),
 )
 @click.argument("input")
@@ -26,14 +26,15 @@ from batchfile.local.options import STDOUT
 def sample(input: str, num: int, seed: int, output: str) -> None:
     """Write N random lines of the file INPUT (- is stdin) to OUT, unchanged and in the order of the file.
 
-    All lines are equally likely, and the same command draws the same ones. INPUT is JSONL, also .gz or .zst, or
-    Parquet. OUT is compressed if its name ends in .gz or .zst, and Parquet if it ends in .parquet.
+    All lines are equally likely, and the same command draws the same ones. INPUT is JSONL, CSV or text, also .gz or
+    .zst, or Parquet; a line of CSV is a row, and OUT has the header too. OUT has the format of INPUT, and is compressed
+    if its name ends in .gz or .zst. Of Parquet or a JSON array, it may be JSONL.
     """
     logs.for_command()
     with excerpts.opened(input) as original:
         num_written, total = excerpts.write_sample(original, num, seed, output)
     what = f"{num_written:,} of {counted(total, 'line')}" if num_written < total else f"all {counted(total, 'line')}"
-    few = f": {original.name} has no more" if num > total else ""
+    few = f": {original.shown} has no more" if num > total else ""
     place = "" if output == STDOUT else f" to {output}"
     click.echo(f"wrote {what}{place}{few}", err=True)
 
@@ -53,14 +54,14 @@ def split(input: str, lines: int | None, parts: int | None, folder: str) -> None
     """Split the file INPUT (- is stdin) into parts of the same format: FOLDER/NAME-0001-of-0004.jsonl and so on.
 
     The order and every byte of the lines are kept, so that the parts one after the other are the file again. INPUT is
-    JSONL, also .gz or .zst, or Parquet.
+    JSONL, CSV or text, also .gz or .zst, or Parquet; each part of CSV has the header. A JSON array becomes JSONL.
     """
     logs.for_command()
     if (lines is None) == (parts is None):
         raise click.UsageError("give either --lines N or --parts N")
     with excerpts.opened(input) as original:
         names, total = excerpts.write_parts(original, folder, lines=lines, parts=parts)
-    few = f", one for each line: {original.name} has no more" if parts is not None and parts > total else ""
+    few = f", one for each line: {original.shown} has no more" if parts is not None and parts > total else ""
     with report_lost_output(f"the parts are in {folder}"):
         click.echo("\n".join(f"{folder.rstrip('/')}/{name}" for name in names))
     click.echo(f"wrote {counted(total, 'line')} to {counted(len(names), 'part')} in {folder}{few}", err=True)

@@ -10,11 +10,12 @@ from batchfile import logs
 from batchfile.cli.help import epilog
 from batchfile.cli.progress import transfer
 from batchfile.client.estimate import CHARS_PER_TOKEN
-from batchfile.client.upload import Upload, open_upload
-from batchfile.errors import InvalidFile
+from batchfile.lines.kinds import command_for
 from batchfile.lines.prefixes import STEP_CHARS
 from batchfile.lines.stats import Extent, FileStats, read_stats
+from batchfile.local import excerpts
 from batchfile.local.display import counted
+from batchfile.local.excerpts import Original
 from batchfile.settings import load_settings
 from batchfile.types import Defaults, Request
 
@@ -35,34 +36,53 @@ Value = TypeVar("Value", str, int)
 @click.option("--tokens", "model", metavar="MODEL", help="Count tokens with MODEL's tokenizer, not only characters.")
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 def stats(input: str, model: str | None, is_json: bool) -> None:
-    """Show what is in the file INPUT (- is stdin, or s3://BUCKET/KEY): requests, endpoints, models, prompts and limits.
+    """Show what is in the file INPUT (- is stdin): requests, endpoints, models, prompts and limits.
 
-    Reads every line once. Shared prefixes are what an engine with a prefix cache may have to compute only once; their
-    figure is an estimate that is never too high.
+    Of rows and text, show their number, their columns and the command that runs them. INPUT may be compressed as .gz or
+    .zst. Shared prefixes are what an engine with a prefix cache may have to compute only once; their figure is an
+    estimate that is never too high.
     """
     logs.for_command()
-    upload, settings = open_upload(input), load_settings()
+    max_tokens = load_settings().run.max_tokens
     count: Callable[[Request], list[int]] | None = None
     if model is not None:
         from batchfile.engine.fit import token_counter
 
         count = token_counter(model).count
-    max_tokens = settings.run.max_tokens
-    with transfer(upload.name, upload.size) as on_bytes:
-        try:
-            found = read_stats(upload.chunks(on_bytes), Defaults(max_tokens=max_tokens), count)
-        except InvalidFile as error:
-            raise InvalidFile(str(error).replace("the file", f"{upload.name}:", 1)) from None
-    if is_json:
-        click.echo(json.dumps(_as_json(upload, found, model)))
-    else:
-        click.echo("\n".join([upload.name, *_lines(upload, found, model, max_tokens)]))
+    with excerpts.opened(input) as original, transfer(original.shown, original.source.size) as on_bytes:
+        if original.kind.content == "rows":
+            as_json, lines = _of_rows(original)
+        else:
+            found = read_stats(original.chunks(on_bytes), original.shown, Defaults(max_tokens=max_tokens), count)
+            as_json, lines = _as_json(original, found, model), [*_lines(original, found, model, max_tokens)]
+    click.echo(json.dumps(as_json) if is_json else "\n".join([original.shown, *lines]))
 
 
-def _lines(upload: Upload, found: FileStats, model: str | None, max_tokens: int) -> Iterator[str]:
+def _of_rows(original: Original) -> tuple[dict[str, object], list[str]]:
+    """As JSON, and as text. Bytes are of the rows as they are written, uncompressed; for Parquet, as JSONL."""
+    kind, num, num_bytes = original.kind, 0, 0
+    for piece in original.pieces():
+        num = num if piece.record is None else piece.record + 1
+        num_bytes += len(piece.data)
+    return {
+        "file": original.shown,
+        "kind": kind.layout,
+        "format": original.format,
+        "columns": kind.columns,
+        "rows": num,
+        "bytes": num_bytes,
+    }, [
+        f"  rows          {num:,}",
+        f"  file          {kind.described}; {num_bytes:,} bytes of rows",
+        f"  to run them   `{command_for(kind, original.name)}`",
+    ]
+
+
+def _lines(original: Original, found: FileStats, model: str | None, max_tokens: int) -> Iterator[str]:
     bad = f"; {found.num_bad:,} of them cannot run: `batchfile validate` says why" if found.num_bad else ""
     yield f"  requests      {found.num_requests:,}{bad}"
-    yield f"  file          {upload.format}; {found.size_bytes:,} bytes as JSONL"
+    packed = "" if original.format in {"jsonl", "parquet"} else f", {original.format}"
+    yield f"  file          {original.kind.described}{packed}; {found.size_bytes:,} bytes as JSONL"
     num = found.num_requests - found.num_bad
     if not num:
         return
@@ -102,10 +122,11 @@ def _extent(extent: Extent, noun: str, num: int) -> str:
     return f"{counted(extent.total, noun)}, {extent.total / num:,.0f} a request, {extent.longest:,} at most"
 
 
-def _as_json(upload: Upload, found: FileStats, model: str | None) -> dict[str, object]:
+def _as_json(original: Original, found: FileStats, model: str | None) -> dict[str, object]:
     return {
-        "file": upload.name,
-        "format": upload.format,
+        "file": original.shown,
+        "kind": original.kind.layout,
+        "format": original.format,
         "requests": found.num_requests,
         "bad": found.num_bad,
         "jsonl_bytes": found.size_bytes,

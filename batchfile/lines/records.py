@@ -1,14 +1,18 @@
-"""Cuts a file of lines into records byte for byte, draws a uniform sample of them, and shares them out to parts.
+"""Cuts a file into records byte for byte, draws a uniform sample of them, and shares them out to parts.
 
-A record is a line that is not blank. Parses no JSON; memory holds at most one chunk and one line. Pure.
+A record is a line that is not blank, or a record of CSV. Memory holds at most one chunk and one record. Pure.
 """
 
+import csv
 import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from batchfile.errors import InvalidFile
 from batchfile.lines.framing import BOM
 from batchfile.types import LINE_BYTES_MAX
+
+HEADER = -1  # the record of CSV before the first row
 
 
 class Piece(NamedTuple):
@@ -43,6 +47,43 @@ def pieces(chunks: Iterable[bytes]) -> Iterator[Piece]:
     if held:  # NUL bytes at the end are left by a disk when power fails
         is_record = is_begun or not _is_blank(held.rstrip(b"\0"))
         yield Piece(index + (not is_begun) if is_record else None, held)
+
+
+def csv_pieces(chunks: Iterable[bytes], delimiter: str, name: str) -> Iterator[Piece]:
+    """The same for CSV, whose first record is HEADER. A run finds the same records.
+
+    Raises: InvalidFile where a record is too long, or a quote is never closed.
+    """
+    held: list[bytes] = []
+    is_at_end = False
+
+    def lines() -> Iterator[str]:
+        nonlocal is_at_end
+        mark = BOM
+        for piece in pieces(chunks):
+            held.append(piece.data)
+            if sum(map(len, held)) > LINE_BYTES_MAX:
+                limit = f"{LINE_BYTES_MAX // 2**20} MiB"
+                raise InvalidFile(f"{name}: row {record + 2} is longer than {limit}; close its quote, or shorten it")
+            yield piece.data.removeprefix(mark).decode("latin-1")  # a character for each byte
+            mark = b""
+        is_at_end = True
+
+    record = HEADER - 1
+    csv.field_size_limit(2 * LINE_BYTES_MAX)  # of the process
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            if is_at_end:
+                raise InvalidFile(f"{name}: a quote in row {record + 2} is never closed") from None
+            fields = [""]  # one record that cannot run
+        record += bool(fields)
+        yield Piece(record if fields else None, b"".join(held))
+        held.clear()
 
 
 def _is_blank(data: bytes) -> bool:

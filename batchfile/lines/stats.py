@@ -56,9 +56,12 @@ class FileStats:
 
 
 def read_stats(
-    chunks: Iterable[bytes], defaults: Defaults, count: Callable[[Request], list[int]] | None = None
+    chunks: Iterable[bytes], name: str, defaults: Defaults, count: Callable[[Request], list[int]] | None = None
 ) -> FileStats:
-    """`count`: the tokens of a request's prompt, or of each of its inputs. Raises: InvalidFile without any request."""
+    """`name`: of the file, for messages. `count`: the tokens of a request's prompt, or of each of its inputs.
+
+    Raises: InvalidFile without any request.
+    """
     found = FileStats(tokens=None if count is None else Extent())
     for line in iter_lines(chunks):
         found.num_requests += 1
@@ -79,7 +82,7 @@ def read_stats(
         if found.tokens is not None:
             found.tokens.add(sum(nums))
     if not found.num_requests:
-        raise InvalidFile(f"the file {NO_REQUEST}")
+        raise InvalidFile(f"{name}: {NO_REQUEST}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Writes a sample of a file, or the file in parts, in its own format: JSONL, also compressed, or Parquet.
+"""Writes a sample of a file, or the file in parts, in its own format: JSONL, CSV or text, also compressed, or Parquet.
 
 Reads the input twice: the first time it counts the records. An output gets its name once it is complete.
 """
@@ -8,56 +8,96 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import BinaryIO, cast
 
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.lines import records
-from batchfile.lines.file_formats import FileFormat, open_lines, zstd
+from batchfile.lines.file_formats import FileFormat, open_lines, parquet_columns, zstd
 from batchfile.lines.framing import NO_REQUEST
-from batchfile.lines.records import Piece
-from batchfile.local.inputs import Source, check_untouched, inspect
+from batchfile.lines.kinds import Kind, refusal
+from batchfile.lines.parquet import is_request_table
+from batchfile.lines.records import HEADER, Piece
+from batchfile.lines.split_document import elements
+from batchfile.local.inputs import Counted, Source, check_untouched, inspect
 from batchfile.local.options import STDIN, STDOUT
 
 PARTS_MAX = 10_000
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _PARQUET = ".parquet"
-_NOT_WRITTEN = frozenset({".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".zip", ".bz2", ".xz"})
+# Endings of one format in a row; the first is for parts of a file that has another one, or none.
+_FORMATS: dict[str, tuple[str, ...]] = {
+    "json": (".jsonl", ".ndjson", ".jsonlines", ".json"),
+    ",": (".csv",),
+    "\t": (".tsv", ".tab"),
+    "text": (".txt", ".text", ".md"),
+    "parquet": (_PARQUET,),
+    "none that is written": (".xls", ".xlsx", ".arrow", ".feather", ".zip", ".bz2", ".xz"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Original:
-    """A file on disk. `name`: as its user wrote it; `path`: where its bytes are."""
+    """A file on disk. `name`: as its user wrote it; `path`: where its bytes are. `kind`: complete, also of Parquet."""
 
     name: str
     path: str
     source: Source
+    kind: Kind
+
+    @property
+    def shown(self) -> str:
+        """Its name for messages."""
+        return "stdin" if self.name == STDIN else self.name
 
     @property
     def format(self) -> FileFormat:
         return self.source.format
 
     @property
+    def endings(self) -> tuple[str, ...]:
+        """Of files in the same format, without that of the compression."""
+        layout = self.kind.layout
+        known = _FORMATS.get(self.kind.delimiter if layout == "csv" else layout, _FORMATS["json"])
+        own = PurePath(_unpacked(self.name)).suffix.lower()
+        if layout == "csv" and self.kind.delimiter not in _FORMATS:
+            known = _FORMATS[","]
+        return (own, *known) if own in known and not self.kind.is_array else known
+
+    @property
     def ending(self) -> str:
-        """Of files in the same format: `.jsonl.gz`."""
-        if self.format == "parquet":
-            return _PARQUET
         packed = {"gzip": ".gz", "zstd": ".zst"}.get(self.format, "")
-        return (PurePath(_unpacked(self.name)).suffix or ".jsonl") + packed
+        return self.endings[0] + packed
 
     @property
     def stem(self) -> str:
-        return "stdin" if self.name == STDIN else PurePath(_unpacked(self.name)).stem
+        return PurePath(_unpacked(self.shown)).stem
+
+    def chunks(self, on_bytes: Callable[[int], None] | None = None) -> Iterator[bytes]:
+        """Plain bytes; JSON arrays and Parquet as JSONL. Raises: InvalidFile if it is damaged or changes meanwhile."""
+        with open(self.path, "rb", buffering=0) as file:
+            stream = file if self.format == "parquet" else Counted(cast(BinaryIO, file), on_bytes)
+            is_rows = self.kind.content == "rows"
+            lines = open_lines(self.shown, self.format, cast(BinaryIO, stream), as_rows=is_rows)
+            yield from elements(lines, self.shown) if self.kind.is_array else lines
+        check_untouched(self.source)
 
     def pieces(self) -> Iterator[Piece]:
-        """Raises: InvalidFile where the file is damaged or changes meanwhile."""
-        with open(self.path, "rb", buffering=0) as file:
-            name = "stdin" if self.name == STDIN else self.name
-            yield from records.pieces(open_lines(name, self.format, cast(BinaryIO, file)))
-        check_untouched(self.source)
+        """The records, and the blank lines between them; without the header of CSV."""
+        if self.kind.layout != "csv":
+            return records.pieces(self.chunks())
+        found = records.csv_pieces(self.chunks(), self.kind.delimiter, self.shown)
+        return (piece for piece in found if piece.record != HEADER)
+
+    def header(self) -> bytes:
+        """What each file of the same format begins with."""
+        if self.kind.layout != "csv":
+            return b""
+        found = records.csv_pieces(self.chunks(), self.kind.delimiter, self.shown)
+        return next((piece.data for piece in found if piece.record == HEADER), b"")
 
 
 @contextmanager
@@ -65,13 +105,23 @@ def opened(name: str) -> Iterator[Original]:
     """The file, or stdin written to one. Raises: InvalidFile."""
     source = inspect(name)
     if source.path is not None:
-        yield Original(name=name, path=source.path, source=source)
+        yield _original(name, source.path, source)
         return
     with tempfile.NamedTemporaryFile(prefix="batchfile-") as file:
         file.write(source.head)
         shutil.copyfileobj(sys.stdin.buffer, file)
         file.flush()
-        yield Original(name=name, path=file.name, source=inspect(file.name))
+        yield _original(name, file.name, replace(inspect(file.name), kind=source.kind))
+
+
+def _original(name: str, path: str, source: Source) -> Original:
+    kind = source.kind
+    if kind.layout == "object":
+        raise InvalidFile(refusal(kind, name))
+    if source.format == "parquet":
+        columns = parquet_columns(path)
+        kind = replace(kind, columns=columns, content="requests" if is_request_table(columns) else "rows")
+    return Original(name=name, path=path, source=source, kind=kind)
 
 
 def write_sample(original: Original, num: int, seed: int, output: str) -> tuple[int, int]:
@@ -81,14 +131,13 @@ def write_sample(original: Original, num: int, seed: int, output: str) -> tuple[
     Raises: InvalidFile; OutputTaken; SettingsError where the output cannot be written.
     """
     path = None if output == STDOUT else _free(output)
+    if path is not None:
+        _check_ending(original, output)
     is_parquet = path is not None and PurePath(path).suffix.lower() == _PARQUET
-    if is_parquet and original.format != "parquet":
-        raise SettingsError(f"{output}: only a Parquet file is sampled as Parquet; use a name ending in .jsonl")
     total = _count(original, as_rows=is_parquet)
     indexes = records.drawn(total, num, seed)
     if path is None:
-        for data in records.picked(original.pieces(), indexes):
-            sys.stdout.buffer.write(data)
+        sys.stdout.buffer.writelines(_picked(original, indexes))
         sys.stdout.buffer.flush()
     else:
         with _named_at_the_end(path) as temporary:
@@ -98,8 +147,7 @@ def write_sample(original: Original, num: int, seed: int, output: str) -> tuple[
                 copy_rows(original.path, [(temporary, indexes)])
             else:
                 with _writer(temporary) as file:
-                    for data in records.picked(original.pieces(), indexes):
-                        file.write(data)
+                    file.writelines(_picked(original, indexes))
     return min(num, total), total
 
 
@@ -113,7 +161,7 @@ def write_parts(original: Original, folder: str, *, lines: int | None, parts: in
     total = _count(original, as_rows=is_parquet)
     num_parts = -(-total // lines) if lines is not None else min(parts or 1, total)
     if num_parts > PARTS_MAX:
-        raise SettingsError(f"{original.name}: would be {num_parts:,} parts; the limit is {PARTS_MAX:,}")
+        raise SettingsError(f"{original.shown}: would be {num_parts:,} parts; the limit is {PARTS_MAX:,}")
     ends = records.ends_of_parts(total, lines=lines, parts=parts)
     names = [f"{original.stem}-{n:04}-of-{num_parts:04}{original.ending}" for n in range(1, num_parts + 1)]
     with _named_at_the_end(path) as temporary:
@@ -125,16 +173,22 @@ def write_parts(original: Original, folder: str, *, lines: int | None, parts: in
             starts = [0, *ends]
             copy_rows(original.path, ((target, range(starts[n], ends[n])) for n, target in enumerate(targets)))
         else:
-            _share_out(original.pieces(), targets, ends)
+            _share_out(original, targets, ends)
     return names, total
 
 
-def _share_out(pieces: Iterator[Piece], targets: list[str], ends: list[int]) -> None:
-    """Write all pieces: the targets together have every byte of the file."""
+def _picked(original: Original, indexes: Iterable[int]) -> Iterator[bytes]:
+    yield original.header()
+    yield from records.picked(original.pieces(), indexes)
+
+
+def _share_out(original: Original, targets: list[str], ends: list[int]) -> None:
+    """Write all pieces: the targets together have every byte of the file, and each has the header of CSV."""
+    header, pieces = original.header(), original.pieces()
     held: list[bytes] = []  # the piece that ended the part before
     for target, end in zip(targets, ends, strict=True):
         with _writer(target) as file:
-            file.writelines(held)
+            file.writelines([header, *held])
             held = []
             for piece in pieces:
                 if piece.record is not None and piece.record >= end:
@@ -151,8 +205,18 @@ def _count(original: Original, *, as_rows: bool) -> int:
     else:
         total = records.count(original.pieces())
     if not total:
-        raise InvalidFile(f"{original.name}: {NO_REQUEST}")
+        is_csv = original.kind.layout == "csv"
+        raise InvalidFile(f"{original.shown}: {'has no rows below its header' if is_csv else NO_REQUEST}")
     return total
+
+
+def _check_ending(original: Original, output: str) -> None:
+    """Raises: SettingsError where the output is named like another format than that of its lines."""
+    ending = PurePath(_unpacked(output)).suffix.lower()
+    is_known = any(ending in endings for endings in _FORMATS.values())
+    is_converted = original.format == "parquet" and ending in _FORMATS["json"]
+    if is_known and ending not in original.endings and not is_converted:
+        raise SettingsError(f"{output}: a sample has the format of its file; use a name ending in {original.ending}")
 
 
 def _free(output: str, *, is_folder: bool = False) -> str:
@@ -164,10 +228,6 @@ def _free(output: str, *, is_folder: bool = False) -> str:
             raise OutputTaken(f"{output} already holds {found[0]}; choose a new or empty folder")
     elif os.path.lexists(path):
         raise OutputTaken(f"{output} exists; choose another {'folder' if is_folder else 'output'}")
-    elif not is_folder and PurePath(_unpacked(path)).suffix.lower() in _NOT_WRITTEN:
-        raise SettingsError(
-            f"{output}: the format is not supported; use a name ending in .jsonl, .jsonl.gz or .parquet"
-        )
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         raise SettingsError(f"{output}: the directory {parent} does not exist; create it first")

@@ -114,6 +114,41 @@ def test_a_table_keeps_its_columns() -> None:
     assert pa.concat_tables(map(pq.read_table, names)).to_pydict() == rows
 
 
+@pytest.mark.parametrize(("ending", "delimiter"), [(".csv", b","), (".csv", b";"), (".tsv", b"\t")])
+def test_rows_of_csv_stay_whole_under_their_header(ending: str, delimiter: bytes) -> None:
+    header = b"\xef\xbb\xbf" + delimiter.join([b"id", b'"a text"']) + b"\r\n"
+    rows = [delimiter.join([b"%d" % n, b'"says ""hi""\r\n\nand more"']) + b"\r\n" for n in range(100)]
+    Path(f"in{ending}.gz").write_bytes(gzip.compress(header + b"\r\n".join(rows)))
+    done = batchfile(f"sample in{ending}.gz -n 5 -o s{ending}")
+    assert done.output == f"wrote 5 of 100 lines to s{ending}\n"
+    sample = Path(f"s{ending}").read_bytes()
+    assert sample.startswith(header)
+    found = sample.removeprefix(header).split(b'more"\r\n')[:-1]
+    assert [rows.index(row + b'more"\r\n') for row in found] == sorted(int(row.split(delimiter)[0]) for row in found)
+    names = batchfile(f"split in{ending}.gz --parts 2 -o parts").stdout.splitlines()
+    assert names == [f"parts/in-000{n}-of-0002{ending}.gz" for n in (1, 2)]
+    parts = [gzip.decompress(Path(name).read_bytes()) for name in names]
+    assert all(part.startswith(header) for part in parts)
+    assert b"".join(part.removeprefix(header) for part in parts) == b"\r\n".join(rows)
+
+
+def test_text_is_sampled_as_text_and_an_array_as_lines() -> None:
+    Path("in.txt").write_text("Say hi.\n\nSay ho.\nSay hu.")
+    assert batchfile("sample in.txt -n 9 -o s.txt").exit_code == 0
+    assert Path("s.txt").read_text() == "Say hi.\nSay ho.\nSay hu."
+    Path("in.json").write_text(json.dumps([json.loads(line) for line in lines(10)], indent=1))
+    assert batchfile("sample in.json -n 9 -o s.jsonl").exit_code == 0
+    assert len(Path("s.jsonl").read_bytes().splitlines()) == 9
+    assert batchfile("split in.json --lines 4 -o parts").stdout.splitlines()[0] == "parts/in-0001-of-0003.jsonl"
+
+
+def test_a_table_without_requests_is_sampled_as_rows() -> None:
+    pq.write_table(pa.table({"review": ["good", "bad"], "stars": [5, 1]}), "in.parquet")
+    assert batchfile("sample in.parquet -n 9 -o s.jsonl").exit_code == 0
+    assert [json.loads(line)["stars"] for line in Path("s.jsonl").read_text().splitlines()] == [5, 1]
+    assert batchfile("split in.parquet --lines 1 -o parts").stdout.splitlines()[1] == "parts/in-0002-of-0002.parquet"
+
+
 @pytest.mark.parametrize(
     ("command", "message", "exit_code"),
     [
@@ -122,8 +157,8 @@ def test_a_table_keeps_its_columns() -> None:
         ("split in.jsonl --lines 1 -o held", "held already holds other.txt; choose a new or empty folder", 7),
         ("split in.jsonl --lines 1 -o in.jsonl", "in.jsonl exists; choose another folder", 7),
         ("sample in.jsonl -n 1 -o no/out.jsonl", "does not exist; create it first", 2),
-        ("sample in.jsonl -n 1 -o out.xlsx", "the format is not supported", 2),
-        ("sample in.jsonl -n 1 -o out.parquet", "only a Parquet file is sampled as Parquet", 2),
+        ("sample in.jsonl -n 1 -o out.xlsx", "a sample has the format of its file; use a name ending in .jsonl", 2),
+        ("sample in.jsonl -n 1 -o out.parquet", "a sample has the format of its file; use a name ending in .jsonl", 2),
         ("sample in.jsonl -n 0 -o out.jsonl", "'0' is not a whole number of at least 1", 2),
         ("sample none.jsonl -n 1 -o out.jsonl", "none.jsonl: no such file", 4),
         ("sample empty.jsonl -n 1 -o out.jsonl", "empty.jsonl: is empty", 4),
@@ -131,6 +166,10 @@ def test_a_table_keeps_its_columns() -> None:
         ("split blank.jsonl --lines 1 -o out", "blank.jsonl: contains no requests", 4),
         ("split cut.jsonl.gz --lines 1 -o out", "cut.jsonl.gz: the gzip data is truncated", 4),
         ("split bad.parquet --lines 1 -o out", "bad.parquet: the Parquet data is damaged", 4),
+        ("sample in.csv -n 1 -o out.jsonl", "a sample has the format of its file; use a name ending in .csv", 2),
+        ("sample head.csv -n 1 -o out.csv", "head.csv: has no rows below its header", 4),
+        ("split open.csv --lines 1 -o out", "open.csv: a quote in row 1 is never closed", 4),
+        ("sample one.json -n 1 -o out.jsonl", "one.json: is a JSON object that spans several lines", 4),
         ("split in.jsonl -o out", "give either --lines N or --parts N", 2),
         ("split in.jsonl --lines 1 --parts 1 -o out", "give either --lines N or --parts N", 2),
         ("split many.jsonl --lines 1 -o out", "would be 10,001 parts; the limit is 10,000", 2),
@@ -138,7 +177,11 @@ def test_a_table_keeps_its_columns() -> None:
 )
 def test_what_cannot_be_done_is_said_and_leaves_nothing(command: str, message: str, exit_code: int) -> None:
     Path("in.jsonl").write_bytes(b"".join(lines(2)))
-    Path("many.jsonl").write_bytes(b"{}\n" * 10_001)
+    Path("many.jsonl").write_bytes(b"".join(lines(10_001)))
+    Path("in.csv").write_bytes(b"a,b\n1,2\n")
+    Path("head.csv").write_bytes(b"a,b\n\n")
+    Path("open.csv").write_bytes(b'a,b\n1,"2\n3,4\n')
+    Path("one.json").write_bytes(b'{\n"custom_id": "a"\n}')
     Path("empty.jsonl").touch()
     Path("blank.jsonl").write_bytes(b"\n \n")
     Path("cut.jsonl.gz").write_bytes(gzip.compress(b"".join(lines(2)))[:-9])

@@ -59,6 +59,29 @@ def test_a_file_of_any_kind_has_the_same_figures(name: str, data: bytes, tmp_pat
     assert (found["requests"], found["max_tokens"], found["input_tokens"]) == (100, {"8": 100}, None)
 
 
+def test_rows_have_their_columns_and_the_command_that_runs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.csv").write_text('id,review\n1,"good,\nvery"\n\n2,bad\n')
+    text = CliRunner().invoke(stats, ["in.csv"]).output
+    assert "  rows          2\n" in text
+    assert "  file          CSV with the columns id, review; " in text
+    assert "  to run them   `batchfile run in.csv --prompt '... {{ review }} ...' -o answers.csv`\n" in text
+    found = json.loads(CliRunner().invoke(stats, ["in.csv", "--json"]).output)
+    assert (found["kind"], found["columns"], found["rows"]) == ("csv", ["id", "review"], 2)
+    Path("in.txt").write_text("Say hi.\n")
+    assert "`batchfile run in.txt -o answers.jsonl`" in CliRunner().invoke(stats, ["in.txt"]).output
+    pq.write_table(pa.table({"review": ["good", "bad"]}), "in.parquet")
+    text = CliRunner().invoke(stats, ["in.parquet"]).output
+    assert "  rows          2\n  file          a Parquet table with the column review; " in text
+    Path("in.json").write_text(json.dumps([json.loads(line) for line in jsonl().splitlines()], indent=1))
+    assert (
+        "  requests      100\n  file          a JSON array of requests; "
+        in CliRunner().invoke(stats, ["in.json"]).output
+    )
+
+
 def test_stdin_has_limits_by_default_and_lines_that_cannot_run() -> None:
     done = CliRunner().invoke(stats, ["-"], input=jsonl() + b"{rubbish\n")
     assert "  requests      101; 1 of them cannot run: `batchfile validate` says why\n" in done.output

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchfile.errors import InvalidFile
 from batchfile.lines.framing import iter_lines
-from batchfile.lines.records import count, drawn, ends_of_parts, picked, pieces
+from batchfile.lines.kinds import Kind
+from batchfile.lines.records import count, csv_pieces, drawn, ends_of_parts, picked, pieces
+from batchfile.rows.read import read_rows
 from batchfile.types import LINE_BYTES_MAX
 
 FILES = st.lists(st.sampled_from([b'{"a":1}', b"\n", b"\r\n", b" ", b"\xef\xbb\xbf", b"\0", b"x", b"\n\n"])).map(
@@ -34,6 +37,32 @@ def test_a_line_over_the_limit_is_one_record_that_is_never_held_whole() -> None:
     assert count(found) == 3
     assert max(len(piece.data) for piece in found) <= LINE_BYTES_MAX + len(chunk)
     assert len(b"".join(picked(found, [1]))) == num * len(chunk) + 1
+
+
+CSV_PARTS = ["a,b", '"', '""', "\n", "\r\n", ",", " ", '"x\ny"', "é", "\ufeff"]
+
+
+@given(st.lists(st.sampled_from(CSV_PARTS)).map("".join), st.integers(1, 20))
+def test_records_of_csv_are_all_bytes_and_the_rows_that_a_run_reads(text: str, size: int) -> None:
+    data = text.encode() + b"\n"
+    kind = Kind(layout="csv", content="rows", delimiter=",")
+    try:
+        num = len(list(read_rows([data], kind, "in.csv")))
+    except InvalidFile as error:
+        if "columns named" in str(error) or "header is not valid" in str(error):
+            return  # what the rows are is not known
+        with pytest.raises(InvalidFile, match="is never closed"):
+            list(csv_pieces([data], ",", "in.csv"))
+        return
+    found = list(csv_pieces(chunked(data, size), ",", "in.csv"))
+    assert b"".join(piece.data for piece in found) == data
+    assert count(found) == num
+
+
+def test_a_record_of_csv_that_never_ends_is_not_held() -> None:
+    chunks = (b'a\n"' if n == 0 else b"x" * 2**20 for n in range(2 * LINE_BYTES_MAX // 2**20))
+    with pytest.raises(InvalidFile, match="row 1 is longer than 16 MiB; close its quote, or shorten it"):
+        list(csv_pieces(chunks, ",", "in.csv"))
 
 
 def test_a_sample_is_the_same_for_a_seed_and_in_order() -> None:

@@ -44,6 +44,7 @@ def test_every_kind_of_request_is_counted() -> None:
             openai("/v1/embeddings", model="e", input=["one", "two"]),
             "{rubbish",
         ),
+        "in.jsonl",
         DEFAULTS,
     )
     assert (found.num_requests, found.num_bad) == (6, 1)
@@ -63,7 +64,7 @@ def test_a_tokenizer_counts_each_request_that_can_run() -> None:
         return [len(given) for given in request.raw.inputs] if request.raw else [100]
 
     found = read_stats(
-        lines(native(), openai("/v1/embeddings", model="e", input=["one", "two"]), "{}"), DEFAULTS, count
+        lines(native(), openai("/v1/embeddings", model="e", input=["one", "two"]), "{}"), "in.jsonl", DEFAULTS, count
     )
     assert found.tokens is not None
     assert (found.tokens.total, found.tokens.longest) == (106, 100)
@@ -71,12 +72,12 @@ def test_a_tokenizer_counts_each_request_that_can_run() -> None:
 
 def test_a_file_without_a_request_is_refused() -> None:
     with pytest.raises(InvalidFile, match="every line is blank"):
-        read_stats([b"\n\n"], DEFAULTS)
+        read_stats([b"\n\n"], "in.jsonl", DEFAULTS)
 
 
 def test_memory_does_not_grow_with_the_values_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "VALUES_MAX", 3)
-    found = read_stats(lines(*[native(model=f"m{n % 5}", max_tokens=n + 1) for n in range(10)]), DEFAULTS)
+    found = read_stats(lines(*[native(model=f"m{n % 5}", max_tokens=n + 1) for n in range(10)]), "in.jsonl", DEFAULTS)
     assert found.models == {"m0": 2, "m1": 2, "m2": 2, None: 4}
     assert found.max_tokens == {1: 1, 2: 1, 3: 1, None: 7}
 
@@ -125,9 +126,10 @@ def test_what_was_forgotten_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_equal_turns_of_other_roles_are_not_shared() -> None:
     text = "x" * 200
-    same = read_stats(lines(native(text=text), native(text=text)), DEFAULTS)
+    same = read_stats(lines(native(text=text), native(text=text)), "in.jsonl", DEFAULTS)
     other = read_stats(
         lines(native(text=text), native(system=text), native(messages=[{"role": "user", "content": "y" + text}])),
+        "in.jsonl",
         DEFAULTS,
     )
     assert same.prefixes.share > 0.4
