@@ -102,8 +102,10 @@ def estimate(
     if is_json:
         click.echo(json.dumps(_as_json(made)))
         return
-    trial = shlex.join(["batchfile", "run", file, "-o", "trial.jsonl", *(["--model", model] if model else [])])
-    time_lines = _local_lines(local, run, trial) if times is None else _time_lines(times)
+    time_lines = _time_lines(times or [])
+    if times is None:
+        named = ["--model", model] if model else []
+        time_lines = _local_lines(local, run, shlex.join(["batchfile", "run", file, *named]), sample.num_requests)
     click.echo("\n".join([upload.name, *_lines(made, stage, time_lines)]))
 
 
@@ -187,25 +189,30 @@ def _unrouted(sample: Sample, stage: str | None) -> str:
     return f"{text}; `batchfile validate --stage {stage}` says why"
 
 
-def _local_lines(local: LocalTime | None, model: str | None, trial: str) -> Iterator[str]:
-    """`trial`: the command of a short run, without its --limit."""
+def _local_lines(local: LocalTime | None, model: str | None, command: str, num: int) -> Iterator[str]:
+    """`command`: runs the file, but for its output. `num`: of its requests."""
     if local is None and model is None:
         yield "  time           unknown: name the model of a run here with --model, or use --url or --store"
         return
     if local is None:
         yield f"  time           unknown: no run of {model} on this machine was measured. Run the first lines, and"
-        yield f"                 estimate again: `{trial} --limit {TRIAL_REQUESTS}`"
+        yield f"                 estimate again: `{_trial(command, TRIAL_REQUESTS)}`"
         return
     speed, run = local.speed, local.receipt
     at_most, start = "at most " if local.is_at_most else "", duration(speed.startup_s)
     yield f"  time           {at_most}about {duration(local.total_s)}: {start} to start, then {duration(local.work_s)}"
     if local.is_at_most:
-        yield f"                 The measured run did not fill the {speed.slots:,} slots of the engine. For a closer"
-        yield f"                 estimate, run more lines: `{trial} --limit {FILLED * speed.slots}`"
+        yield f"                 because the measured run did not fill the {speed.slots:,} slots of the engine"
+    if local.is_at_most and num > FILLED * speed.slots:
+        yield f"                 For a closer estimate, run more lines: `{_trial(command, FILLED * speed.slots)}`"
     ended = datetime.fromtimestamp(run.ended_at).astimezone().strftime("%Y-%m-%d %H:%M")
     tokens = f"{speed.input_tokens:,} tokens in and {speed.output_tokens:,} out"
     yield f"  measured by    {counted(speed.requests, 'request')}, {tokens}, in {duration(speed.busy_s)}: the run of"
     yield f"                 {run.output.path} by {run.engine.kind} with {run.engine.model} ({ended})"
+
+
+def _trial(command: str, num: int) -> str:
+    return f"{command} -o trial-{num}.jsonl --limit {num}"
 
 
 def _time_lines(times: list[PoolTime]) -> Iterator[str]:
