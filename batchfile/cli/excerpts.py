@@ -9,6 +9,7 @@ from batchfile.cli.numbers import Whole
 from batchfile.local import excerpts
 from batchfile.local.display import counted
 from batchfile.local.options import STDOUT
+from batchfile.local.originals import opened
 
 
 @click.command(
@@ -31,7 +32,7 @@ def sample(input: str, num: int, seed: int, output: str) -> None:
     if its name ends in .gz or .zst. Of Parquet or a JSON array, it may be JSONL.
     """
     logs.for_command()
-    with excerpts.opened(input) as original:
+    with opened(input) as original:
         num_written, total = excerpts.write_sample(original, num, seed, output)
     what = f"{num_written:,} of {counted(total, 'line')}" if num_written < total else f"all {counted(total, 'line')}"
     few = f": {original.shown} has no more" if num > total else ""
@@ -59,7 +60,7 @@ def split(input: str, lines: int | None, parts: int | None, folder: str) -> None
     logs.for_command()
     if (lines is None) == (parts is None):
         raise click.UsageError("give either --lines N or --parts N")
-    with excerpts.opened(input) as original:
+    with opened(input) as original:
         names, total = excerpts.write_parts(original, folder, lines=lines, parts=parts)
     few = f", one for each line: {original.shown} has no more" if parts is not None and parts > total else ""
     with report_lost_output(f"the parts are in {folder}"):

@@ -13,9 +13,8 @@ from batchfile.client.estimate import CHARS_PER_TOKEN
 from batchfile.lines.kinds import command_for
 from batchfile.lines.prefixes import STEP_CHARS
 from batchfile.lines.stats import Extent, FileStats, read_stats
-from batchfile.local import excerpts
 from batchfile.local.display import counted
-from batchfile.local.excerpts import Original
+from batchfile.local.originals import Original, opened
 from batchfile.settings import load_settings
 from batchfile.types import Defaults, Request
 
@@ -49,7 +48,7 @@ def stats(input: str, model: str | None, is_json: bool) -> None:
         from batchfile.engine.fit import token_counter
 
         count = token_counter(model).count
-    with excerpts.opened(input) as original, transfer(original.shown, original.source.size) as on_bytes:
+    with opened(input) as original, transfer(original.shown, original.source.size) as on_bytes:
         if original.kind.content == "rows":
             as_json, lines = _of_rows(original)
         else:

@@ -5,123 +5,21 @@ Reads the input twice: the first time it counts the records. An output gets its 
 
 import gzip
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import BinaryIO, cast
 
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.lines import records
-from batchfile.lines.file_formats import FileFormat, open_lines, parquet_columns, zstd
+from batchfile.lines.file_formats import zstd
 from batchfile.lines.framing import NO_REQUEST
-from batchfile.lines.kinds import Kind, refusal
-from batchfile.lines.parquet import is_request_table
-from batchfile.lines.records import HEADER, Piece
-from batchfile.lines.split_document import elements
-from batchfile.local.inputs import Counted, Source, check_untouched, inspect
-from batchfile.local.options import STDIN, STDOUT
+from batchfile.local.options import STDOUT
+from batchfile.local.originals import FORMATS, PACKED, PARQUET, Original, unpacked
 
 PARTS_MAX = 10_000
-_PACKED = {".gz": "gzip", ".zst": "zstd"}
-_PARQUET = ".parquet"
-# Endings of one format in a row; the first is for parts of a file that has another one, or none.
-_FORMATS: dict[str, tuple[str, ...]] = {
-    "json": (".jsonl", ".ndjson", ".jsonlines", ".json"),
-    ",": (".csv",),
-    "\t": (".tsv", ".tab"),
-    "text": (".txt", ".text", ".md"),
-    "parquet": (_PARQUET,),
-    "none that is written": (".xls", ".xlsx", ".arrow", ".feather", ".zip", ".bz2", ".xz"),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Original:
-    """A file on disk. `name`: as its user wrote it; `path`: where its bytes are. `kind`: complete, also of Parquet."""
-
-    name: str
-    path: str
-    source: Source
-    kind: Kind
-
-    @property
-    def shown(self) -> str:
-        """Its name for messages."""
-        return "stdin" if self.name == STDIN else self.name
-
-    @property
-    def format(self) -> FileFormat:
-        return self.source.format
-
-    @property
-    def endings(self) -> tuple[str, ...]:
-        """Of files in the same format, without that of the compression."""
-        layout = self.kind.layout
-        known = _FORMATS.get(self.kind.delimiter if layout == "csv" else layout, _FORMATS["json"])
-        own = PurePath(_unpacked(self.name)).suffix.lower()
-        if layout == "csv" and self.kind.delimiter not in _FORMATS:
-            known = _FORMATS[","]
-        return (own, *known) if own in known and not self.kind.is_array else known
-
-    @property
-    def ending(self) -> str:
-        packed = {"gzip": ".gz", "zstd": ".zst"}.get(self.format, "")
-        return self.endings[0] + packed
-
-    @property
-    def stem(self) -> str:
-        return PurePath(_unpacked(self.shown)).stem
-
-    def chunks(self, on_bytes: Callable[[int], None] | None = None) -> Iterator[bytes]:
-        """Plain bytes; JSON arrays and Parquet as JSONL. Raises: InvalidFile if it is damaged or changes meanwhile."""
-        with open(self.path, "rb", buffering=0) as file:
-            stream = file if self.format == "parquet" else Counted(cast(BinaryIO, file), on_bytes)
-            is_rows = self.kind.content == "rows"
-            lines = open_lines(self.shown, self.format, cast(BinaryIO, stream), as_rows=is_rows)
-            yield from elements(lines, self.shown) if self.kind.is_array else lines
-        check_untouched(self.source)
-
-    def pieces(self) -> Iterator[Piece]:
-        """The records, and the blank lines between them; without the header of CSV."""
-        if self.kind.layout != "csv":
-            return records.pieces(self.chunks())
-        found = records.csv_pieces(self.chunks(), self.kind.delimiter, self.shown)
-        return (piece for piece in found if piece.record != HEADER)
-
-    def header(self) -> bytes:
-        """What each file of the same format begins with."""
-        if self.kind.layout != "csv":
-            return b""
-        found = records.csv_pieces(self.chunks(), self.kind.delimiter, self.shown)
-        return next((piece.data for piece in found if piece.record == HEADER), b"")
-
-
-@contextmanager
-def opened(name: str) -> Iterator[Original]:
-    """The file, or stdin written to one. Raises: InvalidFile."""
-    source = inspect(name)
-    if source.path is not None:
-        yield _original(name, source.path, source)
-        return
-    with tempfile.NamedTemporaryFile(prefix="batchfile-") as file:
-        file.write(source.head)
-        shutil.copyfileobj(sys.stdin.buffer, file)
-        file.flush()
-        yield _original(name, file.name, replace(inspect(file.name), kind=source.kind))
-
-
-def _original(name: str, path: str, source: Source) -> Original:
-    kind = source.kind
-    if kind.layout == "object":
-        raise InvalidFile(refusal(kind, name))
-    if source.format == "parquet":
-        columns = parquet_columns(path)
-        kind = replace(kind, columns=columns, content="requests" if is_request_table(columns) else "rows")
-    return Original(name=name, path=path, source=source, kind=kind)
 
 
 def write_sample(original: Original, num: int, seed: int, output: str) -> tuple[int, int]:
@@ -133,7 +31,7 @@ def write_sample(original: Original, num: int, seed: int, output: str) -> tuple[
     path = None if output == STDOUT else _free(output)
     if path is not None:
         _check_ending(original, output)
-    is_parquet = path is not None and PurePath(path).suffix.lower() == _PARQUET
+    is_parquet = path is not None and PurePath(path).suffix.lower() == PARQUET
     total = _count(original, as_rows=is_parquet)
     indexes = records.drawn(total, num, seed)
     if path is None:
@@ -212,9 +110,9 @@ def _count(original: Original, *, as_rows: bool) -> int:
 
 def _check_ending(original: Original, output: str) -> None:
     """Raises: SettingsError where the output is named like another format than that of its lines."""
-    ending = PurePath(_unpacked(output)).suffix.lower()
-    is_known = any(ending in endings for endings in _FORMATS.values())
-    is_converted = original.format == "parquet" and ending in _FORMATS["json"]
+    ending = PurePath(unpacked(output)).suffix.lower()
+    is_known = any(ending in endings for endings in FORMATS.values())
+    is_converted = original.format == "parquet" and ending in FORMATS["json"]
     if is_known and ending not in original.endings and not is_converted:
         raise SettingsError(f"{output}: a sample has the format of its file; use a name ending in {original.ending}")
 
@@ -247,7 +145,7 @@ def _named_at_the_end(path: str) -> Iterator[str]:
 @contextmanager
 def _writer(path: str) -> Iterator[BinaryIO]:
     """Compresses by the ending of `path`. The same bytes each time."""
-    kind = _PACKED.get(PurePath(path).suffix.lower())
+    kind = PACKED.get(PurePath(path).suffix.lower())
     with open(path, "wb") as plain:
         if kind is None:
             yield plain
@@ -257,9 +155,3 @@ def _writer(path: str) -> Iterator[BinaryIO]:
         else:
             with zstd.open(plain, "wb") as packed:
                 yield cast(BinaryIO, packed)
-
-
-def _unpacked(name: str) -> str:
-    """The name without an ending of compression."""
-    path = PurePath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in _PACKED else name
