@@ -6,7 +6,6 @@ limited run) is streamed into the store once, as JSONL of requests. Knows no bat
 
 import hashlib
 import os
-import random
 import stat
 import sys
 from collections import deque
@@ -27,6 +26,7 @@ from batchfile.lines.file_formats import (
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.kinds import KIND_BYTES, Kind
 from batchfile.lines.kinds import detect as detect_kind
+from batchfile.lines.records import drawn
 from batchfile.lines.split_document import elements
 from batchfile.local.options import STDIN
 from batchfile.rows.table import Table
@@ -180,16 +180,16 @@ def _plain_lines(source: Source) -> Iterable[bytes]:
 
 
 def sampled(lines: Callable[[], Iterable[bytes]], num: int, seed: int) -> Iterator[bytes]:
-    """`num` of the lines, chosen at random by `seed`, in their order. The others are blank, so that lines keep their
-    numbers. Memory: the chosen numbers. `lines` is called twice.
+    """`num` of the lines, chosen at random by `seed`, in their order: those that `batchfile sample` writes. The others
+    are blank, so that lines keep their numbers. `lines` is called twice.
     """
     total = sum(1 for _ in iter_lines(lines()))
-    chosen = set(random.Random(seed).sample(range(total), min(num, total)))
-    at = 1
+    chosen = drawn(total, num, seed)
+    following, at = next(chosen, None), 1
     for number, line in enumerate(iter_lines(lines())):
-        if number in chosen:
+        if number == following:
             yield b"\n" * (line.row - at) + (line.head if line.data is None else line.data) + b"\n"
-            at = line.row + 1
+            following, at = next(chosen, None), line.row + 1
 
 
 def first_requests(chunks: Iterable[bytes], num: int) -> Iterator[bytes]:

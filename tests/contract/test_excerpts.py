@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from batchfile.cli.exits import exit_of
 from batchfile.cli.group import root
 from batchfile.lines.file_formats import zstd
+from batchfile.local.session import run
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstd.compress}
 UNPACK: dict[str, Callable[[bytes], bytes]] = {"": lambda data: data, ".gz": gzip.decompress, ".zst": zstd.decompress}
@@ -140,6 +142,18 @@ def test_text_is_sampled_as_text_and_an_array_as_lines() -> None:
     assert batchfile("sample in.json -n 9 -o s.jsonl").exit_code == 0
     assert len(Path("s.jsonl").read_bytes().splitlines()) == 9
     assert batchfile("split in.json --lines 4 -o parts").stdout.splitlines()[0] == "parts/in-0001-of-0003.jsonl"
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_sample_has_the_lines_that_a_run_of_a_sample_answers(seed: int) -> None:
+    Path("in.jsonl").write_bytes(b"\n".join(lines(100)))
+    Path("in.csv").write_text("id,review\n" + "".join(f'r{n},"good,\nno {n}"\n\n' for n in range(100)))
+    for ending, prompt in ((".jsonl", None), (".csv", "{{ review }}")):
+        assert batchfile(f"sample in{ending} -n 9 --seed {seed} -o s{ending}").exit_code == 0
+        run(f"in{ending}", f"out{ending}", engine="echo", prompt=prompt, sample=9, seed=seed, progress=False)
+        found = [re.findall(r"\br\d+\b", Path(name + ending).read_text()) for name in ("s", "out")]
+        assert list(dict.fromkeys(found[0])) == list(dict.fromkeys(found[1]))
+        assert len(set(found[0])) == 9
 
 
 def test_a_table_without_requests_is_sampled_as_rows() -> None:
