@@ -5,7 +5,7 @@ pause. While the store answers nobody, no batch is to blame: `clear_unavailable`
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,9 +40,9 @@ class _Setback:
 
 
 class SetAside:
-    """Thread-safe. `only`: the one batch that the process works on, without which it has nothing to do."""
+    """Thread-safe. `only`: the batches that the process works on, if it works on no others."""
 
-    def __init__(self, ledger: Ledger, *, only: str | None = None) -> None:
+    def __init__(self, ledger: Ledger, *, only: Collection[str] = ()) -> None:
         self._clock = ledger.clock
         self._only = only
         self._lock = threading.Lock()
@@ -51,10 +51,10 @@ class SetAside:
     def put(self, batch_id: str, work: Work, error: BatchfileError) -> float:
         """Leave the batch alone; returns for how many seconds.
 
-        Raises: `error` itself if the store is full, because no batch is to blame for that; and for the batch `only`,
+        Raises: `error` itself if the store is full, because no batch is to blame for that; and for a batch of `only`,
         unless it only has to wait for the store.
         """
-        if isinstance(error, StoreFull) or (batch_id == self._only and not isinstance(error, StoreUnavailable)):
+        if isinstance(error, StoreFull) or (batch_id in self._only and not isinstance(error, StoreUnavailable)):
             raise error
         now = self._clock.monotonic()
         with self._lock:

@@ -72,7 +72,8 @@ class BatchView:
 
 
 class Claimer:
-    """Claims for one pool; or for the batch `only`, in input order, since this runner is then the only one.
+    """Claims for one pool; or for the batches of `only`, in their order and that of their inputs, since this runner is
+    then the only one.
 
     A batch that cannot be read or claimed from is set aside, and the others continue. The prefetcher's thread claims;
     any thread may ask what is known. Views, their `ruled_out` and their `elsewhere` change under the runner's lock.
@@ -81,7 +82,9 @@ class Claimer:
     def __init__(self, state: SharedState) -> None:
         self._state = state
         self._ledger, self._aside = state.ledger, state.aside
-        self._pool, self._only = state.options.pool, state.options.only
+        self._pool, self._only = state.options.pool, state.options.batch_ids
+        self._places = {batch_id: n for n, batch_id in enumerate(self._only)}
+        self._num_read = 0  # of `only`: how many were read for the first time
         self._rotation = TenantRotation(state.ledger.rng)
         self._lock = state.changed
         self._views: dict[str, BatchView] = {}
@@ -91,7 +94,6 @@ class Claimer:
         self._notification_asked_at = float("-inf")
         self._notification = ""
         self._has_listed = False
-        self.has_looked = False  # whether `knows` means something yet
         self._is_store_doubtful = False  # it did not answer for one batch: perhaps it is unavailable for all
 
     @property
@@ -105,12 +107,12 @@ class Claimer:
     @property
     def has_more(self) -> bool:
         """Would the next claim look at something: new batches, or shards that may be free by now?"""
-        return bool(self._new or self._candidates())
+        return bool(self._new or self._num_read < len(self._only) or self._candidates())
 
     def next(self) -> Lease | None:
         """One more shard, or None if none was found free.
 
-        Raises: StoreError if the queue cannot be listed; BatchDamaged and StoreError for the batch `only`.
+        Raises: StoreError if the queue cannot be listed; BatchDamaged and StoreError for a batch of `only`.
 
         A call does a bounded amount of work: it reads a few of the new batches and looks for a shard in a few of all.
         So the first shard is claimed while most of a long queue is still unread.
@@ -118,7 +120,6 @@ class Claimer:
         self._is_store_doubtful = False
         self._refresh_queue()
         self._look_at_new()
-        self.has_looked = True
         for num_tried in range(TRIES_MAX):
             view = self._choose(is_unclaimed=num_tried >= TRIES_ELSEWHERE_MAX)
             if view is None:
@@ -129,9 +130,6 @@ class Claimer:
             if self._is_store_doubtful:
                 break  # the next call begins with other batches
         return None
-
-    def knows(self, batch_id: str) -> bool:
-        return batch_id in self._views
 
     def forget(self, batch_id: str, n: int) -> None:
         """Shard `n` is no longer ours: it may have to be claimed again."""
@@ -166,6 +164,16 @@ class Claimer:
                 and not self._state.is_working_on(batch_id)
             ]
 
+    def closed(self) -> list[str]:
+        """Batches of `only` that were not open when they were read: another process ends or has ended them, or they are
+        gone.
+        """
+        ended = self._state.ended
+        return [one for one in self._only[: self._num_read] if one not in self._views and one not in ended]
+
+    def knows(self, batch_id: str) -> bool:
+        return batch_id in self._views
+
     def drop(self, batch_id: str) -> None:
         with self._lock:
             self._views.pop(batch_id, None)
@@ -191,6 +199,8 @@ class Claimer:
             candidates = [view for view in candidates if view.num_unclaimed] or candidates
         if not candidates:
             return None
+        if self._only:
+            return min(candidates, key=lambda view: self._places[view.batch.batch_id])
         tenant = self._rotation.take(view.batch.tenant for view in candidates)
         candidates = [view for view in candidates if view.batch.tenant == tenant]
         weights = [10 - view.priority for view in candidates]
@@ -211,7 +221,7 @@ class Claimer:
             return None
 
     def _set_aside(self, batch_id: str, error: BatchfileError) -> None:
-        """Raises: `error` for the batch `only`, if waiting does not help."""
+        """Raises: `error` for a batch of `only`, if waiting does not help."""
         pause_s = self._aside.put(batch_id, "claim", error)
         self._is_store_doubtful = isinstance(error, StoreUnavailable)
         if batch_id not in self._views:
@@ -225,8 +235,8 @@ class Claimer:
                 held = claim(self._ledger, view.batch, view.plan, self._pool, n, runner=self._state.options.runner_id)
             except BatchfileError as error:  # perhaps only of this shard: try the others first
                 with self._lock:
-                    view.elsewhere[n] = self._state.now() + (RELIST_S if self._only is not None else PAUSE_S_MAX)
-                if not isinstance(error, BatchDamaged) or self._only is not None:
+                    view.elsewhere[n] = self._state.now() + (RELIST_S if self._only else PAUSE_S_MAX)
+                if not isinstance(error, BatchDamaged) or self._only:
                     raise
                 log.error("shard.unreadable", batch_id=view.batch.batch_id, shard=n, error=str(error))
                 continue
@@ -242,7 +252,7 @@ class Claimer:
     def _order(self, view: BatchView, now: float) -> list[int]:
         """Shards that may be free, the next one last. Those without a record go first, since no runner holds them."""
         todo = [n for n in view.members if n not in view.ruled_out and view.elsewhere.get(n, now) <= now]
-        if self._only is not None:
+        if self._only:
             return todo[::-1]
         self._ledger.rng.shuffle(todo)
         if len(todo) < LISTING_IN_READS:
@@ -290,16 +300,17 @@ class Claimer:
             return
         self.look_again()  # until it is listed
         try:
-            if self._only is None:
+            if not self._only:
                 self._list_queue()
-            else:
-                self._look_at_only(self._only)
+            for batch_id in self._only[: self._num_read]:
+                if batch_id not in self._state.ended:
+                    self._look_at(batch_id)
         except StoreError as error:
             self._list_at = now + RELIST_S  # meanwhile, work on what is known
             if isinstance(error, StoreUnavailable):
                 self._aside.clear_unavailable()
             raise
-        interval_s = QUEUE_LIST_S if self._views or self._new else QUEUE_IDLE_S
+        interval_s = QUEUE_LIST_S if self._views or self._new or self._only else QUEUE_IDLE_S
         self._list_at = now + min([interval_s, *map(self._aside.left_s, self._unread)])
 
     def _list_queue(self) -> None:
@@ -313,7 +324,7 @@ class Claimer:
             self._new = deque(entries[batch_id] for batch_id in new if batch_id not in self._unread)
             self._has_listed = True
 
-    def _look_at_only(self, batch_id: str) -> None:
+    def _look_at(self, batch_id: str) -> None:
         batch = read_batch(self._ledger, batch_id)
         if batch is None or batch.state != "open":
             self.drop(batch_id)
@@ -321,7 +332,10 @@ class Claimer:
             self._know(self._view(batch, 0))
 
     def _look_at_new(self) -> None:
-        """Read some of the batches that are new in the queue, several at once."""
+        """Read some of the batches that are new in the queue, several at once; of `only`, those that are due soon."""
+        while self._num_read < len(self._only) and self._num_left() < NEW_AT_ONCE:
+            self._look_at(self._only[self._num_read])
+            self._num_read += 1
         some = list(islice(self._new, NEW_AT_ONCE))
         for entry, found in zip(some, in_order(self._ledger, self._read, some), strict=True):
             if isinstance(found, BatchView):
@@ -333,6 +347,10 @@ class Claimer:
     def _know(self, view: BatchView) -> None:
         with self._lock:
             self._views[view.batch.batch_id] = view
+
+    def _num_left(self) -> int:
+        with self._lock:
+            return sum(view.num_left for view in self._views.values())
 
     def _read(self, entry: Entry) -> BatchView | BatchfileError | None:
         """The batch of a queue entry, if it is open. Removes the entry if the batch has ended or was never committed.

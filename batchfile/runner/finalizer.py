@@ -3,6 +3,8 @@
 A thread calls `tick`, which does what is due. Any number of processes may do this at once.
 """
 
+from collections.abc import Callable
+
 import structlog
 
 from batchfile.errors import BatchDamaged, StoreError
@@ -25,11 +27,15 @@ LOOK_AGAIN_S_MAX = 15.0
 class Finalizer:
     """`long_work` takes over assemblies that would hold up the end of other batches, if there are any.
 
-    Once the runner stops, an assembly stops at the next range; any process repeats it.
+    `on_ended` is called for each batch of `only`. Once the runner stops, an assembly stops at the next range; any
+    process repeats it.
     """
 
-    def __init__(self, state: SharedState, claimer: Claimer, long_work: LongWork) -> None:
+    def __init__(
+        self, state: SharedState, claimer: Claimer, long_work: LongWork, on_ended: Callable[[BatchRecord], None]
+    ) -> None:
         self._state = state
+        self._on_ended = on_ended
         self._ledger, self._aside, self._options = state.ledger, state.aside, state.options
         self._claimer = claimer
         self._long_work = long_work
@@ -46,16 +52,14 @@ class Finalizer:
         self._janitor_ran_at = float("-inf")
 
     def tick(self) -> None:
-        """Raises: BatchDamaged if the batch `only` will never end."""
-        now, only = self._state.now(), self._options.only
-        candidates = self._claimer.exhausted()
-        if only is not None and self._claimer.has_looked and not self._claimer.knows(only):
-            candidates.append(only)  # another process ends it or has ended it, or it is gone
+        """Raises: BatchDamaged if a batch of `only` will never end."""
+        now, is_only = self._state.now(), bool(self._options.batch_ids)
+        candidates = self._claimer.exhausted() + self._claimer.closed()
         looks, self._looks = self._looks, {}
         for batch_id in candidates:
             at, wait_s = looks.get(batch_id, (now, LOOK_AGAIN_S / 2))
             if at <= now:
-                wait_s = LOOK_AGAIN_S if only is not None else min(2 * wait_s, LOOK_AGAIN_S_MAX)
+                wait_s = LOOK_AGAIN_S if is_only else min(2 * wait_s, LOOK_AGAIN_S_MAX)
                 at = now + wait_s
                 self._finish(batch_id)
             self._looks[batch_id] = (at, wait_s)
@@ -74,10 +78,10 @@ class Finalizer:
 
     def _defer(self, batch: BatchRecord) -> bool:
         """Is this batch ended elsewhere in this process: here, where it can be stopped, or by `long_work`?"""
-        return batch.batch_id == self._options.only or self._long_work.take(batch)
+        return batch.batch_id in self._options.batch_ids or self._long_work.take(batch)
 
     def _finish(self, batch_id: str) -> None:
-        state, is_only = self._state, batch_id == self._options.only
+        state, is_only = self._state, batch_id in self._options.batch_ids
         try:
             found = self._reader.read(batch_id)
             if found is not None and found.is_running:
@@ -99,8 +103,9 @@ class Finalizer:
             state.is_assembling = False
         self._aside.worked(batch_id, "end")
         if ended is not None and ended.state == "ended":
-            if is_only:
-                state.ended = ended
+            if is_only and batch_id not in state.ended:
+                self._on_ended(ended)
+                state.ended[batch_id] = ended
             self._claimer.drop(batch_id)
         elif ended is None and is_only and batches.read_batch(self._ledger, batch_id) is None:
             raise BatchDamaged(f"the batch {batch_id} was deleted while it ran")

@@ -52,7 +52,7 @@ REFUSALS_MAX = 8  # in a row, about a minute: then a local run ends and says why
 class Runner:
     """Works on batches of a store with an engine from `engine_factory`. Use it for one run.
 
-    `run` returns when it was stopped, or when the batch of `only` has ended.
+    `run` returns when it was stopped, or when the batches of `only` have ended.
 
     >>> batch = client.submit("requests.jsonl", stage="email")
     >>> ledger = batchfile.Ledger(store=batchfile.open_store("./store"))
@@ -61,10 +61,18 @@ class Runner:
     >>> batch.wait().counts.succeeded
     2
 
-    `on_stuck`: ends the process, because an engine call does not return; it gets the reason.
+    `on_stuck`: ends the process, because an engine call does not return; it gets the reason. `on_ended`: called in
+    another thread for each batch of `only` as it ends; meanwhile, no other one ends.
     """
 
-    def __init__(self, ledger: Ledger, engine_factory: EngineFactory, options: RunnerOptions) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine_factory: EngineFactory,
+        options: RunnerOptions,
+        *,
+        on_ended: Callable[[BatchRecord], None] = lambda batch: None,
+    ) -> None:
         self.on_stuck: Callable[[str], NoReturn] = end_stuck
         self._ledger = ledger
         self._state = state = SharedState(ledger, options)
@@ -74,9 +82,9 @@ class Runner:
         self._prefetcher = Prefetcher(state, self._claimer)
         self._checkpointer = Checkpointer(state, self._claimer)
         is_local = options.only is not None
-        # With a single batch, no other batch waits for it.
+        # These batches belong to one run: no other batch waits for them.
         self._long_work = LongWork(ledger, options.runner_id, num_threads=0 if is_local else 1, aside=state.aside)
-        self._finalizer = Finalizer(state, self._claimer, self._long_work)
+        self._finalizer = Finalizer(state, self._claimer, self._long_work, on_ended)
         self._check_process = CheckProcess()
         self._refusals = _Refusals(ledger.clock, is_local=is_local)
         self._stopped_at: float | None = None
@@ -86,7 +94,7 @@ class Runner:
         return self._state.stats
 
     def run(self) -> BatchRecord | None:
-        """Work until stopped. Returns the ended record of `only`, or None if it did not end here.
+        """Work until stopped. Returns the ended record of `only` (of the last one), or None if they did not all end.
 
         Raises: EngineDead if engines crash before they serve anything; BatchDamaged.
         """
@@ -111,7 +119,7 @@ class Runner:
             self._engine_host.close()
         if state.failure is not None:
             raise state.failure
-        return state.ended
+        return state.last_ended
 
     def stop(self) -> None:
         """Start nothing more, finish what is in flight, checkpoint, release. From any thread or a signal handler."""
@@ -138,7 +146,7 @@ class Runner:
     @property
     def is_building(self) -> bool:
         """No engine is ready: the first one loads, or another after a crash."""
-        return not (self._state.has_engine or self._state.is_stopping or self._state.ended is not None)
+        return not (self._state.has_engine or self._state.is_stopping or self._state.last_ended is not None)
 
     @property
     def is_assembling(self) -> bool:
@@ -190,7 +198,7 @@ class Runner:
 
     def _is_over(self) -> bool:
         state = self._state
-        if state.failure is not None or state.is_stopping_now or state.ended is not None:
+        if state.failure is not None or state.is_stopping_now or state.last_ended is not None:
             return True
         return state.is_stopping and (not (state.in_flight or state.num_checking) or self._is_grace_over())
 

@@ -23,16 +23,21 @@ class RunnerOptions:
 
     >>> options = batchfile.RunnerOptions(runner_id="worker-1", pool="mistral")
 
-    `only`: work on this batch alone, claim in order, and return when it has ended. `inbox`: for its janitor.
-    `grace_s`: how long a stopping runner waits for requests in flight; None: as the ledger's limits say.
+    `only`: work on this batch alone, or on these; claim in order, and return when all have ended. `inbox`: for its
+    janitor. `grace_s`: how long a stopping runner waits for requests in flight; None: as the ledger's limits say.
     """
 
     runner_id: str
     pool: str
-    only: str | None = None
+    only: str | tuple[str, ...] | None = None
     is_janitor: bool = True
     inbox: Inbox | None = None
     grace_s: float | None = None
+
+    @property
+    def batch_ids(self) -> tuple[str, ...]:
+        """`only` as a tuple; empty for all batches of the pool."""
+        return (self.only,) if isinstance(self.only, str) else self.only or ()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -175,12 +180,12 @@ class SharedState:
     `engine`: the last one that was built, and `info` its description; `has_engine`: it is alive. `num_builds`: engines
     built since one has answered. `calls`: of each thread that calls the engine. `num_checking`: answers that wait to be
     checked in another process, are being checked, or were (`checked`), until the loop has taken them; `checking_chars`
-    is their size. `ended`: the record of the batch `only`.
+    is their size. `ended`: the records of those of the batches `only` that have ended, by id.
     """
 
     def __init__(self, ledger: Ledger, options: RunnerOptions) -> None:
         self.ledger, self.options = ledger, options
-        self.aside = SetAside(ledger, only=options.only)
+        self.aside = SetAside(ledger, only=options.batch_ids)
         self.stats = RunnerStats()
         self.steps = StepTimes(self.stats)
         lock = threading.RLock()
@@ -212,8 +217,14 @@ class SharedState:
         self.is_stopping_now = False  # requests in flight are not finished either
         self.is_over = threading.Event()  # the threads are to end
         self.commit_due = threading.Event()
-        self.ended: BatchRecord | None = None
+        self.ended: dict[str, BatchRecord] = {}
         self.failure: BaseException | None = None  # what ended a thread, and so the run
+
+    @property
+    def last_ended(self) -> BatchRecord | None:
+        """The record of the last batch of `only`, once all have ended."""
+        batch_ids = self.options.batch_ids
+        return self.ended[batch_ids[-1]] if batch_ids and len(self.ended) == len(batch_ids) else None
 
     @property
     def is_ending(self) -> bool:

@@ -73,4 +73,4 @@ def run_alone(runner: Runner, until: Callable[[], bool] = lambda: False) -> Batc
         runner._check_process.close()
         runner._check_process.release()
         runner._engine_host.close()
-    return state.ended
+    return state.last_ended

@@ -260,7 +260,7 @@ def test_a_janitor_of_one_damaged_batch_goes_on_with_the_rest_of_its_tick() -> N
     world = World()
     world.create("b", 4)
     damaged(world)
-    Janitor(world.ledger, runner="s", aside=SetAside(world.ledger, only="b")).tick()
+    Janitor(world.ledger, runner="s", aside=SetAside(world.ledger, only=("b",))).tick()
 
 
 def test_an_operator_sees_the_key_and_cancels_over_the_store() -> None:
