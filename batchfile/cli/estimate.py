@@ -73,7 +73,7 @@ def estimate(
     is_json: bool,
     where: Where,
 ) -> None:
-    """Estimate the requests, tokens, time and cost of FILE (- is stdin, or s3://BUCKET/KEY). Nothing runs.
+    """Estimate the requests, tokens, time and cost of FILE, - (stdin), https://… or s3://BUCKET/KEY. Nothing runs.
 
     For a service or a store, times are based on what the pool's runners measured while they had work in the last
     minute, and are at least the time of one request. Without any, and without a runner here, the estimate is for

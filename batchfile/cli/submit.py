@@ -55,11 +55,11 @@ def submit(
     output: str | None,
     where: Where,
 ) -> None:
-    """Create a batch from FILE, - (stdin) or s3://BUCKET/KEY, and print its id.
+    """Create a batch from FILE, - (stdin), https://… or s3://BUCKET/KEY, and print its id.
 
     FILE is JSONL (`params` lines or OpenAI batch lines), also .gz or .zst, or Parquet. For a service it is compressed,
     and sent again if the connection breaks; it still becomes one batch. For a store it is written directly, in parallel
-    parts.
+    parts. An address is read here, with your own credentials.
     """
     if detach and (wait or output is not None):
         raise click.UsageError("--detach cannot be combined with --wait or -o")

@@ -23,8 +23,8 @@ from batchfile.errors import InvalidFile
 from batchfile.lines.validate import Problem, Summary
 from batchfile.local.check import Check, Rules, token_problems, valid_requests
 from batchfile.local.display import counted
-from batchfile.local.inputs import Source, inspect
-from batchfile.local.options import STDIN, RunOptions
+from batchfile.local.inputs import Source, inspect, stream_of
+from batchfile.local.options import RunOptions
 from batchfile.local.tables import prepared, with_contents
 from batchfile.routing import check_stage
 from batchfile.settings import load_settings
@@ -64,9 +64,10 @@ def validate(
     is_json: bool,
     **prompts: Any,
 ) -> None:
-    """Check each FILE (- is stdin) without running anything. Exits with 4 if there is any problem.
+    """Check each FILE, - (stdin), https://… or s3://BUCKET/KEY without running anything.
 
-    Of rows and text, it checks the requests that `batchfile run` makes of them, and shows the first prompt.
+    Exits with 4 if there is any problem. Of rows and text, it checks the requests that `batchfile run` makes of them,
+    and shows the first prompt.
     """
     logs.for_command()
     settings = load_settings()
@@ -147,20 +148,19 @@ class _Tokens:
 
 @contextmanager
 def _spooled(name: str) -> Iterator[Source]:
-    """The file, or stdin written to one: a check may read it more than once."""
+    """The file; or stdin, or what is at an address, written to one: a check may read it more than once."""
     source = inspect(name)
-    if name != STDIN:
+    if source.path is not None:
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="batchfile-") as folder:
         path = Path(folder) / "stdin"
         with path.open("wb") as file:
-            file.write(source.head)
-            shutil.copyfileobj(sys.stdin.buffer, file)
+            shutil.copyfileobj(stream_of(source), file)
         try:
             yield inspect(os.fspath(path))
         except InvalidFile as error:
-            raise InvalidFile(str(error).replace(os.fspath(path), "stdin")) from error
+            raise InvalidFile(str(error).replace(os.fspath(path), source.name)) from error
 
 
 def _show(name: str, problem: Problem, *, is_json: bool) -> None:

@@ -1,30 +1,17 @@
-"""Reads the file, stdin or object to submit, as JSONL in chunks. Knows no batch and no service."""
+"""Reads the file, stdin or address to submit, as JSONL in chunks. Knows no batch and no service."""
 
 import os
-import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
-from urllib.parse import unquote, urlsplit
 
-from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
-from batchfile.lines.file_formats import (
-    CHUNK_BYTES,
-    HEAD_BYTES,
-    ChunkReader,
-    FileFormat,
-    detect,
-    open_lines,
-    plain_head,
-)
-from batchfile.lines.kinds import KIND_BYTES, Kind, refusal
-from batchfile.lines.kinds import detect as detect_kind
+from batchfile.errors import InvalidFile
+from batchfile.lines.file_formats import FileFormat, open_lines
+from batchfile.lines.kinds import Kind, refusal
 from batchfile.lines.split_document import elements
-from batchfile.local.inputs import Counted, check_untouched, inspect
-from batchfile.store.open import open_store
+from batchfile.local.inputs import Counted, check_untouched, inspect, streamed_lines
 
 OnBytes = Callable[[int], None]
 
@@ -49,11 +36,6 @@ class Upload:
     @property
     def unpacked_size(self) -> int:
         return (self.size or 0) * (1 if self.format == "jsonl" else PACKED_ABOUT)
-
-
-def open_upload(name: str) -> Upload:
-    """Open a path, `-` or an s3:// URL. Raises: InvalidFile where it cannot be used."""
-    return _of_object(name) if name.startswith("s3://") else _of_file(name)
 
 
 class LastByte:
@@ -81,22 +63,23 @@ def repeatable(upload: Upload) -> Iterator[Upload]:
         with open(path, "wb") as file:
             for chunk in upload.chunks(lambda num_bytes: None):
                 file.write(chunk)
-        yield _of_file(path)
+        yield open_upload(path)
 
 
-def _of_file(name: str) -> Upload:
+def open_upload(name: str) -> Upload:
+    """Open a path, an address, or `-` (stdin). Raises: InvalidFile where it cannot be used; StoreUnavailable."""
     source = inspect(name)
-    _check_kind(source.kind, name)
+    _check_kind(source.kind, source.name if source.path is None else name)
     if source.path is None:
-        if source.format == "parquet":
+        if source.format == "parquet" and source.remote is None:
             raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
-
-        def from_stdin(on_bytes: OnBytes) -> Iterator[bytes]:
-            stream = Counted(sys.stdin.buffer, on_bytes, source.head)
-            lines = open_lines(None, source.format, cast(BinaryIO, stream))
-            return elements(lines, "stdin") if source.kind.is_array else lines
-
-        return Upload(name="stdin", size=None, format=source.format, chunks=from_stdin, is_repeatable=False)
+        return Upload(
+            name=source.name,
+            size=source.size or None,
+            format=source.format,
+            chunks=lambda on_bytes: streamed_lines(source, on_bytes),
+            is_repeatable=source.is_repeatable,
+        )
     path = source.path
 
     def from_file(on_bytes: OnBytes) -> Iterator[bytes]:
@@ -105,42 +88,6 @@ def _of_file(name: str) -> Upload:
         check_untouched(source)
 
     return Upload(name=name, size=os.path.getsize(path), format=source.format, chunks=from_file)
-
-
-def _of_object(url: str) -> Upload:
-    parts = urlsplit(url)
-    key = unquote(parts.path).lstrip("/")
-    if not key or key.endswith("/"):
-        raise InvalidFile(f"{url}: is not the URL of an object; use s3://BUCKET/PATH/NAME.jsonl")
-    store = open_store(f"s3://{parts.netloc}" + (f"?{parts.query}" if parts.query else ""), prove=False)
-    try:
-        entry = store.head(key)
-        if entry is None:
-            store.get(key)  # unlike a HEAD, this reports a missing bucket
-            raise InvalidFile(f"{url}: no such object")
-    except StoreUnavailable:
-        raise
-    except StoreError as error:
-        raise InvalidFile(f"{url}: {error}") from error
-    if entry.size == 0:
-        raise InvalidFile(f"{url}: is empty; it needs at least one request line")
-    head = b"".join(store.stream(key, 0, min(KIND_BYTES, entry.size)))
-    kind = detect(key, head[:HEAD_BYTES])
-    content = detect_kind(key, plain_head(key, kind, head, KIND_BYTES))
-    _check_kind(content, url)
-
-    def from_object(on_bytes: OnBytes) -> Iterator[bytes]:
-        stream = Counted(ChunkReader(store.stream(key, match=entry.etag)), on_bytes)
-        if kind != "parquet":
-            lines = open_lines(key, kind, cast(BinaryIO, stream))
-            yield from elements(lines, url) if content.is_array else lines
-            return
-        with tempfile.NamedTemporaryFile(prefix="batchfile-", suffix=".parquet") as file:  # Parquet needs seeking
-            shutil.copyfileobj(stream, file, CHUNK_BYTES)
-            file.flush()
-            yield from open_lines(file.name, kind, None)
-
-    return Upload(name=url, size=entry.size, format=kind, chunks=from_object)
 
 
 def _check_kind(kind: Kind, name: str) -> None:

@@ -6,15 +6,19 @@ limited run) is streamed into the store once, as JSONL of requests. Knows no bat
 
 import hashlib
 import os
+import shutil
 import stat
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from batchfile.errors import InvalidFile
 from batchfile.lines.file_formats import (
+    CHUNK_BYTES,
     HEAD_BYTES,
     ChunkReader,
     FileFormat,
@@ -29,16 +33,17 @@ from batchfile.lines.kinds import detect as detect_kind
 from batchfile.lines.records import drawn
 from batchfile.lines.split_document import elements
 from batchfile.local.options import STDIN
+from batchfile.local.remote_inputs import RemoteFile, is_url, open_remote, path_of
 from batchfile.rows.table import Table
 from batchfile.store.base import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An inspected input. `path` is absolute; None means stdin.
+    """An inspected input. `path` is absolute; None: it is at an address (`remote`), or stdin.
 
-    `stamp`: stays equal while the file is not modified (inode, size, mtime, ctime); empty for stdin.
-    `size` in bytes; 0 for stdin. `table`: how its rows become requests; None if it has requests. `sample`: run only so
+    `stamp`: stays equal while the file is not modified (inode, size, mtime, ctime; or of a server); may be empty.
+    `size` in bytes; 0: unknown. `table`: how its rows become requests; None if it has requests. `sample`: run only so
     many of them, chosen by a seed.
     """
 
@@ -50,6 +55,7 @@ class Source:
     size: int = 0
     head: bytes = b""
     sample: tuple[int, int] | None = None
+    remote: RemoteFile | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -59,13 +65,21 @@ class Source:
 
     @property
     def name(self) -> str:
-        return self.path or "stdin"
+        return self.path or (self.remote.name if self.remote is not None else "stdin")
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Can it be read more than once?"""
+        return self.path is not None or self.remote is not None
 
 
 def inspect(path: str) -> Source:
-    """Raises: InvalidFile where the input cannot be used."""
+    """`path`: of a file, an address, or - for stdin. Raises: InvalidFile where the input cannot be used."""
     if path == STDIN:
         return _inspect_stdin(sys.stdin.buffer)
+    if is_url(path):
+        found = open_remote(path)
+        return _detected(path_of(path), found.head, path=None, stamp=found.version, size=found.size, remote=found)
     absolute = os.path.abspath(path)
     try:
         absolute.encode()
@@ -78,7 +92,7 @@ def inspect(path: str) -> Source:
     except OSError as error:
         raise InvalidFile(f"{path}: cannot be read: {error.strerror}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise InvalidFile(f"{path}: is a directory; use the path of a file of requests")
+        raise InvalidFile(f"{path}: is a directory; use a file of requests, or a folder as the output: -o results/")
     if not stat.S_ISREG(status.st_mode):
         raise InvalidFile(f"{path}: is not a regular file; pipe it to stdin and use - as the input")
     if status.st_size == 0:
@@ -145,7 +159,7 @@ def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None
 
 
 def begins_with(source: Source, size: int, sha256: str, *, limit: int | None) -> bool:
-    """Do the first `size` bytes of the source's JSONL have this digest? Not for stdin, which can be read only once.
+    """Do the first `size` bytes of the source's JSONL have this digest? Not for a source that can be read only once.
 
     Raises: InvalidFile.
     """
@@ -170,12 +184,12 @@ def requests_of(source: Source, limit: int | None = None) -> Iterable[bytes]:
 
 
 def _plain_lines(source: Source) -> Iterable[bytes]:
-    if source.format == "jsonl" and source.path is not None:
+    if source.path is None:
+        return streamed_lines(source)
+    if source.format == "jsonl":
         lines: Iterable[bytes] = file_chunks(source.path)
     else:
-        stdin = Counted(sys.stdin.buffer, head=source.head) if source.path is None else None
-        is_table = source.table is not None
-        lines = open_lines(source.path, source.format, cast(BinaryIO | None, stdin), as_rows=is_table)
+        lines = open_lines(source.path, source.format, None, as_rows=source.table is not None)
     return elements(lines, source.name) if source.kind.is_array else lines
 
 
@@ -190,6 +204,38 @@ def sampled(lines: Callable[[], Iterable[bytes]], num: int, seed: int) -> Iterat
         if number == following:
             yield b"\n" * (line.row - at) + (line.head if line.data is None else line.data) + b"\n"
             following, at = next(chosen, None), line.row + 1
+
+
+def stream_of(source: Source, on_bytes: Callable[[int], None] | None = None) -> "Counted":
+    """The bytes of stdin, or at an address. `on_bytes`: as of `Counted`."""
+    if source.remote is not None:
+        return Counted(ChunkReader(source.remote.chunks()), on_bytes)
+    return Counted(sys.stdin.buffer, on_bytes, source.head)
+
+
+def streamed_lines(source: Source, on_bytes: Callable[[int], None] | None = None) -> Iterator[bytes]:
+    """The JSONL of stdin, or at an address, before rows become requests. Raises: InvalidFile."""
+    lines = _unpacked(source, cast(BinaryIO, stream_of(source, on_bytes)))
+    return elements(lines, source.name) if source.kind.is_array else lines
+
+
+def _unpacked(source: Source, stream: BinaryIO) -> Iterator[bytes]:
+    is_table = source.table is not None
+    if source.format != "parquet" or source.remote is None:
+        name = None if source.remote is None else source.name
+        yield from open_lines(name, source.format, stream, as_rows=is_table)
+        return
+    with spooled(stream) as path:
+        yield from open_lines(path, source.format, None, as_rows=is_table)
+
+
+@contextmanager
+def spooled(stream: "BinaryIO | Counted") -> Iterator[str]:
+    """The path of a temporary file with the rest of the stream: Parquet needs seeking."""
+    with tempfile.NamedTemporaryFile(prefix="batchfile-", suffix=".parquet") as file:
+        shutil.copyfileobj(cast(BinaryIO, stream), file, CHUNK_BYTES)
+        file.flush()
+        yield file.name
 
 
 def first_requests(chunks: Iterable[bytes], num: int) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ def is_reusable(source: Source, batch: BatchRecord, wanted: Mapping[str, str], l
     is_grown = batch.metadata.get(options.SHA256) != wanted[options.SHA256]
     if not is_grown and batch.reason != "input_changed":
         return False
-    if source.path is None or not options.is_same_but_for_input(batch.metadata, wanted):
+    if not source.is_repeatable or not options.is_same_but_for_input(batch.metadata, wanted):
         return False
     if batch.state == "ended" and batch.results is None:
         return False

@@ -179,7 +179,7 @@ def _continue(
     before_plan: Callable[[], None],
 ) -> Opened:
     assert options.output is not None
-    is_untouched = bool(source.stamp) and batch.metadata.get(STAMP) == f"{source.stamp} {source.path}"
+    is_untouched = bool(source.stamp) and batch.metadata.get(STAMP) == f"{source.stamp} {source.name}"
     if is_untouched:
         digest = batch.metadata[SHA256]
     elif source.path is not None:
@@ -205,8 +205,9 @@ def _repin(ledger: Ledger, source: Source, batch: BatchRecord, *, is_same: bool)
     Not `is_same`: the file has further lines, so the next command must not mistake it for the input of this batch.
     Raises: InvalidFile where the file has changed since it was read.
     """
-    assert source.path is not None
-    stamp = {STAMP: f"{source.stamp} {source.path}"} if is_same else {}
+    if source.path is None:
+        return batch
+    stamp = {STAMP: f"{source.stamp} {source.name}"} if is_same else {}
     is_linked = batch.metadata.get(LINKED) == batch.input.key
     etag = ledger.store.link(batch.input.key, source.path) if is_linked else None
     inputs.check_untouched(source)
@@ -314,7 +315,7 @@ def _metadata(source: Source, options: RunOptions, digest: str) -> dict[str, str
     if options.output is not None and (replaced := outputs.batch_at(options.output)) is not None:
         metadata[REPLACES] = replaced
     if source.stamp:
-        metadata[STAMP] = f"{source.stamp} {source.path}"
+        metadata[STAMP] = f"{source.stamp} {source.name}"
     if source.table is not None:
         metadata[TABLE] = source.table.answered.encode()
     return metadata

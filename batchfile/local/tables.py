@@ -10,7 +10,7 @@ from batchfile.errors import InvalidFile, SettingsError
 from batchfile.lines.file_formats import parquet_columns
 from batchfile.lines.kinds import Kind, refusal
 from batchfile.lines.parquet import is_request_table
-from batchfile.local.inputs import Source
+from batchfile.local.inputs import Source, spooled, stream_of
 from batchfile.local.options import ROW_OPTIONS, STDIN, RunOptions
 from batchfile.rows.prompt import RowPrompt
 from batchfile.rows.table import Table
@@ -43,7 +43,8 @@ def prepared(source: Source, options: RunOptions) -> Source:
         return source
     is_complete = options.prompt is not None or kind.has_prompts
     if kind.content != "rows" or not is_complete:
-        raise InvalidFile(refusal(kind, options.input if source.path is not None else STDIN))
+        shown = source.name if source.remote is not None else STDIN if source.path is None else options.input
+        raise InvalidFile(refusal(kind, shown))
     prompt = RowPrompt(
         prompt=options.prompt,
         system=options.system,
@@ -61,9 +62,13 @@ def prepared(source: Source, options: RunOptions) -> Source:
 
 def _completed(source: Source, *, is_table: bool) -> Kind:
     """The kind, with the columns of Parquet."""
-    if source.format != "parquet" or source.path is None:
+    if source.format != "parquet" or not source.is_repeatable:
         return source.kind
-    columns = parquet_columns(source.path)
+    if source.path is not None:
+        columns = parquet_columns(source.path)
+    else:
+        with spooled(stream_of(source)) as path:
+            columns = parquet_columns(path)
     is_requests = is_request_table(columns) and not is_table
     return replace(source.kind, columns=columns, content="requests" if is_requests else "rows")
 
@@ -75,7 +80,7 @@ def _sample_of(source: Source, options: RunOptions) -> tuple[int, int] | None:
         return None
     if options.limit is not None:
         raise SettingsError("--sample and --limit cannot be combined; choose one of them")
-    if source.path is None:
+    if not source.is_repeatable:
         raise SettingsError("--sample reads its input twice, and stdin can be read once; use --limit, or a file")
     return options.sample, options.seed or 0
 

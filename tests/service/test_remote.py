@@ -207,6 +207,19 @@ def test_an_object_of_a_bucket_is_submitted_whatever_its_format(shell: Shell, tm
     assert b"some/other.jsonl: the bucket does not exist: create it or correct its name" in nowhere.stderr
 
 
+@over("bucket")
+def test_an_object_of_a_bucket_is_checked_and_run_here(shell: Shell) -> None:
+    bucket, query = shell.store.removesuffix("/").split("?")[0].rpartition("/")[0], shell.store.split("?")[1]
+    store = open_store(f"{bucket}?{query}", prove=False)
+    store.put("some/run.jsonl.gz", gzip.compress(jsonl(*GOOD)))
+    url = f"{bucket}/some/run.jsonl.gz?{query}"
+    here = Shell(shell.folder, [], "", **KEYS)
+    assert b": 200 requests" in here.run("validate", url).stdout
+    for _ in range(2):
+        here.run("run", url, "-o", "results/", "--engine", "echo")
+        assert len(rows((shell.folder / "results" / "run.jsonl").read_bytes())) == 200
+
+
 @over("service", "directory")
 @pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "-"])
 def test_a_submit_says_that_its_file_ends_in_nul_bytes(shell: Shell, name: str) -> None:

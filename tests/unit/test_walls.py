@@ -31,7 +31,11 @@ ALLOWED = {
     "vllm": ("batchfile/engine/vllm/",),
     "torch": ("batchfile/engine/vllm/",),
     "transformers": ("batchfile/engine/vllm/", "batchfile/engine/fit.py"),
-    "aiohttp": ("batchfile/engine/http/connection.py", "batchfile/client/http_client.py"),
+    "aiohttp": (
+        "batchfile/engine/http/connection.py",
+        "batchfile/client/http_client.py",
+        "batchfile/local/http_input.py",
+    ),
     "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_client.py"),
     "jsonschema_rs": ("batchfile/schemas/rules.py",),
     "litestar": ("api/",),
