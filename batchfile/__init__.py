@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from batchfile.errors import SettingsError as SettingsError
     from batchfile.errors import WaitTimeout as WaitTimeout
     from batchfile.ledger.base import Ledger as Ledger
+    from batchfile.local.api import run as run
     from batchfile.local.receipt import Receipt as Receipt
-    from batchfile.local.session import run as run
     from batchfile.runner.runner import Runner as Runner
     from batchfile.runner.runner import RunnerOptions as RunnerOptions
     from batchfile.store.open import open_store as open_store
@@ -76,7 +76,7 @@ _MODULES = {
     "Usage": "types",
     "connect": "client.connection",
     "open_store": "store.open",
-    "run": "local.session",
+    "run": "local.api",
 }
 
 

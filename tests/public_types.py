@@ -1,6 +1,7 @@
 """What the type checker sees of the public API: it is checked by mypy, strictly, and run by nothing."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, assert_type
 
 import batchfile
@@ -13,8 +14,10 @@ def local() -> None:
     assert_type(receipt.counts, batchfile.Counts)
     assert_type(receipt.usage, batchfile.Usage)
     assert_type(receipt.is_all_succeeded, bool)
-    batchfile.run("in.jsonl", "out.jsonl", engine="ech")  # type: ignore[arg-type]
-    batchfile.run("in.jsonl", "out.jsonl", "model")  # type: ignore[call-arg]
+    assert_type(batchfile.run(["in.jsonl", Path("more")], "out/", engine="echo"), list[batchfile.Receipt])
+    assert_type(batchfile.run(Path().glob("*.jsonl"), Path("out")), list[batchfile.Receipt])
+    batchfile.run("in.jsonl", "out.jsonl", engine="ech")  # type: ignore[call-overload]
+    batchfile.run("in.jsonl", "out.jsonl", "model")  # type: ignore[call-overload]
 
 
 def remote() -> None:

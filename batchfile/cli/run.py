@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from batchfile import logs
-from batchfile.cli.exits import EXIT_HELP, Exit, report_lost_output
+from batchfile.cli.exits import EXIT_HELP, Exit, exit_of, explain, report_lost_output, say_json
 from batchfile.cli.help import epilog
 from batchfile.cli.run_options import run_options
 from batchfile.cli.stopping import RunSignals, code_of
@@ -22,13 +22,19 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.local import display, outputs
 from batchfile.local.display import Progress, counted, duration
 from batchfile.local.engines import EngineChoice, choose_engine
+from batchfile.local.folder import is_several, plan_folder
 from batchfile.local.options import STDIN, STDOUT, RunOptions
 from batchfile.local.progress import Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
+from batchfile.local.several import FileRun, open_files, work_on_files
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.signals import Interrupted
+
+ARGUMENTS_SHOWN_MAX = 40  # of the command that resumes
+# From the best to the worst: the exit code of several inputs is the worst of them.
+_BADNESS = (Exit.OK, Exit.FAILED_REQUESTS, Exit.INVALID_INPUT, Exit.OUTPUT_TAKEN, Exit.USAGE, Exit.UNEXPECTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +55,20 @@ class Voice:
 @click.command(
     "run",
     epilog=epilog(
-        "batchfile run requests.jsonl -o results.parquet --model mistralai/Mistral-7B-Instruct-v0.3 --limit 100",
+        "batchfile run monday.jsonl 'more/*.jsonl' folder/ -o results/ --model mistralai/Mistral-7B-Instruct-v0.3",
         "batchfile run reviews.csv --prompt 'Is this review good? {{ review }}' --choices yes,no -o answers.csv",
         "batchfile run requests.jsonl -o results.jsonl --engine http --base-url https://llm.example/v1 --model NAME",
         exits=EXIT_HELP,
     ),
 )
-@click.argument("input")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
     "-o",
     "--output",
     required=True,
     metavar="OUT",
-    help="The results file (.jsonl or .parquet; of rows also .csv, .tsv, .txt); - is stdout.",
+    help="The results file (.jsonl or .parquet; of rows also .csv, .tsv, .txt), or a folder for several inputs; - is "
+    "stdout.",
 )
 @run_options()
 @click.option("--quiet", is_flag=True, help="Print only errors.")
@@ -69,16 +76,21 @@ class Voice:
     "--json", "is_json", is_flag=True, help="Print the receipt as one JSON line, and progress as JSON on stderr."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log what the runner does.")
-def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) -> None:
-    """Answer every request of the file INPUT (- is stdin) and write one result line for each to OUT, in input order.
+def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) -> None:
+    """Answer every request of the file INPUT and write one result line for each to OUT, in input order.
 
-    INPUT has requests: JSONL (`params` lines or OpenAI batch lines), a JSON array of these, or Parquet; also .gz or
-    .zst. Or it has rows (CSV, TSV, JSONL, Parquet with any columns) or lines of text. --prompt makes a request of each
-    row, unless the rows have a column prompt or messages; a line of text is a prompt. OUT then has the same rows with
-    the columns answer and error, as CSV, TSV, JSONL, Parquet or text (.txt: only the answers), according to its name.
+    INPUT is a path, - (stdin), https://… or s3://BUCKET/KEY. It has requests: JSONL (`params` lines or OpenAI batch
+    lines), a JSON array of these, or Parquet; also .gz or .zst. Or it has rows (CSV, TSV, JSONL, Parquet with any
+    columns) or lines of text. --prompt makes a request of each row, unless the rows have a column prompt or messages; a
+    line of text is a prompt. OUT then has the same rows with the columns answer and error, as CSV, TSV, JSONL, Parquet
+    or text (.txt: only the answers), according to its name.
 
     Also writes OUT.receipt.json and, if any requests failed, OUT.errors.jsonl with their input lines, ready to run
     again.
+
+    With several INPUTs, a quoted pattern, a folder, or an OUT that ends with /, OUT is a folder: the results of each
+    file have its name there, and are written as soon as it is done. One engine runs all files. A file that cannot be
+    used is reported, and the others run; the exit code is the worst of all files: 1, 7, 4, 3, then 0.
 
     If a request has a JSON schema, its answer must match it; otherwise the request gets up to two more attempts.
 
@@ -92,7 +104,8 @@ def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) ->
     settings = load_settings()
     if output == STDOUT and is_json:
         raise click.UsageError("--json and -o - both write to stdout; write the results to a file")
-    options = RunOptions(output=None if output == STDOUT else output, **given)
+    is_folder = is_several(inputs, output)
+    options = RunOptions(input=inputs[0], output=None if output == STDOUT else output, **given)
     voice = Voice(is_quiet=quiet, is_json=is_json)
     signals = RunSignals(
         say=voice.say,
@@ -102,8 +115,16 @@ def run(output: str, quiet: bool, is_json: bool, verbose: bool, **given: Any) ->
     try:
         with ExitStack() as stack:
             stack.enter_context(signals.caught())
-            choice = choose_engine(settings, options)
-            code = _run(open_session(stack, settings, options, choice, voice.say), choice, signals, voice)
+            if is_folder:
+                plan = plan_folder(inputs, output, restart=options.restart)
+                for note in plan.notes:
+                    voice.say(note)
+                choice = choose_engine(settings, options)
+                files = open_files(stack, settings, options, choice, plan, voice.say)
+                code = _run_files(files, choice, signals, voice)
+            else:
+                choice = choose_engine(settings, options)
+                code = _run(open_session(stack, settings, options, choice, voice.say), choice, signals, voice)
     except Interrupted as stop:
         code = code_of(stop.number)
     if code in {Exit.INTERRUPTED, Exit.TERMINATED}:
@@ -117,9 +138,7 @@ def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voi
         voice.say(f"{batch.batch_id} has already ended; nothing is left to run")
     else:
         ended = work_on(session, choice, _observer(signals, voice), grace_s=signals.grace_s)
-        if signals.code is not None and signals.runner is not None and signals.runner.num_in_flight:
-            left = counted(signals.runner.num_in_flight, "request")
-            voice.say(f"gave up on {left} in flight; finished requests are kept")
+        _say_given_up(signals, voice)
         signals.runner = None  # while the files are written, a signal has no requests in flight to wait for
         if signals.code is not None:
             return signals.code
@@ -128,13 +147,55 @@ def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voi
         batch = ended
     if session.path is not None:
         code = _finish(session.ledger, batch, session.path, voice)
-        if session.is_added_to(batch):
+        if session.is_added_to(batch.reason):
             voice.say(f"lines were added to {session.options.input} while it ran; the same command runs them")
         return code
     how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
     nothing = "the results are lost; run it again with -o FILE, which can also resume"
     with report_lost_output(f"the results are kept: {how} writes them" if session.is_kept else nothing):
         return _finish(session.ledger, batch, None, voice)
+
+
+def _run_files(files: list[FileRun], choice: EngineChoice, signals: RunSignals, voice: Voice) -> Exit:
+    work_on_files(files, choice, _observer(signals, voice), grace_s=signals.grace_s)
+    _say_given_up(signals, voice)
+    signals.runner = None
+    codes = [_finish_file(file, voice) for file in files]
+    done = [file.receipt for file in files if file.receipt is not None]
+    total = sum(receipt.input.requests for receipt in done)
+    succeeded = sum(receipt.counts.succeeded for receipt in done)
+    voice.say(
+        f"{len(done):,} of {counted(len(files), 'file')} done: {succeeded:,} of {counted(total, 'request')} succeeded"
+    )
+    return signals.code or max(codes, key=_BADNESS.index)
+
+
+def _finish_file(file: FileRun, voice: Voice) -> Exit:
+    """Print its receipt or its error."""
+    if file.receipt is not None:
+        if voice.is_json:
+            with report_lost_output(f"the receipts are next to the results in {os.path.dirname(file.output)}"):
+                click.echo(msgspec.json.encode(file.receipt))
+        table = None if file.session is None else outputs.table_of(file.session.opened.batch)
+        column = None if table is None else table.columns.error
+        voice.say(f"{file.input}: {_summary(file.receipt, file.output, column)}")
+        if file.session is not None and file.session.is_added_to(file.receipt.reason):
+            voice.say(f"lines were added to {file.input} while it ran; the same command runs them")
+        return Exit.OK if file.receipt.is_all_succeeded else Exit.FAILED_REQUESTS
+    if file.error is not None:
+        code, message = exit_of(file.error), explain(file.error) or repr(file.error)
+        if voice.is_json:
+            say_json(message, code)
+        else:
+            voice.say_always(f"batchfile: {message}")
+        return code
+    return Exit.UNEXPECTED  # stopped before its end
+
+
+def _say_given_up(signals: RunSignals, voice: Voice) -> None:
+    if signals.code is not None and signals.runner is not None and signals.runner.num_in_flight:
+        left = counted(signals.runner.num_in_flight, "request")
+        voice.say(f"gave up on {left} in flight; finished requests are kept")
 
 
 def _observer(signals: RunSignals, voice: Voice) -> Observer:
@@ -221,5 +282,7 @@ def _how_to_resume(options: RunOptions) -> str:
     if options.output is None:
         return "interrupted"
     arguments = [argument for argument in sys.argv[1:] if argument != "--restart"]
+    if len(arguments) > ARGUMENTS_SHOWN_MAX:
+        return "interrupted; the same command resumes"
     same = " (with the same input on stdin)" if options.input == STDIN else ""
     return f"interrupted; to resume{same}:\n  batchfile {shlex.join(arguments)}"

@@ -81,7 +81,7 @@ def code_of(number: int) -> Exit:
 
 def _first_words(runner: Runner, seen: Snapshot | None, grace_s: float, again: str) -> str:
     num = runner.num_in_flight
-    if runner.is_assembling:
+    if runner.is_assembling and not num:
         return "stopping: every request is done; the next run of this command writes the results"
     if runner.down_s > 0:
         return f"stopping: the endpoint is unavailable, so {counted(num, 'request')} in flight cannot finish"

@@ -52,7 +52,7 @@ def line(snap: Snapshot) -> str:
     if snap.is_loading or snap.down_s:
         return state(snap)
     counts = f"{snap.done:,}/{snap.total:,} requests ({100 * snap.done // max(1, snap.total)} %)"
-    return ", ".join([counts, *details(snap), duration(snap.elapsed_s), *_left(snap)])
+    return ", ".join([counts, *_files(snap), *details(snap), duration(snap.elapsed_s), *_left(snap)])
 
 
 def state(snap: Snapshot) -> str:
@@ -84,6 +84,10 @@ def details(snap: Snapshot) -> list[str]:
     if is_done:
         parts.append("writing the results")
     return parts
+
+
+def _files(snap: Snapshot) -> list[str]:
+    return [f"{snap.num_files_done:,}/{snap.num_files:,} files"] if snap.num_files > 1 else []
 
 
 def _rate(rate: float) -> str:
@@ -180,7 +184,8 @@ def picture(snap: Snapshot) -> "RenderableType":
     share = snap.done / max(1, snap.total) if snap.share is None else snap.share
     left = f", {about(snap.eta_s)} left" if snap.eta_s is not None and snap.done < snap.total else ""
     # The percentage is the bar's, not that of the requests: those in flight count with their tokens.
-    text = f"{100 * share:.0f} %, {snap.done:,}/{snap.total:,} requests, {duration(snap.elapsed_s)}{left}"
+    counts = f"{100 * share:.0f} %, {snap.done:,}/{snap.total:,} requests"
+    text = ", ".join([counts, *_files(snap), duration(snap.elapsed_s)]) + left
     # Until the share is known, the bar only moves.
     bar = ProgressBar(total=1.0, completed=share, width=BAR_CELLS, pulse=snap.share is None and not snap.done)
     row = Table.grid(padding=(0, 1))

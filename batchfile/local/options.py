@@ -82,7 +82,7 @@ class RunOptions:
         default=False,
     )
     stage: str | None = _option("The stage of the requests; stored with the batch.")
-    limit: int | None = _option("Run only the first N requests.", least=1, metavar="N")
+    limit: int | None = _option("Run only the first N requests of each INPUT.", least=1, metavar="N")
     sample: int | None = _option("Run only N requests, chosen at random by --seed.", least=1, metavar="N")
     seed: int | None = _option("With --sample: another number chooses others.  [default: 0]", least=0, metavar="N")
     prompt: str | None = _option(
@@ -123,7 +123,7 @@ class RunOptions:
         metavar="SECONDS",
     )
     store: str | None = _option(
-        "A directory or s3://bucket/prefix.  [default: .batchfile next to OUT]", metavar="STORE"
+        "A directory or s3://bucket/prefix.  [default: .batchfile next to the results]", metavar="STORE"
     )
 
     def __post_init__(self) -> None:

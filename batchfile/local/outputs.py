@@ -36,6 +36,7 @@ PARQUET_ENDING = ".parquet"
 _OTHER_FORMATS = frozenset({".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".gz", ".zst", ".zip"})
 _NOT_TABLES = _OTHER_FORMATS - {".csv", ".tsv"}
 
+_FOLDER_LOCK = ".batchfile-run.lock"  # in a folder of outputs, while one run writes all of them
 _LOCK_ATTEMPTS = 10  # each fails if a process removes its lock in between, or looks at the lock
 _LOCK_PAUSE_S = 0.01  # before the next: `is_being_written` holds a lock for less
 _FILE_NAME_BYTES_MAX = 255  # in most file systems
@@ -48,6 +49,23 @@ def check_output(output: str, input_path: str | None, table: Table | None = None
     """The output's absolute path. `table`: what the answers are written to. Raises: SettingsError where it cannot be
     written.
     """
+    path = check_place(output, input_path)
+    check_format(output, table)
+    return path
+
+
+def check_format(output: str, table: Table | None) -> None:
+    """Raises: SettingsError where results cannot be written in the format that the name says."""
+    if table is None and Path(output).suffix.lower() in _OTHER_FORMATS:
+        raise SettingsError(f"{output}: the format is not supported; use a name ending in .jsonl or .parquet")
+    if table is not None and Path(output.lower().removesuffix(".gz").removesuffix(".zst")).suffix in _NOT_TABLES:
+        raise SettingsError(f"{output}: the format is not supported; use .csv, .tsv, .jsonl, .parquet or .txt")
+    if output.endswith(PARQUET_ENDING):
+        check_installed("pyarrow", extra="parquet", what=output)
+
+
+def check_place(output: str, input_path: str | None) -> str:
+    """The output's absolute path. Raises: SettingsError where it cannot be written, whatever its format."""
     path = os.path.realpath(output)
     try:
         encoded = os.path.basename(path).encode()
@@ -56,7 +74,10 @@ def check_output(output: str, input_path: str | None, table: Table | None = None
     if len(encoded) > NAME_BYTES_MAX:
         raise SettingsError(f"{output}: the name is longer than {NAME_BYTES_MAX} bytes; choose a shorter one")
     if os.path.isdir(path):
-        raise SettingsError(f"{output}: is a directory; use a file in it: {os.path.join(output, 'results.jsonl')}")
+        raise SettingsError(
+            f"{output}: is a directory; use a file in it: {os.path.join(output, 'results.jsonl')}, or {output}/ for a "
+            "file with the name of the input"
+        )
     if os.path.exists(path) and not os.path.isfile(path):
         raise SettingsError(f"{output}: is not a regular file; use `-o -` to write the results to stdout")
     for ending in ("", ERRORS_ENDING, RECEIPT_ENDING):
@@ -66,12 +87,6 @@ def check_output(output: str, input_path: str | None, table: Table | None = None
             )
         if input_path is not None and os.path.exists(path + ending) and os.path.samefile(path + ending, input_path):
             raise SettingsError(f"{output}{ending}: is the input itself; choose another output")
-    if table is None and Path(path).suffix.lower() in _OTHER_FORMATS:
-        raise SettingsError(f"{output}: the format is not supported; use a name ending in .jsonl or .parquet")
-    if table is not None and Path(path.lower().removesuffix(".gz").removesuffix(".zst")).suffix in _NOT_TABLES:
-        raise SettingsError(f"{output}: the format is not supported; use .csv, .tsv, .jsonl, .parquet or .txt")
-    if path.endswith(PARQUET_ENDING):
-        check_installed("pyarrow", extra="parquet", what=output)
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise SettingsError(f"{output}: the directory {folder} does not exist; create it first")
@@ -82,6 +97,11 @@ def check_output(output: str, input_path: str | None, table: Table | None = None
     except OSError as error:
         raise SettingsError(f"{output}: {folder} is not writable: {error.strerror}") from None
     return path
+
+
+def is_writable(path: str) -> bool:
+    """Can results, or at least rows, be written in the format that the name says?"""
+    return Path(path).suffix.lower() not in _NOT_TABLES
 
 
 def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
@@ -221,7 +241,8 @@ def _sync(path: str, flags: int) -> None:
 
 @contextmanager
 def lock_output(output: str | None) -> Iterator[None]:
-    """`output`: its absolute path, None: stdout. Raises: OutputTaken where another process holds it; SettingsError.
+    """`output`: its absolute path, None: stdout. Raises: OutputTaken where another process holds it, or its folder;
+    SettingsError.
 
     The lock is a hidden file next to the output, removed at the end: not in a shared temporary folder, where others
     could take its name first, and not in the store, since two runs with two stores may write to one output.
@@ -229,7 +250,35 @@ def lock_output(output: str | None) -> Iterator[None]:
     if output is None:
         yield
         return
-    path = lock_path(output)
+    with _locked(lock_path(output), output):
+        folder = os.path.dirname(output)
+        if is_locked(os.path.join(folder, _FOLDER_LOCK)):
+            raise _taken(folder)
+        yield
+
+
+@contextmanager
+def lock_folder(folder: str) -> Iterator[None]:
+    """Lock all outputs in `folder`, an absolute path, except those that `check_unlocked` finds. Raises: as above."""
+    with _locked(os.path.join(folder, _FOLDER_LOCK), folder):
+        yield
+
+
+def check_unlocked(output: str) -> None:
+    """Call it with the folder locked: of two processes that begin together, at least one sees the lock of the other.
+
+    Raises: OutputTaken where another process holds this output.
+    """
+    if is_being_written(output):
+        raise _taken(output)
+
+
+def _taken(output: str) -> OutputTaken:
+    return OutputTaken(f"another batchfile process is writing {output}; wait for it, or choose another output")
+
+
+@contextmanager
+def _locked(path: str, output: str) -> Iterator[None]:
     fd = _lock(path, output)
     try:
         yield
@@ -273,7 +322,7 @@ def _lock(path: str, output: str) -> int:
         if _is_still_there(fd, path):
             return fd
         unlock(fd)
-    raise OutputTaken(f"another batchfile process is writing {output}; wait for it, or choose another output")
+    raise _taken(output)
 
 
 def _is_still_there(fd: int, path: str) -> bool:

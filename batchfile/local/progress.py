@@ -51,6 +51,8 @@ class Snapshot:
     is_loading: bool = False  # the engine is not ready yet
     down_s: float = 0.0  # for how long the endpoint has taken no work
     usage_unknown: int = 0  # answers for which the endpoint reported no tokens
+    num_files: int = 1
+    num_files_done: int = 0  # their results are written
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 The same command resumes the batch of its output. Knows no terminal and no output format.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -17,6 +17,7 @@ from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_batch
+from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import NUL_TAIL, iter_lines
@@ -122,22 +123,29 @@ def _check_replaceable(ledger: Ledger, batch_id: str) -> None:
 
 def work(
     ledger: Ledger,
-    batch: BatchRecord,
+    found: Sequence[BatchRecord],
     factory: EngineFactory,
     runner_id: str,
     on_runner: Callable[[Runner], None],
+    on_ended: Callable[[BatchRecord], None],
     *,
     grace_s: float | None = None,
-) -> BatchRecord | None:
-    """Run the rest of the batch; returns the ended record, or None where it was stopped before.
+) -> None:
+    """Run the rest of the batches with one engine, in their order, without draining it between two of them.
 
-    No engine is built if nothing is left. `on_runner` gets the runner before it starts. Raises: EngineDead,
-    BatchDamaged, StoreError.
+    No engine is built if nothing is left. `on_runner` gets the runner before it starts; `on_ended` each batch as it
+    ends, in any thread. Those that were stopped before remain open. Raises: EngineDead, BatchDamaged, StoreError.
     """
+    left: list[str] = []
     with ledger.store.hold_process_lock(f"{runner_id}-opening"):
-        ended = ending.finish(ledger, batch.batch_id, runner=f"{runner_id}-opening")
-    if ended is not None:
-        return ended
+        for batch in found:
+            ended = ending.finish(ledger, batch.batch_id, runner=f"{runner_id}-opening")
+            if ended is None:
+                left.append(batch.batch_id)
+            else:
+                on_ended(ended)
+    if not left:
+        return
 
     startup_s = 0.0
 
@@ -146,17 +154,27 @@ def work(
         started_at = ledger.clock.monotonic()
         engine = factory()
         startup_s = ledger.clock.monotonic() - started_at
-        _remember_engine(ledger, batch.batch_id, engine.info.version)
+        for _ in in_order(
+            ledger, lambda batch_id: _remember_engine(ledger, batch_id, engine.info.version), tuple(left)
+        ):
+            pass
         return engine
 
-    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=batch.batch_id, grace_s=grace_s)
-    runner = Runner(ledger, build, options)
+    def measured(batch_id: str) -> BatchRecord | None:
+        if runner.info is None:
+            return None
+        return remember_speed(ledger, batch_id, startup_s, runner.info, runner.runner_stats)
+
+    def end(ended: BatchRecord) -> None:
+        left.remove(ended.batch_id)
+        on_ended(measured(ended.batch_id) or ended)
+
+    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=tuple(left), grace_s=grace_s)
+    runner = Runner(ledger, build, options, on_ended=end)
     on_runner(runner)
-    ended = runner.run()
-    if runner.info is None:
-        return ended
-    measured = remember_speed(ledger, batch.batch_id, startup_s, runner.info, runner.runner_stats)
-    return ended and (measured or ended)
+    runner.run()
+    for batch_id in left:
+        measured(batch_id)
 
 
 def _remember_engine(ledger: Ledger, batch_id: str, version: str) -> None:

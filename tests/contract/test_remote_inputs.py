@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -168,6 +169,15 @@ def test_what_does_not_come_through_whole_is_one_sentence_and_nothing_runs(
     assert not list(batchfile.open_store(".batchfile").list("batches/"))
     with pytest.raises(InvalidFile, match=words):
         list(open_upload(f"{site.url}/in.jsonl").chunks(lambda num: None))
+
+
+def test_a_redirect_away_from_encryption_is_not_followed() -> None:
+    def hop(url: str) -> SimpleNamespace:
+        return SimpleNamespace(url=SimpleNamespace(scheme=url.partition(":")[0]))
+
+    answer = SimpleNamespace(status=200, headers={}, history=[hop("https://a")], **vars(hop("http://b")))
+    with pytest.raises(InvalidFile, match="n: redirects from https to http, which is not encrypted"):
+        http_input._head_of("n", answer)  # type: ignore[arg-type]
 
 
 def test_an_address_that_nobody_serves_says_why() -> None:

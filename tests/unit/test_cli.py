@@ -23,9 +23,9 @@ from batchfile.cli.reference import reference
 from batchfile.client.estimate import PoolTime
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
 from batchfile.local import engines, outputs
+from batchfile.local.api import RunArguments, run
 from batchfile.local.display import duration
 from batchfile.local.options import Dtype, RunOptions
-from batchfile.local.session import run
 from batchfile.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -206,6 +206,7 @@ def test_the_function_takes_the_options_of_the_command() -> None:
     for option in fields(RunOptions):
         assert option.name in {"input", "output"} or taken[option.name] == option.default
     assert taken.keys() == {option.name for option in fields(RunOptions)} | {"progress"}
+    assert taken.keys() == RunArguments.__annotations__.keys() | {"input", "output"}
 
 
 def test_a_signal_while_the_files_are_written_interrupts_and_the_same_command_continues(

@@ -48,6 +48,11 @@ def test_progress_names_everything_that_is_asked_for() -> None:
     )
 
 
+def test_of_several_files_it_says_how_many_are_done() -> None:
+    snap = replace(SNAP, num_files=5, num_files_done=2)
+    assert line(snap).startswith("1,000/2,000 requests (50 %), 2/5 files, 3 failed, ")
+
+
 def test_answers_without_usage_are_told_next_to_the_tokens() -> None:
     runner_stats = RunnerStats(engine_ready_at=0.0, succeeded=2, input_tokens=80, output_tokens=30, usage_unknown=1)
     snap = Meter(2, Counts(), Usage(), 0.0).look(runner_stats, 5.0)

@@ -91,7 +91,7 @@ PLACES = {
     "engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner local client",
     "batchfile/__main__.py": "cli",
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
-    "local.session client testing",
+    "local.api client testing",
     # the service
     "api/http/": "batchfile errors types settings settings_tables lines ledger",
     "api/service.py": "errors settings files ledger api.http",

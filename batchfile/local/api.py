@@ -1,0 +1,239 @@
+"""`batchfile.run`: the command `batchfile run` as a function. Does not end the process and sets no signal handlers."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from typing import NoReturn, TypedDict, TypeVar, Unpack, cast, overload
+
+from batchfile import logs
+from batchfile.errors import BatchfileError, EngineDead, SettingsError
+from batchfile.ledger.records import BatchRecord
+from batchfile.local import outputs
+from batchfile.local.display import Progress
+from batchfile.local.display import say as say_on_stderr
+from batchfile.local.engines import choose_engine
+from batchfile.local.folder import plan_folder
+from batchfile.local.options import STDOUT, Dtype, RunOptions
+from batchfile.local.receipt import Receipt
+from batchfile.local.session import Look, Observer, grace_s_of, open_session, work_on
+from batchfile.local.several import FileRun, open_files, work_on_files
+from batchfile.runner.runner import Runner
+from batchfile.settings import load_settings
+from batchfile.types import EngineKind, Task
+
+T = TypeVar("T")
+
+_STOPPED = "the run was stopped before its end; make the same call again to resume it"
+
+
+class RunArguments(TypedDict, total=False):
+    """The options of `run`, for type checkers."""
+
+    model: str | None
+    engine: EngineKind | None
+    base_url: str | None
+    wait_for_endpoint: bool
+    stage: str | None
+    limit: int | None
+    sample: int | None
+    seed: int | None
+    prompt: str | None
+    prompt_file: str | None
+    system: str | None
+    choices: str | None
+    schema: str | None
+    into: str | None
+    id_column: str | None
+    raw: bool
+    strict: bool
+    restart: bool
+    max_tokens: int | None
+    temperature: float | None
+    max_model_len: int | None
+    max_num_seqs: int | None
+    task: Task
+    dtype: Dtype | None
+    tool_parser: str | None
+    reasoning_parser: str | None
+    grace_s: float | None
+    store: str | os.PathLike[str] | None
+    progress: bool
+
+
+@overload
+def run(  # type: ignore[overload-overlap]  # a str is an Iterable[str] too
+    input: str | os.PathLike[str], output: str | os.PathLike[str], **options: Unpack[RunArguments]
+) -> Receipt: ...
+@overload
+def run(
+    input: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str], **options: Unpack[RunArguments]
+) -> list[Receipt]: ...
+def run(
+    input: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    engine: EngineKind | None = None,
+    base_url: str | None = None,
+    wait_for_endpoint: bool = False,
+    stage: str | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int | None = None,
+    prompt: str | None = None,
+    prompt_file: str | None = None,
+    system: str | None = None,
+    choices: str | None = None,
+    schema: str | None = None,
+    into: str | None = None,
+    id_column: str | None = None,
+    raw: bool = False,
+    strict: bool = False,
+    restart: bool = False,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    max_model_len: int | None = None,
+    max_num_seqs: int | None = None,
+    task: Task = "generate",
+    dtype: Dtype | None = None,
+    tool_parser: str | None = None,
+    reasoning_parser: str | None = None,
+    grace_s: float | None = None,
+    store: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Receipt | list[Receipt]:
+    """Answer every request of the file `input` and write one result for each to `output`, in input order.
+
+    `input`: a path or an address (https://…, s3://…). A list of paths, addresses, folders and patterns gives a list of
+    receipts: `output` is then a folder, and one engine runs all files. A file of the list that cannot be used does not
+    stop the others; the error is raised once they are done, with those of other files as its notes.
+
+    The options are those of `batchfile run` (docs/cli.md); missing ones are taken from the settings. The same call
+    resumes a run that was stopped, for any reason, and runs lines that were added at the end of `input`; once all is
+    done it returns the same receipt. Failed requests do not raise: see `receipt.counts` and `receipt.errors`. Ctrl-C
+    finishes the requests in flight, for up to `grace_s` seconds, and raises KeyboardInterrupt; a second one stops now,
+    a third does not wait. `progress`: show it on stderr.
+
+    Raises: InvalidFile where the input cannot be used (with `strict` also for one line that cannot run); SettingsError
+    for a wrong option, model or endpoint; OutputTaken where the output belongs to another run; EngineDead; StoreError.
+
+    >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
+    >>> receipt.counts.succeeded, receipt.is_all_succeeded
+    (2, True)
+    """
+    given = {**locals(), "output": os.fspath(output), "store": store and os.fspath(store)}
+    for name in ("input", "progress"):  # the rest are fields of RunOptions
+        given.pop(name)
+    if given["output"] == STDOUT:
+        raise SettingsError("output: must be a path; only the command can write to stdout")
+    logs.for_library()
+    say: Callable[[str], None] = say_on_stderr if progress else lambda text: None
+    worker = _Worker(say)
+    observer = Observer(say=say, on_runner=worker.on_runner, show=_shown if progress else nullcontext)
+    if isinstance(input, str | os.PathLike):
+        return _run_file(RunOptions(input=os.fspath(input), **given), worker, observer)
+    return _run_files([os.fspath(name) for name in input], RunOptions(**given), worker, observer)
+
+
+def _run_file(options: RunOptions, worker: "_Worker", observer: Observer) -> Receipt:
+    settings = load_settings()
+    choice = choose_engine(settings, options)
+    with ExitStack() as stack:
+        session = open_session(stack, settings, options, choice, observer.say)
+        assert session.path is not None
+        batch: BatchRecord | None = session.opened.batch
+        if batch is not None and batch.state != "ended":
+            grace_s = grace_s_of(settings, options.grace_s)
+            batch = worker.run(lambda: work_on(session, choice, observer, grace_s=grace_s))
+        if batch is None:
+            raise BatchfileError(_STOPPED)
+        receipt = outputs.export(session.ledger, batch, session.path)
+        if session.is_added_to(batch.reason):
+            observer.say(f"lines were added to {options.input} while it ran; the same call runs them")
+        return receipt
+
+
+def _run_files(inputs: list[str], options: RunOptions, worker: "_Worker", observer: Observer) -> list[Receipt]:
+    assert options.output is not None
+    settings = load_settings()
+    choice = choose_engine(settings, options)
+    plan = plan_folder(inputs, options.output, restart=options.restart)
+    for note in plan.notes:
+        observer.say(note)
+    with ExitStack() as stack:
+        files = open_files(stack, settings, options, choice, plan, observer.say)
+        grace_s = grace_s_of(settings, options.grace_s)
+        worker.run(lambda: work_on_files(files, choice, observer, grace_s=grace_s))
+    return _receipts(files)
+
+
+def _receipts(files: list[FileRun]) -> list[Receipt]:
+    """Raises: the error of the first file that has one; those of others are its notes."""
+    errors = [file.error for file in files if file.error is not None]
+    if errors:
+        for other in errors[1:]:
+            errors[0].add_note(str(other))
+        raise errors[0]
+    receipts = [file.receipt for file in files if file.receipt is not None]
+    if len(receipts) < len(files):
+        raise BatchfileError(_STOPPED)
+    return receipts
+
+
+class _Worker:
+    """Runs the work in a separate thread: Ctrl-C interrupts the waiting caller, which then stops the runner.
+
+    It needs no signal handlers, so it works in a notebook and in any thread.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._runner: Runner | None = None
+        self._how_to_stop: Callable[[Runner], None] | None = None
+        self._ended: Future[object] = Future()
+
+    def on_runner(self, runner: Runner) -> None:
+        self._runner = runner
+        runner.on_stuck = self._end_stuck
+        if self._how_to_stop is not None:
+            self._how_to_stop(runner)
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Returns or raises what `work` does. Raises: KeyboardInterrupt."""
+        threading.Thread(target=self._work, args=(work,), name="batchfile-run", daemon=True).start()
+        try:
+            return cast(T, self._ended.result())
+        except KeyboardInterrupt:
+            self._stop(Runner.stop, "stopping: finishing the requests in flight; interrupt again to stop now")
+        try:
+            self._ended.result()
+        except KeyboardInterrupt:
+            self._stop(Runner.stop_now, "stopping now")
+            self._ended.result()
+        raise KeyboardInterrupt
+
+    def _work(self, work: Callable[[], object]) -> None:
+        with suppress(InvalidStateError):  # the engine was stuck, and the caller has its error already
+            try:
+                self._ended.set_result(work())
+            except BaseException as error:  # noqa: BLE001 the caller raises it
+                self._ended.set_exception(error)
+
+    def _stop(self, how: Callable[[Runner], None], text: str) -> None:
+        self._say(text)
+        self._how_to_stop = how
+        if self._runner is not None:
+            how(self._runner)
+
+    def _end_stuck(self, reason: str) -> NoReturn:
+        """The engine's call may never return: its thread is abandoned, and the caller gets an error."""
+        self._ended.set_exception(
+            EngineDead(f"{reason}; finished requests are kept: restart this process and make the same call again")
+        )
+        raise SystemExit  # ends only the watchdog's thread
+
+
+def _shown(look: Look) -> AbstractContextManager[object]:
+    return Progress(look, is_json=False)

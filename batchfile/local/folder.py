@@ -1,0 +1,161 @@
+"""Which files a run into a folder reads, and the names of their results. Creates the folder; runs nothing."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchfile.errors import InvalidFile, OutputTaken, SettingsError
+from batchfile.local import outputs
+from batchfile.local.options import STDIN, STDOUT
+from batchfile.local.remote_inputs import is_url, path_of
+from batchfile.open_ledger import STORE_FOLDER
+
+ENDINGS = (".jsonl", ".ndjson", ".parquet")  # of the files that are read of a folder; the first two also compressed
+_PACKED = (".gz", ".zst")
+_ENDINGS_SHOWN = "*.jsonl, *.ndjson (also .gz or .zst) or *.parquet"
+_SHOWN_MAX = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """An input as a path or URL, and the path of its results."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """`folder`: the absolute path of the output folder. `notes`: what was skipped, for people."""
+
+    folder: str
+    targets: tuple[Target, ...]
+    notes: tuple[str, ...]
+
+
+def is_several(inputs: Sequence[str], output: str) -> bool:
+    """Are the results of several inputs wanted, or results in a folder? Otherwise `output` is the file of one input."""
+    first = inputs[0]
+    return (
+        len(inputs) > 1
+        or output.endswith(os.sep)
+        or _is_pattern(first)
+        or (os.path.isdir(first) and not _is_file_name(output))
+    )
+
+
+def plan_folder(inputs: Sequence[str], output: str, *, restart: bool) -> Plan:
+    """Find the inputs, and check the folder `output`, which is created if it is missing.
+
+    Raises: InvalidFile where nothing matches; SettingsError for inputs whose results would have one name, or a folder
+    that cannot be used; OutputTaken where it has other files in it, without `restart`. Nothing is created then.
+    """
+    folder = os.path.realpath(output)
+    if not os.path.isdir(folder) and (os.path.exists(folder) or _is_file_name(output)):
+        raise SettingsError(f"{output}: is a file; several inputs need a folder as the output, such as -o results/")
+    if not inputs:
+        raise InvalidFile("input: the list is empty; it needs at least one file")
+    notes: list[str] = []
+    found: dict[str, str] = {}  # each file once, in order
+    for name in [name for given in inputs for name in _expanded(given, notes)]:
+        found.setdefault(name if is_url(name) else os.path.abspath(name), name)
+    targets = tuple(Target(input=name, output=os.path.join(folder, output_name(name))) for name in found.values())
+    files = _files_of(targets)
+    if not os.path.isdir(folder):
+        if not os.path.isdir(os.path.dirname(folder)):
+            raise SettingsError(f"{output}: the directory {os.path.dirname(folder)} does not exist; create it first")
+        os.mkdir(folder)
+    for target in targets:
+        outputs.check_place(target.output, target.input if os.path.exists(target.input) else None)
+    if not restart:
+        _check_ours(output, folder, files)
+    return Plan(folder=folder, targets=targets, notes=tuple(notes))
+
+
+def output_name(name: str) -> str:
+    """The name of an input without compression; with .jsonl added where results cannot be written in its format."""
+    base = os.path.basename(path_of(name) if is_url(name) else name)
+    stem, ending = os.path.splitext(base)
+    base = stem if ending.lower() in _PACKED and stem else base
+    if not base:
+        raise SettingsError(f"{name}: has no file name, which the name of its results is made of")
+    return base if outputs.is_writable(base) else f"{base}.jsonl"
+
+
+def _is_file_name(output: str) -> bool:
+    """Does an output that may not exist yet have the name of a file?"""
+    return output == STDOUT or (not output.endswith(os.sep) and bool(os.path.splitext(output)[1]))
+
+
+def _is_pattern(name: str) -> bool:
+    return glob.has_magic(name) and not is_url(name) and not os.path.lexists(name)
+
+
+def _expanded(given: str, notes: list[str]) -> Iterator[str]:
+    """The files of a path, folder or pattern. A pattern means what a shell makes of it. Adds to `notes`."""
+    if given == STDIN:
+        raise SettingsError("-: stdin cannot be one of several inputs, because it has no name; write it to a file")
+    if _is_pattern(given):
+        matches = sorted(glob.glob(given, recursive=True))
+        if not matches:
+            raise InvalidFile(f"{given}: no file matches this pattern")
+        for name in matches:
+            yield from _expanded(name, notes)
+    elif not is_url(given) and os.path.isdir(given):
+        yield from _files_in(given, notes)
+    else:
+        yield given
+
+
+def _files_in(folder: str, notes: list[str]) -> list[str]:
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    taken = [name for name in names if _is_input(os.path.join(folder, name))]
+    if not taken:
+        raise InvalidFile(f"{folder}: has no file of requests in it; they are named {_ENDINGS_SHOWN}")
+    skipped = [name for name in names if name not in set(taken)]
+    if skipped:
+        more = f" and {len(skipped) - _SHOWN_MAX:,} more" if len(skipped) > _SHOWN_MAX else ""
+        shown = ", ".join(skipped[:_SHOWN_MAX])
+        notes.append(f"{folder}: skipped {shown}{more}; files of requests are named {_ENDINGS_SHOWN}")
+    return [os.path.join(folder, name) for name in taken]
+
+
+def _is_input(path: str) -> bool:
+    """Does its name say so? The results of a run, and its failed lines, are not inputs."""
+    stem, ending = os.path.splitext(path.lower())
+    ending = os.path.splitext(stem)[1] if ending in _PACKED else ending
+    return ending in ENDINGS and os.path.isfile(path) and not _is_of_run(path)
+
+
+def _is_of_run(path: str) -> bool:
+    stem = path.removesuffix(outputs.RECEIPT_ENDING).removesuffix(outputs.ERRORS_ENDING)
+    return os.path.exists(stem + outputs.RECEIPT_ENDING)
+
+
+def _files_of(targets: Sequence[Target]) -> dict[str, str]:
+    """Every file that the results may consist of, and its input. Raises: SettingsError where two have one name."""
+    found: dict[str, str] = {}
+    for target in targets:
+        for ending in ("", outputs.ERRORS_ENDING, outputs.RECEIPT_ENDING):
+            other = found.setdefault(target.output + ending, target.input)
+            if other != target.input:
+                raise SettingsError(
+                    f"{other} and {target.input}: both would write {target.output + ending}; "
+                    "rename one of them, or run them into different folders"
+                )
+    return found
+
+
+def _check_ours(output: str, folder: str, files: dict[str, str]) -> None:
+    """Raises: OutputTaken where the folder has files in it that are not of a run."""
+    if (Path(folder) / STORE_FOLDER).is_dir():
+        return
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if not name.startswith(".") and path not in files and not _is_of_run(path):
+            raise OutputTaken(
+                f"{output}: has other files in it, such as {name}; choose a new or empty folder, or add --restart to "
+                "write into this one, which replaces files of the same names"
+            )
