@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import NoReturn, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -25,6 +25,9 @@ from batchfile.types import EngineKind, Task
 
 T = TypeVar("T")
 
+# How soon Ctrl-C is noticed where a library has installed its own handler of the signal, as polars does: a system call
+# that waits is then restarted, instead of returning to Python.
+WAKE_S = 0.2
 _STOPPED = "the run was stopped before its end; make the same call again to resume it"
 
 
@@ -204,15 +207,20 @@ class _Worker:
         """Returns or raises what `work` does. Raises: KeyboardInterrupt."""
         threading.Thread(target=self._work, args=(work,), name="batchfile-run", daemon=True).start()
         try:
-            return cast(T, self._ended.result())
+            return cast(T, self._wait())
         except KeyboardInterrupt:
             self._stop(Runner.stop, "stopping: finishing the requests in flight; interrupt again to stop now")
         try:
-            self._ended.result()
+            self._wait()
         except KeyboardInterrupt:
             self._stop(Runner.stop_now, "stopping now")
-            self._ended.result()
+            self._wait()
         raise KeyboardInterrupt
+
+    def _wait(self) -> object:
+        while not self._ended.done():
+            wait([self._ended], WAKE_S)
+        return self._ended.result()
 
     def _work(self, work: Callable[[], object]) -> None:
         with suppress(InvalidStateError):  # the engine was stuck, and the caller has its error already
