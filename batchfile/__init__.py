@@ -1,7 +1,8 @@
 """batchfile: one JSONL of LLM requests in, one JSONL of results out; all state is in the store.
 
-The Python API. `run` answers a file on this machine; `connect` opens a service or a store; the other names are their
-types, their errors, and the parts to extend. docs/python.md has examples. A name is loaded when it is first used.
+The Python API. `run` answers a file on this machine, and `map` the rows of a table; `connect` opens a service or a
+store; the other names are their types, their errors, and the parts to extend. docs/python.md has examples. A name is
+loaded when it is first used.
 """
 
 import importlib
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from batchfile.errors import WaitTimeout as WaitTimeout
     from batchfile.ledger.base import Ledger as Ledger
     from batchfile.local.api import run as run
+    from batchfile.local.map_table import map as map
     from batchfile.local.receipt import Receipt as Receipt
     from batchfile.runner.runner import Runner as Runner
     from batchfile.runner.runner import RunnerOptions as RunnerOptions
@@ -57,6 +59,7 @@ __all__ = [
     "WaitTimeout",
     "connect",
     "errors",
+    "map",
     "open_store",
     "run",
     "testing",
@@ -75,6 +78,7 @@ _MODULES = {
     "RunnerOptions": "runner.runner",
     "Usage": "types",
     "connect": "client.connection",
+    "map": "local.map_table",
     "open_store": "store.open",
     "run": "local.api",
 }

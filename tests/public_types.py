@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, assert_type
+from typing import Any, Literal, assert_type
+
+import pydantic
 
 import batchfile
 from batchfile.testing import EchoEngine, ManualClock, MemoryStore, run_alone
@@ -18,6 +20,32 @@ def local() -> None:
     assert_type(batchfile.run(Path().glob("*.jsonl"), Path("out")), list[batchfile.Receipt])
     batchfile.run("in.jsonl", "out.jsonl", engine="ech")  # type: ignore[call-overload]
     batchfile.run("in.jsonl", "out.jsonl", "model")  # type: ignore[call-overload]
+
+
+class Table:
+    """As the checker sees a DataFrame."""
+
+    shape = (2, 1)
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+class Stream:
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+class Review(pydantic.BaseModel):
+    label: str
+
+
+def table() -> None:
+    assert_type(batchfile.map(Table(), "{{ review }}", choices=["good", "bad"], into="label"), Table)
+    assert_type(batchfile.map([{"review": "x"}], schema=Review), list[dict[str, Any]])
+    assert_type(batchfile.map(Path("in.csv"), schema={"type": "object"}), list[dict[str, Any]])
+    assert_type(batchfile.map(Stream()), Any)
+    batchfile.map({"review": ["x"]})  # type: ignore[call-overload]
+    batchfile.map(Table(), "x", engine="ech")  # type: ignore[call-overload]
+    batchfile.map(Table(), "x", modell="m")  # type: ignore[call-overload]
 
 
 def remote() -> None:

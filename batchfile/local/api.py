@@ -13,14 +13,14 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
 from batchfile.local.display import Progress
 from batchfile.local.display import say as say_on_stderr
-from batchfile.local.engines import choose_engine
+from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import plan_folder
 from batchfile.local.options import STDOUT, Dtype, RunOptions
 from batchfile.local.receipt import Receipt
-from batchfile.local.session import Look, Observer, grace_s_of, open_session, work_on
+from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
 from batchfile.runner.runner import Runner
-from batchfile.settings import load_settings
+from batchfile.settings import Settings, load_settings
 from batchfile.types import EngineKind, Task
 
 T = TypeVar("T")
@@ -133,40 +133,48 @@ def run(
         raise SettingsError("output: must be a path; only the command can write to stdout")
     logs.for_library()
     say: Callable[[str], None] = say_on_stderr if progress else lambda text: None
-    worker = _Worker(say)
-    observer = Observer(say=say, on_runner=worker.on_runner, show=_shown if progress else nullcontext)
     if isinstance(input, str | os.PathLike):
-        return _run_file(RunOptions(input=os.fspath(input), **given), worker, observer)
-    return _run_files([os.fspath(name) for name in input], RunOptions(**given), worker, observer)
+        return _run_file(RunOptions(input=os.fspath(input), **given), say, is_shown=progress)
+    return _run_files([os.fspath(name) for name in input], RunOptions(**given), say, is_shown=progress)
 
 
-def _run_file(options: RunOptions, worker: "_Worker", observer: Observer) -> Receipt:
+def _run_file(options: RunOptions, say: Callable[[str], None], *, is_shown: bool) -> Receipt:
     settings = load_settings()
     choice = choose_engine(settings, options)
     with ExitStack() as stack:
-        session = open_session(stack, settings, options, choice, observer.say)
+        session = open_session(stack, settings, options, choice, say)
         assert session.path is not None
-        batch: BatchRecord | None = session.opened.batch
-        if batch is not None and batch.state != "ended":
-            grace_s = grace_s_of(settings, options.grace_s)
-            batch = worker.run(lambda: work_on(session, choice, observer, grace_s=grace_s))
-        if batch is None:
-            raise BatchfileError(_STOPPED)
+        batch = end_batch(session, settings, choice, say, is_shown=is_shown)
         receipt = outputs.export(session.ledger, batch, session.path)
         if session.is_added_to(batch.reason):
-            observer.say(f"lines were added to {options.input} while it ran; the same call runs them")
+            say(f"lines were added to {options.input} while it ran; the same call runs them")
         return receipt
 
 
-def _run_files(inputs: list[str], options: RunOptions, worker: "_Worker", observer: Observer) -> list[Receipt]:
+def end_batch(
+    session: Session, settings: Settings, choice: EngineChoice, say: Callable[[str], None], *, is_shown: bool
+) -> BatchRecord:
+    """Run what is left of the batch. Raises: KeyboardInterrupt; BatchfileError where another process stopped it."""
+    batch: BatchRecord | None = session.opened.batch
+    if batch is not None and batch.state != "ended":
+        worker, observer = _watched(say, is_shown=is_shown)
+        grace_s = grace_s_of(settings, session.options.grace_s)
+        batch = worker.run(lambda: work_on(session, choice, observer, grace_s=grace_s))
+    if batch is None:
+        raise BatchfileError(_STOPPED)
+    return batch
+
+
+def _run_files(inputs: list[str], options: RunOptions, say: Callable[[str], None], *, is_shown: bool) -> list[Receipt]:
     assert options.output is not None
     settings = load_settings()
     choice = choose_engine(settings, options)
     plan = plan_folder(inputs, options.output, restart=options.restart)
     for note in plan.notes:
-        observer.say(note)
+        say(note)
     with ExitStack() as stack:
-        files = open_files(stack, settings, options, choice, plan, observer.say)
+        files = open_files(stack, settings, options, choice, plan, say)
+        worker, observer = _watched(say, is_shown=is_shown)
         grace_s = grace_s_of(settings, options.grace_s)
         worker.run(lambda: work_on_files(files, choice, observer, grace_s=grace_s))
     return _receipts(files)
@@ -241,6 +249,11 @@ class _Worker:
             EngineDead(f"{reason}; finished requests are kept: restart this process and make the same call again")
         )
         raise SystemExit  # ends only the watchdog's thread
+
+
+def _watched(say: Callable[[str], None], *, is_shown: bool) -> tuple[_Worker, Observer]:
+    worker = _Worker(say)
+    return worker, Observer(say=say, on_runner=worker.on_runner, show=_shown if is_shown else nullcontext)
 
 
 def _shown(look: Look) -> AbstractContextManager[object]:

@@ -62,14 +62,21 @@ class Session:
 
 
 def open_session(
-    stack: ExitStack, settings: Settings, options: RunOptions, choice: EngineChoice, say: Callable[[str], None]
+    stack: ExitStack,
+    settings: Settings,
+    options: RunOptions,
+    choice: EngineChoice,
+    say: Callable[[str], None],
+    source: Source | None = None,
 ) -> Session:
     """Lock the output, and find or create its batch. `stack` keeps the lock and a temporary store until it is closed.
 
-    Raises: InvalidFile, OutputTaken, SettingsError, StoreError; then nothing was created.
+    `source` None: the input of the options, with their prompt. Raises: InvalidFile, OutputTaken, SettingsError,
+    StoreError; then nothing was created.
     """
     options = completed(options, settings, choice)
-    source = prepared(inspect(options.input), options)
+    if source is None:
+        source = prepared(inspect(options.input), options)
     path = None if options.output is None else outputs.check_output(options.output, source.path, source.table)
     url = options.store or settings.store
     is_kept = url is not None

@@ -34,7 +34,7 @@ def prepared(source: Source, options: RunOptions) -> Source:
     SettingsError for options that do not fit the input.
     """
     given = next((name for name in ROW_OPTIONS if getattr(options, name) not in {None, False}), None)
-    kind = _completed(source, is_table=given is not None)
+    kind = kind_of(source, is_table=given is not None)
     source = replace(source, kind=kind, sample=_sample_of(source, options))
     if kind.content == "requests":
         if given is not None:
@@ -60,8 +60,8 @@ def prepared(source: Source, options: RunOptions) -> Source:
     return replace(source, table=Table(kind=kind, prompt=prompt, columns=columns, is_raw=options.raw))
 
 
-def _completed(source: Source, *, is_table: bool) -> Kind:
-    """The kind, with the columns of Parquet."""
+def kind_of(source: Source, *, is_table: bool) -> Kind:
+    """The kind, with the columns of Parquet, which has rows if `is_table`. Raises: InvalidFile."""
     if source.format != "parquet" or not source.is_repeatable:
         return source.kind
     if source.path is not None:

@@ -19,7 +19,7 @@ from batchfile.lines.diagnostics import short, shown
 from batchfile.lines.envelope import ROW_PROBLEM, id_text
 from batchfile.lines.key_advice import typo_of
 from batchfile.lines.kinds import MESSAGES, PROMPT
-from batchfile.lines.parquet import check_request_columns, params_of
+from batchfile.lines.parquet import COLUMNS, check_request_columns, params_of
 from batchfile.rows.read import Row
 
 ANSWER, ERROR = "answer", "error"
@@ -57,7 +57,8 @@ class RowPrompt:
 
     `schema`: of the answer. `choices`: the only possible answers. `into`: the column of the answer; None: the
     properties of `schema` become columns, and other answers are in the column `answer`. `id_column` None: custom_id or
-    id if the row has them, else its number. Raises: SettingsError for a wrong template or schema.
+    id if the row has them, else its number; if `is_numbered`, always its number. `is_command`: whether messages name
+    options, or arguments of Python. Raises: SettingsError for a wrong template or schema.
     """
 
     prompt: str | None = None
@@ -66,21 +67,25 @@ class RowPrompt:
     schema: dict[str, Any] | None = None
     into: str | None = None
     id_column: str | None = None
+    is_numbered: bool = False
+    is_command: bool = True
 
     def __post_init__(self) -> None:
+        choices = self._flag("choices")
         if self.choices and self.schema is not None:
-            raise SettingsError("--choices and --schema cannot be combined; put an enum into the schema")
+            raise SettingsError(f"{choices} and {self._flag('schema')} cannot be combined; put an enum into the schema")
         if len(set(self.choices)) != len(self.choices) or "" in self.choices:
-            raise SettingsError("--choices: must be different and not empty")
+            raise SettingsError(f"{choices}: must be different and not empty")
         _ = self._templates  # so that an error shows at once
 
     def columns(self, name: str, columns: Iterable[str]) -> AnswerColumns:
         """The columns that are added to the rows of the file `name`. Raises: InvalidFile where one of them exists."""
         taken = set(columns)
         fields = tuple(self.schema.get("properties", ())) if self.schema is not None and self.into is None else ()
-        error = ERROR if ERROR not in taken else f"{self.into or ANSWER}_{ERROR}"
+        into = self.into or ANSWER
+        error = ERROR if ERROR not in {*taken, *(fields or (into,))} else f"{into}_{ERROR}"
         made = AnswerColumns(
-            into=self.into or ANSWER,
+            into=into,
             fields=fields,
             has_json=self._format is not None,
             is_choice=bool(self.choices),
@@ -88,21 +93,31 @@ class RowPrompt:
         )
         for column in made.added:
             if column in taken:
-                raise InvalidFile(f"{name}: has a column {column!r} already; name another one with --into COLUMN")
+                raise InvalidFile(
+                    f"{name}: has a column {column!r} already; name another one with {self._flag('into')}"
+                )
         return made
 
     def check(self, name: str, columns: tuple[str, ...]) -> None:
         """Raises: InvalidFile where the rows of the file `name`, which have these columns, lack one that is needed."""
         for option, template in self._templates.items():
             for column in sorted(_columns_of(template.tree) - {*columns}):
-                raise InvalidFile(f"{name}: has no column {column!r}, which {option} uses; {_choice(column, columns)}")
+                told = f"{name}: has no column {column!r}, which {self._flag(option)} uses"
+                raise InvalidFile(f"{told}; {_choice(column, columns)}")
         if self.id_column is not None and self.id_column not in columns:
             raise InvalidFile(f"{name}: has no column {self.id_column!r}; {_choice(self.id_column, columns)}")
         if self.prompt is not None:
             return
         if PROMPT in columns and MESSAGES in columns:
-            raise InvalidFile(f"{name}: has both columns prompt and messages; choose with --prompt '{{{{ prompt }}}}'")
+            choice = f"{self._flag('prompt')} '{{{{ prompt }}}}'"
+            raise InvalidFile(f"{name}: has both columns prompt and messages; choose with {choice}")
         check_request_columns(name, columns)
+
+    def used(self, columns: Iterable[str]) -> tuple[str, ...]:
+        """Those of the columns that requests depend on, in their order. All, if a template uses `row` as a whole."""
+        trees = [template.tree for template in self._templates.values()]
+        names = {self.id_column}.union(*map(_columns_of, trees), COLUMNS if self.prompt is None else ())
+        return tuple(name for name in columns if name in names or any(map(_has_whole_row, trees)))
 
     def request_line(self, row: Row, number: int) -> bytes:
         """The request of the `number`-th row, from 1, without a newline; the row is in its metadata.
@@ -120,24 +135,25 @@ class RowPrompt:
         return _encoder.encode({"custom_id": custom_id, "metadata": {ROW: row.values}, **rest})
 
     def _custom_id(self, values: dict[str, Any]) -> str | None:
-        for name in (self.id_column,) if self.id_column is not None else _ID_COLUMNS:
+        columns = () if self.is_numbered else _ID_COLUMNS
+        for name in (self.id_column,) if self.id_column is not None else columns:
             if name in values:
                 found = id_text(values[name])
                 if found is None and values[name] is not None:
                     raise InvalidRequest(f"{name}: must be text or a whole number, got {shown(values[name])}")
                 if not found and self.id_column is not None:
-                    raise InvalidRequest(f"{name}: is empty, and --id-column needs it")
+                    raise InvalidRequest(f"{name}: is empty, and {self._flag('id_column')} needs it")
                 if found:
                     return found
         return None
 
     def _params(self, values: dict[str, Any]) -> dict[str, Any]:
-        table = values if self.prompt is None else {PROMPT: self._rendered("--prompt", values)}
+        table = values if self.prompt is None else {PROMPT: self._rendered("prompt", values)}
         if not str(table.get(PROMPT) or table.get(MESSAGES) or "").strip():
             raise InvalidRequest("the prompt is empty")
         params = params_of(table)
         if self.system is not None:
-            params["system"] = self._rendered("--system", values)
+            params["system"] = self._rendered("system", values)
         if self._format is not None:
             params["output_config"] = self._format
         return params
@@ -146,7 +162,10 @@ class RowPrompt:
         try:
             return self._templates[option].template.render({ROW: values} | values)
         except _IN_TEMPLATE as error:
-            raise InvalidRequest(f"{option}: {short(str(error))}") from None
+            raise InvalidRequest(f"{self._flag(option)}: {short(str(error))}") from None
+
+    def _flag(self, option: str) -> str:
+        return "--" + option.replace("_", "-") if self.is_command else option
 
     @cached_property
     def _format(self) -> dict[str, Any] | None:
@@ -159,8 +178,8 @@ class RowPrompt:
 
     @cached_property
     def _templates(self) -> dict[str, "_Template"]:
-        given = {"--prompt": self.prompt, "--system": self.system}
-        return {option: _compiled(option, text) for option, text in given.items() if text is not None}
+        given = {"prompt": self.prompt, "system": self.system}
+        return {option: _compiled(self._flag(option), text) for option, text in given.items() if text is not None}
 
 
 def request_lines(rows: Iterable[Row], prompt: RowPrompt) -> Iterator[bytes]:
@@ -196,11 +215,11 @@ _jinja = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, finaliz
 _jinja.globals.clear()
 
 
-def _compiled(option: str, text: str) -> _Template:
+def _compiled(flag: str, text: str) -> _Template:
     try:
         return _Template(_jinja.from_string(text), _jinja.parse(text))
     except jinja2.TemplateSyntaxError as error:
-        raise SettingsError(f"{option}: line {error.lineno}: {error.message}") from None
+        raise SettingsError(f"{flag}: line {error.lineno}: {error.message}") from None
 
 
 def _columns_of(tree: nodes.Template) -> set[str]:
@@ -213,6 +232,13 @@ def _columns_of(tree: nodes.Template) -> set[str]:
         if _is_row(one.node) and not hasattr(dict, one.attr):
             found.add(one.attr)
     return found
+
+
+def _has_whole_row(tree: nodes.Template) -> bool:
+    """Is `row` used in other ways than for a column of a known name?"""
+    num_named = sum(_is_row(node.node) and isinstance(node.arg, nodes.Const) for node in tree.find_all(nodes.Getitem))
+    num_named += sum(_is_row(one.node) and not hasattr(dict, one.attr) for one in tree.find_all(nodes.Getattr))
+    return num_named < sum(map(_is_row, tree.find_all(nodes.Name)))
 
 
 def _is_row(node: nodes.Node) -> bool:

@@ -15,7 +15,7 @@ def write_parquet(rows: Rows, file: BinaryIO) -> None:
     schema = _schema(rows)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for some in grouped(rows, GROUP_ROWS):
-            arrays = [_array([row.get(field.name) for row in some], field.type) for field in schema]
+            arrays = [typed_array([row.get(field.name) for row in some], field.type) for field in schema]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
@@ -23,12 +23,13 @@ def _schema(rows: Rows) -> Any:
     types: dict[str, Any] = {}
     for some in grouped(rows, GROUP_ROWS):
         for name in columns_of(some):
-            found = _type_of([row.get(name) for row in some])
+            found = type_of([row.get(name) for row in some])
             types[name] = found if name not in types else _common(types[name], found)
     return pa.schema([(name, pa.string() if pa.types.is_null(kind) else kind) for name, kind in types.items()])
 
 
-def _type_of(values: list[Any]) -> Any:
+def type_of(values: list[Any]) -> Any:
+    """The Arrow type of JSON values; text if they have no common one."""
     try:
         return pa.array(values).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
@@ -43,7 +44,8 @@ def _common(one: Any, other: Any) -> Any:
         return pa.string()
 
 
-def _array(values: list[Any], kind: Any) -> Any:
+def typed_array(values: list[Any], kind: Any) -> Any:
+    """As an Arrow array of a type that `type_of` has found. Values of text that are not text become JSON."""
     if pa.types.is_string(kind):
         values = [value if value is None else as_text(value) for value in values]
     elif pa.types.is_floating(kind):

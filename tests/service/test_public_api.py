@@ -62,8 +62,8 @@ def test_importing_it_and_its_names_loads_nothing_heavy() -> None:
 
 
 def test_a_name_that_is_not_public_is_not_there() -> None:
-    with pytest.raises(AttributeError, match="module 'batchfile' has no attribute 'map'"):
-        batchfile.map  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'batchfile' has no attribute 'submit'"):
+        batchfile.submit  # type: ignore[attr-defined]  # noqa: B018
     assert set(batchfile.__all__) <= set(dir(batchfile))
 
 

@@ -20,6 +20,11 @@ EXAMPLES = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOT
 SERVICE = "https://batch.example"
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFILE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def service(api: Any) -> Iterator[str]:
     """A service whose pool has a runner for as long as the test lasts."""

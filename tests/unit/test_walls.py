@@ -42,7 +42,15 @@ ALLOWED = {
     "click": ("batchfile/cli/",),
     "rich": ("batchfile/cli/", "batchfile/local/display.py"),
     "genai_prices": ("batchfile/client/estimate.py",),
-    "pyarrow": ("batchfile/lines/parquet.py", "batchfile/lines/converter_child.py", "batchfile/rows/write_parquet.py"),
+    "pyarrow": (
+        "batchfile/lines/parquet.py",
+        "batchfile/lines/converter_child.py",
+        "batchfile/rows/write_parquet.py",
+        "batchfile/rows/arrow.py",
+    ),
+    "pandas": ("batchfile/rows/arrow.py",),
+    "polars": ("batchfile/rows/arrow.py",),
+    "datasets": ("batchfile/rows/arrow.py",),
     "jinja2": ("batchfile/rows/prompt.py", "api/http/openapi.py"),
     "ray": ("runners/ray/",),
 }
@@ -91,7 +99,7 @@ PLACES = {
     "engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner local client",
     "batchfile/__main__.py": "cli",
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
-    "local.api client testing",
+    "local.api local.map_table client testing",
     # the service
     "api/http/": "batchfile errors types settings settings_tables lines ledger",
     "api/service.py": "errors settings files ledger api.http",

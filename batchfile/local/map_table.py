@@ -1,0 +1,298 @@
+"""Answers each row of a table, for `batchfile.map`. Such a run is a local run whose output is not written."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
+
+import msgspec
+import pydantic
+
+from batchfile import logs
+from batchfile.errors import InvalidFile, OutputTaken, SettingsError
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.records import BatchRecord
+from batchfile.lines.diagnostics import shown
+from batchfile.lines.kinds import Kind, refusal
+from batchfile.lines.result import decode_result
+from batchfile.local import outputs
+from batchfile.local.api import end_batch
+from batchfile.local.display import say as say_on_stderr
+from batchfile.local.engines import EngineChoice, choose_engine
+from batchfile.local.inputs import Source, digest_of, inspect, stamp_of
+from batchfile.local.map_state import ANSWERS, MapState, open_state
+from batchfile.local.options import Dtype, RunOptions
+from batchfile.local.session import completed, open_session
+from batchfile.local.tables import kind_of
+from batchfile.rows.answers import Check, added, answered_rows
+from batchfile.rows.column_types import column_types
+from batchfile.rows.frames import NAME, ArrowStream, Frame, json_rows, open_frame
+from batchfile.rows.prompt import AnswerColumns, RowPrompt
+from batchfile.rows.table import Table
+from batchfile.settings import Settings, load_settings
+from batchfile.types import EngineKind
+
+Rows = list[dict[str, Any]]
+Schema = type[pydantic.BaseModel] | Mapping[str, Any]
+
+
+class ArrowTable(ArrowStream, Protocol):
+    """A pandas or polars DataFrame, or a pyarrow.Table; other Arrow streams come back as a pyarrow.Table."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+
+class Dataset(Protocol):
+    """A Dataset of Hugging Face."""
+
+    @property
+    def column_names(self) -> list[str]: ...
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+
+T = TypeVar("T")
+TableT = TypeVar("TableT", bound=ArrowTable | Dataset)
+
+
+class MapOptions(TypedDict, total=False):
+    """The keywords of `map`."""
+
+    system: str | None
+    schema: Schema | None
+    choices: Sequence[str] | None
+    into: str | None
+    id_column: str | None
+    model: str | None
+    engine: EngineKind | None
+    base_url: str | None
+    wait_for_endpoint: bool
+    max_tokens: int | None
+    temperature: float | None
+    max_model_len: int | None
+    max_num_seqs: int | None
+    dtype: Dtype | None
+    reasoning_parser: str | None
+    grace_s: float | None
+    store: str | os.PathLike[str] | None
+    restart: bool
+    progress: bool
+
+
+@overload
+def map(data: Rows, prompt: str | None = None, **options: Unpack[MapOptions]) -> Rows: ...
+@overload
+def map(data: str | os.PathLike[str], prompt: str | None = None, **options: Unpack[MapOptions]) -> Rows: ...
+@overload
+def map(data: TableT, prompt: str | None = None, **options: Unpack[MapOptions]) -> TableT: ...
+@overload
+def map(data: ArrowStream, prompt: str | None = None, **options: Unpack[MapOptions]) -> Any: ...
+def map(
+    data: object,
+    prompt: str | None = None,
+    *,
+    system: str | None = None,
+    schema: Schema | None = None,
+    choices: Sequence[str] | None = None,
+    into: str | None = None,
+    id_column: str | None = None,
+    model: str | None = None,
+    engine: EngineKind | None = None,
+    base_url: str | None = None,
+    wait_for_endpoint: bool = False,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    max_model_len: int | None = None,
+    max_num_seqs: int | None = None,
+    dtype: Dtype | None = None,
+    reasoning_parser: str | None = None,
+    grace_s: float | None = None,
+    store: str | os.PathLike[str] | None = None,
+    restart: bool = False,
+    progress: bool = True,
+) -> Any:
+    """Answer each row of a table, and return the same kind of table with the answers as further columns, in order.
+
+    `data`: a pandas or polars DataFrame, an Arrow table, a Hugging Face Dataset, a list of dicts, or the path of a file
+    of rows, which gives a list of dicts. `prompt`, `system`: Jinja2 templates over its columns; without a prompt, the
+    column `prompt` or `messages` is used. The answers, which are one of `choices` if these are given, are in the column
+    `into` (by default `answer`). With `schema`, a Pydantic model or a JSON schema, each property is a column, unless
+    `into` is given. A row that fails has no answer, and its reason in the column `error`.
+
+    The same call resumes a run that was stopped, and returns at once after it has ended; other rows, or another prompt
+    or model, are a new run. `store`: where runs are kept, a folder or s3://bucket/prefix; by default the user's cache,
+    which forgets a run that was not used for 30 days. `restart`: answer all rows again. Ctrl-C and the other options
+    are as for `batchfile.run`.
+
+    Raises: InvalidFile where the table cannot be used; SettingsError for a wrong option, template or schema;
+    OutputTaken where another call runs the same rows; EngineDead; StoreError.
+
+    >>> reviews = [{"review": "Great phone."}, {"review": "It broke."}]
+    >>> rows = batchfile.map(reviews, "Good or bad? {{ review }}", engine="echo", store="./maps", progress=False)
+    >>> rows[1]
+    {'review': 'It broke.', 'answer': 'Good or bad? It broke.', 'error': None}
+    """
+    row_prompt = RowPrompt(
+        prompt=prompt,
+        system=system,
+        choices=_choices(choices),
+        schema=_json_schema(schema),
+        into=into,
+        id_column=id_column,
+        is_numbered=True,
+        is_command=False,
+    )
+    options = RunOptions(
+        model=model,
+        engine=engine,
+        base_url=base_url,
+        wait_for_endpoint=wait_for_endpoint,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        dtype=dtype,
+        reasoning_parser=reasoning_parser,
+        grace_s=grace_s,
+        restart=restart,
+    )
+    logs.for_library()
+    settings = load_settings()
+    choice = choose_engine(settings, options)
+    job = _Job(
+        prompt=row_prompt,
+        model=schema if isinstance(schema, type) else None,
+        options=completed(options, settings, choice),
+        settings=settings,
+        choice=choice,
+        state=open_state(store),
+        is_shown=progress,
+    )
+    return job.of_file(os.fspath(data)) if isinstance(data, str | os.PathLike) else job.of_frame(open_frame(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """`model`: of Pydantic, that also validates the answers."""
+
+    prompt: RowPrompt
+    model: type[pydantic.BaseModel] | None
+    options: RunOptions
+    settings: Settings
+    choice: EngineChoice
+    state: MapState
+    is_shown: bool
+
+    def of_frame(self, frame: Frame) -> Any:
+        """The table with its answers; what requests depend on is written to the folder of the run."""
+        columns = frame.columns
+        if not columns:
+            raise InvalidFile(f"{NAME}: has no columns")
+        table = self._table(NAME, Kind(layout="jsonl", content="rows", columns=columns))
+
+        def answers(ledger: Ledger, batch: BatchRecord) -> Any:
+            check = self._check(table.columns)
+            results = (decode_result(line) for line in outputs.result_lines(ledger, batch))
+            values = [added(result, table.columns, check) for result in results]
+            for number, row in enumerate(values, 1):
+                reason = row[table.columns.error]
+                row[table.columns.error] = reason and reason.removeprefix(f"line {number}: ")
+            return frame.answered(values, column_types(self.prompt, table.columns))
+
+        used = self.prompt.used(columns) or columns[:1]
+        with self.state.written(json_rows(frame.rows(used))) as rows:
+            if not rows.num:
+                raise InvalidFile(f"{NAME}: has no rows")
+            folder = self._folder(rows.sha256, table)
+            return self._run(folder, _source(rows.move_to(folder), table), answers)
+
+    def of_file(self, path: str) -> Rows:
+        """The rows of a file with their answers. Values are as JSON has them; those of CSV are text."""
+        source = inspect(path)
+        kind = kind_of(source, is_table=True)
+        if kind.content == "requests":
+            raise InvalidFile(f"{path}: is {kind.described}, not of rows; run it with batchfile.run")
+        if kind.content != "rows":
+            raise InvalidFile(refusal(kind, path))
+        table = self._table(source.name, kind)
+
+        def answers(ledger: Ledger, batch: BatchRecord) -> Rows:
+            requests = ledger.store.stream(batch.input.key, match=batch.input.etag)
+            results = outputs.result_lines(ledger, batch)
+            return [*answered_rows(requests, results, table.columns, self._check(table.columns))]
+
+        folder = self._folder(digest_of(source), table)
+        return self._run(folder, replace(source, kind=kind, table=table), answers)
+
+    def _table(self, name: str, kind: Kind) -> Table:
+        """Raises: InvalidFile where the columns do not fit the prompt."""
+        if self.prompt.prompt is None and not kind.has_prompts:
+            raise InvalidFile(f"{name}: has no column prompt or messages; pass a prompt over its columns: prompt=...")
+        self.prompt.check(name, kind.columns)
+        return Table(kind=kind, prompt=self.prompt, columns=self.prompt.columns(name, kind.columns))
+
+    def _folder(self, digest: str, table: Table) -> Path:
+        options, kind = self.options, table.kind
+        identity = {name: getattr(options, name) for name in ("engine", "model", "max_tokens", "temperature")}
+        return self.state.folder(
+            {**asdict(self.prompt), **identity, "rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
+        )
+
+    def _run(self, folder: Path, source: Source, answers: Callable[[Ledger, BatchRecord], T]) -> T:
+        say: Callable[[str], None] = say_on_stderr if self.is_shown else lambda text: None
+        options = replace(
+            self.options, input=source.name, output=str(folder / ANSWERS), store=self.state.store_of(folder)
+        )
+        with ExitStack() as stack:
+            try:
+                session = open_session(stack, self.settings, options, self.choice, say, source)
+            except OutputTaken:
+                raise OutputTaken(
+                    "the same rows are being answered by another call; wait for it, or pass another folder as store"
+                ) from None
+            batch = end_batch(session, self.settings, self.choice, say, is_shown=self.is_shown)
+            return answers(session.ledger, batch)
+
+    def _check(self, columns: AnswerColumns) -> Check:
+        def check(answer: Any) -> str | None:
+            if columns.fields and not isinstance(answer, dict):
+                return f"the answer is not a JSON object: {shown(answer)}"
+            if self.model is None:
+                return None
+            try:
+                self.model.model_validate_json(msgspec.json.encode(answer))
+            except pydantic.ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(str(one) for one in first["loc"])
+                return f"the answer does not fit {self.model.__name__}: {place}: {first['msg']}"
+            return None
+
+        return check
+
+
+def _source(path: Path, table: Table) -> Source:
+    status = path.stat()
+    stamp, size = stamp_of(status), status.st_size
+    return Source(path=str(path), format="jsonl", kind=table.kind, table=table, stamp=stamp, size=size)
+
+
+def _choices(choices: Sequence[str] | None) -> tuple[str, ...]:
+    """Raises: SettingsError."""
+    if isinstance(choices, str) or not all(isinstance(one, str) for one in choices or ()):
+        raise SettingsError(f"choices: {choices!r} is not a list of texts, such as ['good', 'bad']")
+    return tuple(choices or ())
+
+
+def _json_schema(schema: object) -> dict[str, Any] | None:
+    """Raises: SettingsError."""
+    if schema is None:
+        return None
+    if isinstance(schema, type) and issubclass(schema, pydantic.BaseModel):
+        return schema.model_json_schema()
+    if isinstance(schema, Mapping):
+        return dict(schema)
+    raise SettingsError(f"schema: {shown(repr(schema))} is not a Pydantic model or a JSON schema as a dict")
