@@ -66,36 +66,38 @@ class Document:
     requests: memoryview
 
 
-def read_document(body: memoryview, scratch: memoryview | None = None, *, example: str = STAGE_EXAMPLE) -> Document:
+def read_document(
+    body: memoryview, scratch: memoryview | None = None, *, example: str = STAGE_EXAMPLE, what: str = "the body"
+) -> Document:
     """`scratch`: a writable copy of the body; without it, a body with a lone surrogate is rejected.
 
-    `example`: what messages tell the caller to send.
+    `example`: what messages tell the caller to send. `what`: the body, as messages name it.
     Raises: InvalidFile naming the place, in bytes from 0 and as line and column from 1.
     """
     try:
-        return _read(body, example)
+        return _read(body, example, what)
     except UNREADABLE as error:
         replaced = {} if scratch is None else replace_lone_surrogates(scratch, LONE_SURROGATES_MAX)
         if scratch is None or not replaced:
-            raise InvalidFile(_malformed(body, error, example)) from None
+            raise InvalidFile(_malformed(body, error, example, what)) from None
     # The parser rejects the whole body for one lone surrogate. With placeholders it reads all the rest, and only the
     # requests that contain one are rejected, each by its own place.
     try:
-        document = _read(scratch, example)
+        document = _read(scratch, example, what)
     except UNREADABLE as error:
-        raise InvalidFile(_malformed(body, error, example)) from None
+        raise InvalidFile(_malformed(body, error, example, what)) from None
     for at, half in replaced.items():  # `requests` is a view of it
         scratch[at : at + len(half)] = half
     return document
 
 
-def _read(body: memoryview, example: str) -> Document:
+def _read(body: memoryview, example: str, what: str) -> Document:
     """Raises: InvalidFile; UNREADABLE if it is not JSON or not an object."""
     start = _start(body)
     found = _outline.decode(body[start:]).requests
     outside = len(body) - (0 if isinstance(found, msgspec.UnsetType) else len(memoryview(found)))
     if outside > OUTSIDE_BYTES_MAX:
-        raise InvalidFile(f"the body has {outside:,} bytes outside its requests; send {example} and no other fields")
+        raise InvalidFile(f"{what} has {outside:,} bytes outside its requests; send {example} and no other fields")
     opening = _gap_end(body, start, len(body))
     keys = Counter(map(_text.decode, keys_of(body, opening, OUTSIDE_BYTES_MAX, len(body) - outside)))
     for name, num in keys.items():
@@ -132,25 +134,20 @@ def array_lines(path: str, name: str) -> Iterator[bytes]:
     """
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    try:
-        yield from iter_requests(_array_of(memoryview(mapped)))
-    except RequestRefused:
-        raise
-    except InvalidFile as error:
-        raise InvalidFile(f"{name}: {str(error).removeprefix('the body ')}") from None
+    yield from iter_requests(_array_of(memoryview(mapped), f"{name}:"))
 
 
-def _array_of(body: memoryview) -> memoryview:
+def _array_of(body: memoryview, what: str) -> memoryview:
     start = _gap_end(body, _start(body), len(body))
     if body[start] == b"["[0]:
         try:
             return memoryview(_value.decode(body[start:]))
         except UNREADABLE as error:
-            raise InvalidFile(_malformed(body, error, EXAMPLE)) from None
-    document = read_document(body, example=EXAMPLE)
+            raise InvalidFile(_malformed(body, error, EXAMPLE, what)) from None
+    document = read_document(body, example=EXAMPLE, what=what)
     for key, value in (("stage", document.stage), ("model_hint", document.model_hint)):
         if value is not None:
-            raise InvalidFile(f"{key}: cannot be set in a file; remove it, and give it as an option")
+            raise InvalidFile(f"{what} {key}: cannot be set in a file; remove it, and give it as an option")
     return document.requests
 
 
@@ -237,30 +234,30 @@ def _gap_end(array: memoryview, at: int, end: int) -> int:
     return found.end() if found else at
 
 
-def _malformed(body: memoryview, error: Exception, example: str) -> str:
+def _malformed(body: memoryview, error: Exception, example: str, what: str) -> str:
     """Why `body` cannot be read, without the parser's wording."""
     if isinstance(error, RecursionError):
-        return "the body is nested too deeply; flatten it"
+        return f"{what} is nested too deeply; flatten it"
     start = _start(body)
     fault = None if _is_json(body[start:]) else find_fault(body[:LOOKED_AT_MAX], start)
     foreign = _find_foreign(body)
     if foreign is not None and (fault is None or foreign <= fault.at):
-        return f"the body is not valid UTF-8: byte 0x{body[foreign]:02x}, at {_where(body, foreign)}; send UTF-8"
+        return f"{what} is not valid UTF-8: byte 0x{body[foreign]:02x}, at {_where(body, foreign)}; send UTF-8"
     if fault is not None:
         told = f"{fault.reason} at {_where(body, fault.at)}"
         if fault.is_cut and len(body) > LOOKED_AT_MAX:
             told = f"the error is after the first {LOOKED_AT_MAX // 2**20} MiB; send requests as application/x-ndjson"
         elif fault.is_cut:
             told = f"unexpected end at {_where(body, len(body))}; send the whole body"
-        return f"the body is not valid JSON: {told}"
+        return f"{what} is not valid JSON: {told}"
     half = find_lone_surrogate(body)
     if half is not None:
         shown = bytes(body[half : half + len(PLACEHOLDER)]).decode()
         reason = f"{shown} is half of a character; cut strings between characters"
-        return f"the body is not valid JSON: {reason}, at {_where(body, half)}"
+        return f"{what} is not valid JSON: {reason}, at {_where(body, half)}"
     if body[_gap_end(body, start, len(body))] != b"{"[0]:
-        return f"the body must be an object such as {example}; send one request per line as application/x-ndjson"
-    return f"the body cannot be read: {error}"
+        return f"{what} must be an object such as {example}; send one request per line as application/x-ndjson"
+    return f"{what} cannot be read: {error}"
 
 
 def _is_json(text: memoryview) -> bool:
