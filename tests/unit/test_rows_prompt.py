@@ -162,6 +162,32 @@ def test_an_added_column_never_replaces_one_of_the_rows() -> None:
     assert RowPrompt().columns("a.csv", ["error"]) == AnswerColumns(error="answer_error")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "used"),
+    [
+        (RowPrompt(prompt="{{ b }} {{ row.c }}"), "bc"),
+        (RowPrompt(prompt="{{ b }}", system='{{ row["a"] }}', id_column="d"), "abd"),
+        (RowPrompt(prompt="Hi"), ""),
+        (RowPrompt(prompt="{{ row }} {{ row.a }}"), "abcd"),
+        (RowPrompt(prompt="{% set all = row %}{{ all.a }}"), "abcd"),
+        (RowPrompt(prompt="{{ row[b] }}"), "abcd"),
+    ],
+)
+def test_the_columns_that_requests_depend_on(prompt: RowPrompt, used: str) -> None:
+    assert prompt.used("abcd") == tuple(used)
+    assert RowPrompt().used(["a", "prompt", "system", "max_tokens"]) == ("prompt", "system", "max_tokens")
+
+
+def test_numbered_rows_and_messages_for_python() -> None:
+    prompt = RowPrompt(prompt="{{ b }}", is_numbered=True, is_command=False)
+    assert request(prompt, {"id": 5, "b": "x"}, 7).custom_id == "row-000007"
+    with pytest.raises(InvalidFile, match="has no column 'b', which prompt uses"):
+        prompt.check("the table", ("id",))
+    with pytest.raises(InvalidRequest, match=r"^prompt: 'b' is undefined"):
+        request(prompt, {})
+    assert RowPrompt(into="error").columns("a.csv", ["id"]).error == "error_error"
+
+
 def test_requests_are_on_the_lines_of_their_rows() -> None:
     rows = [Row(2, {"a": 1}), Row(5, {"a": 2}), Row(6, {}, "broken"), Row(9, {"a": 3})]
     lines = [*iter_lines(request_lines(rows, RowPrompt(prompt="{{ a }}")))]
