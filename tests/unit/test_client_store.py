@@ -19,6 +19,7 @@ from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.inputs import inspect
@@ -67,8 +68,9 @@ def test_a_local_run_has_not_ended_before_its_output_is_there(tmp_path: Path) ->
     looking = StoreRemote(ledger, load_settings(), "default")
     with lock_output(output):
         made = open_batch(ledger, inspect(str(tmp_path / "in.jsonl")), options).batch
-        ended = work(ledger, made, engine_factory("echo", model="echo"), "local-1", lambda runner: None)
-        assert ended is not None
+        ends: list[BatchRecord] = []
+        work(ledger, [made], engine_factory("echo", model="echo"), "local-1", lambda runner: None, ends.append)
+        (ended,) = ends
         for found in (looking.batch(made.batch_id), *looking.batches()):
             assert (found.state, found.has_ended) == ("ending", False)
             assert found.detail == f"{output} is being written"
