@@ -22,14 +22,16 @@ from batchfile.local.originals import opened
 )
 @click.argument("input")
 @click.option("-n", "num", required=True, type=Whole(min=1), metavar="N", help="How many lines.")
-@click.option("--seed", type=Whole(), default=0, show_default=True, help="Another seed draws other lines.")
+@click.option(
+    "--seed", type=Whole(min=0), default=0, metavar="N", show_default=True, help="Another seed draws other lines."
+)
 @click.option("-o", "--output", required=True, metavar="OUT", help="A file that does not exist yet; - is stdout.")
 def sample(input: str, num: int, seed: int, output: str) -> None:
     """Write N random lines of the file INPUT (- is stdin) to OUT, unchanged and in the order of the file.
 
     All lines are equally likely, and the same command draws the same ones. INPUT is JSONL, CSV or text, also .gz or
     .zst, or Parquet; a line of CSV is a row, and OUT has the header too. OUT has the format of INPUT, and is compressed
-    if its name ends in .gz or .zst. Of Parquet or a JSON array, it may be JSONL.
+    if its name ends in .gz or .zst. For Parquet or a JSON array, it may be JSONL.
     """
     logs.for_command()
     with opened(input) as original:

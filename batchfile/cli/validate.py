@@ -66,7 +66,7 @@ def validate(
 ) -> None:
     """Check each FILE, - (stdin), https://… or s3://BUCKET/KEY without running anything.
 
-    Exits with 4 if there is any problem. Of rows and text, it checks the requests that `batchfile run` makes of them,
+    Exits with 4 if there is any problem. For rows and text, it checks the requests that `batchfile run` makes of them,
     and shows the first prompt.
     """
     logs.for_command()
