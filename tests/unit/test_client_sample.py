@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from batchfile.cli.estimate import _time_lines
-from batchfile.cli.estimate import estimate as command
+from batchfile.cli.group import root
 from batchfile.client.estimate import Estimate, Sample, expected_output_tokens, pool_times, read_sample
 from batchfile.errors import InvalidFile
 from batchfile.ledger.records import HeartbeatRecord, RunnerTotals
@@ -57,15 +57,15 @@ def test_a_tokenizer_counts_where_it_is_given() -> None:
     assert sampled(rows(10), count=lambda request: 7).input_tokens == 70
 
 
-def test_a_file_without_a_request_is_refused() -> None:
+def test_a_file_without_a_request_is_rejected() -> None:
     with pytest.raises(InvalidFile, match="every line is blank"):
         sampled(b"\n\n")
 
 
-def test_what_can_not_run_is_said_with_the_way_to_learn_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_run_is_said_with_the_way_to_learn_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("in.jsonl").write_bytes(rows(2) + b"{rubbish\n")
-    done = CliRunner().invoke(command, ["in.jsonl"])
+    done = CliRunner().invoke(root, ["estimate", "in.jsonl"])
     assert "3; about 1 of them cannot run: `batchfile validate` says why" in done.output
 
 
@@ -83,13 +83,13 @@ def test_a_file_without_a_stage_is_told_to_name_one_and_not_that_no_pool_was_ask
     monkeypatch.chdir(tmp_path)
     Path("in.jsonl").write_bytes(rows(2))
     Path("st").mkdir()
-    done = CliRunner().invoke(command, ["in.jsonl", "--store", "st"])
+    done = CliRunner().invoke(root, ["estimate", "in.jsonl", "--store", "st"])
     assert "no pool for about 2 of them; set --stage, or see `batchfile validate --rout" in done.output
     assert "input tokens   about 20 " in done.output
     assert "unknown: no request has a pool" in done.output
     assert "cannot run" not in done.output
     Path("in.jsonl").write_bytes(rows(2, metadata={"model_hint": "nonesuch"}))
-    done = CliRunner().invoke(command, ["in.jsonl", "--store", "st", "--stage", "email"])
+    done = CliRunner().invoke(root, ["estimate", "in.jsonl", "--store", "st", "--stage", "email"])
     assert "no pool for about 2 of them; `batchfile validate --stage email` says why" in done.output
 
 
@@ -102,11 +102,11 @@ def test_without_a_service_or_a_store_an_estimate_is_of_this_machine(
     Path("in.jsonl").write_bytes(rows(2))
     Path(folder).mkdir()
     monkeypatch.setenv("BATCHFILE_CACHE", str(tmp_path))  # without the demo model
-    done = CliRunner().invoke(command, ["in.jsonl"])
+    done = CliRunner().invoke(root, ["estimate", "in.jsonl"])
     assert "unknown: name the model of a run here with --model, or use --url or --store" in done.output
     assert "pool" not in done.output
     assert "stage" not in done.output
-    refused = CliRunner().invoke(command, ["in.jsonl", "--stage", "emial"])
+    refused = CliRunner().invoke(root, ["estimate", "in.jsonl", "--stage", "emial"])
     assert "'emial' is unknown" in str(refused.exception)
 
 
