@@ -27,7 +27,7 @@ demo: setup
     .venv/bin/batchfile run examples/leads.jsonl -o {{out}}/results.jsonl --model {{model}} --max-model-len 2048 --limit 32
     .venv/bin/python examples/show.py {{out}}/results.jsonl
 
-# what `serve` and `demo-service` need besides
+# what `serve` and `demo-service` also need
 setup-service:
     {{python}} deploy/local.py --service
 
@@ -101,7 +101,7 @@ audit:
     {{out}}/audit/bin/pip-audit --path `{{python}} -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`
     npm --prefix ts audit
 
-# format the code and mend what the linter can mend
+# format the code and fix what the linter can fix
 format:
     {{python}} -m ruff check --fix .
     {{python}} -m ruff format .

@@ -68,7 +68,7 @@ test('a stream that never gets further gives up', async () => {
   assert.equal(server.seen.length, 3);
 });
 
-test('what is no line of JSON is an error, not a retry', async () => {
+test('what is not a line of JSON is an error, not a retry', async () => {
   const server = await serve(lines('<html>\n'));
   await assert.rejects(
     collect(server.url),
