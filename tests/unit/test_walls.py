@@ -18,6 +18,11 @@ HEAVY = (
     "litestar",
     "aiohttp",
     "pyarrow",
+    "numpy",
+    "pandas",
+    "polars",
+    "jinja2",
+    "jsonschema_rs",
     "pydantic",
     "pydantic_settings",
     "rich",
@@ -129,6 +134,9 @@ PLACES = {
 }
 
 
+LINES_MAX, TEST_LINES_MAX = 400, 450
+
+
 def _files(folder: str) -> list[Path]:
     return sorted(path for path in (ROOT / folder).rglob("*.py"))
 
@@ -155,6 +163,14 @@ def _is_allowed(path: Path, places: tuple[str, ...]) -> bool:
     """A file, one of the same prefix, or one in a folder."""
     name = path.relative_to(ROOT).as_posix()
     return any(name.startswith((place, place.removesuffix(".py") + "_")) for place in places)
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    limits = dict.fromkeys(APPLICATIONS, LINES_MAX) | {"tests": TEST_LINES_MAX}
+    sizes = [
+        (path, len(path.read_text().splitlines()), limit) for folder, limit in limits.items() for path in _files(folder)
+    ]
+    assert [f"{path.relative_to(ROOT)}: {size}" for path, size, limit in sizes if size > limit] == []
 
 
 @pytest.mark.parametrize("package", ALLOWED)
