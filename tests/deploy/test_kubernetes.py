@@ -157,6 +157,6 @@ def test_the_echo_overlay_asks_for_no_gpu_and_no_weights() -> None:
     assert of_kind("overlays/echo", "PersistentVolumeClaim") == {}
     for name, pod in pods("overlays/echo"):
         (container,) = pod["spec"]["containers"]
-        assert container["image"] == "batchfile-api:0.1"
+        assert container["image"] == "batchfile-api:0.2"
         assert "nvidia.com/gpu" not in str(container)
         assert name == "api" or "--engine=echo" in container["args"]
