@@ -1,4 +1,7 @@
-"""What docs and comments name exists: files, links, modules. docs/architecture.md names every product folder."""
+"""What docs and comments name exists: files, links, modules. docs/architecture.md names every product folder.
+
+And the form of the pages that grow: decisions and changelog.
+"""
 
 import re
 from collections.abc import Iterator
@@ -30,6 +33,12 @@ def _links(doc: Path) -> Iterator[Path]:
             yield doc.parent / target.partition("#")[0]
 
 
+def _anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", LINK.sub("", text).lower()).replace(" ", "-") for text in headings}
+
+
 def _missing_files(path: Path) -> list[str]:
     """Names of files and folders, relative to the file's own folder, to the root or to `batchfile/`."""
     text = LINK.sub("", path.read_text())
@@ -55,6 +64,13 @@ def test_what_a_page_links_to_exists(doc: Path) -> None:
     assert [str(target) for target in _links(doc) if not target.exists()] == []
 
 
+@pytest.mark.parametrize("doc", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_heading_that_a_page_links_to_exists(doc: Path) -> None:
+    targets = [target.partition("#") for target in LINK.findall(doc.read_text()) if re.match(r"[^:]*#", target)]
+    pages = [(doc.parent / name if name else doc, anchor) for name, _, anchor in targets]
+    assert [(str(page), anchor) for page, anchor in pages if anchor not in _anchors(page)] == []
+
+
 @pytest.mark.parametrize("path", [*DOCS, *CODE], ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_that_is_named_exists(path: Path) -> None:
     if path.name == "CHANGELOG.md":
@@ -75,3 +91,18 @@ def test_the_architecture_page_names_every_folder_of_product_code() -> None:
 
 def test_the_architecture_page_is_short() -> None:
     assert len(PAGE.read_text().splitlines()) < 120
+
+
+def test_decisions_are_numbered_in_order() -> None:
+    found = re.findall(r"^\n## (\d+)\. [A-Z]", (ROOT / "DECISIONS.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^## ", (ROOT / "DECISIONS.md").read_text(), re.MULTILINE)
+    assert [int(number) for number in found] == list(range(1, len(headings) + 1))
+
+
+def test_an_entry_of_the_changelog_is_one_line_in_a_known_group() -> None:
+    _, *versions = re.split(r"^## .*\n", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    groups = ["Added", "Changed", "Fixed", "Removed"]
+    for text in versions:
+        found = re.findall(r"^### (.*)", text, re.MULTILINE)
+        assert found == [group for group in groups if group in found]
+        assert [row for row in text.splitlines() if row and not row.startswith(("- ", "### "))] == []
